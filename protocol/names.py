@@ -1,0 +1,67 @@
+"""Names that may exist: of users, and of files.
+
+User names travel in the clear and become folder names on any system. File names travel encrypted;
+clients check them when they encrypt and again when they decrypt, since a sharer is not trusted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from protocol.errors import MessageError
+
+OPERATOR = "operator"
+SERVER = "server"
+MAX_FILE_NAME = 1024
+"""Bytes of UTF-8 in the longest file name."""
+
+_USER = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_FILE_ID = re.compile(r"[0-9a-f]{32}")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
+    f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
+}
+
+
+def is_device_name(part: str) -> bool:
+    """Whether Windows takes `part` of a path for a device, whatever its extension."""
+    return part.split(".", 1)[0].rstrip(" ").lower() in _DEVICES
+
+
+def check_user_name(name: str) -> None:
+    """Raise `MessageError` unless `name` may be a user's: ``[a-z0-9][a-z0-9_-]{0,31}``, none reserved."""
+    check_principal(name)
+    if name in (OPERATOR, SERVER):
+        raise MessageError(f"the user name {name!r} is reserved")
+
+
+def check_principal(name: str) -> None:
+    """As `check_user_name`, but `operator` and `server` may act too."""
+    if not _USER.fullmatch(name) or is_device_name(name):
+        raise MessageError(f"not a user name: {name[:40]!r}")
+
+
+def check_file_id(file_id: str) -> None:
+    """Raise `MessageError` unless `file_id` is 32 lower-case hex digits."""
+    if not _FILE_ID.fullmatch(file_id):
+        raise MessageError("a file id is not 32 hex digits")
+
+
+def check_file_name(name: str) -> None:
+    """Raise `MessageError` unless `name` is a file name of ours.
+
+    Relative, parts separated by ``/``, NFC, at most 1,024 bytes of UTF-8, no part empty, ``.`` or
+    ``..``, no control character (NUL, C0, DEL, C1, line and paragraph separators), no backslash.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as exc:
+        raise MessageError("a file name is not valid Unicode") from exc
+    if not 0 < size <= MAX_FILE_NAME:
+        raise MessageError(f"a file name of {size} bytes; 1 to {MAX_FILE_NAME} are allowed")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise MessageError("a file name has an empty, '.' or '..' part, or is absolute")
+    if "\\" in name or any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
+        raise MessageError("a file name holds a control character or a backslash")
+    if not unicodedata.is_normalized("NFC", name):
+        raise MessageError("a file name is not in Unicode form NFC")
