@@ -1,0 +1,199 @@
+"""Everything that `sfsc` raises on purpose, one tree; the figure is the command's exit code::
+
+    SfscError                    1
+    ├── LocalError               1  this machine: a missing file, a full disk, no permission
+    ├── UsageError               2  the call itself makes no sense
+    ├── NotFound                 3  no such file or user, or not one that may be seen
+    ├── Denied                   4  the server knows who asks and says no
+    │   ├── QuotaExceeded
+    │   ├── TokenRefused            the invitation is used, expired or unknown
+    │   ├── StaleGeneration         this machine's keys are older than the account's
+    │   └── RotationRequired        reads and rotation only, until the keys are rotated
+    ├── IntegrityError           5  something is not what was signed
+    │   ├── Tampered                bytes that do not open or hash to what was promised
+    │   ├── WrongServer             not the server that was pinned
+    │   ├── BrokenChain             identity statements that do not follow from the pinned one
+    │   ├── BadRecord               a statement or record that is malformed or not validly signed
+    │   ├── BadReceipt              a change that the log does not prove
+    │   ├── Rollback                older than what this client has already seen
+    │   ├── Fork                    two histories of one log
+    │   └── Damaged                 the server itself reports a damaged file
+    ├── ConflictError            6  someone was faster; has `.head`
+    │   └── StaleRecipient          a reader's key changed meanwhile
+    ├── NetworkError             7
+    │   ├── Unreachable
+    │   ├── TimedOut
+    │   └── ProtocolFailure         the peer does not speak this protocol, or broke it off
+    └── KeyringError             8  key or passphrase
+        ├── KeyringMissing
+        ├── KeyringDamaged
+        ├── WrongPassphrase
+        └── UnsupportedKey          a key of an unknown kind, size or encoding
+
+Every error carries `cause`, what happened, and `hint`, what to do about it (or None). Neither
+ever holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SfscError(Exception):
+    """Root of this package's errors; `exit_code` is what the command ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, cause: str, hint: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.hint = hint
+
+
+class LocalError(SfscError):
+    """A fault of this machine: a missing file, a full disk, a folder without permission."""
+
+
+class UsageError(SfscError):
+    """A call that makes no sense, whatever the server would say."""
+
+    exit_code = 2
+
+
+class NotFound(SfscError):
+    """No such file or user. What belongs to others looks the same."""
+
+    exit_code = 3
+
+
+class Denied(SfscError):
+    """The server refused what was asked."""
+
+    exit_code = 4
+
+
+class QuotaExceeded(Denied):
+    """The owner's quota would be passed."""
+
+
+class TokenRefused(Denied):
+    """The invitation was used before, has expired, or was never given."""
+
+
+class StaleGeneration(Denied):
+    """The account has newer keys than this machine."""
+
+
+class RotationRequired(Denied):
+    """The account may only read and rotate until its keys are new."""
+
+
+class IntegrityError(SfscError):
+    """Something is not what was signed. Never retried, never ignored."""
+
+    exit_code = 5
+
+
+class Tampered(IntegrityError):
+    """Bytes that do not decrypt, or do not hash, to what was promised."""
+
+
+class _Mismatch(IntegrityError):
+    """Two fingerprints that should be one: `pinned` here, `shown` by the server (lower hex)."""
+
+    def __init__(
+        self,
+        cause: str,
+        hint: str | None = None,
+        *,
+        pinned: str | None = None,
+        shown: str | None = None,
+    ) -> None:
+        super().__init__(cause, hint)
+        self.pinned = pinned
+        self.shown = shown
+
+
+class WrongServer(_Mismatch):
+    """The server is not the pinned one. `pinned` and `shown` are server_ids."""
+
+
+class BrokenChain(_Mismatch):
+    """A user's statements do not lead from the pinned one to the one shown."""
+
+
+class BadRecord(IntegrityError):
+    """A statement, record or wrap that is malformed or not validly signed."""
+
+
+class BadReceipt(IntegrityError):
+    """A receipt that does not prove that the log holds the change."""
+
+
+class Rollback(IntegrityError):
+    """The server shows something older than this client has seen."""
+
+
+class Fork(IntegrityError):
+    """Two checkpoints of one log that cannot both be true."""
+
+
+class Damaged(IntegrityError):
+    """The server says that its own copy is damaged."""
+
+
+class ConflictError(SfscError):
+    """A change made onto something that is no longer the newest.
+
+    `head` is the bytes of the signed record that is the newest, where the server sent it.
+    """
+
+    exit_code = 6
+
+    def __init__(self, cause: str, hint: str | None = None, *, head: bytes | None = None) -> None:
+        super().__init__(cause, hint)
+        self.head = head
+
+
+class StaleRecipient(ConflictError):
+    """A wrap was made for a key that its reader has replaced meanwhile."""
+
+
+class NetworkError(SfscError):
+    """The connection, not the answer, failed."""
+
+    exit_code = 7
+
+
+class Unreachable(NetworkError):
+    """No connection could be made, or it was lost."""
+
+
+class TimedOut(NetworkError):
+    """The server did not answer in time."""
+
+
+class ProtocolFailure(NetworkError):
+    """The peer speaks something else, or broke the protocol."""
+
+
+class KeyringError(SfscError):
+    """A key or passphrase is missing, wrong or unusable."""
+
+    exit_code = 8
+
+
+class KeyringMissing(KeyringError):
+    """There is no keyring where one was looked for."""
+
+
+class KeyringDamaged(KeyringError):
+    """A keyring file that is not one, or whose bytes have changed."""
+
+
+class WrongPassphrase(KeyringError):
+    """The passphrase is not the one the key was locked with."""
+
+
+class UnsupportedKey(KeyringError):
+    """A key of an unknown kind, size or encoding."""
