@@ -12,6 +12,8 @@
         ├── CheckpointError       a signed note that is not one, or of another log
         ├── ProofError            a Merkle proof that does not prove what it says
         └── LogError              a log line that does not parse or chain; has `.seq`
+
+Facts that a caller acts on are attributes; the text is for people.
 """
 
 from __future__ import annotations
