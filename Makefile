@@ -1,0 +1,60 @@
+# A fresh machine needs git, make and Python 3.11 or later with venv (Debian: python3-venv).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PACKAGES := protocol sfsd sfsc
+PORTABLE := protocol sfsc
+CHECKED := $(PACKAGES) tests benchmarks contrib
+
+.DELETE_ON_ERROR:
+.PHONY: help venv lint format test demo bench crash-sweep fuzz clean
+
+help:
+	@echo "make test         lint, then every test (under ten minutes on two cores)"
+	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
+	@echo "make bench        1 GiB up and down beside a bare pipe (BENCH_BYTES, BENCH_RUNS)"
+	@echo "make lint         ruff, mypy --strict, the floor plan"
+	@echo "make format       let ruff write the layout"
+	@echo "make crash-sweep  the crash tests at every point, not a sample"
+	@echo "make fuzz         property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
+	@echo "make clean        remove the virtual environment and every cache"
+
+venv: $(STAMP)
+
+# The stamp is written last: a venv that failed half way is laid anew (--clear), never mistaken for a whole one.
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CHECKED)
+	$(BIN)/mypy --platform win32 $(PORTABLE)
+	$(BIN)/mypy --platform darwin $(PORTABLE)
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest -q -n auto --session-timeout=600
+
+demo: $(STAMP)
+	$(BIN)/python -m contrib.demo
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+crash-sweep: $(STAMP)
+	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
+
+SFS_FUZZ_EXAMPLES ?= 1000000
+fuzz: $(STAMP)
+	SFS_FUZZ_EXAMPLES=$(SFS_FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n auto --timeout=0 tests/protocol
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
