@@ -30,7 +30,7 @@ _MALFORMED = (ValueError, TypeError, UnicodeDecodeError, msgpack.UnpackException
 
 
 def pack(value: object) -> bytes:
-    """`value` as msgpack: ints, bool, None, str, bytes, and lists, tuples and str-keyed dicts of them.
+    """`value` as msgpack: ints, bool, None, str, bytes, lists, tuples and str-keyed dicts of them.
 
     Raises `EncodingError` for a value msgpack cannot hold (a caller's mistake, but a typed one).
     """
@@ -126,7 +126,7 @@ def _bin_header(length: int) -> bytes:
 
 
 def _strict(size: int) -> dict[str, object]:
-    """Caps for a value of `size` bytes: a count that the bytes cannot hold is refused unallocated."""
+    """Caps for a value of `size` bytes: a count these cannot hold is refused unallocated."""
     return {
         "raw": False,
         "strict_map_key": True,
@@ -152,5 +152,5 @@ def _unique(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
     return found
 
 
-def _no_extension(code: int, data: bytes) -> object:
+def _no_extension(_code: int, _data: bytes) -> object:
     raise EncodingError("an extension type")

@@ -1,9 +1,9 @@
 """Frozen dataclasses that state their wire form: every field's type and cap is checked when built.
 
 A `Struct` is written as a msgpack array (messages and their parts; unknown trailing elements are
-ignored) or as a map with exactly its keys (signed bodies). Types a field may have: ``int``, ``str``,
-``bool``, ``bytes``, ``Buffer`` (bulk), another `Struct`, ``tuple[T, ...]``, ``tuple[A, B]``, ``T | None``
-and an ``Annotated`` form of these with the caps below.
+ignored) or as a map with exactly its keys (signed bodies). Types a field may have: ``int``,
+``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), another `Struct`, ``tuple[T, ...]``,
+``tuple[A, B]``, ``T | None``, and an ``Annotated`` form of these with the caps below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable
-from functools import cache
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from protocol.encoding import Buffer
@@ -92,6 +91,8 @@ class Struct:
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    AS_MAP: ClassVar[bool] = False
+    """Whether this is written as a map where it is part of another."""
 
     def __post_init__(self) -> None:
         for field in _plan(type(self)):
@@ -143,11 +144,22 @@ class _Field:
         return self.name.rstrip("_")
 
 
-@cache
+_PLANS: dict[type[Struct], tuple[_Field, ...]] = {}
+
+
 def _plan(cls: type[Struct]) -> tuple[_Field, ...]:
     """Compiled at first use, not at import: most programs use few of the messages."""
-    hints = get_type_hints(cls, include_extras=True)
-    return tuple(_Field(f.name, *_compile(hints[f.name])) for f in dataclasses.fields(cls))
+    plan = _PLANS.get(cls)
+    if plan is None:
+        hints = get_type_hints(cls, include_extras=True)
+        plan = tuple(_Field(f.name, *_compile(hints[f.name])) for f in dataclasses.fields(cls))
+        _PLANS[cls] = plan
+    return plan
+
+
+def field_count(cls: type[Struct]) -> int:
+    """How many elements the array form of `cls` has."""
+    return len(_plan(cls))
 
 
 def _same(value: Any) -> Any:
@@ -165,6 +177,8 @@ def _compile(hint: Any) -> tuple[Check, Convert, Convert]:
     if origin is tuple:
         return _compile_tuple(get_args(hint))
     if isinstance(hint, type) and issubclass(hint, Struct):
+        if hint.AS_MAP:
+            return _typed(hint), _struct_to_map, hint.from_map
         return _typed(hint), _struct_to_array, hint.from_array
     if hint is bytes:
         return _typed(bytes), _same, _to_bytes
@@ -175,6 +189,10 @@ def _compile(hint: Any) -> tuple[Check, Convert, Convert]:
 
 def _struct_to_array(value: Struct) -> list[Any]:
     return value.to_array()
+
+
+def _struct_to_map(value: Struct) -> dict[str, Any]:
+    return value.to_map()
 
 
 def _to_bytes(value: Any) -> Any:

@@ -1,0 +1,36 @@
+"""All messages of version 1; importing this package fills the registry."""
+
+from __future__ import annotations
+
+from protocol.messages import accounts, downloads, files, session, sharing, uploads
+from protocol.messages.base import (
+    Done,
+    Error,
+    FileView,
+    Message,
+    Receipt,
+    Reply,
+    Request,
+    decode,
+    encode,
+    registered,
+)
+
+__all__ = [
+    "Done",
+    "Error",
+    "FileView",
+    "Message",
+    "Receipt",
+    "Reply",
+    "Request",
+    "accounts",
+    "decode",
+    "downloads",
+    "encode",
+    "files",
+    "registered",
+    "session",
+    "sharing",
+    "uploads",
+]

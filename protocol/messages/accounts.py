@@ -1,0 +1,125 @@
+"""What an account uses, and what an operator does with accounts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from protocol.fields import AtMost, Bytes32, Count, Struct, Text, UserName
+from protocol.messages.base import Done, Reply, Request, message
+
+
+@message(97)
+@dataclass(frozen=True, slots=True)
+class UsageAnswer(Reply):
+    """Bytes of ciphertext the account holds, its quota in bytes (0: none), its current files."""
+
+    used: Count
+    quota: Count
+    files: Count
+
+
+@message(96)
+@dataclass(frozen=True, slots=True)
+class Usage(Request):
+    """The asker's own account."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UsageAnswer,)
+
+
+@dataclass(frozen=True, slots=True)
+class Account(Struct):
+    """One account as an operator sees it. `fingerprint` is the first statement's hash, empty before
+    enrolment; `created`, `due` and `expires` are the head statement's, 0 before it."""
+
+    user: UserName
+    fingerprint: Annotated[bytes, AtMost(32)]
+    generation: Count
+    wrap_alg: Annotated[str, AtMost(16)]
+    created: Count
+    due: Count
+    expires: Count
+    disabled: bool
+    invited_until: Count
+    used: Count
+    quota: Count
+    files: Count
+
+
+@message(99)
+@dataclass(frozen=True, slots=True)
+class AccountsPage(Reply):
+    accounts: Annotated[tuple[Account, ...], AtMost(256)]
+    next: Annotated[str, AtMost(32)]
+
+
+@message(98)
+@dataclass(frozen=True, slots=True)
+class UserList(Request):
+    """Operator: accounts by name after `after` ("" = from the start)."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
+
+    after: Annotated[str, AtMost(32)]
+
+
+@message(100)
+@dataclass(frozen=True, slots=True)
+class UserShow(Request):
+    """Operator: one account; the answer's page holds just it."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
+
+    user: UserName
+
+
+@message(101)
+@dataclass(frozen=True, slots=True)
+class UserAdd(Request):
+    """Operator: invite a user. Replaces the token of one not yet enrolled.
+
+    Only SHA-256 of the token travels and is kept; `expires` is in unix seconds.
+    """
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    user: UserName
+    token_sha256: Bytes32
+    expires: Count
+    quota: Count
+
+
+@message(102)
+@dataclass(frozen=True, slots=True)
+class UserAccess(Request):
+    """Operator: disable a user (closes the sessions too) or enable him again."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    user: UserName
+    disabled: bool
+    reason: Text
+
+
+@message(104)
+@dataclass(frozen=True, slots=True)
+class StatusAnswer(Reply):
+    """State of the daemon. `failed` is empty, or why changes are refused since a failed sync."""
+
+    version: Annotated[str, AtMost(64)]
+    address: Text
+    started: Count
+    log_size: Count
+    connections: Count
+    sessions: Count
+    users: Count
+    disk_free: Count
+    failed: Text
+
+
+@message(103)
+@dataclass(frozen=True, slots=True)
+class Status(Request):
+    """Operator: how the daemon is."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (StatusAnswer,)

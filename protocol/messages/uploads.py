@@ -1,0 +1,113 @@
+"""Storing a file: small ones in one message, large ones in pieces of 1 MiB.
+
+Data messages are pipelined. Each carries exactly one whole piece (1,048,576 bytes at a multiple of
+that offset); only the last may be shorter. The server hashes and writes pieces as they come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from protocol.encoding import Buffer
+from protocol.fields import AtMost, Count, FileId, Signature, UserName
+from protocol.messages.base import (
+    MAX_SMALL,
+    PIECE,
+    Done,
+    Metadata,
+    RecordBytes,
+    Reply,
+    Request,
+    UploadId,
+    Wraps,
+    message,
+)
+
+
+@message(32)
+@dataclass(frozen=True, slots=True)
+class PutSmall(Request):
+    """A whole new version: record (op put), its signature, metadata, wraps, and ≤ 256 KiB ciphertext."""
+
+    BULK: ClassVar[str | None] = "ciphertext"
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    record: RecordBytes
+    signature: Signature
+    metadata: Metadata
+    wraps: Wraps
+    ciphertext: Annotated[Buffer, AtMost(MAX_SMALL)]
+
+
+@message(34)
+@dataclass(frozen=True, slots=True)
+class UploadState(Reply):
+    """Where an upload stands: all bytes below `offset` are kept across connections."""
+
+    upload: UploadId
+    offset: Count
+
+
+@message(33)
+@dataclass(frozen=True, slots=True)
+class PutOpen(Request):
+    """Begin an upload to a file. `size` is the ciphertext's if known, else 0; it counts on the quota."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
+
+    owner: UserName
+    file_id: FileId
+    size: Count
+
+
+@message(35)
+@dataclass(frozen=True, slots=True)
+class Data(Request):
+    """One piece of ciphertext, at `offset`, a multiple of 1 MiB and the next one expected."""
+
+    BULK: ClassVar[str | None] = "data"
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
+
+    upload: UploadId
+    offset: Count
+    data: Annotated[Buffer, AtMost(PIECE)]
+
+
+@message(36)
+@dataclass(frozen=True, slots=True)
+class PutResume(Request):
+    """After a dropped connection: how far did it come? `upload-lost` where it is gone."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
+
+    upload: UploadId
+
+
+@message(37)
+@dataclass(frozen=True, slots=True)
+class PutCommit(Request):
+    """Make the uploaded ciphertext a version. After `conflict`, `stale-recipient` or
+    `stale-generation` the ciphertext is kept and this may be sent again with another record."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    upload: UploadId
+    record: RecordBytes
+    signature: Signature
+    metadata: Metadata
+    wraps: Wraps
+
+
+@message(38)
+@dataclass(frozen=True, slots=True)
+class Aborted(Reply):
+    """The upload is gone."""
+
+
+@message(39)
+@dataclass(frozen=True, slots=True)
+class PutAbort(Request):
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Aborted,)
+
+    upload: UploadId

@@ -1,0 +1,290 @@
+"""Signed records: what a server, a user and a file state about themselves (DESIGN section 4).
+
+A record is a msgpack map with exactly its keys. **The exact bytes received are what is hashed and
+verified, never a re-encoding**: `parse` reads bytes that a caller keeps and passes on unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from protocol import encoding
+from protocol.errors import MessageError
+from protocol.fields import (
+    AtMost,
+    Between,
+    Bytes16,
+    Bytes32,
+    Count,
+    FileId,
+    OneOf,
+    Positive,
+    Previous,
+    Principal,
+    Struct,
+    Text,
+    UserName,
+)
+
+MAX_RECORD = 32 * 1024
+"""Bytes of the longest signed record; base64 of it and its entry fit in a 64 KiB log line."""
+MAX_READERS = 256
+MAX_DEVICES = 16
+MAX_VOIDS = 64
+MAX_PURGED = 512
+MAX_WRAPPED_KEY = 1184
+XWING_PUBLIC_SIZE = 1216
+WRAP_ALGORITHMS = ("rsa2048", "rsa3072", "rsa4096", "x25519", "xwing")
+STATEMENT_REASONS = (
+    "enrol",
+    "device",
+    "recovery-key",
+    "rotate",
+    "compromised",
+    "recovery",
+    "finish",
+)
+
+Generation = Annotated[int, Between(1, 2**31)]
+WrapAlgorithm = Annotated[str, OneOf(WRAP_ALGORITHMS)]
+WrapPublic = Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
+
+
+def record_hash(body: bytes) -> bytes:
+    """The name of a record: SHA-256 of its exact bytes, 32 bytes."""
+    return hashlib.sha256(body).digest()
+
+
+def server_id(public_key: bytes) -> bytes:
+    """What an invitation pins: SHA-256("sfs/v1/server\\0" ‖ the server's Ed25519 public key)."""
+    return hashlib.sha256(b"sfs/v1/server\0" + public_key).digest()
+
+
+def key_id(algorithm: str, public_key: bytes) -> bytes:
+    """The name of a wrapping key: SHA-256(algorithm ‖ 0 ‖ public key bytes), 32 bytes."""
+    return hashlib.sha256(algorithm.encode() + b"\0" + public_key).digest()
+
+
+def login_body(
+    *, server: bytes, spki: bytes, welcome: bytes, version: int, user: str, generation: int
+) -> bytes:
+    """What a Login signature covers, under its label: the server, the TLS key and this very Welcome.
+
+    `server`, `spki` and `welcome` (SHA-256 of the Welcome body, challenge included) are 32 bytes.
+    """
+    return encoding.pack([server, spki, welcome, version, user, generation])
+
+
+def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
+    """What a token proves without travelling: HMAC-SHA256(SHA-256(token), this)."""
+    return b"sfs/v1/enroll\0" + welcome + statement
+
+
+class Record(Struct):
+    """A `Struct` that is signed: `encode` once, then keep the bytes."""
+
+    __slots__ = ()
+    AS_MAP = True
+    LIMIT: ClassVar[int] = MAX_RECORD
+
+    def encode(self) -> bytes:
+        """The bytes to sign, keep and send. Raises `MessageError` past the limit."""
+        body = encoding.pack(self.to_map())
+        if len(body) > self.LIMIT:
+            raise MessageError(f"a record of {len(body)} bytes; {self.LIMIT} are allowed")
+        return body
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """The record these bytes are. Raises `EncodingError` or `MessageError`."""
+        return cls.from_map(encoding.unpack(body, limit=cls.LIMIT))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatement(Record):
+    """Statement `n` of a server, signed by its long-lived key `server_pub`.
+
+    `tls_spki_sha256` names the TLS key and `log_vkey` (C2SP vkey text) the log key in force from
+    `created` (unix seconds) on. Clients refuse an `n` lower than one they have seen.
+    """
+
+    server_pub: Bytes32
+    n: Positive
+    tls_spki_sha256: Bytes32
+    log_vkey: Text
+    created: Count
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryKey(Struct):
+    """The public halves of a recovery code."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    sign_pub: Bytes32
+    xwing_pub: Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement(Record):
+    """Statement `n` of a user's identity chain; see DESIGN section 4 for when it is valid.
+
+    `generation` counts key generations, `oldest` is the lowest whose signatures count. `devices`
+    are (device id 16 bytes, X-Wing public key 1,216 bytes). `prev` is the hash of statement n-1,
+    empty for the first. Times are unix seconds.
+    """
+
+    server: Bytes32
+    user: UserName
+    n: Positive
+    generation: Generation
+    oldest: Generation
+    sign_pub: Bytes32
+    wrap_alg: WrapAlgorithm
+    wrap_pub: WrapPublic
+    devices: Annotated[
+        tuple[tuple[Bytes16, Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]], ...],
+        AtMost(MAX_DEVICES),
+    ]
+    recovery: RecoveryKey | None
+    voids: Annotated[tuple[Bytes32, ...], AtMost(MAX_VOIDS)]
+    bundle_sha256: Bytes32
+    created: Count
+    due: Count
+    expires: Count
+    prev: Previous
+    reason: Annotated[str, OneOf(STATEMENT_REASONS)]
+
+    def __post_init__(self) -> None:
+        # Spelled out: zero-argument super() does not survive slots=True, which makes a new class.
+        Struct.__post_init__(self)
+        if self.oldest > self.generation:
+            raise MessageError("Statement.oldest is past its generation")
+        if (self.n == 1) != (self.prev == b""):
+            raise MessageError("Statement.prev: only the first statement has none")
+
+    @property
+    def key_id(self) -> bytes:
+        """The name of the wrapping key this statement makes current."""
+        return key_id(self.wrap_alg, self.wrap_pub)
+
+
+PUT, DELETE, RESTORE, MOVE, ACCESS, REENCRYPT, PURGE = (
+    "put",
+    "delete",
+    "restore",
+    "move",
+    "access",
+    "reencrypt",
+    "purge",
+)
+_CONTENT = (
+    "content_id",
+    "version",
+    "ciphertext_size",
+    "segments_root",
+    "dek_commit",
+    "metadata_sha256",
+)
+OWN_KEYS: dict[str, tuple[str, ...]] = {
+    PUT: _CONTENT,
+    RESTORE: (*_CONTENT, "from"),
+    MOVE: (*_CONTENT, "from"),
+    REENCRYPT: _CONTENT,
+    DELETE: ("to",),
+    ACCESS: (),
+    PURGE: ("purged",),
+}
+"""The keys a file record has beside the common ones, by its op."""
+CONTENT_OPS = frozenset(op for op, keys in OWN_KEYS.items() if "content_id" in keys)
+_OPTIONAL = frozenset(key for keys in OWN_KEYS.values() for key in keys)
+
+Version = Annotated[int, Between(1, 2**31)]
+Reader = tuple[UserName, Bytes32, Count]
+"""(user, hash of that user's first statement, expiry in unix seconds or 0 for none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord(Record):
+    """Record `rev` of a file: the one signed thing about it.
+
+    `prev` is the hash of record rev-1 (empty for the first), `seen` the size and root of the newest
+    checkpoint the signer had proven, `readers` all who may read beside the owner, `current` the
+    version current after this record (0: none). What follows `current` belongs to some ops only,
+    see `OWN_KEYS`: put, restore, move and reencrypt describe the content of `version`; `from_` is
+    (file_id, version) of the content taken over; `to` of a delete is the file_id it moved to, or
+    None; `purged` lists versions. A field foreign to the op is None.
+    """
+
+    server: Bytes32
+    owner: UserName
+    actor: Principal
+    generation: Generation
+    file_id: FileId
+    rev: Positive
+    op: Annotated[str, OneOf(tuple(OWN_KEYS))]
+    prev: Previous
+    seen: tuple[Count, Bytes32]
+    created: Count
+    readers: Annotated[tuple[Reader, ...], AtMost(MAX_READERS)]
+    current: Annotated[int, Between(0, 2**31)]
+    content_id: Bytes16 | None = None
+    version: Version | None = None
+    ciphertext_size: Count | None = None
+    segments_root: Bytes32 | None = None
+    dek_commit: Bytes32 | None = None
+    metadata_sha256: Bytes32 | None = None
+    from_: tuple[FileId, Version] | None = None
+    to: FileId | None = None
+    purged: Annotated[tuple[Version, ...], AtMost(MAX_PURGED)] | None = None
+
+    def __post_init__(self) -> None:
+        Struct.__post_init__(self)
+        own = OWN_KEYS[self.op]
+        for key in _OPTIONAL - {"to"}:
+            if (getattr(self, _attribute(key)) is not None) != (key in own):
+                raise MessageError(f"FileRecord.{key} does not fit the op {self.op}")
+        if self.to is not None and self.op != DELETE:
+            raise MessageError("FileRecord.to belongs to a delete only")
+        if (self.rev == 1) != (self.prev == b""):
+            raise MessageError("FileRecord.prev: only the first record has none")
+        names = [reader[0] for reader in self.readers]
+        if names != sorted(set(names)) or self.owner in names:
+            raise MessageError("FileRecord.readers are not sorted, unique and other than the owner")
+
+    def to_map(self) -> dict[str, Any]:
+        own = OWN_KEYS[self.op]
+        written = Struct.to_map(self)
+        return {key: v for key, v in written.items() if key not in _OPTIONAL or key in own}
+
+    @classmethod
+    def from_map(cls, value: Any) -> Self:
+        if not isinstance(value, dict):
+            raise MessageError("FileRecord: not a map")
+        op = value.get("op")
+        if not isinstance(op, str) or op not in OWN_KEYS:
+            raise MessageError("FileRecord.op: not one we know")
+        if value.keys() & _OPTIONAL != set(OWN_KEYS[op]):
+            raise MessageError("FileRecord: not exactly the keys its op has")
+        absent = dict.fromkeys(_OPTIONAL - value.keys())
+        # Not super(): slots=True makes a new class, which the implicit form does not know.
+        return super(FileRecord, cls).from_map({**value, **absent})
+
+
+def _attribute(key: str) -> str:
+    return "from_" if key == "from" else key
+
+
+@dataclass(frozen=True, slots=True)
+class RotationFinish(Record):
+    """What a user signs when no wrap of an older generation is left.
+
+    `root` is the RFC 6962 root over the sorted (owner, file_id, version, SHA-256(wrap)).
+    """
+
+    generation: Generation
+    as_of_seq: Count
+    files: Count
+    root: Bytes32
