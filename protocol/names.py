@@ -29,7 +29,7 @@ def is_device_name(part: str) -> bool:
 
 
 def check_user_name(name: str) -> None:
-    """Raise `MessageError` unless `name` may be a user's: ``[a-z0-9][a-z0-9_-]{0,31}``, none reserved."""
+    """Raise `MessageError` unless ``[a-z0-9][a-z0-9_-]{0,31}``, not reserved and not a device."""
     check_principal(name)
     if name in (OPERATOR, SERVER):
         raise MessageError(f"the user name {name!r} is reserved")

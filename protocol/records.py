@@ -70,7 +70,7 @@ def key_id(algorithm: str, public_key: bytes) -> bytes:
 def login_body(
     *, server: bytes, spki: bytes, welcome: bytes, version: int, user: str, generation: int
 ) -> bytes:
-    """What a Login signature covers, under its label: the server, the TLS key and this very Welcome.
+    """What a Login signature covers: the server, its TLS key and this very Welcome.
 
     `server`, `spki` and `welcome` (SHA-256 of the Welcome body, challenge included) are 32 bytes.
     """

@@ -15,8 +15,8 @@ from protocol.fields import (
     Signature,
     Struct,
     Text,
+    UserName,
 )
-from protocol.fields import UserName as _UserName
 from protocol.messages.base import (
     MAX_BUNDLE,
     Checkpoint,
@@ -110,7 +110,7 @@ class Enroll(Request):
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
     version: Version
-    user: _UserName
+    user: UserName
     statement: RecordBytes
     bundle: Annotated[bytes, AtMost(MAX_BUNDLE)]
     signature: Signature

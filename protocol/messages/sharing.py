@@ -11,7 +11,7 @@ from protocol.messages.base import Checkpoint, Proof, RecordBytes, Reply, Reques
 
 @dataclass(frozen=True, slots=True)
 class SignedStatement(Struct):
-    """A statement's exact bytes, its signatures (own key first), its log index and the proof of it."""
+    """A statement's exact bytes, its signatures (own key first), and the proof of its log entry."""
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]

@@ -28,7 +28,7 @@ from protocol.messages.base import (
 @message(32)
 @dataclass(frozen=True, slots=True)
 class PutSmall(Request):
-    """A whole new version: record (op put), its signature, metadata, wraps, and ≤ 256 KiB ciphertext."""
+    """A whole new version: record (op put), signature, metadata, wraps, ≤ 256 KiB ciphertext."""
 
     BULK: ClassVar[str | None] = "ciphertext"
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
@@ -52,7 +52,7 @@ class UploadState(Reply):
 @message(33)
 @dataclass(frozen=True, slots=True)
 class PutOpen(Request):
-    """Begin an upload to a file. `size` is the ciphertext's if known, else 0; it counts on the quota."""
+    """Begin an upload to a file; `size` is the ciphertext's if known, else 0, and counts as quota."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 
