@@ -1,0 +1,341 @@
+"""Every primitive and every key derivation of the client, one label per purpose.
+
+The only module of `sfsc` that imports `cryptography`; its exceptions end here. What is derived
+from what (DESIGN section 4; HKDF is RFC 5869 with SHA-256, everything is 32 bytes)::
+
+    segment key    = HKDF(dek, salt = the blob's, info = content_id)     Tink's streaming AEAD
+    metadata key   = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/metadata")
+    commitment     = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/commit")
+    keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v1/keyring/…")
+    file_id        = HMAC-SHA256(name_key, name)[:16]
+    wrap info      = "sfs/v1/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
+    bundle info    = "sfs/v1/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
+
+A segment key's info is a content_id, 16 bytes; no label above is 16 bytes long, so no two
+purposes can meet even under one salt.
+
+Wrap keys, as bytes:
+
+    ========  ========================================  ==========================  ======
+    alg       public key                                private key                 wrap
+    ========  ========================================  ==========================  ======
+    xwing     ML-KEM-768 1,184 ‖ X25519 32 = 1,216      ML-KEM seed 64 ‖ X25519 32   1,168
+    x25519    32                                        32                              80
+    rsa2048   SubjectPublicKeyInfo DER 294              PKCS#8 DER                     256
+    rsa3072   SubjectPublicKeyInfo DER 422              PKCS#8 DER                     384
+    rsa4096   SubjectPublicKeyInfo DER 550              PKCS#8 DER                     512
+    ========  ========================================  ==========================  ======
+
+xwing and x25519 are HPKE base mode (RFC 9180; X-Wing: draft-connolly-cfrg-xwing-kem) with
+HKDF-SHA256 and AES-256-GCM, `enc ‖ ciphertext`; rsa* is OAEP (RFC 8017) with SHA-256 in both
+places and the info as label. The wrap sizes are those of a 32-byte secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from protocol.encoding import Buffer
+from protocol.records import WRAP_ALGORITHMS, key_id
+from sfsc.errors import LocalError, Tampered, UnsupportedKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.padding import OAEP
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+
+_KemPublic: TypeAlias = X25519PublicKey | hpke.MLKEM768X25519PublicKey
+_KemPrivate: TypeAlias = X25519PrivateKey | hpke.MLKEM768X25519PrivateKey
+
+KEY_SIZE: Final = 32
+NONCE_SIZE: Final = 12
+TAG_SIZE: Final = 16
+CONTENT_ID_SIZE: Final = 16
+SEAL_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
+
+XWING: Final = "xwing"
+WRAP_SIZES: Final = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
+PUBLIC_SIZES: Final = {"xwing": 1216, "x25519": 32, "rsa2048": 294, "rsa3072": 422, "rsa4096": 550}
+
+_DEK_SALT: Final = hashlib.sha256(b"sfs/v1/dek").digest()
+_MLKEM_PUBLIC_SIZE: Final = 1184
+_MLKEM_SEED_SIZE: Final = 64
+
+
+# --- random ---------------------------------------------------------------------------------
+
+
+def new_key() -> bytes:
+    """32 fresh secret bytes: a DEK, a name_key, a bundle's K."""
+    return os.urandom(KEY_SIZE)
+
+
+def new_content_id() -> bytes:
+    """16 fresh bytes that name one encryption of one content."""
+    return os.urandom(CONTENT_ID_SIZE)
+
+
+# --- derivation -----------------------------------------------------------------------------
+
+
+def _hkdf(secret: bytes, salt: bytes | None, info: bytes) -> bytes:
+    return HKDF(hashes.SHA256(), KEY_SIZE, salt, info).derive(secret)
+
+
+def segment_key(dek: bytes, salt: bytes, associated_data: bytes) -> bytes:
+    """The key of one blob's segments; `associated_data` is its content_id, `salt` its header's."""
+    return _hkdf(dek, salt, associated_data)
+
+
+def metadata_key(dek: bytes) -> bytes:
+    """The key a file's name, size, time and mode are sealed with."""
+    return _hkdf(dek, _DEK_SALT, b"sfs/v1/metadata")
+
+
+def commitment(dek: bytes) -> bytes:
+    """`dek_commit`: public, binds a signed record to one DEK and tells nothing about it."""
+    return _hkdf(dek, _DEK_SALT, b"sfs/v1/commit")
+
+
+def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
+    """`(key, check)` of a keyring: what seals it, and what tells a wrong passphrase at once."""
+    return _hkdf(secret, None, b"sfs/v1/keyring/seal"), _hkdf(secret, None, b"sfs/v1/keyring/check")
+
+
+def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
+    """RFC 9106 Argon2id, 32 bytes. The caller caps the cost before it asks for `kib` KiB."""
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    try:
+        kdf = Argon2id(salt=salt, length=KEY_SIZE, iterations=passes, lanes=lanes, memory_cost=kib)
+        return kdf.derive(passphrase)
+    except MemoryError as exc:
+        raise LocalError(f"Argon2id needs {kib // 1024} MiB of memory") from exc
+
+
+def file_id(name_key: bytes, name: str) -> str:
+    """The 32 hex characters under which the server knows the file `name` (already checked)."""
+    return hmac.digest(name_key, name.encode(), "sha256")[:16].hex()
+
+
+def wrap_info(server_id: bytes, owner_first: bytes, content_id: bytes, recipient: bytes) -> bytes:
+    """What a wrapped DEK is bound to. `recipient` is a key_id; every part has a fixed size."""
+    return b"sfs/v1/wrap\0" + server_id + owner_first + content_id + recipient
+
+
+def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:
+    """What a bundle's sealed K is bound to: the statement `n` of `user`, and one recipient."""
+    return b"sfs/v1/bundle\0" + server_id + user.encode() + b"\0" + n.to_bytes(8) + recipient
+
+
+# --- AES-256-GCM ----------------------------------------------------------------------------
+
+
+class Aead:
+    """AES-256-GCM under one 32-byte key, with explicit 12-byte nonces, between buffers.
+
+    The caller never uses a nonce twice. The interpreter lock is free while it works.
+    """
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal_into(self, nonce: bytes, plaintext: Buffer, out: Buffer) -> None:
+        """Fill `out`, exactly 16 bytes longer than `plaintext` and apart from it."""
+        self._cipher.encrypt_into(nonce, plaintext, None, out)
+
+    def open_into(self, nonce: bytes, ciphertext: Buffer, out: Buffer) -> None:
+        """Fill `out`, exactly 16 bytes shorter than `ciphertext`; `Tampered` if it is not genuine.
+
+        After `Tampered`, `out` holds bytes that nobody vouched for.
+        """
+        try:
+            self._cipher.decrypt_into(nonce, ciphertext, None, out)
+        except InvalidTag as exc:
+            raise Tampered("the data does not decrypt") from exc
+
+
+def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
+    """`nonce[12] ‖ ciphertext ‖ tag[16]` under a random nonce: for few messages a key (< 2^32)."""
+    nonce = os.urandom(NONCE_SIZE)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, associated_data)
+
+
+def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
+    """Undo `seal`. Raises `Tampered`."""
+    try:
+        return AESGCM(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
+    except (InvalidTag, ValueError) as exc:  # ValueError: too short to hold a nonce
+        raise Tampered("the sealed data does not open") from exc
+
+
+# --- wrap keys ------------------------------------------------------------------------------
+
+_SUITES: Final = {
+    "xwing": hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM),
+    "x25519": hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM),
+}
+_RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
+
+
+class PublicKey:
+    """A key that secrets are wrapped to. Building one checks it: `UnsupportedKey`."""
+
+    __slots__ = ("_key", "alg", "encoded", "key_id")
+
+    def __init__(self, alg: str, encoded: bytes) -> None:
+        if len(encoded) != PUBLIC_SIZES.get(alg):
+            raise UnsupportedKey(f"{len(encoded)} bytes are no public key of a known kind")
+        try:
+            self._key = _load_rsa_public(encoded) if alg in _RSA_BITS else _load_kem(alg, encoded)
+        except ValueError as exc:
+            raise UnsupportedKey(f"this is no {alg} public key") from exc
+        self.alg = alg
+        self.encoded = encoded
+        self.key_id = key_id(alg, encoded)
+
+    def wrap(self, secret: bytes, info: bytes) -> bytes:
+        """`secret` (32 bytes) for this key alone, bound to `info`; sizes in `WRAP_SIZES`."""
+        if self.alg in _RSA_BITS:
+            return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
+        try:
+            return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
+        except ValueError as exc:  # an X25519 key of low order, which agrees on nothing
+            raise UnsupportedKey(f"this {self.alg} key cannot be used") from exc
+
+    def __repr__(self) -> str:
+        return f"PublicKey({self.alg}, key_id={self.key_id.hex()})"
+
+
+class PrivateKey:
+    """The key that opens what was wrapped to `public`. `encoded` is secret."""
+
+    __slots__ = ("_key", "alg", "encoded", "public")
+
+    def __init__(self, alg: str, encoded: bytes) -> None:
+        """Load the private encoding of this module's table. Raises `UnsupportedKey`.
+
+        RSA numbers are taken as they are (checking them costs 0.3 s at each start), so `encoded`
+        must come from an authenticated keyring or bundle.
+        """
+        try:
+            self._key, public = _PRIVATE_LOADERS[alg](encoded)
+        except (KeyError, ValueError, TypeError) as exc:
+            raise UnsupportedKey("this is no private key of a known kind") from exc
+        self.public = PublicKey(alg, public)
+        self.alg = alg
+        self.encoded = encoded
+
+    @classmethod
+    def generate(cls, alg: str) -> PrivateKey:
+        """A fresh key; rsa4096 takes about a second."""
+        if alg == "xwing":
+            return cls(alg, os.urandom(_MLKEM_SEED_SIZE + KEY_SIZE))
+        if alg == "x25519":
+            return cls(alg, os.urandom(KEY_SIZE))
+        if alg in _RSA_BITS:
+            from cryptography.hazmat.primitives.asymmetric import rsa
+
+            return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS[alg])))
+        raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
+
+    def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
+        """Undo `PublicKey.wrap`. Raises `Tampered` for another key, other info or changed bytes."""
+        try:
+            if self.alg in _RSA_BITS:
+                secret = cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
+            else:
+                key = cast("_KemPrivate", self._key)
+                secret = _SUITES[self.alg].decrypt(wrapped, key, info=info)
+        except (InvalidTag, ValueError) as exc:
+            raise Tampered("the wrapped key does not open with this key") from exc
+        if len(secret) != KEY_SIZE:
+            raise Tampered(f"the wrapped key has {len(secret)} bytes")
+        return secret
+
+    def __repr__(self) -> str:
+        return f"PrivateKey({self.alg}, key_id={self.public.key_id.hex()})"
+
+
+def _load_kem(alg: str, encoded: bytes) -> _KemPublic:
+    x25519 = X25519PublicKey.from_public_bytes(encoded[-KEY_SIZE:])
+    if alg == "x25519":
+        return x25519
+    mlkem = MLKEM768PublicKey.from_public_bytes(encoded[:_MLKEM_PUBLIC_SIZE])
+    return hpke.MLKEM768X25519PublicKey(mlkem, x25519)
+
+
+def _load_x25519(encoded: bytes) -> tuple[X25519PrivateKey, bytes]:
+    key = X25519PrivateKey.from_private_bytes(encoded)
+    return key, key.public_key().public_bytes_raw()
+
+
+def _load_xwing(encoded: bytes) -> tuple[hpke.MLKEM768X25519PrivateKey, bytes]:
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(encoded[:_MLKEM_SEED_SIZE])
+    x25519, x25519_public = _load_x25519(encoded[_MLKEM_SEED_SIZE:])
+    key = hpke.MLKEM768X25519PrivateKey(mlkem, x25519)
+    return key, mlkem.public_key().public_bytes_raw() + x25519_public
+
+
+# --- RSA: serialization is slow to import, so only who meets such a key pays for it ------
+
+_RSA_EXPONENT: Final = 65537
+
+
+def _load_rsa_public(encoded: bytes) -> RSAPublicKey:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+    key = serialization.load_der_public_key(encoded)
+    # One key has one encoding, hence one key_id; PUBLIC_SIZES has fixed the modulus' size with it.
+    if not isinstance(key, RSAPublicKey) or _spki(key) != encoded:
+        raise ValueError("not the DER of an RSA public key")
+    return key
+
+
+def _load_rsa_private(bits: int, encoded: bytes) -> tuple[RSAPrivateKey, bytes]:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    key = serialization.load_der_private_key(encoded, None, unsafe_skip_rsa_key_validation=True)
+    if not isinstance(key, RSAPrivateKey) or key.key_size != bits:
+        raise ValueError(f"not an RSA key of {bits} bits")
+    return key, _spki(key.public_key())
+
+
+def _spki(key: RSAPublicKey) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _pkcs8(key: RSAPrivateKey) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _oaep(label: bytes) -> OAEP:
+    from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
+
+    return OAEP(MGF1(hashes.SHA256()), hashes.SHA256(), label)
+
+
+_PRIVATE_LOADERS: Final[dict[str, Callable[[bytes], tuple[_KemPrivate | RSAPrivateKey, bytes]]]] = {
+    "xwing": _load_xwing,
+    "x25519": _load_x25519,
+    **{alg: partial(_load_rsa_private, bits) for alg, bits in _RSA_BITS.items()},
+}

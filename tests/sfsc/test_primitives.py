@@ -1,0 +1,226 @@
+"""Derivations against their formulas written out, wraps of every kind, and what must not open."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cryptography_vectors
+import pytest
+
+from protocol.records import WRAP_ALGORITHMS, key_id
+from sfsc import primitives
+from sfsc.errors import Tampered, UnsupportedKey
+
+_VECTORS = Path(cryptography_vectors.__file__).parent
+KEY = bytes(range(32))
+OTHER = bytes(range(1, 33))
+INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
+
+
+def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
+    """RFC 5869 for 32 bytes of output, from its text."""
+    prk = hmac.digest(salt or bytes(32), secret, "sha256")
+    return hmac.digest(prk, info + b"\x01", "sha256")
+
+
+@pytest.fixture(scope="module", params=WRAP_ALGORITHMS)
+def private(request: pytest.FixtureRequest) -> primitives.PrivateKey:
+    return primitives.PrivateKey.generate(request.param)
+
+
+@pytest.mark.parametrize(
+    ("derived", "formula"),
+    [
+        (
+            primitives.metadata_key(KEY),
+            _hkdf(KEY, hashlib.sha256(b"sfs/v1/dek").digest(), b"sfs/v1/metadata"),
+        ),
+        (
+            primitives.commitment(KEY),
+            _hkdf(KEY, hashlib.sha256(b"sfs/v1/dek").digest(), b"sfs/v1/commit"),
+        ),
+        (primitives.segment_key(KEY, b"s" * 32, b"c" * 16), _hkdf(KEY, b"s" * 32, b"c" * 16)),
+        (primitives.keyring_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/keyring/seal")),
+        (primitives.keyring_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/keyring/check")),
+    ],
+)
+def test_derivations(derived: bytes, formula: bytes) -> None:
+    assert derived == formula
+
+
+def test_file_id() -> None:
+    expected = hmac.digest(KEY, "docs/é.txt".encode(), "sha256")[:16].hex()
+    assert primitives.file_id(KEY, "docs/é.txt") == expected
+    assert primitives.file_id(OTHER, "docs/é.txt") != expected
+
+
+def test_infos() -> None:
+    assert INFO == b"sfs/v1/wrap\0" + b"s" * 32 + b"o" * 32 + b"c" * 16 + b"k" * 32
+    bundle = primitives.bundle_info(b"s" * 32, "ann", 258, b"k" * 32)
+    assert bundle == b"sfs/v1/bundle\0" + b"s" * 32 + b"ann\0" + b"\0" * 6 + b"\1\2" + b"k" * 32
+
+
+def test_argon2id() -> None:
+    """A case of the reference implementation's own tests (RFC 9106's has a secret, which we lack)."""
+    tag = primitives.argon2id(b"password", b"somesalt", passes=2, lanes=1, kib=65536)
+    assert tag.hex() == "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7"
+
+
+def test_seal_opens_only_with_everything_the_same() -> None:
+    sealed = primitives.seal(KEY, b"secret", b"context")
+    assert len(sealed) == len(b"secret") + primitives.SEAL_OVERHEAD
+    assert primitives.open_sealed(KEY, sealed, b"context") == b"secret"
+    assert primitives.seal(KEY, b"secret", b"context") != sealed
+    with pytest.raises(Tampered):
+        primitives.open_sealed(OTHER, sealed, b"context")
+    with pytest.raises(Tampered):
+        primitives.open_sealed(KEY, sealed, b"contexts")
+
+
+@pytest.mark.parametrize("position", range(34))
+def test_seal_every_byte_counts(position: int) -> None:
+    sealed = bytearray(primitives.seal(KEY, b"secret", b""))
+    sealed[position] ^= 1
+    with pytest.raises(Tampered):
+        primitives.open_sealed(KEY, bytes(sealed), b"")
+    with pytest.raises(Tampered):
+        primitives.open_sealed(KEY, bytes(sealed[:position]), b"")
+
+
+def test_aead_between_buffers() -> None:
+    aead = primitives.Aead(KEY)
+    sealed, opened = bytearray(16 + 5), bytearray(5)
+    aead.seal_into(bytes(12), b"hello", sealed)
+    aead.open_into(bytes(12), memoryview(sealed), opened)
+    assert opened == b"hello"
+    sealed[0] ^= 1
+    with pytest.raises(Tampered):
+        aead.open_into(bytes(12), sealed, opened)
+
+
+def test_wrap_round_trip_and_sizes(private: primitives.PrivateKey) -> None:
+    wrapped = private.public.wrap(KEY, INFO)
+    assert private.unwrap(wrapped, INFO) == KEY
+    assert len(wrapped) == primitives.WRAP_SIZES[private.alg]
+    assert len(private.public.encoded) == primitives.PUBLIC_SIZES[private.alg]
+    assert private.public.key_id == key_id(private.alg, private.public.encoded)
+    assert private.public.wrap(KEY, INFO) != wrapped
+
+
+def test_keys_load_from_their_bytes(private: primitives.PrivateKey) -> None:
+    again = primitives.PrivateKey(private.alg, private.encoded)
+    assert again.public.encoded == private.public.encoded
+    wrapped = primitives.PublicKey(private.alg, private.public.encoded).wrap(KEY, INFO)
+    assert again.unwrap(wrapped, INFO) == KEY
+
+
+def test_x25519_wrap_is_hpke() -> None:
+    """RFC 9180's case for X25519, HKDF-SHA256 and AES-256-GCM, sealed by its key schedule.
+
+    The published ciphertexts carry associated data, which a wrap does not; its key, nonce and
+    encapsulated key do not depend on that.
+    """
+    cases = json.loads((_VECTORS / "HPKE" / "test-vectors.json").read_text())
+    suite = {"mode": 0, "kem_id": 0x20, "kdf_id": 1, "aead_id": 2}
+    [case] = [c for c in cases if suite.items() <= c.items()]
+    sealed = bytearray(len(KEY) + primitives.TAG_SIZE)
+    primitives.Aead(bytes.fromhex(case["key"])).seal_into(
+        bytes.fromhex(case["base_nonce"]), KEY, sealed
+    )
+    key = primitives.PrivateKey("x25519", bytes.fromhex(case["skRm"]))
+    assert key.public.encoded == bytes.fromhex(case["pkRm"])
+    assert key.unwrap(bytes.fromhex(case["enc"]) + sealed, bytes.fromhex(case["info"])) == KEY
+
+
+def test_wrap_is_bound_to_info_key_and_bytes(private: primitives.PrivateKey) -> None:
+    wrapped = private.public.wrap(KEY, INFO)
+    with pytest.raises(Tampered):
+        private.unwrap(wrapped, INFO + b"\0")
+    for changed in (wrapped[:-1], wrapped + b"\0", b"", bytes(len(wrapped))):
+        with pytest.raises(Tampered):
+            private.unwrap(changed, INFO)
+    for position in (0, 31, 32, len(wrapped) // 2, len(wrapped) - 1):
+        flipped = bytearray(wrapped)
+        flipped[position] ^= 0x40
+        with pytest.raises(Tampered):
+            private.unwrap(bytes(flipped), INFO)
+
+
+@pytest.mark.parametrize("alg", ["xwing", "x25519", "rsa2048"])
+def test_wrap_opens_for_no_other_key(alg: str) -> None:
+    ours, theirs = primitives.PrivateKey.generate(alg), primitives.PrivateKey.generate(alg)
+    with pytest.raises(Tampered):
+        theirs.unwrap(ours.public.wrap(KEY, INFO), INFO)
+
+
+def test_only_32_bytes_are_a_key(private: primitives.PrivateKey) -> None:
+    with pytest.raises(Tampered):
+        private.unwrap(private.public.wrap(KEY[:31], INFO), INFO)
+
+
+@pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
+def test_malformed_public_keys(alg: str) -> None:
+    size = primitives.PUBLIC_SIZES[alg]
+    for encoded in (b"", b"\x30" * (size - 1), b"\x30" * (size + 1)):
+        with pytest.raises(UnsupportedKey):
+            primitives.PublicKey(alg, encoded)
+    if alg != "x25519":
+        with pytest.raises(UnsupportedKey):
+            primitives.PublicKey(alg, b"\xff" * size)
+
+
+@pytest.mark.parametrize(
+    ("alg", "encoded"),
+    [
+        ("xwing", bytes(95)),
+        ("xwing", bytes(97)),
+        ("x25519", bytes(31)),
+        ("rsa2048", bytes(1217)),
+        ("rsa1024", bytes(600)),
+        ("", b""),
+    ],
+)
+def test_malformed_private_keys(alg: str, encoded: bytes) -> None:
+    with pytest.raises(UnsupportedKey):
+        primitives.PrivateKey(alg, encoded)
+
+
+def test_an_rsa_key_has_the_size_its_name_says() -> None:
+    small = primitives.PrivateKey.generate("rsa2048")
+    with pytest.raises(UnsupportedKey):
+        primitives.PrivateKey("rsa3072", small.encoded)
+    with pytest.raises(UnsupportedKey):
+        primitives.PublicKey("rsa3072", small.public.encoded)
+
+
+@pytest.mark.parametrize("alg", ["x25519", "xwing"])
+def test_a_key_of_low_order_is_refused(alg: str) -> None:
+    encoded = primitives.PrivateKey.generate(alg).public.encoded[:-32] + bytes(32)
+    with pytest.raises(UnsupportedKey):
+        primitives.PublicKey(alg, encoded).wrap(KEY, INFO)
+
+
+def test_generate_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(UnsupportedKey):
+        primitives.PrivateKey.generate("rsa1024")
+
+
+def test_private_keys_do_not_print(private: primitives.PrivateKey) -> None:
+    assert private.encoded.hex() not in repr(private)
+    assert private.public.key_id.hex() in repr(private)
+
+
+def test_import_loads_neither_x509_nor_rsa() -> None:
+    """They cost more than all the rest (DESIGN section 2)."""
+    program = (
+        "import sys, sfsc.primitives\n"
+        "print([m for m in sys.modules if m.startswith('cryptography.x509')"
+        " or m.endswith(('.rsa', '.serialization', '.argon2', '.padding'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
