@@ -1,0 +1,221 @@
+"""What an operator may set: ``ROOT/sfsd.toml``, every key of which has a default.
+
+::
+
+    listen = "127.0.0.1:7373"  # where `serve` binds when no --listen is given
+    public = "files.example:7373"  # what invitations tell users to connect to
+    quota = "50 GiB"  # of a new user; "0" is none
+
+    [limits]  # against strangers and stuck clients
+    login_seconds = 10  # TLS handshake and login together
+    unauthenticated = 64  # connections before login, in all and of one address
+    unauthenticated_per_address = 16
+    connections = 512  # connections in all and of one address
+    connections_per_address = 64
+    idle_seconds = 600  # without a request
+    write_seconds = 60  # without taking anything of an answer
+
+    [rotation]  # policy for users' keys
+    max_age = "90d"
+    grace = "30d"
+    jitter = 10  # percent of max_age
+
+An unknown key is refused: a limit that was mistyped must not be a limit that is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from protocol.errors import MessageError
+from protocol.invitation import parse_address
+from sfsd.errors import ConfigError
+
+FILE_NAME = "sfsd.toml"
+MAX_CONFIG = 64 * 1024
+DAY = 86_400
+
+_SIZE = re.compile(r"(\d{1,16})\s*(?:([KMGTP])i?B?|B)?", re.IGNORECASE)
+_UNITS = {unit: 1024**power for power, unit in enumerate("KMGTP", 1)}
+_DURATION = re.compile(r"(\d{1,9})\s*([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
+_MAX_SIZE = 2**53
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``1048576``, ``50G``, ``50 GiB``: units are powers of 1024. Raises `ConfigError`."""
+    matched = _SIZE.fullmatch(text.strip()) if text.isascii() else None
+    size = int(matched[1]) * _UNITS.get((matched[2] or "").upper(), 1) if matched else _MAX_SIZE + 1
+    if size > _MAX_SIZE:
+        raise ConfigError(f"not a size: {text[:40]!r}", "write it like 500M or 50 GiB")
+    return size
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises `ConfigError`."""
+    matched = _DURATION.fullmatch(text.strip()) if text.isascii() else None
+    if matched is None or int(matched[1]) * _SECONDS[matched[2]] > 100 * 366 * DAY:
+        raise ConfigError(f"not a duration: {text[:40]!r}", "write it like 12h or 7d")
+    return int(matched[1]) * _SECONDS[matched[2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds, and numbers of connections. Every one is at least 1."""
+
+    login_seconds: int = 10
+    unauthenticated: int = 64
+    unauthenticated_per_address: int = 16
+    connections: int = 512
+    connections_per_address: int = 64
+    idle_seconds: int = 600
+    write_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            if not 1 <= getattr(self, name) <= 10**6:
+                raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """`max_age` and `grace` are seconds, `jitter` percent of max_age."""
+
+    max_age: int = 90 * DAY
+    grace: int = 30 * DAY
+    jitter: int = 10
+
+    def __post_init__(self) -> None:
+        # A client clamps a statement's life to 1 day - 2 years (DESIGN section 3).
+        if not DAY <= self.max_age <= 730 * DAY or not 0 <= self.grace <= 730 * DAY:
+            raise ConfigError("rotation.max_age is 1 to 730 days, rotation.grace at most 730")
+        if not 0 <= self.jitter <= 100:
+            raise ConfigError("rotation.jitter is 0 to 100 percent")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one root. `quota` is bytes for a user invited without --quota; 0 is none."""
+
+    listen: str = "127.0.0.1:7373"
+    public: str = ""
+    quota: int = 0
+    limits: Limits = field(default_factory=Limits)
+    rotation: Rotation = field(default_factory=Rotation)
+
+    def __post_init__(self) -> None:
+        check_address(self.listen, "listen")
+        if self.public:
+            check_address(self.public, "public")
+            if self.public.endswith(":0"):
+                raise ConfigError("public: nobody can connect to port 0")
+
+    @classmethod
+    def load(cls, root: Path) -> Self:
+        """The settings of `root`. Raises `ConfigError`, also where there is no root."""
+        path = root / FILE_NAME
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_CONFIG + 1)
+        except FileNotFoundError as exc:
+            hint = "make one with `sfsd init`, or name it with --root or SFSD_ROOT"
+            raise ConfigError(f"no sfsd root at {root}", hint) from exc
+        except OSError as exc:
+            raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+        try:
+            return cls.parse(raw)
+        except ConfigError as exc:
+            raise ConfigError(f"{path}: {exc.cause}", exc.hint) from exc
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """The settings that `raw`, a TOML document of at most 64 KiB, states."""
+        if len(raw) > MAX_CONFIG:
+            raise ConfigError(f"longer than {MAX_CONFIG} bytes")
+        try:
+            document = tomllib.loads(raw.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise ConfigError(f"not TOML: {exc}") from exc
+        values: dict[str, Any] = {name: _converted(name, value) for name, value in _flat(document)}
+        top = {name: value for name, value in values.items() if "." not in name}
+        limits = Limits(**_below("limits.", values))
+        return cls(**top, limits=limits, rotation=Rotation(**_below("rotation.", values)))
+
+
+def check_address(address: str, name: str) -> None:
+    """Raise `ConfigError` unless `address` is ``HOST:PORT``; `name` is the setting's."""
+    try:
+        parse_address(address)
+    except MessageError as exc:
+        raise ConfigError(f"{name}: {exc}") from exc
+
+
+def initial_text(public: str) -> str:
+    """What `init` writes: the public address where given, and where to read about the rest."""
+    stated = f'public = "{public}"\n' if public else '# public = "HOST:PORT"\n'
+    return f"# Settings of this sfsd root; docs/format.md lists them all.\n{stated}"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError("not text")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError("not a whole number")
+    return value
+
+
+def _size(value: object) -> int:
+    return value if type(value) is int and 0 <= value <= _MAX_SIZE else parse_size(_text(value))
+
+
+def _duration(value: object) -> int:
+    return parse_duration(_text(value))
+
+
+_SETTINGS: dict[str, Callable[[object], str | int]] = {
+    "listen": _text,
+    "public": _text,
+    "quota": _size,
+    **{f"limits.{item.name}": _number for item in dataclasses.fields(Limits)},
+    "rotation.max_age": _duration,
+    "rotation.grace": _duration,
+    "rotation.jitter": _number,
+}
+"""Every setting by its full name, and how its TOML value is read."""
+
+
+def _flat(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """The settings of a document by full name; a table that is not ours stays whole."""
+    for name, value in document.items():
+        if isinstance(value, dict) and name in ("limits", "rotation"):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _converted(name: str, value: object) -> str | int:
+    convert = _SETTINGS.get(name)
+    if convert is None:
+        raise ConfigError(f"unknown setting {name[:60]!r}")
+    try:
+        return convert(value)
+    except ConfigError as exc:
+        raise ConfigError(f"{name}: {exc.cause}", exc.hint) from exc
+
+
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
