@@ -111,12 +111,14 @@ class Transfers:
         client, pipe, source, target = self.client, self.pipe, self.source, self.scratch / "fetched"
         put = ("put", source, "--name", name)
         get = ("get", name, "-o", target)
-        return {
+        spent = {
             "sfs up": seconds(lambda: client.run(*put, seconds=SECONDS)),
-            "pipe up": seconds(lambda: pipe.run("up", source, "file")),
+            "pipe up": seconds(lambda: pipe.run("up", source, name)),
             "sfs down": self._fetched(target, lambda: client.run(*get, seconds=SECONDS)),
-            "pipe down": self._fetched(target, lambda: pipe.run("down", "file", target)),
+            "pipe down": self._fetched(target, lambda: pipe.run("down", name, target)),
         }
+        (pipe.folder / name).unlink()
+        return spent
 
     def _fetched(self, target: Path, work: Callable[[], object]) -> float:
         target.unlink(missing_ok=True)
