@@ -66,7 +66,7 @@ def test_infos() -> None:
 
 
 def test_argon2id() -> None:
-    """A case of the reference implementation's own tests (RFC 9106's has a secret, which we lack)."""
+    """A case of the reference implementation's own tests; RFC 9106's has a secret input."""
     tag = primitives.argon2id(b"password", b"somesalt", passes=2, lanes=1, kib=65536)
     assert tag.hex() == "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7"
 
