@@ -22,7 +22,7 @@ MAX_ELEMENTS = 8192
 MAX_STRING = 64 * 1024
 """Bytes of the longest text."""
 
-_VIEW_FROM = 32 * 1024
+VIEW_FROM = 32 * 1024
 """Bodies from this many bytes on give their last bin as a view; below, a copy is cheaper."""
 _FEED = 64 * 1024
 
@@ -74,7 +74,7 @@ def unpack_message(body: memoryview) -> list[object]:
 
     Raises `EncodingError` as `unpack` does, and where the value is not an array.
     """
-    if len(body) < _VIEW_FROM:
+    if len(body) < VIEW_FROM:
         value = unpack(body)
         if not isinstance(value, list):
             raise EncodingError("a message is not an array")

@@ -52,7 +52,7 @@ class UploadState(Reply):
 @message(33)
 @dataclass(frozen=True, slots=True)
 class PutOpen(Request):
-    """Begin an upload to a file; `size` is the ciphertext's if known, else 0, and counts as quota."""
+    """Begin an upload to a file; `size` is the ciphertext's (0: not known) and counts as quota."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 

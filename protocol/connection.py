@@ -1,0 +1,242 @@
+"""One connection, either end, without I/O: received bytes in, messages out, and the other way.
+
+The legal order is two tables. `_LEGAL` says what each side may send in each state; a side checks
+its own row before it sends and the other's when it receives. `_REPLIES` says which replies may
+answer a request. Who may ask for what is no matter of order: the server's service decides that, and
+answers a request beyond a session's rights with an `Error`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from protocol.encoding import MAX_BODY, Buffer
+from protocol.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SequenceError,
+    UnknownMessage,
+)
+from protocol.frames import MAX_OPENING_BODY, FrameReader, frame
+from protocol.messages import Error, Message, Reply, Request, decode, encode, registered
+from protocol.messages.session import OPENING, Session, Welcome
+
+MAX_OUTSTANDING = 1024
+"""Requests that may wait for their reply on one connection."""
+WELCOME_ID = 0
+"""The request id of the Welcome, which answers no request; a client's ids are 1 to 2^32 - 1."""
+
+
+class Role(Enum):
+    CLIENT = "client"
+    SERVER = "server"
+
+    @property
+    def peer(self) -> Role:
+        return Role.SERVER if self is Role.CLIENT else Role.CLIENT
+
+
+class State(Enum):
+    """Where a connection stands; both ends pass through the states in this order."""
+
+    WELCOME = "the server has yet to say who it is"
+    OPENING = "the client has yet to say who it is"
+    OPEN = "requests and replies"
+    CLOSED = "one side broke the rules"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown(Request):
+    """A request of a type that this version does not know; the answer is an `Error`."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = ()
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message received, and the request id that it has or answers."""
+
+    request_id: int
+    message: Message
+
+
+_Types = frozenset[type[Message]]
+_REQUESTS: _Types = frozenset(
+    cls for cls in registered().values() if issubclass(cls, Request) and cls not in OPENING
+)
+_ANSWERS: _Types = frozenset(
+    cls for cls in registered().values() if issubclass(cls, Reply) and cls is not Welcome
+)
+_NOTHING: _Types = frozenset()
+
+_LEGAL: dict[tuple[Role, State], tuple[_Types, int]] = {
+    (Role.SERVER, State.WELCOME): (frozenset({Welcome}), MAX_OPENING_BODY),
+    (Role.CLIENT, State.WELCOME): (_NOTHING, MAX_OPENING_BODY),
+    # A client answers a Welcome only after it has checked who the server is, and the receipt of an
+    # Enroll is longer than the Enroll: so the server's limit rises first.
+    (Role.SERVER, State.OPENING): (frozenset({Session, Error}), MAX_BODY),
+    (Role.CLIENT, State.OPENING): (frozenset(OPENING), MAX_OPENING_BODY),
+    (Role.SERVER, State.OPEN): (_ANSWERS, MAX_BODY),
+    (Role.CLIENT, State.OPEN): (_REQUESTS | {Unknown}, MAX_BODY),
+    (Role.SERVER, State.CLOSED): (_NOTHING, 0),
+    (Role.CLIENT, State.CLOSED): (_NOTHING, 0),
+}
+"""What each side may send in each state, and the longest frame body it may send, in bytes."""
+
+_REPLIES: dict[type[Message], _Types] = {
+    cls: frozenset({*cls.REPLIES, Error})
+    for cls in (*registered().values(), Unknown)
+    if issubclass(cls, Request)
+}
+
+
+class Connection:
+    """Both roles of one connection. No socket, no clock, no thread; one caller at a time.
+
+    `welcome_sha256` (32 bytes, empty before) is what a Login signature covers: SHA-256 of the exact
+    Welcome body that was sent or received.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.state = State.WELCOME
+        self.welcome_sha256 = b""
+        self._outstanding: dict[int, type[Message]] = {}
+        self._last_id = WELCOME_ID
+        self._reader = FrameReader(MAX_OPENING_BODY)
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests wait for their reply."""
+        return len(self._outstanding)
+
+    def get_buffer(self, hint: int) -> memoryview:  # noqa: ARG002 - the signature is asyncio's
+        """Where to receive the next bytes; never empty. `hint` is asyncio's wish and not needed."""
+        return self._reader.get_buffer()
+
+    def buffer_updated(self, n: int) -> list[Incoming]:
+        """`n` bytes were received into the buffer: the messages that are now whole.
+
+        Raises `RemoteProtocolError` where the other side broke the rules: the connection is closed,
+        and messages of this call that came before the fault are dropped with it.
+        """
+        if self.state is State.CLOSED:
+            return []
+        self._reader.buffer_updated(n)
+        messages: list[Incoming] = []
+        try:
+            while (body := self._reader.next_body()) is not None:
+                messages.append(self._receive(body))
+        except RemoteProtocolError:
+            self.state = State.CLOSED
+            self._reader = FrameReader(0)  # a place for what may still arrive; it is never read
+            raise
+        return messages
+
+    def request(self, message: Request) -> tuple[int, list[Buffer]]:
+        """Client: the request's id, and the pieces of its frame, to be sent in order.
+
+        Raises `LocalProtocolError` where it is not legal now, or `MAX_OUTSTANDING` wait already.
+        """
+        limit = self._check_sending(Role.CLIENT, message)
+        most = 1 if self.state is State.OPENING else MAX_OUTSTANDING
+        if len(self._outstanding) >= most:
+            raise LocalProtocolError(f"{most} requests wait for a reply already")
+        request_id = self._next_id()
+        pieces = frame(encode(request_id, message), limit)
+        self._outstanding[request_id] = type(message)
+        self._last_id = request_id
+        return request_id, pieces
+
+    def respond(self, request_id: int, message: Reply) -> list[Buffer]:
+        """Server: the pieces of a reply's frame. The Welcome is the reply to `WELCOME_ID`.
+
+        Raises `LocalProtocolError` where the request does not wait or may not be answered so.
+        """
+        limit = self._check_sending(Role.SERVER, message)
+        if isinstance(message, Welcome):
+            if request_id != WELCOME_ID:
+                raise LocalProtocolError("a Welcome answers no request")
+            body = encode(request_id, message)
+            pieces = frame(body, limit)
+            self._welcomed(b"".join(body))
+            return pieces
+        asked = self._outstanding.get(request_id)
+        if asked is None or type(message) not in _REPLIES[asked]:
+            raise LocalProtocolError(f"{type(message).__name__} answers no request {request_id}")
+        pieces = frame(encode(request_id, message), limit)
+        del self._outstanding[request_id]
+        return pieces
+
+    def established(self) -> None:
+        """Server: the login was accepted; just before or after the Session is sent."""
+        if self.role is not Role.SERVER or self.state is not State.OPENING:
+            raise LocalProtocolError(f"no login to accept: {self.state.value}")
+        self._enter(State.OPEN)
+
+    def _receive(self, body: memoryview) -> Incoming:
+        request_id, message = self._decode(body)
+        legal, _ = _LEGAL[self.role.peer, self.state]
+        if type(message) not in legal:
+            raise SequenceError(f"{type(message).__name__} while {self.state.value}")
+        if self.role is Role.SERVER:
+            self._asked(request_id, message)
+        elif self.state is State.WELCOME:
+            if request_id != WELCOME_ID:
+                raise SequenceError("a Welcome that answers a request")
+            self._welcomed(body)
+        else:
+            self._answered(request_id, message)
+        return Incoming(request_id, message)
+
+    def _decode(self, body: memoryview) -> tuple[int, Message]:
+        try:
+            return decode(body)
+        except UnknownMessage as exc:
+            if self.role is Role.CLIENT:
+                raise  # no reply to what was asked
+            return exc.request_id, Unknown(exc.number)
+
+    def _asked(self, request_id: int, message: Message) -> None:
+        if request_id == WELCOME_ID or request_id in self._outstanding:
+            raise SequenceError(f"the request id {request_id} is taken")
+        most = 1 if self.state is State.OPENING else MAX_OUTSTANDING
+        if len(self._outstanding) >= most:
+            raise SequenceError(f"more than {most} requests without waiting for a reply")
+        self._outstanding[request_id] = type(message)
+
+    def _answered(self, request_id: int, message: Message) -> None:
+        asked = self._outstanding.get(request_id)
+        if asked is None or type(message) not in _REPLIES[asked]:
+            raise SequenceError(f"{type(message).__name__} answers no request {request_id}")
+        del self._outstanding[request_id]
+        if isinstance(message, Session):
+            self._enter(State.OPEN)
+
+    def _welcomed(self, body: Buffer) -> None:
+        self.welcome_sha256 = hashlib.sha256(body).digest()
+        self._enter(State.OPENING)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._reader.limit = _LEGAL[self.role.peer, state][1]
+
+    def _check_sending(self, role: Role, message: Message) -> int:
+        """The longest body that may be sent now."""
+        legal, limit = _LEGAL[self.role, self.state]
+        if self.role is not role or type(message) not in legal:
+            raise LocalProtocolError(f"{type(message).__name__} while {self.state.value}")
+        return limit
+
+    def _next_id(self) -> int:
+        """Counts up, from 2^32 - 1 to 1, past ids whose reply is still to come."""
+        request_id = self._last_id
+        while True:
+            request_id = request_id % (2**32 - 1) + 1
+            if request_id not in self._outstanding:
+                return request_id
