@@ -1,0 +1,348 @@
+"""The keyring: all secrets of one user on one machine, and its file.
+
+The file is ``header[106] ‖ nonce[12] ‖ ciphertext ‖ tag[16]``, big-endian::
+
+    0    12  "sfs-keyring\\0"
+    12    1  version, 1
+    13    1  kdf: 0 no passphrase, 1 Argon2id
+    14   12  Argon2id passes, lanes, KiB of memory (u32 each; 0 without a passphrase)
+    26   16  salt
+    42   32  check: tells a wrong passphrase before anything is decrypted
+    74   32  SHA-256 of the 74 bytes before: tells a damaged header from a wrong passphrase
+    106      AES-256-GCM of the msgpack map of `Keyring`, the whole header as associated data
+
+key and check are HKDF of Argon2id(passphrase, salt), or of the salt itself without a passphrase;
+then whoever can read the file has the keys, and the header says so.
+
+A file is replaced, never changed: temp file, fsync, rename, fsync of the folder, read back. It is
+made with mode 0600; on Windows it inherits the access list of its folder, which below a user's
+profile admits that user, SYSTEM and administrators only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import os
+import secrets
+import struct
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Final
+
+from protocol import encoding
+from protocol.errors import EncodingError, MessageError
+from protocol.fields import (
+    AtMost,
+    Bytes16,
+    Bytes32,
+    Exactly,
+    Signature,
+    Struct,
+    Text,
+    UserName,
+)
+from protocol.records import MAX_RECORD, Generation, WrapAlgorithm
+from sfsc.errors import (
+    ConflictError,
+    KeyringDamaged,
+    KeyringMissing,
+    LocalError,
+    Tampered,
+    UsageError,
+    WrongPassphrase,
+)
+from sfsc.primitives import argon2id, keyring_keys, open_sealed, seal
+
+MAX_KEYRING: Final = 8 * 1024 * 1024
+"""Bytes of the longest keyring file."""
+
+_Statement = Annotated[bytes, AtMost(MAX_RECORD)]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKeys(Struct):
+    """The private keys of one generation; `wrap_private` as `primitives` encodes it."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    generation: Generation
+    sign_seed: Bytes32 = dataclasses.field(repr=False)
+    wrap_alg: WrapAlgorithm
+    wrap_private: Annotated[bytes, AtMost(4096)] = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Device(Struct):
+    """This machine's own X-Wing key, which never leaves it."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    device_id: Bytes16
+    xwing_private: Annotated[bytes, Exactly(96)] = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Struct):
+    """A statement kept before it is sent, so that a rerun sends the very same bytes.
+
+    `signatures` as it is sent with (own key first), `bundle` the sealed bundle it commits to,
+    `keys` the generation that it begins, if it begins one.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    statement: _Statement
+    signatures: Annotated[tuple[Signature, ...], AtMost(2)]
+    bundle: Annotated[bytes, AtMost(64 * 1024)] = dataclasses.field(repr=False)
+    keys: GenerationKeys | None
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring(Struct):
+    """What one user must keep secret, and what it has pinned.
+
+    `addresses` are HOST:PORT; `first` is the hash of the own first statement; `statements` the
+    exact bytes of the own chain as far as it is known, none before the server accepted the first.
+    `generations` and `name_keys` stand oldest first, the last is the one in use. `pins` are
+    (user, hash of that user's first statement), sorted by user.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    server_id: Bytes32
+    addresses: Annotated[tuple[Text, ...], AtMost(16)]
+    user: UserName
+    first: Bytes32
+    statements: Annotated[tuple[_Statement, ...], AtMost(4096)]
+    generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
+    device: Device
+    pending: Pending | None
+    pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(8192)]
+
+    @property
+    def current(self) -> GenerationKeys | None:
+        """The newest generation that the server has accepted; None before the enrolment."""
+        return self.generations[-1] if self.generations else None
+
+    def generation(self, number: int) -> GenerationKeys | None:
+        """The keys of generation `number`, if this machine has them."""
+        return next((keys for keys in self.generations if keys.generation == number), None)
+
+    @property
+    def name_key(self) -> bytes:
+        """The key that new file_ids are made with."""
+        return self.name_keys[-1]
+
+
+# --- the file -------------------------------------------------------------------------------
+
+_MAGIC: Final = b"sfs-keyring\0"
+_HEADER: Final = struct.Struct(">12sBBIII16s32s")
+_HEADER_SIZE: Final = _HEADER.size + 32
+_NO_PASSPHRASE, _ARGON2ID = 0, 1
+_MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one guess of the passphrase costs; `kib` KiB of memory for Argon2id."""
+
+    passes: int = 3
+    lanes: int = 4
+    kib: int = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    """A header, and the key that it and the passphrase give."""
+
+    header: bytes
+    key: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def make(cls, passphrase: str | None, cost: Cost) -> _Lock:
+        salt = secrets.token_bytes(16)
+        if passphrase is None:
+            kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
+        elif not passphrase:
+            raise UsageError("an empty passphrase locks nothing", "say --no-passphrase instead")
+        else:
+            kdf, numbers = _ARGON2ID, (cost.passes, cost.lanes, cost.kib)
+            secret = _stretch(passphrase, salt, *numbers)
+        key, check = keyring_keys(secret)
+        header = _HEADER.pack(_MAGIC, 1, kdf, *numbers, salt, check)
+        return cls(header + hashlib.sha256(header).digest(), key)
+
+    @classmethod
+    def undo(cls, header: bytes, passphrase: str | None) -> _Lock:
+        _, _, kdf, passes, lanes, kib, salt, check = _parse_header(header)
+        if kdf == _NO_PASSPHRASE:
+            secret = salt
+        elif not passphrase:
+            raise WrongPassphrase("the keyring is locked with a passphrase", _HINT)
+        else:
+            secret = _stretch(passphrase, salt, passes, lanes, kib)
+        key, expected = keyring_keys(secret)
+        if not hmac.compare_digest(check, expected):
+            raise WrongPassphrase("the passphrase is not the keyring's", _HINT)
+        return cls(header, key)
+
+
+_HINT: Final = "type it again, or set SFSC_PASSPHRASE or SFSC_PASSPHRASE_FILE"
+
+
+class KeyringFile:
+    """A keyring and where it is kept. `contents` is what the file holds."""
+
+    def __init__(self, path: Path, contents: Keyring, lock: _Lock, stored: bytes) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self.contents = contents
+        self._lock = lock
+        self._stored_sha256 = hashlib.sha256(stored).digest()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        contents: Keyring,
+        passphrase: str | None,
+        cost: Cost = Cost(),
+    ) -> KeyringFile:
+        """Write the first keyring at `path`, making its folder (0700) where there is none.
+
+        Raises `LocalError` where there is one already, and when it cannot be written; `UsageError`
+        for an empty passphrase. None means that there shall be no passphrase.
+        """
+        lock = _Lock.make(passphrase, cost)
+        with _translated(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _exclusive(path):
+                if path.exists():
+                    raise LocalError(f"there is a keyring at {path} already")
+                return cls(path, contents, lock, _write(path, contents, lock))
+
+    @classmethod
+    def open(cls, path: Path, passphrase: str | None) -> KeyringFile:
+        """Read the keyring at `path`. `passphrase` does not matter where there is none.
+
+        Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`.
+        """
+        stored = _read(path)
+        lock = _Lock.undo(stored[:_HEADER_SIZE], passphrase)
+        return cls(path, _unseal(stored, lock), lock, stored)
+
+    def save(self, contents: Keyring) -> None:
+        """Replace the file, durably; when this returns, `contents` is what will be read again.
+
+        Raises `ConflictError`, and changes nothing, when another process has replaced the file
+        since it was read here; `LocalError` when it cannot be written.
+        """
+        with _translated(self.path), _exclusive(self.path):
+            if hashlib.sha256(_read(self.path)).digest() != self._stored_sha256:
+                raise ConflictError("another sfsc has changed the keyring", "run the command again")
+            stored = _write(self.path, contents, self._lock)
+        self.contents = contents
+        self._stored_sha256 = hashlib.sha256(stored).digest()
+
+
+def needs_passphrase(path: Path) -> bool:
+    """Whether the keyring at `path` is locked. Raises `KeyringMissing` or `KeyringDamaged`."""
+    return bool(_parse_header(_read(path)[:_HEADER_SIZE])[2] == _ARGON2ID)
+
+
+def _stretch(passphrase: str, salt: bytes, passes: int, lanes: int, kib: int) -> bytes:
+    # NFC: keyboards of different systems compose the same letter differently.
+    text = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
+    return argon2id(text, salt, passes=passes, lanes=lanes, kib=kib)
+
+
+def _parse_header(header: bytes) -> tuple[bytes, int, int, int, int, int, bytes, bytes]:
+    """The fields of a header whose every number is within its cap."""
+    fields, digest = header[: _HEADER.size], header[_HEADER.size :]
+    if len(header) != _HEADER_SIZE or not fields.startswith(_MAGIC):
+        raise KeyringDamaged("this file is no keyring")
+    if hashlib.sha256(fields).digest() != digest:
+        raise KeyringDamaged("the keyring's header is damaged", "restore it from a backup")
+    magic, version, kdf, passes, lanes, kib, salt, check = _HEADER.unpack(fields)
+    if version != 1 or kdf not in (_NO_PASSPHRASE, _ARGON2ID):
+        raise KeyringDamaged(f"a keyring of version {version}.{kdf}", "use a newer sfsc")
+    # Before Argon2id allocates: a hostile file must not ask for all memory, or for a year.
+    if kdf == _ARGON2ID and not (
+        1 <= passes <= _MAX_PASSES and 1 <= lanes <= _MAX_LANES and 8 * lanes <= kib <= _MAX_KIB
+    ):
+        raise KeyringDamaged("the keyring's header asks for an absurd cost")
+    return magic, version, kdf, passes, lanes, kib, salt, check
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            stored = file.read(MAX_KEYRING + 1)
+    except FileNotFoundError as exc:
+        raise KeyringMissing(f"there is no keyring at {path}", "run `sfsc init`") from exc
+    except OSError as exc:
+        raise LocalError(f"cannot read the keyring at {path}: {exc.strerror}") from exc
+    if len(stored) > MAX_KEYRING:
+        raise KeyringDamaged("this file is no keyring")
+    return stored
+
+
+def _unseal(stored: bytes, lock: _Lock) -> Keyring:
+    try:
+        body = open_sealed(lock.key, stored[_HEADER_SIZE:], lock.header)
+        return Keyring.from_map(encoding.unpack(body, limit=MAX_KEYRING))
+    except (Tampered, EncodingError, MessageError) as exc:
+        raise KeyringDamaged("the keyring is damaged", "restore it from a backup") from exc
+
+
+def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
+    """Replace `path` and read it back; returns the bytes it now holds."""
+    stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
+    if len(stored) > MAX_KEYRING:
+        raise LocalError(f"a keyring of {len(stored)} bytes")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(stored)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    if _unseal(_read(path), lock) != contents:
+        raise LocalError(f"the keyring at {path} is not what was written")
+    return stored
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Only one process at a time writes the keyring at `path`."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
+            yield
+    except Timeout as exc:
+        raise LocalError("another sfsc keeps the keyring locked") from exc
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LocalError(f"cannot write the keyring at {path}: {exc.strerror}") from exc

@@ -1,0 +1,289 @@
+"""The keyring file: what opens, what does not and why, and that it is replaced whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import encoding
+from protocol.errors import MessageError
+from sfsc import keyring
+from sfsc.errors import (
+    ConflictError,
+    KeyringDamaged,
+    KeyringMissing,
+    LocalError,
+    SfscError,
+    UsageError,
+    WrongPassphrase,
+)
+from sfsc.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.primitives import SEAL_OVERHEAD
+
+CHEAP = Cost(passes=1, lanes=1, kib=64)
+KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 96)
+CONTENTS = Keyring(
+    server_id=b"S" * 32,
+    addresses=("nas.example:7373", "[::1]:7373"),
+    user="ann",
+    first=b"F" * 32,
+    statements=(b"statement one",),
+    generations=(KEYS,),
+    name_keys=(b"n" * 32,),
+    device=Device(b"d" * 16, b"x" * 96),
+    pending=None,
+    pins=(("bob", b"B" * 32),),
+)
+LATER = dataclasses.replace(
+    CONTENTS,
+    pending=Pending(
+        b"statement two", (b"1" * 64, b"2" * 64), b"bundle", dataclasses.replace(KEYS, generation=2)
+    ),
+)
+HEADER = 106
+KEY = bytes(range(32))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "keyring"
+
+
+def _rehash(header: bytes) -> bytes:
+    """A header whose own digest is right again, as a hostile one's would be."""
+    return header[:74] + hashlib.sha256(header[:74]).digest()
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse", "pässword ☃"])
+@pytest.mark.parametrize("contents", [CONTENTS, LATER])
+def test_round_trip(path: Path, passphrase: str | None, contents: Keyring) -> None:
+    KeyringFile.create(path, contents, passphrase, CHEAP)
+    assert KeyringFile.open(path, passphrase).contents == contents
+    assert keyring.needs_passphrase(path) is (passphrase is not None)
+
+
+def test_the_default_cost_is_the_designs(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, "horse")
+    header = path.read_bytes()[:HEADER]
+    assert [int.from_bytes(header[i : i + 4]) for i in (14, 18, 22)] == [3, 4, 65536]
+    assert KeyringFile.open(path, "horse").contents == CONTENTS
+
+
+def test_nothing_stands_in_the_clear(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    stored = path.read_bytes()
+    body = encoding.pack(CONTENTS.to_map())
+    assert len(stored) == HEADER + SEAL_OVERHEAD + len(body)
+    for secret in (KEYS.sign_seed, KEYS.wrap_private, CONTENTS.name_key, b"ann", b"example"):
+        assert secret in body
+        assert secret not in stored
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_modes(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        file = KeyringFile.create(path, CONTENTS, None)
+        file.save(LATER)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("given", [None, "", "wrong", "correct horse ", "Correct horse"])
+def test_wrong_passphrase(path: Path, given: str | None) -> None:
+    KeyringFile.create(path, CONTENTS, "correct horse", CHEAP)
+    with pytest.raises(WrongPassphrase) as caught:
+        KeyringFile.open(path, given)
+    assert caught.value.exit_code == 8
+
+
+def test_a_passphrase_may_be_composed_either_way(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, "p\u00e4ss", CHEAP)
+    assert KeyringFile.open(path, "pa\u0308ss").contents == CONTENTS
+
+
+def test_an_empty_passphrase_is_refused(path: Path) -> None:
+    with pytest.raises(UsageError):
+        KeyringFile.create(path, CONTENTS, "")
+    assert not path.exists()
+
+
+def test_missing(path: Path) -> None:
+    with pytest.raises(KeyringMissing):
+        KeyringFile.open(path, None)
+    with pytest.raises(KeyringMissing):
+        keyring.needs_passphrase(path)
+
+
+@given(bit=st.integers(0), passphrase=st.sampled_from([None, "horse"]))
+def test_every_bit_counts(
+    tmp_path_factory: pytest.TempPathFactory, bit: int, passphrase: str | None
+) -> None:
+    path = tmp_path_factory.mktemp("k") / "keyring"
+    KeyringFile.create(path, CONTENTS, passphrase, CHEAP)
+    stored = bytearray(path.read_bytes())
+    bit %= len(stored) * 8
+    stored[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(stored)
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.open(path, passphrase)
+
+
+@pytest.mark.parametrize("size", [0, 1, 12, 74, 105, 106, 117, 118, 133, -1])
+def test_every_cut_is_damage(path: Path, size: int) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.open(path, None)
+
+
+@pytest.mark.parametrize(
+    ("passes", "lanes", "kib"),
+    [
+        (0, 1, 64),
+        (17, 1, 64),
+        (1, 0, 64),
+        (1, 17, 1024),
+        (1, 2, 15),
+        (1, 1, 2**20 + 1),
+        (2**32 - 1, 2**32 - 1, 2**32 - 1),
+    ],
+)
+def test_an_absurd_cost_is_refused_unpaid(path: Path, passes: int, lanes: int, kib: int) -> None:
+    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    stored = path.read_bytes()
+    numbers = b"".join(n.to_bytes(4) for n in (passes, lanes, kib))
+    header = _rehash(stored[:14] + numbers + stored[26:HEADER])
+    path.write_bytes(header + stored[HEADER:])
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.open(path, "horse")
+
+
+@pytest.mark.parametrize(("offset", "value"), [(12, 0), (12, 2), (13, 2)])
+def test_other_versions_are_refused(path: Path, offset: int, value: int) -> None:
+    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    stored = bytearray(path.read_bytes())
+    stored[offset] = value
+    path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.open(path, "horse")
+
+
+def test_a_header_cannot_be_made_to_say_there_is_no_passphrase(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    stored = bytearray(path.read_bytes())
+    stored[13] = 0
+    path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
+    with pytest.raises(WrongPassphrase):
+        KeyringFile.open(path, "horse")
+
+
+def test_a_file_past_the_cap_is_no_keyring(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    with path.open("r+b") as file:
+        file.truncate(keyring.MAX_KEYRING + 1)
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.open(path, None)
+
+
+def test_save_replaces(path: Path) -> None:
+    file = KeyringFile.create(path, CONTENTS, "horse", CHEAP)
+    before = path.read_bytes()
+    file.save(LATER)
+    assert file.contents == LATER
+    assert KeyringFile.open(path, "horse").contents == LATER
+    after = path.read_bytes()
+    assert after[:HEADER] == before[:HEADER]
+    assert after[HEADER : HEADER + 12] != before[HEADER : HEADER + 12]
+    file.save(CONTENTS)
+    assert KeyringFile.open(path, "horse").contents == CONTENTS
+    assert {p.name for p in path.parent.iterdir()} <= {"keyring", ".keyring.lock"}
+
+
+def test_save_does_not_undo_what_another_process_saved(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    ours, theirs = KeyringFile.open(path, None), KeyringFile.open(path, None)
+    theirs.save(LATER)
+    with pytest.raises(ConflictError):
+        ours.save(dataclasses.replace(CONTENTS, pins=()))
+    assert ours.contents == CONTENTS
+    assert KeyringFile.open(path, None).contents == LATER
+
+
+def test_create_does_not_overwrite(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    with pytest.raises(LocalError):
+        KeyringFile.create(path, LATER, None)
+    assert KeyringFile.open(path, None).contents == CONTENTS
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SfscError) as caught:
+        KeyringFile.create(tmp_path / "file" / "keyring", CONTENTS, None)
+    assert caught.value.exit_code == 1
+
+
+def test_a_folder_in_its_place(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(LocalError):
+        KeyringFile.open(path, None)
+
+
+def test_looking_up_generations() -> None:
+    second = dataclasses.replace(KEYS, generation=2)
+    both = dataclasses.replace(CONTENTS, generations=(KEYS, second), name_keys=(bytes(32), KEY))
+    assert both.current == second
+    assert both.name_key == KEY
+    assert both.generation(1) == KEYS
+    assert both.generation(3) is None
+    assert dataclasses.replace(CONTENTS, generations=()).current is None
+
+
+def test_wrong_shapes_cannot_be_built() -> None:
+    with pytest.raises(MessageError):
+        dataclasses.replace(CONTENTS, server_id=b"short")
+    with pytest.raises(MessageError):
+        Device(b"d" * 16, b"x" * 95)
+
+
+def test_secrets_do_not_print() -> None:
+    shown = repr(LATER)
+    for secret in (b"s" * 32, b"w" * 96, b"n" * 32, b"x" * 96, b"bundle"):
+        assert repr(secret) not in shown
+    assert "ann" in shown
+
+
+def test_writers_in_two_processes_lose_nothing(path: Path) -> None:
+    """Each adds ten pins and starts over on a conflict; all twenty must be there."""
+    KeyringFile.create(path, dataclasses.replace(CONTENTS, pins=()), None)
+    program = """
+import dataclasses, sys
+from pathlib import Path
+from sfsc.errors import ConflictError
+from sfsc.keyring import KeyringFile
+path, name = Path(sys.argv[1]), sys.argv[2]
+for number in range(10):
+    while True:
+        file = KeyringFile.open(path, None)
+        pins = (*file.contents.pins, (f"{name}{number}", bytes(32)))
+        try:
+            file.save(dataclasses.replace(file.contents, pins=tuple(sorted(pins))))
+        except ConflictError:
+            continue
+        break
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", program, path, name]) for name in "ab"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert len(KeyringFile.open(path, None).contents.pins) == 20
