@@ -192,7 +192,7 @@ class Daemon(AbstractContextManager["Daemon"]):
     def client(self, name: str, home: Path, *options: str) -> Client:
         """Invite `name` and enrol him from `home`."""
         client = Client(home)
-        client.run("init", self.add_user(name), *options)
+        client.run("init", "-", *options, stdin=self.add_user(name).encode() + b"\n")
         return client
 
     def __enter__(self) -> Self:
