@@ -13,8 +13,19 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 │   │   └── JournalFullError  … because the disk is full
 │   ├── JournalFailedError    sticky: after this nothing more is appended
 │   └── JournalDamagedError   the log is not what was written; has `.seq`
-└── StoreError                bytes by path
-    └── DamagedError          stored bytes are not what the log says; has `.path`
+├── StoreError                bytes by path
+│   ├── PathError             not a path of the store: a mistake of ours
+│   ├── Absent                nothing is stored under a path; has `.path`
+│   ├── DamagedError          stored bytes are not what the log says; has `.path`
+│   ├── StagingClosedError    an upload that was dropped, or committed already
+│   ├── PackError             a pack in staging/ that does not parse
+│   ├── RecoveryError         the store cannot be made what the log says; has `.path`
+│   ├── StoreRefusedError     a call failed and was undone; the store goes on
+│   │   └── StoreFullError    … because the disk is full
+│   └── StoreFailedError      sticky: after this nothing more is acknowledged
+└── CommitError               a change that was not made
+    ├── Stale                 what it was decided on has changed; has `.paths`
+    └── ShuttingDown          the daemon stops; nothing was done
 """
 
 from __future__ import annotations
@@ -116,3 +127,62 @@ class DamagedError(StoreError):
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+
+
+class PathError(StoreError):
+    """Not a path that the store has; whoever built it erred."""
+
+
+class Absent(StoreError):
+    """Nothing is stored under `path` (relative to the store)."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path}: not there")
+        self.path = path
+
+
+class StagingClosedError(StoreError):
+    """The staged upload takes no more bytes: it was committed, dropped or closed."""
+
+
+class PackError(StoreError):
+    """A pack that is torn, changed, of another version or past a cap."""
+
+
+class RecoveryError(StoreError):
+    """The store cannot be made what the log says; `path` names the file that stands in the way."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class StoreRefusedError(StoreError):
+    """The system refused a call before the commit point; what was begun has been undone."""
+
+
+class StoreFullError(StoreRefusedError):
+    """The disk is full."""
+
+
+class StoreFailedError(StoreError):
+    """What reached the disk is unknown, so nothing more is acknowledged until a restart."""
+
+
+class CommitError(SfsdError):
+    """A change that was not made; the log and the store are as if it had not been asked for."""
+
+
+class Stale(CommitError):
+    """The change was decided on a state that is gone: decide again.
+
+    `paths` (relative to the store) are those that no longer are as expected.
+    """
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__(f"changed since it was read: {', '.join(paths)}")
+        self.paths = paths
+
+
+class ShuttingDown(CommitError):
+    """The daemon is stopping and takes no more changes."""

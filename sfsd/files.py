@@ -1,0 +1,229 @@
+"""The file system as the daemon uses it: few calls, each of which a test can make fail.
+
+`Files` has two halves. The first wraps single system calls and only evens out the platforms; a
+test's fault injector overrides these. The second is made of the first and holds the orders of
+durability that everything else relies on: *file before name, name before folder*. Every method
+raises OSError as it is; the journal and the store translate at their boundary.
+
+Windows and macOS: `fdatasync` becomes a full flush (on macOS with F_FULLFSYNC, as `fsync` there
+leaves data in the drive's cache). Windows cannot flush a folder; NTFS journals its metadata in
+order, so a later flush of any file on the volume makes earlier names durable too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+if sys.platform == "darwin":
+    import fcntl
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""`OSError.errno` values that mean there is no room, as opposed to a broken disk."""
+
+_BINARY: int = getattr(os, "O_BINARY", 0)
+_NO_HARD_LINKS = frozenset(
+    {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES}
+)
+_seek_lock = threading.Lock()
+
+
+class Files:
+    """The real file system. Handles are descriptors, as `os.open` returns them."""
+
+    # Single calls.
+
+    def open_new(self, path: Path) -> int:
+        """A handle to write to a file that does not exist yet."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, FILE_MODE)
+
+    def open_append(self, path: Path) -> int:
+        """A handle to read anywhere and to write at the end; the file is made if need be."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, FILE_MODE)
+
+    def open_update(self, path: Path) -> int:
+        """A handle to read and overwrite a file that exists."""
+        return os.open(path, os.O_RDWR | _BINARY)
+
+    def open_read(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | _BINARY)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+        """One write; returns how many bytes it took, which may be too few."""
+        return os.write(handle, data)
+
+    def read_at(self, handle: int, length: int, offset: int) -> bytes:
+        """Up to `length` bytes from `offset`. Safe beside other readers and an appender."""
+        if sys.platform != "win32":
+            return os.pread(handle, length, offset)
+        else:
+            with _seek_lock:
+                os.lseek(handle, offset, os.SEEK_SET)
+                return os.read(handle, length)
+
+    def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """One write at `offset`; returns how many bytes it took. Safe beside others' ranges."""
+        if sys.platform != "win32":
+            return os.pwrite(handle, data, offset)
+        else:
+            with _seek_lock:
+                os.lseek(handle, offset, os.SEEK_SET)
+                return os.write(handle, data)
+
+    def start_writing_back(self, handle: int, offset: int, length: int) -> None:
+        """A hint that these bytes are synced soon (0: up to the end); promises nothing.
+
+        On Linux it queues the dirty pages of the range, so that many files or a long one go to the
+        disk side by side, and what is synced after is short.
+        """
+        if sys.platform == "linux":
+            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def truncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+
+    def sync(self, handle: int) -> None:
+        """Data and metadata of one file are on the disk when this returns."""
+        if sys.platform == "darwin":
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(handle)
+
+    def sync_data(self, handle: int) -> None:
+        """Data and size of one file are on the disk when this returns."""
+        if sys.platform == "linux":
+            os.fdatasync(handle)
+        else:
+            self.sync(handle)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Names made, changed or removed in `folder` are on the disk when this returns."""
+        if sys.platform != "win32":
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self.sync(handle)
+            finally:
+                os.close(handle)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Give `source` the name `target`, whether or not that exists, in one step."""
+        os.replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for one file; FileExistsError if `target` is there."""
+        os.link(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; that it is gone already is fine."""
+        path.unlink(missing_ok=True)
+
+    def make_folder(self, path: Path) -> None:
+        """Make `path` and its missing parents (0700); that it is there already is fine."""
+        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    # Made of them.
+
+    def write_all(self, handle: int, data: bytes | bytearray | memoryview) -> None:
+        """Write every byte; for files that nobody reads before they are complete."""
+        view = memoryview(data)
+        while view:
+            view = view[self.write(handle, view) :]
+
+    def write_all_at(
+        self, handle: int, data: bytes | bytearray | memoryview, offset: int
+    ) -> None:
+        """Write every byte, from `offset` on."""
+        view = memoryview(data)
+        while view:
+            written = self.write_at(handle, view, offset)
+            view, offset = view[written:], offset + written
+
+    def read_exactly(self, handle: int, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset`; EOFError if the file ends before."""
+        data = self.read_at(handle, length, offset)
+        while len(data) < length:
+            more = self.read_at(handle, length - len(data), offset + len(data))
+            if not more:
+                raise EOFError(f"{length} bytes wanted at {offset}, {len(data)} there")
+            data += more
+        return data
+
+    def write_new_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+        """Make `path` with `data` and sync it. Its name lasts after `sync_folder` of its folder.
+
+        What a failure leaves behind is removed, so the same path can be tried again.
+        """
+        self._write_new(path, data, durable=True)
+
+    def replace_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+        """Old or new content under `path`, never a mixture; the new is on the disk on return."""
+        temporary = self._temporary(path)
+        self._write_new(temporary, data, durable=True)
+        self._replace_or_remove(temporary, path)
+        self.sync_folder(path.parent)
+
+    def replace_soon(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+        """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
+        temporary = self._temporary(path)
+        self._write_new(temporary, data, durable=False)
+        self._replace_or_remove(temporary, path)
+
+    def link_or_copy(self, source: Path, target: Path) -> None:
+        """`target` becomes a hard link of `source`, or a copy where links cannot be made.
+
+        FileExistsError if `target` is there. Syncs nothing.
+        """
+        try:
+            self.link(source, target)
+        except OSError as exc:
+            if exc.errno not in _NO_HARD_LINKS:
+                raise
+            self._copy_new(source, target)
+
+    def _copy_new(self, source: Path, target: Path) -> None:
+        handle = self.open_new(target)
+        try:
+            with open(source, "rb") as reader, os.fdopen(handle, "wb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+        except OSError:
+            self.remove(target)
+            raise
+
+    def _write_new(
+        self, path: Path, data: bytes | bytearray | memoryview, *, durable: bool
+    ) -> None:
+        handle = self.open_new(path)
+        try:
+            try:
+                self.write_all(handle, data)
+                if durable:
+                    self.sync(handle)
+            finally:
+                self.close(handle)
+        except OSError:
+            self.remove(path)
+            raise
+
+    def _temporary(self, path: Path) -> Path:
+        temporary = path.with_name(f".{path.name}.tmp")
+        self.remove(temporary)  # one daemon owns a root, so this can only be a crash's leftover
+        return temporary
+
+    def _replace_or_remove(self, temporary: Path, path: Path) -> None:
+        try:
+            self.replace(temporary, path)
+        except OSError:
+            self.remove(temporary)
+            raise

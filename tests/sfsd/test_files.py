@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sfsd.files import Files
+
+
+class Faulty(Files):
+    """Fails the named call with the given errno; notes the order of all others."""
+
+    def __init__(self, call: str = "", code: int = errno.EIO) -> None:
+        self.call, self.code = call, code
+        self.calls: list[str] = []
+
+    def _note(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.call:
+            raise OSError(self.code, os.strerror(self.code))
+
+    def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+        self._note("write")
+        return super().write(handle, data[:3])
+
+    def sync(self, handle: int) -> None:
+        self._note("sync")
+        super().sync(handle)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._note("sync_folder")
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._note("replace")
+        super().replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        self._note("link")
+        super().link(source, target)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replace_durable_syncs_file_then_name_then_folder(tmp_path: Path) -> None:
+    files = Faulty()
+    files.replace_durable(tmp_path / "a", b"1234567")
+    assert (tmp_path / "a").read_bytes() == b"1234567"
+    assert files.calls == ["write", "write", "write", "sync", "replace", "sync_folder"]
+    files.replace_durable(tmp_path / "a", b"")
+    assert (tmp_path / "a").read_bytes() == b""
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["write", "sync", "replace"])
+def test_a_failed_replace_leaves_the_old_and_no_litter(tmp_path: Path, call: str) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        Faulty(call, errno.ENOSPC).replace_durable(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_replace_survives_a_temporary_left_by_a_crash(tmp_path: Path) -> None:
+    (tmp_path / ".a.tmp").write_bytes(b"torn")
+    Files().replace_soon(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert names(tmp_path) == ["a"]
+
+
+def test_write_new_refuses_what_is_there_and_keeps_it(tmp_path: Path) -> None:
+    files = Files()
+    files.write_new_durable(tmp_path / "a", b"first")
+    with pytest.raises(FileExistsError):
+        files.write_new_durable(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert os.stat(tmp_path / "a").st_mode & 0o077 == 0
+
+
+def test_a_failed_new_file_can_be_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Faulty("sync").write_new_durable(tmp_path / "a", b"first")
+    Files().write_new_durable(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"second"
+
+
+def test_link_shares_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    Files().link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert os.stat(tmp_path / "a").st_ino == os.stat(tmp_path / "b").st_ino
+    with pytest.raises(FileExistsError):
+        Files().link_or_copy(tmp_path / "a", tmp_path / "b")
+
+
+def test_link_copies_where_links_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    files = Faulty("link", errno.EPERM)
+    files.link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"x" * 3_000_000
+    assert os.stat(tmp_path / "a").st_ino != os.stat(tmp_path / "b").st_ino
+    with pytest.raises(FileExistsError):
+        files.link_or_copy(tmp_path / "a", tmp_path / "b")
+
+
+def test_link_reports_other_failures(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Faulty("link", errno.EIO).link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["a"]
+
+
+def test_reads_are_positional_and_exact(tmp_path: Path) -> None:
+    files = Files()
+    handle = files.open_append(tmp_path / "a")
+    files.write_all(handle, b"0123456789")
+    assert files.read_exactly(handle, 3, 4) == b"456"
+    assert files.read_exactly(handle, 0, 99) == b""
+    assert files.size(handle) == 10
+    with pytest.raises(EOFError):
+        files.read_exactly(handle, 3, 8)
+    files.truncate(handle, 5)
+    files.write_all(handle, b"x")  # appends at the new end
+    assert files.read_at(handle, 99, 0) == b"01234x"
+    files.close(handle)
+
+
+def test_open_update_overwrites_in_place(tmp_path: Path) -> None:
+    files = Files()
+    (tmp_path / "a").write_bytes(b"0123")
+    handle = files.open_update(tmp_path / "a")
+    files.write_all(handle, b"ab")
+    files.close(handle)
+    assert (tmp_path / "a").read_bytes() == b"ab23"
+    with pytest.raises(FileNotFoundError):
+        files.open_update(tmp_path / "missing")
+
+
+def test_remove_and_make_folder_are_repeatable(tmp_path: Path) -> None:
+    files = Files()
+    files.make_folder(tmp_path / "x" / "y")
+    files.make_folder(tmp_path / "x" / "y")
+    assert (tmp_path / "x" / "y").is_dir()
+    files.sync_folder(tmp_path / "x")
+    files.remove(tmp_path / "none")
+    assert names(tmp_path) == ["x"]
