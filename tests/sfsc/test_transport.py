@@ -1,0 +1,418 @@
+"""Transport against a real TLS server in a thread, which speaks through `Connection`."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.connection import Connection, Role
+from protocol.messages import Error, Reply, Request
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, Read
+from protocol.messages.session import Limits, Login, Ping, Pong, Session, Welcome
+from protocol.messages.uploads import Data, UploadState
+from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
+from sfsc.transport import MAX_REQUESTS, Timeouts, Transport, spki_sha256
+
+WELCOME = Welcome(
+    versions=(1,),
+    statement=b"statement",
+    signature=bytes(64),
+    challenge=bytes(32),
+    limits=Limits(window=4 * PIECE, max_age=1, grace=1, jitter=0),
+)
+SESSION = Session(checkpoint=b"", consistency=(), receipt=None, notice=None, time=1)
+LOGIN = Login(version=1, user="ada", generation=1, known_size=0, signature=bytes(64))
+PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+QUICK = Timeouts(connect=2.0, opening=2.0, idle=2.0)
+_SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def certificate(key: PrivateKey, *, subject: str = "sfsd", days: int = 1) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=days))
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm)
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A file with key and certificate, and the hash of the key's SubjectPublicKeyInfo."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    path = tmp_path_factory.mktemp("tls") / "tls.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(private + certificate(key).public_bytes(serialization.Encoding.PEM))
+    return path, hashlib.sha256(key.public_key().public_bytes(*_SPKI)).digest()
+
+
+Answer = Callable[["Peer", int, Request], None]
+
+
+@dataclass
+class Peer:
+    """The server's end of one connection, in a thread: greets, then calls `answer`."""
+
+    tls: ssl.SSLSocket
+    answer: Answer
+    connection: Connection = field(default_factory=lambda: Connection(Role.SERVER))
+    seen: list[Request] = field(default_factory=list)
+
+    def say(self, request_id: int, message: Reply) -> None:
+        self.tls.sendall(b"".join(self.connection.respond(request_id, message)))
+
+    def serve(self) -> None:
+        self.say(0, WELCOME)
+        while True:
+            buffer = self.connection.get_buffer(-1)
+            count = self.tls.recv_into(buffer)
+            if count == 0:
+                return
+            for incoming in self.connection.buffer_updated(count):
+                assert isinstance(incoming.message, Request)
+                self.seen.append(incoming.message)
+                if isinstance(incoming.message, Login):
+                    self.connection.established()
+                    self.say(incoming.request_id, SESSION)
+                else:
+                    self.answer(self, incoming.request_id, incoming.message)
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """`serve` is given the first connection, in a thread; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run() -> None:
+            try:
+                connected, _ = listener.accept()
+            except OSError:
+                return
+            with connected:
+                try:
+                    serve(connected)
+                except OSError:
+                    return  # the client has left
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def tls_server(
+    pem: tuple[Path, bytes], version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem[0])
+    context.num_tickets = 0
+    context.maximum_version = version
+    return context
+
+
+@contextmanager
+def opened(pem: tuple[Path, bytes], answer: Answer, timeouts: Timeouts = QUICK) -> Iterator[Any]:
+    """(transport with a session, list of what the server was asked)."""
+    seen: list[Request] = []
+
+    def serve(connected: socket.socket) -> None:
+        with tls_server(pem).wrap_socket(connected, server_side=True) as tls:
+            Peer(tls, answer, seen=seen).serve()
+
+    with listening(serve) as port, Transport.dial("127.0.0.1", port, timeouts) as transport:
+        assert transport.welcome() == WELCOME
+        assert transport.call(LOGIN) == SESSION
+        yield transport, seen
+
+
+def pong(peer: Peer, request_id: int, message: Request) -> None:
+    assert isinstance(message, Ping)
+    peer.say(request_id, Pong(time=7))
+
+
+def test_a_session_and_a_request(pem: tuple[Path, bytes]) -> None:
+    with opened(pem, pong) as (transport, seen):
+        assert transport.peer_spki_sha256 == pem[1]
+        assert transport.call(Ping()) == Pong(time=7)
+        assert seen == [LOGIN, Ping()]
+        assert len(transport.welcome_sha256) == 32
+
+
+def test_replies_may_come_in_any_order(pem: tuple[Path, bytes]) -> None:
+    waiting: list[int] = []
+
+    def backwards(peer: Peer, request_id: int, message: Request) -> None:
+        waiting.append(request_id)
+        if len(waiting) == 3:
+            for number in reversed(waiting):
+                peer.say(number, Pong(time=number))
+
+    with opened(pem, backwards) as (transport, _):
+        tickets = [transport.submit(Ping()) for _ in range(3)]
+        assert [transport.result(ticket).time for ticket in tickets] == list(tickets)
+
+
+def test_two_full_pipes_do_not_deadlock(pem: tuple[Path, bytes]) -> None:
+    """The server answers each 1 MiB with 1 MiB before it reads on."""
+    piece = os.urandom(PIECE)
+
+    def echo(peer: Peer, request_id: int, message: Request) -> None:
+        if isinstance(message, Data):
+            peer.say(request_id, UploadState(upload=bytes(16), offset=message.offset))
+        else:
+            peer.say(request_id, Bytes(data=piece))
+
+    with opened(pem, echo) as (transport, _):
+        tickets = []
+        for index in range(24):
+            data = Data(upload=bytes(16), offset=index * PIECE, data=piece)
+            tickets.append(transport.submit(data))
+            tickets.append(transport.submit(Read(handle=bytes(16), offset=0, length=PIECE)))
+        replies = [transport.result(ticket) for ticket in tickets]
+    assert all(reply.data == piece for reply in replies[1::2])
+    assert [reply.offset for reply in replies[::2]] == [i * PIECE for i in range(24)]
+
+
+@given(size=st.integers(0, 3 * 16 * 1024))
+def test_whatever_the_size_the_bytes_arrive(pem: tuple[Path, bytes], size: int) -> None:
+    got: list[bytes] = []
+
+    def keep(peer: Peer, request_id: int, message: Request) -> None:
+        assert isinstance(message, Data)
+        got.append(bytes(message.data))
+        peer.say(request_id, UploadState(upload=bytes(16), offset=0))
+
+    sent = os.urandom(size)
+    with opened(pem, keep) as (transport, _):
+        transport.call(Data(upload=bytes(16), offset=0, data=memoryview(sent)))
+    assert got == [sent]
+
+
+def test_the_window_bounds_bytes_and_requests(pem: tuple[Path, bytes]) -> None:
+    """The server answers only when it has had nothing new for a moment: what it holds then is
+    the window."""
+    held: list[int] = []
+    most = 0
+
+    def hold(peer: Peer, request_id: int, message: Request) -> None:
+        nonlocal most
+        held.append(request_id)
+        most = max(most, len(held))
+        full = 4 if isinstance(message, Read) else MAX_REQUESTS
+        if len(held) == full:
+            while held:
+                reply = Bytes(data=b"") if full == 4 else Pong(time=1)
+                peer.say(held.pop(), reply)
+
+    with opened(pem, hold) as (transport, _):
+        reads = [
+            transport.submit(Read(handle=bytes(16), offset=i, length=PIECE)) for i in range(12)
+        ]
+        for ticket in reads:
+            transport.result(ticket)
+        assert most == 4  # the 4 MiB that the Welcome grants
+        pings = [transport.submit(Ping()) for _ in range(2 * MAX_REQUESTS)]
+        for ticket in pings:
+            transport.result(ticket)
+        assert most == MAX_REQUESTS
+
+
+def test_an_abandoned_reply_is_dropped(pem: tuple[Path, bytes]) -> None:
+    with opened(pem, pong) as (transport, _):
+        first = transport.submit(Ping())
+        transport.abandon(first)
+        second = transport.submit(Ping())
+        transport.result(second)
+        transport.abandon(second)
+        assert (transport._replies, transport._abandoned) == ({}, set())
+
+
+def test_a_reply_ahead_of_the_end_is_not_lost(pem: tuple[Path, bytes]) -> None:
+    def refuse(peer: Peer, request_id: int, message: Request) -> None:
+        peer.say(request_id, Error(code="shutting-down", text="", head=None))
+        peer.tls.unwrap()
+
+    with opened(pem, refuse) as (transport, _):
+        ticket = transport.submit(Ping())
+        reply = transport.result(ticket)
+        assert isinstance(reply, Error)
+        with pytest.raises(Unreachable):
+            transport.call(Ping())
+        assert not transport.usable
+
+
+def test_a_lost_connection(pem: tuple[Path, bytes]) -> None:
+    def leave(peer: Peer, request_id: int, message: Request) -> None:
+        peer.tls.close()
+        raise OSError
+
+    with opened(pem, leave) as (transport, _):
+        with pytest.raises(Unreachable):
+            transport.call(Ping())
+        with pytest.raises(Unreachable):
+            transport.submit(Ping())
+
+
+def test_a_silent_server_times_out(pem: tuple[Path, bytes]) -> None:
+    def say_nothing(peer: Peer, request_id: int, message: Request) -> None:
+        return
+
+    with opened(pem, say_nothing, Timeouts(2.0, 2.0, 0.1)) as (transport, _):
+        started = time.monotonic()
+        with pytest.raises(TimedOut):
+            transport.call(Ping())
+        assert time.monotonic() - started < 2
+        with pytest.raises(TimedOut):
+            transport.call(Ping())
+
+
+def test_a_step_of_the_opening_has_its_own_limit(pem: tuple[Path, bytes]) -> None:
+    """Not even one byte now and then keeps a client waiting for a Welcome."""
+
+    def drip(connected: socket.socket) -> None:
+        with tls_server(pem).wrap_socket(connected, server_side=True) as tls:
+            tls.sendall((1000).to_bytes(4))
+            while True:
+                tls.sendall(b"x")
+                time.sleep(0.02)
+
+    with (
+        listening(drip) as port,
+        Transport.dial("127.0.0.1", port, Timeouts(2.0, 0.2, 2.0)) as transport,
+        pytest.raises(TimedOut),
+    ):
+        transport.welcome()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\3\x92\x14\x00"],
+    ids=["empty frame", "huge frame", "no msgpack", "not a Welcome"],
+)
+def test_garbage_is_a_protocol_failure(pem: tuple[Path, bytes], garbage: bytes) -> None:
+    def serve(connected: socket.socket) -> None:
+        with tls_server(pem).wrap_socket(connected, server_side=True) as tls:
+            tls.sendall(garbage)
+            tls.recv(1)
+
+    with (
+        listening(serve) as port,
+        Transport.dial("127.0.0.1", port, QUICK) as transport,
+        pytest.raises(ProtocolFailure),
+    ):
+        transport.welcome()
+
+
+def dial_error(serve: Callable[[socket.socket], None]) -> NetworkError:
+    with listening(serve) as port, pytest.raises(NetworkError) as caught:
+        Transport.dial("127.0.0.1", port, Timeouts(0.3, 0.3, 0.3))
+    return caught.value
+
+
+def test_who_does_not_speak_tls_1_3(pem: tuple[Path, bytes]) -> None:
+    def http(connected: socket.socket) -> None:
+        connected.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connected.recv(4096)
+
+    def old_tls(connected: socket.socket) -> None:
+        context = tls_server(pem, ssl.TLSVersion.TLSv1_2)
+        with context.wrap_socket(connected, server_side=True) as tls:
+            tls.recv(1)
+
+    assert isinstance(dial_error(http), ProtocolFailure)
+    assert isinstance(dial_error(old_tls), ProtocolFailure)
+
+
+def test_who_does_not_speak_at_all() -> None:
+    def silent(connected: socket.socket) -> None:
+        while connected.recv(4096):
+            pass
+
+    def rude(connected: socket.socket) -> None:
+        connected.shutdown(socket.SHUT_RDWR)
+
+    assert isinstance(dial_error(silent), TimedOut)
+    assert isinstance(dial_error(rude), Unreachable)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "a" * 70])
+def test_nobody_there(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unreachable) as caught:
+        Transport.dial(host, port, QUICK)
+    assert caught.value.hint
+
+
+# --- the peer's key
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ed25519.Ed25519PrivateKey.generate,
+        lambda: ec.generate_private_key(ec.SECP256R1()),
+        lambda: rsa.generate_private_key(65537, 2048),
+        lambda: rsa.generate_private_key(65537, 4096),
+    ],
+    ids=["ed25519", "p256", "rsa2048", "rsa4096"],
+)
+def test_the_walk_finds_the_key_that_a_parser_finds(make: Callable[[], PrivateKey]) -> None:
+    key = make()
+    for subject in ("", "s", "s" * 60):
+        der = certificate(key, subject=subject or "-").public_bytes(serialization.Encoding.DER)
+        assert spki_sha256(der) == hashlib.sha256(key.public_key().public_bytes(*_SPKI)).digest()
+
+
+def test_a_malformed_certificate_is_refused() -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    der = certificate(key).public_bytes(serialization.Encoding.DER)
+    assert der[:2] == b"\x30\x82" or der[:2] == b"\x30\x81"
+    long_form = der[1] - 0x80
+    length = der[2 : 2 + long_form]
+    body = der[2 + long_form :]
+    malformed = [
+        b"",
+        b"\x30",
+        der[:-1],
+        der + b"\0",
+        b"\x31" + der[1:],
+        b"\x30\x80" + body + b"\0\0",
+        b"\x30" + bytes([0x80 + long_form + 1]) + b"\0" + length + body,
+        b"\x30\x81\x05" + bytes(5),
+    ]
+    for data in malformed:
+        with pytest.raises(ProtocolFailure):
+            spki_sha256(data)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_certificate_or_refused(data: bytes) -> None:
+    try:
+        assert len(spki_sha256(b"\x30" + bytes([len(data)]) + data)) == 32
+    except ProtocolFailure:
+        return
