@@ -1,0 +1,43 @@
+"""`sfsc stat`: one file."""
+
+from __future__ import annotations
+
+import click
+
+import sfsc
+from sfsc import terminal
+from sfsc.cli import Context
+from sfsc.client import Entry
+
+
+@click.command(short_help="Show what is known about a file.")
+@click.argument("name")
+@click.pass_obj
+def command(context: Context, name: str) -> None:
+    """Show NAME's version, sizes, times and id, all of it verified."""
+    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+        entry = store.stat(name)
+    if context.json:
+        terminal.answer_json(as_object(entry))
+        return
+    terminal.answer(f"name        {terminal.printable(entry.name)}")
+    terminal.answer(f"version     {entry.version} (revision {entry.revision})")
+    terminal.answer(f"size        {entry.size} bytes, {entry.ciphertext_size} encrypted")
+    terminal.answer(f"modified    {terminal.human_time(entry.mtime)}")
+    terminal.answer(f"stored      {terminal.human_time(entry.created)}")
+    terminal.answer(f"file id     {entry.file_id}")
+
+
+def as_object(entry: Entry) -> dict[str, object]:
+    """An entry as `--json` shows it; times in unix seconds, sizes in bytes."""
+    return {
+        "name": entry.name,
+        "file_id": entry.file_id,
+        "version": entry.version,
+        "revision": entry.revision,
+        "size": entry.size,
+        "ciphertext_size": entry.ciphertext_size,
+        "mtime": entry.mtime,
+        "mode": entry.mode,
+        "created": entry.created,
+    }
