@@ -137,6 +137,14 @@ def test_x25519_wrap_is_hpke() -> None:
     assert key.unwrap(bytes.fromhex(case["enc"]) + sealed, bytes.fromhex(case["info"])) == KEY
 
 
+def test_xwing_keys_are_the_drafts() -> None:
+    """The draft keeps one seed; SHAKE-256 of it gives the two that we keep, in our order."""
+    cases = json.loads((_VECTORS / "HPKE" / "hpke-pq-test-vectors.json").read_text())
+    case = next(c for c in cases if c["kem_id"] == 0x647A)
+    seeds = hashlib.shake_256(bytes.fromhex(case["skRm"])).digest(96)
+    assert primitives.PrivateKey("xwing", seeds).public.encoded == bytes.fromhex(case["pkRm"])
+
+
 def test_wrap_is_bound_to_info_key_and_bytes(private: primitives.PrivateKey) -> None:
     wrapped = private.public.wrap(KEY, INFO)
     with pytest.raises(Tampered):

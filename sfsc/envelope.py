@@ -1,0 +1,333 @@
+"""What goes around a file's ciphertext: its key's wraps, its sealed metadata, its record's content.
+
+A version of a file has one `ContentKey`: a fresh DEK and content_id. Everything else hangs on it::
+
+    ciphertext    Encryptor under the DEK, bound to the content_id
+    metadata      nonce[12] ‖ AES-256-GCM(metadata key, {name, size, mtime, mode}), bound to the
+                  content_id; the signed record holds its SHA-256
+    commitment    in the signed record, so that a wrap cannot open to another DEK
+    wraps         the DEK for each reader, bound to server, owner, content_id and the reader's key
+
+The bundle is what a user's other devices and recovery code need to go on: see `Bundle`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
+
+from protocol import encoding
+from protocol.encoding import Buffer
+from protocol.errors import EncodingError, MessageError
+from protocol.fields import AtMost, Between, Bytes32, Count, Struct, UserName
+from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
+from protocol.names import check_file_name
+from protocol.records import (
+    CONTENT_OPS,
+    MAX_WRAPPED_KEY,
+    PUT,
+    FileRecord,
+    Reader,
+    Statement,
+    record_hash,
+)
+from protocol.signatures import SigningKey
+from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
+from sfsc.keyring import GenerationKeys
+from sfsc.primitives import (
+    PrivateKey,
+    PublicKey,
+    bundle_info,
+    commitment,
+    metadata_key,
+    new_content_id,
+    new_key,
+    open_sealed,
+    seal,
+    wrap_info,
+)
+from sfsc.segments import Decryptor, Encryptor, plaintext_size
+
+_Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
+_Mode = Annotated[int, Between(0, 0o7777)]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata(Struct):
+    """What only readers learn of a file.
+
+    `size` in bytes of plaintext; `mtime` in nanoseconds since 1970 and `mode` (POSIX permission
+    bits) are None where the source had none, as a pipe has.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    name: Annotated[str, check_file_name]
+    size: Count
+    mtime: _Nanoseconds | None
+    mode: _Mode | None
+
+
+def check_name(name: str) -> None:
+    """Raise `UsageError` unless `name` may be a file's name (DESIGN section 3)."""
+    try:
+        check_file_name(name)
+    except MessageError as exc:
+        raise UsageError(str(exc)) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Who shall be able to open a file: a user and that user's current key."""
+
+    user: str
+    key: PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """The DEK of one version's content; `fresh` for a new one, `open_wraps` for a stored one."""
+
+    content_id: bytes
+    dek: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def fresh(cls) -> ContentKey:
+        return cls(new_content_id(), new_key())
+
+    def encryptor(self) -> Encryptor:
+        """For the one ciphertext of this content. One that is begun anew needs a fresh key."""
+        return Encryptor(self.dek, self.content_id)
+
+    def decryptor(self, header: Buffer, ciphertext_size: int) -> Decryptor:
+        """For the blob with these first 40 bytes and this signed size. Raises `Tampered`."""
+        return Decryptor(self.dek, self.content_id, header, ciphertext_size)
+
+    def seal_metadata(self, metadata: Metadata) -> bytes:
+        """The bytes to store; the record holds their SHA-256."""
+        return seal(metadata_key(self.dek), encoding.pack(metadata.to_map()), self.content_id)
+
+    def open_metadata(self, record: FileRecord, sealed: bytes) -> Metadata:
+        """What `sealed` says, if it is what `record` was signed over.
+
+        Raises `Tampered` if it is not, and `BadRecord` for a name or size that no honest client
+        writes: who shared a file is not trusted with where it lands.
+        """
+        digest = hashlib.sha256(sealed).digest()
+        if record.metadata_sha256 is None or not hmac.compare_digest(
+            record.metadata_sha256, digest
+        ):
+            raise Tampered("the file's metadata is not what was signed")
+        body = open_sealed(metadata_key(self.dek), sealed, self.content_id)
+        try:
+            metadata = Metadata.from_map(encoding.unpack(body, limit=MAX_METADATA))
+        except (EncodingError, MessageError) as exc:
+            raise BadRecord(f"the file's metadata is malformed: {exc}") from exc
+        if metadata.size != plaintext_size(record.ciphertext_size or 0):
+            raise BadRecord("the file's metadata states a size that its content does not have")
+        return metadata
+
+    def wrap(
+        self, server: bytes, owner_first: bytes, recipients: Iterable[Recipient]
+    ) -> tuple[Wrap, ...]:
+        """The DEK for each recipient. `owner_first` is the hash of the owner's first statement."""
+        return tuple(
+            Wrap(
+                recipient.user,
+                recipient.key.key_id,
+                recipient.key.alg,
+                recipient.key.wrap(
+                    self.dek,
+                    wrap_info(server, owner_first, self.content_id, recipient.key.key_id),
+                ),
+            )
+            for recipient in recipients
+        )
+
+
+def private_keys(generations: Iterable[GenerationKeys]) -> dict[bytes, PrivateKey]:
+    """The wrap keys of these generations by key_id. Raises `UnsupportedKey`."""
+    keys = [PrivateKey(entry.wrap_alg, entry.wrap_private) for entry in generations]
+    return {key.public.key_id: key for key in keys}
+
+
+def open_wraps(
+    record: FileRecord,
+    owner_first: bytes,
+    wraps: Iterable[Wrap],
+    keys: Mapping[bytes, PrivateKey],
+) -> ContentKey:
+    """The key of the content that `record` (of put, restore, move or reencrypt) describes.
+
+    Raises `KeyringError` when no wrap is for one of `keys`, and `Tampered` when the one that is
+    does not open, or opens to another key than the one the record commits to.
+    """
+    if record.op not in CONTENT_OPS or record.content_id is None or record.dek_commit is None:
+        raise BadRecord(f"a record of {record.op} describes no content")
+    wrap = next((wrap for wrap in wraps if wrap.key_id in keys), None)
+    if wrap is None:
+        raise KeyringError(
+            "the file is not encrypted for any key of this machine",
+            "its owner must share it again, or this machine needs the account's newer keys",
+        )
+    info = wrap_info(record.server, owner_first, record.content_id, wrap.key_id)
+    dek = keys[wrap.key_id].unwrap(wrap.wrapped, info)
+    if not hmac.compare_digest(commitment(dek), record.dek_commit):
+        raise Tampered("the wrapped key is not the one that was signed")
+    return ContentKey(record.content_id, dek)
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who signs a record and where: fields that all records of one session share."""
+
+    server: bytes
+    owner: str
+    actor: str
+    generation: int
+
+
+def content_record(
+    author: Author,
+    key: ContentKey,
+    *,
+    file_id: str,
+    head: bytes | None,
+    version: int,
+    ciphertext_size: int,
+    segments_root: bytes,
+    metadata: bytes,
+    readers: tuple[Reader, ...],
+    seen: tuple[int, bytes],
+    created: int,
+    op: str = PUT,
+) -> FileRecord:
+    """The record that makes `version` of a file, onto its record `head` (exact bytes; None: new).
+
+    `metadata` as `seal_metadata` gave it; `seen` the newest proven (size, root) of the log;
+    `created` in unix seconds. The record is built again, with the same key, when the head moved on.
+    """
+    return FileRecord(
+        server=author.server,
+        owner=author.owner,
+        actor=author.actor,
+        generation=author.generation,
+        file_id=file_id,
+        rev=1 if head is None else FileRecord.parse(head).rev + 1,
+        op=op,
+        prev=b"" if head is None else record_hash(head),
+        seen=seen,
+        created=created,
+        readers=readers,
+        current=version,
+        content_id=key.content_id,
+        version=version,
+        ciphertext_size=ciphertext_size,
+        segments_root=segments_root,
+        dek_commit=commitment(key.dek),
+        metadata_sha256=hashlib.sha256(metadata).digest(),
+    )
+
+
+# --- the bundle -----------------------------------------------------------------------------
+
+_MAX_GENERATIONS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle(Struct):
+    """What an account's other devices and its recovery code need to go on with.
+
+    No device's and no recovery private key. `generations` and `name_keys` oldest first; `pins` are
+    (user, hash of that user's first statement); `checkpoint` the last one proven, empty for none.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
+    pins: tuple[tuple[UserName, Bytes32], ...]
+    checkpoint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _SealedBundle(Struct):
+    """On the wire: the bundle under K, and K for each recipient (key_id, wrapped K)."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    keys: Annotated[
+        tuple[tuple[Bytes32, Annotated[bytes, AtMost(MAX_WRAPPED_KEY)]], ...], AtMost(18)
+    ]
+    sealed: Annotated[bytes, AtMost(MAX_BUNDLE)]
+
+
+def seal_bundle(
+    bundle: Bundle, *, server: bytes, user: str, n: int, recipients: Iterable[PublicKey]
+) -> bytes:
+    """The bundle of statement `n` of `user`, which holds the SHA-256 of what this returns.
+
+    `recipients` are the statement's devices, its recovery key and its own wrap key. K's info
+    without a recipient is the associated data of what K seals, so that no bundle passes for that
+    of another statement. Raises `LocalError` past 64 KiB.
+    """
+    key = new_key()
+    keys = tuple(
+        (public.key_id, public.wrap(key, bundle_info(server, user, n, public.key_id)))
+        for public in recipients
+    )
+    body = seal(key, encoding.pack(bundle.to_map()), bundle_info(server, user, n, b""))
+    try:
+        packed = encoding.pack(_SealedBundle(keys, body).to_map())
+    except MessageError as exc:
+        raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
+    if len(packed) > MAX_BUNDLE:
+        raise LocalError(f"the account's bundle has grown to {len(packed)} bytes")
+    return packed
+
+
+def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey]) -> Bundle:
+    """The bundle that `statement` (already verified) commits to, opened with one of `keys`.
+
+    Raises `Tampered` when it is another or does not open, `BadRecord` when its keys are not those
+    the statement makes current, and `KeyringError` when it is sealed for none of `keys`.
+    """
+    if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
+        raise Tampered("the account's bundle is not the one its statement names")
+    try:
+        parts = _SealedBundle.from_map(encoding.unpack(sealed, limit=MAX_BUNDLE))
+        key = _bundle_key(parts, statement, keys)
+        aad = bundle_info(statement.server, statement.user, statement.n, b"")
+        body = open_sealed(key, parts.sealed, aad)
+        bundle = Bundle.from_map(encoding.unpack(body, limit=MAX_BUNDLE))
+    except (EncodingError, MessageError) as exc:
+        raise BadRecord(f"the account's bundle is malformed: {exc}") from exc
+    _check_current(bundle, statement)
+    return bundle
+
+
+def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[PrivateKey]) -> bytes:
+    by_id = {key.public.key_id: key for key in keys}
+    for recipient, wrapped in parts.keys:
+        if recipient in by_id:
+            info = bundle_info(statement.server, statement.user, statement.n, recipient)
+            return by_id[recipient].unwrap(wrapped, info)
+    raise KeyringError("the account's keys are not sealed for this machine")
+
+
+def _check_current(bundle: Bundle, statement: Statement) -> None:
+    """The newest keys in the bundle are the ones the statement makes public."""
+    newest = bundle.generations[-1] if bundle.generations else None
+    if (
+        newest is None
+        or not bundle.name_keys
+        or newest.generation != statement.generation
+        or SigningKey.from_seed(newest.sign_seed).public != statement.sign_pub
+        or newest.wrap_alg != statement.wrap_alg
+        or PrivateKey(newest.wrap_alg, newest.wrap_private).public.encoded != statement.wrap_pub
+    ):
+        raise BadRecord("the account's bundle does not hold the keys of its statement")

@@ -1,0 +1,396 @@
+"""Wraps, metadata, records and bundles: what opens, and every way in which it must not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import encoding
+from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
+from protocol.names import MAX_FILE_NAME
+from protocol.records import WRAP_ALGORITHMS, FileRecord, Statement, record_hash
+from protocol.signatures import SigningKey
+from sfsc import primitives
+from sfsc.envelope import (
+    Author,
+    Bundle,
+    ContentKey,
+    Metadata,
+    Recipient,
+    check_name,
+    content_record,
+    open_bundle,
+    open_wraps,
+    private_keys,
+    seal_bundle,
+)
+from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
+from sfsc.keyring import GenerationKeys
+from sfsc.primitives import PrivateKey, PublicKey
+from sfsc.segments import ciphertext_size
+
+SERVER, FIRST = b"S" * 32, b"F" * 32
+AUTHOR = Author(SERVER, "ann", "ann", 1)
+KEY = ContentKey(b"content-id-is-16", bytes(range(32)))
+METADATA = Metadata("docs/report.pdf", 1000, 1_700_000_000_123_456_789, 0o644)
+BAD_NAMES = (
+    "",
+    "/etc/passwd",
+    "../up",
+    "a//b",
+    "a/./b",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "e\u0301",
+    "\ud800",
+)
+
+
+def _record(metadata: bytes = b"", *, key: ContentKey = KEY, size: int = 1000) -> FileRecord:
+    return content_record(
+        AUTHOR,
+        key,
+        file_id="0" * 32,
+        head=None,
+        version=1,
+        ciphertext_size=ciphertext_size(size),
+        segments_root=b"R" * 32,
+        metadata=metadata,
+        readers=(("bob", b"B" * 32, 0),),
+        seen=(7, b"L" * 32),
+        created=1_700_000_000,
+    )
+
+
+# --- metadata -------------------------------------------------------------------------------
+
+
+@given(
+    name=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=100),
+    size=st.integers(0, 2**44),
+    mtime=st.none() | st.integers(-(2**63), 2**63 - 1),
+    mode=st.none() | st.integers(0, 0o7777),
+)
+def test_metadata_round_trip(name: str, size: int, mtime: int | None, mode: int | None) -> None:
+    metadata = Metadata(unicodedata.normalize("NFC", name), size, mtime, mode)
+    sealed = KEY.seal_metadata(metadata)
+    assert KEY.open_metadata(_record(sealed, size=size), sealed) == metadata
+
+
+def test_the_longest_metadata_fits_a_message() -> None:
+    longest = Metadata("x" * MAX_FILE_NAME, 2**53, -(2**63), 0o7777)
+    assert len(KEY.seal_metadata(longest)) <= MAX_METADATA
+
+
+def test_metadata_other_than_signed() -> None:
+    record = _record(KEY.seal_metadata(METADATA))
+    with pytest.raises(Tampered):
+        KEY.open_metadata(record, KEY.seal_metadata(METADATA))
+    deleted = dataclasses.replace(
+        record,
+        op="delete",
+        content_id=None,
+        version=None,
+        ciphertext_size=None,
+        segments_root=None,
+        dek_commit=None,
+        metadata_sha256=None,
+        current=0,
+    )
+    with pytest.raises(Tampered):
+        KEY.open_metadata(deleted, b"")
+
+
+def test_metadata_is_bound_to_its_content_and_key() -> None:
+    sealed = KEY.seal_metadata(METADATA)
+    for key in (ContentKey(b"content-id-is-17", KEY.dek), ContentKey(KEY.content_id, bytes(32))):
+        with pytest.raises(Tampered):
+            key.open_metadata(_record(sealed), sealed)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES[:-1])
+def test_a_sharers_bad_name_is_refused(name: str) -> None:
+    body = encoding.pack({"name": name, "size": 1000, "mtime": None, "mode": None})
+    sealed = primitives.seal(primitives.metadata_key(KEY.dek), body, KEY.content_id)
+    with pytest.raises(BadRecord):
+        KEY.open_metadata(_record(sealed), sealed)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        encoding.pack({"name": "a", "size": 1000, "mtime": None}),
+        encoding.pack({"name": "a", "size": 1000, "mtime": None, "mode": None, "more": 1}),
+        encoding.pack({"name": "a", "size": 999, "mtime": None, "mode": None}),
+        encoding.pack({"name": "a", "size": 1000, "mtime": None, "mode": 0o10000}),
+        encoding.pack({"name": "a", "size": True, "mtime": None, "mode": None}),
+    ],
+)
+def test_malformed_metadata_is_refused(body: bytes) -> None:
+    sealed = primitives.seal(primitives.metadata_key(KEY.dek), body, KEY.content_id)
+    with pytest.raises(BadRecord):
+        KEY.open_metadata(_record(sealed), sealed)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_bad_names_of_our_own(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_name(name)
+
+
+def test_good_names_pass() -> None:
+    check_name("docs/é ☃.txt")
+
+
+# --- wraps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
+def test_wraps_open_for_each_recipient(alg: str) -> None:
+    ours, other = PrivateKey.generate(alg), PrivateKey.generate("x25519")
+    wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public), Recipient("bob", ours.public)])
+    assert [(w.user, w.key_id, w.algorithm) for w in wraps] == [
+        ("ann", other.public.key_id, "x25519"),
+        ("bob", ours.public.key_id, alg),
+    ]
+    assert open_wraps(_record(), FIRST, wraps, {ours.public.key_id: ours}) == KEY
+    assert open_wraps(_record(), FIRST, wraps, {other.public.key_id: other}) == KEY
+
+
+def test_wraps_of_any_generation_open() -> None:
+    old, new = PrivateKey.generate("x25519"), PrivateKey.generate("xwing")
+    keys = private_keys(
+        [
+            GenerationKeys(1, bytes(32), "x25519", old.encoded),
+            GenerationKeys(2, bytes(32), "xwing", new.encoded),
+        ]
+    )
+    for key in (old, new):
+        wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", key.public)])
+        assert open_wraps(_record(), FIRST, wraps, keys) == KEY
+
+
+@pytest.mark.parametrize(
+    ("server", "first", "content_id"),
+    [
+        (b"s" * 32, FIRST, KEY.content_id),
+        (SERVER, b"f" * 32, KEY.content_id),
+        (SERVER, FIRST, b"content-id-is-17"),
+    ],
+)
+def test_a_wrap_of_another_context_does_not_open(
+    server: bytes, first: bytes, content_id: bytes
+) -> None:
+    key = PrivateKey.generate("xwing")
+    other = ContentKey(content_id, KEY.dek)
+    wraps = other.wrap(server, first, [Recipient("ann", key.public)])
+    with pytest.raises(Tampered):
+        open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
+
+
+def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
+    key = PrivateKey.generate("x25519")
+    wraps = ContentKey(KEY.content_id, bytes(32)).wrap(
+        SERVER, FIRST, [Recipient("ann", key.public)]
+    )
+    with pytest.raises(Tampered):
+        open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
+
+
+def test_a_wrap_under_another_keys_name_is_refused() -> None:
+    ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
+    [wrap] = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public)])
+    renamed = Wrap(wrap.user, ours.public.key_id, wrap.algorithm, wrap.wrapped)
+    with pytest.raises(Tampered):
+        open_wraps(_record(), FIRST, [renamed], {ours.public.key_id: ours})
+
+
+def test_no_wrap_for_us() -> None:
+    ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
+    wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public)])
+    for offered in (wraps, ()):
+        with pytest.raises(KeyringError):
+            open_wraps(_record(), FIRST, offered, {ours.public.key_id: ours})
+
+
+def test_a_record_without_content_opens_nothing() -> None:
+    access = FileRecord(
+        server=SERVER, owner="ann", actor="ann", generation=1, file_id="0" * 32, rev=2,
+        op="access", prev=b"P" * 32, seen=(1, bytes(32)), created=1, readers=(), current=1,
+    )  # fmt: skip
+    with pytest.raises(BadRecord):
+        open_wraps(access, FIRST, (), {})
+
+
+# --- content and records --------------------------------------------------------------------
+
+
+def test_a_file_goes_in_and_comes_back() -> None:
+    key, reader = ContentKey.fresh(), PrivateKey.generate("xwing")
+    plaintext = os.urandom(3000)
+    blob = b"".join(key.encryptor().pieces(io.BytesIO(plaintext)))
+    metadata = key.seal_metadata(dataclasses.replace(METADATA, size=3000))
+    record = FileRecord.parse(_record(metadata, key=key, size=3000).encode())
+    wraps = key.wrap(SERVER, FIRST, [Recipient("ann", reader.public)])
+
+    opened = open_wraps(record, FIRST, wraps, {reader.public.key_id: reader})
+    assert opened.open_metadata(record, metadata).name == "docs/report.pdf"
+    decryptor = opened.decryptor(blob[:40], record.ciphertext_size or 0)
+    assert b"".join(decryptor.segments(io.BytesIO(blob))) == plaintext
+
+
+def test_fresh_keys_differ() -> None:
+    one, two = ContentKey.fresh(), ContentKey.fresh()
+    assert one.content_id != two.content_id
+    assert one.dek != two.dek
+
+
+def test_a_record_says_what_it_must() -> None:
+    record = _record(b"metadata")
+    assert (record.rev, record.prev, record.version, record.current) == (1, b"", 1, 1)
+    assert record.dek_commit == primitives.commitment(KEY.dek)
+    assert record.metadata_sha256 == hashlib.sha256(b"metadata").digest()
+    assert (record.op, record.content_id) == ("put", KEY.content_id)
+
+
+def test_a_record_goes_onto_the_head() -> None:
+    head = _record().encode()
+    following = content_record(
+        AUTHOR,
+        KEY,
+        file_id="0" * 32,
+        head=head,
+        version=2,
+        ciphertext_size=56,
+        segments_root=bytes(32),
+        metadata=b"",
+        readers=(),
+        seen=(8, bytes(32)),
+        created=2,
+    )
+    assert (following.rev, following.prev) == (2, record_hash(head))
+
+
+def test_keys_do_not_print() -> None:
+    assert repr(KEY.dek) not in repr(KEY)
+
+
+# --- the bundle -----------------------------------------------------------------------------
+
+SIGN = SigningKey.from_seed(b"s" * 32)
+WRAP = PrivateKey("x25519", b"w" * 32)
+DEVICE = PrivateKey("xwing", b"d" * 96)
+BUNDLE = Bundle(
+    (GenerationKeys(1, SIGN.seed, "x25519", WRAP.encoded),),
+    (b"n" * 32,),
+    (("bob", b"B" * 32),),
+    b"checkpoint",
+)
+
+
+def _sealed(bundle: Bundle = BUNDLE, n: int = 1, *recipients: PublicKey) -> bytes:
+    return seal_bundle(
+        bundle,
+        server=SERVER,
+        user="ann",
+        n=n,
+        recipients=recipients or (DEVICE.public, WRAP.public),
+    )
+
+
+def _statement(sealed: bytes, *, n: int = 1, server: bytes = SERVER) -> Statement:
+    return Statement(
+        server=server, user="ann", n=n, generation=1, oldest=1, sign_pub=SIGN.public,
+        wrap_alg="x25519", wrap_pub=WRAP.public.encoded,
+        devices=((b"D" * 16, DEVICE.public.encoded),), recovery=None, voids=(),
+        bundle_sha256=hashlib.sha256(sealed).digest(), created=1, due=2, expires=3,
+        prev=b"" if n == 1 else bytes(32), reason="enrol",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [DEVICE, WRAP])
+def test_the_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
+    sealed = _sealed()
+    assert open_bundle(sealed, _statement(sealed), [key]) == BUNDLE
+    assert open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing"), key]) == BUNDLE
+
+
+def test_the_bundle_holds_nothing_in_the_clear() -> None:
+    sealed = _sealed()
+    for secret in (SIGN.seed, WRAP.encoded, b"n" * 32, b"B" * 32, b"checkpoint"):
+        assert secret not in sealed
+
+
+def test_the_bundle_opens_for_nobody_else() -> None:
+    sealed = _sealed()
+    with pytest.raises(KeyringError):
+        open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing")])
+
+
+def test_another_bundle_than_the_statements() -> None:
+    with pytest.raises(Tampered):
+        open_bundle(_sealed(), _statement(_sealed()), [DEVICE])
+
+
+def test_a_bundle_of_another_statement_or_server() -> None:
+    sealed = _sealed()
+    for statement in (_statement(sealed, n=2), _statement(sealed, server=b"T" * 32)):
+        with pytest.raises(Tampered):
+            open_bundle(sealed, statement, [DEVICE])
+
+
+@pytest.mark.parametrize(
+    "bundle",
+    [
+        dataclasses.replace(BUNDLE, generations=()),
+        dataclasses.replace(BUNDLE, name_keys=()),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(2, SIGN.seed, "x25519", WRAP.encoded),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, b"t" * 32, "x25519", WRAP.encoded),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "x25519", b"v" * 32),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "xwing", DEVICE.encoded),)
+        ),
+    ],
+)
+def test_a_bundle_without_the_statements_keys(bundle: Bundle) -> None:
+    sealed = _sealed(bundle)
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+@pytest.mark.parametrize("sealed", [b"", b"\xc1", encoding.pack({"keys": [], "more": b""})])
+def test_a_malformed_bundle(sealed: bytes) -> None:
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+def _with_pins(count: int) -> Bundle:
+    return dataclasses.replace(
+        BUNDLE, pins=tuple((f"user{number}", bytes(32)) for number in range(count))
+    )
+
+
+def test_a_large_bundle_fits_a_message() -> None:
+    assert MAX_BUNDLE * 0.9 < len(_sealed(_with_pins(1400))) <= MAX_BUNDLE
+
+
+@pytest.mark.parametrize("pins", [1480, 2500])
+def test_a_bundle_past_its_limit_is_not_sent(pins: int) -> None:
+    with pytest.raises(LocalError):
+        _sealed(_with_pins(pins))

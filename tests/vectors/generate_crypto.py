@@ -1,0 +1,149 @@
+"""Known answers for the client's cryptography: python tests/vectors/generate_crypto.py
+
+All inputs come from SHAKE-256 of a label, so that anyone can make them again. What a primitive
+draws at random by itself (an RSA key, an HPKE encapsulation, a nonce) is drawn once and then kept
+from the file that is there; `test_crypto_vectors.py` opens it. All values are lower hex.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from protocol.records import WRAP_ALGORITHMS, key_id
+from sfsc import primitives
+from sfsc.envelope import ContentKey, Metadata
+from sfsc.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.segments import Encryptor
+
+PATH = Path(__file__).with_name("crypto.json")
+Json = dict[str, Any]
+
+
+def drawn(label: str, size: int) -> bytes:
+    """The input called `label`."""
+    return hashlib.shake_256(b"sfs/v1/vectors/" + label.encode()).digest(size)
+
+
+DEK = drawn("dek", 32)
+CONTENT_ID = drawn("content_id", 16)
+SERVER = drawn("server_id", 32)
+OWNER_FIRST = drawn("owner first statement", 32)
+NAMES = ("report.pdf", "docs/Übersicht 2024/☃.txt")
+BLOB_SIZES = (0, 13, 1_048_520, 1_048_521, 3_000_000)
+METADATA = Metadata("docs/report.pdf", 13, 1_700_000_000_123_456_789, 0o640)
+PASSPHRASE = "correct horse"
+COST = Cost(passes=1, lanes=1, kib=64)
+
+
+def keyring() -> Keyring:
+    keys = GenerationKeys(1, drawn("sign", 32), "xwing", drawn("xwing private", 96))
+    later = GenerationKeys(2, drawn("sign 2", 32), "x25519", drawn("x25519 private", 32))
+    return Keyring(
+        server_id=SERVER,
+        addresses=("nas.example:7373",),
+        user="ann",
+        first=OWNER_FIRST,
+        statements=(drawn("statement", 300),),
+        generations=(keys,),
+        name_keys=(drawn("name_key", 32),),
+        device=Device(drawn("device_id", 16), drawn("device private", 96)),
+        pending=Pending(drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later),
+        pins=(("bob", drawn("bob", 32)),),
+    )
+
+
+def _derivations() -> Json:
+    secret = primitives.argon2id(PASSPHRASE.encode(), drawn("salt", 16), passes=1, lanes=1, kib=64)
+    key, check = primitives.keyring_keys(secret)
+    salt = drawn("blob salt", 32)
+    return {
+        "dek": DEK.hex(),
+        "metadata_key": primitives.metadata_key(DEK).hex(),
+        "commitment": primitives.commitment(DEK).hex(),
+        "content_id": CONTENT_ID.hex(),
+        "segment_salt": salt.hex(),
+        "segment_key": primitives.segment_key(DEK, salt, CONTENT_ID).hex(),
+        "name_key": drawn("name_key", 32).hex(),
+        "file_ids": {n: primitives.file_id(drawn("name_key", 32), n) for n in NAMES},
+        "passphrase": PASSPHRASE,
+        "argon2id_salt": drawn("salt", 16).hex(),
+        "argon2id": secret.hex(),
+        "keyring_key": key.hex(),
+        "keyring_check": check.hex(),
+        "bundle_info": primitives.bundle_info(SERVER, "ann", 7, drawn("key_id", 32)).hex(),
+    }
+
+
+def _blob(size: int) -> Json:
+    """`plaintext` is SHAKE-256 output; blobs past 64 bytes are named by their SHA-256."""
+    encryptor = Encryptor(DEK, CONTENT_ID, _random=lambda n: drawn(f"blob random {n}", n))
+    source = io.BytesIO(drawn("plaintext", size))
+    blob = b"".join(encryptor.pieces(source))
+    return {
+        "plaintext_size": size,
+        "header": blob[:40].hex(),
+        "blob": blob.hex() if len(blob) <= 128 else None,
+        "blob_size": len(blob),
+        "blob_sha256": hashlib.sha256(blob).hexdigest(),
+    }
+
+
+def _private(alg: str, kept: Json) -> primitives.PrivateKey:
+    if alg in ("xwing", "x25519"):
+        return primitives.PrivateKey(alg, drawn(f"{alg} private", 96 if alg == "xwing" else 32))
+    if kept:
+        return primitives.PrivateKey(alg, bytes.fromhex(kept["private"]))
+    return primitives.PrivateKey.generate(alg)
+
+
+def _wrap(alg: str, kept: Json) -> Json:
+    private = _private(alg, kept)
+    public = private.public
+    info = primitives.wrap_info(SERVER, OWNER_FIRST, CONTENT_ID, public.key_id)
+    return {
+        "private": private.encoded.hex(),
+        "public": public.encoded.hex(),
+        "key_id": key_id(alg, public.encoded).hex(),
+        "info": info.hex(),
+        "wrapped": kept.get("wrapped") or public.wrap(DEK, info).hex(),
+    }
+
+
+def _keyring_file(passphrase: str | None) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keyring"
+        KeyringFile.create(path, keyring(), passphrase, COST)
+        return path.read_bytes().hex()
+
+
+def generate(kept: Json) -> Json:
+    """The whole file; `kept` is the one that is there, or empty."""
+    files = kept.get("keyring_files", {})
+    return {
+        "server_id": SERVER.hex(),
+        "owner_first": OWNER_FIRST.hex(),
+        "derivations": _derivations(),
+        "blobs": [_blob(size) for size in BLOB_SIZES],
+        "wraps": {alg: _wrap(alg, kept.get("wraps", {}).get(alg, {})) for alg in WRAP_ALGORITHMS},
+        "metadata": {
+            "map": METADATA.to_map(),
+            "sealed": kept["metadata"]["sealed"]
+            if "metadata" in kept
+            else ContentKey(CONTENT_ID, DEK).seal_metadata(METADATA).hex(),
+        },
+        "keyring_files": {
+            "passphrase": files.get("passphrase") or _keyring_file(PASSPHRASE),
+            "no_passphrase": files.get("no_passphrase") or _keyring_file(None),
+        },
+    }
+
+
+if __name__ == "__main__":
+    before = json.loads(PATH.read_text("utf-8")) if PATH.exists() else {}
+    text = json.dumps(generate(before), indent=1, ensure_ascii=False)
+    PATH.write_text(text + "\n", encoding="utf-8")

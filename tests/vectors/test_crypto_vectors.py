@@ -1,0 +1,74 @@
+"""The checked-in known answers are what the code derives, and all that was sealed still opens."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.records import WRAP_ALGORITHMS, FileRecord
+from sfsc import primitives
+from sfsc.envelope import Author, ContentKey, Metadata, content_record
+from sfsc.keyring import KeyringFile
+from sfsc.segments import ciphertext_size
+
+HERE = Path(__file__).parent
+GENERATOR = runpy.run_path(str(HERE / "generate_crypto.py"))
+VECTORS: dict[str, Any] = json.loads((HERE / "crypto.json").read_text("utf-8"))
+KEY = ContentKey(
+    bytes.fromhex(VECTORS["derivations"]["content_id"]),
+    bytes.fromhex(VECTORS["derivations"]["dek"]),
+)
+
+
+def test_every_derived_value_comes_out_again() -> None:
+    assert GENERATOR["generate"](VECTORS) == VECTORS
+
+
+@pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
+def test_wraps_open(alg: str) -> None:
+    case = VECTORS["wraps"][alg]
+    private = primitives.PrivateKey(alg, bytes.fromhex(case["private"]))
+    wrapped, info = bytes.fromhex(case["wrapped"]), bytes.fromhex(case["info"])
+    assert private.unwrap(wrapped, info) == KEY.dek
+
+
+@pytest.mark.parametrize("case", [c for c in VECTORS["blobs"] if c["blob"] is not None])
+def test_blobs_open(case: dict[str, Any]) -> None:
+    blob = bytes.fromhex(case["blob"])
+    opened = b"".join(KEY.decryptor(blob[:40], len(blob)).segments(io.BytesIO(blob)))
+    assert opened == GENERATOR["drawn"]("plaintext", case["plaintext_size"])
+
+
+def test_metadata_opens() -> None:
+    sealed = bytes.fromhex(VECTORS["metadata"]["sealed"])
+    expected = Metadata.from_map(VECTORS["metadata"]["map"])
+    assert KEY.open_metadata(_record(sealed, expected.size), sealed) == expected
+
+
+def _record(metadata: bytes, size: int) -> FileRecord:
+    return content_record(
+        Author(bytes(32), "ann", "ann", 1),
+        KEY,
+        file_id="0" * 32,
+        head=None,
+        version=1,
+        ciphertext_size=ciphertext_size(size),
+        segments_root=bytes(32),
+        metadata=metadata,
+        readers=(),
+        seen=(1, bytes(32)),
+        created=1,
+    )
+
+
+@pytest.mark.parametrize("kind", ["passphrase", "no_passphrase"])
+def test_keyring_files_open(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "keyring"
+    path.write_bytes(bytes.fromhex(VECTORS["keyring_files"][kind]))
+    passphrase = VECTORS["derivations"]["passphrase"] if kind == "passphrase" else None
+    assert KeyringFile.open(path, passphrase).contents.to_map() == GENERATOR["keyring"]().to_map()
