@@ -6,6 +6,7 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 ├── ListenError               the address to serve on cannot be had
 ├── UnreachableError          the running daemon cannot be talked to
 ├── RequestRefusedError       an operator's request was not done; has `.code`
+├── Refused                   a request is not done, and its asker is told; has `.code`, `.head`
 ├── JournalError              the log file
 │   ├── JournalRangeError     a seq or size that the log does not have
 │   ├── EntryTooLongError     a draft whose line would pass 64 KiB; has `.index`
@@ -29,6 +30,11 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from protocol.messages import FileView
 
 _EXIT_CODES = {
     "not-found": 3,
@@ -79,6 +85,18 @@ class RequestRefusedError(SfsdError):
         super().__init__(cause, hint)
         self.code = code
         self.exit_code = _EXIT_CODES.get(code, 1)
+
+
+class Refused(SfsdError):
+    """A request that an operation does not do. Nothing changed, and the asker is told `code`.
+
+    `code` is one of protocol's ERROR_CODES, `head` a conflict's present state of the file.
+    """
+
+    def __init__(self, code: str, cause: str, *, head: FileView | None = None) -> None:
+        super().__init__(cause)
+        self.code = code
+        self.head = head
 
 
 class JournalError(SfsdError):
