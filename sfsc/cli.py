@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from sfsc.commands import Context
 from sfsc.errors import SfscError, UsageError
 from sfsc.terminal import report, say
 
@@ -24,14 +24,6 @@ COMMANDS = {
     "status": "Show the server, your usage and your keys' age.",
 }
 """Name and one line of help of every command, in the order of --help."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every command is given: where the keys are, and whether to answer in JSON."""
-
-    home: Path | None
-    json: bool
 
 
 class Commands(click.Group):

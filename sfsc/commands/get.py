@@ -9,7 +9,7 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.cli import Context
+from sfsc.commands import Context
 
 
 @click.command(short_help="Fetch and decrypt a file.")

@@ -9,7 +9,7 @@ import click
 import sfsc
 from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
-from sfsc.cli import Context
+from sfsc.commands import Context
 from sfsc.commands.whoami import show
 
 

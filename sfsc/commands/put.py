@@ -12,8 +12,8 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.cli import Context
 from sfsc.client import Put
+from sfsc.commands import Context
 from sfsc.errors import LocalError, UsageError
 
 

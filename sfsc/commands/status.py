@@ -6,7 +6,7 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.cli import Context
+from sfsc.commands import Context
 
 
 @click.command(short_help="Show the server, your usage and your keys' age.")

@@ -6,8 +6,8 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.cli import Context
 from sfsc.client import Whoami
+from sfsc.commands import Context
 
 
 @click.command(short_help="Show who you are, and your key's fingerprint.")

@@ -1,0 +1,239 @@
+"""The lines of the audit log and the chain that binds them; pure, bytes in and bytes out.
+
+An entry is one line of compact JSON. Its `hash` is SHA-256 over the line's bytes ahead of
+``,"hash"``, its `prev` the hash of the line before (the first has `GENESIS`). A line is accepted
+only when it is, byte for byte, what this module would write: one entry has one form, so nothing can
+be hidden in white space, key order or doubled keys. The chain can be checked with jq and sha256sum.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from protocol.errors import LogError
+
+GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
+"""32 bytes: what the first entry follows."""
+MAX_LINE = 64 * 1024
+"""Bytes of the longest line, newline excluded."""
+SALT_SIZE = 16
+KEYS = (
+    "seq",
+    "time",
+    "op",
+    "actor",
+    "owner",
+    "file",
+    "version",
+    "session",
+    "stage",
+    "rec",
+    "sigs",
+    "salt",
+    "detail",
+    "prev",
+    "hash",
+)
+_HASH_KEY = b',"hash":"'
+_TAIL = len(_HASH_KEY) + 64 + len(b'"}')
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of an entry before it has its place in the log.
+
+    `owner`, `file` (file_id) and `version` are None where the op has none; `session` is the seq of
+    the login entry; `rec` the exact signed bytes and `sigs` {key id or generation: signature}.
+    `accounts` are the users whose history this entry belongs to; `detail` holds everything else
+    but `paths` and `accounts`, which the committer and the journal fill in.
+    """
+
+    op: str
+    actor: str
+    owner: str | None = None
+    file: str | None = None
+    version: int | None = None
+    session: int | None = None
+    stage: str | None = None
+    rec: bytes | None = None
+    sigs: Mapping[str, bytes] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    accounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as it stands in the log. `salt` is 16 bytes, `prev` and `hash` 32."""
+
+    seq: int
+    time: str
+    op: str
+    actor: str
+    owner: str | None
+    file: str | None
+    version: int | None
+    session: int | None
+    stage: str | None
+    rec: bytes | None
+    sigs: dict[str, bytes]
+    salt: bytes
+    detail: dict[str, Any]
+    prev: bytes
+    hash: bytes
+
+    @property
+    def paths(self) -> dict[str, bytes | None]:
+        """What the entry left under each path it touched: 32 bytes, or None for no file."""
+        stated = self.detail.get("paths", {})
+        return {
+            path: None if known is None else bytes.fromhex(known) for path, known in stated.items()
+        }
+
+    @property
+    def accounts(self) -> dict[str, tuple[int, bytes]]:
+        """For each account the entry belongs to: how many came before, and the last one's hash."""
+        stated = self.detail.get("accounts", {})
+        return {user: (count, bytes.fromhex(known)) for user, (count, known) in stated.items()}
+
+
+def encode(
+    draft: Draft, *, seq: int, time: str, salt: bytes, detail: Mapping[str, Any], prev: bytes
+) -> tuple[bytes, bytes]:
+    """(line without newline, its hash) of `draft` in its place; `detail` is the whole of it.
+
+    Raises `LogError` for a line past `MAX_LINE`.
+    """
+    body = _dump(
+        {
+            "seq": seq,
+            "time": time,
+            "op": draft.op,
+            "actor": draft.actor,
+            "owner": draft.owner,
+            "file": draft.file,
+            "version": draft.version,
+            "session": draft.session,
+            "stage": draft.stage,
+            "rec": None if draft.rec is None else _base64(draft.rec),
+            "sigs": {name: _base64(signature) for name, signature in draft.sigs.items()},
+            "salt": _base64(salt),
+            "detail": detail,
+            "prev": prev.hex(),
+        }
+    )[:-1]
+    if len(body) + _TAIL > MAX_LINE:
+        raise LogError(f"a line of {len(body) + _TAIL} bytes; {MAX_LINE} are allowed", seq=seq)
+    digest = hashlib.sha256(body).digest()
+    return b'%b%b%b"}' % (body, _HASH_KEY, digest.hex().encode()), digest
+
+
+def line_hash(line: bytes, *, seq: int = 0) -> bytes:
+    """The hash a line states, 32 bytes, checked against its bytes. Raises `LogError`."""
+    if not _TAIL < len(line) <= MAX_LINE or line[-_TAIL : -_TAIL + len(_HASH_KEY)] != _HASH_KEY:
+        raise LogError("not a line of the log", seq=seq)
+    digest = hashlib.sha256(memoryview(line)[:-_TAIL]).digest()
+    if line[-66:] != digest.hex().encode() + b'"}':
+        raise LogError("the hash is not that of the line", seq=seq)
+    return digest
+
+
+def parse(line: bytes, *, seq: int | None = None) -> Entry:
+    """The entry of a line without newline, its hash checked; its place is `verify_chain`'s matter.
+
+    `seq` names the entry in errors, where known, and must be the one it states. Raises `LogError`.
+    """
+    at = 0 if seq is None else seq
+    digest = line_hash(line, seq=at)
+    try:
+        value = json.loads(
+            line, object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse
+        )
+        if not isinstance(value, dict) or tuple(value) != KEYS:
+            raise LogError("not exactly the keys of an entry", seq=at)
+        if _dump(value) != line:
+            raise LogError("not in the one form an entry has", seq=at)
+        entry = _entry(value, digest)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
+        raise LogError("malformed", seq=at) from exc
+    if seq is not None and entry.seq != seq:
+        raise LogError(f"it says it is entry {entry.seq}", seq=seq)
+    return entry
+
+
+def verify_chain(
+    lines: Iterable[bytes], *, first: int = 0, prev: bytes = GENESIS
+) -> Iterator[Entry]:
+    """The entries of consecutive lines from seq `first` on, each checked to follow the one before.
+
+    Raises `LogError` with the first seq that is wrong.
+    """
+    for seq, line in enumerate(lines, first):
+        entry = parse(line, seq=seq)
+        if entry.prev != prev:
+            raise LogError("does not follow from the entry before", seq=seq)
+        yield entry
+        prev = entry.hash
+
+
+def _entry(value: dict[str, Any], digest: bytes) -> Entry:
+    """Raises ValueError, TypeError, AttributeError or KeyError for a field of a wrong form."""
+    _need(_TIME.fullmatch(value["time"]) is not None and _HEX.fullmatch(value["prev"]) is not None)
+    _need(type(value["seq"]) is int and value["seq"] >= 0)
+    _need(all(type(value[key]) is str for key in ("op", "actor")))
+    _need(all(isinstance(value[key], str | None) for key in ("owner", "file", "stage")))
+    _need(all(value[key] is None or type(value[key]) is int for key in ("version", "session")))
+    _need(isinstance(value["detail"], dict))
+    entry = Entry(
+        **{key: value[key] for key in KEYS[:9]},
+        rec=None if value["rec"] is None else _bytes(value["rec"]),
+        sigs={name: _bytes(text) for name, text in value["sigs"].items()},
+        salt=_bytes(value["salt"]),
+        detail=value["detail"],
+        prev=bytes.fromhex(value["prev"]),
+        hash=digest,
+    )
+    _need(len(entry.salt) == SALT_SIZE)
+    _need(all(known is None or len(known) == 32 for known in entry.paths.values()))
+    _need(all(type(count) is int and len(known) == 32 for count, known in entry.accounts.values()))
+    return entry
+
+
+def _need(holds: bool) -> None:
+    if not holds:
+        raise ValueError("a field of a wrong form")
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    data = base64.b64decode(text, validate=True)
+    # Base64 has spellings that decode alike; one of them is ours.
+    if _base64(data) != text:
+        raise binascii.Error("base64 with stray bits")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"a number of a wrong form: {text[:20]}")

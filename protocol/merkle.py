@@ -1,0 +1,294 @@
+"""Merkle trees as RFC 6962 and RFC 9162 hash them: roots, proofs made, proofs checked.
+
+A *leaf hash* is SHA-256(0x00 ‖ data), a *node hash* SHA-256(0x01 ‖ left ‖ right); every hash is 32
+bytes. Node (level, index) is the root of the complete subtree over the 2**level leaves from
+index * 2**level on. Such nodes never change once their last leaf is there, so a log keeps each for
+good, in the order they are completed (post-order, `node_position`), and appending never rewrites.
+Everything here that makes a root or a proof asks a `NodeReader` for O(log n) of them.
+
+Two trees use this: the audit log (a leaf's data is an entry's hash) and `segments_root` of a
+ciphertext (a leaf's data is a piece of 1 MiB). Hashes are public: nothing here is compared in
+constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from protocol.errors import LocalProtocolError, ProofError
+
+HASH_SIZE = 32
+PIECE_SIZE = 1024 * 1024
+"""Bytes of a ciphertext that one leaf of its `segments_root` covers."""
+MAX_PROOF = 128
+"""No tree below 2**63 leaves has a proof of more hashes."""
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+
+NodeReader = Callable[[int, int], bytes]
+"""(level, index) to the 32-byte hash of that complete subtree."""
+
+
+def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
+    """SHA-256(0x00 ‖ data)."""
+    digest = hashlib.sha256(b"\x00")
+    digest.update(data)
+    return digest.digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 ‖ left ‖ right)."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def root(leaf_hashes: Iterable[bytes]) -> bytes:
+    """The root over leaf hashes (not data) in order; `EMPTY_ROOT` over none.
+
+    With the hashes of a blob's 1 MiB pieces (the last may be shorter) this is its `segments_root`.
+    """
+    frontier = Frontier()
+    for leaf in leaf_hashes:
+        frontier.append(leaf)
+    return frontier.root()
+
+
+class Frontier:
+    """A tree that only grows: `size` leaves, held as the roots of its complete subtrees."""
+
+    __slots__ = ("_peaks", "size")
+
+    def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        """Continue a tree of `size` leaves with its `peaks`, largest subtree first."""
+        if len(peaks) != size.bit_count():
+            raise LocalProtocolError(f"{len(peaks)} peaks cannot be a tree of {size} leaves")
+        self.size = size
+        self._peaks = list(peaks)
+
+    @classmethod
+    def load(cls, size: int, read: NodeReader) -> Frontier:
+        """The frontier of the first `size` leaves of a stored tree."""
+        return cls(size, [read(level, index) for level, index in _peaks(0, size)])
+
+    def append(self, leaf: bytes) -> list[bytes]:
+        """Add a leaf hash. Returns the nodes it completes, from the leaf up: post-order."""
+        completed = [leaf]
+        for _ in range((~self.size & (self.size + 1)).bit_length() - 1):
+            completed.append(node_hash(self._peaks.pop(), completed[-1]))
+        self._peaks.append(completed[-1])
+        self.size += 1
+        return completed
+
+    def root(self) -> bytes:
+        return _fold(self._peaks)
+
+
+class PieceHasher:
+    """`segments_root` of a blob that arrives in chunks of any length."""
+
+    __slots__ = ("_digest", "_filled", "leaves")
+
+    def __init__(self) -> None:
+        self.leaves: list[bytes] = []
+        """Hashes of the pieces that are complete so far; after `finish`, of all."""
+        self._digest = hashlib.sha256(b"\x00")
+        self._filled = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            part = view[: PIECE_SIZE - self._filled]
+            self._digest.update(part)
+            self._filled += len(part)
+            view = view[len(part) :]
+            if self._filled == PIECE_SIZE:
+                self._close_piece()
+
+    def finish(self) -> bytes:
+        """End the last piece and return the root, 32 bytes. An empty blob has no piece."""
+        if self._filled:
+            self._close_piece()
+        return root(self.leaves)
+
+    def _close_piece(self) -> None:
+        self.leaves.append(self._digest.digest())
+        self._digest = hashlib.sha256(b"\x00")
+        self._filled = 0
+
+
+def node_count(size: int) -> int:
+    """How many nodes a tree of `size` leaves has completed, leaves included."""
+    return 2 * size - size.bit_count()
+
+
+def node_position(level: int, index: int) -> int:
+    """Where node (level, index) stands in the post-order array, counted from 0."""
+    last_leaf = ((index + 1) << level) - 1
+    return node_count(last_leaf) + level
+
+
+def root_at(size: int, read: NodeReader) -> bytes:
+    """The root over the first `size` leaves."""
+    return _range_root(0, size, read)
+
+
+def inclusion_proof(index: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
+    """The audit path of leaf `index` in the tree of `size` leaves (RFC 9162 section 2.1.3.1)."""
+    if not 0 <= index < size:
+        raise LocalProtocolError(f"no leaf {index} in a tree of {size}")
+    path: list[bytes] = []
+    first, end = 0, size
+    while end - first > 1:
+        middle = first + _split(end - first)
+        if index < middle:
+            path.append(_range_root(middle, end, read))
+            end = middle
+        else:
+            path.append(_range_root(first, middle, read))
+            first = middle
+    return tuple(reversed(path))
+
+
+def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]:
+    """That the tree of `new` leaves continues the one of `old` (RFC 9162 section 2.1.4.1).
+
+    Empty for equal sizes and for `old` = 0, which every tree continues.
+    """
+    if not 0 <= old <= new:
+        raise LocalProtocolError(f"a tree of {new} leaves cannot continue one of {old}")
+    if old in (0, new):
+        return ()
+    path: list[bytes] = []
+    first, end = 0, new
+    while old != end:
+        middle = first + _split(end - first)
+        if old <= middle:
+            path.append(_range_root(middle, end, read))
+            end = middle
+        else:
+            path.append(_range_root(first, middle, read))
+            first = middle
+    if first:  # the old tree's own root is known to the verifier, any other subtree is not
+        path.append(_range_root(first, end, read))
+    return tuple(reversed(path))
+
+
+def verify_inclusion(
+    leaf: bytes, index: int, size: int, proof: Sequence[bytes], expected_root: bytes
+) -> None:
+    """Raise `ProofError` unless leaf hash `leaf` is number `index` of the `size` under the root.
+
+    RFC 9162 section 2.1.3.2.
+    """
+    if not 0 <= index < size:
+        raise ProofError(f"leaf {index} cannot be in a tree of {size}")
+    _check_hashes(proof)
+    node, last = index, size - 1
+    computed = leaf
+    for sibling in proof:
+        if last == 0:
+            raise ProofError("the inclusion proof is too long")
+        if node & 1 or node == last:
+            computed = node_hash(sibling, computed)
+            node, last = _skip_to_right_child(node, last)
+        else:
+            computed = node_hash(computed, sibling)
+        node, last = node >> 1, last >> 1
+    if last != 0:
+        raise ProofError("the inclusion proof is too short")
+    if computed != expected_root:
+        raise ProofError("the inclusion proof leads to another root")
+
+
+def verify_consistency(
+    old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
+) -> None:
+    """Raise `ProofError` unless the tree (new, new_root) continues the tree (old, old_root).
+
+    RFC 9162 section 2.1.4.2. An empty proof holds only for equal sizes, whose roots must then be
+    equal, and for `old` = 0, whose root is `EMPTY_ROOT`.
+    """
+    if not 0 <= old <= new:
+        raise ProofError(f"a tree of {new} leaves cannot continue one of {old}")
+    if old in (0, new):
+        if proof:
+            raise ProofError("a consistency proof where none is needed")
+        if old_root != (new_root if old == new else EMPTY_ROOT):
+            raise ProofError("the known root is not the root of that size")
+        if new == 0 and new_root != EMPTY_ROOT:
+            raise ProofError("an empty tree with a root of its own")
+        return
+    if not proof:
+        raise ProofError("an empty consistency proof between different sizes")
+    _check_hashes(proof)
+    _verify_growth(old, old_root, new, new_root, proof)
+
+
+def _verify_growth(
+    old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
+) -> None:
+    path = list(proof)
+    if old & (old - 1) == 0:  # a complete tree is itself the first node, and is left out
+        path.insert(0, old_root)
+    node, last = old - 1, new - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
+    computed_old = computed_new = path[0]
+    for sibling in path[1:]:
+        if last == 0:
+            raise ProofError("the consistency proof is too long")
+        if node & 1 or node == last:
+            computed_old = node_hash(sibling, computed_old)
+            computed_new = node_hash(sibling, computed_new)
+            node, last = _skip_to_right_child(node, last)
+        else:
+            computed_new = node_hash(computed_new, sibling)
+        node, last = node >> 1, last >> 1
+    if last != 0:
+        raise ProofError("the consistency proof is too short")
+    if computed_old != old_root:
+        raise ProofError("the consistency proof does not start from the known root")
+    if computed_new != new_root:
+        raise ProofError("the consistency proof leads to another root")
+
+
+def _skip_to_right_child(node: int, last: int) -> tuple[int, int]:
+    """Climb the right edge past levels where the subtree has no sibling of its own."""
+    while node and not node & 1:
+        node, last = node >> 1, last >> 1
+    return node, last
+
+
+def _check_hashes(proof: Sequence[bytes]) -> None:
+    if len(proof) > MAX_PROOF or any(len(item) != HASH_SIZE for item in proof):
+        raise ProofError(f"a proof is at most {MAX_PROOF} hashes of {HASH_SIZE} bytes")
+
+
+def _split(size: int) -> int:
+    """The largest power of two below `size`: where RFC 6962 divides a tree of two or more."""
+    return 1 << ((size - 1).bit_length() - 1)
+
+
+def _peaks(first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The complete subtrees that leaves [first, end) divide into, largest first.
+
+    `first` is a multiple of the largest power of two within end - first, as in every range that
+    dividing a whole tree by `_split` yields.
+    """
+    while first < end:
+        level = (end - first).bit_length() - 1
+        yield level, first >> level
+        first += 1 << level
+
+
+def _range_root(first: int, end: int, read: NodeReader) -> bytes:
+    return _fold([read(level, index) for level, index in _peaks(first, end)])
+
+
+def _fold(peaks: Sequence[bytes]) -> bytes:
+    """The root over complete subtrees of falling size."""
+    if not peaks:
+        return EMPTY_ROOT
+    result = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        result = node_hash(peak, result)
+    return result
