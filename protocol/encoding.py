@@ -17,8 +17,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAX_BODY = 1024 * 1024 + 4096
 """Bytes of the longest frame body; nothing longer is ever decoded."""
-MAX_ELEMENTS = 8192
-"""Elements of the longest array or map."""
+MAX_ELEMENTS = 1024
+"""Elements of the longest array or map. msgpack nests up to 1,024 deep and makes room for a declared
+count at once, so that the worst body costs 8 MiB for a moment."""
 MAX_STRING = 64 * 1024
 """Bytes of the longest text."""
 
@@ -91,8 +92,8 @@ def _unpack_split(body: memoryview) -> list[object]:
     elements: list[object] = []
     try:
         count = unpacker.read_array_header()
-        if count > MAX_ELEMENTS:
-            raise EncodingError(f"an array of {count} elements")
+        if not 0 < count <= MAX_ELEMENTS:
+            raise EncodingError(f"an array of {count} elements in {len(body)} bytes")
         while len(elements) < count - 1:
             try:
                 elements.append(unpacker.unpack())
@@ -101,7 +102,7 @@ def _unpack_split(body: memoryview) -> list[object]:
                     raise
                 unpacker.feed(body[fed : fed + _FEED])
                 fed += _FEED
-        elements.extend(_last(body[unpacker.tell() :]) for _ in range(min(count, 1)))
+        elements.append(_last(body[unpacker.tell() :]))
     except _MALFORMED as exc:
         raise EncodingError(f"not one strict msgpack value: {type(exc).__name__}") from exc
     return elements

@@ -1,0 +1,139 @@
+"""Hypothesis strategies for every `Struct`, derived from the fields that it declares.
+
+A field type or cap that this does not know fails loudly, as it does in `protocol.fields`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hypothesis import strategies as st
+
+from protocol.encoding import VIEW_FROM, Buffer
+from protocol.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.names import check_file_id, check_principal, check_user_name
+from protocol.records import OWN_KEYS, FileRecord, Statement
+
+AnyStruct = TypeVar("AnyStruct", bound=Struct)
+
+HASHES = st.binary(min_size=32, max_size=32)
+USER_NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}[x-z]", fullmatch=True)
+FILE_IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
+_MANY = 4
+_LONG = 200
+
+
+def structs(cls: type[AnyStruct]) -> st.SearchStrategy[AnyStruct]:
+    """Valid instances of `cls`."""
+    if cls is Statement:
+        return _statements()  # type: ignore[return-value]
+    if cls is FileRecord:
+        return _file_records()  # type: ignore[return-value]
+    return st.builds(cls, **_fields(cls))
+
+
+def _fields(cls: type[Struct]) -> dict[str, st.SearchStrategy[Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: _values(hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
+    """Values of a type; `cap` is the largest length, where one is declared."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _annotated(*get_args(hint))
+    if hint == Buffer:
+        return _bulk(_LONG if cap is None else cap)
+    if origin in (Union, types.UnionType):
+        (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+        return st.none() | _values(inner)
+    if origin is tuple:
+        return _tuples(get_args(hint), cap)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return structs(hint)
+    if hint is bytes:
+        return st.binary(max_size=min(_LONG, _LONG if cap is None else cap))
+    if hint is str:
+        most = _LONG if cap is None else cap
+        return st.text(max_size=_LONG).map(lambda text: _shortened(text, most))
+    if hint is int:
+        return st.integers(-(2**63), 2**64 - 1)
+    assert hint is bool
+    return st.booleans()
+
+
+def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
+    (cap,) = caps
+    named = {
+        check_user_name: USER_NAMES,
+        check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
+        check_file_id: FILE_IDS,
+        empty_or_hash: st.just(b"") | HASHES,
+    }
+    if isinstance(cap, types.FunctionType):
+        return named[cap]
+    if isinstance(cap, Between):
+        return st.integers(cap.low, cap.high)
+    if isinstance(cap, OneOf):
+        return st.sampled_from(cap.values)
+    if isinstance(cap, Exactly):
+        assert base is bytes
+        return st.binary(min_size=cap.size, max_size=cap.size)
+    assert isinstance(cap, AtMost)
+    return _values(base, cap.size)
+
+
+def _tuples(args: tuple[Any, ...], cap: int | None) -> st.SearchStrategy[Any]:
+    if args[1:] == (Ellipsis,):
+        most = _MANY if cap is None else min(_MANY, cap)
+        return st.lists(_values(args[0]), max_size=most).map(tuple)
+    return st.tuples(*(_values(arg) for arg in args))
+
+
+def _bulk(cap: int) -> st.SearchStrategy[bytes]:
+    """Short ones mostly; some at the sizes where a bin's header or its treatment changes."""
+    edges = (0, 255, 256, VIEW_FROM - 100, VIEW_FROM, 65535, 65536, 65537, cap - 1, cap)
+    sizes = st.sampled_from([size for size in edges if 0 <= size <= cap])
+    return st.binary(max_size=min(cap, _LONG)) | st.builds(_pattern, sizes, st.integers(1, 250))
+
+
+def _pattern(size: int, step: int) -> bytes:
+    return (bytes(range(step)) * (size // step + 1))[:size]
+
+
+def _shortened(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
+
+
+@st.composite
+def _statements(draw: st.DrawFn) -> Statement:
+    values = {name: draw(values) for name, values in _fields(Statement).items()}
+    values["oldest"] = draw(st.integers(1, values["generation"]))
+    values["prev"] = b"" if values["n"] == 1 else draw(HASHES)
+    return Statement(**values)
+
+
+@st.composite
+def _file_records(draw: st.DrawFn) -> FileRecord:
+    strategies = _fields(FileRecord)
+    op = draw(strategies.pop("op"))
+    values = {name: draw(values) for name, values in strategies.items()}
+    readers = {name: rest for name, *rest in values["readers"] if name != values["owner"]}
+    values["readers"] = tuple((name, *rest) for name, rest in sorted(readers.items()))
+    values["prev"] = b"" if values["rev"] == 1 else draw(HASHES)
+    for name, inner in _own_fields().items():
+        key = name.rstrip("_")
+        absent = key not in OWN_KEYS[op] or (key == "to" and draw(st.booleans()))
+        values[name] = None if absent else draw(_values(inner))
+    return FileRecord(op=op, **values)
+
+
+def _own_fields() -> dict[str, Any]:
+    """The fields of a file record that belong to some ops only: type where present, by name."""
+    hints = get_type_hints(FileRecord, include_extras=True)
+    names = [field.name for field in dataclasses.fields(FileRecord) if field.default is None]
+    return {
+        name: next(arg for arg in get_args(hints[name]) if arg is not type(None)) for name in names
+    }
