@@ -19,6 +19,7 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 │   ├── Absent                nothing is stored under a path; has `.path`
 │   ├── DamagedError          stored bytes are not what the log says; has `.path`
 │   ├── StagingClosedError    an upload that was dropped, or committed already
+│   ├── IncompleteError       an upload that lacks pieces
 │   ├── PackError             a pack in staging/ that does not parse
 │   ├── RecoveryError         the store cannot be made what the log says; has `.path`
 │   ├── StoreRefusedError     a call failed and was undone; the store goes on
@@ -161,6 +162,10 @@ class Absent(StoreError):
 
 class StagingClosedError(StoreError):
     """The staged upload takes no more bytes: it was committed, dropped or closed."""
+
+
+class IncompleteError(StoreError):
+    """A piece of the upload is missing, or short and not the last."""
 
 
 class PackError(StoreError):

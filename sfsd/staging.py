@@ -1,0 +1,208 @@
+"""Uploads on their way in: one file in staging/ each, hashed piece by piece as it arrives.
+
+Pieces are written and hashed by pool threads side by side. Their bytes start on the way to the disk
+at once, so that the sync which a commit waits for is short. What lies in staging/ and no log entry
+names is dropped at the next start: an upload lives through a lost connection, not a lost daemon.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from protocol.encoding import Buffer
+from protocol.merkle import leaf_hash
+from protocol.merkle import root as root_from_leaf_hashes
+from sfsd.errors import (
+    IncompleteError,
+    StagingClosedError,
+    StoreFullError,
+    StoreRefusedError,
+)
+from sfsd.files import FULL_DISK, Files
+
+PIECE = 1 << 20
+"""Bytes of a ciphertext under one leaf of its segments_root."""
+MAX_PIECES = 1 << 24
+"""16 TiB; a piece past this is refused before its hash is kept."""
+_WRITE_BACK = 8
+"""Pieces that are handed to the disk together."""
+
+
+def refused(exc: OSError, doing: str) -> StoreRefusedError:
+    """`exc` as an error of ours; its text names no path of this machine."""
+    kind = StoreFullError if exc.errno in FULL_DISK else StoreRefusedError
+    return kind(f"{doing}: {exc.strerror or exc}")
+
+
+class SharedHandle:
+    """A descriptor that threads use side by side and that closes once none is using it.
+
+    Closing it under a running call would let that call reach whatever file gets the number next.
+    """
+
+    def __init__(self, files: Files, handle: int) -> None:
+        self._files = files
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._users = 1  # the owner, until it closes
+        self._closing = False
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """The descriptor, good until the block ends. Raises StagingClosedError once closed."""
+        with self._lock:
+            if self._closing:
+                raise StagingClosedError("closed")
+            self._users += 1
+        try:
+            yield self._handle
+        finally:
+            self._release()
+
+    def close(self) -> None:
+        """No new use begins; the last one closes. Twice is fine."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._files.close(self._handle)
+
+
+class Staged:
+    """One upload. `name` is its file in staging/, less ``.ct``: the upload's id in hex.
+
+    `write` may run on several threads for distinct pieces. `size`, `leaves` and `root` are those of
+    the whole ciphertext; they are final once it is sealed.
+    """
+
+    def __init__(
+        self, files: Files, folder: Path, upload_id: bytes, sync: Callable[[int], None]
+    ) -> None:
+        """`sync` makes a descriptor's bytes durable, or ends all acknowledging (the store's)."""
+        self.name = upload_id.hex()
+        self.path = folder / f"{self.name}.ct"
+        self._files = files
+        self._sync = sync
+        self._changed = threading.Condition()
+        self._pieces: dict[int, tuple[bytes, int]] = {}
+        self._contiguous = 0
+        self._writing = 0
+        self._sealed = False
+        self._adopted = False
+        try:
+            self._shared = SharedHandle(files, files.open_new(self.path))
+        except OSError as exc:
+            raise refused(exc, "a new upload") from exc
+
+    def write(self, index: int, piece: Buffer) -> None:
+        """Piece `index` of the ciphertext: 1 MiB, or 1 byte to 1 MiB for the last.
+
+        A piece that is sent again replaces the one before. Raises StoreRefusedError,
+        StagingClosedError, or ValueError for a length or index that cannot be.
+        """
+        length = len(memoryview(piece))
+        if not 0 < length <= PIECE or not 0 <= index < MAX_PIECES:
+            raise ValueError(f"piece {index} of {length} bytes")
+        with self._shared.use() as handle, self._while_open():
+            try:
+                self._files.write_all_at(handle, piece, index * PIECE)
+            except OSError as exc:
+                raise refused(exc, "writing an upload") from exc
+            leaf = leaf_hash(piece)
+            if index % _WRITE_BACK == _WRITE_BACK - 1:
+                first = index - _WRITE_BACK + 1
+                self._files.start_writing_back(handle, first * PIECE, _WRITE_BACK * PIECE)
+            with self._changed:
+                self._pieces[index] = (leaf, length)
+                while self._contiguous in self._pieces:
+                    self._contiguous += 1
+
+    @property
+    def received(self) -> int:
+        """Bytes from the start on without a gap: where a resumed upload goes on."""
+        with self._changed:
+            return self._length(self._contiguous)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the ciphertext. Raises IncompleteError while a piece is missing or short."""
+        with self._changed:
+            self._check_whole()
+            return self._length(len(self._pieces))
+
+    @property
+    def leaves(self) -> list[bytes]:
+        """The leaf hash of every piece, 32 bytes each. Raises IncompleteError."""
+        with self._changed:
+            self._check_whole()
+            return [self._pieces[index][0] for index in range(len(self._pieces))]
+
+    @cached_property
+    def root(self) -> bytes:
+        """The segments_root, 32 bytes; for a sealed upload. Raises IncompleteError."""
+        return root_from_leaf_hashes(self.leaves)
+
+    def seal(self) -> None:
+        """No byte changes from now on, and all are durable on return. Twice is fine.
+
+        Whoever commits an upload calls this before looking at its root, and not on the committer
+        thread, which would hold up everyone while the disk catches up.
+        Raises IncompleteError, StoreFailedError, StagingClosedError.
+        """
+        with self._shared.use() as handle:
+            with self._changed:
+                self._check_whole()
+                self._sealed = True
+                self._changed.wait_for(lambda: self._writing == 0)
+            self._sync(handle)
+
+    def adopted(self) -> None:
+        """For the store: the bytes stand under another name, and it will drop this one."""
+        self._adopted = True
+        self._shared.close()
+
+    def discard(self) -> None:
+        """Drop the upload and its file, unless it was committed. Twice is fine.
+
+        Raises StoreRefusedError if the file cannot be removed (the next start drops it).
+        """
+        self._shared.close()
+        if not self._adopted:
+            try:
+                self._files.remove(self.path)
+            except OSError as exc:
+                raise refused(exc, "dropping an upload") from exc
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        with self._changed:
+            if self._sealed:
+                raise StagingClosedError("the upload is sealed")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+
+    def _check_whole(self) -> None:
+        count = len(self._pieces)
+        if count == 0 or self._contiguous != count:
+            raise IncompleteError(f"piece {self._contiguous} of the upload is missing")
+        if any(self._pieces[index][1] != PIECE for index in range(count - 1)):
+            raise IncompleteError("a piece before the last is short")
+
+    def _length(self, pieces: int) -> int:
+        return (pieces - 1) * PIECE + self._pieces[pieces - 1][1] if pieces else 0
