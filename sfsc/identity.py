@@ -1,0 +1,201 @@
+"""Who we are, and every decision about what a server says of our own files, without I/O: is this
+record the one our keys signed, is it about the file we asked for, is it the newest we have seen, do
+its key and its name belong to it. What a method returns was verified, but for what it says is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from protocol.errors import EncodingError, MessageError, SignatureError
+from protocol.messages import FileView
+from protocol.messages.base import SignedRecord, Wrap
+from protocol.records import (
+    CONTENT_OPS,
+    DELETE,
+    REENCRYPT,
+    FileRecord,
+    Statement,
+    record_hash,
+)
+from protocol.signatures import Label, verify
+from sfsc.envelope import ContentKey, Metadata, open_wraps, private_keys
+from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
+from sfsc.keyring import Keyring
+from sfsc.primitives import PrivateKey, file_id
+
+_TOLD = "keep what you have, and ask the server's operator"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One version of a file, every signature verified.
+
+    `content` made the version, `head` is the file's last record, often the same one; what ends in
+    `_body` are their exact bytes. `metadata` and `wraps` are as stored: `Account.open` has yet to
+    judge them.
+    """
+
+    content: FileRecord
+    content_body: bytes
+    head: FileRecord
+    head_body: bytes
+    metadata: bytes
+    wraps: tuple[Wrap, ...]
+
+    @property
+    def file_id(self) -> str:
+        return self.head.file_id
+
+    @property
+    def version(self) -> int:
+        """The version that `content` made."""
+        return self.content.version or 0
+
+    @property
+    def deleted(self) -> bool:
+        return self.head.current == 0
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who we are: `signers` are the public keys, by generation, whose signatures count."""
+
+    server_id: bytes
+    user: str
+    first: bytes
+    signers: Mapping[int, bytes]
+    name_keys: tuple[bytes, ...] = field(repr=False)
+    private_keys: Mapping[bytes, PrivateKey] = field(repr=False)
+
+    @classmethod
+    def of(cls, keyring: Keyring) -> Account:
+        """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
+        return cls(
+            keyring.server_id,
+            keyring.user,
+            keyring.first,
+            _signers(keyring.statements),
+            keyring.name_keys,
+            private_keys(keyring.generations),
+        )
+
+    def file_id(self, name: str) -> str:
+        """What the server knows the file `name` as; the name was checked."""
+        return file_id(self.name_keys[-1], name)
+
+    def newest(self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None) -> File:
+        """What Stat, List or a conflict shows: the newest version of the file `wanted`.
+
+        `wanted` None stands for any file of ours. `known` is (rev, hash) of its newest record that
+        was known *before* the server was asked. Raises `BadRecord`, `Rollback` or `Fork`.
+        """
+        file = self._verified(view, wanted, known)
+        # Another record that made content would have made a version newer than this one.
+        if file.head.op in CONTENT_OPS and file.head_body != file.content_body:
+            raise Rollback("the server shows an older version of the file as its newest", _TOLD)
+        return file
+
+    def opened(
+        self, view: FileView, wanted: str, version: int, known: tuple[int, bytes] | None
+    ) -> File:
+        """What GetOpen shows: `version` of the file, or with 0 the current one.
+
+        Raises as `newest` does, and `NotFound` for the current version of a deleted file.
+        """
+        file = self._verified(view, wanted, known)
+        if version == 0 and file.deleted:
+            raise NotFound("the file was deleted")
+        if file.version != (version or file.head.current):
+            raise Rollback(
+                f"the server shows version {file.version} of the file for another one", _TOLD
+            )
+        return file
+
+    def open(self, file: File) -> tuple[ContentKey, Metadata]:
+        """The key and the metadata of a version, checked against its record.
+
+        Raises `Tampered` or `BadRecord` where they are not what was signed, and `KeyringError`
+        where this machine has no key for it. A name that does not belong to the file's id is
+        refused: else one file could be given for another.
+        """
+        key = open_wraps(file.content, self.first, file.wraps, self.private_keys)
+        metadata = key.open_metadata(file.content, file.metadata)
+        if all(file_id(name_key, metadata.name) != file.file_id for name_key in self.name_keys):
+            raise Tampered("the file's name does not belong to it", _TOLD)
+        return key, metadata
+
+    def _verified(
+        self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
+    ) -> File:
+        content = self._record(view.content, wanted)
+        if content.op not in CONTENT_OPS:
+            raise BadRecord(f"a version of the file was made by a record of {content.op}")
+        head, head_body = content, view.content.record
+        if view.head is not None:
+            head, head_body = self._record(view.head, content.file_id), view.head.record
+            _check_follows(content, view.content.record, head)
+        if known is not None:
+            _check_not_older(head, head_body, known)
+        return File(content, view.content.record, head, head_body, view.metadata, view.wraps)
+
+    def _record(self, signed: SignedRecord, wanted: str | None) -> FileRecord:
+        """The record, once it is one of ours and validly signed."""
+        try:
+            record = FileRecord.parse(signed.record)
+        except (EncodingError, MessageError) as exc:
+            raise BadRecord(f"a file's record is malformed: {exc}") from exc
+        if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
+            raise BadRecord("a file's record is of another server or user", _TOLD)
+        if wanted is not None and record.file_id != wanted:
+            raise BadRecord("the server shows the record of another file", _TOLD)
+        public = self.signers.get(record.generation)
+        signatures = [s.signature for s in signed.signatures if s.generation == record.generation]
+        if public is None or len(signatures) != 1:
+            raise BadRecord("a file's record is not signed with a key that counts", _TOLD)
+        try:
+            verify(Label.RECORD, signed.record, signatures[0], public)
+        except SignatureError as exc:
+            raise BadRecord("a file's record is not validly signed", _TOLD) from exc
+        _check_current(record)
+        return record
+
+
+def _signers(bodies: Sequence[bytes]) -> dict[int, bytes]:
+    """The signing key of each generation whose signatures count, by our own (trusted) chain."""
+    chain = [(record_hash(body), Statement.parse(body)) for body in bodies]
+    voided = {voided for _, statement in chain for voided in statement.voids}
+    oldest = chain[-1][1].oldest if chain else 1
+    return {
+        statement.generation: statement.sign_pub
+        for digest, statement in chain
+        if digest not in voided and statement.generation >= oldest
+    }
+
+
+def _check_current(record: FileRecord) -> None:
+    """What a record says is current must be what its op makes so."""
+    made = 0 if record.op == DELETE else record.version
+    settled = record.op == DELETE or record.op in CONTENT_OPS - {REENCRYPT}
+    if settled and record.current != made:
+        raise BadRecord(f"a record of {record.op} makes another version current than it should")
+
+
+def _check_follows(content: FileRecord, content_body: bytes, head: FileRecord) -> None:
+    if head.rev <= content.rev:
+        raise BadRecord("the file's last record is not after the one before it", _TOLD)
+    if head.rev == content.rev + 1 and head.prev != record_hash(content_body):
+        raise BadRecord("the file's last record does not follow from the one before", _TOLD)
+
+
+def _check_not_older(head: FileRecord, head_body: bytes, known: tuple[int, bytes]) -> None:
+    rev, digest = known
+    if head.rev < rev:
+        raise Rollback(
+            f"the server shows revision {head.rev} of a file, after {rev} was seen", _TOLD
+        )
+    if head.rev == rev and record_hash(head_body) != digest:
+        raise Fork(f"the server shows another revision {rev} of a file than the one seen", _TOLD)
+    if head.rev == rev + 1 and head.prev != digest:
+        raise Fork(f"revision {head.rev} of a file does not follow the one that was seen", _TOLD)

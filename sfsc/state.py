@@ -1,0 +1,271 @@
+"""What this client remembers, in ``HOME/state.sqlite3`` (0600), so that nobody can turn back time.
+
+The newest proven checkpoint of the log, every server statement, and of every file the newest
+record that was verified. Beside these, as a cache, what a listing shows of each file; names are
+encrypted under a key that comes from the keyring, since the keyring may be locked and this is not.
+
+Several processes may use one file: writes are short transactions that wait for each other, and
+each only moves forward, so that whoever is late cannot undo what another has learned. Losing the
+file loses memory, not data: what the server then shows is taken as new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from sfsc.errors import LocalError, Tampered
+from sfsc.primitives import open_sealed, seal
+
+SCHEMA: Final = 1
+BUSY_SECONDS: Final = 20.0
+
+_TABLES: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE server_statement (
+    n INTEGER PRIMARY KEY, statement BLOB NOT NULL, signature BLOB NOT NULL
+);
+CREATE TABLE checkpoint (
+    one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, root BLOB NOT NULL,
+    note BLOB NOT NULL
+);
+CREATE TABLE file (
+    file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL, hash BLOB NOT NULL, record BLOB NOT NULL,
+    version INTEGER NOT NULL, entry BLOB
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """The newest record of a file that was verified here, and the newest version it has.
+
+    `record` is the record's exact bytes, `hash` their SHA-256; a deleted file has both too.
+    """
+
+    file_id: str
+    rev: int
+    hash: bytes
+    record: bytes
+    version: int
+
+
+class State:
+    """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
+        self._path = path
+        self._database = database
+        self._key = key
+
+    @classmethod
+    def open(cls, path: Path, account: bytes, key: bytes) -> Self:
+        """The state of `account` (any bytes that name server and user) at `path`, made if needed.
+
+        `key` (32 bytes) encrypts what is cached. Raises `LocalError`, also where the file belongs
+        to another account or was written by a newer version.
+        """
+        with _translated(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Made here and not by SQLite, which would take the mode from the umask; the files that
+            # it puts beside this one take the mode from this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            database = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            state = cls(path, database, key)
+            try:
+                state._prepare(account)
+            except BaseException:
+                database.close()
+                raise
+        return state
+
+    def _prepare(self, account: bytes) -> None:
+        self._database.execute("PRAGMA journal_mode = WAL")
+        # A crash of this process loses nothing; a power cut may lose the last few memories, and
+        # what is then remembered is only older, never wrong.
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        with self._writing():
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _TABLES.split(";"):
+                    self._database.execute(statement)
+                self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
+                self._database.execute(f"PRAGMA user_version = {SCHEMA}")
+            elif version != SCHEMA:
+                raise LocalError(
+                    f"{self._path} has version {version}", "use the sfsc that wrote it, or a newer"
+                )
+        if self._value("account") != account:
+            raise LocalError(
+                f"{self._path} belongs to another account",
+                "use another --home, or move this file away",
+            )
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def checkpoint(self) -> tuple[int, bytes] | None:
+        """Size and root (32 bytes) of the newest proven checkpoint."""
+        row = self._row("SELECT size, root FROM checkpoint")
+        return None if row is None else (row[0], row[1])
+
+    def checkpoint_note(self) -> bytes | None:
+        """The signed note of the newest proven checkpoint."""
+        row = self._row("SELECT note FROM checkpoint")
+        return None if row is None else row[0]
+
+    def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
+        """A checkpoint that was proven from an earlier one; nothing where a newer one is here."""
+        self._run(
+            "INSERT INTO checkpoint VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " size = excluded.size, root = excluded.root, note = excluded.note"
+            " WHERE excluded.size > size",
+            (size, root, note),
+        )
+
+    def server_statement(self) -> bytes | None:
+        """The newest server statement."""
+        row = self._row("SELECT statement FROM server_statement ORDER BY n DESC LIMIT 1")
+        return None if row is None else row[0]
+
+    def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
+        """All are kept: a stored receipt is checked with the log key that was in force then."""
+        self._run(
+            "INSERT INTO server_statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (n, statement, signature),
+        )
+
+    # --- files --------------------------------------------------------------------------------
+
+    def file(self, file_id: str) -> KnownFile | None:
+        """Ask before the server is asked: another process may learn of something newer meanwhile,
+        and an answer that was true when it was given would look like a rollback."""
+        row = self._row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
+        return None if row is None else KnownFile(file_id, *row)
+
+    def revisions(self) -> dict[str, tuple[int, bytes]]:
+        """(rev, hash of the record) of every known file; to be asked for as `file` is."""
+        with _translated(self._path):
+            rows = self._database.execute("SELECT file_id, rev, hash FROM file")
+            return {file_id: (rev, record_hash) for file_id, rev, record_hash in rows}
+
+    def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
+        """The newest record of a file, verified, and what a listing shows of it (None: nothing).
+
+        An older one than is known changes nothing.
+        """
+        sealed = None if entry is None else seal(self._key, entry, known.file_id.encode())
+        self._run(
+            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
+            " version = excluded.version, entry = excluded.entry WHERE excluded.rev >= rev",
+            (known.file_id, known.rev, known.hash, known.record, known.version, sealed),
+        )
+
+    def has_entry(self, file_id: str, record_hash: bytes) -> bool:
+        """Whether what a listing shows of this very record is cached."""
+        row = self._row(
+            "SELECT 1 FROM file WHERE file_id = ? AND hash = ? AND entry NOT NULL",
+            (file_id, record_hash),
+        )
+        return row is not None
+
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """(file_id, cached entry) of all files that have one, in no order.
+
+        Raises `LocalError` for one that does not open: then the file was tampered with, or the
+        keyring is another.
+        """
+        with _translated(self._path):
+            rows = self._database.execute(
+                "SELECT file_id, entry FROM file WHERE entry NOT NULL"
+            ).fetchall()
+        for file_id, sealed in rows:
+            try:
+                yield file_id, open_sealed(self._key, sealed, file_id.encode())
+            except Tampered as exc:
+                raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
+
+    def listed(self) -> int:
+        """Log size up to which the cached entries are complete; 0 at first."""
+        value = self._value("listed")
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def remember_listed(self, size: int) -> None:
+        """All changes in the first `size` entries of the log are cached."""
+        with self.changing():
+            if size > self.listed():
+                self._run("INSERT OR REPLACE INTO meta VALUES ('listed', ?)", (size.to_bytes(8),))
+
+    # --- SQLite -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Make several changes one transaction, all or none of which are kept."""
+        with _translated(self._path), self._writing():
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        if self._database.in_transaction:
+            yield
+            return
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def _run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
+        with _translated(self._path):
+            self._database.execute(statement, values)
+
+    def _row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
+        with _translated(self._path):
+            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
+            return row
+
+    def _value(self, key: str) -> bytes | None:
+        row = self._row("SELECT value FROM meta WHERE key = ?", (key,))
+        return None if row is None else bytes(row[0])
+
+
+_MOVE_AWAY: Final = (
+    "move it away and run the command again; the server's past is then taken on trust once"
+)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        raise LocalError(f"cannot use {path}: {exc}") from exc
+    except sqlite3.DatabaseError as exc:
+        raise LocalError(f"{path} is damaged: {exc}", _MOVE_AWAY) from exc
+    except OSError as exc:
+        raise LocalError(f"cannot use {path}: {exc.strerror}") from exc

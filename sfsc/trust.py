@@ -1,0 +1,221 @@
+"""Every decision about a server and its log, without I/O: is it the pinned server, does its log
+continue the one we know, does it hold the change that we asked for. (What it says about our files
+is judged in `identity`.)
+
+A fresh client believes one thing only, the pinned server_id, which an invitation or a keyring
+holds. From there: server_id → server statement → TLS key and log key → checkpoints → receipts.
+A judgement that raises has changed nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol import auditlog, merkle
+from protocol import checkpoint as notes
+from protocol.auditlog import Entry
+from protocol.checkpoint import Verifier, origin_of
+from protocol.errors import (
+    CheckpointError,
+    EncodingError,
+    LogError,
+    MessageError,
+    ProofError,
+    SignatureError,
+)
+from protocol.messages import Receipt
+from protocol.messages.session import VERSION, Session, Welcome
+from protocol.records import ServerStatement, server_id
+from protocol.signatures import Label, verify
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    Fork,
+    ProtocolFailure,
+    Rollback,
+    WrongServer,
+)
+
+_TOLD = "keep what you have; ask others of this server what they see, then its operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A proven state of the log: `size` entries under `root` (32 bytes); `note` says it, signed."""
+
+    size: int
+    root: bytes
+    note: bytes
+
+
+_NOTHING = Point(0, merkle.EMPTY_ROOT, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A change as it was sent, hence as its log entry must say it."""
+
+    op: str
+    actor: str
+    owner: str
+    file: str | None
+    version: int | None
+    record: bytes
+    signatures: frozenset[bytes]
+
+
+class Trust:
+    """The server and its log. `newest` is the newest proven point: what a client remembers, and
+    the `seen` of its records. Feed it Welcome, then Session, then receipts; a new connection of the
+    same client begins again at the Welcome.
+    """
+
+    def __init__(
+        self, pin: bytes, *, statement: bytes | None = None, newest: Point | None = None
+    ) -> None:
+        """`pin` is the server_id; the rest is what an earlier session left, if there was one."""
+        self.pin = pin
+        self.newest = newest or _NOTHING
+        self._statement = statement
+        self._verifier: Verifier | None = None
+        self._opened = self.newest
+        self._roots: dict[int, bytes] = {self.newest.size: self.newest.root}
+        self._verified = self.newest
+
+    def welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
+        """The server's statement, which is now the one in force.
+
+        Raises `WrongServer` where the server or its TLS key is another than the pin leads to,
+        `BadRecord` for a statement that is not validly signed, `Rollback` for an older one than is
+        known, `Fork` for a second one of the same number, `ProtocolFailure` for no common version.
+        """
+        if VERSION not in welcome.versions:
+            raise ProtocolFailure("the server does not speak version 1", "use a newer sfsc")
+        statement = _server_statement(welcome.statement)
+        shown = server_id(statement.server_pub)
+        if shown != self.pin:
+            raise WrongServer(
+                "this is not the server that was pinned",
+                "someone may stand between; ask the operator for the server's id",
+                pinned=self.pin.hex(),
+                shown=shown.hex(),
+            )
+        try:
+            signature = welcome.signature
+            verify(Label.SERVER_STATEMENT, welcome.statement, signature, statement.server_pub)
+            verifier = Verifier.parse(statement.log_vkey)
+        except (SignatureError, CheckpointError) as exc:
+            raise BadRecord("the server's statement is not validly signed", _TOLD) from exc
+        if verifier.name != origin_of(self.pin):
+            raise BadRecord("the server's statement names the key of another log", _TOLD)
+        if statement.tls_spki_sha256 != peer_spki_sha256:
+            raise WrongServer(
+                "the connection does not end at the server that was pinned",
+                "someone stands between, or the server has lost its TLS key",
+                pinned=statement.tls_spki_sha256.hex(),
+                shown=peer_spki_sha256.hex(),
+            )
+        self._check_successor(statement, welcome.statement)
+        self._statement = welcome.statement
+        self._verifier = verifier
+        return statement
+
+    def _check_successor(self, statement: ServerStatement, body: bytes) -> None:
+        if self._statement is None or self._statement == body:
+            return
+        known = _server_statement(self._statement)
+        if statement.n < known.n:
+            raise Rollback(
+                f"the server shows its statement {statement.n}, after {known.n} was seen", _TOLD
+            )
+        if statement.n == known.n:
+            raise Fork(f"the server has signed two statements with the number {known.n}", _TOLD)
+
+    def session(self, session: Session) -> None:
+        """The log at login must continue the newest point known; it is then the newest.
+
+        Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
+        ours, `BadRecord` for a checkpoint that is not validly signed.
+        """
+        point = self._point(session.checkpoint)
+        self._extend(self.newest, point, session.consistency)
+        self._opened = self.newest = point
+        self._roots = {point.size: point.root}
+
+    def enrolled(self, session: Session, sent: Sent) -> Entry:
+        """The first session of a new account: its receipt must show the statement in the log.
+
+        Raises as `session` and `receipt` do, and `BadReceipt` where there is none.
+        """
+        if session.receipt is None:
+            raise BadReceipt("the server does not prove the enrolment")
+        self.session(session)
+        return self.receipt(session.receipt, sent)
+
+    def receipt(self, receipt: Receipt, sent: Sent) -> Entry:
+        """The log entry of a change, proven to say what was sent and to stand in the log.
+
+        Raises `BadReceipt` for an entry that says something else or is not in the checkpoint,
+        `Rollback` and `Fork` for a log that does not continue the one this session opened with.
+        """
+        point = self._point(receipt.checkpoint)
+        try:
+            entry = auditlog.parse(receipt.line)
+            leaf = merkle.leaf_hash(entry.hash)
+            merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
+        except (LogError, ProofError) as exc:
+            raise BadReceipt(f"the log does not prove the change: {exc}", _TOLD) from exc
+        _check_says(entry, sent)
+        self._extend(self._opened, point, receipt.consistency)
+        # Two checkpoints of one size are one checkpoint, whatever each was proven from.
+        if self._roots.setdefault(point.size, point.root) != point.root:
+            raise Fork(f"the server has signed two logs of {point.size} entries", _TOLD)
+        if point.size > self.newest.size:
+            self.newest = point
+        return entry
+
+    def _point(self, note: bytes) -> Point:
+        """What a signed note says. Those of one commit are the same bytes: verified once."""
+        if note == self._verified.note:
+            return self._verified
+        if self._verifier is None:
+            raise ProtocolFailure("a checkpoint before the server has said who it is")
+        try:
+            checkpoint = notes.verify(note, self._verifier)
+        except CheckpointError as exc:
+            raise BadRecord(f"the log's checkpoint is not valid: {exc}", _TOLD) from exc
+        self._verified = Point(checkpoint.size, checkpoint.root, note)
+        return self._verified
+
+    def _extend(self, known: Point, point: Point, proof: tuple[bytes, ...]) -> None:
+        if point.size < known.size:
+            raise Rollback(
+                f"the server's log has {point.size} entries, after {known.size} were seen", _TOLD
+            )
+        try:
+            merkle.verify_consistency(known.size, known.root, point.size, point.root, proof)
+        except ProofError as exc:
+            raise Fork(
+                f"the server's log does not continue the one seen before: {exc}", _TOLD
+            ) from exc
+
+
+def _server_statement(body: bytes) -> ServerStatement:
+    try:
+        return ServerStatement.parse(body)
+    except (EncodingError, MessageError) as exc:
+        raise BadRecord(f"the server's statement is malformed: {exc}") from exc
+
+
+def _check_says(entry: Entry, sent: Sent) -> None:
+    said = Sent(
+        entry.op,
+        entry.actor,
+        entry.owner or "",
+        entry.file,
+        entry.version,
+        entry.rec or b"",
+        frozenset(entry.sigs.values()),
+    )
+    if said != sent:
+        raise BadReceipt("the log has an entry for the change that says something else", _TOLD)
