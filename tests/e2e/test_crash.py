@@ -1,0 +1,123 @@
+"""SIGKILL at random moments of a hundred uploads: what was acknowledged opens, no half is seen.
+
+SFS_CRASH_POINTS=full kills ten times as often (`make crash-sweep`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Client, Daemon
+
+KILLS = 60 if os.environ.get("SFS_CRASH_POINTS") == "full" else 6
+SEED = int(os.environ.get("SFS_CRASH_SEED", "7"))
+
+
+def make_files(folder: Path, chance: random.Random) -> dict[str, bytes]:
+    """80 small files and 20 of 1 to 12 MiB; name to SHA-256 of the content."""
+    hashes = {}
+    for number in range(100):
+        large = number % 5 == 4
+        size = chance.randrange(1 << 20, 12 << 20) if large else chance.randrange(0, 200_000)
+        content = chance.randbytes(size)
+        name = f"{'large' if large else 'small'}-{number:03}"
+        (folder / name).write_bytes(content)
+        hashes[name] = hashlib.sha256(content).digest()
+    return hashes
+
+
+def put_until_killed(
+    daemon: Daemon, client: Client, folder: Path, names: list[str], seconds: float
+) -> set[str]:
+    """Put `names` with the daemon killed after `seconds`; those that were acknowledged."""
+    process = client.start("--json", "put", *names, cwd=folder)
+    killer = threading.Timer(seconds, daemon.kill)
+    killer.start()
+    stdout, stderr = process.communicate(timeout=100)
+    killer.join()
+    assert b"Traceback" not in stderr, stderr.decode()
+    assert process.returncode in (0, 7), stderr.decode()
+    return {json.loads(line)["name"] for line in stdout.splitlines()}
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Relative path to SHA-256 of every file below `folder`."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).digest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if KILLS > 6 else 240)
+def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    alice = daemon.client("alice", tmp_path / "alice")
+    source = tmp_path / "source"
+    source.mkdir()
+    hashes = make_files(source, chance)
+    acknowledged: set[str] = set()
+    for turn in range(KILLS):
+        rest = [name for name in hashes if name not in acknowledged] or list(hashes)
+        chance.shuffle(rest)
+        acknowledged |= put_until_killed(
+            daemon, alice, source, rest[: 1 + len(rest) * 2 // KILLS], chance.uniform(0.2, 1.6)
+        )
+        daemon.start()
+        daemon.run("audit", "verify")
+        listed = set(alice.run("ls").lines)
+        assert acknowledged <= listed <= set(hashes), f"after kill {turn + 1}, seed {SEED}"
+    rest = [name for name in hashes if name not in acknowledged]
+    alice.run("put", *rest, cwd=source) if rest else None
+    check_every_file(alice, hashes, tmp_path)
+    check_second_start(daemon)
+
+
+def check_every_file(client: Client, hashes: dict[str, bytes], scratch: Path) -> None:
+    assert set(client.run("ls").lines) == set(hashes)
+    target = scratch / "got"
+    for name, expected in hashes.items():
+        client.run("get", name, "-o", target)
+        assert hashlib.sha256(target.read_bytes()).digest() == expected, name
+        target.unlink()
+
+
+def check_second_start(daemon: Daemon) -> None:
+    """A clean stop and another start leave the store as it is; the log only says so."""
+    daemon.stop()
+    store, log = tree_of(daemon.root / "store"), daemon.root / "logs" / "audit.jsonl"
+    before = log.read_bytes()
+    assert {path.name for path in (daemon.root / "staging").iterdir()} <= {"applied"}
+    daemon.start()
+    daemon.stop()
+    assert tree_of(daemon.root / "store") == store
+    after = log.read_bytes()
+    assert after.startswith(before)
+    added = [json.loads(line)["op"] for line in after[len(before) :].splitlines()]
+    assert added == ["start", "stop"]
+    daemon.start()
+    daemon.run("audit", "verify")
+
+
+@pytest.mark.slow
+def test_killed_right_after_an_answer(daemon: Daemon, tmp_path: Path) -> None:
+    """The narrowest case: the daemon dies the moment a client was told that its file is safe."""
+    alice = daemon.client("alice", tmp_path / "alice")
+    for turn in range(5):
+        for size in (10, 2_000_000):
+            name = f"f{turn}-{size}"
+            (tmp_path / name).write_bytes(os.urandom(size))
+            alice.run("put", name, cwd=tmp_path)
+            daemon.kill()
+            daemon.start()
+            alice.run("get", name, "-o", tmp_path / "out")
+            assert (tmp_path / "out").read_bytes() == (tmp_path / name).read_bytes()
+    daemon.run("audit", "verify")

@@ -1,0 +1,180 @@
+"""What goes wrong for a user, through the real programs: exit code, cause, hint, nothing left."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Client, Daemon, Result
+
+
+def blames(result: Result, *words: str) -> None:
+    """The refusal says what and what to do, and shows no inside of ours."""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("sfsc: "), result.stderr
+    assert "hint: " in result.stderr, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def stored(daemon: Daemon, suffix: str, user: str = "alice") -> list[Path]:
+    """The user's files on the server's disk that end in `suffix`."""
+    return sorted((daemon.root / "store" / "users" / user / "files").rglob(f"*{suffix}"))
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a stored file, as a bad disk or a bad operator would."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x01
+    path.write_bytes(data)
+
+
+def test_wrong_passphrase(alice: Client) -> None:
+    blames(Client(alice.home, "a wrong one").run("ls", code=8), "passphrase")
+
+
+def test_no_keyring(daemon: Daemon, tmp_path: Path) -> None:
+    blames(Client(tmp_path / "nobody").run("ls", code=8))
+
+
+def test_wrong_pin(daemon: Daemon, tmp_path: Path) -> None:
+    invitation = daemon.add_user("bob")
+    pin = invitation.partition("pin=")[2].partition("&")[0]
+    other = invitation.replace(pin, pin[::-1])
+    assert other != invitation
+    bob = Client(tmp_path / "bob")
+    blames(bob.run("init", other, code=5))
+    assert not (bob.home / "keyring").exists(), "a keyring for a server that was refused"
+    bob.run("init", invitation)
+
+
+def test_used_token(daemon: Daemon, tmp_path: Path) -> None:
+    invitation = daemon.add_user("bob")
+    Client(tmp_path / "bob").run("init", invitation)
+    thief = Client(tmp_path / "thief")
+    blames(thief.run("init", invitation, code=4))
+
+
+def test_replaced_token(daemon: Daemon, tmp_path: Path) -> None:
+    first = daemon.add_user("bob")
+    second = daemon.add_user("bob")
+    blames(Client(tmp_path / "one").run("init", first, code=4))
+    Client(tmp_path / "two").run("init", second)
+
+
+def test_malformed_invitation(tmp_path: Path) -> None:
+    blames(Client(tmp_path / "home").run("init", "sfs://nonsense", code=2))
+
+
+def test_unknown_and_foreign_names_look_the_same(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    bob = daemon.client("bob", tmp_path / "bob")
+    (tmp_path / "secret.txt").write_text("alice's")
+    alice.run("put", "secret.txt", cwd=tmp_path)
+    foreign = bob.run("get", "secret.txt", code=3, cwd=bob.home)
+    unknown = bob.run("get", "never.txt", code=3, cwd=bob.home)
+    blames(foreign)
+    assert foreign.stderr.replace("secret", "never") == unknown.stderr
+    assert not (bob.home / "secret.txt").exists()
+    blames(bob.run("stat", "secret.txt", code=3))
+    blames(bob.run("rm", "secret.txt", code=3))
+
+
+def test_full_quota(daemon: Daemon, tmp_path: Path) -> None:
+    invitation = daemon.run("user", "add", "carol", "--quota", "300K").text.strip()
+    carol = Client(tmp_path / "carol")
+    carol.run("init", invitation)
+    for name, size in (("a", 200_000), ("b", 200_000), ("big", 5_000_000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    carol.run("put", "a", cwd=tmp_path)
+    blames(carol.run("put", "b", code=4, cwd=tmp_path), "quota")
+    blames(carol.run("put", "big", code=4, cwd=tmp_path), "quota")
+    assert carol.run("ls").lines == ["a"]
+    carol.run("rm", "a")
+
+
+@pytest.mark.parametrize("size", [100, 600_000, 3_000_000])
+def test_flipped_byte_in_a_blob(daemon: Daemon, alice: Client, tmp_path: Path, size: int) -> None:
+    (tmp_path / "f").write_bytes(b"x" * size)
+    alice.run("put", "f", cwd=tmp_path)
+    (blob,) = stored(daemon, ".ct")
+    flip(blob, blob.stat().st_size - 5)
+    target = tmp_path / "out"
+    blames(alice.run("get", "f", "-o", target, code=5))
+    assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("out", ".out"))] == []
+
+
+def test_truncated_blob(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 2_000_000)
+    alice.run("put", "f", cwd=tmp_path)
+    (blob,) = stored(daemon, ".ct")
+    blob.write_bytes(blob.read_bytes()[:-1])
+    blames(alice.run("get", "f", "-o", tmp_path / "out", code=5))
+    assert not (tmp_path / "out").exists()
+
+
+def test_flipped_byte_in_a_sidecar(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """In the record, in a wrap, or in the metadata; before and after a restart of the daemon."""
+    for name in ("record", "wraps", "metadata"):
+        (tmp_path / name).write_text(name)
+        alice.run("put", name, cwd=tmp_path)
+        sidecar = max(stored(daemon, ".json"), key=lambda path: path.stat().st_mtime_ns)
+        flip_base64(sidecar, name)
+        blames(alice.run("get", name, "-o", tmp_path / "out", code=5))
+    daemon.stop()
+    daemon.start()
+    for name in ("record", "wraps", "metadata"):
+        blames(alice.run("get", name, "-o", tmp_path / "out", code=5))
+        assert not (tmp_path / "out").exists()
+
+
+def flip_base64(sidecar: Path, key: str) -> None:
+    """Flip a bit in the middle of what `key` holds; the JSON stays well formed."""
+    value = json.loads(sidecar.read_bytes())
+    holder, inner = value, key
+    if key == "wraps":
+        holder, inner = next(iter(value["wraps"].values())), "wrap"
+    data = bytearray(base64.b64decode(holder[inner]))
+    data[len(data) // 2] ^= 0x10
+    holder[inner] = base64.b64encode(data).decode()
+    sidecar.write_text(json.dumps(value, separators=(",", ":")))
+
+
+def test_no_server(daemon: Daemon, alice: Client) -> None:
+    daemon.stop()
+    blames(alice.run("ls", code=7))
+    daemon.start()
+    alice.run("ls")
+
+
+def test_missing_local_file(alice: Client, tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("x")
+    blames(alice.run("put", "here", "not-here", code=1, cwd=tmp_path), "not-here")
+    assert alice.run("ls").lines == [], "half of a command was done"
+
+
+def test_disabled_user(daemon: Daemon, alice: Client) -> None:
+    daemon.run("user", "disable", "alice")
+    blames(alice.run("ls", code=4))
+    daemon.run("user", "enable", "alice")
+    alice.run("ls")
+
+
+@pytest.mark.parametrize("name", ["../up", "/absolute", "a//b", "a/./b", "tab\tbed", "back\\slash"])
+def test_names_that_cannot_be(alice: Client, tmp_path: Path, name: str) -> None:
+    (tmp_path / "f").write_text("x")
+    result = alice.run("put", "f", "--name", name, code=2, cwd=tmp_path)
+    assert "Traceback" not in result.stderr
+    assert "\t" not in result.stderr.partition("\n")[0]
+    assert alice.run("ls").lines == []
+
+
+def test_usage(alice: Client) -> None:
+    assert "Traceback" not in alice.run("put", code=2).stderr
+    assert "Traceback" not in alice.run("frobnicate", code=2).stderr
+    alice.run("put", "-", code=2)
