@@ -1,0 +1,131 @@
+"""Writes protocol.json beside this file: the exact bytes of version 1, for other implementations.
+
+Everything follows from `protocol_examples`. Run as ``python tests/vectors/generate_protocol.py``;
+the tests make it again and compare.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from protocol import auditlog, records
+from protocol.encoding import Buffer
+from protocol.fields import Struct
+from protocol.frames import frame
+from protocol.messages import Message, encode
+from protocol.signatures import Label
+from tests.vectors import protocol_examples as examples
+
+PATH = Path(__file__).with_name("protocol.json")
+
+
+def plain(value: object) -> object:
+    """A field's value as JSON shows it: bytes as hex, parts as objects."""
+    if isinstance(value, Struct):
+        fields = dataclasses.fields(value)
+        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return bytes(value).hex() if isinstance(value, Buffer) else value
+
+
+def _record_vector(name: str) -> dict[str, object]:
+    record, label, signer = examples.RECORDS[name]
+    body, signature = examples.signed(name)
+    return {
+        "name": name,
+        "type": type(record).__name__,
+        "fields": {key: plain(_value(record, key)) for key in record.to_map()},
+        "body": body.hex(),
+        "sha256": records.record_hash(body).hex(),
+        "label": label.value.decode(),
+        "signer": signer,
+        "signature": signature.hex(),
+    }
+
+
+def _value(record: records.Record, key: str) -> object:
+    return getattr(record, "from_" if key == "from" else key)
+
+
+def _frame_vector(request_id: int, message: Message) -> dict[str, object]:
+    return {
+        "message": type(message).__name__,
+        "type": message.TYPE,
+        "request_id": request_id,
+        "fields": plain(message),
+        "frame": b"".join(frame(encode(request_id, message))).hex(),
+    }
+
+
+def vectors() -> dict[str, object]:
+    """All of the file; bytes are lower-case hex."""
+    public = {
+        "x25519": examples.X25519,
+        "xwing": examples.XWING,
+        "rsa2048": examples.fill("an RSA SPKI", 294),
+    }
+    return {
+        "signers": {
+            name: {"seed": key.seed.hex(), "public": key.public.hex()}
+            for name, key in examples.SIGNERS.items()
+        },
+        "server_id": {
+            "public": examples.SIGNERS["server"].public.hex(),
+            "server_id": examples.SERVER_ID.hex(),
+        },
+        "key_ids": [
+            {"algorithm": alg, "public": key.hex(), "key_id": records.key_id(alg, key).hex()}
+            for alg, key in public.items()
+        ],
+        "records": [_record_vector(name) for name in examples.RECORDS],
+        "endorsement": {
+            "record_sha256": records.record_hash(examples.PUT.encode()).hex(),
+            "label": Label.ENDORSE.value.decode(),
+            "signer": "alice 2",
+            "signature": examples.ENDORSED.signatures[1].signature.hex(),
+        },
+        "login": {
+            "server_id": examples.SERVER_ID.hex(),
+            "tls_spki_sha256": examples.SPKI.hex(),
+            "welcome_sha256": examples.WELCOME_SHA256.hex(),
+            "version": 1,
+            "user": "alice",
+            "generation": 1,
+            "body": examples.LOGIN_BODY.hex(),
+            "label": Label.LOGIN.value.decode(),
+            "signer": "alice 1",
+            "signature": examples.SIGNERS["alice 1"].sign(Label.LOGIN, examples.LOGIN_BODY).hex(),
+        },
+        "enrol": {
+            "token": examples.TOKEN.hex(),
+            "welcome_sha256": examples.WELCOME_SHA256.hex(),
+            "statement_sha256": examples.FIRST_HASH.hex(),
+            "body": examples.PROOF_BODY.hex(),
+            "proof": examples.PROOF.hex(),
+        },
+        "log": {
+            "vkey": examples.LOG_KEY.vkey,
+            "lines": [line.decode() for line in examples.LOG],
+            "entry_hashes": [auditlog.line_hash(line).hex() for line in examples.LOG],
+            "root": examples.ROOT.hex(),
+            "checkpoint": examples.CHECKPOINT.decode(),
+            "consistency_from_3": plain(examples.RECEIPT.consistency),
+            "inclusion_of_3": plain(examples.RECEIPT.inclusion),
+        },
+        "frames": [_frame_vector(request_id, message) for request_id, message in examples.MESSAGES],
+    }
+
+
+def text() -> str:
+    return json.dumps(vectors(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(text(), encoding="utf-8", newline="\n")

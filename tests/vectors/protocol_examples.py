@@ -1,0 +1,365 @@
+"""One example of every record and message of version 1, from fixed seeds: tests and vectors use it.
+
+Seeds are SHA-256 of a name, other bytes SHAKE-256 of one. The chain, the log and every signature
+are real; where no private key of ours is needed, a public key or ciphertext is just bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from typing import Any
+
+from protocol import auditlog, checkpoint, merkle, records
+from protocol.connection import WELCOME_ID
+from protocol.messages import (
+    Done,
+    Error,
+    FileView,
+    Message,
+    Receipt,
+    accounts,
+    downloads,
+    encode,
+    files,
+    session,
+    sharing,
+    uploads,
+)
+from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.records import FileRecord, RecoveryKey, RotationFinish, ServerStatement, Statement
+from protocol.signatures import Label, SigningKey
+
+NOW = 1_767_225_600  # 2026-01-01T00:00:00Z
+DAY = 86_400
+FILE_ID = "0123456789abcdef0123456789abcdef"
+MOVED_ID = "fedcba9876543210fedcba9876543210"
+
+
+def fill(name: str, size: int) -> bytes:
+    """`size` bytes that stand for a key, hash or ciphertext."""
+    return hashlib.shake_256(b"sfs test vector: " + name.encode()).digest(size)
+
+
+def seed(name: str) -> bytes:
+    return hashlib.sha256(b"sfs test seed: " + name.encode()).digest()
+
+
+SIGNERS = {
+    name: SigningKey.from_seed(seed(name))
+    for name in ("server", "log", "alice 1", "alice 2", "recovery")
+}
+TOKEN = fill("token", 32)
+SPKI = hashlib.sha256(fill("tls public key", 91)).digest()
+SERVER_ID = records.server_id(SIGNERS["server"].public)
+XWING = fill("alice's x-wing public key", records.XWING_PUBLIC_SIZE)
+X25519 = fill("alice's x25519 public key", 32)
+BUNDLE = fill("bundle", 600)
+LOG_KEY = checkpoint.Verifier(checkpoint.origin_of(SERVER_ID), SIGNERS["log"].public)
+
+SERVER_STATEMENT = ServerStatement(
+    server_pub=SIGNERS["server"].public,
+    n=1,
+    tls_spki_sha256=SPKI,
+    log_vkey=LOG_KEY.vkey,
+    created=NOW,
+)
+FIRST = Statement(
+    server=SERVER_ID,
+    user="alice",
+    n=1,
+    generation=1,
+    oldest=1,
+    sign_pub=SIGNERS["alice 1"].public,
+    wrap_alg="xwing",
+    wrap_pub=XWING,
+    devices=((fill("laptop", 16), fill("laptop's x-wing key", records.XWING_PUBLIC_SIZE)),),
+    recovery=RecoveryKey(
+        sign_pub=SIGNERS["recovery"].public,
+        xwing_pub=fill("recovery x-wing key", records.XWING_PUBLIC_SIZE),
+    ),
+    voids=(),
+    bundle_sha256=hashlib.sha256(BUNDLE).digest(),
+    created=NOW,
+    due=NOW + 90 * DAY,
+    expires=NOW + 120 * DAY,
+    prev=b"",
+    reason="enrol",
+)
+FIRST_HASH = records.record_hash(FIRST.encode())
+SECOND = dataclasses.replace(
+    FIRST,
+    n=2,
+    generation=2,
+    sign_pub=SIGNERS["alice 2"].public,
+    wrap_alg="x25519",
+    wrap_pub=X25519,
+    devices=(),
+    recovery=None,
+    voids=(fill("a statement undone", 32),),
+    created=NOW + 90 * DAY,
+    due=NOW + 180 * DAY,
+    expires=NOW + 210 * DAY,
+    prev=FIRST_HASH,
+    reason="rotate",
+)
+PUT = FileRecord(
+    server=SERVER_ID,
+    owner="alice",
+    actor="alice",
+    generation=1,
+    file_id=FILE_ID,
+    rev=1,
+    op="put",
+    prev=b"",
+    seen=(3, fill("root", 32)),
+    created=NOW,
+    readers=(("bob", fill("bob's first statement", 32), 0),),
+    current=1,
+    content_id=fill("content id", 16),
+    version=1,
+    ciphertext_size=96,
+    segments_root=fill("segments root", 32),
+    dek_commit=fill("commitment", 32),
+    metadata_sha256=hashlib.sha256(fill("metadata", 60)).digest(),
+)
+
+
+def _successor(of: FileRecord, **changes: Any) -> FileRecord:
+    """The next record of the same file; what belongs to another op is gone."""
+    own = {key.rstrip("_") for key in records.OWN_KEYS[changes["op"]]}
+    foreign = {
+        field.name: None
+        for field in dataclasses.fields(FileRecord)
+        if field.default is None and field.name.rstrip("_") not in own
+    }
+    prev = records.record_hash(of.encode())
+    return dataclasses.replace(of, **{"rev": of.rev + 1, "prev": prev, **foreign, **changes})
+
+
+DELETE = _successor(PUT, op="delete", current=0, to=None)
+RESTORE = dataclasses.replace(
+    _successor(PUT, op="restore", from_=(FILE_ID, 1), version=2, current=2),
+    rev=3,
+    prev=records.record_hash(DELETE.encode()),
+)
+MOVE = dataclasses.replace(
+    _successor(RESTORE, op="move", from_=(FILE_ID, 2), file_id=MOVED_ID, version=1, current=1),
+    rev=1,
+    prev=b"",
+)
+MOVED_AWAY = _successor(RESTORE, op="delete", current=0, to=MOVED_ID)
+ACCESS = _successor(MOVE, op="access", readers=())
+REENCRYPT = dataclasses.replace(
+    _successor(MOVE, op="reencrypt", content_id=fill("new content id", 16), generation=2),
+    rev=3,
+    prev=records.record_hash(ACCESS.encode()),
+    readers=(),
+)
+PURGE = _successor(MOVED_AWAY, op="purge", purged=(1, 2))
+FINISH = RotationFinish(generation=2, as_of_seq=7, files=1, root=fill("wraps root", 32))
+
+RECORDS: dict[str, tuple[records.Record, Label, str]] = {
+    "server statement": (SERVER_STATEMENT, Label.SERVER_STATEMENT, "server"),
+    "first statement": (FIRST, Label.STATEMENT, "alice 1"),
+    "second statement": (SECOND, Label.STATEMENT, "alice 2"),
+    "put": (PUT, Label.RECORD, "alice 1"),
+    "delete": (DELETE, Label.RECORD, "alice 1"),
+    "restore": (RESTORE, Label.RECORD, "alice 1"),
+    "move": (MOVE, Label.RECORD, "alice 1"),
+    "delete, moved away": (MOVED_AWAY, Label.RECORD, "alice 1"),
+    "access": (ACCESS, Label.RECORD, "alice 1"),
+    "reencrypt": (REENCRYPT, Label.RECORD, "alice 2"),
+    "purge": (PURGE, Label.RECORD, "alice 1"),
+    "rotation finish": (FINISH, Label.ROTATION_FINISH, "alice 2"),
+}
+
+
+def signed(name: str) -> tuple[bytes, bytes]:
+    """(exact bytes, signature) of one of the records above."""
+    record, label, signer = RECORDS[name]
+    body = record.encode()
+    return body, SIGNERS[signer].sign(label, body)
+
+
+def _log() -> list[bytes]:
+    """Lines of a small log: a start, the enrolment, and every record of alice's file in order."""
+    drafts = [
+        auditlog.Draft("start", "server"),
+        auditlog.Draft("enrol", "alice", "alice", **_logged("first statement")),
+        auditlog.Draft("login", "alice", "alice"),
+    ]
+    for name in ("put", "delete", "restore", "access", "purge"):
+        record = RECORDS[name][0]
+        assert isinstance(record, FileRecord)
+        drafts.append(
+            auditlog.Draft(
+                record.op, "alice", "alice", record.file_id, record.version, 2, **_logged(name)
+            )
+        )
+    lines: list[bytes] = []
+    prev = auditlog.GENESIS
+    for seq, draft in enumerate(drafts):
+        line, prev = auditlog.encode(
+            draft,
+            seq=seq,
+            time=f"2026-01-01T00:00:{seq:02}.000Z",
+            salt=fill(f"salt {seq}", auditlog.SALT_SIZE),
+            detail={},
+            prev=prev,
+        )
+        lines.append(line)
+    return lines
+
+
+def _logged(name: str) -> dict[str, Any]:
+    body, signature = signed(name)
+    return {"rec": body, "sigs": {"1": signature}}
+
+
+LOG = _log()
+LEAVES = [merkle.leaf_hash(auditlog.line_hash(line)) for line in LOG]
+
+
+def _node(level: int, index: int) -> bytes:
+    return merkle.root(LEAVES[index << level : (index + 1) << level])
+
+
+ROOT = merkle.root(LEAVES)
+CHECKPOINT = checkpoint.sign(SIGNERS["log"], LOG_KEY.name, len(LOG), ROOT)
+RECEIPT = Receipt(
+    line=LOG[3],
+    inclusion=merkle.inclusion_proof(3, len(LOG), _node),
+    checkpoint=CHECKPOINT,
+    consistency=merkle.consistency_proof(3, len(LOG), _node),
+)
+
+
+WELCOME = session.Welcome(
+    (session.VERSION,),
+    *signed("server statement"),
+    challenge=fill("challenge", 32),
+    limits=session.Limits(window=32 * 1024 * 1024, max_age=90 * DAY, grace=30 * DAY, jitter=10),
+)
+WELCOME_SHA256 = hashlib.sha256(b"".join(encode(WELCOME_ID, WELCOME))).digest()
+LOGIN_BODY = records.login_body(
+    server=SERVER_ID, spki=SPKI, welcome=WELCOME_SHA256, version=1, user="alice", generation=1
+)
+PROOF_BODY = records.enrol_proof_body(welcome=WELCOME_SHA256, statement=FIRST_HASH)
+PROOF = hmac.digest(hashlib.sha256(TOKEN).digest(), PROOF_BODY, "sha256")
+METADATA = fill("metadata", 60)
+WRAP = Wrap("alice", records.key_id("x25519", X25519), "x25519", fill("wrapped DEK", 80))
+UPLOAD = fill("upload", 16)
+HANDLE = fill("handle", 16)
+ENDORSED = SignedRecord(
+    signed("put")[0],
+    (
+        GenerationSignature(1, signed("put")[1]),
+        GenerationSignature(
+            2, SIGNERS["alice 2"].sign(Label.ENDORSE, records.record_hash(PUT.encode()))
+        ),
+    ),
+)
+DELETED = SignedRecord(signed("delete")[0], (GenerationSignature(1, signed("delete")[1]),))
+VIEW = FileView(seq=7, content=ENDORSED, head=DELETED, metadata=METADATA, wraps=(WRAP,))
+ACCOUNT = accounts.Account(
+    user="alice",
+    fingerprint=FIRST_HASH,
+    generation=1,
+    wrap_alg="xwing",
+    created=NOW,
+    due=NOW + 90 * DAY,
+    expires=NOW + 120 * DAY,
+    disabled=False,
+    invited_until=0,
+    used=96,
+    quota=10 * 1024**3,
+    files=1,
+)
+
+MESSAGES: list[tuple[int, Message]] = [
+    (9, Error("conflict", "the file has a newer version", VIEW)),
+    (9, Done(RECEIPT)),
+    (WELCOME_ID, WELCOME),
+    (1, session.Login(1, "alice", 1, 7, SIGNERS["alice 1"].sign(Label.LOGIN, LOGIN_BODY))),
+    (
+        1,
+        session.Session(CHECKPOINT, RECEIPT.consistency, None, session.Notice(NOW, "due", ""), NOW),
+    ),
+    (1, session.Enroll(1, "alice", FIRST.encode(), BUNDLE, signed("first statement")[1], PROOF)),
+    (2, session.Pong(NOW)),
+    (2, session.Ping()),
+    (3, uploads.PutSmall(*signed("put"), METADATA, (WRAP,), fill("ciphertext", 96))),
+    (4, uploads.PutOpen("alice", FILE_ID, 96)),
+    (4, uploads.UploadState(UPLOAD, 0)),
+    (5, uploads.Data(UPLOAD, 0, fill("ciphertext", 96))),
+    (6, uploads.PutResume(UPLOAD)),
+    (7, uploads.PutCommit(UPLOAD, *signed("put"), METADATA, (WRAP,))),
+    (8, uploads.Aborted()),
+    (8, uploads.PutAbort(UPLOAD)),
+    (10, downloads.GetOpen("alice", FILE_ID, 0)),
+    (10, downloads.Opened(HANDLE, VIEW, fill("leaf", 32), fill("ciphertext", 96))),
+    (11, downloads.GetLeaves(HANDLE, 1)),
+    (11, downloads.LeavesPage(fill("leaf 1", 32) + fill("leaf 2", 32))),
+    (12, downloads.Read(HANDLE, 1024 * 1024, 1024 * 1024)),
+    (12, downloads.Bytes(fill("ciphertext", 96))),
+    (13, files.Stat("alice", FILE_ID, 0)),
+    (13, files.Stated(dataclasses.replace(VIEW, head=None))),
+    (14, files.List("", 256, 0)),
+    (14, files.Listing((VIEW,), FILE_ID)),
+    (15, files.History("alice", FILE_ID, 1)),
+    (15, files.HistoryPage((ENDORSED, DELETED), 0)),
+    (
+        16,
+        files.Record(
+            (
+                files.RecordChange(*signed("move"), METADATA, (WRAP,)),
+                files.RecordChange(*signed("delete, moved away"), b"", ()),
+            )
+        ),
+    ),
+    (17, sharing.Lookup("alice", 1)),
+    (
+        17,
+        sharing.Identity(
+            (
+                sharing.SignedStatement(
+                    signed("second statement")[0],
+                    (
+                        signed("second statement")[1],
+                        SIGNERS["alice 1"].sign(Label.STATEMENT, SECOND.encode()),
+                    ),
+                    3,
+                    RECEIPT.line,
+                    RECEIPT.inclusion,
+                ),
+            ),
+            CHECKPOINT,
+            (),
+            0,
+        ),
+    ),
+    (18, accounts.Usage()),
+    (18, accounts.UsageAnswer(96, 10 * 1024**3, 1)),
+    (19, accounts.UserList("")),
+    (19, accounts.AccountsPage((ACCOUNT,), "")),
+    (20, accounts.UserShow("alice")),
+    (21, accounts.UserAdd("bob", hashlib.sha256(TOKEN).digest(), NOW + 7 * DAY, 0)),
+    (22, accounts.UserAccess("bob", True, "left the team")),
+    (23, accounts.Status()),
+    (
+        23,
+        accounts.StatusAnswer(
+            version="0.1.0",
+            address="127.0.0.1:7373",
+            started=NOW,
+            log_size=8,
+            connections=2,
+            sessions=1,
+            users=2,
+            disk_free=10**12,
+            failed="",
+        ),
+    ),
+]

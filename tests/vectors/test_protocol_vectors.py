@@ -1,0 +1,123 @@
+"""protocol.json is what the code writes, and read by itself it is consistent and verifies."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import auditlog, checkpoint, merkle, records
+from protocol.errors import SignatureError
+from protocol.frames import FrameReader
+from protocol.messages import decode, registered
+from protocol.signatures import Label, SigningKey, verify
+from tests.vectors import protocol_examples
+
+HERE = Path(__file__).parent
+GENERATOR = runpy.run_path(str(HERE / "generate_protocol.py"))
+TEXT = (HERE / "protocol.json").read_text("utf-8")
+VECTORS: dict[str, Any] = json.loads(TEXT)
+SIGNERS = {name: bytes.fromhex(key["public"]) for name, key in VECTORS["signers"].items()}
+FRAMES = VECTORS["frames"]
+
+
+def test_generated_anew_it_is_the_same() -> None:
+    assert GENERATOR["text"]() == TEXT
+
+
+def test_signers() -> None:
+    for key in VECTORS["signers"].values():
+        assert SigningKey.from_seed(bytes.fromhex(key["seed"])).public.hex() == key["public"]
+
+
+def test_every_message_has_a_frame() -> None:
+    assert sorted(frame["type"] for frame in FRAMES) == sorted(registered())
+
+
+@pytest.mark.parametrize("vector", FRAMES, ids=lambda vector: vector["message"])
+def test_frames_parse(vector: dict[str, Any]) -> None:
+    on_the_wire = bytes.fromhex(vector["frame"])
+    reader = FrameReader(len(on_the_wire) - 4)
+    reader.get_buffer()[: len(on_the_wire)] = on_the_wire
+    reader.buffer_updated(len(on_the_wire))
+    body = reader.next_body()
+    assert body is not None
+    request_id, message = decode(body)
+    assert request_id == vector["request_id"]
+    assert type(message) is registered()[vector["type"]]
+    assert type(message).__name__ == vector["message"]
+    assert GENERATOR["plain"](message) == vector["fields"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
+def test_records_parse_and_verify(vector: dict[str, Any]) -> None:
+    body, signature = bytes.fromhex(vector["body"]), bytes.fromhex(vector["signature"])
+    cls: type[records.Record] = getattr(records, vector["type"])
+    record = cls.parse(body)
+    assert record.encode() == body
+    assert list(record.to_map()) == list(vector["fields"])
+    assert records.record_hash(body).hex() == vector["sha256"]
+    verify(Label(vector["label"].encode()), body, signature, SIGNERS[vector["signer"]])
+    with pytest.raises(SignatureError):
+        verify(Label.LOGIN, body, signature, SIGNERS[vector["signer"]])
+
+
+def test_names_of_keys() -> None:
+    stated = VECTORS["server_id"]
+    public = bytes.fromhex(stated["public"])
+    assert hashlib.sha256(b"sfs/v1/server\0" + public).hexdigest() == stated["server_id"]
+    for key in VECTORS["key_ids"]:
+        named = key["algorithm"].encode() + b"\0" + bytes.fromhex(key["public"])
+        assert hashlib.sha256(named).hexdigest() == key["key_id"]
+
+
+def test_login_covers_this_very_welcome() -> None:
+    login = VECTORS["login"]
+    welcome = bytes.fromhex(next(f["frame"] for f in FRAMES if f["message"] == "Welcome"))
+    assert hashlib.sha256(welcome[4:]).hexdigest() == login["welcome_sha256"]
+    body = bytes.fromhex(login["body"])
+    signed = b"sfs/v1/login\0" + body
+    sent = next(f["fields"] for f in FRAMES if f["message"] == "Login")
+    assert sent["signature"] == login["signature"]
+    verify(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["alice 1"])
+    key = SigningKey.from_seed(bytes.fromhex(VECTORS["signers"]["alice 1"]["seed"]))
+    assert key.sign_note(signed).hex() == login["signature"]
+
+
+def test_enrolment_proof() -> None:
+    enrol = VECTORS["enrol"]
+    key = hashlib.sha256(bytes.fromhex(enrol["token"])).digest()
+    body = b"sfs/v1/enroll\0" + bytes.fromhex(enrol["welcome_sha256"] + enrol["statement_sha256"])
+    assert body.hex() == enrol["body"]
+    assert hmac.digest(key, body, "sha256").hex() == enrol["proof"]
+    sent = next(f["fields"] for f in FRAMES if f["message"] == "Enroll")
+    assert sent["proof"] == enrol["proof"]
+    assert enrol["token"] not in json.dumps(FRAMES)
+
+
+def test_endorsement() -> None:
+    endorsed = VECTORS["endorsement"]
+    body, signature = (bytes.fromhex(endorsed[key]) for key in ("record_sha256", "signature"))
+    verify(Label.ENDORSE, body, signature, SIGNERS[endorsed["signer"]])
+
+
+def test_the_log_chains_and_its_receipt_verifies() -> None:
+    log = VECTORS["log"]
+    lines = [line.encode() for line in log["lines"]]
+    hashes = [entry.hash for entry in auditlog.verify_chain(lines)]
+    assert [digest.hex() for digest in hashes] == log["entry_hashes"]
+    verifier = checkpoint.Verifier.parse(log["vkey"])
+    known = checkpoint.verify(log["checkpoint"].encode(), verifier)
+    assert (known.size, known.root.hex()) == (len(lines), log["root"])
+    leaves = [merkle.leaf_hash(digest) for digest in hashes]
+    assert merkle.root(leaves) == known.root
+    receipt = protocol_examples.RECEIPT
+    merkle.verify_inclusion(leaves[3], 3, known.size, receipt.inclusion, known.root)
+    merkle.verify_consistency(
+        3, merkle.root(leaves[:3]), known.size, known.root, receipt.consistency
+    )
