@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from protocol import merkle
 from protocol.auditlog import Draft
 from protocol.encoding import Buffer
-from protocol.merkle import leaf_hash
-from protocol.merkle import root as root_from_leaf_hashes
 from sfsd.errors import PathError
-from sfsd.staging import PIECE, Staged
+from sfsd.staging import Staged
 
 MAX_PATH = 255
 """Bytes of the longest path."""
@@ -46,9 +45,9 @@ def digest_of(path: str, data: Buffer) -> bytes:
     """The 32 bytes by which `data` under `path` is known."""
     if not is_ciphertext(path):
         return hashlib.sha256(data).digest()
-    view = memoryview(data)
-    pieces = range(0, max(1, len(view)), PIECE)
-    return root_from_leaf_hashes([leaf_hash(view[start : start + PIECE]) for start in pieces])
+    pieces = merkle.PieceHasher()
+    pieces.update(data)
+    return pieces.finish()
 
 
 @dataclass(frozen=True, slots=True)

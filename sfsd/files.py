@@ -91,6 +91,10 @@ class Files:
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
 
+    def free(self, folder: Path) -> int:
+        """Bytes that can still be written to the disk that holds `folder`."""
+        return shutil.disk_usage(folder).free
+
     def truncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 

@@ -8,75 +8,25 @@ names is dropped at the next start: an upload lives through a lost connection, n
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from protocol import merkle
 from protocol.encoding import Buffer
-from protocol.merkle import leaf_hash
-from protocol.merkle import root as root_from_leaf_hashes
-from sfsd.errors import (
-    IncompleteError,
-    StagingClosedError,
-    StoreFullError,
-    StoreRefusedError,
-)
-from sfsd.files import FULL_DISK, Files
+from protocol.merkle import PIECE_SIZE
+from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
+from sfsd.files import Files
+from sfsd.handles import SharedHandle, Syncs, refused
 
-PIECE = 1 << 20
-"""Bytes of a ciphertext under one leaf of its segments_root."""
+UPLOAD_ID_SIZE = 16
 MAX_PIECES = 1 << 24
 """16 TiB; a piece past this is refused before its hash is kept."""
+FLOOR = 32 << 20
+"""Bytes of the disk that uploads leave free: what was committed must find room to be installed."""
 _WRITE_BACK = 8
 """Pieces that are handed to the disk together."""
-
-
-def refused(exc: OSError, doing: str) -> StoreRefusedError:
-    """`exc` as an error of ours; its text names no path of this machine."""
-    kind = StoreFullError if exc.errno in FULL_DISK else StoreRefusedError
-    return kind(f"{doing}: {exc.strerror or exc}")
-
-
-class SharedHandle:
-    """A descriptor that threads use side by side and that closes once none is using it.
-
-    Closing it under a running call would let that call reach whatever file gets the number next.
-    """
-
-    def __init__(self, files: Files, handle: int) -> None:
-        self._files = files
-        self._handle = handle
-        self._lock = threading.Lock()
-        self._users = 1  # the owner, until it closes
-        self._closing = False
-
-    @contextmanager
-    def use(self) -> Iterator[int]:
-        """The descriptor, good until the block ends. Raises StagingClosedError once closed."""
-        with self._lock:
-            if self._closing:
-                raise StagingClosedError("closed")
-            self._users += 1
-        try:
-            yield self._handle
-        finally:
-            self._release()
-
-    def close(self) -> None:
-        """No new use begins; the last one closes. Twice is fine."""
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-        self._release()
-
-    def _release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self._files.close(self._handle)
 
 
 class Staged:
@@ -86,14 +36,14 @@ class Staged:
     the whole ciphertext; they are final once it is sealed.
     """
 
-    def __init__(
-        self, files: Files, folder: Path, upload_id: bytes, sync: Callable[[int], None]
-    ) -> None:
-        """`sync` makes a descriptor's bytes durable, or ends all acknowledging (the store's)."""
+    def __init__(self, files: Files, syncs: Syncs, folder: Path, upload_id: bytes) -> None:
+        """Begin the upload `upload_id` (16 bytes) in `folder`. Raises StoreRefusedError."""
+        if len(upload_id) != UPLOAD_ID_SIZE:
+            raise ValueError(f"an upload id of {len(upload_id)} bytes")
         self.name = upload_id.hex()
         self.path = folder / f"{self.name}.ct"
         self._files = files
-        self._sync = sync
+        self._syncs = syncs
         self._changed = threading.Condition()
         self._pieces: dict[int, tuple[bytes, int]] = {}
         self._contiguous = 0
@@ -112,17 +62,19 @@ class Staged:
         StagingClosedError, or ValueError for a length or index that cannot be.
         """
         length = len(memoryview(piece))
-        if not 0 < length <= PIECE or not 0 <= index < MAX_PIECES:
+        if not 0 < length <= PIECE_SIZE or not 0 <= index < MAX_PIECES:
             raise ValueError(f"piece {index} of {length} bytes")
         with self._shared.use() as handle, self._while_open():
+            if self._files.free(self.path.parent) < FLOOR:
+                raise StoreFullError("writing an upload: the disk is nearly full")
             try:
-                self._files.write_all_at(handle, piece, index * PIECE)
+                self._files.write_all_at(handle, piece, index * PIECE_SIZE)
             except OSError as exc:
                 raise refused(exc, "writing an upload") from exc
-            leaf = leaf_hash(piece)
+            leaf = merkle.leaf_hash(piece)
             if index % _WRITE_BACK == _WRITE_BACK - 1:
                 first = index - _WRITE_BACK + 1
-                self._files.start_writing_back(handle, first * PIECE, _WRITE_BACK * PIECE)
+                self._files.start_writing_back(handle, first * PIECE_SIZE, _WRITE_BACK * PIECE_SIZE)
             with self._changed:
                 self._pieces[index] = (leaf, length)
                 while self._contiguous in self._pieces:
@@ -151,7 +103,7 @@ class Staged:
     @cached_property
     def root(self) -> bytes:
         """The segments_root, 32 bytes; for a sealed upload. Raises IncompleteError."""
-        return root_from_leaf_hashes(self.leaves)
+        return merkle.root(self.leaves)
 
     def seal(self) -> None:
         """No byte changes from now on, and all are durable on return. Twice is fine.
@@ -165,7 +117,7 @@ class Staged:
                 self._check_whole()
                 self._sealed = True
                 self._changed.wait_for(lambda: self._writing == 0)
-            self._sync(handle)
+            self._syncs.file(handle)
 
     def adopted(self) -> None:
         """For the store: the bytes stand under another name, and it will drop this one."""
@@ -201,8 +153,8 @@ class Staged:
         count = len(self._pieces)
         if count == 0 or self._contiguous != count:
             raise IncompleteError(f"piece {self._contiguous} of the upload is missing")
-        if any(self._pieces[index][1] != PIECE for index in range(count - 1)):
+        if any(self._pieces[index][1] != PIECE_SIZE for index in range(count - 1)):
             raise IncompleteError("a piece before the last is short")
 
     def _length(self, pieces: int) -> int:
-        return (pieces - 1) * PIECE + self._pieces[pieces - 1][1] if pieces else 0
+        return (pieces - 1) * PIECE_SIZE + self._pieces[pieces - 1][1] if pieces else 0
