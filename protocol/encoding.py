@@ -18,8 +18,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 MAX_BODY = 1024 * 1024 + 4096
 """Bytes of the longest frame body; nothing longer is ever decoded."""
 MAX_ELEMENTS = 1024
-"""Elements of the longest array or map. msgpack nests up to 1,024 deep and makes room for a declared
-count at once, so that the worst body costs 8 MiB for a moment."""
+"""Elements of the longest array or map. msgpack makes room for a declared count at once, and nests
+up to 1,024 deep: so the worst body costs 8 MiB for a moment."""
 MAX_STRING = 64 * 1024
 """Bytes of the longest text."""
 

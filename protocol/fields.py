@@ -39,7 +39,10 @@ class AtMost:
     size: int
 
     def __call__(self, value: Any) -> None:
-        length = len(value.encode()) if isinstance(value, str) else len(value)
+        try:
+            length = len(value.encode()) if isinstance(value, str) else len(value)
+        except UnicodeEncodeError as exc:
+            raise MessageError("text that is not valid Unicode") from exc
         if length > self.size:
             raise MessageError(f"length {length}, at most {self.size} allowed")
 

@@ -1,0 +1,174 @@
+"""User names, file ids and file names: the tables of what may be, and any text at all."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import MessageError
+from protocol.names import (
+    MAX_FILE_NAME,
+    check_file_id,
+    check_file_name,
+    check_principal,
+    check_user_name,
+    is_device_name,
+)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "alice", "a-b_c", "9" * 32, "con1", "com", "console"])
+def test_user_names(name: str) -> None:
+    check_user_name(name)
+    check_principal(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a" * 33,
+        "Alice",
+        "-a",
+        "_a",
+        "a b",
+        "a.b",
+        "a/b",
+        "..",
+        "a\n",
+        "a\0",
+        "é",
+        "а",  # Cyrillic
+        "１",
+        "con",
+        "prn",
+        "aux",
+        "nul",
+        "com1",
+        "lpt9",
+        "com0",
+    ],
+)
+def test_no_user_names(name: str) -> None:
+    with pytest.raises(MessageError):
+        check_user_name(name)
+    with pytest.raises(MessageError):
+        check_principal(name)
+
+
+@pytest.mark.parametrize("name", ["operator", "server"])
+def test_principals_that_are_no_users(name: str) -> None:
+    check_principal(name)
+    with pytest.raises(MessageError):
+        check_user_name(name)
+
+
+@pytest.mark.parametrize(
+    "file_id", ["", "0" * 31, "0" * 33, "A" * 32, "0" * 31 + "g", "0" * 32 + "\n"]
+)
+def test_no_file_ids(file_id: str) -> None:
+    check_file_id("0123456789abcdef" * 2)
+    with pytest.raises(MessageError):
+        check_file_id(file_id)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a",
+        "docs/report.pdf",
+        "a/b/c/d/e",
+        ".hidden",
+        "...",
+        "..a/b..",
+        "with space ",
+        "-rf",
+        "~",
+        "C:",
+        "CON",
+        "naïve/é",
+        "日本語/ファイル",
+        "🗂️/x",
+        "a" * MAX_FILE_NAME,
+        "é" * (MAX_FILE_NAME // 2),
+    ],
+)
+def test_file_names(name: str) -> None:
+    check_file_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "a/",
+        "a//b",
+        ".",
+        "..",
+        "../a",
+        "a/..",
+        "a/../b",
+        "./a",
+        "a/./b",
+        "a\\b",
+        "\\\\server\\share",
+        "a\0b",
+        "a\nb",
+        "a\x1b[2Jb",
+        "a\x7f",
+        "a\x85b",
+        "a\x9bb",
+        "a\u2028b",
+        "a\u2029b",
+        "e\u0301",  # é, decomposed
+        "\u212b",  # the Angstrom sign, whose NFC is another character
+        "\ud800",
+        "a" * (MAX_FILE_NAME + 1),
+        "é" * (MAX_FILE_NAME // 2) + "a",
+    ],
+)
+def test_no_file_names(name: str) -> None:
+    with pytest.raises(MessageError):
+        check_file_name(name)
+
+
+@given(st.text(max_size=40) | st.text("./\\a\0é", max_size=12))
+def test_any_text_is_a_file_name_or_a_message_error(name: str) -> None:
+    try:
+        check_file_name(name)
+    except MessageError:
+        return
+    parts = name.split("/")
+    assert all(parts)
+    assert not {".", ".."} & set(parts)
+    assert unicodedata.normalize("NFC", name) == name
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\\]", name)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("con", True),
+        ("CON", True),
+        ("con.txt", True),
+        ("Nul .tar.gz", True),
+        ("com1", True),
+        ("COM¹", True),
+        ("lpt²", True),
+        ("CONIN$", True),
+        ("conout$.x", True),
+        ("con_", False),
+        ("com", False),
+        ("com10", False),
+        ("xcon", False),
+        ("a.con", False),
+        ("", False),
+    ],
+)
+def test_device_names(part: str, expected: bool) -> None:
+    assert is_device_name(part) is expected

@@ -1,0 +1,116 @@
+"""Ed25519 with a context string: RFC 8032's answers, and nothing verifies out of its context."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import SignatureError
+from protocol.signatures import (
+    PUBLIC_KEY_SIZE,
+    SEED_SIZE,
+    SIGNATURE_SIZE,
+    Label,
+    SigningKey,
+    verify,
+    verify_note,
+)
+
+KEY = SigningKey.from_seed(bytes(range(32)))
+OTHER = SigningKey.from_seed(bytes(32))
+
+# RFC 8032 section 7.1, tests 1 to 3: seed, public key, message, signature.
+RFC_8032 = [
+    (
+        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        (
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
+            "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
+        ),
+    ),
+    (
+        "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+        "72",
+        (
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+            "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+        ),
+    ),
+    (
+        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        (
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac"
+            "18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("seed", "public", "message", "signature"), RFC_8032)
+def test_known_answers(seed: str, public: str, message: str, signature: str) -> None:
+    key = SigningKey.from_seed(bytes.fromhex(seed))
+    assert key.public.hex() == public
+    assert key.seed.hex() == seed
+    assert key.sign_note(bytes.fromhex(message)).hex() == signature
+    verify_note(bytes.fromhex(message), bytes.fromhex(signature), key.public)
+
+
+@pytest.mark.parametrize("label", Label)
+def test_a_signature_is_over_label_nul_body(label: Label) -> None:
+    signature = KEY.sign(label, b"body")
+    assert signature == KEY.sign_note(label.value + b"\0body")
+    verify(label, b"body", signature, KEY.public)
+    for other in set(Label) - {label}:
+        with pytest.raises(SignatureError):
+            verify(other, b"body", signature, KEY.public)
+    with pytest.raises(SignatureError):
+        verify_note(b"body", signature, KEY.public)
+
+
+def test_labels_cannot_be_confused() -> None:
+    values = [label.value for label in Label]
+    assert len(set(values)) == len(values)
+    assert not any(b"\0" in value for value in values)
+    # A note begins with "sfs/" and 64 hex digits; a label is no beginning of one.
+    assert all(value.startswith(b"sfs/v1/") for value in values)
+
+
+@given(st.binary(max_size=100), st.sampled_from(Label), st.integers(0, 511))
+def test_one_bit_of_a_signature(body: bytes, label: Label, bit: int) -> None:
+    signature = bytearray(KEY.sign(label, body))
+    assert len(signature) == SIGNATURE_SIZE
+    verify(label, body, bytes(signature), KEY.public)
+    signature[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(SignatureError):
+        verify(label, body, bytes(signature), KEY.public)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_another_body_or_key(body: bytes, other: bytes) -> None:
+    signature = KEY.sign(Label.RECORD, body)
+    if body != other:
+        with pytest.raises(SignatureError):
+            verify(Label.RECORD, other, signature, KEY.public)
+    with pytest.raises(SignatureError):
+        verify(Label.RECORD, body, signature, OTHER.public)
+
+
+@pytest.mark.parametrize("signature", [b"", bytes(63), bytes(64), bytes(65)])
+@pytest.mark.parametrize("public", [b"", bytes(31), bytes(33), KEY.public])
+def test_wrong_lengths(signature: bytes, public: bytes) -> None:
+    with pytest.raises(SignatureError):
+        verify(Label.LOGIN, b"", signature, public)
+
+
+def test_fresh_keys_differ_and_keep_their_seed_to_themselves() -> None:
+    first, second = SigningKey.generate(), SigningKey.generate()
+    assert first.seed != second.seed
+    assert (len(first.seed), len(first.public)) == (SEED_SIZE, PUBLIC_KEY_SIZE)
+    assert first.seed.hex() not in repr(first)
+    assert first.public.hex() in repr(first)
