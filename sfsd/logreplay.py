@@ -1,0 +1,160 @@
+"""Reading the log back: what a start must verify, what it may cut, and the check of all of it.
+
+Up to the stored checkpoint all must be as it was signed. Past it, complete lines that chain are
+kept, though nobody may have been told of them: their effects are recovered from the stage. The
+first line that is torn or does not chain ends the log.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol import auditlog, checkpoint, merkle
+from protocol.auditlog import Entry
+from protocol.errors import CheckpointError, LogError
+from sfsd.errors import JournalDamagedError
+from sfsd.logfile import LogFile
+from sfsd.logtree import LogTree, Mark
+
+Head = tuple[int, bytes]
+"""Of an account: how many entries it has, and the last one's hash (`GENESIS` for none)."""
+NO_ENTRY: Head = (0, auditlog.GENESIS)
+_FLUSH_EVERY = 65_536
+"""Lines between flushes while the cache is built again: about 5 MiB of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A log's first `size` lines: where they end in bytes, the last one's hash, the Merkle root."""
+
+    size: int
+    end: int
+    hash: bytes
+    root: bytes
+
+
+EMPTY = State(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a start found: the log's `state`, the account `heads`, and what it took on trust."""
+
+    state: State
+    heads: dict[str, Head]
+    trusted: State
+
+
+def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.Checkpoint:
+    """What the note under `path` says, of size 0 if there is none.
+
+    Raises `JournalDamagedError` for anything but a note of this log's, or OSError.
+    """
+    try:
+        note = path.read_bytes()
+    except FileNotFoundError:
+        note = b""
+    # It is replaced without a sync; after a power loss some file systems have the new name with
+    # nothing, or zeros, behind it.
+    if not note.strip(b"\0"):
+        return checkpoint.Checkpoint(verifier.name, 0, merkle.EMPTY_ROOT)
+    try:
+        return checkpoint.verify(note, verifier)
+    except CheckpointError as exc:
+        raise JournalDamagedError(f"the stored checkpoint: {exc}", seq=0) from exc
+
+
+def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Replayed:
+    """Take up the cache as far as its mark holds, and the lines past it as far as they chain.
+
+    Raises `JournalDamagedError` with the first seq that is not what `signed` was given for.
+    """
+    mark = tree.load_mark()
+    if mark is None or not _fits(mark, file, tree):
+        # The cache is not this log's. Read all of it, and if the log is at fault, say where.
+        tree.cut(0)
+        trusted, heads = EMPTY, {}
+    else:
+        tree.cut(mark.size)
+        trusted = State(mark.size, mark.offset, mark.hash, mark.root)
+        heads = {user: (count, last) for user, count, last in mark.accounts}
+    size, end, last = trusted.size, trusted.end, trusted.hash
+    for line in file.lines(end, file.end):
+        try:
+            entry = next(auditlog.verify_chain([line], first=size, prev=last))
+            _take_heads(heads, entry)
+        except LogError as exc:
+            if size < signed.size:
+                raise _damaged(exc, exc.seq) from exc
+            break
+        tree.append(entry.hash, end)
+        size, end, last = size + 1, end + len(line) + 1, entry.hash
+        if size % _FLUSH_EVERY == 0:
+            with suppress(OSError):  # a disk without room for it: it stays in memory
+                tree.flush()
+    if size < signed.size:
+        raise JournalDamagedError("signed for, and not there", seq=size)
+    if merkle.root_at(signed.size, tree.node) != signed.root:
+        # The lines chain, so they were rewritten from some entry on; which one, only a copy of
+        # the log could tell.
+        raise JournalDamagedError("from here or later, not the log that was signed", seq=0)
+    return Replayed(State(size, end, last, tree.root()), heads, trusted)
+
+
+def compare(
+    file: LogFile, tree: LogTree, upto: State, stop: threading.Event
+) -> list[tuple[int, int, bytes]]:
+    """Check that the lines before `upto` are those it was made of.
+
+    Returns where the tree differs from such a sound log, as arguments of `LogTree.mend`; nothing
+    once `stop` is set. Raises `JournalDamagedError` with the first seq that is wrong.
+    """
+    differences: list[tuple[int, int, bytes]] = []
+    frontier = merkle.Frontier()
+    offset = 0
+    try:
+        for line in file.lines(0, upto.end):
+            if stop.is_set():
+                return []
+            seq = frontier.size
+            entry_hash = auditlog.line_hash(line, seq=seq)
+            completed = b"".join(frontier.append(merkle.leaf_hash(entry_hash)))
+            if not tree.agrees(seq, offset, completed):
+                differences.append((seq, offset, completed))
+            offset += len(line) + 1
+        # The root commits to every hash, each hash to its line: no parsing is needed for that.
+        if frontier.size != upto.size or frontier.root() != upto.root:
+            raise LogError("a line that was not written so", seq=max(0, upto.size - 1))
+    except LogError as exc:
+        # Of a line that was rewritten along with its hash, the tree still has the leaf.
+        seq = min([exc.seq] + [seq for seq, _, _ in differences])
+        raise _damaged(exc, seq) from exc
+    return differences
+
+
+def _fits(mark: Mark, file: LogFile, tree: LogTree) -> bool:
+    """Whether the log has a line that ends where, and is the one that, the mark says."""
+    if mark.size == 0:
+        return mark.offset == 0
+    start = tree.offset(mark.size - 1)
+    if not start < mark.offset <= min(start + auditlog.MAX_LINE + 1, file.end):
+        return False
+    line = file.read(start, mark.offset)
+    try:
+        return line.endswith(b"\n") and auditlog.line_hash(line[:-1]) == mark.hash
+    except LogError:
+        return False
+
+
+def _take_heads(heads: dict[str, Head], entry: Entry) -> None:
+    for user, head in entry.accounts.items():
+        if head != heads.get(user, NO_ENTRY):
+            raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)
+    heads |= {user: (count + 1, entry.hash) for user, (count, _) in entry.accounts.items()}
+
+
+def _damaged(exc: LogError, seq: int) -> JournalDamagedError:
+    return JournalDamagedError(str(exc).removeprefix(f"entry {exc.seq}: "), seq=seq)
