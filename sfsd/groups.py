@@ -1,0 +1,245 @@
+"""A group of changes on its way to the commit point: checked, staged, ready to be logged.
+
+Changes are looked at in order, each against the store with the earlier ones of its group laid over
+it. One that does not hold is refused alone; what the others need is then made durable at once, or
+the whole group is undone. Until its entries are in the log, none of this is visible to anyone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from protocol.auditlog import Draft
+from sfsd import packs
+from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
+from sfsd.errors import SfsdError, Stale, StoreFullError
+from sfsd.files import Files
+from sfsd.handles import Syncs, refused
+from sfsd.staging import Staged
+
+_MARGIN = 1 << 20
+"""Bytes for the names and folders that installing a group may need beside its contents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What will stand under `path`: `data`, the file staging/`blob`.ct, or nothing.
+
+    `digest` is that of the bytes, None where the file goes.
+    """
+
+    path: str
+    digest: bytes | None
+    data: bytes = b""
+    blob: str | None = None
+
+
+class Prepared:
+    """A group: what became of each change, and the entries and steps of those accepted.
+
+    `accepted` and `refused` count changes in the order they were given; `drafts` are complete, the
+    first of them for entry `first_seq`. `pack` is the group's file in staging/ (less ``.pack``),
+    None if nothing had to be staged.
+    """
+
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        self.accepted: list[int] = []
+        self.refused: dict[int, SfsdError] = {}
+        self.drafts: list[Draft] = []
+        self.steps: list[Step] = []
+        self.changes: list[Change] = []
+        self.adopted: list[Staged] = []
+        self.linked: list[str] = []
+        self.pack: str | None = None
+
+    @property
+    def last_seq(self) -> int:
+        return self.first_seq + len(self.changes) - 1
+
+    @property
+    def blobs(self) -> list[str]:
+        """Names in staging/ (less ``.ct``) that the group no longer needs once it is settled."""
+        return [staged.name for staged in self.adopted] + self.linked
+
+
+class Builder:
+    """Prepares one group. For the committer thread."""
+
+    def __init__(
+        self,
+        files: Files,
+        syncs: Syncs,
+        *,
+        users: Path,
+        staging: Path,
+        digest_in_place: Callable[[str], bytes | None],
+        first_seq: int,
+    ) -> None:
+        self._files = files
+        self._syncs = syncs
+        self._users = users
+        self._staging = staging
+        self._digest_in_place = digest_in_place
+        self._laid_over: dict[str, bytes | None] = {}
+        self._members: list[tuple[packs.Member, bytes]] = []
+        self._pack = os.urandom(16).hex()
+        self.prepared = Prepared(first_seq)
+
+    def add(self, index: int, change: Change) -> None:
+        """Accept change `index` of the group, or note why it is refused."""
+        prepared = self.prepared
+        try:
+            self._check(change)
+            if change.claim is not None:
+                change.claim.take()
+            try:
+                steps = self._steps(change, prepared.first_seq + len(prepared.changes))
+            except SfsdError:
+                if change.claim is not None:
+                    change.claim.give_back()
+                raise
+        except SfsdError as exc:
+            prepared.refused[index] = exc
+            return
+        prepared.accepted.append(index)
+        prepared.changes.append(change)
+        prepared.drafts.append(self._draft(change.draft, steps))
+        for step in steps:
+            self._laid_over[step.path] = step.digest
+        prepared.steps.extend(steps)
+        self._add_members(steps)
+
+    def stage(self) -> None:
+        """Make all that the accepted changes need durable; nothing is left behind on failure.
+
+        Raises StoreRefusedError, StoreFullError, StoreFailedError.
+        """
+        try:
+            self._syncs.check()  # sealing an upload may have failed
+            if self._members:
+                self._write_pack()
+        except SfsdError:
+            abandon(self._files, self._staging, self.prepared)
+            raise
+
+    def _check(self, change: Change) -> None:
+        stale = [path for path, digest in change.expect.items() if self._digest(path) != digest]
+        # A source that this group touched is not yet, or no longer, what its decider saw.
+        sources = (effect.source for effect in change.effects if isinstance(effect, Link))
+        stale.extend(source for source in sources if source in self._laid_over)
+        if stale:
+            raise Stale(tuple(stale))
+
+    def _digest(self, path: str) -> bytes | None:
+        if path in self._laid_over:
+            return self._laid_over[path]
+        return self._digest_in_place(path)
+
+    def _steps(self, change: Change, seq: int) -> list[Step]:
+        links = len(self.prepared.linked)
+        adopted = len(self.prepared.adopted)
+        try:
+            return [self._step(effect, seq) for effect in change.effects]
+        except SfsdError:
+            self._unlink(links)
+            del self.prepared.adopted[adopted:]
+            raise
+
+    def _step(self, effect: Effect, seq: int) -> Step:
+        match effect:
+            case Write(path, data, digest):
+                contents = data(seq) if callable(data) else data
+                return Step(path, digest or digest_of(path, contents), contents)
+            case Adopt(path, staged):
+                if any(staged is other for other in self.prepared.adopted):
+                    raise Stale((path,))
+                staged.seal()
+                self.prepared.adopted.append(staged)
+                return Step(path, staged.root, blob=staged.name)
+            case Link(path, source, root):
+                return Step(path, root, blob=self._link(source))
+            case Remove(path):
+                return Step(path, None)
+
+    def _link(self, source: str) -> str:
+        """The name in staging/ of a second, durable name for the ciphertext `source`."""
+        name = os.urandom(16).hex()
+        self.prepared.linked.append(name)
+        path = self._staging / f"{name}.ct"
+        try:
+            self._files.link_or_copy(self._users / source, path)
+            handle = self._files.open_update(path)
+        except FileNotFoundError as exc:
+            raise Stale((source,)) from exc
+        except OSError as exc:
+            raise refused(exc, "linking a ciphertext") from exc
+        try:
+            self._syncs.file(handle)
+        finally:
+            self._files.close(handle)
+        return name
+
+    def _unlink(self, keep: int) -> None:
+        """Take back all links but the first `keep`."""
+        for name in self.prepared.linked[keep:]:
+            _drop(self._files, self._staging / f"{name}.ct")
+        del self.prepared.linked[keep:]
+
+    def _draft(self, draft: Draft, steps: list[Step]) -> Draft:
+        if not steps:
+            return draft
+        paths = {step.path: None if step.digest is None else step.digest.hex() for step in steps}
+        staged = any(step.digest is not None for step in steps)
+        stage = self._pack if staged else None
+        return replace(draft, stage=stage, detail={**draft.detail, "paths": paths})
+
+    def _add_members(self, steps: list[Step]) -> None:
+        for step in steps:
+            if step.digest is not None:
+                member = packs.Member(step.path, step.digest, len(step.data), blob=step.blob)
+                self._members.append((member, step.data))
+
+    def _write_pack(self) -> None:
+        self.prepared.pack = self._pack
+        data = packs.encode(self._members)
+        try:
+            if self._files.free(self._staging) < 2 * len(data) + _MARGIN:
+                # The same bytes are written once more to install them; by then they are logged.
+                raise StoreFullError("staging a group: the disk is full")
+            handle = self._files.open_new(self._staging / f"{self._pack}.pack")
+            try:
+                self._files.write_all(handle, data)
+                self._syncs.file(handle)
+            finally:
+                self._files.close(handle)
+        except OSError as exc:
+            raise refused(exc, "staging a group") from exc
+        self._syncs.folder(self._staging)
+
+
+def abandon(files: Files, staging: Path, prepared: Prepared) -> None:
+    """Undo a group that is not in the log. Uploads stay, so that they can be tried again."""
+    for change in prepared.changes:
+        if change.claim is not None:
+            change.claim.give_back()
+    prepared.adopted.clear()
+    drop_stage(files, staging, prepared)
+
+
+def drop_stage(files: Files, staging: Path, prepared: Prepared) -> None:
+    """Remove from staging/ what the group no longer needs."""
+    for name in prepared.blobs:
+        _drop(files, staging / f"{name}.ct")
+    if prepared.pack is not None:
+        _drop(files, staging / f"{prepared.pack}.pack")
+
+
+def _drop(files: Files, path: Path) -> None:
+    # Litter that no entry past `applied` names: the next start drops it.
+    with suppress(OSError):
+        files.remove(path)

@@ -1,0 +1,158 @@
+"""What a start does about the last crash: the store becomes what the log says.
+
+Entries past staging/applied may not be in place, or not durably. The last of them that touches a
+path decides what stands there: what is in place and has the right digest stays, anything else is
+installed from the stage. If an entry's bytes are in neither place the daemon does not start. What
+is staged beyond that belongs to changes that never were, and goes. A second start changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol import auditlog
+from protocol.errors import LogError
+from protocol.merkle import PIECE_SIZE, PieceHasher
+from sfsd import packs
+from sfsd.changes import check_path, digest_of
+from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
+from sfsd.files import Files
+from sfsd.groups import Step
+from sfsd.journal import Journal
+from sfsd.store import DirectoryStore
+
+_STAGE = re.compile(r"[0-9a-f]{32}")
+_OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a start found: entries past the mark, files it had to change, staged files it dropped."""
+
+    entries: int
+    installed: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    seq: int
+    path: str
+    digest: bytes | None
+    stage: str | None
+
+
+def recover(store: DirectoryStore, journal: Journal) -> Recovered:
+    """Bring `store` up to the end of `journal`; both were just opened and serve nobody yet.
+
+    Raises `RecoveryError` naming the file that cannot be had, `JournalDamagedError`,
+    StoreFailedError, or OSError.
+    """
+    last = journal.next_seq - 1
+    if store.applied > last:
+        raise RecoveryError(
+            f"entry {store.applied} was applied, the log ends at {last}", path="logs/audit.jsonl"
+        )
+    wanted = _wanted(store, journal)
+    stage = _Stage(store.files, store.staging)
+    installed = sum([_restore(store, stage, want) for want in wanted.values()])
+    entries = last - store.applied
+    if entries:
+        steps = [Step(want.path, want.digest) for want in wanted.values()]
+        store.sync_in_place(steps, ancestors=True)
+        store.write_applied(last)
+    return Recovered(entries, installed, _drop_staged(store))
+
+
+def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
+    """What entries past the mark say of each path; the last word counts."""
+    wanted: dict[str, _Wanted] = {}
+    first = store.applied + 1
+    for seq, line in enumerate(journal.lines(first), first):
+        try:
+            entry = auditlog.parse(line, seq=seq)
+        except LogError as exc:
+            raise JournalDamagedError(str(exc), seq=seq) from exc
+        for path, digest in entry.paths.items():
+            try:
+                check_path(path)
+            except PathError as exc:
+                raise RecoveryError(f"named by entry {seq}", path=path) from exc
+            wanted[path] = _Wanted(seq, path, digest, entry.stage)
+    return wanted
+
+
+def _restore(store: DirectoryStore, stage: _Stage, want: _Wanted) -> bool:
+    """Make the path what is wanted; whether anything had to be done."""
+    store.remove_temporary(want.path)
+    if store.digest_in_place(want.path) == want.digest:
+        return False
+    store.install(Step(want.path, None) if want.digest is None else stage.find(want))
+    return True
+
+
+class _Stage:
+    """What is in staging/, each pack opened when an entry asks for it."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self._files = files
+        self._folder = folder
+        self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
+
+    def find(self, want: _Wanted) -> Step:
+        """How to install what is wanted, its digest checked. Raises `RecoveryError`."""
+        problem = f"entry {want.seq} wrote it, and its bytes are neither in place nor staged"
+        if want.stage is None or want.digest is None or not _STAGE.fullmatch(want.stage):
+            raise RecoveryError(problem, path=want.path)
+        try:
+            member = self._members(want.stage)[want.path, want.digest]
+            step = Step(want.path, want.digest, self._data(want.stage, member), member.blob)
+            known = self._digest_of(step)
+        except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
+            raise RecoveryError(problem, path=want.path) from exc
+        if known != want.digest:
+            raise RecoveryError(f"{problem} (the staged ones are damaged)", path=want.path)
+        return step
+
+    def _members(self, name: str) -> dict[tuple[str, bytes], packs.Member]:
+        if name not in self._packs:
+            handle = self._files.open_read(self._folder / f"{name}.pack")
+            try:
+                found = packs.read_index(self._files, handle)
+            finally:
+                self._files.close(handle)
+            self._packs[name] = {(member.path, member.digest): member for member in found}
+        return self._packs[name]
+
+    def _data(self, name: str, member: packs.Member) -> bytes:
+        if member.blob is not None:
+            return b""
+        handle = self._files.open_read(self._folder / f"{name}.pack")
+        try:
+            return self._files.read_exactly(handle, member.size, member.offset)
+        finally:
+            self._files.close(handle)
+
+    def _digest_of(self, step: Step) -> bytes:
+        if step.blob is None:
+            return digest_of(step.path, step.data)
+        pieces = PieceHasher()
+        handle = self._files.open_read(self._folder / f"{step.blob}.ct")
+        try:
+            offset = 0
+            while piece := self._files.read_at(handle, PIECE_SIZE, offset):
+                pieces.update(piece)
+                offset += len(piece)
+        finally:
+            self._files.close(handle)
+        return pieces.finish()
+
+
+def _drop_staged(store: DirectoryStore) -> int:
+    """Remove what is staged: all that entries need of it is durable in place by now."""
+    litter = [path for path in store.staging.iterdir() if _OURS.fullmatch(path.name)]
+    for path in litter:
+        store.files.remove(path)
+    return len(litter)
