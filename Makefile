@@ -8,12 +8,13 @@ PORTABLE := protocol sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench crash-sweep fuzz clean
+.PHONY: help venv lint format test demo bench vectors crash-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
 	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
 	@echo "make bench        1 GiB up and down beside a bare pipe (BENCH_BYTES, BENCH_RUNS)"
+	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
 	@echo "make crash-sweep  the crash tests at every point, not a sample"
@@ -48,6 +49,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+vectors: $(STAMP)
+	$(BIN)/python -m tests.vectors.generate_crypto
+	$(BIN)/python -m tests.vectors.generate_protocol
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
