@@ -1,0 +1,64 @@
+"""Accounts and operator requests: bounds of every field; no token in any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from protocol.encoding import MAX_BODY
+from protocol.errors import MessageError
+from protocol.messages import Done, encode
+from protocol.messages.accounts import (
+    AccountsPage,
+    Status,
+    StatusAnswer,
+    Usage,
+    UsageAnswer,
+    UserAccess,
+    UserAdd,
+    UserList,
+    UserShow,
+)
+from tests.vectors.protocol_examples import ACCOUNT
+
+ADD = UserAdd("bob", bytes(32), 0, 0)
+STATUS = StatusAnswer("0.1.0", "", 0, 0, 0, 0, 0, 0, "")
+
+
+def test_replies() -> None:
+    assert (UsageAnswer,) == Usage.REPLIES
+    assert UserList.REPLIES == UserShow.REPLIES == (AccountsPage,)
+    assert UserAdd.REPLIES == UserAccess.REPLIES == (Done,)
+    assert (StatusAnswer,) == Status.REPLIES
+
+
+def test_a_full_page_fits_a_frame() -> None:
+    page = AccountsPage((dataclasses.replace(ACCOUNT, user="u" * 32),) * 256, "u" * 32)
+    assert sum(map(len, encode(2**32 - 1, page))) <= MAX_BODY
+
+
+@pytest.mark.parametrize(
+    ("good", "changes"),
+    [
+        (ADD, {"user": "operator"}),
+        (ADD, {"user": "a" * 33}),
+        (ADD, {"token_sha256": bytes(31)}),
+        (ADD, {"expires": -1}),
+        (ADD, {"quota": 2**53 + 1}),
+        (UserAccess("bob", True, ""), {"disabled": 1}),
+        (UserAccess("bob", True, ""), {"reason": "x" * 513}),
+        (UserList(""), {"after": "a" * 33}),
+        (ACCOUNT, {"fingerprint": bytes(33)}),
+        (ACCOUNT, {"disabled": 0}),
+        (ACCOUNT, {"wrap_alg": "x" * 17}),
+        (AccountsPage((), ""), {"accounts": (ACCOUNT,) * 257}),
+        (STATUS, {"version": "1" * 65}),
+        (STATUS, {"log_size": -1}),
+        (UsageAnswer(0, 0, 0), {"used": True}),
+    ],
+)
+def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
+    with pytest.raises(MessageError):
+        dataclasses.replace(good, **changes)

@@ -1,0 +1,55 @@
+"""Downloads: bounds of every field, and a page of leaves beside a first piece fits a frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from protocol.encoding import MAX_BODY
+from protocol.errors import MessageError
+from protocol.messages import encode
+from protocol.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from tests.vectors.protocol_examples import VIEW
+
+OPENED = Opened(bytes(16), VIEW, bytes(LEAVES_PER_PAGE * 32), bytes(MAX_SMALL))
+READ = Read(bytes(16), 2**53, PIECE)
+
+
+def test_replies() -> None:
+    assert (Opened,) == GetOpen.REPLIES
+    assert (LeavesPage,) == GetLeaves.REPLIES
+    assert (Bytes,) == Read.REPLIES
+
+
+@pytest.mark.parametrize(
+    "message",
+    [OPENED, LeavesPage(OPENED.leaves), Bytes(bytes(PIECE))],
+    ids=lambda m: type(m).__name__,
+)
+def test_the_largest_fits_a_frame(message: Any) -> None:  # noqa: ANN401 - any message
+    assert sum(map(len, encode(2**32 - 1, message))) <= MAX_BODY
+
+
+@pytest.mark.parametrize(
+    ("good", "changes"),
+    [
+        (READ, {"length": 0}),
+        (READ, {"length": PIECE + 1}),
+        (READ, {"offset": -1}),
+        (READ, {"handle": bytes(17)}),
+        (READ, {"length": 1.0}),
+        (GetOpen("alice", "0" * 32, 0), {"version": -1}),
+        (GetOpen("alice", "0" * 32, 0), {"version": 2**31 + 1}),
+        (GetOpen("alice", "0" * 32, 0), {"owner": "server"}),
+        (GetLeaves(bytes(16), 0), {"first": -1}),
+        (OPENED, {"leaves": bytes(LEAVES_PER_PAGE * 32 + 1)}),
+        (OPENED, {"view": None}),
+        (Bytes(b""), {"data": bytes(PIECE + 1)}),
+    ],
+)
+def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
+    with pytest.raises(MessageError):
+        dataclasses.replace(good, **changes)

@@ -1,0 +1,67 @@
+"""Looking at files and changing them: bounds of every field."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from protocol.encoding import MAX_BODY
+from protocol.errors import MessageError
+from protocol.messages import Done, encode
+from protocol.messages.base import MAX_METADATA, MAX_WRAPS, GenerationSignature, Wrap
+from protocol.messages.files import (
+    MAX_PAGE,
+    History,
+    HistoryPage,
+    List,
+    Listing,
+    Record,
+    RecordChange,
+    Stat,
+    Stated,
+)
+from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY
+from tests.vectors.protocol_examples import ENDORSED, VIEW
+
+WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))
+CHANGE = RecordChange(bytes(MAX_RECORD), bytes(64), bytes(MAX_METADATA), (WRAP,) * MAX_WRAPS)
+LIST = List("", 1, 0)
+
+
+def test_replies() -> None:
+    assert (Stated,) == Stat.REPLIES
+    assert (Listing,) == List.REPLIES
+    assert (HistoryPage,) == History.REPLIES
+    assert (Done,) == Record.REPLIES
+
+
+def test_the_largest_move_fits_a_frame() -> None:
+    assert sum(map(len, encode(2**32 - 1, Record((CHANGE, CHANGE))))) <= MAX_BODY
+
+
+@pytest.mark.parametrize(
+    ("good", "changes"),
+    [
+        (LIST, {"limit": 0}),
+        (LIST, {"limit": MAX_PAGE + 1}),
+        (LIST, {"after": "0" * 33}),
+        (LIST, {"since_seq": -1}),
+        (Stat("alice", "0" * 32, 0), {"file_id": "0" * 33}),
+        (Stat("alice", "0" * 32, 0), {"version": -1}),
+        (History("alice", "0" * 32, 1), {"first": -1}),
+        (Listing((), ""), {"views": (VIEW,) * (MAX_PAGE + 1)}),
+        (HistoryPage((), 0), {"records": (ENDORSED,) * (MAX_PAGE + 1)}),
+        (HistoryPage((), 0), {"records": (b"bytes",)}),
+        (Record((CHANGE,)), {"changes": (CHANGE,) * 3}),
+        (CHANGE, {"record": bytes(MAX_RECORD + 1)}),
+        (VIEW, {"head": ENDORSED.record}),
+        (VIEW, {"seq": -1}),
+        (ENDORSED, {"signatures": ENDORSED.signatures * 33}),
+        (GenerationSignature(1, bytes(64)), {"generation": 0}),
+    ],
+)
+def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
+    with pytest.raises(MessageError):
+        dataclasses.replace(good, **changes)

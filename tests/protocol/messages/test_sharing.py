@@ -1,0 +1,46 @@
+"""Identity chains of others: bounds of every field, and a full page fits a frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from protocol.encoding import MAX_BODY
+from protocol.errors import MessageError
+from protocol.messages import encode
+from protocol.messages.base import MAX_CHECKPOINT, MAX_LINE, MAX_PROOF
+from protocol.messages.sharing import Identity, Lookup, SignedStatement
+from protocol.records import MAX_RECORD
+
+PROOF = (bytes(32),) * MAX_PROOF
+STATEMENT = SignedStatement(bytes(MAX_RECORD), (bytes(64),) * 2, 2**53, bytes(MAX_LINE), PROOF)
+IDENTITY = Identity((STATEMENT,) * 8, bytes(MAX_CHECKPOINT), PROOF, 9)
+
+
+def test_replies() -> None:
+    assert (Identity,) == Lookup.REPLIES
+
+
+def test_the_largest_page_fits_a_frame() -> None:
+    assert sum(map(len, encode(2**32 - 1, IDENTITY))) <= MAX_BODY
+
+
+@pytest.mark.parametrize(
+    ("good", "changes"),
+    [
+        (Lookup("alice", 1), {"user": "operator"}),
+        (Lookup("alice", 1), {"first": -1}),
+        (STATEMENT, {"signatures": (bytes(64),) * 3}),
+        (STATEMENT, {"statement": bytes(MAX_RECORD + 1)}),
+        (STATEMENT, {"line": bytes(MAX_LINE + 1)}),
+        (STATEMENT, {"inclusion": (*PROOF, bytes(32))}),
+        (STATEMENT, {"inclusion": (bytes(31),)}),
+        (IDENTITY, {"statements": (STATEMENT,) * 9}),
+        (IDENTITY, {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
+    ],
+)
+def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
+    with pytest.raises(MessageError):
+        dataclasses.replace(good, **changes)
