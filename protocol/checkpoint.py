@@ -109,6 +109,8 @@ def _check_signed(text: str, signatures: str, verifier: Verifier) -> None:
         if not line.startswith(_MARK) or not name:
             raise CheckpointError("a checkpoint whose signatures are malformed")
         key_and_signature = _decode(blob)
+        if len(key_and_signature) <= 4:
+            raise CheckpointError("a checkpoint with a signature of nothing")
         if name == verifier.name and key_and_signature[:4] == verifier.key_id:
             try:
                 verify_note(text.encode(), key_and_signature[4:], verifier.public)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import checkpoint
+from protocol.checkpoint import Checkpoint, Verifier
+from protocol.errors import CheckpointError
+from protocol.signatures import SigningKey
+
+# golang.org/x/mod/sumdb/note: the key and note of its tests.
+PETER = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
+PETER_SEED = base64.b64decode("AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz")[1:]
+PETER_TEXT = (
+    "If you think cryptography is the answer to your problem,\n"
+    "then you don't know what your problem is.\n"
+)
+PETER_SIGNATURE = (
+    "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
+)
+SUMDB = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8"
+
+KEY = SigningKey.from_seed(bytes(range(32)))
+ORIGIN = checkpoint.origin_of(b"\xab" * 32)
+LOG = Verifier(ORIGIN, KEY.public)
+ROOT = bytes(range(100, 132))
+NOTE = checkpoint.sign(KEY, ORIGIN, 1234, ROOT)
+TEXT, SIGNATURE = NOTE.decode().split("\n\n")
+
+
+def refuse(note: bytes | str, verifier: Verifier = LOG) -> None:
+    with pytest.raises(CheckpointError):
+        checkpoint.verify(note.encode() if isinstance(note, str) else note, verifier)
+
+
+def signed(text: str) -> str:
+    """A note of any text, validly signed."""
+    blob = base64.b64encode(LOG.key_id + KEY.sign_note(text.encode())).decode()
+    return f"{text}\n— {ORIGIN} {blob}\n"
+
+
+@pytest.mark.parametrize("vkey", [PETER, SUMDB])
+def test_published_keys_parse_and_print(vkey: str) -> None:
+    verifier = Verifier.parse(vkey)
+    assert verifier.vkey == vkey
+    assert verifier.name == vkey.split("+", maxsplit=1)[0]
+    assert verifier.key_id.hex() == vkey.split("+")[1]
+
+
+def test_the_published_signature_is_ours_too() -> None:
+    key = SigningKey.from_seed(PETER_SEED)
+    verifier = Verifier("PeterNeumann", key.public)
+    assert verifier.vkey == PETER
+    blob = verifier.key_id + key.sign_note(PETER_TEXT.encode())
+    assert base64.b64encode(blob).decode() == PETER_SIGNATURE
+    # Its signature holds, so what is refused is that it is no checkpoint.
+    note = f"{PETER_TEXT}\n— PeterNeumann {PETER_SIGNATURE}\n"
+    with pytest.raises(CheckpointError, match="malformed"):
+        checkpoint.verify(note.encode(), verifier)
+    with pytest.raises(CheckpointError, match="does not verify"):
+        checkpoint.verify(note.replace("answer", "Answer").encode(), verifier)
+
+
+@pytest.mark.parametrize(
+    "vkey",
+    [
+        "",
+        "name",
+        "name+c74f20a3",
+        PETER[:-4],
+        PETER.replace("c74f20a3", "c74f20a4"),
+        PETER.replace("c74f20a3", "C74F20A3"),
+        PETER.replace("PeterNeumann", ""),
+        PETER.replace("PeterNeumann", "Peter Neumann"),
+        PETER.replace("PeterNeumann", "PeterNeumanm"),
+        PETER.replace("+AR", "+BR"),  # another algorithm
+        PETER.replace("10TW", "10T="),
+        PETER + "\n",
+        PETER + "=",
+    ],
+)
+def test_mangled_keys_are_refused(vkey: str) -> None:
+    with pytest.raises(CheckpointError):
+        Verifier.parse(vkey)
+
+
+def test_the_text_is_the_specification_s() -> None:
+    assert f"sfs/{'ab' * 32}\n1234\n{base64.b64encode(ROOT).decode()}" == TEXT
+    assert SIGNATURE.startswith(f"— sfs/{'ab' * 32} ")
+    assert SIGNATURE.endswith("\n")
+    assert checkpoint.verify(NOTE, LOG) == Checkpoint(ORIGIN, 1234, ROOT)
+
+
+@given(st.integers(0, 10**16 - 1), st.binary(min_size=32, max_size=32))
+def test_what_is_signed_is_read_back(size: int, root: bytes) -> None:
+    note = checkpoint.sign(KEY, ORIGIN, size, root)
+    assert len(note) <= checkpoint.MAX_CHECKPOINT
+    assert checkpoint.verify(note, LOG) == Checkpoint(ORIGIN, size, root)
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    for at in range(len(NOTE)):
+        for bit in range(8):
+            refuse(NOTE[:at] + bytes([NOTE[at] ^ 1 << bit]) + NOTE[at + 1 :])
+
+
+def test_every_cut_is_refused() -> None:
+    for at in range(len(NOTE)):
+        refuse(NOTE[:at])
+        refuse(NOTE[at + 1 :])
+
+
+def test_another_log_or_key_is_refused() -> None:
+    other = SigningKey.generate()
+    refuse(NOTE, Verifier(ORIGIN, other.public))
+    refuse(NOTE, Verifier(checkpoint.origin_of(bytes(32)), KEY.public))
+    refuse(checkpoint.sign(other, ORIGIN, 1234, ROOT))
+    refuse(signed(TEXT.replace("ab", "ac") + "\n"))  # our key, our name, another origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT.replace("1234", "01234"),
+        TEXT.replace("1234", "+1234"),
+        TEXT.replace("1234", "-1"),
+        TEXT.replace("1234", "1" + "0" * 16),
+        TEXT.replace("1234", "١٢"),  # decimal digits, but not ASCII
+        TEXT.replace("1234", ""),
+        TEXT[:-4],
+        TEXT[:-1],
+        TEXT.rpartition("\n")[0],
+        "\n" + TEXT,
+    ],
+)
+def test_a_signed_text_of_another_form_is_refused(text: str) -> None:
+    checkpoint.verify(signed(TEXT + "\n").encode(), LOG)
+    refuse(signed(text + "\n"))
+
+
+def test_signatures_of_others_are_tolerated() -> None:
+    witness = "— witness.example/w " + base64.b64encode(bytes(76)).decode() + "\n"
+    same_name = f"— {ORIGIN} " + base64.b64encode(b"\0" * 68).decode() + "\n"
+    same_id = "— other " + base64.b64encode(LOG.key_id + bytes(64)).decode() + "\n"
+    for before, after in [(witness, ""), ("", witness), (same_name, same_id)]:
+        note = f"{TEXT}\n\n{before}{SIGNATURE}{after}"
+        assert checkpoint.verify(note.encode(), LOG).size == 1234
+    refuse(f"{TEXT}\n\n{witness}")
+    refuse(f"{TEXT}\n\n{same_name}{same_id}")
+
+
+def test_a_second_signature_by_the_key_must_hold_too() -> None:
+    bad = f"— {ORIGIN} " + base64.b64encode(LOG.key_id + bytes(64)).decode() + "\n"
+    refuse(f"{TEXT}\n\n{SIGNATURE}{bad}")
+    refuse(f"{TEXT}\n\n{bad}{SIGNATURE}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["\n", "witness AAAA\n", "— witness\n", "— witness ????\n", "-- witness AAAA\n", "—  AAAA\n"],
+)
+def test_a_malformed_signature_line_is_refused(line: str) -> None:
+    refuse(f"{TEXT}\n\n{SIGNATURE}{line}")
+    refuse(f"{TEXT}\n\n{line}{SIGNATURE}")
+
+
+def test_caps() -> None:
+    line = "— w AAAAAAAA\n"
+    assert checkpoint.verify(f"{TEXT}\n\n{SIGNATURE}{line * 15}".encode(), LOG).size == 1234
+    refuse(f"{TEXT}\n\n{SIGNATURE}{line * 16}")
+    refuse(f"{TEXT}\n\n{SIGNATURE}— w {'A' * 4096}\n")
+    refuse(b"\xff" + NOTE)
+    refuse(b"")
