@@ -1,0 +1,277 @@
+"""The one thread that makes changes, and the order in which they become true (DESIGN section 5).
+
+For the group that gathered while the last one was on its way to the disk: check and stage
+(`DirectoryStore.prepare`), log (`Journal.append`: the commit point), publish, sign, answer; what
+was published is settled behind. Since one thread makes every change, nothing else locks.
+
+A failure before the log undoes the group, and the daemon goes on. One after it cannot be undone,
+and one that leaves unknown what is on the disk must not be guessed about: from then on `failed`
+says why nothing is acknowledged any more, until a restart recovers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from sfsd.changes import Change, Write
+from sfsd.errors import (
+    EntryTooLongError,
+    JournalError,
+    JournalFailedError,
+    SfsdError,
+    ShuttingDown,
+    StoreError,
+    StoreFailedError,
+    StoreFullError,
+)
+from sfsd.files import FULL_DISK
+from sfsd.groups import Prepared
+from sfsd.journal import Journal
+from sfsd.store import DirectoryStore
+
+MAX_GROUP = 256
+"""Changes that are made durable together."""
+MAX_GROUP_EFFECTS = 4096
+MAX_GROUP_BYTES = 8 << 20
+"""Bytes of small files in one group's pack; one change may pass it alone."""
+MAX_UNSETTLED = 16 * 1024
+"""Files published and not yet settled; past this the committer settles before it goes on."""
+_CALLABLE_SIZE = 8 << 10
+_RESERVE_EVERY = 10.0
+"""Seconds between tries to lay the reserve again after a full disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A change that waits for its seq."""
+
+    change: Change
+    future: Future[int] = field(default_factory=Future)
+
+    def cost(self) -> tuple[int, int]:
+        """(effects, bytes for the pack), roughly."""
+        size = 0
+        for effect in self.change.effects:
+            if isinstance(effect, Write):
+                size += len(effect.data) if isinstance(effect.data, bytes) else _CALLABLE_SIZE
+        return len(self.change.effects), size
+
+
+class CommitPoint:
+    """Takes groups of changes through the log, on whatever thread calls; no two at once."""
+
+    def __init__(self, store: DirectoryStore, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+        self._reserve_tried = 0.0
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing may be acknowledged any more, or None."""
+        return self._store.failed or self._journal.failed
+
+    def commit(self, group: Sequence[Submitted]) -> None:
+        """Make the changes, in order, and answer each future."""
+        while group:
+            group = self._try(group)
+        if self._store.unsettled > MAX_UNSETTLED and self.failed is None:
+            self.settle()
+
+    def settle(self, *, force: bool = False) -> None:
+        """`DirectoryStore.settle`; a failure shows as `failed`."""
+        try:
+            self._store.settle(force=force)
+        except StoreFailedError:
+            return
+
+    def keep(self) -> None:
+        """Between groups: what shortens the next start and prepares for a full disk."""
+        self._journal.keep_mark()
+        if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
+            self._reserve_tried = time.monotonic()
+            self._journal.keep_reserve()
+
+    def _try(self, group: Sequence[Submitted]) -> Sequence[Submitted]:
+        """One attempt; returns those who need another because one of them did not fit the log."""
+        try:
+            prepared = self._prepare(group)
+        except StoreError as exc:
+            _fail(group, exc)
+            return ()
+        for index, refusal in prepared.refused.items():
+            group[index].future.set_exception(refusal)
+        accepted = [group[index] for index in prepared.accepted]
+        try:
+            self._journal.append(prepared.drafts)
+        except EntryTooLongError as exc:
+            self._store.abandon(prepared)
+            accepted.pop(exc.index).future.set_exception(exc)
+            return accepted
+        except JournalFailedError as exc:
+            # The entries may be on the disk all the same: the stage stays for the next start.
+            _fail(accepted, exc)
+            return ()
+        except JournalError as exc:
+            self._store.abandon(prepared)
+            _fail(accepted, exc)
+            return ()
+        self._finish(prepared, accepted)
+        return ()
+
+    def _prepare(self, group: Sequence[Submitted]) -> Prepared:
+        if self._journal.failed is not None:
+            raise StoreFailedError(self._journal.failed)
+        try:
+            changes = [submitted.change for submitted in group]
+            return self._store.prepare(changes, self._journal.next_seq)
+        except StoreFullError:
+            self._journal.release_reserve()
+            raise
+
+    def _finish(self, prepared: Prepared, accepted: Sequence[Submitted]) -> None:
+        """The group is in the log: make it visible and say so."""
+        if not accepted:
+            return
+        try:
+            self._publish(prepared)
+        except StoreFailedError as exc:
+            _fail(accepted, exc)
+            return
+        for seq, submitted in enumerate(accepted, prepared.first_seq):
+            if submitted.change.then is not None:
+                submitted.change.then(seq)
+        self._journal.checkpoint()
+        for seq, submitted in enumerate(accepted, prepared.first_seq):
+            submitted.future.set_result(seq)
+
+    def _publish(self, prepared: Prepared) -> None:
+        """Raises StoreFailedError: what is logged and cannot be shown waits for the next start."""
+        try:
+            self._store.publish(prepared)
+        except OSError as exc:
+            if exc.errno not in FULL_DISK:
+                self._store.syncs.fail("installing a group", exc)
+            # It is true already, so it gets the room that is kept for such a moment.
+            self._journal.release_reserve()
+            self._store.settle()
+            try:
+                self._store.publish(prepared)
+            except OSError as again:
+                self._store.syncs.fail("installing a group", again)
+
+
+class Committer:
+    """The thread that runs a `CommitPoint`, and the one that settles behind it.
+
+    Everything that goes to the log goes through `submit`.
+    """
+
+    def __init__(
+        self, store: DirectoryStore, journal: Journal, *, settle_after: float = 0.5
+    ) -> None:
+        """Start on a store and a log that were just recovered; settles every `settle_after` s."""
+        self._point = CommitPoint(store, journal)
+        self._settle_after = settle_after
+        self._changed = threading.Condition()
+        self._waiting: deque[Submitted] = deque()
+        self._closing = False
+        self._stopped: str | None = None
+        self._published = threading.Event()
+        self._done = threading.Event()
+        self._commits = threading.Thread(target=self._run, name="committer")
+        self._settles = threading.Thread(target=self._settle_behind, name="settler")
+        self._commits.start()
+        self._settles.start()
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing is acknowledged any more (then nothing may be downloaded either), or None."""
+        return self._stopped or self._point.failed
+
+    def submit(self, change: Change) -> Future[int]:
+        """The seq of the change's entry, once it is durable and published.
+
+        The future fails with `Stale` (decide again), the claim's own error, `EntryTooLongError`,
+        StoreRefusedError, `JournalRefusedError` (nothing was done), StoreFailedError,
+        `JournalFailedError` (it may have been done, a restart will tell) or `ShuttingDown`.
+        """
+        submitted = Submitted(change)
+        failed = self.failed
+        with self._changed:
+            if self._closing:
+                submitted.future.set_exception(ShuttingDown("the daemon is stopping"))
+            elif failed is not None:
+                submitted.future.set_exception(StoreFailedError(failed))
+            else:
+                self._waiting.append(submitted)
+                self._changed.notify()
+        return submitted.future
+
+    def close(self) -> None:
+        """Make what was submitted, settle, stop. Twice is fine."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._commits.join()
+        self._done.set()
+        self._published.set()
+        self._settles.join()
+        self._point.settle(force=True)
+
+    def _run(self) -> None:
+        group: list[Submitted] = []
+        try:
+            while group := self._gather():
+                self._point.commit(group)
+                self._published.set()
+                self._point.keep()
+        finally:
+            # Reached early only by a mistake of ours, which the thread's end reports. Nobody may
+            # wait for ever because of it.
+            with self._changed:
+                if group:
+                    self._stopped = "the committer has stopped"
+                left = [*group, *self._waiting]
+                self._waiting.clear()
+            for submitted in left:
+                if not submitted.future.done():
+                    submitted.future.set_exception(StoreFailedError("the committer has stopped"))
+
+    def _gather(self) -> list[Submitted]:
+        """The next group, in the order of submission; empty when there will be none."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                group = self._take()
+                if group or self._closing:
+                    return group
+
+    def _take(self) -> list[Submitted]:
+        group: list[Submitted] = []
+        effects = size = 0
+        while self._waiting and len(group) < MAX_GROUP:
+            more_effects, more_size = self._waiting[0].cost()
+            effects, size = effects + more_effects, size + more_size
+            if group and (effects > MAX_GROUP_EFFECTS or size > MAX_GROUP_BYTES):
+                break
+            submitted = self._waiting.popleft()
+            if submitted.future.set_running_or_notify_cancel():
+                group.append(submitted)
+        return group
+
+    def _settle_behind(self) -> None:
+        while not self._done.is_set():
+            self._published.wait()
+            self._done.wait(self._settle_after)
+            self._published.clear()
+            self._point.settle()
+
+
+def _fail(group: Sequence[Submitted], exc: SfsdError) -> None:
+    for submitted in group:
+        submitted.future.set_exception(exc)
