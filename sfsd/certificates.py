@@ -1,0 +1,207 @@
+"""Who this server is: the files in ROOT/keys, made once and read at every start.
+
+::
+
+    server.key        the server's long-lived Ed25519 seed; an invitation pins it. May be kept
+                      elsewhere while the daemon runs: it signs statements only
+    server.statement  the statement in force: base64 of its bytes, base64 of the signature
+    log.key           Ed25519 seed that signs checkpoints
+    operator.key      Ed25519 seed with which the operator logs in; operator.pub is its public half
+    tls.key tls.crt   PEM; self-signed, or put there from any authority
+
+A seed is 64 hex digits and a newline. All files are 0600. When the TLS certificate has another key
+than the statement says, the next start signs a successor with server.key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from protocol.checkpoint import Verifier, origin_of
+from protocol.errors import RemoteProtocolError
+from protocol.records import ServerStatement, server_id
+from protocol.signatures import SEED_SIZE, Label, SigningKey, verify
+from sfsd.errors import ConfigError
+from sfsd.files import Files
+
+_HINT = "restore ROOT/keys from a backup; a new root would be another server to every client"
+_TLS_DAYS = 3650
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What a daemon works with. `statement` and `signature` are the exact bytes Welcome carries."""
+
+    folder: Path
+    statement: bytes
+    signature: bytes
+    log_key: SigningKey
+    operator_public: bytes
+
+    @property
+    def server_id(self) -> bytes:
+        """32 bytes: what invitations pin."""
+        return server_id(ServerStatement.parse(self.statement).server_pub)
+
+    @property
+    def origin(self) -> str:
+        """The log's C2SP origin."""
+        return origin_of(self.server_id)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """TLS 1.3 only, without session tickets: every connection proves the key anew."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
+        except (OSError, ssl.SSLError) as exc:
+            raise ConfigError(f"keys/tls.crt and tls.key are not usable: {exc}", _HINT) from exc
+        return context
+
+
+def create(folder: Path, now: int, files: Files | None = None) -> Keys:
+    """Make all keys of a new root and its first statement; `now` is unix seconds.
+
+    Raises `ConfigError` where `folder` holds keys already.
+    """
+    files = files or Files()
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty", "each root is one server; choose another")
+    files.make_folder(folder)
+    for name in ("server.key", "log.key", "operator.key"):
+        seed = SigningKey.generate().seed
+        files.write_new_durable(folder / name, seed.hex().encode() + b"\n")
+    operator = _read_key(folder / "operator.key")
+    files.write_new_durable(folder / "operator.pub", operator.public.hex().encode() + b"\n")
+    private, certificate = _self_signed(now)
+    files.write_new_durable(folder / "tls.key", private)
+    files.write_new_durable(folder / "tls.crt", certificate)
+    _state(folder, files, n=1, now=now)
+    files.sync_folder(folder)
+    return load(folder, now, files)
+
+
+def load(folder: Path, now: int, files: Files | None = None) -> Keys:
+    """The keys of a root; signs a successor statement where the TLS key has changed.
+
+    Raises `ConfigError` for a file that is missing, malformed or of another key.
+    """
+    statement, signature = _read_statement(folder / "server.statement")
+    known = ServerStatement.parse(statement)
+    log_key = _read_key(folder / "log.key")
+    vkey = Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey
+    if known.tls_spki_sha256 != _spki_sha256(folder / "tls.crt") or known.log_vkey != vkey:
+        _state(folder, files or Files(), n=known.n + 1, now=now)
+        statement, signature = _read_statement(folder / "server.statement")
+    return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
+
+
+def operator_key(folder: Path) -> SigningKey:
+    """The key the operator's commands log in with. Raises `ConfigError`."""
+    return _read_key(folder / "operator.key")
+
+
+def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
+    """Sign statement `n` about the keys that lie there."""
+    server = _read_key(folder / "server.key")
+    origin = origin_of(server_id(server.public))
+    body = ServerStatement(
+        server_pub=server.public,
+        n=n,
+        tls_spki_sha256=_spki_sha256(folder / "tls.crt"),
+        log_vkey=Verifier(origin, _read_key(folder / "log.key").public).vkey,
+        created=now,
+    ).encode()
+    signature = server.sign(Label.SERVER_STATEMENT, body)
+    lines = b"\n".join(map(base64.b64encode, (body, signature))) + b"\n"
+    files.replace_durable(folder / "server.statement", lines)
+
+
+def _self_signed(now: int) -> tuple[bytes, bytes]:
+    """(private key, certificate) in PEM. Nobody verifies its names: clients check the key."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sfs")])
+    start = datetime.fromtimestamp(now, UTC) - timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=_TLS_DAYS))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _spki_sha256(path: Path) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (DER, RFC 5280) of a PEM certificate, 32 bytes."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    def hashed(raw: bytes) -> bytes:
+        public = x509.load_pem_x509_certificate(raw).public_key()
+        spki = public.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return hashlib.sha256(spki).digest()
+
+    return _read(path, hashed)
+
+
+def _read_key(path: Path) -> SigningKey:
+    return _read(path, lambda raw: SigningKey.from_seed(_hex32(raw)))
+
+
+def _read_public(path: Path) -> bytes:
+    return _read(path, _hex32)
+
+
+def _read_statement(path: Path) -> tuple[bytes, bytes]:
+    def parsed(raw: bytes) -> tuple[bytes, bytes]:
+        body, signature = (base64.b64decode(line, validate=True) for line in raw.splitlines())
+        verify(Label.SERVER_STATEMENT, body, signature, ServerStatement.parse(body).server_pub)
+        return body, signature
+
+    return _read(path, parsed)
+
+
+def _hex32(raw: bytes) -> bytes:
+    value = bytes.fromhex(raw.decode("ascii").strip())
+    if len(value) != SEED_SIZE:
+        raise ValueError("not 32 bytes")
+    return value
+
+
+def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ConfigError(f"keys/{path.name} is missing", _HINT) from exc
+    except OSError as exc:
+        raise ConfigError(f"keys/{path.name} cannot be read: {exc.strerror}", _HINT) from exc
+    except (ValueError, binascii.Error, RemoteProtocolError) as exc:
+        # The cause may quote the file, and the file may be a secret.
+        raise ConfigError(f"keys/{path.name} is malformed", _HINT) from exc
