@@ -52,6 +52,11 @@ class Keys:
         return server_id(ServerStatement.parse(self.statement).server_pub)
 
     @property
+    def spki_sha256(self) -> bytes:
+        """SHA-256 of the TLS key's SubjectPublicKeyInfo, 32 bytes: what a login signs."""
+        return ServerStatement.parse(self.statement).tls_spki_sha256
+
+    @property
     def origin(self) -> str:
         """The log's C2SP origin."""
         return origin_of(self.server_id)
@@ -95,13 +100,13 @@ def load(folder: Path, now: int, files: Files | None = None) -> Keys:
 
     Raises `ConfigError` for a file that is missing, malformed or of another key.
     """
-    statement, signature = _read_statement(folder / "server.statement")
+    statement, signature = read_statement(folder)
     known = ServerStatement.parse(statement)
     log_key = _read_key(folder / "log.key")
     vkey = Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey
     if known.tls_spki_sha256 != _spki_sha256(folder / "tls.crt") or known.log_vkey != vkey:
         _state(folder, files or Files(), n=known.n + 1, now=now)
-        statement, signature = _read_statement(folder / "server.statement")
+        statement, signature = read_statement(folder)
     return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
 
 
@@ -179,13 +184,15 @@ def _read_public(path: Path) -> bytes:
     return _read(path, _hex32)
 
 
-def _read_statement(path: Path) -> tuple[bytes, bytes]:
+def read_statement(folder: Path) -> tuple[bytes, bytes]:
+    """(exact bytes, signature) of the statement in force, verified. Raises `ConfigError`."""
+
     def parsed(raw: bytes) -> tuple[bytes, bytes]:
         body, signature = (base64.b64decode(line, validate=True) for line in raw.splitlines())
         verify(Label.SERVER_STATEMENT, body, signature, ServerStatement.parse(body).server_pub)
         return body, signature
 
-    return _read(path, parsed)
+    return _read(folder / "server.statement", parsed)
 
 
 def _hex32(raw: bytes) -> bytes:

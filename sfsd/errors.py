@@ -131,6 +131,8 @@ class JournalFailedError(JournalError):
 class JournalDamagedError(JournalError):
     """The log is not what was once written. `seq` is the first entry that is wrong."""
 
+    exit_code = 5
+
     def __init__(self, message: str, *, seq: int) -> None:
         super().__init__(f"entry {seq}: {message}")
         self.seq = seq
@@ -142,6 +144,8 @@ class StoreError(SfsdError):
 
 class DamagedError(StoreError):
     """The bytes under `path` (relative to the store) are not what the log says."""
+
+    exit_code = 5
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -174,6 +178,8 @@ class PackError(StoreError):
 
 class RecoveryError(StoreError):
     """The store cannot be made what the log says; `path` names the file that stands in the way."""
+
+    exit_code = 5
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")

@@ -1,0 +1,162 @@
+"""The operator's requests: the same protocol and operations, with or without a running daemon.
+
+Where a daemon holds the root's lock, it is asked over its ordinary port. Where none does, the
+command takes the lock and calls the operation in process. There is no third way to change a root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from protocol.connection import Connection, Role
+from protocol.encoding import Buffer
+from protocol.errors import MessageError, RemoteProtocolError
+from protocol.invitation import parse_address
+from protocol.messages import Error, Message, Reply, Request
+from protocol.messages.session import VERSION, Login, Session, Welcome
+from protocol.names import OPERATOR
+from protocol.records import login_body
+from protocol.signatures import Label
+from sfsd import certificates
+from sfsd.certificates import Keys
+from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError
+from sfsd.server import locked, opened
+from sfsd.service import Access, Principal, Service
+
+SECONDS: Final = 30.0
+GENERATION: Final = 1
+
+
+def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
+    """The replies to an operator's requests, in order.
+
+    Raises `RequestRefusedError` for the first that is refused, `UnreachableError` where a daemon
+    holds the lock but does not answer as it should, and what opening a root raises.
+    """
+    try:
+        with locked(root):
+            return _in_process(root, messages)
+    except RootBusyError:
+        return _over_the_wire(root, messages)
+
+
+def running_address(root: Path) -> str | None:
+    """Where the daemon of `root` accepts connections; None where none runs."""
+    try:
+        with locked(root):
+            return None
+    except RootBusyError:
+        return _address(root)
+
+
+def _address(root: Path) -> str:
+    try:
+        return (root / "run" / "address").read_text().strip()
+    except OSError as exc:
+        raise UnreachableError(
+            f"a process holds {root}, but serves no address yet", "wait until the daemon is ready"
+        ) from exc
+
+
+def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
+    who = Principal(OPERATOR, GENERATION, Access.OPERATOR, -1, 0, "local")
+
+    async def run() -> list[Reply]:
+        service = Service(world)
+        service.on_revoke = lambda _user: None  # no daemon, so no session to close
+        try:
+            return [_granted(await service.handle(who, message)) for message in messages]
+        finally:
+            await service.close()
+
+    with opened(root) as world:
+        return asyncio.run(run())
+
+
+def _granted(reply: Message) -> Reply:
+    if isinstance(reply, Error):
+        raise RequestRefusedError(reply.text, code=reply.code)
+    if not isinstance(reply, Reply):
+        raise UnreachableError("the daemon answers with something that is no reply")
+    return reply
+
+
+def _over_the_wire(root: Path, messages: Sequence[Request]) -> list[Reply]:
+    address = _address(root)
+    try:
+        host, port = parse_address(address)
+        with socket.create_connection(_reachable(host, port), timeout=SECONDS) as plain:
+            return _talk(root, plain, messages)
+    except (OSError, ssl.SSLError, RemoteProtocolError, MessageError) as exc:
+        raise UnreachableError(
+            f"the daemon at {address} does not answer: {exc}", "see the daemon's own output"
+        ) from exc
+
+
+def _reachable(host: str, port: int) -> tuple[str, int]:
+    """A daemon that listens everywhere is reached on this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104
+
+
+def _talk(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
+    known = certificates.load(root / "keys", int(time.time()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The peer must show the certificate that lies in this very root: no authority is needed.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(root / "keys" / "tls.crt")
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    with context.wrap_socket(plain) as tls:
+        return _Client(tls, root, known).ask(messages)
+
+
+class _Client:
+    """One request at a time: an operator is in no hurry."""
+
+    def __init__(self, tls: ssl.SSLSocket, root: Path, known: Keys) -> None:
+        self._tls = tls
+        self._connection = Connection(Role.CLIENT)
+        self._log_in(root, known)
+
+    def ask(self, messages: Sequence[Request]) -> list[Reply]:
+        return [_granted(self._call(message)) for message in messages]
+
+    def _log_in(self, root: Path, known: Keys) -> None:
+        welcome = self._receive()
+        if not isinstance(welcome, Welcome) or welcome.statement != known.statement:
+            raise UnreachableError("the daemon is not the one of this root")
+        body = login_body(
+            server=known.server_id,
+            spki=known.spki_sha256,
+            welcome=self._connection.welcome_sha256,
+            version=VERSION,
+            user=OPERATOR,
+            generation=GENERATION,
+        )
+        signature = certificates.operator_key(root / "keys").sign(Label.LOGIN, body)
+        reply = _granted(self._call(Login(VERSION, OPERATOR, GENERATION, 0, signature)))
+        if not isinstance(reply, Session):
+            raise UnreachableError("the daemon does not open a session")
+
+    def _call(self, message: Request) -> Message:
+        _, pieces = self._connection.request(message)
+        self._send(pieces)
+        return self._receive()
+
+    def _send(self, pieces: list[Buffer]) -> None:
+        self._tls.sendall(b"".join(pieces))
+
+    def _receive(self) -> Message:
+        while True:
+            count = self._tls.recv_into(self._connection.get_buffer(-1))
+            if count == 0:
+                raise ConnectionResetError("the daemon closed the connection")
+            if received := self._connection.buffer_updated(count):
+                return received[0].message

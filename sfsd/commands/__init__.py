@@ -1,0 +1,36 @@
+"""The operator's commands, one file each; loaded when called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+
+def answer(text: str) -> None:
+    """One line of the answer, on stdout; what could move a cursor is escaped."""
+    click.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+
+
+def answer_json(value: Mapping[str, object]) -> None:
+    """One JSON object on one line of stdout."""
+    click.echo(json.dumps(value, separators=(",", ":")))
+
+
+def human_time(seconds: int) -> str:
+    """Unix seconds as ``2026-11-24 09:30Z``; a dash for 0, which stands for never."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ") if seconds else "-"
+
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="SFSD_ROOT",
+    default=".",
+    show_default="the present folder",
+    help="The daemon's folder (SFSD_ROOT).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")

@@ -1,0 +1,137 @@
+"""`sfsd audit`: the log, read and verified from the files alone, beside a running daemon or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from protocol import auditlog, checkpoint, merkle
+from protocol.checkpoint import Verifier
+from protocol.errors import CheckpointError, LogError
+from protocol.records import ServerStatement
+from sfsd import certificates
+from sfsd.commands import answer, answer_json, json_option, root_option
+from sfsd.errors import ConfigError, JournalDamagedError
+
+
+@click.group()
+def command() -> None:
+    """Read the log, and verify it."""
+
+
+@command.command()
+@root_option
+@click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
+def log(root: Path, as_json: bool) -> None:
+    """Print the log, one entry a line: when, who, what."""
+    for line in _complete_lines(root):
+        if as_json:
+            click.echo(line)
+            continue
+        entry = json.loads(line)
+        file = f"{entry['owner']}:{entry['file']}" if entry["file"] else entry["owner"] or ""
+        version = f" v{entry['version']}" if entry["version"] else ""
+        what = f"{entry['op']:<12} {entry['actor']:<12} {file}{version}"
+        answer(f"{entry['seq']:>8} {entry['time']} {what}".rstrip())
+
+
+@command.command()
+@root_option
+@json_option
+def verify(root: Path, as_json: bool) -> None:
+    """Check every line: its hash, the chain, the tree, and the signed checkpoint.
+
+    Ends with exit code 5 and the first entry that is wrong.
+    """
+    found = verify_log(root)
+    if as_json:
+        answer_json({"entries": found.entries, "signed": found.signed, "root": found.root.hex()})
+        return
+    answer(f"{found.entries} entries chain, {found.signed} of them under the signed checkpoint")
+    answer(f"root {found.root.hex()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A log that holds: its complete lines, the size that is signed for, and the root there."""
+
+    entries: int
+    signed: int
+    root: bytes
+
+
+def verify_log(root: Path) -> Verified:
+    """Check the log of `root`. Raises `JournalDamagedError` with the first seq that is wrong.
+
+    The checkpoint is read before the log: while a daemon appends, the log is the longer one.
+    """
+    signed = _checkpoint(root)
+    leaves = _Leaves(root / "logs" / "tree" / "nodes")
+    frontier = merkle.Frontier()
+    signed_root = merkle.EMPTY_ROOT
+    differs: int | None = None
+    try:
+        for entry in auditlog.verify_chain(_complete_lines(root)):
+            leaf = merkle.leaf_hash(entry.hash)
+            frontier.append(leaf)
+            if differs is None and entry.seq < signed.size and not leaves.may_be(entry.seq, leaf):
+                differs = entry.seq
+            if frontier.size == signed.size:
+                signed_root = frontier.root()
+    except LogError as exc:
+        raise JournalDamagedError(str(exc), seq=exc.seq) from exc
+    if frontier.size < signed.size:
+        raise JournalDamagedError("signed for, and not there", seq=frontier.size)
+    if signed_root != signed.root:
+        # Every line chains: the log was rewritten. The cached tree still knows from where on.
+        seq = 0 if differs is None else differs
+        raise JournalDamagedError("rewritten after it was signed for, here or later", seq=seq)
+    return Verified(frontier.size, signed.size, signed_root)
+
+
+class _Leaves:
+    """The leaves that the daemon cached when it wrote the log; all unknown where there are none."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._nodes = path.read_bytes()
+        except OSError:
+            self._nodes = b""
+
+    def may_be(self, seq: int, leaf: bytes) -> bool:
+        start = merkle.node_position(0, seq) * merkle.HASH_SIZE
+        known = self._nodes[start : start + merkle.HASH_SIZE]
+        return len(known) < merkle.HASH_SIZE or known == leaf
+
+
+def _checkpoint(root: Path) -> checkpoint.Checkpoint:
+    keys = root / "keys"
+    try:
+        note = (root / "logs" / "checkpoint").read_bytes()
+    except FileNotFoundError:
+        return checkpoint.Checkpoint("", 0, merkle.EMPTY_ROOT)
+    except OSError as exc:
+        raise ConfigError(f"logs/checkpoint cannot be read: {exc.strerror}") from exc
+    vkey = ServerStatement.parse(certificates.read_statement(keys)[0]).log_vkey
+    try:
+        return checkpoint.verify(note, Verifier.parse(vkey))
+    except CheckpointError as exc:
+        raise JournalDamagedError(f"the stored checkpoint: {exc}", seq=0) from exc
+
+
+def _complete_lines(root: Path) -> Iterator[bytes]:
+    """The log's lines; what follows the last newline is being written, or torn, and left out."""
+    try:
+        with (root / "logs" / "audit.jsonl").open("rb") as file:
+            while (line := file.readline(auditlog.MAX_LINE + 1)).endswith(b"\n"):
+                yield line[:-1]
+            if len(line) > auditlog.MAX_LINE:
+                yield line
+    except FileNotFoundError as exc:
+        raise ConfigError(f"no log in {root / 'logs'}", "has this root ever been served?") from exc
+    except OSError as exc:
+        raise ConfigError(f"the log cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,35 @@
+"""`sfsd init`: a new root."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from sfsd import certificates, config
+from sfsd.commands import root_option
+from sfsd.errors import ConfigError
+from sfsd.files import Files
+
+
+@click.command()
+@root_option
+@click.option("--public", default="", metavar="HOST:PORT", help="Where users reach the daemon.")
+def command(root: Path, public: str) -> None:
+    """Make a new root: keys, settings, and empty folders. Prints the server's id.
+
+    Back up keys/: without it a new server is another one to every client.
+    """
+    if public:
+        config.check_address(public, "--public")
+    settings = root / config.FILE_NAME
+    if settings.exists():
+        raise ConfigError(f"{root} is a root already", "choose another folder")
+    files = Files()
+    for name in ("keys", "staging", "run", "logs", "store/users"):
+        files.make_folder(root / name)
+    keys = certificates.create(root / "keys", int(time.time()), files)
+    # Last: a root without settings is none, so a cut init is seen and can be done again.
+    files.replace_durable(settings, config.initial_text(public).encode())
+    click.echo(keys.server_id.hex())

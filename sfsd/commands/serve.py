@@ -1,0 +1,30 @@
+"""`sfsd serve`: the daemon."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from sfsd import config
+from sfsd.commands import root_option
+from sfsd.server import serve
+
+
+@click.command()
+@root_option
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Gets the bound address once connections are accepted.",
+)
+def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
+    """Serve the root until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # asyncio reports every refused handshake of a stranger as an error of its own.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if listen is not None:
+        config.check_address(listen, "--listen")
+    serve(root, listen, ready_file)

@@ -1,0 +1,165 @@
+"""`sfsd user`: accounts."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import click
+
+from protocol.errors import MessageError
+from protocol.invitation import TOKEN_SIZE, Invitation, parse_address
+from protocol.messages.accounts import (
+    Account,
+    AccountsPage,
+    UserAccess,
+    UserAdd,
+    UserList,
+    UserShow,
+)
+from protocol.names import check_user_name
+from sfsd import administration, certificates
+from sfsd.commands import answer, answer_json, human_time, json_option, root_option
+from sfsd.config import Config, parse_duration, parse_size
+from sfsd.errors import ConfigError
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
+
+
+@click.group()
+def command() -> None:
+    """Invite users, look at them, disable and enable them."""
+
+
+def _checked(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+    try:
+        check_user_name(name)
+    except MessageError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return name
+
+
+_name = click.argument("name", callback=_checked)
+
+
+@command.command()
+@_name
+@root_option
+@click.option("--quota", help="Most that the user may store, such as 50G; 0 is no limit.")
+@click.option("--expires", default="7d", show_default=True, help="How long the invitation holds.")
+def add(name: str, root: Path, quota: str | None, expires: str) -> None:
+    """Invite NAME. Prints the invitation and nothing else: it holds a secret, works once, expires.
+
+    A name that was invited and has not enrolled gets a new invitation; the old one is void.
+    """
+    config = Config.load(root)
+    host, port = parse_address(_public_address(root, config))
+    pin = certificates.load(root / "keys", int(time.time())).server_id
+    invitation = Invitation(host, port, name, pin, secrets.token_bytes(TOKEN_SIZE))
+    request = UserAdd(
+        user=name,
+        token_sha256=invitation.token_sha256,
+        expires=int(time.time()) + parse_duration(expires),
+        quota=config.quota if quota is None else parse_size(quota),
+    )
+    administration.ask(root, [request])
+    click.echo(invitation.to_text())
+
+
+def _public_address(root: Path, config: Config) -> str:
+    """Where the invitation sends the user. Raises `ConfigError` where nothing says it."""
+    address = config.public or administration.running_address(root)
+    if address is None or parse_address(address)[0] in _EVERYWHERE:
+        raise ConfigError(
+            "nothing says at which address users reach this daemon",
+            f'set `public = "HOST:PORT"` in {root / "sfsd.toml"}',
+        )
+    return address
+
+
+@command.command("list")
+@root_option
+@json_option
+def list_(root: Path, as_json: bool) -> None:
+    """List all accounts, the invited ones too."""
+    for account in _accounts(root):
+        if as_json:
+            answer_json(_as_object(account))
+        else:
+            state = _state(account)
+            answer(f"{account.user:<32} {state:<9} {account.files:>8} {account.used:>15}")
+
+
+def _accounts(root: Path) -> Iterator[Account]:
+    after = ""
+    while True:
+        page = cast(AccountsPage, administration.ask(root, [UserList(after)])[0])
+        yield from page.accounts
+        if not page.next:
+            return
+        after = page.next
+
+
+@command.command()
+@_name
+@root_option
+@json_option
+def show(name: str, root: Path, as_json: bool) -> None:
+    """Show one account."""
+    page = cast(AccountsPage, administration.ask(root, [UserShow(name)])[0])
+    (account,) = page.accounts
+    if as_json:
+        answer_json(_as_object(account))
+        return
+    answer(f"user         {account.user}")
+    answer(f"state        {_state(account)}")
+    answer(f"fingerprint  {account.fingerprint.hex() or '-'}")
+    answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
+    answer(f"rotate by    {human_time(account.due)}")
+    answer(f"invited to   {human_time(account.invited_until)}")
+    answer(f"stored       {account.files} files, {account.used} bytes")
+    answer(f"quota        {account.quota or 'none'}")
+
+
+@command.command()
+@_name
+@root_option
+@click.option("--reason", default="", help="For the log.")
+def disable(name: str, root: Path, reason: str) -> None:
+    """Refuse NAME from now on, and close the sessions he has."""
+    administration.ask(root, [UserAccess(name, True, reason)])
+
+
+@command.command()
+@_name
+@root_option
+@click.option("--reason", default="", help="For the log.")
+def enable(name: str, root: Path, reason: str) -> None:
+    """Let NAME in again."""
+    administration.ask(root, [UserAccess(name, False, reason)])
+
+
+def _state(account: Account) -> str:
+    if account.disabled:
+        return "disabled"
+    return "enrolled" if account.fingerprint else "invited"
+
+
+def _as_object(account: Account) -> dict[str, object]:
+    return {
+        "user": account.user,
+        "state": _state(account),
+        "fingerprint": account.fingerprint.hex(),
+        "generation": account.generation,
+        "wrap_alg": account.wrap_alg,
+        "created": account.created,
+        "due": account.due,
+        "expires": account.expires,
+        "invited_until": account.invited_until,
+        "used": account.used,
+        "quota": account.quota,
+        "files": account.files,
+    }
