@@ -1,0 +1,49 @@
+"""Files encrypted here, kept by a server that cannot read them.
+
+::
+
+    import sfsc
+
+    with sfsc.connect() as store:
+        store.put("report.pdf", name="docs/report.pdf")
+        store.get("docs/report.pdf", "copy.pdf")
+
+Everything raised on purpose is an `SfscError` with a `cause`, a `hint` and an `exit_code`; the tree
+is drawn in `sfsc.errors`.
+"""
+
+from __future__ import annotations
+
+from sfsc.client import Entry, Got, Put, Status, Store, Whoami, connect, enrol, whoami
+from sfsc.errors import (
+    ConflictError,
+    Denied,
+    IntegrityError,
+    KeyringError,
+    LocalError,
+    NetworkError,
+    NotFound,
+    SfscError,
+    UsageError,
+)
+
+__all__ = [
+    "ConflictError",
+    "Denied",
+    "Entry",
+    "Got",
+    "IntegrityError",
+    "KeyringError",
+    "LocalError",
+    "NetworkError",
+    "NotFound",
+    "Put",
+    "SfscError",
+    "Status",
+    "Store",
+    "UsageError",
+    "Whoami",
+    "connect",
+    "enrol",
+    "whoami",
+]

@@ -1,16 +1,20 @@
 """Who we are, and every decision about what a server says of our own files, without I/O: is this
 record the one our keys signed, is it about the file we asked for, is it the newest we have seen, do
-its key and its name belong to it. What a method returns was verified, but for what it says is not.
+its key and its name belong to it. What a method returns was verified, unless it says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
+from protocol import encoding
 from protocol.errors import EncodingError, MessageError, SignatureError
+from protocol.fields import Count, FileId, Struct
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord, Wrap
+from protocol.names import check_file_name
 from protocol.records import (
     CONTENT_OPS,
     DELETE,
@@ -23,7 +27,7 @@ from protocol.signatures import Label, verify
 from sfsc.envelope import ContentKey, Metadata, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
-from sfsc.primitives import PrivateKey, file_id
+from sfsc.primitives import PrivateKey, PublicKey, file_id
 
 _TOLD = "keep what you have, and ask the server's operator"
 
@@ -57,6 +61,68 @@ class File:
     def deleted(self) -> bool:
         return self.head.current == 0
 
+    def check_not_older(self, known: tuple[int, bytes] | None) -> None:
+        """Raise `Rollback` or `Fork` where this is older than `known`, (rev, hash) of the newest
+        record that was known *before* the server was asked, or leads there another way."""
+        if known is None:
+            return
+        rev, digest = known
+        head = self.head
+        if head.rev < rev:
+            raise Rollback(
+                f"the server shows revision {head.rev} of a file, after {rev} was seen", _TOLD
+            )
+        if head.rev == rev and record_hash(self.head_body) != digest:
+            raise Fork(f"the server shows another revision {rev} of a file than was seen", _TOLD)
+        if head.rev == rev + 1 and head.prev != digest:
+            raise Fork(f"revision {head.rev} of a file does not follow what was seen", _TOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Struct):
+    """A file as a listing shows it: its current version. Sizes in bytes, times in unix seconds.
+
+    `revision` counts all that was ever recorded of the file, `version` its contents; `created` is
+    when this version was stored, `mtime` when its source was last changed; `mode` is None where
+    the source had none.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    name: Annotated[str, check_file_name]
+    file_id: FileId
+    version: Count
+    revision: Count
+    size: Count
+    ciphertext_size: Count
+    mtime: int
+    mode: int | None
+    created: Count
+
+    @classmethod
+    def of(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
+        mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
+        return cls(
+            metadata.name,
+            head.file_id,
+            content.version or 0,
+            head.rev,
+            metadata.size,
+            content.ciphertext_size or 0,
+            content.created if mtime is None else mtime,
+            metadata.mode,
+            content.created,
+        )
+
+    def pack(self) -> bytes:
+        """Bytes for a cache."""
+        return encoding.pack(self.to_map())
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Entry:
+        """The inverse. Raises `EncodingError` or `MessageError`."""
+        return cls.from_map(encoding.unpack(packed))
+
 
 @dataclass(frozen=True)
 class Account:
@@ -67,7 +133,7 @@ class Account:
     first: bytes
     signers: Mapping[int, bytes]
     name_keys: tuple[bytes, ...] = field(repr=False)
-    private_keys: Mapping[bytes, PrivateKey] = field(repr=False)
+    private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
     def of(cls, keyring: Keyring) -> Account:
@@ -81,6 +147,11 @@ class Account:
             private_keys(keyring.generations),
         )
 
+    @property
+    def own_key(self) -> PublicKey:
+        """The key that others, and we, wrap to for us."""
+        return next(reversed(self.private_keys.values())).public
+
     def file_id(self, name: str) -> str:
         """What the server knows the file `name` as; the name was checked."""
         return file_id(self.name_keys[-1], name)
@@ -88,8 +159,8 @@ class Account:
     def newest(self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None) -> File:
         """What Stat, List or a conflict shows: the newest version of the file `wanted`.
 
-        `wanted` None stands for any file of ours. `known` is (rev, hash) of its newest record that
-        was known *before* the server was asked. Raises `BadRecord`, `Rollback` or `Fork`.
+        `wanted` None stands for any file of ours; for `known` see `File.check_not_older`. Raises
+        `BadRecord`, `Rollback` or `Fork`.
         """
         file = self._verified(view, wanted, known)
         # Another record that made content would have made a version newer than this one.
@@ -126,6 +197,11 @@ class Account:
             raise Tampered("the file's name does not belong to it", _TOLD)
         return key, metadata
 
+    def entry(self, file: File) -> Entry:
+        """What a listing shows of a version; raises as `open` does."""
+        _, metadata = self.open(file)
+        return Entry.of(file.head, file.content, metadata)
+
     def _verified(
         self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
     ) -> File:
@@ -136,9 +212,10 @@ class Account:
         if view.head is not None:
             head, head_body = self._record(view.head, content.file_id), view.head.record
             _check_follows(content, view.content.record, head)
-        if known is not None:
-            _check_not_older(head, head_body, known)
-        return File(content, view.content.record, head, head_body, view.metadata, view.wraps)
+        body = view.content.record
+        file = File(content, body, head, head_body, view.metadata, view.wraps)
+        file.check_not_older(known)
+        return file
 
     def _record(self, signed: SignedRecord, wanted: str | None) -> FileRecord:
         """The record, once it is one of ours and validly signed."""
@@ -187,15 +264,3 @@ def _check_follows(content: FileRecord, content_body: bytes, head: FileRecord) -
         raise BadRecord("the file's last record is not after the one before it", _TOLD)
     if head.rev == content.rev + 1 and head.prev != record_hash(content_body):
         raise BadRecord("the file's last record does not follow from the one before", _TOLD)
-
-
-def _check_not_older(head: FileRecord, head_body: bytes, known: tuple[int, bytes]) -> None:
-    rev, digest = known
-    if head.rev < rev:
-        raise Rollback(
-            f"the server shows revision {head.rev} of a file, after {rev} was seen", _TOLD
-        )
-    if head.rev == rev and record_hash(head_body) != digest:
-        raise Fork(f"the server shows another revision {rev} of a file than the one seen", _TOLD)
-    if head.rev == rev + 1 and head.prev != digest:
-        raise Fork(f"revision {head.rev} of a file does not follow the one that was seen", _TOLD)

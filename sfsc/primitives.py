@@ -7,6 +7,7 @@ from what (DESIGN section 4; HKDF is RFC 5869 with SHA-256, everything is 32 byt
     metadata key   = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/metadata")
     commitment     = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v1/keyring/…")
+    state key      = HKDF(this device's private key, info = "sfs/v1/state")
     file_id        = HMAC-SHA256(name_key, name)[:16]
     wrap info      = "sfs/v1/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
     bundle info    = "sfs/v1/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
@@ -111,6 +112,11 @@ def commitment(dek: bytes) -> bytes:
 def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
     """`(key, check)` of a keyring: what seals it, and what tells a wrong passphrase at once."""
     return _hkdf(secret, None, b"sfs/v1/keyring/seal"), _hkdf(secret, None, b"sfs/v1/keyring/check")
+
+
+def state_key(device_private: bytes) -> bytes:
+    """The key that names are cached under, on the one machine that has this device key."""
+    return _hkdf(device_private, None, b"sfs/v1/state")
 
 
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:

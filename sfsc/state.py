@@ -55,6 +55,11 @@ class KnownFile:
     record: bytes
     version: int
 
+    @property
+    def known(self) -> tuple[int, bytes]:
+        """(rev, hash): what an answer about this file must not fall behind."""
+        return self.rev, self.hash
+
 
 class State:
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""

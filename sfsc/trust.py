@@ -9,6 +9,7 @@ A judgement that raises has changed nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol import auditlog, merkle
@@ -53,15 +54,18 @@ _NOTHING = Point(0, merkle.EMPTY_ROOT, b"")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A change as it was sent, hence as its log entry must say it."""
+    """A change as it was sent, hence as its log entry must say it.
+
+    `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key.
+    """
 
     op: str
     actor: str
-    owner: str
+    owner: str | None
     file: str | None
     version: int | None
     record: bytes
-    signatures: frozenset[bytes]
+    signatures: Mapping[str, bytes]
 
 
 class Trust:
@@ -211,11 +215,11 @@ def _check_says(entry: Entry, sent: Sent) -> None:
     said = Sent(
         entry.op,
         entry.actor,
-        entry.owner or "",
+        entry.owner,
         entry.file,
         entry.version,
         entry.rec or b"",
-        frozenset(entry.sigs.values()),
+        entry.sigs,
     )
     if said != sent:
         raise BadReceipt("the log has an entry for the change that says something else", _TOLD)

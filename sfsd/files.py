@@ -145,9 +145,7 @@ class Files:
         while view:
             view = view[self.write(handle, view) :]
 
-    def write_all_at(
-        self, handle: int, data: bytes | bytearray | memoryview, offset: int
-    ) -> None:
+    def write_all_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write every byte, from `offset` on."""
         view = memoryview(data)
         while view:

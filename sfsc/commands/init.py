@@ -31,6 +31,11 @@ def command(context: Context, invitation: str, key_type: str, no_passphrase: boo
     """
     if invitation == "-":
         invitation = sys.stdin.readline()
-    passphrase = "" if no_passphrase else terminal.new_passphrase()
-    me = sfsc.enrol(invitation.strip(), home=context.home, key_type=key_type, passphrase=passphrase)
+    me = sfsc.enrol(
+        invitation,
+        home=context.home,
+        key_type=key_type,
+        passphrase=None if no_passphrase else terminal.new_passphrase(),
+        no_passphrase=no_passphrase,
+    )
     show(me, as_json=context.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +32,9 @@ def command(context: Context, files: tuple[str, ...], name: str | None) -> None:
             _show(done, as_json=context.json)
 
 
-def _items(files: tuple[str, ...], name: str | None) -> Iterator[tuple[Path | BinaryIO, str]]:
+def _items(
+    files: tuple[str, ...], name: str | None
+) -> Iterator[tuple[Path | BinaryIO, str | None]]:
     if name is not None and len(files) > 1:
         raise UsageError("--name is for one file", "leave it out, or put the files one by one")
     for file in files:
@@ -46,16 +47,7 @@ def _items(files: tuple[str, ...], name: str | None) -> Iterator[tuple[Path | Bi
             # Looked at before anything is sent: a missing fifth file is no half-done command.
             if not path.is_file():
                 raise LocalError(f"no such file: {file}", "folders are stored file by file")
-            yield path, name if name is not None else stored_name(path)
-
-
-def stored_name(path: Path) -> str:
-    """The name `path` is stored under: itself with ``/``, or its last part where it leads away.
-
-    In Unicode form NFC: a name typed on one system is found from another.
-    """
-    leads_away = path.is_absolute() or ".." in path.parts
-    return unicodedata.normalize("NFC", path.name if leads_away else path.as_posix())
+            yield path, name
 
 
 def _show(done: Put, *, as_json: bool) -> None:

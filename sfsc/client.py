@@ -1,0 +1,190 @@
+"""The library's face: one line a method. What each does is said where it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.records import Statement
+from sfsc import enrolment
+from sfsc.downloads import Downloads, Got, Target
+from sfsc.errors import KeyringMissing, UsageError
+from sfsc.home import Passphrase, folder, open_state, stated_passphrase, unlock
+from sfsc.identity import Entry
+from sfsc.keyring import Keyring
+from sfsc.listing import Files
+from sfsc.session import Session
+from sfsc.sources import Source
+from sfsc.transport import Timeouts
+from sfsc.uploads import Put, Uploads
+
+__all__ = ["Entry", "Got", "Put", "Status", "Store", "Whoami", "connect", "enrol", "whoami"]
+
+Home = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Whoami:
+    """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
+
+    user: str
+    address: str
+    server_id: bytes
+    fingerprint: bytes
+    generation: int
+    key_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the account stands. Sizes in bytes (`quota` 0: none), times in unix seconds.
+
+    `log_size` is the length of the server's log at login, proven to continue the one seen before;
+    the keys are `due` to be rotated and not used by others past `expires`.
+    """
+
+    user: str
+    address: str
+    server_id: bytes
+    used: int
+    quota: int
+    files: int
+    log_size: int
+    generation: int
+    due: int
+    expires: int
+
+
+def enrol(
+    invitation: str,
+    *,
+    home: Home = None,
+    key_type: str = "xwing",
+    passphrase: Passphrase = None,
+    no_passphrase: bool = False,
+) -> Whoami:
+    """Become the user whom `invitation` names; see `enrolment.enrol`.
+
+    The passphrase is given, or asked for by a function, or named by the environment;
+    `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
+    """
+    invited = enrolment.invited(invitation)
+    stated = None if no_passphrase else stated_passphrase(passphrase)
+    if stated is None and not no_passphrase:
+        raise UsageError("a new keyring needs a passphrase", "or say that there shall be none")
+    return _whoami(enrolment.enrol(invited, folder(home), key_type, stated))
+
+
+def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
+    """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
+    return _whoami(unlock(folder(home), passphrase).contents)
+
+
+def connect(
+    home: Home = None, *, passphrase: Passphrase = None, timeouts: Timeouts | None = None
+) -> Store:
+    """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
+
+    `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
+    in the file that SFSC_PASSPHRASE_FILE names. Raises `SfscError`.
+    """
+    where = folder(home)
+    return Store(unlock(where, passphrase).contents, where, timeouts)
+
+
+class Store:
+    """One account on its server. For one thread at a time; build with `connect`."""
+
+    def __init__(
+        self, keyring: Keyring, home: str | os.PathLike[str], timeouts: Timeouts | None
+    ) -> None:
+        self._keyring = keyring
+        self._state = open_state(folder(home), keyring)
+        try:
+            self._session = Session(keyring, self._state, timeouts)
+            self._session.connect()
+        except BaseException:
+            self._state.close()
+            raise
+        self._uploads = Uploads(self._session)
+        self._downloads = Downloads(self._session)
+        self._files = Files(self._session)
+
+    def put(self, source: Source, *, name: str | None = None) -> Put:
+        """Store a path's or stream's content as the newest version of `name`."""
+        return self._uploads.put(source, name)
+
+    def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
+        """Store (source, name) pairs, many small ones under way at once; answers in order."""
+        return self._uploads.put_many(items)
+
+    def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
+        """Fetch a version, the current one by default, into a file, folder or stream."""
+        return self._downloads.get(name, target, version=version)
+
+    def ls(self, prefix: str = "") -> Iterator[Entry]:
+        """The current version of every file whose name begins with `prefix`, by name."""
+        return self._files.ls(prefix)
+
+    def stat(self, name: str) -> Entry:
+        """The current version of `name`, without fetching it."""
+        return self._files.stat(name)
+
+    def rm(self, name: str) -> Entry:
+        """Delete `name`; what it deleted. Its versions stay, as trash."""
+        return self._files.rm(name)
+
+    def whoami(self) -> Whoami:
+        """Who we are."""
+        return _whoami(self._keyring)
+
+    def status(self) -> Status:
+        """How the account stands."""
+        usage = self._session.call(Usage(), UsageAnswer)
+        me, statement = self.whoami(), Statement.parse(self._keyring.statements[-1])
+        return Status(
+            user=me.user,
+            address=me.address,
+            server_id=me.server_id,
+            used=usage.used,
+            quota=usage.quota,
+            files=usage.files,
+            log_size=self._session.trust.newest.size,
+            generation=me.generation,
+            due=statement.due,
+            expires=statement.expires,
+        )
+
+    def close(self) -> None:
+        """Log out. Twice does no harm."""
+        self._session.close()
+        self._state.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _whoami(keyring: Keyring) -> Whoami:
+    current = keyring.current
+    if current is None:
+        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+    return Whoami(
+        user=keyring.user,
+        address=keyring.addresses[0],
+        server_id=keyring.server_id,
+        fingerprint=keyring.first,
+        generation=current.generation,
+        key_type=current.wrap_alg,
+    )

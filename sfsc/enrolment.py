@@ -1,0 +1,199 @@
+"""Becoming a user: fresh keys, a first identity statement, and an invitation's token.
+
+The keyring is written, with the statement in it as pending, before anything is sent: whatever is
+lost afterwards, a rerun sends the very same bytes and gets the very same answer. It is written only
+once the server was judged, and removed where the server refuses the token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import MessageError
+from protocol.invitation import Invitation, parse_invitation
+from protocol.messages import session as opening
+from protocol.records import Statement, enrol_proof_body, key_id, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsc.envelope import Bundle, seal_bundle
+from sfsc.errors import Denied, LocalError, UsageError
+from sfsc.home import keyring_path, open_state
+from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.primitives import PrivateKey, new_key
+from sfsc.session import answered, dial
+from sfsc.transport import Timeouts, Transport
+from sfsc.trust import Sent, Trust
+
+DAY: Final = 86_400
+_SHORTEST, _LONGEST = DAY, 730 * DAY
+_GENERATION: Final = 1
+
+
+def invited(text: str) -> Invitation:
+    """The invitation that `text` is. Raises `UsageError`, which does not repeat it."""
+    try:
+        return parse_invitation(text)
+    except MessageError as exc:
+        raise UsageError(str(exc), "paste the whole line that `sfsd user add` printed") from exc
+
+
+def enrol(
+    invitation: Invitation,
+    home: Path,
+    key_type: str,
+    passphrase: str | None,
+    timeouts: Timeouts | None = None,
+) -> Keyring:
+    """Enrol with `invitation`; None as `passphrase` locks the keyring with nothing.
+
+    Goes on where an earlier try was cut. Raises `LocalError` where `home` has an account already,
+    `TokenRefused`, `WrongServer` and the other errors of a session.
+    """
+    begun = _begun(invitation, home, passphrase)
+    transport = dial((invitation.address,), timeouts)
+    try:
+        trust = Trust(invitation.pin)
+        welcome = transport.welcome()
+        server = trust.welcome(welcome, transport.peer_spki_sha256)
+        file = begun or KeyringFile.create(
+            keyring_path(home), _fresh(invitation, key_type, welcome.limits), passphrase
+        )
+        with open_state(home, file.contents) as state:
+            state.remember_server_statement(server.n, welcome.statement, welcome.signature)
+            try:
+                _accepted(transport, trust, file, invitation)
+            except Denied:
+                # Nothing was enrolled: the next invitation starts from nothing.
+                keyring_path(home).unlink()
+                raise
+            newest = trust.newest
+            state.remember_checkpoint(newest.size, newest.root, newest.note)
+    finally:
+        transport.close()
+    return file.contents
+
+
+def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> KeyringFile | None:
+    """The keyring of an enrolment that was cut, None where there is none."""
+    if not keyring_path(home).exists():
+        return None
+    file = KeyringFile.open(keyring_path(home), passphrase)
+    known = file.contents
+    if known.pending is None or known.statements:
+        raise LocalError(
+            f"there is a keyring of {known.user} in {home} already",
+            "use another --home for another account",
+        )
+    if (known.server_id, known.user) != (invitation.pin, invitation.user):
+        raise LocalError(
+            f"an enrolment of {known.user} was begun in {home}",
+            "finish it with its own invitation, or use another --home",
+        )
+    return file
+
+
+def _fresh(invitation: Invitation, key_type: str, limits: opening.Limits) -> Keyring:
+    """All keys of a new account, and its first statement, pending."""
+    signing = SigningKey.generate()
+    wrapping = PrivateKey.generate(key_type)
+    device_key = PrivateKey.generate("xwing")
+    device = Device(secrets.token_bytes(16), device_key.encoded)
+    keys = GenerationKeys(_GENERATION, signing.seed, key_type, wrapping.encoded)
+    name_keys = (new_key(),)
+    bundle = seal_bundle(
+        Bundle((keys,), name_keys, (), b""),
+        server=invitation.pin,
+        user=invitation.user,
+        n=1,
+        recipients=(device_key.public, wrapping.public),
+    )
+    now = int(time.time())
+    due, expires = _term(limits, now)
+    body = Statement(
+        server=invitation.pin,
+        user=invitation.user,
+        n=1,
+        generation=_GENERATION,
+        oldest=_GENERATION,
+        sign_pub=signing.public,
+        wrap_alg=key_type,
+        wrap_pub=wrapping.public.encoded,
+        devices=((device.device_id, device_key.public.encoded),),
+        recovery=None,
+        voids=(),
+        bundle_sha256=hashlib.sha256(bundle).digest(),
+        created=now,
+        due=due,
+        expires=expires,
+        prev=b"",
+        reason="enrol",
+    ).encode()
+    return Keyring(
+        server_id=invitation.pin,
+        addresses=(invitation.address,),
+        user=invitation.user,
+        first=record_hash(body),
+        statements=(),
+        generations=(),
+        name_keys=name_keys,
+        device=device,
+        pending=Pending(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
+        pins=(),
+    )
+
+
+def _term(limits: opening.Limits, now: int) -> tuple[int, int]:
+    """(due, expires) of a key made now: the server's policy, jittered so that not all fall due on
+    one day, and clamped to 1 day - 2 years, whatever a server asks for."""
+    early = secrets.randbelow(limits.max_age * limits.jitter // 100 + 1)
+    due = now + _clamp(limits.max_age - early)
+    return due, max(due, now + _clamp(due - now + limits.grace))
+
+
+def _clamp(seconds: int) -> int:
+    return max(_SHORTEST, min(_LONGEST, seconds))
+
+
+def _accepted(
+    transport: Transport, trust: Trust, file: KeyringFile, invitation: Invitation
+) -> None:
+    """Send the pending statement, check the proof that it is logged, and make its keys current."""
+    pending = file.contents.pending
+    if pending is None or pending.keys is None:
+        raise LocalError("this keyring has no enrolment to finish")
+    (signature,) = pending.signatures
+    statement = record_hash(pending.statement)
+    proven = enrol_proof_body(welcome=transport.welcome_sha256, statement=statement)
+    message = opening.Enroll(
+        version=opening.VERSION,
+        user=invitation.user,
+        statement=pending.statement,
+        bundle=pending.bundle,
+        signature=signature,
+        proof=hmac.digest(invitation.token_sha256, proven, "sha256"),
+    )
+    reply = answered(transport.call(message, transport.timeouts.opening), opening.Session)
+    public = SigningKey.from_seed(pending.keys.sign_seed).public
+    sent = Sent(
+        op="enrol",
+        actor=invitation.user,
+        owner=invitation.user,
+        file=None,
+        version=None,
+        record=pending.statement,
+        signatures={key_id("ed25519", public).hex(): signature},
+    )
+    trust.enrolled(reply, sent)
+    file.save(
+        dataclasses.replace(
+            file.contents,
+            statements=(pending.statement,),
+            generations=(pending.keys,),
+            pending=None,
+        )
+    )

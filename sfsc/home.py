@@ -1,0 +1,76 @@
+"""Where a user's keys and memory lie on this machine, and how the keyring is unlocked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from sfsc.errors import LocalError, WrongPassphrase
+from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
+from sfsc.primitives import state_key
+from sfsc.state import State
+
+PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
+PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
+HOME: Final = "SFSC_HOME"
+MAX_PASSPHRASE: Final = 64 * 1024
+Passphrase = str | Callable[[], str] | None
+"""A passphrase, what asks for one, or None: the environment names it."""
+
+
+def folder(home: str | os.PathLike[str] | None) -> Path:
+    """The folder meant by `home`, by SFSC_HOME, or the system's place for a user's data."""
+    stated = home if home is not None else os.environ.get(HOME)
+    if stated is not None:
+        return Path(stated)
+    import platformdirs
+
+    return platformdirs.user_data_path("sfsc", appauthor=False)
+
+
+def keyring_path(home: Path) -> Path:
+    return home / "keyring"
+
+
+def stated_passphrase(passphrase: Passphrase) -> str | None:
+    """The passphrase that was given, asked for, or is named by the environment; None for none.
+
+    Raises `LocalError` for a passphrase file that cannot be read.
+    """
+    if isinstance(passphrase, str):
+        return passphrase
+    if passphrase is not None:
+        return passphrase()
+    if (stated := os.environ.get(PASSPHRASE)) is not None:
+        return stated
+    if (path := os.environ.get(PASSPHRASE_FILE)) is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_PASSPHRASE).removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise LocalError(f"cannot read the file that {PASSPHRASE_FILE} names") from exc
+
+
+def unlock(home: Path, passphrase: Passphrase) -> KeyringFile:
+    """The keyring of `home`. A passphrase is asked for only where one is needed.
+
+    Raises `KeyringError`, and what asking raises.
+    """
+    path = keyring_path(home)
+    if not needs_passphrase(path):
+        return KeyringFile.open(path, None)
+    stated = stated_passphrase(passphrase)
+    if stated is None:
+        raise WrongPassphrase(
+            "the keyring is locked with a passphrase", f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
+        )
+    return KeyringFile.open(path, stated)
+
+
+def open_state(home: Path, keyring: Keyring) -> State:
+    """What this client remembers of the keyring's account. Raises `LocalError`."""
+    account = keyring.server_id + keyring.user.encode()
+    return State.open(home / "state.sqlite3", account, state_key(keyring.device.xwing_private))

@@ -1,0 +1,260 @@
+"""Ciphertext on its way, in pieces of 1 MiB, over connections that may be lost: `Sending` is an
+upload's, `Fetching` a download's. Both keep a bounded number of pieces under way and the memory of
+those that are done, so that a file of any length takes the same few megabytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from protocol.encoding import Buffer
+from protocol.merkle import leaf_hash
+from protocol.messages import Error, Reply
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, Read
+from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
+from sfsc.errors import NetworkError, ProtocolFailure, Tampered
+from sfsc.segments import Decryptor
+from sfsc.session import Session, answered
+from sfsc.transport import Ticket
+
+RING: Final = 8
+"""Pieces under way: sent and not acknowledged, or asked for and not yet received."""
+_ABORT_SECONDS: Final = 2.0
+_AHEAD: Final = 2
+"""Pieces that a worker opens ahead of the one that is being written."""
+
+
+class UploadLost(Exception):
+    """The server no longer has what was uploaded: the file must begin again, under a new key."""
+
+
+class Buffers:
+    """Memory for pieces that is used again; fresh pages would cost as much as encrypting them."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of at least `size` ≤ 1 MiB bytes."""
+        return self._free.pop() if self._free else bytearray(max(size, PIECE))
+
+    def give(self, piece: memoryview) -> None:
+        """Nobody looks at `piece` any more."""
+        if isinstance(piece.obj, bytearray):
+            self._free.append(piece.obj)
+
+
+@dataclass(slots=True)
+class _Sent:
+    offset: int
+    piece: memoryview
+    leaf: Future[bytes]
+    ticket: Ticket | None = None
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.piece)
+
+
+class Sending:
+    """Sends the pieces of one upload in order, and hashes them. A context: where it is left by an
+    exception, the server is told to drop the upload.
+
+    A lost connection is survived by sending again what was not acknowledged. Methods raise
+    `UploadLost` where the server has nothing left to go on from, and what a refusal stands for.
+    """
+
+    def __init__(self, session: Session, upload: bytes) -> None:
+        self._session = session
+        self._upload = upload
+        self._offset = 0
+        self._ring: deque[_Sent] = deque()
+        self._leaves: list[bytes] = []
+        self._buffers = Buffers()
+        # One thread hashes (which frees the interpreter lock) while this one encrypts and sends.
+        self._hasher = ThreadPoolExecutor(1, "sfsc-hash")
+
+    def allocate(self, size: int) -> bytearray:
+        """Memory for the next piece."""
+        return self._buffers.take(size)
+
+    def send(self, piece: memoryview) -> None:
+        """Send the next piece, made with `allocate`; waits only while the ring is full."""
+        while len(self._ring) >= RING:
+            self._session.surviving(self._collect, self._resume)
+        leaf = self._hasher.submit(leaf_hash, piece)
+        self._ring.append(_Sent(self._offset, piece, leaf))
+        self._offset += len(piece)
+        self._session.surviving(self._submit, self._resume)
+
+    def finish(self) -> list[bytes]:
+        """Wait until the server has all pieces; their leaf hashes."""
+        while self._ring:
+            self._session.surviving(self._collect, self._resume)
+        return self._leaves
+
+    def _submit(self) -> None:
+        transport = self._session.transport
+        for sent in self._ring:
+            if sent.ticket is None:
+                sent.ticket = transport.submit(Data(self._upload, sent.offset, sent.piece))
+
+    def _collect(self) -> None:
+        """Wait for the oldest piece's acknowledgement."""
+        self._submit()
+        if not self._ring:
+            return
+        oldest = self._ring[0]
+        if oldest.ticket is None:
+            raise ProtocolFailure("a piece that was not sent")
+        state = self._state(self._session.transport.result(oldest.ticket))
+        oldest.ticket = None
+        if state.offset < oldest.end:
+            raise ProtocolFailure("the server acknowledges a piece that it did not keep")
+        self._acknowledged(oldest.end)
+
+    def _resume(self) -> None:
+        """On a new connection: let go of what the server has, send the rest again."""
+        state = self._state(self._session.transport.call(PutResume(self._upload)))
+        ends = {self._offset, *(sent.offset for sent in self._ring)}
+        if state.offset not in ends:
+            raise ProtocolFailure("the server goes on from an offset that cannot be")
+        self._acknowledged(state.offset)
+        for sent in self._ring:
+            sent.ticket = None
+        self._submit()
+
+    def _state(self, reply: Reply) -> UploadState:
+        if isinstance(reply, Error) and reply.code == "upload-lost":
+            raise UploadLost
+        return answered(reply, UploadState)
+
+    def _acknowledged(self, offset: int) -> None:
+        while self._ring and self._ring[0].end <= offset:
+            done = self._ring.popleft()
+            self._leaves.append(done.leaf.result())
+            self._buffers.give(done.piece)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._hasher.shutdown(cancel_futures=True)
+        if error is not None and not isinstance(error, UploadLost):
+            self._abort()
+
+    def _abort(self) -> None:
+        """Free the space at once instead of in an hour, where the connection still stands."""
+        with contextlib.suppress(NetworkError):
+            transport = self._session.transport
+            for sent in self._ring:
+                if sent.ticket is not None:
+                    transport.abandon(sent.ticket)
+            answered(transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
+
+
+class Fetching:
+    """Fetches a blob piece by piece, and opens each, in order.
+
+    `reopen` gives a handle on the same version over the present connection. `first` are the blob's
+    first bytes, as many as GetOpen brought.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        decryptor: Decryptor,
+        leaves: bytes,
+        first: Buffer,
+        handle: bytes,
+        reopen: Callable[[], bytes],
+    ) -> None:
+        self._session = session
+        self._decryptor = decryptor
+        self._leaves = leaves
+        self._first = memoryview(first)[: decryptor.piece_size(0)]
+        self._handle = handle
+        self._reopen = reopen
+        self._next = 0
+        self._asked: deque[tuple[int, Ticket | None]] = deque()
+        self._buffers = Buffers()
+
+    def segments(self) -> Iterator[memoryview]:
+        """All plaintext in order, a segment at a time, each valid until the next is asked for.
+
+        Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
+        """
+        with ThreadPoolExecutor(1, "sfsc-open") as opener:
+            opening: deque[Future[memoryview]] = deque()
+            try:
+                for index, piece in self._pieces():
+                    opening.append(opener.submit(self._open, index, piece))
+                    if len(opening) > _AHEAD:
+                        yield from self._opened(opening.popleft())
+                while opening:
+                    yield from self._opened(opening.popleft())
+            finally:
+                for _, ticket in self._asked:
+                    if ticket is not None:
+                        self._session.transport.abandon(ticket)
+
+    def _opened(self, future: Future[memoryview]) -> Iterator[memoryview]:
+        plaintext = future.result()
+        yield plaintext
+        self._buffers.give(plaintext)
+
+    def _open(self, index: int, piece: Buffer) -> memoryview:
+        expected = self._leaves[32 * index : 32 * index + 32]
+        if not hmac.compare_digest(leaf_hash(piece), expected):
+            raise Tampered(f"piece {index} of the file is not what was signed")
+        return self._decryptor.open(index, piece, self._buffers.take)
+
+    def _pieces(self) -> Iterator[tuple[int, Buffer]]:
+        count = self._decryptor.segment_count
+        if len(self._first) == self._decryptor.piece_size(0):
+            yield 0, self._first
+            self._next = 1
+        while self._next < count or self._asked:
+            while self._next < count and len(self._asked) < RING:
+                self._asked.append((self._next, None))
+                self._next += 1
+            data = self._session.surviving(self._receive, self._again)
+            index, _ = self._asked.popleft()
+            yield index, self._whole(index, data)
+
+    def _receive(self) -> Buffer:
+        """Send what was not sent yet, and wait for the oldest."""
+        transport = self._session.transport
+        for place, (index, ticket) in enumerate(self._asked):
+            if ticket is None:
+                self._asked[place] = (index, transport.submit(self._read(index)))
+        _, oldest = self._asked[0]
+        if oldest is None:
+            raise ProtocolFailure("a piece that was not asked for")
+        return answered(transport.result(oldest), Bytes).data
+
+    def _again(self) -> None:
+        self._handle = self._reopen()
+        self._asked = deque((index, None) for index, _ in self._asked)
+
+    def _read(self, index: int) -> Read:
+        begin = len(self._first) if index == 0 else 0
+        length = self._decryptor.piece_size(index) - begin
+        return Read(self._handle, index * PIECE + begin, length)
+
+    def _whole(self, index: int, data: Buffer) -> Buffer:
+        """A received piece, piece 0 behind what came with GetOpen; its length is checked later."""
+        return b"".join((self._first, data)) if index == 0 and self._first else data

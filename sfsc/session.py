@@ -1,0 +1,324 @@
+"""One login: transport, trust and state tied together.
+
+`connect` opens a session and lets nothing pass that `trust` has not judged; what was proven is
+remembered before anybody is told. After a lost connection `surviving` opens another and goes on:
+every request of this protocol may be sent twice, since a record is accepted onto one head only, and
+the same bytes again get the same receipt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from protocol.auditlog import Entry as LogEntry
+from protocol.errors import MessageError
+from protocol.invitation import parse_address
+from protocol.messages import Error, FileView, Receipt, Reply, Request
+from protocol.messages import session as opening
+from protocol.messages.files import Stat, Stated
+from protocol.records import (
+    DELETE,
+    MOVE,
+    PURGE,
+    PUT,
+    REENCRYPT,
+    RESTORE,
+    FileRecord,
+    login_body,
+    record_hash,
+)
+from protocol.records import key_id as hash_of_key
+from protocol.signatures import Label, SigningKey
+from sfsc.envelope import Author
+from sfsc.errors import (
+    ConflictError,
+    Damaged,
+    Denied,
+    KeyringDamaged,
+    KeyringMissing,
+    NotFound,
+    ProtocolFailure,
+    QuotaExceeded,
+    Rollback,
+    RotationRequired,
+    SfscError,
+    StaleGeneration,
+    StaleRecipient,
+    TimedOut,
+    TokenRefused,
+    Unreachable,
+)
+from sfsc.identity import Account, File
+from sfsc.keyring import Keyring
+from sfsc.state import KnownFile, State
+from sfsc.transport import Timeouts, Transport
+from sfsc.trust import Point, Sent, Trust
+
+LOST: Final = (Unreachable, TimedOut)
+"""What a connection that is gone raises, and a server that cannot answer now."""
+MAX_LOSSES: Final = 5
+"""Connections that may be lost one after the other over one step of work."""
+_PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
+"""Seconds between attempts to connect again; a daemon is restarted within them."""
+LOGGED_AS: Final = {
+    PUT: "upload",
+    DELETE: "delete",
+    RESTORE: "restore",
+    MOVE: "move",
+    REENCRYPT: "reencrypt",
+    PURGE: "purge",
+}
+"""What the log calls a record's op."""
+
+_Done = TypeVar("_Done")
+_Reply = TypeVar("_Reply", bound=Reply)
+
+
+class Session:
+    """A user's way to the server. Call `connect` first; methods raise `SfscError`."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        state: State,
+        timeouts: Timeouts | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises `KeyringMissing` where the keyring's first statement was never accepted."""
+        if keyring.current is None or not keyring.statements:
+            raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+        self.keyring = keyring
+        self.state = state
+        self.account = Account.of(keyring)
+        self.trust = trust_from(state, keyring.server_id)
+        user, generation = keyring.user, keyring.current.generation
+        self.author = Author(keyring.server_id, user, user, generation)
+        self._signing = SigningKey.from_seed(keyring.current.sign_seed)
+        self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
+        self._timeouts = timeouts
+        self._pause = pause
+        self._transport: Transport | None = None
+        self.connections = 0
+
+    @property
+    def transport(self) -> Transport:
+        """The present connection; after a loss, another one."""
+        if self._transport is None:
+            raise Unreachable("there is no connection")
+        return self._transport
+
+    # --- opening ------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Open a session, on the first of the keyring's addresses that answers.
+
+        Raises `NetworkError`, `Denied`, and `IntegrityError` for a server that is not the pinned
+        one or whose log does not continue the one remembered.
+        """
+        transport = dial(self.keyring.addresses, self._timeouts)
+        try:
+            greet(transport, self.trust, self.state)
+            reply = transport.call(self._login(transport), transport.timeouts.opening)
+            self.trust.session(answered(reply, opening.Session))
+            self._remember()
+        except BaseException:
+            transport.close()
+            raise
+        self._transport = transport
+        self.connections += 1
+
+    def _login(self, transport: Transport) -> opening.Login:
+        body = login_body(
+            server=self.keyring.server_id,
+            spki=transport.peer_spki_sha256,
+            welcome=transport.welcome_sha256,
+            version=opening.VERSION,
+            user=self.keyring.user,
+            generation=self.author.generation,
+        )
+        return opening.Login(
+            version=opening.VERSION,
+            user=self.keyring.user,
+            generation=self.author.generation,
+            known_size=self.trust.newest.size,
+            signature=self._signing.sign(Label.LOGIN, body),
+        )
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def surviving(self, action: Callable[[], _Done], again: Callable[[], None]) -> _Done:
+        """Do `action`; where the connection is lost, open another, do `again`, and then `action`.
+
+        Both may be done several times. Raises what the last attempt raised.
+        """
+        lost = 0
+        while True:
+            try:
+                if lost:
+                    again()
+                return action()
+            except LOST:
+                # An answer like "busy" is of the same class, but the connection is there.
+                if self.transport.usable or lost == MAX_LOSSES:
+                    raise
+                lost += 1
+                self._reconnect()
+
+    def _reconnect(self) -> None:
+        self.transport.close()
+        failure: SfscError | None = None
+        for seconds in _PAUSES:
+            self._pause(seconds)
+            try:
+                return self.connect()
+            except LOST as exc:
+                failure = exc
+        raise failure or Unreachable("the connection was lost")
+
+    def ask(self, message: Request) -> Reply:
+        """The answer to a request, be it an `Error`; sent again where the connection is lost."""
+        return self.surviving(lambda: self.transport.call(message), lambda: None)
+
+    def call(self, message: Request, kind: type[_Reply]) -> _Reply:
+        """The answer to a request. Raises what an `Error` stands for."""
+        return answered(self.ask(message), kind)
+
+    def newest(self, file_id: str) -> File:
+        """The newest version of a file of ours, deleted or not, verified and remembered.
+
+        Raises `NotFound` where there never was one.
+        """
+        known = self.state.file(file_id)
+        reply = self.ask(Stat(self.account.user, file_id, 0))
+        if isinstance(reply, Error) and reply.code == "not-found" and known is not None:
+            # Records are never removed: not by rm, not by purge.
+            raise Rollback("the server no longer knows a file that it had")
+        return self.learn(answered(reply, Stated).view, file_id, known)
+
+    def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
+        """What the server shows as a file's newest version, verified and remembered; `known` was
+        read before the server was asked."""
+        file = self.account.newest(view, file_id, None if known is None else known.known)
+        self.remember(file, known)
+        return file
+
+    def remember(self, file: File, known: KnownFile | None) -> None:
+        """Remember a verified file, where it is newer than what was `known`."""
+        if known is None or file.head.rev > known.rev:
+            # Without an entry: the next listing asks for what changed since the last, so for this.
+            self.state.remember_file(known_file(file), None)
+
+    # --- changing -----------------------------------------------------------------------------
+
+    @property
+    def seen(self) -> tuple[int, bytes]:
+        """Size and root of the newest proven point of the log, for the next record."""
+        return self.trust.newest.size, self.trust.newest.root
+
+    def sign(self, body: bytes) -> bytes:
+        """Our signature of a file record, 64 bytes."""
+        return self._signing.sign(Label.RECORD, body)
+
+    def proven(self, receipt: Receipt, record: FileRecord, body: bytes) -> LogEntry:
+        """The log entry of a record of ours, proven and remembered. Raises as `Trust.receipt`."""
+        sent = Sent(
+            op=LOGGED_AS[record.op],
+            actor=record.actor,
+            owner=record.owner,
+            file=record.file_id,
+            version=record.version,
+            record=body,
+            signatures={self._signing_id: self.sign(body)},
+        )
+        entry = self.trust.receipt(receipt, sent)
+        self._remember()
+        return entry
+
+    def _remember(self) -> None:
+        newest = self.trust.newest
+        self.state.remember_checkpoint(newest.size, newest.root, newest.note)
+
+
+def trust_from(state: State, pin: bytes) -> Trust:
+    """What is believed of the server `pin` (its server_id), going on from what is remembered."""
+    newest, note = state.checkpoint(), state.checkpoint_note()
+    point = Point(*newest, note) if newest is not None and note is not None else None
+    return Trust(pin, statement=state.server_statement(), newest=point)
+
+
+def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
+    """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
+    failure: SfscError | None = None
+    for address in addresses:
+        try:
+            host, port = parse_address(address)
+            return Transport.dial(host, port, timeouts)
+        except MessageError as exc:
+            failure = KeyringDamaged(f"the keyring's address is none: {exc}")
+        except LOST as exc:
+            failure = exc
+    raise failure or KeyringDamaged("the keyring has no address of a server")
+
+
+def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
+    """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
+    welcome = transport.welcome()
+    statement = trust.welcome(welcome, transport.peer_spki_sha256)
+    state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
+    return welcome
+
+
+def known_file(file: File) -> KnownFile:
+    """What to remember of a verified file."""
+    body = file.head_body
+    return KnownFile(file.file_id, file.head.rev, record_hash(body), body, file.version)
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+_REFUSALS: Final[dict[str, tuple[type[SfscError], str | None]]] = {
+    "not-allowed": (Denied, None),
+    "refused": (Denied, "the operator can tell why: `sfsd user show`"),
+    "denied": (Denied, None),
+    "token": (TokenRefused, "ask the operator for a new invitation: `sfsd user add`"),
+    "not-found": (NotFound, None),
+    "quota": (QuotaExceeded, "delete something, or ask the operator: `sfsd user quota`"),
+    "damaged": (Damaged, "the operator finds out more with `sfsd fsck`"),
+    "conflict": (ConflictError, "look what is there now, and run the command again"),
+    "changed": (ConflictError, "run the command again"),
+    "stale-recipient": (StaleRecipient, "run the command again"),
+    "stale-generation": (StaleGeneration, "this account's keys were rotated elsewhere"),
+    "rotation-required": (RotationRequired, "rotate the keys first"),
+    "upload-lost": (Unreachable, "run the command again"),
+    "busy": (Unreachable, "run the command again in a moment"),
+    "unavailable": (Unreachable, "the operator must look at the server: `sfsd status`"),
+    "shutting-down": (Unreachable, "run the command again in a moment"),
+}
+
+
+def refusal(error: Error) -> SfscError:
+    """The exception that an `Error` stands for. A code that we should never meet is a failure of
+    the protocol: one of the two sides is wrong about it."""
+    kind, hint = _REFUSALS.get(error.code, (ProtocolFailure, None))
+    cause = error.text or error.code
+    if issubclass(kind, ConflictError):
+        head = error.head
+        shown = None if head is None else (head.head or head.content).record
+        return kind(cause, hint, head=shown)
+    return kind(cause, hint)
+
+
+def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
+    """`reply`, which must be a `kind`. Raises what an `Error` stands for."""
+    if isinstance(reply, Error):
+        raise refusal(reply)
+    if not isinstance(reply, kind):  # the connection's table of replies lets none through
+        raise ProtocolFailure(f"the server answers with {type(reply).__name__}")
+    return reply

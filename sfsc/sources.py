@@ -1,0 +1,121 @@
+"""Where the plaintext of an upload comes from: a path, or any binary file that can be read into."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from protocol.messages.base import MAX_SMALL
+from sfsc.errors import LocalError
+from sfsc.primitives import TAG_SIZE
+from sfsc.segments import HEADER_SIZE
+
+SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
+"""Bytes of the longest plaintext whose ciphertext goes in one message."""
+
+Source = str | os.PathLike[str] | BinaryIO
+
+
+class Input:
+    """A source that is being read. `count` is how many bytes were read since its beginning.
+
+    `mtime` (nanoseconds) and `mode` are what its metadata shall say, `size` what it has in bytes
+    as far as that is known beforehand. Faults of reading are `LocalError`.
+    """
+
+    def __init__(
+        self, file: BinaryIO, name: str, *, mtime: int, mode: int | None, size: int | None
+    ) -> None:
+        self.mtime = mtime
+        self.mode = mode
+        self.size = size
+        self.count = 0
+        self._file = file
+        self._name = name
+        self._start = file.tell() if file.seekable() else None
+        self._ahead = memoryview(b"")
+
+    def small(self) -> bytes | None:
+        """All of it, where that is at most `SMALL` bytes; else None, and nothing is lost."""
+        buffer = bytearray(SMALL + 1)
+        view = memoryview(buffer)
+        filled = 0
+        while filled <= SMALL and (count := self._read(view[filled:])):
+            filled += count
+        if filled <= SMALL:
+            self.count = filled
+            return bytes(view[:filled])
+        self._ahead = view
+        return None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """As a file's: what was looked at ahead comes first."""
+        if self._ahead:
+            count = min(len(buffer), len(self._ahead))
+            buffer[:count] = self._ahead[:count]
+            self._ahead = self._ahead[count:]
+        else:
+            count = self._read(buffer)
+        self.count += count
+        return count
+
+    def begin_again(self) -> bool:
+        """Go back to the beginning; False where the source cannot (a pipe)."""
+        if self._start is None:
+            return False
+        with _reading(self._name):
+            self._file.seek(self._start)
+        self._ahead = memoryview(b"")
+        self.count = 0
+        return True
+
+    def _read(self, buffer: memoryview) -> int:
+        with _reading(self._name):
+            count: int | None = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        if count is None:
+            raise LocalError(f"{self._name} has nothing to read yet, and does not block")
+        return count
+
+
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[Input]:
+    """The source, ready to be read; a path is opened and closed here. Raises `LocalError`."""
+    if not isinstance(source, (str, os.PathLike)):
+        now = time.time_ns()
+        yield Input(source, "the source", mtime=now, mode=None, size=None)
+        return
+    path = Path(source)
+    with contextlib.ExitStack() as stack:
+        with _reading(str(path)):
+            file = stack.enter_context(path.open("rb", buffering=0))
+            status = os.fstat(file.fileno())
+        size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        mode = stat.S_IMODE(status.st_mode)
+        yield Input(file, str(path), mtime=status.st_mtime_ns, mode=mode, size=size)
+
+
+def default_name(source: Source) -> str | None:
+    """The name a path is stored under where none is given: itself with ``/``, or its last part
+    where it is absolute or climbs out of the present folder. None for what has no path.
+
+    In Unicode form NFC: a name typed on one system is found from another.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = Path(source)
+    leads_away = path.is_absolute() or ".." in path.parts
+    return unicodedata.normalize("NFC", path.name if leads_away else path.as_posix())
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LocalError(f"cannot read {name}: {exc.strerror}") from exc

@@ -1,0 +1,352 @@
+"""Storing files: small ones in one message each, a window of them at a time; large ones in pieces.
+
+A large upload keeps the pieces that the server has not acknowledged in a ring, and after a lost
+connection sends these again. **No segment is ever encrypted twice under one key**: where the server
+has lost what it had, the file begins again from its first byte with a fresh key.
+
+Only the record says what the file becomes. It stands on the file's present head, so it is made
+last, and again when someone was faster; the ciphertext does not change with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import merkle
+from protocol.messages import Done, Error, Receipt, Reply, Request
+from protocol.messages.base import Wrap
+from protocol.messages.files import History, HistoryPage
+from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
+from protocol.records import FileRecord, record_hash
+from sfsc.envelope import ContentKey, Metadata, Recipient, check_name, content_record
+from sfsc.errors import (
+    ConflictError,
+    LocalError,
+    NotFound,
+    ProtocolFailure,
+    SfscError,
+    Unreachable,
+    UsageError,
+)
+from sfsc.identity import Entry
+from sfsc.pieces import Sending, UploadLost
+from sfsc.segments import ciphertext_size
+from sfsc.session import Session, answered, known_file, refusal
+from sfsc.sources import Input, Source, default_name, opened
+from sfsc.state import KnownFile
+from sfsc.transport import MAX_REQUESTS, Ticket
+
+MAX_CONFLICTS: Final = 16
+"""How often someone may be faster before a put gives up."""
+MAX_BEGINNINGS: Final = 3
+"""How often a large file is begun where the server loses what it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A version that is stored: durable on the server, and proven to stand in its log.
+
+    `size` is of the plaintext in bytes. `receipt` is the proof; None where the acknowledgement was
+    lost with its connection and the record was then found in the file's signed history.
+    """
+
+    name: str
+    file_id: str
+    version: int
+    size: int
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A version but for its record: nothing here depends on the file's head."""
+
+    file_id: str
+    key: ContentKey
+    metadata: Metadata
+    sealed: bytes
+    wraps: tuple[Wrap, ...]
+    ciphertext_size: int
+    segments_root: bytes
+    expected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A version with a record onto one head (`base`; None: a new file), as it was sent."""
+
+    content: _Content
+    base: KnownFile | None
+    record: FileRecord
+    body: bytes
+    request: Request
+    connection: int
+    build: Callable[[bytes, bytes], Request]
+
+
+class Uploads:
+    """Puts files over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
+        """Store what `source` holds as the newest version of `name`.
+
+        With `expected` only onto that version (0: only where there is no such file), else whatever
+        is there. Raises `SfscError`.
+        """
+        name = _name_of(source, name)
+        with opened(source) as plaintext:
+            small = plaintext.small()
+            if small is None:
+                return self._put_large(plaintext, name, expected)
+            attempt = self._small(plaintext, small, name, expected)
+            return self._finish(attempt, self._session.ask(attempt.request))
+
+    def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
+        """Store many, small ones without waiting for each; answers in order.
+
+        What fails ends it: the error is raised behind the answers of all that was sent before.
+        """
+        window = _Window(self._session)
+        failure: SfscError | None = None
+        try:
+            for source, name in items:
+                try:
+                    yield from self._put_next(window, source, _name_of(source, name))
+                except SfscError as exc:
+                    failure = exc
+                    break
+            while window:
+                try:
+                    yield self._finish(*window.take())
+                except SfscError as exc:
+                    failure = failure or exc
+        finally:
+            window.abandon()
+        if failure is not None:
+            raise failure
+
+    def _put_next(self, window: _Window, source: Source, name: str) -> Iterator[Put]:
+        """Take up one more file; what must be answered before that is yielded."""
+        # A second version of a file stands on the first, which must be there.
+        while window.full or window.holds(self._session.account.file_id(name)):
+            yield self._finish(*window.take())
+        with opened(source) as plaintext:
+            small = plaintext.small()
+            if small is not None:
+                window.send(self._small(plaintext, small, name, None))
+                return
+            while window:
+                yield self._finish(*window.take())
+            yield self._put_large(plaintext, name, None)
+
+    # --- what is put --------------------------------------------------------------------------
+
+    def _small(self, plaintext: Input, whole: bytes, name: str, expected: int | None) -> _Attempt:
+        key = ContentKey.fresh()
+        ciphertext = key.encryptor().seal(whole, last=True)
+        root = merkle.root([merkle.leaf_hash(ciphertext)])
+        content = self._content(plaintext, name, key, root, expected)
+
+        def build(body: bytes, signature: bytes) -> Request:
+            return PutSmall(body, signature, content.sealed, content.wraps, ciphertext)
+
+        return self._attempt(content, self._base(content.file_id, expected), build)
+
+    def _put_large(self, plaintext: Input, name: str, expected: int | None) -> Put:
+        for _ in range(MAX_BEGINNINGS):
+            try:
+                return self._upload(plaintext, name, expected)
+            except UploadLost:
+                if not plaintext.begin_again():
+                    break
+        raise Unreachable("the server has lost the upload", "put the file again")
+
+    def _upload(self, plaintext: Input, name: str, expected: int | None) -> Put:
+        key = ContentKey.fresh()
+        file_id = self._session.account.file_id(name)
+        size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
+        begun = self._session.call(PutOpen(self._session.account.user, file_id, size), UploadState)
+        with Sending(self._session, begun.upload) as stream:
+            for piece in key.encryptor().pieces(plaintext, stream.allocate):
+                stream.send(piece)
+            root = merkle.root(stream.finish())
+            content = self._content(plaintext, name, key, root, expected)
+
+            def build(body: bytes, signature: bytes) -> Request:
+                return PutCommit(begun.upload, body, signature, content.sealed, content.wraps)
+
+            attempt = self._attempt(content, self._base(content.file_id, expected), build)
+            return self._finish(attempt, self._session.ask(attempt.request))
+
+    def _content(
+        self, plaintext: Input, name: str, key: ContentKey, root: bytes, expected: int | None
+    ) -> _Content:
+        """Everything around a ciphertext, once all of the source was read."""
+        account, keyring = self._session.account, self._session.keyring
+        metadata = Metadata(name, plaintext.count, plaintext.mtime, plaintext.mode)
+        own = Recipient(account.user, account.own_key)
+        return _Content(
+            file_id=account.file_id(name),
+            key=key,
+            metadata=metadata,
+            sealed=key.seal_metadata(metadata),
+            wraps=key.wrap(keyring.server_id, account.first, [own]),
+            ciphertext_size=ciphertext_size(plaintext.count),
+            segments_root=root,
+            expected=expected,
+        )
+
+    def _attempt(
+        self, content: _Content, base: KnownFile | None, build: Callable[[bytes, bytes], Request]
+    ) -> _Attempt:
+        """The record of `content` onto `base`, signed. Raises `ConflictError` for another head than
+        the caller expected."""
+        session = self._session
+        head = None if base is None else FileRecord.parse(base.record)
+        current = 0 if head is None else head.current
+        if content.expected is not None and content.expected != current:
+            raise ConflictError(
+                f"version {current} is current, not {content.expected}",
+                head=None if base is None else base.record,
+            )
+        if head is not None and head.readers:
+            raise LocalError("the file is shared, and this version cannot encrypt for others")
+        record = content_record(
+            session.author,
+            content.key,
+            file_id=content.file_id,
+            head=None if base is None else base.record,
+            version=1 if base is None else base.version + 1,
+            ciphertext_size=content.ciphertext_size,
+            segments_root=content.segments_root,
+            metadata=content.sealed,
+            readers=(),
+            seen=session.seen,
+            created=int(time.time()),
+        )
+        body = record.encode()
+        request = build(body, session.sign(body))
+        return _Attempt(content, base, record, body, request, session.connections, build)
+
+    def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
+        """The head to put onto: the one remembered, which costs nothing; where that is stale, the
+        conflict shows the present one. Where the caller expects a version, the server is asked
+        unless the one remembered is that."""
+        known = self._session.state.file(file_id)
+        current = 0 if known is None else FileRecord.parse(known.record).current
+        if expected is None or expected == current:
+            return known
+        try:
+            return known_file(self._session.newest(file_id))
+        except NotFound:
+            return None
+
+    # --- what became of it --------------------------------------------------------------------
+
+    def _finish(self, attempt: _Attempt, reply: Reply) -> Put:
+        """Follow up on the reply to an attempt until its content is stored, or cannot be."""
+        for _ in range(MAX_CONFLICTS):
+            if not isinstance(reply, Error):
+                receipt = answered(reply, Done).receipt
+                self._session.proven(receipt, attempt.record, attempt.body)
+                return self._stored(attempt, receipt)
+            # Of a record sent twice the first may have been accepted, its answer lost, and
+            # something else put upon it since.
+            sent_twice = self._session.connections != attempt.connection
+            if reply.code in ("conflict", "upload-lost") and sent_twice and self._landed(attempt):
+                return self._stored(attempt, None)
+            if reply.code == "upload-lost":
+                raise UploadLost
+            if reply.code != "conflict" or reply.head is None:
+                raise refusal(reply)
+            content = attempt.content
+            head = self._session.learn(reply.head, content.file_id, attempt.base)
+            attempt = self._attempt(content, known_file(head), attempt.build)
+            reply = self._session.ask(attempt.request)
+        raise ConflictError("others keep changing the file", "run the command again")
+
+    def _landed(self, attempt: _Attempt) -> bool:
+        """Whether the file's history has this very record."""
+        record = attempt.record
+        reply = self._session.ask(History(record.owner, record.file_id, record.rev))
+        if isinstance(reply, Error) and reply.code == "not-found":
+            return False
+        return any(item.record == attempt.body for item in answered(reply, HistoryPage).records)
+
+    def _stored(self, attempt: _Attempt, receipt: Receipt | None) -> Put:
+        content, record = attempt.content, attempt.record
+        entry = Entry.of(record, record, content.metadata)
+        known = KnownFile(
+            content.file_id, record.rev, record_hash(attempt.body), attempt.body, entry.version
+        )
+        self._session.state.remember_file(known, entry.pack())
+        return Put(entry.name, entry.file_id, entry.version, entry.size, receipt)
+
+
+class _Window:
+    """Small files under way, oldest first."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: deque[tuple[_Attempt, Ticket | None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= MAX_REQUESTS
+
+    def holds(self, file_id: str) -> bool:
+        return any(attempt.content.file_id == file_id for attempt, _ in self._waiting)
+
+    def send(self, attempt: _Attempt) -> None:
+        self._waiting.append((attempt, None))
+        self._session.surviving(self._submit, self._again)
+
+    def take(self) -> tuple[_Attempt, Reply]:
+        """The oldest, and the answer to it. Where the server is lost for good, so are all."""
+        try:
+            reply = self._session.surviving(self._oldest, self._again)
+        except SfscError:
+            self._waiting.clear()
+            raise
+        attempt, _ = self._waiting.popleft()
+        return attempt, reply
+
+    def abandon(self) -> None:
+        """Nobody asks any more what became of them."""
+        for _, ticket in self._waiting:
+            if ticket is not None:
+                self._session.transport.abandon(ticket)
+        self._waiting.clear()
+
+    def _submit(self) -> None:
+        for place, (attempt, ticket) in enumerate(self._waiting):
+            if ticket is None:
+                self._waiting[place] = attempt, self._session.transport.submit(attempt.request)
+
+    def _oldest(self) -> Reply:
+        self._submit()
+        _, ticket = self._waiting[0]
+        if ticket is None:
+            raise ProtocolFailure("a file that was not sent")
+        return self._session.transport.result(ticket)
+
+    def _again(self) -> None:
+        self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
+
+
+def _name_of(source: Source, name: str | None) -> str:
+    given = default_name(source) if name is None else name
+    if given is None:
+        raise UsageError("what has no path needs a name")
+    check_name(given)
+    return given

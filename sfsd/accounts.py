@@ -1,0 +1,217 @@
+"""Users: their identity chains, what the operator says about them, what they use.
+
+Statements are judged here by every rule of DESIGN section 4 before they are stored, so whoever
+reads a chain from the store may rely on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.errors import RemoteProtocolError, SignatureError
+from protocol.messages.session import Notice
+from protocol.records import (
+    WRAP_ALGORITHMS,
+    XWING_PUBLIC_SIZE,
+    Statement,
+    key_id,
+    record_hash,
+)
+from protocol.signatures import Label, verify
+from sfsd.config import DAY, Rotation
+from sfsd.documents import Document, Documents
+from sfsd.errors import Refused
+from sfsd.index import Index
+from sfsd.layout import Account, StoredStatement, account_path, statements_path
+from sfsd.ledger import Ledger
+
+MAX_LIFE: Final = 730 * DAY
+"""Seconds; with one day the clamp of `due` and `expires` (DESIGN section 3)."""
+CLOCK_SKEW: Final = DAY
+_RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
+_RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
+_MAX_RSA_SPKI: Final = 600
+
+
+def signing_key_id(public: bytes) -> str:
+    """The name, in hex, under which the log has a signature by this Ed25519 key."""
+    return key_id("ed25519", public).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A user's statements, in order; never empty."""
+
+    user: str
+    links: tuple[StoredStatement, ...]
+
+    @property
+    def head(self) -> Statement:
+        return self.links[-1].statement
+
+    @property
+    def first_hash(self) -> bytes:
+        """What others pin: the hash of the first statement, 32 bytes."""
+        return record_hash(self.links[0].body)
+
+    def signing_key(self, generation: int) -> bytes | None:
+        """The Ed25519 public key of a generation, None where it never was or was voided."""
+        voided = {void for link in self.links for void in link.statement.voids}
+        for link in reversed(self.links):
+            if link.statement.generation == generation and record_hash(link.body) not in voided:
+                return link.statement.sign_pub
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One user as the store has him, and what a change that relies on it expects."""
+
+    name: str
+    account: Document[Account]
+    chain: Chain
+    expect: dict[str, bytes | None]
+
+
+class Accounts:
+    """Finds users. Safe on several threads; every answer is read anew."""
+
+    def __init__(self, documents: Documents, index: Index) -> None:
+        self._documents = documents
+        self._index = index
+
+    def account(self, name: str) -> Document[Account] | None:
+        return self._documents.account(name)
+
+    def chain(self, name: str) -> tuple[Chain, bytes] | None:
+        """(chain, digest of its file) of an enrolled user. Raises `DamagedError`."""
+        found = self._documents.statements(name)
+        return None if found is None else (Chain(name, found.value), found.digest)
+
+    def find(self, name: str) -> User | None:
+        """An enrolled user, disabled or not. Raises `DamagedError`."""
+        account, chain = self.account(name), self.chain(name)
+        if account is None or chain is None:
+            return None
+        expect: dict[str, bytes | None] = {
+            account_path(name): account.digest,
+            statements_path(name): chain[1],
+        }
+        return User(name, account, chain[0], expect)
+
+    def acting(self, name: str) -> User:
+        """The user who asks. Raises `Refused` where he was disabled meanwhile."""
+        user = self.find(name)
+        if user is None or user.account.value.disabled:
+            raise Refused("denied", "the account is disabled")
+        return user
+
+    def quota(self, name: str) -> tuple[Ledger, int]:
+        """The ledger that `name`'s ciphertext counts in, loaded if there is a quota; the quota."""
+        account = self.account(name)
+        quota = 0 if account is None else account.value.quota
+        files = self._index.of(name)
+        return (files.weigh() if quota else files.ledger), quota
+
+
+def block_of(user: User, now: float) -> Notice | None:
+    """Why `user` may only read and rotate now, or None."""
+    notice = notice_of(user, now)
+    return notice if notice is not None and notice.state != "due" else None
+
+
+def notice_of(user: User, now: float) -> Notice | None:
+    """What the user is told at login: nothing before `due`."""
+    head, forced = user.chain.head, user.account.value.forced
+    if forced is not None:
+        return Notice(head.due, "forced", forced)
+    if now >= head.expires:
+        return Notice(head.due, "overdue", "the key is past its expiry")
+    if now >= head.due:
+        return Notice(head.due, "due", "the key has reached its age")
+    return None
+
+
+def judge_first(
+    body: bytes,
+    signature: bytes,
+    bundle: bytes,
+    *,
+    user: str,
+    server_id: bytes,
+    policy: Rotation,
+    now: float,
+) -> Statement:
+    """The first statement of `user`, valid by every rule. Raises `Refused` with the rule."""
+    try:
+        statement = Statement.parse(body)
+        verify(Label.STATEMENT, body, signature, statement.sign_pub)
+    except SignatureError as exc:
+        raise Refused("refused", "the statement is not signed by its own key") from exc
+    except RemoteProtocolError as exc:
+        raise Refused("bad-request", f"not a statement: {exc}") from exc
+    _need(statement.server == server_id, "the statement is for another server")
+    _need(statement.user == user, "the statement is another user's")
+    _need(statement.n == 1 and statement.reason == "enrol", "not a first statement")
+    _need(
+        statement.generation == 1 and statement.oldest == 1, "a first statement's generation is 1"
+    )
+    _need(not statement.voids, "a first statement has nothing to void")
+    _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
+    _check_keys(statement)
+    check_times(statement, policy, now)
+    return statement
+
+
+def check_times(statement: Statement, policy: Rotation, now: float) -> None:
+    """Raise `Refused` unless `created` is about now and `due` and `expires` are within policy."""
+    created, due, expires = statement.created, statement.due, statement.expires
+    _need(abs(created - now) <= CLOCK_SKEW, "the statement was not made now; check the clock")
+    longest = min(policy.max_age * (100 + policy.jitter) // 100, MAX_LIFE)
+    _need(0 < due - created <= max(longest, DAY), "due is not within this server's policy")
+    most = min(due - created + max(policy.grace, DAY), MAX_LIFE)
+    _need(due - created <= expires - created <= most, "expires is not within this server's policy")
+
+
+def check_wrap_key(algorithm: str, public: bytes) -> None:
+    """Raise `Refused` unless `public` is a key of `algorithm` that others can wrap to."""
+    if algorithm in _RAW_SIZES:
+        _need(len(public) == _RAW_SIZES[algorithm], f"not an {algorithm} public key")
+        _need(any(public), f"not an {algorithm} public key")
+        return
+    _need(algorithm in WRAP_ALGORITHMS and len(public) <= _MAX_RSA_SPKI, "not a wrapping key")
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_der_public_key,
+    )
+
+    try:
+        key = load_der_public_key(public)
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise Refused("bad-request", f"not an {algorithm} public key") from exc
+    if not isinstance(key, RSAPublicKey) or key.key_size != _RSA_BITS[algorithm]:
+        raise Refused("bad-request", f"not an {algorithm} public key")
+    _need(key.public_numbers().e == 65537, "an RSA key with an exponent other than 65537")
+    # A key has one spelling, since its name is the hash of its bytes.
+    spelled = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    _need(spelled == public, f"not the DER form of an {algorithm} public key")
+
+
+def _check_keys(statement: Statement) -> None:
+    check_wrap_key(statement.wrap_alg, statement.wrap_pub)
+    devices = statement.devices
+    _need(len({device for device, _ in devices}) == len(devices), "a device stands twice")
+    for _, public in devices:
+        check_wrap_key("xwing", public)
+    if statement.recovery is not None:
+        check_wrap_key("xwing", statement.recovery.xwing_pub)
+
+
+def _need(holds: bool, rule: str) -> None:
+    if not holds:
+        raise Refused("bad-request", rule)

@@ -1,0 +1,65 @@
+"""All records of a file, in order.
+
+Most are in its sidecars: the record that made each version, and the last one. What came between
+(an access, a delete that was undone) stands in the log only, and is looked for there.
+"""
+
+from __future__ import annotations
+
+from protocol import auditlog
+from protocol.errors import LogError
+from protocol.messages.base import GenerationSignature, SignedRecord
+from protocol.messages.files import MAX_PAGE
+from protocol.records import FileRecord
+from sfsd.admission import Head
+from sfsd.errors import DamagedError
+from sfsd.journal import Journal
+
+
+class Histories:
+    """Reads them. Safe on several threads."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def records(self, head: Head, first: int) -> list[SignedRecord]:
+        """Records from revision `first` (≥ 1) on, at most `MAX_PAGE`, none left out.
+
+        Raises `DamagedError` where the log does not have what it must.
+        """
+        if head.document is None or head.record is None:
+            return []
+        wanted = range(first, min(first + MAX_PAGE, head.record.rev + 1))
+        found = {head.record.rev: head.document.value.last}
+        for version in range(1, head.version + 1):
+            sidecar = head.files.sidecar(head.file_id, version).value
+            found[sidecar.content_record.rev] = sidecar.content
+            found.setdefault(sidecar.head_record.rev, sidecar.last)
+        if any(rev not in found for rev in wanted):
+            found.update(self._logged(head, head.document.value.seq))
+        if any(rev not in found for rev in wanted):
+            raise DamagedError("the log lacks a record of this file", path=head.document.path)
+        return [found[rev] for rev in wanted]
+
+    def _logged(self, head: Head, last: int) -> dict[int, SignedRecord]:
+        """Every record of the file in the log up to entry `last`, by revision."""
+        found: dict[int, SignedRecord] = {}
+        mark = f'"file":"{head.file_id}"'.encode()
+        for seq, line in enumerate(self._journal.lines(0, last + 1)):
+            if mark not in line:
+                continue
+            try:
+                entry = auditlog.parse(line, seq=seq)
+            except LogError as exc:
+                raise DamagedError("a line of its log does not parse", path=head.file_id) from exc
+            if entry.rec is None or entry.file != head.file_id or entry.owner != head.files.owner:
+                continue
+            record = FileRecord.parse(entry.rec)
+            found[record.rev] = SignedRecord(
+                entry.rec,
+                tuple(
+                    GenerationSignature(record.generation, signature)
+                    for signature in entry.sigs.values()
+                ),
+            )
+        return found

@@ -1,0 +1,165 @@
+"""Which files an owner has: the newest version of each, in memory for the users who were last here.
+
+One scan of the names at a user's first use; after that every change keeps it current. Versions only
+ever grow and no sidecar is removed, so noting a change twice, or a little late, does no harm: an
+operation that read too old an answer expects a sidecar to be absent which is there, and is Stale.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from sfsd.catching_up import CatchingUp
+from sfsd.documents import Document, Documents
+from sfsd.errors import DamagedError
+from sfsd.layout import Sidecar, VersionPaths, files_folder, parse_sidecar_name
+from sfsd.ledger import Holding, Ledger
+from sfsd.store import DirectoryStore
+
+USERS = 256
+"""Users whose files are kept in memory; 100 bytes a file."""
+_SCAN = 4096
+
+
+class OwnerFiles(CatchingUp):
+    """One owner's files. Safe on several threads."""
+
+    def __init__(self, owner: str, store: DirectoryStore, documents: Documents) -> None:
+        super().__init__()
+        self.owner = owner
+        self.ledger = Ledger()
+        self._store = store
+        self._documents = documents
+        self._newest: dict[str, int] = {}
+        self._seqs: dict[str, int] = {}
+        self._sorted: list[str] = []
+        self._contents: dict[str, dict[int, bytes]] = {}
+
+    def newest(self, file_id: str) -> int:
+        """The highest version of a file, 0 where there is no such file."""
+        self._ensure()
+        with self._lock:
+            return self._newest.get(file_id, 0)
+
+    def sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
+        """Raises `Absent`, `DamagedError`."""
+        return self._documents.sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
+
+    def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
+        """Up to `limit` (file_id, newest version, seq) in order; seq is 0 where not yet known."""
+        self._ensure()
+        with self._lock:
+            start = bisect.bisect_right(self._sorted, file_id)
+            ids = self._sorted[start : start + limit]
+            return [(one, self._newest[one], self._seqs.get(one, 0)) for one in ids]
+
+    def saw(self, sidecar: Sidecar, version: int) -> None:
+        """The sidecar of `version` was written."""
+        record = sidecar.content_record
+        file_id = record.file_id
+
+        def change() -> None:
+            if version > self._newest.get(file_id, 0):
+                if file_id not in self._newest:
+                    bisect.insort(self._sorted, file_id)
+                self._newest[file_id] = version
+            if version == self._newest[file_id]:
+                self._seqs[file_id] = max(sidecar.seq, self._seqs.get(file_id, 0))
+            if file_id in self._contents and record.content_id is not None:
+                self._contents[file_id][version] = record.content_id
+
+        self._note(change)
+
+    def content_ids(self, file_id: str) -> dict[int, bytes]:
+        """The content_id that each version of a file was made with. Raises `DamagedError`."""
+        newest = self.newest(file_id)
+        with self._lock:
+            known = self._contents.setdefault(file_id, {})
+            missing = [version for version in range(1, newest + 1) if version not in known]
+        for version in missing:
+            content_id = self.sidecar(file_id, version).value.content_record.content_id or b""
+            with self._lock:
+                known.setdefault(version, content_id)
+        with self._lock:
+            return dict(known)
+
+    def weigh(self) -> Ledger:
+        """The ledger, loaded."""
+        self.ledger.load(self._weigh)
+        return self.ledger
+
+    def _ensure(self) -> None:
+        self._load(self._scan, self._enter)
+
+    def _scan(self) -> list[tuple[str, int]]:
+        found: dict[str, int] = {}
+        for file_id, version in self._versions():
+            found[file_id] = max(version, found.get(file_id, 0))
+        return sorted(found.items())
+
+    def _enter(self, found: list[tuple[str, int]]) -> None:
+        self._newest = dict(found)
+        self._sorted = [file_id for file_id, _ in found]
+
+    def _versions(self) -> Iterator[tuple[str, int]]:
+        folder = files_folder(self.owner)
+        for part in self._children(folder):
+            for name in self._children(f"{folder}/{part}"):
+                if (parsed := parse_sidecar_name(name)) is not None:
+                    yield parsed
+
+    def _children(self, folder: str) -> Iterator[str]:
+        after = ""
+        while page := self._store.children(folder, after, _SCAN):
+            yield from page
+            after = page[-1]
+
+    def _weigh(self) -> tuple[list[Holding], list[str]]:
+        holdings: list[Holding] = []
+        newest: dict[str, tuple[int, bool]] = {}
+        for file_id, version in self._versions():
+            try:
+                sidecar = self.sidecar(file_id, version).value
+            except DamagedError:
+                continue  # whoever asks for that file hears of it; the others can still be used
+            holdings.extend(holding_of(sidecar))
+            if version > newest.get(file_id, (0, False))[0]:
+                newest[file_id] = (version, sidecar.head_record.current != 0)
+        return holdings, [file_id for file_id, (_, living) in newest.items() if living]
+
+
+def holding_of(sidecar: Sidecar) -> list[Holding]:
+    """What a version weighs: nothing once it is purged."""
+    record = sidecar.content_record
+    if sidecar.metadata is None or record.version is None:
+        return []
+    if record.content_id is None or record.ciphertext_size is None:
+        return []
+    return [Holding(record.file_id, record.version, record.content_id, record.ciphertext_size)]
+
+
+class Index:
+    """The `OwnerFiles` of every owner: there is never more than one of the same owner."""
+
+    def __init__(self, store: DirectoryStore, documents: Documents) -> None:
+        self._store = store
+        self._documents = documents
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[str, OwnerFiles] = OrderedDict()
+        # One that has left `_recent` lives as long as a change or an upload in flight holds it.
+        self._all: weakref.WeakValueDictionary[str, OwnerFiles] = weakref.WeakValueDictionary()
+
+    def of(self, owner: str) -> OwnerFiles:
+        with self._lock:
+            files = self._all.get(owner)
+            if files is None:
+                files = self._all[owner] = OwnerFiles(owner, self._store, self._documents)
+            self._recent[owner] = files
+            self._recent.move_to_end(owner)
+            while len(self._recent) > USERS:
+                self._recent.popitem(last=False)
+            return files

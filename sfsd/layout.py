@@ -1,0 +1,312 @@
+"""Where things lie below ROOT/store/users, and the JSON files among them.
+
+::
+
+    <user>/account.json     invitation, quota, disabled          Account
+    <user>/statements.json  the identity chain                   StoredStatement, in order
+    <user>/bundle           bytes, known by the head statement's bundle_sha256
+    <user>/files/<ab>/<file_id>.<version>.ct|.json|.leaves       ciphertext, Sidecar, leaf hashes
+    <user>/inbox/<owner>.<file_id>                               empty
+
+Every JSON file is compact, has its keys in one order and states the `seq` of the log entry that
+last wrote it: that entry's `detail.paths` says what the file's bytes must be. What does not parse
+to exactly what this module writes is damaged.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from protocol.errors import RemoteProtocolError
+from protocol.messages import FileView
+from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.records import FileRecord, Statement
+from sfsd.errors import DamagedError
+
+INLINE_LEAVES: Final = 64
+"""Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
+
+_SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
+_Parsed = TypeVar("_Parsed")
+
+
+def statements_path(user: str) -> str:
+    return f"{user}/statements.json"
+
+
+def account_path(user: str) -> str:
+    return f"{user}/account.json"
+
+
+def bundle_path(user: str) -> str:
+    return f"{user}/bundle"
+
+
+def files_folder(user: str) -> str:
+    return f"{user}/files"
+
+
+def inbox_path(user: str, owner: str, file_id: str) -> str:
+    """The note to `user` that `owner` shares a file with him."""
+    return f"{user}/inbox/{owner}.{file_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPaths:
+    """Where one version of a file lies."""
+
+    sidecar: str
+    ciphertext: str
+    leaves: str
+
+    @classmethod
+    def of(cls, owner: str, file_id: str, version: int) -> VersionPaths:
+        stem = f"{owner}/files/{file_id[:2]}/{file_id}.{version}"
+        return cls(f"{stem}.json", f"{stem}.ct", f"{stem}.leaves")
+
+
+def parse_sidecar_name(name: str) -> tuple[str, int] | None:
+    """(file_id, version) of a sidecar's bare file name; None for any other file."""
+    matched = _SIDECAR_NAME.fullmatch(name)
+    return (matched[1], int(matched[2])) if matched else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What stands beside a ciphertext.
+
+    `content` is the record that made this version, `head` the file's last record where that is
+    another (kept in the newest version's sidecar only). A purged version has `metadata` None and no
+    wraps. `leaves` are the ciphertext's leaf hashes, concatenated, None where in a file of their
+    own. `content_record` and `head_record` are the parsed forms, `head_record` of the file's last.
+    """
+
+    seq: int
+    content: SignedRecord
+    head: SignedRecord | None
+    metadata: bytes | None
+    wraps: tuple[Wrap, ...]
+    leaves: bytes | None
+    content_record: FileRecord
+    head_record: FileRecord
+
+    @property
+    def last(self) -> SignedRecord:
+        """The last record this sidecar knows: the file's head, in the newest version's."""
+        return self.content if self.head is None else self.head
+
+    def encode(self, seq: int) -> bytes:
+        """The file's bytes, written by entry `seq`."""
+        return _dump(
+            {
+                "seq": seq,
+                **_signed_json(self.content),
+                "head": None if self.head is None else _signed_json(self.head),
+                "metadata": _optional_text(self.metadata),
+                "wraps": {
+                    wrap.key_id.hex(): {
+                        "user": wrap.user,
+                        "alg": wrap.algorithm,
+                        "wrap": _text(wrap.wrapped),
+                    }
+                    for wrap in self.wraps
+                },
+                "segments": _optional_text(self.leaves),
+            }
+        )
+
+    def view(self, user: str, last: SignedRecord) -> FileView:
+        """What `user`, who may see it, is answered: no wrap but his own, and the file's `last`."""
+        own = tuple(wrap for wrap in self.wraps if wrap.user == user)
+        head = None if last.record == self.content.record else last
+        return FileView(self.seq, self.content, head, self.metadata or b"", own)
+
+
+def parse_sidecar(path: str, raw: bytes) -> Sidecar:
+    """The sidecar whose bytes are `raw`. Raises `DamagedError`."""
+    return _parse(path, raw, _sidecar, lambda found: found.encode(found.seq))
+
+
+def _sidecar(value: dict[str, Any]) -> Sidecar:
+    content = _signed(value)
+    head = None if value["head"] is None else _signed(value["head"])
+    content_record = FileRecord.parse(content.record)
+    return Sidecar(
+        seq=_number(value["seq"]),
+        content=content,
+        head=head,
+        metadata=_optional_bytes(value["metadata"]),
+        wraps=tuple(
+            Wrap(wrap["user"], bytes.fromhex(key_id), wrap["alg"], _bytes(wrap["wrap"]))
+            for key_id, wrap in value["wraps"].items()
+        ),
+        leaves=_optional_bytes(value["segments"]),
+        content_record=content_record,
+        head_record=content_record if head is None else FileRecord.parse(head.record),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the operator says about a user, and the state of the invitation.
+
+    `token_sha256` is 32 bytes, None where never invited, `token_expires` unix seconds, `used_by`
+    the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only
+    reads and rotation are allowed until the user has rotated, None where they are not.
+    """
+
+    seq: int
+    token_sha256: bytes | None
+    token_expires: int
+    used_by: bytes | None
+    disabled: bool
+    quota: int
+    forced: str | None
+
+    def encode(self, seq: int) -> bytes:
+        """The file's bytes, written by entry `seq`."""
+        return _dump(
+            {
+                "seq": seq,
+                "token": None if self.token_sha256 is None else self.token_sha256.hex(),
+                "expires": self.token_expires,
+                "used_by": None if self.used_by is None else self.used_by.hex(),
+                "disabled": self.disabled,
+                "quota": self.quota,
+                "forced": self.forced,
+            }
+        )
+
+
+def parse_account(path: str, raw: bytes) -> Account:
+    """The account whose file holds `raw`. Raises `DamagedError`."""
+    return _parse(path, raw, _account, lambda found: found.encode(found.seq))
+
+
+def _account(value: dict[str, Any]) -> Account:
+    if type(value["disabled"]) is not bool:
+        raise ValueError("neither disabled nor not")
+    if not isinstance(value["forced"], str | None):
+        raise ValueError("forced without a reason in words")
+    return Account(
+        seq=_number(value["seq"]),
+        token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),
+        token_expires=_number(value["expires"]),
+        used_by=None if value["used_by"] is None else bytes.fromhex(value["used_by"]),
+        disabled=value["disabled"],
+        quota=_number(value["quota"]),
+        forced=value["forced"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStatement:
+    """One link of an identity chain: exact bytes, signatures (own key first), its log entry."""
+
+    body: bytes
+    signatures: tuple[bytes, ...]
+    seq: int
+    statement: Statement
+
+
+def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
+    """The bytes of statements.json; the last one's seq is the entry that writes it."""
+    return _dump(
+        {
+            "statements": [
+                {
+                    "statement": _text(item.body),
+                    "signatures": [_text(signature) for signature in item.signatures],
+                    "seq": item.seq,
+                }
+                for item in statements
+            ]
+        }
+    )
+
+
+def parse_statements(path: str, raw: bytes) -> tuple[StoredStatement, ...]:
+    """The chain whose file holds `raw`, at least one long. Raises `DamagedError`."""
+    return _parse(path, raw, _statements, encode_statements)
+
+
+def _statements(value: dict[str, Any]) -> tuple[StoredStatement, ...]:
+    found = tuple(
+        StoredStatement(
+            body := _bytes(item["statement"]),
+            tuple(_bytes(signature) for signature in item["signatures"]),
+            _number(item["seq"]),
+            Statement.parse(body),
+        )
+        for item in value["statements"]
+    )
+    if [item.statement.n for item in found] != list(range(1, len(found) + 1)) or not found:
+        raise ValueError("statements that do not count from 1")
+    return found
+
+
+def _parse(
+    path: str,
+    raw: bytes,
+    build: Callable[[dict[str, Any]], _Parsed],
+    encode: Callable[[_Parsed], bytes],
+) -> _Parsed:
+    try:
+        found = build(json.loads(raw))
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        RemoteProtocolError,
+    ) as exc:
+        raise DamagedError("does not parse", path=path) from exc
+    # One content has one form: white space, key order and spellings of base64 hide nothing.
+    if encode(found) != raw:
+        raise DamagedError("not in the one form it has", path=path)
+    return found
+
+
+def _signed_json(item: SignedRecord) -> dict[str, Any]:
+    signatures = {str(one.generation): _text(one.signature) for one in item.signatures}
+    return {"record": _text(item.record), "signatures": signatures}
+
+
+def _signed(value: Mapping[str, Any]) -> SignedRecord:
+    signatures = tuple(
+        GenerationSignature(int(generation), _bytes(signature))
+        for generation, signature in value["signatures"].items()
+    )
+    return SignedRecord(_bytes(value["record"]), signatures)
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _optional_text(data: bytes | None) -> str | None:
+    return None if data is None else _text(data)
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _optional_bytes(text: str | None) -> bytes | None:
+    return None if text is None else _bytes(text)
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("not a number")
+    return value

@@ -1,0 +1,104 @@
+"""What an owner's ciphertext weighs: all versions, trash and running uploads, each content once.
+
+Bytes are *held* by versions of files or *reserved* by uploads and puts that are on their way. A put
+reserves before its change is made, on the committer thread, so that two puts cannot both take the
+last of a quota.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sfsd.catching_up import CatchingUp
+from sfsd.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The content of one version of a file: `size` bytes of ciphertext."""
+
+    file_id: str
+    version: int
+    content_id: bytes
+    size: int
+
+
+class Ledger(CatchingUp):
+    """One owner's account. Reserving needs no load where there is no quota. Safe on threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._versions: dict[tuple[str, int], tuple[bytes, int]] = {}
+        self._holders: dict[bytes, int] = {}
+        self._living: set[str] = set()
+        self._held = 0
+        self._reserved = 0
+
+    def load(self, read: Callable[[], tuple[Iterable[Holding], Iterable[str]]]) -> None:
+        """At first use. `read` gives all that is held, and the file_ids with a current version."""
+
+        def enter(found: tuple[Iterable[Holding], Iterable[str]]) -> None:
+            holdings, living = found
+            for holding in holdings:
+                self._enter(holding)
+            self._living.update(living)
+
+        self._load(read, enter)
+
+    def hold(self, holding: Holding) -> None:
+        """A version now has this content."""
+
+        def change() -> None:
+            self._leave(holding.file_id, holding.version)
+            self._enter(holding)
+
+        self._note(change)
+
+    def drop(self, file_id: str, version: int) -> None:
+        """A version has no content any more."""
+        self._note(lambda: self._leave(file_id, version))
+
+    def mark(self, file_id: str, *, living: bool) -> None:
+        """Whether a file now has a current version."""
+        self._note(lambda: (self._living.add if living else self._living.discard)(file_id))
+
+    @property
+    def used(self) -> int:
+        """Bytes held and reserved; complete once loaded."""
+        with self._lock:
+            return self._held + self._reserved
+
+    @property
+    def files(self) -> int:
+        """Files that have a current version."""
+        with self._lock:
+            return len(self._living)
+
+    def reserve(self, size: int, quota: int) -> None:
+        """Take `size` bytes out of `quota` bytes (0: no limit). Raises `Refused`."""
+        with self._lock:
+            if quota and self._held + self._reserved + size > quota:
+                raise Refused("quota", f"{size:,} bytes more would pass the quota of {quota:,}")
+            self._reserved += size
+
+    def release(self, size: int) -> None:
+        """Give back what was reserved: it is not needed, or it is held by now."""
+        with self._lock:
+            self._reserved -= size
+
+    def _enter(self, holding: Holding) -> None:
+        self._versions[holding.file_id, holding.version] = (holding.content_id, holding.size)
+        holders = self._holders.get(holding.content_id, 0)
+        self._holders[holding.content_id] = holders + 1
+        if not holders:
+            self._held += holding.size
+
+    def _leave(self, file_id: str, version: int) -> None:
+        content_id, size = self._versions.pop((file_id, version), (b"", 0))
+        if not content_id:
+            return
+        self._holders[content_id] -= 1
+        if not self._holders[content_id]:
+            del self._holders[content_id]
+            self._held -= size

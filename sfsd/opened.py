@@ -1,0 +1,151 @@
+"""Versions that a session has open for reading.
+
+A handle is a promise of one content, not of access: who may read is decided again at each Read. The
+descriptor behind it is opened at the first Read past what GetOpen answered, and closed again when
+others are used more; the handle stays good.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.encoding import Buffer
+from sfsd.errors import Absent, Refused, StagingClosedError
+from sfsd.store import Blob
+
+HANDLES: Final = 1024
+"""Handles a session keeps; older ones answer `changed`."""
+DESCRIPTORS: Final = 16
+"""Descriptors a session keeps open."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVersion:
+    """`content_id` says which content was opened: another under the same path is a change."""
+
+    owner: str
+    file_id: str
+    version: int
+    content_id: bytes
+    size: int
+    path: str
+
+
+class SessionHandles:
+    """Of one session. Safe on several threads."""
+
+    def __init__(self, open_blob: Callable[[str], Blob]) -> None:
+        self._open_blob = open_blob
+        self._lock = threading.Lock()
+        self._handles: OrderedDict[bytes, OpenVersion] = OrderedDict()
+        self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
+        self._logged: set[OpenVersion] = set()
+
+    def add(self, opened: OpenVersion) -> bytes:
+        """The 16-byte name of a new handle."""
+        name = secrets.token_bytes(16)
+        with self._lock:
+            self._handles[name] = opened
+            if len(self._handles) > HANDLES:
+                oldest, _ = self._handles.popitem(last=False)
+                self._close(oldest)
+        return name
+
+    def get(self, name: bytes) -> OpenVersion:
+        """Raises `Refused` for a handle that is not open any more."""
+        with self._lock:
+            opened = self._handles.get(name)
+            if opened is None:
+                raise Refused("changed", "no such handle; open the file again")
+            self._handles.move_to_end(name)
+            return opened
+
+    def read(self, name: bytes, offset: int, length: int) -> Buffer:
+        """Bytes of the content; fewer only at its end. Raises `Refused`, StoreError."""
+        try:
+            return self._blob(name).read_range(offset, length)
+        except StagingClosedError:
+            # Others were used more just now, and it was closed between finding and using it.
+            return self._blob(name).read_range(offset, length)
+
+    def is_logged(self, opened: OpenVersion) -> bool:
+        """Whether the log has this session's download of this content already."""
+        with self._lock:
+            return opened in self._logged
+
+    def logged(self, opened: OpenVersion) -> None:
+        with self._lock:
+            self._logged.add(opened)
+
+    def forget(self, owner: str, file_id: str, version: int) -> None:
+        """A version's content goes: its handles answer `changed` from now on."""
+        with self._lock:
+            gone = [
+                name
+                for name, one in self._handles.items()
+                if (one.owner, one.file_id, one.version) == (owner, file_id, version)
+            ]
+            for name in gone:
+                del self._handles[name]
+                self._close(name)
+
+    def close(self) -> None:
+        with self._lock:
+            self._handles.clear()
+            for name in list(self._blobs):
+                self._close(name)
+
+    def _blob(self, name: bytes) -> Blob:
+        with self._lock:
+            opened = self._handles.get(name)
+            if opened is None:
+                raise Refused("changed", "no such handle; open the file again")
+            if name not in self._blobs:
+                try:
+                    self._blobs[name] = self._open_blob(opened.path)
+                except Absent as exc:
+                    raise Refused("changed", "this version has no content any more") from exc
+                while len(self._blobs) > DESCRIPTORS:
+                    self._close(next(iter(self._blobs)))
+            self._blobs.move_to_end(name)
+            return self._blobs[name]
+
+    def _close(self, name: bytes) -> None:
+        blob = self._blobs.pop(name, None)
+        if blob is not None:
+            blob.close()
+
+
+class Opened:
+    """The handles of every open session, by the seq of its login entry."""
+
+    def __init__(self, open_blob: Callable[[str], Blob]) -> None:
+        self._open_blob = open_blob
+        self._lock = threading.Lock()
+        self._sessions: dict[int, SessionHandles] = {}
+
+    def of(self, session: int) -> SessionHandles:
+        with self._lock:
+            found = self._sessions.get(session)
+            if found is None:
+                found = self._sessions[session] = SessionHandles(self._open_blob)
+            return found
+
+    def forget(self, owner: str, file_id: str, version: int) -> None:
+        """Close every session's handles on a version whose content goes."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.forget(owner, file_id, version)
+
+    def close(self, session: int) -> None:
+        """The session has ended."""
+        with self._lock:
+            found = self._sessions.pop(session, None)
+        if found is not None:
+            found.close()

@@ -1,0 +1,13 @@
+"""One function per request: rule of access, change and log entry side by side.
+
+Importing this package fills the table of `sfsd.world`.
+"""
+
+from __future__ import annotations
+
+import sfsd.operations.accounts
+import sfsd.operations.downloads
+import sfsd.operations.files
+import sfsd.operations.session
+import sfsd.operations.sharing
+import sfsd.operations.uploads  # noqa: F401

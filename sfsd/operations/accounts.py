@@ -1,0 +1,145 @@
+"""What an account uses, and what an operator does with accounts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from importlib import metadata
+from typing import Final
+
+from protocol.messages import Done, Reply
+from protocol.messages import accounts as messages
+from protocol.messages.accounts import (
+    AccountsPage,
+    Status,
+    StatusAnswer,
+    Usage,
+    UsageAnswer,
+    UserAccess,
+    UserAdd,
+    UserList,
+    UserShow,
+)
+from sfsd.changes import Change, Write
+from sfsd.errors import Refused
+from sfsd.layout import Account, account_path, statements_path
+from sfsd.world import OPERATOR, USER, Commit, Principal, World, draft, operation
+
+PER_PAGE: Final = 256
+
+
+@operation(Usage, access=USER)
+def usage(world: World, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
+    ledger = world.index.of(who.user).weigh()
+    _, quota = world.accounts.quota(who.user)
+    return UsageAnswer(ledger.used, quota, ledger.files)
+
+
+@operation(UserAdd, access=OPERATOR, logged="user-add")
+def user_add(world: World, who: Principal, message: UserAdd) -> Commit[Reply]:
+    """Invite; one who was invited and has not enrolled gets a new token in place of the old."""
+    present = world.accounts.account(message.user)
+    if present is not None and present.value.used_by is not None:
+        raise Refused("conflict", f"{message.user} has enrolled already")
+    if message.expires <= world.now:
+        raise Refused("bad-request", "the invitation would have expired already")
+    account = Account(
+        seq=0,
+        token_sha256=message.token_sha256,
+        token_expires=message.expires,
+        used_by=None,
+        disabled=False,
+        quota=message.quota,
+        forced=None,
+    )
+    path = account_path(message.user)
+    change = Change(
+        draft(
+            who,
+            "user-add",
+            owner=message.user,
+            detail={"quota": message.quota, "expires": message.expires},
+            accounts=(message.user,),
+        ),
+        expect={
+            path: None if present is None else present.digest,
+            statements_path(message.user): None,
+        },
+        effects=(Write(path, account.encode),),
+    )
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+@operation(UserAccess, access=OPERATOR, logged="user-access")
+def user_access(world: World, who: Principal, message: UserAccess) -> Commit[Reply]:
+    """Disable or enable. Whether that changes anything or not, it is logged."""
+    present = world.accounts.account(message.user)
+    if present is None:
+        raise Refused("not-found", "no such user")
+    account = replace(present.value, disabled=message.disabled)
+    change = Change(
+        draft(
+            who,
+            "user-access",
+            owner=message.user,
+            detail={"disabled": message.disabled, "reason": message.reason},
+            accounts=(message.user,),
+        ),
+        expect={present.path: present.digest},
+        effects=(Write(present.path, account.encode),),
+    )
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+@operation(UserList, access=OPERATOR)
+def user_list(world: World, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
+    names = world.store.children("", message.after, PER_PAGE)
+    shown = tuple(found for name in names if (found := _shown(world, name)) is not None)
+    return AccountsPage(shown, names[-1] if len(names) == PER_PAGE else "")
+
+
+@operation(UserShow, access=OPERATOR)
+def user_show(world: World, who: Principal, message: UserShow) -> AccountsPage:  # noqa: ARG001
+    shown = _shown(world, message.user)
+    if shown is None:
+        raise Refused("not-found", "no such user")
+    return AccountsPage((shown,), "")
+
+
+@operation(Status, access=OPERATOR)
+def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
+    vitals = world.vitals
+    return StatusAnswer(
+        version=metadata.version("sealed-file-store"),
+        address=vitals.address,
+        started=vitals.started,
+        log_size=world.journal.size,
+        connections=vitals.connections,
+        sessions=vitals.sessions,
+        users=len(world.store.children("")),
+        disk_free=shutil.disk_usage(world.root).free,
+        failed=(world.failed or "")[:512],
+    )
+
+
+def _shown(world: World, name: str) -> messages.Account | None:
+    found = world.accounts.account(name)
+    if found is None:
+        return None
+    account, chain = found.value, world.accounts.chain(name)
+    head = None if chain is None else chain[0].head
+    ledger = world.index.of(name).weigh()
+    return messages.Account(
+        user=name,
+        fingerprint=b"" if chain is None else chain[0].first_hash,
+        generation=0 if head is None else head.generation,
+        wrap_alg="" if head is None else head.wrap_alg,
+        created=0 if head is None else head.created,
+        due=0 if head is None else head.due,
+        expires=0 if head is None else head.expires,
+        disabled=account.disabled,
+        invited_until=account.token_expires if account.used_by is None else 0,
+        used=ledger.used,
+        quota=account.quota,
+        files=ledger.files,
+    )

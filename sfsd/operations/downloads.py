@@ -1,0 +1,131 @@
+"""Fetching a file: opening it, which is logged, and reading ranges of it.
+
+A download is in the log, durably, before its first byte leaves: once for a session and a content,
+all ranges after it are covered. Who may read is decided again at each Read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol.messages import Reply
+from protocol.messages.base import LEAVES_PER_PAGE
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsd.changes import Change
+from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.opened import OpenVersion, SessionHandles
+from sfsd.visibility import Visible, not_found
+from sfsd.world import USER, Commit, Principal, World, draft, operation
+
+FIRST_BYTES: Final = 256 * 1024
+"""Bytes of the blob that come with its opening: small files need no second round trip."""
+_HASH: Final = 32
+
+
+@operation(GetOpen, access=USER, logged="download")
+def get_open(world: World, who: Principal, message: GetOpen) -> Reply | Commit[Reply]:
+    _check_downloads(world)
+    world.accounts.acting(who.user)
+    visible = _find(world, who, message)
+    opened = _version(visible)
+    session = world.opened.of(who.session)
+    if session.is_logged(opened):
+        return _answer(world, who, visible, opened)
+    entry = draft(
+        who,
+        "download",
+        owner=opened.owner,
+        file=opened.file_id,
+        version=opened.version,
+        accounts=tuple(sorted({opened.owner, who.user})),
+    )
+
+    def answer(_seq: int) -> Reply:
+        session.logged(opened)
+        return _answer(world, who, visible, opened)
+
+    expect = {**visible.head.expect(), visible.document.path: visible.document.digest}
+    return Commit(Change(entry, expect), answer)
+
+
+@operation(GetLeaves, access=USER)
+def get_leaves(world: World, who: Principal, message: GetLeaves) -> LeavesPage:
+    _, visible, opened = _reopen(world, who, message.handle)
+    count = -(-opened.size // (1 << 20))
+    if message.first > count:
+        raise Refused("bad-request", f"the blob has {count} leaves")
+    return LeavesPage(_leaves(world, visible, message.first))
+
+
+@operation(Read, access=USER)
+def read(world: World, who: Principal, message: Read) -> Bytes:
+    session, _, opened = _reopen(world, who, message.handle)
+    if message.offset > opened.size:
+        raise Refused("bad-request", f"the blob has {opened.size} bytes")
+    return Bytes(session.read(message.handle, message.offset, message.length))
+
+
+def _find(world: World, who: Principal, message: GetOpen) -> Visible:
+    """The version that was asked for, 0 being the current one; purged ones are not found."""
+    version = message.version
+    newest = world.visibility.newest(who.user, message.owner, message.file_id)
+    if version == 0:
+        version = newest.last.current
+    if version == 0:
+        raise not_found()
+    visible = world.visibility.version(who.user, message.owner, message.file_id, version)
+    if visible.sidecar.metadata is None:
+        raise not_found()
+    return visible
+
+
+def _version(visible: Visible) -> OpenVersion:
+    record = visible.sidecar.content_record
+    return OpenVersion(
+        owner=record.owner,
+        file_id=record.file_id,
+        version=visible.version,
+        content_id=record.content_id or b"",
+        size=record.ciphertext_size or 0,
+        path=visible.paths.ciphertext,
+    )
+
+
+def _answer(world: World, who: Principal, visible: Visible, opened: OpenVersion) -> Opened:
+    try:
+        first = world.store.read_range(opened.path, 0, FIRST_BYTES)
+    except Absent as exc:
+        raise DamagedError("the ciphertext is not there", path=opened.path) from exc
+    leaves = _leaves(world, visible, 0)
+    handle = world.opened.of(who.session).add(opened)
+    return Opened(handle, visible.view(), leaves, first)
+
+
+def _leaves(world: World, visible: Visible, first: int) -> bytes:
+    """One page of leaf hashes from leaf `first` on."""
+    inline = visible.sidecar.leaves
+    start, length = first * _HASH, LEAVES_PER_PAGE * _HASH
+    if inline is not None:
+        return inline[start : start + length]
+    try:
+        return world.store.read_range(visible.paths.leaves, start, length)
+    except Absent as exc:
+        raise DamagedError("the leaf hashes are not there", path=visible.paths.leaves) from exc
+
+
+def _reopen(
+    world: World, who: Principal, handle: bytes
+) -> tuple[SessionHandles, Visible, OpenVersion]:
+    """The handle's version, if this user may still read it and it still is what was opened."""
+    _check_downloads(world)
+    session = world.opened.of(who.session)
+    opened = session.get(handle)
+    visible = world.visibility.version(who.user, opened.owner, opened.file_id, opened.version)
+    if visible.sidecar.metadata is None or _version(visible) != opened:
+        raise Refused("changed", "this version has another content now; open the file again")
+    return session, visible, opened
+
+
+def _check_downloads(world: World) -> None:
+    if world.failed is not None:
+        raise Refused("unavailable", "a sync failed: until a restart, nothing can be logged")

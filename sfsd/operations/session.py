@@ -1,0 +1,219 @@
+"""Opening a session, and asking whether the server is there.
+
+Whoever is refused learns nothing: an unknown user, a disabled one, a wrong key and a wrong token
+give the same answer after the same work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import replace
+from typing import Final
+
+from protocol.errors import SignatureError
+from protocol.messages import Receipt
+from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
+from protocol.names import OPERATOR
+from protocol.records import enrol_proof_body, login_body, record_hash
+from protocol.signatures import Label, SigningKey, verify
+from sfsd.accounts import User, judge_first, notice_of, signing_key_id
+from sfsd.changes import Change, Write
+from sfsd.errors import Refused
+from sfsd.journal import Consistency
+from sfsd.layout import (
+    StoredStatement,
+    account_path,
+    bundle_path,
+    encode_statements,
+    statements_path,
+)
+from sfsd.world import EVERYONE, Access, Commit, Principal, World, draft, operation
+
+Opening = tuple[Principal, Session]
+
+_NOBODY: Final = SigningKey.generate().public
+"""Verified against where there is no key, so that the work done tells nothing."""
+
+
+@operation(Ping, access=EVERYONE)
+def ping(world: World, who: Principal, message: Ping) -> Pong:  # noqa: ARG001 - the table's form
+    return Pong(world.now)
+
+
+def log_in(world: World, message: Login, welcome: bytes, address: str) -> Opening | Commit[Opening]:
+    """Open a session by signature. Raises `Refused`, which never says what was wrong."""
+    _check_version(message.version)
+    public, access, user = _key_of(world, message)
+    statement = world.identity.statement
+    body = login_body(
+        server=world.identity.server_id,
+        spki=statement.tls_spki_sha256,
+        welcome=welcome,
+        version=message.version,
+        user=message.user,
+        generation=message.generation,
+    )
+    try:
+        verify(Label.LOGIN, body, message.signature, public or _NOBODY)
+    except SignatureError as exc:
+        raise _refused() from exc
+    if public is None:
+        raise _refused()
+    who = Principal(message.user, message.generation, access, -1, 0, address)
+    if world.failed is not None:
+        # The log takes no entry; such a session can look, and changes and downloads are refused.
+        return who, _session(world, who, user, message.known_size)
+    detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
+    entry = draft(
+        who,
+        "login",
+        rec=body,
+        sigs={signing_key_id(public): message.signature},
+        detail=detail,
+        accounts=() if user is None else (user.name,),
+    )
+
+    def answer(seq: int) -> Opening:
+        who.session = seq
+        return who, _session(world, who, user, message.known_size)
+
+    expect = {} if user is None else user.expect
+    return Commit(Change(entry, expect=expect), answer)
+
+
+def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Opening | Commit[Opening]:
+    """Take in a new user's first statement, allowed by the token of an invitation.
+
+    Raises `Refused`: `token` without a reason, or the rule that the statement breaks. The same
+    statement again gets its receipt, and a session that can do no more than an old key's: for this
+    a token is enough, and after its first use a token is no secret worth much.
+    """
+    _check_version(message.version)
+    name = message.user
+    statement_hash = record_hash(message.statement)
+    document = world.accounts.account(name)
+    account = None if document is None else document.value
+    token = None if account is None else account.token_sha256
+    proof = hmac.new(
+        token or bytes(32),
+        enrol_proof_body(welcome=welcome, statement=statement_hash),
+        hashlib.sha256,
+    ).digest()
+    proven = hmac.compare_digest(proof, message.proof)
+    if document is None or account is None or token is None or not proven or account.disabled:
+        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+    if account.used_by is not None:
+        return _enrol_again(world, message, statement_hash, address)
+    if world.now >= account.token_expires:
+        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+    statement = judge_first(
+        message.statement,
+        message.signature,
+        message.bundle,
+        user=name,
+        server_id=world.identity.server_id,
+        policy=world.config.rotation,
+        now=world.now,
+    )
+    who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
+    used = replace(account, used_by=statement_hash)
+    change = Change(
+        draft(
+            who,
+            "enrol",
+            owner=name,
+            rec=message.statement,
+            sigs={signing_key_id(statement.sign_pub): message.signature},
+            detail={"generation": statement.generation, "wrap_alg": statement.wrap_alg},
+            accounts=(name,),
+        ),
+        expect={
+            account_path(name): document.digest,
+            statements_path(name): None,
+            bundle_path(name): None,
+        },
+        effects=(
+            Write(account_path(name), used.encode),
+            Write(
+                statements_path(name),
+                lambda seq: encode_statements(
+                    [StoredStatement(message.statement, (message.signature,), seq, statement)]
+                ),
+            ),
+            Write(bundle_path(name), bytes(message.bundle)),
+        ),
+    )
+
+    def answer(seq: int) -> Opening:
+        who.session = seq
+        receipt = world.receipt(seq, who)
+        return who, _session(world, who, world.accounts.find(name), 0, receipt)
+
+    return Commit(change, answer)
+
+
+def _enrol_again(
+    world: World, message: Enroll, statement_hash: bytes, address: str
+) -> Commit[Opening]:
+    user = world.accounts.find(message.user)
+    if user is None or user.chain.first_hash != statement_hash:
+        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+    who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address)
+    entry = draft(who, "enrol-again", owner=message.user, accounts=(message.user,))
+
+    def answer(seq: int) -> Opening:
+        who.session = seq
+        receipt = world.receipt(user.chain.links[0].seq, who)
+        return who, _session(world, who, user, 0, receipt)
+
+    return Commit(Change(entry, expect=user.expect), answer)
+
+
+def _key_of(world: World, message: Login) -> tuple[bytes | None, Access, User | None]:
+    """The public key that must have signed, None where there is none, and what it opens."""
+    if message.user == OPERATOR:
+        key = world.identity.operator_public if message.generation == 1 else None
+        return key, Access.OPERATOR, None
+    user = world.accounts.find(message.user)
+    if user is None or user.account.value.disabled:
+        return None, Access.RESTRICTED, None
+    head = user.chain.head
+    if message.generation == 0:
+        recovery = None if head.recovery is None else head.recovery.sign_pub
+        return recovery, Access.RECOVERY, user
+    access = Access.FULL if message.generation == head.generation else Access.RESTRICTED
+    return user.chain.signing_key(message.generation), access, user
+
+
+def _session(
+    world: World,
+    who: Principal,
+    user: User | None,
+    known_size: int,
+    receipt: Receipt | None = None,
+) -> Session:
+    """The answer; sets what the session's receipts start from.
+
+    A client that has seen a longer log than there is gets no proof, and knows what that means.
+    """
+    checkpoint = world.journal.checkpoint() if receipt is None else receipt.checkpoint
+    size = checkpoint_size(checkpoint)
+    who.known_size = size
+    consistency = world.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
+    notice = None if user is None else notice_of(user, world.now)
+    return Session(checkpoint, consistency, receipt, notice, world.now)
+
+
+def checkpoint_size(note: bytes) -> int:
+    """The size that a note of our own log states, in its second line."""
+    return int(note.split(b"\n", 2)[1])
+
+
+def _check_version(version: int) -> None:
+    if version != VERSION:
+        raise Refused("bad-request", f"this server speaks version {VERSION}")
+
+
+def _refused() -> Refused:
+    return Refused("refused", "the server does not accept this user with this key")

@@ -1,0 +1,218 @@
+"""Uploads that are not yet a version of a file.
+
+An upload belongs to the user, not to the session: it outlives a lost connection, and is dropped
+after an hour without bytes. Its bytes count as quota from the moment they are announced or arrive.
+Pieces come pipelined and are written by several threads at once, so within the client's window they
+may arrive here in any order; what a client is told is how far they come without a gap.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from protocol.encoding import Buffer
+from protocol.merkle import root
+from protocol.messages.base import PIECE
+from sfsd.errors import Refused, StagingClosedError, StoreRefusedError
+from sfsd.index import OwnerFiles
+from sfsd.staging import Staged
+
+LIFETIME: Final = 3600
+"""Seconds without bytes after which an upload is dropped."""
+PER_USER: Final = 64
+WINDOW: Final = 16 * 1024 * 1024
+"""Bytes a client may have unanswered on one connection (Limits.window)."""
+_SETTLE: Final = 10.0
+
+
+class Upload:
+    """One upload: `staged` has the bytes, `reserved` of them are taken out of the quota."""
+
+    def __init__(
+        self, upload_id: bytes, files: OwnerFiles, file_id: str, size: int, staged: Staged
+    ) -> None:
+        self.upload_id = upload_id
+        self.files = files
+        self.file_id = file_id
+        self.size = size
+        self.staged = staged
+        self.last_bytes = 0.0
+        self._reserved = 0
+        self._end: int | None = size or None
+        self._got: set[int] = set()
+        self._writing: set[int] = set()
+        self._committing = False
+        self._closed = False
+        self._condition = threading.Condition()
+
+    def reserve(self, size: int, quota: int) -> None:
+        """Have `size` bytes reserved in all. Raises `Refused`."""
+        with self._condition:
+            more = size - self._reserved
+            if more > 0:
+                self.files.ledger.reserve(more, quota)
+                self._reserved = size
+
+    def write(self, offset: int, data: Buffer, quota: int) -> int:
+        """Take one piece; returns how many bytes are kept without a gap.
+
+        A piece that is here already is not written again. Raises `Refused`, StoreRefusedError.
+        """
+        index, length = offset // PIECE, len(memoryview(data))
+        with self._condition:
+            if not self._begin(index, offset, length):
+                return self.staged.received
+        try:
+            self.reserve(offset + length, quota)
+            self.staged.write(index, data)
+        except StagingClosedError as exc:
+            raise Refused("upload-lost", "the upload is gone") from exc
+        else:
+            with self._condition:
+                self._got.add(index)
+        finally:
+            with self._condition:
+                self._writing.discard(index)
+                self._condition.notify_all()
+        return self.staged.received
+
+    def _begin(self, index: int, offset: int, length: int) -> bool:
+        """Whether this piece has to be written. Raises `Refused` for one that cannot be."""
+        if self._closed or self._committing:
+            raise Refused("upload-lost", "the upload is committed or gone")
+        if offset % PIECE or not length:
+            raise Refused("bad-request", "not a whole piece at a multiple of 1 MiB")
+        end = offset + length
+        if offset >= self.staged.received + WINDOW:
+            raise Refused("bad-request", "a piece beyond the window")
+        if self._end is not None and (end > self._end or (length < PIECE and end != self._end)):
+            raise Refused("bad-request", "a piece past the end, or one before it that is short")
+        if index in self._got:
+            return False
+        if index in self._writing:
+            raise Refused("busy", "this piece is being written")
+        if length < PIECE:
+            if any(index < other for other in self._got | self._writing):
+                raise Refused("bad-request", "a short piece before the last")
+            self._end = end
+        self._writing.add(index)
+        return True
+
+    def settle(self) -> int:
+        """Wait until no piece is being written; returns the bytes kept without a gap."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: not self._writing, _SETTLE):
+                raise Refused("busy", "pieces are still being written")
+            return self.staged.received
+
+    def begin_commit(self) -> None:
+        """From now on no other commit, no more bytes. Raises `Refused`."""
+        self.settle()
+        with self._condition:
+            if self._committing:
+                raise Refused("busy", "the upload is being committed")
+            if self._closed:
+                raise Refused("upload-lost", "the upload is gone")
+            self._committing = True
+
+    def whole(self) -> tuple[int, list[bytes], bytes]:
+        """(bytes, leaf hashes, segments_root) of all. Raises `Refused` where a piece is missing."""
+        try:
+            size, leaves = self.staged.size, self.staged.leaves
+        except ValueError as exc:
+            raise Refused("bad-request", f"the upload is not whole: {exc}") from exc
+        if self.size and size != self.size:
+            raise Refused("bad-request", f"{size} bytes of the {self.size} announced are here")
+        return size, leaves, root(leaves)
+
+    def end_commit(self) -> None:
+        """The commit was not made; it may be tried again."""
+        with self._condition:
+            self._committing = False
+
+    def finish(self) -> None:
+        """Nothing is reserved any more: the bytes are held by a version, or dropped."""
+        with self._condition:
+            self._closed = True
+            reserved, self._reserved = self._reserved, 0
+        self.files.ledger.release(reserved)
+
+    @property
+    def committing(self) -> bool:
+        return self._committing
+
+
+class Uploads:
+    """All uploads of the daemon. Safe on several threads."""
+
+    def __init__(self, stage: Callable[[bytes], Staged], clock: Callable[[], float]) -> None:
+        self._stage = stage
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._uploads: dict[bytes, Upload] = {}
+
+    def open(self, files: OwnerFiles, file_id: str, size: int, quota: int) -> Upload:
+        """Begin one of `size` bytes, 0 where that is not known. Raises `Refused`, StoreError."""
+        self.drop_idle()
+        with self._lock:
+            if sum(one.files.owner == files.owner for one in self._uploads.values()) >= PER_USER:
+                raise Refused("busy", f"{PER_USER} uploads are open; commit or abort one")
+        upload_id = secrets.token_bytes(16)
+        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id))
+        upload.last_bytes = self._clock()
+        try:
+            upload.reserve(size, quota)
+        except Refused:
+            upload.staged.discard()
+            raise
+        with self._lock:
+            self._uploads[upload_id] = upload
+        return upload
+
+    def get(self, user: str, upload_id: bytes) -> Upload:
+        """Raises `Refused` where `user` has no such upload, or has left it for too long."""
+        self.drop_idle()
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+        if upload is None or upload.files.owner != user:
+            raise Refused("upload-lost", "no such upload; it is committed, dropped or never was")
+        return upload
+
+    def touch(self, upload: Upload) -> None:
+        upload.last_bytes = self._clock()
+
+    def forget(self, upload: Upload) -> None:
+        """It became a version: let go of it."""
+        with self._lock:
+            self._uploads.pop(upload.upload_id, None)
+        upload.finish()
+
+    def abort(self, upload: Upload) -> None:
+        """Drop it and its bytes. Raises `Refused` while it is being committed."""
+        upload.begin_commit()
+        self._drop(upload)
+
+    def drop_idle(self) -> int:
+        """Drop those that have had no bytes for `LIFETIME`; returns how many."""
+        oldest = self._clock() - LIFETIME
+        with self._lock:
+            idle = [
+                one
+                for one in self._uploads.values()
+                if one.last_bytes < oldest and not one.committing
+            ]
+        for upload in idle:
+            self._drop(upload)
+        return len(idle)
+
+    def _drop(self, upload: Upload) -> None:
+        with self._lock:
+            self._uploads.pop(upload.upload_id, None)
+        upload.finish()
+        try:
+            upload.staged.discard()
+        except StoreRefusedError:
+            return  # the file stays in staging/; the next start drops what no entry names

@@ -1,0 +1,79 @@
+"""Refused attempts, on their way to the log: grouped by source and minute.
+
+A flood must not fill the disk: whatever is tried, a minute leaves at most `SOURCES` + 1 entries,
+each of bounded length, and memory holds no more than that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from protocol.auditlog import Draft
+from protocol.names import SERVER
+
+SOURCES: Final = 16
+"""Sources a minute that are told apart; the others are counted together."""
+NAMES: Final = 8
+"""User names that are told apart for one source."""
+MINUTE: Final = 60
+_OTHERS = "others"
+
+
+@dataclass(slots=True)
+class _Group:
+    codes: Counter[str] = field(default_factory=Counter)
+    users: Counter[str] = field(default_factory=Counter)
+
+
+class RefusalLog:
+    """Counts refusals and, once their minute is over, makes drafts of them. Safe on threads."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._minute = 0
+        self._groups: dict[str, _Group] = {}
+        self._finished: list[Draft] = []
+
+    def note(self, address: str, user: str, code: str) -> None:
+        """`user` (a name that was checked) was refused with `code` at `address` (an IP)."""
+        with self._lock:
+            self._turn()
+            if address not in self._groups and len(self._groups) >= SOURCES:
+                address = _OTHERS
+            group = self._groups.setdefault(address, _Group())
+            group.codes[code] += 1
+            if user not in group.users and len(group.users) >= NAMES:
+                user = _OTHERS
+            group.users[user] += 1
+
+    def due(self, *, all_of_them: bool = False) -> list[Draft]:
+        """What has to be logged by now and was not handed out before; at the end, all."""
+        with self._lock:
+            self._turn(force=all_of_them)
+            finished, self._finished = self._finished, []
+            return finished
+
+    def _turn(self, *, force: bool = False) -> None:
+        minute = int(self._clock()) // MINUTE
+        if minute == self._minute and not force:
+            return
+        began = datetime.fromtimestamp(self._minute * MINUTE, UTC).strftime("%Y-%m-%dT%H:%MZ")
+        for address, group in self._groups.items():
+            detail = {
+                "address": address,
+                "minute": began,
+                "count": group.codes.total(),
+                "codes": dict(group.codes),
+                "users": dict(group.users),
+            }
+            # Bounded too where nobody fetches: what no longer fits is a minute nobody could log.
+            if len(self._finished) <= SOURCES:
+                self._finished.append(Draft(op="refused", actor=SERVER, detail=detail))
+        self._minute = minute
+        self._groups = {}

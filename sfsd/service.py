@@ -1,0 +1,209 @@
+"""From a message to its answer: one table, one pool, one committer.
+
+The loop's thread comes in, a pool thread decides, the committer's thread makes the change, a pool
+thread builds the receipt. What an operation decided on may have changed by the time it is made;
+then it decides again, a few times, and then the asker is told `busy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import sfsd.operations  # noqa: F401 - fills the table
+from protocol.messages import Error, Reply, Request
+from protocol.messages.accounts import UserAccess
+from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
+from protocol.messages.uploads import Data
+from sfsd.changes import Change
+from sfsd.errors import (
+    Absent,
+    DamagedError,
+    EntryTooLongError,
+    JournalDamagedError,
+    JournalFailedError,
+    JournalRefusedError,
+    Refused,
+    SfsdError,
+    ShuttingDown,
+    Stale,
+    StoreFailedError,
+    StoreRefusedError,
+)
+from sfsd.operations.session import enrol, log_in
+from sfsd.pending import WINDOW
+from sfsd.world import OPERATIONS, Access, Commit, Principal, World
+
+__all__ = ["Access", "Principal", "Service"]
+
+POOL: Final = 8
+ATTEMPTS: Final = 16
+"""How often one request is decided before the asker is told `busy`."""
+_NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
+"""Codes that mean someone tried what he may not; the log has them by source and minute."""
+_CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
+    DamagedError: ("damaged", "what is stored is not what the log says"),
+    JournalDamagedError: ("damaged", "the log is not what was written"),
+    ShuttingDown: ("shutting-down", "the server is stopping; nothing was done"),
+    JournalFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
+    StoreFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
+    JournalRefusedError: ("unavailable", "it could not be written; nothing was done"),
+    StoreRefusedError: ("unavailable", "it could not be written; nothing was done"),
+    EntryTooLongError: ("bad-request", "its log entry would be too long"),
+    Absent: ("not-found", "no such file"),
+}
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted(Generic[_Answer]):
+    commit: Commit[_Answer]
+    made: Future[int]
+
+
+class Service:
+    """What a session talks to. All methods are for the loop's thread.
+
+    `on_revoke(user)` is set by the server: it closes the sessions of a user who was disabled.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.on_revoke: Callable[[str], None] = lambda _user: None
+        self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="operation")
+        self._data: dict[Principal, set[asyncio.Future[None]]] = {}
+
+    def welcome(self) -> Welcome:
+        """A fresh first frame: who this server is, and what it asks of a login."""
+        identity, policy = self.world.identity, self.world.config.rotation
+        return Welcome(
+            versions=(VERSION,),
+            statement=identity.body,
+            signature=identity.signature,
+            challenge=secrets.token_bytes(32),
+            limits=Limits(WINDOW, policy.max_age, policy.grace, policy.jitter),
+        )
+
+    async def open(
+        self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
+    ) -> tuple[Principal, Session]:
+        """Open a session on a connection from `address` whose Welcome had this hash.
+
+        Raises `Refused`, whose code and text are the answer; attempts that were refused are logged.
+        """
+
+        def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
+            if isinstance(message, Login):
+                return log_in(self.world, message, welcome_sha256, address)
+            return enrol(self.world, message, welcome_sha256, address)
+
+        try:
+            return await self._until_made(decide)
+        except (SfsdError, OSError) as exc:
+            error = _error_of(exc)
+            if error.code in _NOTED:
+                self.world.refusals.note(address, message.user, error.code)
+            raise Refused(error.code, error.text) from exc
+
+    async def handle(self, who: Principal, message: Request) -> Reply:
+        """The answer to a request; one that is not done, for whatever reason, gets an `Error`."""
+        operation = OPERATIONS.get(type(message))
+        if operation is None:
+            return Error("unknown-request", "this server does not know that request")
+        if who.access not in operation.access:
+            self.world.refusals.note(who.address, who.user, "not-allowed")
+            return Error("not-allowed", "this session may not ask for that")
+
+        def decide() -> Reply | Commit[Reply]:
+            return operation.function(self.world, who, message)
+
+        # Data is written by pool threads side by side; what ends an upload comes after all of it.
+        pieces = self._data.setdefault(who, set())
+        if operation.after_data and pieces:
+            await asyncio.wait(list(pieces))
+        written = asyncio.get_running_loop().create_future()
+        if isinstance(message, Data):
+            pieces.add(written)
+        try:
+            answer = await self._until_made(decide)
+        except (SfsdError, OSError) as exc:
+            error = _error_of(exc)
+            if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
+                self.world.refusals.note(who.address, who.user, error.code)
+            return error
+        finally:
+            pieces.discard(written)
+            written.cancel()
+        if isinstance(message, UserAccess) and message.disabled:
+            self.on_revoke(message.user)
+        return answer
+
+    def closed(self, who: Principal) -> None:
+        """The session has ended: its handles are closed. Uploads stay, they are the user's."""
+        self._data.pop(who, None)
+        self.world.opened.close(who.session)
+
+    async def tick(self) -> None:
+        """For the server, every few seconds: log refusals that are due, drop idle uploads."""
+        await self._in_pool(self.world.uploads.drop_idle)
+        self._log_refusals(last=False)
+
+    async def close(self) -> None:
+        """After the last session has ended and before the committer closes."""
+        self._log_refusals(last=True)
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _log_refusals(self, *, last: bool) -> None:
+        for draft in self.world.refusals.due(all_of_them=last):
+            # Nobody waits for it: where the log takes no more, this is not logged either.
+            self.world.committer.submit(Change(draft))
+
+    async def _until_made(self, decide: Callable[[], _Answer | Commit[_Answer]]) -> _Answer:
+        for _ in range(ATTEMPTS):
+            decided = await self._in_pool(lambda: self._submit(decide()))
+            if not isinstance(decided, _Submitted):
+                return decided
+            try:
+                # Shielded: a session that ends must not cancel what the committer has in hand.
+                seq = await asyncio.shield(asyncio.wrap_future(decided.made))
+            except Stale:
+                continue
+            return await self._in_pool(lambda: decided.commit.answer(seq))  # noqa: B023 - awaited
+        raise Refused("busy", "others change the same things; try again")
+
+    def _submit(self, decided: _Answer | Commit[_Answer]) -> _Answer | _Submitted[_Answer]:
+        if not isinstance(decided, Commit):
+            return decided
+        undo = decided.undo
+        try:
+            made = self.world.committer.submit(decided.change)
+        except SfsdError:
+            if undo is not None:
+                undo()
+            raise
+        if undo is not None:
+            made.add_done_callback(lambda done: undo() if done.exception() else None)
+        return _Submitted(decided, made)
+
+    async def _in_pool(self, call: Callable[[], _Answer]) -> _Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+
+def _error_of(exc: SfsdError | OSError) -> Error:
+    """What the asker is told. An error that has no code is a mistake of ours and is raised."""
+    if isinstance(exc, Refused):
+        return Error(exc.code, exc.cause[:500], exc.head)
+    if isinstance(exc, OSError):
+        return Error("unavailable", "the server's disk failed; it may have been done")
+    for kind in type(exc).__mro__:
+        if kind in _CODES:
+            return Error(*_CODES[kind])
+    raise exc
+
+
+def _is_foreign(who: Principal, message: Request) -> bool:
+    return getattr(message, "owner", who.user) != who.user

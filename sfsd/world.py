@@ -1,0 +1,226 @@
+"""What an operation sees: who asks, all that the daemon is made of, and the table of operations.
+
+The table is filled by `@operation` and is three things at once: the dispatch of `service`, the
+matrix of who may ask for what, and the list of what the log says about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, Generic, Self, TypeVar
+
+from protocol.auditlog import Draft
+from protocol.messages import Receipt, Reply, Request
+from protocol.records import ServerStatement, server_id
+from sfsd.accounts import Accounts
+from sfsd.admission import Admission
+from sfsd.changes import Change
+from sfsd.committer import Committer
+from sfsd.config import Config
+from sfsd.documents import Documents
+from sfsd.history import Histories
+from sfsd.index import Index
+from sfsd.journal import Journal
+from sfsd.opened import Opened
+from sfsd.pending import Uploads
+from sfsd.refusals import RefusalLog
+from sfsd.store import DirectoryStore
+from sfsd.visibility import Visibility
+
+
+class Access(Enum):
+    """What a session was opened with, and so what it may ask for."""
+
+    FULL = "the user's current key"
+    RESTRICTED = "an older key of the user: what finding the newer one needs"
+    RECOVERY = "the user's recovery key: the same, and a statement"
+    OPERATOR = "the operator's key: accounts and the daemon itself, no file"
+
+
+@dataclass(eq=False, slots=True)
+class Principal:
+    """Who asks: one open session.
+
+    `generation` is of the key that opened it (0: recovery), `session` the seq of its login entry
+    (-1 where a failed log could take none), `known_size` the size of the checkpoint it began with.
+    `address` is the peer's, as text.
+    """
+
+    user: str
+    generation: int
+    access: Access
+    session: int
+    known_size: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What this server is: its signed statement, and the operator's Ed25519 public key."""
+
+    body: bytes
+    signature: bytes
+    operator_public: bytes
+    statement: ServerStatement
+    server_id: bytes
+
+    @classmethod
+    def of(cls, body: bytes, signature: bytes, operator_public: bytes) -> Self:
+        """Raises `RemoteProtocolError` where `body` is no server statement."""
+        statement = ServerStatement.parse(body)
+        return cls(body, signature, operator_public, statement, server_id(statement.server_pub))
+
+
+@dataclass(slots=True)
+class Vitals:
+    """What only the composition root knows, and keeps up to date for the operator's `status`."""
+
+    address: str = ""
+    started: int = 0
+    connections: int = 0
+    sessions: int = 0
+
+
+@dataclass(slots=True)
+class World:
+    """All that operations work on. `clock` gives unix seconds, `root` is the daemon's folder."""
+
+    root: Path
+    config: Config
+    identity: Identity
+    store: DirectoryStore
+    journal: Journal
+    committer: Committer
+    clock: Callable[[], float]
+    documents: Documents
+    index: Index
+    accounts: Accounts
+    uploads: Uploads
+    opened: Opened
+    admission: Admission
+    visibility: Visibility
+    histories: Histories
+    refusals: RefusalLog
+    vitals: Vitals = field(default_factory=Vitals)
+
+    @classmethod
+    def assemble(
+        cls,
+        root: Path,
+        config: Config,
+        identity: Identity,
+        store: DirectoryStore,
+        journal: Journal,
+        committer: Committer,
+        clock: Callable[[], float],
+    ) -> Self:
+        """The world on an opened store and log."""
+        documents = Documents(store, journal)
+        index = Index(store, documents)
+        accounts = Accounts(documents, index)
+        return cls(
+            root=root,
+            config=config,
+            identity=identity,
+            store=store,
+            journal=journal,
+            committer=committer,
+            clock=clock,
+            documents=documents,
+            index=index,
+            accounts=accounts,
+            uploads=Uploads(store.stage, clock),
+            opened=Opened(store.open_blob),
+            admission=Admission(identity.server_id, accounts, lambda: journal.size, clock),
+            visibility=Visibility(accounts, index, clock),
+            histories=Histories(journal),
+            refusals=RefusalLog(clock),
+        )
+
+    @property
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(self.clock())
+
+    @property
+    def failed(self) -> str | None:
+        """Why no change and no download is acknowledged any more, or None."""
+        return self.committer.failed
+
+    def receipt(self, seq: int, who: Principal) -> Receipt:
+        """Proof for `who` that entry `seq` stands in the log."""
+        return self.journal.receipt(seq, who.known_size)
+
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(Generic[_Answer]):
+    """What an operation decided: make `change`, then `answer` from its seq.
+
+    `undo` runs where it was not made, for whatever reason: also before it is decided again.
+    """
+
+    change: Change
+    answer: Callable[[int], _Answer]
+    undo: Callable[[], None] | None = None
+
+
+Decision = Reply | Commit[Reply]
+_Function = TypeVar("_Function", bound=Callable[..., Decision])
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the table.
+
+    `access` are the sessions that may ask, `logged` the op its entry has (None: not logged).
+    `after_data`: it waits for the Data its session sent before.
+    """
+
+    request: type[Request]
+    access: frozenset[Access]
+    logged: str | None
+    function: Callable[[World, Principal, Any], Decision]
+    after_data: bool = False
+
+
+EVERYONE: Final = frozenset(Access)
+USER: Final = frozenset({Access.FULL})
+OPERATOR: Final = frozenset({Access.OPERATOR})
+OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.RECOVERY})
+"""Anybody who is a user, even on an old key or the recovery key."""
+
+OPERATIONS: Final[dict[type[Request], Operation]] = {}
+
+
+def operation(
+    request: type[Request],
+    *,
+    access: frozenset[Access],
+    logged: str | None = None,
+    after_data: bool = False,
+) -> Callable[[_Function], _Function]:
+    """Enter a function ``(world, who, message) -> Reply | Commit`` in the table.
+
+    It runs on a pool thread, may run again where its change came out `Stale`, and says no by
+    raising `Refused`.
+    """
+
+    def enter(function: _Function) -> _Function:
+        if request in OPERATIONS:
+            raise ValueError(f"two operations for {request.__name__}")
+        OPERATIONS[request] = Operation(request, access, logged, function, after_data)
+        return function
+
+    return enter
+
+
+def draft(who: Principal, op: str, **fields: Any) -> Draft:
+    """A draft in the name of `who`, tied to his login."""
+    session = who.session if who.session >= 0 else None
+    return Draft(op=op, actor=who.user, session=session, **fields)
