@@ -159,7 +159,7 @@ def _delete(
     if before.current == 0:
         raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
     sidecar = replace(newest.value, head=admitted.signed, head_record=record)
-    return _Decided(before.current, {admitted.head.version: sidecar})
+    return _Decided(None, {admitted.head.version: sidecar})
 
 
 def _restore(

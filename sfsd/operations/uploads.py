@@ -86,7 +86,7 @@ def put_resume(world: World, who: Principal, message: PutResume) -> UploadState:
 @operation(PutAbort, access=USER, after_data=True)
 def put_abort(world: World, who: Principal, message: PutAbort) -> Aborted:
     world.uploads.abort(world.uploads.get(who.user, message.upload))
-    return Aborted(message.upload)
+    return Aborted()
 
 
 @operation(PutCommit, access=USER, logged="upload", after_data=True)
