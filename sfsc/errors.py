@@ -30,7 +30,7 @@
         ├── WrongPassphrase
         └── UnsupportedKey          a key of an unknown kind, size or encoding
 
-Every error carries `cause`, what happened, and `hint`, what to do about it (or None). Neither
+Every error carries `cause`, what happened, and `hint`, what to do about it. Neither
 ever holds a secret.
 """
 
@@ -43,15 +43,19 @@ class SfscError(Exception):
     """Root of this package's errors; `exit_code` is what the command ends with."""
 
     exit_code: ClassVar[int] = 1
+    usual_hint: ClassVar[str] = "see `sfsc --help`"
+    """What to do where whoever raises this knows nothing better."""
 
     def __init__(self, cause: str, hint: str | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class LocalError(SfscError):
     """A fault of this machine: a missing file, a full disk, a folder without permission."""
+
+    usual_hint = "look at the path named, then run the command again"
 
 
 class UsageError(SfscError):
@@ -64,12 +68,14 @@ class NotFound(SfscError):
     """No such file or user. What belongs to others looks the same."""
 
     exit_code = 3
+    usual_hint = "`sfsc ls` shows what there is"
 
 
 class Denied(SfscError):
     """The server refused what was asked."""
 
     exit_code = 4
+    usual_hint = "the operator can tell why"
 
 
 class QuotaExceeded(Denied):
@@ -92,6 +98,7 @@ class IntegrityError(SfscError):
     """Something is not what was signed. Never retried, never ignored."""
 
     exit_code = 5
+    usual_hint = "something was changed on its way or on the server; nothing of it was used: tell the operator"
 
 
 class Tampered(IntegrityError):
@@ -149,6 +156,7 @@ class ConflictError(SfscError):
     """
 
     exit_code = 6
+    usual_hint = "look what is there now, and run the command again"
 
     def __init__(self, cause: str, hint: str | None = None, *, head: bytes | None = None) -> None:
         super().__init__(cause, hint)
@@ -163,6 +171,7 @@ class NetworkError(SfscError):
     """The connection, not the answer, failed."""
 
     exit_code = 7
+    usual_hint = "is the server running and reachable? run the command again"
 
 
 class Unreachable(NetworkError):
@@ -181,6 +190,7 @@ class KeyringError(SfscError):
     """A key or passphrase is missing, wrong or unusable."""
 
     exit_code = 8
+    usual_hint = "see `sfsc whoami`, or restore the keyring from a backup"
 
 
 class KeyringMissing(KeyringError):

@@ -153,7 +153,7 @@ class Session:
 
     # --- asking -------------------------------------------------------------------------------
 
-    def surviving(self, action: Callable[[], _Done], again: Callable[[], None]) -> _Done:
+    def surviving(self, action: Callable[[], _Done], again: Callable[[], object]) -> _Done:
         """Do `action`; where the connection is lost, open another, do `again`, and then `action`.
 
         Both may be done several times. Raises what the last attempt raised.

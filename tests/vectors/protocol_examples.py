@@ -282,7 +282,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (9, Error("conflict", "the file has a newer version", VIEW)),
     (9, Done(RECEIPT)),
     (WELCOME_ID, WELCOME),
-    (1, session.Login(1, "alice", 1, 7, SIGNERS["alice 1"].sign(Label.LOGIN, LOGIN_BODY))),
+    (1, session.Login(1, "alice", 1, 3, SIGNERS["alice 1"].sign(Label.LOGIN, LOGIN_BODY))),
     (
         1,
         session.Session(CHECKPOINT, RECEIPT.consistency, None, session.Notice(NOW, "due", ""), NOW),
