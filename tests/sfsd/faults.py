@@ -1,0 +1,96 @@
+"""A file system that fails when told to, and can stop a process at any call."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from sfsd.files import Files
+
+
+class Crash(BaseException):
+    """The process ends here; no handler of the product may see it as an error."""
+
+
+class FaultyFiles(Files):
+    """`fail("write", "audit.jsonl")` makes that call on that file raise, once or `times`.
+
+    `short` makes a failing write take that many bytes and succeed. `crash_at` counts changing calls
+    of any kind and raises `Crash` instead of making that one.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.crash_at: int | None = None
+        self._faults: list[list[object]] = []
+        self._names: dict[int, str] = {}
+
+    def fail(
+        self,
+        call: str,
+        name: str,
+        code: int = errno.EIO,
+        *,
+        times: int = 1,
+        short: int | None = None,
+    ) -> None:
+        self._faults.append([call, name, code, times, short])
+
+    def heal(self) -> None:
+        self._faults.clear()
+
+    def _take(self, call: str, name: str) -> int | None:
+        """Raises what was planned; returns how many bytes a short write takes."""
+        self.calls.append((call, name))
+        if self.crash_at is not None and len(self.calls) > self.crash_at:
+            raise Crash
+        for fault in self._faults:
+            planned, where, code, times, short = fault
+            assert isinstance(code, int)
+            assert isinstance(times, int)
+            if planned == call and where == name and times > 0:
+                fault[3] = times - 1
+                if isinstance(short, int):
+                    return short
+                raise OSError(code, os.strerror(code))
+        return None
+
+    def open_new(self, path: Path) -> int:
+        handle = super().open_new(path)
+        self._names[handle] = path.name
+        return handle
+
+    def open_append(self, path: Path) -> int:
+        handle = super().open_append(path)
+        self._names[handle] = path.name
+        return handle
+
+    def open_update(self, path: Path) -> int:
+        handle = super().open_update(path)
+        self._names[handle] = path.name
+        return handle
+
+    def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+        short = self._take("write", self._names[handle])
+        return super().write(handle, data if short is None else data[:short])
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._take("truncate", self._names[handle])
+        super().truncate(handle, size)
+
+    def sync(self, handle: int) -> None:
+        self._take("sync", self._names.get(handle, "folder"))
+        super().sync(handle)
+
+    def sync_data(self, handle: int) -> None:
+        self._take("sync_data", self._names[handle])
+        super().sync_data(handle)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._take("replace", target.name)
+        super().replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        self._take("remove", path.name)
+        super().remove(path)

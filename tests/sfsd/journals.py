@@ -1,0 +1,63 @@
+"""What the tests of the log's modules share: drafts, a small journal, and the full check of one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from protocol import auditlog, checkpoint, merkle
+from protocol.auditlog import GENESIS, Draft, Entry
+from protocol.checkpoint import Checkpoint, Verifier
+from protocol.signatures import SigningKey
+from sfsd.files import Files
+from sfsd.journal import Consistency, Inclusion, Journal
+
+KEY = SigningKey.from_seed(bytes(32))
+ORIGIN = checkpoint.origin_of(bytes(32))
+VERIFIER = Verifier(ORIGIN, KEY.public)
+RESERVE = 4096
+
+
+def draft(note: str = "", *accounts: str) -> Draft:
+    return Draft(op="upload", actor="alice", detail={"note": note}, accounts=accounts or ("alice",))
+
+
+def drafts(count: int, *accounts: str) -> list[Draft]:
+    return [draft(str(number), *accounts) for number in range(count)]
+
+
+def open_journal(folder: Path, files: Files | None = None) -> Journal:
+    return Journal(
+        folder,
+        KEY,
+        ORIGIN,
+        files=files,
+        clock=lambda: datetime(2024, 5, 6, 7, 8, 9, 123_456, UTC),
+        reserve=RESERVE,
+    )
+
+
+def check(journal: Journal) -> list[Entry]:
+    """Everything a journal says about itself, checked as a client would; its entries."""
+    lines = list(journal.lines())
+    entries = list(auditlog.verify_chain(lines))
+    assert len(entries) == journal.size
+    leaves = [merkle.leaf_hash(entry.hash) for entry in entries]
+    note = checkpoint.verify(journal.checkpoint(), VERIFIER)
+    assert note == Checkpoint(ORIGIN, len(lines), merkle.root(leaves))
+    heads: dict[str, tuple[int, bytes]] = {}
+    for entry, line in zip(entries, lines, strict=True):
+        assert journal.line(entry.seq) == line
+        assert journal.entry(entry.seq) == entry
+        for user, head in entry.accounts.items():
+            assert head == heads.get(user, (0, GENESIS))
+            heads[user] = (head[0] + 1, entry.hash)
+        proof = journal.prove(Inclusion(entry.seq, note.size))
+        merkle.verify_inclusion(leaves[entry.seq], entry.seq, note.size, proof, note.root)
+        proof = journal.prove(Consistency(entry.seq, note.size))
+        old_root = merkle.root(leaves[: entry.seq])
+        merkle.verify_consistency(entry.seq, old_root, note.size, note.root, proof)
+        assert journal.root_at(entry.seq) == old_root
+    for user, head in heads.items():
+        assert journal.account(user) == head
+    return entries

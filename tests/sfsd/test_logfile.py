@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from protocol.auditlog import MAX_LINE
+from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
+from sfsd.files import Files
+from sfsd.logfile import LogFile, Reserve
+from tests.sfsd.faults import FaultyFiles
+
+
+@pytest.fixture
+def files() -> FaultyFiles:
+    return FaultyFiles()
+
+
+@pytest.fixture
+def log(tmp_path: Path, files: FaultyFiles) -> LogFile:
+    log = LogFile(tmp_path / "log", files)
+    log.append(b"first\n")
+    files.calls.clear()
+    return log
+
+
+def test_an_append_is_one_write_and_one_sync(
+    log: LogFile, files: FaultyFiles, tmp_path: Path
+) -> None:
+    log.append(b"second\nthird\n")
+    assert files.calls == [("write", "log"), ("sync_data", "log")]
+    assert (tmp_path / "log").read_bytes() == b"first\nsecond\nthird\n"
+    assert log.end == 19
+
+
+@pytest.mark.parametrize(
+    ("code", "short", "error"),
+    [
+        (errno.EIO, None, JournalRefusedError),
+        (errno.ENOSPC, None, JournalFullError),
+        (errno.EDQUOT, None, JournalFullError),
+        (0, 0, JournalFullError),
+        (0, 3, JournalFullError),
+    ],
+)
+def test_a_failed_write_is_taken_back(
+    log: LogFile,
+    files: FaultyFiles,
+    tmp_path: Path,
+    code: int,
+    short: int | None,
+    error: type[JournalError],
+) -> None:
+    files.fail("write", "log", code, short=short)
+    with pytest.raises(JournalRefusedError) as caught:
+        log.append(b"second\n")
+    assert type(caught.value) is error
+    assert files.calls == [("write", "log"), ("truncate", "log"), ("sync_data", "log")]
+    assert (tmp_path / "log").read_bytes() == b"first\n"
+    log.append(b"again\n")
+    assert (tmp_path / "log").read_bytes() == b"first\nagain\n"
+
+
+@pytest.mark.parametrize("call", ["truncate", "sync_data"])
+def test_a_write_that_cannot_be_taken_back_is_final(
+    log: LogFile, files: FaultyFiles, call: str
+) -> None:
+    files.fail("write", "log", short=3)
+    files.fail(call, "log")
+    with pytest.raises(JournalFailedError):
+        log.append(b"second\n")
+
+
+def test_a_failed_sync_is_final_and_not_taken_back(log: LogFile, files: FaultyFiles) -> None:
+    files.fail("sync_data", "log", errno.ENOSPC)
+    with pytest.raises(JournalFailedError):
+        log.append(b"second\n")
+    assert files.calls == [("write", "log"), ("sync_data", "log")]
+    assert log.end == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n", [b""]),
+        (b"a", []),
+        (b"a\nb", [b"a"]),
+        (b"a\n\nb\n", [b"a", b"", b"b"]),
+        (b"x" * MAX_LINE + b"\ny\n", [b"x" * MAX_LINE, b"y"]),
+        (b"a\n" * 700_000, [b"a"] * 700_000),
+    ],
+)
+def test_lines(tmp_path: Path, content: bytes, lines: list[bytes]) -> None:
+    (tmp_path / "log").write_bytes(content)
+    log = LogFile(tmp_path / "log", Files())
+    assert list(log.lines(0, log.end)) == lines
+
+
+def test_lines_of_a_part(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"one\ntwo\nthree\n")
+    log = LogFile(tmp_path / "log", Files())
+    assert list(log.lines(4, 8)) == [b"two"]
+    assert list(log.lines(4, 13)) == [b"two"]
+    assert log.read(4, 7) == b"two"
+    with pytest.raises(JournalError):
+        log.read(8, 15)
+    with pytest.raises(JournalError):
+        list(log.lines(0, 15))
+
+
+def test_a_line_without_end_is_not_gathered(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"a\n" + b"x" * 5_000_000 + b"\nb\n")
+    log = LogFile(tmp_path / "log", Files())
+    first, endless = log.lines(0, log.end)
+    assert first == b"a"
+    assert MAX_LINE < len(endless) < 2_000_000
+
+
+def test_a_cut_drops_the_rest_and_syncs(log: LogFile, files: FaultyFiles, tmp_path: Path) -> None:
+    log.append(b"torn")
+    files.calls.clear()
+    log.cut(6)
+    assert files.calls == [("truncate", "log"), ("sync", "log")]
+    assert (tmp_path / "log").read_bytes() == b"first\n"
+    files.calls.clear()
+    log.cut(6)  # lines of a killed process may not be on the disk yet
+    assert files.calls == [("sync", "log")]
+
+
+def holds(reserve: Reserve) -> bool:
+    return reserve.held
+
+
+def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
+    path = tmp_path / "reserve"
+    reserve = Reserve(path, 5000, Files())
+    assert not holds(reserve)
+    reserve.keep()
+    assert holds(reserve)
+    assert path.stat().st_size == 5000
+    assert path.stat().st_blocks * 512 >= 5000
+    assert Reserve(path, 5000, Files()).held
+    reserve.release()
+    assert not holds(reserve)
+    assert not path.exists()
+
+
+def test_a_reserve_that_a_crash_left_short_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "reserve").write_bytes(bytes(10))
+    reserve = Reserve(tmp_path / "reserve", 5000, Files())
+    assert not holds(reserve)
+    reserve.keep()
+    assert (tmp_path / "reserve").stat().st_size == 5000
+
+
+def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFiles) -> None:
+    reserve = Reserve(tmp_path / "reserve", 5000, files)
+    files.fail("write", "reserve", errno.ENOSPC)
+    reserve.keep()
+    assert not holds(reserve)
+    assert not (tmp_path / "reserve").exists()
+    reserve.keep()
+    assert holds(reserve)
+    files.fail("remove", "reserve")
+    reserve.release()
+    assert holds(reserve)
+    reserve.release()
+    assert not holds(reserve)
+
+
+def test_a_reserve_larger_than_the_disk_is_not_tried(tmp_path: Path, files: FaultyFiles) -> None:
+    reserve = Reserve(tmp_path / "reserve", 1 << 60, files)
+    reserve.keep()
+    assert not holds(reserve)
+    assert ("write", "reserve") not in files.calls

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from protocol import merkle
+from protocol.merkle import Frontier
+from sfsd.files import Files
+from sfsd.logtree import LogTree, Mark
+from tests.sfsd.faults import FaultyFiles
+
+HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(70)]
+LEAVES = [merkle.leaf_hash(entry_hash) for entry_hash in HASHES]
+
+
+def fill(tree: LogTree, first: int, end: int) -> None:
+    for seq in range(first, end):
+        tree.append(HASHES[seq], 100 * seq)
+
+
+def mark_of(tree: LogTree) -> Mark:
+    heads = (("alice", 3, bytes(32)), ("bob", 1, HASHES[0]))
+    return Mark(tree.size, 100 * tree.size, HASHES[tree.size - 1], tree.root(), heads)
+
+
+def assert_whole(tree: LogTree, size: int) -> None:
+    assert tree.size == size
+    assert tree.root() == merkle.root(LEAVES[:size]) == merkle.root_at(size, tree.node)
+    frontier = Frontier()
+    for seq in range(size):
+        completed = b"".join(frontier.append(LEAVES[seq]))
+        assert tree.completed_by(seq) == completed
+        assert tree.offset(seq) == 100 * seq
+        assert tree.agrees(seq, 100 * seq, completed)
+        assert not tree.agrees(seq, 100 * seq + 1, completed)
+        assert not tree.agrees(seq, 100 * seq, completed[:-1] + b"?")
+
+
+def saved(folder: Path, size: int = 40) -> Mark:
+    tree = LogTree(folder, Files())
+    tree.cut(0)
+    fill(tree, 0, size)
+    mark = mark_of(tree)
+    tree.save_mark(mark)
+    tree.close()
+    return mark
+
+
+@pytest.mark.parametrize("flushed", [0, 1, 37, 69, 70])
+def test_memory_and_files_read_alike(tmp_path: Path, flushed: int) -> None:
+    tree = LogTree(tmp_path, Files())
+    fill(tree, 0, flushed)
+    tree.flush()
+    fill(tree, flushed, 70)
+    assert_whole(tree, 70)
+    tree.flush()
+    assert_whole(tree, 70)
+
+
+def test_what_was_saved_is_there_again(tmp_path: Path) -> None:
+    mark = saved(tmp_path)
+    tree = LogTree(tmp_path, Files())
+    assert tree.load_mark() == mark
+    tree.cut(mark.size)
+    assert_whole(tree, 40)
+    fill(tree, 40, 70)
+    assert_whole(tree, 70)
+
+
+def test_what_follows_the_mark_is_written_over(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for name in ("nodes", "offsets"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"left by a crash" * 100)
+    tree = LogTree(tmp_path, Files())
+    mark = tree.load_mark()
+    assert mark is not None
+    tree.cut(mark.size)
+    fill(tree, 40, 70)
+    tree.save_mark(mark_of(tree))
+    again = LogTree(tmp_path, Files())
+    assert again.load_mark() is not None
+    again.cut(70)
+    assert_whole(again, 70)
+
+
+def test_a_flipped_byte_of_the_mark_is_no_mark(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    whole = (tmp_path / "mark").read_bytes()
+    for at in range(len(whole)):
+        (tmp_path / "mark").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        tree = LogTree(tmp_path, Files())
+        assert tree.load_mark() is None
+        tree.close()
+    for torn in (b"", whole[:10], whole[:-1], whole + b"x"):
+        (tmp_path / "mark").write_bytes(torn)
+        tree = LogTree(tmp_path, Files())
+        assert tree.load_mark() is None
+        tree.close()
+
+
+@pytest.mark.parametrize("name", ["nodes", "offsets"])
+def test_a_file_that_is_too_short_is_no_cache(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1])
+    tree = LogTree(tmp_path, Files())
+    assert tree.load_mark() is None
+    tree.cut(0)
+    fill(tree, 0, 70)
+    assert_whole(tree, 70)
+
+
+def test_a_changed_peak_is_no_cache(tmp_path: Path) -> None:
+    saved(tmp_path)
+    nodes = bytearray((tmp_path / "nodes").read_bytes())
+    nodes[merkle.node_position(5, 0) * 32] ^= 1
+    (tmp_path / "nodes").write_bytes(nodes)
+    assert LogTree(tmp_path, Files()).load_mark() is None
+
+
+@pytest.mark.parametrize("name", ["nodes", "offsets"])
+@pytest.mark.parametrize("short", [None, 0, 33])
+def test_a_full_disk_costs_the_cache_nothing(tmp_path: Path, name: str, short: int | None) -> None:
+    files = FaultyFiles()
+    tree = LogTree(tmp_path, files)
+    fill(tree, 0, 30)
+    tree.flush()
+    fill(tree, 30, 50)
+    if short is not None:
+        files.fail("write", name, short=short)  # part of it gets there
+        files.fail("write", name, errno.ENOSPC)
+    else:
+        files.fail("write", name, errno.ENOSPC)
+    with pytest.raises(OSError, match="space"):
+        tree.flush()
+    assert_whole(tree, 50)
+    fill(tree, 50, 60)
+    tree.flush()
+    assert_whole(tree, 60)
+    assert (tmp_path / "nodes").stat().st_size == merkle.node_count(60) * 32
+    assert (tmp_path / "offsets").stat().st_size == 60 * 8
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [("sync_data", "nodes"), ("sync_data", "offsets"), ("replace", "mark"), ("write", ".mark.tmp")],
+)
+def test_a_mark_that_cannot_be_saved_leaves_the_one_before(
+    tmp_path: Path, call: str, name: str
+) -> None:
+    before = saved(tmp_path)
+    files = FaultyFiles()
+    tree = LogTree(tmp_path, files)
+    assert tree.load_mark() == before
+    tree.cut(40)
+    fill(tree, 40, 70)
+    files.fail(call, name)
+    with pytest.raises(OSError, match="error"):
+        tree.save_mark(mark_of(tree))
+    assert LogTree(tmp_path, Files()).load_mark() == before
+
+
+def test_the_mark_comes_after_what_it_states(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    tree = LogTree(tmp_path, files)
+    fill(tree, 0, 3)
+    tree.save_mark(mark_of(tree))
+    order = [files.calls.index(("sync_data", name)) for name in ("nodes", "offsets")]
+    assert max(order) < files.calls.index(("replace", "mark"))
+
+
+def test_damage_is_mended(tmp_path: Path) -> None:
+    saved(tmp_path)
+    tree = LogTree(tmp_path, Files())
+    assert tree.load_mark() is not None
+    tree.cut(40)
+    right = tree.completed_by(15)
+    tree.mend(15, 7, bytes(len(right)))
+    assert not tree.agrees(15, 1500, right)
+    assert tree.offset(15) == 7
+    tree.mend(15, 1500, right)
+    assert_whole(tree, 40)
+
+
+def test_a_file_cut_while_we_run_disagrees(tmp_path: Path) -> None:
+    saved(tmp_path)
+    tree = LogTree(tmp_path, Files())
+    assert tree.load_mark() is not None
+    tree.cut(40)
+    right = tree.completed_by(39)
+    (tmp_path / "nodes").write_bytes(b"")
+    assert not tree.agrees(39, 3900, right)
+    with pytest.raises(EOFError):
+        tree.node(0, 39)
