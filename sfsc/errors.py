@@ -98,7 +98,7 @@ class IntegrityError(SfscError):
     """Something is not what was signed. Never retried, never ignored."""
 
     exit_code = 5
-    usual_hint = "something was changed on its way or on the server; nothing of it was used: tell the operator"
+    usual_hint = "something was changed, and nothing of it was used: tell the server's operator"
 
 
 class Tampered(IntegrityError):

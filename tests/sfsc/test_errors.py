@@ -46,7 +46,7 @@ def test_a_branch_has_one_exit_code(root: type[errors.SfscError], code: int) -> 
 def test_cause_and_hint_are_attributes(name: str) -> None:
     error = _public()[name]("it broke", "mend it")
     assert (error.cause, error.hint, str(error)) == ("it broke", "mend it", "it broke")
-    assert _public()[name]("it broke").hint is None
+    assert _public()[name]("it broke").hint, "nobody is left without knowing what to do"
 
 
 def test_facts_are_attributes() -> None:
