@@ -171,16 +171,16 @@ class Files:
 
     def replace_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
         """Old or new content under `path`, never a mixture; the new is on the disk on return."""
-        temporary = self._temporary(path)
-        self._write_new(temporary, data, durable=True)
-        self._replace_or_remove(temporary, path)
+        self._replace_with(path, data, durable=True)
         self.sync_folder(path.parent)
 
     def replace_soon(self, path: Path, data: bytes | bytearray | memoryview) -> None:
         """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
-        temporary = self._temporary(path)
-        self._write_new(temporary, data, durable=False)
-        self._replace_or_remove(temporary, path)
+        self._replace_with(path, data, durable=False)
+
+    def temporary(self, path: Path) -> Path:
+        """The name beside `path` under which its next content is made."""
+        return path.with_name(f".{path.name}.tmp")
 
     def link_or_copy(self, source: Path, target: Path) -> None:
         """`target` becomes a hard link of `source`, or a copy where links cannot be made.
@@ -218,12 +218,17 @@ class Files:
             self.remove(path)
             raise
 
-    def _temporary(self, path: Path) -> Path:
-        temporary = path.with_name(f".{path.name}.tmp")
-        self.remove(temporary)  # one daemon owns a root, so this can only be a crash's leftover
-        return temporary
-
-    def _replace_or_remove(self, temporary: Path, path: Path) -> None:
+    def _replace_with(
+        self, path: Path, data: bytes | bytearray | memoryview, *, durable: bool
+    ) -> None:
+        temporary = self.temporary(path)
+        try:
+            self._write_new(temporary, data, durable=durable)
+        except FileExistsError:
+            # One daemon owns a root, so this can only be a crash's leftover. It is not written
+            # into: it may be a second name of a file that is in use.
+            self.remove(temporary)
+            self._write_new(temporary, data, durable=durable)
         try:
             self.replace(temporary, path)
         except OSError:

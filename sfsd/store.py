@@ -96,7 +96,7 @@ class DirectoryStore:
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._unsettled: list[Prepared] = []
-        self._grown: set[Path] = set()  # folders that got a folder since the last settle
+        self._grown: set[str] = set()  # folders that got a folder since the last settle
         self._last_seq = -1
         for folder in (self.users, self.staging):
             self.files.make_folder(folder)
@@ -160,6 +160,8 @@ class DirectoryStore:
 
     def digest_in_place(self, path: str) -> bytes | None:
         """As `hash_of`, from the bytes that stand there now."""
+        if not os.path.exists(self.users / path):
+            return None  # the common case for a path that must be new, without an exception's cost
         try:
             if not is_ciphertext(path):
                 return digest_of(path, self.read(path))
@@ -264,8 +266,7 @@ class DirectoryStore:
 
     def remove_temporary(self, path: str) -> Path:
         """The name under which `path` is made before it is put in place; nothing is there now."""
-        target = self.users / path
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = self.files.temporary(self.users / path)
         self.files.remove(temporary)
         return temporary
 
@@ -317,12 +318,11 @@ class DirectoryStore:
             self._with_file(target, self.syncs.file)
         with self._lock:
             folders, self._grown = self._grown, set()
-        for path in latest:
-            above = self._folders_of(path)
-            folders.update(above if ancestors else above[:1])
+        for folder in {path.rpartition("/")[0] for path in latest}:
+            folders.update(_up_from(folder) if ancestors else [folder])
         for folder in sorted(folders, reverse=True):
             with suppress(FileNotFoundError):
-                self.syncs.folder(folder)
+                self.syncs.folder(self.users / folder)
 
     def write_applied(self, seq: int) -> None:
         """State durably that every entry up to `seq` is durable in place. Raises OSError."""
@@ -340,15 +340,10 @@ class DirectoryStore:
             self.files.close(handle)
 
     def _make_folder_of(self, path: str) -> None:
-        above = self._folders_of(path)
-        self.files.make_folder(above[0])
+        folder = path.rpartition("/")[0]
+        self.files.make_folder(self.users / folder)
         with self._lock:
-            self._grown.update(above)
-
-    def _folders_of(self, path: str) -> list[Path]:
-        """The folder that `path` is in, and those above it up to users/."""
-        above = list((self.users / path).parents)
-        return above[: path.count("/") + 1]
+            self._grown.update(_up_from(folder))
 
     def _read_applied(self) -> int:
         try:
@@ -358,3 +353,9 @@ class DirectoryStore:
         if not _APPLIED.fullmatch(text):
             raise RecoveryError("not a seq", path="staging/applied")
         return int(text)
+
+
+def _up_from(folder: str) -> list[str]:
+    """`folder` and those above it, up to "", which is users/."""
+    parts = folder.split("/") if folder else []
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
