@@ -98,6 +98,9 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     if size < signed.size:
         raise JournalDamagedError("signed for, and not there", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:
+        if trusted.size:  # perhaps only the cache is wrong
+            tree.cut(0)
+            return replay(file, tree, signed)
         # The lines chain, so they were rewritten from some entry on; which one, only a copy of
         # the log could tell.
         raise JournalDamagedError("from here or later, not the log that was signed", seq=0)
