@@ -1,0 +1,461 @@
+"""A server that can lie: real keys, a real log, a store in memory, and hooks to spoil answers.
+
+`Log` signs statements and checkpoints and proves entries. `Simulator` serves one user over TLS, one
+connection after the other, through the server role of `Connection`. It accepts what a daemon would
+and no less; `spoil` then sees every answer before it is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from protocol import auditlog, checkpoint, merkle
+from protocol.auditlog import Draft
+from protocol.connection import Connection, Role
+from protocol.messages import Done, Error, FileView, Receipt, Reply, Request
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.messages.files import (
+    History,
+    HistoryPage,
+    List,
+    Listing,
+    Record,
+    Stat,
+    Stated,
+)
+from protocol.messages.session import Enroll, Limits, Login, Session, Welcome
+from protocol.messages.uploads import (
+    Aborted,
+    Data,
+    PutAbort,
+    PutCommit,
+    PutOpen,
+    PutResume,
+    PutSmall,
+    UploadState,
+)
+from protocol.records import FileRecord, ServerStatement, Statement, key_id, record_hash, server_id
+from protocol.signatures import Label, SigningKey
+
+SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
+TIME = "2026-11-25T00:00:00.000Z"
+FIRST_BYTES = 256 * 1024
+
+
+class Log:
+    """A server's keys and its log. `fork` gives a second log of the same keys."""
+
+    def __init__(self) -> None:
+        self.server = SigningKey.generate()
+        self.key = SigningKey.generate()
+        self.server_id = server_id(self.server.public)
+        self.lines: list[bytes] = []
+        self.leaves: list[bytes] = []
+        self._prev = auditlog.GENESIS
+
+    def fork(self, size: int) -> Log:
+        """The first `size` entries under the same keys, to go on otherwise."""
+        other = Log()
+        other.server, other.key, other.server_id = self.server, self.key, self.server_id
+        for line in self.lines[:size]:
+            other._take(line, auditlog.line_hash(line))
+        return other
+
+    def statement(self, n: int = 1, spki: bytes = SPKI, **changes: Any) -> tuple[bytes, bytes]:
+        """(bytes, signature) of server statement `n`."""
+        verifier = checkpoint.Verifier(checkpoint.origin_of(self.server_id), self.key.public)
+        made = ServerStatement(self.server.public, n, spki, verifier.vkey, 1_800_000_000)
+        body = replace(made, **changes).encode()
+        return body, self.server.sign(Label.SERVER_STATEMENT, body)
+
+    def welcome(self, n: int = 1, spki: bytes = SPKI, window: int = 8 * PIECE) -> Welcome:
+        body, signature = self.statement(n, spki)
+        limits = Limits(window, 90 * 86400, 30 * 86400, 10)
+        return Welcome((1,), body, signature, os.urandom(32), limits)
+
+    def append(self, draft: Draft) -> int:
+        """The seq of a new entry."""
+        seq = len(self.lines)
+        line, digest = auditlog.encode(
+            draft, seq=seq, time=TIME, salt=os.urandom(16), detail={}, prev=self._prev
+        )
+        self._take(line, digest)
+        return seq
+
+    def fill(self, count: int) -> None:
+        """Entries of others."""
+        for _ in range(count):
+            self.append(Draft(op="login", actor="someone"))
+
+    def _take(self, line: bytes, digest: bytes) -> None:
+        self.lines.append(line)
+        self.leaves.append(merkle.leaf_hash(digest))
+        self._prev = digest
+
+    @property
+    def size(self) -> int:
+        return len(self.lines)
+
+    def node(self, level: int, index: int) -> bytes:
+        return merkle.root(self.leaves[index << level : (index + 1) << level])
+
+    def root(self, size: int) -> bytes:
+        return merkle.root(self.leaves[:size])
+
+    def checkpoint(self, size: int | None = None) -> bytes:
+        size = self.size if size is None else size
+        return checkpoint.sign(
+            self.key, checkpoint.origin_of(self.server_id), size, self.root(size)
+        )
+
+    def consistency(self, old: int, new: int | None = None) -> tuple[bytes, ...]:
+        new = self.size if new is None else new
+        return merkle.consistency_proof(old, new, self.node) if old <= new else ()
+
+    def receipt(self, seq: int, since: int, size: int | None = None) -> Receipt:
+        """Proof of entry `seq` in the checkpoint of `size`, for a session opened at `since`."""
+        size = self.size if size is None else size
+        inclusion = merkle.inclusion_proof(seq, size, self.node)
+        return Receipt(
+            self.lines[seq], inclusion, self.checkpoint(size), self.consistency(since, size)
+        )
+
+    def session(self, known: int, receipt: Receipt | None = None) -> Session:
+        """Opened now, for a client that knows `known` entries."""
+        return Session(self.checkpoint(), self.consistency(known), receipt, None, 1_800_000_000)
+
+
+def make_certificate(path: Path) -> bytes:
+    """Write a TLS key and certificate to `path`; the hash of the key's SubjectPublicKeyInfo."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sfsd")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        + builder.sign(key, None).public_bytes(Encoding.PEM)
+    )
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()
+
+
+@dataclass
+class Stored:
+    """A version."""
+
+    signed: SignedRecord
+    metadata: bytes
+    wraps: tuple[Wrap, ...]
+    blob: bytes
+    seq: int
+
+
+@dataclass
+class Chain:
+    """A file: all its records, and its versions."""
+
+    records: list[SignedRecord] = field(default_factory=list)
+    versions: dict[int, Stored] = field(default_factory=dict)
+
+
+class Drop(Exception):
+    """Raised by a hook: the connection breaks, the answer is never sent."""
+
+
+Spoil = Callable[[Request, Reply], Reply]
+
+
+class Simulator:
+    """One user's server. `spoil(request, reply)` gives the reply to send, or raises `Drop`.
+
+    `requests` are all that were asked, over all connections; `uploads` what is staged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.log = Log()
+        self.pem = folder / "tls.pem"
+        self.spki = make_certificate(self.pem)
+        self.token = b"t" * 32
+        self.statement = b""
+        self.files: dict[str, Chain] = {}
+        self.uploads: dict[bytes, bytearray] = {}
+        self.handles: dict[bytes, Stored] = {}
+        self.requests: list[Request] = []
+        self.spoil: Spoil = lambda _request, reply: reply
+        self.welcome: Callable[[Welcome], Welcome] = lambda welcome: welcome
+        self.failure: BaseException | None = None
+        self._receipts: dict[bytes, int] = {}
+        self._opened = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def invitation(self, user: str) -> str:
+        token = "dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHR0dHQ"
+        return f"sfs://{self.address}/{user}?pin={self.log.server_id.hex()}&token={token}"
+
+    def asked(self, kind: type[Request]) -> list[Any]:
+        """All requests of one type."""
+        return [request for request in self.requests if isinstance(request, kind)]
+
+    def __enter__(self) -> Simulator:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        if self.failure is not None:
+            raise self.failure
+
+    # --- connections
+
+    def _serve(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.pem)
+        context.num_tickets = 0
+        while True:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:
+                return
+            # A client that leaves, or is dropped, ends its connection and no other.
+            with (
+                contextlib.suppress(OSError, Drop),
+                connected,
+                context.wrap_socket(connected, server_side=True) as tls,
+            ):
+                try:
+                    self._converse(tls)
+                except (OSError, Drop):
+                    raise
+                except BaseException as exc:
+                    self.failure = exc
+                    raise Drop from exc
+
+    def _converse(self, tls: ssl.SSLSocket) -> None:
+        connection = Connection(Role.SERVER)
+        welcome = self.welcome(self.log.welcome(spki=self.spki))
+        tls.sendall(b"".join(connection.respond(0, welcome)))
+        while count := tls.recv_into(connection.get_buffer(-1)):
+            for incoming in connection.buffer_updated(count):
+                request = incoming.message
+                assert isinstance(request, Request)
+                self.requests.append(request)
+                reply = self.spoil(request, self.answer(request))
+                if isinstance(reply, Session):
+                    connection.established()
+                tls.sendall(b"".join(connection.respond(incoming.request_id, reply)))
+
+    # --- requests
+
+    def answer(self, request: Request) -> Reply:
+        """What an honest server says."""
+        handler = getattr(self, f"_on_{type(request).__name__.lower()}")
+        reply: Reply = handler(request)
+        return reply
+
+    def _on_enroll(self, request: Enroll) -> Reply:
+        if self.statement not in (b"", request.statement):
+            return Error("token", "used")
+        statement = Statement.parse(request.statement)
+        if not self.statement:
+            self._append("enrol", statement.user, request.statement, request.signature)
+        self.statement = request.statement
+        receipt = self.log.receipt(self._receipts[request.statement], self.log.size)
+        self._opened = self.log.size
+        return self.log.session(0, receipt)
+
+    def _on_login(self, request: Login) -> Reply:
+        self.log.append(Draft(op="login", actor=request.user))
+        self._opened = self.log.size
+        return self.log.session(request.known_size)
+
+    def _append(
+        self, op: str, user: str, body: bytes, signature: bytes, record: FileRecord | None = None
+    ) -> int:
+        public = Statement.parse(self.statement or body).sign_pub
+        seq = self.log.append(
+            Draft(
+                op=op,
+                actor=user,
+                owner=user,
+                file=None if record is None else record.file_id,
+                version=None if record is None else record.version,
+                rec=body,
+                sigs={key_id("ed25519", public).hex(): signature},
+            )
+        )
+        self._receipts[body] = seq
+        return seq
+
+    def store(
+        self,
+        body: bytes,
+        signature: bytes,
+        metadata: bytes = b"",
+        wraps: tuple[Wrap, ...] = (),
+        blob: bytes = b"",
+    ) -> Reply:
+        """Accept a record onto the head, as any device of the user may send one."""
+        if body in self._receipts:
+            return Done(self.log.receipt(self._receipts[body], self._opened))
+        record = FileRecord.parse(body)
+        chain = self.files.get(record.file_id, Chain())
+        head = chain.records[-1].record if chain.records else b""
+        if record.prev != (record_hash(head) if head else b""):
+            view = self.view(record.file_id) if head else None
+            return Error("conflict", "someone was faster", view)
+        signed = SignedRecord(body, (GenerationSignature(record.generation, signature),))
+        op = {"put": "upload"}.get(record.op, record.op)
+        seq = self._append(op, record.owner, body, signature, record)
+        chain.records.append(signed)
+        if record.version is not None:
+            leaves = self.leaves(blob)
+            assert merkle.root(leaves) == record.segments_root
+            assert len(blob) == record.ciphertext_size
+            chain.versions[record.version] = Stored(signed, metadata, wraps, blob, seq)
+        self.files[record.file_id] = chain
+        return Done(self.log.receipt(seq, self._opened))
+
+    @staticmethod
+    def leaves(blob: bytes) -> list[bytes]:
+        return [merkle.leaf_hash(blob[at : at + PIECE]) for at in range(0, len(blob), PIECE)]
+
+    def view(self, file_id: str, version: int = 0) -> FileView:
+        chain = self.files[file_id]
+        stored = chain.versions[version or max(chain.versions)]
+        head = chain.records[-1]
+        seq = max(stored.seq, self._receipts[head.record])
+        shown = None if head.record == stored.signed.record else head
+        return FileView(seq, stored.signed, shown, stored.metadata, stored.wraps)
+
+    def _on_putsmall(self, request: PutSmall) -> Reply:
+        return self.store(
+            request.record,
+            request.signature,
+            request.metadata,
+            request.wraps,
+            bytes(request.ciphertext),
+        )
+
+    def _on_putopen(self, request: PutOpen) -> Reply:
+        upload = os.urandom(16)
+        self.uploads[upload] = bytearray()
+        return UploadState(upload, 0)
+
+    def _on_data(self, request: Data) -> Reply:
+        staged = self.uploads.get(request.upload)
+        if staged is None:
+            return Error("upload-lost", "no such upload")
+        assert request.offset == len(staged)
+        staged += request.data
+        return UploadState(request.upload, len(staged))
+
+    def _on_putresume(self, request: PutResume) -> Reply:
+        staged = self.uploads.get(request.upload)
+        if staged is None:
+            return Error("upload-lost", "no such upload")
+        return UploadState(request.upload, len(staged))
+
+    def _on_putcommit(self, request: PutCommit) -> Reply:
+        if request.record in self._receipts:
+            return self.store(request.record, request.signature)
+        staged = self.uploads.get(request.upload)
+        if staged is None:
+            return Error("upload-lost", "no such upload")
+        reply = self.store(
+            request.record, request.signature, request.metadata, request.wraps, bytes(staged)
+        )
+        if isinstance(reply, Done):
+            del self.uploads[request.upload]
+        return reply
+
+    def _on_putabort(self, request: PutAbort) -> Reply:
+        self.uploads.pop(request.upload, None)
+        return Aborted()
+
+    def _on_record(self, request: Record) -> Reply:
+        (change,) = request.changes
+        return self.store(change.record, change.signature)
+
+    def _find(self, file_id: str, version: int) -> Stored | None:
+        chain = self.files.get(file_id)
+        if chain is None:
+            return None
+        current = FileRecord.parse(chain.records[-1].record).current
+        return chain.versions.get(version or current)
+
+    def _on_getopen(self, request: GetOpen) -> Reply:
+        stored = self._find(request.file_id, request.version)
+        if stored is None:
+            return Error("not-found", "no such file")
+        handle = os.urandom(16)
+        self.handles[handle] = stored
+        version = FileRecord.parse(stored.signed.record).version or 0
+        view = self.view(request.file_id, version)
+        leaves = b"".join(self.leaves(stored.blob)[:3])
+        return Opened(handle, view, leaves, stored.blob[:FIRST_BYTES])
+
+    def _on_getleaves(self, request: GetLeaves) -> Reply:
+        hashes = self.leaves(self.handles[request.handle].blob)
+        return LeavesPage(b"".join(hashes[request.first : request.first + 3]))
+
+    def _on_read(self, request: Read) -> Reply:
+        blob = self.handles[request.handle].blob
+        return Bytes(blob[request.offset : request.offset + request.length])
+
+    def _on_stat(self, request: Stat) -> Reply:
+        if request.file_id not in self.files:
+            return Error("not-found", "no such file")
+        return Stated(self.view(request.file_id, request.version))
+
+    def _on_list(self, request: List) -> Reply:
+        found = [self.view(name) for name in sorted(self.files) if name > request.after]
+        changed = [view for view in found if view.seq >= request.since_seq]
+        page = changed[:2]
+        more = len(changed) > len(page)
+        last = FileRecord.parse(page[-1].content.record).file_id if more else ""
+        return Listing(tuple(page), last)
+
+    def _on_history(self, request: History) -> Reply:
+        chain = self.files.get(request.file_id)
+        if chain is None:
+            return Error("not-found", "no such file")
+        return HistoryPage(tuple(chain.records[request.first - 1 :]), 0)
+
+    def _on_usage(self, request: Usage) -> Reply:
+        return UsageAnswer(0, 0, len(self.files))
+
+
+@contextlib.contextmanager
+def simulated(folder: Path) -> Iterator[Simulator]:
+    with Simulator(folder) as simulator:
+        yield simulator

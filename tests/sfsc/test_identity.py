@@ -1,0 +1,394 @@
+"""What a server may say of our files: each lie has its own error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import merkle
+from protocol.messages import FileView
+from protocol.messages.base import GenerationSignature, SignedRecord
+from protocol.records import DELETE, FileRecord, Statement, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsc.envelope import Author, ContentKey, Metadata, Recipient, content_record
+from sfsc.errors import (
+    BadRecord,
+    Fork,
+    IntegrityError,
+    KeyringError,
+    NotFound,
+    Rollback,
+    Tampered,
+)
+from sfsc.identity import Account, Entry
+from sfsc.keyring import Device, GenerationKeys, Keyring
+from sfsc.primitives import PrivateKey, file_id
+from sfsc.segments import ciphertext_size
+
+SERVER = b"s" * 32
+NAME_KEY = b"n" * 32
+SIGNING = SigningKey.from_seed(b"1" * 32)
+OTHER = SigningKey.from_seed(b"2" * 32)
+WRAPPING = PrivateKey("x25519", b"3" * 32)
+NAME = "docs/report.pdf"
+FILE_ID = file_id(NAME_KEY, NAME)
+
+
+def statement(**changes: Any) -> bytes:
+    made = Statement(
+        server=SERVER,
+        user="ada",
+        n=1,
+        generation=1,
+        oldest=1,
+        sign_pub=SIGNING.public,
+        wrap_alg="x25519",
+        wrap_pub=WRAPPING.public.encoded,
+        devices=(),
+        recovery=None,
+        voids=(),
+        bundle_sha256=bytes(32),
+        created=1,
+        due=2,
+        expires=3,
+        prev=b"",
+        reason="enrol",
+    )
+    return replace(made, **changes).encode()
+
+
+def keyring(*statements: bytes) -> Keyring:
+    return Keyring(
+        server_id=SERVER,
+        addresses=("localhost:1",),
+        user="ada",
+        first=record_hash(statement()),
+        statements=statements or (statement(),),
+        generations=(GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),),
+        name_keys=(NAME_KEY,),
+        device=Device(bytes(16), bytes(96)),
+        pending=None,
+        pins=(),
+    )
+
+
+@cache
+def account() -> Account:
+    return Account.of(keyring())
+
+
+@dataclass(frozen=True)
+class Made:
+    """A version as an honest client makes it: record with its bytes, metadata, wraps."""
+
+    record: FileRecord
+    metadata: bytes
+    wraps: Any
+
+    @property
+    def body(self) -> bytes:
+        return self.record.encode()
+
+    def changed(self, **changes: Any) -> Made:
+        return replace(self, record=dataclasses.replace(self.record, **changes))
+
+
+def version(
+    number: int = 1, onto: bytes | None = None, *, name: str = NAME, stated_size: int = 10
+) -> Made:
+    key = ContentKey.fresh()
+    sealed = key.seal_metadata(Metadata(name, stated_size, 1_700_000_000_500_000_000, 0o644))
+    record = content_record(
+        Author(SERVER, "ada", "ada", 1),
+        key,
+        file_id=FILE_ID,
+        head=onto,
+        version=number,
+        ciphertext_size=ciphertext_size(10),
+        segments_root=merkle.EMPTY_ROOT,
+        metadata=sealed,
+        readers=(),
+        seen=(0, merkle.EMPTY_ROOT),
+        created=1_800_000_000,
+    )
+    wraps = key.wrap(SERVER, account().first, [Recipient("ada", WRAPPING.public)])
+    return Made(record, sealed, wraps)
+
+
+def tombstone(head: FileRecord) -> FileRecord:
+    return FileRecord(
+        server=SERVER,
+        owner="ada",
+        actor="ada",
+        generation=1,
+        file_id=FILE_ID,
+        rev=head.rev + 1,
+        op=DELETE,
+        prev=record_hash(head.encode()),
+        seen=(0, merkle.EMPTY_ROOT),
+        created=1_800_000_001,
+        readers=(),
+        current=0,
+    )
+
+
+def signed(
+    record: FileRecord | bytes, key: SigningKey = SIGNING, label: Label = Label.RECORD
+) -> SignedRecord:
+    body = record if isinstance(record, bytes) else record.encode()
+    return SignedRecord(body, (GenerationSignature(1, key.sign(label, body)),))
+
+
+def view(made: Made, head: FileRecord | None = None) -> FileView:
+    shown = None if head is None else signed(head)
+    return FileView(5, signed(made.record), shown, made.metadata, made.wraps)
+
+
+# --- what is believed
+
+
+def test_a_version_that_we_made() -> None:
+    made = version()
+    file = account().newest(view(made), FILE_ID, None)
+    assert (file.content, file.head, file.version, file.deleted) == (
+        made.record,
+        made.record,
+        1,
+        False,
+    )
+    _, metadata = account().open(file)
+    assert metadata == Metadata(NAME, 10, 1_700_000_000_500_000_000, 0o644)
+    assert account().entry(file) == Entry(
+        name=NAME,
+        file_id=FILE_ID,
+        version=1,
+        revision=1,
+        size=10,
+        ciphertext_size=ciphertext_size(10),
+        mtime=1_700_000_000,
+        mode=0o644,
+        created=1_800_000_000,
+    )
+
+
+def test_a_deleted_file_shows_its_last_version_and_its_tombstone() -> None:
+    made = version()
+    end = tombstone(made.record)
+    file = account().newest(view(made, end), FILE_ID, None)
+    assert (file.deleted, file.version, file.head) == (True, 1, end)
+    with pytest.raises(NotFound):
+        account().opened(view(made, end), FILE_ID, 0, None)
+    assert account().opened(view(made, end), FILE_ID, 1, None).version == 1
+
+
+def test_an_older_version_comes_with_the_head() -> None:
+    first = version()
+    second = version(2, first.body)
+    shown = view(first, second.record)
+    assert account().opened(shown, FILE_ID, 1, None).content == first.record
+    known = (2, record_hash(second.body))
+    assert account().opened(shown, FILE_ID, 1, known).head == second.record
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(0, 0o7777) | st.none(), st.integers(0, 2**53))
+def test_an_entry_can_be_cached(mtime: int, mode: int | None, size: int) -> None:
+    entry = Entry("náme/ö", FILE_ID, 1, 2, size, size, mtime, mode, 5)
+    assert Entry.unpack(entry.pack()) == entry
+
+
+def test_a_source_without_a_time_counts_from_its_storing() -> None:
+    record = version().record
+    assert Entry.of(record, record, Metadata(NAME, 10, None, None)).mtime == record.created
+
+
+# --- what is refused
+
+Spoil = Callable[[Made], FileView]
+
+
+def with_record(**changes: Any) -> Spoil:
+    return lambda made: view(made.changed(**changes))
+
+
+def with_signature(**how: Any) -> Spoil:
+    return lambda made: replace(view(made), content=signed(made.record, **how))
+
+
+def unsigned(made: Made) -> FileView:
+    return replace(view(made), content=SignedRecord(made.body, ()))
+
+
+def other_generation(made: Made) -> FileView:
+    (entry,) = signed(made.record).signatures
+    moved = GenerationSignature(2, entry.signature)
+    return replace(view(made), content=SignedRecord(made.body, (moved,)))
+
+
+def signed_twice(made: Made) -> FileView:
+    (entry,) = signed(made.record).signatures
+    wrong = GenerationSignature(1, bytes(64))
+    return replace(view(made), content=SignedRecord(made.body, (wrong, entry)))
+
+
+def flipped(made: Made) -> FileView:
+    body = made.body
+    (entry,) = signed(made.record).signatures
+    at = body.index(b"docs") if b"docs" in body else len(body) - 1
+    changed = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+    return replace(view(made), content=SignedRecord(changed, (entry,)))
+
+
+REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
+    "another server": (with_record(server=bytes(32)), BadRecord),
+    "another owner": (with_record(owner="eve"), BadRecord),
+    "another actor": (with_record(actor="eve"), BadRecord),
+    "another file": (with_record(file_id="0" * 32), BadRecord),
+    "another generation": (with_record(generation=2), BadRecord),
+    "another signer": (with_signature(key=OTHER), BadRecord),
+    "another label": (with_signature(label=Label.ENDORSE), BadRecord),
+    "no signature": (unsigned, BadRecord),
+    "signature of another generation": (other_generation, BadRecord),
+    "two signatures": (signed_twice, BadRecord),
+    "a flipped bit": (flipped, BadRecord),
+    "another version current": (with_record(current=0), BadRecord),
+    "no record": (
+        lambda made: replace(view(made), content=signed(b"\x80")),
+        BadRecord,
+    ),
+    "a tombstone as content": (
+        lambda made: replace(view(made), content=signed(tombstone(made.record))),
+        BadRecord,
+    ),
+    "a head that is not after it": (
+        lambda made: view(made, version(1).record),
+        BadRecord,
+    ),
+    "a head that does not follow": (
+        lambda made: view(made, dataclasses.replace(tombstone(made.record), prev=bytes(32))),
+        BadRecord,
+    ),
+    "a head of another file": (
+        lambda made: view(made, dataclasses.replace(tombstone(made.record), file_id="0" * 32)),
+        BadRecord,
+    ),
+    "a head that is not signed": (
+        lambda made: replace(view(made), head=signed(tombstone(made.record), OTHER)),
+        BadRecord,
+    ),
+    "an older version as the newest": (
+        lambda made: view(made, version(2, made.body).record),
+        Rollback,
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", REFUSED)
+def test_a_view_that_lies(lie: str) -> None:
+    spoil, error = REFUSED[lie]
+    made = version()
+    with pytest.raises(error):
+        account().newest(spoil(made), FILE_ID, None)
+    assert account().newest(view(made), FILE_ID, None).content == made.record
+
+
+def test_what_was_seen_is_not_unseen() -> None:
+    first = version()
+    second = version(2, first.body)
+    other = version(2, first.body)
+    third = version(3, other.body)
+    seen = (2, record_hash(second.body))
+    with pytest.raises(Rollback):
+        account().newest(view(first), FILE_ID, seen)
+    with pytest.raises(Fork):
+        account().newest(view(other), FILE_ID, seen)
+    with pytest.raises(Fork):
+        account().newest(view(third), FILE_ID, seen)
+    assert account().newest(view(second), FILE_ID, seen).version == 2
+    follows = version(3, second.body)
+    assert account().newest(view(follows), FILE_ID, seen).version == 3
+    # An older version without the head is as old as it looks.
+    with pytest.raises(Rollback):
+        account().opened(view(first), FILE_ID, 1, seen)
+
+
+def test_one_version_for_another() -> None:
+    first = version()
+    second = version(2, first.body)
+    with pytest.raises(Rollback):
+        account().opened(view(second), FILE_ID, 1, None)
+    with pytest.raises(Rollback):
+        account().opened(view(first, second.record), FILE_ID, 0, None)
+    assert account().opened(view(second), FILE_ID, 0, None).version == 2
+
+
+def test_metadata_of_another_version() -> None:
+    one, other = version(), version()
+    file = account().newest(view(replace(one, metadata=other.metadata)), FILE_ID, None)
+    with pytest.raises(Tampered):
+        account().open(file)
+
+
+def test_a_wrap_that_opens_to_another_key() -> None:
+    one, other = version(), version()
+    file = account().newest(view(replace(one, wraps=other.wraps)), FILE_ID, None)
+    with pytest.raises(Tampered):
+        account().open(file)
+
+
+def test_no_wrap_for_us() -> None:
+    file = account().newest(view(replace(version(), wraps=())), FILE_ID, None)
+    with pytest.raises(KeyringError):
+        account().open(file)
+
+
+def test_a_name_that_is_not_the_files() -> None:
+    file = account().newest(view(version(name="docs/other.pdf")), FILE_ID, None)
+    with pytest.raises(Tampered):
+        account().open(file)
+
+
+def test_a_size_that_is_not_the_contents() -> None:
+    file = account().newest(view(version(stated_size=11)), FILE_ID, None)
+    with pytest.raises(BadRecord):
+        account().open(file)
+
+
+# --- whose signatures count
+
+
+def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
+    first = statement()
+    second = statement(
+        n=2, generation=2, sign_pub=OTHER.public, prev=record_hash(first), reason="rotate"
+    )
+    third_key = SigningKey.from_seed(b"4" * 32).public
+    both = Account.of(keyring(first, second))
+    assert both.signers == {1: SIGNING.public, 2: OTHER.public}
+    finished = statement(
+        n=3,
+        generation=2,
+        oldest=2,
+        sign_pub=OTHER.public,
+        prev=record_hash(second),
+        reason="finish",
+    )
+    assert Account.of(keyring(first, second, finished)).signers == {2: OTHER.public}
+    voiding = statement(
+        n=3,
+        generation=3,
+        sign_pub=third_key,
+        prev=record_hash(second),
+        voids=(record_hash(second),),
+        reason="recovery",
+    )
+    assert Account.of(keyring(first, second, voiding)).signers == {
+        1: SIGNING.public,
+        3: third_key,
+    }

@@ -1,0 +1,211 @@
+"""What a client remembers only moves forward, whatever order its processes write in."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfsc.errors import LocalError
+from sfsc.state import KnownFile, State
+
+ACCOUNT = bytes(32) + b"ada"
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "state.sqlite3"
+
+
+def opened(path: Path, account: bytes = ACCOUNT, key: bytes = KEY) -> State:
+    return State.open(path, account, key)
+
+
+def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
+    record = f"record {rev}{mark}".encode()
+    return KnownFile(file_id, rev, record.ljust(32, b"."), record, version=rev)
+
+
+def test_nothing_is_known_at_first(path: Path) -> None:
+    with opened(path) as state:
+        assert state.checkpoint() is None
+        assert state.checkpoint_note() is None
+        assert state.server_statement() is None
+        assert state.file("a" * 32) is None
+        assert state.listed() == 0
+        assert (state.revisions(), list(state.entries())) == ({}, [])
+
+
+def test_what_is_remembered_outlives_the_process(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_checkpoint(7, b"r" * 32, b"note")
+        state.remember_server_statement(2, b"statement", b"signature")
+        state.remember_file(known(3), b"entry")
+        state.remember_listed(5)
+    with opened(path) as state:
+        assert state.checkpoint() == (7, b"r" * 32)
+        assert state.checkpoint_note() == b"note"
+        assert state.server_statement() == b"statement"
+        assert state.file("a" * 32) == known(3)
+        assert state.revisions() == {"a" * 32: known(3).known}
+        assert list(state.entries()) == [("a" * 32, b"entry")]
+        assert state.listed() == 5
+
+
+def test_nothing_moves_back(path: Path) -> None:
+    with opened(path) as early, opened(path) as late:
+        for state, step in ((late, 9), (early, 4)):
+            state.remember_checkpoint(step, bytes([step]) * 32, b"note %d" % step)
+            state.remember_server_statement(step, b"statement %d" % step, b"")
+            state.remember_file(known(step), b"entry %d" % step)
+            state.remember_listed(step)
+        for state in (late, early):
+            assert state.checkpoint() == (9, b"\x09" * 32)
+            assert state.checkpoint_note() == b"note 9"
+            assert state.server_statement() == b"statement 9"
+            assert state.file("a" * 32) == known(9)
+            assert list(state.entries()) == [("a" * 32, b"entry 9")]
+            assert state.listed() == 9
+
+
+def test_a_statement_that_is_known_stays_as_it_was(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_server_statement(1, b"first", b"")
+        state.remember_server_statement(1, b"another", b"")
+        assert state.server_statement() == b"first"
+
+
+def test_an_entry_belongs_to_one_record(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+        assert state.has_entry("a" * 32, known(1).hash)
+        assert not state.has_entry("a" * 32, known(2).hash)
+        assert not state.has_entry("b" * 32, known(1).hash)
+        state.remember_file(known(2), None)
+        assert not state.has_entry("a" * 32, known(2).hash)
+        assert list(state.entries()) == []
+        state.remember_file(known(2), b"entry 2")
+        assert list(state.entries()) == [("a" * 32, b"entry 2")]
+
+
+def test_names_are_not_readable_on_disk(path: Path) -> None:
+    secret = b"the name of a file that nobody should read"
+    with opened(path) as state:
+        state.remember_file(known(1), secret)
+        # While it is open, what was written may still be in the -wal file beside it.
+        stored = b"".join(file.read_bytes() for file in path.parent.iterdir())
+        assert known(1).record in stored
+        assert secret not in stored
+        assert secret[:8] not in stored
+
+
+def test_an_entry_moved_to_another_file_does_not_open(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_file(known(1, "a" * 32), b"entry a")
+        state.remember_file(known(1, "b" * 32), b"entry b")
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "UPDATE file SET entry = (SELECT entry FROM file WHERE file_id = ?)", ("b" * 32,)
+        )
+    database.close()
+    with opened(path) as state, pytest.raises(LocalError):
+        list(state.entries())
+
+
+def test_another_key_does_not_open_it(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+    with opened(path, key=b"K" * 32) as state, pytest.raises(LocalError):
+        list(state.entries())
+
+
+def test_another_account_is_refused(path: Path) -> None:
+    opened(path).close()
+    with pytest.raises(LocalError):
+        opened(path, bytes(32) + b"eve")
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    opened(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(LocalError):
+        opened(path)
+
+
+@pytest.mark.parametrize("stored", [b"not a database" * 100, b"SQLite format 3\0" + bytes(4096)])
+def test_a_damaged_file_is_a_local_error(path: Path, stored: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(stored)
+    with pytest.raises(LocalError) as caught:
+        opened(path)
+    assert str(path) in caught.value.cause
+
+
+def test_a_folder_that_cannot_be_made_is_a_local_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(LocalError):
+        opened(tmp_path / "file" / "state.sqlite3")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with opened(path) as state:
+            state.remember_listed(1)
+            modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+            assert modes == {0o600}
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
+    def half(state: State) -> None:
+        with state.changing():
+            state.remember_file(known(1), b"entry")
+            state.remember_listed(4)
+            raise KeyboardInterrupt
+
+    with opened(path) as state:
+        with pytest.raises(KeyboardInterrupt):
+            half(state)
+        assert (state.file("a" * 32), state.listed()) == (None, 0)
+        with state.changing():
+            state.remember_file(known(1), b"entry")
+        assert state.file("a" * 32) == known(1)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sfsc.state import KnownFile, State
+path, number = Path(sys.argv[1]), int(sys.argv[2])
+with State.open(path, bytes(32) + b"ada", b"k" * 32) as state:
+    for step in range(60):
+        size = step * 4 + number
+        with state.changing():
+            state.remember_checkpoint(size, bytes(32), b"note %d" % size)
+            known = KnownFile("a" * 32, size, bytes(32), b"r", size)
+            state.remember_file(known, b"entry %d" % size)
+"""
+
+
+def test_many_processes_write_at_once(path: Path) -> None:
+    running = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)])
+        for number in range(4)
+    ]
+    assert [process.wait(60) for process in running] == [0] * 4
+    with opened(path) as state:
+        assert state.checkpoint() == (239, bytes(32))
+        assert state.checkpoint_note() == b"note 239"
+        assert list(state.entries()) == [("a" * 32, b"entry 239")]

@@ -1,0 +1,383 @@
+"""What a server may say, said by one that can lie: each lie has its error, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import checkpoint
+from protocol.auditlog import Draft
+from protocol.messages import Receipt
+from protocol.messages.session import Welcome
+from protocol.signatures import Label, SigningKey
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    Fork,
+    IntegrityError,
+    ProtocolFailure,
+    Rollback,
+    WrongServer,
+)
+from sfsc.trust import Point, Sent, Trust
+from tests.sfsc.lying import SPKI, Log
+
+RECORD = b"the exact bytes that were signed"
+SIGNATURES = {"a1" * 32: bytes(64)}
+SENT = Sent("upload", "ada", "ada", "0" * 32, 3, RECORD, SIGNATURES)
+
+
+def greeted(log: Log) -> Trust:
+    trust = Trust(log.server_id)
+    trust.welcome(log.welcome(), SPKI)
+    return trust
+
+
+def opened(log: Log, entries: int = 5) -> Trust:
+    """A client in a session that began when the log had `entries`."""
+    log.fill(entries - log.size)
+    trust = greeted(log)
+    trust.session(log.session(0))
+    return trust
+
+
+def upload(log: Log, **changes: object) -> int:
+    fields: dict[str, object] = {
+        "op": "upload",
+        "actor": "ada",
+        "owner": "ada",
+        "file": "0" * 32,
+        "version": 3,
+        "rec": RECORD,
+        "sigs": SIGNATURES,
+    }
+    return log.append(Draft(**(fields | changes)))  # type: ignore[arg-type]
+
+
+# --- Welcome
+
+
+def test_the_pinned_server_is_believed() -> None:
+    log = Log()
+    trust = Trust(log.server_id)
+    statement = trust.welcome(log.welcome(), SPKI)
+    assert (statement.n, statement.server_pub) == (1, log.server.public)
+
+
+def test_another_server_is_not_the_pinned_one() -> None:
+    log, other = Log(), Log()
+    with pytest.raises(WrongServer) as caught:
+        Trust(log.server_id).welcome(other.welcome(), SPKI)
+    assert caught.value.pinned == log.server_id.hex()
+    assert caught.value.shown == other.server_id.hex()
+
+
+def test_another_tls_key_is_someone_between() -> None:
+    log = Log()
+    with pytest.raises(WrongServer):
+        Trust(log.server_id).welcome(log.welcome(), bytes(32))
+
+
+def resigned(log: Log, signer: SigningKey) -> Welcome:
+    welcome = log.welcome()
+    return replace(welcome, signature=signer.sign(Label.SERVER_STATEMENT, welcome.statement))
+
+
+def other_label(log: Log) -> Welcome:
+    welcome = log.welcome()
+    return replace(welcome, signature=log.server.sign(Label.STATEMENT, welcome.statement))
+
+
+def stated(**changes: str) -> Callable[[Log], Welcome]:
+    def make(log: Log) -> Welcome:
+        body, signature = log.statement(1, SPKI, **changes)
+        return replace(log.welcome(), statement=body, signature=signature)
+
+    return make
+
+
+def foreign_vkey(log: Log) -> Welcome:
+    vkey = checkpoint.Verifier(checkpoint.origin_of(bytes(32)), log.key.public).vkey
+    return stated(log_vkey=vkey)(log)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda log: resigned(log, log.key), BadRecord),
+        (other_label, BadRecord),
+        (lambda log: replace(log.welcome(), statement=b"\x80"), BadRecord),
+        (lambda log: replace(log.welcome(), statement=log.welcome().statement + b"\0"), BadRecord),
+        (lambda log: replace(log.welcome(), statement=log.statement(n=2)[0]), BadRecord),
+        (stated(log_vkey="not a key"), BadRecord),
+        (foreign_vkey, BadRecord),
+        (lambda log: replace(log.welcome(), versions=(2,)), ProtocolFailure),
+    ],
+    ids=[
+        "other signer",
+        "other label",
+        "no statement",
+        "trailing byte",
+        "signature of another",
+        "no vkey",
+        "vkey of another log",
+        "no common version",
+    ],
+)
+def test_a_welcome_that_is_wrong(make: Callable[[Log], Welcome], error: type[Exception]) -> None:
+    log = Log()
+    trust = Trust(log.server_id)
+    with pytest.raises(error):
+        trust.welcome(make(log), SPKI)
+    # Nothing was learned: a checkpoint still has no key to be verified with.
+    with pytest.raises(ProtocolFailure):
+        trust.session(log.session(0))
+
+
+def test_the_server_statement_never_falls_and_has_no_twin() -> None:
+    log = Log()
+    second = log.welcome(n=2)
+    known = Trust(log.server_id, statement=second.statement)
+    with pytest.raises(Rollback):
+        known.welcome(log.welcome(n=1), SPKI)
+    body, signature = log.statement(n=2, created=1)
+    with pytest.raises(Fork):
+        known.welcome(replace(second, statement=body, signature=signature), SPKI)
+    known.welcome(second, SPKI)
+    known.welcome(log.welcome(n=3), SPKI)
+    with pytest.raises(Rollback):
+        known.welcome(second, SPKI)
+
+
+# --- Session
+
+
+@given(known=st.integers(0, 20), more=st.integers(0, 20))
+def test_a_log_that_goes_on_is_believed(known: int, more: int) -> None:
+    log = Log()
+    log.fill(known)
+    before = Point(known, log.root(known), log.checkpoint())
+    log.fill(more)
+    trust = Trust(log.server_id, newest=before)
+    trust.welcome(log.welcome(), SPKI)
+    trust.session(log.session(known))
+    assert trust.newest == Point(known + more, log.root(known + more), log.checkpoint())
+
+
+def remembering(log: Log) -> Trust:
+    trust = Trust(log.server_id, newest=Point(log.size, log.root(log.size), log.checkpoint()))
+    trust.welcome(log.welcome(), SPKI)
+    return trust
+
+
+def test_a_log_that_became_shorter_is_a_rollback() -> None:
+    log = Log()
+    log.fill(8)
+    trust = remembering(log)
+    before = trust.newest
+    with pytest.raises(Rollback):
+        trust.session(log.fork(7).session(8))
+    assert trust.newest == before
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_another_log_is_a_fork(more: int) -> None:
+    log = Log()
+    log.fill(8)
+    other = log.fork(7)
+    other.fill(1 + more)
+    trust = remembering(log)
+    with pytest.raises(Fork):
+        trust.session(other.session(8))
+
+
+def test_no_proof_is_no_proof() -> None:
+    log = Log()
+    log.fill(4)
+    trust = remembering(log)
+    log.fill(4)
+    with pytest.raises(Fork):
+        trust.session(replace(log.session(4), consistency=()))
+    with pytest.raises(Fork):
+        trust.session(replace(log.session(4), consistency=log.consistency(3)))
+    trust.session(log.session(4))
+
+
+def test_a_proof_where_none_belongs_is_refused() -> None:
+    log = Log()
+    log.fill(4)
+    with pytest.raises(Fork):
+        remembering(log).session(replace(log.session(4), consistency=(bytes(32),)))
+
+
+def test_a_checkpoint_of_another_key_or_log() -> None:
+    log, other = Log(), Log()
+    for lying in (log, other):
+        lying.fill(3)
+    with pytest.raises(BadRecord):
+        greeted(log).session(other.session(0))
+    key, log.key = log.key, other.key
+    forged = log.checkpoint()
+    log.key = key
+    with pytest.raises(BadRecord):
+        greeted(log).session(replace(log.session(0), checkpoint=forged))
+    note = log.checkpoint().replace(b"\n3\n", b"\n4\n")
+    with pytest.raises(BadRecord):
+        greeted(log).session(replace(log.session(0), checkpoint=note))
+
+
+# --- receipts
+
+
+@given(before=st.integers(0, 12), between=st.integers(0, 12), after=st.integers(0, 12))
+def test_a_change_that_the_log_has_is_believed(before: int, between: int, after: int) -> None:
+    log = Log()
+    trust = opened(log, before)
+    log.fill(between)
+    seq = upload(log)
+    log.fill(after)
+    entry = trust.receipt(log.receipt(seq, before), SENT)
+    assert (entry.seq, entry.rec) == (seq, RECORD)
+    assert trust.newest.size == log.size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"op": "delete"},
+        {"actor": "eve"},
+        {"owner": "eve"},
+        {"owner": None},
+        {"file": "1" * 32},
+        {"file": None},
+        {"version": 2},
+        {"version": None},
+        {"rec": RECORD + b"!"},
+        {"rec": None},
+        {"sigs": {}},
+        {"sigs": {"a1" * 32: bytes(63) + b"\1"}},
+        {"sigs": {"b2" * 32: bytes(64)}},
+        {"sigs": SIGNATURES | {"b2" * 32: bytes(64)}},
+    ],
+    ids=lambda changes: "-".join(f"{key}={str(value)[:12]}" for key, value in changes.items()),
+)
+def test_an_entry_that_says_something_else(changes: dict[str, object]) -> None:
+    log = Log()
+    trust = opened(log)
+    before = trust.newest
+    seq = upload(log, **changes)
+    with pytest.raises(BadReceipt):
+        trust.receipt(log.receipt(seq, 5), SENT)
+    assert trust.newest == before
+
+
+def spoiled(**changes: object) -> Callable[[Receipt], Receipt]:
+    return lambda receipt: replace(receipt, **changes)  # type: ignore[arg-type]
+
+
+def flipped(receipt: Receipt) -> Receipt:
+    line = bytearray(receipt.line)
+    line[20] ^= 1
+    return replace(receipt, line=bytes(line))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (spoiled(line=b"{}"), BadReceipt),
+        (flipped, BadReceipt),
+        (spoiled(inclusion=()), BadReceipt),
+        (lambda receipt: replace(receipt, inclusion=receipt.inclusion[:-1]), BadReceipt),
+        (lambda receipt: replace(receipt, inclusion=receipt.inclusion[::-1]), BadReceipt),
+        (spoiled(consistency=()), Fork),
+        (lambda receipt: replace(receipt, consistency=receipt.consistency[:-1]), Fork),
+        (spoiled(checkpoint=b""), BadRecord),
+        (lambda receipt: replace(receipt, checkpoint=receipt.checkpoint[:-8]), BadRecord),
+    ],
+    ids=[
+        "no line",
+        "flipped line",
+        "no inclusion",
+        "short inclusion",
+        "turned inclusion",
+        "no consistency",
+        "short consistency",
+        "no checkpoint",
+        "cut checkpoint",
+    ],
+)
+def test_a_receipt_that_proves_nothing(
+    spoil: Callable[[Receipt], Receipt], error: type[IntegrityError]
+) -> None:
+    log = Log()
+    trust = opened(log)
+    seq = upload(log)
+    log.fill(3)
+    receipt = log.receipt(seq, 5)
+    before = trust.newest
+    with pytest.raises(error):
+        trust.receipt(spoil(receipt), SENT)
+    assert trust.newest == before
+    trust.receipt(receipt, SENT)
+
+
+def test_a_receipt_of_a_forked_log() -> None:
+    log = Log()
+    trust = opened(log)
+    other = log.fork(4)
+    other.fill(1)
+    with pytest.raises(Fork):
+        trust.receipt(other.receipt(upload(other), 5), SENT)
+
+
+def test_a_receipt_in_a_log_that_became_shorter() -> None:
+    log = Log()
+    log.fill(3)
+    seq = upload(log)
+    trust = opened(log, 8)
+    with pytest.raises(Rollback):
+        trust.receipt(log.receipt(seq, 5, size=5), SENT)
+    assert trust.receipt(log.receipt(seq, 8), SENT).seq == seq
+
+
+def test_two_checkpoints_of_one_size_in_one_session() -> None:
+    """Each continues the one the session opened with; together they show the fork."""
+    log = Log()
+    trust = opened(log)
+    other = log.fork(5)
+    trust.receipt(log.receipt(upload(log), 5), SENT)
+    with pytest.raises(Fork):
+        trust.receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
+
+
+def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
+    log = Log()
+    trust = opened(log)
+    first, second = upload(log), upload(log, version=4)
+    early = log.receipt(first, 5, size=6)
+    trust.receipt(log.receipt(second, 5), replace(SENT, version=4))
+    trust.receipt(early, SENT)
+    assert trust.newest.size == 7
+
+
+# --- enrolment
+
+
+def test_the_first_checkpoint_needs_the_receipt_of_the_statement() -> None:
+    sent = Sent("enrol", "ada", "ada", None, None, b"statement", SIGNATURES)
+    log = Log()
+    log.fill(3)
+    enrolled = {"op": "enrol", "file": None, "version": None, "rec": b"statement"}
+    seq = upload(log, **enrolled)
+    receipt = log.receipt(seq, 4)
+    entry = greeted(log).enrolled(log.session(0, receipt), sent)
+    assert entry.seq == 3
+    with pytest.raises(BadReceipt):
+        greeted(log).enrolled(log.session(0), sent)
+    other = log.receipt(upload(log, **enrolled, actor="eve"), 5)
+    with pytest.raises(BadReceipt):
+        greeted(log).enrolled(log.session(0, other), sent)
