@@ -2,7 +2,7 @@
 
 The keyring is written, with the statement in it as pending, before anything is sent: whatever is
 lost afterwards, a rerun sends the very same bytes and gets the very same answer. It is written only
-once the server was judged, and removed where the server refuses the token.
+once the server was judged, and removed where the server has refused the statement for good.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Final
 
 from protocol.errors import MessageError
 from protocol.invitation import Invitation, parse_invitation
+from protocol.messages import Error, Reply
 from protocol.messages import session as opening
 from protocol.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Bundle, seal_bundle
-from sfsc.errors import Denied, LocalError, UsageError
+from sfsc.errors import LocalError, UsageError
 from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey, new_key
@@ -55,22 +56,24 @@ def enrol(
     `TokenRefused`, `WrongServer` and the other errors of a session.
     """
     begun = _begun(invitation, home, passphrase)
+    # Before the server is called: making an RSA key may take longer than it waits for a login.
+    ready = begun or PrivateKey.generate(key_type)
     transport = dial((invitation.address,), timeouts)
     try:
         trust = Trust(invitation.pin)
         welcome = transport.welcome()
         server = trust.welcome(welcome, transport.peer_spki_sha256)
-        file = begun or KeyringFile.create(
-            keyring_path(home), _fresh(invitation, key_type, welcome.limits), passphrase
-        )
+        if isinstance(ready, KeyringFile):
+            file = ready
+        else:
+            keyring = _fresh(invitation, ready, welcome.limits)
+            file = KeyringFile.create(keyring_path(home), keyring, passphrase)
         with open_state(home, file.contents) as state:
             state.remember_server_statement(server.n, welcome.statement, welcome.signature)
-            try:
-                _accepted(transport, trust, file, invitation)
-            except Denied:
-                # Nothing was enrolled: the next invitation starts from nothing.
+            reply = _send(transport, file.contents, invitation)
+            if isinstance(reply, Error) and _is_final(reply, again=begun is not None):
                 keyring_path(home).unlink()
-                raise
+            _accept(answered(reply, opening.Session), trust, file)
             newest = trust.newest
             state.remember_checkpoint(newest.size, newest.root, newest.note)
     finally:
@@ -97,13 +100,12 @@ def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> Keyrin
     return file
 
 
-def _fresh(invitation: Invitation, key_type: str, limits: opening.Limits) -> Keyring:
+def _fresh(invitation: Invitation, wrapping: PrivateKey, limits: opening.Limits) -> Keyring:
     """All keys of a new account, and its first statement, pending."""
     signing = SigningKey.generate()
-    wrapping = PrivateKey.generate(key_type)
     device_key = PrivateKey.generate("xwing")
     device = Device(secrets.token_bytes(16), device_key.encoded)
-    keys = GenerationKeys(_GENERATION, signing.seed, key_type, wrapping.encoded)
+    keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys = (new_key(),)
     bundle = seal_bundle(
         Bundle((keys,), name_keys, (), b""),
@@ -121,7 +123,7 @@ def _fresh(invitation: Invitation, key_type: str, limits: opening.Limits) -> Key
         generation=_GENERATION,
         oldest=_GENERATION,
         sign_pub=signing.public,
-        wrap_alg=key_type,
+        wrap_alg=wrapping.alg,
         wrap_pub=wrapping.public.encoded,
         devices=((device.device_id, device_key.public.encoded),),
         recovery=None,
@@ -159,41 +161,61 @@ def _clamp(seconds: int) -> int:
     return max(_SHORTEST, min(_LONGEST, seconds))
 
 
-def _accepted(
-    transport: Transport, trust: Trust, file: KeyringFile, invitation: Invitation
-) -> None:
-    """Send the pending statement, check the proof that it is logged, and make its keys current."""
-    pending = file.contents.pending
-    if pending is None or pending.keys is None:
-        raise LocalError("this keyring has no enrolment to finish")
-    (signature,) = pending.signatures
-    statement = record_hash(pending.statement)
-    proven = enrol_proof_body(welcome=transport.welcome_sha256, statement=statement)
+def _is_final(error: Error, *, again: bool) -> bool:
+    """Whether these keys can never be enrolled: the next invitation starts from nothing.
+
+    A token that is refused `again` may have been used with this very statement, and the user been
+    disabled since.
+    """
+    return error.code in _REFUSED and not (again and error.code == "token")
+
+
+_REFUSED: Final = frozenset({"token", "refused", "denied", "not-allowed", "bad-request"})
+
+
+def _send(transport: Transport, keyring: Keyring, invitation: Invitation) -> Reply:
+    """The server's answer to the pending statement."""
+    pending = _pending(keyring)
+    proven = enrol_proof_body(
+        welcome=transport.welcome_sha256, statement=record_hash(pending.statement)
+    )
     message = opening.Enroll(
         version=opening.VERSION,
-        user=invitation.user,
+        user=keyring.user,
         statement=pending.statement,
         bundle=pending.bundle,
-        signature=signature,
+        signature=pending.signatures[0],
         proof=hmac.digest(invitation.token_sha256, proven, "sha256"),
     )
-    reply = answered(transport.call(message, transport.timeouts.opening), opening.Session)
-    public = SigningKey.from_seed(pending.keys.sign_seed).public
+    return transport.call(message, transport.timeouts.opening)
+
+
+def _accept(session: opening.Session, trust: Trust, file: KeyringFile) -> None:
+    """Check the proof that the pending statement is logged, and make its keys current."""
+    user, pending = file.contents.user, _pending(file.contents)
+    public = Statement.parse(pending.statement).sign_pub
     sent = Sent(
         op="enrol",
-        actor=invitation.user,
-        owner=invitation.user,
+        actor=user,
+        owner=user,
         file=None,
         version=None,
         record=pending.statement,
-        signatures={key_id("ed25519", public).hex(): signature},
+        signatures={key_id("ed25519", public).hex(): pending.signatures[0]},
     )
-    trust.enrolled(reply, sent)
+    trust.enrolled(session, sent)
+    generations = () if pending.keys is None else (pending.keys,)
     file.save(
         dataclasses.replace(
             file.contents,
             statements=(pending.statement,),
-            generations=(pending.keys,),
+            generations=generations,
             pending=None,
         )
     )
+
+
+def _pending(keyring: Keyring) -> Pending:
+    if keyring.pending is None:
+        raise LocalError("this keyring has no enrolment to finish")
+    return keyring.pending

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol import merkle
@@ -58,7 +58,7 @@ class Put:
     file_id: str
     version: int
     size: int
-    receipt: Receipt | None
+    receipt: Receipt | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
