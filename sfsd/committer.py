@@ -83,9 +83,12 @@ class CommitPoint:
             self.settle()
 
     def settle(self, *, force: bool = False) -> None:
-        """`DirectoryStore.settle`; a failure shows as `failed`."""
+        """`DirectoryStore.settle`; a failure shows as `failed`, a full disk is tried later."""
         try:
             self._store.settle(force=force)
+        except StoreFullError:
+            # Settling is what gives the stage's room back, so it gets the little that it needs.
+            self._journal.release_reserve()
         except StoreFailedError:
             return
 
@@ -158,7 +161,7 @@ class CommitPoint:
                 self._store.syncs.fail("installing a group", exc)
             # It is true already, so it gets the room that is kept for such a moment.
             self._journal.release_reserve()
-            self._store.settle()
+            self.settle()
             try:
                 self._store.publish(prepared)
             except OSError as again:

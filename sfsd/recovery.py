@@ -20,6 +20,7 @@ from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
 from sfsd.files import Files
 from sfsd.groups import Step
+from sfsd.handles import refused
 from sfsd.journal import Journal
 from sfsd.store import DirectoryStore
 
@@ -29,7 +30,7 @@ _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start found: entries past the mark, files it had to change, staged files it dropped."""
+    """What a start found: entries past the mark, files changed, staged files dropped."""
 
     entries: int
     installed: int
@@ -48,28 +49,36 @@ def recover(store: DirectoryStore, journal: Journal) -> Recovered:
     """Bring `store` up to the end of `journal`; both were just opened and serve nobody yet.
 
     Raises `RecoveryError` naming the file that cannot be had, `JournalDamagedError`,
-    StoreFailedError, or OSError.
+    StoreRefusedError, StoreFailedError.
     """
+    try:
+        return _recover(store, journal)
+    except OSError as exc:
+        raise refused(exc, "recovering the store") from exc
+
+
+def _recover(store: DirectoryStore, journal: Journal) -> Recovered:
     last = journal.next_seq - 1
-    if store.applied > last:
+    if store.placing.applied > last:
         raise RecoveryError(
-            f"entry {store.applied} was applied, the log ends at {last}", path="logs/audit.jsonl"
+            f"entry {store.placing.applied} was applied, the log ends at {last}",
+            path="logs/audit.jsonl",
         )
     wanted = _wanted(store, journal)
     stage = _Stage(store.files, store.staging)
     installed = sum([_restore(store, stage, want) for want in wanted.values()])
-    entries = last - store.applied
+    entries = last - store.placing.applied
     if entries:
         steps = [Step(want.path, want.digest) for want in wanted.values()]
-        store.sync_in_place(steps, ancestors=True)
-        store.write_applied(last)
+        store.placing.sync(steps, ancestors=True)
+        store.placing.write_applied(last)
     return Recovered(entries, installed, _drop_staged(store))
 
 
 def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
     """What entries past the mark say of each path; the last word counts."""
     wanted: dict[str, _Wanted] = {}
-    first = store.applied + 1
+    first = store.placing.applied + 1
     for seq, line in enumerate(journal.lines(first), first):
         try:
             entry = auditlog.parse(line, seq=seq)
@@ -86,10 +95,10 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
 
 def _restore(store: DirectoryStore, stage: _Stage, want: _Wanted) -> bool:
     """Make the path what is wanted; whether anything had to be done."""
-    store.remove_temporary(want.path)
+    store.placing.remove_temporary(want.path)
     if store.digest_in_place(want.path) == want.digest:
         return False
-    store.install(Step(want.path, None) if want.digest is None else stage.find(want))
+    store.placing.install(Step(want.path, None) if want.digest is None else stage.find(want))
     return True
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import heapq
 import os
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.merkle import PIECE_SIZE, PieceHasher
@@ -30,10 +28,11 @@ from sfsd.changes import (
     digest_of,
     is_ciphertext,
 )
-from sfsd.errors import Absent, RecoveryError
-from sfsd.files import Files
-from sfsd.groups import Builder, Prepared, Step, abandon, drop_stage
+from sfsd.errors import Absent
+from sfsd.files import FULL_DISK, Files
+from sfsd.groups import Builder, Prepared, abandon, drop_stage
 from sfsd.handles import SharedHandle, Syncs, refused
+from sfsd.placing import Placing
 from sfsd.staging import Staged
 
 __all__ = [
@@ -52,7 +51,6 @@ __all__ = [
 
 _CACHED_DIGESTS = 1 << 16
 """About 200 bytes each."""
-_APPLIED = re.compile(rb"[0-9]{1,16}\n")
 _APPLIED_LAG = 4096
 """Entries without effects that a start may have to read again."""
 
@@ -85,8 +83,8 @@ class DirectoryStore:
     """The files below ROOT/store/users and the stage in ROOT/staging."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
-        """Makes the folders if need be. Raises OSError, or `RecoveryError` if staging/applied is
-        not what this wrote."""
+        """Makes the folders if need be. Raises StoreRefusedError, StoreFailedError, or
+        `RecoveryError` if staging/applied is not what this wrote."""
         self.files = files or Files()
         self.syncs = Syncs(self.files)
         self.users = root / "store" / "users"
@@ -96,14 +94,15 @@ class DirectoryStore:
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._unsettled: list[Prepared] = []
-        self._grown: set[str] = set()  # folders that got a folder since the last settle
         self._last_seq = -1
-        for folder in (self.users, self.staging):
-            self.files.make_folder(folder)
+        try:
+            for folder in (self.users, self.staging):
+                self.files.make_folder(folder)
+            self.placing = Placing(self.files, self.syncs, users=self.users, staging=self.staging)
+        except OSError as exc:
+            raise refused(exc, "opening the store") from exc
         for folder in (root / "store", root):
-            self.files.sync_folder(folder)
-        self.applied = self._read_applied()
-        """Every entry up to this seq is durable in place; -1 for none. Set by recovery too."""
+            self.syncs.folder(folder)
 
     @property
     def failed(self) -> str | None:
@@ -232,7 +231,7 @@ class DirectoryStore:
         """Make a logged group visible, in order. May be repeated after an OSError, which it raises
         as it is: the caller knows whether room can be made."""
         for step in prepared.steps:
-            self.install(step)
+            self.placing.install(step)
         with self._lock:
             self._published += 1
             for step in prepared.steps:
@@ -241,34 +240,6 @@ class DirectoryStore:
             self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
             staged.adopted()
-
-    def install(self, step: Step) -> None:
-        """Old or new under the path, never a mixture; not synced. Raises OSError."""
-        target = self.users / step.path
-        if step.digest is None:
-            self.files.remove(target)
-            return
-        try:
-            self._place(step, target)
-        except FileNotFoundError:
-            self._make_folder_of(step.path)
-            self._place(step, target)
-
-    def _place(self, step: Step, target: Path) -> None:
-        if step.blob is None:
-            self.files.replace_soon(target, step.data)
-            return
-        temporary = self.remove_temporary(step.path)
-        self.files.link_or_copy(self.staging / f"{step.blob}.ct", temporary)
-        self.files.replace(temporary, target)
-        # Where both were names of one file already, that did nothing and left the temporary.
-        self.files.remove(temporary)
-
-    def remove_temporary(self, path: str) -> Path:
-        """The name under which `path` is made before it is put in place; nothing is there now."""
-        temporary = self.files.temporary(self.users / path)
-        self.files.remove(temporary)
-        return temporary
 
     # Behind.
 
@@ -282,80 +253,27 @@ class DirectoryStore:
         """Make everything published so far durable in place, say so, and drop its stage.
 
         `force` says so even of entries that had no effects. Any thread, beside the committer.
-        Raises StoreFailedError, after which nothing more may be acknowledged.
+        Raises StoreFullError (to be tried again), or StoreFailedError, after which nothing more may
+        be acknowledged.
         """
         with self._settling:
             self.syncs.check()
             with self._lock:
                 groups, last = list(self._unsettled), self._last_seq
             steps = [step for prepared in groups for step in prepared.steps]
-            lag = last - self.applied
+            lag = last - self.placing.applied
             if not steps and lag < (1 if force else _APPLIED_LAG):
                 with self._lock:
                     del self._unsettled[: len(groups)]
                 return
             try:
-                self.sync_in_place(steps)
-                self.write_applied(last)
+                self.placing.sync(steps)
+                self.placing.write_applied(last)
             except OSError as exc:
+                if exc.errno in FULL_DISK:
+                    raise refused(exc, "settling") from exc
                 self.syncs.fail("settling", exc)
             for prepared in groups:
                 drop_stage(self.files, self.staging, prepared)
             with self._lock:
                 del self._unsettled[: len(groups)]
-
-    def sync_in_place(self, steps: Iterable[Step], *, ancestors: bool = False) -> None:
-        """Make what `install` did durable. Raises StoreFailedError or OSError.
-
-        `ancestors` for what an earlier process did: which folders it made is not known.
-        """
-        latest = {step.path: step for step in steps}
-        targets = [self.users / step.path for step in latest.values() if step.digest is not None]
-        for target in targets:
-            # All on their way to the disk first: the syncs then find little to wait for.
-            self._with_file(target, lambda handle: self.files.start_writing_back(handle, 0, 0))
-        for target in targets:
-            self._with_file(target, self.syncs.file)
-        with self._lock:
-            folders, self._grown = self._grown, set()
-        for folder in {path.rpartition("/")[0] for path in latest}:
-            folders.update(_up_from(folder) if ancestors else [folder])
-        for folder in sorted(folders, reverse=True):
-            with suppress(FileNotFoundError):
-                self.syncs.folder(self.users / folder)
-
-    def write_applied(self, seq: int) -> None:
-        """State durably that every entry up to `seq` is durable in place. Raises OSError."""
-        self.files.replace_durable(self.staging / "applied", f"{seq}\n".encode())
-        self.applied = seq
-
-    def _with_file(self, target: Path, do: Callable[[int], None]) -> None:
-        try:
-            handle = self.files.open_update(target)
-        except FileNotFoundError:
-            return  # a later group removed it, and that removal is settled with that group
-        try:
-            do(handle)
-        finally:
-            self.files.close(handle)
-
-    def _make_folder_of(self, path: str) -> None:
-        folder = path.rpartition("/")[0]
-        self.files.make_folder(self.users / folder)
-        with self._lock:
-            self._grown.update(_up_from(folder))
-
-    def _read_applied(self) -> int:
-        try:
-            text = (self.staging / "applied").read_bytes()
-        except FileNotFoundError:
-            return -1
-        if not _APPLIED.fullmatch(text):
-            raise RecoveryError("not a seq", path="staging/applied")
-        return int(text)
-
-
-def _up_from(folder: str) -> list[str]:
-    """`folder` and those above it, up to "", which is users/."""
-    parts = folder.split("/") if folder else []
-    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
