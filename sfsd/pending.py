@@ -16,7 +16,7 @@ from typing import Final
 from protocol.encoding import Buffer
 from protocol.merkle import root
 from protocol.messages.base import PIECE
-from sfsd.errors import Refused, StagingClosedError, StoreRefusedError
+from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.index import OwnerFiles
 from sfsd.staging import Staged
 
@@ -122,7 +122,7 @@ class Upload:
         """(bytes, leaf hashes, segments_root) of all. Raises `Refused` where a piece is missing."""
         try:
             size, leaves = self.staged.size, self.staged.leaves
-        except ValueError as exc:
+        except IncompleteError as exc:
             raise Refused("bad-request", f"the upload is not whole: {exc}") from exc
         if self.size and size != self.size:
             raise Refused("bad-request", f"{size} bytes of the {self.size} announced are here")

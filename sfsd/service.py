@@ -30,6 +30,7 @@ from sfsd.errors import (
     Refused,
     SfsdError,
     ShuttingDown,
+    StagingClosedError,
     Stale,
     StoreFailedError,
     StoreRefusedError,
@@ -55,6 +56,7 @@ _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     StoreRefusedError: ("unavailable", "it could not be written; nothing was done"),
     EntryTooLongError: ("bad-request", "its log entry would be too long"),
     Absent: ("not-found", "no such file"),
+    StagingClosedError: ("upload-lost", "the upload is committed or gone"),
 }
 _Answer = TypeVar("_Answer")
 

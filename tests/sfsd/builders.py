@@ -1,0 +1,348 @@
+"""A daemon without a network, and people who sign: real store, log, committer and service."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from protocol import auditlog, merkle
+from protocol.auditlog import Entry
+from protocol.checkpoint import Verifier, origin_of, verify
+from protocol.messages import Done, Error, Receipt, Reply, Request
+from protocol.messages.accounts import UserAdd
+from protocol.messages.base import PIECE, Wrap
+from protocol.messages.files import Record, RecordChange
+from protocol.messages.session import VERSION, Enroll, Login, Session
+from protocol.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
+from protocol.records import (
+    DELETE,
+    PUT,
+    FileRecord,
+    ServerStatement,
+    Statement,
+    enrol_proof_body,
+    login_body,
+    record_hash,
+    server_id,
+)
+from protocol.signatures import Label, SigningKey
+from sfsd.committer import Committer
+from sfsd.config import DAY, Config
+from sfsd.files import Files
+from sfsd.journal import Journal
+from sfsd.recovery import recover
+from sfsd.service import Principal, Service
+from sfsd.store import DirectoryStore
+from sfsd.world import Identity, World
+
+WELCOME = hashlib.sha256(b"this welcome").digest()
+ADDRESS = "192.0.2.7"
+SERVER_KEY = SigningKey.from_seed(b"s" * 32)
+LOG_KEY = SigningKey.from_seed(b"l" * 32)
+OPERATOR_KEY = SigningKey.from_seed(b"o" * 32)
+SERVER_ID = server_id(SERVER_KEY.public)
+SPKI = hashlib.sha256(b"spki").digest()
+VERIFIER = Verifier(origin_of(SERVER_ID), LOG_KEY.public)
+_T = TypeVar("_T")
+
+
+@dataclass
+class Clock:
+    """Unix seconds, moved by hand."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Daemon:
+    """A served world. `ask` and `open` go through `Service`, on one loop."""
+
+    def __init__(self, world: World, clock: Clock, runner: asyncio.Runner) -> None:
+        self.world = world
+        self.clock = clock
+        self.service = Service(world)
+        self._runner = runner
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return self._runner.run(coroutine)
+
+    def ask(self, who: Principal, message: Request) -> Reply:
+        return self.run(self.service.handle(who, message))
+
+    def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Reply]:
+        """All at once, as a pipelining client does."""
+
+        async def together() -> list[Reply]:
+            return await asyncio.gather(*(self.service.handle(who, one) for one in messages))
+
+        return self.run(together())
+
+    def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
+        return self.run(self.service.open(message, welcome_sha256=WELCOME, address=address))
+
+    def operator(self) -> Principal:
+        return self.open(login("operator", OPERATOR_KEY))[0]
+
+    def person(self, name: str, *, quota: int = 0) -> Person:
+        """Invited and enrolled, with an open session."""
+        person = Person(name, self)
+        done = self.ask(self.operator(), person.invitation(quota=quota))
+        assert isinstance(done, Done), done
+        person.who = self.open(person.enroll())[0]
+        return person
+
+    def entries(self, op: str | None = None) -> list[Entry]:
+        lines = enumerate(self.world.journal.lines())
+        entries = [auditlog.parse(line, seq=seq) for seq, line in lines]
+        return [entry for entry in entries if op in (None, entry.op)]
+
+
+@contextmanager
+def daemon(
+    root: Path,
+    clock: Clock | None = None,
+    *,
+    config: Config | None = None,
+    files: Files | None = None,
+) -> Iterator[Daemon]:
+    """A daemon on `root`, which may be one that ran before."""
+    clock = clock or Clock()
+    statement = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000)
+    body = statement.encode()
+    identity = Identity.of(body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), OPERATOR_KEY.public)
+    journal = Journal(root / "logs", LOG_KEY, VERIFIER.name, files=files, reserve=4096)
+    store = DirectoryStore(root, files)
+    recover(store, journal)
+    committer = Committer(store, journal)
+    world = World.assemble(root, config or Config(), identity, store, journal, committer, clock)
+    with asyncio.Runner() as runner:
+        served = Daemon(world, clock, runner)
+        try:
+            yield served
+        finally:
+            runner.run(served.service.close())
+            committer.close()
+            journal.close()
+
+
+def login(user: str, key: SigningKey, generation: int = 1, **changed: Any) -> Login:
+    body = login_body(
+        server=changed.get("server", SERVER_ID),
+        spki=changed.get("spki", SPKI),
+        welcome=changed.get("welcome", WELCOME),
+        version=VERSION,
+        user=user,
+        generation=generation,
+    )
+    known_size = changed.get("known_size", 0)
+    return Login(VERSION, user, generation, known_size, key.sign(Label.LOGIN, body))
+
+
+def check_receipt(receipt: Receipt, body: bytes | None = None) -> Entry:
+    """The entry that a receipt proves, its line hashed, its place and the checkpoint verified."""
+    point = verify(receipt.checkpoint, VERIFIER)
+    entry = auditlog.parse(receipt.line)
+    leaf = merkle.leaf_hash(entry.hash)
+    merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
+    if body is not None:
+        assert entry.rec == body
+    return entry
+
+
+def segments_root(ciphertext: bytes) -> bytes:
+    pieces = range(0, max(1, len(ciphertext)), PIECE)
+    return merkle.root(merkle.leaf_hash(ciphertext[at : at + PIECE]) for at in pieces)
+
+
+@dataclass
+class Version:
+    """All that goes with a put, each part open to being made wrong."""
+
+    record: FileRecord
+    body: bytes
+    signature: bytes
+    metadata: bytes
+    wraps: tuple[Wrap, ...]
+    ciphertext: bytes
+
+    def small(self) -> PutSmall:
+        return PutSmall(self.body, self.signature, self.metadata, self.wraps, self.ciphertext)
+
+    def commit(self, upload: bytes) -> PutCommit:
+        return PutCommit(upload, self.body, self.signature, self.metadata, self.wraps)
+
+    def change(self) -> Record:
+        return Record((RecordChange(self.body, self.signature, self.metadata, self.wraps),))
+
+
+@dataclass
+class Person:
+    """A user with keys. `heads` are the last record bytes of each file, kept by `put`."""
+
+    name: str
+    served: Daemon
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    wrap_pub: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    token: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    bundle: bytes = b"sealed bundle"
+    generation: int = 1
+    who: Principal = field(init=False)
+    heads: dict[str, bytes] = field(default_factory=dict)
+    made: dict[tuple[str, int], Version] = field(default_factory=dict)
+
+    def invitation(self, *, quota: int = 0, lasts: int = DAY) -> UserAdd:
+        expires = int(self.served.clock.now) + lasts
+        return UserAdd(self.name, hashlib.sha256(self.token).digest(), expires, quota)
+
+    def statement(self, **changed: Any) -> Statement:
+        now = int(self.served.clock.now)
+        first = Statement(
+            server=SERVER_ID,
+            user=self.name,
+            n=1,
+            generation=1,
+            oldest=1,
+            sign_pub=self.key.public,
+            wrap_alg="x25519",
+            wrap_pub=self.wrap_pub,
+            devices=(),
+            recovery=None,
+            voids=(),
+            bundle_sha256=hashlib.sha256(self.bundle).digest(),
+            created=now,
+            due=now + 90 * DAY,
+            expires=now + 120 * DAY,
+            prev=b"",
+            reason="enrol",
+        )
+        return replace(first, **changed)
+
+    def enroll(self, statement: Statement | None = None, **changed: Any) -> Enroll:
+        if statement is None:
+            statement = self.first = getattr(self, "first", None) or self.statement()
+        body = changed.get("body", statement.encode())
+        covered = enrol_proof_body(
+            welcome=changed.get("welcome", WELCOME), statement=record_hash(body)
+        )
+        token = changed.get("token", self.token)
+        proof = hmac.new(hashlib.sha256(token).digest(), covered, hashlib.sha256).digest()
+        signature = changed.get("signature", self.key.sign(Label.STATEMENT, body))
+        return Enroll(VERSION, self.name, body, self.bundle, signature, proof)
+
+    @property
+    def first_hash(self) -> bytes:
+        return record_hash(self.first.encode())
+
+    def log_in(self) -> Principal:
+        return self.served.open(login(self.name, self.key, self.generation))[0]
+
+    def wrap(self, **changed: Any) -> Wrap:
+        made = Wrap(self.name, self.first.key_id, "x25519", secrets.token_bytes(80))
+        return replace(made, **changed)
+
+    def record(self, file_id: str, op: str, **changed: Any) -> FileRecord:
+        """A record onto this person's last one of that file."""
+        head = self.heads.get(file_id)
+        before = None if head is None else FileRecord.parse(head)
+        fields: dict[str, Any] = {
+            "server": SERVER_ID,
+            "owner": self.name,
+            "actor": self.name,
+            "generation": self.generation,
+            "file_id": file_id,
+            "rev": 1 if before is None else before.rev + 1,
+            "op": op,
+            "prev": b"" if head is None else record_hash(head),
+            "seen": (0, bytes(32)),
+            "created": int(self.served.clock.now),
+            "readers": () if before is None else before.readers,
+            "current": 0 if before is None else before.current,
+        }
+        return FileRecord(**(fields | changed))
+
+    def signed(
+        self, record: FileRecord, metadata: bytes = b"", wraps: tuple[Wrap, ...] = ()
+    ) -> Version:
+        body = record.encode()
+        return Version(record, body, self.key.sign(Label.RECORD, body), metadata, wraps, b"")
+
+    def version(
+        self, file_id: str, ciphertext: bytes, *, wraps: tuple[Wrap, ...] | None = None, **c: Any
+    ) -> Version:
+        """A new version of a file, with everything right but what `c` changes."""
+        number = max((v for f, v in self.made if f == file_id), default=0) + 1
+        metadata = c.pop("metadata", b"sealed metadata")
+        fields: dict[str, Any] = {
+            "current": number,
+            "content_id": os.urandom(16),
+            "version": number,
+            "ciphertext_size": len(ciphertext),
+            "segments_root": segments_root(ciphertext),
+            "dek_commit": os.urandom(32),
+            "metadata_sha256": hashlib.sha256(metadata).digest(),
+        }
+        record = self.record(file_id, c.pop("op", PUT), **(fields | c))
+        made = self.signed(record, metadata, (self.wrap(),) if wraps is None else wraps)
+        return replace(made, ciphertext=ciphertext)
+
+    def took(self, version: Version) -> Version:
+        """The server took it: the next record goes onto it."""
+        record = version.record
+        self.heads[record.file_id] = version.body
+        if record.version is not None:
+            self.made[record.file_id, record.version] = version
+        return version
+
+    def ask(self, message: Request) -> Reply:
+        return self.served.ask(self.who, message)
+
+    def put(self, file_id: str, ciphertext: bytes = b"c" * 56, **changed: Any) -> Version:
+        """Store a small version, and check the receipt."""
+        version = self.version(file_id, ciphertext, **changed)
+        check_receipt(done(self.ask(version.small())), version.body)
+        return self.took(version)
+
+    def upload(self, file_id: str, ciphertext: bytes, size: int | None = None) -> bytes:
+        """All pieces of `ciphertext`, not committed; returns the upload's id."""
+        announced = len(ciphertext) if size is None else size
+        state = self.ask(PutOpen(self.name, file_id, announced))
+        assert isinstance(state, UploadState), state
+        pieces: list[Request] = [
+            Data(state.upload, at, ciphertext[at : at + PIECE])
+            for at in range(0, len(ciphertext), PIECE)
+        ]
+        for at in range(0, len(pieces), 8):
+            for reply in self.served.ask_all(self.who, pieces[at : at + 8]):
+                assert isinstance(reply, UploadState), reply
+        return state.upload
+
+    def delete(self, file_id: str) -> Version:
+        version = self.signed(self.record(file_id, DELETE, current=0))
+        check_receipt(done(self.ask(version.change())), version.body)
+        return self.took(version)
+
+
+def done(reply: Reply) -> Receipt:
+    assert isinstance(reply, Done), reply
+    return reply.receipt
+
+
+def refused(reply: Reply, code: str) -> Error:
+    assert isinstance(reply, Error), reply
+    assert reply.code == code, reply
+    return reply
+
+
+def file_id(number: int) -> str:
+    """The id of file number `number`; ids sort as their numbers do."""
+    return f"{number:032x}"

@@ -1,0 +1,178 @@
+"""Fetching files, and that the log has it first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import Done
+from protocol.messages.accounts import UserAccess
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.records import PURGE
+from sfsd.config import DAY
+from sfsd.opened import DESCRIPTORS, HANDLES
+from sfsd.operations.downloads import FIRST_BYTES
+from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
+
+F = file_id(1)
+CONTENT = os.urandom(2 * PIECE + 999)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    person = served.person("ada")
+    upload = person.upload(F, CONTENT)
+    done(person.ask(person.took(person.version(F, CONTENT)).commit(upload)))
+    return person
+
+
+def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0) -> Opened:
+    reply = person.ask(GetOpen(owner, wanted, version))
+    assert isinstance(reply, Opened), reply
+    return reply
+
+
+def test_what_is_opened_is_what_was_stored(ada: Person) -> None:
+    reply = opened(ada)
+    put = ada.made[F, 1]
+    assert reply.data == CONTENT[:FIRST_BYTES]
+    assert reply.view.content.record == put.body
+    assert (reply.view.metadata, reply.view.wraps, reply.view.head) == (
+        put.metadata,
+        put.wraps,
+        None,
+    )
+    assert len(reply.leaves) == 3 * 32
+    ranges = [(0, PIECE), (PIECE, PIECE), (2 * PIECE, PIECE), (len(CONTENT), 1), (5, 7)]
+    for offset, length in ranges:
+        assert ada.ask(Read(reply.handle, offset, length)) == Bytes(
+            CONTENT[offset : offset + length]
+        )
+    refused(ada.ask(Read(reply.handle, len(CONTENT) + 1, 1)), "bad-request")
+    assert segments_root(CONTENT) == put.record.segments_root
+
+
+def test_leaf_hashes_come_in_pages(ada: Person) -> None:
+    reply = opened(ada)
+    assert ada.ask(GetLeaves(reply.handle, 0)) == LeavesPage(reply.leaves)
+    assert ada.ask(GetLeaves(reply.handle, 2)) == LeavesPage(reply.leaves[64:])
+    assert ada.ask(GetLeaves(reply.handle, 3)) == LeavesPage(b"")
+    refused(ada.ask(GetLeaves(reply.handle, 4)), "bad-request")
+
+
+def test_a_download_is_logged_once_for_a_session_and_version(served: Daemon, ada: Person) -> None:
+    first = opened(ada)
+    (entry,) = served.entries("download")
+    assert (entry.actor, entry.owner, entry.file, entry.version, entry.session) == (
+        "ada",
+        "ada",
+        F,
+        1,
+        ada.who.session,
+    )
+    assert opened(ada).handle != first.handle
+    assert len(served.entries("download")) == 1
+    ada.put(F, b"another version")
+    opened(ada)
+    assert len(served.entries("download")) == 2
+    ada.who = ada.log_in()
+    opened(ada, version=1)
+    assert [entry.version for entry in served.entries("download")] == [1, 2, 1]
+
+
+def test_foreign_and_unknown_files_look_the_same(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    asked = [
+        GetOpen("ada", F, 0),
+        GetOpen("ada", F, 1),
+        GetOpen("ada", file_id(2), 0),
+        GetOpen("bob", F, 0),
+        GetOpen("nobody", F, 0),
+    ]
+    assert len({refused(bob.ask(message), "not-found") for message in asked}) == 1
+    refused(ada.ask(GetOpen("ada", F, 2)), "not-found")
+    handle = opened(ada).handle
+    refused(bob.ask(Read(handle, 0, 1)), "changed")
+
+
+def test_a_deleted_file_opens_by_its_version_only(ada: Person) -> None:
+    ada.delete(F)
+    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    reply = opened(ada, version=1)
+    assert reply.view.head is not None
+    assert reply.view.head.record == ada.heads[F]
+
+
+def test_who_may_read_is_decided_at_each_read(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    until = int(served.clock.now) + DAY
+    other = file_id(2)
+    readers = (("bob", bob.first_hash, until),)
+    ada.put(other, b"for a day", readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    reply = opened(bob, wanted=other)
+    assert bob.ask(Read(reply.handle, 0, 100)) == Bytes(b"for a day")
+    assert set(served.entries("download")[-1].accounts) == {"ada", "bob"}
+    served.clock.now = until
+    refused(bob.ask(Read(reply.handle, 0, 100)), "not-found")
+    refused(bob.ask(GetLeaves(reply.handle, 0)), "not-found")
+
+
+def test_handles_answer_changed_once_the_content_has_gone(ada: Person) -> None:
+    ada.put(F, b"newer")
+    reply = opened(ada, version=1)
+    assert isinstance(ada.ask(Read(reply.handle, 0, 9)), Bytes)
+    purge = ada.signed(ada.record(F, PURGE, purged=(1,)))
+    done(ada.ask(ada.took(purge).change()))
+    refused(ada.ask(Read(reply.handle, 0, 9)), "changed")
+    refused(ada.ask(GetOpen("ada", F, 1)), "not-found")
+    assert opened(ada).data == b"newer"
+
+
+def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person) -> None:
+    handles = [opened(ada).handle for _ in range(DESCRIPTORS + 3)]
+    for _ in range(2):
+        for handle in handles:
+            assert ada.ask(Read(handle, 0, 4)) == Bytes(CONTENT[:4])
+    session = served.world.opened.of(ada.who.session)
+    oldest = session.get(handles[0])
+    for _ in range(HANDLES - 1):
+        session.add(oldest)
+    refused(ada.ask(Read(handles[1], 0, 4)), "changed")
+    assert ada.ask(Read(handles[0], 0, 4)) == Bytes(CONTENT[:4])
+
+
+def test_a_session_that_ended_has_no_handles(served: Daemon, ada: Person) -> None:
+    handle = opened(ada).handle
+    served.service.closed(ada.who)
+    refused(ada.ask(Read(handle, 0, 1)), "changed")
+
+
+def test_the_disabled_download_nothing(served: Daemon, ada: Person) -> None:
+    off = UserAccess("ada", disabled=True, reason="")
+    assert isinstance(served.ask(served.operator(), off), Done)
+    refused(ada.ask(GetOpen("ada", F, 0)), "denied")
+
+
+def test_a_sidecar_with_a_byte_flipped_is_damaged(served: Daemon, ada: Person) -> None:
+    path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+    good = path.read_bytes()
+    for position in range(0, len(good), 97):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+    path.write_bytes(good)
+    opened(ada)
+
+
+def test_a_ciphertext_or_leaves_that_went_missing_are_damaged(served: Daemon, ada: Person) -> None:
+    (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
+    refused(ada.ask(GetOpen("ada", F, 0)), "damaged")

@@ -1,0 +1,226 @@
+"""Who gets in, and that whoever does not learns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import merkle
+from protocol.checkpoint import verify
+from protocol.messages import Done
+from protocol.messages.accounts import UserAccess
+from protocol.messages.session import Enroll, Login, Ping, Pong
+from protocol.messages.uploads import PutOpen
+from protocol.records import RecoveryKey, login_body, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsd.config import DAY
+from sfsd.errors import Refused
+from sfsd.world import Access
+from tests.sfsd.builders import (
+    ADDRESS,
+    OPERATOR_KEY,
+    SERVER_ID,
+    SPKI,
+    VERIFIER,
+    WELCOME,
+    Daemon,
+    Person,
+    check_receipt,
+    daemon,
+    login,
+    refused,
+)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:
+    person = Person(name, served)
+    assert isinstance(served.ask(served.operator(), person.invitation(**changed)), Done)
+    return person
+
+
+def refusal(served: Daemon, message: Login | Enroll) -> Refused:
+    with pytest.raises(Refused) as caught:
+        served.open(message)
+    return caught.value
+
+
+def test_a_login_is_logged_with_what_was_signed(served: Daemon, ada: Person) -> None:
+    who, session = served.open(login("ada", ada.key))
+    entry = served.entries("login")[-1]
+    body = login_body(
+        server=SERVER_ID, spki=SPKI, welcome=WELCOME, version=1, user="ada", generation=1
+    )
+    assert (entry.actor, entry.rec, entry.seq) == ("ada", body, who.session)
+    assert list(entry.sigs.values()) == [ada.key.sign(Label.LOGIN, body)]
+    assert entry.detail["address"] == ADDRESS
+    assert who.access is Access.FULL
+    assert verify(session.checkpoint, VERIFIER).size == who.known_size > who.session
+    assert (session.receipt, session.notice, session.time) == (None, None, served.clock.now)
+
+
+def test_a_login_proves_that_the_log_continues(served: Daemon, ada: Person) -> None:
+    _, before = served.open(login("ada", ada.key))
+    old = verify(before.checkpoint, VERIFIER)
+    for _ in range(5):
+        ada.log_in()
+    _, after = served.open(login("ada", ada.key, known_size=old.size))
+    new = verify(after.checkpoint, VERIFIER)
+    assert after.consistency
+    merkle.verify_consistency(old.size, old.root, new.size, new.root, after.consistency)
+
+
+def test_whoever_has_seen_a_longer_log_is_told_the_size_and_no_proof(
+    served: Daemon, ada: Person
+) -> None:
+    _, session = served.open(login("ada", ada.key, known_size=10**6))
+    assert session.consistency == ()
+    assert verify(session.checkpoint, VERIFIER).size < 10**6
+
+
+def test_nobody_learns_why_he_was_refused(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    off = UserAccess("bob", disabled=True, reason="left")
+    assert isinstance(served.ask(served.operator(), off), Done)
+    invited(served, "eve")
+    stranger = SigningKey.generate()
+    refusals = [
+        refusal(served, message)
+        for message in (
+            login("nobody", stranger),
+            login("eve", stranger),
+            login("ada", stranger),
+            login("ada", ada.key, generation=2),
+            login("ada", ada.key, generation=0),
+            login("ada", ada.key, server=bytes(32)),
+            login("ada", ada.key, spki=bytes(32)),
+            login("ada", ada.key, welcome=bytes(32)),
+            login("bob", bob.key),
+            login("operator", ada.key),
+            login("operator", OPERATOR_KEY, generation=2),
+            login("server", stranger),
+        )
+    ]
+    assert {(one.code, one.cause) for one in refusals} == {("refused", refusals[0].cause)}
+
+
+def test_another_version_is_refused(served: Daemon, ada: Person) -> None:
+    assert refusal(served, replace(login("ada", ada.key), version=2)).code == "bad-request"
+
+
+def test_the_recovery_key_opens_a_session_of_its_own_kind(served: Daemon) -> None:
+    code = SigningKey.generate()
+    bob = invited(served)
+    bob.first = bob.statement(recovery=RecoveryKey(code.public, b"x" * 1216))
+    served.open(bob.enroll())
+    who, _ = served.open(login("bob", code, generation=0))
+    assert who.access is Access.RECOVERY
+    refused(served.ask(who, PutOpen("bob", "0" * 32, 0)), "not-allowed")
+    assert isinstance(served.ask(who, Ping()), Pong)
+
+
+def test_the_operator_logs_in_with_a_key_of_its_own(served: Daemon) -> None:
+    who = served.operator()
+    assert who.access is Access.OPERATOR
+    refused(served.ask(who, PutOpen("ada", "0" * 32, 0)), "not-allowed")
+
+
+def test_an_enrolment_opens_a_session_and_is_proven(served: Daemon) -> None:
+    bob = invited(served)
+    enroll = bob.enroll()
+    who, session = served.open(enroll)
+    assert (who.access, who.generation) == (Access.FULL, 1)
+    assert session.receipt is not None
+    entry = check_receipt(session.receipt, enroll.statement)
+    assert (entry.op, entry.owner, entry.seq) == ("enrol", "bob", who.session)
+    assert set(entry.paths) == {"bob/account.json", "bob/bundle", "bob/statements.json"}
+    assert served.world.store.read("bob/bundle") == bob.bundle
+    chain = served.world.accounts.chain("bob")
+    assert chain is not None
+    assert chain[0].first_hash == record_hash(enroll.statement)
+
+
+def test_the_same_enrolment_again_gets_its_receipt_and_little_else(served: Daemon) -> None:
+    bob = invited(served)
+    _, first = served.open(bob.enroll())
+    served.clock.now += 10 * DAY  # the invitation would be past its time by now
+    who, again = served.open(bob.enroll())
+    assert first.receipt is not None
+    assert again.receipt is not None
+    assert check_receipt(again.receipt).hash == check_receipt(first.receipt).hash
+    # A used token is known to whoever saw the invitation: it must not open the account.
+    assert who.access is Access.RESTRICTED
+    assert len(served.entries("enrol")) == 1
+
+
+def test_a_token_is_for_one_use_by_one_user_in_time(served: Daemon) -> None:
+    bob, eve = invited(served, "bob"), invited(served, "eve")
+    late = invited(served, "late", lasts=60)
+    used = invited(served, "used")
+    served.open(used.enroll())
+    served.clock.now += 60
+    refusals = [
+        refusal(served, message)
+        for message in (
+            Person("nobody", served).enroll(),
+            bob.enroll(token=b"wrong"),
+            bob.enroll(token=eve.token),
+            bob.enroll(welcome=bytes(32)),
+            late.enroll(),
+            used.enroll(used.statement(due=used.first.due - 1)),
+        )
+    ]
+    assert {(one.code, one.cause) for one in refusals} == {("token", refusals[0].cause)}
+    served.open(bob.enroll())  # a refused attempt does not use a token up
+
+
+def test_a_new_invitation_replaces_the_token(served: Daemon) -> None:
+    bob = invited(served)
+    old, bob.token = bob.token, b"new token"
+    assert isinstance(served.ask(served.operator(), bob.invitation()), Done)
+    assert refusal(served, bob.enroll(token=old)).code == "token"
+    served.open(bob.enroll())
+
+
+def test_the_disabled_do_not_enrol(served: Daemon) -> None:
+    bob = invited(served)
+    off = UserAccess("bob", disabled=True, reason="")
+    assert isinstance(served.ask(served.operator(), off), Done)
+    assert refusal(served, bob.enroll()).code == "token"
+
+
+def test_a_statement_that_breaks_a_rule_does_not_use_the_token(served: Daemon) -> None:
+    bob = invited(served)
+    wrong = bob.enroll(bob.statement(reason="rotate"))
+    assert refusal(served, wrong).code == "bad-request"
+    served.open(bob.enroll())
+
+
+def test_a_notice_says_when_the_key_is_due(served: Daemon, ada: Person) -> None:
+    notices = []
+    for at in (ada.first.due - 1, ada.first.due, ada.first.expires):
+        served.clock.now = at
+        _, session = served.open(login("ada", ada.key))
+        notices.append(session.notice)
+    assert notices[0] is None
+    assert [notice and notice.state for notice in notices] == [None, "due", "overdue"]
+    assert notices[1] is not None
+    assert notices[1].due == ada.first.due
+
+
+def test_ping_gives_the_time(served: Daemon, ada: Person) -> None:
+    assert ada.ask(Ping()) == Pong(int(served.clock.now))

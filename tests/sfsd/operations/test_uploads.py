@@ -1,0 +1,438 @@
+"""Storing files, and every way in which that is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.messages import Error
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import GetOpen, Opened
+from protocol.messages.uploads import (
+    Aborted,
+    Data,
+    PutAbort,
+    PutCommit,
+    PutOpen,
+    PutResume,
+    UploadState,
+)
+from protocol.records import DELETE
+from protocol.signatures import SigningKey
+from sfsd.config import DAY
+from sfsd.pending import LIFETIME, PER_USER
+from tests.sfsd.builders import (
+    Daemon,
+    Person,
+    check_receipt,
+    daemon,
+    done,
+    file_id,
+    refused,
+)
+
+F = file_id(1)
+LARGE = os.urandom(2 * PIECE + 12345)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def fetched(person: Person, wanted: str = F, version: int = 0) -> bytes:
+    opened = person.ask(GetOpen(person.name, wanted, version))
+    assert isinstance(opened, Opened), opened
+    return bytes(opened.data)
+
+
+def used(person: Person) -> int:
+    answer = person.ask(Usage())
+    assert isinstance(answer, UsageAnswer)
+    return answer.used
+
+
+def test_a_small_file_is_stored_and_comes_back(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"x" * 1000)
+    assert fetched(ada) == b"x" * 1000
+    (entry,) = served.entries("upload")
+    assert (entry.actor, entry.owner, entry.file, entry.version) == ("ada", "ada", F, 1)
+    assert entry.session == ada.who.session
+    assert set(entry.accounts) == {"ada"}
+    stem = f"ada/files/00/{F}.1"
+    assert set(entry.paths) == {f"{stem}.ct", f"{stem}.json"}
+
+
+def test_new_versions_go_onto_the_last_record(ada: Person) -> None:
+    for number in range(1, 4):
+        ada.put(F, bytes([number]) * 100)
+    assert [fetched(ada, version=v)[:1] for v in (1, 2, 3, 0)] == [b"\1", b"\2", b"\3", b"\3"]
+
+
+def test_the_same_record_again_gets_the_same_receipt(served: Daemon, ada: Person) -> None:
+    version = ada.put(F)
+    size = served.world.journal.size
+    again = check_receipt(done(ada.ask(version.small())), version.body)
+    assert served.world.journal.size == size
+    assert again.seq == served.entries("upload")[0].seq
+
+
+WRONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "another server": ("bad-request", {"server": bytes(32)}),
+    "an actor who is not the owner": ("bad-request", {"actor": "server"}),
+    "a generation that is not there yet": ("bad-request", {"generation": 2}),
+    "a first record that says it is the second": (
+        "conflict",
+        {"rev": 2, "prev": bytes(32)},
+    ),
+    "a log longer than ours": ("bad-request", {"seen": (10**6, bytes(32))}),
+    "a version too high": ("bad-request", {"version": 2, "current": 2}),
+    "another version current": ("bad-request", {"current": 0}),
+    "another size": ("bad-request", {"ciphertext_size": 57}),
+    "another root": ("bad-request", {"segments_root": bytes(32)}),
+    "another metadata hash": ("bad-request", {"metadata_sha256": bytes(32)}),
+    "no metadata": ("bad-request", {"metadata": b""}),
+    "a reader who does not exist": ("bad-request", {"readers": (("eve", bytes(32), 0),)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_record_that_breaks_a_rule_is_refused(served: Daemon, ada: Person, wrong: str) -> None:
+    code, changed = WRONG[wrong]
+    size = served.world.journal.size
+    refused(ada.ask(ada.version(F, b"c" * 56, **changed).small()), code)
+    assert served.world.journal.size == size
+    ada.put(F)  # and the right one is taken
+
+
+def test_an_owner_who_is_someone_else_looks_like_no_file(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    put = ada.version(F, b"c" * 56)
+    foreign = refused(bob.ask(put.small()), "not-found")
+    unknown = refused(bob.ask(PutOpen("nobody", F, 0)), "not-found")
+    assert foreign == unknown == refused(bob.ask(PutOpen("ada", F, 0)), "not-found")
+
+
+def test_bytes_that_are_no_record_are_refused(ada: Person) -> None:
+    put = ada.version(F, b"c" * 56).small()
+    refused(ada.ask(replace(put, record=b"\x80")), "bad-request")
+
+
+def test_only_put_records_store_content(ada: Person) -> None:
+    ada.put(F)
+    put = ada.version(F, b"c" * 56).small()
+    delete = ada.signed(ada.record(F, DELETE, current=0))
+    wrong = replace(put, record=delete.body, signature=delete.signature)
+    refused(ada.ask(wrong), "bad-request")
+
+
+def test_a_signature_by_another_key_is_refused(served: Daemon, ada: Person) -> None:
+    mine, ada.key = ada.key, SigningKey.generate()
+    refused(ada.ask(ada.version(F, b"c" * 56).small()), "refused")
+    ada.key = mine
+    ada.put(F)
+
+
+def test_the_second_of_two_writers_gets_a_conflict_with_the_head(ada: Person) -> None:
+    late = ada.version(F, b"late")
+    early = ada.put(F, b"early")
+    error = refused(ada.ask(late.small()), "conflict")
+    assert error.head is not None
+    assert error.head.content.record == early.body
+    assert error.head.wraps == early.wraps
+    ada.put(F, b"late again")
+
+
+def test_a_record_onto_the_right_revision_of_another_history_conflicts(ada: Person) -> None:
+    ada.put(F)
+    refused(ada.ask(ada.version(F, b"c" * 56, prev=bytes(32)).small()), "conflict")
+
+
+def test_readers_change_only_by_an_access_record(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    ada.put(F)
+    wraps = (ada.wrap(), bob.wrap())
+    readers = (("bob", bob.first_hash, 0),)
+    refused(ada.ask(ada.version(F, b"2", readers=readers, wraps=wraps).small()), "bad-request")
+
+
+def test_a_content_id_is_used_once(ada: Person) -> None:
+    first = ada.put(F)
+    ada.put(F)
+    reused = ada.version(F, b"c" * 56, content_id=first.record.content_id)
+    refused(ada.ask(reused.small()), "bad-request")
+
+
+def test_a_first_record_may_have_readers_who_find_it_in_their_inbox(
+    served: Daemon, ada: Person
+) -> None:
+    bob = served.person("bob")
+    readers = (("bob", bob.first_hash, 0),)
+    put = ada.put(F, b"shared", readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    opened = bob.ask(GetOpen("ada", F, 0))
+    assert isinstance(opened, Opened)
+    assert opened.view.wraps == put.wraps[1:]
+    assert served.world.store.read(f"bob/inbox/ada.{F}") == b""
+    assert set(served.entries("upload")[0].accounts) == {"ada", "bob"}
+    # The next version is wrapped for him too; without it, the put is refused.
+    refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
+    ada.put(F, b"2", wraps=(bob.wrap(), ada.wrap()))
+
+
+def test_a_reader_whose_grant_or_key_has_expired_may_be_left_out(
+    served: Daemon, ada: Person
+) -> None:
+    bob = served.person("bob")
+    until = int(served.clock.now) + DAY
+    readers = (("bob", bob.first_hash, until),)
+    ada.put(F, readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
+    served.clock.now = until
+    ada.put(F, b"2")
+    assert isinstance(bob.ask(GetOpen("ada", F, 0)), Error)
+
+
+def test_wraps_are_exactly_for_those_who_may_read(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+
+    def code(*wraps: Any) -> str:
+        reply = ada.ask(ada.version(F, b"c" * 56, wraps=wraps).small())
+        assert isinstance(reply, Error), reply
+        return reply.code
+
+    assert code() == "stale-recipient"
+    assert code(ada.wrap(key_id=bytes(32))) == "stale-recipient"
+    assert code(ada.wrap(algorithm="xwing")) == "stale-recipient"
+    assert code(ada.wrap(wrapped=bytes(79))) == "bad-request"
+    assert code(ada.wrap(), ada.wrap()) == "bad-request"
+    assert code(ada.wrap(), bob.wrap()) == "bad-request"
+
+
+def test_a_key_past_its_expiry_writes_no_more(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    served.clock.now = ada.first.expires
+    refused(ada.ask(ada.version(F, b"2").small()), "rotation-required")
+    assert fetched(ada) == b"c" * 56
+
+
+def test_a_large_file_goes_in_pieces(served: Daemon, ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    version = ada.took(ada.version(F, LARGE))
+    check_receipt(done(ada.ask(version.commit(upload))), version.body)
+    assert served.world.store.read(f"ada/files/00/{F}.1.ct") == LARGE
+    assert used(ada) == len(LARGE)
+    # The answer was lost: the same commit again gets the same receipt, though the upload is gone.
+    check_receipt(done(ada.ask(version.commit(upload))), version.body)
+    refused(ada.ask(PutResume(upload)), "upload-lost")
+
+
+def test_the_size_may_be_unknown_until_the_end(ada: Person) -> None:
+    upload = ada.upload(F, LARGE, size=0)
+    version = ada.took(ada.version(F, LARGE))
+    done(ada.ask(version.commit(upload)))
+    assert used(ada) == len(LARGE)
+
+
+def test_past_64_segments_the_leaf_hashes_have_a_file_of_their_own(
+    served: Daemon, ada: Person
+) -> None:
+    content = b"\x07" * (64 * PIECE + 1)
+    upload = ada.upload(F, content)
+    version = ada.took(ada.version(F, content))
+    done(ada.ask(version.commit(upload)))
+    assert len(served.world.store.read(f"ada/files/00/{F}.1.leaves")) == 65 * 32
+    opened = ada.ask(GetOpen("ada", F, 0))
+    assert isinstance(opened, Opened)
+    assert len(opened.leaves) == 65 * 32
+
+
+BAD_PIECES: dict[str, tuple[int, int]] = {
+    "not at a multiple of 1 MiB": (1, PIECE),
+    "empty": (0, 0),
+    "beyond the window": (64 * PIECE, PIECE),
+    "short before the end": (0, PIECE - 1),
+    "past the end": (2 * PIECE, 12346),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD_PIECES)
+def test_a_piece_that_cannot_be_is_refused(ada: Person, wrong: str) -> None:
+    offset, length = BAD_PIECES[wrong]
+    state = ada.ask(PutOpen("ada", F, len(LARGE)))
+    assert isinstance(state, UploadState)
+    refused(ada.ask(Data(state.upload, offset, bytes(length))), "bad-request")
+    assert ada.ask(PutResume(state.upload)) == UploadState(state.upload, 0)
+
+
+def test_of_unknown_size_nothing_follows_a_short_piece(ada: Person) -> None:
+    state = ada.ask(PutOpen("ada", F, 0))
+    assert isinstance(state, UploadState)
+    assert ada.ask(Data(state.upload, 0, b"short")) == UploadState(state.upload, 5)
+    refused(ada.ask(Data(state.upload, PIECE, b"more")), "bad-request")
+    assert ada.ask(Data(state.upload, 0, b"short")) == UploadState(state.upload, 5)
+
+
+def test_an_upload_that_is_not_whole_is_not_committed(ada: Person) -> None:
+    state = ada.ask(PutOpen("ada", F, len(LARGE)))
+    assert isinstance(state, UploadState)
+    version = ada.version(F, LARGE)
+    refused(ada.ask(version.commit(state.upload)), "bad-request")
+    assert ada.ask(Data(state.upload, PIECE, LARGE[PIECE : 2 * PIECE])) == UploadState(
+        state.upload, 0
+    )
+    refused(ada.ask(version.commit(state.upload)), "bad-request")
+    for at in (0, 2 * PIECE):
+        ada.ask(Data(state.upload, at, LARGE[at : at + PIECE]))
+    done(ada.ask(version.commit(state.upload)))
+
+
+def test_an_upload_outlives_its_connection(served: Daemon, ada: Person) -> None:
+    state = ada.ask(PutOpen("ada", F, len(LARGE)))
+    assert isinstance(state, UploadState)
+    ada.ask(Data(state.upload, 0, LARGE[:PIECE]))
+    served.service.closed(ada.who)
+    ada.who = ada.log_in()
+    resumed = ada.ask(PutResume(state.upload))
+    assert resumed == UploadState(state.upload, PIECE)
+    for at in (PIECE, 2 * PIECE):
+        ada.ask(Data(state.upload, at, LARGE[at : at + PIECE]))
+    done(ada.ask(ada.version(F, LARGE).commit(state.upload)))
+
+
+def test_uploads_are_of_their_user_only(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    upload = ada.upload(F, LARGE)
+    for message in (PutResume(upload), PutAbort(upload), Data(upload, 0, b"x")):
+        refused(bob.ask(message), "upload-lost")
+    refused(bob.ask(bob.version(F, LARGE).commit(upload)), "upload-lost")
+
+
+def test_after_a_conflict_the_ciphertext_is_kept(ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    late = ada.version(F, LARGE)
+    ada.put(F, b"overtaken")
+    refused(ada.ask(late.commit(upload)), "conflict")
+    again = ada.version(F, LARGE)
+    check_receipt(done(ada.ask(again.commit(upload))), again.body)
+
+
+def test_after_a_stale_recipient_the_ciphertext_is_kept(ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    wrong = ada.version(F, LARGE, wraps=(ada.wrap(key_id=bytes(32)),))
+    refused(ada.ask(wrong.commit(upload)), "stale-recipient")
+    done(ada.ask(ada.version(F, LARGE).commit(upload)))
+
+
+def test_a_commit_for_another_file_is_refused(ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    refused(ada.ask(ada.version(file_id(2), LARGE).commit(upload)), "bad-request")
+
+
+def test_a_commit_waits_for_the_data_sent_before_it(served: Daemon, ada: Person) -> None:
+    state = ada.ask(PutOpen("ada", F, len(LARGE)))
+    assert isinstance(state, UploadState)
+    version = ada.version(F, LARGE)
+    pieces = [Data(state.upload, at, LARGE[at : at + PIECE]) for at in range(0, len(LARGE), PIECE)]
+    *_, last = served.ask_all(ada.who, [*pieces, version.commit(state.upload)])
+    check_receipt(done(last), version.body)
+
+
+def test_two_commits_of_one_upload_make_one_version(served: Daemon, ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    commit: PutCommit = ada.version(F, LARGE).commit(upload)
+    replies = served.ask_all(ada.who, [commit, commit])
+    assert len(served.entries("upload")) == 1
+    done(replies[0])
+    if isinstance(replies[1], Error):
+        assert replies[1].code in ("busy", "upload-lost")
+    else:
+        assert done(replies[1]).line == done(replies[0]).line
+
+
+def test_an_aborted_upload_is_gone_and_weighs_nothing(served: Daemon, ada: Person) -> None:
+    upload = ada.upload(F, LARGE)
+    assert used(ada) == len(LARGE)
+    assert ada.ask(PutAbort(upload)) == Aborted()
+    assert used(ada) == 0
+    refused(ada.ask(PutResume(upload)), "upload-lost")
+    assert list(served.world.store.staging.glob("*.ct")) == []
+
+
+def test_an_hour_without_bytes_drops_an_upload(served: Daemon, ada: Person) -> None:
+    state = ada.ask(PutOpen("ada", F, len(LARGE)))
+    assert isinstance(state, UploadState)
+    served.clock.now += LIFETIME
+    ada.ask(Data(state.upload, 0, LARGE[:PIECE]))
+    served.clock.now += LIFETIME
+    assert ada.ask(PutResume(state.upload)) == UploadState(state.upload, PIECE)
+    served.clock.now += 1
+    served.run(served.service.tick())
+    refused(ada.ask(PutResume(state.upload)), "upload-lost")
+    assert used(ada) == 0
+
+
+def test_a_user_has_so_many_uploads_and_no_more(ada: Person) -> None:
+    for _ in range(PER_USER):
+        assert isinstance(ada.ask(PutOpen("ada", F, 0)), UploadState)
+    refused(ada.ask(PutOpen("ada", F, 0)), "busy")
+
+
+def test_a_quota_is_the_owners_ciphertext_with_what_is_on_its_way(served: Daemon) -> None:
+    bob = served.person("bob", quota=3 * PIECE)
+    bob.put(F, bytes(200_000))
+    upload = bob.upload(file_id(2), bytes(2 * PIECE))
+    assert used(bob) == 200_000 + 2 * PIECE
+    refused(bob.ask(PutOpen("bob", F, PIECE)), "quota")
+    state = bob.ask(PutOpen("bob", F, 0))
+    assert isinstance(state, UploadState)
+    refused(bob.ask(Data(state.upload, 0, bytes(PIECE))), "quota")
+    bob.put(F, bytes(262_144))
+    bob.put(F, bytes(262_144))
+    bob.put(F, bytes(262_144))
+    refused(bob.ask(bob.version(F, bytes(262_144)).small()), "quota")
+    done(bob.ask(bob.version(file_id(2), bytes(2 * PIECE)).commit(upload)))
+    bob.delete(F)  # never fails on quota, and frees nothing
+    assert used(bob) == 200_000 + 2 * PIECE + 3 * 262_144
+
+
+def test_two_puts_cannot_both_take_the_last_of_a_quota(served: Daemon) -> None:
+    bob = served.person("bob", quota=150_000)
+    puts = [bob.version(file_id(n), bytes(100_000)).small() for n in range(8)]
+    replies = served.ask_all(bob.who, puts)
+    codes = [reply.code for reply in replies if isinstance(reply, Error)]
+    assert codes == ["quota"] * 7
+    assert used(bob) == 100_000
+
+
+def test_eight_writers_of_one_file_make_one_version(served: Daemon, ada: Person) -> None:
+    puts = [ada.version(F, bytes([n]) * 99) for n in range(8)]
+    replies = served.ask_all(ada.who, [put.small() for put in puts])
+    codes = [reply.code for reply in replies if isinstance(reply, Error)]
+    assert codes == ["conflict"] * 7
+    assert len(served.entries("upload")) == 1
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        bob = served.person("bob", quota=PIECE)
+        bob.put(F, b"one")
+        again = bob.put(F, b"two2")
+    with daemon(tmp_path, served.clock) as served:
+        bob.served = served
+        bob.who = bob.log_in()
+        assert fetched(bob) == b"two2"
+        assert used(bob) == 7
+        check_receipt(done(bob.ask(again.small())), again.body)
+        bob.put(F, b"three")
