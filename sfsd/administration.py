@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from protocol.connection import Connection, Role
 from protocol.encoding import Buffer
-from protocol.errors import MessageError, RemoteProtocolError
+from protocol.errors import RemoteProtocolError
 from protocol.invitation import parse_address
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.session import VERSION, Login, Session, Welcome
@@ -26,7 +25,7 @@ from protocol.signatures import Label
 from sfsd import certificates
 from sfsd.certificates import Keys
 from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError
-from sfsd.server import locked, opened
+from sfsd.root import locked, opened
 from sfsd.service import Access, Principal, Service
 
 SECONDS: Final = 30.0
@@ -93,9 +92,9 @@ def _over_the_wire(root: Path, messages: Sequence[Request]) -> list[Reply]:
         host, port = parse_address(address)
         with socket.create_connection(_reachable(host, port), timeout=SECONDS) as plain:
             return _talk(root, plain, messages)
-    except (OSError, ssl.SSLError, RemoteProtocolError, MessageError) as exc:
+    except (OSError, RemoteProtocolError) as exc:
         raise UnreachableError(
-            f"the daemon at {address} does not answer: {exc}", "see the daemon's own output"
+            f"the daemon at {address} does not answer: {exc}", "see what the daemon printed"
         ) from exc
 
 
@@ -105,16 +104,26 @@ def _reachable(host: str, port: int) -> tuple[str, int]:
 
 
 def _talk(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
-    known = certificates.load(root / "keys", int(time.time()))
+    known = certificates.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The peer must show the certificate that lies in this very root: no authority is needed.
+    # No authority vouches for the peer: it must show the very key that this root's statement names.
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(root / "keys" / "tls.crt")
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_mode = ssl.CERT_NONE
     with context.wrap_socket(plain) as tls:
+        if _shown_spki(tls) != known.spki_sha256:
+            raise UnreachableError(
+                f"another server than that of {root} answers at its address",
+                "restart the daemon if its keys were changed",
+            )
         return _Client(tls, root, known).ask(messages)
+
+
+def _shown_spki(tls: ssl.SSLSocket) -> bytes | None:
+    try:
+        return certificates.spki_sha256(tls.getpeercert(binary_form=True) or b"")
+    except ValueError:
+        return None
 
 
 class _Client:
@@ -131,7 +140,9 @@ class _Client:
     def _log_in(self, root: Path, known: Keys) -> None:
         welcome = self._receive()
         if not isinstance(welcome, Welcome) or welcome.statement != known.statement:
-            raise UnreachableError("the daemon is not the one of this root")
+            raise UnreachableError(
+                "the daemon states other keys than those of this root", "restart the daemon"
+            )
         body = login_body(
             server=known.server_id,
             spki=known.spki_sha256,

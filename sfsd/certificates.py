@@ -9,8 +9,8 @@
     operator.key      Ed25519 seed with which the operator logs in; operator.pub is its public half
     tls.key tls.crt   PEM; self-signed, or put there from any authority
 
-A seed is 64 hex digits and a newline. All files are 0600. When the TLS certificate has another key
-than the statement says, the next start signs a successor with server.key.
+A seed is 64 hex digits and a newline. All files are 0600. Where the TLS certificate has another
+key than the statement says, the next start signs a successor with server.key.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import hashlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +33,8 @@ from sfsd.errors import ConfigError
 from sfsd.files import Files
 
 _HINT = "restore ROOT/keys from a backup; a new root would be another server to every client"
-_TLS_DAYS = 3650
+_NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""No expiry (RFC 5280 section 4.1.2.5): a successor statement ends a key's use, not a date."""
 _T = TypeVar("_T")
 
 
@@ -63,14 +65,7 @@ class Keys:
 
     def tls_context(self) -> ssl.SSLContext:
         """TLS 1.3 only, without session tickets: every connection proves the key anew."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.num_tickets = 0
-        try:
-            context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
-        except (OSError, ssl.SSLError) as exc:
-            raise ConfigError(f"keys/tls.crt and tls.key are not usable: {exc}", _HINT) from exc
-        return context
+        return _tls_context(self.folder)
 
 
 def create(folder: Path, now: int, files: Files | None = None) -> Keys:
@@ -92,22 +87,55 @@ def create(folder: Path, now: int, files: Files | None = None) -> Keys:
     files.write_new_durable(folder / "tls.crt", certificate)
     _state(folder, files, n=1, now=now)
     files.sync_folder(folder)
-    return load(folder, now, files)
+    return load(folder)
 
 
-def load(folder: Path, now: int, files: Files | None = None) -> Keys:
-    """The keys of a root; signs a successor statement where the TLS key has changed.
+def load(folder: Path) -> Keys:
+    """The keys of a root, as the statement in force names them.
 
-    Raises `ConfigError` for a file that is missing, malformed or of another key.
+    Raises `ConfigError` for a file that is missing or malformed, and where the TLS or log key is
+    not the one stated.
     """
     statement, signature = read_statement(folder)
-    known = ServerStatement.parse(statement)
+    if not _is_stated(folder, ServerStatement.parse(statement)):
+        raise ConfigError(
+            "keys/server.statement is about other keys than those beside it",
+            "the next `sfsd serve` states them; restart the daemon if one runs",
+        )
     log_key = _read_key(folder / "log.key")
-    vkey = Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey
-    if known.tls_spki_sha256 != _spki_sha256(folder / "tls.crt") or known.log_vkey != vkey:
-        _state(folder, files or Files(), n=known.n + 1, now=now)
-        statement, signature = read_statement(folder)
     return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
+
+
+def restate(folder: Path, now: int, files: Files | None = None) -> Keys:
+    """As `load`, but a TLS or log key that is not the one stated gets a successor statement.
+
+    For who holds the root's lock. `now` is unix seconds. Raises `ConfigError`.
+    """
+    known = ServerStatement.parse(read_statement(folder)[0])
+    if not _is_stated(folder, known):
+        _tls_context(folder)  # a certificate without its key must not be stated
+        _state(folder, files or Files(), n=known.n + 1, now=now)
+    return load(folder)
+
+
+def _is_stated(folder: Path, statement: ServerStatement) -> bool:
+    origin = origin_of(server_id(statement.server_pub))
+    vkey = Verifier(origin, _read_key(folder / "log.key").public).vkey
+    return statement.log_vkey == vkey and statement.tls_spki_sha256 == _stored_spki(folder)
+
+
+def _tls_context(folder: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    try:
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"keys/tls.crt and keys/tls.key are not usable: {type(exc).__name__}",
+            "both are PEM, without a passphrase, and the certificate is of that key",
+        ) from exc
+    return context
 
 
 def operator_key(folder: Path) -> SigningKey:
@@ -118,11 +146,13 @@ def operator_key(folder: Path) -> SigningKey:
 def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
     """Sign statement `n` about the keys that lie there."""
     server = _read_key(folder / "server.key")
+    if n > 1 and server.public != ServerStatement.parse(read_statement(folder)[0]).server_pub:
+        raise ConfigError("keys/server.key is not this server's", _HINT)
     origin = origin_of(server_id(server.public))
     body = ServerStatement(
         server_pub=server.public,
         n=n,
-        tls_spki_sha256=_spki_sha256(folder / "tls.crt"),
+        tls_spki_sha256=_stored_spki(folder),
         log_vkey=Verifier(origin, _read_key(folder / "log.key").public).vkey,
         created=now,
     ).encode()
@@ -133,8 +163,6 @@ def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
 
 def _self_signed(now: int) -> tuple[bytes, bytes]:
     """(private key, certificate) in PEM. Nobody verifies its names: clients check the key."""
-    from datetime import UTC, datetime, timedelta
-
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -142,15 +170,14 @@ def _self_signed(now: int) -> tuple[bytes, bytes]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sfs")])
-    start = datetime.fromtimestamp(now, UTC) - timedelta(days=1)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=_TLS_DAYS))
+        .not_valid_before(datetime.fromtimestamp(now, UTC) - timedelta(days=1))
+        .not_valid_after(_NEVER)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
@@ -161,19 +188,33 @@ def _self_signed(now: int) -> tuple[bytes, bytes]:
     return private, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _spki_sha256(path: Path) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (DER, RFC 5280) of a PEM certificate, 32 bytes."""
+def spki_sha256(certificate: bytes) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (RFC 5280) of a certificate in DER, 32 bytes.
+
+    Raises ValueError for what is no certificate.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
 
-    def hashed(raw: bytes) -> bytes:
-        public = x509.load_pem_x509_certificate(raw).public_key()
-        spki = public.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        return hashlib.sha256(spki).digest()
+    public = x509.load_der_x509_certificate(certificate).public_key()
+    spki = public.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(spki).digest()
 
-    return _read(path, hashed)
+
+def _stored_spki(folder: Path) -> bytes:
+    return _read(folder / "tls.crt", lambda raw: spki_sha256(_first_certificate(raw)))
+
+
+def _first_certificate(pem: bytes) -> bytes:
+    """The DER of a chain's first certificate, which is the server's own."""
+    end = "-----END CERTIFICATE-----"
+    head, found, _ = pem.decode("ascii").partition(end)
+    start = head.find("-----BEGIN CERTIFICATE-----")
+    if start < 0 or not found:
+        raise ValueError("no PEM certificate")
+    return ssl.PEM_cert_to_DER_cert(head[start:] + end)
 
 
 def _read_key(path: Path) -> SigningKey:
@@ -188,7 +229,7 @@ def read_statement(folder: Path) -> tuple[bytes, bytes]:
     """(exact bytes, signature) of the statement in force, verified. Raises `ConfigError`."""
 
     def parsed(raw: bytes) -> tuple[bytes, bytes]:
-        body, signature = (base64.b64decode(line, validate=True) for line in raw.splitlines())
+        body, signature = (base64.b64decode(line, validate=True) for line in raw.split())
         verify(Label.SERVER_STATEMENT, body, signature, ServerStatement.parse(body).server_pub)
         return body, signature
 

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from sfsd.commands import printable
 from sfsd.errors import SfsdError
 
 COMMANDS = {
@@ -60,17 +61,26 @@ def main(arguments: list[str] | None = None) -> int:
         exc.show(sys.stderr)
         return USAGE
     except SfsdError as exc:
-        click.echo(f"sfsd: {exc.cause}", err=True)
-        if exc.hint:
-            click.echo(f"hint: {exc.hint}", err=True)
+        _blame(exc.cause, exc.hint)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("sfsd: interrupted", err=True)
+        _blame("interrupted", None)
         return INTERRUPTED
     except BrokenPipeError:
         # Who read our answer has left. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as exc:
+        # Disk and permissions: what they concern is in the error, and none of it is secret.
+        where = f": {exc.filename}" if exc.filename else ""
+        _blame(f"{exc.strerror or type(exc).__name__}{where}", "look at the disk and its rights")
+        return SfsdError.exit_code
+
+
+def _blame(cause: str, hint: str | None) -> None:
+    click.echo(f"sfsd: {printable(cause)}", err=True)
+    if hint:
+        click.echo(f"hint: {printable(hint)}", err=True)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ class JournalDamagedError(JournalError):
     exit_code = 5
 
     def __init__(self, message: str, *, seq: int) -> None:
-        super().__init__(f"entry {seq}: {message}")
+        super().__init__(
+            f"entry {seq}: {message}", "keep logs/ as it is, and compare it with a backup"
+        )
         self.seq = seq
 
 

@@ -1,167 +1,52 @@
-"""The composition root: opens a root, makes the world of it, and serves it to the network.
-
-Connections are counted from the moment they are accepted, before TLS: against floods, what counts
-is what a stranger can make us hold, not what he says.
-"""
+"""The composition root: a root's world, served to the network until a signal ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import logging
 import socket
 import ssl
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
-
-from filelock import FileLock, Timeout
 
 from protocol.auditlog import Draft
 from protocol.invitation import format_address, parse_address
 from protocol.names import SERVER
 from sfsd import certificates
-from sfsd.certificates import Keys
 from sfsd.changes import Change
-from sfsd.committer import Committer
-from sfsd.config import Config, Limits
-from sfsd.errors import JournalDamagedError, ListenError, RootBusyError
+from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.files import Files
-from sfsd.journal import Journal
-from sfsd.recovery import recover
+from sfsd.gate import Gate, Incidents, source_of
+from sfsd.root import locked, opened
 from sfsd.service import Service
-from sfsd.session import Session
-from sfsd.store import DirectoryStore
-from sfsd.world import Identity, World
+from sfsd.session import Budget, Session
+from sfsd.world import World
 
 BACKLOG: Final = 128
-STOP_SECONDS: Final = 8.0
+STOP_SECONDS: Final = 7.0
 """How long a stop waits for what is under way; the rest of ten seconds is for the disk."""
+SHUTDOWN_SECONDS: Final = 5.0
+"""How long a closed connection's peer has to take the last bytes and say goodbye."""
 _TICK_SECONDS: Final = 5.0
+_REPORT_TICKS: Final = 12
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the lock of `root`: one process owns a root. Raises `RootBusyError`."""
-    folder = root / "run"
-    Files().make_folder(folder)
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as exc:
-        raise RootBusyError(
-            f"another process uses {root}", "stop the daemon that serves it, or use another root"
-        ) from exc
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def opened(
-    root: Path,
-    *,
-    clock: Callable[[], float] = time.time,
-    files: Files | None = None,
-) -> Iterator[World]:
-    """The world of `root`, recovered from the last crash; the caller holds the root's lock.
-
-    Raises `ConfigError`, `JournalDamagedError`, `RecoveryError` where it must not be used.
-    """
-    files = files or Files()
-    config = Config.load(root)
-    known = certificates.load(root / "keys", int(clock()), files)
-    journal = Journal(root / "logs", known.log_key, known.origin, files=files)
-    try:
-        store = DirectoryStore(root, files)
-        recover(store, journal)
-        committer = Committer(store, journal)
-        try:
-            identity = Identity.of(known.statement, known.signature, known.operator_public)
-            world = World.assemble(root, config, identity, store, journal, committer, clock)
-            _log_statement(world, known)
-            yield world
-        finally:
-            committer.close()
-    finally:
-        journal.close()
-
-
-def _log_statement(world: World, known: Keys) -> None:
-    """Log the server's statement where the last one logged is another: clients can look it up."""
-    last = None
-    for line in world.journal.lines():
-        if b'"op":"server-statement"' in line:
-            last = line
-    from protocol import auditlog
-
-    if last is None or auditlog.parse(last).rec != known.statement:
-        world.committer.submit(
-            Change(
-                Draft(
-                    op="server-statement",
-                    actor=SERVER,
-                    rec=known.statement,
-                    sigs={"server": known.signature},
-                )
-            )
-        ).result()
-
-
-@dataclass(slots=True)
-class Gate:
-    """How many connections there are, of each address and in all, before login and after."""
-
-    limits: Limits
-    connections: Counter[str] = field(default_factory=Counter)
-    strangers: Counter[str] = field(default_factory=Counter)
-
-    def admit(self, host: str) -> bool:
-        """Count a new connection of `host`, unless that would be one too many."""
-        limits = self.limits
-        if (
-            self.connections.total() >= limits.connections
-            or self.connections[host] >= limits.connections_per_address
-            or self.strangers.total() >= limits.unauthenticated
-            or self.strangers[host] >= limits.unauthenticated_per_address
-        ):
-            return False
-        self.connections[host] += 1
-        self.strangers[host] += 1
-        return True
-
-    def recognise(self, host: str) -> None:
-        """A connection of `host` has logged in."""
-        _decrease(self.strangers, host)
-
-    def leave(self, host: str, *, known: bool) -> None:
-        """A connection of `host` is gone; `known`: it had logged in."""
-        _decrease(self.connections, host)
-        if not known:
-            _decrease(self.strangers, host)
-
-
-def _decrease(counter: Counter[str], host: str) -> None:
-    counter[host] -= 1
-    if counter[host] <= 0:
-        del counter[host]  # addresses that are gone cost no memory
-
-
 class Server:
-    """Serves one world. `start`, then `stop`; both on one loop."""
+    """Serves one world, and is the `Keeper` of its sessions. `start`, then `stop`, on one loop."""
 
     def __init__(self, world: World, tls: ssl.SSLContext) -> None:
         self.world = world
         self.service = Service(world)
         self._tls = tls
         self._gate = Gate(world.config.limits)
-        self._sessions: set[Session] = set()
+        self._budget = Budget()
+        self._incidents = Incidents()
+        self._sources: dict[Session, str] = {}
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -170,20 +55,12 @@ class Server:
         """Accept connections on ``HOST:PORT``; returns the address bound. Raises `ListenError`."""
         self.service.on_revoke = self._revoke
         host, port = parse_address(listen)
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, _, _, _, where in dict.fromkeys(found):
-                self._sockets.append(_listener(family, where))
-                if port == 0:
-                    break  # a second family would get a port of its own
+            self._sockets = await _listeners(host, port)
         except OSError as exc:
-            self._close_sockets()
             raise ListenError(
-                f"cannot listen on {listen}: {exc.strerror}",
-                "is another daemon running there? choose another with --listen",
+                f"cannot listen on {listen}: {exc.strerror or exc}",
+                "is another daemon running there? choose another address with --listen",
             ) from exc
         bound = format_address(host, self._sockets[0].getsockname()[1])
         self.world.vitals.address = bound
@@ -199,17 +76,35 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
-        self._close_sockets()
-        for task in set(self._tasks):
+        tasks = set(self._tasks)
+        for task in tasks:
             task.cancel()
-        sessions = set(self._sessions)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        sessions = [session for session in self._sources if session.connected]
         if sessions:
             await asyncio.gather(*(session.drain(STOP_SECONDS) for session in sessions))
-            await asyncio.wait({session.closed for session in sessions}, timeout=1.0)
-            for session in set(self._sessions):
+            await asyncio.wait([session.closed for session in sessions], timeout=1.0)
+            for session in sessions:
                 session.abort()
         await self.service.close()
-        await self._note("stop", {})
+        self._report()
+        if self.world.vitals.started and self.world.failed is None:
+            await self._note("stop", {})
+
+    # What sessions tell.
+
+    def opened(self, session: Session) -> None:
+        self._gate.recognise(self._sources[session])
+        self._count()
+
+    def ended(self, session: Session) -> None:
+        self._gate.leave(self._sources.pop(session), known=session.principal is not None)
+        self._count()
+
+    def incident(self, kind: str) -> None:
+        self._incidents.count(kind)
 
     async def _note(self, op: str, detail: dict[str, str]) -> None:
         made = self.world.committer.submit(Change(Draft(op=op, actor=SERVER, detail=detail)))
@@ -225,11 +120,6 @@ class Server:
         if not task.cancelled() and (exc := task.exception()) is not None:
             _log.error("a background task failed", exc_info=exc)
 
-    def _close_sockets(self) -> None:
-        for listening in self._sockets:
-            listening.close()
-        self._sockets.clear()
-
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -237,52 +127,46 @@ class Server:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as exc:
                 # Out of descriptors, or a peer that left already: wait for better times.
-                _log.warning("accept: %s", exc.strerror)
+                self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
                 await asyncio.sleep(0.1)
                 continue
             host = str(peer[0])
-            if not self._gate.admit(host):
+            if self._gate.admit(source_of(host)):
+                self._run(self._welcome(accepted, host))
+            else:
+                self.incident("one connection too many")
                 accepted.close()
-                continue
-            self._run(self._welcome(accepted, host))
 
     async def _welcome(self, accepted: socket.socket, host: str) -> None:
-        """TLS within the time for a login; from then on the session counts for itself."""
+        """TLS within the time for a login; from then on the session tells when it ends.
+
+        From the call that makes a transport of it on, the loop closes the socket.
+        """
         loop = asyncio.get_running_loop()
-        seconds = self.world.config.limits.login_seconds
-        deadline = loop.time() + seconds
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        limits = self.world.config.limits
         session = Session(
             self.service,
-            self.world.config.limits,
+            limits,
             host,
-            deadline=deadline,
-            on_open=lambda _: self._recognised(host),
-            on_close=lambda session: self._left(session, host),
+            deadline=loop.time() + limits.login_seconds,
+            budget=self._budget,
+            keeper=self,
         )
+        self._sources[session] = source_of(host)
+        self._count()
         try:
             await loop.connect_accepted_socket(
-                lambda: session, accepted, ssl=self._tls, ssl_handshake_timeout=seconds
+                lambda: session,
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=limits.login_seconds,
+                ssl_shutdown_timeout=SHUTDOWN_SECONDS,
             )
-        except (OSError, ssl.SSLError, TimeoutError) as exc:
-            _log.info("%s: no TLS: %s", host, type(exc).__name__)
+        except OSError:  # ssl.SSLError and TimeoutError are of this kind
+            self.incident("no TLS")
+        finally:
             if not session.connected:
-                self._gate.leave(host, known=False)
-            return
-        except asyncio.CancelledError:
-            accepted.close()
-            raise
-        self._sessions.add(session)
-        self._count()
-
-    def _recognised(self, host: str) -> None:
-        self._gate.recognise(host)
-        self._count()
-
-    def _left(self, session: Session, host: str) -> None:
-        self._sessions.discard(session)
-        self._gate.leave(host, known=session.principal is not None)
-        self._count()
+                self.ended(session)
 
     def _count(self) -> None:
         vitals = self.world.vitals
@@ -290,14 +174,41 @@ class Server:
         vitals.sessions = vitals.connections - self._gate.strangers.total()
 
     def _revoke(self, user: str) -> None:
-        for session in set(self._sessions):
-            if session.principal is not None and session.principal.user == user:
-                session.revoke()
+        for session in list(self._sources):
+            if session.user == user:
+                session.close()
 
     async def _tick(self) -> None:
-        while True:
+        for turn in itertools.count(1):
             await asyncio.sleep(_TICK_SECONDS)
-            await self.service.tick()
+            try:
+                await self.service.tick()
+            except (SfsdError, OSError) as exc:
+                _log.warning("housekeeping: %s", exc)
+            if turn % _REPORT_TICKS == 0:
+                self._report()
+
+    def _report(self) -> None:
+        if report := self._incidents.report():
+            _log.info("turned away or cut off since the last report: %s", report)
+
+
+async def _listeners(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for each address that `host` stands for. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listeners: list[socket.socket] = []
+    try:
+        for family, _, _, _, where in dict.fromkeys(found):
+            listeners.append(_listener(family, where))
+            if port == 0:
+                break  # a second family would get a port of its own
+    except OSError:
+        for listening in listeners:
+            listening.close()
+        raise
+    return listeners
 
 
 def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
@@ -314,7 +225,7 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
     `ready_file` gets the bound address once connections are accepted, and so does run/address.
     """
     with locked(root), opened(root) as world:
-        tls = certificates.load(root / "keys", world.now).tls_context()
+        tls = certificates.load(root / "keys").tls_context()
         stop = threading.Event()
         verifier = threading.Thread(target=_verify, args=(world, stop), name="verify-log")
         verifier.start()
@@ -331,19 +242,20 @@ async def _serve(world: World, tls: ssl.SSLContext, listen: str, ready_file: Pat
     server = Server(world, tls)
     restore = _on_signals(loop, stopped.set)
     files = Files()
-    run = world.root / "run"
+    address = world.root / "run" / "address"
     try:
         bound = await server.start(listen)
-        files.replace_soon(run / "address", bound.encode() + b"\n")
-        if ready_file is not None:
-            files.replace_soon(ready_file, bound.encode() + b"\n")
+        for path in filter(None, (address, ready_file)):
+            files.replace_soon(path, bound.encode() + b"\n")
         _log.info("serving %s", bound)
         await stopped.wait()
         _log.info("stopping")
     finally:
-        await server.stop()
-        files.remove(run / "address")
-        restore()
+        try:
+            await server.stop()
+        finally:
+            files.remove(address)
+            restore()
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], None]:
@@ -380,3 +292,5 @@ def _verify(world: World, stop: threading.Event) -> None:
         world.journal.verify_before_mark(stop=stop)
     except JournalDamagedError as exc:
         _log.critical("the log is damaged, nothing changes any more: %s", exc)
+    except JournalError as exc:
+        _log.error("the log could not be verified: %s", exc)

@@ -1,9 +1,10 @@
 """One connection: bytes from the loop ↔ `protocol.Connection` ↔ `Service`.
 
 What a peer may make us hold is bounded on every side. Before login: one frame of 16 KiB, and a few
-seconds. After: a number of requests and of bulk bytes under way; past that its further requests
-wait and nothing more is read. What it does not fetch of its answers stops them, and after a while
-the connection. A peer that breaks the protocol is dropped without an answer: it is not one of ours.
+seconds. After: a number of requests under way, and of bytes that they brought or will be answered
+with, for this connection and for all together; past that its further requests wait and nothing more
+is read. What it does not fetch of its answers stops them, and after a while the connection. A peer
+that breaks the protocol is dropped without an answer: it is not one of ours.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
 
 from protocol.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
 from protocol.encoding import Buffer
 from protocol.errors import RemoteProtocolError
-from protocol.messages import Error, Reply, Request
+from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.base import PIECE
-from protocol.messages.downloads import Read
+from protocol.messages.downloads import GetLeaves, GetOpen, Read
+from protocol.messages.files import History, List, Record
 from protocol.messages.session import Enroll, Login
-from protocol.messages.uploads import Data
+from protocol.messages.sharing import Lookup
+from protocol.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
 from sfsd.errors import Refused
 from sfsd.service import Principal, Service
@@ -29,17 +32,46 @@ from sfsd.service import Principal, Service
 MAX_UNDER_WAY: Final = 128
 """Requests of one connection that are worked on at once; a client's own window is smaller."""
 MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
-"""Bulk bytes of them; a client may have the Welcome's window of Data, and Reads beside it."""
+"""Their weight; a client may have the Welcome's window of Data, and Reads beside it."""
+MAX_BYTES_IN_ALL: Final = 256 * PIECE
+"""The weight of all connections' requests. Past it each connection goes on one at a time."""
+MAX_UNSENT: Final = 4 * PIECE
+"""Bytes of answers that wait for a peer to take them; past it no further answer is sent."""
+MIN_TAKEN: Final = 64 * 1024
+"""Bytes of them that a peer takes every `write_seconds`, or is cut off."""
 _JOIN: Final = 16 * 1024
 """A frame up to this many bytes is sent as one piece, so as one TLS record."""
+_OTHER_WEIGHT: Final = 16 * 1024
+_HEAVY: Final[tuple[type[Message], ...]] = (GetOpen, GetLeaves, List, History, Lookup, Record)
+"""Requests that are, or whose answers are, up to about 1 MiB long."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bytes that the requests under way of all connections of a server weigh."""
+
+    used: int = 0
+    most: int = MAX_BYTES_IN_ALL
+
+
+class Keeper(Protocol):
+    """What a session tells the server that made it."""
+
+    def opened(self, session: Session) -> None:
+        """A login succeeded."""
+
+    def ended(self, session: Session) -> None:
+        """The connection is gone: once, whatever ended it, if ever it was made."""
+
+    def incident(self, kind: str) -> None:
+        """The peer is cut off; `kind` says why in a few fixed words."""
 
 
 class Session(asyncio.BufferedProtocol):
     """Made for each accepted connection; all methods run on the loop's thread.
 
-    `on_open` and `on_close` tell the server that a login succeeded, and that the connection is
-    gone (once, whatever ended it).
+    `user` is who logs in or has logged in, "" before; `principal` is set once he has.
     """
 
     def __init__(
@@ -49,22 +81,24 @@ class Session(asyncio.BufferedProtocol):
         address: str,
         *,
         deadline: float,
-        on_open: Callable[[Session], None],
-        on_close: Callable[[Session], None],
+        budget: Budget,
+        keeper: Keeper,
     ) -> None:
-        """`deadline` is the loop's time by which the login must be done."""
+        """`address` is the peer's IP, `deadline` the loop's time by which login must be done."""
+        self.user = ""
         self.principal: Principal | None = None
-        self.closed = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
         self._service = service
         self._limits = limits
         self._address = address
         self._deadline = deadline
-        self._on_open, self._on_close = on_open, on_close
-        self._loop = asyncio.get_running_loop()
+        self._budget = budget
+        self._keeper = keeper
         self._connection = Connection(Role.SERVER)
         self._waiting: deque[Incoming] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bytes_under_way = 0
+        self._weight = 0
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
@@ -77,7 +111,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=4 * PIECE)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
         self._timer = self._loop.call_at(self._deadline, self._too_late)
         self._send(WELCOME_ID, self._service.welcome())
 
@@ -87,9 +121,8 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             received = self._connection.buffer_updated(nbytes)
-        except RemoteProtocolError as exc:
-            _log.info("%s broke the protocol: %s", self._address, type(exc).__name__)
-            self.abort()
+        except RemoteProtocolError:
+            self._cut_off("broke the protocol")
             return
         if received:
             self._last_request = self._loop.time()
@@ -117,15 +150,14 @@ class Session(asyncio.BufferedProtocol):
         self._writable.set()  # what waits to write finds the transport closing, and ends
         if self.principal is not None:
             self._service.closed(self.principal)
-        self._on_close(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self._keeper.ended(self)
+        self.closed.set_result(None)
 
     # The server's side.
 
     @property
     def connected(self) -> bool:
-        """Whether the connection was made; then `on_close` is called when it ends."""
+        """Whether the connection was made, and is or was one."""
         return self._transport is not None
 
     def abort(self) -> None:
@@ -133,57 +165,62 @@ class Session(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def close(self) -> None:
+        """Close the connection once what is in its buffer was sent; start nothing more."""
+        if self._transport is not None:
+            self._transport.close()
+
     async def drain(self, seconds: float) -> None:
         """Finish what is under way, refuse what comes now, and close. Twice does no harm."""
         self._draining = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.close()
-
-    def revoke(self) -> None:
-        """Close a session whose user may no longer have one."""
-        if self._transport is not None:
-            self._transport.close()
+        self.close()
 
     # Requests.
 
     def _start_waiting(self) -> None:
         """Begin as many of the waiting requests as there is room for; read on when none wait."""
-        while self._waiting and self._room_for(self._waiting[0]):
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._waiting.clear()
+            return
+        while self._waiting and self._has_room(weight := _weight_of(self._waiting[0].message)):
             incoming = self._waiting.popleft()
-            weight = _weight(incoming)
-            self._bytes_under_way += weight
+            self._weight += weight
+            self._budget.used += weight
             task = self._loop.create_task(self._work(incoming, weight))
             self._tasks.add(task)
             task.add_done_callback(self._done)
-        transport = self._transport
-        if transport is not None and not transport.is_closing():
-            if self._waiting:
-                transport.pause_reading()
-            else:
-                transport.resume_reading()
+        if self._waiting:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
 
-    def _room_for(self, incoming: Incoming) -> bool:
+    def _has_room(self, weight: int) -> bool:
         if not self._tasks:
-            return True
-        if len(self._tasks) >= MAX_UNDER_WAY or not self._writable.is_set():
-            return False
-        return self._bytes_under_way + _weight(incoming) <= MAX_BYTES_UNDER_WAY
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            # A mistake of ours: it costs this connection, and the daemon goes on.
-            _log.error("a request failed", exc_info=exc)
-            self.abort()
-        self._start_waiting()
+            return True  # so each connection always gets on, and wakes itself when it does
+        return (
+            self._writable.is_set()
+            and len(self._tasks) < MAX_UNDER_WAY
+            and self._weight + weight <= MAX_BYTES_UNDER_WAY
+            and self._budget.used + weight <= self._budget.most
+        )
 
     async def _work(self, incoming: Incoming, weight: int) -> None:
         try:
             await self._answer(incoming)
         finally:
-            self._bytes_under_way -= weight
+            self._weight -= weight
+            self._budget.used -= weight
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            # A mistake of ours: it costs this connection, and the daemon goes on.
+            _log.error("a request of %s failed", self._address, exc_info=exc)
+            self.abort()
+        self._start_waiting()
 
     async def _answer(self, incoming: Incoming) -> None:
         message = incoming.message
@@ -191,7 +228,7 @@ class Session(asyncio.BufferedProtocol):
             await self._open(incoming.request_id, message)
             return
         if self._draining:
-            reply: Reply = Error("shutting-down", "the server is stopping")
+            reply: Reply = Error("shutting-down", "the server is stopping; nothing was done")
         elif isinstance(message, Unknown):
             reply = Error("unknown-request", "this server does not know that request")
         else:
@@ -206,6 +243,7 @@ class Session(asyncio.BufferedProtocol):
         if self._draining:
             self._refuse(request_id, Error("shutting-down", "the server is stopping"))
             return
+        self.user = message.user  # from now on a disabled account closes this connection too
         try:
             principal, reply = await self._service.open(
                 message, welcome_sha256=self._connection.welcome_sha256, address=self._address
@@ -220,12 +258,11 @@ class Session(asyncio.BufferedProtocol):
         self._send(request_id, reply)
         self._connection.established()
         self._watch_idle()
-        self._on_open(self)
+        self._keeper.opened(self)
 
     def _refuse(self, request_id: int, error: Error) -> None:
         self._send(request_id, error)
-        if self._transport is not None:
-            self._transport.close()
+        self.close()
 
     def _send(self, request_id: int, reply: Reply) -> None:
         transport = self._transport
@@ -236,9 +273,13 @@ class Session(asyncio.BufferedProtocol):
 
     # Time.
 
+    def _cut_off(self, why: str) -> None:
+        self._keeper.incident(why)
+        self.abort()
+
     def _too_late(self) -> None:
         if self.principal is None:
-            self.abort()
+            self._cut_off("no login in time")
 
     def _watch_idle(self) -> None:
         if self._timer is not None:
@@ -249,36 +290,33 @@ class Session(asyncio.BufferedProtocol):
         left = self._last_request + self._limits.idle_seconds - now
         # The login that opens the session is itself a task, so this is never at once.
         if left <= 0:
-            self._close_idle()
+            self.close()
         else:
             self._timer = self._loop.call_later(left, self._watch_idle)
 
-    def _close_idle(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
     def _watch_writing(self, unsent: int | None = None) -> None:
-        """Abort a peer that took nothing of its answers for `write_seconds`."""
+        """Cut off a peer that takes next to nothing of its answers."""
         transport = self._transport
         if transport is None or self._writable.is_set():
             return
         now_unsent = transport.get_write_buffer_size()
-        if unsent is not None and now_unsent >= unsent:
-            self.abort()
+        if unsent is not None and now_unsent > unsent - MIN_TAKEN:
+            self._cut_off("took no answers")
             return
         self._write_timer = self._loop.call_later(
             self._limits.write_seconds, self._watch_writing, now_unsent
         )
 
 
-def _weight(incoming: Incoming) -> int:
-    """Bulk bytes that a request makes us hold: those it brings, or those it asks for."""
-    message = incoming.message
+def _weight_of(message: Message) -> int:
+    """Bytes, about, that a request makes us hold: what it brings or what answers it."""
     if isinstance(message, Read):
         return message.length
     if isinstance(message, Data):
         return len(message.data)
-    return 0
+    if isinstance(message, PutSmall):
+        return _OTHER_WEIGHT + len(message.ciphertext)
+    return PIECE if isinstance(message, _HEAVY) else _OTHER_WEIGHT
 
 
 def _joined(pieces: list[Buffer]) -> list[Buffer]:

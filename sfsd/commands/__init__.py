@@ -10,9 +10,14 @@ from pathlib import Path
 import click
 
 
+def printable(text: str) -> str:
+    """`text` without what could move a cursor or turn the direction of writing: that is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def answer(text: str) -> None:
-    """One line of the answer, on stdout; what could move a cursor is escaped."""
-    click.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+    """One line of the answer, on stdout, made printable."""
+    click.echo(printable(text))
 
 
 def answer_json(value: Mapping[str, object]) -> None:

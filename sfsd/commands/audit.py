@@ -11,11 +11,14 @@ import click
 
 from protocol import auditlog, checkpoint, merkle
 from protocol.checkpoint import Verifier
-from protocol.errors import CheckpointError, LogError
+from protocol.errors import LogError
 from protocol.records import ServerStatement
 from sfsd import certificates
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import ConfigError, JournalDamagedError
+from sfsd.logreplay import stored_checkpoint
+
+_FACTS = ("address", "count", "codes", "users", "reason")
 
 
 @click.group()
@@ -28,15 +31,25 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
 def log(root: Path, as_json: bool) -> None:
     """Print the log, one entry a line: when, who, what."""
-    for line in _complete_lines(root):
+    for seq, line in enumerate(_complete_lines(root)):
         if as_json:
             click.echo(line)
-            continue
-        entry = json.loads(line)
-        file = f"{entry['owner']}:{entry['file']}" if entry["file"] else entry["owner"] or ""
-        version = f" v{entry['version']}" if entry["version"] else ""
-        what = f"{entry['op']:<12} {entry['actor']:<12} {file}{version}"
-        answer(f"{entry['seq']:>8} {entry['time']} {what}".rstrip())
+        else:
+            answer(_shown(line, seq))
+
+
+def _shown(line: bytes, seq: int) -> str:
+    try:
+        entry = auditlog.parse(line, seq=seq)
+    except LogError as exc:
+        raise _damaged(exc) from exc
+    what = entry.owner or ""
+    if entry.file:
+        what += f":{entry.file}" + (f" v{entry.version}" if entry.version else "")
+    # Of what an entry says besides, people want who was refused and from where.
+    facts = {key: entry.detail[key] for key in _FACTS if key in entry.detail}
+    said = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items())
+    return f"{entry.seq:>8} {entry.time} {entry.op:<16} {entry.actor:<12} {what} {said}".rstrip()
 
 
 @command.command()
@@ -69,7 +82,7 @@ def verify_log(root: Path) -> Verified:
 
     The checkpoint is read before the log: while a daemon appends, the log is the longer one.
     """
-    signed = _checkpoint(root)
+    signed = _signed(root)
     leaves = _Leaves(root / "logs" / "tree" / "nodes")
     frontier = merkle.Frontier()
     signed_root = merkle.EMPTY_ROOT
@@ -83,7 +96,12 @@ def verify_log(root: Path) -> Verified:
             if frontier.size == signed.size:
                 signed_root = frontier.root()
     except LogError as exc:
-        raise JournalDamagedError(str(exc), seq=exc.seq) from exc
+        if differs is not None and differs < exc.seq:
+            # Changed with its hash made anew: the chain breaks only at the next one.
+            raise JournalDamagedError("not what was written", seq=differs) from exc
+        raise _damaged(exc) from exc
+    if frontier.size and not signed.size:
+        raise JournalDamagedError("there is a log, and no checkpoint vouches for it", seq=0)
     if frontier.size < signed.size:
         raise JournalDamagedError("signed for, and not there", seq=frontier.size)
     if signed_root != signed.root:
@@ -108,19 +126,17 @@ class _Leaves:
         return len(known) < merkle.HASH_SIZE or known == leaf
 
 
-def _checkpoint(root: Path) -> checkpoint.Checkpoint:
-    keys = root / "keys"
+def _damaged(exc: LogError) -> JournalDamagedError:
+    return JournalDamagedError(str(exc).partition(": ")[2], seq=exc.seq)
+
+
+def _signed(root: Path) -> checkpoint.Checkpoint:
+    """The stored checkpoint, of size 0 where there is none."""
+    vkey = ServerStatement.parse(certificates.read_statement(root / "keys")[0]).log_vkey
     try:
-        note = (root / "logs" / "checkpoint").read_bytes()
-    except FileNotFoundError:
-        return checkpoint.Checkpoint("", 0, merkle.EMPTY_ROOT)
+        return stored_checkpoint(root / "logs" / "checkpoint", Verifier.parse(vkey))
     except OSError as exc:
         raise ConfigError(f"logs/checkpoint cannot be read: {exc.strerror}") from exc
-    vkey = ServerStatement.parse(certificates.read_statement(keys)[0]).log_vkey
-    try:
-        return checkpoint.verify(note, Verifier.parse(vkey))
-    except CheckpointError as exc:
-        raise JournalDamagedError(f"the stored checkpoint: {exc}", seq=0) from exc
 
 
 def _complete_lines(root: Path) -> Iterator[bytes]:

@@ -30,6 +30,6 @@ def command(root: Path, public: str) -> None:
     for name in ("keys", "staging", "run", "logs", "store/users"):
         files.make_folder(root / name)
     keys = certificates.create(root / "keys", int(time.time()), files)
-    # Last: a root without settings is none, so a cut init is seen and can be done again.
+    # Last: a folder without settings is no root, so an init that was cut is never served.
     files.replace_durable(settings, config.initial_text(public).encode())
     click.echo(keys.server_id.hex())

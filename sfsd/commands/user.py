@@ -57,7 +57,7 @@ def add(name: str, root: Path, quota: str | None, expires: str) -> None:
     """
     config = Config.load(root)
     host, port = parse_address(_public_address(root, config))
-    pin = certificates.load(root / "keys", int(time.time())).server_id
+    pin = certificates.load(root / "keys").server_id
     invitation = Invitation(host, port, name, pin, secrets.token_bytes(TOKEN_SIZE))
     request = UserAdd(
         user=name,

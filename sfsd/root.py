@@ -1,0 +1,98 @@
+"""A root on the disk and the world made of it; who opens one holds its lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from protocol import auditlog
+from protocol.auditlog import Draft
+from protocol.names import SERVER
+from sfsd import certificates
+from sfsd.certificates import Keys
+from sfsd.changes import Change
+from sfsd.committer import Committer
+from sfsd.config import Config
+from sfsd.errors import RootBusyError
+from sfsd.files import Files
+from sfsd.journal import Journal
+from sfsd.recovery import recover
+from sfsd.store import DirectoryStore
+from sfsd.world import Identity, World
+
+STATED = "server-statement"
+"""The op of the entry that holds a statement of this server."""
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the lock of `root`: one process owns a root.
+
+    Raises `RootBusyError` where another has it, `ConfigError` where there is no root.
+    """
+    Config.load(root)  # before a folder is made where there is no root
+    folder = root / "run"
+    Files().make_folder(folder)
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as exc:
+        raise RootBusyError(
+            f"another process uses {root}", "stop the daemon that serves it, or use another root"
+        ) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def opened(
+    root: Path,
+    *,
+    clock: Callable[[], float] = time.time,
+    files: Files | None = None,
+) -> Iterator[World]:
+    """The world of `root`, recovered from the last crash; the caller holds the root's lock.
+
+    Raises `ConfigError`, `JournalDamagedError`, `RecoveryError` where it must not be used.
+    """
+    files = files or Files()
+    config = Config.load(root)
+    keys = certificates.restate(root / "keys", int(clock()), files)
+    journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)
+    try:
+        store = DirectoryStore(root, files)
+        recover(store, journal)
+        committer = Committer(store, journal)
+        try:
+            identity = Identity.of(keys.statement, keys.signature, keys.operator_public)
+            world = World.assemble(root, config, identity, store, journal, committer, clock)
+            _log_statement(world, keys)
+            yield world
+        finally:
+            committer.close()
+    finally:
+        journal.close()
+
+
+def _log_statement(world: World, keys: Keys) -> None:
+    """Log the server's statement unless it was logged before: clients can look it up."""
+    if not _is_logged(world.journal, keys.statement):
+        stated = Draft(op=STATED, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature})
+        world.committer.submit(Change(stated)).result()
+
+
+def _is_logged(journal: Journal, statement: bytes) -> bool:
+    # A log begins with the first statement, and for most servers that is the only one.
+    if journal.size and journal.entry(0).rec == statement:
+        return True
+    marker = f'"op":"{STATED}"'.encode()
+    return any(
+        marker in line and auditlog.parse(line, seq=seq).rec == statement
+        for seq, line in enumerate(journal.lines())
+    )
