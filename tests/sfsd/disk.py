@@ -41,6 +41,7 @@ class Disk(Files):
         """What lies below `root` is durable."""
         self.root = root
         self.calls: list[str] = []
+        self.marks: dict[str, int] = {}
         self.crash_at: int | None = None
         self.fail_at: dict[int, int | None] = {}
         self._now: dict[Path, Folder] = {}
@@ -48,7 +49,7 @@ class Disk(Files):
         self._open: dict[int, tuple[Node, bool]] = {}
         for folder, names, files in os.walk(root):
             path = Path(folder)
-            self._now[path] = {name: None for name in names}
+            self._now[path] = dict.fromkeys(names)
             nodes: dict[tuple[int, int], Node] = {}
             for name in files:
                 found = (path / name).stat()
@@ -56,6 +57,10 @@ class Disk(Files):
                 node.now[:] = node.durable = (path / name).read_bytes()
                 self._now[path][name] = node
             self._durable[path] = dict(self._now[path])
+
+    def mark(self, name: str) -> None:
+        """Remember the number of the next call under `name`."""
+        self.marks[name] = len(self.calls)
 
     def _step(self, call: str, path: Path | None = None) -> bool:
         """Count a changing call; whether a write is to come up short."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from sfsd.changes import digest_of
-from sfsd.errors import JournalDamagedError, RecoveryError
-from sfsd.recovery import Recovered
+from sfsd.errors import JournalFailedError, SfsdError, StoreFailedError, StoreRefusedError
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.worlds import (
@@ -22,7 +25,6 @@ from tests.sfsd.worlds import (
     Upload,
     World,
     check_start,
-    snapshot,
     stored,
 )
 
@@ -65,26 +67,48 @@ def play(root: Path, disk: Disk) -> World:
     """Run the script until it ends or the disk does; what was begun is in the world either way."""
     world = World(root, disk)
     try:
+        disk.mark("began")
         for act in SCRIPT:
             if isinstance(act, str):
                 world.point.settle()
-            else:
+                continue
+            with suppress(StoreRefusedError):  # an upload that could not be staged
                 world.commit(act)
+        disk.mark("ended")
         world.close()
     except Crash:
         disk.end()
     return world
 
 
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Path]:
+    """Where to make many small trees: in memory if there is such a place, since none is synced."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The changing calls of a whole run; those of the script are [began, ended)."""
+
+    calls: list[str]
+    began: int
+    ended: int
+
+
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The changing calls of a whole run."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("whole")
     disk = Disk(root)
     world = play(root, disk)
     assert [f.exception() for f in world.futures].count(None) == len(world.states) - 1
     assert stored(root) == world.states[-1]
-    return disk.calls
+    return Run(disk.calls, disk.marks["began"], disk.marks["ended"])
 
 
 def points(count: int, sample: int) -> list[int]:
@@ -110,9 +134,9 @@ def crash(root: Path, at: int) -> tuple[World, Disk] | None:
         return None
 
 
-def test_a_kill_at_any_call(calls: list[str], tmp_path: Path) -> None:
-    for at in points(len(calls), 150):
-        root = tmp_path / str(at)
+def test_a_kill_at_any_call(run: Run, ground: Path) -> None:
+    for at in points(len(run.calls), 120):
+        root = ground / str(at)
         root.mkdir()
         crashed = crash(root, at)
         size, found = check_start(root, Disk(root))
@@ -123,9 +147,9 @@ def test_a_kill_at_any_call(calls: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.5, 0.9])
-def test_a_power_failure_at_any_call(calls: list[str], tmp_path: Path, luck: float) -> None:
-    for at in points(len(calls), 100):
-        root, after = tmp_path / str(at), tmp_path / f"{at}-after"
+def test_a_power_failure_at_any_call(run: Run, ground: Path, luck: float) -> None:
+    for at in points(len(run.calls), 80):
+        root, after = ground / str(at), ground / f"{at}-after"
         root.mkdir()
         crashed = crash(root, at)
         if crashed is None:
@@ -134,3 +158,54 @@ def test_a_power_failure_at_any_call(calls: list[str], tmp_path: Path, luck: flo
         disk.lose_power(after, Random(at), luck=luck)
         size, found = check_start(after, Disk(after))
         judge(world, size, found)
+
+
+def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) -> None:
+    chance = Random(1)
+    for at in points(run.ended, 12)[1:]:
+        for again in range(0, 200, 1 if FULL else 7):
+            root, lost, found = (ground / f"{at}-{again}-{part}" for part in "abc")
+            root.mkdir()
+            crashed = crash(root, at)
+            if crashed is None:
+                break
+            crashed[1].lose_power(lost, chance)
+            disk = Disk(lost)
+            disk.crash_at = again
+            try:
+                World(lost, disk).journal.close()
+                break
+            except Crash:
+                disk.end()
+            disk.lose_power(found, chance)
+            judge(crashed[0], *check_start(found, Disk(found)))
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, None], ids=["EIO", "ENOSPC", "short"])
+def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> None:
+    for at in points(run.ended, 80):
+        if fault is None and not run.calls[at].startswith("write"):
+            continue
+        root, after = ground / str(at), ground / f"{at}-after"
+        root.mkdir()
+        disk = Disk(root)
+        disk.fail_at = {at: fault}
+        try:
+            world = play(root, disk)
+        except (OSError, SfsdError):
+            assert at < run.began  # it did not start
+            check_start(root, Disk(root))
+            continue
+        failed = world.point.failed
+        if at >= run.began:
+            if run.calls[at].startswith("sync"):
+                assert failed is not None
+            elif fault != errno.EIO:
+                assert failed is None
+        if failed is not None:
+            [refused] = world.commit([Step()])
+            assert isinstance(refused.exception(), StoreFailedError | JournalFailedError)
+        disk.end()
+        disk.lose_power(after, Random(at))
+        judge(world, *check_start(after, Disk(after)))
+        judge(world, *check_start(root, Disk(root)))

@@ -100,15 +100,26 @@ class World:
         return self.states[size - self.base]
 
     def commit(self, steps: Sequence[Step]) -> list[Future[int]]:
-        """Ask for a group. Those that the dictionary says are stale must be refused, no others."""
+        """Ask for a group. Those that the dictionary says are stale must be refused, no others.
+
+        Where the disk refused some, the dictionary follows; once the disk has failed, it keeps
+        what may have been done. Raises StoreRefusedError if an upload could not be staged.
+        """
         submitted = [Submitted(self._change(step)) for step in steps]
+        before = len(self.states)
         holds = self._foresee(steps)
-        self.futures += [each.future for each in submitted]
+        futures = [each.future for each in submitted]
+        self.futures += futures
         self.point.commit(submitted)
-        for each, held in zip(submitted, holds, strict=True):
-            error = each.future.exception(0)
-            assert held == (not isinstance(error, Stale)), error
-        return [each.future for each in submitted]
+        errors = [future.exception(0) for future in futures]
+        if all(error is None or isinstance(error, Stale) for error in errors):
+            assert holds == [error is None for error in errors]
+        elif self.point.failed is None:
+            del self.states[before:]
+            for step, error in zip(steps, errors, strict=True):
+                if error is None:
+                    self.states.append(self._after(self.states[-1], step))
+        return futures
 
     def close(self) -> None:
         self.point.settle(force=True)
