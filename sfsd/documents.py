@@ -68,6 +68,16 @@ class Documents:
     def _load_or_none(
         self, path: str, parse: Callable[[str, bytes], _Any], seq_of: Callable[[_Any], int]
     ) -> Document[_Any] | None:
+        # The store knows the digest of what it wrote: users are asked for at every request, and
+        # their files are read once.
+        digest = self._store.hash_of(path)
+        if digest is None:
+            return None
+        with self._lock:
+            found = self._cache.get((path, digest))
+            if found is not None:
+                self._cache.move_to_end((path, digest))
+                return Document(path, digest, cast(_Any, found))
         try:
             return self._load(path, parse, seq_of)
         except Absent:

@@ -1,0 +1,104 @@
+"""Accounts, as their users and as the operator see them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages.accounts import (
+    AccountsPage,
+    Status,
+    StatusAnswer,
+    Usage,
+    UsageAnswer,
+    UserAccess,
+    UserAdd,
+    UserList,
+    UserShow,
+)
+from protocol.messages.downloads import GetOpen, Opened
+from sfsd.config import DAY
+from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+def test_usage_is_the_askers_own(served: Daemon) -> None:
+    ada, bob = served.person("ada", quota=5000), served.person("bob")
+    ada.put(file_id(1), bytes(100))
+    ada.put(file_id(2), bytes(200))
+    ada.delete(file_id(2))
+    assert ada.ask(Usage()) == UsageAnswer(300, 5000, 1)
+    assert bob.ask(Usage()) == UsageAnswer(0, 0, 0)
+
+
+def test_an_invitation_is_logged_without_its_token(served: Daemon) -> None:
+    bob = Person("bob", served)
+    entry = check_receipt(done(served.ask(served.operator(), bob.invitation(quota=7))))
+    assert (entry.op, entry.actor, entry.owner) == ("user-add", "operator", "bob")
+    assert entry.detail["quota"] == 7
+    line = served.world.journal.line(entry.seq)
+    assert hashlib.sha256(bob.token).hexdigest().encode() not in line
+
+
+def test_the_enrolled_are_not_invited_again(served: Daemon) -> None:
+    ada = served.person("ada")
+    refused(served.ask(served.operator(), ada.invitation()), "conflict")
+
+
+def test_an_invitation_that_has_expired_already_is_refused(served: Daemon) -> None:
+    late = UserAdd("bob", bytes(32), int(served.clock.now), 0)
+    refused(served.ask(served.operator(), late), "bad-request")
+
+
+def test_the_operator_sees_every_account(served: Daemon) -> None:
+    ada = served.person("ada", quota=10_000)
+    ada.put(file_id(1), bytes(100))
+    bob = Person("bob", served)
+    operator = served.operator()
+    done(served.ask(operator, bob.invitation(lasts=DAY)))
+    page = served.ask(operator, UserList(""))
+    assert isinstance(page, AccountsPage)
+    first, second = page.accounts
+    assert (first.user, first.fingerprint, first.wrap_alg) == ("ada", ada.first_hash, "x25519")
+    assert (first.generation, first.due, first.expires) == (1, ada.first.due, ada.first.expires)
+    assert (first.used, first.quota, first.files, first.invited_until) == (100, 10_000, 1, 0)
+    assert (second.user, second.fingerprint, second.generation) == ("bob", b"", 0)
+    assert second.invited_until == int(served.clock.now) + DAY
+    assert served.ask(operator, UserShow("ada")) == AccountsPage((first,), "")
+    assert served.ask(operator, UserList("ada")) == AccountsPage((second,), "")
+    refused(served.ask(operator, UserShow("eve")), "not-found")
+
+
+def test_the_disabled_keep_their_files(served: Daemon) -> None:
+    ada = served.person("ada")
+    ada.put(file_id(1), b"kept")
+    operator = served.operator()
+    entry = check_receipt(
+        done(served.ask(operator, UserAccess("ada", disabled=True, reason="left the lab")))
+    )
+    assert (entry.op, entry.detail["reason"]) == ("user-access", "left the lab")
+    refused(ada.ask(ada.version(file_id(1), b"more").small()), "denied")
+    done(served.ask(operator, UserAccess("ada", disabled=False, reason="")))
+    ada.who = ada.log_in()
+    opened = ada.ask(GetOpen("ada", file_id(1), 0))
+    assert isinstance(opened, Opened)
+    assert opened.data == b"kept"
+
+
+def test_status_says_how_the_daemon_is(served: Daemon) -> None:
+    served.person("ada")
+    served.world.vitals.address = "127.0.0.1:7373"
+    answer = served.ask(served.operator(), Status())
+    assert isinstance(answer, StatusAnswer)
+    assert answer.log_size == served.world.journal.size
+    assert (answer.users, answer.failed, answer.address) == (1, "", "127.0.0.1:7373")
+    assert answer.disk_free > 0
+    assert answer.version
