@@ -97,31 +97,28 @@ def load(folder: Path) -> Keys:
     not the one stated.
     """
     statement, signature = read_statement(folder)
-    if not _is_stated(folder, ServerStatement.parse(statement)):
-        raise ConfigError(
-            "keys/server.statement is about other keys than those beside it",
-            "the next `sfsd serve` states them; restart the daemon if one runs",
-        )
+    known = ServerStatement.parse(statement)
     log_key = _read_key(folder / "log.key")
+    if Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey != known.log_vkey:
+        raise ConfigError("keys/log.key is not the log's", _HINT)
+    if known.tls_spki_sha256 != _stored_spki(folder):
+        raise ConfigError(
+            "keys/tls.crt has another key than keys/server.statement says",
+            "the next start of `sfsd serve` states it: restart the daemon if one runs",
+        )
     return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
 
 
 def restate(folder: Path, now: int, files: Files | None = None) -> Keys:
-    """As `load`, but a TLS or log key that is not the one stated gets a successor statement.
+    """As `load`, but a TLS key that is not the one stated gets a successor statement.
 
     For who holds the root's lock. `now` is unix seconds. Raises `ConfigError`.
     """
     known = ServerStatement.parse(read_statement(folder)[0])
-    if not _is_stated(folder, known):
+    if known.tls_spki_sha256 != _stored_spki(folder):
         _tls_context(folder)  # a certificate without its key must not be stated
         _state(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
-
-
-def _is_stated(folder: Path, statement: ServerStatement) -> bool:
-    origin = origin_of(server_id(statement.server_pub))
-    vkey = Verifier(origin, _read_key(folder / "log.key").public).vkey
-    return statement.log_vkey == vkey and statement.tls_spki_sha256 == _stored_spki(folder)
 
 
 def _tls_context(folder: Path) -> ssl.SSLContext:

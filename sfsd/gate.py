@@ -13,18 +13,23 @@ from dataclasses import dataclass, field
 from sfsd.config import Limits
 
 
+def plain(host: str) -> str:
+    """An IP address as people write it: without a zone, and IPv4 that came through IPv6 as IPv4."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
 def source_of(host: str) -> str:
     """Whom to count a connection against: an IPv4 address, or the /64 network of an IPv6 one.
 
-    A /64 is what one subscriber gets, so single addresses of it would be no bound. `host` is an IP
-    address as text, perhaps with a zone.
+    A /64 is what one subscriber gets, so single addresses of it would be no bound. `host` is a
+    `plain` address.
     """
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
+    if ":" not in host:
+        return host
+    return str(ipaddress.IPv6Network((host, 64), strict=False))
 
 
 def is_local(source: str) -> bool:

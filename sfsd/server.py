@@ -20,7 +20,7 @@ from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.files import Files
-from sfsd.gate import Gate, Incidents, source_of
+from sfsd.gate import Gate, Incidents, plain, source_of
 from sfsd.root import locked, opened
 from sfsd.service import Service
 from sfsd.session import Budget, Session
@@ -130,7 +130,7 @@ class Server:
                 self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
                 await asyncio.sleep(0.1)
                 continue
-            host = str(peer[0])
+            host = plain(str(peer[0]))
             if self._gate.admit(source_of(host)):
                 self._run(self._welcome(accepted, host))
             else:
@@ -212,8 +212,11 @@ async def _listeners(host: str, port: int) -> list[socket.socket]:
 
 
 def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
+    host, port = str(where[0]), int(str(where[1]))
+    # Everywhere means everywhere: IPv4 too, which only Linux gives to "::" by itself.
+    both = host == "::" and socket.has_dualstack_ipv6()
     listening = socket.create_server(
-        (str(where[0]), int(str(where[1]))), family=family, backlog=BACKLOG
+        (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
     )
     listening.setblocking(False)
     return listening

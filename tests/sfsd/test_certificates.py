@@ -1,0 +1,233 @@
+"""Keys of a root: made once, read at every start, stated anew when the TLS key changes."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.x509.oid import NameOID
+
+from protocol.checkpoint import Verifier
+from protocol.records import ServerStatement, server_id
+from protocol.signatures import Label, SigningKey, verify
+from sfsd import certificates
+from sfsd.errors import ConfigError
+
+NOW = 1_800_000_000
+FILES = {
+    "server.key", "server.statement", "log.key", "operator.key", "operator.pub", "tls.key",
+    "tls.crt",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    certificates.create(tmp_path / "keys", NOW)
+    return tmp_path / "keys"
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
+    """Both ends in memory, until the client is done. Raises `ssl.SSLError`."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for end in (ours, theirs):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    assert ours.version() is not None
+    return ours
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def replace_tls(
+    folder: Path, *, key: ed25519.Ed25519PrivateKey | None = None, with_key: bool = True
+) -> bytes:
+    """An authority's certificate and its chain, dropped in; returns the new certificate's DER.
+
+    Without `key`, for the key that lies there.
+    """
+    old = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
+    public = old.public_key() if key is None else key.public_key()
+    authority = ed25519.Ed25519PrivateKey.generate()
+    start = datetime.now(UTC) - timedelta(days=1)
+
+    def certificate(subject: str, own: object) -> x509.Certificate:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")]))
+            .public_key(own)  # type: ignore[arg-type]
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(start)
+            .not_valid_after(start + timedelta(days=30))
+            .sign(authority, None)
+        )
+
+    leaf = certificate("files.example", public)
+    chain = [leaf, certificate("authority", authority.public_key())]
+    pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain)
+    (folder / "tls.crt").write_bytes(b"subject=files.example\n" + pem)
+    if key is not None and with_key:
+        (folder / "tls.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+    return leaf.public_bytes(serialization.Encoding.DER)
+
+
+def test_what_is_made(folder: Path) -> None:
+    keys = certificates.load(folder)
+    assert {path.name for path in folder.iterdir()} == FILES
+    if os.name == "posix":
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+        assert folder.stat().st_mode & 0o777 == 0o700
+    statement = ServerStatement.parse(keys.statement)
+    verify(Label.SERVER_STATEMENT, keys.statement, keys.signature, statement.server_pub)
+    assert (statement.n, statement.created) == (1, NOW)
+    assert keys.server_id == server_id(statement.server_pub)
+    assert keys.origin == f"sfs/{keys.server_id.hex()}"
+    assert statement.log_vkey == Verifier(keys.origin, keys.log_key.public).vkey
+    assert certificates.operator_key(folder).public == keys.operator_public
+    seeds = {(folder / f"{name}.key").read_text() for name in ("server", "log", "operator")}
+    assert len(seeds) == 3
+
+
+def test_two_roots_are_two_servers(tmp_path: Path) -> None:
+    one, two = (certificates.create(tmp_path / name, NOW) for name in ("one", "two"))
+    assert one.server_id != two.server_id
+    assert one.spki_sha256 != two.spki_sha256
+
+
+def test_keys_are_never_overwritten(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError):
+        certificates.create(folder, NOW)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_tls_shows_the_key_that_is_stated(folder: Path) -> None:
+    keys = certificates.load(folder)
+    session = handshake(keys.tls_context(), trusting())
+    shown = session.getpeercert(binary_form=True)
+    assert shown is not None
+    assert certificates.spki_sha256(shown) == keys.spki_sha256
+    assert session.version() == "TLSv1.3"
+    assert keys.tls_context().num_tickets == 0
+
+
+def test_older_tls_is_refused(folder: Path) -> None:
+    client = trusting()
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        handshake(certificates.load(folder).tls_context(), client)
+
+
+def test_the_certificate_does_not_expire(folder: Path) -> None:
+    certificate = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
+    assert certificate.not_valid_after_utc.year == 9999
+    assert isinstance(certificate.signature_hash_algorithm, hashes.SHA256)
+
+
+def test_a_certificate_for_the_same_key_changes_nothing(folder: Path) -> None:
+    before = certificates.load(folder)
+    replace_tls(folder)
+    assert certificates.restate(folder, NOW + 5).statement == before.statement
+    shown = handshake(before.tls_context(), trusting()).getpeercert()
+    assert shown == {}, "not verified, so not shown parsed"
+
+
+def test_a_certificate_for_another_key_is_stated(folder: Path) -> None:
+    before = certificates.load(folder)
+    shown = replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
+    with pytest.raises(ConfigError):
+        certificates.load(folder)
+    after = certificates.restate(folder, NOW + 5)
+    statement = ServerStatement.parse(after.statement)
+    assert (statement.n, statement.created) == (2, NOW + 5)
+    assert after.server_id == before.server_id
+    assert after.spki_sha256 == certificates.spki_sha256(shown)
+    assert after.spki_sha256 != before.spki_sha256
+    assert certificates.restate(folder, NOW + 9).statement == after.statement
+    handshake(after.tls_context(), trusting())
+
+
+def test_another_log_key_is_refused(folder: Path) -> None:
+    before = (folder / "server.statement").read_bytes()
+    (folder / "log.key").write_text(SigningKey.generate().seed.hex())
+    with pytest.raises(ConfigError) as caught:
+        certificates.restate(folder, NOW)
+    assert "log.key" in caught.value.cause
+    assert (folder / "server.statement").read_bytes() == before
+
+
+def test_a_certificate_without_its_key_is_not_stated(folder: Path) -> None:
+    before = (folder / "server.statement").read_bytes()
+    replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate(), with_key=False)
+    with pytest.raises(ConfigError):
+        certificates.restate(folder, NOW)
+    assert (folder / "server.statement").read_bytes() == before
+
+
+def test_the_server_key_may_be_elsewhere(folder: Path) -> None:
+    before = certificates.load(folder)
+    (folder / "server.key").unlink()
+    assert certificates.restate(folder, NOW).statement == before.statement
+    replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
+    with pytest.raises(ConfigError):
+        certificates.restate(folder, NOW)
+
+
+def test_another_servers_key_states_nothing(folder: Path) -> None:
+    (folder / "server.key").write_text(SigningKey.generate().seed.hex())
+    replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
+    with pytest.raises(ConfigError):
+        certificates.restate(folder, NOW)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"server.key", "operator.key", "tls.key"}))
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"secret-rubbish", b"00" * 33])
+def test_a_broken_file_is_named_and_not_quoted(
+    folder: Path, name: str, content: bytes | None
+) -> None:
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        certificates.load(folder)
+    assert name in caught.value.cause
+    assert "rubbish" not in caught.value.cause
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["operator.key", "tls.key"])
+def test_keys_that_are_read_when_used(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"secret-rubbish")
+    keys = certificates.load(folder)
+    with pytest.raises(ConfigError) as caught:
+        _ = certificates.operator_key(folder) if name == "operator.key" else keys.tls_context()
+    assert "rubbish" not in str(caught.value)
+
+
+def test_a_statement_is_verified_before_it_is_used(folder: Path) -> None:
+    lines = (folder / "server.statement").read_bytes().split()
+    (folder / "server.statement").write_bytes(lines[0] + b"\n" + lines[1][:-8] + b"AAAAAA==\n")
+    with pytest.raises(ConfigError):
+        certificates.load(folder)

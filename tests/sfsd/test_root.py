@@ -1,0 +1,74 @@
+"""A root has one owner at a time, and its log begins with what the server says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.records import ServerStatement
+from protocol.signatures import SigningKey
+from sfsd import certificates
+from sfsd.cli import main
+from sfsd.errors import ConfigError, RootBusyError
+from sfsd.root import STATED, locked, opened
+
+
+@pytest.fixture
+def root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["init", "--root", str(tmp_path / "root")]) == 0
+    capsys.readouterr()
+    return tmp_path / "root"
+
+
+def test_one_owner_at_a_time(root: Path) -> None:
+    with locked(root):
+        with pytest.raises(RootBusyError) as caught, locked(root):
+            pass
+        assert caught.value.hint
+    with locked(root):
+        assert (root / "run" / "lock").exists()
+
+
+def test_no_folder_appears_where_there_is_no_root(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), locked(tmp_path / "nothing"):
+        pass
+    assert not (tmp_path / "nothing").exists()
+
+
+def stated(root: Path) -> list[ServerStatement]:
+    with locked(root), opened(root) as world:
+        entries = [world.journal.entry(seq) for seq in range(world.journal.size)]
+    return [
+        ServerStatement.parse(entry.rec)
+        for entry in entries
+        if entry.op == STATED and entry.rec is not None
+    ]
+
+
+def test_the_statement_is_logged_once(root: Path) -> None:
+    first = stated(root)
+    assert [statement.n for statement in first] == [1]
+    assert stated(root) == first
+
+
+def test_a_successor_is_logged_too(root: Path) -> None:
+    stated(root)
+    new_key(root)
+    assert [statement.n for statement in stated(root)] == [1, 2]
+    assert [statement.n for statement in stated(root)] == [1, 2]
+
+
+def new_key(root: Path) -> None:
+    """Another TLS key and certificate, taken from a root of its own."""
+    other = root.with_name("other")
+    certificates.create(other, 1_800_000_000)
+    for name in ("tls.key", "tls.crt"):
+        (root / "keys" / name).write_bytes((other / name).read_bytes())
+
+
+def test_a_log_of_another_key_is_refused(root: Path) -> None:
+    stated(root)
+    (root / "keys" / "log.key").write_text(SigningKey.generate().seed.hex())
+    with locked(root), pytest.raises(ConfigError), opened(root):
+        pass
