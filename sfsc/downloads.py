@@ -97,7 +97,7 @@ class _Blob:
         self._key, self.metadata = account.open(self.file)
         if self.metadata.name != name:
             raise Tampered("the server gave another file than the one asked for")
-        session.remember(self.file, known)
+        session.learn_head(self.file, known)
         self._size = self.file.content.ciphertext_size or 0
         self._handle = opened.handle
         self._first: Buffer = opened.data

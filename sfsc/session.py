@@ -206,14 +206,24 @@ class Session:
         """What the server shows as a file's newest version, verified and remembered; `known` was
         read before the server was asked."""
         file = self.account.newest(view, file_id, None if known is None else known.known)
-        self.remember(file, known)
-        return file
-
-    def remember(self, file: File, known: KnownFile | None) -> None:
-        """Remember a verified file, where it is newer than what was `known`."""
         if known is None or file.head.rev > known.rev:
             # Without an entry: the next listing asks for what changed since the last, so for this.
             self.state.remember_file(known_file(file), None)
+        return file
+
+    def learn_head(self, file: File, known: KnownFile | None) -> None:
+        """Remember the head that any version of a file was shown with, verified, where it says
+        which version is the newest: a put onto it must know."""
+        head = file.head
+        if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
+            newest = KnownFile(
+                head.file_id,
+                head.rev,
+                record_hash(file.head_body),
+                file.head_body,
+                head.version or 0,
+            )
+            self.state.remember_file(newest, None)
 
     # --- changing -----------------------------------------------------------------------------
 
@@ -276,7 +286,7 @@ def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
 
 
 def known_file(file: File) -> KnownFile:
-    """What to remember of a verified file."""
+    """What to remember of a verified file whose newest version this is."""
     body = file.head_body
     return KnownFile(file.file_id, file.head.rev, record_hash(body), body, file.version)
 

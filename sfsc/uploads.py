@@ -252,7 +252,7 @@ class Uploads:
 
     def _finish(self, attempt: _Attempt, reply: Reply) -> Put:
         """Follow up on the reply to an attempt until its content is stored, or cannot be."""
-        for _ in range(MAX_CONFLICTS):
+        for left in reversed(range(MAX_CONFLICTS)):
             if not isinstance(reply, Error):
                 receipt = answered(reply, Done).receipt
                 self._session.proven(receipt, attempt.record, attempt.body)
@@ -264,13 +264,13 @@ class Uploads:
                 return self._stored(attempt, None)
             if reply.code == "upload-lost":
                 raise UploadLost
-            if reply.code != "conflict" or reply.head is None:
+            if reply.code != "conflict" or reply.head is None or not left:
                 raise refusal(reply)
             content = attempt.content
             head = self._session.learn(reply.head, content.file_id, attempt.base)
             attempt = self._attempt(content, known_file(head), attempt.build)
             reply = self._session.ask(attempt.request)
-        raise ConflictError("others keep changing the file", "run the command again")
+        raise ConflictError("others keep changing the file")
 
     def _landed(self, attempt: _Attempt) -> bool:
         """Whether the file's history has this very record."""

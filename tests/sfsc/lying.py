@@ -1,7 +1,7 @@
 """A server that can lie: real keys, a real log, a store in memory, and hooks to spoil answers.
 
-`Log` signs statements and checkpoints and proves entries. `Simulator` serves one user over TLS, one
-connection after the other, through the server role of `Connection`. It accepts what a daemon would
+`Log` signs statements and checkpoints and proves entries. `Simulator` serves one user over TLS, a
+thread for each connection, through the server role of `Connection`. It accepts what a daemon would
 and no less; `spoil` then sees every answer before it is sent.
 """
 
@@ -189,7 +189,8 @@ Spoil = Callable[[Request, Reply], Reply]
 
 
 class Simulator:
-    """One user's server. `spoil(request, reply)` gives the reply to send, or raises `Drop`.
+    """One user's server. After it has done what was asked, `spoil(request, reply)` gives the reply
+    to send, or raises `Drop`; `intercept(request)` gives one before anything is done.
 
     `requests` are all that were asked, over all connections; `uploads` what is staged.
     """
@@ -205,10 +206,13 @@ class Simulator:
         self.handles: dict[bytes, Stored] = {}
         self.requests: list[Request] = []
         self.spoil: Spoil = lambda _request, reply: reply
+        self.intercept: Callable[[Request], Reply | None] = lambda _request: None
         self.welcome: Callable[[Welcome], Welcome] = lambda welcome: welcome
         self.failure: BaseException | None = None
         self._receipts: dict[bytes, int] = {}
-        self._opened = 0
+        self._here = threading.local()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -231,7 +235,9 @@ class Simulator:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(10)
+        for thread in (self._thread, *self._threads):
+            thread.join(10)
+            assert not thread.is_alive()
         if self.failure is not None:
             raise self.failure
 
@@ -246,19 +252,24 @@ class Simulator:
                 connected, _ = self._listener.accept()
             except OSError:
                 return
-            # A client that leaves, or is dropped, ends its connection and no other.
-            with (
-                contextlib.suppress(OSError, Drop),
-                connected,
-                context.wrap_socket(connected, server_side=True) as tls,
-            ):
-                try:
-                    self._converse(tls)
-                except (OSError, Drop):
-                    raise
-                except BaseException as exc:
-                    self.failure = exc
-                    raise Drop from exc
+            thread = threading.Thread(target=self._talk, args=(context, connected), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _talk(self, context: ssl.SSLContext, connected: socket.socket) -> None:
+        # A client that leaves, or is dropped, ends its connection and no other.
+        with (
+            contextlib.suppress(OSError, Drop),
+            connected,
+            context.wrap_socket(connected, server_side=True) as tls,
+        ):
+            try:
+                self._converse(tls)
+            except (OSError, Drop):
+                raise
+            except BaseException as exc:
+                self.failure = exc
+                raise Drop from exc
 
     def _converse(self, tls: ssl.SSLSocket) -> None:
         connection = Connection(Role.SERVER)
@@ -268,8 +279,9 @@ class Simulator:
             for incoming in connection.buffer_updated(count):
                 request = incoming.message
                 assert isinstance(request, Request)
-                self.requests.append(request)
-                reply = self.spoil(request, self.answer(request))
+                with self._lock:
+                    self.requests.append(request)
+                    reply = self.intercept(request) or self.spoil(request, self.answer(request))
                 if isinstance(reply, Session):
                     connection.established()
                 tls.sendall(b"".join(connection.respond(incoming.request_id, reply)))
@@ -290,12 +302,12 @@ class Simulator:
             self._append("enrol", statement.user, request.statement, request.signature)
         self.statement = request.statement
         receipt = self.log.receipt(self._receipts[request.statement], self.log.size)
-        self._opened = self.log.size
+        self._here.opened = self.log.size
         return self.log.session(0, receipt)
 
     def _on_login(self, request: Login) -> Reply:
         self.log.append(Draft(op="login", actor=request.user))
-        self._opened = self.log.size
+        self._here.opened = self.log.size
         return self.log.session(request.known_size)
 
     def _append(
@@ -325,11 +337,11 @@ class Simulator:
         blob: bytes = b"",
     ) -> Reply:
         """Accept a record onto the head, as any device of the user may send one."""
-        if body in self._receipts:
-            return Done(self.log.receipt(self._receipts[body], self._opened))
         record = FileRecord.parse(body)
         chain = self.files.get(record.file_id, Chain())
         head = chain.records[-1].record if chain.records else b""
+        if body == head:
+            return Done(self.log.receipt(self._receipts[body], self._here.opened))
         if record.prev != (record_hash(head) if head else b""):
             view = self.view(record.file_id) if head else None
             return Error("conflict", "someone was faster", view)
@@ -343,7 +355,7 @@ class Simulator:
             assert len(blob) == record.ciphertext_size
             chain.versions[record.version] = Stored(signed, metadata, wraps, blob, seq)
         self.files[record.file_id] = chain
-        return Done(self.log.receipt(seq, self._opened))
+        return Done(self.log.receipt(seq, self._here.opened))
 
     @staticmethod
     def leaves(blob: bytes) -> list[bytes]:
@@ -386,7 +398,8 @@ class Simulator:
         return UploadState(request.upload, len(staged))
 
     def _on_putcommit(self, request: PutCommit) -> Reply:
-        if request.record in self._receipts:
+        chain = self.files.get(FileRecord.parse(request.record).file_id, Chain())
+        if any(request.record == known.record for known in chain.records):
             return self.store(request.record, request.signature)
         staged = self.uploads.get(request.upload)
         if staged is None:

@@ -1,0 +1,56 @@
+"""A server that can lie, and a user of it with an open session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.invitation import parse_invitation
+from sfsc import enrolment
+from sfsc.home import open_state, unlock
+from sfsc.session import Session
+from sfsc.transport import Timeouts
+from tests.sfsc.lying import Simulator, simulated
+
+QUICK = Timeouts(connect=5.0, opening=5.0, idle=5.0)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Simulator]:
+    with simulated(tmp_path) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def home(server: Simulator, tmp_path: Path) -> Path:
+    """Where ada's keys are; she is enrolled."""
+    folder = tmp_path / "home"
+    invitation = parse_invitation(server.invitation("ada"))
+    enrolment.enrol(invitation, folder, "x25519", None, QUICK)
+    return folder
+
+
+@pytest.fixture
+def session(home: Path) -> Iterator[Session]:
+    """Ada's session, which waits for nothing when it connects again."""
+    yield from opened(home)
+
+
+@pytest.fixture
+def other(home: Path) -> Iterator[Session]:
+    """Ada on another machine: the same keys, nothing remembered."""
+    elsewhere = home.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "keyring").write_bytes((home / "keyring").read_bytes())
+    yield from opened(elsewhere)
+
+
+def opened(home: Path) -> Iterator[Session]:
+    keyring = unlock(home, None).contents
+    with open_state(home, keyring) as state:
+        session = Session(keyring, state, QUICK, pause=lambda _seconds: None)
+        session.connect()
+        yield session
+        session.close()

@@ -1,0 +1,173 @@
+"""One login: what opens it, what survives a lost connection, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import Error, Reply, Request
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.base import ERROR_CODES
+from protocol.messages.files import Stat
+from protocol.messages.session import Login, Welcome
+from sfsc import errors
+from sfsc.home import open_state, unlock
+from sfsc.session import MAX_LOSSES, Session, refusal
+from sfsc.state import KnownFile
+from tests.sfsc.conftest import QUICK
+from tests.sfsc.lying import Drop, Log, Simulator, Spoil
+
+
+def dropping(kind: type[Request], times: int) -> tuple[list[Request], Spoil]:
+    """(requests whose answer was lost, a hook that loses the first `times` answers to `kind`)."""
+    lost: list[Request] = []
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, kind) and len(lost) < times:
+            lost.append(request)
+            raise Drop
+        return reply
+
+    return lost, spoil
+
+
+def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, home: Path) -> None:
+    assert session.trust.newest.size == server.log.size
+    assert session.state.checkpoint() == (server.log.size, server.log.root(server.log.size))
+    assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
+    with open_state(home, session.keyring) as state:
+        again = Session(session.keyring, state, QUICK)
+        again.connect()
+        again.close()
+    assert [login.known_size for login in server.asked(Login)] == [1, 2]
+
+
+def test_a_keyring_that_was_never_enrolled(home: Path) -> None:
+    keyring = unlock(home, None).contents
+    with (
+        open_state(home, keyring) as state,
+        pytest.raises(errors.KeyringMissing),
+    ):
+        Session(replace(keyring, generations=(), statements=()), state)
+
+
+def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
+    keyring = unlock(home, None).contents
+    with open_state(home, keyring) as state:
+        dead = replace(keyring, addresses=("127.0.0.1:1", server.address))
+        session = Session(dead, state, QUICK)
+        session.connect()
+        session.close()
+        nowhere = Session(replace(keyring, addresses=("127.0.0.1:1",)), state, QUICK)
+        with pytest.raises(errors.Unreachable):
+            nowhere.connect()
+
+
+def test_nothing_is_said_to_a_stranger(server: Simulator, home: Path) -> None:
+    keyring = unlock(home, None).contents
+    server.requests.clear()
+    real, server.log = server.log, Log()
+    with open_state(home, keyring) as state:
+        with pytest.raises(errors.WrongServer):
+            Session(keyring, state, QUICK).connect()
+        server.log = real
+        server.welcome = lambda welcome: replace(welcome, signature=bytes(64))
+        with pytest.raises(errors.BadRecord):
+            Session(keyring, state, QUICK).connect()
+    assert server.requests == []
+
+
+def test_a_log_that_was_turned_back_is_refused(server: Simulator, session: Session) -> None:
+    session.close()
+    before = session.state.checkpoint()
+    server.log = server.log.fork(1)
+    server.log.fill(5)
+    with pytest.raises(errors.Fork):
+        session.connect()
+    server.log = server.log.fork(0)
+    with pytest.raises(errors.Rollback):
+        session.connect()
+    assert session.state.checkpoint() == before
+
+
+def test_a_refused_login(server: Simulator, session: Session) -> None:
+    session.close()
+    server.spoil = lambda _request, _reply: Error("refused", "no")
+    with pytest.raises(errors.Denied):
+        session.connect()
+
+
+@pytest.mark.parametrize("times", [1, MAX_LOSSES])
+def test_a_lost_answer_is_asked_for_again(server: Simulator, session: Session, times: int) -> None:
+    lost, server.spoil = dropping(Usage, times)
+    assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
+    assert (len(lost), session.connections) == (times, 1 + times)
+
+
+def test_a_server_that_always_drops_is_given_up(server: Simulator, session: Session) -> None:
+    lost, server.spoil = dropping(Usage, 1000)
+    with pytest.raises(errors.Unreachable):
+        session.call(Usage(), UsageAnswer)
+    assert len(lost) == MAX_LOSSES + 1
+
+
+def test_each_new_connection_is_judged_like_the_first(server: Simulator, session: Session) -> None:
+    _, server.spoil = dropping(Usage, 1)
+    server.welcome = lambda welcome: other_statement(server, welcome)
+    with pytest.raises(errors.Fork):
+        session.call(Usage(), UsageAnswer)
+
+
+def other_statement(server: Simulator, welcome: Welcome) -> Welcome:
+    body, signature = server.log.statement(1, server.spki, created=7)
+    return replace(welcome, statement=body, signature=signature)
+
+
+def test_a_server_that_is_busy_is_not_a_lost_connection(
+    server: Simulator, session: Session
+) -> None:
+    server.spoil = lambda _request, _reply: Error("busy", "later")
+    with pytest.raises(errors.Unreachable):
+        session.call(Usage(), UsageAnswer)
+    assert session.connections == 1
+
+
+def test_a_file_that_was_known_cannot_be_unknown(server: Simulator, session: Session) -> None:
+    with pytest.raises(errors.NotFound):
+        session.newest("a" * 32)
+    session.state.remember_file(KnownFile("a" * 32, 1, bytes(32), b"", 1), None)
+    with pytest.raises(errors.Rollback):
+        session.newest("a" * 32)
+    assert len(server.asked(Stat)) == 2
+
+
+EXITS = {
+    "bad-request": 7,
+    "unknown-request": 7,
+    "not-allowed": 4,
+    "refused": 4,
+    "token": 4,
+    "not-found": 3,
+    "denied": 4,
+    "conflict": 6,
+    "quota": 4,
+    "damaged": 5,
+    "changed": 6,
+    "stale-recipient": 6,
+    "stale-generation": 4,
+    "rotation-required": 4,
+    "upload-lost": 7,
+    "busy": 7,
+    "unavailable": 7,
+    "shutting-down": 7,
+}
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+def test_every_code_has_an_exit_code_and_a_hint(code: str) -> None:
+    error = refusal(Error(code, "why"))
+    assert (error.exit_code, error.cause) == (EXITS[code], "why")
+    assert error.hint
+    assert refusal(Error(code, "")).cause == code

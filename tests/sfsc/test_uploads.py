@@ -1,0 +1,510 @@
+"""Storing files on a server that conflicts, forgets and breaks off."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import Done, Error, Reply, Request
+from protocol.messages.base import MAX_SMALL, PIECE
+from protocol.messages.files import History, Stat
+from protocol.messages.uploads import (
+    Data,
+    PutAbort,
+    PutCommit,
+    PutOpen,
+    PutResume,
+    PutSmall,
+    UploadState,
+)
+from protocol.records import FileRecord
+from sfsc.downloads import Downloads
+from sfsc.errors import (
+    BadReceipt,
+    ConflictError,
+    Fork,
+    LocalError,
+    ProtocolFailure,
+    QuotaExceeded,
+    Rollback,
+    Unreachable,
+    UsageError,
+)
+from sfsc.listing import Files
+from sfsc.segments import MEBIBYTE, ciphertext_size
+from sfsc.session import Session
+from sfsc.sources import SMALL, Source
+from sfsc.uploads import MAX_CONFLICTS, Put, Uploads
+from tests.sfsc.lying import Drop, Simulator, Spoil
+
+S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)
+BIG = 3 * PIECE + 77
+
+
+def fetched(session: Session, name: str, version: int | None = None) -> bytes:
+    target = io.BytesIO()
+    Downloads(session).get(name, target, version=version)
+    return target.getvalue()
+
+
+def put(session: Session, content: bytes, name: str = "file", **how: int) -> int:
+    return Uploads(session).put(io.BytesIO(content), name, **how).version
+
+
+def once(kind: type[Request], spoil: Spoil, nth: int = 0) -> Spoil:
+    """A hook that spoils the answer number `nth` to `kind`, and no other."""
+    count = 0
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        nonlocal count
+        if isinstance(request, kind):
+            count += 1
+            if count == nth + 1:
+                return spoil(request, reply)
+        return reply
+
+    return hook
+
+
+def drop(_request: Request, _reply: Reply) -> Reply:
+    raise Drop
+
+
+def meanwhile(other: Session) -> Callable[[float], None]:
+    """A pause before the next connection in which another device puts the same file, once."""
+    waiting = [b"theirs"]
+
+    def pause(_seconds: float) -> None:
+        if waiting:
+            put(other, waiting.pop())
+
+    return pause
+
+
+# --- what arrives
+
+
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, SMALL - 1, SMALL, SMALL + 1, S0 - 1, S0, S0 + 1, S0 + S1, S0 + S1 + 1, BIG],
+)
+def test_what_is_put_comes_back(server: Simulator, session: Session, size: int) -> None:
+    content = os.urandom(size)
+    done = Uploads(session).put(io.BytesIO(content), "a/b")
+    assert (done.name, done.version, done.size) == ("a/b", 1, size)
+    assert done.file_id == session.account.file_id("a/b")
+    assert fetched(session, "a/b") == content
+    assert bool(server.asked(PutSmall)) == (ciphertext_size(size) <= MAX_SMALL)
+    assert bool(server.asked(PutCommit)) == (ciphertext_size(size) > MAX_SMALL)
+    assert server.uploads == {}
+
+
+def test_a_path_has_a_name_a_time_and_a_mode(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "report.pdf"
+    path.write_bytes(b"content")
+    path.chmod(0o640)
+    os.utime(path, ns=(1_600_000_000_000_000_123, 1_600_000_000_000_000_123))
+    assert Uploads(session).put(path).name == "report.pdf"
+    entry = Files(session).stat("report.pdf")
+    assert (entry.size, entry.mtime) == (7, 1_600_000_000)
+    assert os.name != "posix" or entry.mode == 0o640
+
+
+def test_the_server_sees_no_plaintext_and_no_name(server: Simulator, session: Session) -> None:
+    put(session, b"a secret that is long enough to be searched for", "secret name.txt")
+    sent = b"".join(
+        bytes(part)
+        for request in server.asked(PutSmall)
+        for part in (request.record, request.metadata, request.ciphertext)
+    )
+    assert b"secret" not in sent
+
+
+def test_each_version_has_its_own_key(server: Simulator, session: Session) -> None:
+    for _ in range(3):
+        put(session, b"same")
+    records = [FileRecord.parse(request.record) for request in server.asked(PutSmall)]
+    assert len({record.content_id for record in records}) == 3
+    assert len({record.dek_commit for record in records}) == 3
+    assert len({bytes(request.ciphertext) for request in server.asked(PutSmall)}) == 3
+
+
+@pytest.mark.parametrize("name", ["", "/absolute", "a/../b", "a//b", "nul\0", "new\nline", "a\\b"])
+def test_a_name_that_may_not_be(server: Simulator, session: Session, name: str) -> None:
+    before = len(server.requests)
+    with pytest.raises(UsageError):
+        put(session, b"", name)
+    assert len(server.requests) == before
+
+
+def test_a_stream_needs_a_name(session: Session) -> None:
+    with pytest.raises(UsageError):
+        Uploads(session).put(io.BytesIO(b""))
+
+
+def test_a_path_that_cannot_be_read(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(LocalError):
+        Uploads(session).put(tmp_path / "missing")
+    with pytest.raises(LocalError):
+        Uploads(session).put(tmp_path, "folder")
+
+
+def test_a_source_that_fails_half_way(server: Simulator, session: Session) -> None:
+    class Failing(io.BytesIO):
+        def readinto(self, buffer: object, /) -> int:
+            if self.tell() > 2 * PIECE:
+                raise OSError(5, "Input/output error")
+            return super().readinto(buffer)  # type: ignore[arg-type]
+
+    with pytest.raises(LocalError):
+        Uploads(session).put(Failing(bytes(BIG)), "file")
+    assert len(server.asked(PutAbort)) == 1
+    assert (server.files, server.uploads) == ({}, {})
+
+
+# --- versions and conflicts
+
+
+def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
+    before = len(server.requests)
+    assert [put(session, b"%d" % i) for i in range(4)] == [1, 2, 3, 4]
+    assert len(server.requests) == before + 4
+    assert fetched(session, "file") == b"3"
+    assert fetched(session, "file", 2) == b"1"
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_who_comes_second_comes_last(
+    server: Simulator, session: Session, other: Session, size: int
+) -> None:
+    first, second = os.urandom(size), os.urandom(size)
+    assert put(session, first) == 1
+    assert put(other, second) == 2, "nothing is known there: a conflict shows the head"
+    assert fetched(session, "file") == second
+    assert put(session, first) == 3
+    sent = server.asked(PutSmall if size == 5 else PutCommit)
+    # The conflict cost one more record, not one more upload: the ciphertext is the same.
+    assert len(sent) == 4
+    assert len(server.asked(PutOpen)) == (0 if size == 5 else 3)
+    records = [FileRecord.parse(request.record) for request in sent]
+    assert [record.rev for record in records] == [1, 1, 2, 3]
+    assert records[1].segments_root == records[2].segments_root
+
+
+def test_a_put_that_expects_a_version(session: Session, other: Session) -> None:
+    with pytest.raises(ConflictError):
+        put(session, b"", expected=1)
+    assert put(session, b"", expected=0) == 1
+    with pytest.raises(ConflictError) as caught:
+        put(other, b"", expected=0)
+    assert caught.value.head is not None
+    assert put(other, b"", expected=1) == 2
+    # What is remembered here is older than what the caller has heard of.
+    assert put(session, b"", expected=2) == 3
+    with pytest.raises(ConflictError):
+        put(other, b"", expected=2)
+    Files(session).rm("file")
+    assert put(session, b"", expected=0) == 4
+
+
+def test_endless_conflicts_end(server: Simulator, session: Session) -> None:
+    count = 0
+
+    def faster(request: Request) -> Reply | None:
+        nonlocal count
+        if not isinstance(request, PutSmall):
+            return None
+        count += 1
+        return Error("conflict", "too late", server.view(session.account.file_id("file")))
+
+    put(session, b"first")
+    server.intercept = faster
+    with pytest.raises(ConflictError):
+        put(session, b"second")
+    assert count == MAX_CONFLICTS
+
+
+def test_a_conflict_that_shows_an_old_head_is_a_rollback(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one")
+    old = server.view(session.account.file_id("file"))
+    put(session, b"two")
+    server.intercept = lambda request: (
+        Error("conflict", "", old) if isinstance(request, PutSmall) else None
+    )
+    with pytest.raises(Rollback):
+        put(session, b"three")
+
+
+def test_a_quota_that_is_full(server: Simulator, session: Session) -> None:
+    server.intercept = lambda request: (
+        Error("quota", "full") if isinstance(request, (PutSmall, PutOpen)) else None
+    )
+    for size in (5, BIG):
+        with pytest.raises(QuotaExceeded):
+            put(session, bytes(size))
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_success_is_only_what_the_log_proves(
+    server: Simulator, session: Session, size: int
+) -> None:
+    def unproven(request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Done):
+            return reply
+        return Done(replace(reply.receipt, line=server.log.lines[0]))
+
+    server.spoil = unproven
+    before = session.trust.newest
+    with pytest.raises(BadReceipt):
+        put(session, bytes(size))
+    assert session.trust.newest == before
+    assert session.state.file(session.account.file_id("file")) is None
+
+
+def test_a_receipt_of_another_log(server: Simulator, session: Session) -> None:
+    server.log = server.log.fork(1)
+    server.log.fill(3)
+    with pytest.raises(Fork):
+        put(session, b"")
+
+
+# --- lost connections
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_an_acknowledgement_that_is_lost(server: Simulator, session: Session, size: int) -> None:
+    kind = PutSmall if size == 5 else PutCommit
+    server.spoil = once(kind, drop)
+    content = os.urandom(size)
+    done = Uploads(session).put(io.BytesIO(content), "file")
+    assert done.receipt is not None
+    assert (done.version, session.connections) == (1, 2)
+    sent = server.asked(kind)
+    assert sent[0].record == sent[1].record
+    assert fetched(session, "file") == content
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_an_acknowledgement_lost_and_overtaken(
+    server: Simulator, session: Session, other: Session, size: int
+) -> None:
+    """The put was accepted, its answer lost, and another device has put onto it since."""
+    server.spoil = once(PutSmall if size == 5 else PutCommit, drop)
+    session._pause = meanwhile(other)
+    content = os.urandom(size)
+    done = Uploads(session).put(io.BytesIO(content), "file")
+    assert (done.version, done.receipt) == (1, None)
+    assert len(server.asked(History)) == 1
+    assert fetched(session, "file", 1) == content
+    assert fetched(session, "file") == b"theirs"
+    assert put(session, b"again") == 3
+
+
+def test_a_conflict_after_a_loss_that_was_not_ours(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """The put was lost on its way *to* the server, which has something else by now."""
+
+    def lose(request: Request, reply: Reply) -> Reply:
+        server.files.clear()
+        raise Drop
+
+    server.spoil = once(PutSmall, lose)
+    session._pause = meanwhile(other)
+    assert put(session, b"ours") == 2
+    assert fetched(session, "file", 1) == b"theirs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "nth"), [(PutOpen, 0), (Data, 0), (Data, 1), (Data, 2), (Data, 3), (PutCommit, 0)]
+)
+def test_a_large_upload_goes_on_where_it_was(
+    server: Simulator, session: Session, kind: type[Request], nth: int
+) -> None:
+    server.spoil = once(kind, drop, nth)
+    content = os.urandom(BIG)
+    assert Uploads(session).put(io.BytesIO(content), "file").size == BIG
+    assert fetched(session, "file") == content
+    assert session.connections == 2
+    (record,) = {request.record for request in server.asked(PutCommit)}
+    # One ciphertext: what was sent twice was the same bytes.
+    pieces = {request.offset: bytes(request.data) for request in server.asked(Data)}
+    for request in server.asked(Data):
+        assert pieces[request.offset] == request.data
+    assert FileRecord.parse(record).version == 1
+
+
+def test_a_server_that_forgets_between_pieces(server: Simulator, session: Session) -> None:
+    """It has less than it acknowledged: those pieces are gone here too."""
+
+    def forget(request: Request, _reply: Reply) -> Reply:
+        del server.uploads[request.upload][PIECE:]  # type: ignore[attr-defined]
+        raise Drop
+
+    server.spoil = once(Data, forget, nth=12)
+    with pytest.raises(ProtocolFailure):
+        put(session, bytes(16 * PIECE))
+
+
+def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
+    """The server restarts without its staging."""
+
+    def hook(_request: Request, _reply: Reply) -> Reply:
+        server.uploads.clear()
+        raise Drop
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", [Data, PutCommit])
+def test_a_lost_upload_begins_again_under_a_fresh_key(
+    server: Simulator, session: Session, kind: type[Request]
+) -> None:
+    def spoil(_request: Request, _reply: Reply) -> Reply:
+        server.uploads.clear()
+        server.files.clear()
+        raise Drop
+
+    server.spoil = once(kind, spoil)
+    content = os.urandom(BIG)
+    source = io.BytesIO(b"ahead" + content)
+    source.seek(5)
+    assert Uploads(session).put(source, "file").size == BIG
+    assert fetched(session, "file") == content
+    headers = {bytes(request.data[:40]) for request in server.asked(Data) if request.offset == 0}
+    assert len(headers) == 2, "the same salt would mean that segments were encrypted twice"
+    commits = {request.record for request in server.asked(PutCommit)}
+    assert len({FileRecord.parse(body).content_id for body in commits}) == len(commits)
+
+
+def test_a_lost_upload_from_a_pipe_fails(server: Simulator, session: Session) -> None:
+    reading, writing = os.pipe()
+    server.spoil = once(Data, lost(server))
+    content = bytes(BIG)
+
+    def feed() -> None:
+        with open(writing, "wb") as pipe:
+            try:
+                pipe.write(content)
+            except BrokenPipeError:
+                return
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with open(reading, "rb") as pipe, pytest.raises(Unreachable):
+        Uploads(session).put(pipe, "file")
+    feeder.join(10)
+    assert server.files == {}
+
+
+def test_a_server_that_always_forgets_is_given_up(server: Simulator, session: Session) -> None:
+    server.intercept = lambda request: (
+        Error("upload-lost", "gone") if isinstance(request, Data) else None
+    )
+    with pytest.raises(Unreachable):
+        put(session, bytes(BIG))
+
+
+@pytest.mark.parametrize("offset", [1, PIECE - 1, 9 * PIECE])
+def test_an_offset_that_cannot_be(server: Simulator, session: Session, offset: int) -> None:
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Data):
+            raise Drop
+        if isinstance(request, PutResume):
+            return UploadState(request.upload, offset)
+        return reply
+
+    server.spoil = spoil
+    with pytest.raises(ProtocolFailure):
+        put(session, bytes(BIG))
+
+
+# --- many
+
+
+def items(count: int, size: int = 10) -> list[tuple[Source, str | None]]:
+    return [(io.BytesIO(b"%d" % i * size), f"many/{i:03}") for i in range(count)]
+
+
+def test_many_are_answered_in_order(server: Simulator, session: Session) -> None:
+    done = list(Uploads(session).put_many(items(150)))
+    assert [put.name for put in done] == [f"many/{i:03}" for i in range(150)]
+    assert len(server.asked(PutSmall)) == 150
+    assert fetched(session, "many/149") == b"149" * 10
+
+
+def test_large_and_small_ones_and_a_name_twice(session: Session) -> None:
+    mixed: list[tuple[Source, str | None]] = [
+        (io.BytesIO(b"one"), "a"),
+        (io.BytesIO(b"two"), "a"),
+        (io.BytesIO(bytes(BIG)), "b"),
+        (io.BytesIO(b"three"), "a"),
+        (io.BytesIO(b""), "c"),
+    ]
+    done = list(Uploads(session).put_many(mixed))
+    assert [(put.name, put.version) for put in done] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("a", 3),
+        ("c", 1),
+    ]
+    assert fetched(session, "a") == b"three"
+
+
+@pytest.mark.parametrize("nth", [0, 3, 29])
+def test_a_window_survives_a_lost_connection(server: Simulator, session: Session, nth: int) -> None:
+    server.spoil = once(PutSmall, drop, nth)
+    done = list(Uploads(session).put_many(items(30)))
+    assert [put.version for put in done] == [1] * 30
+    assert session.connections == 2
+    for i in range(30):
+        assert fetched(session, f"many/{i:03}") == b"%d" % i * 10
+
+
+def test_what_fails_ends_it_behind_what_was_sent(
+    server: Simulator, session: Session, tmp_path: Path
+) -> None:
+    sources: list[tuple[Source, str | None]] = [
+        *items(3),
+        (tmp_path / "missing", "missing"),
+        *items(9)[6:],
+    ]
+    many, done = Uploads(session).put_many(sources), list[Put]()
+    with pytest.raises(LocalError):
+        done.extend(many)
+    assert [put.name for put in done] == ["many/000", "many/001", "many/002"]
+    assert len(server.files) == 3
+
+
+def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session: Session) -> None:
+    server.spoil = once(PutSmall, lambda _request, _reply: Error("quota", "full"), 1)
+    many, done = Uploads(session).put_many(items(4)), list[Put]()
+    with pytest.raises(QuotaExceeded):
+        done.extend(many)
+    assert [put.name for put in done] == ["many/000", "many/002", "many/003"]
+
+
+def test_a_caller_who_leaves_early(server: Simulator, session: Session) -> None:
+    many = Uploads(session).put_many(items(100))
+    next(many)
+    del many
+    assert put(session, b"later") == 1
+    assert fetched(session, "file") == b"later"
+    assert session.connections == 1
+
+
+def test_asking_for_what_is_there_costs_one_request(server: Simulator, session: Session) -> None:
+    put(session, b"")
+    before = len(server.requests)
+    Files(session).stat("file")
+    assert len(server.requests) == before + 1
+    assert len(server.asked(Stat)) == 1
