@@ -154,7 +154,7 @@ def test_a_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None
 def test_what_stays_stale_ends_in_busy(served: Daemon, ada: Person) -> None:
     decided = []
 
-    def decide() -> Commit[int]:
+    def decide() -> int | Commit[int]:
         decided.append(1)
         change = Change(Draft(op="test", actor="ada"), expect={"ada/account.json": bytes(32)})
         return Commit(change, lambda seq: seq, undo=lambda: decided.append(-1))

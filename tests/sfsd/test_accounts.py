@@ -1,0 +1,186 @@
+"""Every rule that a first statement must keep."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from protocol.records import RecoveryKey, Statement, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsd.accounts import Chain, check_wrap_key, judge_first, signing_key_id
+from sfsd.config import DAY, Rotation
+from sfsd.errors import Refused
+from sfsd.layout import StoredStatement
+from tests.sfsd.builders import SERVER_ID
+
+KEY = SigningKey.from_seed(bytes(32))
+BUNDLE = b"sealed bundle"
+NOW = 1_800_000_000
+POLICY = Rotation(max_age=90 * DAY, grace=30 * DAY, jitter=10)
+FIRST = Statement(
+    server=SERVER_ID,
+    user="ada",
+    n=1,
+    generation=1,
+    oldest=1,
+    sign_pub=KEY.public,
+    wrap_alg="x25519",
+    wrap_pub=b"w" * 32,
+    devices=(),
+    recovery=None,
+    voids=(),
+    bundle_sha256=hashlib.sha256(BUNDLE).digest(),
+    created=NOW,
+    due=NOW + 90 * DAY,
+    expires=NOW + 120 * DAY,
+    prev=b"",
+    reason="enrol",
+)
+XWING = b"x" * 1216
+
+
+def judge(statement: Statement, policy: Rotation = POLICY) -> Statement:
+    body = statement.encode()
+    return judge_first(
+        body,
+        KEY.sign(Label.STATEMENT, body),
+        BUNDLE,
+        user="ada",
+        server_id=SERVER_ID,
+        policy=policy,
+        now=NOW,
+    )
+
+
+def rsa_public(bits: int, exponent: int = 65537) -> bytes:
+    key = rsa.generate_private_key(exponent, bits).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+RSA2048 = rsa_public(2048)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"devices": ((bytes(16), XWING), (bytes(15) + b"1", XWING))},
+        {"recovery": RecoveryKey(bytes(32), XWING)},
+        {"wrap_alg": "xwing", "wrap_pub": XWING},
+        {"wrap_alg": "rsa2048", "wrap_pub": RSA2048},
+        {"created": NOW - DAY, "due": NOW, "expires": NOW},
+        {"due": NOW + 99 * DAY, "expires": NOW + 129 * DAY},
+        {"due": NOW + DAY, "expires": NOW + DAY},
+    ],
+)
+def test_a_right_statement_is_taken(changed: dict[str, Any]) -> None:
+    statement = replace(FIRST, **changed)
+    assert judge(statement) == statement
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"server": bytes(32)},
+        {"user": "bob"},
+        {"n": 2, "prev": bytes(32)},
+        {"generation": 2},
+        {"generation": 2, "oldest": 2},
+        {"reason": "rotate"},
+        {"voids": (bytes(32),)},
+        {"bundle_sha256": bytes(32)},
+        {"wrap_pub": b"w" * 31},
+        {"wrap_pub": bytes(32)},
+        {"wrap_alg": "xwing", "wrap_pub": XWING[1:]},
+        {"wrap_alg": "rsa3072", "wrap_pub": RSA2048},
+        {"wrap_alg": "rsa2048", "wrap_pub": b"junk"},
+        {"devices": ((bytes(16), XWING), (bytes(16), XWING))},
+        {"devices": ((bytes(16), XWING[1:]),)},
+        {"recovery": RecoveryKey(bytes(32), b"short")},
+        {"created": NOW - DAY - 1},
+        {"created": NOW + DAY + 1, "due": NOW + 80 * DAY, "expires": NOW + 90 * DAY},
+        {"due": NOW, "expires": NOW + DAY},
+        {"due": NOW + 99 * DAY + 1, "expires": NOW + 129 * DAY},
+        {"expires": NOW + 90 * DAY - 1},
+        {"expires": NOW + 120 * DAY + 1},
+    ],
+)
+def test_a_statement_that_breaks_a_rule_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        judge(replace(FIRST, **changed))
+    assert caught.value.code == "bad-request"
+
+
+def test_no_policy_goes_past_two_years() -> None:
+    policy = Rotation(max_age=730 * DAY, grace=730 * DAY, jitter=50)
+    end = NOW + 730 * DAY
+    judge(replace(FIRST, due=end, expires=end), policy)
+    with pytest.raises(Refused):
+        judge(replace(FIRST, due=end, expires=end + 1), policy)
+    with pytest.raises(Refused):
+        judge(replace(FIRST, due=end + 1, expires=end + 1), policy)
+
+
+def test_a_statement_is_signed_by_its_own_key() -> None:
+    body = replace(FIRST, sign_pub=SigningKey.generate().public).encode()
+    with pytest.raises(Refused) as caught:
+        judge_first(
+            body,
+            KEY.sign(Label.STATEMENT, body),
+            BUNDLE,
+            user="ada",
+            server_id=SERVER_ID,
+            policy=POLICY,
+            now=NOW,
+        )
+    assert caught.value.code == "refused"
+
+
+def test_other_bytes_are_no_statement() -> None:
+    with pytest.raises(Refused):
+        judge_first(
+            b"\x80", bytes(64), BUNDLE, user="ada", server_id=SERVER_ID, policy=POLICY, now=NOW
+        )
+
+
+def test_a_wrapping_key_is_what_it_says() -> None:
+    check_wrap_key("rsa2048", RSA2048)
+    check_wrap_key("rsa3072", rsa_public(3072))
+    wrong = [
+        ("rsa2048", rsa_public(3072)),
+        ("rsa2048", rsa_public(2048, exponent=3)),
+        ("rsa2048", RSA2048 + b"\0"),
+        ("rsa2048", b"\x30" * 601),
+        ("rot13", b"w" * 32),
+    ]
+    for algorithm, public in wrong:
+        with pytest.raises(Refused):
+            check_wrap_key(algorithm, public)
+
+
+def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
+    second = replace(FIRST, n=2, generation=2, sign_pub=b"2" * 32, prev=record_hash(FIRST.encode()))
+    voiding = replace(second, n=3, generation=3, sign_pub=b"3" * 32)
+    voiding = replace(voiding, voids=(record_hash(second.encode()),))
+    links = tuple(
+        StoredStatement(one.encode(), (), seq, one) for seq, one in enumerate((FIRST, second))
+    )
+    chain = Chain("ada", links)
+    assert chain.signing_key(1) == KEY.public
+    assert chain.signing_key(2) == b"2" * 32
+    assert chain.signing_key(3) is None
+    longer = Chain("ada", (*links, StoredStatement(voiding.encode(), (), 2, voiding)))
+    assert longer.signing_key(2) is None
+    assert longer.signing_key(1) == KEY.public
+    assert longer.head == voiding
+    assert longer.first_hash == record_hash(FIRST.encode())
+
+
+def test_a_signing_key_is_named_by_its_hash() -> None:
+    expected = hashlib.sha256(b"ed25519\0" + KEY.public).hexdigest()
+    assert signing_key_id(KEY.public) == expected

@@ -1,0 +1,93 @@
+"""Files are what the log says, or damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages.accounts import UserAccess
+from sfsd import documents
+from sfsd.documents import Documents
+from sfsd.errors import Absent, DamagedError
+from sfsd.layout import VersionPaths, account_path, parse_account
+from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
+
+F = file_id(1)
+FIRST, SECOND = (VersionPaths.of("ada", F, version).sidecar for version in (1, 2))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def fresh(served: Daemon) -> Documents:
+    return Documents(served.world.store, served.world.journal)
+
+
+def test_what_is_not_there_is_absent(served: Daemon) -> None:
+    with pytest.raises(Absent):
+        fresh(served).sidecar(FIRST)
+    assert fresh(served).account("ada") is None
+    assert fresh(served).statements("ada") is None
+
+
+def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    found = fresh(served).sidecar(FIRST)
+    assert found.digest == served.world.store.hash_of(FIRST)
+    account = served.world.accounts.account("ada")
+    assert account is not None
+    assert account.digest == served.world.store.hash_of(account_path("ada"))
+
+
+def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
+    before = served.world.documents.account("ada")
+    assert before is not None
+    assert served.world.documents.account("ada") == before
+    off = UserAccess("ada", disabled=True, reason="")
+    done(served.ask(served.operator(), off))
+    after = served.world.documents.account("ada")
+    assert after is not None
+    assert (before.value.disabled, after.value.disabled) == (False, True)
+    assert before.digest != after.digest == served.world.store.hash_of(account_path("ada"))
+
+
+def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    ada.put(F)
+    users = served.world.store.users
+    # A well-formed sidecar of ours, in the wrong place.
+    (users / SECOND).write_bytes((users / FIRST).read_bytes())
+    with pytest.raises(DamagedError):
+        fresh(served).sidecar(SECOND)
+
+
+def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
+    served: Daemon, ada: Person
+) -> None:
+    path = served.world.store.users / account_path("ada")
+    account = parse_account("p", path.read_bytes())
+    for seq in (account.seq, account.seq - 1, 10**6):
+        richer = path.read_bytes().replace(b'"quota":0', b'"quota":9')
+        path.write_bytes(richer.replace(f'"seq":{account.seq}'.encode(), f'"seq":{seq}'.encode()))
+        served.world.store._digests.clear()  # as after a restart: nothing is known but the log
+        with pytest.raises(DamagedError):
+            fresh(served).account("ada")
+
+
+def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "CACHED", 2)
+    found = fresh(served)
+    for number in range(4):
+        ada.put(file_id(number))
+        found.sidecar(VersionPaths.of("ada", file_id(number), 1).sidecar)
+    assert len(found._cache) == 2

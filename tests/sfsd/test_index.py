@@ -1,0 +1,99 @@
+"""Which files there are: from names at first, then from changes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.records import FileRecord
+from sfsd import index
+from sfsd.errors import DamagedError
+from sfsd.index import Index
+from tests.sfsd.builders import Daemon, Person, daemon, file_id
+
+F = file_id(1)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def fresh(served: Daemon) -> Index:
+    return Index(served.world.store, served.world.documents)
+
+
+def test_a_scan_finds_what_changes_said(served: Daemon, ada: Person) -> None:
+    for number in (0, 255 << 120, 1, 255 << 120, 7):
+        ada.put(file_id(number))
+    kept, scanned = served.world.index.of("ada"), fresh(served).of("ada")
+    expected = [(file_id(n), v) for n, v in ((0, 1), (1, 1), (7, 1), (255 << 120, 2))]
+    for files in (kept, scanned):
+        assert [(one, version) for one, version, _ in files.after("", 99)] == expected
+        assert files.newest(file_id(255 << 120)) == 2
+        assert files.newest(file_id(2)) == 0
+    assert [seq > 0 for _, _, seq in kept.after("", 99)] == [True] * 4
+    assert [seq for _, _, seq in scanned.after("", 99)] == [0] * 4
+    assert [one for one, _, _ in kept.after(file_id(1), 1)] == [file_id(7)]
+
+
+def test_foreign_names_in_the_folder_are_no_files(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    folder = served.world.store.users / "ada" / "files" / "00"
+    for name in ("notes.txt", f"{F}.x.json", f".{F}.2.json.tmp"):
+        (folder / name).write_bytes(b"")
+    assert fresh(served).of("ada").newest(F) == 1
+
+
+def test_content_ids_are_read_once_and_kept(served: Daemon, ada: Person) -> None:
+    made = [ada.put(F).record.content_id for _ in range(3)]
+    files = fresh(served).of("ada")
+    assert list(files.content_ids(F).values()) == made
+    newest = files.sidecar(F, 3).value
+    files.saw(newest, 3)
+    assert list(files.content_ids(F).values()) == made
+
+
+def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: Person) -> None:
+    ada.put(F, bytes(100))
+    ada.put(file_id(2), bytes(200))
+    path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+    path.write_bytes(b"{}")
+    files = fresh(served).of("ada")
+    with pytest.raises(DamagedError):
+        files.sidecar(F, 1)
+    assert (files.weigh().used, files.ledger.files) == (200, 1)
+
+
+def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
+    served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "USERS", 2)
+    found = fresh(served)
+    held = found.of("ada")
+    for other in ("bob", "eve", "kim"):
+        found.of(other)
+    assert found.of("ada") is held
+    held.ledger.reserve(5, 0)
+    del held
+    for other in ("bob", "eve", "kim"):
+        found.of(other)
+    gc.collect()
+    assert found.of("ada").ledger.used == 0
+
+
+def test_what_a_version_weighs(served: Daemon, ada: Person) -> None:
+    put = ada.put(F, bytes(77))
+    sidecar = served.world.index.of("ada").sidecar(F, 1).value
+    (holding,) = index.holding_of(sidecar)
+    assert (holding.file_id, holding.version, holding.size) == (F, 1, 77)
+    assert holding.content_id == FileRecord.parse(put.body).content_id

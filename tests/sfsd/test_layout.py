@@ -1,0 +1,232 @@
+"""Paths and the JSON files: one form each, and everything else is damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.records import DELETE, PUT, FileRecord, Statement, record_hash
+from sfsd.changes import check_path
+from sfsd.errors import DamagedError
+from sfsd.layout import (
+    Account,
+    Sidecar,
+    StoredStatement,
+    VersionPaths,
+    account_path,
+    bundle_path,
+    encode_statements,
+    files_folder,
+    inbox_path,
+    parse_account,
+    parse_sidecar,
+    parse_sidecar_name,
+    parse_statements,
+    statements_path,
+)
+from tests.sfsd.builders import SERVER_ID, file_id
+
+F = file_id(0xAB << 120)
+HASH = bytes(range(32))
+
+
+def record(op: str, **changed: object) -> FileRecord:
+    fields: dict[str, object] = {
+        "server": SERVER_ID,
+        "owner": "ada",
+        "actor": "ada",
+        "generation": 1,
+        "file_id": F,
+        "rev": 1,
+        "op": op,
+        "prev": b"",
+        "seen": (0, bytes(32)),
+        "created": 1,
+        "readers": (),
+        "current": 1,
+    }
+    return FileRecord(**(fields | changed))  # type: ignore[arg-type]
+
+
+CONTENT = record(
+    PUT,
+    content_id=bytes(16),
+    version=1,
+    ciphertext_size=56,
+    segments_root=HASH,
+    dek_commit=HASH,
+    metadata_sha256=HASH,
+)
+TOMBSTONE = record(DELETE, rev=2, prev=record_hash(CONTENT.encode()), current=0)
+
+
+def signed(item: FileRecord, *generations: int) -> SignedRecord:
+    signatures = tuple(GenerationSignature(n, bytes([n]) * 64) for n in generations or (1,))
+    return SignedRecord(item.encode(), signatures)
+
+
+SIDECAR = Sidecar(
+    seq=7,
+    content=signed(CONTENT),
+    head=None,
+    metadata=b"sealed",
+    wraps=(Wrap("ada", HASH, "x25519", b"w" * 80), Wrap("bob", HASH[::-1], "xwing", b"v" * 1168)),
+    leaves=HASH,
+    content_record=CONTENT,
+    head_record=CONTENT,
+)
+
+wraps = st.builds(
+    Wrap,
+    st.sampled_from(["ada", "bob", "eve"]),
+    st.binary(min_size=32, max_size=32),
+    st.sampled_from(["xwing", "x25519", "rsa4096"]),
+    st.binary(max_size=64),
+)
+sidecars = st.builds(
+    replace,
+    st.sampled_from(
+        [SIDECAR, replace(SIDECAR, head=signed(TOMBSTONE, 1, 2), head_record=TOMBSTONE)]
+    ),
+    seq=st.integers(0, 2**53),
+    metadata=st.none() | st.binary(max_size=64),
+    wraps=st.lists(wraps, max_size=4, unique_by=lambda wrap: wrap.key_id).map(tuple),
+    leaves=st.none() | st.binary(max_size=64),
+)
+
+
+@given(sidecars)
+def test_a_sidecar_is_what_was_written(sidecar: Sidecar) -> None:
+    assert parse_sidecar("p", sidecar.encode(sidecar.seq)) == sidecar
+
+
+@given(sidecars, st.data())
+def test_no_other_bytes_are_the_same_sidecar(sidecar: Sidecar, data: st.DataObject) -> None:
+    raw = sidecar.encode(sidecar.seq)
+    position = data.draw(st.integers(0, len(raw) - 1))
+    changed = data.draw(st.integers(0, 255).filter(lambda byte: byte != raw[position]))
+    try:
+        found = parse_sidecar("p", raw[:position] + bytes([changed]) + raw[position + 1 :])
+    except DamagedError:
+        return
+    assert found != sidecar
+
+
+def test_a_sidecar_has_the_keys_and_the_order_that_are_documented() -> None:
+    value = json.loads(SIDECAR.encode(8))
+    assert list(value) == ["seq", "record", "signatures", "head", "metadata", "wraps", "segments"]
+    assert value["seq"] == 8
+    assert list(value["signatures"]) == ["1"]
+    assert list(value["wraps"]) == [HASH.hex(), HASH[::-1].hex()]
+    assert list(value["wraps"][HASH.hex()]) == ["user", "alg", "wrap"]
+
+
+ACCOUNT = Account(3, HASH, 1_800_000_000, None, disabled=False, quota=0, forced=None)
+STATEMENT = Statement(
+    server=SERVER_ID,
+    user="ada",
+    n=1,
+    generation=1,
+    oldest=1,
+    sign_pub=HASH,
+    wrap_alg="x25519",
+    wrap_pub=HASH,
+    devices=(),
+    recovery=None,
+    voids=(),
+    bundle_sha256=HASH,
+    created=1,
+    due=2,
+    expires=3,
+    prev=b"",
+    reason="enrol",
+)
+LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        ACCOUNT,
+        replace(ACCOUNT, used_by=HASH, disabled=True, quota=2**40),
+        replace(ACCOUNT, token_sha256=None, forced="key stolen"),
+    ],
+)
+def test_an_account_is_what_was_written(account: Account) -> None:
+    assert parse_account("p", account.encode(account.seq)) == account
+
+
+def test_a_chain_is_what_was_written() -> None:
+    second = replace(STATEMENT, n=2, prev=record_hash(LINK.body), reason="device")
+    links = (LINK, StoredStatement(second.encode(), (bytes(64), bytes(64)), 9, second))
+    assert parse_statements("p", encode_statements(links)) == links
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        ACCOUNT.encode(3) + b"\n",
+        ACCOUNT.encode(3).replace(b'"seq":3', b'"seq":-3'),
+        ACCOUNT.encode(3).replace(b'"seq":3', b'"seq":3.0'),
+        ACCOUNT.encode(3).replace(b'"seq":3', b'"seq":true'),
+        ACCOUNT.encode(3).replace(b"false", b"0"),
+        ACCOUNT.encode(3).replace(b"null}", b"7}"),
+        ACCOUNT.encode(3).replace(b"null}", b'null,"more":1}'),
+        SIDECAR.encode(7),
+    ],
+)
+def test_what_is_not_an_account_is_damaged(raw: bytes) -> None:
+    with pytest.raises(DamagedError):
+        parse_account("ada/account.json", raw)
+
+
+def test_a_chain_counts_from_one_without_a_gap() -> None:
+    third = replace(STATEMENT, n=3, prev=HASH)
+    for links in ((), (StoredStatement(third.encode(), (), 1, third),), (LINK, LINK)):
+        with pytest.raises(DamagedError):
+            parse_statements("p", encode_statements(links))
+
+
+def test_a_view_has_the_askers_wraps_only() -> None:
+    view = SIDECAR.view("bob", SIDECAR.last)
+    assert (view.wraps, view.head, view.metadata) == (SIDECAR.wraps[1:], None, b"sealed")
+    assert SIDECAR.view("eve", SIDECAR.last).wraps == ()
+    head = signed(TOMBSTONE)
+    assert SIDECAR.view("ada", head).head == head
+    purged = replace(SIDECAR, metadata=None, wraps=())
+    assert purged.view("ada", head).metadata == b""
+
+
+def test_paths_are_paths_of_the_store() -> None:
+    paths = VersionPaths.of("ada", F, 12)
+    assert paths.sidecar == f"ada/files/ab/{F}.12.json"
+    assert (paths.ciphertext, paths.leaves) == (
+        f"ada/files/ab/{F}.12.ct",
+        f"ada/files/ab/{F}.12.leaves",
+    )
+    assert parse_sidecar_name(paths.sidecar.rsplit("/", 1)[1]) == (F, 12)
+    for path in (
+        paths.sidecar,
+        statements_path("a_b-c"),
+        account_path("ada"),
+        bundle_path("ada"),
+        files_folder("ada"),
+        inbox_path("bob", "ada", F),
+    ):
+        check_path(path)
+
+
+@pytest.mark.parametrize("name", ["", f"{F}.ct", f"{F}.0.json", f"{F}.01.json", f"x{F}.1.json"])
+def test_other_names_are_no_sidecars(name: str) -> None:
+    assert parse_sidecar_name(name) is None

@@ -1,0 +1,111 @@
+"""The ledger against a model that adds everything up anew."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from sfsd.errors import Refused
+from sfsd.ledger import Holding, Ledger
+
+files = st.sampled_from(["a", "b", "c"])
+versions = st.integers(1, 3)
+contents = st.integers(0, 4)
+
+
+def size_of(content: int) -> int:
+    return int(10**content)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger()
+        self.ledger.load(lambda: ([], []))
+        self.held: dict[tuple[str, int], int] = {}
+        self.living: set[str] = set()
+        self.reserved = 0
+
+    @rule(file_id=files, version=versions, content=contents)
+    def hold(self, file_id: str, version: int, content: int) -> None:
+        self.ledger.hold(Holding(file_id, version, bytes([content]) * 16, size_of(content)))
+        self.held[file_id, version] = content
+
+    @rule(file_id=files, version=versions)
+    def drop(self, file_id: str, version: int) -> None:
+        self.ledger.drop(file_id, version)
+        self.held.pop((file_id, version), None)
+
+    @rule(file_id=files, living=st.booleans())
+    def mark(self, file_id: str, living: bool) -> None:
+        self.ledger.mark(file_id, living=living)
+        (self.living.add if living else self.living.discard)(file_id)
+
+    @rule(size=st.integers(0, 20_000), quota=st.sampled_from([0, 1, 12_000, 10**6]))
+    def reserve(self, size: int, quota: int) -> None:
+        if quota and self.total + size > quota:
+            with pytest.raises(Refused) as caught:
+                self.ledger.reserve(size, quota)
+            assert caught.value.code == "quota"
+        else:
+            self.ledger.reserve(size, quota)
+            self.reserved += size
+
+    @rule()
+    def release(self) -> None:
+        self.ledger.release(self.reserved)
+        self.reserved = 0
+
+    @property
+    def total(self) -> int:
+        return sum(size_of(content) for content in set(self.held.values())) + self.reserved
+
+    @invariant()
+    def adds_up(self) -> None:
+        assert self.ledger.used == self.total
+        assert self.ledger.files == len(self.living)
+
+
+TestLedger = LedgerMachine.TestCase
+
+
+def holding(version: int, size: int = 5) -> Holding:
+    return Holding("f", version, bytes([version]) * 16, size)
+
+
+def test_what_changes_while_it_loads_is_not_lost() -> None:
+    ledger = Ledger()
+    reading, changed = threading.Event(), threading.Event()
+
+    def read() -> tuple[list[Holding], list[str]]:
+        reading.set()
+        assert changed.wait(10)
+        return [holding(1), holding(2)], ["f", "gone"]
+
+    loading = threading.Thread(target=ledger.load, args=(read,))
+    loading.start()
+    assert reading.wait(10)
+    ledger.hold(holding(2))  # seen by the reader too
+    ledger.hold(holding(3))  # not seen
+    ledger.drop("f", 1)
+    ledger.mark("gone", living=False)
+    changed.set()
+    loading.join()
+    assert (ledger.used, ledger.files) == (10, 1)
+
+
+def test_a_load_that_fails_may_be_tried_again() -> None:
+    ledger = Ledger()
+
+    def fail() -> tuple[list[Holding], list[str]]:
+        raise Refused("damaged", "…")
+
+    with pytest.raises(Refused):
+        ledger.load(fail)
+    ledger.hold(holding(9))  # a load to come will see it
+    ledger.load(lambda: ([holding(1)], []))
+    ledger.load(fail)  # not asked again
+    assert ledger.used == 5

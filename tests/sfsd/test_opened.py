@@ -1,0 +1,96 @@
+"""Handles and the descriptors behind them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from sfsd.errors import Refused
+from sfsd.opened import DESCRIPTORS, HANDLES, Opened, OpenVersion
+from sfsd.store import DirectoryStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    store = DirectoryStore(tmp_path)
+    for number in range(DESCRIPTORS + 4):
+        (store.users / f"{number}.ct").write_bytes(b"content %d" % number)
+    return store
+
+
+def version(number: int) -> OpenVersion:
+    return OpenVersion("ada", f"{number:032x}", 1, bytes(16), 9, f"{number}.ct")
+
+
+def changed(session: object, name: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        session.read(name, 0, 1)  # type: ignore[attr-defined]
+    assert caught.value.code == "changed"
+
+
+def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
+    session = Opened(store.open_blob).of(1)
+    names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
+    for _ in range(2):
+        for number, name in enumerate(names):
+            assert session.read(name, 8, 9) == b"%d" % number
+    assert len(session._blobs) == DESCRIPTORS
+    session.close()
+
+
+def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
+    session = Opened(store.open_blob).of(1)
+    first, second = session.add(version(1)), session.add(version(2))
+    session.read(second, 0, 1)
+    session.get(first)
+    for _ in range(HANDLES - 1):
+        session.add(version(3))
+    session.get(first)
+    changed(session, second)
+    session.close()
+
+
+def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) -> None:
+    opened = Opened(store.open_blob)
+    names = [opened.of(number).add(version(1)) for number in (1, 2)]
+    other = opened.of(1).add(version(2))
+    opened.of(1).read(names[0], 0, 1)
+    opened.forget("ada", version(1).file_id, 1)
+    for number, name in zip((1, 2), names, strict=True):
+        changed(opened.of(number), name)
+    assert opened.of(1).read(other, 0, 1) == b"c"
+    (store.users / "3.ct").unlink()
+    changed(opened.of(1), opened.of(1).add(version(3)))
+    opened.close(1)
+    opened.close(1)
+    changed(opened.of(1), other)
+
+
+def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) -> None:
+    opened = Opened(store.open_blob)
+    opened.of(1).logged(version(1))
+    assert opened.of(1).is_logged(version(1))
+    assert not opened.of(1).is_logged(version(2))
+    assert not opened.of(2).is_logged(version(1))
+
+
+def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryStore) -> None:
+    session = Opened(store.open_blob).of(1)
+    names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            for number, name in enumerate(names):
+                if session.read(name, 8, 9) != b"%d" % number:
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    session.close()

@@ -1,0 +1,158 @@
+"""Uploads under way: what may arrive when, and what it reserves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.encoding import Buffer
+from protocol.merkle import PIECE_SIZE as PIECE
+from sfsd.errors import Refused, StoreRefusedError
+from sfsd.index import OwnerFiles
+from sfsd.pending import LIFETIME, WINDOW, Upload, Uploads
+from sfsd.staging import Staged
+from tests.sfsd.builders import Clock, Daemon, daemon, file_id
+
+F = file_id(1)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def files(served: Daemon) -> OwnerFiles:
+    return served.world.index.of("ada")
+
+
+@pytest.fixture
+def uploads(served: Daemon) -> Uploads:
+    return served.world.uploads
+
+
+class Gated:
+    """A staged upload whose writes wait until they are let go."""
+
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+        self.began = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.fail = False
+
+    def write(self, index: int, piece: Buffer) -> None:
+        self.began.release()
+        assert self.go.wait(10)
+        if self.fail:
+            raise StoreRefusedError("the disk")
+        self._staged.write(index, piece)
+
+    @property
+    def received(self) -> int:
+        return self._staged.received
+
+
+def code_of(call: object, *args: object) -> str:
+    with pytest.raises(Refused) as caught:
+        call(*args)  # type: ignore[operator]
+    return caught.value.code
+
+
+def gated(uploads: Uploads, files: OwnerFiles) -> tuple[Upload, Gated]:
+    upload = uploads.open(files, F, 0, 0)
+    gate = Gated(upload.staged)
+    upload.staged = gate  # type: ignore[assignment]
+    return upload, gate
+
+
+def test_a_piece_that_is_being_written_is_not_written_twice(
+    uploads: Uploads, files: OwnerFiles
+) -> None:
+    upload, gate = gated(uploads, files)
+    writing = threading.Thread(target=upload.write, args=(0, bytes(PIECE), 0))
+    writing.start()
+    assert gate.began.acquire(timeout=10)
+    assert code_of(upload.write, 0, b"other", 0) == "busy"
+    gate.go.set()
+    writing.join()
+    assert upload.write(0, b"other", 0) == PIECE  # it is here: nothing is written
+    assert upload.settle() == PIECE
+
+
+def test_settling_waits_for_what_is_being_written(uploads: Uploads, files: OwnerFiles) -> None:
+    upload, gate = gated(uploads, files)
+    writing = threading.Thread(target=upload.write, args=(0, bytes(PIECE), 0))
+    writing.start()
+    assert gate.began.acquire(timeout=10)
+    threading.Timer(0.05, gate.go.set).start()
+    assert upload.settle() == PIECE
+    writing.join()
+
+
+def test_a_write_that_failed_may_come_again(uploads: Uploads, files: OwnerFiles) -> None:
+    upload, gate = gated(uploads, files)
+    gate.go.set()
+    gate.fail = True
+    with pytest.raises(StoreRefusedError):
+        upload.write(0, b"last", 0)
+    gate.fail = False
+    assert upload.write(0, b"last", 0) == 4
+    assert files.ledger.used == 4
+
+
+def test_pieces_come_in_any_order_within_the_window(uploads: Uploads, files: OwnerFiles) -> None:
+    upload = uploads.open(files, F, 0, 0)
+    assert upload.write(PIECE, bytes(PIECE), 0) == 0
+    assert code_of(upload.write, 0, b"short", 0) == "bad-request"
+    assert code_of(upload.write, WINDOW, bytes(PIECE), 0) == "bad-request"
+    assert upload.write(2 * PIECE, b"end", 0) == 0
+    assert upload.write(0, bytes(PIECE), 0) == 2 * PIECE + 3
+    size, leaves, _ = upload.whole()
+    assert (size, len(leaves)) == (2 * PIECE + 3, 3)
+
+
+def test_one_commit_at_a_time(uploads: Uploads, files: OwnerFiles) -> None:
+    upload = uploads.open(files, F, 0, 0)
+    upload.write(0, b"all", 0)
+    upload.begin_commit()
+    assert code_of(upload.begin_commit) == "busy"
+    assert code_of(upload.write, PIECE, b"more", 0) == "upload-lost"
+    assert code_of(uploads.abort, upload) == "busy"
+    upload.end_commit()
+    upload.begin_commit()
+    uploads.forget(upload)
+    upload.end_commit()
+    assert code_of(upload.begin_commit) == "upload-lost"
+    assert code_of(uploads.get, "ada", upload.upload_id) == "upload-lost"
+    assert files.ledger.used == 0  # a version holds the bytes now
+
+
+def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: OwnerFiles) -> None:
+    files.weigh()
+    upload = uploads.open(files, F, 700, 1000)
+    assert files.ledger.used == 700
+    assert code_of(uploads.open, files, F, 301, 1000) == "quota"
+    unknown = uploads.open(files, F, 0, 1000)
+    unknown.write(0, bytes(300), 1000)
+    assert files.ledger.used == 1000
+    assert code_of(unknown.write, PIECE, b"x", 1000) == "bad-request"
+    uploads.abort(upload)
+    uploads.abort(unknown)
+    assert files.ledger.used == 0
+
+
+def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> None:
+    clock = Clock(0.0)
+    uploads = Uploads(served.world.store.stage, clock)
+    files = served.world.index.of("ada")
+    busy, idle = (uploads.open(files, F, 0, 0) for _ in range(2))
+    busy.write(0, b"all", 0)
+    busy.begin_commit()
+    clock.now = LIFETIME + 1.0
+    assert uploads.drop_idle() == 1
+    assert code_of(uploads.get, "ada", idle.upload_id) == "upload-lost"
+    assert uploads.get("ada", busy.upload_id) is busy
