@@ -236,7 +236,8 @@ class Session(asyncio.BufferedProtocol):
             reply = await self._service.handle(
                 cast(Principal, self.principal), cast(Request, message)
             )
-        await self._writable.wait()
+        while not self._writable.is_set():  # it wakes all that wait, and one may fill the line
+            await self._writable.wait()
         self._send(incoming.request_id, reply)
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
