@@ -1,0 +1,454 @@
+"""Fetching files from a server that lies: a file appears whole and verified, or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol.encoding import Buffer
+from protocol.messages import Error, Reply, Request
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsc.downloads import Downloads
+from sfsc.errors import (
+    BadRecord,
+    ConflictError,
+    Fork,
+    IntegrityError,
+    KeyringError,
+    LocalError,
+    NotFound,
+    ProtocolFailure,
+    Rollback,
+    SfscError,
+    Tampered,
+    UsageError,
+)
+from sfsc.listing import Files
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Drop, Simulator, Spoil
+
+BIG = 9 * PIECE + 77
+NAME = "docs/report.pdf"
+
+
+def store(session: Session, content: bytes, name: str = NAME) -> None:
+    Uploads(session).put(io.BytesIO(content), name)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    folder.mkdir()
+    return folder / "file"
+
+
+def refused(session: Session, target: Path, name: str = NAME) -> SfscError:
+    """What a get raises; it has left nothing, or what was there before."""
+    raised: list[SfscError] = []
+    for before in (None, b"what was there before"):
+        target.unlink(missing_ok=True)
+        if before is not None:
+            target.write_bytes(before)
+        with pytest.raises(SfscError) as caught:
+            Downloads(session).get(name, target)
+        raised.append(caught.value)
+        assert [file.name for file in target.parent.iterdir()] == ([target.name] if before else [])
+        assert before is None or target.read_bytes() == before
+    return raised[0]
+
+
+# --- where it goes
+
+
+@pytest.mark.parametrize("size", [0, 1000, 256 * 1024, PIECE + 5, BIG])
+def test_into_a_file(session: Session, target: Path, size: int) -> None:
+    content = os.urandom(size)
+    store(session, content)
+    got = Downloads(session).get(NAME, target)
+    assert (got.name, got.version, got.size, got.path) == (NAME, 1, size, target)
+    assert target.read_bytes() == content
+    assert [file.name for file in target.parent.iterdir()] == ["file"]
+
+
+def test_into_a_folder_and_into_the_present_one(
+    session: Session, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(session, b"content")
+    assert Downloads(session).get(NAME, target.parent).path == target.parent / "report.pdf"
+    elsewhere = target.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert Downloads(session).get(NAME).path == Path("report.pdf")
+    assert (elsewhere / "report.pdf").read_bytes() == b"content"
+
+
+def test_into_a_stream(session: Session) -> None:
+    content = os.urandom(BIG)
+    store(session, content)
+    stream = io.BytesIO(b"")
+    assert Downloads(session).get(NAME, stream).path is None
+    assert stream.getvalue() == content
+
+
+def test_into_a_stream_that_takes_little_at_a_time(session: Session) -> None:
+    class Slow(io.RawIOBase):
+        taken = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object, /) -> int:
+            part = bytes(data)[:70_000]  # type: ignore[call-overload]
+            self.taken += part
+            return len(part)
+
+    content = os.urandom(PIECE + 5)
+    store(session, content)
+    slow = Slow()
+    Downloads(session).get(NAME, slow)  # type: ignore[arg-type]
+    assert slow.taken == content
+
+
+def test_what_a_stream_raises_is_its_own(session: Session) -> None:
+    class Broken(io.BytesIO):
+        def write(self, _data: object, /) -> int:
+            raise BrokenPipeError
+
+    store(session, b"content")
+    with pytest.raises(BrokenPipeError):
+        Downloads(session).get(NAME, Broken())
+    assert Files(session).stat(NAME).size == 7
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="devices")
+def test_a_device_is_written_and_not_replaced(session: Session) -> None:
+    store(session, b"content")
+    Downloads(session).get(NAME, "/dev/null")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_folder_that_is_not_there(session: Session, target: Path) -> None:
+    store(session, b"content")
+    with pytest.raises(LocalError):
+        Downloads(session).get(NAME, target.parent / "missing" / "file")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_time_and_mode_come_back_but_no_special_bit(
+    session: Session, target: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    source.chmod(0o6751)
+    os.utime(source, ns=(1_500_000_000_123_456_789, 1_500_000_000_123_456_789))
+    Uploads(session).put(source, NAME)
+    Downloads(session).get(NAME, target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o751
+    assert target.stat().st_mtime_ns == 1_500_000_000_123_456_789
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_what_came_from_a_pipe_is_its_owners(session: Session, target: Path) -> None:
+    store(session, b"content")
+    Downloads(session).get(NAME, target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+# --- what is asked for
+
+
+def test_small_files_take_one_round_trip(server: Simulator, session: Session) -> None:
+    store(session, os.urandom(200_000))
+    before = len(server.requests)
+    Downloads(session).get(NAME, io.BytesIO())
+    assert len(server.requests) == before + 1
+
+
+def test_nothing_is_asked_for_twice(server: Simulator, session: Session) -> None:
+    store(session, os.urandom(BIG))
+    Downloads(session).get(NAME, io.BytesIO())
+    asked = server.asked(Read)
+    (blob,) = [stored.blob for stored in server.handles.values()]
+    assert sum(read.length for read in asked) + 256 * 1024 == len(blob)
+    assert len(server.asked(GetLeaves)) == 3, "the simulator gives three hashes a page"
+
+
+@pytest.mark.parametrize("first", [0, 20, 39, 40, 41])
+@pytest.mark.parametrize("size", [0, 1000, BIG])
+def test_a_server_that_gives_little_at_first(
+    server: Simulator, session: Session, first: int, size: int
+) -> None:
+    content = os.urandom(size)
+    store(session, content)
+    server.spoil = opened(data=lambda o: o.data[:first])
+    stream = io.BytesIO()
+    Downloads(session).get(NAME, stream)
+    assert stream.getvalue() == content
+
+
+def test_an_older_version(session: Session) -> None:
+    for content in (b"one", b"two", b"three"):
+        store(session, content)
+    for version, content in ((1, b"one"), (2, b"two"), (3, b"three")):
+        stream = io.BytesIO()
+        assert Downloads(session).get(NAME, stream, version=version).version == version
+        assert stream.getvalue() == content
+    with pytest.raises(NotFound):
+        Downloads(session).get(NAME, io.BytesIO(), version=4)
+    with pytest.raises(UsageError):
+        Downloads(session).get(NAME, io.BytesIO(), version=0)
+
+
+def test_what_is_not_there(session: Session, target: Path) -> None:
+    assert isinstance(refused(session, target, "unknown"), NotFound)
+    store(session, b"content")
+    Files(session).rm(NAME)
+    assert isinstance(refused(session, target), NotFound)
+    Downloads(session).get(NAME, io.BytesIO(), version=1)
+
+
+# --- lies
+
+
+def flip(data: Buffer, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def on(kind: type[Reply], spoil: Callable[[Reply], Reply]) -> Spoil:
+    return lambda _request, reply: spoil(reply) if isinstance(reply, kind) else reply
+
+
+def opened(**changes: Callable[[Opened], object]) -> Spoil:
+    def spoil(reply: Reply) -> Reply:
+        assert isinstance(reply, Opened)
+        made = {name: change(reply) for name, change in changes.items()}
+        return replace(reply, **made)  # type: ignore[arg-type]
+
+    return on(Opened, spoil)
+
+
+def read(change: Callable[[bytes], bytes], offset: int) -> Spoil:
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Read) and isinstance(reply, Bytes) and request.offset == offset:
+            return Bytes(change(bytes(reply.data)))
+        return reply
+
+    return spoil
+
+
+LIES: dict[str, tuple[Spoil, type[SfscError]]] = {
+    "salt flipped": (opened(data=lambda o: flip(o.data, 5)), Tampered),
+    "nonce flipped": (opened(data=lambda o: flip(o.data, 39)), Tampered),
+    "version byte": (opened(data=lambda o: flip(o.data, 0)), Tampered),
+    "first bytes flipped": (opened(data=lambda o: flip(o.data, 100)), Tampered),
+    "leaf flipped": (opened(leaves=lambda o: flip(o.leaves, 3)), Tampered),
+    "too many leaves": (opened(leaves=lambda o: o.leaves * 7), Tampered),
+    "half a leaf": (opened(leaves=lambda o: o.leaves[:-1]), Tampered),
+    "no more leaves": (on(LeavesPage, lambda _: LeavesPage(b"")), ProtocolFailure),
+    "middle flipped": (read(lambda data: flip(data, 12345), 4 * PIECE), Tampered),
+    "tag flipped": (read(lambda data: flip(data, -1), 4 * PIECE), Tampered),
+    "middle short": (read(lambda data: data[:-1], 4 * PIECE), Tampered),
+    "middle empty": (read(lambda _: b"", 4 * PIECE), Tampered),
+    "end short": (read(lambda data: data[:-1], 9 * PIECE), Tampered),
+    "end long": (read(lambda data: data + b"\0", 9 * PIECE), Tampered),
+    "metadata flipped": (
+        opened(view=lambda o: replace(o.view, metadata=flip(o.view.metadata, 20))),
+        Tampered,
+    ),
+    "wrap flipped": (
+        opened(
+            view=lambda o: replace(
+                o.view,
+                wraps=(replace(o.view.wraps[0], wrapped=flip(o.view.wraps[0].wrapped, 50)),),
+            )
+        ),
+        Tampered,
+    ),
+    "no wrap": (opened(view=lambda o: replace(o.view, wraps=())), KeyringError),
+    "record flipped": (
+        opened(
+            view=lambda o: replace(
+                o.view,
+                content=replace(o.view.content, record=flip(o.view.content.record, -1)),
+            )
+        ),
+        BadRecord,
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_leaves_no_file(server: Simulator, session: Session, target: Path, lie: str) -> None:
+    content = os.urandom(BIG)
+    store(session, content)
+    server.spoil, error = LIES[lie]
+    assert type(refused(session, target)) is error
+    server.spoil = lambda _request, reply: reply
+    Downloads(session).get(NAME, target)
+    assert target.read_bytes() == content
+
+
+def test_segments_of_the_file_in_another_order(
+    server: Simulator, session: Session, target: Path
+) -> None:
+    """Even with leaves to match: the record's root is over the order."""
+    store(session, os.urandom(BIG))
+
+    def swapped(request: Request, reply: Reply) -> Reply:
+        (stored,) = server.files[session.account.file_id(NAME)].versions.values()
+        if isinstance(request, Read) and request.offset in (2 * PIECE, 3 * PIECE):
+            at = 5 * PIECE - request.offset
+            return Bytes(stored.blob[at : at + PIECE])
+        return reply
+
+    server.spoil = swapped
+    assert isinstance(refused(session, target), Tampered)
+
+
+def test_a_stream_is_given_verified_bytes_only(server: Simulator, session: Session) -> None:
+    content = os.urandom(BIG)
+    store(session, content)
+    server.spoil, _ = LIES["middle flipped"]
+    stream = io.BytesIO()
+    with pytest.raises(Tampered):
+        Downloads(session).get(NAME, stream)
+    written = stream.getvalue()
+    assert len(written) < len(content)
+    assert content.startswith(written)
+
+
+def test_one_file_for_another(server: Simulator, session: Session, target: Path) -> None:
+    store(session, b"one", "one")
+    store(session, b"two", "two")
+    one, two = (session.account.file_id(name) for name in ("one", "two"))
+
+    def other(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, GetOpen) and request.file_id == one:
+            return server.answer(replace(request, file_id=two))
+        return reply
+
+    server.spoil = other
+    assert isinstance(refused(session, target, "one"), BadRecord)
+
+
+def test_an_older_version_for_the_newest(
+    server: Simulator, session: Session, other: Session, target: Path
+) -> None:
+    store(session, b"old")
+    chain = server.files[session.account.file_id(NAME)]
+    old = replace(chain, records=chain.records[:1], versions=dict(chain.versions))
+    store(session, b"new")
+    server.files[session.account.file_id(NAME)] = old
+    assert isinstance(refused(session, target), Rollback)
+    # Who has not seen the newer one cannot know; the log is what tells.
+    stream = io.BytesIO()
+    Downloads(other).get(NAME, stream)
+    assert stream.getvalue() == b"old"
+
+
+def test_two_histories_of_one_file(
+    server: Simulator, session: Session, other: Session, target: Path
+) -> None:
+    store(session, b"mine")
+    server.files.clear()
+    store(other, b"forked")
+    assert isinstance(refused(session, target), Fork)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("damaged", 5), ("changed", 6), ("denied", 4), ("unavailable", 7)]
+)
+def test_a_refusal_half_way(
+    server: Simulator, session: Session, target: Path, code: str, exit_code: int
+) -> None:
+    store(session, os.urandom(BIG))
+    server.intercept = lambda request: (
+        Error(code, "no") if isinstance(request, Read) and request.offset > 4 * PIECE else None
+    )
+    assert refused(session, target).exit_code == exit_code
+
+
+# --- lost connections
+
+
+@pytest.mark.parametrize(
+    ("kind", "nth"), [(GetOpen, 0), (GetLeaves, 0), (GetLeaves, 1), (Read, 0), (Read, 3), (Read, 8)]
+)
+def test_a_lost_connection_is_survived(
+    server: Simulator, session: Session, target: Path, kind: type[Request], nth: int
+) -> None:
+    content = os.urandom(BIG)
+    store(session, content)
+    count = 0
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        nonlocal count
+        if isinstance(request, kind):
+            count += 1
+            if count == nth + 1:
+                raise Drop
+        return reply
+
+    server.spoil = spoil
+    Downloads(session).get(NAME, target)
+    assert target.read_bytes() == content
+    assert session.connections == 2
+
+
+def test_a_newer_version_meanwhile_does_not_mix_in(
+    server: Simulator, session: Session, other: Session, target: Path
+) -> None:
+    content = os.urandom(BIG)
+    store(session, content)
+    dropped: list[Request] = []
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Read) and request.offset == 5 * PIECE and not dropped:
+            dropped.append(request)
+            raise Drop
+        return reply
+
+    server.spoil = spoil
+    session._pause = lambda _seconds: store(other, b"newer")
+    assert Downloads(session).get(NAME, target).version == 1
+    assert target.read_bytes() == content
+
+
+def test_a_version_encrypted_anew_meanwhile(
+    server: Simulator, session: Session, target: Path
+) -> None:
+    store(session, os.urandom(BIG))
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Read):
+            raise Drop
+        if isinstance(reply, Opened) and len(server.asked(GetOpen)) > 1:
+            content = replace(reply.view.content, record=b"another")
+            return replace(reply, view=replace(reply.view, content=content))
+        return reply
+
+    server.spoil = spoil
+    with pytest.raises(ConflictError):
+        Downloads(session).get(NAME, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_an_integrity_error_is_never_retried(
+    server: Simulator, session: Session, target: Path
+) -> None:
+    store(session, os.urandom(BIG))
+    server.spoil, _ = LIES["middle flipped"]
+    with pytest.raises(IntegrityError):
+        Downloads(session).get(NAME, target)
+    assert session.connections == 1
+    assert len(server.asked(GetOpen)) == 1
