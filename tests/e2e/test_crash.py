@@ -58,7 +58,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600 if KILLS > 6 else 240)
+@pytest.mark.timeout(3600 if KILLS > 6 else 500)
 def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     alice = daemon.client("alice", tmp_path / "alice")
