@@ -1,0 +1,111 @@
+"""A client below the library: raw TCP, TLS as one likes, frames one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Self
+
+from protocol.connection import Connection, Role
+from protocol.invitation import parse_address
+from protocol.messages import Message, Request
+from protocol.messages.session import VERSION, Login
+from protocol.names import OPERATOR
+from protocol.records import login_body
+from protocol.signatures import Label, SigningKey
+
+SECONDS = 20.0
+GONE = (ConnectionError, ssl.SSLError, BrokenPipeError)
+
+
+def any_server() -> ssl.SSLContext:
+    """TLS that trusts whoever answers: strangers do not care."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Wire:
+    """One connection: ``async with await Wire.connect(…) as wire``, or `close` it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.connection = Connection(Role.CLIENT)
+        self._received: list[Message] = []
+
+    @classmethod
+    async def connect(cls, address: str, tls: ssl.SSLContext | None) -> Self:
+        """To ``HOST:PORT``, in the clear where `tls` is None. Raises what asyncio raises."""
+        host, port = parse_address(address)
+        async with asyncio.timeout(SECONDS):
+            return cls(*await asyncio.open_connection(host, port, ssl=tls))
+
+    @classmethod
+    async def welcomed(cls, address: str) -> Self:
+        """Through TLS, and past the server's Welcome."""
+        wire = await cls.connect(address, any_server())
+        await wire.message()
+        return wire
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def message(self) -> Message:
+        """The next message. Raises EOFError where the server has closed the connection."""
+        async with asyncio.timeout(SECONDS):
+            while not self._received:
+                data = await self.reader.read(64 * 1024)
+                if not data:
+                    raise EOFError
+                while data:
+                    buffer = self.connection.get_buffer(-1)
+                    count = min(len(buffer), len(data))
+                    buffer[:count] = data[:count]
+                    data = data[count:]
+                    for incoming in self.connection.buffer_updated(count):
+                        self._received.append(incoming.message)
+        return self._received.pop(0)
+
+    async def ask(self, message: Request) -> Message:
+        """Send a request and take the next message, which answers it where none else waits."""
+        _, pieces = self.connection.request(message)
+        await self.send(b"".join(pieces))
+        return await self.message()
+
+    def operator_login(self, key: SigningKey, server: bytes, spki: bytes) -> Login:
+        body = login_body(
+            server=server,
+            spki=spki,
+            welcome=self.connection.welcome_sha256,
+            version=VERSION,
+            user=OPERATOR,
+            generation=1,
+        )
+        return Login(VERSION, OPERATOR, 1, 0, key.sign(Label.LOGIN, body))
+
+    async def ended(self, within: float = SECONDS) -> bytes:
+        """What still comes until the server closes the connection. Raises TimeoutError."""
+        async with asyncio.timeout(within):
+            rest = b""
+            try:
+                while data := await self.reader.read(64 * 1024):
+                    rest += data
+            except GONE:
+                pass
+            return rest
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self.writer.transport.abort()
+        try:
+            await self.writer.wait_closed()
+        except GONE:
+            pass
