@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,18 @@ from random import Random
 
 import pytest
 
-from sfsd.errors import JournalFailedError, SfsdError, StoreFailedError, StoreRefusedError
+from protocol.auditlog import Draft
+from sfsd.errors import (
+    JournalFailedError,
+    RecoveryError,
+    SfsdError,
+    StoreFailedError,
+    StoreRefusedError,
+)
+from sfsd.recovery import Recovered
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
+from tests.sfsd.journals import open_journal
 from tests.sfsd.worlds import (
     Copy,
     Drop,
@@ -59,7 +68,13 @@ SCRIPT: list[list[Step] | str] = [
     ],
     SETTLE,
     [Step((Drop("bob/inbox/alice.c0"), Copy(f"{A}.2.ct", f"{B}.1.ct")))],
-    [Step((Put(f"{A}.2.ct", b"small again"),)), Step((Upload(f"{C}.1.ct", b"anew"),))],
+    [
+        Step((Put(f"{A}.2.ct", b"small again"),), {"alice/account.json": b"3"}),
+        Step((Upload(f"{C}.1.ct", b"anew"),)),
+        Step((Put("bob/account.json", b"there"),)),
+        Step((Drop("bob/account.json"),)),  # a kill may leave its temporary
+    ],
+    [Step((Copy("carol/files/0a/a0.1.ct", f"{A}.2.ct"),))],  # not yet settled where it stands
 ]
 
 
@@ -209,3 +224,128 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
         disk.lose_power(after, Random(at))
         judge(world, *check_start(after, Disk(after)))
         judge(world, *check_start(root, Disk(root)))
+
+
+def test_power_fails_after_the_start_that_followed_a_kill(run: Run, ground: Path) -> None:
+    for at in points(len(run.calls), 60):
+        root, after = ground / str(at), ground / f"{at}-after"
+        root.mkdir()
+        crashed = crash(root, at)
+        if crashed is None:
+            continue
+        world, disk = crashed
+        disk.crash_at = None  # the machine stays up, with all that was not synced
+        World(root, disk).journal.close()
+        disk.lose_power(after, Random(at), luck=0)
+        judge(world, *check_start(after, Disk(after)))
+
+
+SIDE = f"{A}.1.json"
+
+
+@pytest.fixture
+def unsettled(tmp_path: Path) -> Path:
+    """A root whose one change is logged and staged, and not in place."""
+    world = World(tmp_path)
+    world.commit([Step((Put(SIDE, b"side"), Upload(f"{A}.1.ct", b"cipher")))])
+    for path in (SIDE, f"{A}.1.ct"):
+        (tmp_path / "store" / "users" / path).unlink()
+    world.journal.close()
+    return tmp_path
+
+
+def staged(root: Path, suffix: str) -> Path:
+    [path] = (root / "staging").glob(f"*{suffix}")
+    return path
+
+
+def test_what_is_staged_is_installed_and_then_dropped(unsettled: Path) -> None:
+    (unsettled / "staging" / f"{'0' * 32}.ct").write_bytes(b"of an upload that never ended")
+    (unsettled / "staging" / "notes.txt").write_bytes(b"not ours")
+    world = World(unsettled)
+    assert world.recovered == Recovered(entries=1, installed=2, dropped=3)
+    assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
+    assert {path.name for path in (unsettled / "staging").iterdir()} == {"applied", "notes.txt"}
+    world.journal.close()
+
+
+def test_without_its_mark_the_whole_store_is_compared_with_the_log(unsettled: Path) -> None:
+    World(unsettled).journal.close()
+    (unsettled / "staging" / "applied").unlink()
+    world = World(unsettled)
+    assert world.recovered == Recovered(entries=1, installed=0, dropped=0)
+    world.journal.close()
+    (unsettled / "staging" / "applied").unlink()
+    (unsettled / "store" / "users" / SIDE).write_bytes(b"changed")
+    with pytest.raises(RecoveryError) as refused:
+        World(unsettled)
+    assert refused.value.path == SIDE
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _flip_last(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip_first(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[0] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("harm", [_remove, _flip_first, _flip_last, _cut])
+@pytest.mark.parametrize(("suffix", "path"), [(".pack", SIDE), (".ct", f"{A}.1.ct")])
+def test_a_start_refuses_and_names_what_cannot_be_had(
+    unsettled: Path, harm: Callable[[Path], None], suffix: str, path: str
+) -> None:
+    harm(staged(unsettled, suffix))
+    log = (unsettled / "logs" / "audit.jsonl").read_bytes()
+    with pytest.raises(RecoveryError) as refused:
+        World(unsettled)
+    assert refused.value.path == path
+    assert (unsettled / "logs" / "audit.jsonl").read_bytes() == log
+    assert path not in stored(unsettled)
+
+
+@pytest.mark.parametrize("text", [b"", b"1", b"-1\n", b"1\n\n", b"x\n", b"1" * 17 + b"\n"])
+def test_a_mark_that_is_none_of_ours_is_refused(unsettled: Path, text: bytes) -> None:
+    (unsettled / "staging" / "applied").write_bytes(text)
+    with pytest.raises(RecoveryError) as refused:
+        World(unsettled)
+    assert refused.value.path == "staging/applied"
+
+
+def test_a_log_shorter_than_what_was_applied_is_refused(unsettled: Path) -> None:
+    (unsettled / "staging" / "applied").write_bytes(b"1\n")
+    with pytest.raises(RecoveryError) as refused:
+        World(unsettled)
+    assert refused.value.path == "logs/audit.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("paths", "stage"),
+    [
+        ({"../outside": None}, None),
+        ({SIDE: "00" * 32}, None),
+        ({SIDE: "00" * 32}, "../../logs/audit"),
+        ({SIDE: "00" * 32}, "0" * 32),
+    ],
+)
+def test_an_entry_cannot_lead_outside(
+    tmp_path: Path, paths: dict[str, str | None], stage: str | None
+) -> None:
+    journal = open_journal(tmp_path / "logs")
+    journal.append([Draft("test", "alice", stage=stage, detail={"paths": paths})])
+    journal.close()
+    with pytest.raises(RecoveryError) as refused:
+        World(tmp_path)
+    assert refused.value.path in paths
