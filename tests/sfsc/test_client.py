@@ -1,0 +1,104 @@
+"""The library's face: what a script sees, and what it costs to import."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from sfsc.client import Store
+from sfsc.transport import Timeouts
+from tests.sfsc.lying import Simulator
+
+QUICK = Timeouts(connect=5.0, opening=5.0, idle=5.0)
+
+LOADED = """
+import sys
+before = set(sys.modules)
+import sfsc
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+# What those two are built of: Cython's and CFFI's runtime.
+built = {name for name in names if name.startswith(("_cffi", "_cython", "cython", "_openssl"))}
+foreign = names - set(sys.stdlib_module_names) - built
+print(" ".join(sorted(foreign)))
+print(" ".join(name for name in ("cryptography.x509", "asyncio") if name in sys.modules))
+"""
+
+
+def test_importing_it_loads_little() -> None:
+    """Nothing beside the standard library but cryptography and msgpack; no X.509 parser (64 ms)."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd=Path(sfsc.__file__).parent.parent,
+    )
+    foreign, unwanted = done.stdout.split("\n")[:2]
+    assert set(foreign.split()) == {"sfsc", "protocol", "cryptography", "msgpack"}
+    assert unwanted == ""
+
+
+def test_what_is_public_is_there() -> None:
+    for name in sfsc.__all__:
+        assert getattr(sfsc, name) is not None
+    assert issubclass(sfsc.NotFound, sfsc.SfscError)
+
+
+def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    me = sfsc.enrol(server.invitation("ada"), home=home, key_type="x25519", passphrase="secret")
+    assert (me.user, me.address, me.server_id) == ("ada", server.address, server.log.server_id)
+    assert (me.generation, me.key_type, len(me.fingerprint)) == (1, "x25519", 32)
+    assert sfsc.whoami(home, passphrase="secret") == me
+    with sfsc.connect(home, passphrase=lambda: "secret", timeouts=QUICK) as store:
+        assert store.whoami() == me
+        assert store.put(io.BytesIO(b"one"), name="a").version == 1
+        assert [done.name for done in store.put_many([(io.BytesIO(b""), "b")])] == ["b"]
+        target = io.BytesIO()
+        assert store.get("a", target).size == 3
+        assert target.getvalue() == b"one"
+        assert [entry.name for entry in store.ls()] == ["a", "b"]
+        assert store.stat("a").size == 3
+        assert store.rm("a").name == "a"
+        with pytest.raises(sfsc.NotFound):
+            store.stat("a")
+        status = store.status()
+        assert (status.user, status.server_id) == ("ada", server.log.server_id)
+        assert status.log_size == server.log.size
+        assert status.due <= status.expires
+    store.close()
+
+
+def test_a_store_that_was_closed(home: Path) -> None:
+    with sfsc.connect(home, timeouts=QUICK) as store:
+        pass
+    with pytest.raises(sfsc.SfscError):
+        store.stat("a")
+
+
+def test_an_empty_passphrase_locks_nothing(server: Simulator, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(sfsc.UsageError):
+        sfsc.enrol(server.invitation("ada"), home=home, passphrase="")
+    assert not (home / "keyring").exists()
+
+
+def test_no_keyring(tmp_path: Path) -> None:
+    for use in (sfsc.whoami, sfsc.connect):
+        with pytest.raises(sfsc.KeyringError):
+            use(tmp_path)
+
+
+def test_a_store_that_cannot_connect_lets_go_of_its_state(server: Simulator, home: Path) -> None:
+    real = server.welcome
+    server.welcome = lambda _welcome: server.log.welcome(spki=bytes(32))
+    with pytest.raises(sfsc.IntegrityError):
+        sfsc.connect(home, timeouts=QUICK)
+    server.welcome = real
+    with sfsc.connect(home, timeouts=QUICK) as store:
+        assert isinstance(store, Store)

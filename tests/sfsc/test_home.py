@@ -1,0 +1,98 @@
+"""Where keys lie, and how they are unlocked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.records import record_hash
+from sfsc.errors import KeyringMissing, LocalError, WrongPassphrase
+from sfsc.home import folder, keyring_path, open_state, stated_passphrase, unlock
+from sfsc.keyring import Cost, Device, Keyring, KeyringFile
+
+KEYRING = Keyring(
+    server_id=bytes(32),
+    addresses=("localhost:1",),
+    user="ada",
+    first=record_hash(b""),
+    statements=(),
+    generations=(),
+    name_keys=(bytes(32),),
+    device=Device(bytes(16), bytes(96)),
+    pending=None,
+    pins=(),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SFSC_HOME", "SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def keep(home: Path, passphrase: str | None) -> None:
+    KeyringFile.create(keyring_path(home), KEYRING, passphrase, Cost(1, 1, 8))
+
+
+def test_the_folder_is_stated_or_named_or_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = folder(None)
+    assert usual.is_absolute()
+    assert usual.name == "sfsc"
+    monkeypatch.setenv("SFSC_HOME", str(tmp_path))
+    assert folder(None) == tmp_path
+    assert folder("elsewhere") == Path("elsewhere")
+
+
+def test_a_passphrase_is_given_or_asked_for_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stated_passphrase(None) is None
+    file = tmp_path / "passphrase"
+    file.write_bytes(b" from a file \r\n")
+    monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
+    assert stated_passphrase(None) == " from a file "
+    monkeypatch.setenv("SFSC_PASSPHRASE", "named")
+    assert stated_passphrase(None) == "named"
+    assert stated_passphrase(lambda: "asked") == "asked"
+    assert stated_passphrase("given") == "given"
+
+
+@pytest.mark.parametrize("stored", [None, b"\xff\xfe"])
+def test_a_passphrase_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bytes | None
+) -> None:
+    file = tmp_path / "passphrase"
+    if stored is not None:
+        file.write_bytes(stored)
+    monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
+    with pytest.raises(LocalError):
+        stated_passphrase(None)
+
+
+def test_nobody_is_asked_for_what_is_not_needed(tmp_path: Path) -> None:
+    def ask() -> str:
+        raise AssertionError("asked")
+
+    with pytest.raises(KeyringMissing):
+        unlock(tmp_path, ask)
+    keep(tmp_path, None)
+    assert unlock(tmp_path, ask).contents == KEYRING
+
+
+def test_a_locked_keyring(tmp_path: Path) -> None:
+    keep(tmp_path, "secret")
+    assert unlock(tmp_path, lambda: "secret").contents == KEYRING
+    for wrong in ("wrong", "", None):
+        with pytest.raises(WrongPassphrase):
+            unlock(tmp_path, wrong)
+
+
+def test_the_state_lies_beside_and_is_the_accounts(tmp_path: Path) -> None:
+    open_state(tmp_path, KEYRING).close()
+    assert (tmp_path / "state.sqlite3").is_file()
+    other = Keyring.from_map(KEYRING.to_map() | {"user": "eve"})
+    with pytest.raises(LocalError):
+        open_state(tmp_path, other)

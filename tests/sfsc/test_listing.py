@@ -1,0 +1,275 @@
+"""Listings that are remembered, and deletions that are signed."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+
+from protocol.messages import Done, Error, Reply, Request
+from protocol.messages.files import List, Listing, Record
+from protocol.records import DELETE, FileRecord
+from sfsc import primitives
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    Fork,
+    NotFound,
+    ProtocolFailure,
+    Rollback,
+    Tampered,
+    UsageError,
+)
+from sfsc.listing import Files
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Drop, Simulator
+
+
+def store(session: Session, *names: str) -> None:
+    for name in names:
+        Uploads(session).put(io.BytesIO(name.encode()), name)
+
+
+def names(session: Session, prefix: str = "") -> list[str]:
+    return [entry.name for entry in Files(session).ls(prefix)]
+
+
+# --- ls
+
+
+def test_names_come_sorted_and_by_prefix(session: Session, other: Session) -> None:
+    assert names(session) == []
+    store(session, "b", "a/2", "a/1", "ä", "a")
+    for device in (session, other):
+        assert names(device) == ["a", "a/1", "a/2", "b", "ä"]
+        assert names(device, "a/") == ["a/1", "a/2"]
+        assert names(device, "nothing") == []
+
+
+def test_an_entry_says_what_was_stored(session: Session, other: Session) -> None:
+    store(session, "a", "a", "b")
+    (a, b) = Files(other).ls()
+    assert (a.version, a.revision, a.size, b.version) == (2, 2, 1, 1)
+    assert a == Files(other).stat("a")
+    assert a.file_id == session.account.file_id("a")
+
+
+def test_a_second_listing_opens_no_key_and_asks_for_nothing_old(
+    server: Simulator, session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(session, *(f"file {i}" for i in range(7)))
+    opened: list[bytes] = []
+    unwrap = primitives.PrivateKey.unwrap
+
+    def counting(key: primitives.PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+        opened.append(wrapped)
+        return unwrap(key, wrapped, info)
+
+    # Counts what happens; it happens all the same.
+    monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
+    assert len(names(session)) == 7
+    assert opened == [], "what was put here is known here"
+    assert len(names(other)) == 7
+    assert len(opened) == 7
+    other.close()
+    other.connect()
+    assert len(names(other)) == 7
+    assert len(names(other)) == 7
+    assert len(opened) == 7
+    assert server.asked(List)[-1].since_seq >= 7 + 1
+    store(session, "new", "file 3")
+    assert len(names(other)) == 8
+    assert len(opened) == 9
+
+
+def test_a_listing_follows_deletions(session: Session, other: Session) -> None:
+    store(session, "a", "b")
+    assert names(other) == ["a", "b"]
+    Files(session).rm("a")
+    assert names(session) == ["b"]
+    assert names(other) == ["b"]
+    store(session, "a")
+    assert names(other) == ["a", "b"]
+
+
+def test_a_listing_that_hides_what_was_put_is_still_answered_from_memory(
+    server: Simulator, session: Session
+) -> None:
+    store(session, "a", "b")
+    server.spoil = lambda _request, reply: Listing((), "") if isinstance(reply, Listing) else reply
+    assert names(session) == ["a", "b"]
+
+
+def test_a_listing_of_an_old_revision(server: Simulator, session: Session) -> None:
+    store(session, "a")
+    file_id = session.account.file_id("a")
+    old = server.view(file_id)
+    store(session, "a")
+    server.spoil = lambda _request, reply: (
+        Listing((old,), "") if isinstance(reply, Listing) else reply
+    )
+    with pytest.raises(Rollback):
+        names(session)
+
+
+def test_a_listing_of_another_history(server: Simulator, session: Session, other: Session) -> None:
+    store(session, "a")
+    server.files.clear()
+    store(other, "a")
+    with pytest.raises(Fork):
+        names(session)
+
+
+def test_a_listing_with_a_forged_record(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, "a", "b")
+
+    def forged(_request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Listing):
+            return reply
+        first, *rest = reply.views
+        record = FileRecord.parse(first.content.record)
+        body = replace(record, created=1).encode()
+        view = replace(first, content=replace(first.content, record=body))
+        return Listing((view, *rest), reply.next)
+
+    server.spoil = forged
+    with pytest.raises(BadRecord):
+        names(other)
+
+
+def test_a_listing_with_swapped_metadata(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, "a", "b")
+
+    def swapped(_request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Listing):
+            return reply
+        one, two = reply.views
+        return Listing((replace(one, metadata=two.metadata), two), reply.next)
+
+    server.spoil = swapped
+    with pytest.raises(Tampered):
+        names(other)
+
+
+@pytest.mark.parametrize("after", ["", "0" * 32])
+def test_a_listing_without_end(server: Simulator, session: Session, after: str) -> None:
+    store(session, "a", "b")
+    server.spoil = lambda _request, reply: (
+        replace(reply, next=after or "0" * 31) if isinstance(reply, Listing) else reply
+    )
+    with pytest.raises(ProtocolFailure):
+        names(session)
+    assert len(server.asked(List)) <= 2
+
+
+def test_an_interrupted_listing_is_taken_up_again(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, *"abcdef")
+    before = other.state.listed()
+    server.intercept = lambda request: (
+        Error("busy", "later") if isinstance(request, List) and request.after else None
+    )
+    with pytest.raises(Exception, match="later"):
+        names(other)
+    assert other.state.listed() == before
+    server.intercept = lambda _request: None
+    assert names(other) == list("abcdef")
+
+
+# --- stat
+
+
+def test_what_is_not_there(session: Session) -> None:
+    with pytest.raises(NotFound):
+        Files(session).stat("a")
+    with pytest.raises(UsageError):
+        Files(session).stat("/a")
+    store(session, "a")
+    Files(session).rm("a")
+    with pytest.raises(NotFound):
+        Files(session).stat("a")
+
+
+# --- rm
+
+
+def test_a_deletion_is_a_signed_record(server: Simulator, session: Session) -> None:
+    store(session, "a")
+    entry = Files(session).rm("a")
+    assert (entry.name, entry.version) == ("a", 1)
+    chain = server.files[session.account.file_id("a")]
+    record = FileRecord.parse(chain.records[-1].record)
+    assert (record.op, record.rev, record.current) == (DELETE, 2, 0)
+    with pytest.raises(NotFound):
+        Files(session).rm("a")
+    assert Uploads(session).put(io.BytesIO(b""), "a").version == 2
+
+
+def test_a_deletion_of_what_another_has_changed(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, "a")
+    raced: list[Request] = []
+
+    def race(request: Request) -> Reply | None:
+        if isinstance(request, Record) and not raced:
+            raced.append(request)
+            return Error("conflict", "", late)
+        return None
+
+    store(other, "a")
+    late = server.view(session.account.file_id("a"))
+    server.intercept = race
+    assert Files(session).rm("a").version == 2
+    assert names(other) == []
+
+
+def test_a_deletion_that_another_has_made(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, "a")
+    raced: list[Request] = []
+
+    def race(request: Request) -> Reply | None:
+        if isinstance(request, Record) and not raced:
+            raced.append(request)
+            done = server.answer(request)
+            assert isinstance(done, Done)
+            return Error("conflict", "", server.view(session.account.file_id("a")))
+        return None
+
+    server.intercept = race
+    assert Files(session).rm("a").name == "a"
+    assert names(other) == []
+
+
+def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) -> None:
+    store(session, "a")
+    lost: list[Request] = []
+
+    def lose(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Record) and not lost:
+            lost.append(request)
+            raise Drop
+        return reply
+
+    server.spoil = lose
+    Files(session).rm("a")
+    assert session.connections == 2
+    assert names(session) == []
+
+
+def test_a_deletion_that_the_log_does_not_prove(server: Simulator, session: Session) -> None:
+    store(session, "a")
+    server.spoil = lambda request, reply: (
+        Done(replace(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
+    )
+    with pytest.raises(BadReceipt):
+        Files(session).rm("a")

@@ -1,0 +1,152 @@
+"""Where plaintext comes from: paths, streams, and pipes that give little at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path, PurePath
+from typing import BinaryIO, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfsc.errors import LocalError
+from sfsc.sources import SMALL, Input, Source, default_name, opened
+
+
+class Trickle(io.RawIOBase):
+    """Gives at most a few bytes at a time, as a pipe may."""
+
+    def __init__(self, content: bytes, step: int) -> None:
+        self._rest = content
+        self._step = step
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        count = min(len(buffer), self._step, len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def all_of(source: Input) -> bytes:
+    buffer, whole = memoryview(bytearray(100_000)), b""
+    while count := source.readinto(buffer):
+        whole += buffer[:count]
+    return whole
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL])
+def test_what_is_small_is_given_whole(size: int) -> None:
+    content = os.urandom(size)
+    with opened(io.BytesIO(content)) as source:
+        assert source.small() == content
+        assert source.count == size
+
+
+@pytest.mark.parametrize("size", [SMALL + 1, SMALL + 2, 3 * SMALL])
+def test_what_is_not_small_loses_nothing(size: int) -> None:
+    content = os.urandom(size)
+    with opened(io.BytesIO(content)) as source:
+        assert source.small() is None
+        assert all_of(source) == content
+        assert source.count == size
+
+
+@given(st.binary(max_size=3000), st.integers(1, 700))
+def test_a_trickle_is_the_same(content: bytes, step: int) -> None:
+    with opened(cast("BinaryIO", Trickle(content, step))) as source:
+        assert source.small() == content
+        assert not source.begin_again()
+
+
+def test_it_begins_again_where_it_began() -> None:
+    content = os.urandom(2 * SMALL)
+    file = io.BytesIO(b"ahead" + content)
+    file.seek(5)
+    with opened(file) as source:
+        source.small()
+        source.readinto(memoryview(bytearray(1000)))
+        assert source.begin_again()
+        assert source.count == 0
+        assert all_of(source) == content
+
+
+def test_a_pipe_does_not_begin_again() -> None:
+    reading, writing = os.pipe()
+    content = os.urandom(2 * SMALL)
+
+    def feed() -> None:
+        with open(writing, "wb") as pipe:
+            pipe.write(content)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with open(reading, "rb", buffering=0) as pipe, opened(pipe) as source:
+        assert source.small() is None
+        assert all_of(source) == content
+        assert not source.begin_again()
+    feeder.join()
+
+
+def test_a_path_knows_its_size_time_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    path.chmod(0o600)
+    os.utime(path, ns=(1, 2))
+    for source in (path, str(path)):
+        with opened(source) as ready:
+            assert (ready.size, ready.mtime) == (7, 2)
+            assert os.name != "posix" or ready.mode == 0o600
+            assert ready.small() == b"content"
+
+
+def test_a_stream_knows_none_of_these() -> None:
+    with opened(io.BytesIO(b"")) as source:
+        assert (source.size, source.mode) == (None, None)
+        assert source.mtime > 1_700_000_000_000_000_000
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="devices")
+def test_a_device_has_no_size_beforehand() -> None:
+    with opened("/dev/null") as source:
+        assert (source.size, source.small()) == (None, b"")
+
+
+def test_what_cannot_be_read_is_a_local_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(LocalError) as caught, opened(path) as source:
+            source.small()
+        assert str(path) in caught.value.cause
+
+
+def test_a_source_that_does_not_block_is_refused() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe, opened(pipe) as source:
+        with pytest.raises(LocalError):
+            source.small()
+        os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("report.pdf", "report.pdf"),
+        ("docs/report.pdf", "docs/report.pdf"),
+        ("./docs//report.pdf", "docs/report.pdf"),
+        ("../docs/report.pdf", "report.pdf"),
+        ("docs/../report.pdf", "report.pdf"),
+        ("/etc/passwd", "passwd"),
+        (PurePath("a", "b"), "a/b"),
+        ("A\u030a", "\u00c5"),
+        (io.BytesIO(), None),
+    ],
+    ids=str,
+)
+def test_the_name_where_none_is_given(source: Source, name: str | None) -> None:
+    assert default_name(source) == name
