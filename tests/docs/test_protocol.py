@@ -1,0 +1,214 @@
+"""docs/protocol.md says what the code does: its tables, its limits and its bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+import sfsd.operations  # noqa: F401 - fills the table
+from protocol.connection import _LEGAL, MAX_OUTSTANDING, Role, State
+from protocol.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
+from protocol.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.frames import MAX_OPENING_BODY
+from protocol.messages import Message, Request, registered
+from protocol.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
+from protocol.messages.session import OPENING
+from protocol.names import check_file_id, check_principal, check_user_name
+from protocol.records import (
+    MAX_RECORD,
+    OWN_KEYS,
+    FileRecord,
+    RecoveryKey,
+    RotationFinish,
+    ServerStatement,
+    Statement,
+)
+from protocol.signatures import Label
+from sfsd import world
+from sfsd.world import OPERATIONS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = (REPOSITORY / "docs" / "protocol.md").read_text("utf-8")
+FRAMES = {
+    vector["message"]: bytes.fromhex(vector["frame"])
+    for vector in json.loads((REPOSITORY / "tests/vectors/protocol.json").read_text("utf-8"))[
+        "frames"
+    ]
+}
+LARGEST = 2**53
+SESSIONS = {
+    world.EVERYONE: "everyone",
+    world.USER: "user",
+    world.OWN_KEYS: "user, old key, recovery",
+    world.OPERATOR: "operator",
+}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, backticks taken off; its head is left out."""
+    section = re.split(r"^#+ ", PAGE.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[
+        0
+    ]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip().replace("`", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines[2:]
+    ]
+
+
+def notation(hint: Any) -> str:  # noqa: ANN401 - a type hint
+    """A field's type as the page writes it."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, cap = get_args(hint)
+        return _capped(base, cap)
+    if origin in (Union, types.UnionType) and hint != Buffer:
+        (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+        return f"{notation(inner)} or nil"
+    if origin is tuple:
+        args = [arg for arg in get_args(hint) if arg is not Ellipsis]
+        return f"[{', '.join(map(notation, args))}{'…' if Ellipsis in get_args(hint) else ''}]"
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return hint.__name__
+    return {bool: "bool", bytes: "bin", str: "str", int: "int", Buffer: "bulk"}[hint]
+
+
+def _capped(base: object, cap: object) -> str:
+    named = {
+        check_user_name: "user",
+        check_principal: "user or operator",
+        check_file_id: "file id",
+        empty_or_hash: "bin 0 or 32",
+    }
+    if isinstance(cap, types.FunctionType):
+        return named[cap]
+    if isinstance(cap, Exactly):
+        return f"{notation(base)} {cap.size}"
+    if isinstance(cap, AtMost):
+        return f"{notation(base)} ≤ {cap.size}"
+    if isinstance(cap, OneOf):
+        return "code" if cap.values == ERROR_CODES else " / ".join(cap.values)
+    assert isinstance(cap, Between)
+    if cap.high == LARGEST:
+        return "int" if cap.low == 0 else f"int ≥ {cap.low}"
+    power = cap.high.bit_length() - 1
+    high = f"2^{power}" if power > 20 and cap.high == 1 << power else str(cap.high)
+    return f"int {cap.low} to {high}"
+
+
+def fields(cls: type[Struct]) -> str:
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return ", ".join(f"{name.rstrip('_')}: {notation(hints[name])}" for name in names)
+
+
+def parts() -> set[type[Struct]]:
+    """Every part that a message carries, at any depth."""
+    found: set[type[Struct]] = set()
+    waiting: list[Any] = [*registered().values()]
+    while waiting:
+        hint = waiting.pop()
+        if isinstance(hint, type) and issubclass(hint, Struct):
+            if not issubclass(hint, Message):
+                found.add(hint)
+            hints = get_type_hints(hint, include_extras=True)
+            waiting.extend(hints[field.name] for field in dataclasses.fields(hint))
+        else:
+            waiting.extend(get_args(hint))
+    return found
+
+
+def test_messages() -> None:
+    expected = [
+        [str(number), cls.__name__, fields(cls) or "none", *_asking(cls)]
+        for number, cls in sorted(registered().items())
+    ]
+    assert rows("Messages") == expected
+
+
+def _asking(cls: type[Message]) -> list[str]:
+    """Answered by, asked by and logged as; nothing for a reply."""
+    if not issubclass(cls, Request):
+        return ["", "", ""]
+    replies = ", ".join(reply.__name__ for reply in cls.REPLIES)
+    if cls in OPENING:
+        return [replies, "stranger", {"Login": "login", "Enroll": "enrol"}[cls.__name__]]
+    operation = OPERATIONS[cls]
+    return [replies, SESSIONS[operation.access], operation.logged or ""]
+
+
+def test_parts() -> None:
+    assert [row[:2] for row in rows("Parts")] == sorted(
+        [cls.__name__, fields(cls)] for cls in parts()
+    )
+
+
+def test_signed_records() -> None:
+    labels = {
+        ServerStatement: Label.SERVER_STATEMENT,
+        Statement: Label.STATEMENT,
+        RecoveryKey: None,
+        FileRecord: Label.RECORD,
+        RotationFinish: Label.ROTATION_FINISH,
+    }
+    own = [[op, ", ".join(keys) or "none"] for op, keys in OWN_KEYS.items()]
+    expected = [
+        [cls.__name__, fields(cls), label.value.decode() if label else "a part of Statement"]
+        for cls, label in labels.items()
+    ]
+    assert rows("Signed records") == expected
+    assert rows("Keys by op") == own
+
+
+def test_errors() -> None:
+    assert tuple(row[0] for row in rows("Errors")) == ERROR_CODES
+
+
+def test_limits() -> None:
+    assert [row[1] for row in rows("Limits")] == [
+        f"{MAX_OPENING_BODY} bytes",
+        f"{MAX_BODY} bytes",
+        f"{MAX_ELEMENTS}",
+        f"{MAX_STRING} bytes",
+        f"{MAX_OUTSTANDING}",
+        f"{MAX_SMALL} bytes",
+        f"{PIECE} bytes",
+        f"{LEAVES_PER_PAGE}",
+        f"{MAX_RECORD} bytes",
+    ]
+
+
+def test_legal_order() -> None:
+    for state, server, client, _ in rows("Legal order"):
+        for role, said in ((Role.SERVER, server), (Role.CLIENT, client)):
+            legal, limit = _LEGAL[role, State[state]]
+            assert said.endswith(f"≤ {limit}") or (said, legal) == ("nothing", frozenset())
+            if "repl" not in said and "request" not in said.replace("request id", ""):
+                assert set(re.findall(r"[A-Z]\w+", said)) == {cls.__name__ for cls in legal}
+    assert [row[0] for row in rows("Legal order")] == ["WELCOME", "OPENING", "OPEN"]
+
+
+DUMPS = re.findall(r"^```hex (\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+LINE = re.compile(r"((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: … (\d+) more)? +(\S.*)")
+
+
+def test_every_step_of_an_opening_is_shown() -> None:
+    assert [name for name, _ in DUMPS] == ["Welcome", "Login", "Session", "Ping", "Pong", "Data"]
+
+
+@pytest.mark.parametrize(("name", "dump"), DUMPS, ids=[name for name, _ in DUMPS])
+def test_dumps(name: str, dump: str) -> None:
+    frame, at = FRAMES[name], 0
+    for line in dump.splitlines():
+        found = LINE.fullmatch(line)
+        assert found is not None
+        shown = bytes.fromhex(found[1])
+        assert frame[at : at + len(shown)] == shown
+        at += len(shown) + int(found[2] or 0)
+    assert at == len(frame)
