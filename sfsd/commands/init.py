@@ -21,13 +21,13 @@ def command(root: Path, public: str) -> None:
 
     Back up keys/: without it a new server is another one to every client.
     """
-    if public:
-        config.check_address(public, "--public")
+    config.Config(public=public)  # refuses what no user could connect to
     settings = root / config.FILE_NAME
     if settings.exists():
         raise ConfigError(f"{root} is a root already", "choose another folder")
     files = Files()
-    for name in ("keys", "staging", "run", "logs", "store/users"):
+    # One by one: a parent that is made in passing gets other rights than 0700.
+    for name in ("", "keys", "staging", "run", "logs", "store", "store/users"):
         files.make_folder(root / name)
     keys = certificates.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is no root, so an init that was cut is never served.

@@ -1,0 +1,49 @@
+"""A root, and `sfsd` run on it in this process while no daemon serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sfsd.cli import main
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Sfsd = Callable[..., Answer]
+
+
+@pytest.fixture
+def root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """Made by `init` with a public address; SFSD_ROOT names it."""
+    path = tmp_path / "root"
+    monkeypatch.setenv("SFSD_ROOT", str(path))
+    assert main(["init", "--public", "files.example:7373"]) == 0
+    capsys.readouterr()
+    return path
+
+
+@pytest.fixture
+def sfsd(capsys: pytest.CaptureFixture[str]) -> Sfsd:
+    def run(*arguments: str | Path, code: int = 0) -> Answer:
+        ended = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        answer = Answer(ended, said.out, said.err)
+        assert ended == code, answer
+        return answer
+
+    return run

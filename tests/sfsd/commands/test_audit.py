@@ -1,0 +1,161 @@
+"""`sfsd audit`: a log that holds, and every way of changing it, each by its first wrong entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import auditlog
+from protocol.auditlog import Draft
+from protocol.messages.accounts import UserAccess, UserAdd
+from sfsd import administration
+
+Sfsd = Callable[..., Any]
+ADDED = 12
+
+
+@pytest.fixture
+def log(root: Path) -> Path:
+    """The log of a root where a dozen users were invited."""
+    names = [f"user{number:02}" for number in range(ADDED)]
+    administration.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
+    return root / "logs" / "audit.jsonl"
+
+
+def write(log: Path, lines: list[bytes]) -> None:
+    log.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
+    """Entry `seq` by another actor and its hash made anew; with `chain`, all after it too."""
+    changed = list(lines)
+    for at in range(seq, len(lines) if chain else seq + 1):
+        entry = auditlog.parse(lines[at])
+        values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(Draft)
+                  if hasattr(entry, field.name)}  # fmt: skip
+        values.pop("accounts")
+        if at == seq:
+            values["actor"] = "mallory"
+        prev = auditlog.parse(changed[at - 1]).hash if at > seq else entry.prev
+        changed[at], _ = auditlog.encode(
+            Draft(**values), seq=at, time=entry.time, salt=entry.salt, detail=entry.detail,
+            prev=prev,
+        )  # fmt: skip
+    return changed
+
+
+def test_a_log_that_holds(log: Path, sfsd: Sfsd) -> None:
+    people = sfsd("audit", "verify")
+    told = json.loads(sfsd("audit", "verify", "--json").out)
+    entries = len(log.read_bytes().splitlines())
+    assert told["entries"] == told["signed"] == entries
+    assert people.lines[1] == f"root {told['root']}"
+    assert people.lines[0].startswith(f"{entries} entries")
+
+
+def test_lines_as_they_are(log: Path, sfsd: Sfsd) -> None:
+    assert sfsd("audit", "log", "--json").out.encode() == log.read_bytes()
+
+
+def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
+    administration.ask(root, [UserAccess("user00", True, "left \x1b[2J\u202e")])
+    lines = sfsd("audit", "log").lines
+    assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
+    assert "server-statement" in lines[0]
+    (added,) = [line for line in lines if line.endswith("user07")]
+    assert added.split()[2:] == ["user-add", "operator", "user07"]
+    assert all(line.isprintable() and line.isascii() for line in lines)
+    assert 'reason="left \\u001b[2J\\u202e"' in lines[-1]
+
+
+@pytest.mark.parametrize("seq", [0, 5, ADDED])
+def test_a_changed_byte(log: Path, sfsd: Sfsd, seq: int) -> None:
+    lines = log.read_bytes().splitlines()
+    at = len(lines[seq]) // 2
+    lines[seq] = lines[seq][:at] + bytes([lines[seq][at] ^ 1]) + lines[seq][at + 1 :]
+    write(log, lines)
+    answer = sfsd("audit", "verify", code=5)
+    assert f"entry {seq}:" in answer.err
+    assert "hint: " in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize("seq", [0, 5, ADDED])
+def test_an_entry_whose_hash_was_made_anew(log: Path, sfsd: Sfsd, seq: int) -> None:
+    write(log, rewritten(log.read_bytes().splitlines(), seq, chain=False))
+    assert f"entry {seq}:" in sfsd("audit", "verify", code=5).err
+
+
+@pytest.mark.parametrize("seq", [0, 5, ADDED])
+def test_all_from_an_entry_on_made_anew(log: Path, sfsd: Sfsd, seq: int) -> None:
+    """Every line chains; the signed root and the daemon's own tree know better."""
+    write(log, rewritten(log.read_bytes().splitlines(), seq, chain=True))
+    assert f"entry {seq}:" in sfsd("audit", "verify", code=5).err
+
+
+def test_without_the_cached_tree_a_rewritten_log_still_fails(log: Path, sfsd: Sfsd) -> None:
+    write(log, rewritten(log.read_bytes().splitlines(), 5, chain=True))
+    for path in (log.parent / "tree").iterdir():
+        path.unlink()
+    assert "rewritten" in sfsd("audit", "verify", code=5).err
+
+
+def test_an_entry_removed(log: Path, sfsd: Sfsd) -> None:
+    lines = log.read_bytes().splitlines()
+    write(log, lines[:5] + lines[6:])
+    assert "entry 5:" in sfsd("audit", "verify", code=5).err
+
+
+def test_two_entries_exchanged(log: Path, sfsd: Sfsd) -> None:
+    lines = log.read_bytes().splitlines()
+    lines[5], lines[6] = lines[6], lines[5]
+    write(log, lines)
+    assert "entry 5:" in sfsd("audit", "verify", code=5).err
+
+
+def test_the_end_removed(log: Path, sfsd: Sfsd) -> None:
+    lines = log.read_bytes().splitlines()
+    write(log, lines[:-2])
+    assert f"entry {len(lines) - 2}:" in sfsd("audit", "verify", code=5).err
+
+
+def test_the_whole_log_removed(log: Path, sfsd: Sfsd) -> None:
+    log.write_bytes(b"")
+    assert "entry 0:" in sfsd("audit", "verify", code=5).err
+
+
+def test_the_checkpoint_removed_or_forged(log: Path, sfsd: Sfsd) -> None:
+    checkpoint = log.parent / "checkpoint"
+    note = checkpoint.read_bytes()
+    checkpoint.unlink()
+    assert "checkpoint" in sfsd("audit", "verify", code=5).err
+    checkpoint.write_bytes(note.replace(b"sfs/", b"sfx/"))
+    assert "checkpoint" in sfsd("audit", "verify", code=5).err
+
+
+def test_a_line_being_written_is_no_damage(log: Path, sfsd: Sfsd) -> None:
+    with log.open("ab") as file:
+        file.write(b'{"seq":99')
+    sfsd("audit", "verify")
+    assert '{"seq":99' not in sfsd("audit", "log", "--json").out
+
+
+def test_a_line_without_end(log: Path, sfsd: Sfsd) -> None:
+    with log.open("ab") as file:
+        file.write(b"x" * 200_000)
+    assert "Traceback" not in sfsd("audit", "verify", code=5).err
+
+
+def test_a_log_that_is_no_log(log: Path, sfsd: Sfsd) -> None:
+    log.write_bytes(b"\xff\xfe\nnot json\n")
+    assert "entry 0:" in sfsd("audit", "log", code=5).err
+
+
+def test_no_log_yet(root: Path, sfsd: Sfsd) -> None:
+    for verb in ("log", "verify"):
+        assert "hint: " in sfsd("audit", verb, code=1).err

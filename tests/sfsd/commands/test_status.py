@@ -1,0 +1,47 @@
+"""`sfsd status` of a root that nobody serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfsd.root import locked
+
+Sfsd = Callable[..., Any]
+
+
+def test_for_people(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada")
+    shown = dict(line.split(maxsplit=1) for line in sfsd("status").lines)
+    assert shown["running"] == "no"
+    assert shown["users"] == "1"
+    assert shown["log"].endswith(" entries")
+
+
+def test_for_programs(root: Path, sfsd: Sfsd) -> None:
+    shown = json.loads(sfsd("status", "--json").out)
+    assert (shown["address"], shown["users"], shown["failed"]) == ("", 0, "")
+    assert shown["disk_free"] > 0
+
+
+def test_a_root_that_something_else_holds(root: Path, sfsd: Sfsd) -> None:
+    with locked(root):
+        answer = sfsd("status", code=7)
+    assert "hint: " in answer.err
+
+
+def test_a_daemon_that_is_gone_and_left_its_address(root: Path, sfsd: Sfsd) -> None:
+    """After SIGKILL the address stays. Who holds the lock then does not answer there."""
+    (root / "run" / "address").write_text("127.0.0.1:1\n")
+    with locked(root):
+        answer = sfsd("status", code=7)
+    assert "127.0.0.1:1" in answer.err
+    assert sfsd("status").lines[0].split() == ["running", "no"]
+
+
+def test_no_root(tmp_path: Path, sfsd: Sfsd) -> None:
+    answer = sfsd("status", "--root", tmp_path / "nothing", code=1)
+    assert "sfsd init" in answer.err
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,113 @@
+"""`sfsd user`, in process as when no daemon runs; tests/e2e/test_operator.py asks a daemon."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.invitation import parse_invitation
+from protocol.messages.accounts import UserAdd
+from sfsd import administration, certificates
+from sfsd.config import DAY
+
+Sfsd = Callable[..., Any]
+
+
+def account(root: Path, user: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(
+        (root / "store" / "users" / user / "account.json").read_bytes()
+    )
+    return read
+
+
+def test_an_invitation_and_nothing_else(root: Path, sfsd: Sfsd) -> None:
+    answer = sfsd("user", "add", "ada")
+    assert (len(answer.lines), answer.err) == (1, "")
+    invitation = parse_invitation(answer.out)
+    assert (invitation.host, invitation.port, invitation.user) == ("files.example", 7373, "ada")
+    assert invitation.pin == certificates.load(root / "keys").server_id
+    assert len(invitation.token) == 32
+
+
+def test_the_token_is_not_kept_and_not_logged(root: Path, sfsd: Sfsd) -> None:
+    invitation = parse_invitation(sfsd("user", "add", "ada").out)
+    text = invitation.to_text().rpartition("=")[2]
+    kept = [path.read_bytes() for path in root.rglob("*") if path.is_file()]
+    assert not [data for data in kept if text.encode() in data or invitation.token in data]
+    assert invitation.token_sha256 == hashlib.sha256(invitation.token).digest()
+
+
+def test_adding_again_replaces_the_token(root: Path, sfsd: Sfsd) -> None:
+    first, second = sfsd("user", "add", "ada").out, sfsd("user", "add", "ada").out
+    assert first != second
+    assert [line.split()[:2] for line in sfsd("user", "list").lines] == [["ada", "invited"]]
+
+
+def test_quota_and_expiry(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada", "--quota", "2 MiB", "--expires", "12h")
+    shown = json.loads(sfsd("user", "show", "ada", "--json").out)
+    assert shown["quota"] == 2 * 1024**2
+    assert abs(shown["invited_until"] - time.time() - DAY / 2) < 60
+    (root / "sfsd.toml").write_text('public = "files.example:1"\nquota = "1G"\n')
+    sfsd("user", "add", "bob")
+    assert json.loads(sfsd("user", "show", "bob", "--json").out)["quota"] == 1024**3
+
+
+@pytest.mark.parametrize("option", [("--quota", "much"), ("--expires", "soon")])
+def test_options_that_are_none(root: Path, sfsd: Sfsd, option: tuple[str, str]) -> None:
+    answer = sfsd("user", "add", "ada", *option, code=1)
+    assert answer.out == ""
+    assert "hint: " in answer.err
+    assert sfsd("user", "list").lines == []
+
+
+@pytest.mark.parametrize("text", ["", 'listen = "0.0.0.0:7373"\n'])
+def test_without_an_address_there_is_no_invitation(root: Path, sfsd: Sfsd, text: str) -> None:
+    (root / "sfsd.toml").write_text(text)
+    answer = sfsd("user", "add", "ada", code=1)
+    assert answer.out == ""
+    assert "public" in answer.err
+    assert sfsd("user", "list").lines == []
+
+
+def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
+    assert sfsd("user", "list").out == ""
+    for name in ("bob", "ada", "carol"):
+        sfsd("user", "add", name)
+    assert [line.split()[0] for line in sfsd("user", "list").lines] == ["ada", "bob", "carol"]
+    listed = [json.loads(line) for line in sfsd("user", "list", "--json").lines]
+    assert [entry["user"] for entry in listed] == ["ada", "bob", "carol"]
+    assert listed[0] == json.loads(sfsd("user", "show", "ada", "--json").out)
+    shown = dict(line.split(maxsplit=1) for line in sfsd("user", "show", "ada").lines[:2])
+    assert shown == {"user": "ada", "state": "invited"}
+
+
+def test_more_accounts_than_a_page(root: Path, sfsd: Sfsd) -> None:
+    names = [f"user{number:03}" for number in range(260)]
+    administration.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
+    assert [line.split()[0] for line in sfsd("user", "list").lines] == names
+
+
+def test_unknown_users(root: Path, sfsd: Sfsd) -> None:
+    for verb in ("show", "disable", "enable"):
+        answer = sfsd("user", verb, "nobody", code=3)
+        assert answer.out == ""
+        assert answer.err.startswith("sfsd: ")
+
+
+def test_disable_and_enable(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada")
+    sfsd("user", "disable", "ada", "--reason", "left")
+    assert account(root, "ada")["disabled"] is True
+    assert sfsd("user", "list").lines[0].split()[1] == "disabled"
+    sfsd("user", "enable", "ada")
+    assert account(root, "ada")["disabled"] is False
+    ops = [json.loads(line)["op"] for line in sfsd("audit", "log", "--json").lines]
+    assert ops.count("user-add") == 1
+    assert len(ops) >= 4

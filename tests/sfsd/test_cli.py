@@ -1,0 +1,127 @@
+"""From arguments to a command and from errors to exit codes; help loads no command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from sfsd import cli
+from sfsd.cli import COMMANDS, main
+from sfsd.errors import ConfigError, JournalDamagedError, RequestRefusedError, UnreachableError
+
+
+def test_every_command_exists_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name, line in COMMANDS.items():
+        assert name in listed
+        assert line in listed
+        assert main([name, "--help"]) == 0
+        assert "Usage: sfsd " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["serve", "--nonsense"], ["user"], ["user", "add"], ["user", "add", "Big"],
+     ["user", "add", "operator"], ["audit", "nonsense"]],
+)  # fmt: skip
+def test_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Usage:" in said.err
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a command of the tests' own that raises; returns the exit code."""
+
+    def run(error: BaseException) -> int:
+        @click.command()
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(cli.Commands, "get_command", lambda *_: command)
+        return main(["status"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("cause", "do this"), 1),
+        (UnreachableError("cause", "do this"), 7),
+        (RequestRefusedError("cause", "do this", code="not-found"), 3),
+        (RequestRefusedError("cause", "do this", code="denied"), 4),
+        (RequestRefusedError("cause", "do this", code="conflict"), 6),
+        (RequestRefusedError("cause", "do this", code="unavailable"), 7),
+        (RequestRefusedError("cause", "do this", code="bad-request"), 1),
+    ],
+)
+def test_cause_and_hint(
+    failing: Callable[[BaseException], int],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    assert failing(error) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "sfsd: cause\nhint: do this\n"
+
+
+def test_a_damaged_log(
+    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(JournalDamagedError("not what was written", seq=17)) == 5
+    assert "entry 17" in capsys.readouterr().err
+
+
+def test_a_full_disk(
+    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(OSError(28, "No space left on device", "/srv/root")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("sfsd: No space left on device: /srv/root\nhint: ")
+
+
+def test_foreign_text_moves_no_cursor(
+    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(UnreachableError("says \x1b]0;title\x07\r\u202eevil", "\x9b2J")) == 7
+    said = capsys.readouterr().err
+    assert said == "sfsd: says \\x1b]0;title\\x07\\r\\u202eevil\nhint: \\x9b2J\n"
+
+
+def test_an_interrupt(
+    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+
+
+def test_a_bug_is_not_hidden(failing: Callable[[BaseException], int]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())
+
+
+def test_help_loads_neither_cryptography_nor_a_command() -> None:
+    script = (
+        "import sys; from sfsd.cli import main; main(['--help']);"
+        "print(sorted(n for n in sys.modules if n.startswith(('cryptography', 'sfsd.commands.',"
+        " 'rich', 'msgpack'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
