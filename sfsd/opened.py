@@ -129,12 +129,18 @@ class Opened:
         self._lock = threading.Lock()
         self._sessions: dict[int, SessionHandles] = {}
 
+    def begin(self, session: int) -> None:
+        """A session was opened."""
+        with self._lock:
+            self._sessions[session] = SessionHandles(self._open_blob)
+
     def of(self, session: int) -> SessionHandles:
+        """Raises `Refused` where the session has ended: a request of it may still be running."""
         with self._lock:
             found = self._sessions.get(session)
-            if found is None:
-                found = self._sessions[session] = SessionHandles(self._open_blob)
-            return found
+        if found is None:
+            raise Refused("changed", "the session has ended")
+        return found
 
     def forget(self, owner: str, file_id: str, version: int) -> None:
         """Close every session's handles on a version whose content goes."""

@@ -104,12 +104,14 @@ class Service:
             return enrol(self.world, message, welcome_sha256, address)
 
         try:
-            return await self._until_made(decide)
+            who, session = await self._until_made(decide)
         except (SfsdError, OSError) as exc:
             error = _error_of(exc)
             if error.code in _NOTED:
                 self.world.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from exc
+        self.world.opened.begin(who.session)
+        return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         """The answer to a request; one that is not done, for whatever reason, gets an `Error`."""

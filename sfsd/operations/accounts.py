@@ -110,7 +110,7 @@ def user_show(world: World, who: Principal, message: UserShow) -> AccountsPage: 
 def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
     vitals = world.vitals
     return StatusAnswer(
-        version=metadata.version("sealed-file-store"),
+        version=_version(),
         address=vitals.address,
         started=vitals.started,
         log_size=world.journal.size,
@@ -120,6 +120,13 @@ def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # no
         disk_free=shutil.disk_usage(world.root).free,
         failed=(world.failed or "")[:512],
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sealed-file-store")
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its source
 
 
 def _shown(world: World, name: str) -> messages.Account | None:

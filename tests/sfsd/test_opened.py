@@ -24,6 +24,14 @@ def version(number: int) -> OpenVersion:
     return OpenVersion("ada", f"{number:032x}", 1, bytes(16), 9, f"{number}.ct")
 
 
+def begun(store: DirectoryStore) -> Opened:
+    """Sessions 1 and 2 are open."""
+    opened = Opened(store.open_blob)
+    opened.begin(1)
+    opened.begin(2)
+    return opened
+
+
 def changed(session: object, name: bytes) -> None:
     with pytest.raises(Refused) as caught:
         session.read(name, 0, 1)  # type: ignore[attr-defined]
@@ -31,7 +39,7 @@ def changed(session: object, name: bytes) -> None:
 
 
 def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
-    session = Opened(store.open_blob).of(1)
+    session = begun(store).of(1)
     names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
     for _ in range(2):
         for number, name in enumerate(names):
@@ -41,7 +49,7 @@ def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
 
 
 def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
-    session = Opened(store.open_blob).of(1)
+    session = begun(store).of(1)
     first, second = session.add(version(1)), session.add(version(2))
     session.read(second, 0, 1)
     session.get(first)
@@ -53,7 +61,7 @@ def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
 
 
 def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) -> None:
-    opened = Opened(store.open_blob)
+    opened = begun(store)
     names = [opened.of(number).add(version(1)) for number in (1, 2)]
     other = opened.of(1).add(version(2))
     opened.of(1).read(names[0], 0, 1)
@@ -63,13 +71,16 @@ def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) ->
     assert opened.of(1).read(other, 0, 1) == b"c"
     (store.users / "3.ct").unlink()
     changed(opened.of(1), opened.of(1).add(version(3)))
+    ended = opened.of(1)
     opened.close(1)
     opened.close(1)
-    changed(opened.of(1), other)
+    changed(ended, other)
+    with pytest.raises(Refused):
+        opened.of(1)
 
 
 def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) -> None:
-    opened = Opened(store.open_blob)
+    opened = begun(store)
     opened.of(1).logged(version(1))
     assert opened.of(1).is_logged(version(1))
     assert not opened.of(1).is_logged(version(2))
@@ -77,7 +88,7 @@ def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) ->
 
 
 def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryStore) -> None:
-    session = Opened(store.open_blob).of(1)
+    session = begun(store).of(1)
     names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
     wrong: list[int] = []
 
