@@ -154,12 +154,10 @@ def parse(line: bytes, *, seq: int | None = None) -> Entry:
     at = 0 if seq is None else seq
     digest = line_hash(line, seq=at)
     try:
-        value = json.loads(
-            line, object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse
-        )
+        value = _DECODER.decode(line.decode("ascii"))
         if not isinstance(value, dict) or tuple(value) != KEYS:
             raise LogError("not exactly the keys of an entry", seq=at)
-        if _dump(value) != line:
+        if _dump(value) != line:  # other spellings, and keys that stand twice
             raise LogError("not in the one form an entry has", seq=at)
         entry = _entry(value, digest)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
@@ -213,7 +211,7 @@ def _need(holds: bool) -> None:
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _base64(data: bytes) -> str:
@@ -228,12 +226,9 @@ def _bytes(text: str) -> bytes:
     return data
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
 def _refuse(text: str) -> NoReturn:
     raise ValueError(f"a number of a wrong form: {text[:20]}")
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_DECODER = json.JSONDecoder(parse_float=_refuse, parse_constant=_refuse)

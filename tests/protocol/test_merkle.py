@@ -253,12 +253,13 @@ def test_a_mangled_consistency_proof_fails(data: st.DataObject) -> None:
 
 
 def test_empty_consistency_proofs_hold_only_where_nothing_is_to_prove() -> None:
-    empty, one, two = (naive_root(MANY[:n]) for n in range(3))
+    empty, one, two, three, four = (naive_root(MANY[:n]) for n in range(5))
     merkle.verify_consistency(0, empty, 0, empty, ())
     merkle.verify_consistency(0, empty, 2, two, ())
     merkle.verify_consistency(2, two, 2, two, ())
     for old, old_root, new, new_root in [
         (1, one, 2, two),
+        (3, three, 4, four),
         (2, two, 2, one),
         (2, two, 1, one),
         (0, one, 2, two),
