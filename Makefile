@@ -42,7 +42,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --session-timeout=600
+	$(BIN)/python -m pytest -q -n auto --session-timeout=780
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
