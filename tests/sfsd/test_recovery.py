@@ -34,6 +34,7 @@ from tests.sfsd.worlds import (
     Upload,
     World,
     check_start,
+    memory,
     stored,
 )
 
@@ -98,12 +99,8 @@ def play(root: Path, disk: Disk) -> World:
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[Path]:
-    """Where to make many small trees: in memory if there is such a place, since none is synced."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    """Where to make many small trees."""
+    with tempfile.TemporaryDirectory(dir=memory() or tmp_path) as folder:
         yield Path(folder)
 
 

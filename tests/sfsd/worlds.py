@@ -70,6 +70,12 @@ def snapshot(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
+def memory() -> Path | None:
+    """Where many small trees that are never synced are made fast, if there is such a place."""
+    folder = Path("/dev/shm")
+    return folder if os.access(folder, os.W_OK) else None
+
+
 class World:
     """One root with its committer's logic, run on the calling thread.
 

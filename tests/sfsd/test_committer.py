@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from protocol import checkpoint
+from protocol.auditlog import MAX_LINE, Draft
+from sfsd.changes import Change, Effect, Write, digest_of
+from sfsd.committer import MAX_GROUP, CommitPoint, Committer, Submitted
+from sfsd.errors import (
+    EntryTooLongError,
+    JournalFailedError,
+    JournalFullError,
+    JournalRefusedError,
+    SfsdError,
+    ShuttingDown,
+    Stale,
+    StoreFailedError,
+    StoreFullError,
+)
+from sfsd.files import Files
+from sfsd.journal import Journal
+from sfsd.store import DirectoryStore
+from tests.sfsd import journals
+from tests.sfsd.worlds import check_start, stored
+
+WAIT = 20
+COUNTER = "alice/account.json"
+
+
+class Gate(Files):
+    """Real files; a call named in `errors` raises that errno, and syncs of the log can be held."""
+
+    def __init__(self) -> None:
+        self.errors: dict[tuple[str, str], int] = {}
+        self.full_until_removed: str | None = None
+        self.open = threading.Event()
+        self.open.set()
+        self.held = threading.Event()
+        self._names: dict[int, str] = {}
+
+    def _check(self, call: str, name: str) -> None:
+        for (failing, suffix), code in self.errors.items():
+            if failing == call and name.endswith(suffix):
+                raise OSError(code, "as told")
+
+    def open_append(self, path: Path) -> int:
+        handle = super().open_append(path)
+        self._names[handle] = path.name
+        return handle
+
+    def open_new(self, path: Path) -> int:
+        self._check("open_new", path.name)
+        handle = super().open_new(path)
+        self._names[handle] = path.name
+        return handle
+
+    def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+        self._check("write", self._names[handle])
+        return super().write(handle, data)
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._check("truncate", self._names[handle])
+        super().truncate(handle, size)
+
+    def sync_data(self, handle: int) -> None:
+        self._check("sync_data", self._names[handle])
+        if not self.open.is_set():
+            self.held.set()
+            assert self.open.wait(WAIT)
+        super().sync_data(handle)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._check("replace", target.name)
+        if self.full_until_removed and "users" in target.parts:
+            raise OSError(errno.ENOSPC, "no room")
+        super().replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        if path.name == self.full_until_removed:
+            self.full_until_removed = None
+        super().remove(path)
+
+
+class Daemon:
+    """A committer on a fresh root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files = Gate()
+        self.journal: Journal = journals.open_journal(root / "logs", self.files)
+        self.store = DirectoryStore(root, self.files)
+        self.committer = Committer(self.store, self.journal, settle_after=0.01)
+
+    def submit(self, change: Change) -> Future[int]:
+        return self.committer.submit(change)
+
+    def close(self) -> None:
+        self.committer.close()
+        self.journal.close()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path)
+    yield daemon
+    daemon.files.open.set()
+    daemon.close()
+
+
+def change(
+    *effects: Effect, expect: dict[str, bytes | None] | None = None, note: str = ""
+) -> Change:
+    return Change(Draft("test", "alice", detail={"note": note}), expect or {}, effects)
+
+
+def write(path: str, data: bytes) -> Change:
+    return change(Write(path, data))
+
+
+class Purse:
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self) -> None:
+        self.taken += 1
+
+    def give_back(self) -> None:
+        self.taken -= 1
+
+
+def claiming(purse: Purse, path: str = "alice/x") -> Change:
+    return Change(Draft("test", "alice"), {}, (Write(path, b"x"),), claim=purse)
+
+
+def test_a_change_is_durable_published_and_signed_for_before_it_is_answered(
+    daemon: Daemon,
+) -> None:
+    seen: list[tuple[int, bytes, int]] = []
+
+    def then(seq: int) -> None:
+        seen.append((seq, daemon.store.read("alice/x"), daemon.journal.next_seq))
+
+    asked = Change(Draft("test", "alice"), {}, (Write("alice/x", b"1"),), then=then)
+    assert daemon.submit(asked).result(WAIT) == 0
+    assert seen == [(0, b"1", 1)]
+    entry = daemon.journal.entry(0)
+    assert entry.paths == {"alice/x": digest_of("alice/x", b"1")}
+    note = (daemon.root / "logs" / "checkpoint").read_bytes()
+    assert checkpoint.verify(note, journals.VERIFIER).size == 1
+
+
+def test_many_threads_count_to_the_same_number(daemon: Daemon) -> None:
+    """Compare-and-swap under contention: every success is one step, no step is lost."""
+
+    def count(_: int) -> int:
+        while True:
+            try:
+                old = daemon.store.hash_of(COUNTER)
+                data = daemon.store.read(COUNTER) if old else b"0"
+                if old is not None and digest_of(COUNTER, data) != old:
+                    continue
+                new = b"%d" % (int(data) + 1)
+                return daemon.submit(change(Write(COUNTER, new), expect={COUNTER: old})).result(
+                    WAIT
+                )
+            except Stale:
+                continue
+
+    with ThreadPoolExecutor(4) as pool:
+        seqs = list(pool.map(count, range(60)))
+    assert sorted(seqs) == list(range(60))
+    assert daemon.store.read(COUNTER) == b"60"
+    assert [entry.seq for entry in journals.check(daemon.journal)] == list(range(60))
+
+
+def test_what_gathers_while_the_disk_is_busy_is_one_group_in_order(daemon: Daemon) -> None:
+    daemon.files.open.clear()
+    first = daemon.submit(write("alice/n0", b""))
+    assert daemon.files.held.wait(WAIT)
+    rest = [daemon.submit(write(f"alice/n{n}", b"")) for n in range(1, MAX_GROUP + 11)]
+    daemon.files.open.set()
+    futures = [first, *rest]
+    assert [future.result(WAIT) for future in futures] == list(range(MAX_GROUP + 11))
+    stages = [daemon.journal.entry(seq).stage for seq in range(MAX_GROUP + 11)]
+    assert len(set(stages)) == 3
+    assert stages.count(stages[1]) == MAX_GROUP
+
+
+def test_a_cancelled_change_is_not_made(daemon: Daemon) -> None:
+    daemon.files.open.clear()
+    first = daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+    second, third = daemon.submit(write("alice/x", b"")), daemon.submit(change())
+    assert second.cancel()
+    daemon.files.open.set()
+    assert (first.result(WAIT), third.result(WAIT)) == (0, 1)
+    assert stored(daemon.root) == {}
+
+
+def test_it_settles_behind(daemon: Daemon) -> None:
+    daemon.submit(write("alice/x", b"1")).result(WAIT)
+    settled = threading.Event()
+    for _ in range(WAIT * 100):
+        if daemon.store.unsettled == 0:
+            break
+        settled.wait(0.01)
+    assert (daemon.root / "staging" / "applied").read_bytes() == b"0\n"
+    assert [path.name for path in daemon.store.staging.iterdir()] == ["applied"]
+
+
+def test_closing_makes_what_was_submitted_and_refuses_the_rest(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.files.open.clear()
+    futures = [daemon.submit(write(f"alice/n{n}", b"")) for n in range(10)]
+    assert daemon.files.held.wait(WAIT)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(daemon.committer.close)
+        daemon.files.open.set()
+        closing.result(WAIT)
+    assert [future.result(0) for future in futures] == list(range(10))
+    with pytest.raises(ShuttingDown):
+        daemon.submit(change()).result(0)
+    assert daemon.committer.failed is None
+    daemon.close()
+    assert (tmp_path / "staging" / "applied").read_bytes() == b"9\n"
+    assert check_start(tmp_path)[0] == 10
+
+
+def test_a_line_that_is_too_long_fails_alone(daemon: Daemon) -> None:
+    daemon.files.open.clear()
+    daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+    purse = Purse()
+    before = daemon.submit(claiming(purse, "alice/a"))
+    long = Change(
+        Draft("test", "alice", detail={"note": "x" * MAX_LINE}),
+        effects=(Write("alice/x", b""),),
+        claim=purse,
+    )
+    failing = [daemon.submit(long), daemon.submit(long)]
+    after = daemon.submit(claiming(purse, "alice/b"))
+    daemon.files.open.set()
+    assert (before.result(WAIT), after.result(WAIT)) == (1, 2)
+    for future in failing:
+        assert isinstance(future.exception(WAIT), EntryTooLongError)
+    assert purse.taken == 2
+    assert sorted(stored(daemon.root)) == ["alice/a", "alice/b"]
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "code", "error"),
+    [
+        ("open_new", ".pack", errno.ENOSPC, StoreFullError),
+        ("write", ".pack", errno.EDQUOT, StoreFullError),
+        ("write", "audit.jsonl", errno.ENOSPC, JournalFullError),
+        ("write", "audit.jsonl", errno.EIO, JournalRefusedError),
+    ],
+)
+def test_a_failure_before_the_log_is_undone_and_the_daemon_goes_on(
+    daemon: Daemon, call: str, name: str, code: int, error: type[SfsdError]
+) -> None:
+    daemon.submit(write("alice/x", b"1")).result(WAIT)
+    daemon.files.errors = {(call, name): code}
+    purse = Purse()
+    with pytest.raises(error):
+        daemon.submit(claiming(purse)).result(WAIT)
+    assert (purse.taken, daemon.committer.failed) == (0, None)
+    assert daemon.journal.full == (error in (StoreFullError, JournalFullError))
+    daemon.files.errors = {}
+    assert daemon.submit(claiming(purse)).result(WAIT) == 1
+    assert (purse.taken, daemon.store.read("alice/x")) == (1, b"x")
+
+
+def test_a_full_disk_after_the_log_is_given_the_reserve(daemon: Daemon) -> None:
+    daemon.files.full_until_removed = "reserve"
+    assert daemon.submit(write("alice/x", b"1")).result(WAIT) == 0
+    assert daemon.store.read("alice/x") == b"1"
+    assert daemon.journal.full
+    assert daemon.committer.failed is None
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "code", "error"),
+    [
+        ("sync_data", "audit.jsonl", errno.EIO, JournalFailedError),
+        ("replace", "x", errno.EIO, StoreFailedError),
+        ("replace", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve
+    ],
+)
+def test_a_failure_at_or_past_the_log_ends_all_acknowledging(
+    tmp_path: Path, call: str, name: str, code: int, error: type[SfsdError]
+) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.submit(write("alice/y", b"1")).result(WAIT)
+    daemon.files.errors = {(call, name): code}
+    with pytest.raises(error):
+        daemon.submit(write("alice/x", b"2")).result(WAIT)
+    daemon.files.errors = {}
+    assert daemon.committer.failed is not None
+    with pytest.raises(StoreFailedError):
+        daemon.submit(change()).result(WAIT)
+    assert daemon.store.read("alice/y") == b"1"
+    daemon.close()
+    size, state = check_start(tmp_path)
+    assert (size, state) == (2, {"alice/y": b"1", "alice/x": b"2"})  # it may have been done; it was
+
+
+def test_a_mistake_of_ours_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_type))
+    daemon = Daemon(tmp_path)
+    daemon.files.open.clear()
+    daemon.submit(change())
+    assert daemon.files.held.wait(WAIT)
+
+    def then(seq: int) -> None:
+        raise LookupError(seq)
+
+    futures = [
+        daemon.submit(Change(Draft("test", "alice"), then=then)),
+        *(daemon.submit(change()) for _ in range(MAX_GROUP + 1)),
+    ]
+    daemon.files.open.set()
+    for future in futures:
+        assert isinstance(future.exception(WAIT), StoreFailedError)
+    assert daemon.committer.failed is not None
+    with pytest.raises(StoreFailedError):
+        daemon.submit(change()).result(WAIT)
+    daemon.close()
+    assert reported == [LookupError]
+
+
+def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
+    journal = journals.open_journal(tmp_path / "logs")
+    store = DirectoryStore(tmp_path)
+    group = [
+        Submitted(write("alice/x", b"1")),
+        Submitted(change(Write("alice/x", b"2"), expect={"alice/x": None})),
+        Submitted(write("alice/y", b"3")),
+    ]
+    CommitPoint(store, journal).commit(group)
+    assert isinstance(group[1].future.exception(0), Stale)
+    assert [group[n].future.result(0) for n in (0, 2)] == [0, 1]
+    stale = [Submitted(change(expect={"alice/x": None}))]
+    CommitPoint(store, journal).commit(stale)
+    assert isinstance(stale[0].future.exception(0), Stale)
+    assert journal.next_seq == 2
+    journal.close()

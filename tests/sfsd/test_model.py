@@ -1,0 +1,130 @@
+"""The store and its log against a dictionary, through changes, conflicts, restarts and crashes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sfsd.changes import digest_of
+from tests.sfsd.disk import Disk
+from tests.sfsd.faults import Crash
+from tests.sfsd.worlds import Copy, Drop, Put, Step, Upload, World, check_start, memory, stored
+
+CIPHERTEXTS = [f"{user}/files/0{n}/0{n}.{n}.ct" for user in ("alice", "bob") for n in (1, 2)]
+OTHERS = ["alice/account.json", "alice/files/01/01.1.json", "bob/inbox/alice.01"]
+
+small = st.binary(max_size=40)
+ciphertext = st.sampled_from(CIPHERTEXTS)
+path = st.sampled_from(CIPHERTEXTS + OTHERS)
+deed = st.one_of(
+    st.builds(Put, path, small, st.booleans()),
+    st.builds(Upload, ciphertext, st.binary(min_size=1, max_size=600)),
+    st.builds(Copy, ciphertext, ciphertext),
+    st.builds(Drop, path),
+)
+deeds = st.lists(deed, max_size=4, unique_by=lambda deed: deed.path).map(tuple)
+# What a change expects: of some paths, the present bytes, none, or bytes that are long gone.
+expectation = st.dictionaries(
+    path, st.sampled_from(["present", "present", "none", "gone"]), max_size=3
+)
+Asked = list[tuple[tuple[Put | Upload | Copy | Drop, ...], dict[str, str]]]
+groups = st.lists(st.tuples(deeds, expectation), min_size=1, max_size=5)
+
+
+class StoreAndLog(RuleBasedStateMachine):
+    """One root on a disk that forgets; `world.states` is the dictionary after every entry."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=memory()))
+        self.roots = 0
+        self.root = self.folder / "0"
+        self.root.mkdir()
+        self._open()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.close()
+            self.disk.end()
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+    def _open(self) -> None:
+        state = stored(self.root)
+        self.disk = Disk(self.root)
+        self.world = World(self.root, self.disk, state)
+
+    def _steps(self, asked: Asked) -> list[Step]:
+        state = self.world.states[-1]
+        meant: dict[str, dict[str, bytes | None]] = {
+            "present": {name: state.get(name) for name in CIPHERTEXTS + OTHERS},
+            "none": {},
+            "gone": dict.fromkeys(CIPHERTEXTS + OTHERS, b"long gone"),
+        }
+        return [
+            Step(do, {name: meant[which].get(name) for name, which in expected.items()})
+            for do, expected in asked
+        ]
+
+    @rule(asked=groups)
+    def commit(self, asked: Asked) -> None:
+        self.world.commit(self._steps(asked))
+
+    @rule()
+    def settle(self) -> None:
+        self.world.point.settle()
+
+    @rule()
+    def restart(self) -> None:
+        self.world.close()
+        self.disk.end()
+        expected = self.world.states[-1]
+        assert stored(self.root) == expected
+        self._open()
+        assert self.world.recovered.installed == 0
+
+    @rule(asked=groups, calls=st.integers(0, 40), seed=st.integers(0, 2**16), power=st.booleans())
+    def crash(
+        self,
+        asked: Asked,
+        calls: int,
+        seed: int,
+        power: bool,
+    ) -> None:
+        world = self.world
+        self.disk.crash_at = len(self.disk.calls) + calls
+        try:
+            world.commit(self._steps(asked))
+            world.point.settle()
+        except Crash:
+            pass
+        self.disk.end()
+        if power:
+            self.roots += 1
+            self.root = self.folder / str(self.roots)
+            self.disk.lose_power(self.root, Random(seed))
+        size, state = check_start(self.root, Disk(self.root))
+        assert world.acknowledged <= size
+        assert state == world.state_at(size)
+        self._open()
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @invariant()
+    def the_store_holds_what_the_dictionary_does(self) -> None:
+        expected = self.world.states[-1]
+        assert stored(self.root) == expected
+        assert self.world.journal.next_seq == self.world.base + len(self.world.states) - 1
+        for name in CIPHERTEXTS + OTHERS:
+            data = expected.get(name)
+            known = None if data is None else digest_of(name, data)
+            assert self.world.store.hash_of(name) == known
+
+
+TestStoreAndLog = StoreAndLog.TestCase
+TestStoreAndLog.settings = settings(stateful_step_count=25)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import merkle
+from protocol.merkle import PIECE_SIZE
+from sfsd.changes import digest_of
+from sfsd.errors import (
+    IncompleteError,
+    StagingClosedError,
+    StoreFailedError,
+    StoreFullError,
+    StoreRefusedError,
+)
+from sfsd.files import Files
+from sfsd.handles import Syncs
+from sfsd.staging import MAX_PIECES, Staged
+from tests.sfsd.disk import Disk
+
+ID = bytes(range(16))
+BIG = bytes(range(256)) * (PIECE_SIZE // 256)
+
+
+def begin(folder: Path, files: Files | None = None) -> Staged:
+    files = files or Files()
+    return Staged(files, Syncs(files), folder, ID)
+
+
+def test_pieces_in_any_order_by_many_threads(tmp_path: Path) -> None:
+    pieces = [bytes([n]) * PIECE_SIZE for n in range(20)] + [b"last"]
+    staged = begin(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        order = [*range(20, -1, -2), *range(1, 20, 2)]
+        list(pool.map(lambda index: staged.write(index, memoryview(pieces[index])), order))
+    staged.seal()
+    whole = b"".join(pieces)
+    assert (tmp_path / f"{ID.hex()}.ct").read_bytes() == whole
+    assert staged.size == staged.received == len(whole)
+    assert staged.leaves == [merkle.leaf_hash(piece) for piece in pieces]
+    assert staged.root == digest_of("x.ct", whole)
+    staged.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_or_short(tmp_path: Path) -> None:
+    staged = begin(tmp_path)
+    with pytest.raises(IncompleteError):
+        staged.seal()
+    staged.write(1, b"end")
+    assert staged.received == 0
+    with pytest.raises(IncompleteError):
+        _ = staged.size
+    staged.write(0, b"short")
+    assert staged.received == PIECE_SIZE + 3
+    for ask in (lambda: staged.size, lambda: staged.leaves, lambda: staged.root, staged.seal):
+        with pytest.raises(IncompleteError):
+            ask()
+    staged.write(0, BIG)  # sent again, whole
+    staged.seal()
+    assert staged.size == PIECE_SIZE + 3
+    staged.discard()
+
+
+@pytest.mark.parametrize(("index", "size"), [(0, 0), (0, PIECE_SIZE + 1), (-1, 1), (MAX_PIECES, 1)])
+def test_a_piece_that_cannot_be(tmp_path: Path, index: int, size: int) -> None:
+    staged = begin(tmp_path)
+    with pytest.raises(ValueError, match="piece"):
+        staged.write(index, bytes(size))
+    staged.discard()
+
+
+def test_nothing_changes_once_sealed(tmp_path: Path) -> None:
+    staged = begin(tmp_path)
+    staged.write(0, b"abc")
+    staged.seal()
+    with pytest.raises(StagingClosedError):
+        staged.write(0, b"xyz")
+    staged.seal()
+    assert (tmp_path / f"{ID.hex()}.ct").read_bytes() == b"abc"
+    staged.discard()
+
+
+class Slow(Files):
+    """Writes wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.began, self.go = threading.Event(), threading.Event()
+
+    def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+        self.began.set()
+        assert self.go.wait(10)
+        return super().write_at(handle, data, offset)
+
+
+def test_sealing_waits_for_a_write_that_is_under_way(tmp_path: Path) -> None:
+    files = Slow()
+    staged = begin(tmp_path, files)
+    files.go.set()
+    staged.write(0, b"abc")
+    files.go.clear()
+    files.began.clear()
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(staged.write, 0, b"xyz")
+        assert files.began.wait(10)
+        sealing = pool.submit(staged.seal)
+        files.go.set()
+        writing.result(10)
+        sealing.result(10)
+    assert staged.root == digest_of("x.ct", b"xyz")
+    staged.discard()
+
+
+def test_dropping_waits_to_close_until_a_write_has_ended(tmp_path: Path) -> None:
+    files = Slow()
+    staged = begin(tmp_path, files)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(staged.write, 0, b"xyz")
+        assert files.began.wait(10)
+        staged.discard()
+        other = files.open_new(tmp_path / "other")  # would get the number of a closed descriptor
+        files.go.set()
+        writing.result(10)
+    files.close(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert (tmp_path / "other").read_bytes() == b""
+    with pytest.raises(StagingClosedError):
+        staged.write(1, b"x")
+    staged.discard()
+
+
+def test_what_was_adopted_is_not_dropped(tmp_path: Path) -> None:
+    staged = begin(tmp_path)
+    staged.write(0, b"abc")
+    staged.adopted()
+    staged.discard()
+    assert (tmp_path / f"{ID.hex()}.ct").read_bytes() == b"abc"
+
+
+def test_an_upload_id_is_16_bytes_and_used_once(tmp_path: Path) -> None:
+    files = Files()
+    with pytest.raises(ValueError, match="upload id"):
+        Staged(files, Syncs(files), tmp_path, b"short")
+    first = begin(tmp_path)
+    with pytest.raises(StoreRefusedError):
+        begin(tmp_path)
+    first.discard()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreRefusedError)]
+)
+def test_a_write_that_fails_can_be_tried_again(
+    tmp_path: Path, code: int, error: type[Exception]
+) -> None:
+    disk = Disk(tmp_path)
+    staged = begin(tmp_path, disk)
+    disk.fail_at = {len(disk.calls): code}
+    with pytest.raises(error) as refused:
+        staged.write(0, b"abc")
+    assert str(tmp_path) not in str(refused.value)
+    assert staged.received == 0
+    staged.write(0, b"abc")
+    assert staged.received == 3
+    staged.discard()
+
+
+def test_a_write_that_comes_up_short_goes_on(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    staged = begin(tmp_path, disk)
+    disk.fail_at = {len(disk.calls): None}
+    staged.write(0, b"abcdefg")
+    assert staged.path.read_bytes() == b"abcdefg"
+    staged.discard()
+
+
+def test_a_sync_that_fails_fails_for_good(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    syncs = Syncs(disk)
+    staged = Staged(disk, syncs, tmp_path, ID)
+    staged.write(0, b"abc")
+    disk.fail_at = {len(disk.calls): errno.EIO}
+    for _ in range(2):  # the second time the disk would call it a success
+        with pytest.raises(StoreFailedError):
+            staged.seal()
+    assert syncs.failed is not None
+    staged.discard()
+
+
+class Nearly(Files):
+    def free(self, folder: Path) -> int:
+        return 1 << 20
+
+
+def test_uploads_leave_room_for_what_is_committed(tmp_path: Path) -> None:
+    staged = begin(tmp_path, Nearly())
+    with pytest.raises(StoreFullError):
+        staged.write(0, b"abc")
+    staged.discard()
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_received_counts_what_has_no_gap(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    staged = begin(tmp_path_factory.mktemp("staging"))
+    for count, index in enumerate(order, 1):
+        staged.write(index, BIG)
+        arrived = set(order[:count])
+        gap = next(n for n in range(6) if n not in arrived)
+        assert staged.received == gap * PIECE_SIZE
+    staged.discard()

@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from protocol.auditlog import Draft
+from protocol.merkle import PIECE_SIZE
+from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
+from sfsd.errors import (
+    Absent,
+    PathError,
+    SfsdError,
+    StagingClosedError,
+    Stale,
+    StoreFailedError,
+    StoreFullError,
+    StoreRefusedError,
+)
+from sfsd.files import Files
+from sfsd.groups import Prepared
+from sfsd.store import DirectoryStore
+from tests.sfsd.disk import Disk
+
+SIDE, BLOB, COPY = "alice/files/01/01.1.json", "alice/files/01/01.1.ct", "alice/files/02/02.1.ct"
+
+
+def change(*effects: Effect, expect: dict[str, bytes | None] | None = None) -> Change:
+    return Change(Draft("test", "alice"), expect or {}, effects)
+
+
+def put(store: DirectoryStore, *changes: Change, seq: int = 0) -> Prepared:
+    prepared = store.prepare(changes, seq)
+    store.publish(prepared)
+    return prepared
+
+
+def upload(store: DirectoryStore, data: bytes, number: int = 0) -> Adopt:
+    staged = store.stage(number.to_bytes(16, "big"))
+    for start in range(0, len(data), PIECE_SIZE):
+        staged.write(start // PIECE_SIZE, data[start : start + PIECE_SIZE])
+    return Adopt(BLOB, staged)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path)
+
+
+def staged_names(store: DirectoryStore) -> set[str]:
+    return {path.suffix for path in store.staging.iterdir()}
+
+
+# Reading.
+
+
+def test_reading(store: DirectoryStore) -> None:
+    put(store, change(Write(SIDE, b"0123456789")))
+    assert store.read(SIDE) == b"0123456789"
+    assert store.read_range(SIDE, 3, 4) == b"3456"
+    assert store.read_range(SIDE, 8, 99) == b"89"
+    assert store.read_range(SIDE, 99, 1) == b""
+    assert store.hash_of(SIDE) == hashlib.sha256(b"0123456789").digest()
+    for missing in (BLOB, f"{SIDE}/below", "nobody/account.json"):
+        with pytest.raises(Absent) as absent:
+            store.read(missing)
+        assert absent.value.path == missing
+        assert store.hash_of(missing) is None
+    for bad in ("../staging/applied", "", "alice/.x"):
+        with pytest.raises(PathError):
+            store.read(bad)
+
+
+def test_an_open_blob_keeps_what_it_was_opened_on(store: DirectoryStore) -> None:
+    put(store, change(Write(BLOB, b"first")))
+    blob = store.open_blob(BLOB)
+    put(store, change(Write(BLOB, b"the second")), seq=1)
+    assert (blob.size, blob.read_range(0, 99)) == (5, b"first")
+    put(store, change(Remove(BLOB)), seq=2)
+    assert blob.read_range(1, 2) == b"ir"
+    blob.close()
+    blob.close()
+    with pytest.raises(StagingClosedError):
+        blob.read_range(0, 1)
+
+
+def test_children_are_paged_and_sorted_and_hide_temporaries(store: DirectoryStore) -> None:
+    put(store, *(change(Write(f"alice/inbox/{name}", b"")) for name in ("b.2", "a.1", "c.3")))
+    (store.users / "alice" / "inbox" / ".d.4.tmp").touch()
+    assert store.children("alice/inbox") == ["a.1", "b.2", "c.3"]
+    assert store.children("alice/inbox", "a.1", 1) == ["b.2"]
+    assert store.children("alice/inbox", "c.3", 9) == []
+    assert store.children("") == ["alice"]
+    assert store.children("nobody") == []
+    assert store.children("alice/inbox/a.1") == []
+    with pytest.raises(PathError):
+        store.children("../staging")
+
+
+def test_the_digest_of_a_ciphertext_is_read_piece_by_piece(store: DirectoryStore) -> None:
+    data = os.urandom(2 * PIECE_SIZE + 7)
+    put(store, change(upload(store, data)))
+    assert store.hash_of(BLOB) == digest_of(BLOB, data)  # as published
+    assert store.digest_in_place(BLOB) == digest_of(BLOB, data)  # as it stands there
+
+
+class Halted(Files):
+    """Lets a test act between a read and what is made of it."""
+
+    def __init__(self) -> None:
+        self.meanwhile: threading.Thread | None = None
+
+    def read_at(self, handle: int, length: int, offset: int) -> bytes:
+        data = super().read_at(handle, length, offset)
+        if self.meanwhile is not None:
+            acting, self.meanwhile = self.meanwhile, None
+            acting.start()
+            acting.join()
+        return data
+
+
+def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Path) -> None:
+    files = Halted()
+    put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
+    store = DirectoryStore(tmp_path, files)
+    files.meanwhile = threading.Thread(target=put, args=(store, change(Write(SIDE, b"new"))))
+    assert store.hash_of(SIDE) == digest_of(SIDE, b"old")
+    assert store.hash_of(SIDE) == digest_of(SIDE, b"new")
+
+
+# Preparing.
+
+
+def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: DirectoryStore) -> None:
+    data = b"x" * 100
+    draft = Draft("test", "alice", detail={"note": 1})
+    effects = (upload(store, data), Write(SIDE, lambda seq: b"%d" % seq), Remove(COPY))
+    prepared = put(
+        store,
+        Change(Draft("login", "alice")),
+        Change(draft, {SIDE: None}, effects),
+        change(Remove(COPY)),
+        seq=7,
+    )
+    login, mixed, removal = prepared.drafts
+    assert login == Draft("login", "alice")
+    assert mixed.detail == {
+        "note": 1,
+        "paths": {
+            BLOB: digest_of(BLOB, data).hex(),
+            SIDE: hashlib.sha256(b"8").hexdigest(),
+            COPY: None,
+        },
+    }
+    assert mixed.stage == prepared.pack
+    assert (removal.stage, removal.detail) == (None, {"paths": {COPY: None}})
+    assert store.read(SIDE) == b"8"
+    assert prepared.last_seq == 9
+
+
+def test_what_changes_no_bytes_stages_none(store: DirectoryStore) -> None:
+    prepared = store.prepare([change(), change(Remove(SIDE))], 0)
+    assert prepared.pack is None
+    assert list(store.staging.iterdir()) == []
+
+
+def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
+    given = digest_of(BLOB, b"x")
+    prepared = put(store, change(Write(BLOB, b"x", given)))
+    assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
+    assert store.hash_of(BLOB) == given == store.digest_in_place(BLOB)
+
+
+def test_expectations_see_the_group_so_far(store: DirectoryStore) -> None:
+    one, two, three = (digest_of(SIDE, text) for text in (b"1", b"2", b"3"))
+    prepared = put(
+        store,
+        change(Write(SIDE, b"1"), expect={SIDE: None}),
+        change(Write(SIDE, b"x"), expect={SIDE: None}),
+        change(Write(SIDE, b"2"), expect={SIDE: one}),
+        change(Write(SIDE, b"x"), expect={SIDE: three, COPY: None, BLOB: one}),
+        change(Remove(SIDE), expect={SIDE: two}),
+        change(Write(SIDE, b"3"), expect={SIDE: None}),
+        seq=5,
+    )
+    assert prepared.accepted == [0, 2, 4, 5]
+    assert {index: stale.paths for index, stale in refusals(prepared).items()} == {
+        1: (SIDE,),
+        3: (SIDE, BLOB),
+    }
+    assert store.read(SIDE) == b"3"
+    assert prepared.last_seq == 8
+
+
+def refusals(prepared: Prepared) -> dict[int, Stale]:
+    found = {index: exc for index, exc in prepared.refused.items() if isinstance(exc, Stale)}
+    assert len(found) == len(prepared.refused)
+    return found
+
+
+def test_a_link_shares_the_file_and_outlives_its_source(store: DirectoryStore) -> None:
+    data = b"x" * 5000
+    put(store, change(upload(store, data)))
+    put(store, change(Link(COPY, BLOB, digest_of(BLOB, data))), seq=1)
+    assert os.stat(store.users / COPY).st_ino == os.stat(store.users / BLOB).st_ino
+    put(store, change(Remove(BLOB)), seq=2)
+    store.settle()
+    assert store.read(COPY) == data
+    assert staged_names(store) == {""}  # applied
+
+
+def test_a_link_to_what_is_not_there_is_stale(store: DirectoryStore) -> None:
+    put(store, change(Write(BLOB, b"x")))
+    prepared = store.prepare(
+        [
+            change(Link(COPY, "alice/none.ct", bytes(32))),
+            change(Remove(BLOB)),
+            change(Write("alice/y.ct", b""), Link(COPY, BLOB, digest_of(BLOB, b"x"))),
+        ],
+        1,
+    )
+    assert {i: stale.paths for i, stale in refusals(prepared).items()} == {
+        0: ("alice/none.ct",),
+        2: (BLOB,),
+    }
+    assert list(store.staging.glob("*.ct")) == []
+
+
+def test_an_upload_is_adopted_once(store: DirectoryStore) -> None:
+    first = upload(store, b"abc")
+    prepared = put(store, change(first), change(Adopt(COPY, first.staged)))
+    assert refusals(prepared)[1].paths == (COPY,)
+    later = store.prepare([change(Adopt(COPY, first.staged))], 1)
+    assert isinstance(later.refused[0], StagingClosedError)
+    first.staged.discard()
+    store.settle()
+    assert store.read(BLOB) == b"abc"
+
+
+def test_an_upload_that_was_dropped_is_refused_alone(store: DirectoryStore) -> None:
+    gone = upload(store, b"abc")
+    gone.staged.discard()
+    prepared = put(store, change(gone), change(Write(SIDE, b"1")))
+    assert isinstance(prepared.refused[0], StagingClosedError)
+    assert prepared.accepted == [1]
+
+
+class Purse:
+    """A claim on something there is `left` of."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self) -> None:
+        if not self.left:
+            raise SfsdError("none left")
+        self.left -= 1
+
+    def give_back(self) -> None:
+        self.left += 1
+
+
+def claiming(
+    purse: Purse, *effects: Effect, expect: dict[str, bytes | None] | None = None
+) -> Change:
+    return Change(Draft("test", "alice"), expect or {}, effects, claim=purse)
+
+
+def test_claims_are_taken_by_those_who_get_in(store: DirectoryStore) -> None:
+    purse = Purse(2)
+    gone = upload(store, b"abc")
+    gone.staged.discard()
+    prepared = store.prepare(
+        [
+            claiming(purse, Write(SIDE, b"1"), expect={SIDE: digest_of(SIDE, b"0")}),
+            claiming(purse, gone),
+            claiming(purse, Link(COPY, "alice/none.ct", bytes(32))),
+            claiming(purse, Write(SIDE, b"1")),
+            claiming(purse, Write(COPY, b"2")),
+            claiming(purse, Write(BLOB, b"3")),
+        ],
+        0,
+    )
+    assert prepared.accepted == [3, 4]
+    assert str(prepared.refused[5]) == "none left"
+    assert purse.left == 0
+    store.abandon(prepared)
+    assert purse.left == 2
+    assert list(store.staging.iterdir()) == []
+    assert store.children("") == []
+
+
+def test_an_abandoned_upload_can_be_committed_again(store: DirectoryStore) -> None:
+    adopt = upload(store, b"abc")
+    store.abandon(store.prepare([change(adopt, Link(COPY, "alice/none.ct", bytes(32)))], 0))
+    store.abandon(store.prepare([change(adopt)], 0))
+    put(store, change(adopt))
+    assert store.read(BLOB) == b"abc"
+
+
+class Small(Files):
+    def free(self, folder: Path) -> int:
+        return (1 << 20) + 1000
+
+
+def test_a_group_that_would_not_find_room_to_be_installed_is_refused(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, Small())
+    purse = Purse(1)
+    with pytest.raises(StoreFullError):
+        store.prepare([claiming(purse, Write(SIDE, bytes(1000)))], 0)
+    assert purse.left == 1
+    put(store, claiming(purse, Write(SIDE, bytes(100))))
+    assert staged_names(store) == {".pack"}
+
+
+# Publishing and settling.
+
+
+def test_publishing_may_be_repeated(store: DirectoryStore) -> None:
+    put(store, change(Write(COPY, b"copied")))
+    prepared = store.prepare(
+        [change(upload(store, b"abc"), Write(SIDE, b"1")), change(Remove(COPY))], 1
+    )
+    store.publish(prepared)
+    store.publish(prepared)
+    assert (store.read(BLOB), store.read(SIDE)) == (b"abc", b"1")
+    assert store.hash_of(COPY) is None
+    assert sorted(path.name for path in store.users.rglob(".*")) == []
+
+
+def test_settling_drops_the_stage_and_says_so(store: DirectoryStore) -> None:
+    put(store, change(upload(store, b"abc")), change(Write(SIDE, b"1")))
+    assert staged_names(store) == {".ct", ".pack"}
+    assert (store.unsettled, store.placing.applied) == (2, -1)
+    store.settle()
+    assert (store.unsettled, store.placing.applied) == (0, 1)
+    assert [path.name for path in store.staging.iterdir()] == ["applied"]
+    assert (store.staging / "applied").read_bytes() == b"1\n"
+    assert DirectoryStore(store.staging.parent).placing.applied == 1
+
+
+def test_entries_without_effects_are_settled_when_asked_or_many(store: DirectoryStore) -> None:
+    put(store, change())
+    store.settle()
+    assert store.placing.applied == -1
+    store.settle(force=True)
+    assert store.placing.applied == 0
+    for seq in range(1, 4097):
+        put(store, change(), seq=seq)
+    store.settle()
+    assert store.placing.applied == 4096
+
+
+def test_settling_passes_over_what_was_removed_since(store: DirectoryStore) -> None:
+    put(store, change(Write(SIDE, b"1")))
+    os.unlink(store.users / SIDE)
+    put(store, change(Remove(COPY)), seq=1)  # its folder never was
+    store.settle()
+    assert store.placing.applied == 1
+
+
+class Filling(Files):
+    """A disk on which, once it is full, no file can be made."""
+
+    full = False
+
+    def open_new(self, path: Path) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "no room")
+        return super().open_new(path)
+
+
+def test_a_full_disk_leaves_settling_for_later(tmp_path: Path) -> None:
+    files = Filling()
+    store = DirectoryStore(tmp_path, files)
+    put(store, change(Write(SIDE, b"1")))
+    files.full = True
+    with pytest.raises(StoreFullError):
+        store.settle()
+    assert (store.failed, store.unsettled) == (None, 1)
+    files.full = False
+    store.settle()
+    assert (store.unsettled, store.placing.applied) == (0, 0)
+
+
+def test_after_a_failed_sync_nothing_is_prepared_or_settled(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    store = DirectoryStore(tmp_path, disk)
+    put(store, change(Write(SIDE, b"1")))
+    disk.fail_at = {len(disk.calls): errno.EIO}
+    with pytest.raises(StoreFailedError):
+        store.settle()
+    assert store.failed is not None
+    with pytest.raises(StoreFailedError):
+        store.prepare([change(Write(SIDE, b"2"))], 1)
+    with pytest.raises(StoreFailedError):
+        store.settle()
+    assert store.read(SIDE) == b"1"
+    assert staged_names(store) == {".pack"}
+
+
+def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "store").write_bytes(b"in the way")
+    with pytest.raises(StoreRefusedError):
+        DirectoryStore(tmp_path)
+
+
+def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> None:
+    contents = [bytes([n]) * 3000 for n in range(100)]
+    put(store, change(Write(SIDE, contents[0])))
+    done = threading.Event()
+
+    def watch() -> int:
+        seen = 0
+        while not done.is_set():
+            data = store.read(SIDE)
+            assert data in contents
+            assert store.hash_of(SIDE) in digests
+            seen += 1
+        return seen
+
+    digests = {digest_of(SIDE, data) for data in contents}
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(watch) for _ in range(2)]
+        for seq, data in enumerate(contents[1:], 1):
+            put(store, change(Write(SIDE, data)), seq=seq)
+        done.set()
+        assert all(watcher.result(10) for watcher in watching)
+    assert store.hash_of(SIDE) == digest_of(SIDE, contents[-1])
