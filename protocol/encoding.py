@@ -6,7 +6,7 @@ element is handed on as a view of the frame, so that bulk bytes are never copied
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgpack
@@ -63,11 +63,9 @@ def pack_message(elements: Sequence[object], bulk: Buffer | None = None) -> list
     """
     if bulk is None:
         return [pack(elements)]
-    packer = msgpack.Packer(use_bin_type=True)
-    head = [packer.pack_array_header(len(elements) + 1)]
-    head.extend(pack(element) for element in elements)
-    head.append(_bin_header(len(bulk)))
-    return [b"".join(head), bulk]
+    # An empty bin stands in for the bulk; its two bytes give way to the header of the real one.
+    head = pack([*elements, b""])[:-2] + _bin_header(len(bulk))
+    return [head, bulk]
 
 
 def unpack_message(body: memoryview) -> list[object]:
@@ -142,14 +140,12 @@ def _strict(size: int) -> dict[str, object]:
     }
 
 
-def _unique(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if not isinstance(key, str):
-            raise EncodingError("a map key is not text")
-        if key in found:
-            raise EncodingError("a map key stands twice")
-        found[key] = value
+def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise EncodingError("a map key stands twice")
+    if not all(type(key) is str for key in found):
+        raise EncodingError("a map key is not text")
     return found
 
 

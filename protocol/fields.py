@@ -3,7 +3,8 @@
 A `Struct` is written as a msgpack array (messages and their parts; unknown trailing elements are
 ignored) or as a map with exactly its keys (signed bodies). Types a field may have: ``int``,
 ``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), another `Struct`, ``tuple[T, ...]``,
-``tuple[A, B]``, ``T | None``, and an ``Annotated`` form of these with the caps below.
+``tuple[A, B]`` of plain values, ``T | None``, and an ``Annotated`` form of these with the caps
+below.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from protocol.encoding import Buffer
 from protocol.errors import MessageError
@@ -98,15 +109,15 @@ class Struct:
     """Whether this is written as a map where it is part of another."""
 
     def __post_init__(self) -> None:
-        for field in _plan(type(self)):
+        for name, check in _plan(type(self)).checks:
             try:
-                field.check(getattr(self, field.name))
+                check(getattr(self, name))
             except MessageError as exc:
-                raise MessageError(f"{type(self).__name__}.{field.name}: {exc}") from None
+                raise MessageError(f"{type(self).__name__}.{name}: {exc}") from None
 
     def to_array(self) -> list[Any]:
         """The elements of the msgpack array that stands for this."""
-        return [field.to_wire(getattr(self, field.name)) for field in _plan(type(self))]
+        return _plan(type(self)).write(self)
 
     @classmethod
     def from_array(cls, elements: Any) -> Self:
@@ -114,14 +125,14 @@ class Struct:
         plan = _plan(cls)
         if not isinstance(elements, list):
             raise MessageError(f"{cls.__name__}: not an array")
-        if len(elements) < len(plan):
-            raise MessageError(f"{cls.__name__}: {len(elements)} elements of {len(plan)}")
-        values = [field.from_wire(e) for field, e in zip(plan, elements, strict=False)]
-        return cls(*values)
+        if len(elements) < len(plan.names):
+            raise MessageError(f"{cls.__name__}: {len(elements)} elements of {len(plan.names)}")
+        return cls(*plan.read(elements[: len(plan.names)]))
 
     def to_map(self) -> dict[str, Any]:
         """The msgpack map that stands for this, its keys in the order of the fields."""
-        return {field.key: field.to_wire(getattr(self, field.name)) for field in _plan(type(self))}
+        plan = _plan(type(self))
+        return dict(zip(plan.keys, plan.write(self), strict=True))
 
     @classmethod
     def from_map(cls, value: Any) -> Self:
@@ -129,64 +140,83 @@ class Struct:
         plan = _plan(cls)
         if not isinstance(value, dict):
             raise MessageError(f"{cls.__name__}: not a map")
-        if value.keys() != {field.key for field in plan}:
+        if value.keys() != plan.key_set:
             raise MessageError(f"{cls.__name__}: not exactly the keys it has")
-        return cls(**{field.name: field.from_wire(value[field.key]) for field in plan})
+        return cls(*plan.read([value[key] for key in plan.keys]))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Field:
-    name: str
+class _Codec(NamedTuple):
+    """How values of one type are checked, written and read. None: they are what msgpack has."""
+
     check: Check
-    to_wire: Convert
-    from_wire: Convert
-
-    @property
-    def key(self) -> str:
-        """The key in a map: a name that Python reserves carries an underscore here only."""
-        return self.name.rstrip("_")
+    to_wire: Convert | None = None
+    from_wire: Convert | None = None
 
 
-_PLANS: dict[type[Struct], tuple[_Field, ...]] = {}
+class _Plan:
+    """What a class declares, made ready once: small records are parsed by the thousand a second."""
+
+    __slots__ = ("_from_wire", "_to_wire", "checks", "key_set", "keys", "names")
+
+    def __init__(self, cls: type[Struct]) -> None:
+        hints = get_type_hints(cls, include_extras=True)
+        self.names = tuple(field.name for field in dataclasses.fields(cls))
+        codecs = [_compile(hints[name]) for name in self.names]
+        # The key in a map: a name that Python reserves carries an underscore in Python only.
+        self.keys = tuple(name.rstrip("_") for name in self.names)
+        self.key_set = frozenset(self.keys)
+        self.checks = [(name, codec.check) for name, codec in zip(self.names, codecs, strict=True)]
+        self._to_wire = [(at, c.to_wire) for at, c in enumerate(codecs) if c.to_wire]
+        self._from_wire = [(at, c.from_wire) for at, c in enumerate(codecs) if c.from_wire]
+
+    def write(self, struct: Struct) -> list[Any]:
+        """The wire form of each field, in order."""
+        values = [getattr(struct, name) for name in self.names]
+        for at, convert in self._to_wire:
+            values[at] = convert(values[at])
+        return values
+
+    def read(self, values: list[Any]) -> list[Any]:
+        """The inverse, in place and unchecked but for the shape of arrays."""
+        for at, convert in self._from_wire:
+            values[at] = convert(values[at])
+        return values
 
 
-def _plan(cls: type[Struct]) -> tuple[_Field, ...]:
+_PLANS: dict[type[Struct], _Plan] = {}
+
+
+def _plan(cls: type[Struct]) -> _Plan:
     """Compiled at first use, not at import: most programs use few of the messages."""
     plan = _PLANS.get(cls)
     if plan is None:
-        hints = get_type_hints(cls, include_extras=True)
-        plan = tuple(_Field(f.name, *_compile(hints[f.name])) for f in dataclasses.fields(cls))
-        _PLANS[cls] = plan
+        plan = _PLANS[cls] = _Plan(cls)
     return plan
 
 
 def field_count(cls: type[Struct]) -> int:
     """How many elements the array form of `cls` has."""
-    return len(_plan(cls))
+    return len(_plan(cls).names)
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _compile(hint: Any) -> tuple[Check, Convert, Convert]:
+def _compile(hint: Any, caps: tuple[Check, ...] = ()) -> _Codec:
+    """`caps` are checked of a value that has the type."""
     origin = get_origin(hint)
     if origin is Annotated:
-        return _compile_annotated(hint)
+        base, *extras = get_args(hint)
+        return _compile(base, (*caps, *(extra for extra in extras if callable(extra))))
     if hint == Buffer:
-        return _typed(bytes, bytearray, memoryview), _same, _same
+        return _Codec(_typed((bytes, bytearray, memoryview), caps))
     if origin in (Union, types.UnionType):
-        return _compile_optional(hint)
+        return _compile_optional(hint, caps)
     if origin is tuple:
-        return _compile_tuple(get_args(hint))
+        return _compile_tuple(get_args(hint), caps)
     if isinstance(hint, type) and issubclass(hint, Struct):
         if hint.AS_MAP:
-            return _typed(hint), _struct_to_map, hint.from_map
-        return _typed(hint), _struct_to_array, hint.from_array
-    if hint is bytes:
-        return _typed(bytes), _same, _to_bytes
-    if hint in (int, str, bool):
-        return _typed(hint), _same, _same
+            return _Codec(_typed((hint,), caps), _struct_to_map, hint.from_map)
+        return _Codec(_typed((hint,), caps), _struct_to_array, hint.from_array)
+    if hint in (bytes, int, str, bool):
+        return _Codec(_typed((hint,), caps))
     raise TypeError(f"a field cannot be of type {hint}")
 
 
@@ -198,80 +228,84 @@ def _struct_to_map(value: Struct) -> dict[str, Any]:
     return value.to_map()
 
 
-def _to_bytes(value: Any) -> Any:
-    return bytes(value) if isinstance(value, memoryview) else value
+def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> Check:
+    """Compares the types themselves, not isinstance: True is not the integer 1 here."""
 
-
-def _typed(*allowed: type) -> Check:
     def check(value: Any) -> None:
-        # `type() in`, not isinstance: True is not the integer 1 here.
         if type(value) not in allowed:
-            raise MessageError(f"{type(value).__name__} where {allowed[0].__name__} belongs")
-
-    return check
-
-
-def _compile_annotated(hint: Any) -> tuple[Check, Convert, Convert]:
-    base, *extras = get_args(hint)
-    check_base, to_wire, from_wire = _compile(base)
-    caps = [extra for extra in extras if callable(extra)]
-
-    def check(value: Any) -> None:
-        check_base(value)
+            raise _wrong_type(value, allowed)
         for cap in caps:
             cap(value)
 
-    return check, to_wire, from_wire
+    def check_with_one_cap(value: Any) -> None:
+        if type(value) not in allowed:
+            raise _wrong_type(value, allowed)
+        only_cap(value)
+
+    if len(caps) != 1:
+        return check
+    (only_cap,) = caps  # as nearly every field has: a loop around it would cost as much as it
+    return check_with_one_cap
 
 
-def _compile_optional(hint: Any) -> tuple[Check, Convert, Convert]:
+def _wrong_type(value: Any, allowed: tuple[type, ...]) -> MessageError:
+    return MessageError(f"{type(value).__name__} where {allowed[0].__name__} belongs")
+
+
+def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> _Codec:
     inner = [arg for arg in get_args(hint) if arg is not type(None)]
     if len(inner) != 1:
         raise TypeError(f"a field cannot be of type {hint}")
-    check_inner, to_wire, from_wire = _compile(inner[0])
+    codec = _compile(inner[0], caps)
 
     def check(value: Any) -> None:
         if value is not None:
-            check_inner(value)
+            codec.check(value)
 
-    return (
-        check,
-        lambda value: None if value is None else to_wire(value),
-        lambda value: None if value is None else from_wire(value),
-    )
+    return _Codec(check, _unless_none(codec.to_wire), _unless_none(codec.from_wire))
 
 
-def _compile_tuple(args: tuple[Any, ...]) -> tuple[Check, Convert, Convert]:
-    is_tuple = _typed(tuple)
+def _unless_none(convert: Convert | None) -> Convert | None:
+    if convert is None:
+        return None
+    return lambda value: None if value is None else convert(value)
+
+
+def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> _Codec:
     if len(args) == 2 and args[1] is Ellipsis:
-        check_item, to_wire, from_wire = _compile(args[0])
-
-        def check(value: Any) -> None:
-            is_tuple(value)
-            for item in value:
-                check_item(item)
-
-        return (
-            check,
-            lambda value: [to_wire(item) for item in value],
-            lambda value: tuple(from_wire(item) for item in _listed(value)),
-        )
+        return _compile_many(_compile(args[0]), _typed((tuple,), caps))
     parts = [_compile(arg) for arg in args]
+    is_tuple = _typed((tuple,), (*caps, Exactly(len(parts))))
+    checks = [part.check for part in parts]
 
-    def check_parts(value: Any) -> None:
+    def check(value: Any) -> None:
         is_tuple(value)
-        Exactly(len(parts))(value)
-        for part, item in zip(parts, value, strict=True):
-            part[0](item)
+        for check_item, item in zip(checks, value, strict=True):
+            check_item(item)
 
-    def from_parts(value: Any) -> tuple[Any, ...]:
-        Exactly(len(parts))(_listed(value))
-        return tuple(part[2](item) for part, item in zip(parts, value, strict=True))
+    if any(part.to_wire or part.from_wire for part in parts):
+        raise TypeError(f"a pair may hold plain values only, not {args}")
+    return _Codec(check, list, _to_tuple)
 
-    return (
-        check_parts,
-        lambda value: [part[1](item) for part, item in zip(parts, value, strict=True)],
-        from_parts,
+
+def _to_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(_listed(value))
+
+
+def _compile_many(item: _Codec, is_tuple: Check) -> _Codec:
+    check_item, item_to_wire, item_from_wire = item
+
+    def check(value: Any) -> None:
+        is_tuple(value)
+        for one in value:
+            check_item(one)
+
+    if item_to_wire is None or item_from_wire is None:
+        return _Codec(check, list, _to_tuple)
+    return _Codec(
+        check,
+        lambda value: [item_to_wire(one) for one in value],
+        lambda value: tuple([item_from_wire(one) for one in _listed(value)]),
     )
 
 

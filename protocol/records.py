@@ -200,6 +200,13 @@ OWN_KEYS: dict[str, tuple[str, ...]] = {
 """The keys a file record has beside the common ones, by its op."""
 CONTENT_OPS = frozenset(op for op, keys in OWN_KEYS.items() if "content_id" in keys)
 _OPTIONAL = frozenset(key for keys in OWN_KEYS.values() for key in keys)
+_ABSENT = dict.fromkeys(_OPTIONAL)
+_OWN_KEY_SETS = {op: frozenset(keys) for op, keys in OWN_KEYS.items()}
+_BELONGS = {
+    op: [("from_" if key == "from" else key, key in own) for key in sorted(_OPTIONAL - {"to"})]
+    for op, own in OWN_KEYS.items()
+}
+"""By op: the fields that are there or are None (`to` of a delete is either)."""
 
 Version = Annotated[int, Between(1, 2**31)]
 Reader = tuple[UserName, Bytes32, Count]
@@ -242,10 +249,9 @@ class FileRecord(Record):
 
     def __post_init__(self) -> None:
         Struct.__post_init__(self)
-        own = OWN_KEYS[self.op]
-        for key in _OPTIONAL - {"to"}:
-            if (getattr(self, _attribute(key)) is not None) != (key in own):
-                raise MessageError(f"FileRecord.{key} does not fit the op {self.op}")
+        for name, belongs in _BELONGS[self.op]:
+            if (getattr(self, name) is not None) is not belongs:
+                raise MessageError(f"FileRecord.{name} does not fit the op {self.op}")
         if self.to is not None and self.op != DELETE:
             raise MessageError("FileRecord.to belongs to a delete only")
         if (self.rev == 1) != (self.prev == b""):
@@ -266,15 +272,10 @@ class FileRecord(Record):
         op = value.get("op")
         if not isinstance(op, str) or op not in OWN_KEYS:
             raise MessageError("FileRecord.op: not one we know")
-        if value.keys() & _OPTIONAL != set(OWN_KEYS[op]):
+        if value.keys() & _OPTIONAL != _OWN_KEY_SETS[op]:
             raise MessageError("FileRecord: not exactly the keys its op has")
-        absent = dict.fromkeys(_OPTIONAL - value.keys())
         # Not super(): slots=True makes a new class, which the implicit form does not know.
-        return super(FileRecord, cls).from_map({**value, **absent})
-
-
-def _attribute(key: str) -> str:
-    return "from_" if key == "from" else key
+        return super(FileRecord, cls).from_map({**_ABSENT, **value})
 
 
 @dataclass(frozen=True, slots=True)

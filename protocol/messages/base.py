@@ -113,6 +113,8 @@ def decode(body: memoryview) -> tuple[int, Message]:
     if cls.BULK is not None:
         # Unknown fields of a later version stand ahead of the bulk, which is always last.
         fields = _bulk_behind_known(cls, fields)
+    elif fields and isinstance(fields[-1], memoryview):
+        fields[-1] = bytes(fields[-1])  # only bulk outlives its frame as a view
     return request_id, cls.from_array(fields)
 
 

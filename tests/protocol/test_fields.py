@@ -191,13 +191,15 @@ def test_unknown_trailing_elements_are_ignored_in_every_array() -> None:
     assert Whole.from_array(later) == Whole(**GOOD)
 
 
-def test_views_become_bytes_but_for_bulk() -> None:
+def test_a_view_belongs_in_bulk_only() -> None:
     elements = [*ARRAY]
-    elements[2], elements[3] = memoryview(b"abc"), memoryview(b"12345")
+    elements[3] = memoryview(b"12345")
     whole = Whole.from_array(elements)
-    assert type(whole.raw) is bytes
     assert type(whole.bulk) is memoryview
     assert whole == Whole(**GOOD)
+    elements[2] = memoryview(b"abc")
+    with pytest.raises(MessageError):
+        Whole.from_array(elements)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,17 @@ def test_named_types(hint: object, good: list[Any], bad: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "hint", [float, list[int], dict[str, int], int | str, bytes | None | int, Any, object]
+    "hint",
+    [
+        float,
+        list[int],
+        dict[str, int],
+        int | str,
+        bytes | None | int,
+        tuple[int, Part],
+        Any,
+        object,
+    ],
 )
 def test_a_field_type_that_is_unknown_is_a_mistake_of_ours(hint: object) -> None:
     @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from protocol.errors import (
 )
 from protocol.fields import Struct, field_count
 from protocol.messages import Error, Message, Reply, Request, base, decode, encode, registered
-from protocol.messages.downloads import Bytes
+from protocol.messages.base import LEAVES_PER_PAGE
+from protocol.messages.downloads import Bytes, LeavesPage
 from protocol.messages.session import Ping, Pong
 from protocol.messages.uploads import Data
 from tests.protocol.strategies import structs
@@ -195,6 +196,14 @@ def test_bulk_comes_in_as_a_view_of_the_body() -> None:
     assert isinstance(message, Data)
     body[-1] = 9
     assert message.data[-1] == 9
+
+
+def test_a_long_last_field_that_is_not_bulk_is_bytes() -> None:
+    page = LeavesPage(bytes(LEAVES_PER_PAGE * 32))
+    _, message = decode(memoryview(body_of(1, page)))
+    assert isinstance(message, LeavesPage)
+    assert type(message.leaves) is bytes
+    assert message == page
 
 
 def test_bulk_is_capped() -> None:
