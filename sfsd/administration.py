@@ -30,6 +30,15 @@ from sfsd.service import Access, Principal, Service
 
 SECONDS: Final = 30.0
 GENERATION: Final = 1
+_HINT: Final = "nothing was changed; see what the daemon printed"
+_HINTS: Final = {
+    "not-found": "`sfsd user list` shows all users",
+    "conflict": "`sfsd user list` shows all users and their state",
+    "refused": "keys/operator.key is not the one that the daemon knows; restart it",
+    "unavailable": "`sfsd status` says why; nothing changes until the daemon is started again",
+    "busy": "try again",
+    "shutting-down": "start the daemon again",
+}
 
 
 def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
@@ -80,7 +89,7 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
 
 def _granted(reply: Message) -> Reply:
     if isinstance(reply, Error):
-        raise RequestRefusedError(reply.text, code=reply.code)
+        raise RequestRefusedError(reply.text, _HINTS.get(reply.code, _HINT), code=reply.code)
     if not isinstance(reply, Reply):
         raise UnreachableError("the daemon answers with something that is no reply")
     return reply

@@ -90,7 +90,7 @@ class Server:
                 session.abort()
         await self.service.close()
         self._report()
-        if self.world.vitals.started and self.world.failed is None:
+        if self.world.vitals.started:
             await self._note("stop", {})
 
     # What sessions tell.
@@ -108,7 +108,11 @@ class Server:
 
     async def _note(self, op: str, detail: dict[str, str]) -> None:
         made = self.world.committer.submit(Change(Draft(op=op, actor=SERVER, detail=detail)))
-        await asyncio.wrap_future(made)
+        try:
+            await asyncio.wrap_future(made)
+        except SfsdError as exc:
+            # A daemon whose log takes nothing more still answers those who only look.
+            _log.error("the log has no entry of this %s: %s", op, exc)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -36,16 +36,22 @@ class Wire:
         self._received: list[Message] = []
 
     @classmethod
-    async def connect(cls, address: str, tls: ssl.SSLContext | None) -> Self:
-        """To ``HOST:PORT``, in the clear where `tls` is None. Raises what asyncio raises."""
+    async def connect(
+        cls, address: str, tls: ssl.SSLContext | None, source: str | None = None
+    ) -> Self:
+        """To ``HOST:PORT``, in the clear where `tls` is None. Raises what asyncio raises.
+
+        `source` is the address to come from, another than the system's choice.
+        """
         host, port = parse_address(address)
+        local = None if source is None else (source, 0)
         async with asyncio.timeout(SECONDS):
-            return cls(*await asyncio.open_connection(host, port, ssl=tls))
+            return cls(*await asyncio.open_connection(host, port, ssl=tls, local_addr=local))
 
     @classmethod
-    async def welcomed(cls, address: str) -> Self:
+    async def welcomed(cls, address: str, source: str | None = None) -> Self:
         """Through TLS, and past the server's Welcome."""
-        wire = await cls.connect(address, any_server())
+        wire = await cls.connect(address, any_server(), source)
         await wire.message()
         return wire
 
@@ -75,16 +81,17 @@ class Wire:
         await self.send(b"".join(pieces))
         return await self.message()
 
-    def operator_login(self, key: SigningKey, server: bytes, spki: bytes) -> Login:
+    def login(self, key: SigningKey, server: bytes, spki: bytes, *, user: str = OPERATOR) -> Login:
+        """A Login on this connection by the key of generation 1."""
         body = login_body(
             server=server,
             spki=spki,
             welcome=self.connection.welcome_sha256,
             version=VERSION,
-            user=OPERATOR,
+            user=user,
             generation=1,
         )
-        return Login(VERSION, OPERATOR, 1, 0, key.sign(Label.LOGIN, body))
+        return Login(VERSION, user, 1, 0, key.sign(Label.LOGIN, body))
 
     async def ended(self, within: float = SECONDS) -> bytes:
         """What still comes until the server closes the connection. Raises TimeoutError."""

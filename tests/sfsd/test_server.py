@@ -57,7 +57,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def operator(address: str) -> Wire:
     wire = await Wire.welcomed(address)
-    reply = await wire.ask(wire.operator_login(OPERATOR_KEY, SERVER_ID, SPKI))
+    reply = await wire.ask(wire.login(OPERATOR_KEY, SERVER_ID, SPKI))
     assert isinstance(reply, Session), reply
     return wire
 
@@ -129,7 +129,7 @@ def test_too_many_of_one_address_are_turned_away(served: Daemon, tls: ssl.SSLCon
         one_more = await Wire.connect(address, None)
         assert await one_more.ended(5) == b""
         known = strangers.pop()
-        await known.ask(known.operator_login(OPERATOR_KEY, SERVER_ID, SPKI))
+        await known.ask(known.login(OPERATOR_KEY, SERVER_ID, SPKI))
         strangers.append(await Wire.welcomed(address))
         one_more_yet = await Wire.connect(address, None)
         assert await one_more_yet.ended(5) == b"", "the fourth connection was the last"

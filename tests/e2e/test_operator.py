@@ -1,0 +1,275 @@
+"""What an operator does with a real daemon: serve, stop, invite, disable, look, change keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from protocol.invitation import parse_invitation
+from sfsc.errors import SfscError
+from sfsd import certificates
+from sfsd.root import locked
+from tests.harness import PASSPHRASE, Client, CommandFailed, Daemon, Result
+
+
+def blames(result: Result, *words: str) -> None:
+    """Cause and hint on stderr, nothing on stdout, no inside of ours."""
+    assert result.stdout == b""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("sfsd: "), result.stderr
+    assert "hint: " in result.stderr, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def ops(daemon: Daemon) -> list[str]:
+    return [json.loads(line)["op"] for line in daemon.run("audit", "log", "--json").lines]
+
+
+def test_the_address_is_known_while_it_serves(daemon: Daemon) -> None:
+    run = daemon.root / "run"
+    assert (run / "address").read_text().strip() == daemon.address
+    told = json.loads(daemon.run("status", "--json").text)
+    assert (told["address"], told["failed"]) == (daemon.address, "")
+    assert daemon.stop() == 0
+    assert not (run / "address").exists()
+    assert daemon.run("status").lines[0].split() == ["running", "no"]
+    assert ops(daemon)[-1] == "stop"
+    daemon.start()
+    assert ops(daemon).count("start") == 2
+
+
+def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
+    blames(daemon.run("serve", "--listen", "127.0.0.1:0", code=1), "another process")
+    daemon.run("status")
+
+
+def test_a_port_in_use(daemon: Daemon, tmp_path: Path) -> None:
+    other = Daemon(tmp_path / "other")
+    other.init()
+    ready = tmp_path / "ready"
+    refused = other.run("serve", "--listen", daemon.address, "--ready-file", ready, code=1)
+    blames(refused, daemon.address, "--listen")
+    assert not ready.exists()
+
+
+def test_another_server_at_the_address_is_not_talked_to(daemon: Daemon, tmp_path: Path) -> None:
+    """A daemon is gone, something holds its lock, and its port is another's now."""
+    other = Daemon(tmp_path / "other")
+    other.init()
+    logged = len(ops(daemon))
+    with locked(other.root):
+        (other.root / "run" / "address").write_text(daemon.address)
+        blames(other.run("status", code=7), "another server")
+    assert len(ops(daemon)) == logged, "it was sent a login"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal for a process")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_even_twice(daemon: Daemon, number: signal.Signals) -> None:
+    assert daemon.process is not None
+    daemon.process.send_signal(number)
+    daemon.process.send_signal(number)
+    assert daemon.wait() == 0
+    assert ops(daemon)[-1] == "stop"
+    assert "Traceback" not in daemon.log_path.read_text()
+
+
+def test_after_sigkill_it_starts_again(daemon: Daemon) -> None:
+    invitation = daemon.add_user("dora")
+    daemon.kill()
+    assert (daemon.root / "run" / "address").exists(), "nobody was there to remove it"
+    assert daemon.run("status").lines[0].split() == ["running", "no"]
+    assert json.loads(daemon.run("user", "show", "dora", "--json").text)["state"] == "invited"
+    daemon.start()
+    daemon.run("audit", "verify")
+    assert parse_invitation(invitation).address == daemon.address
+
+
+def test_the_same_commands_with_and_without_a_daemon(daemon: Daemon) -> None:
+    daemon.add_user("dora")
+    daemon.run("user", "disable", "dora")
+    seen = [daemon.run("user", *words).text for words in (("list", "--json"), ("show", "dora"))]
+    daemon.stop()
+    again = [daemon.run("user", *words).text for words in (("list", "--json"), ("show", "dora"))]
+    assert seen == again
+    daemon.run("user", "enable", "dora")
+    blames(daemon.run("user", "show", "nobody", code=3))
+    daemon.start()
+    assert json.loads(daemon.run("user", "list", "--json").text)["state"] == "invited"
+    blames(daemon.run("user", "show", "nobody", code=3))
+    assert ops(daemon).count("login") >= 4
+
+
+def test_an_invitation_leads_to_the_public_address(daemon: Daemon) -> None:
+    assert parse_invitation(daemon.add_user("dora")).address == daemon.address
+    (daemon.root / "sfsd.toml").write_text('public = "files.example.lan:7373"\n')
+    assert parse_invitation(daemon.add_user("dora")).address == "files.example.lan:7373"
+
+
+def test_an_enrolled_user_is_not_invited_again(daemon: Daemon, alice: Client) -> None:
+    blames(daemon.run("user", "add", "alice", code=6))
+    alice.run("ls")
+
+
+def test_who_is_disabled_is_out_at_once_and_comes_back(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_text("kept")
+    alice.run("put", "f", cwd=tmp_path)
+    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as store:
+        assert store.stat("f").size == 4
+        daemon.run("user", "disable", "alice", "--reason", "lost laptop")
+        with pytest.raises(SfscError):
+            store.stat("f")
+    assert "Traceback" not in alice.run("ls", code=4).stderr
+    assert json.loads(daemon.run("user", "show", "alice", "--json").text)["state"] == "disabled"
+    daemon.run("user", "enable", "alice")
+    assert alice.run("ls").lines == ["f"]
+
+
+def test_usage_is_shown(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(100_000))
+    alice.run("put", "f", cwd=tmp_path)
+    shown = json.loads(daemon.run("user", "show", "alice", "--json").text)
+    assert (shown["state"], shown["files"], shown["generation"]) == ("enrolled", 1, 1)
+    assert 100_000 < shown["used"] < 101_000
+    assert len(shown["fingerprint"]) == 64
+
+
+@pytest.mark.slow
+def test_a_stop_under_load_is_quick_and_loses_nothing(
+    daemon: Daemon, alice: Client, bob: Client, tmp_path: Path
+) -> None:
+    """Small files and a large one are being stored, and one is stuck half way, when it stops. Who
+    waits for the next start then goes on; of who does not, nothing is seen."""
+    source = tmp_path / "source"
+    source.mkdir()
+    names = [f"small-{number:03}" for number in range(400)]
+    for name in names:
+        (source / name).write_bytes(os.urandom(2000))
+    with (source / "large").open("wb") as file:
+        file.truncate(3 * 1024**3)
+    patient = alice.start("--json", "put", *names, cwd=source)
+    others = [bob.start("put", "large", cwd=source), bob.start("put", "-", "--name", "stuck")]
+    assert others[1].stdin is not None
+    others[1].stdin.write(bytes(3 * 1024 * 1024))
+    others[1].stdin.flush()
+    wait_for(lambda: '"op":"upload"' in (daemon.root / "logs" / "audit.jsonl").read_text())
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 10
+    assert ops(daemon)[-1] == "stop"
+    for process in others:
+        process.kill()
+        process.communicate()
+    stored = ops(daemon).count("upload")
+    assert stored < len(names), "it stopped when all was done"
+    daemon.start()
+    stdout, stderr = patient.communicate(timeout=100)
+    assert (patient.returncode, stderr) == (0, b"")
+    assert {json.loads(line)["name"] for line in stdout.splitlines()} == set(names)
+    assert set(alice.run("ls").lines) == set(names)
+    assert ops(daemon).count("upload") == len(names), "none was stored twice"
+    daemon.run("audit", "verify")
+    for name in names[:: len(names) // 3]:
+        alice.run("get", name, "-o", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
+    assert bob.run("ls").lines == []
+    assert "Traceback" not in daemon.log_path.read_text()
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_another_tls_key_is_stated_and_clients_go_on(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    before = certificates.load(daemon.root / "keys")
+    certificates.create(tmp_path / "new", int(time.time()))
+    for name in ("tls.key", "tls.crt"):
+        (daemon.root / "keys" / name).write_bytes((tmp_path / "new" / name).read_bytes())
+    alice.run("ls")
+    blames(daemon.run("status", code=1), "restart")
+    daemon.stop()
+    daemon.start()
+    assert certificates.load(daemon.root / "keys").spki_sha256 != before.spki_sha256
+    alice.run("ls")
+    daemon.run("status")
+    daemon.run("audit", "verify")
+    assert ops(daemon).count("server-statement") == 2
+
+
+def test_a_log_changed_behind_its_mark_stops_changes_and_downloads(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The start trusts what it marked; the check behind finds the change, and looking goes on."""
+    (tmp_path / "f").write_text("kept")
+    alice.run("put", "f", cwd=tmp_path)
+    daemon.stop()
+    log = daemon.root / "logs" / "audit.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b'"time":"2', b'"time":"1')
+    log.write_bytes(b"".join(lines))
+    blames(daemon.run("audit", "verify", code=5), "entry 3:")
+    daemon.start()
+    wait_for(lambda: "damaged" in daemon.log_path.read_text())
+    assert alice.run("ls").lines == ["f"]
+    for words in (("put", "f"), ("get", "f", "-o", "out")):
+        refused = alice.run(*words, cwd=tmp_path, code=7)
+        assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+    told = json.loads(daemon.run("status", "--json").text)
+    assert "entry 3" in told["failed"]
+    assert daemon.stop() == 0
+
+
+def test_a_torn_log_end_is_cut_and_a_short_one_refused(daemon: Daemon) -> None:
+    daemon.add_user("dora")
+    daemon.stop()
+    log = daemon.root / "logs" / "audit.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"seq":')
+    daemon.start()
+    daemon.run("audit", "verify")
+    daemon.stop()
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CommandFailed) as caught:
+        daemon.start()
+    assert "(exit 5)" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_many_operators_at_once(daemon: Daemon) -> None:
+    """Each command is a connection; all are served, and each invitation is another."""
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda n=n: found.append(daemon.add_user(f"user{n}")))
+        for n in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({parse_invitation(text).token for text in found}) == 6
+    assert len(daemon.run("user", "list").lines) == 6
+
+
+def test_nothing_listens_after_the_stop(daemon: Daemon) -> None:
+    host, _, port = daemon.address.rpartition(":")
+    daemon.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)

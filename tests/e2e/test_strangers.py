@@ -1,0 +1,257 @@
+"""Strangers and stuck clients at a real daemon: they are gone in time, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from protocol.messages import Error
+from protocol.messages.downloads import GetOpen, Opened, Read
+from protocol.messages.session import Ping, Pong, Session
+from protocol.signatures import SigningKey
+from sfsc.keyring import KeyringFile
+from sfsd import certificates
+from tests.harness import PASSPHRASE, Client, Daemon
+from tests.wire import GONE, Wire, any_server
+
+LIMITS = """
+[limits]
+login_seconds = 3
+unauthenticated = 24
+unauthenticated_per_address = 12
+connections = 64
+connections_per_address = 16
+idle_seconds = 600
+write_seconds = 2
+"""
+ELSEWHERE = "127.0.0.2"
+"""Another address of this machine, whose flood is not counted against 127.0.0.1."""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with little patience. Nothing that a stranger does makes it print a traceback."""
+    served = Daemon(tmp_path / "root")
+    served.init()
+    with (served.root / "sfsd.toml").open("a") as file:
+        file.write(LIMITS)
+    with served:
+        yield served
+    output = served.log_path.read_text()
+    assert "Traceback" not in output, output
+    assert "ERROR" not in output, output
+
+
+@pytest.fixture
+def carol(guarded: Daemon, tmp_path: Path) -> Client:
+    return guarded.client("carol", tmp_path / "carol")
+
+
+def connections(daemon: Daemon) -> int:
+    """How many there are beside the operator's that asks."""
+    told = json.loads(daemon.run("status", "--json").text)
+    return int(told["connections"]) - 1
+
+
+HALF = struct.pack(">I", 4000) + b"\x95\x11"
+GARBAGE = bytes(range(256)) * 400
+OVERSIZED = struct.pack(">I", 2**31)
+
+
+async def rude(address: str, data: bytes, *, tls: bool) -> float:
+    """Seconds until a stranger who sends `data` and waits is disconnected."""
+    began = time.monotonic()
+    async with await Wire.connect(address, any_server() if tls else None) as wire:
+        try:
+            await wire.send(data)
+        except GONE:
+            pass
+        await wire.ended(15)
+    return time.monotonic() - began
+
+
+def test_strangers_are_gone_in_time(guarded: Daemon, carol: Client) -> None:
+    """Slow, silent, half a frame, garbage, too long a frame; through TLS and without."""
+
+    async def run() -> list[float]:
+        tries = [(data, tls) for data in (b"", HALF, GARBAGE, OVERSIZED) for tls in (True, False)]
+        return await asyncio.gather(*(rude(guarded.address, data, tls=tls) for data, tls in tries))
+
+    assert max(asyncio.run(run())) < 10
+    assert connections(guarded) == 0
+    carol.run("ls")
+
+
+def test_bytes_that_trickle_win_no_time(guarded: Daemon) -> None:
+    async def run() -> float:
+        began = time.monotonic()
+        async with await Wire.welcomed(guarded.address) as wire:
+            _, pieces = wire.connection.request(wire.login(SigningKey.generate(), b"", b""))
+            for byte in b"".join(pieces)[:-1]:
+                try:
+                    await wire.send(bytes([byte]))
+                    await wire.ended(0.1)
+                    break
+                except TimeoutError:
+                    continue
+                except GONE:
+                    break
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 8
+
+
+def test_only_tls_1_3(guarded: Daemon, carol: Client) -> None:
+    context = any_server()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    async def run() -> str | None:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await Wire.connect(guarded.address, context)
+        async with await Wire.connect(guarded.address, any_server()) as wire:
+            found: ssl.SSLObject = wire.writer.get_extra_info("ssl_object")
+            return found.version()
+
+    assert asyncio.run(run()) == "TLSv1.3"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux only")
+def test_a_flood_from_one_address_stops_nobody_else(guarded: Daemon, carol: Client) -> None:
+    async def flood() -> tuple[list[Wire], int]:
+        held: list[Wire] = []
+        refused = 0
+        for _ in range(100):
+            wire = await Wire.connect(guarded.address, None, ELSEWHERE)
+            try:
+                await wire.ended(0.02)
+            except TimeoutError:
+                held.append(wire)
+            else:
+                refused += 1
+                await wire.close()
+        return held, refused
+
+    async def run() -> None:
+        held, refused = await flood()
+        # Those that were let in first may have been thrown out again by now, for others to come.
+        assert refused >= 30
+        await asyncio.to_thread(carol.run, "ls")
+        for wire in held:
+            await wire.close()
+
+    asyncio.run(run())
+    carol.run("ls")
+
+
+def test_logged_in_connections_of_one_address_are_capped(guarded: Daemon) -> None:
+    keys = certificates.load(guarded.root / "keys")
+    key = certificates.operator_key(guarded.root / "keys")
+
+    async def enter() -> Wire:
+        wire = await Wire.welcomed(guarded.address)
+        reply = await wire.ask(wire.login(key, keys.server_id, keys.spki_sha256))
+        assert isinstance(reply, Session)
+        return wire
+
+    async def run() -> None:
+        inside = [await enter() for _ in range(16)]
+        async with await Wire.connect(guarded.address, None) as wire:
+            assert await wire.ended(5) == b""
+        for wire in inside:
+            assert isinstance(await wire.ask(Ping()), Pong)
+        await inside.pop().close()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    inside.append(await enter())
+                    break
+                except (EOFError, *GONE):
+                    await asyncio.sleep(0.05)
+        for wire in inside:
+            await wire.close()
+
+    asyncio.run(run())
+
+
+def test_refused_logins_are_logged_together(guarded: Daemon) -> None:
+    keys = certificates.load(guarded.root / "keys")
+
+    async def refuse() -> None:
+        async with await Wire.welcomed(guarded.address) as wire:
+            stranger = SigningKey.generate()
+            reply = await wire.ask(wire.login(stranger, keys.server_id, keys.spki_sha256))
+            assert isinstance(reply, Error)
+            assert reply.code == "refused"
+            assert await wire.ended(5) == b""
+
+    async def run() -> None:
+        for _ in range(30):
+            await refuse()
+
+    asyncio.run(run())
+    assert guarded.stop() == 0
+    entries = [json.loads(line) for line in guarded.run("audit", "log", "--json").lines]
+    refusals = [entry["detail"] for entry in entries if entry["op"] == "refused"]
+    assert len(refusals) <= 2, "one a minute"
+    assert sum(detail["count"] for detail in refusals) == 30
+    assert {detail["address"] for detail in refusals} == {"127.0.0.1"}
+    assert "operator" in refusals[0]["users"]
+    guarded.run("audit", "verify")
+    guarded.start()
+
+
+def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
+    guarded: Daemon, carol: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(12 * 1024 * 1024))
+    carol.run("put", "big", cwd=tmp_path)
+    with sfsc.connect(carol.home, passphrase=PASSPHRASE) as store:
+        file_id = store.stat("big").file_id
+    keyring = KeyringFile.open(carol.home / "keyring", PASSPHRASE).contents
+    assert keyring.current is not None
+    key = SigningKey.from_seed(keyring.current.sign_seed)
+    spki = certificates.load(guarded.root / "keys").spki_sha256
+
+    async def run() -> None:
+        async with await Wire.welcomed(guarded.address) as wire:
+            entered = await wire.ask(wire.login(key, keyring.server_id, spki, user="carol"))
+            assert isinstance(entered, Session)
+            opened = await wire.ask(GetOpen("carol", file_id, 0))
+            assert isinstance(opened, Opened)
+            # 500 MiB are asked for, and not one byte of them is read.
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for number in range(500):
+                offset = number % 12 * 1024 * 1024
+                _, pieces = wire.connection.request(Read(opened.handle, offset, 1024 * 1024))
+                wire.writer.write(b"".join(pieces))
+            began = time.monotonic()
+            await asyncio.to_thread(carol.run, "get", "big", "-o", tmp_path / "out")
+            assert (tmp_path / "out").stat().st_size == 12 * 1024 * 1024
+            async with asyncio.timeout(30):
+                while await asyncio.to_thread(connections, guarded):
+                    pass  # each look is a process of its own
+            assert time.monotonic() - began < 30
+
+    before = resident(guarded)
+    asyncio.run(run())
+    assert resident(guarded) - before < 100 * 1024 * 1024
+    carol.run("ls")
+
+
+def resident(daemon: Daemon) -> int:
+    """Bytes of memory that the daemon has had at most; 0 where the system does not say."""
+    assert daemon.process is not None
+    status = Path(f"/proc/{daemon.process.pid}/status")
+    if not status.exists():
+        return 0
+    (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(peak.split()[1]) * 1024
