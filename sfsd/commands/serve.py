@@ -23,8 +23,6 @@ from sfsd.server import serve
 def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """Serve the root until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # asyncio reports every refused handshake of a stranger as an error of its own.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if listen is not None:
         config.check_address(listen, "--listen")
     serve(root, listen, ready_file)
