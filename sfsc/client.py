@@ -114,9 +114,10 @@ class Store:
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
 
-    def put(self, source: Source, *, name: str | None = None) -> Put:
-        """Store a path's or stream's content as the newest version of `name`."""
-        return self._uploads.put(source, name)
+    def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
+        """Store a path's or stream's content as the newest version of `name`; with `expected` only
+        onto that version (0: only where there is no such file), else `ConflictError`."""
+        return self._uploads.put(source, name, expected=expected)
 
     def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
         """Store (source, name) pairs, many small ones under way at once; answers in order."""

@@ -1,0 +1,70 @@
+"""A TCP proxy that breaks a connection after so many bytes: what a bad network does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_CHUNK = 64 * 1024
+
+
+@dataclass
+class Proxy:
+    """Forwards to `target` (host, port). Connection number i is cut, in both directions, once the
+    client has sent `cuts[i]` bytes; those behind the last cut live. `accepted` counts them."""
+
+    target: tuple[str, int]
+    cuts: list[int]
+    accepted: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def serve(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            number, self.accepted = self.accepted, self.accepted + 1
+            left = self.cuts[number] if number < len(self.cuts) else None
+            thread = threading.Thread(target=self._relay, args=(client, left), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _relay(self, client: socket.socket, left: int | None) -> None:
+        with client, socket.create_connection(self.target) as server:
+            back = threading.Thread(target=_forward, args=(server, client, None), daemon=True)
+            back.start()
+            _forward(client, server, left)
+            back.join()
+
+
+def _forward(source: socket.socket, sink: socket.socket, left: int | None) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(_CHUNK if left is None else min(_CHUNK, left)):
+            sink.sendall(chunk)
+            if left is not None:
+                left -= len(chunk)
+                if left == 0:
+                    break
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def proxied(address: str, cuts: list[int]) -> Iterator[tuple[Proxy, str]]:
+    """(proxy, its own HOST:PORT) in front of the server at `address`."""
+    host, _, port = address.rpartition(":")
+    proxy = Proxy((host, int(port)), cuts)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=proxy.serve, args=(listener,), daemon=True)
+        thread.start()
+        try:
+            yield proxy, f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for each in (thread, *proxy.threads):
+                each.join(10)

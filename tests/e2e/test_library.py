@@ -1,0 +1,116 @@
+"""`import sfsc` in a script, against a real daemon."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from sfsc.client import Store
+from tests.harness import PASSPHRASE, Client, Daemon
+
+
+@pytest.fixture
+def store(alice: Client) -> Iterator[Store]:
+    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as opened:
+        yield opened
+
+
+def test_a_day_of_a_script(daemon: Daemon, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "report.pdf"
+    path.write_bytes(b"version one")
+    done = store.put(path, name="docs/report.pdf")
+    assert (done.version, done.size) == (1, 11)
+    assert done.receipt is not None
+    path.write_bytes(bytes(3_000_000))
+    assert store.put(str(path), name="docs/report.pdf").version == 2
+    assert store.put(io.BytesIO(b""), name="empty").version == 1
+    assert [entry.name for entry in store.ls()] == ["docs/report.pdf", "empty"]
+    assert [entry.name for entry in store.ls("docs/")] == ["docs/report.pdf"]
+    got = store.get("docs/report.pdf", tmp_path / "copy.pdf", version=1)
+    assert (got.version, (tmp_path / "copy.pdf").read_bytes()) == (1, b"version one")
+    stream = io.BytesIO()
+    store.get("docs/report.pdf", stream)
+    assert stream.getvalue() == bytes(3_000_000)
+    status = store.status()
+    assert (status.files, status.quota) == (2, 0)
+    assert status.used >= 3_000_011
+    deleted = store.rm("empty")
+    assert deleted.name == "empty"
+    with pytest.raises(sfsc.NotFound):
+        store.stat("empty")
+    assert store.status().files == 1
+
+
+def test_a_tree_of_small_files(store: Store, tmp_path: Path) -> None:
+    files = {f"tree/{i % 7}/{i}": b"%d" % i * (i % 400) for i in range(300)}
+    done = list(store.put_many((io.BytesIO(data), name) for name, data in files.items()))
+    assert [put.name for put in done] == list(files)
+    assert sorted(files) == [entry.name for entry in store.ls("tree/")]
+    for name in list(files)[::37]:
+        stream = io.BytesIO()
+        store.get(name, stream)
+        assert stream.getvalue() == files[name]
+
+
+def test_a_second_listing_is_quick(alice: Client, store: Store) -> None:
+    """On another machine the first one opens every file's key, the second none."""
+    list(store.put_many((io.BytesIO(b""), f"f{i}") for i in range(200)))
+    elsewhere = alice.home.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "keyring").write_bytes((alice.home / "keyring").read_bytes())
+    with sfsc.connect(elsewhere, passphrase=PASSPHRASE) as other:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            assert len(list(other.ls())) == 200
+            times.append(time.perf_counter() - started)
+    assert min(times[1:]) < times[0]
+
+
+def test_a_daemon_that_restarts_under_an_open_store(daemon: Daemon, store: Store) -> None:
+    store.put(io.BytesIO(b"before"), name="file")
+    daemon.kill()
+    daemon.start()
+    assert store.stat("file").size == 6
+    assert store.put(io.BytesIO(b"afterwards"), name="file").version == 2
+    stream = io.BytesIO()
+    store.get("file", stream)
+    assert stream.getvalue() == b"afterwards"
+
+
+def test_a_daemon_that_is_gone(daemon: Daemon, alice: Client) -> None:
+    daemon.stop()
+    with pytest.raises(sfsc.NetworkError):
+        sfsc.connect(alice.home, passphrase=PASSPHRASE)
+
+
+def test_a_put_that_expects_a_version(alice: Client, store: Store) -> None:
+    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as other:
+        store.put(io.BytesIO(b"one"), name="file", expected=0)
+        other.put(io.BytesIO(b"two"), name="file", expected=1)
+        with pytest.raises(sfsc.ConflictError):
+            store.put(io.BytesIO(b"three"), name="file", expected=1)
+        assert store.put(io.BytesIO(b"three"), name="file", expected=2).version == 3
+
+
+def test_a_server_whose_disk_was_turned_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """The operator restores yesterday's backup: whoever was here since will not have it."""
+    alice.run("put", "-", "--name", "file", stdin=b"one")
+    daemon.stop()
+    backup = tmp_path / "backup"
+    shutil.copytree(daemon.root, backup)
+    daemon.start()
+    alice.run("put", "-", "--name", "file", stdin=b"two")
+    daemon.stop()
+    shutil.rmtree(daemon.root)
+    shutil.copytree(backup, daemon.root)
+    daemon.start()
+    with pytest.raises(sfsc.IntegrityError):
+        sfsc.connect(alice.home, passphrase=PASSPHRASE)
+    alice.run("ls", code=5)

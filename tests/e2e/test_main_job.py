@@ -1,0 +1,275 @@
+"""The main job, through the real programs: a file goes in encrypted and comes back the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol.records import WRAP_ALGORITHMS
+from sfsc.keyring import KeyringFile
+from sfsc.segments import MEBIBYTE
+from tests.e2e.proxy import proxied
+from tests.harness import Client, Daemon, Result, command, environment
+
+MIB = 1024 * 1024
+S = MEBIBYTE.capacity(0)
+SIZES = [0, 1, 256 * 1024 - 57, 256 * 1024 - 56, 256 * 1024 - 55, S - 1, S, S + 1]
+LARGE = [5 * MIB + 7, 40 * MIB]
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    """Without a passphrase: stretching one takes longer than all else that a command does."""
+    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def write(path: Path, size: int, seed: int = 1) -> bytes:
+    data = content(size, seed)
+    path.write_bytes(data)
+    return data
+
+
+def stored(daemon: Daemon, user: str = "alice") -> list[Path]:
+    """The user's files on the server's disk."""
+    return sorted((daemon.root / "store" / "users" / user / "files").rglob("*.*"))
+
+
+def objects(result: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in result.lines]
+
+
+def test_every_size_comes_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    sources = {f"f{size}": write(tmp_path / f"f{size}", size, size) for size in (*SIZES, *LARGE)}
+    done = objects(alice.run("--json", "put", *sources, cwd=tmp_path))
+    assert [(item["name"], item["version"]) for item in done] == [(name, 1) for name in sources]
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, data in sources.items():
+        alice.run("get", name, "-o", out / name)
+        assert (out / name).read_bytes() == data, name
+    listed = objects(alice.run("--json", "ls"))
+    assert [item["name"] for item in listed] == sorted(sources)
+    assert {item["name"]: item["size"] for item in listed} == {
+        name: len(data) for name, data in sources.items()
+    }
+    daemon.stop()
+    daemon.run("audit", "verify")
+
+
+@pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
+def test_every_key_type(daemon: Daemon, tmp_path: Path, key_type: str) -> None:
+    user = daemon.client("carol", tmp_path / "carol", "--no-passphrase", "--key-type", key_type)
+    data = write(tmp_path / "file", 300_000)
+    user.run("put", "file", cwd=tmp_path)
+    user.run("get", "file", "-o", "back", cwd=tmp_path)
+    assert (tmp_path / "back").read_bytes() == data
+    (me,) = objects(user.run("--json", "whoami"))
+    assert me["key_type"] == key_type
+    # Another machine of the same user: a fresh listing opens every wrap.
+    assert user.run("ls").lines == ["file"]
+
+
+@pytest.mark.parametrize("size", [0, 1000, 5 * MIB + 7])
+def test_stdin_and_stdout(alice: Client, size: int) -> None:
+    data = content(size)
+    alice.run("put", "-", "--name", "piped/file", stdin=data)
+    assert alice.run("get", "piped/file", "-o", "-").stdout == data
+
+
+def test_a_new_version_and_the_old_one(alice: Client, tmp_path: Path) -> None:
+    for seed, size in ((1, 10), (2, 3 * MIB), (3, 0)):
+        write(tmp_path / "file", size, seed)
+        alice.run("put", "file", cwd=tmp_path)
+    for version, (seed, size) in enumerate(((1, 10), (2, 3 * MIB), (3, 0)), 1):
+        got = alice.run("get", "file", "-o", "-", "--version", str(version))
+        assert got.stdout == content(size, seed)
+    assert alice.run("get", "file", "-o", "-").stdout == b""
+    alice.run("get", "file", "-o", "-", "--version", "4", code=3)
+
+
+def test_names_times_and_modes_come_back(alice: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "Fotos – Sommer"
+    folder.mkdir()
+    path = folder / "été ✓.txt"
+    path.write_text("content")
+    path.chmod(0o640)
+    os.utime(path, (1_500_000_000, 1_500_000_000))
+    alice.run("put", f"{folder.name}/{path.name}", cwd=tmp_path)
+    assert alice.run("ls").lines == ["Fotos – Sommer/été ✓.txt"]
+    alice.run("get", "Fotos – Sommer/été ✓.txt", "-o", tmp_path / "back")
+    status = (tmp_path / "back").stat()
+    assert (status.st_mode & 0o7777, int(status.st_mtime)) == (0o640, 1_500_000_000)
+
+
+def test_two_machines_of_one_user(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    other = Client(tmp_path / "other")
+    other.home.mkdir()
+    (other.home / "keyring").write_bytes((alice.home / "keyring").read_bytes())
+    alice.run("put", "-", "--name", "file", stdin=b"one")
+    other.run("put", "-", "--name", "file", stdin=b"two")
+    alice.run("put", "-", "--name", "file", stdin=b"three")
+    assert other.run("get", "file", "-o", "-").stdout == b"three"
+    (entry,) = objects(other.run("--json", "ls"))
+    assert (entry["version"], entry["revision"]) == (3, 3)
+    alice.run("rm", "file")
+    assert other.run("ls").lines == []
+    other.run("get", "file", "-o", "-", code=3)
+
+
+def test_puts_from_many_processes_at_once(daemon: Daemon, alice: Client) -> None:
+    """The same name, the same home: all are stored, one upon the other."""
+    running = [alice.start("put", "-", "--name", "file") for _ in range(6)]
+    for number, process in enumerate(running):
+        assert process.stdin is not None
+        process.stdin.write(b"content %d" % number)
+        process.stdin.close()
+    for process in running:
+        stderr = process.stderr.read() if process.stderr is not None else b""
+        assert process.wait(60) == 0, stderr
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+    (entry,) = objects(alice.run("--json", "ls"))
+    assert entry["version"] == 6
+    versions = [
+        alice.run("get", "file", "-o", "-", "--version", str(version)).stdout
+        for version in range(1, 7)
+    ]
+    assert sorted(versions) == [b"content %d" % number for number in range(6)]
+
+
+# --- memory
+
+PEAK = """
+import resource, sys
+from sfsc.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def peak(client: Client, *arguments: str | Path, cwd: Path) -> int:
+    """Bytes of memory that the command took at most."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, arguments)],
+        env=environment({"SFSC_HOME": str(client.home), "SFSC_PASSPHRASE": client.passphrase}),
+        cwd=cwd,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return int(done.stderr.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(alice: Client, tmp_path: Path) -> None:
+    """Of 300 MiB neither direction keeps more than some megabytes."""
+    (tmp_path / "small").write_bytes(b"")
+    with (tmp_path / "large").open("wb") as file:
+        block = os.urandom(MIB)
+        for _ in range(300):
+            file.write(block)
+    base_up = peak(alice, "put", "small", cwd=tmp_path)
+    up = peak(alice, "put", "large", cwd=tmp_path)
+    base_down = peak(alice, "get", "small", "-o", "small.back", cwd=tmp_path)
+    down = peak(alice, "get", "large", "-o", "large.back", cwd=tmp_path)
+    assert up - base_up < 48 * MIB
+    assert down - base_down < 48 * MIB
+    compared = subprocess.run(["cmp", "large", "large.back"], cwd=tmp_path, check=False)
+    assert compared.returncode == 0
+
+
+# --- a bad network
+
+
+def through(address: str, client: Client, home: Path) -> Client:
+    """The same user, whose keyring leads to another address."""
+    home.mkdir()
+    (home / "keyring").write_bytes((client.home / "keyring").read_bytes())
+    file = KeyringFile.open(home / "keyring", None)
+    wire = file.contents.to_map() | {"addresses": [address]}
+    file.save(type(file.contents).from_map(wire))
+    return Client(home)
+
+
+@pytest.mark.parametrize("cut", [200, 700, 5_000, MIB + 17, 3 * MIB, 7 * MIB + 12345])
+def test_an_upload_that_is_cut_arrives_whole(
+    daemon: Daemon, alice: Client, tmp_path: Path, cut: int
+) -> None:
+    data = write(tmp_path / "file", 8 * MIB + 99)
+    # Once in the midst, and again soon after it has gone on.
+    with proxied(daemon.address, [10**9, cut, cut // 2 + 3000]) as (proxy, address):
+        client = through(address, alice, tmp_path / "proxied")
+        client.run("status")
+        client.run("put", "file", cwd=tmp_path, code=0 if cut > 300 else 7)
+        if cut <= 300:  # TLS itself was cut: a first connection is not tried again
+            client.run("put", "file", cwd=tmp_path, code=0)
+        assert proxy.accepted >= 3
+    alice.run("get", "file", "-o", "back", cwd=tmp_path)
+    assert (tmp_path / "back").read_bytes() == data
+    (entry,) = objects(alice.run("--json", "ls"))
+    assert entry["version"] == 1
+
+
+def test_many_small_files_over_a_bad_network(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    names = [f"f{i:03}" for i in range(120)]
+    sources = {name: write(tmp_path / name, 500 + i, i) for i, name in enumerate(names)}
+    with proxied(daemon.address, [90_000, 60_000, 150_000]) as (proxy, address):
+        client = through(address, alice, tmp_path / "proxied")
+        client.run("put", *names, cwd=tmp_path)
+        assert proxy.accepted == 4
+    listed = objects(alice.run("--json", "ls"))
+    assert [(item["name"], item["version"]) for item in listed] == [(name, 1) for name in names]
+    assert alice.run("get", "f077", "-o", "-").stdout == sources["f077"]
+
+
+def test_an_upload_that_is_given_up_leaves_nothing(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The client is killed half way: nothing of the file is to be seen, then or later."""
+    process = alice.start("put", "-", "--name", "file")
+    assert process.stdin is not None
+    process.stdin.write(content(6 * MIB))
+    process.stdin.flush()
+    process.kill()
+    process.wait(20)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+    assert alice.run("ls").lines == []
+    alice.run("get", "file", "-o", "-", code=3)
+    assert stored(daemon) == []
+    daemon.stop()
+    daemon.start()
+    assert alice.run("ls").lines == []
+    alice.run("put", "-", "--name", "file", stdin=b"whole")
+    assert alice.run("get", "file", "-o", "-").stdout == b"whole"
+
+
+def test_a_reader_who_leaves_early(alice: Client) -> None:
+    """`sfsc get -o - | head`: no traceback, and no more than a quiet failure."""
+    alice.run("put", "-", "--name", "file", stdin=content(8 * MIB))
+    process = subprocess.Popen(
+        [*command("sfsc"), "get", "file", "-o", "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment({"SFSC_HOME": str(alice.home), "SFSC_PASSPHRASE": alice.passphrase}),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) != 0
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
