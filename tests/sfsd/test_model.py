@@ -105,6 +105,7 @@ class StoreAndLog(RuleBasedStateMachine):
         except Crash:
             pass
         self.disk.end()
+        del self.world  # its process is gone
         if power:
             self.roots += 1
             self.root = self.folder / str(self.roots)
