@@ -18,8 +18,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 MAX_BODY = 1024 * 1024 + 4096
 """Bytes of the longest frame body; nothing longer is ever decoded."""
 MAX_ELEMENTS = 1024
-"""Elements of the longest array or map. msgpack makes room for a declared count at once, and nests
-up to 1,024 deep: so the worst body costs 8 MiB for a moment."""
+"""Elements of the longest array or map that comes from elsewhere. msgpack makes room for a declared
+count at once, and nests up to 1,024 deep: so the worst body costs 8 MiB for a moment."""
 MAX_STRING = 64 * 1024
 """Bytes of the longest text."""
 
@@ -42,8 +42,8 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: Buffer, *, limit: int = MAX_BODY) -> object:
-    """The one value that `data` (≤ `limit` bytes) holds.
+def unpack(data: Buffer, *, limit: int = MAX_BODY, elements: int = MAX_ELEMENTS) -> object:
+    """The one value that `data` (≤ `limit` bytes) holds, its arrays and maps of ≤ `elements` each.
 
     Raises `EncodingError` for anything else: trailing bytes, extension types, a map with a key that
     is not text or stands twice, text that is not UTF-8, or a length past a cap.
@@ -51,7 +51,7 @@ def unpack(data: Buffer, *, limit: int = MAX_BODY) -> object:
     if len(data) > limit:
         raise EncodingError(f"{len(data)} bytes where at most {limit} are allowed")
     try:
-        return msgpack.unpackb(data, **_strict(len(data)))
+        return msgpack.unpackb(data, **_strict(len(data), elements))
     except _MALFORMED as exc:
         raise EncodingError(f"not one strict msgpack value: {type(exc).__name__}") from exc
 
@@ -84,7 +84,7 @@ def unpack_message(body: memoryview) -> list[object]:
 
 
 def _unpack_split(body: memoryview) -> list[object]:
-    unpacker = msgpack.Unpacker(max_buffer_size=len(body), **_strict(len(body)))
+    unpacker = msgpack.Unpacker(max_buffer_size=len(body), **_strict(len(body), MAX_ELEMENTS))
     fed = _FEED
     unpacker.feed(body[:fed])
     elements: list[object] = []
@@ -124,7 +124,7 @@ def _bin_header(length: int) -> bytes:
     return b"\xc6" + length.to_bytes(4, "big")
 
 
-def _strict(size: int) -> dict[str, object]:
+def _strict(size: int, elements: int) -> dict[str, object]:
     """Caps for a value of `size` bytes: a count these cannot hold is refused unallocated."""
     return {
         "raw": False,
@@ -134,8 +134,8 @@ def _strict(size: int) -> dict[str, object]:
         "ext_hook": _no_extension,
         "max_str_len": min(size, MAX_STRING),
         "max_bin_len": size,
-        "max_array_len": min(size, MAX_ELEMENTS),
-        "max_map_len": min(size, MAX_ELEMENTS),
+        "max_array_len": min(size, elements),
+        "max_map_len": min(size, elements),
         "max_ext_len": 0,
     }
 

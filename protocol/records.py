@@ -88,6 +88,8 @@ class Record(Struct):
     __slots__ = ()
     AS_MAP = True
     LIMIT: ClassVar[int] = MAX_RECORD
+    ELEMENTS: ClassVar[int] = encoding.MAX_ELEMENTS
+    """Of the longest array; only what never comes from elsewhere may have more."""
 
     def encode(self) -> bytes:
         """The bytes to sign, keep and send. Raises `MessageError` past the limit."""
@@ -99,7 +101,7 @@ class Record(Struct):
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """The record these bytes are. Raises `EncodingError` or `MessageError`."""
-        return cls.from_map(encoding.unpack(body, limit=cls.LIMIT))
+        return cls.from_map(encoding.unpack(body, limit=cls.LIMIT, elements=cls.ELEMENTS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from protocol.records import (
 )
 from protocol.signatures import SigningKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
-from sfsc.keyring import GenerationKeys
+from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (
     PrivateKey,
     PublicKey,
@@ -303,7 +303,7 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
         key = _bundle_key(parts, statement, keys)
         aad = bundle_info(statement.server, statement.user, statement.n, b"")
         body = open_sealed(key, parts.sealed, aad)
-        bundle = Bundle.from_map(encoding.unpack(body, limit=MAX_BUNDLE))
+        bundle = Bundle.from_map(encoding.unpack(body, limit=MAX_BUNDLE, elements=MAX_PINS))
     except (EncodingError, MessageError) as exc:
         raise BadRecord(f"the account's bundle is malformed: {exc}") from exc
     _check_current(bundle, statement)

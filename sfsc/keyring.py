@@ -60,6 +60,8 @@ from sfsc.primitives import argon2id, keyring_keys, open_sealed, seal
 
 MAX_KEYRING: Final = 8 * 1024 * 1024
 """Bytes of the longest keyring file."""
+MAX_PINS: Final = 8192
+"""Other users that an account can know."""
 
 _Statement = Annotated[bytes, AtMost(MAX_RECORD)]
 
@@ -123,7 +125,7 @@ class Keyring(Struct):
     name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
     device: Device
     pending: Pending | None
-    pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(8192)]
+    pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
 
     @property
     def current(self) -> GenerationKeys | None:
@@ -297,7 +299,7 @@ def _read(path: Path) -> bytes:
 def _unseal(stored: bytes, lock: _Lock) -> Keyring:
     try:
         body = open_sealed(lock.key, stored[_HEADER_SIZE:], lock.header)
-        return Keyring.from_map(encoding.unpack(body, limit=MAX_KEYRING))
+        return Keyring.from_map(encoding.unpack(body, limit=MAX_KEYRING, elements=MAX_PINS))
     except (Tampered, EncodingError, MessageError) as exc:
         raise KeyringDamaged("the keyring is damaged", "restore it from a backup") from exc
 

@@ -32,6 +32,7 @@ class Mark(Record):
     """The log's first `size` lines: bytes, last hash, root, each account's (count, last hash)."""
 
     LIMIT: ClassVar[int] = 1 << 20
+    ELEMENTS: ClassVar[int] = MAX_ACCOUNTS
 
     size: Count
     offset: Count

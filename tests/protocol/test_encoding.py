@@ -176,6 +176,13 @@ def test_caps() -> None:
         encoding.unpack_message(memoryview(encoding.pack([*most, bytes(40_000)])))
 
 
+def test_what_is_ones_own_may_have_more_elements() -> None:
+    many = [0] * 3000
+    assert encoding.unpack(encoding.pack(many), elements=3000) == many
+    with pytest.raises(EncodingError):
+        encoding.unpack(encoding.pack(many), elements=2999)
+
+
 def test_limit() -> None:
     body = encoding.pack(bytes(98))
     assert encoding.unpack(body, limit=100) == bytes(98)

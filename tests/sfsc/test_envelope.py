@@ -325,6 +325,12 @@ def test_the_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
     assert open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing"), key]) == BUNDLE
 
 
+def test_the_bundle_of_someone_who_knows_many() -> None:
+    many = dataclasses.replace(BUNDLE, pins=tuple((f"user{n:05}", bytes(32)) for n in range(1250)))
+    sealed = _sealed(many)
+    assert open_bundle(sealed, _statement(sealed), [WRAP]) == many
+
+
 def test_the_bundle_holds_nothing_in_the_clear() -> None:
     sealed = _sealed()
     for secret in (SIGN.seed, WRAP.encoded, b"n" * 32, b"B" * 32, b"checkpoint"):

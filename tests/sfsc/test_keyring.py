@@ -26,7 +26,7 @@ from sfsc.errors import (
     UsageError,
     WrongPassphrase,
 )
-from sfsc.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keyring import MAX_PINS, Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import SEAL_OVERHEAD
 
 CHEAP = Cost(passes=1, lanes=1, kib=64)
@@ -49,6 +49,9 @@ LATER = dataclasses.replace(
         b"statement two", (b"1" * 64, b"2" * 64), b"bundle", dataclasses.replace(KEYS, generation=2)
     ),
 )
+MANY_FRIENDS = dataclasses.replace(
+    CONTENTS, pins=tuple((f"user{n:05}", bytes(32)) for n in range(MAX_PINS))
+)
 HEADER = 106
 KEY = bytes(range(32))
 
@@ -64,7 +67,7 @@ def _rehash(header: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("passphrase", [None, "correct horse", "pässword ☃"])
-@pytest.mark.parametrize("contents", [CONTENTS, LATER])
+@pytest.mark.parametrize("contents", [CONTENTS, LATER, MANY_FRIENDS])
 def test_round_trip(path: Path, passphrase: str | None, contents: Keyring) -> None:
     KeyringFile.create(path, contents, passphrase, CHEAP)
     assert KeyringFile.open(path, passphrase).contents == contents

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from protocol import merkle
 from protocol.merkle import Frontier
 from sfsd.files import Files
-from sfsd.logtree import LogTree, Mark
+from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
 from tests.sfsd.faults import FaultyFiles
 
 HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(70)]
@@ -68,6 +69,15 @@ def test_what_was_saved_is_there_again(tmp_path: Path) -> None:
     assert_whole(tree, 40)
     fill(tree, 40, 70)
     assert_whole(tree, 70)
+
+
+def test_a_mark_of_all_the_accounts_there_may_be(tmp_path: Path) -> None:
+    tree = LogTree(tmp_path, Files())
+    fill(tree, 0, 3)
+    heads = tuple((f"user{n:05}", 1, bytes(32)) for n in range(MAX_ACCOUNTS))
+    mark = dataclasses.replace(mark_of(tree), accounts=heads)
+    tree.save_mark(mark)
+    assert LogTree(tmp_path, Files()).load_mark() == mark
 
 
 def test_what_follows_the_mark_is_written_over(tmp_path: Path) -> None:
