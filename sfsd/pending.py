@@ -126,6 +126,8 @@ class Upload:
             raise Refused("bad-request", f"the upload is not whole: {exc}") from exc
         if self.size and size != self.size:
             raise Refused("bad-request", f"{size} bytes of the {self.size} announced are here")
+        # Synced here, on a pool thread: the committer, who does it again, must not wait for a disk.
+        self.staged.seal()
         return size, leaves, root(leaves)
 
     def end_commit(self) -> None:
