@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.messages import accounts, downloads, files, session, sharing, uploads
+from protocol.messages import accounts, downloads, files, log, session, sharing, uploads
 from protocol.messages.base import (
     Done,
     Error,
@@ -29,6 +29,7 @@ __all__ = [
     "downloads",
     "encode",
     "files",
+    "log",
     "registered",
     "session",
     "sharing",

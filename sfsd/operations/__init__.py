@@ -8,6 +8,7 @@ from __future__ import annotations
 import sfsd.operations.accounts
 import sfsd.operations.downloads
 import sfsd.operations.files
+import sfsd.operations.log
 import sfsd.operations.session
 import sfsd.operations.sharing
 import sfsd.operations.uploads  # noqa: F401

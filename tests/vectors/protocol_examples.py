@@ -23,6 +23,7 @@ from protocol.messages import (
     downloads,
     encode,
     files,
+    log,
     session,
     sharing,
     uploads,
@@ -362,4 +363,13 @@ MESSAGES: list[tuple[int, Message]] = [
             failed="",
         ),
     ),
+    (24, log.LogHead()),
+    (24, log.LogCheckpoint(CHECKPOINT, ())),
+    (25, log.LogEntries(6, 2, False)),
+    (
+        25,
+        log.LogPage((log.LogItem(6, fill("entry hash", 32)), log.LogItem(7, RECEIPT.line)), 8),
+    ),
+    (26, log.LogProof(log.INCLUSION, 7, 8)),
+    (26, log.LogProven(RECEIPT.inclusion)),
 ]

@@ -69,6 +69,12 @@ NUMBERS = {
     102: "UserAccess",
     103: "Status",
     104: "StatusAnswer",
+    112: "LogHead",
+    113: "LogCheckpoint",
+    114: "LogEntries",
+    115: "LogPage",
+    116: "LogProof",
+    117: "LogProven",
 }
 CLASSES = list(registered().values())
 ANY_MESSAGE = st.sampled_from(CLASSES).flatmap(structs)

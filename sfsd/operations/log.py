@@ -1,0 +1,84 @@
+"""The log, for whoever has an account: everybody checks all of it, and reads what is his own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from protocol import auditlog
+from protocol.errors import LogError
+from protocol.messages.log import (
+    INCLUSION,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
+from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
+from sfsd.journal import Consistency, Inclusion
+from sfsd.operations.session import checkpoint_size
+from sfsd.world import EVERYONE, Access, Principal, World, operation
+
+PAGE_BYTES: Final = 1024 * 1024
+"""Bytes of one page's entries; a frame holds 4 KiB more."""
+_ITEM_OVERHEAD: Final = 15
+"""Array header 1, seq 9, header of the bytes 5."""
+SCAN: Final = 32 * 1024
+"""Lines looked through for one page, so that no request reads a whole long log."""
+
+
+@operation(LogHead, access=EVERYONE)
+def log_head(world: World, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
+    checkpoint = world.journal.checkpoint()
+    proven = Consistency(who.known_size, checkpoint_size(checkpoint))
+    return LogCheckpoint(checkpoint, world.journal.prove(proven))
+
+
+@operation(LogProof, access=EVERYONE)
+def log_proof(world: World, who: Principal, message: LogProof) -> LogProven:  # noqa: ARG001
+    kind = Inclusion if message.kind == INCLUSION else Consistency
+    try:
+        return LogProven(world.journal.prove(kind(message.start, message.size)))
+    except JournalRangeError as exc:
+        raise Refused("bad-request", str(exc)) from exc
+
+
+@operation(LogEntries, access=EVERYONE)
+def log_entries(world: World, who: Principal, message: LogEntries) -> LogPage:
+    size = world.journal.size
+    end = min(size, message.first + SCAN)
+    entries: list[LogItem] = []
+    room = PAGE_BYTES
+    for item in _items(world, who, range(message.first, end), own=message.own):
+        room -= len(item.data) + _ITEM_OVERHEAD
+        if room < 0 or len(entries) == message.limit:
+            return LogPage(tuple(entries), item.seq)
+        entries.append(item)
+    return LogPage(tuple(entries), end if end < size else 0)
+
+
+def _items(world: World, who: Principal, wanted: range, *, own: bool) -> Iterator[LogItem]:
+    if not wanted:
+        return
+    for seq, line in enumerate(world.journal.lines(wanted.start, wanted.stop), wanted.start):
+        try:
+            if _may_read(who, seq, line):
+                yield LogItem(seq, line)
+            elif not own:
+                yield LogItem(seq, auditlog.line_hash(line, seq=seq))
+        except LogError as exc:
+            raise JournalDamagedError(str(exc), seq=seq) from exc
+
+
+def _may_read(who: Principal, seq: int, line: bytes) -> bool:
+    """Actor, owner, and every account the entry belongs to; the operator reads everything."""
+    if who.access is Access.OPERATOR:
+        return True
+    # A name is written without escapes wherever it stands; most lines are others' and not parsed.
+    if f'"{who.user}"'.encode() not in line:
+        return False
+    entry = auditlog.parse(line, seq=seq)
+    return who.user in (entry.actor, entry.owner) or who.user in entry.accounts

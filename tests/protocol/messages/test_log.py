@@ -1,0 +1,58 @@
+"""Reading the log: bounds of every field."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from protocol.encoding import MAX_BODY
+from protocol.errors import MessageError
+from protocol.messages import encode
+from protocol.messages.base import MAX_CHECKPOINT, MAX_LINE, MAX_PROOF
+from protocol.messages.log import (
+    MAX_ENTRIES,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
+
+PROOF = (bytes(32),) * MAX_PROOF
+ITEM = LogItem(2**53, bytes(32))
+PAGE = LogPage((ITEM,) * MAX_ENTRIES, 2**53)
+ENTRIES = LogEntries(0, 1, True)
+
+
+def test_replies() -> None:
+    assert (LogCheckpoint,) == LogHead.REPLIES
+    assert (LogPage,) == LogEntries.REPLIES
+    assert (LogProven,) == LogProof.REPLIES
+
+
+def test_a_page_of_hashes_fits_a_frame() -> None:
+    assert sum(map(len, encode(2**32 - 1, PAGE))) <= MAX_BODY
+
+
+@pytest.mark.parametrize(
+    ("good", "changes"),
+    [
+        (ENTRIES, {"first": -1}),
+        (ENTRIES, {"limit": 0}),
+        (ENTRIES, {"limit": MAX_ENTRIES + 1}),
+        (ENTRIES, {"own": 1}),
+        (ITEM, {"data": bytes(MAX_LINE + 1)}),
+        (PAGE, {"entries": (ITEM,) * (MAX_ENTRIES + 1)}),
+        (LogCheckpoint(b"", PROOF), {"checkpoint": bytes(MAX_CHECKPOINT + 1)}),
+        (LogProof("inclusion", 0, 1), {"kind": "absence"}),
+        (LogProof("consistency", 0, 1), {"start": -1}),
+        (LogProven(PROOF), {"proof": (*PROOF, bytes(32))}),
+    ],
+)
+def test_refused(good: Any, changes: dict[str, Any]) -> None:  # noqa: ANN401 - any message
+    with pytest.raises(MessageError):
+        dataclasses.replace(good, **changes)

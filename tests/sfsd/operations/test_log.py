@@ -1,0 +1,190 @@
+"""Reading the log over the wire: all of it checks, and a user reads what is his own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol import auditlog, merkle
+from protocol.auditlog import Draft
+from protocol.checkpoint import Checkpoint, verify
+from protocol.encoding import MAX_BODY
+from protocol.messages import encode
+from protocol.messages.log import (
+    CONSISTENCY,
+    INCLUSION,
+    MAX_ENTRIES,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
+from sfsd.changes import Change
+from sfsd.operations import log
+from sfsd.world import Access, Principal
+from tests.sfsd.builders import VERIFIER, Daemon, daemon, refused
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+def page(served: Daemon, who: Principal, first: int, limit: int = 100, *, own: bool) -> LogPage:
+    answer = served.ask(who, LogEntries(first, limit, own))
+    assert isinstance(answer, LogPage), answer
+    assert sum(map(len, encode(2**32 - 1, answer))) <= MAX_BODY
+    return answer
+
+
+def walk(served: Daemon, who: Principal, limit: int = 100, *, own: bool) -> list[LogItem]:
+    """Every page, one after the other."""
+    found, first = list[LogItem](), 0
+    while True:
+        answer = page(served, who, first, limit, own=own)
+        found += answer.entries
+        if answer.next == 0:
+            return found
+        assert answer.next > first
+        first = answer.next
+
+
+def head(served: Daemon, who: Principal) -> tuple[LogCheckpoint, Checkpoint]:
+    answer = served.ask(who, LogHead())
+    assert isinstance(answer, LogCheckpoint), answer
+    return answer, verify(answer.checkpoint, VERIFIER)
+
+
+def proof(served: Daemon, who: Principal, kind: str, start: int, size: int) -> tuple[bytes, ...]:
+    answer = served.ask(who, LogProof(kind, start, size))
+    assert isinstance(answer, LogProven), answer
+    return answer.proof
+
+
+def test_the_head_continues_what_opened_the_session(served: Daemon) -> None:
+    ada = served.person("ada")
+    served.person("bob")
+    answer, point = head(served, ada.who)
+    old = ada.who.known_size
+    assert old < point.size == served.world.journal.size
+    known = served.world.journal.root_at(old)
+    merkle.verify_consistency(old, known, point.size, point.root, answer.consistency)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_anybody_can_hash_the_whole_log(served: Daemon, limit: int) -> None:
+    """Lines of one's own, hashes of the rest: the root over all of them is the signed one."""
+    ada, bob = served.person("ada"), served.person("bob")
+    for person in (ada, bob):
+        items = walk(served, person.who, limit, own=False)
+        _, point = head(served, person.who)
+        assert [item.seq for item in items] == list(range(point.size))
+        hashes = [i.data if len(i.data) == 32 else auditlog.line_hash(i.data) for i in items]
+        assert merkle.root(map(merkle.leaf_hash, hashes)) == point.root
+        lines = [item for item in items if len(item.data) != 32]
+        assert walk(served, person.who, limit, own=True) == lines
+        for item in lines:
+            entry = auditlog.parse(item.data, seq=item.seq)
+            assert person.name in (entry.actor, entry.owner, *entry.accounts)
+        others = [served.world.journal.line(i.seq) for i in items if len(i.data) == 32]
+        assert others
+        assert not any(f'"{person.name}"'.encode() in line for line in others)
+
+
+def test_what_is_ones_own_has_no_gap(served: Daemon) -> None:
+    ada = served.person("ada")
+    served.person("bob")
+    served.open(ada.enroll())
+    items = walk(served, ada.who, own=True)
+    previous: tuple[int, bytes] | None = None
+    for count, item in enumerate(items):
+        entry = auditlog.parse(item.data, seq=item.seq)
+        assert entry.accounts["ada"][0] == count
+        if previous is not None:
+            assert entry.accounts["ada"][1] == previous[1]
+        previous = (item.seq, entry.hash)
+    assert len(items) >= 3
+    assert (len(items), previous and previous[1]) == served.world.journal.account("ada")
+
+
+def test_a_name_in_someone_elses_entry_shows_nothing(served: Daemon) -> None:
+    """Only where it stands as actor, owner or account is it that person."""
+    ada, bob = served.person("ada"), served.person("bob")
+    change = Change(Draft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
+    seq = served.world.committer.submit(change).result(10)
+    (item,) = page(served, ada.who, seq, 1, own=False).entries
+    assert item.data == auditlog.line_hash(served.world.journal.line(seq))
+    (item,) = page(served, bob.who, seq, 1, own=True).entries
+    assert item.data == served.world.journal.line(seq)
+
+
+def test_the_operator_reads_every_line(served: Daemon) -> None:
+    served.person("ada")
+    operator = served.operator()
+    for own in (False, True):
+        lines = [item.data for item in walk(served, operator, own=own)]
+        assert lines == list(served.world.journal.lines())
+
+
+def test_a_page_is_no_longer_than_a_frame(served: Daemon) -> None:
+    ada = served.person("ada")
+    long = Draft("note", "ada", detail={"reason": "x" * 60_000}, accounts=("ada",))
+    for done in [served.world.committer.submit(Change(long)) for _ in range(20)]:
+        done.result(10)
+    first = page(served, ada.who, 0, MAX_ENTRIES, own=True)
+    assert first.next != 0
+    found = walk(served, ada.who, MAX_ENTRIES, own=True)
+    assert len([item for item in found if len(item.data) > 60_000]) == 20
+
+
+def test_one_page_looks_through_a_part_of_a_long_log(
+    served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "SCAN", 2)
+    ada = served.person("ada")
+    served.person("bob")
+    first = page(served, ada.who, 0, own=True)
+    assert first.next == 2
+    seqs = [item.seq for item in walk(served, ada.who, own=True)]
+    assert seqs == [entry.seq for entry in served.entries() if "ada" in entry.accounts]
+
+
+def test_past_the_end_there_is_nothing(served: Daemon) -> None:
+    ada = served.person("ada")
+    for first in (served.world.journal.size, 2**53):
+        assert page(served, ada.who, first, own=False) == LogPage((), 0)
+
+
+def test_proofs_prove(served: Daemon) -> None:
+    ada = served.person("ada")
+    journal = served.world.journal
+    _, point = head(served, ada.who)
+    for seq in range(point.size):
+        leaf = merkle.leaf_hash(auditlog.line_hash(journal.line(seq)))
+        found = proof(served, ada.who, INCLUSION, seq, point.size)
+        merkle.verify_inclusion(leaf, seq, point.size, found, point.root)
+    for old in range(point.size + 1):
+        found = proof(served, ada.who, CONSISTENCY, old, point.size)
+        merkle.verify_consistency(old, journal.root_at(old), point.size, point.root, found)
+
+
+@pytest.mark.parametrize("kind", [INCLUSION, CONSISTENCY])
+@pytest.mark.parametrize(("start", "size"), [(0, 2**53), (2**53, 2**53), (3, 2)])
+def test_what_never_was_is_not_proven(served: Daemon, kind: str, start: int, size: int) -> None:
+    ada = served.person("ada")
+    refused(served.ask(ada.who, LogProof(kind, start, size)), "bad-request")
+
+
+def test_an_old_key_may_ask(served: Daemon) -> None:
+    ada = served.person("ada")
+    who, _ = served.open(ada.enroll())
+    assert who.access is Access.RESTRICTED
+    assert head(served, who)[1].size == served.world.journal.size
+    assert proof(served, who, CONSISTENCY, 1, 2)
+    assert walk(served, who, own=True)
