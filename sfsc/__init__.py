@@ -14,7 +14,8 @@ is drawn in `sfsc.errors`.
 
 from __future__ import annotations
 
-from sfsc.client import Entry, Got, Put, Status, Store, Whoami, connect, enrol, whoami
+from typing import TYPE_CHECKING
+
 from sfsc.errors import (
     ConflictError,
     Denied,
@@ -26,6 +27,9 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from sfsc.client import Entry, Got, Put, Status, Store, Whoami, connect, enrol, whoami
 
 __all__ = [
     "ConflictError",
@@ -47,3 +51,16 @@ __all__ = [
     "enrol",
     "whoami",
 ]
+
+_FACE = frozenset(
+    {"Entry", "Got", "Put", "Status", "Store", "Whoami", "connect", "enrol", "whoami"}
+)
+
+
+def __getattr__(name: str) -> object:
+    """What needs the cryptography is loaded when first used: help and mistakes do without."""
+    if name in _FACE:
+        from sfsc import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'sfsc' has no attribute {name!r}")

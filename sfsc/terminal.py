@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 
 from sfsc.errors import KeyringError, SfscError, UsageError
 
-PASSPHRASE_VARIABLES = ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # Format characters (Cf) hold the bidirectional overrides, which make one name look like another.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -77,7 +76,7 @@ def human_time(seconds: int) -> str:
 def passphrase_source() -> Callable[[], str] | None:
     """Where a keyring's passphrase comes from: None where the environment names it (the library
     reads that itself), else a prompt, which is shown only when a keyring needs it."""
-    if any(name in os.environ for name in PASSPHRASE_VARIABLES):
+    if _is_named():
         return None
     return lambda: _prompt("Passphrase: ")
 
@@ -87,7 +86,7 @@ def new_passphrase() -> str | None:
 
     Raises `UsageError` when the two differ or nothing was typed.
     """
-    if any(name in os.environ for name in PASSPHRASE_VARIABLES):
+    if _is_named():
         return None
     first = _prompt("New passphrase: ")
     if not first:
@@ -97,8 +96,18 @@ def new_passphrase() -> str | None:
     return first
 
 
+def _is_named() -> bool:
+    """Whether the environment says what the passphrase is."""
+    # Here, not above: it loads the cryptography, which help and mistakes do without.
+    from sfsc.home import PASSPHRASE, PASSPHRASE_FILE
+
+    return PASSPHRASE in os.environ or PASSPHRASE_FILE in os.environ
+
+
 def _prompt(text: str) -> str:
     if not sys.stdin.isatty():
-        names = " or ".join(PASSPHRASE_VARIABLES)
-        raise KeyringError("a passphrase is needed and there is no terminal", f"set {names}")
+        from sfsc.home import PASSPHRASE, PASSPHRASE_FILE
+
+        hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
+        raise KeyringError("a passphrase is needed and there is no terminal", hint)
     return getpass.getpass(text, stream=sys.stderr)

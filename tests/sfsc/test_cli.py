@@ -1,0 +1,54 @@
+"""`sfsc` as a function: what it loads, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from sfsc.cli import COMMANDS, main
+
+
+def test_every_command_is_there_with_a_help_of_its_own() -> None:
+    for name in COMMANDS:
+        module = importlib.import_module(f"sfsc.commands.{name.replace('-', '_')}")
+        assert isinstance(module.command, click.Command)
+        assert module.command.help
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, line in COMMANDS.items():
+        assert name in shown
+        assert line.split()[0] in shown
+
+
+def test_unknown_command_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frobnicate"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "frobnicate" in captured.err
+
+
+def test_no_keyring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--home", str(tmp_path / "none"), "ls"]) == 8
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("sfsc: ")
+    assert "hint: " in captured.err
+
+
+def test_help_loads_no_cryptography() -> None:
+    """Help and mistakes are answered before anything heavy is imported."""
+    code = (
+        "import sys; from sfsc.cli import main; main(['--help']);"
+        "print([name for name in sys.modules if name.split('.')[0] in"
+        " ('cryptography', 'msgpack', 'rich', 'sqlite3')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

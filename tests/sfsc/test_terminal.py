@@ -1,0 +1,104 @@
+"""What reaches a terminal, and where a passphrase comes from."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfsc import terminal
+from sfsc.errors import KeyringError, NotFound, SfscError
+
+HOSTILE = [
+    ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+    ("a\rb", "a\\rb"),
+    ("tab\tnewline\n", "tab\\tnewline\\n"),
+    ("\u202egpj.exe", "\\u202egpj.exe"),
+    ("\u2066x\u2069", "\\u2066x\\u2069"),
+    ("\u009b31m", "\\x9b31m"),
+    ("\ufeffbom", "\\ufeffbom"),
+    ("\ue000private", "\\ue000private"),
+    ("\u2028line", "\\u2028line"),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE)
+def test_hostile_text_is_escaped(text: str, shown: str) -> None:
+    assert terminal.printable(text) == shown
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語", "עברית", "emoji 🎉", "a b"])
+def test_people_s_text_stays(text: str) -> None:
+    assert terminal.printable(text) == text
+
+
+@given(st.text())
+def test_nothing_printable_moves_a_cursor(text: str) -> None:
+    shown = terminal.printable(text)
+    assert all(unicodedata.category(char)[0] != "C" for char in shown)
+    assert not any(unicodedata.category(char) in ("Zl", "Zp") for char in shown)
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_is_one_ascii_line(value: dict[str, str]) -> None:
+    stream = io.StringIO()
+    before, sys.stdout = sys.stdout, stream
+    try:
+        terminal.answer_json(value)
+    finally:
+        sys.stdout = before
+    written = stream.getvalue()
+    assert written.isascii()
+    assert written.count("\n") == 1
+    assert json.loads(written) == value
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 20, "1.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (1 << 60, "1024.0 PiB"),
+    ],
+)
+def test_sizes(size: int, shown: str) -> None:
+    assert terminal.human_size(size) == shown
+
+
+def test_time() -> None:
+    assert terminal.human_time(1_764_000_000) == "2025-11-24 16:00:00Z"
+
+
+def test_an_error_says_cause_then_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.report(NotFound("there is no file \x1b[2J", "look \r again"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "sfsc: there is no file \\x1b[2J\nhint: look \\r again\n"
+
+
+@pytest.mark.parametrize("name", ["SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"])
+def test_the_environment_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    assert terminal.passphrase_source() is None
+    assert terminal.new_passphrase() is None
+
+
+def test_no_terminal_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("typed\n"))
+    source = terminal.passphrase_source()
+    assert source is not None
+    with pytest.raises(KeyringError):
+        source()
+    with pytest.raises(SfscError):
+        terminal.new_passphrase()
