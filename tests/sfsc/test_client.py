@@ -20,6 +20,7 @@ LOADED = """
 import sys
 before = set(sys.modules)
 import sfsc
+sfsc.connect  # what the face needs is loaded when it is first touched
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
 # What those two are built of: Cython's and CFFI's runtime.
 built = {name for name in names if name.startswith(("_cffi", "_cython", "cython", "_openssl"))}
