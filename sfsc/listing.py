@@ -54,10 +54,11 @@ class Files:
         for _ in range(MAX_CONFLICTS):
             record = self._tombstone(file)
             body = record.encode()
-            change = RecordChange(body, self._session.sign(body), b"", ())
+            signature = self._session.sign(body)
+            change = RecordChange(body, signature, b"", ())
             reply = self._session.ask(Record((change,)))
             if not isinstance(reply, Error):
-                self._session.proven(answered(reply, Done).receipt, record, body)
+                self._session.proven(answered(reply, Done).receipt, record, body, signature)
                 deleted = KnownFile(
                     record.file_id, record.rev, record_hash(body), body, file.version
                 )

@@ -93,6 +93,7 @@ class Session:
         self.state = state
         self.account = Account.of(keyring)
         self.trust = trust_from(state, keyring.server_id)
+        self._remembered = self.trust.newest
         user, generation = keyring.user, keyring.current.generation
         self.author = Author(keyring.server_id, user, user, generation)
         self._signing = SigningKey.from_seed(keyring.current.sign_seed)
@@ -236,7 +237,9 @@ class Session:
         """Our signature of a file record, 64 bytes."""
         return self._signing.sign(Label.RECORD, body)
 
-    def proven(self, receipt: Receipt, record: FileRecord, body: bytes) -> LogEntry:
+    def proven(
+        self, receipt: Receipt, record: FileRecord, body: bytes, signature: bytes
+    ) -> LogEntry:
         """The log entry of a record of ours, proven and remembered. Raises as `Trust.receipt`."""
         sent = Sent(
             op=LOGGED_AS[record.op],
@@ -245,7 +248,7 @@ class Session:
             file=record.file_id,
             version=record.version,
             record=body,
-            signatures={self._signing_id: self.sign(body)},
+            signatures={self._signing_id: signature},
         )
         entry = self.trust.receipt(receipt, sent)
         self._remember()
@@ -253,7 +256,9 @@ class Session:
 
     def _remember(self) -> None:
         newest = self.trust.newest
-        self.state.remember_checkpoint(newest.size, newest.root, newest.note)
+        if newest != self._remembered:  # receipts of one commit have one checkpoint
+            self.state.remember_checkpoint(newest.size, newest.root, newest.note)
+            self._remembered = newest
 
 
 def trust_from(state: State, pin: bytes) -> Trust:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from protocol.messages.base import MAX_SMALL
-from sfsc.errors import LocalError
+from sfsc.envelope import check_name
+from sfsc.errors import LocalError, UsageError
 from sfsc.primitives import TAG_SIZE
 from sfsc.segments import HEADER_SIZE
 
@@ -111,6 +112,15 @@ def default_name(source: Source) -> str | None:
     path = Path(source)
     leads_away = path.is_absolute() or ".." in path.parts
     return unicodedata.normalize("NFC", path.name if leads_away else path.as_posix())
+
+
+def name_for(source: Source, name: str | None) -> str:
+    """The name to store `source` under: the one given, else its own. Raises `UsageError`."""
+    chosen = default_name(source) if name is None else name
+    if chosen is None:
+        raise UsageError("what has no path needs a name")
+    check_name(chosen)
+    return chosen
 
 
 @contextlib.contextmanager

@@ -40,6 +40,8 @@ MAX_REQUESTS: Final = 64
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
 _TLS_RECORD: Final = 16 * 1024
+_AGAIN: Final = "run the command again"
+_BUSY: Final = "the server or the network may be overloaded; run the command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Transport:
         self._abandoned: set[Ticket] = set()
         self._in_flight = 0
         self._window = PIECE
+        self._tls_writes = False
         self._failure: NetworkError | None = None
 
     @classmethod
@@ -166,7 +169,8 @@ class Transport:
         self._check()
         if self._move():
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+        writing = self._outgoing or self._tls_writes
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
         self._selector.modify(self._tls, events)
         if not self._selector.select(max(0.0, seconds)):
             self._fail(TimedOut("the server does not answer", _BUSY))
@@ -225,7 +229,8 @@ class Transport:
     def _fill(self, buffer: memoryview) -> int:
         """Bytes received into `buffer`; 0 where there are none now."""
         filled = 0
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        self._tls_writes = False
+        try:
             while filled < len(buffer):
                 count = self._tls.recv_into(buffer[filled:])
                 if count == 0:
@@ -233,6 +238,10 @@ class Transport:
                         break
                     raise ConnectionResetError("the server closed the connection")
                 filled += count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLWantWriteError:  # TLS itself has something to say, as to a KeyUpdate
+            self._tls_writes = True
         return filled
 
     def _answered(self, ticket: Ticket, message: object) -> None:
@@ -241,10 +250,6 @@ class Transport:
             self._abandoned.remove(ticket)
         elif isinstance(message, Reply):
             self._replies[ticket] = message
-
-
-_AGAIN: Final = "run the command again"
-_BUSY: Final = "the server or the network may be overloaded; run the command again"
 
 
 def _weight(message: Request) -> int:
@@ -298,18 +303,14 @@ def _context() -> ssl.SSLContext:
 
 def _handshake(connected: socket.socket, address: str) -> ssl.SSLSocket:
     try:
-        return _context().wrap_socket(connected)
+        return _context().wrap_socket(connected)  # takes the socket over, and closes it on failure
     except TimeoutError as exc:
-        connected.close()
         raise TimedOut(f"{address} accepts connections but does not speak", _BUSY) from exc
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
-        connected.close()
         raise Unreachable(f"{address} closed the connection at once", _BUSY) from exc
     except ssl.SSLError as exc:
-        connected.close()
         raise ProtocolFailure(f"{address} does not speak TLS 1.3: {exc.reason}") from exc
     except OSError as exc:
-        connected.close()
         raise Unreachable(f"no connection to {address}: {exc.strerror}", _AGAIN) from exc
 
 
@@ -344,11 +345,11 @@ def _content(data: memoryview, tag: int) -> tuple[memoryview, memoryview]:
     if len(data) < 2 or data[0] != tag:
         raise ProtocolFailure("the server's certificate is malformed")
     start, length = 2, data[1]
+    shortest = True
     if length >= 0x80:
         start += length - 0x80
         length = int.from_bytes(data[2:start], "big")
-        if length < 0x80 or start - 2 != (length.bit_length() + 7) // 8:
-            raise ProtocolFailure("the server's certificate is malformed")
-    if len(data) < start + length:
+        shortest = length >= 0x80 and start - 2 == (length.bit_length() + 7) // 8
+    if not shortest or len(data) < start + length:
         raise ProtocolFailure("the server's certificate is malformed")
     return data[start : start + length], data[start + length :]

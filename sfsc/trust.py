@@ -32,6 +32,7 @@ from sfsc.errors import (
     BadReceipt,
     BadRecord,
     Fork,
+    IntegrityError,
     ProtocolFailure,
     Rollback,
     WrongServer,
@@ -153,8 +154,13 @@ class Trust:
         """
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
+        before = self.newest, self._opened, self._roots
         self.session(session)
-        return self.receipt(session.receipt, sent)
+        try:
+            return self.receipt(session.receipt, sent)
+        except IntegrityError:
+            self.newest, self._opened, self._roots = before
+            raise
 
     def receipt(self, receipt: Receipt, sent: Sent) -> Entry:
         """The log entry of a change, proven to say what was sent and to stand in the log.

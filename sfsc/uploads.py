@@ -22,7 +22,7 @@ from protocol.messages.base import Wrap
 from protocol.messages.files import History, HistoryPage
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import FileRecord, record_hash
-from sfsc.envelope import ContentKey, Metadata, Recipient, check_name, content_record
+from sfsc.envelope import ContentKey, Metadata, Recipient, content_record
 from sfsc.errors import (
     ConflictError,
     LocalError,
@@ -30,13 +30,12 @@ from sfsc.errors import (
     ProtocolFailure,
     SfscError,
     Unreachable,
-    UsageError,
 )
 from sfsc.identity import Entry
 from sfsc.pieces import Sending, UploadLost
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, answered, known_file, refusal
-from sfsc.sources import Input, Source, default_name, opened
+from sfsc.sources import Input, Source, name_for, opened
 from sfsc.state import KnownFile
 from sfsc.transport import MAX_REQUESTS, Ticket
 
@@ -83,6 +82,7 @@ class _Attempt:
     base: KnownFile | None
     record: FileRecord
     body: bytes
+    signature: bytes
     request: Request
     connection: int
     build: Callable[[bytes, bytes], Request]
@@ -100,7 +100,7 @@ class Uploads:
         With `expected` only onto that version (0: only where there is no such file), else whatever
         is there. Raises `SfscError`.
         """
-        name = _name_of(source, name)
+        name = name_for(source, name)
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is None:
@@ -118,7 +118,7 @@ class Uploads:
         try:
             for source, name in items:
                 try:
-                    yield from self._put_next(window, source, _name_of(source, name))
+                    yield from self._put_next(window, source, name_for(source, name))
                 except SfscError as exc:
                     failure = exc
                     break
@@ -232,8 +232,9 @@ class Uploads:
             created=int(time.time()),
         )
         body = record.encode()
-        request = build(body, session.sign(body))
-        return _Attempt(content, base, record, body, request, session.connections, build)
+        signature = session.sign(body)
+        request = build(body, signature)
+        return _Attempt(content, base, record, body, signature, request, session.connections, build)
 
     def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
         """The head to put onto: the one remembered, which costs nothing; where that is stale, the
@@ -255,7 +256,7 @@ class Uploads:
         for left in reversed(range(MAX_CONFLICTS)):
             if not isinstance(reply, Error):
                 receipt = answered(reply, Done).receipt
-                self._session.proven(receipt, attempt.record, attempt.body)
+                self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
                 return self._stored(attempt, receipt)
             # Of a record sent twice the first may have been accepted, its answer lost, and
             # something else put upon it since.
@@ -342,11 +343,3 @@ class _Window:
 
     def _again(self) -> None:
         self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
-
-
-def _name_of(source: Source, name: str | None) -> str:
-    given = default_name(source) if name is None else name
-    if given is None:
-        raise UsageError("what has no path needs a name")
-    check_name(given)
-    return given

@@ -379,5 +379,7 @@ def test_the_first_checkpoint_needs_the_receipt_of_the_statement() -> None:
     with pytest.raises(BadReceipt):
         greeted(log).enrolled(log.session(0), sent)
     other = log.receipt(upload(log, **enrolled, actor="eve"), 5)
+    trust = greeted(log)
     with pytest.raises(BadReceipt):
-        greeted(log).enrolled(log.session(0, other), sent)
+        trust.enrolled(log.session(0, other), sent)
+    assert trust.newest.size == 0
