@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, cast
 
 import click
 
 from protocol import auditlog, checkpoint, merkle
+from protocol.auditlog import Entry
 from protocol.checkpoint import Verifier
 from protocol.errors import LogError
+from protocol.messages.log import LogCheckpoint, LogHead
 from protocol.records import ServerStatement
-from sfsd import certificates
+from sfsd import administration, certificates
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint
 
-_FACTS = ("address", "count", "codes", "users", "reason")
+_FACTS: Final = ("address", "count", "codes", "users", "reason")
+_POLL: Final = 0.25
+"""Seconds between looks at a log that is followed."""
 
 
 @click.group()
@@ -26,23 +34,83 @@ def command() -> None:
     """Read the log, and verify it."""
 
 
+def _moment(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """A date or time in ISO 8601, UTC unless it says otherwise, as entries write theirs."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter("not like 2026-11-24 or 2026-11-24T09:30:00Z") from exc
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """Which entries are wanted; None or nothing for all."""
+
+    user: str | None
+    file: str | None
+    ops: tuple[str, ...]
+    since: str | None
+    until: str | None
+
+    def wants(self, entry: Entry) -> bool:
+        return (
+            (self.user is None or self.user in (entry.actor, entry.owner, *entry.accounts))
+            and (self.file is None or self.file == entry.file)
+            and (not self.ops or entry.op in self.ops)
+            and (self.since is None or self.since <= entry.time)
+            and (self.until is None or entry.time < self.until)
+        )
+
+
 @command.command()
 @root_option
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
-def log(root: Path, as_json: bool) -> None:
+@click.option("--user", metavar="USER", help="Only what USER did, owns or is concerned by.")
+@click.option("--file", "file_id", metavar="ID", help="Only what was done to this file id.")
+@click.option("--op", "ops", metavar="OP", multiple=True, help="Only this kind (repeatable).")
+@click.option(
+    "--since", metavar="TIME", callback=_moment, help="Only from this time on (ISO 8601, UTC)."
+)
+@click.option("--until", metavar="TIME", callback=_moment, help="Only before this time.")
+@click.option("--follow", is_flag=True, help="Go on with what is appended, until interrupted.")
+def log(
+    root: Path,
+    as_json: bool,
+    user: str | None,
+    file_id: str | None,
+    ops: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    follow: bool,
+) -> None:
     """Print the log, one entry a line: when, who, what."""
-    for seq, line in enumerate(_complete_lines(root)):
+    wanted = _Filter(user, file_id, ops, since, until)
+    for seq, line in enumerate(_complete_lines(root, follow=follow)):
+        try:
+            entry = auditlog.parse(line, seq=seq)
+        except LogError as exc:
+            raise _damaged(exc) from exc
+        if not wanted.wants(entry):
+            continue
         if as_json:
             click.echo(line)
         else:
-            answer(_shown(line, seq))
+            answer(_shown(entry))
 
 
-def _shown(line: bytes, seq: int) -> str:
-    try:
-        entry = auditlog.parse(line, seq=seq)
-    except LogError as exc:
-        raise _damaged(exc) from exc
+@command.command("checkpoint")
+@root_option
+def checkpoint_(root: Path) -> None:
+    """Print the signed note of the log's present size, for others to keep and compare."""
+    head = cast(LogCheckpoint, administration.ask(root, [LogHead()])[0])
+    click.echo(head.checkpoint, nl=False)
+
+
+def _shown(entry: Entry) -> str:
     what = entry.owner or ""
     if entry.file:
         what += f":{entry.file}" + (f" v{entry.version}" if entry.version else "")
@@ -139,14 +207,25 @@ def _signed(root: Path) -> checkpoint.Checkpoint:
         raise ConfigError(f"logs/checkpoint cannot be read: {exc.strerror}") from exc
 
 
-def _complete_lines(root: Path) -> Iterator[bytes]:
-    """The log's lines; what follows the last newline is being written, or torn, and left out."""
+def _complete_lines(root: Path, *, follow: bool = False) -> Iterator[bytes]:
+    """The log's lines; what follows the last newline is being written, or torn, and left out.
+
+    With `follow` this waits for more and does not end by itself.
+    """
     try:
         with (root / "logs" / "audit.jsonl").open("rb") as file:
-            while (line := file.readline(auditlog.MAX_LINE + 1)).endswith(b"\n"):
-                yield line[:-1]
-            if len(line) > auditlog.MAX_LINE:
-                yield line
+            while True:
+                line = file.readline(auditlog.MAX_LINE + 1)
+                if line.endswith(b"\n"):
+                    yield line[:-1]
+                elif len(line) > auditlog.MAX_LINE:
+                    yield line
+                    return
+                elif follow:
+                    file.seek(-len(line), os.SEEK_CUR)
+                    time.sleep(_POLL)
+                else:
+                    return
     except FileNotFoundError as exc:
         raise ConfigError(f"no log in {root / 'logs'}", "has this root ever been served?") from exc
     except OSError as exc:

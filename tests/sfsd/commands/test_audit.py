@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 
 from protocol import auditlog
 from protocol.auditlog import Draft
+from protocol.checkpoint import Verifier, verify
 from protocol.messages.accounts import UserAccess, UserAdd
-from sfsd import administration
+from protocol.records import ServerStatement
+from sfsd import administration, certificates
 
 Sfsd = Callable[..., Any]
 ADDED = 12
@@ -71,6 +75,62 @@ def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
     assert added.split()[2:] == ["user-add", "operator", "user07"]
     assert all(line.isprintable() and line.isascii() for line in lines)
     assert 'reason="left \\u001b[2J\\u202e"' in lines[-1]
+
+
+def test_some_of_the_lines(log: Path, root: Path, sfsd: Sfsd) -> None:
+    administration.ask(root, [UserAccess("user03", True, "left")])
+    entries = [auditlog.parse(line) for line in log.read_bytes().splitlines()]
+
+    def seqs(*options: str) -> list[int]:
+        lines = sfsd("audit", "log", "--json", *options).lines
+        people = sfsd("audit", "log", *options).lines
+        found = [auditlog.parse(line.encode()).seq for line in lines]
+        assert [int(line.split()[0]) for line in people] == found
+        return found
+
+    every = list(range(len(entries)))
+    assert seqs("--op", "user-access") == every[-1:]
+    assert seqs("--op", "user-access", "--op", "server-statement") == [0, every[-1]]
+    assert seqs("--user", "user03") == [e.seq for e in entries if "user03" in e.accounts]
+    assert len(seqs("--user", "user03")) == 2
+    assert seqs("--user", "user03", "--op", "user-access") == every[-1:]
+    assert seqs("--user", "operator") == every[1:]
+    assert seqs("--file", "0" * 32) == []
+    middle = entries[5].time
+    assert seqs("--since", middle) == [e.seq for e in entries if e.time >= middle]
+    assert seqs("--until", middle) == [e.seq for e in entries if e.time < middle]
+    assert seqs("--since", "2001-01-01", "--until", "9999-01-01T00:00+02:00") == every
+    assert "2026-11-24" in sfsd("audit", "log", "--since", "yesterday", code=2).err
+
+
+def test_lines_as_they_come(log: Path, root: Path) -> None:
+    """What is there first; then what is appended, whole, in the moment that it is."""
+    words = ["audit", "log", "--root", str(root), "--op", "user-access", "--follow"]
+    administration.ask(root, [UserAccess("user01", True, "first")])
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys, sfsd.cli; sys.exit(sfsd.cli.main({words!r}))"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        try:
+            assert following.stdout is not None
+            assert 'reason="first"' in following.stdout.readline()
+            with log.open("ab") as file:
+                file.write(b'{"seq":99')  # torn: the next start cuts it
+            administration.ask(root, [UserAccess("user01", False, "second")])
+            assert 'reason="second"' in following.stdout.readline()
+        finally:
+            following.terminate()
+
+
+def test_the_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
+    note = sfsd("audit", "checkpoint").out.encode()
+    told = json.loads(sfsd("audit", "verify", "--json").out)
+    statement = certificates.read_statement(root / "keys")[0]
+    verifier = Verifier.parse(ServerStatement.parse(statement).log_vkey)
+    point = verify(note, verifier)
+    assert (point.size, point.root.hex()) == (told["entries"], told["root"])
+    assert (log.parent / "checkpoint").read_bytes() == note
 
 
 @pytest.mark.parametrize("seq", [0, 5, ADDED])
