@@ -8,7 +8,7 @@ PORTABLE := protocol sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench vectors crash-sweep fuzz clean
+.PHONY: help venv lint format test demo bench vectors crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
 	@echo "make crash-sweep  the crash tests at every point, not a sample"
+	@echo "make audit-sweep every bit of a log changed, every truncation, not a sample"
 	@echo "make fuzz         property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
 	@echo "make clean        remove the virtual environment and every cache"
 
@@ -56,6 +57,9 @@ vectors: $(STAMP)
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
+
+audit-sweep: $(STAMP)
+	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py
 
 SFS_FUZZ_EXAMPLES ?= 1000000
 fuzz: $(STAMP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 import pytest
 
 from protocol import auditlog
-from protocol.auditlog import Draft
 from protocol.checkpoint import Verifier, verify
 from protocol.messages.accounts import UserAccess, UserAdd
 from protocol.records import ServerStatement
 from sfsd import administration, certificates
+from tests.sfsd.rewriting import rewritten
 
 Sfsd = Callable[..., Any]
 ADDED = 12
@@ -33,24 +32,6 @@ def log(root: Path) -> Path:
 
 def write(log: Path, lines: list[bytes]) -> None:
     log.write_bytes(b"".join(line + b"\n" for line in lines))
-
-
-def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
-    """Entry `seq` by another actor and its hash made anew; with `chain`, all after it too."""
-    changed = list(lines)
-    for at in range(seq, len(lines) if chain else seq + 1):
-        entry = auditlog.parse(lines[at])
-        values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(Draft)
-                  if hasattr(entry, field.name)}  # fmt: skip
-        values.pop("accounts")
-        if at == seq:
-            values["actor"] = "mallory"
-        prev = auditlog.parse(changed[at - 1]).hash if at > seq else entry.prev
-        changed[at], _ = auditlog.encode(
-            Draft(**values), seq=at, time=entry.time, salt=entry.salt, detail=entry.detail,
-            prev=prev,
-        )  # fmt: skip
-    return changed
 
 
 def test_a_log_that_holds(log: Path, sfsd: Sfsd) -> None:
