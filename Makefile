@@ -8,12 +8,13 @@ PORTABLE := protocol sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench vectors crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-log vectors crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
 	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
 	@echo "make bench        1 GiB up and down beside a bare pipe (BENCH_BYTES, BENCH_RUNS)"
+	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
@@ -50,6 +51,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+bench-log: $(STAMP)
+	$(BIN)/python -m benchmarks.log
 
 vectors: $(STAMP)
 	$(BIN)/python -m tests.vectors.generate_crypto
