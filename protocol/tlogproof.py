@@ -1,0 +1,98 @@
+"""Proofs that travel alone: a log line, its inclusion proof and the signed checkpoint, as text.
+
+The form is C2SP's (c2sp.org/tlog-proof)::
+
+    c2sp.org/tlog-proof@v1
+    extra BASE64            the line of the log, without newline
+    index SEQ
+    BASE64                  the inclusion proof, one 32-byte hash a line, leaf to root
+
+    CHECKPOINT              the signed note (see `checkpoint`)
+
+The leaf is not in the file: it follows from the line, whose hash is the leaf's data. So one file
+says what happened, and with the log's verification key alone proves that the log holds it. A proof
+has one form; anything else is refused, though it may mean the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+
+from protocol import auditlog, checkpoint, merkle
+from protocol.auditlog import Entry
+from protocol.checkpoint import Checkpoint, Verifier
+from protocol.errors import ProofError
+
+MAX_TLOG_PROOF = 128 * 1024
+"""Bytes of the longest proof: the longest line in base64, the longest path and note, with room."""
+_HEADER = "c2sp.org/tlog-proof@v1"
+_INDEX = re.compile(r"index (0|[1-9][0-9]{0,15})")
+_EXTRA = "extra "
+
+
+@dataclass(frozen=True, slots=True)
+class TlogProof:
+    """What a file says, unverified: leaf `index` is the log `line`, by `path`, in signed `note`."""
+
+    index: int
+    line: bytes
+    path: tuple[bytes, ...]
+    note: bytes
+
+    def encode(self) -> bytes:
+        """The file. UTF-8."""
+        head = [_HEADER, _EXTRA + _base64(self.line), f"index {self.index}"]
+        return "\n".join([*head, *map(_base64, self.path), "", ""]).encode() + self.note
+
+    @classmethod
+    def parse(cls, data: bytes) -> TlogProof:
+        """The inverse of `encode`. Raises `ProofError` for any other bytes.
+
+        `line` and `note` are taken as they stand: `verify` judges them.
+        """
+        if len(data) > MAX_TLOG_PROOF:
+            raise ProofError(f"a proof of {len(data)} bytes; {MAX_TLOG_PROOF} are allowed")
+        head, separator, note = data.partition(b"\n\n")
+        try:
+            lines = head.decode("ascii").split("\n")
+        except UnicodeDecodeError as exc:
+            raise ProofError("a proof that is not text") from exc
+        if not separator or lines[0] != _HEADER:
+            raise ProofError(f"not a file of the form {_HEADER}")
+        if len(lines) < 3 or not lines[1].startswith(_EXTRA):
+            raise ProofError("a proof without the line of the log")
+        index = _INDEX.fullmatch(lines[2])
+        if index is None:
+            raise ProofError("a proof without the index of its line")
+        path = tuple(map(_decode, lines[3:]))
+        return cls(int(index[1]), _decode(lines[1].removeprefix(_EXTRA)), path, note)
+
+
+def verify(proof: TlogProof, verifier: Verifier) -> tuple[Entry, Checkpoint]:
+    """The entry, and the checkpoint of `verifier`'s log that holds it.
+
+    Raises `CheckpointError` for a checkpoint that the log's key did not sign, `LogError` for a line
+    that is none or is another than the index says, `ProofError` where the log does not hold it.
+    """
+    signed = checkpoint.verify(proof.note, verifier)
+    entry = auditlog.parse(proof.line, seq=proof.index)
+    leaf = merkle.leaf_hash(entry.hash)
+    merkle.verify_inclusion(leaf, proof.index, signed.size, proof.path, signed.root)
+    return entry, signed
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decode(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ProofError("a proof with bad base64") from exc
+    if _base64(data) != text:  # base64 has spellings that decode alike
+        raise ProofError("a proof with bad base64")
+    return data

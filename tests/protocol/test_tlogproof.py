@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import auditlog, checkpoint, merkle, tlogproof
+from protocol.auditlog import Draft
+from protocol.checkpoint import Checkpoint, Verifier
+from protocol.errors import CheckpointError, LogError, ProofError
+from protocol.signatures import SigningKey
+from protocol.tlogproof import TlogProof
+
+KEY = SigningKey.from_seed(bytes(range(32)))
+ORIGIN = checkpoint.origin_of(b"\xab" * 32)
+LOG = Verifier(ORIGIN, KEY.public)
+TIME = "2026-11-25T01:02:03.004Z"
+
+
+def written(count: int) -> tuple[list[bytes], list[bytes]]:
+    """(lines, entry hashes) of a log of `count` entries."""
+    lines: list[bytes] = []
+    hashes = [auditlog.GENESIS]
+    for seq in range(count):
+        draft = Draft("put", "alice", "alice", f"{seq:032x}", 1)
+        line, digest = auditlog.encode(
+            draft, seq=seq, time=TIME, salt=bytes(16), detail={}, prev=hashes[-1]
+        )
+        lines.append(line)
+        hashes.append(digest)
+    return lines, hashes[1:]
+
+
+LINES, HASHES = written(21)
+
+
+def proof_of(seq: int, size: int) -> TlogProof:
+    leaves = [merkle.leaf_hash(digest) for digest in HASHES[:size]]
+
+    def read(level: int, index: int) -> bytes:
+        return merkle.root(leaves[index << level : (index + 1) << level])
+
+    note = checkpoint.sign(KEY, ORIGIN, size, merkle.root(leaves))
+    return TlogProof(seq, LINES[seq], merkle.inclusion_proof(seq, size, read), note)
+
+
+PROOF = proof_of(5, 21)
+FILE = PROOF.encode()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 21])
+def test_every_entry_of_a_log_can_be_proven_from_its_file(size: int) -> None:
+    for seq in range(size):
+        entry, signed = tlogproof.verify(TlogProof.parse(proof_of(seq, size).encode()), LOG)
+        assert (entry.seq, entry.file, entry.hash) == (seq, f"{seq:032x}", HASHES[seq])
+        assert (signed.origin, signed.size) == (ORIGIN, size)
+
+
+def test_the_form_is_c2sp_s() -> None:
+    lines = FILE.decode().split("\n")
+    assert lines[0] == "c2sp.org/tlog-proof@v1"
+    assert lines[1] == "extra " + base64.b64encode(LINES[5]).decode()
+    assert lines[2] == "index 5"
+    end = 3 + len(PROOF.path)
+    assert [base64.b64decode(line) for line in lines[3:end]] == list(PROOF.path)
+    assert lines[end] == ""
+    assert "\n".join(lines[end + 1 :]).encode() == PROOF.note
+
+
+@given(
+    st.integers(0, 10**16 - 1),
+    st.binary(max_size=200),
+    st.lists(st.binary(min_size=32, max_size=32), max_size=8).map(tuple),
+    st.binary(max_size=200),
+)
+def test_round_trip(index: int, line: bytes, path: tuple[bytes, ...], note: bytes) -> None:
+    proof = TlogProof(index, line, path, note)
+    assert TlogProof.parse(proof.encode()) == proof
+
+
+@given(st.binary(max_size=300))
+def test_what_parses_is_what_would_be_written(data: bytes) -> None:
+    for candidate in (data, FILE[: len(data)] + data):
+        try:
+            proof = TlogProof.parse(candidate)
+        except ProofError:
+            continue
+        assert proof.encode() == candidate
+
+
+def test_no_flipped_byte_passes() -> None:
+    for at in range(len(FILE)):
+        changed = bytearray(FILE)
+        changed[at] ^= 1
+        with pytest.raises((ProofError, LogError, CheckpointError)):
+            tlogproof.verify(TlogProof.parse(bytes(changed)), LOG)
+
+
+def test_no_truncation_passes() -> None:
+    for length in range(len(FILE)):
+        with pytest.raises((ProofError, LogError, CheckpointError)):
+            tlogproof.verify(TlogProof.parse(FILE[:length]), LOG)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        FILE.replace(b"@v1", b"@v2"),
+        FILE.replace(b"\n", b"\r\n"),
+        FILE.replace(b"extra ", b"extra"),
+        FILE.replace(b"index 5", b"index 05"),
+        FILE.replace(b"index 5", b"index -5"),
+        FILE.replace(b"index 5", b"index " + b"9" * 17),
+        FILE.replace(b"index 5\n", b""),
+        FILE.replace(b"index 5", b"index 5\n*"),
+        FILE.replace(b"\n\n", b"\n"),
+        FILE.replace(b"c2sp", "ć2sp".encode()),
+        FILE + b"x" * tlogproof.MAX_TLOG_PROOF,
+    ],
+)
+def test_another_form_is_refused(data: bytes) -> None:
+    with pytest.raises(ProofError):
+        TlogProof.parse(data)
+
+
+STRANGER = SigningKey.from_seed(bytes(32))
+FORGED = checkpoint.sign(STRANGER, ORIGIN, 21, bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda: replace(PROOF, note=FORGED), CheckpointError),
+        (lambda: replace(PROOF, note=proof_of(5, 20).note), ProofError),
+        (lambda: replace(PROOF, index=6), LogError),
+        (lambda: replace(PROOF, line=LINES[6]), LogError),
+        (lambda: replace(PROOF, line=LINES[6], index=6), ProofError),
+        (lambda: replace(PROOF, line=PROOF.line.replace(b"alice", b"mallo")), LogError),
+        (lambda: replace(PROOF, path=PROOF.path[:-1]), ProofError),
+        (lambda: replace(PROOF, path=PROOF.path[::-1]), ProofError),
+        (lambda: replace(PROOF, path=(*PROOF.path, bytes(32))), ProofError),
+        (lambda: replace(PROOF, path=(PROOF.path[0][:31], *PROOF.path[1:])), ProofError),
+    ],
+)
+def test_another_content_is_refused(
+    change: Callable[[], TlogProof], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        tlogproof.verify(TlogProof.parse(change().encode()), LOG)
+
+
+def test_the_key_of_another_log_is_refused() -> None:
+    with pytest.raises(CheckpointError):
+        tlogproof.verify(PROOF, Verifier(ORIGIN, STRANGER.public))
+    assert tlogproof.verify(PROOF, LOG)[1] == Checkpoint(
+        ORIGIN, 21, merkle.root(map(merkle.leaf_hash, HASHES))
+    )
