@@ -44,7 +44,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --session-timeout=780
+	$(BIN)/python -m pytest -q -n auto --session-timeout=1800
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
