@@ -23,6 +23,7 @@ from protocol.messages.accounts import (
 )
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
 from protocol.messages.files import History, List, Listing, Record, Stat, Stated
+from protocol.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
 from protocol.messages.session import OPENING, Ping
 from protocol.messages.sharing import Lookup
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
@@ -71,6 +72,9 @@ MATRIX: dict[Request, set[Access]] = {
     Record(()): USERS,
     Lookup("ada", 1): OWN_KEYS,
     Usage(): USERS,
+    LogHead(): EVERYONE,
+    LogEntries(0, 1, own=True): EVERYONE,
+    LogProof(CONSISTENCY, 0, 0): EVERYONE,
     UserList(""): OPERATORS,
     UserShow("ada"): OPERATORS,
     UserAdd("bob", bytes(32), 2**40, 0): OPERATORS,
