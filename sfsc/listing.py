@@ -59,6 +59,7 @@ class Files:
             reply = self._session.ask(Record((change,)))
             if not isinstance(reply, Error):
                 self._session.proven(answered(reply, Done).receipt, record, body, signature)
+                self._session.join()
                 deleted = KnownFile(
                     record.file_id, record.rev, record_hash(body), body, file.version
                 )

@@ -18,6 +18,7 @@ from protocol.invitation import parse_address
 from protocol.messages import Error, FileView, Receipt, Reply, Request
 from protocol.messages import session as opening
 from protocol.messages.files import Stat, Stated
+from protocol.messages.log import CONSISTENCY, LogProof, LogProven
 from protocol.records import (
     DELETE,
     MOVE,
@@ -33,6 +34,7 @@ from protocol.records import key_id as hash_of_key
 from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Author
 from sfsc.errors import (
+    BadReceipt,
     ConflictError,
     Damaged,
     Denied,
@@ -54,7 +56,7 @@ from sfsc.identity import Account, File
 from sfsc.keyring import Keyring
 from sfsc.state import KnownFile, State
 from sfsc.transport import Timeouts, Transport
-from sfsc.trust import Point, Sent, Trust
+from sfsc.trust import TOLD, Point, Sent, Trust
 
 LOST: Final = (Unreachable, TimedOut)
 """What a connection that is gone raises, and a server that cannot answer now."""
@@ -240,7 +242,10 @@ class Session:
     def proven(
         self, receipt: Receipt, record: FileRecord, body: bytes, signature: bytes
     ) -> LogEntry:
-        """The log entry of a record of ours, proven and remembered. Raises as `Trust.receipt`."""
+        """The log entry of a record of ours, proven from the checkpoint this session opened with.
+
+        Call `join` before success is reported. Raises as `Trust.receipt`.
+        """
         sent = Sent(
             op=LOGGED_AS[record.op],
             actor=record.actor,
@@ -250,15 +255,35 @@ class Session:
             record=body,
             signatures={self._signing_id: signature},
         )
-        entry = self.trust.receipt(receipt, sent)
+        return self.trust.receipt(receipt, sent)
+
+    def join(self) -> None:
+        """Have the receipts since the last `join` proven from each other, and remember the newest.
+
+        Costs nothing for the first receipts of a session that are of one checkpoint. Raises `Fork`,
+        and `BadReceipt` where the server will not prove that it has one log.
+        """
+        proofs = self.surviving(self._joining, lambda: None)
+        self.trust.join(proofs)
         self._remember()
-        return entry
+
+    def _joining(self) -> list[tuple[bytes, ...]]:
+        asked = [
+            self.transport.submit(LogProof(CONSISTENCY, old, new)) for old, new in self.trust.gaps()
+        ]
+        return [_joined(self.transport.result(ticket)) for ticket in asked]
 
     def _remember(self) -> None:
         newest = self.trust.newest
         if newest != self._remembered:  # receipts of one commit have one checkpoint
             self.state.remember_checkpoint(newest.size, newest.root, newest.note)
             self._remembered = newest
+
+
+def _joined(reply: Reply) -> tuple[bytes, ...]:
+    if isinstance(reply, Error) and reply.code == "bad-request":
+        raise BadReceipt("the server does not prove that its log is one", TOLD)
+    return answered(reply, LogProven).proof
 
 
 def trust_from(state: State, pin: bytes) -> Trust:

@@ -9,8 +9,10 @@ A judgement that raises has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 from protocol import auditlog, merkle
 from protocol import checkpoint as notes
@@ -38,7 +40,7 @@ from sfsc.errors import (
     WrongServer,
 )
 
-_TOLD = "keep what you have; ask others of this server what they see, then its operator"
+TOLD: Final = "keep what you have; ask others of this server what they see, then its operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ class Trust:
         self._verifier: Verifier | None = None
         self._opened = self.newest
         self._roots: dict[int, bytes] = {self.newest.size: self.newest.root}
+        self._joined: set[int] = {self.newest.size}
+        self._loose: dict[int, Point] = {}
+        self._carried = False
         self._verified = self.newest
 
     def welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
@@ -110,9 +115,9 @@ class Trust:
             verify(Label.SERVER_STATEMENT, welcome.statement, signature, statement.server_pub)
             verifier = Verifier.parse(statement.log_vkey)
         except (SignatureError, CheckpointError) as exc:
-            raise BadRecord("the server's statement is not validly signed", _TOLD) from exc
+            raise BadRecord("the server's statement is not validly signed", TOLD) from exc
         if verifier.name != origin_of(self.pin):
-            raise BadRecord("the server's statement names the key of another log", _TOLD)
+            raise BadRecord("the server's statement names the key of another log", TOLD)
         if statement.tls_spki_sha256 != peer_spki_sha256:
             raise WrongServer(
                 "the connection does not end at the server that was pinned",
@@ -131,10 +136,10 @@ class Trust:
         known = _server_statement(self._statement)
         if statement.n < known.n:
             raise Rollback(
-                f"the server shows its statement {statement.n}, after {known.n} was seen", _TOLD
+                f"the server shows its statement {statement.n}, after {known.n} was seen", TOLD
             )
         if statement.n == known.n:
-            raise Fork(f"the server has signed two statements with the number {known.n}", _TOLD)
+            raise Fork(f"the server has signed two statements with the number {known.n}", TOLD)
 
     def session(self, session: Session) -> None:
         """The log at login must continue the newest point known; it is then the newest.
@@ -146,6 +151,9 @@ class Trust:
         self._extend(self.newest, point, session.consistency)
         self._opened = self.newest = point
         self._roots = {point.size: point.root}
+        self._joined = {point.size}
+        # What the session before left loose was proven from another opening than this.
+        self._carried = bool(self._loose)
 
     def enrolled(self, session: Session, sent: Sent) -> Entry:
         """The first session of a new account: its receipt must show the statement in the log.
@@ -154,16 +162,20 @@ class Trust:
         """
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
-        before = self.newest, self._opened, self._roots
+        before = self.newest, self._opened, self._roots, self._joined
         self.session(session)
         try:
-            return self.receipt(session.receipt, sent)
+            entry = self.receipt(session.receipt, sent)
+            self.join([])
         except IntegrityError:
-            self.newest, self._opened, self._roots = before
+            self.newest, self._opened, self._roots, self._joined = before
+            self._loose.clear()
             raise
+        return entry
 
     def receipt(self, receipt: Receipt, sent: Sent) -> Entry:
-        """The log entry of a change, proven to say what was sent and to stand in the log.
+        """The log entry of a change, proven to say what was sent and to stand in a log that
+        continues the one this session opened with. `join` is still to come.
 
         Raises `BadReceipt` for an entry that says something else or is not in the checkpoint,
         `Rollback` and `Fork` for a log that does not continue the one this session opened with.
@@ -174,15 +186,47 @@ class Trust:
             leaf = merkle.leaf_hash(entry.hash)
             merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
         except (LogError, ProofError) as exc:
-            raise BadReceipt(f"the log does not prove the change: {exc}", _TOLD) from exc
+            raise BadReceipt(f"the log does not prove the change: {exc}", TOLD) from exc
         _check_says(entry, sent)
         self._extend(self._opened, point, receipt.consistency)
         # Two checkpoints of one size are one checkpoint, whatever each was proven from.
         if self._roots.setdefault(point.size, point.root) != point.root:
-            raise Fork(f"the server has signed two logs of {point.size} entries", _TOLD)
-        if point.size > self.newest.size:
-            self.newest = point
+            raise Fork(f"the server has signed two logs of {point.size} entries", TOLD)
+        if point.size not in self._joined:
+            self._loose[point.size] = point
         return entry
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
+
+        Receipts that each continue the opening of their session may be of logs that part after
+        it. They are of one log when each checkpoint is proven from the one before it.
+        """
+        return [(old.size, new.size) for old, new in pairwise(self._chain())]
+
+    def join(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
+        """Take all checkpoints of receipts as proven; the largest is then `newest`.
+
+        `proofs` are of `gaps`, in its order. Raises `Fork` where they do not hold.
+        """
+        chain = self._chain()
+        for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
+            self._extend(old, new, proof)
+        self._joined.update(self._loose)
+        self._loose.clear()
+        self._carried = False
+        if chain:
+            self.newest = chain[-1]
+
+    def _chain(self) -> list[Point]:
+        """The checkpoints that must prove to be of one log, by size."""
+        if not self._loose:
+            return []
+        points = dict(self._loose)
+        # The opening itself is left out: a receipt of its session was proven from it already.
+        if self._carried or self.newest is not self._opened:
+            points[self.newest.size] = self.newest
+        return [points[size] for size in sorted(points)]
 
     def _point(self, note: bytes) -> Point:
         """What a signed note says. Those of one commit are the same bytes: verified once."""
@@ -193,20 +237,20 @@ class Trust:
         try:
             checkpoint = notes.verify(note, self._verifier)
         except CheckpointError as exc:
-            raise BadRecord(f"the log's checkpoint is not valid: {exc}", _TOLD) from exc
+            raise BadRecord(f"the log's checkpoint is not valid: {exc}", TOLD) from exc
         self._verified = Point(checkpoint.size, checkpoint.root, note)
         return self._verified
 
     def _extend(self, known: Point, point: Point, proof: tuple[bytes, ...]) -> None:
         if point.size < known.size:
             raise Rollback(
-                f"the server's log has {point.size} entries, after {known.size} were seen", _TOLD
+                f"the server's log has {point.size} entries, after {known.size} were seen", TOLD
             )
         try:
             merkle.verify_consistency(known.size, known.root, point.size, point.root, proof)
         except ProofError as exc:
             raise Fork(
-                f"the server's log does not continue the one seen before: {exc}", _TOLD
+                f"the server's log does not continue the one seen before: {exc}", TOLD
             ) from exc
 
 
@@ -228,4 +272,4 @@ def _check_says(entry: Entry, sent: Sent) -> None:
         entry.sigs,
     )
     if said != sent:
-        raise BadReceipt("the log has an entry for the change that says something else", _TOLD)
+        raise BadReceipt("the log has an entry for the change that says something else", TOLD)

@@ -25,7 +25,9 @@ from protocol.records import FileRecord, record_hash
 from sfsc.envelope import ContentKey, Metadata, Recipient, content_record
 from sfsc.errors import (
     ConflictError,
+    IntegrityError,
     LocalError,
+    NetworkError,
     NotFound,
     ProtocolFailure,
     SfscError,
@@ -104,14 +106,19 @@ class Uploads:
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is None:
-                return self._put_large(plaintext, name, expected)
-            attempt = self._small(plaintext, small, name, expected)
-            return self._finish(attempt, self._session.ask(attempt.request))
+                done = self._put_large(plaintext, name, expected)
+            else:
+                attempt = self._small(plaintext, small, name, expected)
+                done = self._finish(attempt, self._session.ask(attempt.request))
+        self._session.join()
+        return done
 
     def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
         """Store many, small ones without waiting for each; answers in order.
 
         What fails ends it: the error is raised behind the answers of all that was sent before.
+        Each answer is proven to stand in a log that continues the one of the login; that all of
+        them stand in one and the same is proven last, and `Fork` raised where they do not.
         """
         window = _Window(self._session)
         failure: SfscError | None = None
@@ -129,6 +136,8 @@ class Uploads:
                     failure = failure or exc
         finally:
             window.abandon()
+        if not isinstance(failure, IntegrityError | NetworkError):
+            self._session.join()
         if failure is not None:
             raise failure
 
@@ -297,6 +306,7 @@ class _Window:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._waiting: deque[tuple[_Attempt, Ticket | None]] = deque()
+        self._connection = session.connections
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -324,12 +334,16 @@ class _Window:
 
     def abandon(self) -> None:
         """Nobody asks any more what became of them."""
+        same = self._connection == self._session.connections
         for _, ticket in self._waiting:
-            if ticket is not None:
+            if same and ticket is not None:
                 self._session.transport.abandon(ticket)
         self._waiting.clear()
 
     def _submit(self) -> None:
+        # A ticket is of its connection; another may have been opened while an answer was judged.
+        if self._connection != self._session.connections:
+            self._again()
         for place, (attempt, ticket) in enumerate(self._waiting):
             if ticket is None:
                 self._waiting[place] = attempt, self._session.transport.submit(attempt.request)
@@ -343,3 +357,4 @@ class _Window:
 
     def _again(self) -> None:
         self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
+        self._connection = self._session.connections

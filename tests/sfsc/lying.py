@@ -45,6 +45,7 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
+from protocol.messages.log import CONSISTENCY, LogProof, LogProven
 from protocol.messages.session import Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import (
     Aborted,
@@ -327,6 +328,12 @@ class Simulator:
         )
         self._receipts[body] = seq
         return seq
+
+    def _on_logproof(self, request: LogProof) -> Reply:
+        assert request.kind == CONSISTENCY
+        if not 0 < request.start <= request.size <= self.log.size:
+            return Error("bad-request", "no such part of the log")
+        return LogProven(self.log.consistency(request.start, request.size))
 
     def store(
         self,

@@ -241,6 +241,7 @@ def test_a_change_that_the_log_has_is_believed(before: int, between: int, after:
     seq = upload(log)
     log.fill(after)
     entry = trust.receipt(log.receipt(seq, before), SENT)
+    assert joined(trust, log) == []
     assert (entry.seq, entry.rec) == (seq, RECORD)
     assert trust.newest.size == log.size
 
@@ -354,14 +355,91 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
         trust.receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
 
 
+def joined(trust: Trust, log: Log) -> list[tuple[int, int]]:
+    """The gaps that an honest `log` was asked to prove."""
+    gaps = trust.gaps()
+    trust.join([log.consistency(*gap) for gap in gaps])
+    return gaps
+
+
+@given(
+    parted=st.integers(5, 9), ours=st.integers(1, 5), theirs=st.integers(1, 5), proof=st.booleans()
+)
+def test_a_log_that_forks_between_two_receipts(
+    parted: int, ours: int, theirs: int, proof: bool
+) -> None:
+    """Both continue the opening; no proof leads from the one to the other."""
+    log = Log()
+    trust = opened(log)
+    before = trust.newest
+    log.fill(parted - 5)
+    other = log.fork(parted)
+    log.fill(ours - 1)
+    other.fill(theirs - 1)
+    trust.receipt(log.receipt(upload(log), 5), SENT)
+    second = upload(other, version=4)
+
+    def forked() -> None:
+        trust.receipt(other.receipt(second, 5), replace(SENT, version=4))
+        gaps = trust.gaps()
+        assert gaps == [tuple(sorted((log.size, other.size)))]
+        longer = max(log, other, key=lambda one: one.size)
+        trust.join([longer.consistency(*gap) if proof else () for gap in gaps])
+
+    with pytest.raises(Fork):
+        forked()
+    assert trust.newest == before
+
+
+def test_the_first_receipts_of_a_session_cost_no_proof() -> None:
+    log = Log()
+    trust = opened(log)
+    first, second = upload(log), upload(log, version=4)
+    trust.receipt(log.receipt(first, 5), SENT)
+    trust.receipt(log.receipt(second, 5), replace(SENT, version=4))
+    assert joined(trust, log) == []
+    assert trust.newest.size == 7
+    trust.receipt(log.receipt(first, 5), SENT)
+    assert trust.gaps() == []
+
+
+def test_receipts_in_any_order_are_joined_by_size() -> None:
+    log = Log()
+    trust = opened(log)
+    first, second, third = upload(log), upload(log, version=4), upload(log)
+    trust.receipt(log.receipt(second, 5, size=7), replace(SENT, version=4))
+    trust.receipt(log.receipt(third, 5, size=8), SENT)
+    trust.receipt(log.receipt(first, 5, size=6), SENT)
+    assert trust.newest.size == 5
+    assert joined(trust, log) == [(6, 7), (7, 8)]
+    assert trust.newest.size == 8
+    log.fill(1)
+    trust.receipt(log.receipt(upload(log), 5), SENT)
+    assert joined(trust, log) == [(8, 10)]
+    assert trust.newest.size == 10
+
+
 def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
     log = Log()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     early = log.receipt(first, 5, size=6)
     trust.receipt(log.receipt(second, 5), replace(SENT, version=4))
+    assert joined(trust, log) == []
     trust.receipt(early, SENT)
+    assert joined(trust, log) == [(6, 7)]
     assert trust.newest.size == 7
+
+
+def test_a_receipt_of_an_earlier_session_is_joined_with_the_next_opening() -> None:
+    log = Log()
+    trust = opened(log)
+    trust.receipt(log.receipt(upload(log), 5), SENT)
+    log.fill(3)
+    trust.session(log.session(5))
+    trust.receipt(log.receipt(upload(log), 9), SENT)
+    assert joined(trust, log) == [(6, 9), (9, 10)]
+    assert trust.newest.size == 10
 
 
 # --- enrolment

@@ -14,6 +14,7 @@ import pytest
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.base import MAX_SMALL, PIECE
 from protocol.messages.files import History, Stat
+from protocol.messages.log import LogProof
 from protocol.messages.uploads import (
     Data,
     PutAbort,
@@ -172,9 +173,11 @@ def test_a_source_that_fails_half_way(server: Simulator, session: Session) -> No
 
 
 def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
+    """And one that proves each receipt from the one before."""
     before = len(server.requests)
     assert [put(session, b"%d" % i) for i in range(4)] == [1, 2, 3, 4]
-    assert len(server.requests) == before + 4
+    assert (len(server.asked(PutSmall)), len(server.asked(LogProof))) == (4, 3)
+    assert len(server.requests) == before + 7
     assert fetched(session, "file") == b"3"
     assert fetched(session, "file", 2) == b"1"
 
@@ -274,6 +277,38 @@ def test_a_receipt_of_another_log(server: Simulator, session: Session) -> None:
     server.log.fill(3)
     with pytest.raises(Fork):
         put(session, b"")
+
+
+def test_a_log_that_forks_between_two_receipts(server: Simulator, session: Session) -> None:
+    """Both logs continue the one the session opened with, and are of different lengths."""
+    forked = server.log.fork(server.log.size)
+    put(session, b"ours", "a")
+    before = session.trust.newest
+    server.log = forked
+    server.log.fill(4)
+    with pytest.raises(Fork):
+        put(session, b"theirs", "b")
+    assert session.trust.newest == before
+
+
+def test_a_server_that_will_not_prove_that_its_log_is_one(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one", "a")
+    server.spoil = once(LogProof, lambda *_: Error("bad-request", "no"))
+    with pytest.raises(BadReceipt):
+        put(session, b"two", "b")
+
+
+def test_a_connection_lost_between_a_receipt_and_its_proof(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one", "a")
+    server.spoil = once(LogProof, drop)
+    done = list(Uploads(session).put_many(items(30)))
+    assert [put.version for put in done] == [1] * 30
+    assert session.connections == 2
+    assert session.trust.newest.size == server.log.size
 
 
 # --- lost connections
