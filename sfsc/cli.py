@@ -17,6 +17,7 @@ COMMANDS = {
     "init": "Enrol on a server with an invitation.",
     "put": "Encrypt and store files.",
     "get": "Fetch and decrypt a file.",
+    "cat": "Write files to stdout.",
     "ls": "List your files.",
     "stat": "Show what is known about a file.",
     "rm": "Delete files.",

@@ -19,17 +19,50 @@ from sfsc.errors import LocalError, UsageError
 @click.command(short_help="Encrypt and store files.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--name", help="Name to store it under; needed for `-` (stdin), one FILE only.")
+@click.option(
+    "--if-version",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Only where version N is the current one (0: no such file), one FILE only.",
+)
+@click.option("--no-overwrite", is_flag=True, help="Only under names that have no file.")
 @click.pass_obj
-def command(context: Context, files: tuple[str, ...], name: str | None) -> None:
+def command(
+    context: Context,
+    files: tuple[str, ...],
+    name: str | None,
+    if_version: int | None,
+    no_overwrite: bool,
+) -> None:
     """Encrypt each FILE and store it under its own path, or one under --name.
 
     A file that is stored already gets a new version. `-` reads stdin, of any length. A path that
     is absolute or climbs out of the present folder is stored under its last part.
+
+    With --if-version and --no-overwrite, a FILE whose name has another version is not stored: exit
+    code 6. It ends there; what stands before it was stored.
     """
+    expected = _expected(files, if_version, no_overwrite=no_overwrite)
     items = list(_items(files, name))
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
-        for done in store.put_many(items):
+        if expected is None:
+            stored = store.put_many(items)
+        else:
+            # One by one: whether a name is taken is the server's word on each.
+            stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
+        for done in stored:
             _show(done, as_json=context.json)
+
+
+def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
+    """The version that must be current for a file to be stored, None for any."""
+    if not no_overwrite:
+        if if_version is not None and len(files) > 1:
+            raise UsageError("--if-version is for one file", "put the files one by one")
+        return if_version
+    if if_version is not None:
+        raise UsageError("--no-overwrite and --if-version exclude each other", "give one of them")
+    return 0
 
 
 def _items(

@@ -86,6 +86,33 @@ def test_stdin_and_stdout(alice: Client, size: int) -> None:
     assert alice.run("get", "piped/file", "-o", "-").stdout == data
 
 
+def test_cat_writes_one_behind_the_other(alice: Client, tmp_path: Path) -> None:
+    alice.run("put", "-", "--name", "a", stdin=b"first\n")
+    alice.run("put", "-", "--name", "b", stdin=b"\0\xff" * 300_000)
+    alice.run("put", "-", "--name", "a", stdin=b"second\n")
+    assert alice.run("cat", "a", "b").stdout == b"second\n" + b"\0\xff" * 300_000
+    assert alice.run("cat", "a", "--version", "1").stdout == b"first\n"
+    assert alice.run("cat", "b", "none", "a", code=3).stdout == b"\0\xff" * 300_000
+    alice.run("cat", "a", "b", "--version", "1", code=2)
+
+
+def test_a_put_that_must_not_overwrite(alice: Client, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"one")
+    (tmp_path / "two").write_bytes(b"two")
+    alice.run("put", "two", "--no-overwrite", cwd=tmp_path)
+    # It ends at the first that is taken; what stands before it was stored.
+    refused = alice.run("put", "one", "two", "one", "--no-overwrite", cwd=tmp_path, code=6)
+    assert b"one  version 1" in refused.stdout
+    assert b"two" not in refused.stdout
+    alice.run("put", "one", "--if-version", "1", cwd=tmp_path)
+    alice.run("put", "two", "--name", "one", "--if-version", "1", cwd=tmp_path, code=6)
+    assert alice.run("cat", "one").stdout == b"one"
+    alice.run("rm", "one")
+    assert b"version 3" in alice.run("put", "one", "--if-version", "0", cwd=tmp_path).stdout
+    alice.run("put", "one", "two", "--if-version", "1", cwd=tmp_path, code=2)
+    alice.run("put", "one", "--if-version", "1", "--no-overwrite", cwd=tmp_path, code=2)
+
+
 def test_a_new_version_and_the_old_one(alice: Client, tmp_path: Path) -> None:
     for seed, size in ((1, 10), (2, 3 * MIB), (3, 0)):
         write(tmp_path / "file", size, seed)
