@@ -21,6 +21,8 @@ COMMANDS = {
     "ls": "List your files.",
     "stat": "Show what is known about a file.",
     "rm": "Delete files.",
+    "history": "Show every version of a file.",
+    "restore": "Bring a deleted file or an old version back.",
     "whoami": "Show who you are, and your key's fingerprint.",
     "status": "Show the server, your usage and your keys' age.",
 }

@@ -21,8 +21,20 @@ from sfsc.session import Session
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
 from sfsc.uploads import Put, Uploads
+from sfsc.versions import Revision, Versions
 
-__all__ = ["Entry", "Got", "Put", "Status", "Store", "Whoami", "connect", "enrol", "whoami"]
+__all__ = [
+    "Entry",
+    "Got",
+    "Put",
+    "Revision",
+    "Status",
+    "Store",
+    "Whoami",
+    "connect",
+    "enrol",
+    "whoami",
+]
 
 Home = str | os.PathLike[str] | None
 
@@ -113,6 +125,7 @@ class Store:
         self._uploads = Uploads(self._session)
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
+        self._versions = Versions(self._session)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store a path's or stream's content as the newest version of `name`; with `expected` only
@@ -138,6 +151,15 @@ class Store:
     def rm(self, name: str) -> Entry:
         """Delete `name`; what it deleted. Its versions stay, as trash."""
         return self._files.rm(name)
+
+    def history(self, name: str) -> list[Revision]:
+        """Every record of `name`, oldest first, verified from the first."""
+        return self._versions.history(name)
+
+    def restore(self, name: str, *, version: int | None = None) -> Entry:
+        """Make an old content the newest version; of a deleted file the last, where none is
+        named."""
+        return self._versions.restore(name, version)
 
     def whoami(self) -> Whoami:
         """Who we are."""

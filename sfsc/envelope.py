@@ -205,11 +205,13 @@ def content_record(
     seen: tuple[int, bytes],
     created: int,
     op: str = PUT,
+    origin: tuple[str, int] | None = None,
 ) -> FileRecord:
     """The record that makes `version` of a file, onto its record `head` (exact bytes; None: new).
 
     `metadata` as `seal_metadata` gave it; `seen` the newest proven (size, root) of the log;
-    `created` in unix seconds. The record is built again, with the same key, when the head moved on.
+    `created` in unix seconds; `origin` the (file_id, version) that a restore takes over. The record
+    is built again, with the same key, when the head moved on.
     """
     return FileRecord(
         server=author.server,
@@ -230,6 +232,7 @@ def content_record(
         segments_root=segments_root,
         dek_commit=commitment(key.dek),
         metadata_sha256=hashlib.sha256(metadata).digest(),
+        from_=origin,
     )
 
 

@@ -205,19 +205,23 @@ class Account:
     def _verified(
         self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
     ) -> File:
-        content = self._record(view.content, wanted)
+        content = self.record(view.content, wanted)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
-            head, head_body = self._record(view.head, content.file_id), view.head.record
+            head, head_body = self.record(view.head, content.file_id), view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
         file = File(content, body, head, head_body, view.metadata, view.wraps)
         file.check_not_older(known)
         return file
 
-    def _record(self, signed: SignedRecord, wanted: str | None) -> FileRecord:
+    def record(self, signed: SignedRecord, wanted: str | None) -> FileRecord:
+        """A record of our file `wanted` (None: of any), signed with a key of ours that counts.
+
+        Raises `BadRecord`.
+        """
         """The record, once it is one of ours and validly signed."""
         try:
             record = FileRecord.parse(signed.record)

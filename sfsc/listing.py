@@ -8,11 +8,12 @@ once is not verified again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.errors import EncodingError, MessageError
 from protocol.messages import Done, Error, FileView
+from protocol.messages.base import Wrap
 from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
 from protocol.records import DELETE, FileRecord, record_hash
 from sfsc.envelope import check_name
@@ -22,7 +23,10 @@ from sfsc.session import Session, answered, known_file, refusal
 from sfsc.state import KnownFile
 
 MAX_CONFLICTS: Final = 16
-"""How often someone may be faster before a delete gives up."""
+"""How often someone may be faster before a change gives up."""
+Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
+"""A record, and the sealed metadata and the wraps that go with it."""
+Build = Callable[[File], Built | None]
 
 
 class Files:
@@ -51,26 +55,17 @@ class Files:
         Raises `NotFound` where there is nothing to delete.
         """
         file = self._living(name)
-        for _ in range(MAX_CONFLICTS):
-            record = self._tombstone(file)
-            body = record.encode()
-            signature = self._session.sign(body)
-            change = RecordChange(body, signature, b"", ())
-            reply = self._session.ask(Record((change,)))
-            if not isinstance(reply, Error):
-                self._session.proven(answered(reply, Done).receipt, record, body, signature)
-                self._session.join()
-                deleted = KnownFile(
-                    record.file_id, record.rev, record_hash(body), body, file.version
-                )
-                self._session.state.remember_file(deleted, None)
-                return self._session.account.entry(file)
-            if reply.code != "conflict" or reply.head is None:
-                raise refusal(reply)
-            file = self._session.learn(reply.head, record.file_id, known_file(file))
-            if file.deleted:
-                return self._session.account.entry(file)
-        raise ConflictError("others keep changing the file", "run the command again")
+
+        def build(onto: File) -> Built | None:
+            nonlocal file
+            file = onto
+            return None if onto.deleted else (self._tombstone(onto), b"", ())
+
+        if (made := change_file(self._session, file, build)) is not None:
+            record, body = made
+            deleted = KnownFile(record.file_id, record.rev, record_hash(body), body, file.version)
+            self._session.state.remember_file(deleted, None)
+        return self._session.account.entry(file)
 
     def _living(self, name: str) -> File:
         check_name(name)
@@ -130,6 +125,31 @@ class Files:
             return
         entry = None if file.deleted else session.account.entry(file).pack()
         session.state.remember_file(present, entry)
+
+
+def change_file(session: Session, file: File, build: Build) -> tuple[FileRecord, bytes] | None:
+    """Put the record that `build` makes onto the head of `file`, without new ciphertext.
+
+    Where someone was faster, it is built again onto the newer head; None from `build` says that
+    nothing is left to do. Returns the record and its exact bytes, proven to stand in the log.
+    Raises `ConflictError` where others keep changing the file.
+    """
+    for _ in range(MAX_CONFLICTS):
+        built = build(file)
+        if built is None:
+            return None
+        record, metadata, wraps = built
+        body = record.encode()
+        signature = session.sign(body)
+        reply = session.ask(Record((RecordChange(body, signature, metadata, wraps),)))
+        if not isinstance(reply, Error):
+            session.proven(answered(reply, Done).receipt, record, body, signature)
+            session.join()
+            return record, body
+        if reply.code != "conflict" or reply.head is None:
+            raise refusal(reply)
+        file = session.learn(reply.head, record.file_id, known_file(file))
+    raise ConflictError("others keep changing the file", "run the command again")
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

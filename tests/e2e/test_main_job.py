@@ -113,6 +113,36 @@ def test_a_put_that_must_not_overwrite(alice: Client, tmp_path: Path) -> None:
     alice.run("put", "one", "--if-version", "1", "--no-overwrite", cwd=tmp_path, code=2)
 
 
+def test_old_contents_come_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    contents = [b"one", b"two" * 500_000, b""]
+    for content in contents:
+        alice.run("put", "-", "--name", "a", stdin=content)
+    assert b"version 4" in alice.run("restore", "a", "--version", "2").stdout
+    assert alice.run("cat", "a").stdout == contents[1]
+    alice.run("restore", "a", code=2)
+    alice.run("rm", "a")
+    alice.run("cat", "a", code=3)
+    assert b"version 5" in alice.run("restore", "a").stdout
+    assert alice.run("cat", "a").stdout == contents[1]
+    assert [entry["name"] for entry in objects(alice.run("--json", "ls"))] == ["a"]
+    alice.run("restore", "a", "--version", "6", code=3)
+    alice.run("restore", "none", code=3)
+    told = objects(alice.run("--json", "history", "a"))
+    assert [(one["op"], one["version"], one["restored"]) for one in told] == [
+        ("put", 1, None),
+        ("put", 2, None),
+        ("put", 3, None),
+        ("restore", 4, 2),
+        ("delete", None, None),
+        ("restore", 5, 4),
+    ]
+    # Another machine of the same account, and a restarted daemon, see the same.
+    daemon.kill()
+    daemon.start()
+    assert alice.run("cat", "a", "--version", "1").stdout == b"one"
+    assert alice.run("history", "a").stdout.count(b"\n") == 6
+
+
 def test_a_new_version_and_the_old_one(alice: Client, tmp_path: Path) -> None:
     for seed, size in ((1, 10), (2, 3 * MIB), (3, 0)):
         write(tmp_path / "file", size, seed)

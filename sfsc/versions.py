@@ -1,0 +1,165 @@
+"""A file's past: every record of it, verified from the first, and old contents brought back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.messages.files import History, HistoryPage, Stat, Stated
+from protocol.records import RESTORE, FileRecord, record_hash
+from sfsc.envelope import Recipient, check_name, content_record
+from sfsc.errors import BadRecord, LocalError, NotFound, Rollback, UsageError
+from sfsc.identity import Entry, File
+from sfsc.listing import Built, change_file
+from sfsc.segments import plaintext_size
+from sfsc.session import Session, known_file
+
+MAX_REVISIONS: Final = 1_000_000
+"""Records of one file that are followed; a server that shows more goes round in circles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One record of a file. `version` is the content it made or brought back, None for none.
+
+    `size` in bytes of plaintext, None without content; `restored` the version whose content it
+    brought back; `purged` the versions whose content it removed; `kept` whether its own content is
+    still there; `created` in unix seconds, by the clock of who signed it.
+    """
+
+    revision: int
+    op: str
+    version: int | None
+    size: int | None
+    restored: int | None
+    purged: tuple[int, ...]
+    kept: bool
+    created: int
+
+
+class Versions:
+    """The versions of one's own files, over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def history(self, name: str) -> list[Revision]:
+        """Every record of `name`, oldest first, deleted or not; each signed, and each on the one
+        before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
+        records = self._records(self._newest(name))
+        gone = {version for record in records for version in record.purged or ()}
+        return [_revision(record, gone) for record in records]
+
+    def restore(self, name: str, version: int | None = None) -> Entry:
+        """Make the content of an old `version` the newest version; of a deleted file the last one
+        where none is named. Nothing is encrypted or sent anew.
+
+        Raises `NotFound` for a version that is not there or was purged, `UsageError` where there is
+        nothing to restore.
+        """
+        file = self._newest(name)
+        if version is None and not file.deleted:
+            raise UsageError("the file is not deleted", "name the --version to bring back")
+        source = self._version(file, version or file.version)
+        key, metadata = self._session.account.open(source)
+        sealed = key.seal_metadata(metadata)
+        account, server = self._session.account, self._session.keyring.server_id
+        wraps = key.wrap(server, account.first, [Recipient(account.user, account.own_key)])
+
+        def build(onto: File) -> Built:
+            if onto.head.readers:
+                raise LocalError("the file is shared, and this version cannot encrypt for others")
+            content = source.content
+            record = content_record(
+                self._session.author,
+                key,
+                file_id=onto.file_id,
+                head=onto.head_body,
+                version=onto.version + 1,
+                ciphertext_size=content.ciphertext_size or 0,
+                segments_root=content.segments_root or b"",
+                metadata=sealed,
+                readers=(),
+                seen=self._session.seen,
+                created=int(time.time()),
+                op=RESTORE,
+                origin=(onto.file_id, source.version),
+            )
+            return record, sealed, wraps
+
+        changed = change_file(self._session, file, build)
+        if changed is None:
+            raise UsageError("there is nothing to restore")
+        made, body = changed
+        entry = Entry.of(made, made, metadata)
+        restored = dataclasses.replace(
+            known_file(file),
+            rev=made.rev,
+            hash=record_hash(body),
+            record=body,
+            version=entry.version,
+        )
+        self._session.state.remember_file(restored, entry.pack())
+        return entry
+
+    def _newest(self, name: str) -> File:
+        check_name(name)
+        try:
+            return self._session.newest(self._session.account.file_id(name))
+        except NotFound as exc:
+            raise NotFound(
+                f"there never was a file {name}", "`sfsc ls` shows what there is"
+            ) from exc
+
+    def _version(self, file: File, version: int) -> File:
+        if version == file.version:
+            found = file
+        else:
+            session = self._session
+            if version > file.version:
+                raise NotFound(f"there is no version {version}", "see `sfsc history`")
+            stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
+            known = (file.head.rev, record_hash(file.head_body))
+            found = session.account.opened(stated.view, file.file_id, version, known)
+        if not found.metadata:
+            raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
+        return found
+
+    def _records(self, newest: File) -> list[FileRecord]:
+        session, file_id = self._session, newest.file_id
+        records: list[FileRecord] = []
+        prev, first = b"", 1
+        while first:
+            page = session.call(History(session.account.user, file_id, first), HistoryPage)
+            for signed in page.records:
+                record = session.account.record(signed, file_id)
+                if (record.rev, record.prev) != (len(records) + 1, prev):
+                    raise BadRecord(f"record {len(records) + 1} of the file is not the next one")
+                if record.rev == newest.head.rev and signed.record != newest.head_body:
+                    raise BadRecord("the file's history ends in another record than its head")
+                records.append(record)
+                prev = record_hash(signed.record)
+            if page.next not in (0, len(records) + 1) or len(records) > MAX_REVISIONS:
+                raise BadRecord("the file's history has gaps or no end")
+            if page.next and not page.records:
+                raise BadRecord("the file's history does not go on")
+            first = page.next
+        if len(records) < newest.head.rev:
+            raise Rollback(f"the server shows {len(records)} of {newest.head.rev} records")
+        return records
+
+
+def _revision(record: FileRecord, gone: set[int]) -> Revision:
+    size = record.ciphertext_size
+    return Revision(
+        revision=record.rev,
+        op=record.op,
+        version=record.version,
+        size=None if size is None else plaintext_size(size),
+        restored=None if record.from_ is None else record.from_[1],
+        purged=record.purged or (),
+        kept=record.version is not None and record.version not in gone,
+        created=record.created,
+    )

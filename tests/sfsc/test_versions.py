@@ -1,0 +1,92 @@
+"""A file's past, told by a server that may lie about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.messages import Reply, Request
+from protocol.messages.files import HistoryPage
+from sfsc.errors import BadRecord, NotFound, Rollback
+from sfsc.listing import Files
+from sfsc.session import Session
+from sfsc.versions import Versions
+from tests.sfsc.lying import Simulator
+from tests.sfsc.test_uploads import put
+
+
+def spoiled(server: Simulator, change: object) -> None:
+    def hook(_request: Request, reply: Reply) -> Reply:
+        if isinstance(reply, HistoryPage):
+            return replace(reply, **change(reply))  # type: ignore[operator]
+        return reply
+
+    server.spoil = hook
+
+
+def test_every_record_oldest_first(session: Session) -> None:
+    put(session, b"one")
+    put(session, b"three")
+    Files(session).rm("file")
+    told = Versions(session).history("file")
+    assert [(one.revision, one.op, one.version, one.size) for one in told] == [
+        (1, "put", 1, 3),
+        (2, "put", 2, 5),
+        (3, "delete", None, None),
+    ]
+    assert [one.kept for one in told] == [True, True, False]
+
+
+def test_what_never_was(session: Session) -> None:
+    for ask in (Versions(session).history, Versions(session).restore):
+        with pytest.raises(NotFound):
+            ask("none")
+    put(session, b"one")
+    with pytest.raises(NotFound):
+        Versions(session).restore("file", 2)
+
+
+@pytest.mark.parametrize(
+    ("lie", "error"),
+    [
+        (lambda page: {"records": page.records[1:]}, BadRecord),
+        (lambda page: {"records": page.records[::-1]}, BadRecord),
+        (lambda page: {"records": page.records[:-1]}, Rollback),
+        (lambda page: {"records": (page.records[0], page.records[2])}, BadRecord),
+        (lambda page: {"records": page.records[:1] * 3}, BadRecord),
+        (lambda page: {"records": (), "next": 1}, BadRecord),
+        (lambda page: {"next": 2}, BadRecord),
+        (
+            lambda page: {"records": tuple(replace(one, signatures=()) for one in page.records)},
+            BadRecord,
+        ),
+    ],
+    ids=[
+        "first-missing",
+        "reversed",
+        "last-missing",
+        "gap",
+        "repeated",
+        "endless",
+        "circle",
+        "unsigned",
+    ],
+)
+def test_a_history_that_is_not_the_files(
+    server: Simulator, session: Session, lie: object, error: type[Exception]
+) -> None:
+    for content in (b"1", b"2", b"3"):
+        put(session, content)
+    spoiled(server, lie)
+    with pytest.raises(error):
+        Versions(session).history("file")
+
+
+def test_the_history_of_another_file(server: Simulator, session: Session) -> None:
+    put(session, b"1")
+    put(session, b"other", "other")
+    other = tuple(server.files[session.account.file_id("other")].records)
+    spoiled(server, lambda _page: {"records": other})
+    with pytest.raises(BadRecord):
+        Versions(session).history("file")
