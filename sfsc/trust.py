@@ -86,10 +86,7 @@ class Trust:
         self._statement = statement
         self._verifier: Verifier | None = None
         self._opened = self.newest
-        self._roots: dict[int, bytes] = {self.newest.size: self.newest.root}
-        self._joined: set[int] = {self.newest.size}
-        self._loose: dict[int, Point] = {}
-        self._carried = False
+        self._loose: dict[int, Point] = {}  # by size: of receipts, until they are joined
         self._verified = self.newest
 
     def welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
@@ -149,11 +146,11 @@ class Trust:
         """
         point = self._point(session.checkpoint)
         self._extend(self.newest, point, session.consistency)
+        self._check_same_size(point)
         self._opened = self.newest = point
-        self._roots = {point.size: point.root}
-        self._joined = {point.size}
-        # What the session before left loose was proven from another opening than this.
-        self._carried = bool(self._loose)
+        if self._loose:
+            # What the session before left loose was proven from another opening than this.
+            self._loose[point.size] = point
 
     def enrolled(self, session: Session, sent: Sent) -> Entry:
         """The first session of a new account: its receipt must show the statement in the log.
@@ -162,15 +159,14 @@ class Trust:
         """
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
-        before = self.newest, self._opened, self._roots, self._joined
+        before = self.newest, self._opened
         self.session(session)
         try:
             entry = self.receipt(session.receipt, sent)
-            self.join([])
         except IntegrityError:
-            self.newest, self._opened, self._roots, self._joined = before
-            self._loose.clear()
+            self.newest, self._opened = before
             raise
+        self.join([])  # the first receipt of a session leaves no gap
         return entry
 
     def receipt(self, receipt: Receipt, sent: Sent) -> Entry:
@@ -189,10 +185,8 @@ class Trust:
             raise BadReceipt(f"the log does not prove the change: {exc}", TOLD) from exc
         _check_says(entry, sent)
         self._extend(self._opened, point, receipt.consistency)
-        # Two checkpoints of one size are one checkpoint, whatever each was proven from.
-        if self._roots.setdefault(point.size, point.root) != point.root:
-            raise Fork(f"the server has signed two logs of {point.size} entries", TOLD)
-        if point.size not in self._joined:
+        self._check_same_size(point)
+        if point.size != self.newest.size:
             self._loose[point.size] = point
         return entry
 
@@ -212,21 +206,23 @@ class Trust:
         chain = self._chain()
         for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
             self._extend(old, new, proof)
-        self._joined.update(self._loose)
         self._loose.clear()
-        self._carried = False
         if chain:
             self.newest = chain[-1]
 
     def _chain(self) -> list[Point]:
         """The checkpoints that must prove to be of one log, by size."""
-        if not self._loose:
-            return []
         points = dict(self._loose)
         # The opening itself is left out: a receipt of its session was proven from it already.
-        if self._carried or self.newest is not self._opened:
+        if points and self.newest is not self._opened:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
+
+    def _check_same_size(self, point: Point) -> None:
+        """Two checkpoints of one size are one checkpoint, whatever each was proven from."""
+        for known in (self.newest, self._loose.get(point.size, point)):
+            if known.size == point.size and known.root != point.root:
+                raise Fork(f"the server has signed two logs of {point.size} entries", TOLD)
 
     def _point(self, note: bytes) -> Point:
         """What a signed note says. Those of one commit are the same bytes: verified once."""

@@ -442,6 +442,26 @@ def test_a_receipt_of_an_earlier_session_is_joined_with_the_next_opening() -> No
     assert trust.newest.size == 10
 
 
+@pytest.mark.parametrize("again", [5, 6, 8])
+def test_a_log_that_forks_while_the_connection_is_lost(again: int) -> None:
+    """The next session opens on the fork: before, at or past the length that a receipt showed."""
+    log = Log()
+    trust = opened(log)
+    other = log.fork(5)
+    trust.receipt(log.receipt(upload(log), 5), SENT)
+    other.fill(again - 5)
+
+    def forked() -> None:
+        trust.session(other.session(5))
+        trust.receipt(other.receipt(upload(other, version=4), again), replace(SENT, version=4))
+        joined(trust, other)
+
+    with pytest.raises(Fork):
+        forked()
+    # What was never joined is no more than the opening, which did continue what was known.
+    assert trust.newest.size == (8 if again == 8 else 5)
+
+
 # --- enrolment
 
 
