@@ -24,8 +24,8 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label, verify
-from sfsc.envelope import ContentKey, Metadata, open_wraps, private_keys
-from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
+from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
+from sfsc.errors import BadRecord, Fork, LocalError, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
 
@@ -197,6 +197,10 @@ class Account:
             raise Tampered("the file's name does not belong to it", _TOLD)
         return key, metadata
 
+    def wrap(self, key: ContentKey) -> tuple[Wrap, ...]:
+        """The DEK of a version of ours, for all who shall open it: so far ourselves."""
+        return key.wrap(self.server_id, self.first, [Recipient(self.user, self.own_key)])
+
     def entry(self, file: File) -> Entry:
         """What a listing shows of a version; raises as `open` does."""
         _, metadata = self.open(file)
@@ -222,7 +226,6 @@ class Account:
 
         Raises `BadRecord`.
         """
-        """The record, once it is one of ours and validly signed."""
         try:
             record = FileRecord.parse(signed.record)
         except (EncodingError, MessageError) as exc:
@@ -241,6 +244,12 @@ class Account:
             raise BadRecord("a file's record is not validly signed", _TOLD) from exc
         _check_current(record)
         return record
+
+
+def check_unshared(head: FileRecord) -> None:
+    """Raise `LocalError` for a file whose new versions would have to be wrapped for others."""
+    if head.readers:
+        raise LocalError("the file is shared, and this version cannot encrypt for others")
 
 
 def _signers(bodies: Sequence[bytes]) -> dict[int, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, overload
 
 from protocol.errors import EncodingError, MessageError
 from protocol.messages import Done, Error, FileView
@@ -26,7 +26,6 @@ MAX_CONFLICTS: Final = 16
 """How often someone may be faster before a change gives up."""
 Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 """A record, and the sealed metadata and the wraps that go with it."""
-Build = Callable[[File], Built | None]
 
 
 class Files:
@@ -63,8 +62,7 @@ class Files:
 
         if (made := change_file(self._session, file, build)) is not None:
             record, body = made
-            deleted = KnownFile(record.file_id, record.rev, record_hash(body), body, file.version)
-            self._session.state.remember_file(deleted, None)
+            self._session.state.remember_file(KnownFile.of(record, body, file.version), None)
         return self._session.account.entry(file)
 
     def _living(self, name: str) -> File:
@@ -127,7 +125,17 @@ class Files:
         session.state.remember_file(present, entry)
 
 
-def change_file(session: Session, file: File, build: Build) -> tuple[FileRecord, bytes] | None:
+@overload
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built]
+) -> tuple[FileRecord, bytes]: ...
+@overload
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built | None]
+) -> tuple[FileRecord, bytes] | None: ...
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built | None]
+) -> tuple[FileRecord, bytes] | None:
     """Put the record that `build` makes onto the head of `file`, without new ciphertext.
 
     Where someone was faster, it is built again onto the newer head; None from `build` says that

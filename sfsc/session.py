@@ -28,7 +28,6 @@ from protocol.records import (
     RESTORE,
     FileRecord,
     login_body,
-    record_hash,
 )
 from protocol.records import key_id as hash_of_key
 from protocol.signatures import Label, SigningKey
@@ -219,13 +218,7 @@ class Session:
         which version is the newest: a put onto it must know."""
         head = file.head
         if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
-            newest = KnownFile(
-                head.file_id,
-                head.rev,
-                record_hash(file.head_body),
-                file.head_body,
-                head.version or 0,
-            )
+            newest = KnownFile.of(head, file.head_body, head.version or 0)
             self.state.remember_file(newest, None)
 
     # --- changing -----------------------------------------------------------------------------
@@ -271,7 +264,8 @@ class Session:
         asked = [
             self.transport.submit(LogProof(CONSISTENCY, old, new)) for old, new in self.trust.gaps()
         ]
-        return [_joined(self.transport.result(ticket)) for ticket in asked]
+        replies = [self.transport.result(ticket) for ticket in asked]
+        return [_joined(reply) for reply in replies]
 
     def _remember(self) -> None:
         newest = self.trust.newest
@@ -317,8 +311,7 @@ def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
 
 def known_file(file: File) -> KnownFile:
     """What to remember of a verified file whose newest version this is."""
-    body = file.head_body
-    return KnownFile(file.file_id, file.head.rev, record_hash(body), body, file.version)
+    return KnownFile.of(file.head, file.head_body, file.version)
 
 
 # --- refusals ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from protocol.records import FileRecord, record_hash
 from sfsc.errors import LocalError, Tampered
 from sfsc.primitives import open_sealed, seal
 
@@ -54,6 +55,11 @@ class KnownFile:
     hash: bytes
     record: bytes
     version: int
+
+    @classmethod
+    def of(cls, head: FileRecord, body: bytes, version: int) -> Self:
+        """That `head`, whose exact bytes are `body`, is the last record, `version` the newest."""
+        return cls(head.file_id, head.rev, record_hash(body), body, version)
 
     @property
     def known(self) -> tuple[int, bytes]:

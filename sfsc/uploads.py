@@ -21,19 +21,18 @@ from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.files import History, HistoryPage
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from protocol.records import FileRecord, record_hash
-from sfsc.envelope import ContentKey, Metadata, Recipient, content_record
+from protocol.records import FileRecord
+from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import (
     ConflictError,
     IntegrityError,
-    LocalError,
     NetworkError,
     NotFound,
     ProtocolFailure,
     SfscError,
     Unreachable,
 )
-from sfsc.identity import Entry
+from sfsc.identity import Entry, check_unshared
 from sfsc.pieces import Sending, UploadLost
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, answered, known_file, refusal
@@ -136,6 +135,7 @@ class Uploads:
                     failure = failure or exc
         finally:
             window.abandon()
+        # Nothing that a server proves after these is worth asking for.
         if not isinstance(failure, IntegrityError | NetworkError):
             self._session.join()
         if failure is not None:
@@ -198,15 +198,14 @@ class Uploads:
         self, plaintext: Input, name: str, key: ContentKey, root: bytes, expected: int | None
     ) -> _Content:
         """Everything around a ciphertext, once all of the source was read."""
-        account, keyring = self._session.account, self._session.keyring
+        account = self._session.account
         metadata = Metadata(name, plaintext.count, plaintext.mtime, plaintext.mode)
-        own = Recipient(account.user, account.own_key)
         return _Content(
             file_id=account.file_id(name),
             key=key,
             metadata=metadata,
             sealed=key.seal_metadata(metadata),
-            wraps=key.wrap(keyring.server_id, account.first, [own]),
+            wraps=account.wrap(key),
             ciphertext_size=ciphertext_size(plaintext.count),
             segments_root=root,
             expected=expected,
@@ -225,8 +224,8 @@ class Uploads:
                 f"version {current} is current, not {content.expected}",
                 head=None if base is None else base.record,
             )
-        if head is not None and head.readers:
-            raise LocalError("the file is shared, and this version cannot encrypt for others")
+        if head is not None:
+            check_unshared(head)
         record = content_record(
             session.author,
             content.key,
@@ -293,9 +292,7 @@ class Uploads:
     def _stored(self, attempt: _Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record
         entry = Entry.of(record, record, content.metadata)
-        known = KnownFile(
-            content.file_id, record.rev, record_hash(attempt.body), attempt.body, entry.version
-        )
+        known = KnownFile.of(record, attempt.body, entry.version)
         self._session.state.remember_file(known, entry.pack())
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt)
 
@@ -320,12 +317,12 @@ class _Window:
 
     def send(self, attempt: _Attempt) -> None:
         self._waiting.append((attempt, None))
-        self._session.surviving(self._submit, self._again)
+        self._session.surviving(self._submit, lambda: None)
 
     def take(self) -> tuple[_Attempt, Reply]:
         """The oldest, and the answer to it. Where the server is lost for good, so are all."""
         try:
-            reply = self._session.surviving(self._oldest, self._again)
+            reply = self._session.surviving(self._oldest, lambda: None)
         except SfscError:
             self._waiting.clear()
             raise
@@ -334,16 +331,14 @@ class _Window:
 
     def abandon(self) -> None:
         """Nobody asks any more what became of them."""
-        same = self._connection == self._session.connections
+        self._drop_foreign_tickets()
         for _, ticket in self._waiting:
-            if same and ticket is not None:
+            if ticket is not None:
                 self._session.transport.abandon(ticket)
         self._waiting.clear()
 
     def _submit(self) -> None:
-        # A ticket is of its connection; another may have been opened while an answer was judged.
-        if self._connection != self._session.connections:
-            self._again()
+        self._drop_foreign_tickets()
         for place, (attempt, ticket) in enumerate(self._waiting):
             if ticket is None:
                 self._waiting[place] = attempt, self._session.transport.submit(attempt.request)
@@ -355,6 +350,9 @@ class _Window:
             raise ProtocolFailure("a file that was not sent")
         return self._session.transport.result(ticket)
 
-    def _again(self) -> None:
-        self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
-        self._connection = self._session.connections
+    def _drop_foreign_tickets(self) -> None:
+        """A ticket is of its connection; another may have been opened, here or while an answer was
+        judged. What has none is sent again."""
+        if self._connection != self._session.connections:
+            self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
+            self._connection = self._session.connections

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records import RESTORE, FileRecord, record_hash
-from sfsc.envelope import Recipient, check_name, content_record
-from sfsc.errors import BadRecord, LocalError, NotFound, Rollback, UsageError
-from sfsc.identity import Entry, File
+from sfsc.envelope import check_name, content_record
+from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
+from sfsc.identity import Entry, File, check_unshared
 from sfsc.listing import Built, change_file
 from sfsc.segments import plaintext_size
 from sfsc.session import Session, known_file
+from sfsc.state import KnownFile
 
 MAX_REVISIONS: Final = 1_000_000
 """Records of one file that are followed; a server that shows more goes round in circles."""
@@ -63,15 +63,13 @@ class Versions:
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
         source = self._version(file, version or file.version)
-        key, metadata = self._session.account.open(source)
+        account, content = self._session.account, source.content
+        key, metadata = account.open(source)
         sealed = key.seal_metadata(metadata)
-        account, server = self._session.account, self._session.keyring.server_id
-        wraps = key.wrap(server, account.first, [Recipient(account.user, account.own_key)])
+        wraps = account.wrap(key)
 
         def build(onto: File) -> Built:
-            if onto.head.readers:
-                raise LocalError("the file is shared, and this version cannot encrypt for others")
-            content = source.content
+            check_unshared(onto.head)
             record = content_record(
                 self._session.author,
                 key,
@@ -89,18 +87,9 @@ class Versions:
             )
             return record, sealed, wraps
 
-        changed = change_file(self._session, file, build)
-        if changed is None:
-            raise UsageError("there is nothing to restore")
-        made, body = changed
+        made, body = change_file(self._session, file, build)
         entry = Entry.of(made, made, metadata)
-        restored = dataclasses.replace(
-            known_file(file),
-            rev=made.rev,
-            hash=record_hash(body),
-            record=body,
-            version=entry.version,
-        )
+        restored = KnownFile.of(made, body, entry.version)
         self._session.state.remember_file(restored, entry.pack())
         return entry
 
@@ -114,14 +103,12 @@ class Versions:
             ) from exc
 
     def _version(self, file: File, version: int) -> File:
-        if version == file.version:
-            found = file
-        else:
-            session = self._session
-            if version > file.version:
-                raise NotFound(f"there is no version {version}", "see `sfsc history`")
+        session, found = self._session, file
+        if version > file.version:
+            raise NotFound(f"there is no version {version}", "see `sfsc history`")
+        if version < file.version:
             stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-            known = (file.head.rev, record_hash(file.head_body))
+            known = known_file(file).known
             found = session.account.opened(stated.view, file.file_id, version, known)
         if not found.metadata:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")

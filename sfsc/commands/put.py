@@ -56,13 +56,11 @@ def command(
 
 def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
     """The version that must be current for a file to be stored, None for any."""
-    if not no_overwrite:
-        if if_version is not None and len(files) > 1:
-            raise UsageError("--if-version is for one file", "put the files one by one")
-        return if_version
-    if if_version is not None:
+    if no_overwrite and if_version is not None:
         raise UsageError("--no-overwrite and --if-version exclude each other", "give one of them")
-    return 0
+    if if_version is not None and len(files) > 1:
+        raise UsageError("--if-version is for one file", "put the files one by one")
+    return 0 if no_overwrite else if_version
 
 
 def _items(

@@ -136,7 +136,7 @@ def test_old_contents_come_back(daemon: Daemon, alice: Client, tmp_path: Path) -
         ("delete", None, None),
         ("restore", 5, 4),
     ]
-    # Another machine of the same account, and a restarted daemon, see the same.
+    # A daemon that was killed and restarted shows the same.
     daemon.kill()
     daemon.start()
     assert alice.run("cat", "a", "--version", "1").stdout == b"one"
