@@ -41,6 +41,9 @@ KEYS = (
     "prev",
     "hash",
 )
+TOMBSTONE = "tombstone"
+TOMBSTONE_SIGS = "tombstone_sigs"
+"""In the detail of a move: the record of the file that it left, base64, and its signatures."""
 _HASH_KEY = b',"hash":"'
 _TAIL = len(_HASH_KEY) + 64 + len(b'"}')
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -97,6 +100,16 @@ class Entry:
         return {
             path: None if known is None else bytes.fromhex(known) for path, known in stated.items()
         }
+
+    @property
+    def records(self) -> tuple[tuple[bytes, dict[str, bytes]], ...]:
+        """Every signed record in the entry, exact bytes and signatures: its `rec`, and of a move
+        the tombstone too."""
+        own = () if self.rec is None else ((self.rec, self.sigs),)
+        if TOMBSTONE not in self.detail:
+            return own
+        sigs = {name: _bytes(text) for name, text in self.detail[TOMBSTONE_SIGS].items()}
+        return (*own, (_bytes(self.detail[TOMBSTONE]), sigs))
 
     @property
     def accounts(self) -> dict[str, tuple[int, bytes]]:
@@ -201,6 +214,7 @@ def _entry(value: dict[str, Any], digest: bytes) -> Entry:
     )
     _need(len(entry.salt) == SALT_SIZE)
     _need(all(known is None or len(known) == 32 for known in entry.paths.values()))
+    _need(len(entry.records) <= 2)
     _need(all(type(count) is int and len(known) == 32 for count, known in entry.accounts.values()))
     return entry
 

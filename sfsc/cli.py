@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": "List your files.",
     "stat": "Show what is known about a file.",
     "rm": "Delete files.",
+    "mv": "Rename a file.",
     "history": "Show every version of a file.",
     "restore": "Bring a deleted file or an old version back.",
     "whoami": "Show who you are, and your key's fingerprint.",

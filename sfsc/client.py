@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.records import Statement
 from sfsc import enrolment
+from sfsc.blobs import Blob
 from sfsc.downloads import Downloads, Got, Target
-from sfsc.errors import KeyringMissing, UsageError
+from sfsc.envelope import check_name
+from sfsc.errors import KeyringMissing, SfscError, Special, UsageError
 from sfsc.home import Passphrase, folder, open_state, stated_passphrase, unlock
 from sfsc.identity import Entry
 from sfsc.keyring import Keyring
 from sfsc.listing import Files
-from sfsc.session import Session
+from sfsc.moves import Moves
+from sfsc.reading import Reader
+from sfsc.session import Progress, Session
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
+from sfsc.trees import Trees
 from sfsc.uploads import Put, Uploads
 from sfsc.versions import Revision, Versions
+from sfsc.window import Skip
 
 __all__ = [
     "Entry",
@@ -97,27 +105,36 @@ def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
 
 
 def connect(
-    home: Home = None, *, passphrase: Passphrase = None, timeouts: Timeouts | None = None
+    home: Home = None,
+    *,
+    passphrase: Passphrase = None,
+    timeouts: Timeouts | None = None,
+    progress: Progress | None = None,
 ) -> Store:
     """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
 
     `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
-    in the file that SFSC_PASSPHRASE_FILE names. Raises `SfscError`.
+    in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is. Raises
+    `SfscError`.
     """
     where = folder(home)
-    return Store(unlock(where, passphrase).contents, where, timeouts)
+    return Store(unlock(where, passphrase).contents, where, timeouts, progress)
 
 
 class Store:
     """One account on its server. For one thread at a time; build with `connect`."""
 
     def __init__(
-        self, keyring: Keyring, home: str | os.PathLike[str], timeouts: Timeouts | None
+        self,
+        keyring: Keyring,
+        home: str | os.PathLike[str],
+        timeouts: Timeouts | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._keyring = keyring
         self._state = open_state(folder(home), keyring)
         try:
-            self._session = Session(keyring, self._state, timeouts)
+            self._session = Session(keyring, self._state, timeouts, progress=progress)
             self._session.connect()
         except BaseException:
             self._state.close()
@@ -126,6 +143,8 @@ class Store:
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
         self._versions = Versions(self._session)
+        self._moves = Moves(self._session)
+        self._trees = Trees(self._session)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store a path's or stream's content as the newest version of `name`; with `expected` only
@@ -139,6 +158,31 @@ class Store:
     def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
         """Fetch a version, the current one by default, into a file, folder or stream."""
         return self._downloads.get(name, target, version=version)
+
+    def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
+        """A version as a seekable file; only what is read of it is fetched."""
+        check_name(name)
+        blob = Blob.open(self._session, name, version or 0)
+        return io.BufferedReader(Reader(self._session, blob), 128 * 1024)
+
+    def put_tree(
+        self, folder: Path, *, name: str | None = None, skip: Skip | None = None
+    ) -> Iterator[Put]:
+        """Store every file below `folder`, under `name` or its own path. What cannot be stored is
+        told to `skip`; without one it is raised, and ends the work."""
+        return self._trees.put(folder, name, skip or _raise)
+
+    def get_tree(self, name: str, target: Path, *, skip: Skip | None = None) -> Iterator[Got]:
+        """Fetch every file in the folder `name` ("": all) to its place below `target`."""
+        return self._trees.get(name, target, skip or _raise)
+
+    def rm_tree(self, name: str) -> Iterator[Entry]:
+        """Delete every file in the folder `name`."""
+        return self._trees.rm(name)
+
+    def mv(self, name: str, to: str) -> Entry:
+        """Give the file `name` another name; `ConflictError` where that is taken."""
+        return self._moves.mv(name, to)
 
     def ls(self, prefix: str = "") -> Iterator[Entry]:
         """The current version of every file whose name begins with `prefix`, by name."""
@@ -160,6 +204,14 @@ class Store:
         """Make an old content the newest version; of a deleted file the last, where none is
         named."""
         return self._versions.restore(name, version)
+
+    def prune(self, name: str, *, keep: int) -> list[int]:
+        """Remove the contents of all versions of `name` but the newest `keep`, for good."""
+        return self._versions.prune(name, keep)
+
+    def purge(self, name: str) -> list[int]:
+        """Remove the contents of the deleted file `name`, for good."""
+        return self._versions.purge(name)
 
     def whoami(self) -> Whoami:
         """Who we are."""
@@ -197,6 +249,12 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _raise(_what: str, error: SfscError) -> None:
+    """What is no regular file is left out; everything else ends the work."""
+    if not isinstance(error, Special):
+        raise error
 
 
 def _whoami(keyring: Keyring) -> Whoami:

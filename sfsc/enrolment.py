@@ -26,7 +26,8 @@ from sfsc.errors import LocalError, UsageError
 from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey, new_key
-from sfsc.session import answered, dial
+from sfsc.refusals import answered
+from sfsc.session import dial
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Sent, Trust
 

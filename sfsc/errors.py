@@ -2,6 +2,9 @@
 
     SfscError                    1
     ├── LocalError               1  this machine: a missing file, a full disk, no permission
+    │   ├── Unreadable              a source that cannot be read
+    │   │   └── Special             a link, pipe or device in a folder: not what is stored
+    │   └── Unplaceable             a name that can be no file of this machine, or leads elsewhere
     ├── UsageError               2  the call itself makes no sense
     ├── NotFound                 3  no such file or user, or not one that may be seen
     ├── Denied                   4  the server knows who asks and says no
@@ -56,6 +59,20 @@ class LocalError(SfscError):
     """A fault of this machine: a missing file, a full disk, a folder without permission."""
 
     usual_hint = "look at the path named, then run the command again"
+
+
+class Unreadable(LocalError):
+    """A source that cannot be read."""
+
+
+class Special(Unreadable):
+    """A link, pipe or device in a folder that is stored. Only its regular files are."""
+
+
+class Unplaceable(LocalError):
+    """A name that can be no file in the folder meant: a device, or through a link."""
+
+    usual_hint = "fetch it by itself: `sfsc get NAME -o PATH`"
 
 
 class UsageError(SfscError):

@@ -7,25 +7,32 @@ once is not verified again.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from typing import Final, overload
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from protocol.errors import EncodingError, MessageError
-from protocol.messages import Done, Error, FileView
-from protocol.messages.base import Wrap
+from protocol.messages import Done, Error, FileView, Reply
 from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
-from protocol.records import DELETE, FileRecord, record_hash
-from sfsc.envelope import check_name
-from sfsc.errors import ConflictError, LocalError, NotFound, ProtocolFailure
+from protocol.records import FileRecord
+from sfsc.changes import Built, change_file, find_living, tombstone
+from sfsc.errors import LocalError, NotFound, ProtocolFailure
 from sfsc.identity import Entry, File
-from sfsc.session import Session, answered, known_file, refusal
+from sfsc.refusals import answered, refusal
+from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
+from sfsc.window import Window
 
-MAX_CONFLICTS: Final = 16
-"""How often someone may be faster before a change gives up."""
-Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
-"""A record, and the sealed metadata and the wraps that go with it."""
+
+@dataclass(frozen=True, slots=True)
+class _Deletion:
+    """A tombstone on its way; `made` is what will be known of the file."""
+
+    entry: Entry
+    made: KnownFile
+    record: FileRecord
+    signature: bytes
+    request: Record
 
 
 class Files:
@@ -46,52 +53,68 @@ class Files:
 
     def stat(self, name: str) -> Entry:
         """The current version of `name`, as the server has it now. Raises `NotFound`."""
-        return self._session.account.entry(self._living(name))
+        return self._session.account.entry(find_living(self._session, name))
 
     def rm(self, name: str) -> Entry:
         """Delete `name`: a signed record says so from now on. What it deleted; its versions stay.
 
         Raises `NotFound` where there is nothing to delete.
         """
-        file = self._living(name)
+        session, file = self._session, find_living(self._session, name)
 
         def build(onto: File) -> Built | None:
             nonlocal file
             file = onto
-            return None if onto.deleted else (self._tombstone(onto), b"", ())
+            if onto.deleted:
+                return None
+            return tombstone(session, onto.head, onto.head_body), b"", ()
 
-        if (made := change_file(self._session, file, build)) is not None:
+        if (made := change_file(session, file, build)) is not None:
             record, body = made
-            self._session.state.remember_file(KnownFile.of(record, body, file.version), None)
-        return self._session.account.entry(file)
+            session.state.remember_file(KnownFile.of(record, body, file.version), None)
+        return session.account.entry(file)
 
-    def _living(self, name: str) -> File:
-        check_name(name)
-        missing = NotFound(f"there is no file {name}", "`sfsc ls` shows what there is")
+    def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Delete what `ls` gave, without waiting for each; those that are gone by now too."""
+        window = Window[_Deletion](self._session)
         try:
-            file = self._session.newest(self._session.account.file_id(name))
-        except NotFound as exc:
-            raise missing from exc
-        if file.deleted:
-            raise missing
-        return file
+            for entry in entries:
+                if window.full:
+                    yield self._deleted(*window.take())
+                deletion = self._deletion(entry)
+                window.send(deletion, deletion.request)
+            while window:
+                yield self._deleted(*window.take())
+        finally:
+            window.abandon()
+        self._session.join()
 
-    def _tombstone(self, file: File) -> FileRecord:
-        author = self._session.author
-        return FileRecord(
-            server=author.server,
-            owner=author.owner,
-            actor=author.actor,
-            generation=author.generation,
-            file_id=file.file_id,
-            rev=file.head.rev + 1,
-            op=DELETE,
-            prev=record_hash(file.head_body),
-            seen=self._session.seen,
-            created=int(time.time()),
-            readers=file.head.readers,
-            current=0,
+    def _deletion(self, entry: Entry) -> _Deletion:
+        session = self._session
+        known = session.state.file(entry.file_id)
+        if known is None:
+            raise NotFound(f"{entry.name} was never listed here")
+        record = tombstone(session, FileRecord.parse(known.record), known.record)
+        body = record.encode()
+        signature = session.sign(body)
+        request = Record((RecordChange(body, signature, b"", ()),))
+        return _Deletion(
+            entry, KnownFile.of(record, body, known.version), record, signature, request
         )
+
+    def _deleted(self, deletion: _Deletion, reply: Reply) -> Entry:
+        """Follow up on a reply: what was changed meanwhile is deleted by itself."""
+        session, made = self._session, deletion.made
+        if isinstance(reply, Error):
+            if reply.code != "conflict":
+                raise refusal(reply)
+            with contextlib.suppress(NotFound):
+                self.rm(deletion.entry.name)
+            return deletion.entry
+        receipt = answered(reply, Done).receipt
+        session.proven(receipt, deletion.record, made.record, deletion.signature)
+        session.state.remember_file(made, None)
+        return deletion.entry
 
     # --- following the server -----------------------------------------------------------------
 
@@ -123,41 +146,6 @@ class Files:
             return
         entry = None if file.deleted else session.account.entry(file).pack()
         session.state.remember_file(present, entry)
-
-
-@overload
-def change_file(
-    session: Session, file: File, build: Callable[[File], Built]
-) -> tuple[FileRecord, bytes]: ...
-@overload
-def change_file(
-    session: Session, file: File, build: Callable[[File], Built | None]
-) -> tuple[FileRecord, bytes] | None: ...
-def change_file(
-    session: Session, file: File, build: Callable[[File], Built | None]
-) -> tuple[FileRecord, bytes] | None:
-    """Put the record that `build` makes onto the head of `file`, without new ciphertext.
-
-    Where someone was faster, it is built again onto the newer head; None from `build` says that
-    nothing is left to do. Returns the record and its exact bytes, proven to stand in the log.
-    Raises `ConflictError` where others keep changing the file.
-    """
-    for _ in range(MAX_CONFLICTS):
-        built = build(file)
-        if built is None:
-            return None
-        record, metadata, wraps = built
-        body = record.encode()
-        signature = session.sign(body)
-        reply = session.ask(Record((RecordChange(body, signature, metadata, wraps),)))
-        if not isinstance(reply, Error):
-            session.proven(answered(reply, Done).receipt, record, body, signature)
-            session.join()
-            return record, body
-        if reply.code != "conflict" or reply.head is None:
-            raise refusal(reply)
-        file = session.learn(reply.head, record.file_id, known_file(file))
-    raise ConflictError("others keep changing the file", "run the command again")
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

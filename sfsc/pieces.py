@@ -21,8 +21,9 @@ from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, Read
 from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
+from sfsc.refusals import answered
 from sfsc.segments import Decryptor
-from sfsc.session import Session, answered
+from sfsc.session import Session
 from sfsc.transport import Ticket
 
 RING: Final = 8
@@ -140,6 +141,7 @@ class Sending:
     def _acknowledged(self, offset: int) -> None:
         while self._ring and self._ring[0].end <= offset:
             done = self._ring.popleft()
+            self._session.progress.advance(len(done.piece))
             self._leaves.append(done.leaf.result())
             self._buffers.give(done.piece)
 
@@ -166,6 +168,26 @@ class Sending:
             answered(transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
 
 
+class Opener:
+    """Opens the pieces of one blob in any order, on any thread: each against its leaf of the signed
+    `segments_root`, whose `leaves` (32 bytes each) were proven, then by its own tag."""
+
+    def __init__(self, decryptor: Decryptor, leaves: bytes) -> None:
+        self._decryptor = decryptor
+        self._leaves = leaves
+        self.segment_count = decryptor.segment_count
+        self.piece_size = decryptor.piece_size
+
+    def open(
+        self, index: int, piece: Buffer, allocate: Callable[[int], bytearray] = bytearray
+    ) -> memoryview:
+        """The plaintext of piece `index`; `allocate` as `Decryptor.open`. Raises `Tampered`."""
+        expected = self._leaves[32 * index : 32 * index + 32]
+        if not hmac.compare_digest(leaf_hash(piece), expected):
+            raise Tampered(f"piece {index} of the file is not what was signed")
+        return self._decryptor.open(index, piece, allocate)
+
+
 class Fetching:
     """Fetches a blob piece by piece, and opens each, in order.
 
@@ -176,16 +198,14 @@ class Fetching:
     def __init__(
         self,
         session: Session,
-        decryptor: Decryptor,
-        leaves: bytes,
+        opener: Opener,
         first: Buffer,
         handle: bytes,
         reopen: Callable[[], bytes],
     ) -> None:
         self._session = session
-        self._decryptor = decryptor
-        self._leaves = leaves
-        self._first = memoryview(first)[: decryptor.piece_size(0)]
+        self._opener = opener
+        self._first = memoryview(first)[: opener.piece_size(0)]
         self._handle = handle
         self._reopen = reopen
         self._next = 0
@@ -197,6 +217,10 @@ class Fetching:
 
         Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
         """
+        if self._opener.segment_count == 1 and len(self._first) == self._opener.piece_size(0):
+            # What came with GetOpen already: a thread would cost more than the work.
+            yield self._opener.open(0, self._first)
+            return
         with ThreadPoolExecutor(1, "sfsc-open") as opener:
             opening: deque[Future[memoryview]] = deque()
             try:
@@ -217,14 +241,11 @@ class Fetching:
         self._buffers.give(plaintext)
 
     def _open(self, index: int, piece: Buffer) -> memoryview:
-        expected = self._leaves[32 * index : 32 * index + 32]
-        if not hmac.compare_digest(leaf_hash(piece), expected):
-            raise Tampered(f"piece {index} of the file is not what was signed")
-        return self._decryptor.open(index, piece, self._buffers.take)
+        return self._opener.open(index, piece, self._buffers.take)
 
     def _pieces(self) -> Iterator[tuple[int, Buffer]]:
-        count = self._decryptor.segment_count
-        if len(self._first) == self._decryptor.piece_size(0):
+        count = self._opener.segment_count
+        if len(self._first) == self._opener.piece_size(0):
             yield 0, self._first
             self._next = 1
         while self._next < count or self._asked:
@@ -252,7 +273,7 @@ class Fetching:
 
     def _read(self, index: int) -> Read:
         begin = len(self._first) if index == 0 else 0
-        length = self._decryptor.piece_size(index) - begin
+        length = self._opener.piece_size(index) - begin
         return Read(self._handle, index * PIECE + begin, length)
 
     def _whole(self, index: int, data: Buffer) -> Buffer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from protocol.auditlog import Entry as LogEntry
 from protocol.errors import MessageError
@@ -34,25 +34,16 @@ from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Author
 from sfsc.errors import (
     BadReceipt,
-    ConflictError,
-    Damaged,
-    Denied,
     KeyringDamaged,
     KeyringMissing,
-    NotFound,
-    ProtocolFailure,
-    QuotaExceeded,
     Rollback,
-    RotationRequired,
     SfscError,
-    StaleGeneration,
-    StaleRecipient,
     TimedOut,
-    TokenRefused,
     Unreachable,
 )
 from sfsc.identity import Account, File
 from sfsc.keyring import Keyring
+from sfsc.refusals import answered
 from sfsc.state import KnownFile, State
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import TOLD, Point, Sent, Trust
@@ -77,6 +68,26 @@ _Done = TypeVar("_Done")
 _Reply = TypeVar("_Reply", bound=Reply)
 
 
+class Progress(Protocol):
+    """Is told how far a long step is, in bytes of plaintext, about."""
+
+    def expect(self, size: int) -> None:
+        """`size` more bytes are to be moved."""
+
+    def advance(self, size: int) -> None:
+        """`size` more bytes were moved."""
+
+
+class _Nobody:
+    """Told, and does nothing with it."""
+
+    def expect(self, size: int) -> None:
+        pass
+
+    def advance(self, size: int) -> None:
+        pass
+
+
 class Session:
     """A user's way to the server. Call `connect` first; methods raise `SfscError`."""
 
@@ -86,6 +97,7 @@ class Session:
         state: State,
         timeouts: Timeouts | None = None,
         pause: Callable[[float], None] = time.sleep,
+        progress: Progress | None = None,
     ) -> None:
         """Raises `KeyringMissing` where the keyring's first statement was never accepted."""
         if keyring.current is None or not keyring.statements:
@@ -101,6 +113,7 @@ class Session:
         self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
         self._timeouts = timeouts
         self._pause = pause
+        self.progress = progress or _Nobody()
         self._transport: Transport | None = None
         self.connections = 0
 
@@ -233,12 +246,19 @@ class Session:
         return self._signing.sign(Label.RECORD, body)
 
     def proven(
-        self, receipt: Receipt, record: FileRecord, body: bytes, signature: bytes
+        self,
+        receipt: Receipt,
+        record: FileRecord,
+        body: bytes,
+        signature: bytes,
+        tombstone: tuple[bytes, bytes] | None = None,
     ) -> LogEntry:
         """The log entry of a record of ours, proven from the checkpoint this session opened with.
 
-        Call `join` before success is reported. Raises as `Trust.receipt`.
+        `tombstone` is the exact bytes and the signature of the record of the file that a move
+        left. Call `join` before success is reported. Raises as `Trust.receipt`.
         """
+        left = tombstone and (tombstone[0], {self._signing_id: tombstone[1]})
         sent = Sent(
             op=LOGGED_AS[record.op],
             actor=record.actor,
@@ -247,6 +267,7 @@ class Session:
             version=record.version,
             record=body,
             signatures={self._signing_id: signature},
+            tombstone=left,
         )
         return self.trust.receipt(receipt, sent)
 
@@ -312,46 +333,3 @@ def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
 def known_file(file: File) -> KnownFile:
     """What to remember of a verified file whose newest version this is."""
     return KnownFile.of(file.head, file.head_body, file.version)
-
-
-# --- refusals ---------------------------------------------------------------------------------
-
-_REFUSALS: Final[dict[str, tuple[type[SfscError], str | None]]] = {
-    "not-allowed": (Denied, None),
-    "refused": (Denied, "the operator can tell why: `sfsd user show`"),
-    "denied": (Denied, None),
-    "token": (TokenRefused, "ask the operator for a new invitation: `sfsd user add`"),
-    "not-found": (NotFound, None),
-    "quota": (QuotaExceeded, "delete something, or ask the operator: `sfsd user quota`"),
-    "damaged": (Damaged, "the operator finds out more with `sfsd fsck`"),
-    "conflict": (ConflictError, "look what is there now, and run the command again"),
-    "changed": (ConflictError, "run the command again"),
-    "stale-recipient": (StaleRecipient, "run the command again"),
-    "stale-generation": (StaleGeneration, "this account's keys were rotated elsewhere"),
-    "rotation-required": (RotationRequired, "rotate the keys first"),
-    "upload-lost": (Unreachable, "run the command again"),
-    "busy": (Unreachable, "run the command again in a moment"),
-    "unavailable": (Unreachable, "the operator must look at the server: `sfsd status`"),
-    "shutting-down": (Unreachable, "run the command again in a moment"),
-}
-
-
-def refusal(error: Error) -> SfscError:
-    """The exception that an `Error` stands for. A code that we should never meet is a failure of
-    the protocol: one of the two sides is wrong about it."""
-    kind, hint = _REFUSALS.get(error.code, (ProtocolFailure, None))
-    cause = error.text or error.code
-    if issubclass(kind, ConflictError):
-        head = error.head
-        shown = None if head is None else (head.head or head.content).record
-        return kind(cause, hint, head=shown)
-    return kind(cause, hint)
-
-
-def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
-    """`reply`, which must be a `kind`. Raises what an `Error` stands for."""
-    if isinstance(reply, Error):
-        raise refusal(reply)
-    if not isinstance(reply, kind):  # the connection's table of replies lets none through
-        raise ProtocolFailure(f"the server answers with {type(reply).__name__}")
-    return reply

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 from protocol.messages.base import MAX_SMALL
 from sfsc.envelope import check_name
-from sfsc.errors import LocalError, UsageError
+from sfsc.errors import Unreadable, UsageError
 from sfsc.primitives import TAG_SIZE
 from sfsc.segments import HEADER_SIZE
 
@@ -27,7 +27,7 @@ class Input:
     """A source that is being read. `count` is how many bytes were read since its beginning.
 
     `mtime` (nanoseconds) and `mode` are what its metadata shall say, `size` what it has in bytes
-    as far as that is known beforehand. Faults of reading are `LocalError`.
+    as far as that is known beforehand. Faults of reading are `Unreadable`.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Input:
         with _reading(self._name):
             count: int | None = self._file.readinto(buffer)  # type: ignore[attr-defined]
         if count is None:
-            raise LocalError(f"{self._name} has nothing to read yet, and does not block")
+            raise Unreadable(f"{self._name} has nothing to read yet, and does not block")
         return count
 
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[Input]:
-    """The source, ready to be read; a path is opened and closed here. Raises `LocalError`."""
+    """The source, ready to be read; a path is opened and closed here. Raises `Unreadable`."""
     if not isinstance(source, (str, os.PathLike)):
         now = time.time_ns()
         yield Input(source, "the source", mtime=now, mode=None, size=None)
@@ -128,4 +128,4 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise LocalError(f"cannot read {name}: {exc.strerror}") from exc
+        raise Unreadable(f"cannot read {name}: {exc.strerror}") from exc

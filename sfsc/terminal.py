@@ -10,12 +10,20 @@ import getpass
 import json
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
-from sfsc.errors import KeyringError, SfscError, UsageError
+from sfsc.errors import IntegrityError, KeyringError, SfscError, Special, UsageError
 
+if TYPE_CHECKING:
+    import rich.progress
+
+SHOWN_AFTER: Final = 1.0
+"""Seconds before a bar appears."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # Format characters (Cf) hold the bidirectional overrides, which make one name look like another.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -56,6 +64,90 @@ def report(error: SfscError) -> None:
     say(f"sfsc: {printable(error.cause)}")
     if error.hint:
         say(f"hint: {printable(error.hint)}")
+
+
+class Failures:
+    """Of many files, those that could not be done: each is reported, and the exit code remembers.
+
+    A `Special` file is reported too, but is no failure.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._worst: SfscError | None = None
+
+    def __call__(self, what: str, error: SfscError) -> None:
+        say(f"sfsc: {printable(what)}: {printable(error.cause)}")
+        if isinstance(error, Special):
+            return
+        self._count += 1
+        # Tampering outweighs all else, else the first counts.
+        if self._worst is None or isinstance(error, IntegrityError):
+            self._worst = error
+
+    def check(self) -> None:
+        """Raise an error of the worst one's class, if there was any."""
+        if self._worst is not None:
+            cause = f"{self._count} could not be done, the others were"
+            raise type(self._worst)(cause, self._worst.hint)
+
+
+class Bar:
+    """A line on stderr that says how far a long step is: on a terminal, after its first second.
+
+    A context; what `sfsc.connect` takes as `progress`.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown and sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._expected = 0
+        self._done = 0
+        self._bar: rich.progress.Progress | None = None
+
+    def expect(self, size: int) -> None:
+        """`size` more bytes are to be moved."""
+        self._expected += size
+
+    def advance(self, size: int) -> None:
+        """`size` more bytes were moved."""
+        self._done += size
+        if self._bar is None and self._shown and time.monotonic() - self._begin > SHOWN_AFTER:
+            self._bar = _bar()
+            self._bar.start()
+            self._bar.add_task("")
+        if self._bar is not None:
+            # Ciphertext is a little longer than what it was made from.
+            total = max(self._expected, self._done) if self._expected else None
+            self._bar.update(self._bar.task_ids[0], completed=self._done, total=total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar() -> rich.progress.Progress:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # Answers on the same terminal go above the bar; in a pipe they stay what they are.
+        redirect_stdout=sys.stdout.isatty(),
+    )
 
 
 def human_size(size: int) -> str:

@@ -59,7 +59,8 @@ _NOTHING = Point(0, merkle.EMPTY_ROOT, b"")
 class Sent:
     """A change as it was sent, hence as its log entry must say it.
 
-    `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key.
+    `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key;
+    `tombstone` the same two of the file that a move left.
     """
 
     op: str
@@ -69,6 +70,7 @@ class Sent:
     version: int | None
     record: bytes
     signatures: Mapping[str, bytes]
+    tombstone: tuple[bytes, Mapping[str, bytes]] | None = None
 
 
 class Trust:
@@ -266,6 +268,7 @@ def _check_says(entry: Entry, sent: Sent) -> None:
         entry.version,
         entry.rec or b"",
         entry.sigs,
+        entry.records[1] if len(entry.records) > 1 else None,
     )
     if said != sent:
         raise BadReceipt("the log has an entry for the change that says something else", TOLD)

@@ -11,7 +11,6 @@ last, and again when someone was faster; the ciphertext does not change with it.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,29 +18,28 @@ from typing import Final
 from protocol import merkle
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
-from protocol.messages.files import History, HistoryPage
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import FileRecord
+from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import (
     ConflictError,
     IntegrityError,
     NetworkError,
     NotFound,
-    ProtocolFailure,
     SfscError,
     Unreachable,
+    Unreadable,
 )
 from sfsc.identity import Entry, check_unshared
 from sfsc.pieces import Sending, UploadLost
+from sfsc.refusals import answered, refusal
 from sfsc.segments import ciphertext_size
-from sfsc.session import Session, answered, known_file, refusal
+from sfsc.session import Session, known_file
 from sfsc.sources import Input, Source, name_for, opened
 from sfsc.state import KnownFile
-from sfsc.transport import MAX_REQUESTS, Ticket
+from sfsc.window import Skip, Window
 
-MAX_CONFLICTS: Final = 16
-"""How often someone may be faster before a put gives up."""
 MAX_BEGINNINGS: Final = 3
 """How often a large file is begun where the server loses what it had."""
 
@@ -103,6 +101,7 @@ class Uploads:
         """
         name = name_for(source, name)
         with opened(source) as plaintext:
+            self._session.progress.expect(plaintext.size or 0)
             small = plaintext.small()
             if small is None:
                 done = self._put_large(plaintext, name, expected)
@@ -112,20 +111,29 @@ class Uploads:
         self._session.join()
         return done
 
-    def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
+    def put_many(
+        self,
+        items: Iterable[tuple[Source, str | None]],
+        *,
+        skip: Skip | None = None,
+    ) -> Iterator[Put]:
         """Store many, small ones without waiting for each; answers in order.
 
-        What fails ends it: the error is raised behind the answers of all that was sent before.
+        A source that cannot be read is told to `skip`, and the work goes on. Whatever else fails
+        ends it: the error is raised behind the answers of all that was sent before.
         Each answer is proven to stand in a log that continues the one of the login; that all of
         them stand in one and the same is proven last, and `Fork` raised where they do not.
         """
-        window = _Window(self._session)
+        window = Window[_Attempt](self._session)
         failure: SfscError | None = None
         try:
             for source, name in items:
                 try:
                     yield from self._put_next(window, source, name_for(source, name))
                 except SfscError as exc:
+                    if skip is not None and isinstance(exc, Unreadable):
+                        skip(str(source), exc)
+                        continue
                     failure = exc
                     break
             while window:
@@ -141,15 +149,17 @@ class Uploads:
         if failure is not None:
             raise failure
 
-    def _put_next(self, window: _Window, source: Source, name: str) -> Iterator[Put]:
+    def _put_next(self, window: Window[_Attempt], source: Source, name: str) -> Iterator[Put]:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
-        while window.full or window.holds(self._session.account.file_id(name)):
+        file_id = self._session.account.file_id(name)
+        while window.full or any(one.content.file_id == file_id for one in window):
             yield self._finish(*window.take())
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is not None:
-                window.send(self._small(plaintext, small, name, None))
+                attempt = self._small(plaintext, small, name, None)
+                window.send(attempt, attempt.request)
                 return
             while window:
                 yield self._finish(*window.take())
@@ -266,10 +276,11 @@ class Uploads:
                 receipt = answered(reply, Done).receipt
                 self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
                 return self._stored(attempt, receipt)
-            # Of a record sent twice the first may have been accepted, its answer lost, and
-            # something else put upon it since.
-            sent_twice = self._session.connections != attempt.connection
-            if reply.code in ("conflict", "upload-lost") and sent_twice and self._landed(attempt):
+            if (
+                reply.code in ("conflict", "upload-lost")
+                and self._session.connections != attempt.connection
+                and landed(self._session, attempt.record, attempt.body)
+            ):
                 return self._stored(attempt, None)
             if reply.code == "upload-lost":
                 raise UploadLost
@@ -281,78 +292,11 @@ class Uploads:
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
 
-    def _landed(self, attempt: _Attempt) -> bool:
-        """Whether the file's history has this very record."""
-        record = attempt.record
-        reply = self._session.ask(History(record.owner, record.file_id, record.rev))
-        if isinstance(reply, Error) and reply.code == "not-found":
-            return False
-        return any(item.record == attempt.body for item in answered(reply, HistoryPage).records)
-
     def _stored(self, attempt: _Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record
+        if isinstance(attempt.request, PutSmall):  # a large one has told of its pieces
+            self._session.progress.advance(content.metadata.size)
         entry = Entry.of(record, record, content.metadata)
         known = KnownFile.of(record, attempt.body, entry.version)
         self._session.state.remember_file(known, entry.pack())
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt)
-
-
-class _Window:
-    """Small files under way, oldest first."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._waiting: deque[tuple[_Attempt, Ticket | None]] = deque()
-        self._connection = session.connections
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def full(self) -> bool:
-        return len(self._waiting) >= MAX_REQUESTS
-
-    def holds(self, file_id: str) -> bool:
-        return any(attempt.content.file_id == file_id for attempt, _ in self._waiting)
-
-    def send(self, attempt: _Attempt) -> None:
-        self._waiting.append((attempt, None))
-        self._session.surviving(self._submit, lambda: None)
-
-    def take(self) -> tuple[_Attempt, Reply]:
-        """The oldest, and the answer to it. Where the server is lost for good, so are all."""
-        try:
-            reply = self._session.surviving(self._oldest, lambda: None)
-        except SfscError:
-            self._waiting.clear()
-            raise
-        attempt, _ = self._waiting.popleft()
-        return attempt, reply
-
-    def abandon(self) -> None:
-        """Nobody asks any more what became of them."""
-        self._drop_foreign_tickets()
-        for _, ticket in self._waiting:
-            if ticket is not None:
-                self._session.transport.abandon(ticket)
-        self._waiting.clear()
-
-    def _submit(self) -> None:
-        self._drop_foreign_tickets()
-        for place, (attempt, ticket) in enumerate(self._waiting):
-            if ticket is None:
-                self._waiting[place] = attempt, self._session.transport.submit(attempt.request)
-
-    def _oldest(self) -> Reply:
-        self._submit()
-        _, ticket = self._waiting[0]
-        if ticket is None:
-            raise ProtocolFailure("a file that was not sent")
-        return self._session.transport.result(ticket)
-
-    def _drop_foreign_tickets(self) -> None:
-        """A ticket is of its connection; another may have been opened, here or while an answer was
-        judged. What has none is sent again."""
-        if self._connection != self._session.connections:
-            self._waiting = deque((attempt, None) for attempt, _ in self._waiting)
-            self._connection = self._session.connections

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
-from protocol.records import RESTORE, FileRecord, record_hash
-from sfsc.envelope import check_name, content_record
+from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
+from sfsc.changes import Built, change_file, find, purge
+from sfsc.envelope import content_record
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
 from sfsc.identity import Entry, File, check_unshared
-from sfsc.listing import Built, change_file
 from sfsc.segments import plaintext_size
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -25,8 +25,9 @@ class Revision:
     """One record of a file. `version` is the content it made or brought back, None for none.
 
     `size` in bytes of plaintext, None without content; `restored` the version whose content it
-    brought back; `purged` the versions whose content it removed; `kept` whether its own content is
-    still there; `created` in unix seconds, by the clock of who signed it.
+    brought back; `moved` the file_id that a move came from or led to; `purged` the versions whose
+    content it removed; `kept` whether no such record names its own; `created` in unix seconds, by
+    the clock of who signed it.
     """
 
     revision: int
@@ -34,6 +35,7 @@ class Revision:
     version: int | None
     size: int | None
     restored: int | None
+    moved: str | None
     purged: tuple[int, ...]
     kept: bool
     created: int
@@ -48,7 +50,7 @@ class Versions:
     def history(self, name: str) -> list[Revision]:
         """Every record of `name`, oldest first, deleted or not; each signed, and each on the one
         before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
-        records = self._records(self._newest(name))
+        records = self._records(find(self._session, name))
         gone = {version for record in records for version in record.purged or ()}
         return [_revision(record, gone) for record in records]
 
@@ -59,7 +61,7 @@ class Versions:
         Raises `NotFound` for a version that is not there or was purged, `UsageError` where there is
         nothing to restore.
         """
-        file = self._newest(name)
+        file = find(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
         source = self._version(file, version or file.version)
@@ -93,14 +95,45 @@ class Versions:
         self._session.state.remember_file(restored, entry.pack())
         return entry
 
-    def _newest(self, name: str) -> File:
-        check_name(name)
-        try:
-            return self._session.newest(self._session.account.file_id(name))
-        except NotFound as exc:
-            raise NotFound(
-                f"there never was a file {name}", "`sfsc ls` shows what there is"
-            ) from exc
+    def prune(self, name: str, keep: int) -> list[int]:
+        """Remove the contents of all versions of `name` but the newest `keep`, for good. The
+        versions it removed; the current one is never among them. Raises `NotFound`."""
+        if keep < 1:
+            raise UsageError("nothing would be kept", "`sfsc rm --purge` removes a file whole")
+        return self._purge(find(self._session, name), keep)
+
+    def purge(self, name: str) -> list[int]:
+        """Remove the contents of all versions of `name`, which is deleted, for good; records of
+        what there was stay. The versions it removed. Raises `NotFound`."""
+        file = find(self._session, name)
+        if not file.deleted:
+            raise UsageError("the file is not deleted", "delete it first: `sfsc rm --purge`")
+        return self._purge(file, 0)
+
+    def _purge(self, file: File, keep: int) -> list[int]:
+        removed: list[int] = []
+        chosen: list[int] = []
+
+        def build(onto: File) -> Built | None:
+            nonlocal chosen
+            # What is there is read anew for each try: another device may purge as well.
+            chosen = self._old(onto, keep)[:MAX_PURGED]
+            return (purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
+
+        while (made := change_file(self._session, file, build)) is not None:
+            record, body = made
+            removed += chosen
+            self._session.state.remember_file(KnownFile.of(record, body, file.version), None)
+            file = self._session.newest(file.file_id)
+        return removed
+
+    def _old(self, file: File, keep: int) -> list[int]:
+        """Versions that still have their content, but the newest `keep` and the current one."""
+        records = self._records(file)
+        gone = {version for record in records for version in record.purged or ()}
+        there = [record.version for record in records if record.version not in (None, *gone)]
+        old = there[: len(there) - keep]
+        return [version for version in old if version is not None and version != file.head.current]
 
     def _version(self, file: File, version: int) -> File:
         session, found = self._session, file
@@ -145,7 +178,8 @@ def _revision(record: FileRecord, gone: set[int]) -> Revision:
         op=record.op,
         version=record.version,
         size=None if size is None else plaintext_size(size),
-        restored=None if record.from_ is None else record.from_[1],
+        restored=record.from_[1] if record.op == RESTORE and record.from_ else None,
+        moved=record.from_[0] if record.op == MOVE and record.from_ else record.to,
         purged=record.purged or (),
         kept=record.version is not None and record.version not in gone,
         created=record.created,

@@ -15,7 +15,7 @@ from typing import Final
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import ACCESS, FileRecord, Reader, Statement, record_hash
+from protocol.records import ACCESS, MOVE, FileRecord, Reader, Statement, record_hash
 from protocol.signatures import Label, verify
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
@@ -177,7 +177,7 @@ class Admission:
         if record.rev != (1 if before is None else before.rev + 1) or record.prev != head.hash:
             raise Refused("conflict", "the file has changed", head=head.view(user))
         _need(record.seen[0] <= self._log_size(), "the record has seen a log longer than ours")
-        if before is not None and record.op != ACCESS:
+        if before is not None and record.op not in (ACCESS, MOVE):
             _need(record.readers == before.readers, "only an access record changes the readers")
 
     def _reader(self, reader: Reader) -> User:

@@ -44,7 +44,7 @@ class Histories:
     def _logged(self, head: Head, last: int) -> dict[int, SignedRecord]:
         """Every record of the file in the log up to entry `last`, by revision."""
         found: dict[int, SignedRecord] = {}
-        mark = f'"file":"{head.file_id}"'.encode()
+        mark = head.file_id.encode()  # of a move also the file it left, which its detail names
         for seq, line in enumerate(self._journal.lines(0, last + 1)):
             if mark not in line:
                 continue
@@ -52,14 +52,13 @@ class Histories:
                 entry = auditlog.parse(line, seq=seq)
             except LogError as exc:
                 raise DamagedError("a line of its log does not parse", path=head.file_id) from exc
-            if entry.rec is None or entry.file != head.file_id or entry.owner != head.files.owner:
+            if entry.owner != head.files.owner or entry.file is None:
                 continue
-            record = FileRecord.parse(entry.rec)
-            found[record.rev] = SignedRecord(
-                entry.rec,
-                tuple(
-                    GenerationSignature(record.generation, signature)
-                    for signature in entry.sigs.values()
-                ),
-            )
+            for body, sigs in entry.records:
+                record = FileRecord.parse(body)
+                if record.file_id == head.file_id:
+                    found[record.rev] = SignedRecord(
+                        body,
+                        tuple(GenerationSignature(record.generation, one) for one in sigs.values()),
+                    )
         return found

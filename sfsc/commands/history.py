@@ -14,13 +14,23 @@ from sfsc.commands import Context
 
 @click.command(short_help="Show every version of a file.")
 @click.argument("name")
+@click.option(
+    "--prune",
+    type=click.IntRange(min=1),
+    metavar="KEEP",
+    help="First remove, for good, the content of all versions but the newest KEEP.",
+)
 @click.pass_obj
-def command(context: Context, name: str) -> None:
+def command(context: Context, name: str, prune: int | None) -> None:
     """Show every record of NAME, oldest first, deleted or not. All of them are verified.
 
-    `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one.
+    `sfsc get NAME --version N` fetches a version, `sfsc restore` makes it the current one. What a
+    file held before it was renamed is in the history of its old name.
     """
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+        if prune is not None:
+            gone = store.prune(name, keep=prune)
+            terminal.say(f"the content of {len(gone)} versions was removed")
         revisions = store.history(name)
     for one in revisions:
         if context.json:
@@ -33,7 +43,8 @@ def _line(one: Revision) -> str:
     when = terminal.human_time(one.created)
     if one.version is None or one.size is None:
         about = f"versions {', '.join(map(str, one.purged))}" if one.purged else ""
-        return f"{one.revision:>4}  {when}  {one.op:<8} {about}".rstrip()
+        op = one.op if one.moved is None else "moved"  # away; the file's id is all that is known
+        return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip()
     origin = "" if one.restored is None else f"  from version {one.restored}"
     gone = "" if one.kept else "  (content removed)"
     size = terminal.human_size(one.size)

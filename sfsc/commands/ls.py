@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator
+
 import click
 
 import sfsc
 from sfsc import terminal
+from sfsc.client import Entry
 from sfsc.commands import Context
 from sfsc.commands.stat import as_object
 
@@ -13,17 +17,61 @@ from sfsc.commands.stat import as_object
 @click.command(short_help="List your files.")
 @click.argument("prefix", default="")
 @click.option("-l", "--long", is_flag=True, help="Version, size and time too.")
+@click.option("-R", "--recursive", is_flag=True, help="What is in folders too.")
 @click.pass_obj
-def command(context: Context, prefix: str, long: bool) -> None:
-    """List your files by name, those that begin with PREFIX where it is given."""
+def command(context: Context, prefix: str, *, long: bool, recursive: bool) -> None:
+    """List your files by name, those that begin with PREFIX where it is given.
+
+    A folder is one line, with a slash at its end; `sfsc ls FOLDER/` shows what is in it.
+    """
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
-        for entry in store.ls(prefix):
-            if context.json:
-                terminal.answer_json(as_object(entry))
-            elif long:
-                size = terminal.human_size(entry.size)
-                modified = terminal.human_time(entry.mtime)
-                name = terminal.printable(entry.name)
-                terminal.answer(f"{entry.version:>4}  {size:>11}  {modified}  {name}")
-            else:
-                terminal.answer(terminal.printable(entry.name))
+        found = store.ls(prefix)
+        for item in found if recursive else _level(found, prefix):
+            _show(item, context, long=long)
+
+
+@dataclasses.dataclass(slots=True)
+class _Folder:
+    """What stands for all files in a folder; `size` in bytes, `mtime` the newest one's."""
+
+    name: str
+    files: int = 0
+    size: int = 0
+    mtime: int = 0
+
+    def take(self, entry: Entry) -> None:
+        self.files += 1
+        self.size += entry.size
+        self.mtime = max(self.mtime, entry.mtime)
+
+
+def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
+    """Files without a slash behind the prefix, and the folders that hold the others, by name."""
+    folder: _Folder | None = None
+    for entry in entries:
+        inside = entry.name.find("/", len(prefix))
+        name = entry.name[: inside + 1] if inside >= 0 else None
+        if folder is not None and name != folder.name:
+            yield folder
+            folder = None
+        if name is None:
+            yield entry
+        else:
+            folder = folder or _Folder(name)
+            folder.take(entry)
+    if folder is not None:
+        yield folder
+
+
+def _show(item: Entry | _Folder, context: Context, *, long: bool) -> None:
+    name = terminal.printable(item.name)
+    if context.json:
+        terminal.answer_json(
+            dataclasses.asdict(item) if isinstance(item, _Folder) else as_object(item)
+        )
+    elif long:
+        count = "" if isinstance(item, _Folder) else item.version
+        size, modified = terminal.human_size(item.size), terminal.human_time(item.mtime)
+        terminal.answer(f"{count:>4}  {size:>11}  {modified}  {name}")
+    else:
+        terminal.answer(name)

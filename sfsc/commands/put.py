@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from sfsc.errors import LocalError, UsageError
 
 @click.command(short_help="Encrypt and store files.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-r", "--recursive", is_flag=True, help="Folders too, with every file in them.")
 @click.option("--name", help="Name to store it under; needed for `-` (stdin), one FILE only.")
 @click.option(
     "--if-version",
@@ -30,6 +31,8 @@ from sfsc.errors import LocalError, UsageError
 def command(
     context: Context,
     files: tuple[str, ...],
+    *,
+    recursive: bool,
     name: str | None,
     if_version: int | None,
     no_overwrite: bool,
@@ -39,12 +42,26 @@ def command(
     A file that is stored already gets a new version. `-` reads stdin, of any length. A path that
     is absolute or climbs out of the present folder is stored under its last part.
 
+    With -r a FILE that is a folder is stored with all that is in it, below its own path or --name.
+    Links, pipes and devices in it are left out; what cannot be read is named, and the others are
+    stored all the same: exit code 1.
+
     With --if-version and --no-overwrite, a FILE whose name has another version is not stored: exit
     code 6. It ends there; what stands before it was stored.
     """
     expected = _expected(files, if_version, no_overwrite=no_overwrite)
-    items = list(_items(files, name))
-    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+    folders = [Path(file) for file in files if recursive and Path(file).is_dir()]
+    if folders and (expected is not None or (name is not None and len(files) > 1)):
+        raise UsageError("a folder is stored whole, and one under --name", "leave something out")
+    items = list(_items([file for file in files if Path(file) not in folders], name))
+    failures = terminal.Failures()
+    with (
+        terminal.Bar() as bar,
+        sfsc.connect(context.home, passphrase=terminal.passphrase_source(), progress=bar) as store,
+    ):
+        for folder in folders:
+            for done in store.put_tree(folder, name=name, skip=failures):
+                _show(done, as_json=context.json)
         if expected is None:
             stored = store.put_many(items)
         else:
@@ -52,6 +69,7 @@ def command(
             stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
         for done in stored:
             _show(done, as_json=context.json)
+    failures.check()
 
 
 def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
@@ -63,9 +81,7 @@ def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: b
     return 0 if no_overwrite else if_version
 
 
-def _items(
-    files: tuple[str, ...], name: str | None
-) -> Iterator[tuple[Path | BinaryIO, str | None]]:
+def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | BinaryIO, str | None]]:
     if name is not None and len(files) > 1:
         raise UsageError("--name is for one file", "leave it out, or put the files one by one")
     for file in files:
@@ -77,7 +93,7 @@ def _items(
             path = Path(file)
             # Looked at before anything is sent: a missing fifth file is no half-done command.
             if not path.is_file():
-                raise LocalError(f"no such file: {file}", "folders are stored file by file")
+                raise LocalError(f"no such file: {file}", "a folder is stored with -r")
             yield path, name
 
 

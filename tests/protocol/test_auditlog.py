@@ -280,3 +280,31 @@ def test_an_entry_in_another_place_is_named() -> None:
         auditlog.parse(lines[1], seq=2)
     assert caught.value.seq == 2
     assert auditlog.parse(lines[1]).seq == 1
+
+
+TOMBSTONES: dict[str, dict[str, Any]] = {
+    "no signatures": {"tombstone": "YQ=="},
+    "signatures that are none": {"tombstone": "YQ==", "tombstone_sigs": []},
+    "not base64": {"tombstone": "Y", "tombstone_sigs": {}},
+    "stray bits": {"tombstone": "YR==", "tombstone_sigs": {}},
+    "not text": {"tombstone": 1, "tombstone_sigs": {}},
+    "a signature not text": {"tombstone": "YQ==", "tombstone_sigs": {"00": 1}},
+}
+
+
+@pytest.mark.parametrize("wrong", TOMBSTONES)
+def test_a_malformed_tombstone_is_no_entry(wrong: str) -> None:
+    line, _ = encode(replace(DRAFT, detail=TOMBSTONES[wrong]))
+    with pytest.raises(LogError):
+        auditlog.parse(line)
+
+
+def test_the_records_of_an_entry() -> None:
+    own = (b"\x81record\xff", {"2": b"s" * 64})
+    both = {"tombstone": "YQ==", "tombstone_sigs": {"00": "Yg=="}}
+    for draft, records in (
+        (DRAFT, (own,)),
+        (replace(DRAFT, detail=both), (own, (b"a", {"00": b"b"}))),
+        (Draft("login", "alice"), ()),
+    ):
+        assert auditlog.parse(encode(draft)[0]).records == records

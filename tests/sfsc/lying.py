@@ -7,6 +7,7 @@ and no less; `spoil` then sees every answer before it is sent.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import hashlib
@@ -42,6 +43,7 @@ from protocol.messages.files import (
     List,
     Listing,
     Record,
+    RecordChange,
     Stat,
     Stated,
 )
@@ -100,7 +102,7 @@ class Log:
         """The seq of a new entry."""
         seq = len(self.lines)
         line, digest = auditlog.encode(
-            draft, seq=seq, time=TIME, salt=os.urandom(16), detail={}, prev=self._prev
+            draft, seq=seq, time=TIME, salt=os.urandom(16), detail=draft.detail, prev=self._prev
         )
         self._take(line, digest)
         return seq
@@ -209,6 +211,7 @@ class Simulator:
         self.spoil: Spoil = lambda _request, reply: reply
         self.intercept: Callable[[Request], Reply | None] = lambda _request: None
         self.welcome: Callable[[Welcome], Welcome] = lambda welcome: welcome
+        self.log_moves: Callable[[dict[str, Any]], dict[str, Any]] = lambda detail: detail
         self.failure: BaseException | None = None
         self._receipts: dict[bytes, int] = {}
         self._here = threading.local()
@@ -312,7 +315,13 @@ class Simulator:
         return self.log.session(request.known_size)
 
     def _append(
-        self, op: str, user: str, body: bytes, signature: bytes, record: FileRecord | None = None
+        self,
+        op: str,
+        user: str,
+        body: bytes,
+        signature: bytes,
+        record: FileRecord | None = None,
+        detail: dict[str, Any] | None = None,
     ) -> int:
         public = Statement.parse(self.statement or body).sign_pub
         seq = self.log.append(
@@ -324,6 +333,7 @@ class Simulator:
                 version=None if record is None else record.version,
                 rec=body,
                 sigs={key_id("ed25519", public).hex(): signature},
+                detail=detail or {},
             )
         )
         self._receipts[body] = seq
@@ -342,6 +352,7 @@ class Simulator:
         metadata: bytes = b"",
         wraps: tuple[Wrap, ...] = (),
         blob: bytes = b"",
+        detail: dict[str, Any] | None = None,
     ) -> Reply:
         """Accept a record onto the head, as any device of the user may send one."""
         record = FileRecord.parse(body)
@@ -354,7 +365,7 @@ class Simulator:
             return Error("conflict", "someone was faster", view)
         signed = SignedRecord(body, (GenerationSignature(record.generation, signature),))
         op = {"put": "upload"}.get(record.op, record.op)
-        seq = self._append(op, record.owner, body, signature, record)
+        seq = self._append(op, record.owner, body, signature, record, detail)
         chain.records.append(signed)
         if record.version is not None:
             leaves = self.leaves(blob)
@@ -423,8 +434,45 @@ class Simulator:
         return Aborted()
 
     def _on_record(self, request: Record) -> Reply:
-        (change,) = request.changes
-        return self.store(change.record, change.signature)
+        first, *rest = request.changes
+        record = FileRecord.parse(first.record)
+        if record.from_ is None:
+            return self.store(first.record, first.signature)
+        blob = self.files[record.from_[0]].versions[record.from_[1]].blob
+        if not rest:
+            return self.store(first.record, first.signature, first.metadata, first.wraps, blob)
+        return self._move(first, rest[0], blob)
+
+    def _move(self, arriving: RecordChange, leaving: RecordChange, blob: bytes) -> Reply:
+        left = FileRecord.parse(leaving.record)
+        public = Statement.parse(self.statement).sign_pub
+        detail = {
+            "tombstone": base64.b64encode(leaving.record).decode(),
+            "tombstone_sigs": {
+                key_id("ed25519", public).hex(): base64.b64encode(leaving.signature).decode()
+            },
+        }
+        chain = self.files[left.file_id]
+        head = chain.records[-1].record
+        if head != leaving.record and left.prev != record_hash(head):
+            return Error("conflict", "someone was faster", self.view(left.file_id))
+        target = self.files.get(FileRecord.parse(arriving.record).file_id)
+        there = None if target is None else target.records[-1].record
+        if there not in (None, arriving.record) and FileRecord.parse(there or b"").current:
+            return Error("conflict", "taken", self.view(FileRecord.parse(there or b"").file_id))
+        reply = self.store(
+            arriving.record,
+            arriving.signature,
+            arriving.metadata,
+            arriving.wraps,
+            blob,
+            self.log_moves(detail),
+        )
+        if isinstance(reply, Done) and head != leaving.record:
+            signatures = (GenerationSignature(left.generation, leaving.signature),)
+            chain.records.append(SignedRecord(leaving.record, signatures))
+            self._receipts[leaving.record] = self._receipts[arriving.record]
+        return reply
 
     def _find(self, file_id: str, version: int) -> Stored | None:
         chain = self.files.get(file_id)

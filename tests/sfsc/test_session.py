@@ -14,7 +14,8 @@ from protocol.messages.files import Stat
 from protocol.messages.session import Login, Welcome
 from sfsc import errors
 from sfsc.home import open_state, unlock
-from sfsc.session import MAX_LOSSES, Session, refusal
+from sfsc.refusals import refusal
+from sfsc.session import MAX_LOSSES, Session
 from sfsc.state import KnownFile
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator, Spoil

@@ -25,6 +25,7 @@ from protocol.messages.uploads import (
     UploadState,
 )
 from protocol.records import FileRecord
+from sfsc.changes import MAX_CONFLICTS
 from sfsc.downloads import Downloads
 from sfsc.errors import (
     BadReceipt,
@@ -41,7 +42,7 @@ from sfsc.listing import Files
 from sfsc.segments import MEBIBYTE, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
-from sfsc.uploads import MAX_CONFLICTS, Put, Uploads
+from sfsc.uploads import Put, Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 
 S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)

@@ -1,0 +1,93 @@
+"""One version of a file opened for reading: its record, key and leaf hashes verified, its
+ciphertext still to come."""
+
+from __future__ import annotations
+
+from protocol import merkle
+from protocol.encoding import Buffer
+from protocol.messages import Error, Reply
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
+from sfsc.pieces import Opener
+from sfsc.refusals import answered
+from sfsc.segments import HEADER_SIZE, segment_count
+from sfsc.session import Session
+from sfsc.state import KnownFile
+
+
+class Wanted:
+    """A version that is asked for: `name`, checked, and its `version`, 0 for the current one."""
+
+    def __init__(self, session: Session, name: str, version: int) -> None:
+        self.name = name
+        self.version = version
+        self.file_id = session.account.file_id(name)
+        self.known: KnownFile | None = session.state.file(self.file_id)
+        self.request = GetOpen(session.account.user, self.file_id, version)
+
+
+class Blob:
+    """`file` and `metadata` are verified when it is built; `opener` once it was made `ready`."""
+
+    def __init__(self, session: Session, wanted: Wanted, reply: Reply) -> None:
+        """From the reply to `wanted.request`.
+
+        Raises `NotFound`, `IntegrityError`, and `KeyringError` where we have no key for it.
+        """
+        self._session = session
+        name, version, known = wanted.name, wanted.version, wanted.known
+        if isinstance(reply, Error) and reply.code == "not-found":
+            which = f"{name} has no version {version}" if version else f"there is no file {name}"
+            raise NotFound(which, "`sfsc ls` shows what there is")
+        opened = answered(reply, Opened)
+        shown = None if known is None else known.known
+        self.file = session.account.opened(opened.view, wanted.file_id, version, shown)
+        self._key, self.metadata = session.account.open(self.file)
+        if self.metadata.name != name:
+            raise Tampered("the server gave another file than the one asked for")
+        session.learn_head(self.file, known)
+        self.size = self.file.content.ciphertext_size or 0
+        self.handle = opened.handle
+        self.first: Buffer = opened.data
+        self._leaves = opened.leaves
+        self._connection = session.connections
+
+    @classmethod
+    def open(cls, session: Session, name: str, version: int) -> Blob:
+        """Asked for and answered."""
+        wanted = Wanted(session, name, version)
+        return cls(session, wanted, session.ask(wanted.request))
+
+    def ready(self) -> Opener:
+        """All leaf hashes, checked against the record; then pieces can be opened in any order."""
+        self._session.surviving(self._complete, self.reopen)
+        decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
+        return Opener(decryptor, self._leaves)
+
+    def _complete(self) -> None:
+        transport, expected = self._session.transport, 32 * segment_count(self.size)
+        if self._connection != self._session.connections:
+            self.reopen()  # the answer was of a connection that is gone by now
+        while len(self._leaves) < expected:
+            asked = GetLeaves(self.handle, len(self._leaves) // 32)
+            page = answered(transport.call(asked), LeavesPage).leaves
+            if not page or len(page) % 32:
+                raise ProtocolFailure("the server sends no hashes where some are missing")
+            self._leaves += page
+        hashes = [self._leaves[at : at + 32] for at in range(0, len(self._leaves), 32)]
+        if len(self._leaves) != expected or merkle.root(hashes) != self.file.content.segments_root:
+            raise Tampered("the hashes of the file's pieces are not what was signed")
+        if len(self.first) < HEADER_SIZE:
+            read = Read(self.handle, 0, min(self.size, PIECE))
+            self.first = answered(transport.call(read), Bytes).data
+
+    def reopen(self) -> bytes:
+        """A handle on the same version, over the present connection."""
+        asked = GetOpen(self._session.account.user, self.file.file_id, self.file.version)
+        opened = answered(self._session.transport.call(asked), Opened)
+        if opened.view.content.record != self.file.content_body:
+            raise ConflictError("the file was encrypted anew meanwhile", "run the command again")
+        self.handle = opened.handle
+        self._connection = self._session.connections
+        return self.handle

@@ -1,0 +1,130 @@
+"""Records put onto files' heads without new ciphertext: sent, proven to stand in the log, and built
+again where someone was faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, overload
+
+from protocol.messages import Done, Error
+from protocol.messages.base import Wrap
+from protocol.messages.files import History, HistoryPage, Record, RecordChange
+from protocol.records import DELETE, PURGE, FileRecord, record_hash
+from sfsc.envelope import check_name
+from sfsc.errors import ConflictError, NotFound
+from sfsc.identity import File
+from sfsc.refusals import answered, refusal
+from sfsc.session import Session, known_file
+
+MAX_CONFLICTS: Final = 16
+"""How often someone may be faster before a change gives up."""
+Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
+"""A record, and the sealed metadata and the wraps that go with it."""
+
+
+def find(session: Session, name: str) -> File:
+    """The newest version of our file `name`, deleted or not. Raises `NotFound`."""
+    check_name(name)
+    try:
+        return session.newest(session.account.file_id(name))
+    except NotFound as exc:
+        raise NotFound(f"there never was a file {name}", "`sfsc ls` shows what there is") from exc
+
+
+def find_living(session: Session, name: str) -> File:
+    """The current version of our file `name`. Raises `NotFound`."""
+    file = find(session, name)
+    if file.deleted:
+        raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
+    return file
+
+
+def tombstone(session: Session, head: FileRecord, body: bytes, to: str | None = None) -> FileRecord:
+    """The record that deletes a file onto its `head`, whose exact bytes are `body`; `to` is the
+    file_id that the file moved to."""
+    return _onto(session, head, body, op=DELETE, current=0, to=to)
+
+
+def purge(session: Session, file: File, versions: tuple[int, ...]) -> FileRecord:
+    """The record that removes the content of `versions`, sorted and none of them current."""
+    head = file.head
+    return _onto(session, head, file.head_body, op=PURGE, current=head.current, purged=versions)
+
+
+def _onto(
+    session: Session,
+    head: FileRecord,
+    body: bytes,
+    *,
+    op: str,
+    current: int,
+    to: str | None = None,
+    purged: tuple[int, ...] | None = None,
+) -> FileRecord:
+    author = session.author
+    return FileRecord(
+        server=author.server,
+        owner=author.owner,
+        actor=author.actor,
+        generation=author.generation,
+        file_id=head.file_id,
+        rev=head.rev + 1,
+        op=op,
+        prev=record_hash(body),
+        seen=session.seen,
+        created=int(time.time()),
+        readers=head.readers,
+        current=current,
+        to=to,
+        purged=purged,
+    )
+
+
+def landed(session: Session, record: FileRecord, body: bytes) -> bool:
+    """Whether the file's history has this very record.
+
+    Of a record sent twice the first may have been accepted, its answer lost with the connection,
+    and something else put upon it since.
+    """
+    reply = session.ask(History(record.owner, record.file_id, record.rev))
+    if isinstance(reply, Error) and reply.code == "not-found":
+        return False
+    return any(item.record == body for item in answered(reply, HistoryPage).records)
+
+
+@overload
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built]
+) -> tuple[FileRecord, bytes]: ...
+@overload
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built | None]
+) -> tuple[FileRecord, bytes] | None: ...
+def change_file(
+    session: Session, file: File, build: Callable[[File], Built | None]
+) -> tuple[FileRecord, bytes] | None:
+    """Put the record that `build` makes onto the head of `file`.
+
+    Where someone was faster, it is built again onto the newer head; None from `build` says that
+    nothing is left to do. Returns the record and its exact bytes, proven to stand in the log.
+    Raises `ConflictError` where others keep changing the file.
+    """
+    for _ in range(MAX_CONFLICTS):
+        built = build(file)
+        if built is None:
+            return None
+        record, metadata, wraps = built
+        body = record.encode()
+        signature, connection = session.sign(body), session.connections
+        reply = session.ask(Record((RecordChange(body, signature, metadata, wraps),)))
+        if not isinstance(reply, Error):
+            session.proven(answered(reply, Done).receipt, record, body, signature)
+            session.join()
+            return record, body
+        if reply.code != "conflict" or reply.head is None:
+            raise refusal(reply)
+        if session.connections != connection and landed(session, record, body):
+            return record, body
+        file = session.learn(reply.head, record.file_id, known_file(file))
+    raise ConflictError("others keep changing the file", "run the command again")

@@ -1,0 +1,131 @@
+"""Renaming: the file's content under another name, and a tombstone under the old, in one change.
+
+Nothing is sent or encrypted anew but the metadata, which holds the name. Older versions stay under
+the old name, where `history` and `restore` find them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from protocol.messages import Done, Error
+from protocol.messages.files import Record, RecordChange
+from protocol.records import MOVE, FileRecord
+from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
+from sfsc.envelope import ContentKey, Metadata, check_name, content_record
+from sfsc.errors import ConflictError, NotFound, UsageError
+from sfsc.identity import Entry, File, check_unshared
+from sfsc.refusals import answered, refusal
+from sfsc.session import Session, known_file
+from sfsc.state import KnownFile
+
+
+class Moves:
+    """Renames one's own files, over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def mv(self, name: str, to: str) -> Entry:
+        """Give the file `name` the name `to`. What is there now.
+
+        Raises `NotFound`, and `ConflictError` where there is a file `to`.
+        """
+        check_name(to)
+        if name == to:
+            raise UsageError("the two names are one")
+        session = self._session
+        file, target = find_living(session, name), self._target(to)
+        for _ in range(MAX_CONFLICTS):
+            if file.deleted:
+                raise NotFound(f"{name} was deleted meanwhile")
+            if target is not None and not target.deleted:
+                raise ConflictError(
+                    f"there is a file {to} already", "delete it first, or take another name"
+                )
+            move = _Move.build(session, file, target, to)
+            connection = session.connections
+            reply = session.ask(move.request)
+            if not isinstance(reply, Error):
+                receipt = answered(reply, Done).receipt
+                session.proven(receipt, move.record, move.body, move.signature, move.buried)
+                session.join()
+                return self._moved(move, file)
+            if reply.code != "conflict" or reply.head is None:
+                raise refusal(reply)
+            if session.connections != connection and landed(session, move.record, move.body):
+                return self._moved(move, file)
+            shown = FileRecord.parse((reply.head.head or reply.head.content).record).file_id
+            if shown == file.file_id:
+                file = session.learn(reply.head, shown, known_file(file))
+            else:
+                known = None if target is None else known_file(target)
+                target = session.learn(reply.head, move.record.file_id, known)
+        raise ConflictError("others keep changing the files", "run the command again")
+
+    def _target(self, name: str) -> File | None:
+        try:
+            return self._session.newest(self._session.account.file_id(name))
+        except NotFound:
+            return None
+
+    def _moved(self, move: _Move, file: File) -> Entry:
+        state = self._session.state
+        entry = Entry.of(move.record, move.record, move.metadata)
+        with state.changing():
+            state.remember_file(KnownFile.of(move.record, move.body, entry.version), entry.pack())
+            state.remember_file(KnownFile.of(move.left, move.buried[0], file.version), None)
+        return entry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Move:
+    """Both records, signed. `left` is the tombstone, `buried` its exact bytes and signature."""
+
+    record: FileRecord
+    body: bytes
+    signature: bytes
+    left: FileRecord
+    buried: tuple[bytes, bytes]
+    metadata: Metadata
+    request: Record
+
+    @classmethod
+    def build(cls, session: Session, file: File, target: File | None, to: str) -> _Move:
+        check_unshared(file.head)
+        key, metadata = session.account.open(file)
+        renamed = dataclasses.replace(metadata, name=to)
+        sealed = key.seal_metadata(renamed)
+        record = _moved_record(session, file, target, key, sealed, to)
+        body = record.encode()
+        left = tombstone(session, file.head, file.head_body, record.file_id)
+        buried = left.encode()
+        signature, signed = session.sign(body), session.sign(buried)
+        request = Record(
+            (
+                RecordChange(body, signature, sealed, session.account.wrap(key)),
+                RecordChange(buried, signed, b"", ()),
+            )
+        )
+        return cls(record, body, signature, left, (buried, signed), renamed, request)
+
+
+def _moved_record(
+    session: Session, file: File, target: File | None, key: ContentKey, sealed: bytes, to: str
+) -> FileRecord:
+    return content_record(
+        session.author,
+        key,
+        file_id=session.account.file_id(to),
+        head=None if target is None else target.head_body,
+        version=1 if target is None else target.version + 1,
+        ciphertext_size=file.content.ciphertext_size or 0,
+        segments_root=file.content.segments_root or b"",
+        metadata=sealed,
+        readers=(),
+        seen=session.seen,
+        created=int(time.time()),
+        op=MOVE,
+        origin=(file.file_id, file.version),
+    )

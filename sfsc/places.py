@@ -1,0 +1,245 @@
+"""Where fetched files land: whole and verified at their place, or not there at all.
+
+A file is made under a temporary name (0600) in its own folder and takes its place by a rename. A
+tree of files comes from names that a server, or whoever shared them, has chosen: below the folder
+that was meant, each step of the way is opened as the folder it is and never through a link, so that
+no name leads elsewhere, be it by what stood there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Self
+
+from protocol.names import is_device_name
+from sfsc.envelope import Metadata
+from sfsc.errors import LocalError, Unplaceable
+
+_PERMISSIONS: Final = 0o777
+"""No set-user-id, set-group-id or sticky bit comes back from a server."""
+_POSIX: Final = os.name == "posix"
+_FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
+_FOREIGN: Final = frozenset('<>:"|?*')
+"""What no file name on Windows can hold; a colon would name another stream of a file."""
+
+
+class Folder:
+    """An open folder. On POSIX everything in it is reached through its descriptor, so that nobody
+    can put a link in its place meanwhile; Windows has no such thing, and links are looked for."""
+
+    def __init__(self, path: Path, descriptor: int | None) -> None:
+        """Use `open`."""
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The folder that the user named; links on the way are his own. Raises `LocalError`."""
+        with _writing(path):
+            if not _POSIX:
+                if not path.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                return cls(path, None)
+            return cls(path, os.open(path, _FOLDER))
+
+    def enter(self, part: str) -> Folder:
+        """The folder `part` in this one, made where there is none.
+
+        Raises `Unplaceable` where something else stands there, a link to a folder included.
+        """
+        path = self.path / part
+        with _writing(path):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._at(part), 0o777, dir_fd=self._descriptor)
+            try:
+                if not _POSIX:
+                    if _is_link(path) or not path.is_dir():
+                        raise NotADirectoryError
+                    return Folder(path, None)
+                opened = os.open(part, _FOLDER | _NO_LINK, dir_fd=self._descriptor)
+            except OSError as exc:
+                if exc.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, None):
+                    raise
+                raise Unplaceable(f"{path} is a link or a file, and should be a folder") from exc
+            return Folder(path, opened)
+
+    @contextlib.contextmanager
+    def arriving(self, name: str, metadata: Metadata, *, durable: bool) -> Iterator[BinaryIO]:
+        """A file to write that takes its place as `name` when the block ends well, and else is
+        gone. With `durable` it is on the disk by then. Raises `LocalError` for every fault of the
+        file system, those in the block included."""
+        with _writing(self.path / name):
+            temporary = f".sfsc-{secrets.token_hex(8)}"
+            made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
+            try:
+                with open(made, "wb", buffering=0) as file:
+                    yield file
+                    if durable:
+                        os.fsync(made)
+                    if _POSIX:
+                        _restore(made, metadata)
+                if not _POSIX:
+                    _restore(self._at(temporary), metadata)
+                os.replace(
+                    self._at(temporary),
+                    self._at(name),
+                    src_dir_fd=self._descriptor,
+                    dst_dir_fd=self._descriptor,
+                )
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._at(temporary), dir_fd=self._descriptor)
+                raise
+            if durable and self._descriptor is not None:
+                # Windows cannot open a folder; there the rename itself is journalled.
+                os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _at(self, name: str) -> str:
+        return name if self._descriptor is not None else str(self.path / name)
+
+
+class Tree:
+    """Places files by their names with ``/`` below a folder, which is made where there is none.
+
+    A context; the last folder that was used stays open, since names come sorted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `LocalError`."""
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        self._top = Folder.open(path)
+        self._parts: tuple[str, ...] = ()
+        self._last = self._top
+
+    @property
+    def path(self) -> Path:
+        return self._top.path
+
+    @contextlib.contextmanager
+    def arriving(self, name: str, metadata: Metadata) -> Iterator[BinaryIO]:
+        """As `Folder.arriving`; not synced: the server still has it. Raises `Unplaceable` for a
+        name that can be no file here."""
+        *parts, last = check_placeable(name)
+        with self._folder(tuple(parts)).arriving(last, metadata, durable=False) as file:
+            yield file
+
+    def _folder(self, parts: tuple[str, ...]) -> Folder:
+        if parts != self._parts:
+            self._leave()
+            folder = self._top
+            try:
+                for part in parts:
+                    below = folder.enter(part)
+                    if folder is not self._top:
+                        folder.close()
+                    folder = below
+            except BaseException:
+                if folder is not self._top:
+                    folder.close()
+                raise
+            self._parts, self._last = parts, folder
+        return self._last
+
+    def _leave(self) -> None:
+        if self._last is not self._top:
+            self._last.close()
+        self._parts, self._last = (), self._top
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+        self._top.close()
+
+
+def check_placeable(name: str) -> tuple[str, ...]:
+    """The parts of a file's name (already a valid one), for a place below some folder.
+
+    Raises `Unplaceable` for what Windows takes for a device, on every system: the folder may be
+    one that Windows sees too. On Windows also for what its file names cannot hold.
+    """
+    parts = tuple(name.split("/"))
+    for part in parts:
+        if is_device_name(part):
+            raise Unplaceable(f"{name} is the name of a device on Windows")
+        if sys.platform == "win32" and (part[-1] in ". " or _FOREIGN & set(part)):
+            raise Unplaceable(f"{name} cannot be the name of a file on Windows")
+    return parts
+
+
+@contextlib.contextmanager
+def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
+    """A file at a path that the user chose; see `Folder.arriving`, durable.
+
+    A device or a pipe is written to, not replaced.
+    """
+    with _writing(path):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                yield stream
+            return
+    with (
+        Folder.open(path.parent) as folder,
+        folder.arriving(path.name, metadata, durable=True) as file,
+    ):
+        yield file
+
+
+def _restore(target: int | str, metadata: Metadata) -> None:
+    """Time and permissions of the source, where it had any; else it stays with its owner alone."""
+    if metadata.mode is not None:
+        os.chmod(target, metadata.mode & _PERMISSIONS)
+    if metadata.mtime is not None:
+        with contextlib.suppress(OverflowError):  # a time that this system cannot hold
+            os.utime(target, ns=(metadata.mtime, metadata.mtime))
+
+
+def _is_link(path: Path) -> bool:
+    """Whether `path` leads elsewhere: a symbolic link, on Windows also a junction."""
+    status = os.lstat(path)
+    if sys.platform != "win32":
+        return stat.S_ISLNK(status.st_mode)
+    else:
+        return bool(status.st_file_attributes & stat.FILE_ATTRIBUTE_REPARSE_POINT)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LocalError(f"cannot write {path}: {exc.strerror}") from exc

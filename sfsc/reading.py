@@ -1,0 +1,131 @@
+"""A stored file as a file object: seekable, and only the segments that are read are fetched.
+
+Each segment is checked against its leaf of the signed `segments_root`, whose leaves were all
+fetched and proven first (32 bytes a MiB), and by its own tag.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from typing import Final
+
+from protocol.encoding import Buffer
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, Read
+from sfsc.blobs import Blob
+from sfsc.refusals import answered
+from sfsc.segments import plaintext_offset, segment_of
+from sfsc.session import Session
+from sfsc.transport import Ticket
+
+CACHED: Final = 4
+"""Segments of 1 MiB kept in the clear."""
+AHEAD: Final = 4
+"""Segments asked for beyond the one that is read, while reading goes straight on."""
+
+
+class Reader(io.RawIOBase):
+    """One version, as it was when it was opened. `name`, `version` and `size` (bytes) say which.
+
+    Reads raise `Tampered` for what is not what was signed, and `NetworkError`. For one thread, and
+    between its calls the session may do other things.
+    """
+
+    def __init__(self, session: Session, blob: Blob) -> None:
+        super().__init__()
+        self.name = blob.metadata.name
+        self.version = blob.file.version
+        self.size = blob.metadata.size
+        self._session = session
+        self._blob = blob
+        self._opener = blob.ready()
+        self._position = 0
+        self._segments: OrderedDict[int, memoryview] = OrderedDict()
+        self._asked: dict[int, Ticket] = {}
+        self._connection = session.connections
+        self._before = -1
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._check_open()
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError("not a place in a file")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:  # type: ignore[override]  # bytes are not written
+        """As many bytes as the segment at the present place has, at most; 0 at the end."""
+        self._check_open()
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), self.size - self._position)
+        if count <= 0:
+            return 0
+        index = segment_of(self._position)
+        segment = self._segment(index)
+        start = self._position - plaintext_offset(index)
+        part = segment[start : start + count]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop_foreign()
+            for ticket in self._asked.values():
+                self._session.transport.abandon(ticket)
+            self._asked.clear()
+            self._segments.clear()
+        super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def _segment(self, index: int) -> memoryview:
+        found = self._segments.get(index)
+        if found is None:
+            piece = self._session.surviving(lambda: self._fetch(index), self._again)
+            found = self._segments[index] = self._opener.open(index, piece)
+            if len(self._segments) > CACHED:
+                self._segments.popitem(last=False)
+        self._segments.move_to_end(index)
+        self._before = index
+        return found
+
+    def _fetch(self, index: int) -> Buffer:
+        self._drop_foreign()
+        transport = self._session.transport
+        size = self._opener.piece_size(index)
+        if index == 0 and len(self._blob.first) >= size:
+            return memoryview(self._blob.first)[:size]
+        straight = index in (0, self._before + 1) or index in self._asked
+        last = min(index + AHEAD, self._opener.segment_count - 1) if straight else index
+        for wanted in range(index, last + 1):
+            if wanted not in self._asked and wanted not in self._segments:
+                read = Read(self._blob.handle, wanted * PIECE, self._opener.piece_size(wanted))
+                self._asked[wanted] = transport.submit(read)
+        for passed in [one for one in self._asked if not index <= one <= index + AHEAD]:
+            transport.abandon(self._asked.pop(passed))
+        return answered(transport.result(self._asked.pop(index)), Bytes).data
+
+    def _again(self) -> None:
+        self._drop_foreign()
+        self._blob.reopen()
+
+    def _drop_foreign(self) -> None:
+        """Tickets and the handle are of one connection; another call may have opened a new one."""
+        if self._connection != self._session.connections:
+            self._asked.clear()
+            self._connection = self._session.connections
+            self._blob.reopen()

@@ -1,0 +1,63 @@
+"""What a server's `Error` stands for here: one exception for each code."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from protocol.messages import Error, Reply
+from sfsc.errors import (
+    ConflictError,
+    Damaged,
+    Denied,
+    NotFound,
+    ProtocolFailure,
+    QuotaExceeded,
+    RotationRequired,
+    SfscError,
+    StaleGeneration,
+    StaleRecipient,
+    TokenRefused,
+    Unreachable,
+)
+
+_Reply = TypeVar("_Reply", bound=Reply)
+
+_REFUSALS: Final[dict[str, tuple[type[SfscError], str | None]]] = {
+    "not-allowed": (Denied, None),
+    "refused": (Denied, "the operator can tell why: `sfsd user show`"),
+    "denied": (Denied, None),
+    "token": (TokenRefused, "ask the operator for a new invitation: `sfsd user add`"),
+    "not-found": (NotFound, None),
+    "quota": (QuotaExceeded, "delete something, or ask the operator: `sfsd user quota`"),
+    "damaged": (Damaged, "the operator finds out more with `sfsd fsck`"),
+    "conflict": (ConflictError, "look what is there now, and run the command again"),
+    "changed": (ConflictError, "run the command again"),
+    "stale-recipient": (StaleRecipient, "run the command again"),
+    "stale-generation": (StaleGeneration, "this account's keys were rotated elsewhere"),
+    "rotation-required": (RotationRequired, "rotate the keys first"),
+    "upload-lost": (Unreachable, "run the command again"),
+    "busy": (Unreachable, "run the command again in a moment"),
+    "unavailable": (Unreachable, "the operator must look at the server: `sfsd status`"),
+    "shutting-down": (Unreachable, "run the command again in a moment"),
+}
+
+
+def refusal(error: Error) -> SfscError:
+    """The exception that an `Error` stands for. A code that we should never meet is a failure of
+    the protocol: one of the two sides is wrong about it."""
+    kind, hint = _REFUSALS.get(error.code, (ProtocolFailure, None))
+    cause = error.text or error.code
+    if issubclass(kind, ConflictError):
+        head = error.head
+        shown = None if head is None else (head.head or head.content).record
+        return kind(cause, hint, head=shown)
+    return kind(cause, hint)
+
+
+def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
+    """`reply`, which must be a `kind`. Raises what an `Error` stands for."""
+    if isinstance(reply, Error):
+        raise refusal(reply)
+    if not isinstance(reply, kind):  # the connection's table of replies lets none through
+        raise ProtocolFailure(f"the server answers with {type(reply).__name__}")
+    return reply

@@ -1,0 +1,127 @@
+"""Whole folders: every regular file below one goes up under its path, and comes back to it.
+
+One file that cannot be read, named or placed does not stop the others; whoever asks is told of it.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from sfsc.downloads import Downloads, Got, Item
+from sfsc.envelope import Metadata, check_name
+from sfsc.errors import NotFound, SfscError, Special, Unreadable
+from sfsc.identity import Entry
+from sfsc.listing import Files
+from sfsc.places import Tree, check_placeable
+from sfsc.session import Session
+from sfsc.sources import default_name
+from sfsc.uploads import Put, Uploads
+from sfsc.window import Skip
+
+MAX_DEPTH: Final = 512
+"""Folders in one another; a name of 1,024 bytes has no more."""
+
+
+class Trees:
+    """Puts, gets and deletes folders over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, folder: Path, name: str | None, skip: Skip) -> Iterator[Put]:
+        """Store every regular file below `folder` as `name`/its path below (None: the folder's own
+        path; "": the path below alone). Links are not followed, and told to `skip` as all else
+        that cannot be stored. Raises `Unreadable` where `folder` is none."""
+        if not folder.is_dir():
+            raise Unreadable(f"{folder} is no folder")
+        prefix = folder_name(folder) if name is None else name.strip("/")
+        if prefix:
+            check_name(prefix)
+        return Uploads(self._session).put_many(_sources(folder, prefix, skip), skip=skip)
+
+    def get(self, name: str, target: Path, skip: Skip) -> Iterator[Got]:
+        """Fetch every file whose name lies in the folder `name` ("": all) to its place below
+        `target`: ``a/b`` with all that is in it arrives as ``target/b``.
+
+        Not synced one by one: after a power cut, fetch it again. Raises `NotFound`.
+        """
+        entries, above = self.inside(name), len(name.strip("/").rpartition("/")[0])
+        self._session.progress.expect(sum(entry.size for entry in entries))
+        with Tree(target) as tree:
+            items = _items(entries, above and above + 1, tree, skip)
+            yield from Downloads(self._session).get_many(items, skip)
+
+    def rm(self, name: str) -> Iterator[Entry]:
+        """Delete every file in the folder `name`. Raises `NotFound`."""
+        return Files(self._session).rm_many(self.inside(name))
+
+    def inside(self, name: str) -> list[Entry]:
+        """Every file in the folder `name` ("": all), by name. Raises `NotFound` for none."""
+        folder = name.strip("/")
+        if folder:
+            check_name(folder)
+        found = list(Files(self._session).ls(f"{folder}/" if folder else ""))
+        if not found:
+            raise NotFound(f"there is no file in {folder or 'the store'}", "see `sfsc ls`")
+        return found
+
+
+def folder_name(folder: Path) -> str:
+    """The name that a folder's files are stored below: its own path, "" for the present folder."""
+    name = default_name(folder) or ""
+    return "" if name == "." else name
+
+
+def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator[Item]:
+    for entry in entries:
+        below = entry.name[above:]
+        try:
+            check_placeable(below)
+        except SfscError as exc:
+            skip(entry.name, exc)
+            continue
+
+        def place(metadata: Metadata, below: str = below) -> AbstractContextManager[BinaryIO]:
+            return tree.arriving(below, metadata)
+
+        yield Item(entry.name, entry.version, tree.path / below, place)
+
+
+def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[Path, str]]:
+    for path, parts in _walk(folder, (), skip):
+        name = unicodedata.normalize("NFC", "/".join((prefix, *parts) if prefix else parts))
+        try:
+            check_name(name)
+        except SfscError as exc:
+            skip(str(path), Unreadable(f"cannot be stored under its name: {exc.cause}"))
+            continue
+        yield path, name
+
+
+def _walk(
+    folder: Path, parts: tuple[str, ...], skip: Skip
+) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Every regular file below `folder`, sorted, with its path from the top."""
+    try:
+        with os.scandir(folder) as scanned:
+            found = sorted(scanned, key=lambda item: item.name)
+    except OSError as exc:
+        skip(str(folder), Unreadable(f"cannot be read: {exc.strerror}"))
+        return
+    for item in found:
+        here = (*parts, item.name)
+        if item.is_dir(follow_symlinks=False):
+            if len(here) >= MAX_DEPTH:
+                skip(item.path, Unreadable("too many folders in one another"))
+            else:
+                yield from _walk(Path(item.path), here, skip)
+        elif item.is_file(follow_symlinks=False):
+            yield Path(item.path), here
+        else:
+            what = "a link" if item.is_symlink() else "neither a file nor a folder"
+            skip(item.path, Special(f"is {what}, and was not stored"))

@@ -1,0 +1,298 @@
+"""Changing files without new ciphertext: delete, restore, move, purge.
+
+One request carries the signed record, and a move two: what the log has of a move is one entry whose
+`rec` is the record of the new file, the tombstone of the old one standing in its detail.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
+from protocol.messages import Done, Reply
+from protocol.messages.files import Record, RecordChange
+from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
+from sfsd.admission import Admitted, Head, check_content, parse_record
+from sfsd.changes import Change, Effect, Link, Remove, Write
+from sfsd.documents import Document
+from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.index import OwnerFiles, holding_of
+from sfsd.layout import Sidecar, VersionPaths, inbox_path
+from sfsd.operations.uploads import repeated
+from sfsd.visibility import not_found
+from sfsd.world import USER, Commit, Principal, World, draft, operation
+
+
+@operation(Record, access=USER, logged="delete, restore, move or purge")
+def record_change(world: World, who: Principal, message: Record) -> Reply | Commit[Reply]:
+    if len(message.changes) == 2:
+        return _move(world, who, *message.changes)
+    if len(message.changes) != 1:
+        raise Refused("bad-request", "one record, or the two of a move")
+    change = message.changes[0]
+    record = _own(who, change)
+    decide = {DELETE: _delete, RESTORE: _restore, PURGE: _purge}.get(record.op)
+    if decide is None:
+        raise Refused("bad-request", f"a {record.op} record does not come this way")
+    head = Head.of(world.index.of(who.user), record.file_id)
+    if (receipt := repeated(world, who, head, change.record)) is not None:
+        return receipt
+    if head.document is None:
+        raise not_found()
+    admitted = world.admission.admit(record, change.record, change.signature, head)
+    return _commit(world, who, admitted, decide(world, admitted, head.document, change))
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What an op does: `version` for the log, sidecars to write, versions whose bytes go.
+
+    `left` is the file that a move leaves, which has no current version any more. `accounts` are
+    those whose history it belongs to, where they are not `Admitted.accounts`.
+    """
+
+    version: int | None
+    sidecars: tuple[tuple[Head, int, Sidecar], ...]
+    effects: tuple[Effect, ...] = ()
+    expect: Mapping[str, bytes | None] = field(default_factory=dict)
+    gone: tuple[int, ...] = ()
+    detail: Mapping[str, object] = field(default_factory=dict)
+    left: str | None = None
+    accounts: tuple[str, ...] = ()
+
+
+def _commit(world: World, who: Principal, admitted: Admitted, decided: _Decided) -> Commit[Reply]:
+    record, files = admitted.record, admitted.head.files
+    written = tuple(
+        Write(head.paths(version).sidecar, sidecar.encode)
+        for head, version, sidecar in decided.sidecars
+    )
+
+    def then(seq: int) -> None:
+        for _, version, sidecar in decided.sidecars:
+            files.saw(replace(sidecar, seq=seq), version)
+            for holding in holding_of(sidecar):
+                files.ledger.hold(holding)
+        for version in decided.gone:
+            files.ledger.drop(record.file_id, version)
+            world.opened.forget(record.owner, record.file_id, version)
+        files.ledger.mark(record.file_id, living=record.current != 0)
+        if decided.left is not None:
+            files.ledger.mark(decided.left, living=False)
+
+    entry = draft(
+        who,
+        record.op,
+        owner=record.owner,
+        file=record.file_id,
+        version=decided.version,
+        rec=admitted.signed.record,
+        sigs=admitted.sigs,
+        detail=decided.detail,
+        accounts=decided.accounts or admitted.accounts,
+    )
+    expect = {**admitted.expect, **decided.expect}
+    change = Change(entry, expect, (*decided.effects, *written), None, then)
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+def _delete(
+    world: World,  # noqa: ARG001 - one form for every op
+    admitted: Admitted,
+    newest: Document[Sidecar],
+    change: RecordChange,
+) -> _Decided:
+    """A tombstone: nothing is removed, restore brings it back."""
+    sidecar = _delete_to(admitted, newest, change, to=None)
+    return _Decided(None, ((admitted.head, admitted.head.version, sidecar),))
+
+
+def _delete_to(
+    admitted: Admitted, newest: Document[Sidecar], change: RecordChange, *, to: str | None
+) -> Sidecar:
+    """The newest sidecar with the tombstone in it; `to` is the file_id of a move's other end."""
+    record, before = admitted.record, newest.value.head_record
+    _need(not change.metadata and not change.wraps, "a delete brings nothing")
+    _need(record.current == 0, "nothing is current after a delete")
+    _need(record.to == to, "a tombstone names where a move leads, and a delete nothing")
+    if before.current == 0:
+        raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
+    return replace(newest.value, head=admitted.signed, head_record=record)
+
+
+def _restore(
+    world: World,
+    admitted: Admitted,
+    newest: Document[Sidecar],  # noqa: ARG001 - one form for every op
+    change: RecordChange,
+) -> _Decided:
+    """An old content as a new version: the same bytes under a second name."""
+    record, head = admitted.record, admitted.head
+    source_id, source_version = record.from_ or ("", 0)
+    _need(source_id == record.file_id, "a restore takes a version of the same file")
+    source = _content_of(head.files, record.file_id, source_version)
+    taken = _take_over(world, admitted, source, head.paths(source_version), change)
+    return replace(taken, detail={"from": source_version})
+
+
+def _move(
+    world: World, who: Principal, arriving: RecordChange, leaving: RecordChange
+) -> Reply | Commit[Reply]:
+    """A file under another name: its current content there, a tombstone here, one change.
+
+    Nobody gains or loses the content by it, so it stands in nobody's history but the owner's and
+    that of readers whom the file that was there before had.
+    """
+    record, tombstone = _own(who, arriving), _own(who, leaving)
+    _need((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
+    _need(record.file_id != tombstone.file_id, "a file cannot move onto itself")
+    files = world.index.of(who.user)
+    head = Head.of(files, record.file_id)
+    if (receipt := repeated(world, who, head, arriving.record)) is not None:
+        return receipt
+    left = Head.of(files, tombstone.file_id)
+    if left.document is None or left.record is None:
+        raise not_found()
+    gone = world.admission.admit(tombstone, leaving.record, leaving.signature, left)
+    made = world.admission.admit(record, arriving.record, arriving.signature, head)
+    if head.record is not None and head.record.current:
+        raise Refused("conflict", "there is a file of that name", head=head.view(who.user))
+    buried = _delete_to(gone, left.document, leaving, to=record.file_id)
+    current, readers = left.record.current, left.record.readers
+    _need(record.from_ == (left.file_id, current), "a move takes the current version")
+    _need(record.readers == readers, "a move leaves the readers as they are")
+    source = _content_of(files, left.file_id, current)
+    taken = _take_over(world, made, source, left.paths(current), arriving)
+    notes = tuple(
+        Write(inbox_path(reader[0], record.owner, record.file_id), b"") for reader in readers
+    )
+    before = () if head.record is None else head.record.readers
+    dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
+    decided = replace(
+        taken,
+        sidecars=(*taken.sidecars, (left, left.version, buried)),
+        effects=(*taken.effects, *notes),
+        expect={**taken.expect, **gone.expect},
+        detail={
+            "from": [left.file_id, current],
+            TOMBSTONE: _text(leaving.record),
+            TOMBSTONE_SIGS: {name: _text(one) for name, one in gone.sigs.items()},
+        },
+        left=left.file_id,
+        accounts=tuple(sorted({record.owner, record.actor} | dropped)),
+    )
+    return _commit(world, who, made, decided)
+
+
+def _take_over(
+    world: World,
+    admitted: Admitted,
+    source: Document[Sidecar],
+    old: VersionPaths,
+    change: RecordChange,
+) -> _Decided:
+    """The content of `source`, which lies at `old`, as the next version of the record's file."""
+    record, head = admitted.record, admitted.head
+    made = source.value.content_record
+    _need(
+        (record.content_id, record.dek_commit) == (made.content_id, made.dek_commit),
+        "not the content of the version it takes over",
+    )
+    # The one content under a second name: its id was used before, with these very bytes and key.
+    check_content(
+        admitted,
+        size=made.ciphertext_size or 0,
+        root=made.segments_root or b"",
+        metadata=change.metadata,
+        content_ids={},
+    )
+    expect = world.admission.check_wraps(admitted, change.wraps)
+    new = head.paths(head.next_version)
+    effects: list[Effect] = [Link(new.ciphertext, old.ciphertext, made.segments_root or b"")]
+    if source.value.leaves is None:
+        effects.append(Write(new.leaves, _leaves(world, old.leaves)))
+    sidecar = Sidecar(
+        seq=0,
+        content=admitted.signed,
+        head=None,
+        metadata=change.metadata,
+        wraps=change.wraps,
+        leaves=source.value.leaves,
+        content_record=record,
+        head_record=record,
+    )
+    return _Decided(
+        head.next_version,
+        ((head, head.next_version, sidecar),),
+        tuple(effects),
+        {**expect, source.path: source.digest},
+    )
+
+
+def _purge(
+    world: World,  # noqa: ARG001 - one form for every op
+    admitted: Admitted,
+    newest: Document[Sidecar],
+    change: RecordChange,
+) -> _Decided:
+    """Bytes, metadata and wraps of old versions go for good; their records stay."""
+    record, head = admitted.record, admitted.head
+    purged = record.purged or ()
+    _need(not change.metadata and not change.wraps, "a purge brings nothing")
+    _need(record.current == newest.value.head_record.current, "a purge leaves current as it is")
+    _need(bool(purged) and list(purged) == sorted(set(purged)), "versions sorted, each once")
+    _need(record.current not in purged, "the current version cannot be purged; delete it first")
+    sidecars: dict[int, Sidecar] = {}
+    expect: dict[str, bytes | None] = {}
+    effects: list[Effect] = []
+    for version in purged:
+        document = _content_of(head.files, record.file_id, version)
+        expect[document.path] = document.digest
+        sidecars[version] = replace(document.value, metadata=None, wraps=(), leaves=None)
+        paths = head.paths(version)
+        effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
+    last = sidecars.get(head.version, newest.value)
+    sidecars[head.version] = replace(last, head=admitted.signed, head_record=record)
+    return _Decided(
+        None,
+        tuple((head, version, sidecar) for version, sidecar in sidecars.items()),
+        tuple(effects),
+        expect,
+        purged,
+        {"purged": list(purged)},
+    )
+
+
+def _content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
+    try:
+        document = files.sidecar(file_id, version)
+    except Absent as exc:
+        raise not_found() from exc
+    if document.value.metadata is None:
+        raise not_found()
+    return document
+
+
+def _leaves(world: World, path: str) -> bytes:
+    try:
+        return world.store.read(path)
+    except Absent as exc:
+        raise DamagedError("the leaf hashes are not there", path=path) from exc
+
+
+def _own(who: Principal, change: RecordChange) -> FileRecord:
+    record = parse_record(change.record)
+    if record.owner != who.user:
+        raise not_found()
+    return record
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _need(holds: bool, rule: str) -> None:
+    if not holds:
+        raise Refused("bad-request", rule)

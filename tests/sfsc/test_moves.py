@@ -1,0 +1,167 @@
+"""Renaming, by a server that may lie about it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from protocol.messages import Error, Reply, Request
+from protocol.messages.files import Record
+from sfsc.downloads import Downloads
+from sfsc.errors import BadReceipt, ConflictError, Denied, NotFound, Unreachable, UsageError
+from sfsc.listing import Files
+from sfsc.moves import Moves
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from sfsc.versions import Versions
+from tests.sfsc.lying import Drop, Simulator
+
+
+def put(session: Session, name: str, content: bytes = b"content") -> None:
+    Uploads(session).put(io.BytesIO(content), name)
+
+
+def get(session: Session, name: str) -> bytes:
+    target = io.BytesIO()
+    Downloads(session).get(name, target)
+    return target.getvalue()
+
+
+def names(session: Session) -> list[str]:
+    return [entry.name for entry in Files(session).ls()]
+
+
+def test_a_file_under_another_name(session: Session, other: Session) -> None:
+    put(session, "a", b"old")
+    put(session, "a", b"content")
+    entry = Moves(session).mv("a", "b/c")
+    assert (entry.name, entry.version, entry.size) == ("b/c", 1, 7)
+    for device in (session, other):
+        assert names(device) == ["b/c"]
+        assert get(device, "b/c") == b"content"
+        with pytest.raises(NotFound):
+            get(device, "a")
+    assert entry == Files(other).stat("b/c")
+    (arrived,) = Versions(other).history("b/c")
+    assert (arrived.op, arrived.moved) == ("move", session.account.file_id("a"))
+    *_, left = Versions(other).history("a")
+    assert (left.op, left.moved) == ("delete", session.account.file_id("b/c"))
+    # What it held before stays under its old name.
+    assert Versions(other).restore("a", 1).size == 3
+    assert names(session) == ["a", "b/c"]
+
+
+def test_there_and_back_and_on(session: Session, other: Session) -> None:
+    put(session, "a")
+    for old, new in (("a", "b"), ("b", "a"), ("a", "b")):
+        Moves(session).mv(old, new)
+    assert Moves(other).mv("b", "a").version == 3
+    put(session, "a", b"onward")
+    assert get(other, "a") == b"onward"
+
+
+def test_names_that_cannot_be(session: Session) -> None:
+    put(session, "a")
+    put(session, "b")
+    with pytest.raises(ConflictError):
+        Moves(session).mv("a", "b")
+    with pytest.raises(NotFound):
+        Moves(session).mv("none", "c")
+    for wrong in ("a", "", "/c", "../c", "c\0"):
+        with pytest.raises(UsageError):
+            Moves(session).mv("a", wrong)
+    assert names(session) == ["a", "b"]
+
+
+def test_who_is_overtaken_goes_on_from_there(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """Another device is faster: at the file itself, then at the name it is to have."""
+    put(session, "a")
+
+    def there_and_gone() -> None:
+        put(other, "b")
+        Files(other).rm("b")
+
+    steps: list[Callable[[], None]] = [lambda: put(other, "a", b"newer"), there_and_gone]
+
+    def hook(request: Request) -> Reply | None:
+        if isinstance(request, Record) and len(request.changes) == 2 and steps:
+            step = steps.pop(0)
+            server._lock.release()
+            step()
+            server._lock.acquire()
+        return None
+
+    server.intercept = hook
+    entry = Moves(session).mv("a", "b")
+    assert (entry.version, get(other, "b")) == (2, b"newer")
+    assert steps == []
+
+
+def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other: Session) -> None:
+    put(session, "a")
+    Files(session).ls()
+    put(other, "b")
+    with pytest.raises(ConflictError):
+        Moves(session).mv("a", "b")
+    assert names(other) == ["a", "b"]
+
+
+def test_an_answer_that_is_lost_and_overtaken(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    put(session, "a")
+    lost = [True]
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Record) and lost.pop() if lost else False:
+            server.spoil = lambda _request, reply: reply
+            server._lock.release()
+            put(other, "b", b"onto it")
+            server._lock.acquire()
+            raise Drop
+        return reply
+
+    server.spoil = hook
+    assert Moves(session).mv("a", "b").version == 1
+    assert get(session, "b") == b"onto it"
+    assert len(server.files[session.account.file_id("b")].records) == 2
+
+
+def without(_detail: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def another(detail: dict[str, Any]) -> dict[str, Any]:
+    return {**detail, "tombstone": "YQ=="}
+
+
+def unsigned(detail: dict[str, Any]) -> dict[str, Any]:
+    return {**detail, "tombstone_sigs": {}}
+
+
+@pytest.mark.parametrize("lie", [without, another, unsigned])
+def test_a_log_that_hides_where_the_file_went(
+    server: Simulator, session: Session, lie: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    put(session, "a")
+    server.log_moves = lie
+    with pytest.raises(BadReceipt):
+        Moves(session).mv("a", "b")
+
+
+def test_a_refusal_is_said(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    for code, error in (("denied", Denied), ("unavailable", Unreachable)):
+
+        def hook(request: Request, code: str = code) -> Reply | None:
+            return Error(code, "no") if isinstance(request, Record) else None
+
+        server.intercept = hook
+        with pytest.raises(error):
+            Moves(session).mv("a", "c")
+    assert names(session) == ["a"]

@@ -1,0 +1,149 @@
+"""Files at their places, whole or not at all, and never elsewhere."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from sfsc.envelope import Metadata
+from sfsc.errors import LocalError, Unplaceable
+from sfsc.places import Folder, Tree, arriving, check_placeable
+
+PLAIN = Metadata("n", 3, None, None)
+posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
+
+
+def write(tree: Tree, name: str, content: bytes = b"new", metadata: Metadata = PLAIN) -> None:
+    with tree.arriving(name, metadata) as file:
+        file.write(content)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_tree_of_files(tmp_path: Path) -> None:
+    with Tree(tmp_path / "a" / "b") as tree:
+        for name in ("x", "c/y", "c/d/z", "c/w", "e/v", "x"):
+            write(tree, name, name.encode())
+    expected = {name: name.encode() for name in ("x", "c/y", "c/d/z", "c/w", "e/v")}
+    assert everything(tmp_path / "a" / "b") == expected
+
+
+@posix
+def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
+    with Tree(tmp_path) as tree:
+        write(tree, "a", metadata=Metadata("n", 3, 1_500_000_000_123_456_789, 0o6754))
+        write(tree, "b")
+    status = (tmp_path / "a").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o754, 1_500_000_000_123_456_789)
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def interrupted(place: AbstractContextManager[BinaryIO]) -> None:
+        with place as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with Tree(tmp_path) as tree:
+        for place in (tree.arriving("a", PLAIN), arriving(tmp_path / "a", PLAIN)):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(place)
+    assert everything(tmp_path) == {"a": b"old"}
+
+
+@posix
+@pytest.mark.parametrize("name", ["link/x", "a/link/x", "file/x", "a/file/x"])
+def test_nothing_is_placed_through_a_link_or_a_file(tmp_path: Path, name: str) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    for folder in (inside, inside / "a"):
+        folder.mkdir()
+        (folder / "link").symlink_to(outside)
+        (folder / "file").write_bytes(b"mine")
+    with Tree(inside) as tree:
+        with pytest.raises(Unplaceable):
+            write(tree, name)
+        write(tree, "a/fine")
+    assert everything(outside) == {}
+    assert (inside / "a" / "fine").read_bytes() == b"new"
+
+
+@posix
+def test_a_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").symlink_to(tmp_path / "precious")
+    with Tree(tmp_path / "tree") as tree:
+        write(tree, "a")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert not (tmp_path / "tree" / "a").is_symlink()
+
+
+@posix
+def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
+    """The open folder is what is written into, wherever its name leads by then."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with Tree(tmp_path / "tree") as tree, tree.arriving("a/x", PLAIN) as file:
+        (tmp_path / "tree" / "a").rename(tmp_path / "tree" / "b")
+        (tmp_path / "tree" / "a").symlink_to(outside)
+        file.write(b"new")
+    assert everything(outside) == {}
+    assert (tmp_path / "tree" / "b" / "x").read_bytes() == b"new"
+
+
+def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with Tree(tmp_path) as tree, pytest.raises(LocalError):
+        write(tree, "a")
+    assert everything(tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["nul", "a/CON.txt", "com1/b", "Aux .c/x", "lpt¹"])
+def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Unplaceable):
+        check_placeable(name)
+    with Tree(tmp_path) as tree, pytest.raises(Unplaceable):
+        write(tree, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a:b", "x/c.", "d ", "e?", 'f"', "g|h"]
+    for name in names:
+        assert check_placeable(name) == tuple(name.split("/"))
+    monkeypatch.setattr(sys, "platform", "win32")
+    for name in names:
+        with pytest.raises(Unplaceable):
+            check_placeable(name)
+
+
+def test_folders_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(LocalError):
+            Folder.open(path)
+    with pytest.raises(LocalError):
+        Tree(tmp_path / "file" / "x")
+
+
+@posix
+def test_a_device_is_written_to(tmp_path: Path) -> None:
+    with arriving(Path(os.devnull), PLAIN) as file:
+        file.write(b"gone")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)

@@ -1,0 +1,165 @@
+"""A stored file as a file object: any reads, at any places, and no more fetched than that."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.messages import Reply, Request
+from protocol.messages.base import PIECE
+from protocol.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
+from sfsc.blobs import Blob
+from sfsc.errors import NotFound, Tampered
+from sfsc.reading import AHEAD, Reader
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Drop, Simulator
+
+SIZES = [0, 1, 300_000, PIECE - 56, PIECE - 55, 7 * PIECE + 77]
+
+
+def stored(session: Session, size: int) -> bytes:
+    content = random.Random(size).randbytes(size)
+    Uploads(session).put(io.BytesIO(content), "file")
+    return content
+
+
+def reader(session: Session) -> Reader:
+    return Reader(session, Blob.open(session, "file", 0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_of_it(session: Session, size: int) -> None:
+    content = stored(session, size)
+    with io.BufferedReader(reader(session)) as file:
+        assert file.read() == content
+        assert (file.seek(-min(size, 10), io.SEEK_END), file.read()) == (
+            max(0, size - 10),
+            content[-10:],
+        )
+        assert file.seek(size + 5) == size + 5
+        assert file.read() == b""
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(-9 * PIECE, 9 * PIECE), st.integers(0, 2 * PIECE)),
+        max_size=8,
+    )
+)
+def test_as_a_file_in_memory(
+    server: Simulator, session: Session, steps: list[tuple[int, int, int]]
+) -> None:
+    if "file" not in (entry := server.__dict__.setdefault("contents", {})):
+        entry["file"] = stored(session, 7 * PIECE + 77)
+    model = io.BytesIO(entry["file"])
+    with io.BufferedReader(reader(session)) as file:
+        for whence, offset, count in steps:
+            base = (0, model.tell(), 7 * PIECE + 77)[whence]
+            if base + offset < 0:
+                with pytest.raises(ValueError, match=r"."):
+                    file.seek(offset, whence)
+                continue
+            assert file.seek(offset, whence) == model.seek(offset, whence)
+            assert file.read(count) == model.read(count)
+            assert file.tell() == model.tell()
+
+
+def test_only_what_is_read_is_fetched(server: Simulator, session: Session) -> None:
+    content = stored(session, 7 * PIECE + 77)
+    server.requests.clear()
+    with reader(session) as file:
+        file.seek(5 * PIECE)
+        assert file.read(10) == content[5 * PIECE : 5 * PIECE + 10]
+        assert [read.offset for read in server.asked(Read)] == [5 * PIECE]
+        file.seek(5 * PIECE + 100)
+        file.read(10)
+        assert len(server.asked(Read)) == 1
+        # Straight on: the next ones are asked for before they are wanted, and each once.
+        file.seek(6 * PIECE)
+        file.read(10)
+        assert [read.offset // PIECE for read in server.asked(Read)] == [5, 6, 7]
+    assert len(server.asked(GetOpen)) == 1
+
+
+def test_reading_straight_on_asks_ahead_and_for_each_once(
+    server: Simulator, session: Session
+) -> None:
+    content = stored(session, 7 * PIECE + 77)
+    server.requests.clear()
+    with reader(session) as file:
+        assert file.read(10) == content[:10]
+        assert len(server.asked(Read)) == AHEAD + 1
+        assert file.readall() == content[10:]
+    assert sorted(read.offset // PIECE for read in server.asked(Read)) == list(range(8))
+
+
+def test_a_connection_that_is_lost_on_the_way(server: Simulator, session: Session) -> None:
+    content = stored(session, 7 * PIECE + 77)
+    drops = {2, 4, 9}
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Read) and len(server.asked(Read)) in drops:
+            raise Drop
+        return reply
+
+    server.spoil = hook
+    with io.BufferedReader(reader(session)) as file:
+        file.seek(3 * PIECE)
+        assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
+        file.seek(0)
+        # Something else goes on between, over yet another connection.
+        session.transport.close()
+        Uploads(session).put(io.BytesIO(b"more"), "other")
+        assert file.read() == content
+    assert session.connections > 3
+
+
+def test_another_version_than_the_one_opened_is_not_read(
+    server: Simulator, session: Session
+) -> None:
+    content = stored(session, 3 * PIECE)
+    with reader(session) as file:
+        Uploads(session).put(io.BytesIO(b"newer"), "file")
+        assert file.readall() == content
+        assert (file.version, file.size) == (1, len(content))
+
+
+@pytest.mark.parametrize("kind", [Bytes, Opened, LeavesPage])
+def test_every_part_is_proven(server: Simulator, session: Session, kind: type[Reply]) -> None:
+    stored(session, 3 * PIECE + 5)
+
+    def flip(data: object) -> bytes:
+        changed = bytearray(bytes(data))  # type: ignore[call-overload]
+        changed[5] ^= 1
+        return bytes(changed)
+
+    def hook(_request: Request, reply: Reply) -> Reply:
+        if isinstance(reply, kind):
+            name = "leaves" if kind is LeavesPage else "data"
+            return replace(reply, **{name: flip(getattr(reply, name))})
+        return reply
+
+    server.spoil = hook
+    with pytest.raises(Tampered), reader(session) as file:
+        file.readall()
+
+
+def test_what_is_closed_or_not_there(session: Session) -> None:
+    stored(session, 5)
+    file = reader(session)
+    file.close()
+    file.close()
+    for use in (file.read, file.tell, lambda: file.seek(0)):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+    with pytest.raises(NotFound):
+        Blob.open(session, "none", 0)

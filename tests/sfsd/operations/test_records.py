@@ -1,0 +1,365 @@
+"""Delete, restore, move and purge."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.messages import FileView
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.downloads import GetOpen, Opened
+from protocol.messages.files import History, HistoryPage, Record, Stat, Stated
+from protocol.records import ACCESS, DELETE, MOVE, PURGE, RESTORE
+from tests.sfsd.builders import (
+    Daemon,
+    Person,
+    Version,
+    check_receipt,
+    daemon,
+    done,
+    file_id,
+    refused,
+)
+
+F, G = file_id(1), file_id(2)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+def stat(person: Person, wanted: str = F, version: int = 0) -> FileView:
+    reply = person.ask(Stat("ada", wanted, version))
+    assert isinstance(reply, Stated), reply
+    return reply.view
+
+
+def revisions(person: Person, wanted: str = F) -> list[bytes]:
+    reply = person.ask(History("ada", wanted, 1))
+    assert isinstance(reply, HistoryPage), reply
+    return [one.record for one in reply.records]
+
+
+def usage(person: Person) -> tuple[int, int]:
+    """(bytes held, living files)."""
+    reply = person.ask(Usage())
+    assert isinstance(reply, UsageAnswer), reply
+    return reply.used, reply.files
+
+
+def restored(person: Person, version: int, **changed: Any) -> Version:
+    """A restore of what was put as `version`."""
+    source = person.made[F, version].record
+    kept = {
+        key: getattr(source, key)
+        for key in ("content_id", "ciphertext_size", "segments_root", "dek_commit")
+    }
+    return person.version(F, b"", op=RESTORE, from_=(F, version), **(kept | changed))
+
+
+def move(
+    person: Person,
+    old: str = F,
+    new: str = G,
+    *,
+    left: dict[str, Any] | None = None,
+    **changed: Any,
+) -> tuple[Version, Version]:
+    """The two records of a move of the newest version of `old`, right but for what is changed."""
+    number = max(v for f, v in person.made if f == old)
+    source = person.made[old, number].record
+    kept = {
+        key: getattr(source, key)
+        for key in ("content_id", "ciphertext_size", "segments_root", "dek_commit", "readers")
+    }
+    fields: dict[str, Any] = {"op": MOVE, "from_": (old, number), "metadata": b"renamed"}
+    made = person.version(new, b"", **(fields | kept | changed))
+    gone = replace(person.record(old, DELETE, current=0, to=new), **(left or {}))
+    return made, person.signed(gone)
+
+
+def both(made: Version, gone: Version) -> Record:
+    return Record(made.change().changes + gone.change().changes)
+
+
+def test_a_delete_is_a_tombstone_and_frees_nothing(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"x" * 500)
+    gone = ada.delete(F)
+    again = check_receipt(done(ada.ask(gone.change())), gone.body)
+    assert len(served.entries("delete")) == 1
+    assert again.paths.keys() == {f"ada/files/00/{F}.1.json"}
+    assert usage(ada) == (500, 0)
+    ada.put(F, b"anew")
+    assert stat(ada).head is None
+
+
+WRONG_DELETES: dict[str, tuple[str, dict[str, Any]]] = {
+    "something stays current": ("bad-request", {"current": 1}),
+    "part of a move": ("bad-request", {"to": file_id(9)}),
+    "not onto the head": ("conflict", {"prev": bytes(32)}),
+    "other readers": ("bad-request", {"readers": (("bob", bytes(32), 0),)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_DELETES)
+def test_a_delete_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
+    code, changed = WRONG_DELETES[wrong]
+    ada.put(F)
+    record = ada.record(F, DELETE, **({"current": 0} | changed))
+    refused(ada.ask(ada.signed(record).change()), code)
+    assert isinstance(ada.ask(GetOpen("ada", F, 0)), Opened)
+
+
+def test_what_is_not_there_cannot_be_deleted(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    ada.put(F)
+    unknown = ada.signed(ada.record(file_id(2), DELETE, current=0))
+    mine = refused(ada.ask(unknown.change()), "not-found")
+    foreign = ada.signed(ada.record(F, DELETE, current=0))
+    assert refused(bob.ask(foreign.change()), "not-found") == mine
+    ada.delete(F)
+    twice = ada.signed(ada.record(F, DELETE, current=0))
+    error = refused(ada.ask(twice.change()), "conflict")
+    assert error.head is not None
+
+
+def test_a_delete_brings_neither_metadata_nor_wraps(ada: Person) -> None:
+    ada.put(F)
+    made = ada.signed(ada.record(F, DELETE, current=0))
+    for wrong in (replace(made, metadata=b"m"), replace(made, wraps=(ada.wrap(),))):
+        refused(ada.ask(wrong.change()), "bad-request")
+
+
+def test_records_come_one_by_one_and_of_known_ops(ada: Person) -> None:
+    put = ada.put(F)
+    refused(ada.ask(Record(())), "bad-request")
+    refused(ada.ask(put.change()), "bad-request")
+    access = ada.signed(ada.record(F, ACCESS))
+    refused(ada.ask(access.change()), "bad-request")
+
+
+def test_a_restore_is_an_old_content_as_a_new_version(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"precious")
+    ada.put(F, b"mistaken")
+    ada.delete(F)
+    made = restored(ada, 1)
+    entry = check_receipt(done(ada.ask(made.change())), made.body)
+    ada.took(made)
+    assert (entry.op, entry.version, entry.detail["from"]) == ("restore", 3, 1)
+    opened = ada.ask(GetOpen("ada", F, 0))
+    assert isinstance(opened, Opened)
+    assert (opened.data, opened.view.wraps) == (b"precious", made.wraps)
+    assert usage(ada) == (16, 1)  # one content is counted once
+    ada.put(F, b"onward")
+
+
+def test_a_restore_never_fails_on_quota(served: Daemon) -> None:
+    ada = served.person("ada", quota=100)
+    ada.put(F, bytes(100))
+    ada.delete(F)
+    done(ada.ask(restored(ada, 1).change()))
+
+
+WRONG_RESTORES: dict[str, tuple[str, dict[str, Any]]] = {
+    "another content": ("bad-request", {"content_id": bytes(16)}),
+    "another key": ("bad-request", {"dek_commit": bytes(32)}),
+    "another size": ("bad-request", {"ciphertext_size": 9}),
+    "another root": ("bad-request", {"segments_root": bytes(32)}),
+    "of another file": ("bad-request", {"from_": (file_id(2), 1)}),
+    "of a version that is not there": ("not-found", {"from_": (F, 7)}),
+    "without wraps": ("stale-recipient", {"wraps": ()}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_RESTORES)
+def test_a_restore_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
+    code, changed = WRONG_RESTORES[wrong]
+    ada.put(F, b"precious")
+    fields = dict(changed)
+    if "from_" in fields:
+        made = restored(ada, 1)
+        made = ada.signed(replace(made.record, **fields), made.metadata, made.wraps)
+    else:
+        made = restored(ada, 1, **fields)
+    refused(ada.ask(made.change()), code)
+
+
+def test_a_purge_takes_bytes_and_wraps_and_leaves_records(served: Daemon, ada: Person) -> None:
+    bodies = [ada.put(F, bytes([n]) * 100).body for n in range(3)]
+    purge = ada.signed(ada.record(F, PURGE, purged=(1, 2)))
+    entry = check_receipt(done(ada.ask(purge.change())), purge.body)
+    ada.took(purge)
+    assert entry.paths[f"ada/files/00/{F}.1.ct"] is None
+    assert served.world.store.children("ada/files/00") == [
+        f"{F}.1.json",
+        f"{F}.2.json",
+        f"{F}.3.ct",
+        f"{F}.3.json",
+    ]
+    old = stat(ada, version=1)
+    assert (old.metadata, old.wraps) == (b"", ())
+    assert revisions(ada) == [*bodies, purge.body]
+    assert usage(ada) == (100, 1)
+    refused(ada.ask(restored(ada, 1).change()), "not-found")
+    ada.put(F, b"onward")
+
+
+def test_a_deleted_file_is_purged_whole(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"1")
+    ada.delete(F)
+    purge = ada.took(ada.signed(ada.record(F, PURGE, purged=(1,))))
+    done(ada.ask(purge.change()))
+    view = stat(ada)
+    assert view.head is not None
+    assert view.head.record == purge.body
+    assert usage(ada) == (0, 0)
+
+
+WRONG_PURGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "of nothing": ("bad-request", {"purged": ()}),
+    "of the current version": ("bad-request", {"purged": (2,)}),
+    "out of order": ("bad-request", {"purged": (2, 1), "current": 2}),
+    "that changes what is current": ("bad-request", {"purged": (1,), "current": 0}),
+    "of a version that is not there": ("not-found", {"purged": (7,)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PURGES)
+def test_a_purge_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
+    code, changed = WRONG_PURGES[wrong]
+    ada.put(F, b"1")
+    ada.put(F, b"2")
+    refused(ada.ask(ada.signed(ada.record(F, PURGE, **changed)).change()), code)
+
+
+def test_a_move_is_one_entry_with_both_records(served: Daemon, ada: Person) -> None:
+    ada.put(F, b"old")
+    ada.put(F, b"precious")
+    made, gone = move(ada)
+    entry = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    assert (entry.op, entry.file, entry.version) == ("move", G, 1)
+    assert [body for body, _ in entry.records] == [made.body, gone.body]
+    assert entry.detail["tombstone"] == base64.b64encode(gone.body).decode()
+    assert entry.accounts.keys() == {"ada"}
+    ada.took(made)
+    ada.took(gone)
+    opened = ada.ask(GetOpen("ada", G, 0))
+    assert isinstance(opened, Opened)
+    assert (opened.data, opened.view.metadata) == (b"precious", b"renamed")
+    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    older = ada.ask(GetOpen("ada", F, 1))
+    assert isinstance(older, Opened)
+    assert older.data == b"old"
+    assert usage(ada) == (11, 1)  # the one content under two names is counted once
+    # The same bytes again get the same receipt.
+    again = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    assert again.seq == entry.seq
+    assert len(served.entries("move")) == 1
+
+
+def test_a_file_moves_there_and_back_and_on(served: Daemon, ada: Person) -> None:
+    bodies = {F: [ada.put(F, b"x").body], G: []}
+    for old, new in ((F, G), (G, F), (F, G)):
+        made, gone = move(ada, old, new)
+        done(ada.ask(both(ada.took(made), ada.took(gone))))
+        bodies[new].append(made.body)
+        bodies[old].append(gone.body)
+    ada.put(G, b"onward")
+    ada.put(F, b"another")
+    assert revisions(ada, F)[:-1] == bodies[F]
+    assert revisions(ada, G)[:-1] == bodies[G]
+
+
+def test_the_tombstone_of_a_move_is_found_once_no_sidecar_has_it(ada: Person) -> None:
+    bodies = [ada.put(F, b"x").body]
+    made, gone = move(ada)
+    done(ada.ask(both(made, ada.took(gone))))
+    back = restored(ada, 1)
+    done(ada.ask(ada.took(back).change()))
+    bodies += [gone.body, back.body, ada.put(F, b"y").body]
+    assert revisions(ada) == bodies
+
+
+def test_a_move_survives_a_restart(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada = served.person("ada")
+        ada.put(F, b"precious")
+        done(ada.ask(both(*move(ada))))
+        before = stat(ada, F), stat(ada, G)
+    with daemon(tmp_path, served.clock) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        assert (stat(ada, F), stat(ada, G)) == before
+        assert usage(ada) == (8, 1)
+
+
+WRONG_MOVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "another content": ("bad-request", {"content_id": bytes(16)}, {}),
+    "another key": ("bad-request", {"dek_commit": bytes(32)}, {}),
+    "another size": ("bad-request", {"ciphertext_size": 9}, {}),
+    "another root": ("bad-request", {"segments_root": bytes(32)}, {}),
+    "of an older version": ("bad-request", {"from_": (F, 1)}, {}),
+    "of a third file": ("bad-request", {"from_": (file_id(3), 2)}, {}),
+    "without wraps": ("stale-recipient", {"wraps": ()}, {}),
+    "other readers": ("bad-request", {"readers": (("bob", bytes(32), 0),)}, {}),
+    "not onto the new head": ("conflict", {"rev": 2, "prev": bytes(32)}, {}),
+    "not onto the old head": ("conflict", {}, {"prev": bytes(32)}),
+    "a tombstone that leads nowhere": ("bad-request", {}, {"to": None}),
+    "a tombstone that leads elsewhere": ("bad-request", {}, {"to": file_id(3)}),
+    "a tombstone with something current": ("bad-request", {}, {"current": 2}),
+    "a tombstone of a third file": ("not-found", {}, {"file_id": file_id(3)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_MOVES)
+def test_a_move_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
+    code, changed, left = WRONG_MOVES[wrong]
+    ada.put(F, b"1")
+    ada.put(F, b"2")
+    refused(ada.ask(both(*move(ada, left=left, **changed))), code)
+    assert len(revisions(ada)) == 2
+    refused(ada.ask(Stat("ada", G, 0)), "not-found")
+
+
+def test_a_move_onto_a_living_file_is_a_conflict(ada: Person) -> None:
+    ada.put(F, b"1")
+    there = ada.put(G, b"2")
+    error = refused(ada.ask(both(*move(ada))), "conflict")
+    assert error.head is not None
+    assert error.head.content.record == there.body
+    ada.delete(G)
+    made, gone = move(ada)
+    done(ada.ask(both(made, gone)))
+    assert (made.record.version, made.record.rev) == (2, 3)
+
+
+def test_halves_of_a_move(ada: Person) -> None:
+    ada.put(F, b"1")
+    made, gone = move(ada)
+    refused(ada.ask(both(gone, made)), "bad-request")
+    refused(ada.ask(made.change()), "bad-request")
+    refused(ada.ask(both(made, made)), "bad-request")
+    ada.delete(F)
+    refused(ada.ask(both(*move(ada))), "conflict")
+
+
+def test_nobody_moves_what_is_not_his(served: Daemon, ada: Person) -> None:
+    bob = served.person("bob")
+    ada.put(F, b"1")
+    bob.put(F, b"1")
+    made, gone = move(ada)
+    theirs = move(bob)
+    for wrong in (both(made, gone), both(theirs[0], gone), both(made, theirs[1])):
+        refused(bob.ask(wrong), "not-found")
