@@ -4,11 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PACKAGES := protocol sfsd sfsc
-PORTABLE := protocol sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-log vectors crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-log vectors soak crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -18,6 +17,7 @@ help:
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
+	@echo "make soak         5,000 files, 4 GiB, and 50 cuts of one upload, not a sample"
 	@echo "make crash-sweep  the crash tests at every point, not a sample"
 	@echo "make audit-sweep every bit of a log changed, every truncation, not a sample"
 	@echo "make fuzz         property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
@@ -35,8 +35,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
-	$(BIN)/mypy --platform win32 $(PORTABLE)
-	$(BIN)/mypy --platform darwin $(PORTABLE)
+	$(BIN)/mypy --platform win32 $(PACKAGES)
+	$(BIN)/mypy --platform darwin $(PACKAGES)
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
@@ -58,6 +58,9 @@ bench-log: $(STAMP)
 vectors: $(STAMP)
 	$(BIN)/python -m tests.vectors.generate_crypto
 	$(BIN)/python -m tests.vectors.generate_protocol
+
+soak: $(STAMP)
+	SFS_SOAK=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_soak.py
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py

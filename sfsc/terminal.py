@@ -115,11 +115,13 @@ class Bar:
         if self._bar is None and self._shown and time.monotonic() - self._begin > SHOWN_AFTER:
             self._bar = _bar()
             self._bar.start()
-            self._bar.add_task("")
+            self._bar.add_task("", total=None)
         if self._bar is not None:
             # Ciphertext is a little longer than what it was made from.
-            total = max(self._expected, self._done) if self._expected else None
-            self._bar.update(self._bar.task_ids[0], completed=self._done, total=total)
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+            if self._expected:
+                total = max(self._expected, self._done)
+                self._bar.update(self._bar.task_ids[0], total=total)
 
     def __enter__(self) -> Self:
         return self

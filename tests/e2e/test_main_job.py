@@ -162,7 +162,7 @@ def test_names_times_and_modes_come_back(alice: Client, tmp_path: Path) -> None:
     path.chmod(0o640)
     os.utime(path, (1_500_000_000, 1_500_000_000))
     alice.run("put", f"{folder.name}/{path.name}", cwd=tmp_path)
-    assert alice.run("ls").lines == ["Fotos – Sommer/été ✓.txt"]
+    assert alice.run("ls", "-R").lines == ["Fotos – Sommer/été ✓.txt"]
     alice.run("get", "Fotos – Sommer/été ✓.txt", "-o", tmp_path / "back")
     status = (tmp_path / "back").stat()
     assert (status.st_mode & 0o7777, int(status.st_mtime)) == (0o640, 1_500_000_000)

@@ -97,7 +97,7 @@ def test_reading_straight_on_asks_ahead_and_for_each_once(
     server.requests.clear()
     with reader(session) as file:
         assert file.read(10) == content[:10]
-        assert len(server.asked(Read)) == AHEAD + 1
+        assert len(server.asked(Read)) <= AHEAD + 1
         assert file.readall() == content[10:]
     assert sorted(read.offset // PIECE for read in server.asked(Read)) == list(range(8))
 

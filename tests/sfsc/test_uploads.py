@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.encoding import Buffer
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.base import MAX_SMALL, PIECE
 from protocol.messages.files import History, Stat
@@ -35,7 +36,9 @@ from sfsc.errors import (
     ProtocolFailure,
     QuotaExceeded,
     Rollback,
+    SfscError,
     Unreachable,
+    Unreadable,
     UsageError,
 )
 from sfsc.listing import Files
@@ -544,3 +547,29 @@ def test_asking_for_what_is_there_costs_one_request(server: Simulator, session: 
     Files(session).stat("file")
     assert len(server.requests) == before + 1
     assert len(server.asked(Stat)) == 1
+
+
+class Broken(io.BytesIO):
+    """Begins well and cannot be read to its end."""
+
+    def readinto(self, buffer: Buffer, /) -> int:  # type: ignore[override]
+        if self.tell() >= self.getbuffer().nbytes // 2:
+            raise OSError(5, "Input/output error")
+        view = memoryview(buffer).cast("B")[: self.getbuffer().nbytes // 2]
+        return super().readinto(view)
+
+
+@pytest.mark.parametrize("size", [1000, BIG])
+def test_one_source_that_breaks_among_many(server: Simulator, session: Session, size: int) -> None:
+    items: list[tuple[Source, str | None]] = [
+        (io.BytesIO(b"1"), "a"),
+        (Broken(bytes(size)), "b"),
+        (io.BytesIO(b"3"), "c"),
+    ]
+    told: list[SfscError] = []
+    done = Uploads(session).put_many(items, skip=lambda _what, error: told.append(error))
+    assert [put.name for put in done] == ["a", "c"]
+    assert [type(error) for error in told] == [Unreadable]
+    assert server.uploads == {}
+    with pytest.raises(Unreadable):
+        list(Uploads(session).put_many([(Broken(bytes(size)), "b")]))

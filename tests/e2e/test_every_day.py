@@ -1,0 +1,329 @@
+"""Living with it: folders, names, versions and ranges, through the real programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from sfsc.client import Store
+from tests.e2e.proxy import proxied
+from tests.e2e.test_main_job import content, objects, peak, stored, through, write
+from tests.harness import Client, Daemon, command, environment
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
+
+
+def tree(folder: Path, count: int, seed: int = 1) -> dict[str, bytes]:
+    """`count` files of many sizes in many folders; what is under each path."""
+    chance = random.Random(seed)
+    found: dict[str, bytes] = {}
+    for number in range(count):
+        depth = chance.randrange(4)
+        parts = [f"ordner {chance.randrange(5)}" for _ in range(depth)]
+        name = "/".join([*parts, f"Datei ü{number}.txt"])
+        size = chance.choice([0, 1, 100, 4096, 5000, 200_000 if number % 17 == 0 else 10])
+        found[name] = chance.randbytes(size)
+    found["groß/klein/large.bin"] = chance.randbytes(3 * MIB + 5)
+    for name, data in found.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return found
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def test_a_folder_goes_up_and_comes_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    source = tmp_path / "work" / "tree"
+    files = tree(source, 120)
+    (source / "modes").mkdir()
+    (source / "modes" / "run").write_bytes(b"#!")
+    (source / "modes" / "run").chmod(0o751)
+    os.utime(source / "modes" / "run", (1_500_000_000, 1_500_000_000))
+    (source / "link").symlink_to("/etc/passwd")
+    (source / "loop").symlink_to(source)
+    os.mkfifo(source / "pipe")
+    done = alice.run("put", "-r", "tree", cwd=tmp_path / "work")
+    for odd in ("link", "loop", "pipe"):
+        assert f"tree/{odd}" in done.stderr
+    assert len(done.lines) == len(files) + 1
+    names = {f"tree/{name}" for name in (*files, "modes/run")}
+    assert set(alice.run("ls", "-R").lines) == names
+    # Below the present folder; below another; one folder of it; under another name; all.
+    back = tmp_path / "back"
+    back.mkdir()
+    alice.run("get", "-r", "tree", cwd=back)
+    assert read(back / "tree") == files | {"modes/run": b"#!"}
+    status = (back / "tree" / "modes" / "run").stat()
+    assert (status.st_mode & 0o777, int(status.st_mtime)) == (0o751, 1_500_000_000)
+    alice.run("get", "-r", "tree/groß/", "-o", tmp_path / "one")
+    assert list(read(tmp_path / "one")) == ["groß/klein/large.bin"]
+    (source / "modes" / "run").write_bytes(b"again")
+    alice.run("put", "-r", source, "--name", "other/place")
+    alice.run("get", "-r", "other/place/modes", "-o", tmp_path / "two")
+    assert read(tmp_path / "two") == {"modes/run": b"again"}
+    alice.run("get", "-r", "/", "-o", tmp_path / "all")
+    assert read(tmp_path / "all" / "other" / "place") == files | {"modes/run": b"again"}
+    # Over what is there: it is replaced, whatever stands beside it stays.
+    (back / "tree" / "mine").write_bytes(b"mine")
+    (back / "tree" / "modes" / "run").write_bytes(b"changed")
+    alice.run("get", "-r", "tree", cwd=back)
+    assert read(back / "tree") == files | {"modes/run": b"#!", "mine": b"mine"}
+    alice.run("get", "-r", "none", code=3)
+    alice.run("rm", "-r", "tree")
+    assert {name for name in alice.run("ls", "-R").lines if name.startswith("tree")} == set()
+    alice.run("rm", "-r", "tree", code=3)
+    daemon.stop()
+    daemon.run("audit", "verify")
+
+
+def test_the_present_folder_and_an_absolute_one(alice: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "x").write_bytes(b"x")
+    alice.run("put", "-r", ".", cwd=tmp_path / "a")
+    alice.run("put", "-r", folder)
+    assert alice.run("ls", "-R").lines == ["b/x"]
+    (told,) = objects(alice.run("--json", "ls", "-R"))
+    assert told["version"] == 2
+    alice.run("put", folder, code=1)
+    alice.run("put", "-r", folder, "--no-overwrite", code=2)
+    alice.run("put", "-r", folder / "x", "--name", "y")
+    assert alice.run("ls").lines == ["b/", "y"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_cannot_be_read_is_named_and_the_rest_is_stored(alice: Client, tmp_path: Path) -> None:
+    files = tree(tmp_path / "t", 5)
+    (tmp_path / "t" / "secret").write_bytes(b"")
+    (tmp_path / "t" / "secret").chmod(0)
+    failed = alice.run("put", "-r", "t", cwd=tmp_path, code=1)
+    assert "t/secret" in failed.stderr
+    assert len(alice.run("ls", "-R").lines) == len(files)
+
+
+def test_names_that_cannot_be_stored_are_named(alice: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "fine").write_bytes(b"fine")
+    (folder / "back\\slash").write_bytes(b"")
+    (folder / "new\nline").write_bytes(b"")
+    (folder / os.fsdecode(b"latin-\xe4")).write_bytes(b"")
+    failed = alice.run("put", "-r", "t", cwd=tmp_path, code=1)
+    assert failed.stderr.count("cannot be stored under its name") == 3
+    assert "new\\nline" in failed.stderr
+    assert alice.run("ls", "-R").lines == ["t/fine"]
+
+
+def test_names_of_devices_are_fetched_one_by_one(alice: Client, tmp_path: Path) -> None:
+    for name in ("src/aux.c", "src/main.c"):
+        alice.run("put", "-", "--name", name, stdin=name.encode())
+    failed = alice.run("get", "-r", "src", "-o", tmp_path / "out", code=1)
+    assert "src/aux.c" in failed.stderr
+    assert read(tmp_path / "out") == {"src/main.c": b"src/main.c"}
+    alice.run("get", "src/aux.c", "-o", tmp_path / "aux.c")
+    assert (tmp_path / "aux.c").read_bytes() == b"src/aux.c"
+
+
+def test_links_on_the_way_are_not_followed(alice: Client, tmp_path: Path) -> None:
+    for name in ("t/a/x", "t/b/x"):
+        alice.run("put", "-", "--name", name, stdin=b"new")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "out" / "t").mkdir(parents=True)
+    (tmp_path / "out" / "t" / "a").symlink_to(outside)
+    failed = alice.run("get", "-r", "t", "-o", tmp_path / "out", code=1)
+    assert "t/a/x" in failed.stderr
+    assert read(outside) == {}
+    assert (tmp_path / "out" / "t" / "b" / "x").read_bytes() == b"new"
+
+
+def test_a_tampered_file_among_many(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    for name in "abc":
+        alice.run("put", "-", "--name", f"t/{name}", stdin=name.encode() * 1000)
+    victim = next(path for path in stored(daemon) if path.suffix == ".ct")
+    data = bytearray(victim.read_bytes())
+    data[500] ^= 1
+    victim.write_bytes(data)
+    alice.run("get", "-r", "t", "-o", tmp_path / "out", code=5)
+    back = read(tmp_path / "out")
+    assert len(back) == 2
+    assert all(data == name[-1].encode() * 1000 for name, data in back.items())
+
+
+def test_folders_in_a_listing(alice: Client) -> None:
+    for name in ("a", "b/c", "b/d/e", "b.txt", "z/y"):
+        alice.run("put", "-", "--name", name, stdin=name.encode())
+    assert alice.run("ls").lines == ["a", "b.txt", "b/", "z/"]
+    assert alice.run("ls", "b/").lines == ["b/c", "b/d/"]
+    assert alice.run("ls", "-R", "b").lines == ["b.txt", "b/c", "b/d/e"]
+    assert [line.split()[-1] for line in alice.run("ls", "-l").lines] == ["a", "b.txt", "b/", "z/"]
+    folder = objects(alice.run("--json", "ls"))[2]
+    assert (folder["name"], folder["files"], folder["size"]) == ("b/", 2, 8)
+
+
+def test_a_file_gets_another_name(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    data = write(tmp_path / "file", 3 * MIB)
+    alice.run("put", "file", cwd=tmp_path)
+    before = sum(path.stat().st_blocks for path in stored(daemon))
+    alice.run("mv", "file", "docs/renamed")
+    assert sum(path.stat().st_blocks for path in stored(daemon)) < 2.1 * before
+    assert len({path.stat().st_ino for path in stored(daemon) if path.suffix == ".ct"}) == 1
+    alice.run("put", "-", "--name", "file", stdin=b"another")
+    alice.run("mv", "docs/renamed", "file", code=6)
+    alice.run("mv", "none", "x", code=3)
+    daemon.kill()
+    daemon.start()
+    alice.run("get", "docs/renamed", "-o", "back", cwd=tmp_path)
+    assert (tmp_path / "back").read_bytes() == data
+    told = objects(alice.run("--json", "history", "file"))
+    assert [(one["op"], one["moved"] is not None) for one in told] == [
+        ("put", False),
+        ("delete", True),
+        ("put", False),
+    ]
+    daemon.stop()
+    daemon.run("audit", "verify")
+
+
+def test_old_contents_go_for_good(daemon: Daemon, alice: Client) -> None:
+    for number in range(5):
+        alice.run("put", "-", "--name", "a", stdin=b"%d" % number * 1000)
+    told = objects(alice.run("--json", "history", "a", "--prune", "2"))
+    assert [one["kept"] for one in told] == [False, False, False, True, True, False]
+    assert (told[-1]["op"], told[-1]["purged"]) == ("purge", [1, 2, 3])
+    assert len([path for path in stored(daemon) if path.suffix == ".ct"]) == 2
+    alice.run("get", "a", "-o", "-", "--version", "3", code=3)
+    assert alice.run("cat", "a", "--version", "4").stdout == b"3" * 1000
+    (status,) = objects(alice.run("--json", "status"))
+    assert status["used"] == 2 * 1056
+    alice.run("history", "a", "--prune", "2")
+    (gone,) = objects(alice.run("--json", "rm", "--purge", "a"))
+    assert gone["purged"] == [4, 5]
+    assert [path for path in stored(daemon) if path.suffix == ".ct"] == []
+    alice.run("restore", "a", code=3)
+    alice.run("rm", "--purge", "none", code=3)
+    (gone,) = objects(alice.run("--json", "rm", "--purge", "a"))
+    assert gone["purged"] == []
+    alice.run("put", "-", "--name", "a", stdin=b"anew")
+    assert alice.run("cat", "a").stdout == b"anew"
+    alice.run("rm", "a")
+    alice.run("rm", "a", code=3)
+    (gone,) = objects(alice.run("--json", "rm", "--purge", "a"))
+    assert gone["purged"] == [6]
+
+
+def connected(alice: Client) -> Store:
+    return sfsc.connect(alice.home)
+
+
+def test_parts_of_a_file(alice: Client, tmp_path: Path) -> None:
+    data = write(tmp_path / "big", 20 * MIB + 3)
+    alice.run("put", "big", cwd=tmp_path)
+    with connected(alice) as store, store.open("big") as file:
+        for place in (0, 19 * MIB, 5, 10 * MIB - 60):
+            file.seek(place)
+            assert file.read(100) == data[place : place + 100]
+        file.seek(-5, os.SEEK_END)
+        assert file.read() == data[-5:]
+        store.put(tmp_path / "big", name="meanwhile")
+        file.seek(0)
+        assert file.read() == data
+
+
+def test_the_library_has_the_same(alice: Client, tmp_path: Path) -> None:
+    files = tree(tmp_path / "t", 10)
+    with connected(alice) as store:
+        assert len(list(store.put_tree(tmp_path / "t", name="x"))) == len(files)
+        assert len(list(store.get_tree("x", tmp_path / "out"))) == len(files)
+        assert read(tmp_path / "out" / "x") == files
+        (tmp_path / "t" / "bad\\name").write_bytes(b"")
+        with pytest.raises(sfsc.LocalError):
+            list(store.put_tree(tmp_path / "t", name="y"))
+        assert store.mv("x/groß/klein/large.bin", "y").name == "y"
+        assert [entry.name for entry in store.rm_tree("x")] == sorted(
+            f"x/{name}" for name in files if "large" not in name
+        )
+        store.rm("y")
+        assert store.purge("y") == [1]
+        assert store.history("y")[-1].op == "purge"
+
+
+def test_a_folder_over_a_bad_network(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    files = tree(tmp_path / "t", 150)
+    cuts = [120_000, 60_000, 2_000_000, 90_000, 400_000]
+    with proxied(daemon.address, cuts) as (proxy, address):
+        client = through(address, alice, tmp_path / "proxied")
+        client.run("put", "-r", "t", cwd=tmp_path)
+        client.run("get", "-r", "t", "-o", tmp_path / "out")
+        client.run("rm", "-r", "t")
+        assert proxy.accepted > 5
+    assert read(tmp_path / "out" / "t") == files
+    assert alice.run("ls", "-R").lines == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_after_a_second_and_only_on_a_terminal(alice: Client, *, terminal: bool) -> None:
+    """What takes longer says how far it is; in a pipe nothing is said."""
+    import pty
+
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    process = subprocess.Popen(
+        [*command("sfsc"), "put", "-", "--name", "slow"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+        env=environment({"SFSC_HOME": str(alice.home), "TERM": "xterm"}),
+    )
+    os.close(writing)
+    assert process.stdin is not None
+    for _ in range(5):
+        process.stdin.write(bytes(10 * MIB))
+        process.stdin.flush()
+        time.sleep(0.4)
+    process.stdin.close()
+    assert process.wait(60) == 0
+    said = b""
+    # A terminal whose other end is gone reports an error where a pipe reports its end.
+    with contextlib.suppress(OSError):
+        while part := os.read(reading, 65536):
+            said += part
+    os.close(reading)
+    assert (b"MiB" in said) is terminal
+    assert terminal or said == b""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tree(alice: Client, tmp_path: Path) -> None:
+    """600 files of 100 KB and one of 100 MB take what one small file takes, and some megabytes."""
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "x").write_bytes(b"")
+    large = tmp_path / "large"
+    large.mkdir()
+    for number in range(600):
+        (large / f"{number}").write_bytes(content(100_000, number))
+    write(large / "big", 100 * MIB)
+    base = peak(alice, "put", "-r", "small", cwd=tmp_path)
+    assert peak(alice, "put", "-r", "large", cwd=tmp_path) - base < 60 * MIB
+    base = peak(alice, "get", "-r", "small", "-o", "out", cwd=tmp_path)
+    assert peak(alice, "get", "-r", "large", "-o", "out", cwd=tmp_path) - base < 60 * MIB
+    same = subprocess.run(["diff", "-r", "large", "out/large"], cwd=tmp_path, check=False)
+    assert same.returncode == 0

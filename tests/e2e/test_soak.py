@@ -1,0 +1,155 @@
+"""Long runs: many files, large ones, connections that are cut again and again.
+
+`make test` runs a sample of each, `make soak` all of it, by the same code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from protocol.encoding import Buffer
+from sfsc import primitives, segments
+from tests.e2e.proxy import proxied
+from tests.e2e.test_main_job import peak, through
+from tests.harness import Client, Daemon
+
+FULL = os.environ.get("SFS_SOAK") == "full"
+MIB = 1024 * 1024
+FILES = 5_000 if FULL else 250
+NAMES = 10_000 if FULL else 300
+LARGE = 4096 * MIB if FULL else 96 * MIB
+UPLOAD, CUTS = (256 * MIB, 50) if FULL else (40 * MIB, 8)
+SEED = 20_261_125
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
+
+
+def fill(path: Path, size: int, seed: int = SEED) -> None:
+    """`size` bytes that do not repeat and cost little to make."""
+    block = bytearray(random.Random(seed).randbytes(MIB))
+    with path.open("wb") as file:
+        for number in range(0, size, MIB):
+            block[:8] = number.to_bytes(8, "big")
+            file.write(block[: min(MIB, size - number)])
+
+
+def same(first: Path, second: Path) -> bool:
+    return subprocess.run(["diff", "-r", "-q", first, second], check=False).returncode == 0
+
+
+def test_real_files(alice: Client, tmp_path: Path) -> None:
+    """As many as there are under /usr, up to the number wanted; then more of our own."""
+    source = tmp_path / "tree"
+    copied = 0
+    for folder, _, names in os.walk("/usr/share"):
+        for name in names:
+            path = Path(folder) / name
+            if copied < FILES and path.is_file() and not path.is_symlink():
+                target = source / path.relative_to("/usr/share")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                copied += 1
+    for number in range(copied, FILES):
+        fill(source / f"own {number}", number % 9000, number)
+    assert len(alice.run("put", "-r", "tree", cwd=tmp_path, seconds=900).lines) == FILES
+    alice.run("get", "-r", "tree", "-o", tmp_path / "out", seconds=900)
+    assert same(source, tmp_path / "out" / "tree")
+
+
+def test_a_large_file_in_flat_memory(alice: Client, tmp_path: Path) -> None:
+    fill(tmp_path / "large", LARGE)
+    fill(tmp_path / "small", 10)
+    base_up, base_down = peak(alice, "put", "small", cwd=tmp_path), 0
+    assert peak(alice, "put", "large", cwd=tmp_path) - base_up < 48 * MIB
+    base_down = peak(alice, "get", "small", "-o", "small.back", cwd=tmp_path)
+    assert peak(alice, "get", "large", "-o", "large.back", cwd=tmp_path) - base_down < 48 * MIB
+    assert same(tmp_path / "large", tmp_path / "large.back")
+
+
+@pytest.fixture
+def sealed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
+    """(hash of the key, nonce) of every segment that is encrypted; it is encrypted all the same."""
+    seen: list[tuple[bytes, bytes]] = []
+    names: dict[int, bytes] = {}
+    build, seal = primitives.Aead.__init__, primitives.Aead.seal_into
+
+    def building(aead: primitives.Aead, key: bytes) -> None:
+        build(aead, key)
+        names[id(aead)] = hashlib.sha256(key).digest()
+
+    def sealing(aead: primitives.Aead, nonce: bytes, plaintext: Buffer, out: Buffer) -> None:
+        seen.append((names[id(aead)], nonce))
+        seal(aead, nonce, plaintext, out)
+
+    monkeypatch.setattr(primitives.Aead, "__init__", building)
+    monkeypatch.setattr(primitives.Aead, "seal_into", sealing)
+    return seen
+
+
+def test_an_upload_cut_again_and_again(
+    daemon: Daemon, alice: Client, tmp_path: Path, sealed: list[tuple[bytes, bytes]]
+) -> None:
+    """It arrives whole, and no segment was encrypted twice under one key and nonce."""
+    fill(tmp_path / "file", UPLOAD)
+    chance = random.Random(SEED)
+    moments = [chance.randrange(20_000, 2 * UPLOAD // CUTS) for _ in range(CUTS)]
+    with proxied(daemon.address, moments) as (proxy, address):
+        client = through(address, alice, tmp_path / "proxied")
+        with sfsc.connect(client.home) as store:
+            put = store.put(tmp_path / "file", name="file")
+        assert put.version == 1
+        assert proxy.accepted > CUTS // 2
+    assert (
+        len(sealed) == len(set(sealed)) == segments.segment_count(segments.ciphertext_size(UPLOAD))
+    )
+    alice.run("get", "file", "-o", tmp_path / "back", seconds=600)
+    assert same(tmp_path / "file", tmp_path / "back")
+
+
+def test_a_download_cut_again_and_again(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    fill(tmp_path / "file", UPLOAD)
+    alice.run("put", "file", cwd=tmp_path, seconds=600)
+    chance = random.Random(SEED)
+    # What counts is the client's bytes: a login, and a few dozen for each MiB it asks for.
+    moments = [chance.randrange(1_500, 2_500) for _ in range(CUTS)]
+    with proxied(daemon.address, moments) as (proxy, address):
+        client = through(address, alice, tmp_path / "proxied")
+        with sfsc.connect(client.home) as store:
+            store.get("file", tmp_path / "back")
+        assert proxy.accepted > CUTS // 2
+    assert same(tmp_path / "file", tmp_path / "back")
+
+
+def test_a_second_listing_opens_no_key(
+    alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names").mkdir()
+    for number in range(NAMES):
+        (tmp_path / "names" / f"{number:05}").write_bytes(b"%d" % number)
+    alice.run("put", "-r", "names", cwd=tmp_path, seconds=900)
+    (alice.home / "state.sqlite3").unlink()
+    opened: list[bytes] = []
+    unwrap = primitives.PrivateKey.unwrap
+
+    def counting(key: primitives.PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+        opened.append(wrapped)
+        return unwrap(key, wrapped, info)
+
+    # Counts what happens; it happens all the same.
+    monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
+    for calls in (NAMES, 0, 0):
+        with sfsc.connect(alice.home) as store:
+            assert len(list(store.ls())) == NAMES
+        assert len(opened) == calls
+        opened.clear()
