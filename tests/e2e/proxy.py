@@ -14,10 +14,12 @@ _CHUNK = 64 * 1024
 @dataclass
 class Proxy:
     """Forwards to `target` (host, port). Connection number i is cut, in both directions, once the
-    client has sent `cuts[i]` bytes; those behind the last cut live. `accepted` counts them."""
+    client has sent `cuts[i]` bytes (with `downwards` once it has received them); those behind the last
+    cut live. `accepted` counts them."""
 
     target: tuple[str, int]
     cuts: list[int]
+    downwards: bool = False
     accepted: int = 0
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -35,9 +37,10 @@ class Proxy:
 
     def _relay(self, client: socket.socket, left: int | None) -> None:
         with client, socket.create_connection(self.target) as server:
-            back = threading.Thread(target=_forward, args=(server, client, None), daemon=True)
+            up, down = (None, left) if self.downwards else (left, None)
+            back = threading.Thread(target=_forward, args=(server, client, down), daemon=True)
             back.start()
-            _forward(client, server, left)
+            _forward(client, server, up)
             back.join()
 
 
@@ -55,10 +58,12 @@ def _forward(source: socket.socket, sink: socket.socket, left: int | None) -> No
 
 
 @contextlib.contextmanager
-def proxied(address: str, cuts: list[int]) -> Iterator[tuple[Proxy, str]]:
+def proxied(
+    address: str, cuts: list[int], *, downwards: bool = False
+) -> Iterator[tuple[Proxy, str]]:
     """(proxy, its own HOST:PORT) in front of the server at `address`."""
     host, _, port = address.rpartition(":")
-    proxy = Proxy((host, int(port)), cuts)
+    proxy = Proxy((host, int(port)), cuts, downwards)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=proxy.serve, args=(listener,), daemon=True)
         thread.start()

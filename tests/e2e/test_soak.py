@@ -121,9 +121,8 @@ def test_a_download_cut_again_and_again(daemon: Daemon, alice: Client, tmp_path:
     fill(tmp_path / "file", UPLOAD)
     alice.run("put", "file", cwd=tmp_path, seconds=600)
     chance = random.Random(SEED)
-    # What counts is the client's bytes: a login, and a few dozen for each MiB it asks for.
-    moments = [chance.randrange(1_500, 2_500) for _ in range(CUTS)]
-    with proxied(daemon.address, moments) as (proxy, address):
+    moments = [chance.randrange(20_000, 2 * UPLOAD // CUTS) for _ in range(CUTS)]
+    with proxied(daemon.address, moments, downwards=True) as (proxy, address):
         client = through(address, alice, tmp_path / "proxied")
         with sfsc.connect(client.home) as store:
             store.get("file", tmp_path / "back")
