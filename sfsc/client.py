@@ -28,11 +28,12 @@ from sfsc.sources import Source
 from sfsc.transport import Timeouts
 from sfsc.trees import Trees
 from sfsc.uploads import Put, Uploads
-from sfsc.versions import Revision, Versions
+from sfsc.versions import ExportedKey, Revision, Versions
 from sfsc.window import Skip
 
 __all__ = [
     "Entry",
+    "ExportedKey",
     "Got",
     "Put",
     "Revision",
@@ -204,6 +205,10 @@ class Store:
         """Make an old content the newest version; of a deleted file the last, where none is
         named."""
         return self._versions.restore(name, version)
+
+    def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
+        """The key of one version's content, for another program to open it with."""
+        return self._versions.export(name, version)
 
     def prune(self, name: str, *, keep: int) -> list[int]:
         """Remove the contents of all versions of `name` but the newest `keep`, for good."""

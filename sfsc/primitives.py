@@ -258,16 +258,18 @@ class PrivateKey:
             return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS[alg])))
         raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
-    def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
-        """Undo `PublicKey.wrap`. Raises `Tampered` for another key, other info or changed bytes."""
+    def decrypt(self, wrapped: bytes, info: bytes) -> bytes:
+        """What `wrapped` holds, of whatever length. Raises `Tampered`."""
         try:
             if self.alg in _RSA_BITS:
-                secret = cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
-            else:
-                key = cast("_KemPrivate", self._key)
-                secret = _SUITES[self.alg].decrypt(wrapped, key, info=info)
+                return cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
+            return _SUITES[self.alg].decrypt(wrapped, cast("_KemPrivate", self._key), info=info)
         except (InvalidTag, ValueError) as exc:
             raise Tampered("the wrapped key does not open with this key") from exc
+
+    def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
+        """Undo `PublicKey.wrap`. Raises `Tampered` for another key, other info or changed bytes."""
+        secret = self.decrypt(wrapped, info)
         if len(secret) != KEY_SIZE:
             raise Tampered(f"the wrapped key has {len(secret)} bytes")
         return secret

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
@@ -39,6 +39,24 @@ class Revision:
     purged: tuple[int, ...]
     kept: bool
     created: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedKey:
+    """What any implementation of Tink's AES256_GCM_HKDF_1MB opens a ciphertext with.
+
+    `dek` (32 bytes) is secret; `associated_data` is 16 bytes; `ciphertext` where the blob lies on
+    the server's disk, relative to its root (DESIGN section 5).
+    """
+
+    dek: bytes = field(repr=False)
+    associated_data: bytes
+    ciphertext: str
+
+
+def blob_path(owner: str, file_id: str, version: int) -> str:
+    """Where a server keeps the ciphertext of a version, relative to its root."""
+    return f"store/users/{owner}/files/{file_id[:2]}/{file_id}.{version}.ct"
 
 
 class Versions:
@@ -94,6 +112,18 @@ class Versions:
         restored = KnownFile.of(made, body, entry.version)
         self._session.state.remember_file(restored, entry.pack())
         return entry
+
+    def export(self, name: str, version: int | None = None) -> ExportedKey:
+        """What opens one version, the current one by default, with nothing of ours but its
+        ciphertext. Raises `NotFound`."""
+        file = find(self._session, name)
+        if version is None and file.deleted:
+            raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
+        shown = self._version(file, version or file.version)
+        key, _ = self._session.account.open(shown)
+        return ExportedKey(
+            key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)
+        )
 
     def prune(self, name: str, keep: int) -> list[int]:
         """Remove the contents of all versions of `name` but the newest `keep`, for good. The

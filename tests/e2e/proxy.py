@@ -14,8 +14,8 @@ _CHUNK = 64 * 1024
 @dataclass
 class Proxy:
     """Forwards to `target` (host, port). Connection number i is cut, in both directions, once the
-    client has sent `cuts[i]` bytes (with `downwards` once it has received them); those behind the last
-    cut live. `accepted` counts them."""
+    client has sent `cuts[i]` bytes (with `downwards`: has received); those behind the last cut live.
+    `accepted` counts them."""
 
     target: tuple[str, int]
     cuts: list[int]

