@@ -9,6 +9,7 @@
         │   └── UnknownMessage    a type number that this version does not know
         ├── SequenceError         a legal message at the wrong time
         ├── SignatureError        a signature that does not verify
+        ├── ChainError            a statement that does not follow from the one before it
         ├── CheckpointError       a signed note that is not one, or of another log
         ├── ProofError            a Merkle proof that does not prove what it says
         └── LogError              a log line that does not parse or chain; has `.seq`
@@ -53,6 +54,10 @@ class UnknownMessage(MessageError):
         super().__init__(f"unknown message type {number}")
         self.number = number
         self.request_id = request_id
+
+
+class ChainError(RemoteProtocolError):
+    """An identity statement that does not follow from the one before it."""
 
 
 class SequenceError(RemoteProtocolError):

@@ -28,6 +28,10 @@ _INVITATION = re.compile(
     r"sfs://(?P<address>[^/?#@]+)/(?P<user>[^/?#]+)"
     r"\?pin=(?P<pin>[0-9a-f]{64})&token=(?P<token>[0-9A-Za-z_-]{22,86})"
 )
+_ACCOUNT = re.compile(
+    r"sfs://(?P<address>[^/?#@]+)/(?P<user>[^/?#]+)"
+    r"\?pin=(?P<pin>[0-9a-f]{64})&first=(?P<first>[0-9a-f]{64})"
+)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -88,6 +92,48 @@ def parse_invitation(text: str) -> Invitation:
         raise MessageError("not an invitation sfs://HOST:PORT/USER?pin=…&token=…")
     host, port = parse_address(matched["address"])
     return Invitation(host, port, matched["user"], bytes.fromhex(matched["pin"]), _token(matched))
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLink:
+    """Which account, for its owner on another machine; no secret. `pin` is the server_id, `first`
+    the hash of the account's first statement, 32 bytes each."""
+
+    host: str
+    port: int
+    user: str
+    pin: bytes
+    first: bytes
+
+    def __post_init__(self) -> None:
+        check_user_name(self.user)
+        address = format_address(self.host, self.port)
+        if parse_address(address) != (self.host, self.port) or self.port == 0:
+            raise MessageError(f"nobody can connect to {address[:80]!r}")
+        if len(self.pin) != 32 or len(self.first) != 32:
+            raise MessageError("an account link whose pin or first has a wrong length")
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``."""
+        return format_address(self.host, self.port)
+
+    def to_text(self) -> str:
+        """One line, as `parse_account_link` takes it."""
+        about = f"pin={self.pin.hex()}&first={self.first.hex()}"
+        return f"sfs://{self.address}/{self.user}?{about}"
+
+
+def parse_account_link(text: str) -> AccountLink:
+    """The account that ``sfs://HOST:PORT/USER?pin=SERVER_ID&first=FIRST_STATEMENT_HASH`` names;
+    white space around it is ignored. Raises `MessageError`."""
+    stripped = text.strip()
+    matched = _ACCOUNT.fullmatch(stripped) if len(stripped) <= MAX_INVITATION else None
+    if matched is None:
+        raise MessageError("not an account sfs://HOST:PORT/USER?pin=…&first=…")
+    host, port = parse_address(matched["address"])
+    pin, first = bytes.fromhex(matched["pin"]), bytes.fromhex(matched["first"])
+    return AccountLink(host, port, matched["user"], pin, first)
 
 
 def _token(matched: re.Match[str]) -> bytes:

@@ -29,7 +29,22 @@ from sfsc.errors import (
 )
 
 if TYPE_CHECKING:
-    from sfsc.client import Entry, Got, Put, Status, Store, Whoami, connect, enrol, whoami
+    from sfsc.client import (
+        Entry,
+        Got,
+        Put,
+        Status,
+        Store,
+        Whoami,
+        connect,
+        enrol,
+        export_pem,
+        import_pem,
+        new_recovery_code,
+        recover,
+        restore,
+        whoami,
+    )
 
 __all__ = [
     "ConflictError",
@@ -49,17 +64,20 @@ __all__ = [
     "Whoami",
     "connect",
     "enrol",
+    "export_pem",
+    "import_pem",
+    "new_recovery_code",
+    "recover",
+    "restore",
     "whoami",
 ]
 
-_FACE = frozenset(
-    {"Entry", "Got", "Put", "Status", "Store", "Whoami", "connect", "enrol", "whoami"}
-)
+_ERRORS = frozenset(name for name in __all__ if name in globals())
 
 
 def __getattr__(name: str) -> object:
     """What needs the cryptography is loaded when first used: help and mistakes do without."""
-    if name in _FACE:
+    if name in __all__ and name not in _ERRORS:
         from sfsc import client
 
         return getattr(client, name)

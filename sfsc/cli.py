@@ -24,6 +24,8 @@ COMMANDS = {
     "mv": "Rename a file.",
     "history": "Show every version of a file.",
     "restore": "Bring a deleted file or an old version back.",
+    "key": "Show, back up and restore your keys.",
+    "device": "Show the machines that have your keys.",
     "whoami": "Show who you are, and your key's fingerprint.",
     "status": "Show the server, your usage and your keys' age.",
 }

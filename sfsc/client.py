@@ -12,14 +12,34 @@ from typing import Self
 
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.records import Statement
-from sfsc import enrolment
+from sfsc.accounts import (
+    Home,
+    Whoami,
+    enrol,
+    export_pem,
+    import_pem,
+    new_passphrase,
+    new_recovery_code,
+    recover,
+    restore,
+    whoami,
+    whoami_of,
+)
+from sfsc.adoption import link_of
 from sfsc.blobs import Blob
+from sfsc.codes import RecoveryCode
+from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.envelope import check_name
-from sfsc.errors import KeyringMissing, SfscError, Special, UsageError
-from sfsc.home import Passphrase, folder, open_state, stated_passphrase, unlock
+from sfsc.errors import SfscError, Special
+from sfsc.home import (
+    Passphrase,
+    folder,
+    open_state,
+    unlock,
+)
 from sfsc.identity import Entry
-from sfsc.keyring import Keyring
+from sfsc.keyring import KeyringFile
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.reading import Reader
@@ -42,22 +62,13 @@ __all__ = [
     "Whoami",
     "connect",
     "enrol",
+    "export_pem",
+    "import_pem",
+    "new_recovery_code",
+    "recover",
+    "restore",
     "whoami",
 ]
-
-Home = str | os.PathLike[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Whoami:
-    """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
-
-    user: str
-    address: str
-    server_id: bytes
-    fingerprint: bytes
-    generation: int
-    key_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +91,6 @@ class Status:
     expires: int
 
 
-def enrol(
-    invitation: str,
-    *,
-    home: Home = None,
-    key_type: str = "xwing",
-    passphrase: Passphrase = None,
-    no_passphrase: bool = False,
-) -> Whoami:
-    """Become the user whom `invitation` names; see `enrolment.enrol`.
-
-    The passphrase is given, or asked for by a function, or named by the environment;
-    `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
-    """
-    invited = enrolment.invited(invitation)
-    stated = None if no_passphrase else stated_passphrase(passphrase)
-    if stated is None and not no_passphrase:
-        raise UsageError("a new keyring needs a passphrase", "or say that there shall be none")
-    return _whoami(enrolment.enrol(invited, folder(home), key_type, stated))
-
-
-def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
-    """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
-    return _whoami(unlock(folder(home), passphrase).contents)
-
-
 def connect(
     home: Home = None,
     *,
@@ -119,7 +105,7 @@ def connect(
     `SfscError`.
     """
     where = folder(home)
-    return Store(unlock(where, passphrase).contents, where, timeouts, progress)
+    return Store(unlock(where, passphrase), where, timeouts, progress)
 
 
 class Store:
@@ -127,16 +113,20 @@ class Store:
 
     def __init__(
         self,
-        keyring: Keyring,
+        file: KeyringFile,
         home: str | os.PathLike[str],
         timeouts: Timeouts | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._keyring = keyring
+        keyring = file.contents
+        self._file = file
         self._state = open_state(folder(home), keyring)
         try:
             self._session = Session(keyring, self._state, timeouts, progress=progress)
             self._session.connect()
+            self._devices = Devices(self._session, file)
+            if self._devices.unsettled:
+                self._devices.settle()
         except BaseException:
             self._state.close()
             raise
@@ -218,14 +208,43 @@ class Store:
         """Remove the contents of the deleted file `name`, for good."""
         return self._versions.purge(name)
 
+    @property
+    def link(self) -> str:
+        """Which account this is, for paper; no secret."""
+        return link_of(self._file.contents).to_text()
+
+    def devices(self) -> list[DeviceInfo]:
+        """The machines and backups that have the account's keys."""
+        return self._devices.all()
+
+    def backup(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        passphrase: Passphrase = None,
+        no_passphrase: bool = False,
+    ) -> None:
+        """Write the account's keys to a new file, which `restore` opens the account with."""
+        stated = None if no_passphrase else new_passphrase(passphrase)
+        self._devices.backup(Path(path), stated)
+
+    def has_recovery(self) -> bool:
+        """Whether the account has a recovery code."""
+        return self._devices.has_recovery()
+
+    def set_recovery(self, code: str, old: str | None = None) -> None:
+        """Commit the account to a recovery code; where it has one, the `old` one is needed."""
+        before = None if old is None else RecoveryCode.parse(old)
+        self._devices.set_recovery(RecoveryCode.parse(code), before)
+
     def whoami(self) -> Whoami:
         """Who we are."""
-        return _whoami(self._keyring)
+        return whoami_of(self._file.contents)
 
     def status(self) -> Status:
         """How the account stands."""
         usage = self._session.call(Usage(), UsageAnswer)
-        me, statement = self.whoami(), Statement.parse(self._keyring.statements[-1])
+        me, statement = self.whoami(), Statement.parse(self._file.contents.statements[-1])
         return Status(
             user=me.user,
             address=me.address,
@@ -260,17 +279,3 @@ def _raise(_what: str, error: SfscError) -> None:
     """What is no regular file is left out; everything else ends the work."""
     if not isinstance(error, Special):
         raise error
-
-
-def _whoami(keyring: Keyring) -> Whoami:
-    current = keyring.current
-    if current is None:
-        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
-    return Whoami(
-        user=keyring.user,
-        address=keyring.addresses[0],
-        server_id=keyring.server_id,
-        fingerprint=keyring.first,
-        generation=current.generation,
-        key_type=current.wrap_alg,
-    )

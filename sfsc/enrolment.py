@@ -13,7 +13,7 @@ import hmac
 import secrets
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from protocol.errors import MessageError
 from protocol.invitation import Invitation, parse_invitation
@@ -30,6 +30,9 @@ from sfsc.refusals import answered
 from sfsc.session import dial
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Sent, Trust
+
+if TYPE_CHECKING:
+    from sfsc.pem import PemKeys
 
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
@@ -49,16 +52,19 @@ def enrol(
     home: Path,
     key_type: str,
     passphrase: str | None,
+    brought: PemKeys | None = None,
     timeouts: Timeouts | None = None,
 ) -> Keyring:
-    """Enrol with `invitation`; None as `passphrase` locks the keyring with nothing.
+    """Enrol with `invitation`; None as `passphrase` locks the keyring with nothing. `brought` are
+    keys of one's own, in the place of fresh ones.
 
     Goes on where an earlier try was cut. Raises `LocalError` where `home` has an account already,
     `TokenRefused`, `WrongServer` and the other errors of a session.
     """
     begun = _begun(invitation, home, passphrase)
     # Before the server is called: making an RSA key may take longer than it waits for a login.
-    ready = begun or PrivateKey.generate(key_type)
+    wrapping = None if brought is None else brought.wrapping
+    ready = begun or wrapping or PrivateKey.generate(key_type)
     transport = dial((invitation.address,), timeouts)
     try:
         trust = Trust(invitation.pin)
@@ -67,7 +73,10 @@ def enrol(
         if isinstance(ready, KeyringFile):
             file = ready
         else:
-            keyring = _fresh(invitation, ready, welcome.limits)
+            signing = SigningKey.generate()
+            if brought is not None and brought.seed is not None:
+                signing = SigningKey.from_seed(brought.seed)
+            keyring = _fresh(invitation, signing, ready, welcome.limits)
             file = KeyringFile.create(keyring_path(home), keyring, passphrase)
         with open_state(home, file.contents) as state:
             state.remember_server_statement(server.n, welcome.statement, welcome.signature)
@@ -101,9 +110,10 @@ def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> Keyrin
     return file
 
 
-def _fresh(invitation: Invitation, wrapping: PrivateKey, limits: opening.Limits) -> Keyring:
+def _fresh(
+    invitation: Invitation, signing: SigningKey, wrapping: PrivateKey, limits: opening.Limits
+) -> Keyring:
     """All keys of a new account, and its first statement, pending."""
-    signing = SigningKey.generate()
     device_key = PrivateKey.generate("xwing")
     device = Device(secrets.token_bytes(16), device_key.encoded)
     keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)

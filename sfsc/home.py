@@ -59,7 +59,17 @@ def unlock(home: Path, passphrase: Passphrase) -> KeyringFile:
 
     Raises `KeyringError`, and what asking raises.
     """
-    path = keyring_path(home)
+    return unlock_file(keyring_path(home), passphrase)
+
+
+def check_no_keyring(home: Path) -> None:
+    """Raise `LocalError` where `home` has an account already."""
+    if keyring_path(home).exists():
+        raise LocalError(f"there is a keyring in {home} already", "use another --home")
+
+
+def unlock_file(path: Path, passphrase: Passphrase) -> KeyringFile:
+    """The keyring at `path`, which may be a backup. As `unlock`."""
     if not needs_passphrase(path):
         return KeyringFile.open(path, None)
     stated = stated_passphrase(passphrase)

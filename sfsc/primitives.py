@@ -8,6 +8,7 @@ from what (DESIGN section 4; HKDF is RFC 5869 with SHA-256, everything is 32 byt
     commitment     = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v1/keyring/…")
     state key      = HKDF(this device's private key, info = "sfs/v1/state")
+    recovery keys  = HKDF(recovery code, info = "sfs/v1/recovery/sign", …"/xwing" of 96 bytes)
     file_id        = HMAC-SHA256(name_key, name)[:16]
     wrap info      = "sfs/v1/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
     bundle info    = "sfs/v1/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
@@ -112,6 +113,12 @@ def commitment(dek: bytes) -> bytes:
 def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
     """`(key, check)` of a keyring: what seals it, and what tells a wrong passphrase at once."""
     return _hkdf(secret, None, b"sfs/v1/keyring/seal"), _hkdf(secret, None, b"sfs/v1/keyring/check")
+
+
+def recovery_keys(code: bytes) -> tuple[bytes, bytes]:
+    """(Ed25519 seed, X-Wing private key of 96 bytes) of a recovery code's 32 bytes."""
+    sign = _hkdf(code, None, b"sfs/v1/recovery/sign")
+    return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v1/recovery/xwing").derive(code)
 
 
 def state_key(device_private: bytes) -> bytes:

@@ -135,7 +135,15 @@ class Session:
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
             greet(transport, self.trust, self.state)
-            reply = transport.call(self._login(transport), transport.timeouts.opening)
+            message = login(
+                transport,
+                self.keyring.server_id,
+                self.keyring.user,
+                self.author.generation,
+                self._signing,
+                self.trust.newest.size,
+            )
+            reply = transport.call(message, transport.timeouts.opening)
             self.trust.session(answered(reply, opening.Session))
             self._remember()
         except BaseException:
@@ -143,23 +151,6 @@ class Session:
             raise
         self._transport = transport
         self.connections += 1
-
-    def _login(self, transport: Transport) -> opening.Login:
-        body = login_body(
-            server=self.keyring.server_id,
-            spki=transport.peer_spki_sha256,
-            welcome=transport.welcome_sha256,
-            version=opening.VERSION,
-            user=self.keyring.user,
-            generation=self.author.generation,
-        )
-        return opening.Login(
-            version=opening.VERSION,
-            user=self.keyring.user,
-            generation=self.author.generation,
-            known_size=self.trust.newest.size,
-            signature=self._signing.sign(Label.LOGIN, body),
-        )
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -299,6 +290,23 @@ def _joined(reply: Reply) -> tuple[bytes, ...]:
     if isinstance(reply, Error) and reply.code == "bad-request":
         raise BadReceipt("the server does not prove that its log is one", TOLD)
     return answered(reply, LogProven).proof
+
+
+def login(
+    transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
+) -> opening.Login:
+    """A login with the `key` of a `generation` (0: the recovery key), signed for this connection;
+    `known` is the size of the log that is remembered."""
+    body = login_body(
+        server=server,
+        spki=transport.peer_spki_sha256,
+        welcome=transport.welcome_sha256,
+        version=opening.VERSION,
+        user=user,
+        generation=generation,
+    )
+    signature = key.sign(Label.LOGIN, body)
+    return opening.Login(opening.VERSION, user, generation, known, signature)
 
 
 def trust_from(state: State, pin: bytes) -> Trust:

@@ -7,6 +7,7 @@ so that nobody else's bytes move a cursor, change a title or hide what was said.
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
 import sys
@@ -14,10 +15,11 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from sfsc.errors import IntegrityError, KeyringError, SfscError, Special, UsageError
+from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
 
 if TYPE_CHECKING:
     import rich.progress
@@ -167,12 +169,52 @@ def human_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def passphrase_source() -> Callable[[], str] | None:
+def passphrase_source(prompt: str = "Passphrase: ") -> Callable[[], str] | None:
     """Where a keyring's passphrase comes from: None where the environment names it (the library
     reads that itself), else a prompt, which is shown only when a keyring needs it."""
     if _is_named():
         return None
-    return lambda: _prompt("Passphrase: ")
+    return lambda: _prompt(prompt)
+
+
+def ask_secret(prompt: str) -> str:
+    """A secret that is typed, or one line of stdin where that is no terminal."""
+    if sys.stdin.isatty():
+        return getpass.getpass(prompt, stream=sys.stderr)
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def ask(prompt: str) -> str:
+    """A line that is typed, or one of stdin where that is no terminal."""
+    if sys.stdin.isatty():
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def qr(text: str) -> str:
+    """`text` as a QR code of half blocks, dark on light."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make(text, error="m", micro=False).terminal(drawn, compact=True)
+    return drawn.getvalue()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A new file (0600) with `data`, synced; `-` is stdout. Raises `LocalError`, also where there
+    is one already."""
+    if str(path) == "-":
+        sys.stdout.write(data.decode())
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(path, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise LocalError(f"cannot write {path}: {exc.strerror}", "name another file") from exc
 
 
 def new_passphrase() -> str | None:

@@ -9,7 +9,7 @@ A judgement that raises has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -28,6 +28,7 @@ from protocol.errors import (
 )
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Session, Welcome
+from protocol.messages.sharing import Identity
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import Label, verify
 from sfsc.errors import (
@@ -187,10 +188,40 @@ class Trust:
             raise BadReceipt(f"the log does not prove the change: {exc}", TOLD) from exc
         _check_says(entry, sent)
         self._extend(self._opened, point, receipt.consistency)
-        self._check_same_size(point)
-        if point.size != self.newest.size:
-            self._loose[point.size] = point
+        self._take(point)
         return entry
+
+    def logged(self, shown: Identity, user: str) -> list[tuple[bytes, tuple[bytes, ...]]]:
+        """The (exact bytes, signatures) of statements of `user`, each proven to stand in a log that
+        continues the one this session opened with; `join` is still to come. Whether they are
+        validly signed, and follow from each other, is yet to be judged. Raises as `receipt`."""
+        point = self._point(shown.checkpoint)
+        for one in shown.statements:
+            try:
+                entry = auditlog.parse(one.line, seq=one.index)
+                leaf = merkle.leaf_hash(entry.hash)
+                merkle.verify_inclusion(leaf, one.index, point.size, one.inclusion, point.root)
+            except (LogError, ProofError) as exc:
+                raise BadReceipt(f"the log does not prove a statement: {exc}", TOLD) from exc
+            if (entry.owner, entry.rec) != (user, one.statement):
+                raise BadReceipt("the log has another statement than is shown", TOLD)
+        self._extend(self._opened, point, shown.consistency)
+        self._take(point)
+        return [(one.statement, one.signatures) for one in shown.statements]
+
+    def reach_back(
+        self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
+    ) -> None:
+        """Check that the log continues the checkpoint `note`, which another machine of ours has
+        seen. `prove` asks for the consistency of two sizes. Raises `Rollback`, `Fork`."""
+        known = self._point(note)
+        if known.size > self.newest.size:
+            raise Rollback(
+                f"the server's log has {self.newest.size} entries, after {known.size} were seen",
+                TOLD,
+            )
+        if known.size:
+            self._extend(known, self.newest, prove((known.size, self.newest.size)))
 
     def gaps(self) -> list[tuple[int, int]]:
         """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
@@ -219,6 +250,12 @@ class Trust:
         if points and self.newest is not self._opened:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
+
+    def _take(self, point: Point) -> None:
+        """A point that was proven from the opening; loose until it is joined."""
+        self._check_same_size(point)
+        if point.size != self.newest.size:
+            self._loose[point.size] = point
 
     def _check_same_size(self, point: Point) -> None:
         """Two checkpoints of one size are one checkpoint, whatever each was proven from."""

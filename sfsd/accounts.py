@@ -7,9 +7,11 @@ reads a chain from the store may rely on it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
+from protocol.chain import DEVICE, RECOVERY_KEY, check_first, check_next
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.session import Notice
 from protocol.records import (
@@ -19,7 +21,6 @@ from protocol.records import (
     key_id,
     record_hash,
 )
-from protocol.signatures import Label, verify
 from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
 from sfsd.errors import Refused
@@ -33,6 +34,7 @@ CLOCK_SKEW: Final = DAY
 _RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
 _RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 _MAX_RSA_SPKI: Final = 600
+_Judged = TypeVar("_Judged")
 
 
 def signing_key_id(public: bytes) -> str:
@@ -145,24 +147,47 @@ def judge_first(
     now: float,
 ) -> Statement:
     """The first statement of `user`, valid by every rule. Raises `Refused` with the rule."""
-    try:
-        statement = Statement.parse(body)
-        verify(Label.STATEMENT, body, signature, statement.sign_pub)
-    except SignatureError as exc:
-        raise Refused("refused", "the statement is not signed by its own key") from exc
-    except RemoteProtocolError as exc:
-        raise Refused("bad-request", f"not a statement: {exc}") from exc
+    statement = _judged(lambda: check_first(body, (signature,)))
     _need(statement.server == server_id, "the statement is for another server")
     _need(statement.user == user, "the statement is another user's")
-    _need(statement.n == 1 and statement.reason == "enrol", "not a first statement")
-    _need(
-        statement.generation == 1 and statement.oldest == 1, "a first statement's generation is 1"
-    )
-    _need(not statement.voids, "a first statement has nothing to void")
     _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
     _check_keys(statement)
     check_times(statement, policy, now)
     return statement
+
+
+def judge_next(
+    chain: Chain,
+    body: bytes,
+    signatures: tuple[bytes, ...],
+    bundle: bytes,
+    *,
+    now: float,
+) -> tuple[Statement, dict[str, bytes]]:
+    """(statement, its signatures as the log has them) of one that keeps the generation.
+
+    Raises `Refused`: `conflict` where the chain has grown, else with the rule.
+    """
+    parsed = _judged(lambda: Statement.parse(body))
+    before = chain.links[-1].body
+    if (parsed.n, parsed.prev) != (chain.head.n + 1, record_hash(before)):
+        raise Refused("conflict", f"the chain has {chain.head.n} statements")
+    statement, signers = _judged(lambda: check_next(before, body, signatures))
+    _need(statement.reason in (DEVICE, RECOVERY_KEY), f"{statement.reason} does not come this way")
+    _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
+    _need(abs(statement.created - now) <= CLOCK_SKEW, "it was not made now; check the clock")
+    _check_keys(statement)
+    named = zip(signers, signatures, strict=True)
+    return statement, {signing_key_id(public): signature for public, signature in named}
+
+
+def _judged(judge: Callable[[], _Judged]) -> _Judged:
+    try:
+        return judge()
+    except SignatureError as exc:
+        raise Refused("refused", "the statement is not signed by its own key") from exc
+    except RemoteProtocolError as exc:
+        raise Refused("bad-request", f"not the statement it should be: {exc}") from exc
 
 
 def check_times(statement: Statement, policy: Rotation, now: float) -> None:

@@ -195,6 +195,9 @@ OPERATOR: Final = frozenset({Access.OPERATOR})
 OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.RECOVERY})
 """Anybody who is a user, even on an old key or the recovery key."""
 
+STATEMENTS: Final = frozenset({Access.FULL, Access.RECOVERY})
+"""Who may continue a user's identity chain."""
+
 OPERATIONS: Final[dict[type[Request], Operation]] = {}
 
 

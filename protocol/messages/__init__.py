@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.messages import accounts, downloads, files, log, session, sharing, uploads
+from protocol.messages import accounts, downloads, files, log, rotation, session, sharing, uploads
 from protocol.messages.base import (
     Done,
     Error,
@@ -31,6 +31,7 @@ __all__ = [
     "files",
     "log",
     "registered",
+    "rotation",
     "session",
     "sharing",
     "uploads",

@@ -117,6 +117,17 @@ class StatusAnswer(Reply):
     failed: Text
 
 
+@message(142)
+@dataclass(frozen=True, slots=True)
+class UserQuota(Request):
+    """Operator: how many bytes of ciphertext a user may keep from now on, 0 for no limit."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    user: UserName
+    quota: Count
+
+
 @message(103)
 @dataclass(frozen=True, slots=True)
 class Status(Request):

@@ -1,20 +1,33 @@
-"""`sfsc init`: make keys, and enrol with an invitation."""
+"""`sfsc init`: make keys and enrol with an invitation, or open an account on another machine."""
 
 from __future__ import annotations
 
 import sys
+from typing import BinaryIO
 
 import click
 
 import sfsc
 from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
+from sfsc.client import Whoami
 from sfsc.commands import Context
 from sfsc.commands.whoami import show
+from sfsc.errors import UsageError
+
+_MAX_KEY_FILE = 64 * 1024
 
 
 @click.command(short_help="Enrol on a server with an invitation.")
-@click.argument("invitation")
+@click.argument("invitation", required=False)
+@click.option("--recovery", is_flag=True, help="Open an account with its recovery code instead.")
+@click.option(
+    "--import-key",
+    "pem",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="PEM keys: of an account (`sfsc key export`); with INVITATION your own to enrol with.",
+)
 @click.option(
     "--key-type",
     type=click.Choice(list(reversed(WRAP_ALGORITHMS))),
@@ -24,18 +37,55 @@ from sfsc.commands.whoami import show
 )
 @click.option("--no-passphrase", is_flag=True, help="Keep the keyring unlocked by file mode only.")
 @click.pass_obj
-def command(context: Context, invitation: str, key_type: str, no_passphrase: bool) -> None:
+def command(
+    context: Context,
+    *,
+    invitation: str | None,
+    recovery: bool,
+    pem: BinaryIO | None,
+    key_type: str,
+    no_passphrase: bool,
+) -> None:
     """Make a key pair, and enrol with INVITATION, an sfs:// line from the operator.
 
     `-` reads it from stdin: it holds a secret, and arguments are seen by everyone on a machine.
+
+    With --recovery, or with --import-key FILE and no INVITATION, an account that there is already
+    is opened on this machine. For --recovery the line that names it (sfs://…&first=…) and the code
+    are asked for, or read from stdin, a line each.
     """
+    if recovery and (invitation or pem):
+        raise UsageError("--recovery needs neither INVITATION nor a key file", "leave one out")
     if invitation == "-":
         invitation = sys.stdin.readline()
-    me = sfsc.enrol(
-        invitation,
-        home=context.home,
-        key_type=key_type,
-        passphrase=None if no_passphrase else terminal.new_passphrase(),
-        no_passphrase=no_passphrase,
-    )
+    account = terminal.ask("The line that names the account: ") if recovery else ""
+    code = terminal.ask_secret("Its recovery code: ") if recovery else ""
+    keys = None if pem is None else pem.read(_MAX_KEY_FILE + 1)
+    lock = None if no_passphrase else terminal.new_passphrase()
+    of_keys = terminal.passphrase_source("Passphrase of the key file: ")
+    me: Whoami
+    if recovery:
+        me = sfsc.recover(
+            account, code, home=context.home, passphrase=lock, no_passphrase=no_passphrase
+        )
+    elif invitation is not None:
+        me = sfsc.enrol(
+            invitation,
+            home=context.home,
+            key_type=key_type,
+            pem=keys,
+            pem_passphrase=of_keys,
+            passphrase=lock,
+            no_passphrase=no_passphrase,
+        )
+    elif keys is not None:
+        me = sfsc.import_pem(
+            keys,
+            home=context.home,
+            pem_passphrase=of_keys,
+            passphrase=lock,
+            no_passphrase=no_passphrase,
+        )
+    else:
+        raise UsageError("there is no INVITATION", "or say --recovery, or --import-key FILE")
     show(me, as_json=context.json)

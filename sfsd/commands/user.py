@@ -18,6 +18,7 @@ from protocol.messages.accounts import (
     UserAccess,
     UserAdd,
     UserList,
+    UserQuota,
     UserShow,
 )
 from protocol.names import check_user_name
@@ -140,6 +141,15 @@ def disable(name: str, root: Path, reason: str) -> None:
 def enable(name: str, root: Path, reason: str) -> None:
     """Let NAME in again."""
     administration.ask(root, [UserAccess(name, False, reason)])
+
+
+@command.command("quota")
+@_name
+@click.argument("size")
+@root_option
+def set_quota(name: str, size: str, root: Path) -> None:
+    """Let NAME keep SIZE bytes of ciphertext (10GB, 512MiB; 0: no limit). What is there stays."""
+    administration.ask(root, [UserQuota(name, parse_size(size))])
 
 
 def _state(account: Account) -> str:

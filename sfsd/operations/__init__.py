@@ -10,6 +10,7 @@ import sfsd.operations.downloads
 import sfsd.operations.files
 import sfsd.operations.log
 import sfsd.operations.records
+import sfsd.operations.rotation
 import sfsd.operations.session
 import sfsd.operations.sharing
 import sfsd.operations.uploads  # noqa: F401

@@ -18,6 +18,7 @@ from protocol.messages.accounts import (
     UserAccess,
     UserAdd,
     UserList,
+    UserQuota,
     UserShow,
 )
 from sfsd.changes import Change, Write
@@ -83,6 +84,27 @@ def user_access(world: World, who: Principal, message: UserAccess) -> Commit[Rep
             "user-access",
             owner=message.user,
             detail={"disabled": message.disabled, "reason": message.reason},
+            accounts=(message.user,),
+        ),
+        expect={present.path: present.digest},
+        effects=(Write(present.path, account.encode),),
+    )
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+@operation(UserQuota, access=OPERATOR, logged="user-quota")
+def user_quota(world: World, who: Principal, message: UserQuota) -> Commit[Reply]:
+    """What is kept already stays, be it more than the new quota."""
+    present = world.accounts.account(message.user)
+    if present is None:
+        raise Refused("not-found", "no such user")
+    account = replace(present.value, quota=message.quota)
+    change = Change(
+        draft(
+            who,
+            "user-quota",
+            owner=message.user,
+            detail={"quota": message.quota, "before": present.value.quota},
             accounts=(message.user,),
         ),
         expect={present.path: present.digest},

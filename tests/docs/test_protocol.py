@@ -46,6 +46,7 @@ SESSIONS = {
     world.EVERYONE: "everyone",
     world.USER: "user",
     world.OWN_KEYS: "user, old key, recovery",
+    world.STATEMENTS: "user, recovery",
     world.OPERATOR: "operator",
 }
 

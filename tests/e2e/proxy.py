@@ -14,7 +14,7 @@ _CHUNK = 64 * 1024
 @dataclass
 class Proxy:
     """Forwards to `target` (host, port). Connection number i is cut, in both directions, once the
-    client has sent `cuts[i]` bytes (with `downwards`: has received); those behind the last cut live.
+    client has sent `cuts[i]` bytes (with `downwards`: has received); those behind the last live.
     `accepted` counts them."""
 
     target: tuple[str, int]

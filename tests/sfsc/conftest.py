@@ -28,7 +28,7 @@ def home(server: Simulator, tmp_path: Path) -> Path:
     """Where ada's keys are; she is enrolled."""
     folder = tmp_path / "home"
     invitation = parse_invitation(server.invitation("ada"))
-    enrolment.enrol(invitation, folder, "x25519", None, QUICK)
+    enrolment.enrol(invitation, folder, "x25519", None, timeouts=QUICK)
     return folder
 
 

@@ -35,7 +35,7 @@ from tests.sfsc.lying import Drop, Log, Simulator
 
 def become(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
     invitation = invited(server.invitation(user))
-    return enrol(invitation, home, how.get("key_type", "x25519"), None, QUICK)
+    return enrol(invitation, home, how.get("key_type", "x25519"), None, timeouts=QUICK)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, f
     invitation = invited(server.invitation("ada"))
     server.log = Log()
     with pytest.raises(WrongServer):
-        enrol(invitation, fresh, "x25519", None, QUICK)
+        enrol(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert server.requests == []
     assert not (fresh / "keyring").exists()
 
@@ -127,7 +127,7 @@ def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, f
 def test_nobody_there(server: Simulator, fresh: Path) -> None:
     invitation = replace(invited(server.invitation("ada")), port=1)
     with pytest.raises(Unreachable):
-        enrol(invitation, fresh, "x25519", None, QUICK)
+        enrol(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert not (fresh / "keyring").exists()
 
 
@@ -245,7 +245,7 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
 
 
 def test_a_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
-    enrol(invited(server.invitation("ada")), fresh, "x25519", "secret", QUICK)
+    enrol(invited(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK)
     assert unlock(fresh, "secret").contents.user == "ada"
     with pytest.raises(KeyringError):
         unlock(fresh, "wrong")

@@ -19,11 +19,13 @@ from protocol.messages.accounts import (
     UserAccess,
     UserAdd,
     UserList,
+    UserQuota,
     UserShow,
 )
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
 from protocol.messages.files import History, List, Listing, Record, Stat, Stated
 from protocol.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
+from protocol.messages.rotation import GetBundle, NewStatement
 from protocol.messages.session import OPENING, Ping
 from protocol.messages.sharing import Lookup
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
@@ -51,6 +53,7 @@ F = file_id(1)
 U, H, S = bytes(16), bytes(16), bytes(64)
 
 USERS = {Access.FULL}
+STATEMENTS = {Access.FULL, Access.RECOVERY}
 OWN_KEYS = {Access.FULL, Access.RESTRICTED, Access.RECOVERY}
 EVERYONE = set(Access)
 OPERATORS = {Access.OPERATOR}
@@ -80,6 +83,9 @@ MATRIX: dict[Request, set[Access]] = {
     UserAdd("bob", bytes(32), 2**40, 0): OPERATORS,
     UserAccess("ada", disabled=False, reason=""): OPERATORS,
     Status(): OPERATORS,
+    UserQuota("ada", 0): OPERATORS,
+    NewStatement(b"", (), b""): STATEMENTS,
+    GetBundle(): OWN_KEYS,
 }
 
 

@@ -24,6 +24,7 @@ from protocol.messages import (
     encode,
     files,
     log,
+    rotation,
     session,
     sharing,
     uploads,
@@ -372,4 +373,18 @@ MESSAGES: list[tuple[int, Message]] = [
     ),
     (26, log.LogProof(log.INCLUSION, 7, 8)),
     (26, log.LogProven(RECEIPT.inclusion)),
+    (
+        27,
+        rotation.NewStatement(
+            SECOND.encode(),
+            (
+                signed("second statement")[1],
+                SIGNERS["alice 1"].sign(Label.STATEMENT, SECOND.encode()),
+            ),
+            BUNDLE,
+        ),
+    ),
+    (28, rotation.GetBundle()),
+    (28, rotation.SealedBundle(BUNDLE)),
+    (29, accounts.UserQuota("bob", 10 * 1024**3)),
 ]

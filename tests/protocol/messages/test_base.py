@@ -75,6 +75,10 @@ NUMBERS = {
     115: "LogPage",
     116: "LogProof",
     117: "LogProven",
+    128: "NewStatement",
+    130: "GetBundle",
+    131: "SealedBundle",
+    142: "UserQuota",
 }
 CLASSES = list(registered().values())
 ANY_MESSAGE = st.sampled_from(CLASSES).flatmap(structs)

@@ -49,6 +49,15 @@ def test_adding_again_replaces_the_token(root: Path, sfsd: Sfsd) -> None:
     assert [line.split()[:2] for line in sfsd("user", "list").lines] == [["ada", "invited"]]
 
 
+def test_a_quota_is_changed(root: Path, sfsd: Sfsd) -> None:
+    sfsd("user", "add", "ada")
+    for size, quota in (("3GiB", 3 * 1024**3), ("10", 10), ("0", 0)):
+        sfsd("user", "quota", "ada", size)
+        assert account(root, "ada")["quota"] == quota
+    sfsd("user", "quota", "eve", "1", code=3)
+    sfsd("user", "quota", "ada", "much", code=2)
+
+
 def test_quota_and_expiry(root: Path, sfsd: Sfsd) -> None:
     sfsd("user", "add", "ada", "--quota", "2 MiB", "--expires", "12h")
     shown = json.loads(sfsd("user", "show", "ada", "--json").out)

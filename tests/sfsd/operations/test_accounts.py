@@ -17,6 +17,7 @@ from protocol.messages.accounts import (
     UserAccess,
     UserAdd,
     UserList,
+    UserQuota,
     UserShow,
 )
 from protocol.messages.downloads import GetOpen, Opened
@@ -102,3 +103,21 @@ def test_status_says_how_the_daemon_is(served: Daemon) -> None:
     assert (answer.users, answer.failed, answer.address) == (1, "", "127.0.0.1:7373")
     assert answer.disk_free > 0
     assert answer.version
+
+
+def test_a_quota_holds_from_now_on(served: Daemon) -> None:
+    ada = served.person("ada", quota=1000)
+    ada.put(file_id(1), bytes(600))
+    operator = served.operator()
+    entry = check_receipt(done(served.ask(operator, UserQuota("ada", 500))))
+    assert (entry.op, entry.owner, entry.detail["quota"], entry.detail["before"]) == (
+        "user-quota",
+        "ada",
+        500,
+        1000,
+    )
+    refused(ada.ask(ada.version(file_id(2), bytes(10)).small()), "quota")
+    ada.delete(file_id(1))  # what is there stays, and can be deleted
+    done(served.ask(operator, UserQuota("ada", 0)))
+    ada.put(file_id(2), bytes(5000))
+    refused(served.ask(operator, UserQuota("eve", 1)), "not-found")

@@ -1,0 +1,142 @@
+"""An account on another machine: opened with its recovery code, a backup or its keys as PEM.
+
+The chain is followed from the pinned first statement, the bundle is the one that its newest names,
+and the log must continue the checkpoint that the account has seen elsewhere.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.invitation import AccountLink, parse_address
+from protocol.messages import session as opening
+from protocol.messages.log import CONSISTENCY, LogProof, LogProven
+from protocol.messages.rotation import GetBundle, SealedBundle
+from protocol.messages.sharing import Identity
+from protocol.records import Statement
+from protocol.signatures import SigningKey
+from sfsc.codes import RecoveryCode
+from sfsc.devices import Devices
+from sfsc.envelope import Bundle, open_bundle
+from sfsc.errors import LocalError
+from sfsc.home import check_no_keyring, keyring_path, open_state
+from sfsc.identities import follow
+from sfsc.keyring import Device, Keyring, KeyringFile
+from sfsc.primitives import XWING, PrivateKey
+from sfsc.refusals import answered
+from sfsc.session import Session, dial, login
+from sfsc.transport import Timeouts, Transport
+from sfsc.trust import Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """What opens an account elsewhere: the key to log in with, of `generation` (0: the recovery
+    key), and private keys of which the bundle is sealed to one."""
+
+    generation: int
+    signing: SigningKey
+    keys: Sequence[PrivateKey]
+
+    @classmethod
+    def of_code(cls, code: RecoveryCode) -> Opener:
+        return cls(0, code.signing, (code.wrapping,))
+
+    @classmethod
+    def of_keyring(cls, keyring: Keyring) -> Opener:
+        """Raises `LocalError` for one that was never enrolled."""
+        current = keyring.current
+        if current is None:
+            raise LocalError("this backup holds no account")
+        device = PrivateKey(XWING, keyring.device.xwing_private)
+        own = [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
+        return cls(current.generation, SigningKey.from_seed(current.sign_seed), (device, *own))
+
+
+def adopt(
+    link: AccountLink,
+    opener: Opener,
+    home: Path,
+    passphrase: str | None,
+    timeouts: Timeouts | None = None,
+) -> KeyringFile:
+    """Write a keyring of the account `link` to `home`, with a device key of this machine's own, and
+    have it join. Where that is cut, the next login does it.
+
+    Raises `LocalError` where `home` has a keyring, `Denied`, `IntegrityError`, ….
+    """
+    check_no_keyring(home)
+    transport = dial((link.address,), timeouts)
+    try:
+        trust = Trust(link.pin)
+        welcome = transport.welcome()
+        server = trust.welcome(welcome, transport.peer_spki_sha256)
+        opened = _Opened.log_in(transport, trust, link, opener)
+    finally:
+        transport.close()
+    file = KeyringFile.create(keyring_path(home), opened.keyring(link), passphrase)
+    with open_state(home, file.contents) as state:
+        state.remember_server_statement(server.n, welcome.statement, welcome.signature)
+        newest = trust.newest
+        state.remember_checkpoint(newest.size, newest.root, newest.note)
+        session = Session(file.contents, state, timeouts)
+        try:
+            session.connect()
+            Devices(session, file).settle()
+        finally:
+            session.close()
+    return file
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An account's chain, exact bytes, and its open bundle."""
+
+    chain: tuple[bytes, ...]
+    bundle: Bundle
+
+    @classmethod
+    def log_in(
+        cls, transport: Transport, trust: Trust, link: AccountLink, opener: Opener
+    ) -> _Opened:
+        message = login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
+        reply = transport.call(message, transport.timeouts.opening)
+        trust.session(answered(reply, opening.Session))
+        chain = follow(
+            lambda asked: answered(transport.call(asked), Identity), trust, link.user, link.first
+        )
+        sealed = answered(transport.call(GetBundle()), SealedBundle).bundle
+        bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
+        # A log that is older than the one that this account has seen elsewhere is a rollback.
+        if bundle.checkpoint:
+            trust.reach_back(bundle.checkpoint, lambda gap: _proof(transport, gap))
+        trust.join([_proof(transport, gap) for gap in trust.gaps()])
+        return cls(chain, bundle)
+
+    def keyring(self, link: AccountLink) -> Keyring:
+        device = Device(secrets.token_bytes(16), PrivateKey.generate(XWING).encoded)
+        return Keyring(
+            server_id=link.pin,
+            addresses=(link.address,),
+            user=link.user,
+            first=link.first,
+            statements=self.chain,
+            generations=self.bundle.generations,
+            name_keys=self.bundle.name_keys,
+            device=device,
+            pending=None,
+            pins=self.bundle.pins,
+        )
+
+
+def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:
+    return answered(transport.call(LogProof(CONSISTENCY, *gap)), LogProven).proof
+
+
+def link_of(keyring: Keyring) -> AccountLink:
+    """Which account a keyring is of, for paper and for PEM files; no secret."""
+    host, port = parse_address(keyring.addresses[0])
+    return AccountLink(host, port, keyring.user, keyring.server_id, keyring.first)

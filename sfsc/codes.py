@@ -1,0 +1,79 @@
+"""The recovery code: 32 random bytes that a person keeps on paper, and the keys they stand for.
+
+Written as 14 groups of four letters and digits: base32 (RFC 4648, A-Z and 2-7) of the 32 bytes and
+the first three of their SHA-256, so that a slip of the pen is found before anybody is asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from protocol.records import RecoveryKey
+from protocol.signatures import SigningKey
+from sfsc.errors import UsageError
+from sfsc.primitives import XWING, PrivateKey, recovery_keys
+
+CODE_SIZE: Final = 32
+_CHECK_SIZE: Final = 3
+_GROUP: Final = 4
+_LETTERS: Final = -(-(CODE_SIZE + _CHECK_SIZE) * 8 // 5)
+# What the alphabet does not have can only be what looks like it.
+_MISREAD: Final = str.maketrans({"0": "O", "1": "I", "8": "B", "-": None})
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCode:
+    """`secret` is the 32 bytes. Nothing of it is ever stored."""
+
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> Self:
+        return cls(os.urandom(CODE_SIZE))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """What a person has typed: case, blanks and hyphens do not matter. Raises `UsageError`,
+        which never repeats it."""
+        letters = "".join(text.split()).upper().translate(_MISREAD)
+        try:
+            if len(letters) != _LETTERS:
+                raise binascii.Error
+            whole = base64.b32decode(letters)
+        except (binascii.Error, ValueError) as exc:
+            cause = f"a recovery code has {_LETTERS} letters and digits"
+            raise UsageError(cause, "copy it from the paper, all of it") from exc
+        secret, check = whole[:CODE_SIZE], whole[CODE_SIZE:]
+        if not hmac.compare_digest(check, _check(secret)):
+            raise UsageError("the recovery code is mistyped", "compare it with the paper")
+        return cls(secret)
+
+    @property
+    def text(self) -> str:
+        """In groups, for paper."""
+        letters = base64.b32encode(self.secret + _check(self.secret)).decode()
+        return "-".join(letters[at : at + _GROUP] for at in range(0, _LETTERS, _GROUP))
+
+    @property
+    def signing(self) -> SigningKey:
+        return SigningKey.from_seed(recovery_keys(self.secret)[0])
+
+    @property
+    def wrapping(self) -> PrivateKey:
+        """The X-Wing key that bundles are sealed to."""
+        return PrivateKey(XWING, recovery_keys(self.secret)[1])
+
+    @property
+    def public(self) -> RecoveryKey:
+        """What a statement commits to."""
+        return RecoveryKey(self.signing.public, self.wrapping.public.encoded)
+
+
+def _check(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()[:_CHECK_SIZE]

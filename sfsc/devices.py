@@ -1,0 +1,244 @@
+"""The machines of one account: each has a key of its own, which the account's bundle is sealed to.
+
+A machine joins by a statement that names its key, signed with the account's. So does a backup,
+which is a keyring with a device key of its own in a file, and so does a recovery code. A statement
+is kept in the keyring before it is sent: a rerun sends the very same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from protocol import chain as rules
+from protocol.messages import Done, Error
+from protocol.messages.rotation import NewStatement
+from protocol.messages.sharing import Identity
+from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsc.codes import RecoveryCode
+from sfsc.envelope import Bundle, seal_bundle
+from sfsc.errors import ConflictError, Denied, LocalError, StaleGeneration, UsageError
+from sfsc.identities import follow
+from sfsc.keyring import Device, Keyring, KeyringFile, Pending
+from sfsc.primitives import XWING, PrivateKey, PublicKey
+from sfsc.refusals import answered, refusal
+from sfsc.session import Session
+from sfsc.trust import Sent
+
+MAX_CONFLICTS: Final = 16
+"""How often another machine may be faster."""
+Change = Callable[[Statement], dict[str, object] | None]
+"""What is to be other in the statement after this one; None where nothing is left to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device of the account; `here` whether it is this machine's."""
+
+    device_id: bytes
+    here: bool
+
+
+class Devices:
+    """Continues the identity chain of one's own account, over one session."""
+
+    def __init__(self, session: Session, file: KeyringFile) -> None:
+        self._session = session
+        self._file = file
+
+    @property
+    def _keyring(self) -> Keyring:
+        return self._file.contents
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something that was begun here waits, or this machine has not joined yet."""
+        head = Statement.parse(self._keyring.statements[-1])
+        return self._keyring.pending is not None or not self._joined(head)
+
+    def settle(self) -> None:
+        """Finish what was begun here, and have this machine join."""
+        if self._keyring.pending is not None:
+            self._catch_up()
+            self._send_pending()
+        device = self._keyring.device
+        public = PrivateKey(XWING, device.xwing_private).public.encoded
+        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+
+    def all(self) -> list[DeviceInfo]:
+        """The account's devices as of now, each a machine or a backup."""
+        here = self._keyring.device.device_id
+        return [DeviceInfo(one, one == here) for one, _ in self._catch_up().devices]
+
+    def backup(self, path: Path, passphrase: str | None) -> None:
+        """Make a device of its own for the file `path`, and write the keyring there with its key.
+
+        Raises `LocalError` where there is such a file already.
+        """
+        if path.exists():
+            raise LocalError(f"there is a file {path} already", "name another one")
+        key = PrivateKey.generate(XWING)
+        device = Device(secrets.token_bytes(16), key.encoded)
+        public = key.public.encoded
+        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+        KeyringFile.create(
+            path, dataclasses.replace(self._keyring, device=device, pending=None), passphrase
+        )
+
+    def has_recovery(self) -> bool:
+        """Whether the account has a recovery code."""
+        return self._catch_up().recovery is not None
+
+    def set_recovery(self, code: RecoveryCode, old: RecoveryCode | None) -> None:
+        """Commit the account to `code`; where it has one already, the `old` one must sign.
+
+        Raises `Denied` for another old code than the committed.
+        """
+        head = self._catch_up()
+        wanted = code.public
+        if head.recovery is not None and (old is None or old.public != head.recovery):
+            raise Denied("the account's recovery code is another", "the old code is needed")
+
+        def change(head: Statement) -> dict[str, object] | None:
+            return None if head.recovery == wanted else {"recovery": wanted}
+
+        also = None if head.recovery is None or old is None else old.signing
+        self._publish(rules.RECOVERY_KEY, change, also)
+
+    # --- the chain ----------------------------------------------------------------------------
+
+    def _joined(self, head: Statement) -> bool:
+        return any(one == self._keyring.device.device_id for one, _ in head.devices)
+
+    def _catch_up(self) -> Statement:
+        """The newest statement of ours, followed from those that are known."""
+        keyring, session = self._keyring, self._session
+        chain = follow(
+            lambda asked: session.call(asked, Identity),
+            session.trust,
+            keyring.user,
+            keyring.first,
+            keyring.statements,
+        )
+        session.join()
+        head = Statement.parse(chain[-1])
+        if keyring.current is None or head.generation != keyring.current.generation:
+            raise StaleGeneration("the account's keys were rotated on another machine")
+        if chain != keyring.statements:
+            pending = keyring.pending
+            if pending is not None and pending.statement in chain:
+                pending = None  # it was accepted, and the answer lost
+            self._file.save(dataclasses.replace(keyring, statements=chain, pending=pending))
+        return head
+
+    def _publish(self, reason: str, change: Change, also: SigningKey | None = None) -> None:
+        """Put a statement onto the chain, again where another machine was faster. `also` signs
+        beside the account's own key."""
+        for _ in range(MAX_CONFLICTS):
+            changed = change(self._catch_up())
+            if changed is None:
+                return
+            self._begin(reason, changed, also)
+            if self._send_pending():
+                return
+        raise ConflictError("other machines keep changing the account", "run the command again")
+
+    def _begin(self, reason: str, changed: dict[str, object], also: SigningKey | None) -> None:
+        """Write the next statement, and keep it before it is sent."""
+        keyring, current = self._keyring, self._keyring.current
+        if current is None:
+            raise LocalError("this keyring is not enrolled yet")
+        before = keyring.statements[-1]
+        head = Statement.parse(before)
+        draft = _next(head, before, reason, changed)
+        bundle = seal_bundle(
+            Bundle(
+                keyring.generations,
+                keyring.name_keys,
+                keyring.pins,
+                self._session.trust.newest.note,
+            ),
+            server=keyring.server_id,
+            user=keyring.user,
+            n=draft.n,
+            recipients=_recipients(draft),
+        )
+        statement = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest())
+        body = statement.encode()
+        keys = [SigningKey.from_seed(current.sign_seed), *([also] if also is not None else [])]
+        signatures = tuple(key.sign(Label.STATEMENT, body) for key in keys)
+        self._file.save(
+            dataclasses.replace(keyring, pending=Pending(body, signatures, bundle, None))
+        )
+
+    def _send_pending(self) -> bool:
+        """Send what is kept; whether it stands in the log now. Where the chain has grown instead
+        it is dropped."""
+        keyring, session = self._keyring, self._session
+        pending = keyring.pending
+        if pending is None:
+            return True
+        message = NewStatement(pending.statement, pending.signatures, pending.bundle)
+        reply = session.ask(message)
+        if isinstance(reply, Error):
+            if reply.code in ("conflict", "bad-request", "refused"):
+                self._file.save(dataclasses.replace(keyring, pending=None))
+            if reply.code == "conflict":
+                return False
+            raise refusal(reply)
+        _, signers = rules.check_next(keyring.statements[-1], pending.statement, pending.signatures)
+        named = zip(signers, pending.signatures, strict=True)
+        sent = Sent(
+            op="statement",
+            actor=keyring.user,
+            owner=keyring.user,
+            file=None,
+            version=None,
+            record=pending.statement,
+            signatures={key_id("ed25519", public).hex(): one for public, one in named},
+        )
+        session.trust.receipt(answered(reply, Done).receipt, sent)
+        session.join()
+        statements = (*keyring.statements, pending.statement)
+        self._file.save(dataclasses.replace(keyring, statements=statements, pending=None))
+        return True
+
+
+def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, object] | None:
+    if any(one == device_id for one, _ in head.devices):
+        return None
+    if len(head.devices) >= MAX_DEVICES:
+        raise UsageError(f"the account has {MAX_DEVICES} devices already", "see `sfsc device list`")
+    return {"devices": (*head.devices, (device_id, public))}
+
+
+def _next(head: Statement, body: bytes, reason: str, changed: dict[str, object]) -> Statement:
+    """The statement after `head`, whose exact bytes are `body`, but for its bundle."""
+    devices, recovery = changed.get("devices", head.devices), changed.get("recovery", head.recovery)
+    if not isinstance(devices, tuple) or not isinstance(recovery, RecoveryKey | None):
+        raise UsageError("a statement of a wrong form")
+    return dataclasses.replace(
+        head,
+        n=head.n + 1,
+        devices=devices,
+        recovery=recovery,
+        voids=(),
+        created=int(time.time()),
+        prev=record_hash(body),
+        reason=reason,
+    )
+
+
+def _recipients(statement: Statement) -> list[PublicKey]:
+    """All that the bundle of a statement is sealed to."""
+    keys = [PublicKey(XWING, public) for _, public in statement.devices]
+    if statement.recovery is not None:
+        keys.append(PublicKey(XWING, statement.recovery.xwing_pub))
+    return [*keys, PublicKey(statement.wrap_alg, statement.wrap_pub)]

@@ -1,0 +1,88 @@
+"""Users' identity chains as the server shows them: each statement proven to stand in the log, and
+to follow from the one before it, from the first, which is pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from protocol.chain import check_first, check_next
+from protocol.errors import RemoteProtocolError
+from protocol.messages.sharing import Identity, Lookup
+from protocol.records import record_hash
+from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
+from sfsc.trust import TOLD, Trust
+
+MAX_STATEMENTS: Final = 4096
+"""Of one user. Ten years of weekly rotations are 1,600."""
+Ask = Callable[[Lookup], Identity]
+
+
+def follow(
+    ask: Ask, trust: Trust, user: str, first: bytes, known: tuple[bytes, ...] = ()
+) -> tuple[bytes, ...]:
+    """All statements of `user`, exact bytes, in order.
+
+    `first` is the pinned hash of the first one, `known` those that were followed before. The
+    checkpoints they are proven in are loose until `trust` is joined. Raises `BrokenChain` for a
+    chain that does not follow from the pin or from what is known, `Rollback` for one that has
+    become shorter, `BadReceipt` and the errors of a log that is not one.
+    """
+    chain, number = list(known), max(1, len(known))
+    shown: list[tuple[bytes, tuple[bytes, ...]]] = []
+    while number:
+        page = ask(Lookup(user, number))
+        shown = trust.logged(page, user)
+        for body, signatures in shown:
+            if number <= len(chain):
+                _check_known(chain[number - 1], body, first)
+            else:
+                _check_follows(chain, body, signatures, user, trust.pin, first)
+                chain.append(body)
+            number += 1
+        if page.next not in (0, number) or (page.next and not shown) or number > MAX_STATEMENTS:
+            raise ProtocolFailure("the server's list of statements has gaps or no end")
+        number = page.next
+    if not chain or len(shown) == 0:
+        raise Rollback(f"the server shows fewer statements of {user} than were seen", TOLD)
+    return tuple(chain)
+
+
+def _check_known(known: bytes, body: bytes, first: bytes) -> None:
+    if known != body:
+        raise BrokenChain(
+            "the server shows another statement than was seen",
+            TOLD,
+            pinned=first.hex(),
+            shown=record_hash(body).hex(),
+        )
+
+
+def _check_follows(
+    chain: list[bytes],
+    body: bytes,
+    signatures: tuple[bytes, ...],
+    user: str,
+    server: bytes,
+    first: bytes,
+) -> None:
+    try:
+        if chain:
+            check_next(chain[-1], body, signatures)
+            return
+        statement = check_first(body, signatures)
+        holds = (statement.user, statement.server) == (user, server)
+    except RemoteProtocolError as exc:
+        raise BrokenChain(
+            f"a statement of {user} does not follow from the one before: {exc}",
+            TOLD,
+            pinned=first.hex(),
+            shown=record_hash(body).hex(),
+        ) from exc
+    if not holds or record_hash(body) != first:
+        raise BrokenChain(
+            f"{user} is not who was pinned",
+            "compare the two fingerprints with him, by another way than this server",
+            pinned=first.hex(),
+            shown=record_hash(body).hex(),
+        )

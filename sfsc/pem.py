@@ -1,0 +1,144 @@
+"""An account's keys as PEM, for other programs and for a safe: PKCS#8 (RFC 5958, RFC 7468) of its
+Ed25519 signing key and of its RSA or X25519 wrap key, encrypted or not.
+
+Ahead of the keys stands, as text that PEM readers pass over, which account they open. An X-Wing key
+has no PKCS#8 form that others read; such an account is kept by `key backup` or a recovery code.
+Loads the serialization of `cryptography`, which no other command needs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
+
+from protocol.errors import MessageError
+from protocol.invitation import AccountLink, parse_account_link
+from sfsc.errors import UnsupportedKey, WrongPassphrase
+from sfsc.primitives import PrivateKey
+
+MAX_PEM: Final = 64 * 1024
+_BLOCK: Final = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n[A-Za-z0-9+/=\r\n:, -]+?-----END \1-----"
+)
+_LINK: Final = re.compile(rb"sfs://\S+")
+_GENERATION: Final = re.compile(rb"^sfs generation: ([1-9][0-9]{0,8})\r?$", re.MULTILINE)
+_RSA: Final = {2048: "rsa2048", 3072: "rsa3072", 4096: "rsa4096"}
+
+
+@dataclass(frozen=True, slots=True)
+class PemKeys:
+    """What a PEM file holds: the `seed` of an Ed25519 key, a wrap key, the account, each of which
+    may be None; and the `generation` of the keys."""
+
+    seed: bytes | None = field(repr=False)
+    wrapping: PrivateKey | None
+    link: AccountLink | None
+    generation: int
+
+
+def export_pem(
+    link: AccountLink, generation: int, seed: bytes, wrapping: PrivateKey, passphrase: str | None
+) -> bytes:
+    """The PEM file of an account. None as `passphrase` encrypts nothing. Raises `UnsupportedKey`
+    for an X-Wing key."""
+    if wrapping.alg == "xwing":
+        raise UnsupportedKey("an xwing key has no PEM form", "use `sfsc key backup` instead")
+    if wrapping.alg == "x25519":
+        private: X25519PrivateKey | RSAPrivateKey
+        private = X25519PrivateKey.from_private_bytes(wrapping.encoded)
+    else:
+        loaded = load_der_private_key(wrapping.encoded, None)
+        if not isinstance(loaded, RSAPrivateKey):
+            raise UnsupportedKey(f"this {wrapping.alg} key is none")
+        private = loaded
+    lock: KeySerializationEncryption = NoEncryption()
+    if passphrase is not None:
+        lock = BestAvailableEncryption(passphrase.encode())
+    signing = Ed25519PrivateKey.from_private_bytes(seed)
+    blocks = (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock) for key in (signing, private)
+    )
+    about = f"sfs account: {link.to_text()}\nsfs generation: {generation}\n"
+    return about.encode() + b"".join(blocks)
+
+
+def is_encrypted(data: bytes) -> bool:
+    """Whether a passphrase is needed to load it."""
+    return b"ENCRYPTED" in data
+
+
+def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
+    """The keys of a PEM file: at most one Ed25519 key, and one of RSA or X25519.
+
+    Raises `WrongPassphrase`, and `UnsupportedKey` for what is none of these. RSA numbers are
+    checked: such a key may come from anywhere.
+    """
+    blocks = [found.group(0) for found in _BLOCK.finditer(data)] if len(data) <= MAX_PEM else []
+    if not blocks:
+        raise UnsupportedKey("this file holds no PEM private key", "it should begin -----BEGIN")
+    seed: bytes | None = None
+    wrapping: PrivateKey | None = None
+    for block in blocks:
+        key = _load(block, passphrase)
+        if isinstance(key, Ed25519PrivateKey) and seed is None:
+            seed = key.private_bytes_raw()
+        elif isinstance(key, X25519PrivateKey) and wrapping is None:
+            wrapping = PrivateKey("x25519", key.private_bytes_raw())
+        elif isinstance(key, RSAPrivateKey) and wrapping is None:
+            wrapping = _rsa(key)
+        else:
+            raise UnsupportedKey(
+                "this file holds a key that has no use here", "one Ed25519, and one RSA or X25519"
+            )
+    return PemKeys(seed, wrapping, _link(data), _generation(data))
+
+
+def _load(block: bytes, passphrase: str | None) -> object:
+    secret = None if passphrase is None or not is_encrypted(block) else passphrase.encode()
+    try:
+        return load_pem_private_key(block, secret)
+    except TypeError as exc:
+        raise WrongPassphrase("the PEM key is locked with a passphrase") from exc
+    except ValueError as exc:
+        if is_encrypted(block):
+            raise WrongPassphrase("the passphrase is not the PEM key's") from exc
+        raise UnsupportedKey("this PEM key is malformed") from exc
+    except UnsupportedAlgorithm as exc:
+        raise UnsupportedKey("a PEM key of a kind that is not known here") from exc
+
+
+def _rsa(key: RSAPrivateKey) -> PrivateKey:
+    alg = _RSA.get(key.key_size)
+    if alg is None or key.public_key().public_numbers().e != 65537:
+        raise UnsupportedKey(f"an RSA key of {key.key_size} bits", "2048, 3072 or 4096, e = 65537")
+    return PrivateKey(alg, key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def _generation(data: bytes) -> int:
+    found = _GENERATION.search(data[: data.find(b"-----BEGIN")])
+    return 1 if found is None else int(found.group(1))
+
+
+def _link(data: bytes) -> AccountLink | None:
+    found = _LINK.search(data[: data.find(b"-----BEGIN")])
+    if found is None:
+        return None
+    try:
+        return parse_account_link(found.group(0).decode("ascii"))
+    except (MessageError, UnicodeDecodeError) as exc:
+        raise UnsupportedKey("the account named in this file is malformed") from exc

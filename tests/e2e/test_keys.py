@@ -1,0 +1,245 @@
+"""Keys that one can back up: each way to an account on an empty machine, through the programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from protocol.records import WRAP_ALGORITHMS
+from tests.e2e.test_main_job import objects
+from tests.harness import Client, Daemon
+
+OPEN = "--no-passphrase"
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    user = daemon.client("alice", tmp_path / "alice", OPEN, "--key-type", "x25519")
+    user.run("put", "-", "--name", "kept/a", stdin=b"precious")
+    return user
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Client:
+    """A machine that has nothing."""
+    return Client(tmp_path / "fresh")
+
+
+def is_alice(client: Client) -> None:
+    """It reads what there is, writes, and is one of the account's devices."""
+    assert client.run("cat", "kept/a").stdout == b"precious"
+    assert client.run("ls", "-R").lines == ["kept/a"]
+    client.run("put", "-", "--name", "kept/b", stdin=b"more")
+    client.run("rm", "kept/b")
+    assert [one["here"] for one in objects(client.run("--json", "device", "list"))].count(True) == 1
+
+
+def code_of(client: Client, old: str = "") -> tuple[str, str]:
+    (made,) = objects(client.run("--json", "key", "recovery", stdin=old.encode() + b"\n"))
+    return str(made["account"]), str(made["code"])
+
+
+def recover(client: Client, account: str, code: str, expect: int = 0) -> None:
+    client.run("init", "--recovery", OPEN, stdin=f"{account}\n{code}\n".encode(), code=expect)
+
+
+def test_a_recovery_code_opens_the_account(daemon: Daemon, alice: Client, fresh: Client) -> None:
+    account, code = code_of(alice)
+    for path in alice.home.iterdir():
+        path.unlink()
+    recover(fresh, account, code)
+    is_alice(fresh)
+    assert len(objects(fresh.run("--json", "device", "list"))) == 2
+    recover(fresh, account, code, expect=1)  # there is an account already
+    daemon.stop()
+    daemon.run("audit", "verify")
+
+
+def test_a_code_that_is_not_it(alice: Client, fresh: Client, tmp_path: Path) -> None:
+    account, code = code_of(alice)
+    mistyped = code[:-1] + ("A" if code[-1] != "A" else "B")
+    recover(fresh, account, mistyped, expect=2)
+    recover(fresh, "sfs://nonsense", code, expect=2)
+    other = account.replace("alice", "nobody")
+    recover(fresh, other, code, expect=4)
+    assert not fresh.home.exists() or not (fresh.home / "keyring").exists()
+    # As people type: in lower case, without hyphens, with what looks like it.
+    recover(fresh, account, code.lower().replace("-", " ").replace("o", "0"))
+    is_alice(fresh)
+
+
+def test_another_code_needs_the_old_one(alice: Client, fresh: Client) -> None:
+    account, first = code_of(alice)
+    alice.run("key", "recovery", stdin=b"\n", code=2)
+    (wrong,) = [first[:-4] + "AAAA"]
+    alice.run("key", "recovery", stdin=wrong.encode() + b"\n", code=2)
+    _, second = code_of(alice, first)
+    alice.run("key", "recovery", stdin=first.encode() + b"\n", code=4)
+    recover(fresh, account, first, expect=4)
+    recover(fresh, account, second)
+    is_alice(fresh)
+
+
+def test_a_code_for_paper(alice: Client) -> None:
+    shown = alice.run("key", "recovery")
+    assert shown.text.count("-") >= 13
+    assert "&first=" in shown.text
+    assert any(block in shown.text for block in "▀▄█")
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_backup_makes_another_device(
+    daemon: Daemon, alice: Client, fresh: Client, tmp_path: Path, *, locked: bool
+) -> None:
+    file = tmp_path / "safe" / "backup"
+    alice.run("key", "backup", file, *([] if locked else [OPEN]))
+    alice.run("key", "backup", file, code=1)
+    assert (file.stat().st_mode & 0o777) == 0o600
+    assert len(objects(alice.run("--json", "device", "list"))) == 2
+    if locked:
+        Client(fresh.home, "another").run("key", "restore", file, code=8)
+    fresh.run("key", "restore", file)
+    is_alice(fresh)
+    is_alice(alice)
+    # The same backup again, on a third machine; every machine has a key of its own.
+    third = Client(tmp_path / "third")
+    third.run("key", "restore", file, OPEN)
+    is_alice(third)
+    devices = objects(alice.run("--json", "device", "list"))
+    assert len({one["device"] for one in devices}) == 4
+    fresh.run("key", "restore", file, code=1)
+
+
+@pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
+def test_pem_keys(daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str) -> None:
+    carol = daemon.client("carol", tmp_path / "carol", OPEN, "--key-type", key_type)
+    carol.run("put", "-", "--name", "kept/a", stdin=b"precious")
+    file = tmp_path / "keys.pem"
+    if key_type == "xwing":
+        carol.run("key", "export", "--pem", file, code=8)
+        return
+    carol.run("key", "export", "--pem", file)
+    assert b"ENCRYPTED" in file.read_bytes()
+    assert (file.stat().st_mode & 0o777) == 0o600
+    carol.run("key", "export", "--pem", file, code=1)
+    Client(fresh.home, "wrong").run("init", "--import-key", file, code=8)
+    fresh.run("init", "--import-key", file, OPEN)
+    is_alice(fresh)
+    bare = tmp_path / "bare.pem"
+    carol.run("key", "export", "--pem", bare, OPEN)
+    for block in bare.read_bytes().split(b"-----END PRIVATE KEY-----\n")[:2]:
+        # A program that is not ours reads it.
+        read = subprocess.run(
+            ["openssl", "pkey", "-noout", "-text"],
+            input=block + b"-----END PRIVATE KEY-----\n",
+            capture_output=True,
+            check=True,
+        )
+        assert b"key" in read.stdout.lower()
+    third = Client(tmp_path / "third")
+    third.run("init", "--import-key", bare, OPEN)
+    is_alice(third)
+
+
+def test_keys_of_one_s_own(daemon: Daemon, fresh: Client, tmp_path: Path) -> None:
+    """An account under an RSA key that another program has made."""
+    made = subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"],
+        capture_output=True,
+        check=True,
+    )
+    (tmp_path / "own.pem").write_bytes(made.stdout)
+    fresh.run(
+        "init",
+        "-",
+        "--import-key",
+        tmp_path / "own.pem",
+        OPEN,
+        stdin=daemon.add_user("dave").encode() + b"\n",
+    )
+    (me,) = objects(fresh.run("--json", "whoami"))
+    assert me["key_type"] == "rsa3072"
+    fresh.run("put", "-", "--name", "a", stdin=b"precious")
+    assert fresh.run("cat", "a").stdout == b"precious"
+    fresh.run("key", "export", "--pem", tmp_path / "out.pem", OPEN)
+    theirs = subprocess.run(
+        ["openssl", "pkey", "-in", tmp_path / "own.pem", "-pubout"], capture_output=True, check=True
+    )
+    blocks = (tmp_path / "out.pem").read_bytes().split(b"-----BEGIN")
+    ours = subprocess.run(
+        ["openssl", "pkey", "-pubout"],
+        input=b"-----BEGIN" + blocks[2],
+        capture_output=True,
+        check=True,
+    )
+    assert ours.stdout == theirs.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", 8),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", 8),
+        (b"x" * 70_000, 8),
+    ],
+)
+def test_files_that_are_no_keys(fresh: Client, tmp_path: Path, content: bytes, code: int) -> None:
+    (tmp_path / "f").write_bytes(content)
+    fresh.run("init", "--import-key", tmp_path / "f", OPEN, code=code)
+    fresh.run("key", "restore", tmp_path / "f", OPEN, code=8)
+
+
+def test_a_fingerprint_in_words(alice: Client) -> None:
+    (me,) = objects(alice.run("--json", "key", "show"))
+    (same,) = objects(alice.run("--json", "whoami"))
+    assert me["fingerprint"] == same["fingerprint"]
+    assert len(str(me["words"]).split()) == 32
+    shown = " ".join(alice.run("key", "show").text.split())
+    assert str(me["words"])[:40] in shown
+    assert json.dumps(me["fingerprint"])[1:-1] in shown
+
+
+def test_devices_join_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """Six machines restore one backup at the same moment: all join, one after the other."""
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    machines = [Client(tmp_path / f"machine {number}") for number in range(6)]
+    running = [one.start("key", "restore", tmp_path / "backup", OPEN) for one in machines]
+    for process in running:
+        _, stderr = process.communicate(timeout=100)
+        assert process.returncode == 0, stderr
+    for one in machines:
+        assert one.run("cat", "kept/a").stdout == b"precious"
+    assert len(objects(alice.run("--json", "device", "list"))) == 8
+
+
+def test_no_more_than_sixteen_devices(alice: Client, tmp_path: Path) -> None:
+    for number in range(15):
+        alice.run("key", "backup", tmp_path / f"{number}", OPEN)
+    alice.run("key", "backup", tmp_path / "16", OPEN, code=2)
+    assert not (tmp_path / "16").exists()
+    alice.run("cat", "kept/a")
+
+
+def test_a_machine_that_dies_while_it_joins(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """Killed at many moments of `key restore`; whatever is left, the next command finishes."""
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    finished = 0
+    for number in range(8):
+        machine = Client(tmp_path / f"machine {number}")
+        process = machine.start("key", "restore", tmp_path / "backup", OPEN)
+        try:
+            process.wait(0.25 + 0.06 * number)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+        if not (machine.home / "keyring").exists():
+            machine.run("key", "restore", tmp_path / "backup", OPEN)
+        finished += 1
+        assert machine.run("cat", "kept/a").stdout == b"precious"
+    assert len(objects(alice.run("--json", "device", "list"))) == 2 + finished
