@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
+import json
 import os
 import random
 import subprocess
@@ -13,6 +16,7 @@ import pytest
 
 import sfsc
 from sfsc.client import Store
+from sfsc.segments import MEBIBYTE
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import content, objects, peak, stored, through, write
 from tests.harness import Client, Daemon, command, environment
@@ -327,3 +331,82 @@ def test_memory_does_not_grow_with_the_tree(alice: Client, tmp_path: Path) -> No
     assert peak(alice, "get", "-r", "large", "-o", "out", cwd=tmp_path) - base < 60 * MIB
     same = subprocess.run(["diff", "-r", "large", "out/large"], cwd=tmp_path, check=False)
     assert same.returncode == 0
+
+
+# --- other programs
+
+S = MEBIBYTE.segment_size
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, S - 57, S - 56, S - 55, S, 2 * S - 72, 5 * MIB + 7], ids=str
+)
+def test_tink_opens_what_lies_on_the_server(
+    daemon: Daemon, alice: Client, tmp_path: Path, size: int
+) -> None:
+    """With nothing of ours but the exported key; and what it refuses, we refuse."""
+    data = write(tmp_path / "f", size)
+    alice.run("put", "f", cwd=tmp_path)
+    (key,) = objects(alice.run("--json", "key", "export-dek", "f"))
+    path = daemon.root / str(key["ciphertext"])
+    blob = path.read_bytes()
+    associated = bytes.fromhex(str(key["associated_data"]))
+    assert tink_opens(bytes.fromhex(str(key["dek"])), associated, blob) == data
+    last = len(blob) - len(blob) % S if len(blob) % S else len(blob) - S
+    wrong = {
+        "cut": blob[:-1],
+        "another header": bytes([blob[0], blob[1] ^ 1]) + blob[2:],
+        "flipped": blob[:-1] + bytes([blob[-1] ^ 1]),
+        "the last one dropped": blob[:last],
+        "reordered": blob[S : 2 * S] + blob[:S] + blob[2 * S :],
+    }
+    for name, changed in wrong.items():
+        if changed == blob:
+            continue
+        path.write_bytes(changed)
+        released = alice.run("cat", "f", code=5).stdout
+        assert data.startswith(released), name
+        assert len(released) < len(data) or not data, name
+    with pytest.raises(Exception, match=r"."):
+        tink_opens(bytes.fromhex(str(key["dek"])), bytes(16), blob)
+    path.write_bytes(blob)
+    assert alice.run("cat", "f").stdout == data
+
+
+def tink_opens(dek: bytes, associated: bytes, blob: bytes) -> bytes:
+    tink = pytest.importorskip("tink")
+    from tink import (  # type: ignore[import-untyped]
+        secret_key_access,
+        streaming_aead,
+    )
+
+    keyset = {
+        "primaryKeyId": 1,
+        "key": [
+            {
+                "keyData": {
+                    "typeUrl": "type.googleapis.com/google.crypto.tink.AesGcmHkdfStreamingKey",
+                    "value": base64.b64encode(_key_proto(dek)).decode(),
+                    "keyMaterialType": "SYMMETRIC",
+                },
+                "status": "ENABLED",
+                "keyId": 1,
+                "outputPrefixType": "RAW",
+            }
+        ],
+    }
+    streaming_aead.register()
+    handle = tink.json_proto_keyset_format.parse(json.dumps(keyset), secret_key_access.TOKEN)
+    primitive = handle.primitive(streaming_aead.StreamingAead)
+    with primitive.new_decrypting_stream(io.BytesIO(blob), associated) as opened:
+        return bytes(opened.read())
+
+
+def _key_proto(dek: bytes) -> bytes:
+    """AesGcmHkdfStreamingKey: params {segment size, derived key 32, SHA-256} = 2, value = 3."""
+    size = S
+    varint = b""
+    while size >= 0x80:
+        varint, size = varint + bytes([size & 0x7F | 0x80]), size >> 7
+    params = b"\x08" + varint + bytes([size]) + b"\x10\x20\x18\x03"
+    return b"\x12" + bytes([len(params)]) + params + b"\x1a\x20" + dek

@@ -1,0 +1,58 @@
+"""The recovery code: typed as people type, and never half right."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.signatures import Label, verify
+from sfsc.codes import RecoveryCode
+from sfsc.errors import UsageError
+from sfsc.primitives import PublicKey
+
+CODE = RecoveryCode(bytes(range(32)))
+EXPECTED = "1e987c3eabad20b60ffdb75cfba8afa78b090f7f7112cfbb1b7df3fc84e18d8f"
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_round_trip(secret: bytes) -> None:
+    text = RecoveryCode(secret).text
+    assert RecoveryCode.parse(text).secret == secret
+    assert [len(group) for group in text.split("-")] == [4] * 14
+    typed = text.lower().replace("-", " ").replace("o", "0").replace("i", "1").replace("b", "8")
+    assert RecoveryCode.parse(f"  {typed}\n").secret == secret
+
+
+@given(st.integers(0, 55), st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"))
+def test_one_letter_wrong_is_found(place: int, letter: str) -> None:
+    letters = CODE.text.replace("-", "")
+    typed = letters[:place] + letter + letters[place + 1 :]
+    if typed == letters:
+        return
+    with pytest.raises(UsageError) as caught:
+        RecoveryCode.parse(typed)
+    assert letters not in str(caught.value)
+
+
+@given(st.text(max_size=80))
+def test_anything_typed_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(UsageError):
+        RecoveryCode.parse(text)
+
+
+def test_fresh_ones_differ_and_do_not_print() -> None:
+    first, second = RecoveryCode.generate(), RecoveryCode.generate()
+    assert first != second
+    assert first.text not in repr(first)
+    assert repr(first.secret) not in repr(first)
+
+
+def test_the_keys_are_of_the_code_alone() -> None:
+    again = RecoveryCode(bytes(range(32)))
+    assert again.public == CODE.public
+    verify(Label.LOGIN, b"body", again.signing.sign(Label.LOGIN, b"body"), CODE.public.sign_pub)
+    wrapped = PublicKey("xwing", CODE.public.xwing_pub).wrap(bytes(32), b"info")
+    assert again.wrapping.unwrap(wrapped, b"info") == bytes(32)
+    # From its text (DESIGN section 4): changing a label would lock people out.
+    assert CODE.public.sign_pub.hex() == EXPECTED

@@ -1,0 +1,264 @@
+"""Chains of statements, told by a server that may lie about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol import merkle
+from protocol.auditlog import Draft
+from protocol.messages.sharing import Identity, Lookup, SignedStatement
+from protocol.records import Statement, key_id, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsc.errors import (
+    BadReceipt,
+    BrokenChain,
+    Fork,
+    IntegrityError,
+    ProtocolFailure,
+    Rollback,
+)
+from sfsc.identities import follow
+from sfsc.trust import Trust
+from tests.sfsc.lying import SPKI, Log
+
+KEY, NEXT, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(3))
+
+
+class Server:
+    """A log with ada's chain in it; `links` is what it shows."""
+
+    def __init__(self, count: int = 5) -> None:
+        self.log = Log()
+        self.log.fill(3)
+        self.trust = Trust(self.log.server_id)
+        self.trust.welcome(self.log.welcome(spki=SPKI), SPKI)
+        self.trust.session(self.log.session(0))
+        self.opened = self.log.size
+        self.bodies: list[bytes] = []
+        self.links: list[SignedStatement] = []
+        self.page = 2
+        self.spoil: Callable[[Identity], Identity] = lambda shown: shown
+        for _ in range(count):
+            self.add()
+
+    def add(self, signer: SigningKey = KEY, **changed: Any) -> None:
+        body = self.next(**changed).encode()
+        self.append(body, (signer.sign(Label.STATEMENT, body),))
+
+    def next(self, **changed: Any) -> Statement:
+        if self.bodies:
+            last = Statement.parse(self.bodies[-1])
+            fields: dict[str, Any] = {
+                "n": last.n + 1,
+                "prev": record_hash(self.bodies[-1]),
+                "reason": "device",
+                "created": last.created + 1,
+            }
+            return replace(last, **(fields | changed))
+        first = Statement(
+            server=self.log.server_id,
+            user="ada",
+            n=1,
+            generation=1,
+            oldest=1,
+            sign_pub=KEY.public,
+            wrap_alg="x25519",
+            wrap_pub=b"w" * 32,
+            devices=(),
+            recovery=None,
+            voids=(),
+            bundle_sha256=bytes(32),
+            created=1,
+            due=2,
+            expires=3,
+            prev=b"",
+            reason="enrol",
+        )
+        return replace(first, **changed)
+
+    def append(self, body: bytes, signatures: tuple[bytes, ...], owner: str = "ada") -> None:
+        sigs = {key_id("ed25519", KEY.public).hex(): signatures[0]}
+        draft = Draft(op="statement", actor=owner, owner=owner, rec=body, sigs=sigs)
+        seq = self.log.append(draft)
+        self.bodies.append(body)
+        self.links.append(SignedStatement(body, signatures, seq, self.log.lines[seq], ()))
+
+    def ask(self, request: Lookup) -> Identity:
+        start = request.first - 1
+        shown = self.links[start : start + self.page]
+        size = self.log.size
+        end = start + len(shown)
+        proven = tuple(
+            replace(one, inclusion=merkle.inclusion_proof(one.index, size, self.log.node))
+            for one in shown
+        )
+        answer = Identity(
+            proven,
+            self.log.checkpoint(),
+            self.log.consistency(self.opened),
+            end + 1 if end < len(self.links) else 0,
+        )
+        return self.spoil(answer)
+
+    def follow(self, known: int = 0, first: bytes | None = None) -> tuple[bytes, ...]:
+        pinned = record_hash(self.bodies[0]) if first is None else first
+        return follow(self.ask, self.trust, "ada", pinned, tuple(self.bodies[:known]))
+
+
+@pytest.mark.parametrize("known", [0, 1, 3, 5])
+@pytest.mark.parametrize("page", [1, 2, 5, 8])
+def test_a_chain_is_followed(known: int, page: int) -> None:
+    server = Server()
+    server.page = page
+    assert server.follow(known) == tuple(server.bodies)
+    server.trust.join([])
+    assert server.trust.newest.size == server.log.size
+
+
+def test_a_rotation_is_followed() -> None:
+    server = Server(1)
+    statement = server.next(reason="rotate", generation=2, sign_pub=NEXT.public, due=9, expires=10)
+    body = statement.encode()
+    signatures = NEXT.sign(Label.STATEMENT, body), KEY.sign(Label.STATEMENT, body)
+    server.append(body, signatures)
+    assert server.follow() == tuple(server.bodies)
+
+
+def test_another_first_statement_than_the_pinned() -> None:
+    with pytest.raises(BrokenChain) as caught:
+        Server().follow(first=bytes(32))
+    assert (caught.value.pinned, caught.value.shown) != (None, None)
+
+
+LIES: dict[str, tuple[Callable[[Identity], Identity], type[IntegrityError] | type[Exception]]] = {
+    "the first left out": (
+        lambda page: replace(page, statements=page.statements[1:]),
+        BrokenChain,
+    ),
+    "one twice": (lambda page: replace(page, statements=page.statements[:1] * 2), BrokenChain),
+    "swapped": (lambda page: replace(page, statements=page.statements[::-1]), BrokenChain),
+    "no signatures": (
+        lambda page: replace(
+            page, statements=tuple(replace(one, signatures=()) for one in page.statements)
+        ),
+        BrokenChain,
+    ),
+    "other signatures": (
+        lambda page: replace(
+            page,
+            statements=tuple(
+                replace(one, signatures=(STRANGER.sign(Label.STATEMENT, one.statement),))
+                for one in page.statements
+            ),
+        ),
+        BrokenChain,
+    ),
+    "a line that says something else": (
+        lambda page: replace(
+            page,
+            statements=tuple(
+                replace(one, statement=one.statement + b"\0") for one in page.statements
+            ),
+        ),
+        BadReceipt,
+    ),
+    "a line that is none": (
+        lambda page: replace(
+            page, statements=tuple(replace(one, line=b"{}") for one in page.statements)
+        ),
+        BadReceipt,
+    ),
+    "no inclusion proof": (
+        lambda page: replace(
+            page, statements=tuple(replace(one, inclusion=()) for one in page.statements)
+        ),
+        BadReceipt,
+    ),
+    "another place": (
+        lambda page: replace(
+            page, statements=tuple(replace(one, index=one.index + 1) for one in page.statements)
+        ),
+        BadReceipt,
+    ),
+    "no consistency proof": (lambda page: replace(page, consistency=()), Fork),
+    "round in circles": (lambda page: replace(page, next=1), ProtocolFailure),
+    "a gap": (lambda page: replace(page, next=page.next + 1), ProtocolFailure),
+    "nothing, and more": (lambda page: replace(page, statements=(), next=1), ProtocolFailure),
+    "nothing": (lambda page: replace(page, statements=(), next=0), Rollback),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_about_a_chain(lie: str) -> None:
+    server = Server()
+    server.spoil, error = LIES[lie]
+    with pytest.raises(error):
+        server.follow()
+
+
+def test_a_chain_that_has_become_shorter() -> None:
+    server = Server()
+    known = tuple(server.bodies)
+    del server.links[2:]
+    with pytest.raises(Rollback):
+        follow(server.ask, server.trust, "ada", record_hash(known[0]), known)
+
+
+def test_a_chain_that_parts_from_what_was_seen() -> None:
+    server = Server()
+    known = tuple(server.bodies)
+    del server.links[4:], server.bodies[4:]
+    server.add(created=77)
+    server.add()
+    with pytest.raises(BrokenChain):
+        follow(server.ask, server.trust, "ada", record_hash(known[0]), known)
+
+
+def test_a_statement_that_stands_in_no_log() -> None:
+    server = Server(2)
+    body = server.next().encode()
+    forged = SignedStatement(body, (KEY.sign(Label.STATEMENT, body),), 0, server.log.lines[0], ())
+    server.links.append(forged)
+    with pytest.raises(BadReceipt):
+        server.follow()
+
+
+def test_somebody_else_s_statement() -> None:
+    server = Server(1)
+    body = server.next().encode()
+    server.append(body, (KEY.sign(Label.STATEMENT, body),), owner="eve")
+    with pytest.raises(BadReceipt):
+        server.follow()
+
+
+def test_a_log_that_forks_between_the_pages() -> None:
+    server = Server()
+    other = server.log.fork(server.log.size)
+    other.fill(1)
+    server.log.fill(2)
+    answers = iter([server.log, other, server.log])
+
+    def spoil(page: Identity) -> Identity:
+        log = next(answers)
+        at_end = tuple(
+            replace(one, inclusion=merkle.inclusion_proof(one.index, log.size, log.node))
+            for one in page.statements
+        )
+        return replace(
+            page,
+            statements=at_end,
+            checkpoint=log.checkpoint(),
+            consistency=log.consistency(server.opened),
+        )
+
+    server.spoil = spoil
+    server.follow()
+    gaps = server.trust.gaps()
+    assert gaps
+    proofs = [server.log.consistency(old, new) for old, new in gaps]
+    with pytest.raises(Fork):
+        server.trust.join(proofs)

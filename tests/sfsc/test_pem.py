@@ -1,0 +1,112 @@
+"""Keys as PEM: what we write and what others write."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.invitation import AccountLink
+from sfsc.errors import KeyringError, UnsupportedKey, WrongPassphrase
+from sfsc.pem import export_pem, is_encrypted, load_pem
+from sfsc.primitives import PrivateKey
+
+LINK = AccountLink("files.example", 7373, "ada", b"p" * 32, b"f" * 32)
+SEED = bytes(range(32))
+BARE = NoEncryption()
+
+
+def written(
+    key: ed25519.Ed25519PrivateKey
+    | x25519.X25519PrivateKey
+    | rsa.RSAPrivateKey
+    | ec.EllipticCurvePrivateKey,
+    how: PrivateFormat = PrivateFormat.PKCS8,
+    lock: KeySerializationEncryption = BARE,
+) -> bytes:
+    return key.private_bytes(Encoding.PEM, how, lock)
+
+
+@pytest.mark.parametrize("alg", ["x25519", "rsa2048", "rsa3072"])
+@pytest.mark.parametrize("passphrase", [None, "secret", "pässwörd"])
+def test_round_trip(alg: str, passphrase: str | None) -> None:
+    key = PrivateKey.generate(alg)
+    data = export_pem(LINK, 7, SEED, key, passphrase)
+    assert is_encrypted(data) is (passphrase is not None)
+    found = load_pem(data, passphrase)
+    assert (found.seed, found.link, found.generation) == (SEED, LINK, 7)
+    assert found.wrapping is not None
+    assert (found.wrapping.alg, found.wrapping.public.key_id) == (alg, key.public.key_id)
+    assert key.encoded not in data
+    if passphrase is not None:
+        for wrong in (None, "another", ""):
+            with pytest.raises(WrongPassphrase):
+                load_pem(data, wrong)
+
+
+def test_xwing_has_no_pem_form() -> None:
+    with pytest.raises(UnsupportedKey):
+        export_pem(LINK, 1, SEED, PrivateKey.generate("xwing"), None)
+
+
+def test_keys_of_others_in_any_order_and_form() -> None:
+    signing = ed25519.Ed25519PrivateKey.generate()
+    wrapping = rsa.generate_private_key(65537, 2048)
+    old = written(wrapping, PrivateFormat.TraditionalOpenSSL)
+    for data in (written(signing) + old, b"text\r\n" + old + b"between\n" + written(signing)):
+        found = load_pem(data, None)
+        assert found.seed == signing.private_bytes_raw()
+        assert found.wrapping is not None
+        assert (found.wrapping.alg, found.link, found.generation) == ("rsa2048", None, 1)
+    alone = load_pem(written(x25519.X25519PrivateKey.generate()), None)
+    assert (alone.seed, alone.wrapping is None) == (None, False)
+
+
+def test_a_line_end_of_another_system() -> None:
+    data = export_pem(LINK, 3, SEED, PrivateKey.generate("x25519"), None).replace(b"\n", b"\r\n")
+    found = load_pem(data, None)
+    assert (found.seed, found.link, found.generation) == (SEED, LINK, 3)
+
+
+def refused() -> dict[str, bytes]:
+    pair = [written(x25519.X25519PrivateKey.generate()) for _ in range(2)]
+    return {
+        "nothing": b"",
+        "text": b"hello",
+        "too long": b"x" * 70_000 + pair[0],
+        "two wrap keys": b"".join(pair),
+        "two signing keys": written(ed25519.Ed25519PrivateKey.generate()) * 2,
+        "a kind of no use": written(ec.generate_private_key(ec.SECP256R1())),
+        "too small": written(rsa.generate_private_key(65537, 1024)),
+        "an odd exponent": written(rsa.generate_private_key(3, 2048)),
+        "a malformed account": b"sfs://nonsense\n" + pair[0],
+        "cut": pair[0][:-40] + pair[0][-26:],
+    }
+
+
+@pytest.mark.parametrize("case", sorted(refused()))
+def test_what_is_no_account(case: str) -> None:
+    with pytest.raises(UnsupportedKey):
+        load_pem(refused()[case], None)
+
+
+@given(st.binary(max_size=300))
+def test_anything_between_the_lines_is_an_error_of_ours(body: bytes) -> None:
+    with pytest.raises(KeyringError):
+        load_pem(b"-----BEGIN PRIVATE KEY-----\n" + body + b"-----END PRIVATE KEY-----\n", None)
+
+
+def test_a_locked_key_of_another_program() -> None:
+    lock = BestAvailableEncryption(b"secret")
+    data = written(rsa.generate_private_key(65537, 2048), PrivateFormat.TraditionalOpenSSL, lock)
+    assert load_pem(data, "secret").wrapping is not None
+    with pytest.raises(WrongPassphrase):
+        load_pem(data, "another")
