@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "Serve the root until SIGTERM or SIGINT.",
     "user": "Invite users, look at them, disable and enable them.",
     "status": "Show how the daemon is.",
+    "fsck": "Check that log, sidecars and ciphertext agree.",
     "audit": "Read the log, and verify it.",
 }
 """Name and one line of help of every command, in the order of --help."""

@@ -100,6 +100,21 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What is removed by itself: the content of files deleted `trash_days` days ago, and of all
+    versions but the newest `versions`. 0: nothing ever."""
+
+    trash_days: int = 0
+    versions: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trash_days <= 36_500 or not 0 <= self.versions <= 10**6:
+            raise ConfigError(
+                "retention.trash_days is 0 to 36,500, retention.versions to 1,000,000"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one root. `quota` is bytes for a user invited without --quota; 0 is none."""
 
@@ -108,6 +123,7 @@ class Config:
     quota: int = 0
     limits: Limits = field(default_factory=Limits)
     rotation: Rotation = field(default_factory=Rotation)
+    retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
         check_address(self.listen, "listen")
@@ -145,7 +161,9 @@ class Config:
         values: dict[str, Any] = {name: _converted(name, value) for name, value in _flat(document)}
         top = {name: value for name, value in values.items() if "." not in name}
         limits = Limits(**_below("limits.", values))
-        return cls(**top, limits=limits, rotation=Rotation(**_below("rotation.", values)))
+        rotation = Rotation(**_below("rotation.", values))
+        retention = Retention(**_below("retention.", values))
+        return cls(**top, limits=limits, rotation=rotation, retention=retention)
 
 
 def check_address(address: str, name: str) -> None:
@@ -190,6 +208,8 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "rotation.max_age": _duration,
     "rotation.grace": _duration,
     "rotation.jitter": _number,
+    "retention.trash_days": _number,
+    "retention.versions": _number,
 }
 """Every setting by its full name, and how its TOML value is read."""
 
@@ -197,7 +217,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
 def _flat(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The settings of a document by full name; a table that is not ours stays whole."""
     for name, value in document.items():
-        if isinstance(value, dict) and name in ("limits", "rotation"):
+        if isinstance(value, dict) and name in ("limits", "rotation", "retention"):
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())
         else:
             yield name, value

@@ -18,6 +18,7 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 │   ├── PathError             not a path of the store: a mistake of ours
 │   ├── Absent                nothing is stored under a path; has `.path`
 │   ├── DamagedError          stored bytes are not what the log says; has `.path`
+│   ├── FoundDamageError      `fsck` has found differences, and some are left
 │   ├── StagingClosedError    an upload that was dropped, or committed already
 │   ├── IncompleteError       an upload that lacks pieces
 │   ├── PackError             a pack in staging/ that does not parse
@@ -152,6 +153,12 @@ class DamagedError(StoreError):
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+
+
+class FoundDamageError(StoreError):
+    """What `fsck` has named, and could not or was not asked to repair."""
+
+    exit_code = 5
 
 
 class PathError(StoreError):

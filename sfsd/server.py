@@ -22,6 +22,7 @@ from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdErro
 from sfsd.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
 from sfsd.root import locked, opened
+from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Budget, Session
 from sfsd.world import World
@@ -69,6 +70,7 @@ class Server:
         for listening in self._sockets:
             self._run(self._accept(listening))
         self._run(self._tick())
+        self._run(self._keep_house())
         return bound
 
     async def stop(self) -> None:
@@ -191,6 +193,16 @@ class Server:
                 _log.warning("housekeeping: %s", exc)
             if turn % _REPORT_TICKS == 0:
                 self._report()
+
+    async def _keep_house(self) -> None:
+        committer = self.world.committer
+        schedule = Schedule(self.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+        while True:
+            await asyncio.sleep(schedule.pause())
+            try:
+                await schedule.run()
+            except (SfsdError, OSError) as exc:
+                _log.warning("retention: %s", exc)
 
     def _report(self) -> None:
         if report := self._incidents.report():

@@ -248,7 +248,8 @@ def _purge(
     expect: dict[str, bytes | None] = {}
     effects: list[Effect] = []
     for version in purged:
-        document = _content_of(head.files, record.file_id, version)
+        # One whose content is gone already, as by retention, may be named all the same.
+        document = _version_of(head.files, record.file_id, version)
         expect[document.path] = document.digest
         sidecars[version] = replace(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
@@ -265,11 +266,15 @@ def _purge(
     )
 
 
-def _content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
+def _version_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
     try:
-        document = files.sidecar(file_id, version)
+        return files.sidecar(file_id, version)
     except Absent as exc:
         raise not_found() from exc
+
+
+def _content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
+    document = _version_of(files, file_id, version)
     if document.value.metadata is None:
         raise not_found()
     return document

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,14 @@ def daemon(
     statement = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000)
     body = statement.encode()
     identity = Identity.of(body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), OPERATOR_KEY.public)
-    journal = Journal(root / "logs", LOG_KEY, VERIFIER.name, files=files, reserve=4096)
+    journal = Journal(
+        root / "logs",
+        LOG_KEY,
+        VERIFIER.name,
+        files=files,
+        clock=lambda: datetime.fromtimestamp(clock.now, UTC),
+        reserve=4096,
+    )
     store = DirectoryStore(root, files)
     recover(store, journal)
     committer = Committer(store, journal)

@@ -18,8 +18,8 @@ from protocol import auditlog, merkle
 from protocol.errors import ProofError
 from protocol.messages.accounts import UserAdd
 from sfsd import administration
-from sfsd.commands.audit import verify_log
 from sfsd.errors import JournalDamagedError
+from sfsd.verification import verify_log
 from tests.sfsd.rewriting import rewritten
 
 ENTRIES = 50

@@ -55,7 +55,7 @@ def test_a_quota_is_changed(root: Path, sfsd: Sfsd) -> None:
         sfsd("user", "quota", "ada", size)
         assert account(root, "ada")["quota"] == quota
     sfsd("user", "quota", "eve", "1", code=3)
-    sfsd("user", "quota", "ada", "much", code=2)
+    sfsd("user", "quota", "ada", "much", code=1)
 
 
 def test_quota_and_expiry(root: Path, sfsd: Sfsd) -> None:

@@ -1,0 +1,240 @@
+"""Log, sidecars and ciphertext compared: what the log says the store must be, and what it is.
+
+The log names the digest of every file that it has ever written. So the whole store is checked
+against it without any key: nothing missing, nothing changed, nothing beside. What can be derived
+from the rest is repaired on demand; what cannot is named. The root is not in use meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from protocol import merkle
+from protocol.auditlog import Entry
+from protocol.errors import RemoteProtocolError
+from protocol.merkle import PIECE_SIZE
+from protocol.records import Statement
+from sfsd.changes import is_ciphertext
+from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
+from sfsd.files import Files
+from sfsd.handles import Syncs
+from sfsd.layout import StoredStatement, encode_statements, parse_sidecar, parse_statements
+from sfsd.placing import Placing
+from sfsd.verification import verify_log
+
+STRAY: Final = "stray"
+"""Folder in the root that takes what the log knows nothing of."""
+_EMPTY: Final = hashlib.sha256(b"").digest()
+_CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A difference. `kind` is log, cache, waiting, missing, changed or stray; `seq` the entry that
+    last wrote `path` (relative to the root), where one did."""
+
+    kind: str
+    path: str
+    seq: int | None
+    repaired: bool
+    text: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the log says: each path's digest and the entry that wrote it; every user's chain."""
+
+    paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+
+    def take(self, entry: Entry) -> None:
+        for path, digest in entry.paths.items():
+            self.last[path] = entry.seq
+            if digest is None:
+                self.paths.pop(path, None)
+            else:
+                self.paths[path] = (digest, entry.seq)
+        if entry.op in _CHAIN_OPS and entry.owner is not None and entry.rec is not None:
+            self._link(entry, entry.owner, entry.rec)
+
+    def _link(self, entry: Entry, owner: str, body: bytes) -> None:
+        try:
+            statement = Statement.parse(body)
+        except RemoteProtocolError:
+            return  # what is derived from it will not have the digest
+        link = StoredStatement(body, tuple(entry.sigs.values()), entry.seq, statement)
+        self.chains.setdefault(owner, []).append(link)
+
+
+class Fsck:
+    """One check of a root whose lock the caller holds."""
+
+    def __init__(self, root: Path, *, read_data: bool = False, repair: bool = False) -> None:
+        self._root = root
+        self._users = root / "store" / "users"
+        self._read_data = read_data
+        self._repair = repair
+        self._files = Files()
+        self._known = _Known()
+        self._sizes: dict[str, int] = {}
+        self.checked = 0
+
+    def run(self) -> Iterator[Finding]:
+        """Every difference, as it is found. What is waiting is no damage: a start installs it."""
+        try:
+            verified = verify_log(self._root, self._known.take)
+        except JournalDamagedError as exc:
+            yield Finding("log", "logs/audit.jsonl", exc.seq, False, str(exc))
+            return
+        if verified.cache_differs is not None:
+            yield self._drop_cache(verified.cache_differs)
+        waiting = self._waiting(verified.entries)
+        if waiting:
+            text = "entries wait to be installed; a start of the daemon does it"
+            yield Finding("waiting", "staging", min(waiting.values()), False, text)
+        present = set(self._walk())
+        for path in sorted(present | self._known.paths.keys(), key=_sidecars_first):
+            if path not in waiting:
+                self.checked += 1
+                yield from self._check(path, there=path in present)
+
+    def _waiting(self, entries: int) -> dict[str, int]:
+        """Paths that entries past the mark touch, whose files may still be in the stage."""
+        try:
+            syncs = Syncs(self._files)
+            staging = self._root / "staging"
+            applied = Placing(self._files, syncs, users=self._users, staging=staging).applied
+        except (OSError, RecoveryError):
+            applied = -1
+        if applied >= entries - 1:
+            return {}
+        return {path: seq for path, seq in self._known.last.items() if seq > applied}
+
+    def _walk(self) -> Iterator[str]:
+        for folder, _, names in os.walk(self._users):
+            for name in names:
+                yield (Path(folder) / name).relative_to(self._users).as_posix()
+
+    # --- one path -----------------------------------------------------------------------------
+
+    def _check(self, path: str, *, there: bool) -> Iterator[Finding]:
+        known = self._known.paths.get(path)
+        if known is None:
+            yield self._put_aside(path)
+            return
+        digest, seq = known
+        problem = None if there else "missing"
+        if there and not self._is(path, digest):
+            problem = "changed"
+        if problem is None:
+            return
+        repaired = self._repair and self._restore(path, digest)
+        what = (
+            "the log has it, the disk has not" if problem == "missing" else "not what was written"
+        )
+        yield Finding(problem, f"store/users/{path}", seq, repaired, what)
+
+    def _is(self, path: str, digest: bytes) -> bool:
+        """Whether the file is what the log says; of ciphertext its size, unless all is read."""
+        target = self._users / path
+        if is_ciphertext(path):
+            size = self._sizes.get(path)
+            if size is not None and target.stat().st_size != size:
+                return False
+            return not self._read_data or merkle.root(self._leaves(target)) == digest
+        data = target.read_bytes()
+        if hashlib.sha256(data).digest() != digest:
+            return False
+        if path.endswith(".json"):
+            self._note_size(path, data)
+        return True
+
+    def _note_size(self, path: str, data: bytes) -> None:
+        if "/files/" not in path:
+            return
+        try:
+            record = parse_sidecar(path, data).content_record
+        except DamagedError:
+            return  # it is what was written, so a daemon will say what it thinks of it
+        self._sizes[f"{path.removesuffix('.json')}.ct"] = record.ciphertext_size or 0
+
+    def _leaves(self, target: Path) -> list[bytes]:
+        leaves = []
+        with target.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE_SIZE):
+                leaves.append(merkle.leaf_hash(piece))
+        return leaves or [merkle.leaf_hash(b"")]
+
+    # --- repair -------------------------------------------------------------------------------
+
+    def _restore(self, path: str, digest: bytes) -> bool:
+        """Derive the file from the rest; whether that was possible. What is put in place has the
+        digest that the log says, or is not put there."""
+        if is_ciphertext(path):
+            return self._link_again(path, digest)
+        derived = None
+        if digest == _EMPTY:
+            derived = b""  # a note in an inbox says all by its name
+        elif path.endswith(".leaves"):
+            derived = self._leaves_of(path)
+        elif path.endswith("/statements.json"):
+            derived = self._chain_of(path.partition("/")[0])
+        if derived is None or hashlib.sha256(derived).digest() != digest:
+            return False
+        self._files.make_folder((self._users / path).parent)
+        self._files.replace_durable(self._users / path, derived)
+        return True
+
+    def _link_again(self, path: str, digest: bytes) -> bool:
+        """The same content often lies under another name too: after a restore, or a move."""
+        for other, (known, _) in self._known.paths.items():
+            if known != digest or other == path or not is_ciphertext(other):
+                continue
+            source, target = self._users / other, self._users / path
+            if source.is_file() and merkle.root(self._leaves(source)) == digest:
+                self._files.remove(target)
+                self._files.make_folder(target.parent)
+                self._files.link_or_copy(source, target)
+                self._files.sync_folder(target.parent)
+                return True
+        return False
+
+    def _leaves_of(self, path: str) -> bytes | None:
+        blob = self._users / f"{path.removesuffix('.leaves')}.ct"
+        return b"".join(self._leaves(blob)) if blob.is_file() else None
+
+    def _chain_of(self, user: str) -> bytes | None:
+        chain = self._known.chains.get(user)
+        if not chain:
+            return None
+        encoded = encode_statements(chain)
+        parse_statements(f"{user}/statements.json", encoded)
+        return encoded
+
+    def _put_aside(self, path: str) -> Finding:
+        text = "the log knows nothing of it"
+        if self._repair:
+            target = self._root / STRAY / path
+            self._files.make_folder(target.parent)
+            self._files.replace(self._users / path, target)
+            text += f"; it is in {STRAY}/ now"
+        return Finding("stray", f"store/users/{path}", None, self._repair, text)
+
+    def _drop_cache(self, seq: int) -> Finding:
+        if self._repair:
+            for part in sorted((self._root / "logs" / "tree").iterdir()):
+                self._files.remove(part)
+        text = "the cached tree is not the log's; a start builds it again where it is missing"
+        return Finding("cache", "logs/tree", seq, self._repair, text)
+
+
+def _sidecars_first(path: str) -> tuple[str, int, str]:
+    """A version's sidecar ahead of its ciphertext, whose size it says."""
+    stem, _, kind = path.rpartition(".")
+    return (stem, 0 if kind == "json" else 1, kind)

@@ -1,0 +1,121 @@
+"""What is removed by itself, by the operator's policy: old trash, and old versions beyond a number.
+
+Content, metadata and wraps go, records stay, as by a purge; but nobody signs for it, so the log has
+it as the server's own deed, in the history of the file's owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from protocol.auditlog import Draft
+from protocol.names import SERVER
+from protocol.records import DELETE, MAX_PURGED
+from sfsd.changes import Change, Effect, Remove, Write
+from sfsd.config import DAY, Retention
+from sfsd.documents import Document
+from sfsd.errors import DamagedError
+from sfsd.index import OwnerFiles
+from sfsd.layout import Sidecar, VersionPaths
+from sfsd.world import World
+
+_PAGE: Final = 256
+TRASH: Final = "trash"
+VERSIONS: Final = "versions"
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    number: int
+    document: Document[Sidecar]
+
+    @property
+    def kept(self) -> bool:
+        return self.document.value.metadata is not None
+
+
+def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
+    """Every change that the policy asks for now, of one owner; a file at a time.
+
+    A file whose sidecars are damaged is left alone.
+    """
+    files = world.index.of(owner)
+    after = ""
+    while page := files.after(after, _PAGE):
+        for file_id, newest, _ in page:
+            try:
+                change = _due(world, files, file_id, newest, policy)
+            except DamagedError:
+                continue  # whoever asks for it hears of it; so does `fsck`
+            if change is not None:
+                yield change
+        after = page[-1][0]
+
+
+def _due(
+    world: World, files: OwnerFiles, file_id: str, newest: int, policy: Retention
+) -> Change | None:
+    head = files.sidecar(file_id, newest)
+    versions = [_Version(newest, head)]
+    if newest > 1:
+        older = range(newest - 1, 0, -1)
+        versions += [_Version(number, files.sidecar(file_id, number)) for number in older]
+    kept = [one for one in versions if one.kept]
+    why, gone = VERSIONS, kept[policy.versions :] if policy.versions else []
+    if _is_old_trash(world, head.value, policy):
+        why, gone = TRASH, kept
+    current = head.value.head_record.current
+    gone = [one for one in gone if one.number != current][:MAX_PURGED]
+    return _removal(world, files, head, newest, gone, why) if gone else None
+
+
+def _is_old_trash(world: World, head: Sidecar, policy: Retention) -> bool:
+    """Whether the file was deleted so long ago, by this server's clock. What a move has left
+    behind are older versions of a living file, and no trash."""
+    record = head.head_record
+    if not policy.trash_days or record.op != DELETE or record.to is not None:
+        return False
+    deleted = datetime.fromisoformat(world.journal.entry(head.seq).time).timestamp()
+    return world.now - deleted >= policy.trash_days * DAY
+
+
+def _removal(
+    world: World,
+    files: OwnerFiles,
+    head: Document[Sidecar],
+    newest: int,
+    gone: list[_Version],
+    why: str,
+) -> Change:
+    record = head.value.head_record
+    owner, file_id = record.owner, record.file_id
+    numbers = sorted(one.number for one in gone)
+    effects: list[Effect] = []
+    emptied: dict[int, Sidecar] = {}
+    for one in gone:
+        paths = VersionPaths.of(owner, file_id, one.number)
+        emptied[one.number] = replace(one.document.value, metadata=None, wraps=(), leaves=None)
+        effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
+        effects.append(Write(paths.sidecar, emptied[one.number].encode))
+
+    def then(seq: int) -> None:
+        for number in numbers:
+            files.saw(replace(emptied[number], seq=seq), number)
+            files.ledger.drop(file_id, number)
+            world.opened.forget(owner, file_id, number)
+
+    draft = Draft(
+        op="retention",
+        actor=SERVER,
+        owner=owner,
+        file=file_id,
+        detail={"purged": numbers, "why": why},
+        accounts=(owner,),
+    )
+    next_one = VersionPaths.of(owner, file_id, newest + 1).sidecar
+    expect: dict[str, bytes | None] = {next_one: None, head.path: head.digest}
+    expect |= {one.document.path: one.document.digest for one in gone}
+    return Change(draft, expect, tuple(effects), None, then)

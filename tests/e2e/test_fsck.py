@@ -1,0 +1,201 @@
+"""`sfsd fsck` on a root that was served: all damage is named, and what can be is mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_main_job import through
+from tests.harness import Client, Daemon
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Served:
+    """A root that was stopped cleanly, and the home of its only user."""
+
+    root: Path
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp("served")
+    daemon = Daemon(folder / "root")
+    daemon.init()
+    with daemon:
+        alice = daemon.client("alice", folder / "home", "--no-passphrase")
+        for number in range(3):
+            alice.run("put", "-", "--name", "a", stdin=b"%d" % number * 1000)
+        (folder / "big").write_bytes(os.urandom(70 * MIB))
+        alice.run("put", "big", cwd=folder)
+        alice.run("mv", "a", "b")
+        alice.run("put", "-", "--name", "gone", stdin=b"x" * 500)
+        alice.run("rm", "--purge", "gone")
+        alice.run("key", "recovery")
+    return Served(folder / "root", folder / "home")
+
+
+@pytest.fixture
+def daemon(served: Served, tmp_path: Path) -> Daemon:
+    shutil.copytree(served.root, tmp_path / "root", copy_function=shutil.copy2)
+    return Daemon(tmp_path / "root")
+
+
+def users(daemon: Daemon) -> Path:
+    return daemon.root / "store" / "users" / "alice"
+
+
+def named(daemon: Daemon, suffix: str) -> Path:
+    """One file of the store whose name ends so; the largest."""
+    return max(users(daemon).rglob(f"*{suffix}"), key=lambda path: path.stat().st_size)
+
+
+def found(daemon: Daemon, *options: str, code: int = 5) -> list[tuple[str, str, bool]]:
+    told = daemon.run("fsck", "--json", *options, code=code)
+    return [
+        (one["kind"], Path(one["path"]).name, one["repaired"])
+        for one in map(json.loads, told.lines)
+    ]
+
+
+def test_a_root_that_is_whole(daemon: Daemon) -> None:
+    assert found(daemon, code=0) == []
+    assert found(daemon, "--read-data", "--repair", code=0) == []
+    assert "files are what the log says" in daemon.run("fsck").text
+
+
+def test_a_daemon_that_runs_keeps_it_out(daemon: Daemon) -> None:
+    with daemon.start():
+        daemon.run("fsck", code=1)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, cut, lengthen, remove])
+@pytest.mark.parametrize("suffix", [".json", ".ct", ".leaves", "bundle", "account.json"])
+def test_every_file_is_compared(daemon: Daemon, harm: Callable[[Path], None], suffix: str) -> None:
+    path = named(daemon, suffix)
+    harm(path)
+    kind = "missing" if harm is remove else "changed"
+    assert found(daemon, "--read-data") == [(kind, path.name, False)]
+    # Without reading all, a change that leaves the size of a ciphertext is not seen.
+    if suffix == ".ct" and harm is flip:
+        assert found(daemon, code=0) == []
+    else:
+        assert found(daemon) == [(kind, path.name, False)]
+
+
+@pytest.mark.parametrize("harm", [flip, cut, remove])
+@pytest.mark.parametrize("suffix", [".leaves", "statements.json"])
+def test_what_can_be_derived_is_made_anew(
+    daemon: Daemon, harm: Callable[[Path], None], suffix: str
+) -> None:
+    path = named(daemon, suffix)
+    before = path.read_bytes()
+    harm(path)
+    ((kind, name, repaired),) = found(daemon, "--repair", code=0)
+    assert (kind, name, repaired) == ("missing" if harm is remove else "changed", path.name, True)
+    assert path.read_bytes() == before
+    assert found(daemon, "--read-data", code=0) == []
+
+
+def test_a_ciphertext_that_lies_under_another_name_too(daemon: Daemon) -> None:
+    """After the move the content of `a` is that of `b`: either brings back the other."""
+    by_inode: dict[bytes, list[Path]] = {}
+    for path in users(daemon).rglob("*.ct"):
+        by_inode.setdefault(path.read_bytes()[:100], []).append(path)
+    first, second = max(by_inode.values(), key=len)[:2]
+    first.unlink()
+    assert found(daemon, "--repair", code=0) == [("missing", first.name, True)]
+    assert first.samefile(second)
+
+
+def test_what_the_log_knows_nothing_of_is_put_aside(daemon: Daemon) -> None:
+    stray = users(daemon) / "files" / "ab" / ("0" * 32 + ".1.ct")
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"whose is it?")
+    left = users(daemon) / "files" / ".x.tmp"
+    left.write_bytes(b"")
+    assert {(kind, repaired) for kind, _, repaired in found(daemon)} == {("stray", False)}
+    assert {(kind, repaired) for kind, _, repaired in found(daemon, "--repair", code=0)} == {
+        ("stray", True)
+    }
+    assert not stray.exists()
+    aside = daemon.root / "stray" / "alice" / "files" / "ab" / stray.name
+    assert aside.read_bytes() == b"whose is it?"
+    assert found(daemon, code=0) == []
+
+
+def test_a_log_that_is_not_what_was_written(daemon: Daemon) -> None:
+    path = daemon.root / "logs" / "audit.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[5] = lines[5].replace(b'"actor"', b'"Actor"', 1)
+    path.write_bytes(b"".join(lines))
+    told = daemon.run("fsck", "--json", code=5)
+    (one,) = map(json.loads, told.lines)
+    assert (one["kind"], one["seq"]) == ("log", 5)
+
+
+def test_a_cached_tree_that_is_wrong(daemon: Daemon) -> None:
+    nodes = daemon.root / "logs" / "tree" / "nodes"
+    data = bytearray(nodes.read_bytes())
+    data[40] ^= 1
+    nodes.write_bytes(data)
+    assert found(daemon) == [("cache", "tree", False)]
+    assert found(daemon, "--repair", code=0) == [("cache", "tree", True)]
+    daemon.run("audit", "verify")
+    with daemon.start():
+        pass
+    assert found(daemon, code=0) == []
+
+
+def test_after_a_kill_what_waits_is_no_damage(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "root")
+    daemon.init()
+    daemon.start()
+    alice = daemon.client("alice", tmp_path / "home", "--no-passphrase")
+    for number in range(3):
+        alice.run("put", "-", "--name", f"{number}", stdin=b"x" * 1000)
+    daemon.kill()
+    assert {kind for kind, _, _ in found(daemon, code=0)} <= {"waiting"}
+    daemon.start()
+    daemon.stop()
+    assert found(daemon, "--read-data", code=0) == []
+
+
+def test_who_is_repaired_is_served_again(daemon: Daemon, served: Served, tmp_path: Path) -> None:
+    for suffix in (".leaves", "statements.json"):
+        remove(named(daemon, suffix))
+    daemon.run("fsck", "--repair")
+    shutil.copytree(served.home, tmp_path / "home")
+    (tmp_path / "home" / "state.sqlite3").unlink(missing_ok=True)
+    with daemon.start():
+        client = through(daemon.address, Client(tmp_path / "home"), tmp_path / "here")
+        assert client.run("ls").lines == ["b", "big"]
+        client.run("get", "big", "-o", tmp_path / "big")
+        assert (tmp_path / "big").stat().st_size == 70 * MIB

@@ -1,0 +1,170 @@
+"""What goes by itself, with a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.downloads import GetOpen
+from protocol.messages.files import Stat, Stated
+from protocol.records import PURGE
+from sfsd.config import DAY, Config, Retention
+from sfsd.errors import ConfigError
+from sfsd.schedule import AFTER_START, LOOK, Schedule
+from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
+from tests.sfsd.operations.test_records import both, move, restored
+
+F, G, H = file_id(1), file_id(2), file_id(3)
+
+
+@contextmanager
+def kept_for(
+    root: Path, clock: Clock | None = None, *, days: int = 0, versions: int = 0
+) -> Iterator[Daemon]:
+    policy = Config(retention=Retention(days, versions))
+    with daemon(root, clock, config=policy) as served:
+        yield served
+
+
+def schedule(served: Daemon) -> Schedule:
+    committer = served.world.committer
+    return Schedule(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+
+
+def run(served: Daemon, planned: Schedule | None = None) -> int:
+    return served.run((planned or schedule(served)).run())
+
+
+def there(person: Person, wanted: str, version: int) -> bool:
+    reply = person.ask(Stat(person.name, wanted, version))
+    assert isinstance(reply, Stated), reply
+    return bool(reply.view.metadata)
+
+
+def used(person: Person) -> int:
+    reply = person.ask(Usage())
+    assert isinstance(reply, UsageAnswer)
+    return reply.used
+
+
+def test_old_trash_goes_and_its_records_stay(tmp_path: Path) -> None:
+    with kept_for(tmp_path, days=30) as served:
+        ada = served.person("ada")
+        ada.put(F, b"1" * 100)
+        ada.put(F, b"2" * 100)
+        ada.put(G, b"living")
+        ada.delete(F)
+        served.clock.now += 30 * DAY - 60
+        assert run(served) == 0
+        served.clock.now += 120
+        assert run(served) == 1
+        assert [there(ada, F, version) for version in (1, 2)] == [False, False]
+        assert there(ada, G, 1)
+        assert used(ada) == 6
+        (entry,) = served.entries("retention")
+        assert (entry.actor, entry.owner, entry.file) == ("server", "ada", F)
+        assert (entry.detail["purged"], entry.detail["why"]) == ([1, 2], "trash")
+        assert list(entry.accounts) == ["ada"]
+        refused(ada.ask(GetOpen("ada", F, 1)), "not-found")
+        refused(ada.ask(restored(ada, 1).change()), "not-found")
+        assert run(served) == 0
+        ada.put(F, b"anew")
+        # Whoever prunes later may name what is gone already.
+        purge = ada.signed(ada.record(F, PURGE, purged=(1, 2)))
+        done(ada.ask(ada.took(purge).change()))
+
+
+def test_versions_beyond_a_number_go(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=2) as served:
+        ada = served.person("ada")
+        for number in range(5):
+            ada.put(F, bytes([number]) * 10)
+        ada.put(G, b"one")
+        assert run(served) == 1
+        assert [there(ada, F, version) for version in range(1, 6)] == [False] * 3 + [True] * 2
+        made = restored(ada, 4)
+        done(ada.ask(ada.took(made).change()))
+        assert run(served) == 1
+        assert [there(ada, F, version) for version in range(4, 7)] == [False, True, True]
+        assert served.entries("retention")[-1].detail == {
+            **served.entries("retention")[-1].detail,
+            "purged": [4],
+            "why": "versions",
+        }
+        ada.delete(F)
+        assert run(served) == 0
+
+
+def test_what_a_move_has_left_is_no_trash(tmp_path: Path) -> None:
+    with kept_for(tmp_path, days=1) as served:
+        ada = served.person("ada")
+        ada.put(F, b"old")
+        ada.put(F, b"new")
+        made, gone = move(ada)
+        done(ada.ask(both(ada.took(made), ada.took(gone))))
+        served.clock.now += 100 * DAY
+        assert run(served) == 0
+        assert there(ada, F, 1)
+
+
+def test_it_survives_a_restart(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=1) as served:
+        ada = served.person("ada")
+        for number in range(3):
+            ada.put(F, bytes([number]) * 10)
+        assert run(served) == 1
+    with kept_for(tmp_path, served.clock, versions=1) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        assert [there(ada, F, version) for version in (1, 2, 3)] == [False, False, True]
+        assert (run(served), used(ada)) == (0, 10)
+
+
+def test_once_a_day(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=1) as served:
+        ada = served.person("ada")
+        planned = schedule(served)
+        assert (planned.pause(), planned.pause(), planned.pause()) == (AFTER_START, LOOK, LOOK)
+        assert run(served, planned) == 0
+        ada.put(F, b"1")
+        ada.put(F, b"2")
+        served.clock.now += DAY - 10
+        assert run(served, planned) == 0
+        served.clock.now += 20
+        assert run(served, planned) == 1
+        served.clock.now -= 400 * DAY  # the clock was set back: not a year without
+        ada.put(F, b"3")
+        assert run(served, planned) == 1
+
+
+def test_nothing_goes_without_a_policy(tmp_path: Path) -> None:
+    with kept_for(tmp_path) as served:
+        ada = served.person("ada")
+        ada.put(F, b"1")
+        ada.put(F, b"2")
+        ada.delete(F)
+        served.clock.now += 10_000 * DAY
+        assert run(served) == 0
+
+
+def test_one_damaged_file_stops_nothing(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=1) as served:
+        ada = served.person("ada")
+        for wanted in (F, G):
+            ada.put(wanted, b"1")
+            ada.put(wanted, b"2")
+        path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+        path.write_bytes(path.read_bytes() + b" ")
+        assert run(served) == 1
+        assert not there(ada, G, 1)
+
+
+@pytest.mark.parametrize("policy", [(-1, 0), (0, -1), (40_000, 0), (0, 10**7)])
+def test_policies_that_cannot_be(policy: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError):
+        Retention(*policy)
