@@ -102,10 +102,10 @@ def store_tree(stage: Stage) -> None:
         batch = stage.names[first : first + BATCH]
         stage.alice.run("put", "--", *batch, cwd=stage.source, seconds=SECONDS)
         say(f"$ sfsc put {batch[0]} … ({len(batch)} files of {stage.source})")
-    listed = {json.loads(line)["name"] for line in stage.alice.run("--json", "ls").lines}
+    listed = {json.loads(line)["name"] for line in stage.alice.run("--json", "ls", "-R").lines}
     if listed != set(stage.names):
         raise DemoError(f"ls differs in {sorted(listed ^ set(stage.names))[:5]}")
-    say(f"$ sfsc ls     -> {len(listed)} names, the ones stored")
+    say(f"$ sfsc ls -R  -> {len(listed)} names, the ones stored")
 
 
 def fetch_tree(stage: Stage) -> None:
@@ -203,6 +203,43 @@ def samples(paths: Iterable[Path]) -> Iterator[bytes]:
                 yield sample
 
 
+def every_day(stage: Stage) -> None:
+    """A file is renamed and comes back; a folder is stored and fetched whole"""
+    name = stage.names[0]
+    stage.alice.run("mv", name, "renamed")
+    stage.alice.run("rm", "renamed")
+    stage.alice.run("restore", "renamed")
+    stage.alice.run("mv", "renamed", name)
+    for line in stage.alice.run("history", name).lines:
+        say(line)
+    folder = stage.folder / "folder"
+    for number in range(20):
+        path = folder / f"{number % 4}" / f"{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(1000 * number))
+    stage.alice.run("put", "-r", folder)
+    stage.alice.run("get", "-r", "folder", "-o", stage.folder / "folders")
+    for path in (one for one in folder.rglob("*") if one.is_file()):
+        same(path, stage.folder / "folders" / "folder" / path.relative_to(folder))
+    say("$ sfsc put -r folder; sfsc get -r folder     -> 20 files, the same")
+
+
+def recover_elsewhere(stage: Stage) -> None:
+    """Alice's laptop is lost: her recovery code opens the account on an empty machine"""
+    printed = json.loads(stage.alice.run("--json", "key", "recovery").text)
+    other = Client(stage.folder / "new-laptop")
+    typed = f"{printed['account']}\n{printed['code']}\n"
+    other.run("init", "--recovery", stdin=typed.encode())
+    again = stage.folder / "recovered"
+    other.run("get", stage.names[1], "-o", again)
+    same(stage.source / stage.names[1], again)
+    devices = other.run("device", "list").lines
+    say(f"$ sfsc init --recovery; sfsc get …     -> the same bytes; {len(devices)} devices by now")
+    kept = [path for path in stage.daemon.root.rglob("*") if path.is_file()]
+    if hits := list(search({printed["code"].encode()}, kept)):
+        raise DemoError(f"the server's disk has the recovery code: {hits[:3]}")
+
+
 def refuse_stranger(stage: Stage) -> None:
     """Bob is refused what is alice's"""
     target = stage.folder / "stolen"
@@ -222,7 +259,9 @@ def stop(stage: Stage) -> None:
     stage.alice.run("get", stage.names[0], "-o", again)
     same(stage.source / stage.names[0], again)
     stage.daemon.run("audit", "verify")
-    say("stopped by SIGTERM, started, one file fetched, log verified")
+    stage.daemon.stop()
+    checked = stage.daemon.run("fsck", "--read-data").text.strip()
+    say(f"stopped, started, one file fetched, log verified; fsck: {checked}")
 
 
 STEPS = [
@@ -234,6 +273,8 @@ STEPS = [
     verify_log,
     show_disk,
     search_disk,
+    every_day,
+    recover_elsewhere,
     refuse_stranger,
     stop,
 ]
