@@ -78,8 +78,39 @@ class Frontier:
         self.size += 1
         return completed
 
+    def extend(self, subtrees: Iterable[tuple[int, bytes]]) -> None:
+        """Add complete subtrees as `subtrees` gives them: (level, root), each where it belongs.
+
+        Raises `LocalProtocolError` for one that does not begin at a multiple of its size.
+        """
+        for level, node in subtrees:
+            if self.size % (1 << level):
+                raise LocalProtocolError(f"no subtree of level {level} begins at leaf {self.size}")
+            for _ in range((~(self.size >> level) & (self.size >> level) + 1).bit_length() - 1):
+                node = node_hash(self._peaks.pop(), node)
+            self._peaks.append(node)
+            self.size += 1 << level
+
     def root(self) -> bytes:
         return _fold(self._peaks)
+
+
+def subtrees(first: int, leaf_hashes: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """Consecutive leaves from leaf `first` on as the largest complete subtrees of the tree they
+    are part of: (level, root) in order. Who has many leaves can hash parts of them apart."""
+    before: list[tuple[int, bytes]] = []
+    behind: list[tuple[int, bytes]] = []
+    level, nodes, sha256 = 0, list(leaf_hashes), hashlib.sha256
+    while nodes:
+        if first & 1:
+            before.append((level, nodes.pop(0)))
+            first += 1
+        if len(nodes) & 1:
+            behind.append((level, nodes.pop()))
+        pairs = zip(nodes[::2], nodes[1::2], strict=True)
+        nodes = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+        first, level = first >> 1, level + 1
+    return before + behind[::-1]
 
 
 class PieceHasher:

@@ -22,12 +22,13 @@ from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle
 from sfsc.errors import LocalError
+from sfsc.greeting import dial, login
 from sfsc.home import check_no_keyring, keyring_path, open_state
 from sfsc.identities import follow
 from sfsc.keyring import Device, Keyring, KeyringFile
 from sfsc.primitives import XWING, PrivateKey
 from sfsc.refusals import answered
-from sfsc.session import Session, dial, login
+from sfsc.session import Session
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Trust
 

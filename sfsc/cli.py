@@ -26,6 +26,7 @@ COMMANDS = {
     "restore": "Bring a deleted file or an old version back.",
     "key": "Show, back up and restore your keys.",
     "device": "Show the machines that have your keys.",
+    "audit": "Read and verify the server's log.",
     "whoami": "Show who you are, and your key's fingerprint.",
     "status": "Show the server, your usage and your keys' age.",
 }

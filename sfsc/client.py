@@ -10,8 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from protocol import auditlog
 from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.records import Statement
+from protocol.records import FileRecord, Statement
+from protocol.tlogproof import TlogProof
+from sfsc import proofs
 from sfsc.accounts import (
     Home,
     Whoami,
@@ -26,6 +29,7 @@ from sfsc.accounts import (
     whoami_of,
 )
 from sfsc.adoption import link_of
+from sfsc.audit import Audit, Event, Verified
 from sfsc.blobs import Blob
 from sfsc.codes import RecoveryCode
 from sfsc.devices import DeviceInfo, Devices
@@ -36,13 +40,16 @@ from sfsc.home import (
     Passphrase,
     folder,
     open_state,
+    state_path,
     unlock,
 )
 from sfsc.identity import Entry
 from sfsc.keyring import KeyringFile
 from sfsc.listing import Files
 from sfsc.moves import Moves
+from sfsc.proofs import Proven
 from sfsc.reading import Reader
+from sfsc.seen import Seen
 from sfsc.session import Progress, Session
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
@@ -53,13 +60,17 @@ from sfsc.window import Skip
 
 __all__ = [
     "Entry",
+    "Event",
     "ExportedKey",
     "Got",
+    "Proven",
     "Put",
     "Revision",
     "Status",
     "Store",
     "Whoami",
+    "accept",
+    "check_proof",
     "connect",
     "enrol",
     "export_pem",
@@ -76,7 +87,8 @@ class Status:
     """How the account stands. Sizes in bytes (`quota` 0: none), times in unix seconds.
 
     `log_size` is the length of the server's log at login, proven to continue the one seen before;
-    the keys are `due` to be rotated and not used by others past `expires`.
+    the keys are `due` to be rotated and not used by others past `expires`. `log_vkey` is the log's
+    verification key (C2SP).
     """
 
     user: str
@@ -89,6 +101,7 @@ class Status:
     generation: int
     due: int
     expires: int
+    log_vkey: str
 
 
 def connect(
@@ -136,6 +149,7 @@ class Store:
         self._versions = Versions(self._session)
         self._moves = Moves(self._session)
         self._trees = Trees(self._session)
+        self._audit = Audit(self._session)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store a path's or stream's content as the newest version of `name`; with `expected` only
@@ -154,6 +168,9 @@ class Store:
         """A version as a seekable file; only what is read of it is fetched."""
         check_name(name)
         blob = Blob.open(self._session, name, version or 0)
+        seen = Seen(self._session)
+        seen.note(blob.file)
+        seen.prove()
         return io.BufferedReader(Reader(self._session, blob), 128 * 1024)
 
     def put_tree(
@@ -208,6 +225,40 @@ class Store:
         """Remove the contents of the deleted file `name`, for good."""
         return self._versions.purge(name)
 
+    def proof_of(self, put: Put) -> bytes:
+        """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
+        if put.receipt is None:
+            since = FileRecord.parse(put.record).seen[0]
+            return self._audit.proof(put.record, since)
+        entry = auditlog.parse(put.receipt.line)
+        receipt = put.receipt
+        proof = TlogProof(entry.seq, receipt.line, receipt.inclusion, receipt.checkpoint)
+        return proof.encode()
+
+    def audit_log(self, name: str | None = None) -> Iterator[Event]:
+        """What the log has of this account, or of the file `name`, oldest first; proven, and
+        without a gap."""
+        file_id = None
+        names = {entry.file_id: entry.name for entry in self._files.ls()}
+        if name is not None:
+            check_name(name)
+            file_id = self._session.account.file_id(name)
+            names[file_id] = name
+        return self._audit.log(file_id, names)
+
+    def audit_verify(self) -> Verified:
+        """Check the account's whole history, its records and statements."""
+        self._devices.catch_up()
+        return self._audit.verify(self._file.contents.statements)
+
+    def audit_compare(self, note: bytes) -> tuple[int, int]:
+        """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""
+        return self._audit.compare(note)
+
+    def checkpoint(self) -> bytes:
+        """The newest proven checkpoint, a C2SP signed note, for others to compare."""
+        return self._session.trust.newest.note
+
     @property
     def link(self) -> str:
         """Which account this is, for paper; no secret."""
@@ -256,6 +307,7 @@ class Store:
             generation=me.generation,
             due=statement.due,
             expires=statement.expires,
+            log_vkey=self._session.trust.log_vkey,
         )
 
     def close(self) -> None:
@@ -273,6 +325,30 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
+    """Verify a file of `Store.proof_of` without the server, and without a key of the account: by
+    the log keys that `home` has seen, or by `vkey` (C2SP). Raises `BadReceipt`."""
+    if vkey is not None:
+        return proofs.check(data, [proofs.verifier_of(vkey)])
+    return proofs.check(data, proofs.known_verifiers(state_path(folder(home))))
+
+
+def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:
+    """Take the server's log as it is now for the truth; (its size, the evidence that was kept)."""
+    where = folder(home)
+    keyring = unlock(where, passphrase).contents
+    with open_state(where, keyring) as state:
+        kept = state.distrusted()
+        session = Session(keyring, state, anew=True)
+        try:
+            session.connect()
+            newest = session.trust.newest
+            state.begin_anew(newest.size, newest.root, newest.note)
+        finally:
+            session.close()
+    return newest.size, kept
 
 
 def _raise(_what: str, error: SfscError) -> None:

@@ -66,7 +66,7 @@ class Devices:
     def settle(self) -> None:
         """Finish what was begun here, and have this machine join."""
         if self._keyring.pending is not None:
-            self._catch_up()
+            self.catch_up()
             self._send_pending()
         device = self._keyring.device
         public = PrivateKey(XWING, device.xwing_private).public.encoded
@@ -75,7 +75,7 @@ class Devices:
     def all(self) -> list[DeviceInfo]:
         """The account's devices as of now, each a machine or a backup."""
         here = self._keyring.device.device_id
-        return [DeviceInfo(one, one == here) for one, _ in self._catch_up().devices]
+        return [DeviceInfo(one, one == here) for one, _ in self.catch_up().devices]
 
     def backup(self, path: Path, passphrase: str | None) -> None:
         """Make a device of its own for the file `path`, and write the keyring there with its key.
@@ -94,14 +94,14 @@ class Devices:
 
     def has_recovery(self) -> bool:
         """Whether the account has a recovery code."""
-        return self._catch_up().recovery is not None
+        return self.catch_up().recovery is not None
 
     def set_recovery(self, code: RecoveryCode, old: RecoveryCode | None) -> None:
         """Commit the account to `code`; where it has one already, the `old` one must sign.
 
         Raises `Denied` for another old code than the committed.
         """
-        head = self._catch_up()
+        head = self.catch_up()
         wanted = code.public
         if head.recovery is not None and (old is None or old.public != head.recovery):
             raise Denied("the account's recovery code is another", "the old code is needed")
@@ -117,16 +117,17 @@ class Devices:
     def _joined(self, head: Statement) -> bool:
         return any(one == self._keyring.device.device_id for one, _ in head.devices)
 
-    def _catch_up(self) -> Statement:
+    def catch_up(self) -> Statement:
         """The newest statement of ours, followed from those that are known."""
         keyring, session = self._keyring, self._session
-        chain = follow(
-            lambda asked: session.call(asked, Identity),
-            session.trust,
-            keyring.user,
-            keyring.first,
-            keyring.statements,
-        )
+        with session.judging():
+            chain = follow(
+                lambda asked: session.call(asked, Identity),
+                session.trust,
+                keyring.user,
+                keyring.first,
+                keyring.statements,
+            )
         session.join()
         head = Statement.parse(chain[-1])
         if keyring.current is None or head.generation != keyring.current.generation:
@@ -141,8 +142,9 @@ class Devices:
     def _publish(self, reason: str, change: Change, also: SigningKey | None = None) -> None:
         """Put a statement onto the chain, again where another machine was faster. `also` signs
         beside the account's own key."""
+        self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
-            changed = change(self._catch_up())
+            changed = change(self.catch_up())
             if changed is None:
                 return
             self._begin(reason, changed, also)
@@ -204,7 +206,8 @@ class Devices:
             record=pending.statement,
             signatures={key_id("ed25519", public).hex(): one for public, one in named},
         )
-        session.trust.receipt(answered(reply, Done).receipt, sent)
+        with session.judging():
+            session.trust.receipt(answered(reply, Done).receipt, sent)
         session.join()
         statements = (*keyring.statements, pending.statement)
         self._file.save(dataclasses.replace(keyring, statements=statements, pending=None))

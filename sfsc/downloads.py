@@ -20,6 +20,7 @@ from sfsc.envelope import Metadata, check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
 from sfsc.pieces import Fetching
 from sfsc.places import arriving
+from sfsc.seen import Seen
 from sfsc.session import Session
 from sfsc.window import Skip, Window
 
@@ -61,6 +62,7 @@ class Downloads:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._seen = Seen(session)
 
     def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
         """Fetch `name`, its current version or an older one, into a file, folder or stream.
@@ -72,6 +74,8 @@ class Downloads:
         if version is not None and version < 1:
             raise UsageError(f"there is no version {version}", "versions count from 1")
         blob = Blob.open(self._session, name, version or 0)
+        self._seen.note(blob.file)
+        self._seen.prove()
         self._session.progress.expect(blob.metadata.size)
         path: Path | None = None
         if isinstance(target, (str, os.PathLike, type(None))):
@@ -85,7 +89,8 @@ class Downloads:
     def get_many(self, items: Iterable[Item], skip: Skip) -> Iterator[Got]:
         """Fetch many, small ones without waiting for each; answers in order.
 
-        One that fails is told to `skip`, and the work goes on, unless it is the connection.
+        One that fails is told to `skip`, and the work goes on, unless it is the connection. What
+        their signers had seen of the log is proven last, all together.
         """
         window = Window[tuple[Item, Wanted]](self._session, AHEAD)
         try:
@@ -98,11 +103,13 @@ class Downloads:
                 yield from self._arrived(*window.take(), skip)
         finally:
             window.abandon()
+        self._seen.prove()
 
     def _arrived(self, asked: tuple[Item, Wanted], reply: Reply, skip: Skip) -> Iterator[Got]:
         item, wanted = asked
         try:
             blob = Blob(self._session, wanted, reply)
+            self._seen.note(blob.file)
             with item.place(blob.metadata) as file:
                 self._pour(blob, file)
         except NetworkError:

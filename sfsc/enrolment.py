@@ -23,11 +23,11 @@ from protocol.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Bundle, seal_bundle
 from sfsc.errors import LocalError, UsageError
+from sfsc.greeting import dial
 from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered
-from sfsc.session import dial
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Sent, Trust
 

@@ -20,6 +20,7 @@
     │   ├── BadReceipt              a change that the log does not prove
     │   ├── Rollback                older than what this client has already seen
     │   ├── Fork                    two histories of one log
+    │   ├── Distrusted              nothing is signed for this server until that was looked into
     │   └── Damaged                 the server itself reports a damaged file
     ├── ConflictError            6  someone was faster; has `.head`
     │   └── StaleRecipient          a reader's key changed meanwhile
@@ -154,12 +155,28 @@ class BadReceipt(IntegrityError):
     """A receipt that does not prove that the log holds the change."""
 
 
-class Rollback(IntegrityError):
+class _TwoStories(IntegrityError):
+    """`notes` are the signed checkpoint that was known and the one that was shown, where both are
+    at hand; `evidence` the file that they were written to."""
+
+    def __init__(
+        self, cause: str, hint: str | None = None, *, notes: tuple[bytes, bytes] | None = None
+    ) -> None:
+        super().__init__(cause, hint)
+        self.notes = notes
+        self.evidence: str | None = None
+
+
+class Rollback(_TwoStories):
     """The server shows something older than this client has seen."""
 
 
-class Fork(IntegrityError):
+class Fork(_TwoStories):
     """Two checkpoints of one log that cannot both be true."""
+
+
+class Distrusted(IntegrityError):
+    """The server has told two stories, and nobody has accepted that yet: nothing is signed."""
 
 
 class Damaged(IntegrityError):

@@ -30,6 +30,10 @@ def folder(home: str | os.PathLike[str] | None) -> Path:
     return platformdirs.user_data_path("sfsc", appauthor=False)
 
 
+def state_path(home: Path) -> Path:
+    return home / "state.sqlite3"
+
+
 def keyring_path(home: Path) -> Path:
     return home / "keyring"
 
@@ -83,4 +87,4 @@ def unlock_file(path: Path, passphrase: Passphrase) -> KeyringFile:
 def open_state(home: Path, keyring: Keyring) -> State:
     """What this client remembers of the keyring's account. Raises `LocalError`."""
     account = keyring.server_id + keyring.user.encode()
-    return State.open(home / "state.sqlite3", account, state_key(keyring.device.xwing_private))
+    return State.open(state_path(home), account, state_key(keyring.device.xwing_private))

@@ -8,13 +8,12 @@ the same bytes again get the same receipt.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from protocol.auditlog import Entry as LogEntry
-from protocol.errors import MessageError
-from protocol.invitation import parse_address
 from protocol.messages import Error, FileView, Receipt, Reply, Request
 from protocol.messages import session as opening
 from protocol.messages.files import Stat, Stated
@@ -27,29 +26,28 @@ from protocol.records import (
     REENCRYPT,
     RESTORE,
     FileRecord,
-    login_body,
 )
 from protocol.records import key_id as hash_of_key
 from protocol.signatures import Label, SigningKey
+from sfsc import evidence
 from sfsc.envelope import Author
 from sfsc.errors import (
     BadReceipt,
-    KeyringDamaged,
+    Distrusted,
+    Fork,
     KeyringMissing,
     Rollback,
     SfscError,
-    TimedOut,
     Unreachable,
 )
+from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File
 from sfsc.keyring import Keyring
 from sfsc.refusals import answered
 from sfsc.state import KnownFile, State
 from sfsc.transport import Timeouts, Transport
-from sfsc.trust import TOLD, Point, Sent, Trust
+from sfsc.trust import TOLD, Sent, Trust
 
-LOST: Final = (Unreachable, TimedOut)
-"""What a connection that is gone raises, and a server that cannot answer now."""
 MAX_LOSSES: Final = 5
 """Connections that may be lost one after the other over one step of work."""
 _PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
@@ -98,14 +96,19 @@ class Session:
         timeouts: Timeouts | None = None,
         pause: Callable[[float], None] = time.sleep,
         progress: Progress | None = None,
+        *,
+        anew: bool = False,
     ) -> None:
-        """Raises `KeyringMissing` where the keyring's first statement was never accepted."""
+        """With `anew` what is remembered of the log counts for nothing. Raises `KeyringMissing`
+        where the keyring's first statement was never accepted."""
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.keyring = keyring
         self.state = state
         self.account = Account.of(keyring)
         self.trust = trust_from(state, keyring.server_id)
+        if anew:
+            self.trust = Trust(keyring.server_id, statement=state.server_statement())
         self._remembered = self.trust.newest
         user, generation = keyring.user, keyring.current.generation
         self.author = Author(keyring.server_id, user, user, generation)
@@ -116,6 +119,8 @@ class Session:
         self.progress = progress or _Nobody()
         self._transport: Transport | None = None
         self.connections = 0
+        self.login_record = b""
+        """What the present login signed, and so the `rec` of its entry in the log."""
 
     @property
     def transport(self) -> Transport:
@@ -144,7 +149,11 @@ class Session:
                 self.trust.newest.size,
             )
             reply = transport.call(message, transport.timeouts.opening)
-            self.trust.session(answered(reply, opening.Session))
+            self.login_record = signed_login(
+                transport, self.keyring.server_id, self.keyring.user, self.author.generation
+            )
+            with self.judging():
+                self.trust.session(answered(reply, opening.Session))
             self._remember()
         except BaseException:
             transport.close()
@@ -233,7 +242,8 @@ class Session:
         return self.trust.newest.size, self.trust.newest.root
 
     def sign(self, body: bytes) -> bytes:
-        """Our signature of a file record, 64 bytes."""
+        """Our signature of a file record, 64 bytes. Raises `Distrusted`."""
+        self.check_trusted()
         return self._signing.sign(Label.RECORD, body)
 
     def proven(
@@ -260,7 +270,34 @@ class Session:
             signatures={self._signing_id: signature},
             tombstone=left,
         )
-        return self.trust.receipt(receipt, sent)
+        with self.judging():
+            return self.trust.receipt(receipt, sent)
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Keep what proves that the server has told two stories, wherever a judgement finds that,
+        and sign nothing more for it until somebody has looked (`Distrusted`)."""
+        try:
+            yield
+        except (Rollback, Fork) as exc:
+            if exc.notes is not None and exc.evidence is None:
+                exc.evidence = self.state.distrusted() or self._keep(exc.cause, exc.notes)
+                exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
+            raise
+
+    def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
+        about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
+        path = str(evidence.save(self.state.folder, about, what, notes))
+        self.state.distrust(path)
+        return path
+
+    def check_trusted(self) -> None:
+        """Raise `Distrusted` where the server has told two stories."""
+        if (kept := self.state.distrusted()) is not None:
+            raise Distrusted(
+                f"this server has told two stories: see {kept}",
+                "where that has an explanation, say `sfsc audit accept`",
+            )
 
     def join(self) -> None:
         """Have the receipts since the last `join` proven from each other, and remember the newest.
@@ -269,7 +306,8 @@ class Session:
         and `BadReceipt` where the server will not prove that it has one log.
         """
         proofs = self.surviving(self._joining, lambda: None)
-        self.trust.join(proofs)
+        with self.judging():
+            self.trust.join(proofs)
         self._remember()
 
     def _joining(self) -> list[tuple[bytes, ...]]:
@@ -290,52 +328,6 @@ def _joined(reply: Reply) -> tuple[bytes, ...]:
     if isinstance(reply, Error) and reply.code == "bad-request":
         raise BadReceipt("the server does not prove that its log is one", TOLD)
     return answered(reply, LogProven).proof
-
-
-def login(
-    transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
-) -> opening.Login:
-    """A login with the `key` of a `generation` (0: the recovery key), signed for this connection;
-    `known` is the size of the log that is remembered."""
-    body = login_body(
-        server=server,
-        spki=transport.peer_spki_sha256,
-        welcome=transport.welcome_sha256,
-        version=opening.VERSION,
-        user=user,
-        generation=generation,
-    )
-    signature = key.sign(Label.LOGIN, body)
-    return opening.Login(opening.VERSION, user, generation, known, signature)
-
-
-def trust_from(state: State, pin: bytes) -> Trust:
-    """What is believed of the server `pin` (its server_id), going on from what is remembered."""
-    newest, note = state.checkpoint(), state.checkpoint_note()
-    point = Point(*newest, note) if newest is not None and note is not None else None
-    return Trust(pin, statement=state.server_statement(), newest=point)
-
-
-def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
-    """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
-    failure: SfscError | None = None
-    for address in addresses:
-        try:
-            host, port = parse_address(address)
-            return Transport.dial(host, port, timeouts)
-        except MessageError as exc:
-            failure = KeyringDamaged(f"the keyring's address is none: {exc}")
-        except LOST as exc:
-            failure = exc
-    raise failure or KeyringDamaged("the keyring has no address of a server")
-
-
-def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
-    """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
-    welcome = transport.welcome()
-    statement = trust.welcome(welcome, transport.peer_spki_sha256)
-    state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
-    return welcome
 
 
 def known_file(file: File) -> KnownFile:

@@ -12,6 +12,7 @@ file loses memory, not data: what the server then shows is taken as new.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -168,6 +169,31 @@ class State:
             (n, statement, signature),
         )
 
+    # --- distrust -----------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """Where the file lies: beside the keyring."""
+        return self._path.parent
+
+    def distrust(self, evidence: str) -> None:
+        """The server has told two stories; `evidence` is the path of what proves it."""
+        self._run("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
+
+    def distrusted(self) -> str | None:
+        """The path that `distrust` was told, None where nobody distrusts."""
+        value = self._value("evidence")
+        return None if value is None else value.decode()
+
+    def begin_anew(self, size: int, root: bytes, note: bytes) -> None:
+        """Take the log as it is now for the truth, and forget what was known of files: what the
+        server shows of them is taken as new."""
+        with self.changing():
+            self._run("DELETE FROM meta WHERE key IN ('evidence', 'listed')", ())
+            self._run("DELETE FROM file", ())
+            self._run("DELETE FROM checkpoint", ())
+            self._run("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
+
     # --- files --------------------------------------------------------------------------------
 
     def file(self, file_id: str) -> KnownFile | None:
@@ -263,6 +289,21 @@ class State:
     def _value(self, key: str) -> bytes | None:
         row = self._row("SELECT value FROM meta WHERE key = ?", (key,))
         return None if row is None else bytes(row[0])
+
+
+def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
+    """(server_id, exact bytes of every server statement) that the state at `path` keeps, newest
+    first; for who checks a proof without any key. Raises `LocalError`."""
+    with _translated(path):
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            (account,) = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
+            rows = database.execute("SELECT statement FROM server_statement ORDER BY n DESC")
+            return bytes(account[:32]), [bytes(body) for (body,) in rows]
+        finally:
+            database.close()
 
 
 _MOVE_AWAY: Final = (

@@ -223,6 +223,35 @@ class Trust:
         if known.size:
             self._extend(known, self.newest, prove((known.size, self.newest.size)))
 
+    @property
+    def log_vkey(self) -> str:
+        """The log's verification key in force; "" before the Welcome."""
+        return "" if self._verifier is None else self._verifier.vkey
+
+    def head(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
+        """The log's present, proven from the opening of this session; `join` is still to come.
+        Raises as `receipt`."""
+        point = self._point(note)
+        self._extend(self._opened, point, consistency)
+        self._take(point)
+
+    def point(self, note: bytes) -> Point:
+        """What a checkpoint says that somebody else has seen. Raises `BadRecord` where the log's
+        key did not sign it."""
+        return self._point(note)
+
+    def check_continues(self, known: Point, consistency: tuple[bytes, ...]) -> None:
+        """That the newest proven log continues `known`. Raises `Rollback`, `Fork`."""
+        self._extend(known, self.newest, consistency)
+
+    def check_included(self, entry: Entry, point: Point, proof: tuple[bytes, ...]) -> None:
+        """That the log of a proven `point` has the entry. Raises `BadReceipt`."""
+        try:
+            leaf = merkle.leaf_hash(entry.hash)
+            merkle.verify_inclusion(leaf, entry.seq, point.size, proof, point.root)
+        except ProofError as exc:
+            raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", TOLD) from exc
+
     def gaps(self) -> list[tuple[int, int]]:
         """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
 
@@ -261,7 +290,11 @@ class Trust:
         """Two checkpoints of one size are one checkpoint, whatever each was proven from."""
         for known in (self.newest, self._loose.get(point.size, point)):
             if known.size == point.size and known.root != point.root:
-                raise Fork(f"the server has signed two logs of {point.size} entries", TOLD)
+                raise Fork(
+                    f"the server has signed two logs of {point.size} entries",
+                    TOLD,
+                    notes=(known.note, point.note),
+                )
 
     def _point(self, note: bytes) -> Point:
         """What a signed note says. Those of one commit are the same bytes: verified once."""
@@ -279,13 +312,17 @@ class Trust:
     def _extend(self, known: Point, point: Point, proof: tuple[bytes, ...]) -> None:
         if point.size < known.size:
             raise Rollback(
-                f"the server's log has {point.size} entries, after {known.size} were seen", TOLD
+                f"the server's log has {point.size} entries, after {known.size} were seen",
+                TOLD,
+                notes=(known.note, point.note),
             )
         try:
             merkle.verify_consistency(known.size, known.root, point.size, point.root, proof)
         except ProofError as exc:
             raise Fork(
-                f"the server's log does not continue the one seen before: {exc}", TOLD
+                f"the server's log does not continue the one seen before: {exc}",
+                TOLD,
+                notes=(known.note, point.note),
             ) from exc
 
 

@@ -49,7 +49,8 @@ class Put:
     """A version that is stored: durable on the server, and proven to stand in its log.
 
     `size` is of the plaintext in bytes. `receipt` is the proof; None where the acknowledgement was
-    lost with its connection and the record was then found in the file's signed history.
+    lost with its connection and the record was then found in the file's signed history. `record` is
+    the exact bytes that were signed.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Put:
     version: int
     size: int
     receipt: Receipt | None = field(repr=False)
+    record: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,4 +301,4 @@ class Uploads:
         entry = Entry.of(record, record, content.metadata)
         known = KnownFile.of(record, attempt.body, entry.version)
         self._session.state.remember_file(known, entry.pack())
-        return Put(entry.name, entry.file_id, entry.version, entry.size, receipt)
+        return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import mmap
 import os
+import re
 import time
+from binascii import hexlify
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +23,15 @@ from sfsd import certificates
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint
 
+_PART: Final = 16 * 1024 * 1024
+"""Bytes of the log that are verified at a time."""
+_FEW: Final = 2
+"""Parts for which starting processes would take longer than the work."""
+_COVERED: Final = -75
+"""A line ends in ``,"prev":"…","hash":"…"}``: its hash covers it up to ``,"hash"``."""
+_PREV: Final = slice(-140, -76)
+_HASH: Final = slice(-66, -2)
+_SEQ: Final = re.compile(rb'\{"seq":(0|[1-9][0-9]{0,15}),')
 _POLL: Final = 0.25
 """Seconds between looks at a log that is followed."""
 
@@ -33,6 +47,127 @@ class Verified:
     signed: int
     root: bytes
     cache_differs: int | None
+
+
+def verify_links(root: Path) -> Verified:
+    """Check the log of `root`: every line's hash, its place and its link to the line before, and
+    that the signed root is over these hashes, on all processors.
+
+    That a line is spelled as `sfsd` spells it is not looked at: its bytes are those that were
+    signed for. Where anything is wrong, `verify_log` finds out what. Raises as that does.
+    """
+    signed = _signed(root)
+    frontier, last, signed_root = merkle.Frontier(), auditlog.GENESIS, merkle.EMPTY_ROOT
+    try:
+        for part in _parts(root, signed.size):
+            if part is None:
+                continue
+            if part.first != frontier.size or part.prev != last:
+                raise ValueError("a part that does not follow")
+            frontier.extend(part.signed)
+            if frontier.size == signed.size:
+                signed_root = frontier.root()
+            frontier.extend(part.beyond)
+            last = part.last
+        holds = frontier.size >= signed.size and bool(signed.size or not frontier.size)
+    except ValueError:
+        holds = False
+    if not holds or signed_root != signed.root:
+        return verify_log(root)
+    return Verified(frontier.size, signed.size, signed_root, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Consecutive lines whose hashes hold and that link: `first` is the seq of the first, `prev`
+    what that follows, `last` the hash of the last. `signed` and `beyond` are subtrees of the
+    leaves up to the signed size, and of those behind it."""
+
+    first: int
+    prev: bytes
+    last: bytes
+    signed: list[tuple[int, bytes]]
+    beyond: list[tuple[int, bytes]]
+
+
+def _parts(root: Path, signed: int) -> Iterator[_Part | None]:
+    path = root / "logs" / "audit.jsonl"
+    ranges = list(_ranges(path))
+    if len(ranges) <= _FEW:
+        yield from (_part(path, start, end, signed) for start, end in ranges)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    # Hashing small things holds the interpreter lock: threads would take turns.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(_part, path, start, end, signed) for start, end in ranges]
+        yield from (one.result() for one in waiting)
+
+
+def _ranges(path: Path) -> Iterator[tuple[int, int]]:
+    """(start, end) of parts of about `_PART` bytes, each of whole lines but perhaps the last."""
+    try:
+        with path.open("rb") as file:
+            size, start = file.seek(0, os.SEEK_END), 0
+            while start + _PART < size:
+                file.seek(start + _PART)
+                file.readline(auditlog.MAX_LINE + 1)
+                yield start, file.tell()
+                start = file.tell()
+            yield start, size
+    except FileNotFoundError as exc:
+        raise ConfigError(f"no log in {path.parent}", "has this root ever been served?") from exc
+    except OSError as exc:
+        raise ConfigError(f"the log cannot be read: {exc.strerror}") from exc
+
+
+def _part(path: Path, start: int, end: int, signed: int) -> _Part | None:
+    """The lines between two offsets, None for none; what follows the last newline is being
+    written, or torn, and left out. Raises ValueError for lines that are not right."""
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(end - start)
+    whole = data.rfind(b"\n") + 1
+    if len(data) - whole > auditlog.MAX_LINE:
+        raise ValueError("no end of a line for longer than a line is")
+    lines = data[:whole].split(b"\n")[:-1]
+    if not lines:
+        return None
+    begins = _SEQ.match(lines[0])
+    if begins is None or max(map(len, lines)) > auditlog.MAX_LINE:
+        raise ValueError("not lines of the log")
+    first = int(begins[1])
+    prev = lines[0][_PREV]
+    leaves = _linked(lines, first, prev)
+    cut = max(0, min(signed - first, len(leaves)))
+    return _Part(
+        first,
+        bytes.fromhex(prev.decode()),
+        bytes.fromhex(lines[-1][_HASH].decode()),
+        merkle.subtrees(first, leaves[:cut]),
+        merkle.subtrees(first + cut, leaves[cut:]),
+    )
+
+
+def _linked(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
+    """The leaf hashes of lines that count from `first` and link from `prev`, a hash in hex.
+
+    A line's hash covers all that is ahead of it; what it does not cover is compared.
+    """
+    sha256, leaves = hashlib.sha256, []
+    for seq, line in enumerate(lines, first):
+        digest = sha256(line[:_COVERED]).digest()
+        stated = hexlify(digest)
+        if (
+            line[_COVERED:] != b',"hash":"%b"}' % stated
+            or line[_PREV] != prev
+            or not line.startswith(b'{"seq":%d,' % seq)
+        ):
+            raise ValueError("not lines of the log")
+        leaves.append(sha256(b"\0" + digest).digest())
+        prev = stated
+    return leaves
 
 
 def verify_log(root: Path, each: Callable[[Entry], None] = lambda _entry: None) -> Verified:
@@ -76,10 +211,9 @@ class _Leaves:
     """The leaves that the daemon cached when it wrote the log; all unknown where there are none."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._nodes = path.read_bytes()
-        except OSError:
-            self._nodes = b""
+        self._nodes: bytes | mmap.mmap = b""
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:  # ValueError: empty
+            self._nodes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def may_be(self, seq: int, leaf: bytes) -> bool:
         start = merkle.node_position(0, seq) * merkle.HASH_SIZE

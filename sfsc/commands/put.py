@@ -26,6 +26,12 @@ from sfsc.errors import LocalError, UsageError
     metavar="N",
     help="Only where version N is the current one (0: no such file), one FILE only.",
 )
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write the proof that the log has it (C2SP tlog-proof), one FILE only.",
+)
 @click.option("--no-overwrite", is_flag=True, help="Only under names that have no file.")
 @click.pass_obj
 def command(
@@ -35,6 +41,7 @@ def command(
     recursive: bool,
     name: str | None,
     if_version: int | None,
+    receipt: Path | None,
     no_overwrite: bool,
 ) -> None:
     """Encrypt each FILE and store it under its own path, or one under --name.
@@ -54,6 +61,8 @@ def command(
     if folders and (expected is not None or (name is not None and len(files) > 1)):
         raise UsageError("a folder is stored whole, and one under --name", "leave something out")
     items = list(_items([file for file in files if Path(file) not in folders], name))
+    if receipt is not None and (len(items) != 1 or folders):
+        raise UsageError("--receipt is for one file", "put the files one by one")
     failures = terminal.Failures()
     with (
         terminal.Bar() as bar,
@@ -62,12 +71,14 @@ def command(
         for folder in folders:
             for done in store.put_tree(folder, name=name, skip=failures):
                 _show(done, as_json=context.json)
-        if expected is None:
+        if expected is None and receipt is None:
             stored = store.put_many(items)
         else:
             # One by one: whether a name is taken is the server's word on each.
             stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
         for done in stored:
+            if receipt is not None:
+                terminal.write_private(receipt, store.proof_of(done))
             _show(done, as_json=context.json)
     failures.check()
 

@@ -28,6 +28,7 @@ def command(context: Context) -> None:
                 "generation": status.generation,
                 "due": status.due,
                 "expires": status.expires,
+                "log_vkey": status.log_vkey,
             }
         )
         return
@@ -37,5 +38,6 @@ def command(context: Context) -> None:
     used = terminal.human_size(status.used)
     terminal.answer(f"stored    {status.files} files, {used}, {quota}")
     terminal.answer(f"log       {status.log_size} entries, consistent with what was seen before")
+    terminal.answer(f"log key   {terminal.printable(status.log_vkey)}")
     due = terminal.human_time(status.due)
     terminal.answer(f"keys      generation {status.generation}, to be rotated by {due}")

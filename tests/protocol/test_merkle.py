@@ -346,3 +346,29 @@ def test_piece_edges(extra: int) -> None:
     hasher.update(memoryview(blob))
     hasher.finish()
     assert len(hasher.leaves) == (2 if extra > 0 else 1)
+
+
+@given(st.integers(0, 300), st.lists(st.integers(0, 60), max_size=8))
+def test_subtrees_hashed_apart_are_the_same_tree(start: int, sizes: list[int]) -> None:
+    """Leaves in parts of any lengths, behind a tree that was there: one root."""
+    total = start + sum(sizes)
+    leaves = [merkle.leaf_hash(b"%d" % number) for number in range(total)]
+    frontier = Frontier()
+    for leaf in leaves[:start]:
+        frontier.append(leaf)
+    first = start
+    for size in sizes:
+        parts = merkle.subtrees(first, leaves[first : first + size])
+        assert sum(1 << level for level, _ in parts) == size
+        frontier.extend(parts)
+        first += size
+        assert (frontier.size, frontier.root()) == (first, merkle.root(leaves[:first]))
+    frontier.append(merkle.leaf_hash(b"more"))
+    assert frontier.root() == merkle.root([*leaves, merkle.leaf_hash(b"more")])
+
+
+def test_a_subtree_belongs_where_its_size_divides() -> None:
+    frontier = Frontier()
+    frontier.append(merkle.leaf_hash(b"0"))
+    with pytest.raises(LocalProtocolError):
+        frontier.extend([(1, bytes(32))])

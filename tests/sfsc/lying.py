@@ -47,7 +47,7 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.messages.log import CONSISTENCY, LogProof, LogProven
+from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof, LogProven
 from protocol.messages.session import Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import (
     Aborted,
@@ -338,6 +338,9 @@ class Simulator:
         )
         self._receipts[body] = seq
         return seq
+
+    def _on_loghead(self, request: LogHead) -> Reply:
+        return LogCheckpoint(self.log.checkpoint(), self.log.consistency(self._here.opened))
 
     def _on_logproof(self, request: LogProof) -> Reply:
         assert request.kind == CONSISTENCY

@@ -1,4 +1,4 @@
-"""A log of 50 entries changed in every way there is: `verify_log` names the first wrong entry.
+"""A log of 50 entries changed in every way there is: `verify_links` names the first wrong entry.
 
 By default one bit of a sample of bytes and a sample of lengths; SFS_AUDIT_SWEEP=full takes every
 bit of every byte, and every length (`make audit-sweep`).
@@ -19,7 +19,7 @@ from protocol.errors import ProofError
 from protocol.messages.accounts import UserAdd
 from sfsd import administration
 from sfsd.errors import JournalDamagedError
-from sfsd.verification import verify_log
+from sfsd.verification import verify_links
 from tests.sfsd.rewriting import rewritten
 
 ENTRIES = 50
@@ -28,7 +28,7 @@ STRIDE = 1 if FULL else 97  # prime: over the lines, it meets every part of one
 
 
 class Sound:
-    """A root with a sound log, and what `verify_log` says once other bytes stand in its place."""
+    """A root with a sound log, and what `verify_links` says once other bytes stand in its place."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -46,7 +46,7 @@ class Sound:
             data = b"".join(line + b"\n" for line in data)
         self.path.write_bytes(data)
         try:
-            verify_log(self.root)
+            verify_links(self.root)
         except JournalDamagedError as exc:
             return exc.seq
         return None

@@ -1,0 +1,300 @@
+"""The log, for the user whom it concerns: read, verified without a gap, compared, carried away.
+
+Of what belongs to an account each entry says how many came before and the hash of the last
+(``detail.accounts``). So from one entry that is proven to stand in the log, this session's own
+login, all before it follow, and none can be left out or put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import auditlog
+from protocol.auditlog import GENESIS, Entry
+from protocol.errors import LogError, RemoteProtocolError, SignatureError
+from protocol.messages.files import MAX_PAGE, List, Listing
+from protocol.messages.log import (
+    CONSISTENCY,
+    INCLUSION,
+    MAX_ENTRIES,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogPage,
+    LogProof,
+    LogProven,
+)
+from protocol.records import FileRecord, Statement, record_hash
+from protocol.signatures import Label, verify
+from protocol.tlogproof import TlogProof
+from sfsc.errors import BadReceipt, BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
+from sfsc.session import LOGGED_AS, Session
+from sfsc.trust import TOLD, Point
+
+_RECORDS: Final = frozenset(LOGGED_AS.values()) | {"access"}
+_STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the log as it concerns this account. `time` is the server's word; `name` that
+    of the file where it is known; `version` None where the op makes or reads none."""
+
+    seq: int
+    time: str
+    op: str
+    actor: str
+    owner: str | None
+    file_id: str | None
+    name: str | None
+    version: int | None
+    detail: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An account's history that holds: entries of it, up to which size of the log, its signed
+    records and statements, and the files that stand in store and log alike."""
+
+    entries: int
+    log_size: int
+    records: int
+    statements: int
+    files: int
+
+
+class Audit:
+    """Over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """All of the account's entries, oldest first, up to this session's login at least; each
+        follows from the one before it, and the last is proven to stand in the log.
+
+        Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
+        login is left out.
+        """
+        user = self._session.account.user
+        found: list[Entry] = []
+        count, last = 0, GENESIS
+        for entry in self._own():
+            if user not in entry.accounts:
+                continue  # one that is shown for another reason, as what we did elsewhere
+            if entry.accounts[user] != (count, last):
+                raise BadReceipt(
+                    f"entry {entry.seq} of the log is not the next one of this account", TOLD
+                )
+            count, last = count + 1, entry.hash
+            found.append(entry)
+        if not any(entry.rec == self._session.login_record for entry in found):
+            raise Rollback("the log does not show this session's own login", TOLD)
+        self._prove(found[-1])
+        return found
+
+    def log(self, file_id: str | None, names: dict[str, str]) -> Iterator[Event]:
+        """What concerns the account, or one of its files; `names` of files by their id.
+
+        Raises as `entries`, and `NotFound` for a file of which there is nothing.
+        """
+        events = [
+            _event(entry, names)
+            for entry in self.entries()
+            if file_id is None or file_id in _files_of(entry)
+        ]
+        if not events:
+            raise NotFound("the log has nothing of such a file", "`sfsc ls` shows what there is")
+        return iter(events)
+
+    # --- verifying ----------------------------------------------------------------------------
+
+    def verify(self, statements: tuple[bytes, ...]) -> Verified:
+        """Check the account's whole history; `statements` is its chain as it was followed.
+
+        Every change of its files bears a signature of its own and follows from the one before;
+        what the log has last of each file is what the store has; every statement in its name is
+        one of the chain's. Raises `BadRecord`, `BrokenChain`, `Rollback`, and as `entries`.
+        """
+        user, entries = self._session.account.user, self.entries()
+        heads: dict[str, tuple[FileRecord, bytes]] = {}
+        logged: list[bytes] = []
+        records = 0
+        keys = _signing_keys(statements)
+        for entry in entries:
+            if entry.owner != user:
+                continue
+            if entry.op in _STATEMENTS:
+                logged.append(entry.rec or b"")
+            elif entry.op in _RECORDS:
+                for body, sigs in entry.records:
+                    self._follow(heads, body, sigs, keys, entry.seq)
+                    records += 1
+        if tuple(logged) != statements:
+            raise BrokenChain(
+                "the log has statements in this name that are not of its chain",
+                TOLD,
+                pinned=self._session.account.first.hex(),
+            )
+        files = self._compare(heads)
+        size = self._session.trust.newest.size
+        return Verified(len(entries), size, records, len(logged), files)
+
+    def _follow(
+        self,
+        heads: dict[str, tuple[FileRecord, bytes]],
+        body: bytes,
+        sigs: dict[str, bytes],
+        keys: dict[int, bytes],
+        seq: int,
+    ) -> None:
+        """Take up one more signed record. Raises `BadRecord`."""
+        try:
+            record = FileRecord.parse(body)
+            public = keys.get(record.generation, b"")
+            if len(sigs) != 1:
+                raise SignatureError("not one signature")
+            verify(Label.RECORD, body, next(iter(sigs.values())), public)
+        except RemoteProtocolError as exc:
+            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD) from exc
+        before = heads.get(record.file_id)
+        expected = (1, b"") if before is None else (before[0].rev + 1, record_hash(before[1]))
+        if (record.rev, record.prev) != expected or record.owner != self._session.account.user:
+            raise BadRecord(f"entry {seq} of the log is not the next change of its file", TOLD)
+        heads[record.file_id] = record, body
+
+    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]]) -> int:
+        """Every file of the store is in the log with its last record, and the other way round."""
+        session, account = self._session, self._session.account
+        missing = dict(heads)
+        after = ""
+        while True:
+            page = session.call(List(after, MAX_PAGE, 0), Listing)
+            for view in page.views:
+                file = account.newest(view, None, None)
+                _, body = missing.pop(file.file_id, (None, b""))
+                if body != file.head_body:
+                    raise Rollback("the store has another last record of a file than the log", TOLD)
+            if page.next == "":
+                break
+            if page.next <= after:
+                raise ProtocolFailure("the server's listing goes round in circles")
+            after = page.next
+        if missing:
+            raise Rollback(f"the store lacks {len(missing)} files that the log has", TOLD)
+        return len(heads)
+
+    # --- comparing, carrying away -------------------------------------------------------------
+
+    def compare(self, note: bytes) -> tuple[int, int]:
+        """Check that the log of somebody else's checkpoint `note` is the one we see; (his size,
+        ours). Raises `BadRecord` for a note that the log's key did not sign, `Fork`, `Rollback`."""
+        session = self._session
+        self._refresh()
+        with session.judging():
+            theirs = session.trust.point(note)
+            ours = session.trust.newest
+            if theirs.size > ours.size:
+                raise Rollback(
+                    f"the log has {ours.size} entries here, and {theirs.size} were shown elsewhere",
+                    TOLD,
+                    notes=(theirs.note, ours.note),
+                )
+            session.trust.check_continues(theirs, self._consistency(theirs.size))
+        return theirs.size, ours.size
+
+    def proof(self, body: bytes, since: int) -> bytes:
+        """A C2SP tlog-proof of the entry that has the record `body`, which was made when the log
+        had `since` entries. Raises `NotFound` where the log has none."""
+        for entry, line in self._lines(since):
+            if any(record == body for record, _ in entry.records):
+                point = self._refresh()
+                inclusion = self._inclusion(entry.seq, point)
+                return TlogProof(entry.seq, line, inclusion, point.note).encode()
+        raise NotFound("the log has no such change")
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def _own(self) -> Iterator[Entry]:
+        return (entry for entry, _ in self._lines(0))
+
+    def _lines(self, first: int) -> Iterator[tuple[Entry, bytes]]:
+        """The entries that are ours to read from seq `first` on, and their lines."""
+        last = first - 1
+        while True:
+            page = self._session.call(LogEntries(first, MAX_ENTRIES, True), LogPage)
+            for item in page.entries:
+                try:
+                    entry = auditlog.parse(item.data, seq=item.seq)
+                except LogError as exc:
+                    raise BadReceipt(f"the log shows an entry that is none: {exc}", TOLD) from exc
+                if item.seq <= last:
+                    raise BadReceipt("the log's entries come out of order", TOLD)
+                last = item.seq
+                yield entry, item.data
+            if page.next == 0:
+                return
+            if page.next <= first:
+                raise ProtocolFailure("the server's log goes round in circles")
+            first = page.next
+
+    def _refresh(self) -> Point:
+        """The log as it is now, proven to continue what is known."""
+        session = self._session
+        head = session.call(LogHead(), LogCheckpoint)
+        with session.judging():
+            session.trust.head(head.checkpoint, head.consistency)
+        session.join()
+        return session.trust.newest
+
+    def _prove(self, entry: Entry) -> None:
+        point = self._refresh()
+        self._session.trust.check_included(entry, point, self._inclusion(entry.seq, point))
+
+    def _inclusion(self, seq: int, point: Point) -> tuple[bytes, ...]:
+        return self._session.call(LogProof(INCLUSION, seq, point.size), LogProven).proof
+
+    def _consistency(self, size: int) -> tuple[bytes, ...]:
+        newest = self._session.trust.newest.size
+        if size in (0, newest):
+            return ()
+        return self._session.call(LogProof(CONSISTENCY, size, newest), LogProven).proof
+
+
+def _event(entry: Entry, names: dict[str, str]) -> Event:
+    name = None if entry.file is None else names.get(entry.file)
+    shown: dict[str, object] = {
+        key: entry.detail[key]
+        for key in ("address", "reason", "why", "purged", "from")
+        if key in entry.detail
+    }
+    return Event(
+        entry.seq,
+        entry.time,
+        entry.op,
+        entry.actor,
+        entry.owner,
+        entry.file,
+        name,
+        entry.version,
+        shown,
+    )
+
+
+def _files_of(entry: Entry) -> set[str]:
+    """The files that an entry concerns: of a move both."""
+    found = set() if entry.file is None else {entry.file}
+    origin = entry.detail.get("from")
+    if entry.op == "move" and isinstance(origin, list) and origin:
+        found.add(str(origin[0]))
+    return found
+
+
+def _signing_keys(statements: tuple[bytes, ...]) -> dict[int, bytes]:
+    """The signing key of every generation that the chain has ever had."""
+    parsed = [Statement.parse(body) for body in statements]
+    return {one.generation: one.sign_pub for one in parsed}

@@ -1,0 +1,67 @@
+"""The first words with a server: whom to call, that it is the pinned one, and the signed login."""
+
+from __future__ import annotations
+
+from protocol.errors import MessageError
+from protocol.invitation import parse_address
+from protocol.messages import session as opening
+from protocol.records import login_body
+from protocol.signatures import Label, SigningKey
+from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
+from sfsc.state import State
+from sfsc.transport import Timeouts, Transport
+from sfsc.trust import Point, Trust
+
+LOST = (Unreachable, TimedOut)
+"""What a connection that is gone raises, and a server that cannot answer now."""
+
+
+def login(
+    transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
+) -> opening.Login:
+    """A login with the `key` of a `generation` (0: the recovery key), signed for this connection;
+    `known` is the size of the log that is remembered."""
+    body = signed_login(transport, server, user, generation)
+    signature = key.sign(Label.LOGIN, body)
+    return opening.Login(opening.VERSION, user, generation, known, signature)
+
+
+def signed_login(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
+    """What a login over this connection signs."""
+    return login_body(
+        server=server,
+        spki=transport.peer_spki_sha256,
+        welcome=transport.welcome_sha256,
+        version=opening.VERSION,
+        user=user,
+        generation=generation,
+    )
+
+
+def trust_from(state: State, pin: bytes) -> Trust:
+    """What is believed of the server `pin` (its server_id), going on from what is remembered."""
+    newest, note = state.checkpoint(), state.checkpoint_note()
+    point = Point(*newest, note) if newest is not None and note is not None else None
+    return Trust(pin, statement=state.server_statement(), newest=point)
+
+
+def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
+    """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
+    failure: SfscError | None = None
+    for address in addresses:
+        try:
+            host, port = parse_address(address)
+            return Transport.dial(host, port, timeouts)
+        except MessageError as exc:
+            failure = KeyringDamaged(f"the keyring's address is none: {exc}")
+        except LOST as exc:
+            failure = exc
+    raise failure or KeyringDamaged("the keyring has no address of a server")
+
+
+def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
+    """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
+    welcome = transport.welcome()
+    statement = trust.welcome(welcome, transport.peer_spki_sha256)
+    state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
+    return welcome

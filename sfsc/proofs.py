@@ -1,0 +1,80 @@
+"""Receipts that travel: a C2SP tlog-proof checked anywhere, with the log's public key alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol import tlogproof
+from protocol.checkpoint import Verifier, origin_of
+from protocol.errors import CheckpointError, LogError, ProofError, RemoteProtocolError
+from protocol.records import ServerStatement, server_id
+from protocol.tlogproof import TlogProof
+from sfsc.errors import BadReceipt, UsageError
+from sfsc.state import kept_server_statements
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a proof says, verified: entry `seq` of the log `origin`, of `log_size` entries then."""
+
+    origin: str
+    log_size: int
+    seq: int
+    time: str
+    op: str
+    actor: str
+    owner: str | None
+    file_id: str | None
+    version: int | None
+
+
+def check(data: bytes, verifiers: list[Verifier]) -> Proven:
+    """Verify a tlog-proof by the first of `verifiers` whose log it is of.
+
+    Raises `BadReceipt` for a file that is none, or proves nothing.
+    """
+    try:
+        proof = TlogProof.parse(data)
+    except ProofError as exc:
+        raise BadReceipt(f"this is no proof: {exc}", "it should be a `put --receipt`") from exc
+    failure: Exception | None = None
+    for verifier in verifiers:
+        try:
+            entry, signed = tlogproof.verify(proof, verifier)
+        except CheckpointError as exc:
+            failure = exc  # perhaps by another key: the log's may have changed since
+            continue
+        except (LogError, ProofError) as exc:
+            raise BadReceipt(f"the proof does not hold: {exc}") from exc
+        return Proven(
+            signed.origin,
+            signed.size,
+            entry.seq,
+            entry.time,
+            entry.op,
+            entry.actor,
+            entry.owner,
+            entry.file,
+            entry.version,
+        )
+    raise BadReceipt(f"no known key of a log has signed this: {failure}", "see --vkey")
+
+
+def known_verifiers(state: Path) -> list[Verifier]:
+    """The keys of the server's log that the state file at `state` has ever seen, newest first.
+
+    The file is this user's own; each statement must still name the server that is pinned there.
+    """
+    pin, bodies = kept_server_statements(state)
+    statements = [ServerStatement.parse(body) for body in bodies]
+    found = [Verifier.parse(one.log_vkey) for one in statements if server_id(one.server_pub) == pin]
+    return [one for one in found if one.name == origin_of(pin)]
+
+
+def verifier_of(vkey: str) -> Verifier:
+    """Raises `UsageError` for text that is no C2SP verification key."""
+    try:
+        return Verifier.parse(vkey.strip())
+    except RemoteProtocolError as exc:
+        raise UsageError(str(exc), "it looks like NAME+HASH+KEY") from exc

@@ -1,0 +1,93 @@
+"""What the signers of files had seen of the log, proven to be of the log that we see.
+
+Each record holds size and root of the newest checkpoint that its signer had proven. A server that
+shows two people two logs must show each the other's records, and there they part.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from protocol.messages import Error
+from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof, LogProven
+from protocol.records import FileRecord
+from sfsc.errors import Rollback
+from sfsc.identity import File
+from sfsc.refusals import answered
+from sfsc.session import Session
+from sfsc.trust import TOLD, Point
+from sfsc.window import Window
+
+_REMEMBERED: Final = 65_536
+"""Points of the log that were proven and are not asked about again."""
+
+
+class Seen:
+    """Collects what records have seen; `prove` asks about all that is new, in one window."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._proven: set[tuple[int, bytes]] = set()
+        self._open: dict[tuple[int, bytes], Point] = {}
+
+    def note(self, file: File) -> None:
+        """Take up what the records of a verified file have seen."""
+        for record, body in ((file.head, file.head_body), (file.content, file.content_body)):
+            if record.seen[0] and record.seen not in self._proven:
+                self._open.setdefault(record.seen, Point(*record.seen, _quoted(record, body)))
+
+    def prove(self) -> None:
+        """Have the log proven to continue all that was noted. Raises `Fork` and `Rollback`."""
+        session = self._session
+        newest = session.trust.newest
+        self._open.pop((newest.size, newest.root), None)
+        if not self._open:
+            return
+        if max(size for size, _ in self._open) > newest.size:
+            self._refresh()
+        self._ask(list(self._open.values()))
+        if len(self._proven) > _REMEMBERED:
+            self._proven.clear()
+        self._proven.update(self._open)
+        self._open.clear()
+
+    def _ask(self, points: list[Point]) -> None:
+        newest = self._session.trust.newest
+        window = Window[Point](self._session)
+        try:
+            for point in points:
+                if point.size >= newest.size:
+                    self._judge(point, ())
+                    continue
+                if window.full:
+                    self._answer(window)
+                window.send(point, LogProof(CONSISTENCY, point.size, newest.size))
+            while window:
+                self._answer(window)
+        finally:
+            window.abandon()
+
+    def _answer(self, window: Window[Point]) -> None:
+        point, reply = window.take()
+        if isinstance(reply, Error) and reply.code == "bad-request":
+            raise Rollback("the server does not prove what the signer of a file has seen", TOLD)
+        self._judge(point, answered(reply, LogProven).proof)
+
+    def _judge(self, point: Point, proof: tuple[bytes, ...]) -> None:
+        with self._session.judging():
+            self._session.trust.check_continues(point, proof)
+
+    def _refresh(self) -> None:
+        session = self._session
+        head = session.call(LogHead(), LogCheckpoint)
+        with session.judging():
+            session.trust.head(head.checkpoint, head.consistency)
+        session.join()
+
+
+def _quoted(record: FileRecord, body: bytes) -> bytes:
+    """A signed record as evidence of what its signer saw."""
+    size, root = record.seen
+    text = f"{record.actor} signed that the log had {size} entries under {root.hex()}:\n"
+    return text.encode() + base64.b64encode(body) + b"\n"

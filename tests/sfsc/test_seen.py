@@ -1,0 +1,114 @@
+"""Two machines of one user on a server that tells them two stories: the first file shows it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import Error, Reply, Request
+from protocol.messages.log import LogHead, LogProof
+from sfsc.blobs import Blob
+from sfsc.downloads import Downloads
+from sfsc.errors import Distrusted, Fork, Rollback
+from sfsc.seen import Seen
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Simulator
+
+
+def put(session: Session, name: str, content: bytes = b"content") -> None:
+    Uploads(session).put(io.BytesIO(content), name)
+
+
+def get(session: Session, name: str) -> bytes:
+    target = io.BytesIO()
+    Downloads(session).get(name, target)
+    return target.getvalue()
+
+
+def test_one_log_for_both(server: Simulator, session: Session, other: Session) -> None:
+    for number in range(5):
+        put(session, f"{number}")
+        put(other, f"other {number}")
+    for number in range(5):
+        assert get(other, f"{number}") == b"content"
+        assert get(session, f"other {number}") == b"content"
+    # What was proven is not asked about again.
+    seen = Seen(other)
+    for number in range(5):
+        seen.note(Blob.open(other, f"{number}", 0).file)
+    seen.prove()
+    asked = len(server.asked(LogProof))
+    for number in range(5):
+        seen.note(Blob.open(other, f"{number}", 0).file)
+    seen.prove()
+    assert len(server.asked(LogProof)) == asked
+
+
+def test_a_signer_who_has_seen_more_than_we(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """His checkpoint is past our login: the log's present is asked for first."""
+    for number in range(3):
+        put(session, f"{number}")
+    before = len(server.asked(LogHead))
+    assert get(other, "2") == b"content"
+    assert len(server.asked(LogHead)) == before + 1
+    assert other.trust.newest.size == server.log.size
+
+
+@pytest.mark.parametrize("longer", [0, 3, 30])
+def test_two_stories(server: Simulator, session: Session, other: Session, longer: int) -> None:
+    """The log that `session` saw is exchanged for one that goes on otherwise before `other` logs
+    in; the files are genuine, and what their signer had seen is not in it."""
+    other.close()
+    put(session, "before")
+    at = server.log.size
+    put(session, "a")
+    put(session, "a", b"again")
+    twin = server.log.fork(at)
+    twin.fill(1 + longer)
+    server.log = twin
+    # Everything else about the files is as it was; only the log is another.
+    other.connect()
+    with pytest.raises((Fork, Rollback)):
+        get(other, "a")
+
+
+def test_the_evidence_is_kept_and_nothing_is_signed(
+    server: Simulator, session: Session, other: Session, home: Path
+) -> None:
+    put(session, "a")
+    at = server.log.size
+    for number in range(3):
+        put(session, f"{number}")
+    put(session, "a", b"again")
+    other.close()
+    server.log = server.log.fork(at)
+    server.log.fill(20)
+    other.connect()
+    with pytest.raises(Fork) as caught:
+        get(other, "a")
+    assert caught.value.evidence is not None
+    text = Path(caught.value.evidence).read_text()
+    assert "ada signed that the log had" in text
+    assert "— sfs/" in text
+    with pytest.raises(Distrusted):
+        put(other, "b")
+
+
+def test_a_server_that_will_not_prove_it(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    put(session, "a")
+    put(session, "b")
+    put(other, "c")
+
+    def hook(request: Request) -> Reply | None:
+        return Error("bad-request", "no") if isinstance(request, LogProof) else None
+
+    server.intercept = hook
+    with pytest.raises(Rollback):
+        get(other, "b")

@@ -1,0 +1,129 @@
+"""A log verified in parts, on one processor or several: the same verdict as line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.messages.accounts import UserAdd
+from sfsd import administration, verification
+from sfsd.cli import main
+from sfsd.errors import ConfigError, JournalDamagedError
+from sfsd.verification import complete_lines, verify_links, verify_log
+from tests.sfsd.rewriting import rewritten
+
+ENTRIES = 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verified") / "root"
+    assert main(["init", "--root", str(path), "--public", "files.example:7373"]) == 0
+    names = [f"user{number:02}" for number in range(ENTRIES - 1)]
+    administration.ask(path, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(root: Path) -> bytes:
+    return (root / "logs" / "audit.jsonl").read_bytes()
+
+
+@pytest.fixture
+def log(root: Path, written: bytes) -> bytes:
+    """The log's bytes, put back whatever was done to them."""
+    (root / "logs" / "audit.jsonl").write_bytes(written)
+    return written
+
+
+def verdict(root: Path, *, strict: bool) -> tuple[object, ...]:
+    try:
+        found = verify_log(root) if strict else verify_links(root)
+    except JournalDamagedError as exc:
+        return "damaged", exc.seq
+    return found.entries, found.signed, found.root
+
+
+@pytest.mark.parametrize("part", [1, 700, 5_000, 1 << 24])
+def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_PART", part)
+    monkeypatch.setattr(verification, "_FEW", 10**6)
+    assert verdict(root, strict=False) == verdict(root, strict=True)
+    assert verify_links(root).entries == ENTRIES
+    # What is being written behind the last newline is not looked at.
+    (root / "logs" / "audit.jsonl").write_bytes(log + b'{"seq":')
+    assert verify_links(root).entries == ENTRIES
+
+
+def test_on_several_processors(root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_PART", 4_000)
+    monkeypatch.setattr(verification, "_FEW", 0)
+    assert verdict(root, strict=False) == verdict(root, strict=True)
+    changed = bytearray(log)
+    changed[len(log) // 2] ^= 1
+    (root / "logs" / "audit.jsonl").write_bytes(bytes(changed))
+    assert verdict(root, strict=False) == verdict(root, strict=True)
+    assert verdict(root, strict=False)[0] == "damaged"
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
+@given(part=st.integers(1, 9_000), seed=st.integers(0, 10**6))
+def test_the_same_verdict_whatever_was_done(root: Path, log: bytes, part: int, seed: int) -> None:
+    chance = random.Random(seed)
+    lines = log.splitlines(keepends=True)
+    at = chance.randrange(ENTRIES)
+    match chance.randrange(6):
+        case 0:
+            data = bytearray(log)
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            changed = bytes(data)
+        case 1:
+            changed = b"".join([*lines[:at], *lines[at + 1 :]])
+        case 2:
+            changed = b"".join([*lines[:at], lines[at], *lines[at:]])
+        case 3:
+            changed = log[: chance.randrange(len(log))]
+        case 4:
+            bare = [line.rstrip(b"\n") for line in lines]
+            again = rewritten(bare, at, chain=chance.random() < 0.5)
+            changed = b"".join(line + b"\n" for line in again)
+        case _:
+            lines[at], lines[-at] = lines[-at], lines[at]
+            changed = b"".join(lines)
+    (root / "logs" / "audit.jsonl").write_bytes(changed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(verification, "_PART", part)
+        patched.setattr(verification, "_FEW", 10**6)
+        found = verdict(root, strict=False)
+    assert found == verdict(root, strict=True)
+    assert found[0] == "damaged" or changed == log
+
+
+def test_a_line_spelled_otherwise_and_signed_for_is_found_by_the_strict_check(
+    root: Path, log: bytes
+) -> None:
+    """The hash is made anew over white space: only who holds the log's key could sign for it."""
+    bare = log.splitlines()
+    spaced = bare[-1].replace(b'"op":', b'"op": ', 1)
+    body = spaced[: spaced.rindex(b',"hash"')]
+    spaced = body + b',"hash":"%b"}' % hashlib.sha256(body).hexdigest().encode()
+    (root / "logs" / "audit.jsonl").write_bytes(b"\n".join([*bare[:-1], spaced]) + b"\n")
+    assert verdict(root, strict=True) == ("damaged", ENTRIES - 1)
+    assert verdict(root, strict=False) == ("damaged", ENTRIES - 1)
+
+
+def test_no_log_at_all(tmp_path: Path) -> None:
+    assert main(["init", "--root", str(tmp_path), "--public", "files.example:7373"]) == 0
+    (tmp_path / "logs" / "audit.jsonl").unlink(missing_ok=True)
+    for verify in (verify_links, verify_log):
+        with pytest.raises(ConfigError):
+            verify(tmp_path)
+    with pytest.raises(ConfigError):
+        list(complete_lines(tmp_path))
