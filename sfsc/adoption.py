@@ -13,7 +13,7 @@ from pathlib import Path
 
 from protocol.invitation import AccountLink, parse_address
 from protocol.messages import session as opening
-from protocol.messages.log import CONSISTENCY, LogProof, LogProven
+from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.messages.rotation import GetBundle, SealedBundle
 from protocol.messages.sharing import Identity
 from protocol.records import Statement
@@ -27,7 +27,7 @@ from sfsc.home import check_no_keyring, keyring_path, open_state
 from sfsc.identities import follow
 from sfsc.keyring import Device, Keyring, KeyringFile
 from sfsc.primitives import XWING, PrivateKey
-from sfsc.refusals import answered
+from sfsc.refusals import answered, proof_in
 from sfsc.session import Session
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Trust
@@ -134,7 +134,7 @@ class _Opened:
 
 
 def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:
-    return answered(transport.call(LogProof(CONSISTENCY, *gap)), LogProven).proof
+    return proof_in(transport.call(LogProof(CONSISTENCY, *gap)))
 
 
 def link_of(keyring: Keyring) -> AccountLink:

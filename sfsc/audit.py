@@ -24,12 +24,12 @@ from protocol.messages.log import (
     LogHead,
     LogPage,
     LogProof,
-    LogProven,
 )
 from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
 from sfsc.errors import BadReceipt, BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
+from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
 from sfsc.trust import TOLD, Point
 
@@ -256,13 +256,13 @@ class Audit:
         self._session.trust.check_included(entry, point, self._inclusion(entry.seq, point))
 
     def _inclusion(self, seq: int, point: Point) -> tuple[bytes, ...]:
-        return self._session.call(LogProof(INCLUSION, seq, point.size), LogProven).proof
+        return proof_in(self._session.ask(LogProof(INCLUSION, seq, point.size)))
 
     def _consistency(self, size: int) -> tuple[bytes, ...]:
         newest = self._session.trust.newest.size
         if size in (0, newest):
             return ()
-        return self._session.call(LogProof(CONSISTENCY, size, newest), LogProven).proof
+        return proof_in(self._session.ask(LogProof(CONSISTENCY, size, newest)))
 
 
 def _event(entry: Entry, names: dict[str, str]) -> Event:

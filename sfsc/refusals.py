@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final, TypeVar
 
 from protocol.messages import Error, Reply
+from protocol.messages.log import LogProven
 from sfsc.errors import (
+    BadReceipt,
     ConflictError,
     Damaged,
     Denied,
@@ -19,6 +21,7 @@ from sfsc.errors import (
     TokenRefused,
     Unreachable,
 )
+from sfsc.trust import TOLD
 
 _Reply = TypeVar("_Reply", bound=Reply)
 
@@ -61,3 +64,10 @@ def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
     if not isinstance(reply, kind):  # the connection's table of replies lets none through
         raise ProtocolFailure(f"the server answers with {type(reply).__name__}")
     return reply
+
+
+def proof_in(reply: Reply) -> tuple[bytes, ...]:
+    """The proof that the log gives. Raises `BadReceipt` where it declines, as `answered` else."""
+    if isinstance(reply, Error) and reply.code == "bad-request":
+        raise BadReceipt("the server does not prove that its log is one", TOLD)
+    return answered(reply, LogProven).proof

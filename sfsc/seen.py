@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 from typing import Final
 
-from protocol.messages import Error
-from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof, LogProven
+from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from protocol.records import FileRecord
-from sfsc.errors import Rollback
 from sfsc.identity import File
-from sfsc.refusals import answered
+from sfsc.refusals import proof_in
 from sfsc.session import Session
-from sfsc.trust import TOLD, Point
+from sfsc.trust import Point
 from sfsc.window import Window
 
 _REMEMBERED: Final = 65_536
@@ -34,17 +32,16 @@ class Seen:
     def note(self, file: File) -> None:
         """Take up what the records of a verified file have seen."""
         for record, body in ((file.head, file.head_body), (file.content, file.content_body)):
-            if record.seen[0] and record.seen not in self._proven:
+            known = record.seen in self._proven or self._session.trust.has_proven(record.seen)
+            if record.seen[0] and not known:
                 self._open.setdefault(record.seen, Point(*record.seen, _quoted(record, body)))
 
     def prove(self) -> None:
         """Have the log proven to continue all that was noted. Raises `Fork` and `Rollback`."""
         session = self._session
-        newest = session.trust.newest
-        self._open.pop((newest.size, newest.root), None)
         if not self._open:
             return
-        if max(size for size, _ in self._open) > newest.size:
+        if max(size for size, _ in self._open) > session.trust.newest.size:
             self._refresh()
         self._ask(list(self._open.values()))
         if len(self._proven) > _REMEMBERED:
@@ -70,9 +67,7 @@ class Seen:
 
     def _answer(self, window: Window[Point]) -> None:
         point, reply = window.take()
-        if isinstance(reply, Error) and reply.code == "bad-request":
-            raise Rollback("the server does not prove what the signer of a file has seen", TOLD)
-        self._judge(point, answered(reply, LogProven).proof)
+        self._judge(point, proof_in(reply))
 
     def _judge(self, point: Point, proof: tuple[bytes, ...]) -> None:
         with self._session.judging():

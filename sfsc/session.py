@@ -17,7 +17,7 @@ from protocol.auditlog import Entry as LogEntry
 from protocol.messages import Error, FileView, Receipt, Reply, Request
 from protocol.messages import session as opening
 from protocol.messages.files import Stat, Stated
-from protocol.messages.log import CONSISTENCY, LogProof, LogProven
+from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import (
     DELETE,
     MOVE,
@@ -32,7 +32,6 @@ from protocol.signatures import Label, SigningKey
 from sfsc import evidence
 from sfsc.envelope import Author
 from sfsc.errors import (
-    BadReceipt,
     Distrusted,
     Fork,
     KeyringMissing,
@@ -43,10 +42,10 @@ from sfsc.errors import (
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File
 from sfsc.keyring import Keyring
-from sfsc.refusals import answered
+from sfsc.refusals import answered, proof_in
 from sfsc.state import KnownFile, State
 from sfsc.transport import Timeouts, Transport
-from sfsc.trust import TOLD, Sent, Trust
+from sfsc.trust import Sent, Trust
 
 MAX_LOSSES: Final = 5
 """Connections that may be lost one after the other over one step of work."""
@@ -315,19 +314,13 @@ class Session:
             self.transport.submit(LogProof(CONSISTENCY, old, new)) for old, new in self.trust.gaps()
         ]
         replies = [self.transport.result(ticket) for ticket in asked]
-        return [_joined(reply) for reply in replies]
+        return [proof_in(reply) for reply in replies]
 
     def _remember(self) -> None:
         newest = self.trust.newest
         if newest != self._remembered:  # receipts of one commit have one checkpoint
             self.state.remember_checkpoint(newest.size, newest.root, newest.note)
             self._remembered = newest
-
-
-def _joined(reply: Reply) -> tuple[bytes, ...]:
-    if isinstance(reply, Error) and reply.code == "bad-request":
-        raise BadReceipt("the server does not prove that its log is one", TOLD)
-    return answered(reply, LogProven).proof
 
 
 def known_file(file: File) -> KnownFile:

@@ -85,12 +85,26 @@ class Trust:
     ) -> None:
         """`pin` is the server_id; the rest is what an earlier session left, if there was one."""
         self.pin = pin
+        self._proven: set[tuple[int, bytes]] = set()
         self.newest = newest or _NOTHING
         self._statement = statement
         self._verifier: Verifier | None = None
         self._opened = self.newest
         self._loose: dict[int, Point] = {}  # by size: of receipts, until they are joined
         self._verified = self.newest
+
+    @property
+    def newest(self) -> Point:
+        return self._newest
+
+    @newest.setter
+    def newest(self, point: Point) -> None:
+        self._newest = point
+        self._proven.add((point.size, point.root))
+
+    def has_proven(self, seen: tuple[int, bytes]) -> bool:
+        """Whether (size, root) was once the newest proven point here."""
+        return seen in self._proven
 
     def welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
         """The server's statement, which is now the one in force.

@@ -47,8 +47,18 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof, LogProven
+from protocol.messages.log import (
+    INCLUSION,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
 from protocol.messages.session import Enroll, Limits, Login, Session, Welcome
+from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.messages.uploads import (
     Aborted,
     Data,
@@ -59,7 +69,15 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import FileRecord, ServerStatement, Statement, key_id, record_hash, server_id
+from protocol.records import (
+    FileRecord,
+    ServerStatement,
+    Statement,
+    key_id,
+    login_body,
+    record_hash,
+    server_id,
+)
 from protocol.signatures import Label, SigningKey
 
 SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
@@ -76,6 +94,7 @@ class Log:
         self.server_id = server_id(self.server.public)
         self.lines: list[bytes] = []
         self.leaves: list[bytes] = []
+        self.heads: dict[str, tuple[int, bytes]] = {}
         self._prev = auditlog.GENESIS
 
     def fork(self, size: int) -> Log:
@@ -84,6 +103,8 @@ class Log:
         other.server, other.key, other.server_id = self.server, self.key, self.server_id
         for line in self.lines[:size]:
             other._take(line, auditlog.line_hash(line))
+            for user, (count, _) in auditlog.parse(line).accounts.items():
+                other.heads[user] = (count + 1, auditlog.line_hash(line))
         return other
 
     def statement(self, n: int = 1, spki: bytes = SPKI, **changes: Any) -> tuple[bytes, bytes]:
@@ -101,10 +122,18 @@ class Log:
     def append(self, draft: Draft) -> int:
         """The seq of a new entry."""
         seq = len(self.lines)
+        heads = {user: self.heads.get(user, (0, auditlog.GENESIS)) for user in draft.accounts}
+        accounts = {user: [count, last.hex()] for user, (count, last) in heads.items()}
         line, digest = auditlog.encode(
-            draft, seq=seq, time=TIME, salt=os.urandom(16), detail=draft.detail, prev=self._prev
+            draft,
+            seq=seq,
+            time=TIME,
+            salt=os.urandom(16),
+            detail={**draft.detail, "accounts": accounts},
+            prev=self._prev,
         )
         self._take(line, digest)
+        self.heads |= {user: (count + 1, digest) for user, (count, _) in heads.items()}
         return seq
 
     def fill(self, count: int) -> None:
@@ -279,6 +308,7 @@ class Simulator:
         connection = Connection(Role.SERVER)
         welcome = self.welcome(self.log.welcome(spki=self.spki))
         tls.sendall(b"".join(connection.respond(0, welcome)))
+        self._here.welcome = connection.welcome_sha256
         while count := tls.recv_into(connection.get_buffer(-1)):
             for incoming in connection.buffer_updated(count):
                 request = incoming.message
@@ -310,7 +340,15 @@ class Simulator:
         return self.log.session(0, receipt)
 
     def _on_login(self, request: Login) -> Reply:
-        self.log.append(Draft(op="login", actor=request.user))
+        body = login_body(
+            server=self.log.server_id,
+            spki=self.spki,
+            welcome=self._here.welcome,
+            version=request.version,
+            user=request.user,
+            generation=request.generation,
+        )
+        self.log.append(Draft(op="login", actor=request.user, rec=body, accounts=(request.user,)))
         self._here.opened = self.log.size
         return self.log.session(request.known_size)
 
@@ -334,6 +372,7 @@ class Simulator:
                 rec=body,
                 sigs={key_id("ed25519", public).hex(): signature},
                 detail=detail or {},
+                accounts=(user,),
             )
         )
         self._receipts[body] = seq
@@ -342,8 +381,36 @@ class Simulator:
     def _on_loghead(self, request: LogHead) -> Reply:
         return LogCheckpoint(self.log.checkpoint(), self.log.consistency(self._here.opened))
 
+    def _on_logentries(self, request: LogEntries) -> Reply:
+        own = [
+            LogItem(seq, line)
+            for seq, line in enumerate(self.log.lines)
+            if seq >= request.first and auditlog.parse(line).accounts
+        ]
+        page = own[:7]
+        return LogPage(tuple(page), page[-1].seq + 1 if len(own) > len(page) else 0)
+
+    def _on_lookup(self, request: Lookup) -> Reply:
+        seq = self._receipts[self.statement]
+        public = Statement.parse(self.statement).sign_pub
+        line = self.log.lines[seq]
+        shown = SignedStatement(
+            self.statement,
+            (auditlog.parse(line).sigs[key_id("ed25519", public).hex()],),
+            seq,
+            line,
+            merkle.inclusion_proof(seq, self.log.size, self.log.node),
+        )
+        consistency = self.log.consistency(self._here.opened)
+        return Identity((shown,), self.log.checkpoint(), consistency, 0)
+
     def _on_logproof(self, request: LogProof) -> Reply:
-        assert request.kind == CONSISTENCY
+        if not request.start <= request.size <= self.log.size:
+            return Error("bad-request", "no such part of the log")
+        if request.kind == INCLUSION:
+            if request.start == request.size:
+                return Error("bad-request", "no such entry")
+            return LogProven(merkle.inclusion_proof(request.start, request.size, self.log.node))
         if not 0 < request.start <= request.size <= self.log.size:
             return Error("bad-request", "no such part of the log")
         return LogProven(self.log.consistency(request.start, request.size))
@@ -450,6 +517,7 @@ class Simulator:
         left = FileRecord.parse(leaving.record)
         public = Statement.parse(self.statement).sign_pub
         detail = {
+            "from": list(FileRecord.parse(arriving.record).from_ or ()),
             "tombstone": base64.b64encode(leaving.record).decode(),
             "tombstone_sigs": {
                 key_id("ed25519", public).hex(): base64.b64encode(leaving.signature).decode()

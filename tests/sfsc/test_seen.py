@@ -11,7 +11,7 @@ from protocol.messages import Error, Reply, Request
 from protocol.messages.log import LogHead, LogProof
 from sfsc.blobs import Blob
 from sfsc.downloads import Downloads
-from sfsc.errors import Distrusted, Fork, Rollback
+from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.seen import Seen
 from sfsc.session import Session
 from sfsc.uploads import Uploads
@@ -110,5 +110,5 @@ def test_a_server_that_will_not_prove_it(
         return Error("bad-request", "no") if isinstance(request, LogProof) else None
 
     server.intercept = hook
-    with pytest.raises(Rollback):
+    with pytest.raises(BadReceipt):
         get(other, "b")

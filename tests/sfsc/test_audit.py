@@ -1,0 +1,339 @@
+"""One's own history, told by a server that may lie about it: each lie has its error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol import auditlog, checkpoint
+from protocol.auditlog import Draft
+from protocol.messages import Error, Reply, Request
+from protocol.messages.files import List, Listing
+from protocol.messages.log import LogEntries, LogHead, LogItem, LogPage
+from protocol.records import DELETE, FileRecord, record_hash
+from protocol.signatures import Label, SigningKey
+from protocol.tlogproof import TlogProof, verify
+from sfsc.audit import Audit
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    BrokenChain,
+    Fork,
+    IntegrityError,
+    NotFound,
+    ProtocolFailure,
+    Rollback,
+)
+from sfsc.listing import Files
+from sfsc.moves import Moves
+from sfsc.session import Session
+from sfsc.uploads import Put, Uploads
+from tests.sfsc.lying import Log, Simulator
+
+
+def put(session: Session, name: str, content: bytes = b"content") -> Put:
+    return Uploads(session).put(io.BytesIO(content), name)
+
+
+def work(session: Session) -> None:
+    for name in ("a", "b", "a"):
+        put(session, name)
+    Files(session).rm("b")
+    Moves(session).mv("a", "c")
+
+
+def audit(server: Simulator, session: Session) -> object:
+    return Audit(session).verify((server.statement,))
+
+
+def test_a_history_that_holds(server: Simulator, session: Session) -> None:
+    work(session)
+    found = Audit(session).verify((server.statement,))
+    assert (found.records, found.statements, found.files) == (6, 1, 3)
+    assert found.entries == server.log.heads["ada"][0]
+    assert found.log_size == server.log.size
+
+
+def spoiled(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
+    def hook(request: Request, reply: Reply) -> Reply:
+        return change(reply) if isinstance(reply, LogPage) else reply
+
+    server.spoil = hook
+
+
+def drop(number: int) -> Callable[[LogPage], LogPage]:
+    return lambda page: replace(page, entries=(*page.entries[:number], *page.entries[number + 1 :]))
+
+
+def doubled(page: LogPage) -> LogPage:
+    return replace(page, entries=(page.entries[0], *page.entries))
+
+
+def swapped(page: LogPage) -> LogPage:
+    return replace(page, entries=page.entries[::-1])
+
+
+def renumbered(page: LogPage) -> LogPage:
+    return replace(page, entries=tuple(replace(one, seq=one.seq + 1) for one in page.entries))
+
+
+def hidden(page: LogPage) -> LogPage:
+    """Hashes in the place of lines."""
+    hashes = tuple(LogItem(one.seq, auditlog.line_hash(one.data)) for one in page.entries)
+    return replace(page, entries=hashes)
+
+
+def nothing(page: LogPage) -> LogPage:
+    return replace(page, entries=(), next=0)
+
+
+def half(page: LogPage) -> LogPage:
+    return replace(page, entries=page.entries[:2], next=0)
+
+
+def circles(page: LogPage) -> LogPage:
+    return replace(page, next=1)
+
+
+LIES: dict[str, tuple[Callable[[LogPage], LogPage], type[Exception]]] = {
+    "the first left out": (drop(0), BadReceipt),
+    "one left out": (drop(2), BadReceipt),
+    "one twice": (doubled, BadReceipt),
+    "the wrong order": (swapped, BadReceipt),
+    "other places": (renumbered, BadReceipt),
+    "no lines": (hidden, BadReceipt),
+    "nothing": (nothing, Rollback),
+    "an early end": (half, Rollback),
+    "no end": (circles, BadReceipt),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_is_left_out_or_put_in(server: Simulator, session: Session, lie: str) -> None:
+    change, error = LIES[lie]
+    work(session)
+    session.close()
+    session.connect()
+    spoiled(server, change)
+    with pytest.raises(error):
+        audit(server, session)
+    with pytest.raises((error, ProtocolFailure)):
+        Audit(session).entries()
+
+
+def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> None:
+    """A line of the server's making, linked to the account's last, and not in the tree."""
+    put(session, "a")
+    count, last = server.log.heads["ada"]
+    line, _ = auditlog.encode(
+        Draft(op="download", actor="ada", owner="ada"),
+        seq=server.log.size,
+        time="2026-11-25T00:00:00.000Z",
+        salt=bytes(16),
+        detail={"accounts": {"ada": [count, last.hex()]}},
+        prev=last,
+    )
+
+    def add(page: LogPage) -> LogPage:
+        item = LogItem(server.log.size, line)
+        return page if page.next else replace(page, entries=(*page.entries, item))
+
+    spoiled(server, add)
+    with pytest.raises(BadReceipt):
+        audit(server, session)
+
+
+def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes, bytes, FileRecord]:
+    """A deletion of `a` in ada's name."""
+    head = session.newest(session.account.file_id("a"))
+    fields: dict[str, object] = {
+        "rev": head.head.rev + 1,
+        "prev": record_hash(head.head_body),
+        "op": DELETE,
+        "current": 0,
+    }
+    own = ("content_id", "version", "ciphertext_size", "segments_root", "dek_commit")
+    cleared = dict.fromkeys((*own, "metadata_sha256"))
+    record = replace(head.head, **(cleared | fields | changed))  # type: ignore[arg-type]
+    body = record.encode()
+    return body, key.sign(Label.RECORD, body), record
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"rev": 9}, {"prev": bytes(32)}, {"generation": 2}, {"owner": "eve"}]
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_change_in_our_name(
+    server: Simulator, session: Session, changed: dict[str, object], *, own: bool
+) -> None:
+    put(session, "a")
+    if own and not changed:
+        return  # that one would be right
+    key = session._signing if own else SigningKey.generate()
+    body, signature, record = forged(session, key, **changed)
+    draft = Draft(
+        op="delete",
+        actor="ada",
+        owner="ada",
+        file=record.file_id,
+        rec=body,
+        sigs={"00" * 32: signature},
+        accounts=("ada",),
+    )
+    server.log.append(draft)
+    with pytest.raises(BadRecord):
+        audit(server, session)
+
+
+def test_a_change_without_a_signature(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    body, _, record = forged(session, SigningKey.generate())
+    draft = Draft("delete", "ada", "ada", record.file_id, rec=body, accounts=("ada",))
+    server.log.append(draft)
+    with pytest.raises(BadRecord):
+        audit(server, session)
+
+
+def test_a_statement_in_our_name(server: Simulator, session: Session) -> None:
+    server.log.append(Draft("statement", "ada", "ada", rec=b"another", accounts=("ada",)))
+    with pytest.raises(BrokenChain):
+        audit(server, session)
+
+
+def test_a_store_that_is_behind_the_log(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    before = server.files[session.account.file_id("a")]
+    kept = replace(before, records=list(before.records), versions=dict(before.versions))
+    put(session, "a", b"again")
+    server.files[session.account.file_id("a")] = kept
+    with pytest.raises(Rollback):
+        audit(server, session)
+
+
+def test_a_store_that_lacks_a_file(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    put(session, "b")
+    del server.files[session.account.file_id("a")]
+    with pytest.raises(Rollback):
+        audit(server, session)
+
+
+def test_a_store_that_has_a_file_the_log_has_not(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    size = server.log.size
+    put(session, "b")
+    entries = [line for line in server.log.lines[size:] if b'"upload"' in line]
+    assert entries
+
+    def hook(request: Request) -> Reply | None:
+        if isinstance(request, LogEntries):
+            own = [
+                LogItem(seq, line)
+                for seq, line in enumerate(server.log.lines)
+                if seq >= request.first and auditlog.parse(line).accounts and line not in entries
+            ]
+            return LogPage(tuple(own), 0)
+        return None
+
+    server.intercept = hook
+    with pytest.raises(Rollback):
+        audit(server, session)
+
+
+def test_a_listing_without_end(server: Simulator, session: Session) -> None:
+    put(session, "a")
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        return replace(reply, next="0" * 32) if isinstance(reply, Listing) else reply
+
+    server.spoil = hook
+    with pytest.raises((ProtocolFailure, IntegrityError)):
+        audit(server, session)
+    assert len(server.asked(List)) < 5
+
+
+# --- events
+
+
+def test_events_of_a_file(server: Simulator, session: Session) -> None:
+    work(session)
+    a, c = session.account.file_id("a"), session.account.file_id("c")
+    told = [(one.op, one.name) for one in Audit(session).log(a, {a: "a", c: "c"})]
+    assert told == [("upload", "a"), ("upload", "a"), ("move", "c")]
+    told = [(one.op, one.name) for one in Audit(session).log(c, {c: "c"})]
+    assert told == [("move", "c")]
+    assert len(list(Audit(session).log(None, {}))) == server.log.heads["ada"][0]
+    with pytest.raises(NotFound):
+        Audit(session).log("0" * 32, {})
+
+
+# --- comparing
+
+
+def test_another_s_checkpoint(server: Simulator, session: Session, home: Path) -> None:
+    notes = [server.log.checkpoint()]
+    for number in range(5):
+        put(session, f"{number}")
+        notes.append(server.log.checkpoint())
+    for note in notes:
+        theirs, ours = Audit(session).compare(note)
+        assert theirs <= ours == server.log.size
+    twin = server.log.fork(3)
+    for size in (4, server.log.size, server.log.size + 9):
+        twin.fill(size - twin.size)
+        with pytest.raises((Fork, Rollback)) as caught:
+            Audit(session).compare(twin.checkpoint())
+        assert caught.value.evidence is not None
+    assert len(list((home / "evidence").iterdir())) == 1
+    for nonsense in (b"", b"nonsense", Log().checkpoint(0), notes[0][:-9]):
+        with pytest.raises(BadRecord):
+            Audit(session).compare(nonsense)
+
+
+def test_a_server_that_answers_the_comparison_with_a_lie(
+    server: Simulator, session: Session
+) -> None:
+    put(session, "a")
+    twin = server.log.fork(server.log.size - 1)
+    twin.fill(4)
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, LogHead):
+            return replace(reply, checkpoint=twin.checkpoint())
+        return reply
+
+    server.spoil = hook
+    with pytest.raises(Fork):
+        Audit(session).compare(twin.checkpoint())
+
+
+# --- proofs that travel
+
+
+def test_a_proof_of_what_lost_its_receipt(server: Simulator, session: Session) -> None:
+    done = [put(session, f"{number}") for number in range(9)]
+    verifier = checkpoint.Verifier(
+        checkpoint.origin_of(server.log.server_id), server.log.key.public
+    )
+    for one in done:
+        since = FileRecord.parse(one.record).seen[0]
+        data = Audit(session).proof(one.record, since)
+        entry, signed = verify(TlogProof.parse(data), verifier)
+        assert (entry.rec, signed.size) == (one.record, server.log.size)
+    with pytest.raises(NotFound):
+        Audit(session).proof(b"never", 0)
+
+
+def test_a_server_that_declines(server: Simulator, session: Session) -> None:
+    put(session, "a")
+
+    def hook(request: Request) -> Reply | None:
+        return Error("busy", "later") if isinstance(request, LogHead) else None
+
+    server.intercept = hook
+    with pytest.raises(Exception, match="later"):
+        audit(server, session)
