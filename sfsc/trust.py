@@ -181,6 +181,7 @@ class Trust:
         try:
             entry = self.receipt(session.receipt, sent)
         except IntegrityError:
+            self._proven.discard((self.newest.size, self.newest.root))
             self.newest, self._opened = before
             raise
         self.join([])  # the first receipt of a session leaves no gap

@@ -25,7 +25,7 @@ from sfsd.logreplay import stored_checkpoint
 
 _PART: Final = 16 * 1024 * 1024
 """Bytes of the log that are verified at a time."""
-_FEW: Final = 2
+_FEW: Final = 6
 """Parts for which starting processes would take longer than the work."""
 _COVERED: Final = -75
 """A line ends in ``,"prev":"…","hash":"…"}``: its hash covers it up to ``,"hash"``."""
