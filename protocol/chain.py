@@ -17,8 +17,12 @@ DEVICE: Final = "device"
 RECOVERY_KEY: Final = "recovery-key"
 FINISH: Final = "finish"
 RECOVERY: Final = "recovery"
+ROTATE: Final = "rotate"
+COMPROMISED: Final = "compromised"
 KEEPING: Final = frozenset({DEVICE, RECOVERY_KEY, FINISH})
 """Reasons of a statement that leaves generation, keys and term as they are."""
+RENEWING: Final = frozenset({ROTATE, COMPROMISED, RECOVERY})
+"""Reasons of one that begins the next generation."""
 _KEPT: Final = ("generation", "sign_pub", "wrap_alg", "wrap_pub", "due", "expires")
 
 

@@ -284,10 +284,17 @@ class FileRecord(Record):
 class RotationFinish(Record):
     """What a user signs when no wrap of an older generation is left.
 
-    `root` is the RFC 6962 root over the sorted (owner, file_id, version, SHA-256(wrap)).
+    `root` is the RFC 6962 root over the wraps this user has as of log entry `as_of_seq`, sorted by
+    owner, file_id, version; see `wrap_leaf`. `files` counts them.
     """
 
     generation: Generation
     as_of_seq: Count
     files: Count
     root: Bytes32
+
+
+def wrap_leaf(owner: str, file_id: str, version: int, wrapped: bytes) -> bytes:
+    """A leaf of `RotationFinish.root`: owner ‖ 0 ‖ file_id ‖ u64be(version) ‖ SHA-256(wrap)."""
+    head = owner.encode() + b"\0" + file_id.encode() + version.to_bytes(8)
+    return head + hashlib.sha256(wrapped).digest()

@@ -14,7 +14,7 @@ from protocol.records import DELETE, PURGE, FileRecord, record_hash
 from sfsc.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.identity import File
-from sfsc.refusals import answered, refusal
+from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 
 MAX_CONFLICTS: Final = 16
@@ -123,7 +123,8 @@ def change_file(
             session.join()
             return record, body
         if reply.code != "conflict" or reply.head is None:
-            raise refusal(reply)
+            session.renew(reply)
+            continue
         if session.connections != connection and landed(session, record, body):
             return record, body
         file = session.learn(reply.head, record.file_id, known_file(file))

@@ -26,6 +26,8 @@ COMMANDS = {
     "restore": "Bring a deleted file or an old version back.",
     "key": "Show, back up and restore your keys.",
     "device": "Show the machines that have your keys.",
+    "rotate": "Replace your keys.",
+    "verify-rotation": "Check that nothing of an older key is left.",
     "audit": "Read and verify the server's log.",
     "whoami": "Show who you are, and your key's fingerprint.",
     "status": "Show the server, your usage and your keys' age.",

@@ -42,6 +42,7 @@ from sfsc.home import (
     open_state,
     state_path,
     unlock,
+    wants_rotation,
 )
 from sfsc.identity import Entry
 from sfsc.keyring import KeyringFile
@@ -49,6 +50,7 @@ from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.proofs import Proven
 from sfsc.reading import Reader
+from sfsc.rotation import Plan, Rotated, Rotation
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
 from sfsc.sources import Source
@@ -63,9 +65,11 @@ __all__ = [
     "Event",
     "ExportedKey",
     "Got",
+    "Plan",
     "Proven",
     "Put",
     "Revision",
+    "Rotated",
     "Status",
     "Store",
     "Whoami",
@@ -110,15 +114,17 @@ def connect(
     passphrase: Passphrase = None,
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
+    auto_rotate: bool | None = None,
 ) -> Store:
     """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
 
     `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
-    in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is. Raises
-    `SfscError`.
+    in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is.
+    Where the keys are due they are rotated first, unless `auto_rotate` is False or SFSC_AUTO_ROTATE
+    is 0. Raises `SfscError`.
     """
     where = folder(home)
-    return Store(unlock(where, passphrase), where, timeouts, progress)
+    return Store(unlock(where, passphrase), where, timeouts, progress, auto_rotate=auto_rotate)
 
 
 class Store:
@@ -130,6 +136,8 @@ class Store:
         home: str | os.PathLike[str],
         timeouts: Timeouts | None = None,
         progress: Progress | None = None,
+        *,
+        auto_rotate: bool | None = None,
     ) -> None:
         keyring = file.contents
         self._file = file
@@ -138,8 +146,12 @@ class Store:
             self._session = Session(keyring, self._state, timeouts, progress=progress)
             self._session.connect()
             self._devices = Devices(self._session, file)
+            self._session.renewer = self._devices.catch_up
             if self._devices.unsettled:
                 self._devices.settle()
+            self._rotation = Rotation(self._session, file, self._devices)
+            if auto_rotate if auto_rotate is not None else wants_rotation():
+                self._rotation.rotate_if_asked()
         except BaseException:
             self._state.close()
             raise
@@ -258,6 +270,22 @@ class Store:
     def checkpoint(self) -> bytes:
         """The newest proven checkpoint, a C2SP signed note, for others to compare."""
         return self._session.trust.newest.note
+
+    def rotation_plan(self) -> Plan:
+        """What `rotate` would do."""
+        return self._rotation.plan()
+
+    def rotation_is_due(self) -> bool:
+        """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
+        return self._rotation.is_due()
+
+    def rotate(self, *, key_type: str | None = None) -> Rotated:
+        """Replace the account's keys, wrap every file anew, destroy the old ones."""
+        return self._rotation.rotate(key_type)
+
+    def verify_rotation(self) -> Rotated:
+        """Check that nothing of an older generation than the present is left."""
+        return self._rotation.verify()
 
     @property
     def link(self) -> str:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from protocol import chain as rules
-from protocol.messages import Done, Error
-from protocol.messages.rotation import NewStatement
+from protocol.messages import Done, Error, Receipt
+from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsc.codes import RecoveryCode
-from sfsc.envelope import Bundle, seal_bundle
-from sfsc.errors import ConflictError, Denied, LocalError, StaleGeneration, UsageError
+from sfsc.envelope import Bundle, open_bundle, seal_bundle
+from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow
 from sfsc.keyring import Device, Keyring, KeyringFile, Pending
 from sfsc.primitives import XWING, PrivateKey, PublicKey
@@ -60,13 +60,16 @@ class Devices:
     @property
     def unsettled(self) -> bool:
         """Whether something that was begun here waits, or this machine has not joined yet."""
-        head = Statement.parse(self._keyring.statements[-1])
-        return self._keyring.pending is not None or not self._joined(head)
+        head, pending = Statement.parse(self._keyring.statements[-1]), self._keyring.pending
+        waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
+        notice = self._session.notice
+        renewed = notice is not None and notice.state == "rotated"
+        return waits or renewed or not self._joined(head)
 
     def settle(self) -> None:
         """Finish what was begun here, and have this machine join."""
-        if self._keyring.pending is not None:
-            self.catch_up()
+        self.catch_up()
+        if self._keyring.pending is not None and self._keyring.pending.keys is None:
             self._send_pending()
         device = self._keyring.device
         public = PrivateKey(XWING, device.xwing_private).public.encoded
@@ -118,7 +121,12 @@ class Devices:
         return any(one == self._keyring.device.device_id for one, _ in head.devices)
 
     def catch_up(self) -> Statement:
-        """The newest statement of ours, followed from those that are known."""
+        """The newest statement of ours, followed from those that are known; where it is of another
+        generation than this machine has, its keys are taken over, and the session goes on with
+        them.
+
+        Raises `KeyringError` where this machine is no longer one of the account's devices.
+        """
         keyring, session = self._keyring, self._session
         with session.judging():
             chain = follow(
@@ -131,13 +139,89 @@ class Devices:
         session.join()
         head = Statement.parse(chain[-1])
         if keyring.current is None or head.generation != keyring.current.generation:
-            raise StaleGeneration("the account's keys were rotated on another machine")
-        if chain != keyring.statements:
+            self._renew(chain, head)
+        elif chain != keyring.statements:
             pending = keyring.pending
             if pending is not None and pending.statement in chain:
                 pending = None  # it was accepted, and the answer lost
             self._file.save(dataclasses.replace(keyring, statements=chain, pending=pending))
+            session.use(self._keyring)
+        if head.oldest == head.generation and len(self._keyring.generations) > 1:
+            self.drop_old_keys()
         return head
+
+    def _renew(self, chain: tuple[bytes, ...], head: Statement) -> None:
+        """Go on with the keys of a rotation that this machine did not make, or whose answer it did
+        not get."""
+        keyring, session = self._keyring, self._session
+        pending = keyring.pending
+        if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
+            generations = (*keyring.generations, pending.keys)
+            renewed = dataclasses.replace(keyring, generations=generations)
+        else:
+            bundle = self._open_bundle(head)
+            renewed = dataclasses.replace(
+                keyring, generations=bundle.generations, name_keys=bundle.name_keys
+            )
+        self._file.save(dataclasses.replace(renewed, statements=chain, pending=None))
+        session.use(self._keyring)
+        session.reconnect()
+
+    def _open_bundle(self, head: Statement) -> Bundle:
+        """What the newest statement commits to, opened with this machine's own key."""
+        keyring = self._keyring
+        keys = [PrivateKey(XWING, keyring.device.xwing_private)]
+        keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
+        sealed = self._session.call(GetBundle(), SealedBundle).bundle
+        return open_bundle(sealed, head, keys)
+
+    def drop_old_keys(self) -> None:
+        """Destroy the private keys of older generations, once the account's bundle was read back
+        and opens without them, with this machine's own key."""
+        keyring = self._keyring
+        if len(keyring.generations) == 1:
+            return
+        head = Statement.parse(keyring.statements[-1])
+        bundle = self._open_bundle(head)
+        if bundle.generations != keyring.generations[-1:]:
+            raise BadRecord("the account's bundle does not hold the present keys alone")
+        self._file.save(dataclasses.replace(keyring, generations=bundle.generations))
+        self._session.use(self._keyring)
+
+    def prove(self, receipt: Receipt, op: str, pending: Pending) -> None:
+        """That the log has a statement of ours as it was sent. Raises as `Trust.receipt`."""
+        keyring, session = self._keyring, self._session
+        _, signers = rules.check_next(keyring.statements[-1], pending.statement, pending.signatures)
+        named = zip(signers, pending.signatures, strict=True)
+        sent = Sent(
+            op=op,
+            actor=keyring.user,
+            owner=keyring.user,
+            file=None,
+            version=None,
+            record=pending.statement,
+            signatures={key_id("ed25519", public).hex(): one for public, one in named},
+        )
+        with session.judging():
+            session.trust.receipt(receipt, sent)
+        session.join()
+
+    def accept(self, pending: Pending) -> None:
+        """What was kept as pending is the newest statement; where it began a generation, the
+        session goes on with it."""
+        keyring = self._keyring
+        generations = keyring.generations
+        if pending.keys is not None:
+            generations = (*generations, pending.keys)
+        statements = (*keyring.statements, pending.statement)
+        self._file.save(
+            dataclasses.replace(
+                keyring, statements=statements, generations=generations, pending=None
+            )
+        )
+        self._session.use(self._keyring)
+        if pending.keys is not None:
+            self._session.reconnect()
 
     def _publish(self, reason: str, change: Change, also: SigningKey | None = None) -> None:
         """Put a statement onto the chain, again where another machine was faster. `also` signs
@@ -170,7 +254,7 @@ class Devices:
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,
-            recipients=_recipients(draft),
+            recipients=recipients(draft),
         )
         statement = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest())
         body = statement.encode()
@@ -195,22 +279,8 @@ class Devices:
             if reply.code == "conflict":
                 return False
             raise refusal(reply)
-        _, signers = rules.check_next(keyring.statements[-1], pending.statement, pending.signatures)
-        named = zip(signers, pending.signatures, strict=True)
-        sent = Sent(
-            op="statement",
-            actor=keyring.user,
-            owner=keyring.user,
-            file=None,
-            version=None,
-            record=pending.statement,
-            signatures={key_id("ed25519", public).hex(): one for public, one in named},
-        )
-        with session.judging():
-            session.trust.receipt(answered(reply, Done).receipt, sent)
-        session.join()
-        statements = (*keyring.statements, pending.statement)
-        self._file.save(dataclasses.replace(keyring, statements=statements, pending=None))
+        self.prove(answered(reply, Done).receipt, "statement", pending)
+        self.accept(pending)
         return True
 
 
@@ -239,7 +309,7 @@ def _next(head: Statement, body: bytes, reason: str, changed: dict[str, object])
     )
 
 
-def _recipients(statement: Statement) -> list[PublicKey]:
+def recipients(statement: Statement) -> list[PublicKey]:
     """All that the bundle of a statement is sealed to."""
     keys = [PublicKey(XWING, public) for _, public in statement.devices]
     if statement.recovery is not None:

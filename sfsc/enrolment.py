@@ -23,7 +23,7 @@ from protocol.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Bundle, seal_bundle
 from sfsc.errors import LocalError, UsageError
-from sfsc.greeting import dial
+from sfsc.greeting import dial, term
 from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey, new_key
@@ -34,8 +34,6 @@ from sfsc.trust import Sent, Trust
 if TYPE_CHECKING:
     from sfsc.pem import PemKeys
 
-DAY: Final = 86_400
-_SHORTEST, _LONGEST = DAY, 730 * DAY
 _GENERATION: Final = 1
 
 
@@ -126,7 +124,7 @@ def _fresh(
         recipients=(device_key.public, wrapping.public),
     )
     now = int(time.time())
-    due, expires = _term(limits, now)
+    due, expires = term(limits, now)
     body = Statement(
         server=invitation.pin,
         user=invitation.user,
@@ -158,18 +156,6 @@ def _fresh(
         pending=Pending(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
         pins=(),
     )
-
-
-def _term(limits: opening.Limits, now: int) -> tuple[int, int]:
-    """(due, expires) of a key made now: the server's policy, jittered so that not all fall due on
-    one day, and clamped to 1 day - 2 years, whatever a server asks for."""
-    early = secrets.randbelow(limits.max_age * limits.jitter // 100 + 1)
-    due = now + _clamp(limits.max_age - early)
-    return due, max(due, now + _clamp(due - now + limits.grace))
-
-
-def _clamp(seconds: int) -> int:
-    return max(_SHORTEST, min(_LONGEST, seconds))
 
 
 def _is_final(error: Error, *, again: bool) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import Final
+
 from protocol.errors import MessageError
 from protocol.invitation import parse_address
 from protocol.messages import session as opening
@@ -12,7 +15,9 @@ from sfsc.state import State
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Point, Trust
 
-LOST = (Unreachable, TimedOut)
+DAY: Final = 86_400
+_SHORTEST, _LONGEST = DAY, 730 * DAY
+LOST: Final = (Unreachable, TimedOut)
 """What a connection that is gone raises, and a server that cannot answer now."""
 
 
@@ -65,3 +70,15 @@ def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
     statement = trust.welcome(welcome, transport.peer_spki_sha256)
     state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
     return welcome
+
+
+def term(limits: opening.Limits, now: int) -> tuple[int, int]:
+    """(due, expires) of a key made now: the server's policy, jittered so that not all fall due on
+    one day, and clamped to 1 day - 2 years, whatever a server asks for."""
+    early = secrets.randbelow(limits.max_age * limits.jitter // 100 + 1)
+    due = now + _clamp(limits.max_age - early)
+    return due, max(due, now + _clamp(due - now + limits.grace))
+
+
+def _clamp(seconds: int) -> int:
+    return max(_SHORTEST, min(_LONGEST, seconds))

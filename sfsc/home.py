@@ -15,6 +15,7 @@ from sfsc.state import State
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
 HOME: Final = "SFSC_HOME"
+AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
 MAX_PASSPHRASE: Final = 64 * 1024
 Passphrase = str | Callable[[], str] | None
 """A passphrase, what asks for one, or None: the environment names it."""
@@ -28,6 +29,11 @@ def folder(home: str | os.PathLike[str] | None) -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("sfsc", appauthor=False)
+
+
+def wants_rotation() -> bool:
+    """Whether keys that are due are rotated without being asked: SFSC_AUTO_ROTATE is not 0."""
+    return os.environ.get(AUTO_ROTATE, "1") != "0"
 
 
 def state_path(home: Path) -> Path:

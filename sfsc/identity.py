@@ -126,12 +126,14 @@ class Entry(Struct):
 
 @dataclass(frozen=True)
 class Account:
-    """Who we are: `signers` are the public keys, by generation, whose signatures count."""
+    """Who we are: `signers` are the public keys, by generation, whose signatures count, `former`
+    those that ever did."""
 
     server_id: bytes
     user: str
     first: bytes
     signers: Mapping[int, bytes]
+    former: Mapping[int, bytes]
     name_keys: tuple[bytes, ...] = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
@@ -143,6 +145,7 @@ class Account:
             keyring.user,
             keyring.first,
             _signers(keyring.statements),
+            _signers(keyring.statements, former=True),
             keyring.name_keys,
             private_keys(keyring.generations),
         )
@@ -221,10 +224,14 @@ class Account:
         file.check_not_older(known)
         return file
 
-    def record(self, signed: SignedRecord, wanted: str | None) -> FileRecord:
-        """A record of our file `wanted` (None: of any), signed with a key of ours that counts.
+    def record(
+        self, signed: SignedRecord, wanted: str | None, *, historic: bool = False
+    ) -> FileRecord:
+        """A record of our file `wanted` (None: of any), signed with a key of ours that counts; one
+        of a generation that counts no more must be endorsed by one that does.
 
-        Raises `BadRecord`.
+        A `historic` one need not: it is linked by hashes to one that was judged without. Raises
+        `BadRecord`.
         """
         try:
             record = FileRecord.parse(signed.record)
@@ -234,16 +241,36 @@ class Account:
             raise BadRecord("a file's record is of another server or user", _TOLD)
         if wanted is not None and record.file_id != wanted:
             raise BadRecord("the server shows the record of another file", _TOLD)
-        public = self.signers.get(record.generation)
-        signatures = [s.signature for s in signed.signatures if s.generation == record.generation]
-        if public is None or len(signatures) != 1:
-            raise BadRecord("a file's record is not signed with a key that counts", _TOLD)
-        try:
-            verify(Label.RECORD, signed.record, signatures[0], public)
-        except SignatureError as exc:
-            raise BadRecord("a file's record is not validly signed", _TOLD) from exc
+        self._check_signed(signed, record, historic=historic)
         _check_current(record)
         return record
+
+    def _check_signed(self, signed: SignedRecord, record: FileRecord, *, historic: bool) -> None:
+        by_generation = {one.generation: one.signature for one in signed.signatures}
+        if len(by_generation) != len(signed.signatures):
+            raise BadRecord("a file's record has two signatures of one generation", _TOLD)
+        own = by_generation.pop(record.generation, None)
+        keys = self.former if historic else self.signers
+        if _verifies(Label.RECORD, signed.record, own, keys.get(record.generation)):
+            return
+        # Of older keys an old record stays; that it is old, a key that counts has vouched for.
+        digest = record_hash(signed.record)
+        former = _verifies(Label.RECORD, signed.record, own, self.former.get(record.generation))
+        for generation, signature in by_generation.items():
+            public = self.signers.get(generation) if generation > record.generation else None
+            if former and _verifies(Label.ENDORSE, digest, signature, public):
+                return
+        raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
+
+
+def _verifies(label: Label, body: bytes, signature: bytes | None, public: bytes | None) -> bool:
+    if signature is None or public is None:
+        return False
+    try:
+        verify(label, body, signature, public)
+    except SignatureError:
+        return False
+    return True
 
 
 def check_unshared(head: FileRecord) -> None:
@@ -252,11 +279,12 @@ def check_unshared(head: FileRecord) -> None:
         raise LocalError("the file is shared, and this version cannot encrypt for others")
 
 
-def _signers(bodies: Sequence[bytes]) -> dict[int, bytes]:
-    """The signing key of each generation whose signatures count, by our own (trusted) chain."""
+def _signers(bodies: Sequence[bytes], *, former: bool = False) -> dict[int, bytes]:
+    """The signing key of each generation whose signatures count, by our own (trusted) chain; with
+    `former` also of those that are ended, but none that was voided."""
     chain = [(record_hash(body), Statement.parse(body)) for body in bodies]
     voided = {voided for _, statement in chain for voided in statement.voids}
-    oldest = chain[-1][1].oldest if chain else 1
+    oldest = chain[-1][1].oldest if chain and not former else 1
     return {
         statement.generation: statement.sign_pub
         for digest, statement in chain

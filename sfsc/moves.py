@@ -16,7 +16,7 @@ from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.identity import Entry, File, check_unshared
-from sfsc.refusals import answered, refusal
+from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
 
@@ -53,7 +53,8 @@ class Moves:
                 session.join()
                 return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
-                raise refusal(reply)
+                session.renew(reply)
+                continue
             if session.connections != connection and landed(session, move.record, move.body):
                 return self._moved(move, file)
             shown = FileRecord.parse((reply.head.head or reply.head.content).record).file_id

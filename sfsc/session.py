@@ -42,7 +42,7 @@ from sfsc.errors import (
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File
 from sfsc.keyring import Keyring
-from sfsc.refusals import answered, proof_in
+from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Sent, Trust
@@ -102,17 +102,17 @@ class Session:
         where the keyring's first statement was never accepted."""
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
-        self.keyring = keyring
         self.state = state
-        self.account = Account.of(keyring)
+        self.use(keyring)
         self.trust = trust_from(state, keyring.server_id)
         if anew:
             self.trust = Trust(keyring.server_id, statement=state.server_statement())
         self._remembered = self.trust.newest
-        user, generation = keyring.user, keyring.current.generation
-        self.author = Author(keyring.server_id, user, user, generation)
-        self._signing = SigningKey.from_seed(keyring.current.sign_seed)
-        self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
+        self.notice: opening.Notice | None = None
+        """What the server had to say of our keys at the last login."""
+        self.limits = opening.Limits(0, 0, 0, 0)
+        self.renewer: Callable[[], object] | None = None
+        """Called where the account has newer keys than this session: it finds and `use`s them."""
         self._timeouts = timeouts
         self._pause = pause
         self.progress = progress or _Nobody()
@@ -128,6 +128,30 @@ class Session:
             raise Unreachable("there is no connection")
         return self._transport
 
+    def use(self, keyring: Keyring) -> None:
+        """Go on with these keys; a connection that stands was opened with the ones before."""
+        current = keyring.current
+        if current is None:
+            raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+        self.keyring = keyring
+        self.account = Account.of(keyring)
+        user = keyring.user
+        self.author = Author(keyring.server_id, user, user, current.generation)
+        self._signing = SigningKey.from_seed(current.sign_seed)
+        self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
+
+    def reconnect(self) -> None:
+        """A new login, with the keys in use."""
+        self.close()
+        self.connect()
+
+    def renew(self, error: Error) -> None:
+        """Go on with the newer keys that the account has. Raises what `error`, the answer to a
+        request, stands for where it is about something else or nobody can renew."""
+        if self.renewer is None or error.code not in ("stale-generation", "stale-recipient"):
+            raise refusal(error)
+        self.renewer()
+
     # --- opening ------------------------------------------------------------------------------
 
     def connect(self) -> None:
@@ -138,7 +162,7 @@ class Session:
         """
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
-            greet(transport, self.trust, self.state)
+            self.limits = greet(transport, self.trust, self.state).limits
             message = login(
                 transport,
                 self.keyring.server_id,
@@ -151,8 +175,10 @@ class Session:
             self.login_record = signed_login(
                 transport, self.keyring.server_id, self.keyring.user, self.author.generation
             )
+            opened = answered(reply, opening.Session)
+            self.notice = opened.notice
             with self.judging():
-                self.trust.session(answered(reply, opening.Session))
+                self.trust.session(opened)
             self._remember()
         except BaseException:
             transport.close()
@@ -244,6 +270,11 @@ class Session:
         """Our signature of a file record, 64 bytes. Raises `Distrusted`."""
         self.check_trusted()
         return self._signing.sign(Label.RECORD, body)
+
+    def endorse(self, digest: bytes) -> bytes:
+        """Our signature over the hash of a record that an older generation signed."""
+        self.check_trusted()
+        return self._signing.sign(Label.ENDORSE, digest)
 
     def proven(
         self,

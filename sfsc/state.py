@@ -185,6 +185,15 @@ class State:
         value = self._value("evidence")
         return None if value is None else value.decode()
 
+    def rotated_at(self) -> int:
+        """When keys were last rotated here because a server asked for it; 0 for never."""
+        value = self._value("rotated")
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def remember_rotated(self, now: int) -> None:
+        """Unix seconds."""
+        self._run("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
+
     def begin_anew(self, size: int, root: bytes, note: bytes) -> None:
         """Take the log as it is now for the truth, and forget what was known of files: what the
         server shows of them is taken as new."""

@@ -228,8 +228,13 @@ class Trust:
         self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
     ) -> None:
         """Check that the log continues the checkpoint `note`, which another machine of ours has
-        seen. `prove` asks for the consistency of two sizes. Raises `Rollback`, `Fork`."""
-        known = self._point(note)
+        seen: it comes out of our own sealed bundle, and the log's key may be another since. `prove`
+        asks for the consistency of two sizes. Raises `Rollback`, `Fork`."""
+        try:
+            said = notes.read(note)
+        except CheckpointError as exc:
+            raise BadRecord(f"the bundle's checkpoint is malformed: {exc}") from exc
+        known = Point(said.size, said.root, note)
         if known.size > self.newest.size:
             raise Rollback(
                 f"the server's log has {self.newest.size} entries, after {known.size} were seen",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from protocol import merkle
@@ -40,6 +40,8 @@ from sfsc.sources import Input, Source, name_for, opened
 from sfsc.state import KnownFile
 from sfsc.window import Skip, Window
 
+Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+"""(record, signature, wraps) to the request that stores a content under them."""
 MAX_BEGINNINGS: Final = 3
 """How often a large file is begun where the server loses what it had."""
 
@@ -86,7 +88,7 @@ class _Attempt:
     signature: bytes
     request: Request
     connection: int
-    build: Callable[[bytes, bytes], Request]
+    build: Build
 
 
 class Uploads:
@@ -175,8 +177,8 @@ class Uploads:
         root = merkle.root([merkle.leaf_hash(ciphertext)])
         content = self._content(plaintext, name, key, root, expected)
 
-        def build(body: bytes, signature: bytes) -> Request:
-            return PutSmall(body, signature, content.sealed, content.wraps, ciphertext)
+        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+            return PutSmall(body, signature, content.sealed, wraps, ciphertext)
 
         return self._attempt(content, self._base(content.file_id, expected), build)
 
@@ -200,8 +202,8 @@ class Uploads:
             root = merkle.root(stream.finish())
             content = self._content(plaintext, name, key, root, expected)
 
-            def build(body: bytes, signature: bytes) -> Request:
-                return PutCommit(begun.upload, body, signature, content.sealed, content.wraps)
+            def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+                return PutCommit(begun.upload, body, signature, content.sealed, wraps)
 
             attempt = self._attempt(content, self._base(content.file_id, expected), build)
             return self._finish(attempt, self._session.ask(attempt.request))
@@ -223,9 +225,7 @@ class Uploads:
             expected=expected,
         )
 
-    def _attempt(
-        self, content: _Content, base: KnownFile | None, build: Callable[[bytes, bytes], Request]
-    ) -> _Attempt:
+    def _attempt(self, content: _Content, base: KnownFile | None, build: Build) -> _Attempt:
         """The record of `content` onto `base`, signed. Raises `ConflictError` for another head than
         the caller expected."""
         session = self._session
@@ -253,7 +253,7 @@ class Uploads:
         )
         body = record.encode()
         signature = session.sign(body)
-        request = build(body, signature)
+        request = build(body, signature, content.wraps)
         return _Attempt(content, base, record, body, signature, request, session.connections, build)
 
     def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
@@ -286,11 +286,15 @@ class Uploads:
                 return self._stored(attempt, None)
             if reply.code == "upload-lost":
                 raise UploadLost
-            if reply.code != "conflict" or reply.head is None or not left:
+            if not left:
                 raise refusal(reply)
-            content = attempt.content
-            head = self._session.learn(reply.head, content.file_id, attempt.base)
-            attempt = self._attempt(content, known_file(head), attempt.build)
+            content, base = attempt.content, attempt.base
+            if reply.code == "conflict" and reply.head is not None:
+                base = known_file(self._session.learn(reply.head, content.file_id, base))
+            else:
+                self._session.renew(reply)
+                content = replace(content, wraps=self._session.account.wrap(content.key))
+            attempt = self._attempt(content, base, attempt.build)
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
 

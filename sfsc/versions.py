@@ -184,7 +184,7 @@ class Versions:
         while first:
             page = session.call(History(session.account.user, file_id, first), HistoryPage)
             for signed in page.records:
-                record = session.account.record(signed, file_id)
+                record = session.account.record(signed, file_id, historic=True)
                 if (record.rev, record.prev) != (len(records) + 1, prev):
                     raise BadRecord(f"record {len(records) + 1} of the file is not the next one")
                 if record.rev == newest.head.rev and signed.record != newest.head_body:

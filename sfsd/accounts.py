@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from protocol.chain import DEVICE, RECOVERY_KEY, check_first, check_next
+from protocol.chain import KEEPING, check_first, check_next
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.session import Notice
 from protocol.records import (
@@ -124,9 +124,12 @@ def block_of(user: User, now: float) -> Notice | None:
     return notice if notice is not None and notice.state != "due" else None
 
 
-def notice_of(user: User, now: float) -> Notice | None:
-    """What the user is told at login: nothing before `due`."""
+def notice_of(user: User, now: float, generation: int = 0) -> Notice | None:
+    """What the user is told at a login with `generation`: nothing before `due`, unless that is an
+    older one than the account has (0: the recovery key, which is none)."""
     head, forced = user.chain.head, user.account.value.forced
+    if 0 < generation < head.generation:
+        return Notice(head.due, "rotated", "the keys were rotated on another machine")
     if forced is not None:
         return Notice(head.due, "forced", forced)
     if now >= head.expires:
@@ -162,9 +165,11 @@ def judge_next(
     signatures: tuple[bytes, ...],
     bundle: bytes,
     *,
+    reasons: frozenset[str],
+    policy: Rotation,
     now: float,
 ) -> tuple[Statement, dict[str, bytes]]:
-    """(statement, its signatures as the log has them) of one that keeps the generation.
+    """(statement, its signatures as the log has them) of the next in a chain, for one of `reasons`.
 
     Raises `Refused`: `conflict` where the chain has grown, else with the rule.
     """
@@ -173,9 +178,12 @@ def judge_next(
     if (parsed.n, parsed.prev) != (chain.head.n + 1, record_hash(before)):
         raise Refused("conflict", f"the chain has {chain.head.n} statements")
     statement, signers = _judged(lambda: check_next(before, body, signatures))
-    _need(statement.reason in (DEVICE, RECOVERY_KEY), f"{statement.reason} does not come this way")
+    _need(statement.reason in reasons, f"{statement.reason} does not come this way")
     _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
-    _need(abs(statement.created - now) <= CLOCK_SKEW, "it was not made now; check the clock")
+    if statement.reason in KEEPING:
+        _need(abs(statement.created - now) <= CLOCK_SKEW, "it was not made now; check the clock")
+    else:
+        check_times(statement, policy, now)
     _check_keys(statement)
     named = zip(signers, signatures, strict=True)
     return statement, {signing_key_id(public): signature for public, signature in named}

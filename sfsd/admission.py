@@ -158,7 +158,7 @@ class Admission:
                 required.add(user.name)
             expect[statements_path(user.name)] = user.expect[statements_path(user.name)]
         for wrap in wraps:
-            _check_wrap(wrap, current.get(wrap.user))
+            check_wrap(wrap, current.get(wrap.user))
         users = [wrap.user for wrap in wraps]
         _need(len(set(users)) == len(users), "a user has two wraps")
         _need(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
@@ -207,7 +207,8 @@ def check_content(
     _need(record.content_id not in content_ids.values(), "the content_id was used before")
 
 
-def _check_wrap(wrap: Wrap, statement: Statement | None) -> None:
+def check_wrap(wrap: Wrap, statement: Statement | None) -> None:
+    """Raise `Refused` unless `wrap` is for the key that `statement` makes current."""
     if statement is None:
         raise Refused("bad-request", f"{wrap.user} is no reader of this file")
     if wrap.key_id != statement.key_id or wrap.algorithm != statement.wrap_alg:

@@ -25,8 +25,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from protocol import checkpoint
 from protocol.checkpoint import Verifier, origin_of
-from protocol.errors import RemoteProtocolError
+from protocol.errors import CheckpointError, RemoteProtocolError
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import SEED_SIZE, Label, SigningKey, verify
 from sfsd.errors import ConfigError
@@ -36,6 +37,10 @@ _HINT = "restore ROOT/keys from a backup; a new root would be another server to 
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """No expiry (RFC 5280 section 4.1.2.5): a successor statement ends a key's use, not a date."""
 _T = TypeVar("_T")
+
+
+_NEXT_LOG_KEY = "log.key.next"
+"""A key of the log that is being taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,11 @@ class Keys:
     def server_id(self) -> bytes:
         """32 bytes: what invitations pin."""
         return server_id(ServerStatement.parse(self.statement).server_pub)
+
+    @property
+    def n(self) -> int:
+        """The number of the statement in force."""
+        return ServerStatement.parse(self.statement).n
 
     @property
     def spki_sha256(self) -> bytes:
@@ -110,15 +120,72 @@ def load(folder: Path) -> Keys:
 
 
 def restate(folder: Path, now: int, files: Files | None = None) -> Keys:
-    """As `load`, but a TLS key that is not the one stated gets a successor statement.
+    """As `load`, but a TLS key that is not the one stated gets a successor statement, and a log key
+    that lies ready is taken over.
 
     For who holds the root's lock. `now` is unix seconds. Raises `ConfigError`.
     """
+    if (folder / _NEXT_LOG_KEY).exists():
+        _finish_log(folder, now, files or Files())
     known = ServerStatement.parse(read_statement(folder)[0])
     if known.tls_spki_sha256 != _stored_spki(folder):
         _tls_context(folder)  # a certificate without its key must not be stated
         _state(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
+
+
+def renew_tls(folder: Path, now: int, files: Files | None = None) -> Keys:
+    """A fresh TLS key and certificate, and a statement that names it. As `restate`.
+
+    The key is replaced before the certificate, and the statement last: cut in between, the old
+    certificate has no key, and it is done again.
+    """
+    files = files or Files()
+    private, certificate = _self_signed(now)
+    files.replace_durable(folder / "tls.key", private)
+    files.replace_durable(folder / "tls.crt", certificate)
+    return restate(folder, now, files)
+
+
+def renew_log(folder: Path, now: int, files: Files | None = None) -> Keys:
+    """A fresh key of the log, a statement that names it, and the stored checkpoint signed with it.
+
+    For who holds the root's lock. Where it is cut, `restate` goes on. Raises `ConfigError`.
+    """
+    files = files or Files()
+    fresh = SigningKey.generate().seed.hex().encode() + b"\n"
+    files.replace_durable(folder / _NEXT_LOG_KEY, fresh)
+    return restate(folder, now, files)
+
+
+def _finish_log(folder: Path, now: int, files: Files) -> None:
+    """Take over the key that lies ready: the checkpoint, the key, the statement, in this order.
+    What is done already is left, so that it may be cut anywhere."""
+    fresh = _read_key(folder / _NEXT_LOG_KEY)
+    known = ServerStatement.parse(read_statement(folder)[0])
+    origin = origin_of(server_id(known.server_pub))
+    verifier = Verifier(origin, fresh.public)
+    note = folder.parent / "logs" / "checkpoint"
+    if note.exists() and verifier.vkey != known.log_vkey:
+        _sign_anew(note, Verifier.parse(known.log_vkey), verifier, fresh, files)
+    files.replace_durable(folder / "log.key", fresh.seed.hex().encode() + b"\n")
+    if verifier.vkey != known.log_vkey:
+        _state(folder, files, n=known.n + 1, now=now)
+    files.remove(folder / _NEXT_LOG_KEY)
+    files.sync_folder(folder)
+
+
+def _sign_anew(note: Path, old: Verifier, new: Verifier, key: SigningKey, files: Files) -> None:
+    data = note.read_bytes()
+    try:
+        signed = checkpoint.verify(data, old)
+    except CheckpointError:
+        try:
+            checkpoint.verify(data, new)  # done before this was cut
+        except CheckpointError as exc:
+            raise ConfigError("logs/checkpoint is not this log's", _HINT) from exc
+        return
+    files.replace_durable(note, checkpoint.sign(key, new.name, signed.size, signed.root))
 
 
 def _tls_context(folder: Path) -> ssl.SSLContext:

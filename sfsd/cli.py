@@ -15,6 +15,8 @@ COMMANDS = {
     "init": "Make a new root: keys, settings, empty folders.",
     "serve": "Serve the root until SIGTERM or SIGINT.",
     "user": "Invite users, look at them, disable and enable them.",
+    "rotate": "Let users rotate their keys before they write again.",
+    "rotate-keys": "Replace the server's TLS key or its log's key.",
     "status": "Show how the daemon is.",
     "fsck": "Check that log, sidecars and ciphertext agree.",
     "audit": "Read the log, and verify it.",
@@ -33,7 +35,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"sfsd.commands.{cmd_name}")
+        module = importlib.import_module(f"sfsd.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -123,6 +123,8 @@ class Service:
             return Error("not-allowed", "this session may not ask for that")
 
         def decide() -> Reply | Commit[Reply]:
+            if Access.RESTRICTED not in operation.access:
+                self._check_generation(who)
             return operation.function(self.world, who, message)
 
         # Data is written by pool threads side by side; what ends an upload comes after all of it.
@@ -145,6 +147,15 @@ class Service:
         if isinstance(message, UserAccess) and message.disabled:
             self.on_revoke(message.user)
         return answer
+
+    def _check_generation(self, who: Principal) -> None:
+        """A session that was opened with a key that has a successor by now may do no more than one
+        that is opened with it now."""
+        if who.access is not Access.FULL:
+            return
+        chain = self.world.accounts.chain(who.user)
+        if chain is not None and chain[0].head.generation != who.generation:
+            raise Refused("stale-generation", "the account's keys were rotated")
 
     def closed(self, who: Principal) -> None:
         """The session has ended: its handles are closed. Uploads stay, they are the user's."""

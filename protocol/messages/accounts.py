@@ -128,6 +128,17 @@ class UserQuota(Request):
     quota: Count
 
 
+@message(144)
+@dataclass(frozen=True, slots=True)
+class ForceRotation(Request):
+    """Operator: a user may only read, until he has rotated his keys; `reason` is told to him."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    user: UserName
+    reason: Annotated[str, AtMost(512)]
+
+
 @message(103)
 @dataclass(frozen=True, slots=True)
 class Status(Request):

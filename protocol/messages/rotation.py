@@ -1,12 +1,36 @@
-"""A user's own identity chain: its next statement, and the bundle that goes with the newest."""
+"""A user's own identity chain and its rotation: the next statement, the bundle that goes with the
+newest, and every wrap made anew under it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from protocol.fields import AtMost, Signature
-from protocol.messages.base import MAX_BUNDLE, Done, RecordBytes, Reply, Request, message
+from protocol.fields import (
+    AtMost,
+    Between,
+    Bytes32,
+    Count,
+    FileId,
+    Signature,
+    Struct,
+    UserName,
+)
+from protocol.messages.base import (
+    MAX_BUNDLE,
+    Done,
+    Receipt,
+    RecordBytes,
+    Reply,
+    Request,
+    SignedRecord,
+    Wrap,
+    message,
+)
+from protocol.records import Version
+
+MAX_BATCH = 256
+"""Wraps in one page, and in one `Rewrap`."""
 
 BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 
@@ -41,3 +65,109 @@ class GetBundle(Request):
     """The asker's own."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (SealedBundle,)
+
+
+@message(132)
+@dataclass(frozen=True, slots=True)
+class RotateBegin(Request):
+    """The asker's next statement, of a new generation, and its bundle: `NewStatement` for the
+    reasons that renew the keys. It lifts every block."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    statement: RecordBytes
+    signatures: Annotated[tuple[Signature, ...], AtMost(2)]
+    bundle: BundleBytes
+
+
+@dataclass(frozen=True, slots=True)
+class WrapItem(Struct):
+    """One version as far as a rotation is concerned: the record that made it, the file's last where
+    that stands in the same sidecar and is another, and the asker's own wrap (None: purged)."""
+
+    owner: UserName
+    file_id: FileId
+    version: Version
+    content: SignedRecord
+    head: SignedRecord | None
+    wrap: Wrap | None
+
+
+@message(135)
+@dataclass(frozen=True, slots=True)
+class WrapsPage(Reply):
+    """`next` is the next page's `after`, "" at the end. A page may be short, with more to come."""
+
+    items: Annotated[tuple[WrapItem, ...], AtMost(MAX_BATCH)]
+    next: Annotated[str, AtMost(128)]
+
+
+@message(134)
+@dataclass(frozen=True, slots=True)
+class GetWraps(Request):
+    """Versions whose wrap for the asker, or whose record of his, is of an older generation; with
+    `all_of_them` every one that he has a wrap of. `after` is what the server gave, "" at first."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (WrapsPage,)
+
+    after: Annotated[str, AtMost(128)]
+    limit: Annotated[int, Between(1, MAX_BATCH)]
+    all_of_them: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsement(Struct):
+    """The signature of a later generation over a record's hash."""
+
+    record_hash: Bytes32
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class RewrapItem(Struct):
+    """A version's wrap for the asker's current key (None: it has none), and endorsements of the
+    records that stand beside it."""
+
+    owner: UserName
+    file_id: FileId
+    version: Version
+    wrap: Wrap | None
+    endorsements: Annotated[tuple[Endorsement, ...], AtMost(2)]
+
+
+@message(137)
+@dataclass(frozen=True, slots=True)
+class Rewrapped(Reply):
+    """What was new already needs no entry (`receipt` None where that holds for all). `left` are the
+    places in the request of items that were changed meanwhile and are to be asked for again."""
+
+    receipt: Receipt | None
+    left: Annotated[tuple[Count, ...], AtMost(MAX_BATCH)]
+
+
+@message(136)
+@dataclass(frozen=True, slots=True)
+class Rewrap(Request):
+    """Wraps and endorsements under the asker's current keys, of files of one owner."""
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Rewrapped,)
+
+    items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]
+
+
+@message(138)
+@dataclass(frozen=True, slots=True)
+class RotateFinish(Request):
+    """The statement that ends older generations, its bundle, and a signed `RotationFinish`.
+
+    Refused with `conflict` while a wrap or record of an older generation is left, or where the
+    store has changed since `as_of_seq`.
+    """
+
+    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
+
+    statement: RecordBytes
+    signatures: Annotated[tuple[Signature, ...], AtMost(2)]
+    bundle: BundleBytes
+    finish: RecordBytes
+    finish_signature: Signature

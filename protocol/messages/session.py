@@ -61,10 +61,11 @@ class Welcome(Reply):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Struct):
-    """What the schedule wants of this user: rotate, by when (unix seconds), and how urgently."""
+    """What is to be said of this user's keys: `due`, in unix seconds, and how they stand; `rotated`
+    where the login was with an older generation than the account has."""
 
     due: Count
-    state: Annotated[str, OneOf(("due", "overdue", "forced"))]
+    state: Annotated[str, OneOf(("due", "overdue", "forced", "rotated"))]
     reason: Text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,11 @@ from protocol.errors import LogError
 from protocol.messages.log import LogCheckpoint, LogHead
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
+from sfsd.errors import ConfigError
 from sfsd.verification import complete_lines, damaged, verify_links, verify_log
 
+_STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
+_STEP_FACTS: Final = ("generation", "reason", "files")
 _FACTS: Final = ("address", "count", "codes", "users", "reason")
 
 
@@ -127,3 +131,43 @@ def verify(root: Path, as_json: bool, *, strict: bool) -> None:
         return
     answer(f"{found.entries} entries chain, {found.signed} of them under the signed checkpoint")
     answer(f"root {found.root.hex()}")
+
+
+@command.command()
+@root_option
+@json_option
+@click.argument("user")
+def rotation(root: Path, as_json: bool, user: str) -> None:
+    """Show every step of USER's rotations, and whether the last is finished.
+
+    The signed statements are in the entries: `sfsd audit log --json --user USER`.
+    """
+    steps = [entry for entry in _entries(root) if entry.owner == user and entry.op in _STEPS]
+    if not steps:
+        raise ConfigError(f"the log has nothing of a user {user}", "see `sfsd user list`")
+    wrapped = 0
+    for entry in steps:
+        if entry.op == "rewrap":
+            wrapped += int(entry.detail.get("count", 0))
+            continue
+        facts: dict[str, object] = {
+            key: entry.detail[key] for key in _STEP_FACTS if key in entry.detail
+        }
+        if entry.op == "rotate-finish":
+            facts["wrapped"], wrapped = wrapped, 0
+        if as_json:
+            answer_json({"seq": entry.seq, "time": entry.time, "op": entry.op, **facts})
+        else:
+            said = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items())
+            answer(f"{entry.seq:>8} {entry.time} {entry.op:<16} {said}".rstrip())
+    begun = [entry.op for entry in steps if entry.op in ("rotate-begin", "rotate-finish")]
+    if begun and begun[-1] == "rotate-begin" and not as_json:
+        answer(f"not finished: {wrapped} versions wrapped so far")
+
+
+def _entries(root: Path) -> Iterator[Entry]:
+    for seq, line in enumerate(complete_lines(root)):
+        try:
+            yield auditlog.parse(line, seq=seq)
+        except LogError as exc:
+            raise damaged(exc) from exc

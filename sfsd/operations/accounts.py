@@ -11,6 +11,7 @@ from protocol.messages import Done, Reply
 from protocol.messages import accounts as messages
 from protocol.messages.accounts import (
     AccountsPage,
+    ForceRotation,
     Status,
     StatusAnswer,
     Usage,
@@ -105,6 +106,28 @@ def user_quota(world: World, who: Principal, message: UserQuota) -> Commit[Reply
             "user-quota",
             owner=message.user,
             detail={"quota": message.quota, "before": present.value.quota},
+            accounts=(message.user,),
+        ),
+        expect={present.path: present.digest},
+        effects=(Write(present.path, account.encode),),
+    )
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+@operation(ForceRotation, access=OPERATOR, logged="rotate-force")
+def force_rotation(world: World, who: Principal, message: ForceRotation) -> Commit[Reply]:
+    """From its acknowledgement on the user may only read, until he has rotated."""
+    present = world.accounts.account(message.user)
+    if present is None or present.value.used_by is None:
+        raise Refused("not-found", "no such user, or not enrolled")
+    reason = message.reason or "the operator asks for it"
+    account = replace(present.value, forced=reason)
+    change = Change(
+        draft(
+            who,
+            "rotate-force",
+            owner=message.user,
+            detail={"reason": reason},
             accounts=(message.user,),
         ),
         expect={present.path: present.digest},

@@ -1,48 +1,156 @@
-"""A user's own identity chain: its next statement, and the bundle that goes with the newest."""
+"""A user's own identity chain and its rotation.
+
+A rotation begins with a statement of the next generation; from there on writes need the new keys.
+Then the user's client makes every wrap anew, a batch at a time, and endorses his records; when none
+of an older generation is left, a second statement says that older ones count no more.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
+from protocol import merkle
+from protocol.chain import DEVICE, FINISH, RECOVERY_KEY, RENEWING
+from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import Done, Reply
-from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
-from sfsd.accounts import judge_next
-from sfsd.changes import Change, Write
-from sfsd.errors import Absent, DamagedError
-from sfsd.layout import StoredStatement, bundle_path, encode_statements, statements_path
-from sfsd.world import OWN_KEYS, STATEMENTS, Commit, Principal, World, draft, operation
+from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.messages.rotation import (
+    GetBundle,
+    GetWraps,
+    NewStatement,
+    Rewrap,
+    RewrapItem,
+    Rewrapped,
+    RotateBegin,
+    RotateFinish,
+    SealedBundle,
+    WrapItem,
+    WrapsPage,
+)
+from protocol.records import RotationFinish, record_hash, wrap_leaf
+from protocol.signatures import Label, verify
+from sfsd.accounts import User, judge_next
+from sfsd.admission import check_wrap
+from sfsd.changes import Change, Effect, Write
+from sfsd.documents import Document
+from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.index import OwnerFiles
+from sfsd.layout import (
+    Sidecar,
+    StoredStatement,
+    account_path,
+    bundle_path,
+    encode_statements,
+    statements_path,
+)
+from sfsd.visibility import not_found
+from sfsd.world import OWN_KEYS, STATEMENTS, USER, Commit, Principal, World, draft, operation
+
+PAGE_BYTES: Final = 960 * 1024
+_OVERHEAD: Final = 1024
+_SCANNED: Final = 4096
+"""Versions looked at for one page, whether or not they are in it."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement")
 def new_statement(world: World, who: Principal, message: NewStatement) -> Reply | Commit[Reply]:
     """Compare-and-swap on the chain. A block on writing does not hold for it."""
+    return _continue(world, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
+
+
+@operation(RotateBegin, access=STATEMENTS, logged="rotate-begin")
+def rotate_begin(world: World, who: Principal, message: RotateBegin) -> Reply | Commit[Reply]:
+    """From its acknowledgement on every record must be signed by the new generation."""
+    return _continue(world, who, message, "rotate-begin", RENEWING)
+
+
+@operation(RotateFinish, access=USER, logged="rotate-finish")
+def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply | Commit[Reply]:
+    """Granted when nothing of an older generation is left; looked at anew here."""
+    user = world.accounts.acting(who.user)
+    if user.chain.links[-1].body == message.statement:
+        return Done(world.receipt(user.chain.links[-1].seq, who))
+    finish = _finish_of(user, message)
+    leaves: list[bytes] = []
+    for item in _versions(world.index.of(user.name), "", 0):
+        if _is_stale(item, user):
+            raise Refused("conflict", "something of an older generation is left")
+        if (wrap := _own_wrap(item.document.value, user.name)) is not None:
+            leaf = wrap_leaf(user.name, item.file_id, item.version, wrap.wrapped)
+            leaves.append(merkle.leaf_hash(leaf))
+    if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
+        raise Refused("conflict", "the store has other wraps by now")
+    detail = {
+        "finish": _text(message.finish),
+        "finish_sig": _text(message.finish_signature),
+        "files": finish.files,
+    }
+    return _continue(world, who, message, "rotate-finish", frozenset({FINISH}), detail)
+
+
+def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
+    head = user.chain.head
+    try:
+        verify(Label.ROTATION_FINISH, message.finish, message.finish_signature, head.sign_pub)
+        finish = RotationFinish.parse(message.finish)
+    except SignatureError as exc:
+        raise Refused("refused", "the finish is not signed by the current key") from exc
+    except RemoteProtocolError as exc:
+        raise Refused("bad-request", f"not a finish: {exc}") from exc
+    _need(finish.generation == head.generation, "a finish of another generation")
+    return finish
+
+
+def _continue(
+    world: World,
+    who: Principal,
+    message: NewStatement | RotateBegin | RotateFinish,
+    op: str,
+    reasons: frozenset[str],
+    detail: dict[str, object] | None = None,
+) -> Reply | Commit[Reply]:
+    """The next statement onto the user's chain, with its bundle."""
     user = world.accounts.acting(who.user)
     links = user.chain.links
     if links[-1].body == message.statement:
         return Done(world.receipt(links[-1].seq, who))
     statement, sigs = judge_next(
-        user.chain, message.statement, message.signatures, message.bundle, now=world.now
+        user.chain,
+        message.statement,
+        message.signatures,
+        message.bundle,
+        reasons=reasons,
+        policy=world.config.rotation,
+        now=world.now,
     )
 
     def chain(seq: int) -> bytes:
         added = StoredStatement(message.statement, message.signatures, seq, statement)
         return encode_statements((*links, added))
 
+    about = {"n": statement.n, "reason": statement.reason, "generation": statement.generation}
     entry = draft(
         who,
-        "statement",
+        op,
         owner=user.name,
         rec=message.statement,
         sigs=sigs,
-        detail={"n": statement.n, "reason": statement.reason, "generation": statement.generation},
+        detail={**about, **(detail or {})},
         accounts=(user.name,),
     )
-    effects = (
+    effects: list[Effect] = [
         Write(statements_path(user.name), chain),
         Write(bundle_path(user.name), bytes(message.bundle)),
-    )
-    change = Change(entry, user.expect, effects)
+    ]
+    if statement.reason in RENEWING and user.account.value.forced is not None:
+        released = replace(user.account.value, forced=None)
+        effects.append(Write(account_path(user.name), released.encode))
+    change = Change(entry, user.expect, tuple(effects))
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))
 
 
@@ -58,3 +166,159 @@ def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle
     if not hmac.compare_digest(digest, user.chain.head.bundle_sha256):
         raise DamagedError("not the bundle of the newest statement", path=path)
     return SealedBundle(bundle)
+
+
+# --- wraps ------------------------------------------------------------------------------------
+
+
+@operation(GetWraps, access=USER)
+def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
+    user = world.accounts.acting(who.user)
+    file_id, _, version = message.after.partition(".")
+    items: list[WrapItem] = []
+    size = scanned = 0
+    last = message.after
+    for one in _versions(world.index.of(user.name), file_id, int(version or 0)):
+        sidecar = one.document.value
+        wrap = _own_wrap(sidecar, user.name)
+        if _is_stale(one, user) or (message.all_of_them and wrap is not None):
+            size += sum(len(signed.record) for signed in _records(sidecar)) + _OVERHEAD
+            size += 0 if wrap is None else len(wrap.wrapped)
+            if items and size > PAGE_BYTES:
+                return WrapsPage(tuple(items), last)
+            items.append(_item(one, user.name, wrap))
+        last, scanned = f"{one.file_id}.{one.version}", scanned + 1
+        if len(items) == message.limit or scanned == _SCANNED:
+            return WrapsPage(tuple(items), last)
+    return WrapsPage(tuple(items), "")
+
+
+@operation(Rewrap, access=USER, logged="rewrap")
+def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
+    """Each item is compared with what stands there now; what is new already is left as it is."""
+    user = world.accounts.acting(who.user)
+    files = world.index.of(user.name)
+    places = [(item.owner, item.file_id, item.version) for item in message.items]
+    _need(len(set(places)) == len(places), "a version stands twice")
+    _need(all(owner == user.name for owner, _, _ in places), "files of one owner, the asker")
+    written: list[tuple[str, Sidecar, int]] = []
+    expect = dict(user.expect)
+    left: list[int] = []
+    for place, item in enumerate(message.items):
+        document = _sidecar(files, item)
+        renewed = _renewed(document.value, item, user)
+        if renewed is None:
+            left.append(place)
+        elif renewed != document.value:
+            written.append((document.path, renewed, item.version))
+            expect[document.path] = document.digest
+    if not written:
+        return Rewrapped(None, tuple(left))
+
+    def then(seq: int) -> None:
+        for _, sidecar, version in written:
+            files.saw(replace(sidecar, seq=seq), version)
+
+    entry = draft(
+        who,
+        "rewrap",
+        owner=user.name,
+        detail={"generation": user.chain.head.generation, "count": len(written)},
+        accounts=(user.name,),
+    )
+    effects = tuple(Write(path, sidecar.encode) for path, sidecar, _ in written)
+    change = Change(entry, expect, effects, None, then)
+    return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
+
+
+def _renewed(sidecar: Sidecar, item: RewrapItem, user: User) -> Sidecar | None:
+    """The sidecar with what the item brings, None where it is about something else by now."""
+    head = user.chain.head
+    own = _own_wrap(sidecar, user.name)
+    if (own is None) != (item.wrap is None):
+        return None
+    if item.wrap is not None and own is not None:
+        check_wrap(item.wrap, head)
+        if own.key_id != head.key_id:
+            kept = tuple(wrap for wrap in sidecar.wraps if wrap is not own)
+            sidecar = replace(sidecar, wraps=(*kept, item.wrap))
+    for endorsement in item.endorsements:
+        digest, signature = endorsement.record_hash, endorsement.signature
+        try:
+            verify(Label.ENDORSE, digest, signature, head.sign_pub)
+        except SignatureError as exc:
+            raise Refused("refused", "an endorsement that the current key did not make") from exc
+        added = GenerationSignature(head.generation, signature)
+        if digest == record_hash(sidecar.content.record):
+            sidecar = replace(sidecar, content=_endorsed(sidecar.content, added))
+        elif sidecar.head is not None and digest == record_hash(sidecar.head.record):
+            sidecar = replace(sidecar, head=_endorsed(sidecar.head, added))
+        else:
+            return None
+    return sidecar
+
+
+def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
+    if any(one.generation == added.generation for one in signed.signatures):
+        return signed
+    return replace(signed, signatures=(*signed.signatures, added))
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    file_id: str
+    version: int
+    document: Document[Sidecar]
+
+
+def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Version]:
+    """Every version of every file, in order, past the one named ("": from the start)."""
+    if file_id:
+        for number in range(version + 1, files.newest(file_id) + 1):
+            yield _Version(file_id, number, files.sidecar(file_id, number))
+    while page := files.after(file_id, _SCANNED):
+        for one, newest, _ in page:
+            for number in range(1, newest + 1):
+                yield _Version(one, number, files.sidecar(one, number))
+        file_id = page[-1][0]
+
+
+def _is_stale(one: _Version, user: User) -> bool:
+    """Whether a wrap or a record of the user's is of an older generation and nothing newer."""
+    sidecar, head = one.document.value, user.chain.head
+    own = _own_wrap(sidecar, user.name)
+    if own is not None and own.key_id != head.key_id:
+        return True
+    return any(
+        all(signature.generation != head.generation for signature in signed.signatures)
+        for signed in _records(sidecar)
+    )
+
+
+def _item(one: _Version, owner: str, wrap: Wrap | None) -> WrapItem:
+    sidecar = one.document.value
+    return WrapItem(owner, one.file_id, one.version, sidecar.content, sidecar.head, wrap)
+
+
+def _records(sidecar: Sidecar) -> list[SignedRecord]:
+    return [sidecar.content] if sidecar.head is None else [sidecar.content, sidecar.head]
+
+
+def _own_wrap(sidecar: Sidecar, user: str) -> Wrap | None:
+    return next((wrap for wrap in sidecar.wraps if wrap.user == user), None)
+
+
+def _sidecar(files: OwnerFiles, item: RewrapItem) -> Document[Sidecar]:
+    try:
+        return files.sidecar(item.file_id, item.version)
+    except Absent as exc:
+        raise not_found() from exc
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _need(holds: bool, rule: str) -> None:
+    if not holds:
+        raise Refused("bad-request", rule)

@@ -201,7 +201,7 @@ def _session(
     size = checkpoint_size(checkpoint)
     who.known_size = size
     consistency = world.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
-    notice = None if user is None else notice_of(user, world.now)
+    notice = None if user is None else notice_of(user, world.now, who.generation)
     return Session(checkpoint, consistency, receipt, notice, world.now)
 
 

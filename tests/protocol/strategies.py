@@ -19,7 +19,8 @@ from protocol.records import OWN_KEYS, FileRecord, Statement
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
 HASHES = st.binary(min_size=32, max_size=32)
-USER_NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}[x-z]", fullmatch=True)
+# Ends so that no name is reserved, and but for one none is a device.
+USER_NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}[yz]", fullmatch=True)
 FILE_IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
 _MANY = 4
 _LONG = 200

@@ -13,7 +13,7 @@ from protocol.messages import Error, Reply, Request
 from protocol.messages.session import Enroll, Limits, Session
 from protocol.records import WRAP_ALGORITHMS, Statement, enrol_proof_body, key_id, record_hash
 from protocol.signatures import Label, verify
-from sfsc.enrolment import DAY, enrol, invited
+from sfsc.enrolment import enrol, invited
 from sfsc.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,
@@ -26,6 +26,7 @@ from sfsc.errors import (
     UsageError,
     WrongServer,
 )
+from sfsc.greeting import DAY
 from sfsc.home import open_state, unlock
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey

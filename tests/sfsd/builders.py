@@ -205,6 +205,10 @@ class Person:
     bundle: bytes = b"sealed bundle"
     generation: int = 1
     who: Principal = field(init=False)
+    next_key: SigningKey = field(default_factory=SigningKey.generate)
+    next_wrap: bytes = b""
+    first: Statement = field(init=False)
+    renewed: Statement = field(init=False)
     heads: dict[str, bytes] = field(default_factory=dict)
     made: dict[tuple[str, int], Version] = field(default_factory=dict)
 

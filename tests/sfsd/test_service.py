@@ -13,6 +13,7 @@ from protocol.auditlog import Draft
 from protocol.connection import Unknown
 from protocol.messages import Done, Error, Request, registered
 from protocol.messages.accounts import (
+    ForceRotation,
     Status,
     StatusAnswer,
     Usage,
@@ -25,7 +26,14 @@ from protocol.messages.accounts import (
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
 from protocol.messages.files import History, List, Listing, Record, Stat, Stated
 from protocol.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
-from protocol.messages.rotation import GetBundle, NewStatement
+from protocol.messages.rotation import (
+    GetBundle,
+    GetWraps,
+    NewStatement,
+    Rewrap,
+    RotateBegin,
+    RotateFinish,
+)
 from protocol.messages.session import OPENING, Ping
 from protocol.messages.sharing import Lookup
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
@@ -86,6 +94,11 @@ MATRIX: dict[Request, set[Access]] = {
     UserQuota("ada", 0): OPERATORS,
     NewStatement(b"", (), b""): STATEMENTS,
     GetBundle(): OWN_KEYS,
+    RotateBegin(b"", (), b""): STATEMENTS,
+    GetWraps("", 1, all_of_them=False): USERS,
+    Rewrap(()): USERS,
+    RotateFinish(b"", (), b"", b"", S): USERS,
+    ForceRotation("ada", ""): OPERATORS,
 }
 
 

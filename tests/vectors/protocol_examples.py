@@ -387,4 +387,39 @@ MESSAGES: list[tuple[int, Message]] = [
     (28, rotation.GetBundle()),
     (28, rotation.SealedBundle(BUNDLE)),
     (29, accounts.UserQuota("bob", 10 * 1024**3)),
+    (30, rotation.RotateBegin(SECOND.encode(), (bytes(64), bytes(64)), BUNDLE)),
+    (31, rotation.GetWraps("", 256, False)),
+    (
+        31,
+        rotation.WrapsPage(
+            (rotation.WrapItem("alice", FILE_ID, 1, VIEW.content, None, WRAP),),
+            f"{FILE_ID}.1",
+        ),
+    ),
+    (
+        32,
+        rotation.Rewrap(
+            (
+                rotation.RewrapItem(
+                    "alice",
+                    FILE_ID,
+                    1,
+                    WRAP,
+                    (rotation.Endorsement(fill("record hash", 32), fill("endorsement", 64)),),
+                ),
+            )
+        ),
+    ),
+    (32, rotation.Rewrapped(RECEIPT, (0,))),
+    (
+        33,
+        rotation.RotateFinish(
+            SECOND.encode(),
+            (bytes(64),),
+            BUNDLE,
+            RotationFinish(2, 7, 1, fill("root of wraps", 32)).encode(),
+            fill("finish signature", 64),
+        ),
+    ),
+    (34, accounts.ForceRotation("bob", "a laptop was stolen")),
 ]

@@ -78,7 +78,14 @@ NUMBERS = {
     128: "NewStatement",
     130: "GetBundle",
     131: "SealedBundle",
+    132: "RotateBegin",
+    134: "GetWraps",
+    135: "WrapsPage",
+    136: "Rewrap",
+    137: "Rewrapped",
+    138: "RotateFinish",
     142: "UserQuota",
+    144: "ForceRotation",
 }
 CLASSES = list(registered().values())
 ANY_MESSAGE = st.sampled_from(CLASSES).flatmap(structs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,34 @@ from typing import Any
 
 import pytest
 
+from protocol import merkle
 from protocol.messages import Reply
-from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
+from protocol.messages.accounts import ForceRotation, Usage
+from protocol.messages.rotation import (
+    Endorsement,
+    GetBundle,
+    GetWraps,
+    NewStatement,
+    Rewrap,
+    RewrapItem,
+    Rewrapped,
+    RotateBegin,
+    RotateFinish,
+    SealedBundle,
+    WrapItem,
+    WrapsPage,
+)
 from protocol.messages.sharing import Identity, Lookup
-from protocol.records import RecoveryKey, Statement, record_hash
+from protocol.records import (
+    PURGE,
+    RecoveryKey,
+    RotationFinish,
+    Statement,
+    record_hash,
+    wrap_leaf,
+)
 from protocol.signatures import Label, SigningKey
+from sfsd.config import DAY
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -160,3 +184,262 @@ def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
         first = page.next
     assert len(found) == 41
     assert found[-1] == before.encode()
+
+
+# --- rotation
+
+
+def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBegin:
+    """The statement of the person's next generation; `person` goes on with the new keys once it
+    was taken (`adopted`)."""
+    person.next_key, person.next_wrap = SigningKey.generate(), secrets.token_bytes(32)
+    before = person.first
+    now = int(person.served.clock.now)
+    fields: dict[str, Any] = {
+        "n": before.n + 1,
+        "generation": before.generation + 1,
+        "sign_pub": person.next_key.public,
+        "wrap_pub": person.next_wrap,
+        "created": now,
+        "due": now + 90 * DAY,
+        "expires": now + 120 * DAY,
+        "prev": record_hash(before.encode()),
+        "reason": reason,
+        "bundle_sha256": hashlib.sha256(b"bundle 2").digest(),
+    }
+    person.renewed = replace(before, **(fields | changed))
+    body = person.renewed.encode()
+    keys = (person.next_key, person.key)
+    return RotateBegin(body, tuple(key.sign(Label.STATEMENT, body) for key in keys), b"bundle 2")
+
+
+def begun(person: Person, **changed: Any) -> None:
+    """The person has rotated, and logged in with the new key."""
+    message = renewed(person, **changed)
+    check_receipt(done(person.ask(message)), message.statement)
+    person.key, person.wrap_pub = person.next_key, person.next_wrap
+    person.first, person.generation = person.renewed, person.renewed.generation
+    person.who = person.log_in()
+
+
+def wraps(person: Person, *, everything: bool = False, limit: int = 256) -> list[WrapItem]:
+    found: list[WrapItem] = []
+    after = ""
+    while True:
+        page = person.ask(GetWraps(after, limit, everything))
+        assert isinstance(page, WrapsPage), page
+        found += page.items
+        if not page.next:
+            return found
+        after = page.next
+
+
+def rewrapped(person: Person, item: WrapItem, **changed: Any) -> RewrapItem:
+    records = [item.content] + ([] if item.head is None else [item.head])
+    endorsements = tuple(
+        Endorsement(digest, person.key.sign(Label.ENDORSE, digest))
+        for digest in (record_hash(signed.record) for signed in records)
+    )
+    wrap = None if item.wrap is None else person.wrap()
+    made = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
+    return replace(made, **changed)
+
+
+def finished(person: Person, **changed: Any) -> RotateFinish:
+    before = person.first
+    body = replace(
+        before,
+        n=before.n + 1,
+        oldest=before.generation,
+        prev=record_hash(before.encode()),
+        reason="finish",
+        created=int(person.served.clock.now),
+        bundle_sha256=hashlib.sha256(b"bundle 3").digest(),
+    ).encode()
+    leaves = [
+        merkle.leaf_hash(wrap_leaf(one.owner, one.file_id, one.version, one.wrap.wrapped))
+        for one in wraps(person, everything=True)
+        if one.wrap is not None
+    ]
+    finish = RotationFinish(person.generation, 1, len(leaves), merkle.root(leaves))
+    record = replace(finish, **changed).encode()
+    signature = person.key.sign(Label.ROTATION_FINISH, record)
+    return RotateFinish(
+        body, (person.key.sign(Label.STATEMENT, body),), b"bundle 3", record, signature
+    )
+
+
+def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
+    for number in range(5):
+        ada.put(file_id(number), b"content")
+    ada.put(file_id(1), b"again")
+    ada.delete(file_id(2))
+    old = ada.who
+    begun(ada)
+    assert [(one.file_id, one.version) for one in wraps(ada)] == [
+        (file_id(0), 1),
+        (file_id(1), 1),
+        (file_id(1), 2),
+        (file_id(2), 1),
+        (file_id(3), 1),
+        (file_id(4), 1),
+    ]
+    assert wraps(ada, limit=1) == wraps(ada)
+    # The session of before may look on for the new keys, and no more.
+    refused(served.ask(old, Usage()), "stale-generation")
+    assert isinstance(served.ask(old, GetBundle()), SealedBundle)
+    refused(ada.ask(finished(ada)), "conflict")
+    items = tuple(rewrapped(ada, one) for one in wraps(ada))
+    reply = ada.ask(Rewrap(items[:4]))
+    assert isinstance(reply, Rewrapped)
+    assert reply.receipt is not None
+    entry = check_receipt(reply.receipt)
+    assert (entry.op, entry.detail["count"], reply.left) == ("rewrap", 4, ())
+    assert len(wraps(ada)) == 2
+    # Half of it is new already: only the rest is written.
+    reply = ada.ask(Rewrap(items))
+    assert isinstance(reply, Rewrapped)
+    assert reply.receipt is not None
+    assert check_receipt(reply.receipt).detail["count"] == 2
+    assert ada.ask(Rewrap(items)) == Rewrapped(None, ())
+    assert wraps(ada) == []
+    end = finished(ada)
+    entry = check_receipt(done(ada.ask(end)), end.statement)
+    assert (entry.op, entry.detail["files"]) == ("rotate-finish", 6)
+    assert check_receipt(done(ada.ask(end))).seq == entry.seq
+    assert [Statement.parse(body).reason for body in chain(ada.ask(Lookup("ada", 1)))] == [
+        "enrol",
+        "rotate",
+        "finish",
+    ]
+
+
+def test_what_is_rewrapped_survives_a_restart_and_goes_on(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada = served.person("ada")
+        ada.put(file_id(1), b"content")
+        begun(ada)
+        for item in wraps(ada):
+            done_ = ada.ask(Rewrap((rewrapped(ada, item),)))
+            assert isinstance(done_, Rewrapped)
+    with daemon(tmp_path, served.clock) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        assert wraps(ada) == []
+        (item,) = wraps(ada, everything=True)
+        assert [one.generation for one in item.content.signatures] == [1, 2]
+        ada.put(file_id(1), b"again")
+        done(ada.ask(finished(ada)))
+
+
+def test_old_keys_sign_nothing_more(served: Daemon, ada: Person) -> None:
+    ada.put(file_id(1), b"content")
+    key = ada.key
+    begun(ada)
+    fresh, ada.key, ada.generation = ada.key, key, 1
+    late = ada.version(file_id(1), b"late")
+    refused(ada.ask(late.small()), "stale-generation")
+    ada.key, ada.generation = fresh, 2
+    stale = ada.version(file_id(1), b"late", wraps=(ada.wrap(key_id=b"k" * 32),))
+    refused(ada.ask(stale.small()), "stale-recipient")
+    ada.put(file_id(1), b"now")
+
+
+def test_a_block_is_lifted_by_a_rotation(served: Daemon, ada: Person) -> None:
+    ada.put(file_id(1), b"content")
+    operator = served.operator()
+    entry = check_receipt(done(served.ask(operator, ForceRotation("ada", "stolen laptop"))))
+    assert (entry.op, entry.detail["reason"]) == ("rotate-force", "stolen laptop")
+    refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
+    notice = served.open(login("ada", ada.key))[1].notice
+    assert notice is not None
+    assert (notice.state, notice.reason) == ("forced", "stolen laptop")
+    begun(ada)
+    ada.put(file_id(1), b"again")
+    assert served.open(login("ada", ada.key, 2))[1].notice is None
+    refused(served.ask(operator, ForceRotation("eve", "")), "not-found")
+
+
+def test_a_login_with_an_older_key_is_told(served: Daemon, ada: Person) -> None:
+    old = ada.key
+    begun(ada)
+    notice = served.open(login("ada", old, 1))[1].notice
+    assert notice is not None
+    assert notice.state == "rotated"
+
+
+WRONG_BEGINNINGS: dict[str, dict[str, Any]] = {
+    "the generation is left as it is": {"generation": 1},
+    "a generation is skipped": {"generation": 3},
+    "older ones are ended at once": {"oldest": 2},
+    "it lasts too long": {"due": 2_900_000_000},
+    "it recovers without the code": {"reason": "recovery"},
+    "it is of a device": {"reason": "device"},
+    "a key that is none": {"wrap_pub": b"short"},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BEGINNINGS)
+def test_a_beginning_that_breaks_a_rule(ada: Person, case: str) -> None:
+    refused(ada.ask(renewed(ada, **WRONG_BEGINNINGS[case])), "bad-request")
+
+
+def test_who_rotates_second_is_told(ada: Person) -> None:
+    first, second = renewed(ada), renewed(ada)
+    done(ada.ask(second))
+    refused(ada.ask(first), "stale-generation")
+
+
+def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
+    ada.put(file_id(1), b"content")
+    bob = served.person("bob")
+    bob.put(file_id(1), b"content")
+    begun(ada)
+    (item,) = wraps(ada)
+    right = rewrapped(ada, item)
+    digest = right.endorsements[0].record_hash
+    forged = Endorsement(digest, SigningKey.generate().sign(Label.ENDORSE, digest))
+    for code, wrong in (
+        ("stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32))),
+        ("bad-request", replace(right, wrap=ada.wrap(wrapped=b"short"))),
+        ("refused", replace(right, endorsements=(forged,))),
+        ("not-found", replace(right, file_id=file_id(9))),
+        ("not-found", replace(right, version=7)),
+        ("bad-request", replace(right, owner="bob")),
+    ):
+        refused(ada.ask(Rewrap((wrong,))), code)
+    refused(ada.ask(Rewrap((right, right))), "bad-request")
+    other = Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32)))
+    assert ada.ask(Rewrap((replace(right, endorsements=(other,)),))) == Rewrapped(None, (0,))
+    assert ada.ask(Rewrap((replace(right, wrap=None),))) == Rewrapped(None, (0,))
+    assert len(wraps(ada)) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "changed"),
+    [
+        ("conflict", {"files": 2}),
+        ("conflict", {"root": bytes(32)}),
+        ("bad-request", {"generation": 1}),
+    ],
+)
+def test_a_finish_that_is_not_so(ada: Person, code: str, changed: dict[str, Any]) -> None:
+    ada.put(file_id(1), b"content")
+    begun(ada)
+    for item in wraps(ada):
+        ada.ask(Rewrap((rewrapped(ada, item),)))
+    refused(ada.ask(finished(ada, **changed)), code)
+
+
+def test_purged_versions_and_tombstones_are_endorsed(ada: Person) -> None:
+    ada.put(file_id(1), b"1")
+    ada.put(file_id(1), b"2")
+    purge = ada.signed(ada.record(file_id(1), PURGE, purged=(1,)))
+    done(ada.ask(ada.took(purge).change()))
+    ada.delete(file_id(1))
+    begun(ada)
+    items = wraps(ada)
+    assert [(one.version, one.wrap is None) for one in items] == [(1, True), (2, False)]
+    reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
+    assert isinstance(reply, Rewrapped)
+    done(ada.ask(finished(ada)))

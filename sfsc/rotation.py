@@ -1,0 +1,384 @@
+"""The account's keys replaced: a new generation, every wrap made anew, the old keys destroyed.
+
+Re-wrapping limits what a key that is stolen *tomorrow* opens. It does not help against who has the
+old private key and the old wraps already; for that, contents must be encrypted anew.
+
+Each step may be cut: the new keys and the statement that brings them are kept before they are
+sent, the server says what is left to wrap, and old private keys go only once the account's bundle
+was read back without them. Of two machines the second helps to finish what the first has begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import merkle
+from protocol.chain import FINISH, ROTATE
+from protocol.messages import Done, Error, Reply
+from protocol.messages.base import SignedRecord
+from protocol.messages.rotation import (
+    MAX_BATCH,
+    Endorsement,
+    GetWraps,
+    Rewrap,
+    RewrapItem,
+    Rewrapped,
+    RotateBegin,
+    RotateFinish,
+    WrapItem,
+    WrapsPage,
+)
+from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.signatures import Label, SigningKey
+from sfsc.devices import Devices, recipients
+from sfsc.envelope import Bundle, open_wraps, seal_bundle
+from sfsc.errors import (
+    BadRecord,
+    ConflictError,
+    KeyringMissing,
+    ProtocolFailure,
+    StaleGeneration,
+)
+from sfsc.greeting import DAY, term
+from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.primitives import PrivateKey
+from sfsc.refusals import answered, refusal
+from sfsc.segments import plaintext_size
+from sfsc.session import Session
+from sfsc.trust import Sent
+from sfsc.window import Window
+
+MAX_SWEEPS: Final = 16
+"""How often all is looked through again for what other machines have made meanwhile."""
+_BATCHES: Final = 4
+"""Batches under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rotation would do: versions to wrap anew, bytes of plaintext in them (none of which
+    are moved), and when the keys are due (unix seconds); `begun` where one was begun already."""
+
+    versions: int
+    size: int
+    generation: int
+    due: int
+    begun: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A rotation that is finished: `wrapped` versions were wrapped anew here, all `files` wraps of
+    the account are of `generation`."""
+
+    generation: int
+    wrapped: int
+    files: int
+    key_type: str
+    due: int
+
+
+class Rotation:
+    """Rotates the keys of one account, over one session."""
+
+    def __init__(self, session: Session, file: KeyringFile, devices: Devices) -> None:
+        self._session = session
+        self._file = file
+        self._devices = devices
+
+    @property
+    def _keyring(self) -> Keyring:
+        return self._file.contents
+
+    def plan(self) -> Plan:
+        """What `rotate` would do; nothing is changed."""
+        head = self._devices.catch_up()
+        size = versions = 0
+        for item in self._items(everything=True):
+            record = self._session.account.record(item.content, item.file_id)
+            versions += 1
+            size += plaintext_size(record.ciphertext_size or 0)
+        return Plan(versions, size, head.generation, head.due, _unfinished(head))
+
+    def is_due(self) -> bool:
+        """Whether the keys are past their `due`, the server asks for new ones, or a rotation was
+        begun and not finished."""
+        head = Statement.parse(self._keyring.statements[-1])
+        notice = self._session.notice
+        return (
+            _unfinished(head)
+            or self._keyring.pending is not None
+            or time.time() >= head.due
+            or (notice is not None and notice.state != "rotated")
+        )
+
+    def rotate_if_asked(self) -> Rotated | None:
+        """Rotate where that is due. For a server's notice that our own statement does not bear out
+        at most once a day, so that it cannot keep us at it."""
+        if not self.is_due() or self._session.state.distrusted() is not None:
+            return None
+        head, now = Statement.parse(self._keyring.statements[-1]), int(time.time())
+        own_reason = _unfinished(head) or self._keyring.pending is not None or now >= head.due
+        state = self._session.state
+        if not own_reason:
+            if 0 <= now - state.rotated_at() < DAY:
+                return None
+            state.remember_rotated(now)
+        return self.rotate()
+
+    def rotate(self, key_type: str | None = None) -> Rotated:
+        """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
+        by default that of the present one.
+
+        Raises what stops it; run again, it goes on where it was.
+        """
+        self._session.check_trusted()
+        head = self._devices.catch_up()
+        if not _unfinished(head):
+            self._begin(key_type or head.wrap_alg)
+        wrapped = self._wrap_all()
+        for _ in range(MAX_SWEEPS):
+            files = self._finish()
+            if files is not None:
+                now = Statement.parse(self._keyring.statements[-1])
+                return Rotated(now.generation, wrapped, files, now.wrap_alg, now.due)
+            wrapped += self._wrap_all()
+        raise ConflictError("other machines keep changing the account", "run the command again")
+
+    # --- begin --------------------------------------------------------------------------------
+
+    def _begin(self, key_type: str) -> None:
+        """Have the next generation accepted, or go on with the one that another machine began."""
+        pending = self._keyring.pending
+        if pending is None or pending.keys is None:
+            pending = self._new_generation(key_type)
+            self._file.save(dataclasses.replace(self._keyring, pending=pending))
+        message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
+        reply = self._session.ask(message)
+        if isinstance(reply, Error):
+            if reply.code not in ("conflict", "stale-generation"):
+                if reply.code in ("bad-request", "refused"):
+                    self._file.save(dataclasses.replace(self._keyring, pending=None))
+                raise refusal(reply)
+            # Another machine was faster. Its generation counts, and ours was never used.
+            self._file.save(dataclasses.replace(self._keyring, pending=None))
+            if not _unfinished(self._devices.catch_up()):
+                raise ConflictError("another machine has rotated the keys just now")
+            return
+        self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
+        self._devices.accept(pending)
+
+    def _new_generation(self, key_type: str) -> Pending:
+        keyring, current = self._keyring, _current(self._keyring)
+        before = keyring.statements[-1]
+        head = Statement.parse(before)
+        signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type)
+        keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
+        now = int(time.time())
+        due, expires = term(self._session.limits, now)
+        draft = dataclasses.replace(
+            head,
+            n=head.n + 1,
+            generation=keys.generation,
+            sign_pub=signing.public,
+            wrap_alg=wrapping.alg,
+            wrap_pub=wrapping.public.encoded,
+            voids=(),
+            created=now,
+            due=due,
+            expires=expires,
+            prev=record_hash(before),
+            reason=ROTATE,
+        )
+        old = SigningKey.from_seed(current.sign_seed)
+        return self._signed(draft, (*keyring.generations, keys), (signing, old), keys)
+
+    def _signed(
+        self,
+        draft: Statement,
+        generations: tuple[GenerationKeys, ...],
+        signers: tuple[SigningKey, ...],
+        keys: GenerationKeys | None,
+    ) -> Pending:
+        """The statement with its bundle, which holds these generations' private keys."""
+        keyring = self._keyring
+        bundle = seal_bundle(
+            Bundle(generations, keyring.name_keys, keyring.pins, self._session.trust.newest.note),
+            server=keyring.server_id,
+            user=keyring.user,
+            n=draft.n,
+            recipients=recipients(draft),
+        )
+        body = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
+        signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
+        return Pending(body, signatures, bundle, keys)
+
+    # --- wraps --------------------------------------------------------------------------------
+
+    def _wrap_all(self) -> int:
+        """Until nothing of an older generation is left; how many versions were wrapped."""
+        wrapped = 0
+        for _ in range(MAX_SWEEPS):
+            before = wrapped
+            window = Window[tuple[RewrapItem, ...]](self._session, _BATCHES)
+            try:
+                for batch in _batches(self._items(everything=False), self._renewed):
+                    if window.full:
+                        wrapped += self._done(*window.take())
+                    window.send(batch, Rewrap(batch))
+                while window:
+                    wrapped += self._done(*window.take())
+            finally:
+                window.abandon()
+            self._session.join()
+            if wrapped == before:
+                return wrapped
+        raise ConflictError("other machines keep changing the account", "run the command again")
+
+    def _done(self, batch: tuple[RewrapItem, ...], reply: Reply) -> int:
+        answer = answered(reply, Rewrapped)
+        if answer.receipt is not None:
+            user = self._keyring.user
+            sent = Sent("rewrap", user, user, None, None, b"", {})
+            with self._session.judging():
+                self._session.trust.receipt(answer.receipt, sent)
+        # What was changed meanwhile is met again by the next sweep.
+        return len(batch) - len(answer.left)
+
+    def _renewed(self, item: WrapItem) -> RewrapItem:
+        """One version's wrap under the new key, and its records endorsed, all of them verified."""
+        session, account = self._session, self._session.account
+        record = account.record(item.content, item.file_id)
+        signed = [item.content]
+        if item.head is not None:
+            account.record(item.head, item.file_id)
+            signed.append(item.head)
+        wrap = None
+        if item.wrap is not None:
+            key = open_wraps(record, account.first, (item.wrap,), account.private_keys)
+            (wrap,) = account.wrap(key)
+        generation = session.author.generation
+        endorsements = tuple(
+            self._endorsed(one) for one in signed if not _is_signed_by(one, generation)
+        )
+        return RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
+
+    def _endorsed(self, signed: SignedRecord) -> Endorsement:
+        digest = record_hash(signed.record)
+        return Endorsement(digest, self._session.endorse(digest))
+
+    def _items(self, *, everything: bool) -> Iterator[WrapItem]:
+        after = ""
+        while True:
+            page = self._session.call(GetWraps(after, MAX_BATCH, everything), WrapsPage)
+            for item in page.items:
+                if item.owner != self._keyring.user:
+                    raise BadRecord("the server shows another user's wraps as ours")
+                yield item
+            if not page.next:
+                return
+            if page.next == after:
+                raise ProtocolFailure("the server's wraps go round in circles")
+            after = page.next
+
+    # --- finish -------------------------------------------------------------------------------
+
+    def _finish(self) -> int | None:
+        """End older generations; how many wraps there are, None where something is left to wrap."""
+        session, keyring, current = self._session, self._keyring, _current(self._keyring)
+        leaves = self._current_leaves()
+        finish = RotationFinish(
+            current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
+        ).encode()
+        before = keyring.statements[-1]
+        head = Statement.parse(before)
+        if not _unfinished(head):
+            self._devices.drop_old_keys()
+            return len(leaves)
+        draft = dataclasses.replace(
+            head,
+            n=head.n + 1,
+            oldest=head.generation,
+            voids=(),
+            created=int(time.time()),
+            prev=record_hash(before),
+            reason=FINISH,
+        )
+        signing = SigningKey.from_seed(current.sign_seed)
+        ending = self._signed(draft, (current,), (signing,), None)
+        signature = signing.sign(Label.ROTATION_FINISH, finish)
+        reply = session.ask(
+            RotateFinish(ending.statement, ending.signatures, ending.bundle, finish, signature)
+        )
+        if isinstance(reply, Error) and reply.code in ("conflict", "stale-generation"):
+            self._devices.catch_up()
+            return None
+        self._devices.prove(answered(reply, Done).receipt, "rotate-finish", ending)
+        self._devices.accept(ending)
+        self._devices.drop_old_keys()
+        return len(leaves)
+
+    def _current_leaves(self) -> list[bytes]:
+        """All wraps of the account, as `RotationFinish.root` has them."""
+        own = self._session.account.own_key.key_id
+        leaves = []
+        for item in self._items(everything=True):
+            if item.wrap is None:
+                continue
+            if item.wrap.key_id == own:
+                leaf = wrap_leaf(item.owner, item.file_id, item.version, item.wrap.wrapped)
+                leaves.append(merkle.leaf_hash(leaf))
+        return leaves
+
+    # --- proof --------------------------------------------------------------------------------
+
+    def verify(self) -> Rotated:
+        """Check that no wrap and no record of an older generation than the present is left.
+
+        Raises `StaleGeneration` where a rotation is not finished, `BadRecord` where one is left.
+        """
+        head = self._devices.catch_up()
+        if _unfinished(head):
+            raise StaleGeneration("a rotation was begun and is not finished", "run `sfsc rotate`")
+        own, files = self._session.account.own_key.key_id, 0
+        for item in self._items(everything=True):
+            for signed in (item.content, item.head):
+                if signed is not None:
+                    self._session.account.record(signed, item.file_id)
+            if item.wrap is not None and item.wrap.key_id != own:
+                raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
+            files += item.wrap is not None
+        return Rotated(head.generation, 0, files, head.wrap_alg, head.due)
+
+
+def _unfinished(head: Statement) -> bool:
+    """Whether older generations than the newest still count."""
+    return head.oldest != head.generation
+
+
+def _current(keyring: Keyring) -> GenerationKeys:
+    if keyring.current is None:
+        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+    return keyring.current
+
+
+def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
+    return any(one.generation == generation for one in signed.signatures)
+
+
+def _batches(
+    items: Iterator[WrapItem], renewed: Callable[[WrapItem], RewrapItem]
+) -> Iterator[tuple[RewrapItem, ...]]:
+    batch: list[RewrapItem] = []
+    for item in items:
+        batch.append(renewed(item))
+        if len(batch) == MAX_BATCH:
+            yield tuple(batch)
+            batch = []
+    if batch:
+        yield tuple(batch)

@@ -1,0 +1,39 @@
+"""`sfsd rotate`: users must rotate their keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import click
+
+from protocol.messages.accounts import AccountsPage, ForceRotation, UserList
+from sfsd import administration
+from sfsd.commands import answer, root_option
+from sfsd.errors import ConfigError
+
+
+@click.command()
+@click.argument("name", metavar="USER", required=False)
+@click.option("--all", "everyone", is_flag=True, help="Every enrolled user.")
+@click.option("--reason", default="", help="Told to the user, and logged.")
+@root_option
+def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> None:
+    """Let USER only read until he has rotated his keys. His next sfsc command does it."""
+    if (name is None) != everyone:
+        raise ConfigError("a USER, or --all", "give one of the two")
+    names = _enrolled(root) if name is None else [name]
+    administration.ask(root, [ForceRotation(one, reason) for one in names])
+    for one in names:
+        answer(one)
+
+
+def _enrolled(root: Path) -> list[str]:
+    found: list[str] = []
+    after = ""
+    while True:
+        page = cast(AccountsPage, administration.ask(root, [UserList(after)])[0])
+        found += [account.user for account in page.accounts if account.fingerprint]
+        if not page.next:
+            return found
+        after = page.next

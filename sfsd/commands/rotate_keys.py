@@ -1,0 +1,28 @@
+"""`sfsd rotate-keys`: new keys of the server itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from sfsd import certificates
+from sfsd.commands import answer, root_option
+from sfsd.root import locked
+
+
+@click.command()
+@click.argument("which", type=click.Choice(["tls", "log"]))
+@root_option
+def command(root: Path, which: str) -> None:
+    """Replace the TLS key or the log's key. The daemon must not run.
+
+    Clients notice nothing: the server's long-lived key signs a statement about the new one, which
+    they follow from the key that their invitation pinned.
+    """
+    with locked(root):
+        now = int(time.time())
+        renew = certificates.renew_tls if which == "tls" else certificates.renew_log
+        keys = renew(root / "keys", now)
+        answer(f"statement {keys.n} names the new {which} key")

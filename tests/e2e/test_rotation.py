@@ -1,0 +1,328 @@
+"""Keys that rotate, through the programs: whole, interrupted at every point, by two at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from sfsc.envelope import private_keys
+from sfsc.errors import Tampered
+from sfsc.home import unlock
+from sfsc.keyring import Keyring
+from sfsc.primitives import PrivateKey, wrap_info
+from sfsd.layout import parse_sidecar
+from tests.e2e.test_main_job import objects
+from tests.harness import Client, Daemon, command, environment
+
+OPEN = "--no-passphrase"
+FULL = os.environ.get("SFS_ROTATION") == "full"
+NAMES = [f"{number:02}" for number in range(12)]
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    user = daemon.client("alice", tmp_path / "alice", OPEN, "--key-type", "x25519")
+    fill(user)
+    return user
+
+
+def fill(client: Client) -> None:
+    """Files, versions, trash, a purged version and a renamed file: 15 with content."""
+    with sfsc.connect(client.home) as store:
+        folder = client.home.with_name("files")
+        folder.mkdir(exist_ok=True)
+        for name in NAMES:
+            (folder / name).write_bytes(name.encode() * 50)
+        list(store.put_many([(folder / name, name) for name in NAMES]))
+        for name in NAMES[:4]:
+            store.put(folder / name, name=name)
+        store.rm(NAMES[0])
+        store.prune(NAMES[1], keep=1)
+        store.mv(NAMES[2], "renamed")
+
+
+def check_all(client: Client) -> None:
+    """Every file opens, old versions and trash included, and nothing of an older key is left."""
+    with sfsc.connect(client.home, auto_rotate=False) as store:
+        verified = store.verify_rotation()
+        assert verified.files == 16
+        for name in NAMES[3:]:
+            assert read(store, name) == name.encode() * 50
+        assert read(store, "renamed") == NAMES[2].encode() * 50
+        assert read(store, NAMES[3], 1) == NAMES[3].encode() * 50
+        assert read(store, NAMES[0], 2) == NAMES[0].encode() * 50
+
+
+def read(store: sfsc.Store, name: str, version: int | None = None) -> bytes:
+    with store.open(name, version=version) as file:
+        return file.read()
+
+
+def keyring(client: Client) -> Keyring:
+    return unlock(client.home, None).contents
+
+
+def test_a_rotation(daemon: Daemon, alice: Client) -> None:
+    before = keyring(alice)
+    (plan,) = objects(alice.run("--json", "rotate", "--plan"))
+    assert (plan["versions"], plan["begun"]) == (17, False)
+    assert objects(alice.run("--json", "rotate", "--if-due")) == [{"due": False}]
+    (done,) = objects(alice.run("--json", "rotate"))
+    assert (done["generation"], done["files"], done["key_type"]) == (2, 16, "x25519")
+    check_all(alice)
+    after = keyring(alice)
+    assert [one.generation for one in after.generations] == [2]
+    assert before.generations[0] not in after.generations
+    # With the old private keys and all of the server's disk: no wrap opens.
+    old = private_keys(before.generations)
+    assert tried(daemon, before, old) == (16, 0)
+    assert tried(daemon, after, private_keys(after.generations)) == (16, 16)
+    alice.run("rm", "-r", "/", code=0)
+    daemon.stop()
+    daemon.run("audit", "verify")
+    daemon.run("fsck", "--read-data")
+    steps = daemon.run("audit", "rotation", "alice").lines
+    assert "rotate-finish" in steps[-1]
+
+
+def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tuple[int, int]:
+    """(wraps on the disk, those that one of the keys opens), whatever their names say."""
+    wraps = opened = 0
+    for path in (daemon.root / "store" / "users" / owner.user / "files").rglob("*.json"):
+        sidecar = parse_sidecar(path.name, path.read_bytes())
+        record = sidecar.content_record
+        for wrap in sidecar.wraps:
+            wraps += 1
+            for key_id, key in keys.items():
+                info = wrap_info(owner.server_id, owner.first, record.content_id or b"", key_id)
+                try:
+                    key.unwrap(wrap.wrapped, info)
+                except Tampered:
+                    continue
+                opened += 1
+    return wraps, opened
+
+
+def test_from_rsa_to_x25519_to_xwing(daemon: Daemon, tmp_path: Path) -> None:
+    user = daemon.client("carol", tmp_path / "carol", OPEN, "--key-type", "rsa2048")
+    for generation, key_type in enumerate(("rsa2048", "x25519", "xwing"), 1):
+        if generation > 1:
+            (done,) = objects(user.run("--json", "rotate", "--key-type", key_type))
+            assert (done["generation"], done["key_type"]) == (generation, key_type)
+        user.run("put", "-", "--name", key_type, stdin=key_type.encode())
+    for name in ("rsa2048", "x25519", "xwing"):
+        assert user.run("cat", name).stdout == name.encode()
+    user.run("verify-rotation")
+    user.run("audit", "verify")
+
+
+def test_another_machine_goes_on_by_itself(alice: Client, tmp_path: Path) -> None:
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    other = Client(tmp_path / "other")
+    other.run("key", "restore", tmp_path / "backup", OPEN)
+    (recovery,) = objects(alice.run("--json", "key", "recovery"))
+    alice.run("rotate")
+    other.run("put", "-", "--name", "from other", stdin=b"x")
+    assert [one.generation for one in keyring(other).generations] == [2]
+    assert other.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+    other.run("rotate")
+    assert alice.run("cat", "from other").stdout == b"x"
+    # The backup and the code of before two rotations still open the account.
+    third, fourth = Client(tmp_path / "third"), Client(tmp_path / "fourth")
+    third.run("key", "restore", tmp_path / "backup", OPEN)
+    typed = f"{recovery['account']}\n{recovery['code']}\n".encode()
+    fourth.run("init", "--recovery", OPEN, stdin=typed)
+    for machine in (third, fourth):
+        assert machine.run("cat", "from other").stdout == b"x"
+        machine.run("verify-rotation")
+
+
+def test_a_forced_rotation(daemon: Daemon, alice: Client) -> None:
+    daemon.run("rotate", "alice", "--reason", "a laptop was stolen")
+    careful = {"SFSC_AUTO_ROTATE": "0"}
+    refused = started(alice, careful, "put", "-", "--name", "x")
+    assert refused.returncode == 4
+    assert b"a laptop was stolen" in refused.stderr
+    assert started(alice, careful, "cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+    alice.run("put", "-", "--name", "x", stdin=b"x")  # rotates, and then it may
+    assert keyring(alice).generations[-1].generation == 2
+    alice.run("verify-rotation")
+    daemon.run("rotate", "--all")
+    daemon.run("rotate", "nobody", code=3)
+    daemon.run("rotate", code=1)
+    # At most once a day by a server's word alone; asked for, at once.
+    assert alice.run("cat", "x").stdout == b"x"
+    assert keyring(alice).generations[-1].generation == 2
+    alice.run("rotate")
+    assert keyring(alice).generations[-1].generation == 3
+
+
+def started(
+    client: Client, own: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*command("sfsc"), *arguments],
+        input=b"content",
+        capture_output=True,
+        env=environment({"SFSC_HOME": str(client.home), **own}),
+        check=False,
+    )
+
+
+# --- interrupted
+
+KILLED = """
+import os, signal, sys
+from sfsc.transport import Transport
+from sfsc.keyring import KeyringFile
+import sfsc
+
+at, home, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+count = 0
+
+def step():
+    global count
+    count += 1
+    if count == at:
+        if what == "client":
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("now", flush=True)
+        sys.stdin.readline()
+
+submit, save = Transport.submit, KeyringFile.save
+
+def submitting(transport, message):
+    step()
+    ticket = submit(transport, message)
+    step()
+    return ticket
+
+def saving(file, contents):
+    step()
+    save(file, contents)
+    step()
+
+store = sfsc.connect(home, auto_rotate=False)
+Transport.submit, KeyringFile.save = submitting, saving
+store.rotate()
+print("done", count, flush=True)
+"""
+"""Rotates, and at the step named it is killed, or waits until somebody has killed the daemon. A
+step is ahead of or behind each request, and each change of the keyring."""
+
+
+def rotating(client: Client, at: int, what: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(at), str(client.home), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment({}),
+    )
+
+
+def steps_of(client: Client) -> int:
+    done, stderr = rotating(client, 0, "client").communicate(timeout=100)
+    assert done.startswith(b"done"), stderr.decode()
+    return int(done.split()[1])
+
+
+def points(steps: int, most: int) -> list[int]:
+    every = list(range(1, steps + 1))
+    return every if FULL else every[:: max(1, -(-steps // most))]
+
+
+@pytest.mark.slow
+def test_the_client_is_killed_at_each_step(daemon: Daemon, alice: Client) -> None:
+    """A rerun finishes, and every file opens."""
+    steps = steps_of(alice)
+    assert steps > 20
+    for at in points(steps, 12):
+        process = rotating(alice, at, "client")
+        _, stderr = process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL, (at, stderr.decode())
+        with sfsc.connect(alice.home, auto_rotate=False) as store:
+            assert read(store, NAMES[5]) == NAMES[5].encode() * 50
+            if at % 2:
+                store.rotate()
+        if not at % 2:
+            alice.run("cat", NAMES[5])  # any command finishes what was begun
+        check_all(alice)
+    alice.run("audit", "verify")
+    daemon.stop()
+    daemon.run("fsck")
+
+
+@pytest.mark.slow
+def test_the_daemon_is_killed_at_each_step(daemon: Daemon, alice: Client) -> None:
+    steps = steps_of(alice)
+    for at in points(steps, 10):
+        process = rotating(alice, at, "daemon")
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"now\n"
+        daemon.kill()
+        daemon.start()
+        process.stdin.write(b"go on\n")
+        process.stdin.flush()
+        out, stderr = process.communicate(timeout=100)
+        if not out.startswith(b"done"):
+            assert b"Traceback" in stderr  # the script's; the connection was lost for good
+            alice.run("rotate")
+        check_all(alice)
+    alice.run("audit", "verify")
+
+
+def test_two_machines_rotate_and_upload_at_once(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    others = [Client(tmp_path / f"machine {number}") for number in range(2)]
+    for other in others:
+        other.run("key", "restore", tmp_path / "backup", OPEN)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}").write_bytes(b"%d" % number)
+    (folder / "big").write_bytes(os.urandom(9 << 20))
+    rotating_ = [machine.start("rotate") for machine in (alice, others[0])]
+    uploading = [
+        machine.start("put", "-r", str(folder), "--name", f"at once {number}")
+        for number, machine in enumerate(others)
+    ]
+    for process in (*rotating_, *uploading):
+        _, stderr = process.communicate(timeout=100)
+        assert b"Traceback" not in stderr
+        assert process.returncode in (0, 6), stderr.decode()
+    alice.run("rotate")
+    for number in range(2):
+        alice.run("get", "-r", f"at once {number}", "-o", tmp_path / "out")
+        got = tmp_path / "out" / f"at once {number}"
+        same = subprocess.run(["diff", "-r", folder, got], check=False, capture_output=True)
+        assert same.returncode == 0, same.stdout
+    for machine in (alice, *others):
+        machine.run("verify-rotation")
+
+
+def test_the_server_s_own_keys(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    alice.run("put", "-", "--name", "p", "--receipt", tmp_path / "proof", stdin=b"x")
+    for which in ("tls", "log", "tls", "log"):
+        daemon.run("rotate-keys", which, code=1)  # the daemon runs
+        daemon.stop()
+        daemon.run("rotate-keys", which)
+        daemon.run("audit", "verify")
+        daemon.start()
+        assert alice.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+    alice.run("audit", "verify")
+    # A receipt of before is checked with the key of before, a machine of before goes on.
+    alice.run("audit", "check", tmp_path / "proof")
+    other = Client(tmp_path / "other")
+    other.run("key", "restore", tmp_path / "backup", OPEN)
+    assert other.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
