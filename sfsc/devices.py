@@ -127,6 +127,19 @@ class Devices:
 
         Raises `KeyringError` where this machine is no longer one of the account's devices.
         """
+        for _ in range(MAX_CONFLICTS):
+            try:
+                return self._catch_up()
+            except ConflictError:
+                # Another process of this machine has written the keyring: go on from what it has.
+                before = self._session.author.generation
+                self._file.reload()
+                self._session.use(self._keyring)
+                if self._session.author.generation != before:
+                    self._session.reconnect()
+        raise ConflictError("other processes keep changing the keyring", "run the command again")
+
+    def _catch_up(self) -> Statement:
         keyring, session = self._keyring, self._session
         with session.judging():
             chain = follow(
@@ -214,11 +227,16 @@ class Devices:
         if pending.keys is not None:
             generations = (*generations, pending.keys)
         statements = (*keyring.statements, pending.statement)
-        self._file.save(
-            dataclasses.replace(
-                keyring, statements=statements, generations=generations, pending=None
-            )
+        accepted = dataclasses.replace(
+            keyring, statements=statements, generations=generations, pending=None
         )
+        try:
+            self._file.save(accepted)
+        except ConflictError:
+            # Another process of this machine may have followed the chain to it already.
+            self._file.reload()
+            if pending.statement not in self._keyring.statements:
+                raise
         self._session.use(self._keyring)
         if pending.keys is not None:
             self._session.reconnect()

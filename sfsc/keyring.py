@@ -253,6 +253,17 @@ class KeyringFile:
         self.contents = contents
         self._stored_sha256 = hashlib.sha256(stored).digest()
 
+    def reload(self) -> None:
+        """Take over what another process of this machine has written since.
+
+        Raises `KeyringDamaged`, also where the file is locked otherwise by now, and `LocalError`.
+        """
+        stored = _read(self.path)
+        if stored[:_HEADER_SIZE] != self._lock.header:
+            raise KeyringDamaged("the keyring was replaced meanwhile", "run the command again")
+        self.contents = _unseal(stored, self._lock)
+        self._stored_sha256 = hashlib.sha256(stored).digest()
+
 
 def needs_passphrase(path: Path) -> bool:
     """Whether the keyring at `path` is locked. Raises `KeyringMissing` or `KeyringDamaged`."""

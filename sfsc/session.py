@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 from protocol.auditlog import Entry as LogEntry
 from protocol.messages import Error, FileView, Receipt, Reply, Request
@@ -37,6 +37,7 @@ from sfsc.errors import (
     KeyringMissing,
     Rollback,
     SfscError,
+    StaleGeneration,
     Unreachable,
 )
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
@@ -204,6 +205,12 @@ class Session:
                 if lost:
                     again()
                 return action()
+            except StaleGeneration:
+                # This session was opened with keys that the account has newer ones of by now.
+                if self.renewer is None or lost == MAX_LOSSES:
+                    raise
+                lost += 1
+                self.renewer()
             except LOST:
                 # An answer like "busy" is of the same class, but the connection is there.
                 if self.transport.usable or lost == MAX_LOSSES:
@@ -223,8 +230,18 @@ class Session:
         raise failure or Unreachable("the connection was lost")
 
     def ask(self, message: Request) -> Reply:
-        """The answer to a request, be it an `Error`; sent again where the connection is lost."""
-        return self.surviving(lambda: self.transport.call(message), lambda: None)
+        """The answer to a request, be it an `Error`; sent again where the connection is lost, or
+        was opened with keys that were rotated since."""
+        generation = self.author.generation
+
+        def asked() -> Reply:
+            reply = self.transport.call(message)
+            # Once renewed, it can only be what was signed with the older key.
+            if _is_stale(reply) and self.renewer and self.author.generation == generation:
+                raise refusal(cast(Error, reply))
+            return reply
+
+        return self.surviving(asked, lambda: None)
 
     def call(self, message: Request, kind: type[_Reply]) -> _Reply:
         """The answer to a request. Raises what an `Error` stands for."""
@@ -352,6 +369,10 @@ class Session:
         if newest != self._remembered:  # receipts of one commit have one checkpoint
             self.state.remember_checkpoint(newest.size, newest.root, newest.note)
             self._remembered = newest
+
+
+def _is_stale(reply: Reply) -> bool:
+    return isinstance(reply, Error) and reply.code == "stale-generation"
 
 
 def known_file(file: File) -> KnownFile:

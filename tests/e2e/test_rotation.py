@@ -71,7 +71,7 @@ def keyring(client: Client) -> Keyring:
 def test_a_rotation(daemon: Daemon, alice: Client) -> None:
     before = keyring(alice)
     (plan,) = objects(alice.run("--json", "rotate", "--plan"))
-    assert (plan["versions"], plan["begun"]) == (17, False)
+    assert (plan["versions"], plan["begun"]) == (16, False)
     assert objects(alice.run("--json", "rotate", "--if-due")) == [{"due": False}]
     (done,) = objects(alice.run("--json", "rotate"))
     assert (done["generation"], done["files"], done["key_type"]) == (2, 16, "x25519")
@@ -299,7 +299,7 @@ def test_two_machines_rotate_and_upload_at_once(
     for process in (*rotating_, *uploading):
         _, stderr = process.communicate(timeout=100)
         assert b"Traceback" not in stderr
-        assert process.returncode in (0, 6), stderr.decode()
+        assert process.returncode == 0 or process in rotating_, stderr.decode()
     alice.run("rotate")
     for number in range(2):
         alice.run("get", "-r", f"at once {number}", "-o", tmp_path / "out")
