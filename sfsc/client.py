@@ -283,6 +283,10 @@ class Store:
         """Replace the account's keys, wrap every file anew, destroy the old ones."""
         return self._rotation.rotate(key_type)
 
+    def drop_device(self, device_id: bytes) -> Rotated:
+        """Rotate the keys without one of the account's devices, which is locked out then."""
+        return self._rotation.rotate(drop=device_id)
+
     def verify_rotation(self) -> Rotated:
         """Check that nothing of an older generation than the present is left."""
         return self._rotation.verify()

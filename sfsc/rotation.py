@@ -41,8 +41,10 @@ from sfsc.errors import (
     BadRecord,
     ConflictError,
     KeyringMissing,
+    NotFound,
     ProtocolFailure,
     StaleGeneration,
+    UsageError,
 )
 from sfsc.greeting import DAY, term
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
@@ -131,16 +133,19 @@ class Rotation:
             state.remember_rotated(now)
         return self.rotate()
 
-    def rotate(self, key_type: str | None = None) -> Rotated:
+    def rotate(self, key_type: str | None = None, drop: bytes | None = None) -> Rotated:
         """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
-        by default that of the present one.
+        by default that of the present one; `drop` the device_id of a machine that gets no more of
+        this account's keys.
 
         Raises what stops it; run again, it goes on where it was.
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
-        if not _unfinished(head):
-            self._begin(key_type or head.wrap_alg)
+        if drop is not None:
+            _check_droppable(head, drop, self._keyring.device.device_id)
+        if not _unfinished(head) or drop is not None:
+            self._begin(key_type or head.wrap_alg, drop)
         wrapped = self._wrap_all()
         for _ in range(MAX_SWEEPS):
             files = self._finish()
@@ -152,11 +157,11 @@ class Rotation:
 
     # --- begin --------------------------------------------------------------------------------
 
-    def _begin(self, key_type: str) -> None:
+    def _begin(self, key_type: str, drop: bytes | None) -> None:
         """Have the next generation accepted, or go on with the one that another machine began."""
         pending = self._keyring.pending
-        if pending is None or pending.keys is None:
-            pending = self._new_generation(key_type)
+        if pending is None or pending.keys is None or drop is not None:
+            pending = self._new_generation(key_type, drop)
             self._file.save(dataclasses.replace(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
@@ -173,7 +178,7 @@ class Rotation:
         self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
         self._devices.accept(pending)
 
-    def _new_generation(self, key_type: str) -> Pending:
+    def _new_generation(self, key_type: str, drop: bytes | None) -> Pending:
         keyring, current = self._keyring, _current(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
@@ -188,6 +193,7 @@ class Rotation:
             sign_pub=signing.public,
             wrap_alg=wrapping.alg,
             wrap_pub=wrapping.public.encoded,
+            devices=tuple(one for one in head.devices if one[0] != drop),
             voids=(),
             created=now,
             due=due,
@@ -354,6 +360,13 @@ class Rotation:
                 raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
             files += item.wrap is not None
         return Rotated(head.generation, 0, files, head.wrap_alg, head.due)
+
+
+def _check_droppable(head: Statement, drop: bytes, own: bytes) -> None:
+    if drop == own:
+        raise UsageError("this machine cannot drop itself", "do it on another one")
+    if all(one != drop for one, _ in head.devices):
+        raise NotFound("the account has no such device", "see `sfsc device list`")
 
 
 def _unfinished(head: Statement) -> bool:

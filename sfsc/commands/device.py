@@ -7,11 +7,33 @@ import click
 import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
+from sfsc.commands.rotate import show
+from sfsc.errors import NotFound
 
 
 @click.group(short_help="Show the machines that have your keys.")
 def command() -> None:
     """The machines and backups that have your account's keys."""
+
+
+@command.command()
+@click.argument("device")
+@click.pass_obj
+def drop(context: Context, device: str) -> None:
+    """Lock DEVICE (its id, or the beginning of it) out: your keys are replaced without it.
+
+    What it could read until now it may have kept, and its copy of the old keys opens what the
+    server had of old wraps. A recovery code or backup that may be in the same hands is not ended by
+    this: drop the backup too, and replace the code.
+    """
+    with sfsc.connect(
+        context.home, passphrase=terminal.passphrase_source(), auto_rotate=False
+    ) as store:
+        found = [one for one in store.devices() if one.device_id.hex().startswith(device.lower())]
+        if len(found) != 1:
+            raise NotFound(f"{len(found)} devices begin so", "see `sfsc device list`")
+        done = store.drop_device(found[0].device_id)
+    show(done, as_json=context.json)
 
 
 @command.command("list")

@@ -310,6 +310,27 @@ def test_two_machines_rotate_and_upload_at_once(
         machine.run("verify-rotation")
 
 
+def test_a_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
+    for name in ("stolen", "kept"):
+        alice.run("key", "backup", tmp_path / f"{name}.backup", OPEN)
+        Client(tmp_path / name).run("key", "restore", tmp_path / f"{name}.backup", OPEN)
+    stolen, kept = Client(tmp_path / "stolen"), Client(tmp_path / "kept")
+    devices = objects(stolen.run("--json", "device", "list"))
+    (its,) = [str(one["device"]) for one in devices if one["here"]]
+    alice.run("device", "drop", "ff" * 16, code=3)
+    stolen.run("device", "drop", its, code=2)
+    alice.run("device", "drop", its[:12])
+    left = [str(one["device"]) for one in objects(alice.run("--json", "device", "list"))]
+    assert its not in left
+    assert len(left) == 4
+    for arguments in (("cat", NAMES[5]), ("ls",), ("put", "-", "--name", "x"), ("rotate",)):
+        refused = stolen.run(*arguments, code=8)
+        assert "not sealed for this machine" in refused.stderr
+    assert kept.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+    check_all(alice)
+    alice.run("audit", "verify")
+
+
 def test_the_server_s_own_keys(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     alice.run("put", "-", "--name", "p", "--receipt", tmp_path / "proof", stdin=b"x")
