@@ -7,7 +7,7 @@ PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-log vectors soak crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-log vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
 	@echo "make soak         5,000 files, 4 GiB, and 50 cuts of one upload, not a sample"
+	@echo "make rotation-sweep client and daemon killed at every step of a rotation, not a sample"
 	@echo "make crash-sweep  the crash tests at every point, not a sample"
 	@echo "make audit-sweep every bit of a log changed, every truncation, not a sample"
 	@echo "make fuzz         property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
@@ -61,6 +62,9 @@ vectors: $(STAMP)
 
 soak: $(STAMP)
 	SFS_SOAK=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_soak.py
+
+rotation-sweep: $(STAMP)
+	SFS_ROTATION=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_rotation.py -k each_step
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py

@@ -88,7 +88,15 @@ class Rotated:
 class Rotation:
     """Rotates the keys of one account, over one session."""
 
-    def __init__(self, session: Session, file: KeyringFile, devices: Devices) -> None:
+    def __init__(
+        self,
+        session: Session,
+        file: KeyringFile,
+        devices: Devices,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` gives unix seconds."""
+        self._clock = clock
         self._session = session
         self._file = file
         self._devices = devices
@@ -115,7 +123,7 @@ class Rotation:
         return (
             _unfinished(head)
             or self._keyring.pending is not None
-            or time.time() >= head.due
+            or self._clock() >= head.due
             or (notice is not None and notice.state != "rotated")
         )
 
@@ -124,7 +132,7 @@ class Rotation:
         at most once a day, so that it cannot keep us at it."""
         if not self.is_due() or self._session.state.distrusted() is not None:
             return None
-        head, now = Statement.parse(self._keyring.statements[-1]), int(time.time())
+        head, now = Statement.parse(self._keyring.statements[-1]), int(self._clock())
         own_reason = _unfinished(head) or self._keyring.pending is not None or now >= head.due
         state = self._session.state
         if not own_reason:
@@ -184,7 +192,7 @@ class Rotation:
         head = Statement.parse(before)
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
-        now = int(time.time())
+        now = int(self._clock())
         due, expires = term(self._session.limits, now)
         draft = dataclasses.replace(
             head,
@@ -311,7 +319,7 @@ class Rotation:
             n=head.n + 1,
             oldest=head.generation,
             voids=(),
-            created=int(time.time()),
+            created=int(self._clock()),
             prev=record_hash(before),
             reason=FINISH,
         )

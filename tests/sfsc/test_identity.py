@@ -392,3 +392,92 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         1: SIGNING.public,
         3: third_key,
     }
+
+
+# --- rotation: which keys count
+
+
+def rotated(*, finished: bool) -> Account:
+    """Ada after a rotation from `SIGNING` to `OTHER`, with or without its finish."""
+    begin = {
+        "n": 2,
+        "generation": 2,
+        "sign_pub": OTHER.public,
+        "prev": record_hash(statement()),
+        "reason": "rotate",
+    }
+    chain = [statement(), statement(**begin)]
+    if finished:
+        end = {**begin, "n": 3, "oldest": 2, "prev": record_hash(chain[-1]), "reason": "finish"}
+        chain.append(statement(**end))
+    ring = replace(
+        keyring(*chain),
+        generations=(
+            GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),
+            GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded),
+        ),
+    )
+    return Account.of(ring)
+
+
+def signed_by(body: bytes, *signatures: tuple[int, SigningKey, Label]) -> SignedRecord:
+    digest = record_hash(body)
+    return SignedRecord(
+        body,
+        tuple(
+            GenerationSignature(generation, key.sign(label, digest if label is ENDORSE else body))
+            for generation, key, label in signatures
+        ),
+    )
+
+
+RECORD, ENDORSE = Label.RECORD, Label.ENDORSE
+OLD = (1, SIGNING, RECORD)
+COUNTS: dict[str, tuple[tuple[tuple[int, SigningKey, Label], ...], bool, bool]] = {
+    "an old record while its key counts": ((OLD,), False, True),
+    "an endorsed one while its key counts": ((OLD, (2, OTHER, ENDORSE)), False, True),
+    "an old record once its key is ended": ((OLD,), True, False),
+    "an endorsed one": ((OLD, (2, OTHER, ENDORSE)), True, True),
+    "endorsed by the old key itself": ((OLD, (2, SIGNING, ENDORSE)), True, False),
+    "endorsed with a signature for something else": ((OLD, (2, OTHER, RECORD)), True, False),
+    "an endorsement alone": (((2, OTHER, ENDORSE),), True, False),
+    "endorsed, and signed by a stranger": (
+        ((1, SigningKey.from_seed(b"9" * 32), RECORD), (2, OTHER, ENDORSE)),
+        True,
+        False,
+    ),
+    "endorsed by a generation that never was": ((OLD, (3, OTHER, ENDORSE)), True, False),
+    "signed twice by one": ((OLD, OLD), False, False),
+    "not signed": ((), False, False),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_whose_signature_counts(case: str) -> None:
+    signatures, finished, counts = COUNTS[case]
+    who, made = rotated(finished=finished), version()
+    signed = signed_by(made.body, *signatures)
+    if counts:
+        assert who.record(signed, FILE_ID) == made.record
+    else:
+        with pytest.raises(BadRecord):
+            who.record(signed, FILE_ID)
+
+
+def test_an_old_record_in_a_history_needs_no_endorsement() -> None:
+    who, made = rotated(finished=True), version()
+    assert who.record(signed_by(made.body, OLD), FILE_ID, historic=True) == made.record
+    with pytest.raises(BadRecord):
+        who.record(signed_by(made.body, (1, OTHER, RECORD)), FILE_ID, historic=True)
+
+
+def test_a_record_signed_later_with_a_key_that_was_ended() -> None:
+    """A thief of the old key: whatever he signs, no key that counts has vouched for it."""
+    who = rotated(finished=True)
+    forged = version().changed(created=10**10)
+    for signatures in ((OLD,), (OLD, (2, SIGNING, ENDORSE))):
+        view = FileView(9, signed_by(forged.body, *signatures), None, forged.metadata, forged.wraps)
+        with pytest.raises(BadRecord):
+            who.newest(view, FILE_ID, None)
+        with pytest.raises(BadRecord):
+            who.opened(view, FILE_ID, 0, None)

@@ -14,6 +14,7 @@ import pytest
 from protocol import merkle
 from protocol.messages import Reply
 from protocol.messages.accounts import ForceRotation, Usage
+from protocol.messages.downloads import GetOpen, Opened
 from protocol.messages.rotation import (
     Endorsement,
     GetBundle,
@@ -30,6 +31,7 @@ from protocol.messages.rotation import (
 )
 from protocol.messages.sharing import Identity, Lookup
 from protocol.records import (
+    DELETE,
     PURGE,
     RecoveryKey,
     RotationFinish,
@@ -358,6 +360,28 @@ def test_a_block_is_lifted_by_a_rotation(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"again")
     assert served.open(login("ada", ada.key, 2))[1].notice is None
     refused(served.ask(operator, ForceRotation("eve", "")), "not-found")
+
+
+def test_due_and_overdue(served: Daemon, ada: Person) -> None:
+    ada.put(file_id(1), b"content")
+
+    def state() -> str | None:
+        notice = served.open(login("ada", ada.key, ada.generation))[1].notice
+        return None if notice is None else notice.state
+
+    start = served.clock.now
+    for days, told in ((89.9, None), (90.1, "due"), (119.9, "due"), (120.1, "overdue")):
+        served.clock.now = start + days * DAY
+        assert state() == told, days
+        if told != "overdue":
+            ada.put(file_id(1), b"again")
+    refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
+    gone = ada.signed(ada.record(file_id(1), DELETE, current=0))
+    refused(ada.ask(gone.change()), "rotation-required")
+    assert isinstance(ada.ask(GetOpen("ada", file_id(1), 0)), Opened)
+    begun(ada)
+    assert state() is None
+    ada.put(file_id(1), b"again")
 
 
 def test_a_login_with_an_older_key_is_told(served: Daemon, ada: Person) -> None:
