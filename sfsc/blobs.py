@@ -3,6 +3,8 @@ ciphertext still to come."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from protocol import merkle
 from protocol.encoding import Buffer
 from protocol.messages import Error, Reply
@@ -16,15 +18,26 @@ from sfsc.session import Session
 from sfsc.state import KnownFile
 
 
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that is asked for: `name`, checked, and its `version`, 0 for the current one."""
+    """A version that is asked for: `version` 0 is the current one. `name` was checked; None where
+    only the id is known. `known` is what was known of the file before it is asked for."""
 
-    def __init__(self, session: Session, name: str, version: int) -> None:
-        self.name = name
-        self.version = version
-        self.file_id = session.account.file_id(name)
-        self.known: KnownFile | None = session.state.file(self.file_id)
-        self.request = GetOpen(session.account.user, self.file_id, version)
+    name: str | None
+    file_id: str
+    version: int
+    known: KnownFile | None
+    request: GetOpen
+
+    @classmethod
+    def of(cls, session: Session, name: str, version: int) -> Wanted:
+        file_id = session.account.file_id(name)
+        return replace(cls.of_id(session, file_id, version), name=name)
+
+    @classmethod
+    def of_id(cls, session: Session, file_id: str, version: int) -> Wanted:
+        request = GetOpen(session.account.user, file_id, version)
+        return cls(None, file_id, version, session.state.file(file_id), request)
 
 
 class Blob:
@@ -38,13 +51,14 @@ class Blob:
         self._session = session
         name, version, known = wanted.name, wanted.version, wanted.known
         if isinstance(reply, Error) and reply.code == "not-found":
+            name = name or "the file"
             which = f"{name} has no version {version}" if version else f"there is no file {name}"
             raise NotFound(which, "`sfsc ls` shows what there is")
         opened = answered(reply, Opened)
         shown = None if known is None else known.known
         self.file = session.account.opened(opened.view, wanted.file_id, version, shown)
         self._key, self.metadata = session.account.open(self.file)
-        if self.metadata.name != name:
+        if name is not None and self.metadata.name != name:
             raise Tampered("the server gave another file than the one asked for")
         session.learn_head(self.file, known)
         self.size = self.file.content.ciphertext_size or 0
@@ -56,7 +70,7 @@ class Blob:
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
         """Asked for and answered."""
-        wanted = Wanted(session, name, version)
+        wanted = Wanted.of(session, name, version)
         return cls(session, wanted, session.ask(wanted.request))
 
     def ready(self) -> Opener:

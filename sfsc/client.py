@@ -279,13 +279,16 @@ class Store:
         """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
         return self._rotation.is_due()
 
-    def rotate(self, *, key_type: str | None = None) -> Rotated:
-        """Replace the account's keys, wrap every file anew, destroy the old ones."""
-        return self._rotation.rotate(key_type)
-
-    def drop_device(self, device_id: bytes) -> Rotated:
-        """Rotate the keys without one of the account's devices, which is locked out then."""
-        return self._rotation.rotate(drop=device_id)
+    def rotate(
+        self,
+        *,
+        key_type: str | None = None,
+        compromised: bool = False,
+        drop_device: bytes | None = None,
+    ) -> Rotated:
+        """Replace the account's keys, wrap every file anew, destroy the old ones; after a theft
+        encrypt every content anew as well, and leave a device out."""
+        return self._rotation.rotate(key_type, drop_device, compromised=compromised)
 
     def verify_rotation(self) -> Rotated:
         """Check that nothing of an older generation than the present is left."""

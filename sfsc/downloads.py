@@ -97,7 +97,7 @@ class Downloads:
             for item in items:
                 if window.full:
                     yield from self._arrived(*window.take(), skip)
-                wanted = Wanted(self._session, item.name, item.version)
+                wanted = Wanted.of(self._session, item.name, item.version)
                 window.send((item, wanted), wanted.request)
             while window:
                 yield from self._arrived(*window.take(), skip)

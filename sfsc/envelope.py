@@ -206,12 +206,14 @@ def content_record(
     created: int,
     op: str = PUT,
     origin: tuple[str, int] | None = None,
+    current: int | None = None,
 ) -> FileRecord:
     """The record that makes `version` of a file, onto its record `head` (exact bytes; None: new).
 
     `metadata` as `seal_metadata` gave it; `seen` the newest proven (size, root) of the log;
-    `created` in unix seconds; `origin` the (file_id, version) that a restore takes over. The record
-    is built again, with the same key, when the head moved on.
+    `created` in unix seconds; `origin` the (file_id, version) that a restore takes over; `current`
+    the version that is current after it, by default this one. The record is built again, with the
+    same key, when the head moved on.
     """
     return FileRecord(
         server=author.server,
@@ -225,7 +227,7 @@ def content_record(
         seen=seen,
         created=created,
         readers=readers,
-        current=version,
+        current=version if current is None else current,
         content_id=key.content_id,
         version=version,
         ciphertext_size=ciphertext_size,

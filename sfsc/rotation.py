@@ -1,7 +1,7 @@
 """The account's keys replaced: a new generation, every wrap made anew, the old keys destroyed.
 
 Re-wrapping limits what a key that is stolen *tomorrow* opens. It does not help against who has the
-old private key and the old wraps already; for that, contents must be encrypted anew.
+old private key and the old wraps already; for that, contents are encrypted anew (`reencryption`).
 
 Each step may be cut: the new keys and the statement that brings them are kept before they are
 sent, the server says what is left to wrap, and old private keys go only once the account's bundle
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol import merkle
-from protocol.chain import FINISH, ROTATE
+from protocol.chain import COMPROMISED, FINISH, ROTATE
 from protocol.messages import Done, Error, Reply
 from protocol.messages.base import SignedRecord
 from protocol.messages.rotation import (
@@ -35,9 +35,11 @@ from protocol.messages.rotation import (
 )
 from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
+from sfsc.audit import Audit
 from sfsc.devices import Devices, recipients
 from sfsc.envelope import Bundle, open_wraps, seal_bundle
 from sfsc.errors import (
+    BadReceipt,
     BadRecord,
     ConflictError,
     KeyringMissing,
@@ -49,10 +51,11 @@ from sfsc.errors import (
 from sfsc.greeting import DAY, term
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey
+from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered, refusal
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
-from sfsc.trust import Sent
+from sfsc.trust import TOLD, Sent
 from sfsc.window import Window
 
 MAX_SWEEPS: Final = 16
@@ -141,10 +144,16 @@ class Rotation:
             state.remember_rotated(now)
         return self.rotate()
 
-    def rotate(self, key_type: str | None = None, drop: bytes | None = None) -> Rotated:
+    def rotate(
+        self,
+        key_type: str | None = None,
+        drop: bytes | None = None,
+        *,
+        compromised: bool = False,
+    ) -> Rotated:
         """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
         by default that of the present one; `drop` the device_id of a machine that gets no more of
-        this account's keys.
+        this account's keys. With `compromised` every content is encrypted anew as well.
 
         Raises what stops it; run again, it goes on where it was.
         """
@@ -152,9 +161,12 @@ class Rotation:
         head = self._devices.catch_up()
         if drop is not None:
             _check_droppable(head, drop, self._keyring.device.device_id)
-        if not _unfinished(head) or drop is not None:
-            self._begin(key_type or head.wrap_alg, drop)
+        if not _unfinished(head) or drop is not None or compromised > self._is_compromised():
+            reason = COMPROMISED if compromised else ROTATE
+            self._begin(key_type or head.wrap_alg, drop, reason)
         wrapped = self._wrap_all()
+        if self._is_compromised():
+            self._reencrypt_all()
         for _ in range(MAX_SWEEPS):
             files = self._finish()
             if files is not None:
@@ -165,11 +177,11 @@ class Rotation:
 
     # --- begin --------------------------------------------------------------------------------
 
-    def _begin(self, key_type: str, drop: bytes | None) -> None:
+    def _begin(self, key_type: str, drop: bytes | None, reason: str) -> None:
         """Have the next generation accepted, or go on with the one that another machine began."""
         pending = self._keyring.pending
-        if pending is None or pending.keys is None or drop is not None:
-            pending = self._new_generation(key_type, drop)
+        if pending is None or pending.keys is None or drop is not None or reason != ROTATE:
+            pending = self._new_generation(key_type, drop, reason)
             self._file.save(dataclasses.replace(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
@@ -186,7 +198,7 @@ class Rotation:
         self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
         self._devices.accept(pending)
 
-    def _new_generation(self, key_type: str, drop: bytes | None) -> Pending:
+    def _new_generation(self, key_type: str, drop: bytes | None, reason: str) -> Pending:
         keyring, current = self._keyring, _current(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
@@ -207,7 +219,7 @@ class Rotation:
             due=due,
             expires=expires,
             prev=record_hash(before),
-            reason=ROTATE,
+            reason=reason,
         )
         old = SigningKey.from_seed(current.sign_seed)
         return self._signed(draft, (*keyring.generations, keys), (signing, old), keys)
@@ -299,6 +311,48 @@ class Rotation:
             if page.next == after:
                 raise ProtocolFailure("the server's wraps go round in circles")
             after = page.next
+
+    # --- contents -----------------------------------------------------------------------------
+
+    def _is_compromised(self) -> bool:
+        """Whether the rotation that is not finished is one after a theft."""
+        for body in reversed(self._keyring.statements):
+            reason = Statement.parse(body).reason
+            if reason in (FINISH, "enrol"):
+                return False
+            if reason == COMPROMISED:
+                return True
+        return False
+
+    def _reencrypt_all(self) -> None:
+        """Every version whose content is under an older generation's record, trash included."""
+        session, generation = self._session, self._session.author.generation
+        before = self._logged_before()
+        reencryption = Reencryption(session)
+        for item in list(self._items(everything=True)):
+            if item.wrap is None:
+                continue
+            record = session.account.record(item.content, item.file_id)
+            if record.generation == generation:
+                continue
+            # Who has the old key can sign in its name; he cannot put it before what is logged.
+            if record_hash(item.content.record) not in before:
+                raise BadRecord("a record of the old key that was logged after it was ended", TOLD)
+            reencryption.version(item.file_id, item.version)
+
+    def _logged_before(self) -> set[bytes]:
+        """Hashes of all records of this account that the log had before the rotation began."""
+        found: set[bytes] = set()
+        begun = next(
+            body
+            for body in reversed(self._keyring.statements)
+            if Statement.parse(body).reason == COMPROMISED
+        )
+        for entry in Audit(self._session).entries():
+            if entry.rec == begun:
+                return found
+            found.update(record_hash(body) for body, _ in entry.records)
+        raise BadReceipt("the log does not have the beginning of this rotation", TOLD)
 
     # --- finish -------------------------------------------------------------------------------
 

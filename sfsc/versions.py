@@ -161,9 +161,11 @@ class Versions:
         """Versions that still have their content, but the newest `keep` and the current one."""
         records = self._records(file)
         gone = {version for record in records for version in record.purged or ()}
-        there = [record.version for record in records if record.version not in (None, *gone)]
+        # A version that was encrypted anew has several records.
+        made = {record.version for record in records if record.version is not None}
+        there = sorted(made - gone)
         old = there[: len(there) - keep]
-        return [version for version in old if version is not None and version != file.head.current]
+        return [version for version in old if version != file.head.current]
 
     def _version(self, file: File, version: int) -> File:
         session, found = self._session, file

@@ -15,7 +15,7 @@ from typing import Final
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import ACCESS, MOVE, FileRecord, Reader, Statement, record_hash
+from protocol.records import ACCESS, MOVE, REENCRYPT, FileRecord, Reader, Statement, record_hash
 from protocol.signatures import Label, verify
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
@@ -196,10 +196,15 @@ class Admission:
 def check_content(
     admitted: Admitted, *, size: int, root: bytes, metadata: bytes, content_ids: dict[int, bytes]
 ) -> None:
-    """Raise `Refused` unless the record describes this ciphertext and metadata as a new version."""
-    record, version = admitted.record, admitted.head.next_version
-    _need(record.version == version, f"the next version is {version}")
-    _need(record.current == version, "a new version is the current one")
+    """Raise `Refused` unless the record describes this ciphertext and metadata: as a new version,
+    or where it encrypts one anew, as that one, with nothing else current than before."""
+    record, before = admitted.record, admitted.head.record
+    if record.op != REENCRYPT:
+        version = admitted.head.next_version
+        _need(record.version == version, f"the next version is {version}")
+        _need(record.current == version, "a new version is the current one")
+    elif before is not None:
+        _need(record.current == before.current, "what is current stays as it is")
     _need(record.ciphertext_size == size, f"{size} bytes of ciphertext are here")
     _need(record.segments_root == root, "the ciphertext has another segments_root")
     _need(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")

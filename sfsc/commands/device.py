@@ -7,8 +7,7 @@ import click
 import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
-from sfsc.commands.rotate import show
-from sfsc.errors import NotFound
+from sfsc.commands.rotate import find_device, show
 
 
 @click.group(short_help="Show the machines that have your keys.")
@@ -29,10 +28,7 @@ def drop(context: Context, device: str) -> None:
     with sfsc.connect(
         context.home, passphrase=terminal.passphrase_source(), auto_rotate=False
     ) as store:
-        found = [one for one in store.devices() if one.device_id.hex().startswith(device.lower())]
-        if len(found) != 1:
-            raise NotFound(f"{len(found)} devices begin so", "see `sfsc device list`")
-        done = store.drop_device(found[0].device_id)
+        done = store.rotate(drop_device=find_device(store, device))
     show(done, as_json=context.json)
 
 

@@ -23,10 +23,11 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import PUT, FileRecord
+from protocol.records import PUT, REENCRYPT, FileRecord
 from sfsd.admission import Admitted, Head, check_content, parse_record
-from sfsd.changes import Adopt, Change, Effect, Write
-from sfsd.errors import Refused
+from sfsd.changes import Adopt, Change, Effect, Remove, Write
+from sfsd.documents import Document
+from sfsd.errors import Absent, Refused
 from sfsd.index import holding_of
 from sfsd.layout import INLINE_LEAVES, Sidecar, inbox_path
 from sfsd.ledger import Ledger
@@ -34,7 +35,7 @@ from sfsd.pending import Upload
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 
-@operation(PutSmall, access=USER, logged="upload")
+@operation(PutSmall, access=USER, logged="upload or reencrypt")
 def put_small(world: World, who: Principal, message: PutSmall) -> Reply | Commit[Reply]:
     record, head = _locate(world, who, message.record)
     if (receipt := repeated(world, who, head, message.record)) is not None:
@@ -43,6 +44,10 @@ def put_small(world: World, who: Principal, message: PutSmall) -> Reply | Commit
     leaf = leaf_hash(ciphertext)  # at most 256 KiB: one piece, whose leaf is the root
     content = _Content(len(ciphertext), leaf, leaf, message.metadata, message.wraps)
     ledger, quota = world.accounts.quota(who.user)
+    if record.op == REENCRYPT:
+        path = head.paths(record.version or 0).ciphertext
+        admitted = _admit(world, record, message.record, message.signature, head, content)
+        return _reencrypt(world, who, admitted, content, Write(path, ciphertext, leaf))
     path = head.paths(head.next_version).ciphertext
     return _put(
         world,
@@ -89,7 +94,7 @@ def put_abort(world: World, who: Principal, message: PutAbort) -> Aborted:
     return Aborted()
 
 
-@operation(PutCommit, access=USER, logged="upload", after_data=True)
+@operation(PutCommit, access=USER, logged="upload or reencrypt", after_data=True)
 def put_commit(world: World, who: Principal, message: PutCommit) -> Reply | Commit[Reply]:
     record, head = _locate(world, who, message.record)
     if (receipt := repeated(world, who, head, message.record)) is not None:
@@ -115,6 +120,16 @@ def _commit(
 ) -> Commit[Reply]:
     size, leaves, root = upload.whole()
     content = _Content(size, root, b"".join(leaves), message.metadata, message.wraps)
+    if record.op == REENCRYPT:
+        return _reencrypt(
+            world,
+            who,
+            _admit(world, record, message.record, message.signature, head, content),
+            content,
+            Adopt(head.paths(record.version or 0).ciphertext, upload.staged),
+            kept=partial(world.uploads.forget, upload),
+            undo=upload.end_commit,
+        )
     ledger, quota = world.accounts.quota(who.user)
     return _put(
         world,
@@ -156,7 +171,7 @@ class Claim:
 
 def _locate(world: World, who: Principal, body: bytes) -> tuple[FileRecord, Head]:
     record = parse_record(body)
-    if record.op != PUT:
+    if record.op not in (PUT, REENCRYPT):
         raise Refused("bad-request", f"a {record.op} record stores no new content")
     if record.owner != who.user:
         raise Refused("not-found", "no such file")
@@ -249,6 +264,77 @@ def _put(
     )
     change = Change(entry, admitted.expect, tuple(effects), claim, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+
+
+def _reencrypt(
+    world: World,
+    who: Principal,
+    admitted: Admitted,
+    content: _Content,
+    ciphertext: Effect,
+    *,
+    kept: Callable[[], None] = lambda: None,
+    undo: Callable[[], None] | None = None,
+) -> Commit[Reply]:
+    """The change that gives a version, which stays what it is, new bytes under a new key. It needs
+    no more room than before, so no quota is asked for."""
+    record, head, files = admitted.record, admitted.head, admitted.head.files
+    version = record.version or 0
+    target = _kept_version(head, version)
+    paths = head.paths(version)
+    inline = len(content.leaves) <= INLINE_LEAVES * 32
+    sidecar = Sidecar(
+        seq=0,
+        content=admitted.signed,
+        head=None,
+        metadata=content.metadata,
+        wraps=content.wraps,
+        leaves=content.leaves if inline else None,
+        content_record=record,
+        head_record=record,
+    )
+    written = {version: sidecar}
+    if version != head.version and head.document is not None:
+        newest = replace(head.document.value, head=admitted.signed, head_record=record)
+        written[head.version] = newest
+    leaves = Remove(paths.leaves) if inline else Write(paths.leaves, content.leaves)
+    effects = [
+        ciphertext,
+        leaves,
+        *(Write(head.paths(number).sidecar, one.encode) for number, one in written.items()),
+    ]
+
+    def then(seq: int) -> None:
+        for number, one in written.items():
+            files.saw(replace(one, seq=seq), number)
+        for holding in holding_of(sidecar):
+            files.ledger.hold(holding)
+        world.opened.forget(record.owner, record.file_id, version)
+        kept()
+
+    entry = draft(
+        who,
+        "reencrypt",
+        owner=record.owner,
+        file=record.file_id,
+        version=version,
+        rec=admitted.signed.record,
+        sigs=admitted.sigs,
+        accounts=admitted.accounts,
+    )
+    expect = {**admitted.expect, target.path: target.digest}
+    change = Change(entry, expect, tuple(effects), None, then)
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+
+
+def _kept_version(head: Head, version: int) -> Document[Sidecar]:
+    try:
+        document = head.files.sidecar(head.file_id, version)
+    except Absent as exc:
+        raise Refused("not-found", "no such version") from exc
+    if document.value.metadata is None:
+        raise Refused("not-found", "the content of this version was removed")
+    return document
 
 
 def _check_writable(world: World) -> None:

@@ -310,6 +310,67 @@ def test_two_machines_rotate_and_upload_at_once(
         machine.run("verify-rotation")
 
 
+def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """With the old private keys, all old file keys and the server's disk: nothing opens."""
+    (tmp_path / "big").write_bytes(os.urandom(3 << 20))
+    alice.run("put", "big", cwd=tmp_path)
+    before = keyring(alice)
+    old_deks = deks(daemon, before)
+    assert len(old_deks) == 17
+    kept = {path.name: path.read_bytes() for path in blobs(daemon)}
+    (done,) = objects(alice.run("--json", "rotate", "--compromised"))
+    assert (done["generation"], done["files"]) == (2, 17)
+    assert tried(daemon, before, private_keys(before.generations)) == (17, 0)
+    assert all(path.read_bytes() != kept[path.name] for path in blobs(daemon))
+    assert not old_deks & deks(daemon, keyring(alice))
+    alice.run("get", "big", "-o", "back", cwd=tmp_path)
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
+    alice.run("rm", "big")
+    with sfsc.connect(alice.home) as store:
+        store.purge("big")
+    check_all(alice)
+    alice.run("audit", "verify")
+    # Once more is another rotation; without a theft it moves nothing.
+    (again,) = objects(alice.run("--json", "rotate"))
+    assert again["generation"] == 3
+    check_all(alice)
+    daemon.stop()
+    daemon.run("fsck", "--read-data")
+
+
+def test_after_a_theft_interrupted(daemon: Daemon, alice: Client) -> None:
+    """Killed on the way, twice; whatever command comes next finishes."""
+    before = keyring(alice)
+    for seconds in (0.9, 1.3):
+        process = alice.start("rotate", "--compromised")
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+    alice.run("rotate", "--compromised")
+    assert tried(daemon, before, private_keys(before.generations)) == (16, 0)
+    check_all(alice)
+
+
+def blobs(daemon: Daemon) -> list[Path]:
+    return sorted((daemon.root / "store" / "users" / "alice" / "files").rglob("*.ct"))
+
+
+def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:
+    """All file keys that lie on the server, by version, opened with the owner's key."""
+    found = set()
+    keys = private_keys(owner.generations)
+    for path in (daemon.root / "store" / "users" / "alice" / "files").rglob("*.json"):
+        sidecar = parse_sidecar(path.name, path.read_bytes())
+        for wrap in sidecar.wraps:
+            record = sidecar.content_record
+            info = wrap_info(owner.server_id, owner.first, record.content_id or b"", wrap.key_id)
+            dek = keys[wrap.key_id].unwrap(wrap.wrapped, info)
+            found.add(path.name.encode() + dek)
+    return found
+
+
 def test_a_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
     for name in ("stolen", "kept"):
         alice.run("key", "backup", tmp_path / f"{name}.backup", OPEN)
@@ -347,3 +408,29 @@ def test_the_server_s_own_keys(daemon: Daemon, alice: Client, tmp_path: Path) ->
     other = Client(tmp_path / "other")
     other.run("key", "restore", tmp_path / "backup", OPEN)
     assert other.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+
+
+def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path: Path) -> None:
+    """He has a copy of the keyring, takes a device of his own and drops the owner's. The recovery
+    code, which he cannot replace, opens the account still; then he is the one who is dropped."""
+    (code,) = objects(alice.run("--json", "key", "recovery"))
+    copy, thief = Client(tmp_path / "copy"), Client(tmp_path / "thief")
+    copy.home.mkdir()
+    (copy.home / "keyring").write_bytes((alice.home / "keyring").read_bytes())
+    copy.run("key", "backup", tmp_path / "loot", OPEN)
+    thief.run("key", "restore", tmp_path / "loot", OPEN)
+    for device in objects(thief.run("--json", "device", "list")):
+        if not device["here"]:
+            thief.run("device", "drop", str(device["device"]))
+    alice.run("cat", NAMES[5], code=8)
+    thief.run("key", "recovery", stdin=b"\n", code=2)  # he does not have the code
+    owner = Client(tmp_path / "owner")
+    typed = f"{code['account']}\n{code['code']}\n".encode()
+    owner.run("init", "--recovery", OPEN, stdin=typed)
+    for device in objects(owner.run("--json", "device", "list")):
+        if not device["here"]:
+            owner.run("device", "drop", str(device["device"]))
+    thief.run("cat", NAMES[5], code=8)
+    thief.run("rotate", code=8)
+    check_all(owner)
+    owner.run("audit", "verify")
