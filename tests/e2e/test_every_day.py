@@ -336,6 +336,7 @@ def test_memory_does_not_grow_with_the_tree(alice: Client, tmp_path: Path) -> No
 # --- other programs
 
 S = MEBIBYTE.segment_size
+TAMPERED = {S, 2 * S - 72, 5 * MIB + 7}
 
 
 @pytest.mark.parametrize(
@@ -352,6 +353,10 @@ def test_tink_opens_what_lies_on_the_server(
     blob = path.read_bytes()
     associated = bytes.fromhex(str(key["associated_data"]))
     assert tink_opens(bytes.fromhex(str(key["dek"])), associated, blob) == data
+    with pytest.raises(Exception, match=r"."):
+        tink_opens(bytes.fromhex(str(key["dek"])), bytes(16), blob)
+    if size not in TAMPERED:
+        return
     last = len(blob) - len(blob) % S if len(blob) % S else len(blob) - S
     wrong = {
         "cut": blob[:-1],
@@ -362,13 +367,11 @@ def test_tink_opens_what_lies_on_the_server(
     }
     for name, changed in wrong.items():
         if changed == blob:
-            continue
+            continue  # one segment has no other order
         path.write_bytes(changed)
         released = alice.run("cat", "f", code=5).stdout
         assert data.startswith(released), name
         assert len(released) < len(data) or not data, name
-    with pytest.raises(Exception, match=r"."):
-        tink_opens(bytes.fromhex(str(key["dek"])), bytes(16), blob)
     path.write_bytes(blob)
     assert alice.run("cat", "f").stdout == data
 

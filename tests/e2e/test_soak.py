@@ -23,10 +23,10 @@ from tests.harness import Client, Daemon
 
 FULL = os.environ.get("SFS_SOAK") == "full"
 MIB = 1024 * 1024
-FILES = 5_000 if FULL else 250
-NAMES = 10_000 if FULL else 300
-LARGE = 4096 * MIB if FULL else 96 * MIB
-UPLOAD, CUTS = (256 * MIB, 50) if FULL else (40 * MIB, 8)
+FILES = 5_000 if FULL else 100
+NAMES = 10_000 if FULL else 120
+LARGE = 4096 * MIB if FULL else 64 * MIB
+UPLOAD, CUTS = (256 * MIB, 50) if FULL else (24 * MIB, 5)
 SEED = 20_261_125
 
 
