@@ -17,7 +17,7 @@ import pytest
 import sfsc
 from tests.harness import Client, Daemon
 
-KILLS = 60 if os.environ.get("SFS_CRASH_POINTS") == "full" else 6
+KILLS = 60 if os.environ.get("SFS_CRASH_POINTS") == "full" else 4
 SEED = int(os.environ.get("SFS_CRASH_SEED", "7"))
 
 
@@ -58,7 +58,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600 if KILLS > 6 else 500)
+@pytest.mark.timeout(3600 if KILLS > 4 else 500)
 def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     alice = daemon.client("alice", tmp_path / "alice")
@@ -113,7 +113,7 @@ def check_second_start(daemon: Daemon) -> None:
 def test_killed_right_after_an_answer(daemon: Daemon, tmp_path: Path) -> None:
     """The narrowest case: the daemon dies the moment a client was told that its file is safe."""
     alice = daemon.client("alice", tmp_path / "alice")
-    for turn in range(5):
+    for turn in range(3):
         for size in (10, 2_000_000):
             name = f"f{turn}-{size}"
             (tmp_path / name).write_bytes(os.urandom(size))
