@@ -15,7 +15,7 @@ from protocol.invitation import AccountLink, parse_address
 from protocol.messages import session as opening
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.messages.rotation import GetBundle, SealedBundle
-from protocol.messages.sharing import Identity
+from protocol.messages.sharing import Identity, Lookup
 from protocol.records import Statement
 from protocol.signatures import SigningKey
 from sfsc.codes import RecoveryCode
@@ -24,7 +24,7 @@ from sfsc.envelope import Bundle, open_bundle
 from sfsc.errors import LocalError
 from sfsc.greeting import dial, login
 from sfsc.home import check_no_keyring, keyring_path, open_state
-from sfsc.identities import follow
+from sfsc.identities import follow, newest_bundle
 from sfsc.keyring import Device, Keyring, KeyringFile
 from sfsc.primitives import XWING, PrivateKey
 from sfsc.refusals import answered, proof_in
@@ -106,10 +106,18 @@ class _Opened:
         message = login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
         reply = transport.call(message, transport.timeouts.opening)
         trust.session(answered(reply, opening.Session))
-        chain = follow(
-            lambda asked: answered(transport.call(asked), Identity), trust, link.user, link.first
+
+        def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+            def ask(message: Lookup) -> Identity:
+                return answered(transport.call(message), Identity)
+
+            return follow(ask, trust, link.user, link.first, known)
+
+        chain, sealed = newest_bundle(
+            follow_on(()),
+            follow_on,
+            lambda: answered(transport.call(GetBundle()), SealedBundle).bundle,
         )
-        sealed = answered(transport.call(GetBundle()), SealedBundle).bundle
         bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
         # A log that is older than the one that this account has seen elsewhere is a rollback.
         if bundle.checkpoint:

@@ -25,7 +25,7 @@ from protocol.signatures import Label, SigningKey
 from sfsc.codes import RecoveryCode
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
-from sfsc.identities import follow
+from sfsc.identities import follow, newest_bundle
 from sfsc.keyring import Device, Keyring, KeyringFile, Pending
 from sfsc.primitives import XWING, PrivateKey, PublicKey
 from sfsc.refusals import answered, refusal
@@ -141,18 +141,10 @@ class Devices:
 
     def _catch_up(self) -> Statement:
         keyring, session = self._keyring, self._session
-        with session.judging():
-            chain = follow(
-                lambda asked: session.call(asked, Identity),
-                session.trust,
-                keyring.user,
-                keyring.first,
-                keyring.statements,
-            )
-        session.join()
+        chain = self._follow(keyring.statements)
         head = Statement.parse(chain[-1])
         if keyring.current is None or head.generation != keyring.current.generation:
-            self._renew(chain, head)
+            head = self._renew(chain)
         elif chain != keyring.statements:
             pending = keyring.pending
             if pending is not None and pending.statement in chain:
@@ -163,30 +155,47 @@ class Devices:
             self.drop_old_keys()
         return head
 
-    def _renew(self, chain: tuple[bytes, ...], head: Statement) -> None:
+    def _follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        keyring, session = self._keyring, self._session
+        with session.judging():
+            chain = follow(
+                lambda asked: session.call(asked, Identity),
+                session.trust,
+                keyring.user,
+                keyring.first,
+                known,
+            )
+        session.join()
+        return chain
+
+    def _renew(self, chain: tuple[bytes, ...]) -> Statement:
         """Go on with the keys of a rotation that this machine did not make, or whose answer it did
-        not get."""
+        not get; the statement whose keys they are."""
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
             generations = (*keyring.generations, pending.keys)
             renewed = dataclasses.replace(keyring, generations=generations)
         else:
-            bundle = self._open_bundle(head)
+            chain, bundle = self._newest_bundle(chain)
             renewed = dataclasses.replace(
                 keyring, generations=bundle.generations, name_keys=bundle.name_keys
             )
         self._file.save(dataclasses.replace(renewed, statements=chain, pending=None))
         session.use(self._keyring)
         session.reconnect()
+        return Statement.parse(chain[-1])
 
-    def _open_bundle(self, head: Statement) -> Bundle:
-        """What the newest statement commits to, opened with this machine's own key."""
+    def _newest_bundle(self, chain: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], Bundle]:
+        """What the newest statement commits to, opened with this machine's own key, and the chain
+        up to there."""
         keyring = self._keyring
         keys = [PrivateKey(XWING, keyring.device.xwing_private)]
         keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
-        sealed = self._session.call(GetBundle(), SealedBundle).bundle
-        return open_bundle(sealed, head, keys)
+        chain, sealed = newest_bundle(
+            chain, self._follow, lambda: self._session.call(GetBundle(), SealedBundle).bundle
+        )
+        return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
 
     def drop_old_keys(self) -> None:
         """Destroy the private keys of older generations, once the account's bundle was read back
@@ -194,8 +203,9 @@ class Devices:
         keyring = self._keyring
         if len(keyring.generations) == 1:
             return
-        head = Statement.parse(keyring.statements[-1])
-        bundle = self._open_bundle(head)
+        chain, bundle = self._newest_bundle(keyring.statements)
+        if Statement.parse(chain[-1]).generation != keyring.generations[-1].generation:
+            return  # rotated meanwhile by another machine: they go when that is followed
         if bundle.generations != keyring.generations[-1:]:
             raise BadRecord("the account's bundle does not hold the present keys alone")
         self._file.save(dataclasses.replace(keyring, generations=bundle.generations))

@@ -3,18 +3,22 @@ to follow from the one before it, from the first, which is pinned."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Callable
 from typing import Final
 
 from protocol.chain import check_first, check_next
 from protocol.errors import RemoteProtocolError
 from protocol.messages.sharing import Identity, Lookup
-from protocol.records import record_hash
+from protocol.records import Statement, record_hash
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
 from sfsc.trust import TOLD, Trust
 
 MAX_STATEMENTS: Final = 4096
 """Of one user. Ten years of weekly rotations are 1,600."""
+MAX_MOVES: Final = 16
+"""How often an account's chain may grow between the reading of its end and of its bundle."""
 Ask = Callable[[Lookup], Identity]
 
 
@@ -46,6 +50,29 @@ def follow(
     if not chain or len(shown) == 0:
         raise Rollback(f"the server shows fewer statements of {user} than were seen", TOLD)
     return tuple(chain)
+
+
+def newest_bundle(
+    chain: tuple[bytes, ...],
+    follow_on: Callable[[tuple[bytes, ...]], tuple[bytes, ...]],
+    fetch: Callable[[], bytes],
+) -> tuple[tuple[bytes, ...], bytes]:
+    """The account's sealed bundle, and the chain whose last statement names it.
+
+    The two are two questions, and another machine may publish between them: a bundle that the end
+    of `chain` does not name is only believed where the chain, followed on, goes on to one that
+    does. Where it does not go on, the bundle is returned as it is, for `open_bundle` to refuse.
+    """
+    sealed = fetch()
+    for _ in range(MAX_MOVES):
+        named = Statement.parse(chain[-1]).bundle_sha256
+        if hmac.compare_digest(hashlib.sha256(sealed).digest(), named):
+            break
+        longer = follow_on(chain)
+        if longer == chain:
+            break
+        chain, sealed = longer, fetch()
+    return chain, sealed
 
 
 def _check_known(known: bytes, body: bytes, first: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from protocol.auditlog import Draft
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records import Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
+from sfsc.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,
     BrokenChain,
@@ -20,8 +22,9 @@ from sfsc.errors import (
     IntegrityError,
     ProtocolFailure,
     Rollback,
+    Tampered,
 )
-from sfsc.identities import follow
+from sfsc.identities import follow, newest_bundle
 from sfsc.trust import Trust
 from tests.sfsc.lying import SPKI, Log
 
@@ -126,6 +129,46 @@ def test_a_rotation_is_followed() -> None:
     signatures = NEXT.sign(Label.STATEMENT, body), KEY.sign(Label.STATEMENT, body)
     server.append(body, signatures)
     assert server.follow() == tuple(server.bodies)
+
+
+@pytest.mark.parametrize("moves", [0, 1, 3])
+def test_a_bundle_that_is_newer_than_the_chain(moves: int) -> None:
+    """Another machine published between the two questions."""
+    server = Server(2)
+    server.add(bundle_sha256=hashlib.sha256(b"bundle 0").digest())
+    published = 0
+
+    def fetch() -> bytes:
+        nonlocal published
+        if published < moves:
+            published += 1
+            server.add(bundle_sha256=hashlib.sha256(b"bundle %d" % published).digest())
+        return b"bundle %d" % published
+
+    def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return server.follow(len(known))
+
+    chain, sealed = newest_bundle(server.follow(), follow_on, fetch)
+    assert (chain, sealed) == (tuple(server.bodies), b"bundle %d" % moves)
+    assert Statement.parse(chain[-1]).bundle_sha256 == hashlib.sha256(sealed).digest()
+    server.trust.join([server.log.consistency(*gap) for gap in server.trust.gaps()])
+
+
+def test_a_bundle_that_no_statement_names() -> None:
+    """The chain does not go on to one that does: `open_bundle` has to refuse it."""
+    server = Server(2)
+    server.add(bundle_sha256=hashlib.sha256(b"bundle").digest())
+    chain = server.follow()
+    asked = []
+
+    def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        asked.append(known)
+        return server.follow(len(known))
+
+    assert newest_bundle(chain, follow_on, lambda: b"another") == (chain, b"another")
+    assert asked == [chain]
+    with pytest.raises(Tampered):
+        open_bundle(b"another", Statement.parse(chain[-1]), [])
 
 
 def test_another_first_statement_than_the_pinned() -> None:
