@@ -45,7 +45,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --session-timeout=1800
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --session-timeout=1800
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo

@@ -12,7 +12,8 @@ import heapq
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.merkle import PIECE_SIZE, PieceHasher
@@ -93,6 +94,7 @@ class DirectoryStore:
         self._published = 0
         self._lock = threading.Lock()
         self._settling = threading.Lock()
+        self._publishing = threading.Lock()
         self._unsettled: list[Prepared] = []
         self._last_seq = -1
         try:
@@ -175,6 +177,13 @@ class DirectoryStore:
         finally:
             blob.close()
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While it lasts nothing is published, so that several files can be read as one change
+        left them. The committer waits: for a few small files only."""
+        with self._publishing:
+            yield
+
     def _remember(self, path: str, digest: bytes | None) -> None:
         self._digests[path] = digest
         self._digests.move_to_end(path)
@@ -230,14 +239,15 @@ class DirectoryStore:
     def publish(self, prepared: Prepared) -> None:
         """Make a logged group visible, in order. May be repeated after an OSError, which it raises
         as it is: the caller knows whether room can be made."""
-        for step in prepared.steps:
-            self.placing.install(step)
-        with self._lock:
-            self._published += 1
+        with self._publishing:
             for step in prepared.steps:
-                self._remember(step.path, step.digest)
-            self._unsettled.append(prepared)
-            self._last_seq = prepared.last_seq
+                self.placing.install(step)
+            with self._lock:
+                self._published += 1
+                for step in prepared.steps:
+                    self._remember(step.path, step.digest)
+                self._unsettled.append(prepared)
+                self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
             staged.adopted()
 

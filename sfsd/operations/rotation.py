@@ -156,10 +156,11 @@ def _continue(
 
 @operation(GetBundle, access=OWN_KEYS)
 def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle:  # noqa: ARG001
-    user = world.accounts.acting(who.user)
-    path = bundle_path(user.name)
+    path = bundle_path(who.user)
     try:
-        bundle = world.store.read(path)
+        with world.store.still():
+            user = world.accounts.acting(who.user)
+            bundle = world.store.read(path)
     except Absent as exc:
         raise DamagedError("the bundle is not there", path=path) from exc
     digest = hashlib.sha256(bundle).digest()

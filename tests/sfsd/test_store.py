@@ -410,6 +410,27 @@ def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
         DirectoryStore(tmp_path)
 
 
+def test_two_files_of_one_change_are_read_as_it_left_them(store: DirectoryStore) -> None:
+    contents = [bytes([n]) * 3000 for n in range(100)]
+    put(store, change(Write(SIDE, contents[0]), Write(BLOB, contents[0])))
+    done = threading.Event()
+
+    def watch() -> int:
+        seen = 0
+        while not done.is_set():
+            with store.still():
+                assert store.read(SIDE) == store.read(BLOB)
+            seen += 1
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(watch) for _ in range(2)]
+        for seq, data in enumerate(contents[1:], 1):
+            put(store, change(Write(SIDE, data), Write(BLOB, data)), seq=seq)
+        done.set()
+        assert all(watcher.result(10) for watcher in watching)
+
+
 def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> None:
     contents = [bytes([n]) * 3000 for n in range(100)]
     put(store, change(Write(SIDE, contents[0])))
