@@ -5,14 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
-# The end-to-end tests wait for disks and for programs to start: two workers leave half of two cores idle.
-WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? 4 : cores)))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test demo bench bench-log vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
-	@echo "make test         lint, then every test (about ten minutes on two cores)"
+	@echo "make test         lint, then every test (under ten minutes on two cores)"
 	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
 	@echo "make bench        1 GiB up and down beside a bare pipe (BENCH_BYTES, BENCH_RUNS)"
 	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
@@ -47,7 +45,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --session-timeout=1800
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --session-timeout=1800
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
