@@ -61,7 +61,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(3600 if KILLS > 4 else 500)
 def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    alice = daemon.client("alice", tmp_path / "alice")
+    alice = daemon.client("alice", tmp_path / "alice", "--no-passphrase")
     source = tmp_path / "source"
     source.mkdir()
     hashes = make_files(source, chance)
@@ -112,7 +112,7 @@ def check_second_start(daemon: Daemon) -> None:
 @pytest.mark.slow
 def test_killed_right_after_an_answer(daemon: Daemon, tmp_path: Path) -> None:
     """The narrowest case: the daemon dies the moment a client was told that its file is safe."""
-    alice = daemon.client("alice", tmp_path / "alice")
+    alice = daemon.client("alice", tmp_path / "alice", "--no-passphrase")
     for turn in range(3):
         for size in (10, 2_000_000):
             name = f"f{turn}-{size}"
