@@ -12,7 +12,7 @@ CHECKED := $(PACKAGES) tests benchmarks contrib
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
 	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
-	@echo "make bench        1 GiB up and down beside a bare pipe (BENCH_BYTES, BENCH_RUNS)"
+	@echo "make bench        files, folders, starts, commits beside a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
 	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"

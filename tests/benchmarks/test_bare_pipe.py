@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bare_pipe import CERTIFICATE, HEADER, KEY, PipeError, make_certificate, receive_file
-from benchmarks.run import bare_pipe
+from benchmarks.bare_pipe import receive_file
+from benchmarks.bare_wire import CERTIFICATE, HEADER, KEY, PipeError, make_certificate
+from benchmarks.measure import bare_pipe
+from benchmarks.works import check_same
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (3 << 20) + 7])
@@ -61,3 +63,17 @@ def test_what_is_not_what_was_sent_is_refused(tmp_path: Path, sent: bytes) -> No
         peer.unwrap()
     sender.join()
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("count", [0, 130])
+def test_a_folder_goes_up_and_comes_down(tmp_path: Path, count: int) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    for number in range(count):
+        folder = source / "below" if number % 2 else source
+        (folder / f"f{number}").write_bytes(os.urandom(number % 9 and (1 << 20) * (number % 3)))
+    with bare_pipe(tmp_path / "pipe") as pipe:
+        pipe.run("up", source, "name")
+        pipe.run("down", "name", tmp_path / "target")
+    check_same(source, tmp_path / "pipe" / "name")
+    check_same(source, tmp_path / "target")

@@ -1,0 +1,103 @@
+"""64 clients with one small request each, beside one client with 64 requests under way.
+
+All are driven by this one thread, so that both cost the asking side the same. The request is Stat
+of one file: authorised and answered from what the daemon has in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from benchmarks.measure import Work
+from protocol.messages.files import Stat, Stated
+from sfsc.home import folder, open_state, unlock
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.harness import PASSPHRASE
+
+CLIENTS: Final = 64
+ROUNDS: Final = 100
+_NAME: Final = "asked-for"
+
+
+class Clients:
+    """`CLIENTS` sessions of the account in `home`, and one more. A context: logs them all out."""
+
+    def __init__(self, home: Path) -> None:
+        keyring = unlock(folder(home), PASSPHRASE).contents
+        self._state = open_state(home, keyring)
+        self._sessions = [Session(keyring, self._state) for _ in range(CLIENTS + 1)]
+        self._latencies: list[float] = []
+
+    def work(self) -> Work:
+        """The ratio, and on stderr the latencies."""
+        return Work(
+            f"{CLIENTS} clients, Stat",
+            CLIENTS * ROUNDS,
+            "requests",
+            self.many,
+            self.one,
+            f"window of {CLIENTS}",
+            goal=0.9,
+        )
+
+    def many(self, turn: int) -> None:
+        self._latencies.clear()
+        self._ask(self._sessions[1:])
+        slowest = statistics.quantiles(self._latencies, n=100)[-1]
+        single = self._single()
+        told = {"p99_ms": slowest * 1e3, "single_ms": single * 1e3, "ratio": slowest / single}
+        print(json.dumps({"work": "latency", "turn": turn, **told}), file=sys.stderr)
+
+    def one(self, _turn: int) -> None:
+        self._ask(self._sessions[:1] * CLIENTS)
+
+    def _ask(self, sessions: list[Session]) -> None:
+        for _ in range(ROUNDS):
+            asked = [
+                (session, time.perf_counter(), session.transport.submit(self._stat))
+                for session in sessions
+            ]
+            for session, start, ticket in asked:
+                _check(session.transport.result(ticket))
+                self._latencies.append(time.perf_counter() - start)
+
+    def _single(self) -> float:
+        """Seconds of one request when nothing else is asked, the median."""
+        times = []
+        for _ in range(50):
+            start = time.perf_counter()
+            _check(self._sessions[0].transport.call(self._stat))
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def __enter__(self) -> Self:
+        for session in self._sessions:
+            session.connect()
+        first = self._sessions[0]
+        source = Path(os.devnull)
+        put = Uploads(first).put(source, _NAME)
+        self._stat = Stat(first.account.user, put.file_id, 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for session in self._sessions:
+            session.close()
+        self._state.close()
+
+
+def _check(reply: object) -> None:
+    if not isinstance(reply, Stated):
+        raise SystemExit(f"not an answer to Stat: {reply}")
