@@ -3,10 +3,16 @@
 A statement is signed by its own key, and where that is a new one, by the key before it or by the
 recovery key that was committed before. So nobody but who held one of these can continue a chain,
 and who pinned its first statement needs nothing else.
+
+A thief with the old key can continue it too. The committed recovery key, which he can neither have
+nor replace, then undoes what he wrote: a statement of reason `recovery` names in `voids` the first
+statement that does not stand, and none from that one up to itself does. It names one and not all,
+since he who wrote them decides how many there are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from protocol.errors import ChainError, SignatureError
@@ -41,13 +47,15 @@ def check_first(body: bytes, signatures: tuple[bytes, ...]) -> Statement:
 
 
 def check_next(
-    before: bytes, body: bytes, signatures: tuple[bytes, ...]
+    chain: Sequence[bytes], body: bytes, signatures: tuple[bytes, ...]
 ) -> tuple[Statement, tuple[bytes, ...]]:
-    """(statement, public keys that signed it) of the one after `before`; both are exact bytes.
+    """(statement, public keys that signed it) of the one that follows `chain`, exact bytes in order
+    from the first, all checked before.
 
     `signatures` has the own key's first; a second is that of the key or the recovery key before.
     Raises as `check_first`.
     """
+    before = chain[-1]
     old, new = Statement.parse(before), Statement.parse(body)
     _need((new.server, new.user) == (old.server, old.user), "a statement of another chain")
     _need((new.n, new.prev) == (old.n + 1, record_hash(before)), "not the next statement")
@@ -61,14 +69,64 @@ def check_next(
         _need(new.sign_pub != old.sign_pub, f"{new.reason} brings a new key")
     _need(new.reason != "enrol", "only the first statement enrols")
     _need(new.reason != RECOVERY or by_recovery, "only the recovery key recovers")
-    _need(not new.voids or by_recovery, "only the recovery key voids")
+    _need(not new.voids or new.reason == RECOVERY, "only a recovery voids")
     if old.recovery is not None and new.recovery != old.recovery:
         _need(by_recovery, "only the recovery key replaces itself")
     _need(
-        new.oldest == (new.generation if new.reason == FINISH else old.oldest),
-        "only a finished rotation ends older generations",
+        new.oldest == (new.generation if new.reason == FINISH else _oldest(chain, old, new)),
+        "only a finished rotation ends older generations, and only a recovery brings them back",
     )
     return new, signers
+
+
+def voided(chain: Sequence[Statement]) -> frozenset[int]:
+    """The numbers `n` of statements of a checked chain that a later recovery has undone. What a
+    generation has signed that such a statement began counts for nothing, whoever vouches for it."""
+    found: set[int] = set()
+    for statement in chain:
+        if statement.voids:
+            found |= set(range(_first_undone(chain, statement), statement.n))
+    return frozenset(found)
+
+
+def standing(chain: Sequence[Statement]) -> tuple[list[Statement], list[Statement]]:
+    """(those that stand, those that were voided), of a checked chain, each in order. A generation
+    is voided where no statement that stands is of it."""
+    undone = voided(chain)
+    return (
+        [one for one in chain if one.n not in undone],
+        [one for one in chain if one.n in undone],
+    )
+
+
+def _oldest(chain: Sequence[bytes], old: Statement, new: Statement) -> int:
+    """The lowest generation whose signatures count after `new`, which is no finish.
+
+    Where a thief has finished a rotation, his generation is the lowest that counts. Undoing it must
+    bring back those before, else nothing that the owner has ever signed would count: it is then
+    what it was before the first statement undone.
+    """
+    if not new.voids:
+        return old.oldest
+    _need(len(new.voids) == 1, "a recovery names the first statement that it undoes")
+    before = [Statement.parse(body) for body in chain]
+    first = _first_undone(before, new)
+    _need(first > 1, "the first statement cannot be undone: it is what others have pinned")
+    # Two decisions of the recovery key would contradict each other otherwise, and what the earlier
+    # one has voided would count again.
+    _need(
+        all(one.reason != RECOVERY for one in before[first - 1 :]),
+        "what recovered cannot be undone",
+    )
+    return before[first - 2].oldest
+
+
+def _first_undone(chain: Sequence[Statement], recovery: Statement) -> int:
+    """The number of the statement that `recovery` names. It has a successor, whose `prev` is it."""
+    for statement in (*chain, recovery):
+        if statement.prev == recovery.voids[0] and statement.n <= recovery.n:
+            return statement.n - 1
+    raise ChainError("a recovery undoes a statement that is not of the chain")
 
 
 def _signers(

@@ -134,8 +134,9 @@ class Statement(Record):
     """Statement `n` of a user's identity chain; see DESIGN section 4 for when it is valid.
 
     `generation` counts key generations, `oldest` is the lowest whose signatures count. `devices`
-    are (device id 16 bytes, X-Wing public key 1,216 bytes). `prev` is the hash of statement n-1,
-    empty for the first. Times are unix seconds.
+    are (device id 16 bytes, X-Wing public key 1,216 bytes). `voids` is empty, or the hash of the
+    first statement that this one undoes, with all after it (`protocol.chain`). `prev` is the hash
+    of statement n-1, empty for the first. Times are unix seconds.
     """
 
     server: Bytes32

@@ -116,7 +116,7 @@ class _Opened:
         chain, sealed = newest_bundle(
             follow_on(()),
             follow_on,
-            lambda: answered(transport.call(GetBundle()), SealedBundle).bundle,
+            lambda: answered(transport.call(GetBundle(0)), SealedBundle).bundle,
         )
         bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
         # A log that is older than the one that this account has seen elsewhere is a rollback.

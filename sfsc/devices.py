@@ -193,7 +193,7 @@ class Devices:
         keys = [PrivateKey(XWING, keyring.device.xwing_private)]
         keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
         chain, sealed = newest_bundle(
-            chain, self._follow, lambda: self._session.call(GetBundle(), SealedBundle).bundle
+            chain, self._follow, lambda: self._session.call(GetBundle(0), SealedBundle).bundle
         )
         return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
 
@@ -214,7 +214,7 @@ class Devices:
     def prove(self, receipt: Receipt, op: str, pending: Pending) -> None:
         """That the log has a statement of ours as it was sent. Raises as `Trust.receipt`."""
         keyring, session = self._keyring, self._session
-        _, signers = rules.check_next(keyring.statements[-1], pending.statement, pending.signatures)
+        _, signers = rules.check_next(keyring.statements, pending.statement, pending.signatures)
         named = zip(signers, pending.signatures, strict=True)
         sent = Sent(
             op=op,

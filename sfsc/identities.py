@@ -15,8 +15,9 @@ from protocol.records import Statement, record_hash
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
 from sfsc.trust import TOLD, Trust
 
-MAX_STATEMENTS: Final = 4096
-"""Of one user. Ten years of weekly rotations are 1,600."""
+MAX_STATEMENTS: Final = 8192
+"""Of one user. Ten years of weekly rotations are 1,600; a server takes 2,048, and as many again
+after each recovery."""
 MAX_MOVES: Final = 16
 """How often an account's chain may grow between the reading of its end and of its bundle."""
 Ask = Callable[[Lookup], Identity]
@@ -95,7 +96,7 @@ def _check_follows(
 ) -> None:
     try:
         if chain:
-            check_next(chain[-1], body, signatures)
+            check_next(chain, body, signatures)
             return
         statement = check_first(body, signatures)
         holds = (statement.user, statement.server) == (user, server)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from protocol import encoding
+from protocol.chain import standing
 from protocol.errors import EncodingError, MessageError, SignatureError
 from protocol.fields import Count, FileId, Struct
 from protocol.messages import FileView
@@ -30,6 +31,7 @@ from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
 
 _TOLD = "keep what you have, and ask the server's operator"
+_UNDONE = "somebody else had your keys then: see `sfsc history`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class File:
 
     `content` made the version, `head` is the file's last record, often the same one; what ends in
     `_body` are their exact bytes. `metadata` and `wraps` are as stored: `Account.open` has yet to
-    judge them.
+    judge them. A `content` of a voided generation is shown, so that records can stand upon it, and
+    never opened.
     """
 
     content: FileRecord
@@ -127,25 +130,31 @@ class Entry(Struct):
 @dataclass(frozen=True)
 class Account:
     """Who we are: `signers` are the public keys, by generation, whose signatures count, `former`
-    those that ever did."""
+    those that ever did, `voided` those that somebody else brought and a recovery has undone;
+    `voided_wraps` the ids of the keys that he had wraps made to."""
 
     server_id: bytes
     user: str
     first: bytes
     signers: Mapping[int, bytes]
     former: Mapping[int, bytes]
+    voided: Mapping[int, bytes]
+    voided_wraps: frozenset[bytes]
     name_keys: tuple[bytes, ...] = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
     def of(cls, keyring: Keyring) -> Account:
         """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
+        signers, former, voided, voided_wraps = _keys(keyring.statements)
         return cls(
             keyring.server_id,
             keyring.user,
             keyring.first,
-            _signers(keyring.statements),
-            _signers(keyring.statements, former=True),
+            signers,
+            former,
+            voided,
+            voided_wraps,
             keyring.name_keys,
             private_keys(keyring.generations),
         )
@@ -195,6 +204,8 @@ class Account:
         where this machine has no key for it. A name that does not belong to the file's id is
         refused: else one file could be given for another.
         """
+        if self.is_voided(file.content):
+            raise BadRecord("this version was made with a key that was undone", _UNDONE)
         key = open_wraps(file.content, self.first, file.wraps, self.private_keys)
         metadata = key.open_metadata(file.content, file.metadata)
         if all(file_id(name_key, metadata.name) != file.file_id for name_key in self.name_keys):
@@ -210,15 +221,38 @@ class Account:
         _, metadata = self.open(file)
         return Entry.of(file.head, file.content, metadata)
 
+    def is_voided(self, record: FileRecord) -> bool:
+        """Whether it is of a generation that a recovery has undone."""
+        return record.generation in self.voided
+
+    def is_lost(self, wraps: Sequence[Wrap]) -> bool:
+        """Whether our wrap among these was made anew by somebody else, for himself."""
+        return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
+
+    def standing_file(self, view: FileView, wanted: str) -> File:
+        """As `newest`, but of a file whose last record may be of a voided generation: for who puts
+        another upon it. Raises `BadRecord`."""
+        return self._verified(view, wanted, None, historic=True)
+
     def _verified(
-        self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
+        self,
+        view: FileView,
+        wanted: str | None,
+        known: tuple[int, bytes] | None,
+        *,
+        historic: bool = False,
     ) -> File:
-        content = self.record(view.content, wanted)
+        # What a thief has stored stays there below the record that ended it.
+        below = historic or view.head is not None
+        passes = below and self._is_undone(view.content)
+        content = self.record(view.content, wanted, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
-            head, head_body = self.record(view.head, content.file_id), view.head.record
+            passes = historic and self._is_undone(view.head)
+            head = self.record(view.head, content.file_id, historic=passes)
+            head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
         file = File(content, body, head, head_body, view.metadata, view.wraps)
@@ -231,13 +265,10 @@ class Account:
         """A record of our file `wanted` (None: of any), signed with a key of ours that counts; one
         of a generation that counts no more must be endorsed by one that does.
 
-        A `historic` one need not: it is linked by hashes to one that was judged without. Raises
-        `BadRecord`.
+        A `historic` one need not, and may be of a generation that was voided: it is linked by
+        hashes to one that was judged without. Raises `BadRecord`.
         """
-        try:
-            record = FileRecord.parse(signed.record)
-        except (EncodingError, MessageError) as exc:
-            raise BadRecord(f"a file's record is malformed: {exc}") from exc
+        record = _parsed(signed)
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
             raise BadRecord("a file's record is of another server or user", _TOLD)
         if wanted is not None and record.file_id != wanted:
@@ -246,12 +277,15 @@ class Account:
         _check_current(record)
         return record
 
+    def _is_undone(self, signed: SignedRecord) -> bool:
+        return bool(self.voided) and self.is_voided(_parsed(signed))
+
     def _check_signed(self, signed: SignedRecord, record: FileRecord, *, historic: bool) -> None:
         by_generation = {one.generation: one.signature for one in signed.signatures}
         if len(by_generation) != len(signed.signatures):
             raise BadRecord("a file's record has two signatures of one generation", _TOLD)
         own = by_generation.pop(record.generation, None)
-        keys = self.former if historic else self.signers
+        keys = {**self.former, **self.voided} if historic else self.signers
         if _verifies(Label.RECORD, signed.record, own, keys.get(record.generation)):
             return
         # Of older keys an old record stays; that it is old, a key that counts has vouched for.
@@ -262,6 +296,13 @@ class Account:
             if former and _verifies(Label.ENDORSE, digest, signature, public):
                 return
         raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
+
+
+def _parsed(signed: SignedRecord) -> FileRecord:
+    try:
+        return FileRecord.parse(signed.record)
+    except (EncodingError, MessageError) as exc:
+        raise BadRecord(f"a file's record is malformed: {exc}") from exc
 
 
 def _verifies(label: Label, body: bytes, signature: bytes | None, public: bytes | None) -> bool:
@@ -280,17 +321,23 @@ def check_unshared(head: FileRecord) -> None:
         raise LocalError("the file is shared, and this version cannot encrypt for others")
 
 
-def _signers(bodies: Sequence[bytes], *, former: bool = False) -> dict[int, bytes]:
-    """The signing key of each generation whose signatures count, by our own (trusted) chain; with
-    `former` also of those that are ended, but none that was voided."""
-    chain = [(record_hash(body), Statement.parse(body)) for body in bodies]
-    voided = {voided for _, statement in chain for voided in statement.voids}
-    oldest = chain[-1][1].oldest if chain and not former else 1
-    return {
-        statement.generation: statement.sign_pub
-        for digest, statement in chain
-        if digest not in voided and statement.generation >= oldest
-    }
+_Keys = dict[int, bytes]
+
+
+def _keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
+    """The signing key of each generation, by our own (trusted) chain: of those whose signatures
+    count, of those that ever did, and of those that a recovery has voided; with the ids of the
+    latters' wrap keys."""
+    stand, undone = standing([Statement.parse(body) for body in bodies])
+    former = {one.generation: one.sign_pub for one in stand}
+    oldest = stand[-1].oldest if stand else 1
+    voided = [one for one in undone if one.generation not in former]
+    return (
+        {generation: key for generation, key in former.items() if generation >= oldest},
+        former,
+        {one.generation: one.sign_pub for one in voided},
+        frozenset(one.key_id for one in voided),
+    )
 
 
 def _check_current(record: FileRecord) -> None:

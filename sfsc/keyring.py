@@ -58,8 +58,8 @@ from sfsc.errors import (
 )
 from sfsc.primitives import argon2id, keyring_keys, open_sealed, seal
 
-MAX_KEYRING: Final = 8 * 1024 * 1024
-"""Bytes of the longest keyring file."""
+MAX_KEYRING: Final = 64 * 1024 * 1024
+"""Bytes of the longest keyring file: a thief who fills a chain must not keep its owner from it."""
 MAX_PINS: Final = 8192
 """Other users that an account can know."""
 
@@ -120,7 +120,7 @@ class Keyring(Struct):
     addresses: Annotated[tuple[Text, ...], AtMost(16)]
     user: UserName
     first: Bytes32
-    statements: Annotated[tuple[_Statement, ...], AtMost(4096)]
+    statements: Annotated[tuple[_Statement, ...], AtMost(8192)]
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
     name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
     device: Device

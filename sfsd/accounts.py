@@ -11,7 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from protocol.chain import KEEPING, check_first, check_next
+from protocol.chain import (
+    KEEPING,
+    RECOVERY,
+    check_first,
+    check_next,
+    standing,
+    voided,
+)
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.session import Notice
 from protocol.records import (
@@ -31,6 +38,8 @@ from sfsd.ledger import Ledger
 MAX_LIFE: Final = 730 * DAY
 """Seconds; with one day the clamp of `due` and `expires` (DESIGN section 3)."""
 CLOCK_SKEW: Final = DAY
+MAX_RUN: Final = 2048
+"""Statements of a chain, counted anew from each recovery. Clients follow 8,192."""
 _RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
 _RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 _MAX_RSA_SPKI: Final = 600
@@ -58,13 +67,24 @@ class Chain:
         """What others pin: the hash of the first statement, 32 bytes."""
         return record_hash(self.links[0].body)
 
+    @property
+    def statements(self) -> list[Statement]:
+        return [link.statement for link in self.links]
+
     def signing_key(self, generation: int) -> bytes | None:
         """The Ed25519 public key of a generation, None where it never was or was voided."""
-        voided = {void for link in self.links for void in link.statement.voids}
-        for link in reversed(self.links):
-            if link.statement.generation == generation and record_hash(link.body) not in voided:
-                return link.statement.sign_pub
+        undone = voided(self.statements)
+        for statement in reversed(self.statements):
+            if statement.generation == generation and statement.n not in undone:
+                return statement.sign_pub
         return None
+
+    def voided_keys(self) -> tuple[frozenset[int], frozenset[bytes]]:
+        """(generations, ids of their wrap keys) that a recovery has undone."""
+        stand, undone = standing(self.statements)
+        gone = {one.generation for one in undone} - {one.generation for one in stand}
+        keys = {one.key_id for one in undone if one.generation in gone}
+        return frozenset(gone), frozenset(keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +197,11 @@ def judge_next(
     before = chain.links[-1].body
     if (parsed.n, parsed.prev) != (chain.head.n + 1, record_hash(before)):
         raise Refused("conflict", f"the chain has {chain.head.n} statements")
-    statement, signers = _judged(lambda: check_next(before, body, signatures))
+    bodies = [link.body for link in chain.links]
+    statement, signers = _judged(lambda: check_next(bodies, body, signatures))
+    if statement.reason != RECOVERY and _since_recovery(chain) >= MAX_RUN:
+        # Who has a stolen key can lengthen the chain, but not past where its owner can follow.
+        raise Refused("denied", f"{MAX_RUN} statements: only the recovery key continues")
     _need(statement.reason in reasons, f"{statement.reason} does not come this way")
     _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
     if statement.reason in KEEPING:
@@ -187,6 +211,11 @@ def judge_next(
     _check_keys(statement)
     named = zip(signers, signatures, strict=True)
     return statement, {signing_key_id(public): signature for public, signature in named}
+
+
+def _since_recovery(chain: Chain) -> int:
+    recovered = [link.statement.n for link in chain.links if link.statement.reason == RECOVERY]
+    return chain.head.n - max(recovered, default=0)
 
 
 def _judged(judge: Callable[[], _Judged]) -> _Judged:

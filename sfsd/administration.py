@@ -77,7 +77,7 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
 
     async def run() -> list[Reply]:
         service = Service(world)
-        service.on_revoke = lambda _user: None  # no daemon, so no session to close
+        service.on_revoke = lambda _user, _which: None  # no daemon, so no session to close
         try:
             return [_granted(await service.handle(who, message)) for message in messages]
         finally:

@@ -5,6 +5,7 @@
     <user>/account.json     invitation, quota, disabled          Account
     <user>/statements.json  the identity chain                   StoredStatement, in order
     <user>/bundle           bytes, known by the head statement's bundle_sha256
+    <user>/bundle.<n>       that of an earlier statement n, for a time
     <user>/files/<ab>/<file_id>.<version>.ct|.json|.leaves       ciphertext, Sidecar, leaf hashes
     <user>/inbox/<owner>.<file_id>                               empty
 
@@ -32,6 +33,7 @@ INLINE_LEAVES: Final = 64
 """Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
 
 _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
+_KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
 _Parsed = TypeVar("_Parsed")
 
 
@@ -45,6 +47,17 @@ def account_path(user: str) -> str:
 
 def bundle_path(user: str) -> str:
     return f"{user}/bundle"
+
+
+def kept_bundle_path(user: str, n: int) -> str:
+    """The bundle of statement `n`, which has a successor."""
+    return f"{user}/bundle.{n}"
+
+
+def parse_kept_bundle(name: str) -> int | None:
+    """The `n` of a kept bundle's bare file name; None for any other file."""
+    matched = _KEPT_BUNDLE.fullmatch(name)
+    return int(matched[1]) if matched else None
 
 
 def files_folder(user: str) -> str:

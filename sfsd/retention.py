@@ -1,4 +1,5 @@
-"""What is removed by itself, by the operator's policy: old trash, and old versions beyond a number.
+"""What is removed by itself: bundles that were kept long enough, and by the operator's policy old
+trash, and old versions beyond a number.
 
 Content, metadata and wraps go, records stay, as by a purge; but nobody signs for it, so the log has
 it as the server's own deed, in the history of the file's owner.
@@ -14,6 +15,7 @@ from typing import Final
 from protocol.auditlog import Draft
 from protocol.names import SERVER
 from protocol.records import DELETE, MAX_PURGED
+from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
 from sfsd.documents import Document
@@ -42,6 +44,10 @@ def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
 
     A file whose sidecars are damaged is left alone.
     """
+    if (change := expired(world, owner)) is not None:
+        yield change
+    if not (policy.trash_days or policy.versions):
+        return
     files = world.index.of(owner)
     after = ""
     while page := files.after(after, _PAGE):

@@ -41,7 +41,7 @@ class Schedule:
         if self._last is not None and 0 <= now - self._last < DAY:
             return 0
         self._last = now
-        if not (policy.trash_days or policy.versions) or self._world.failed is not None:
+        if self._world.failed is not None:
             return 0
         made = 0
         for owner in await asyncio.to_thread(self._world.store.children, ""):

@@ -25,7 +25,7 @@ from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Budget, Session
-from sfsd.world import World
+from sfsd.world import Principal, World
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0
@@ -179,9 +179,10 @@ class Server:
         vitals.connections = self._gate.connections.total()
         vitals.sessions = vitals.connections - self._gate.strangers.total()
 
-    def _revoke(self, user: str) -> None:
+    def _revoke(self, user: str, which: Callable[[Principal], bool] | None) -> None:
         for session in list(self._sources):
-            if session.user == user:
+            who = session.principal
+            if session.user == user and (which is None or (who is not None and which(who))):
                 session.close()
 
     async def _tick(self) -> None:

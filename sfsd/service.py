@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import sfsd.operations  # noqa: F401 - fills the table
-from protocol.messages import Error, Reply, Request
+from protocol.chain import COMPROMISED, RECOVERY
+from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.accounts import UserAccess
+from protocol.messages.rotation import RotateBegin
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import Data
+from protocol.records import Statement
 from sfsd.changes import Change
 from sfsd.errors import (
     Absent,
@@ -59,6 +62,7 @@ _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     StagingClosedError: ("upload-lost", "the upload is committed or gone"),
 }
 _Answer = TypeVar("_Answer")
+Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,13 @@ class _Submitted(Generic[_Answer]):
 class Service:
     """What a session talks to. All methods are for the loop's thread.
 
-    `on_revoke(user)` is set by the server: it closes the sessions of a user who was disabled.
+    `on_revoke(user, which)` is set by the server: it closes those of a user's sessions, all where
+    `which` is None.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.on_revoke: Callable[[str], None] = lambda _user: None
+        self.on_revoke: Revoke = lambda _user, _which: None
         self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="operation")
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
@@ -144,9 +149,22 @@ class Service:
         finally:
             pieces.discard(written)
             written.cancel()
-        if isinstance(message, UserAccess) and message.disabled:
-            self.on_revoke(message.user)
+        if isinstance(answer, Done):
+            self._revoke(who, message)
         return answer
+
+    def _revoke(self, who: Principal, message: Request) -> None:
+        """Close the sessions that must not go on after what was done just now."""
+        if isinstance(message, UserAccess) and message.disabled:
+            self.on_revoke(message.user, None)
+        elif isinstance(message, RotateBegin):
+            statement = Statement.parse(message.statement)
+            if statement.reason in (COMPROMISED, RECOVERY):
+                # The asker's own goes on, as that of an older key: it waits for this answer.
+                self.on_revoke(
+                    who.user,
+                    lambda one: one is not who and 0 < one.generation < statement.generation,
+                )
 
     def _check_generation(self, who: Principal) -> None:
         """A session that was opened with a key that has a successor by now may do no more than one

@@ -54,7 +54,7 @@ class NewStatement(Request):
 @message(131)
 @dataclass(frozen=True, slots=True)
 class SealedBundle(Reply):
-    """The bundle that the newest statement names by its hash."""
+    """The bundle that a statement names by its hash."""
 
     bundle: BundleBytes
 
@@ -62,9 +62,12 @@ class SealedBundle(Reply):
 @message(130)
 @dataclass(frozen=True, slots=True)
 class GetBundle(Request):
-    """The asker's own."""
+    """The asker's own, of statement `n`; 0: of the newest. An earlier one is kept for a time, and
+    given to a session of the recovery key alone; `not-found` where it is not kept (any more)."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (SealedBundle,)
+
+    n: Count
 
 
 @message(132)

@@ -117,7 +117,9 @@ def _delete_to(
     _need(not change.metadata and not change.wraps, "a delete brings nothing")
     _need(record.current == 0, "nothing is current after a delete")
     _need(record.to == to, "a tombstone names where a move leads, and a delete nothing")
-    if before.current == 0:
+    # What a thief has deleted is his word; the owner may put his own upon it.
+    voided, _ = admitted.user.chain.voided_keys()
+    if before.current == 0 and before.generation not in voided:
         raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
     return replace(newest.value, head=admitted.signed, head_record=record)
 

@@ -8,8 +8,6 @@ of an older generation is left, a second statement says that older ones count no
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -32,13 +30,14 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.records import RotationFinish, record_hash, wrap_leaf
+from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, verify
+from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
 from sfsd.changes import Change, Effect, Write
 from sfsd.documents import Document
-from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.errors import Absent, Refused
 from sfsd.index import OwnerFiles
 from sfsd.layout import (
     Sidecar,
@@ -49,12 +48,24 @@ from sfsd.layout import (
     statements_path,
 )
 from sfsd.visibility import not_found
-from sfsd.world import OWN_KEYS, STATEMENTS, USER, Commit, Principal, World, draft, operation
+from sfsd.world import (
+    OWN_KEYS,
+    STATEMENTS,
+    USER,
+    Access,
+    Commit,
+    Principal,
+    World,
+    draft,
+    operation,
+)
 
 PAGE_BYTES: Final = 960 * 1024
 _OVERHEAD: Final = 1024
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
+_Undone = tuple[frozenset[int], frozenset[bytes]]
+"""What `Chain.voided_keys` gives."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement")
@@ -77,10 +88,12 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
         return Done(world.receipt(user.chain.links[-1].seq, who))
     finish = _finish_of(user, message)
     leaves: list[bytes] = []
+    undone = user.chain.voided_keys()
     for item in _versions(world.index.of(user.name), "", 0):
-        if _is_stale(item, user):
+        if _is_stale(item, user.chain.head, undone):
             raise Refused("conflict", "something of an older generation is left")
-        if (wrap := _own_wrap(item.document.value, user.name)) is not None:
+        wrap = _own_wrap(item.document.value, user.name)
+        if wrap is not None and wrap.key_id == user.chain.head.key_id:
             leaf = wrap_leaf(user.name, item.file_id, item.version, wrap.wrapped)
             leaves.append(merkle.leaf_hash(leaf))
     if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
@@ -146,6 +159,7 @@ def _continue(
     effects: list[Effect] = [
         Write(statements_path(user.name), chain),
         Write(bundle_path(user.name), bytes(message.bundle)),
+        *bundles.keeping(world, user.chain),
     ]
     if statement.reason in RENEWING and user.account.value.forced is not None:
         released = replace(user.account.value, forced=None)
@@ -155,18 +169,12 @@ def _continue(
 
 
 @operation(GetBundle, access=OWN_KEYS)
-def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle:  # noqa: ARG001
-    path = bundle_path(who.user)
-    try:
-        with world.store.still():
-            user = world.accounts.acting(who.user)
-            bundle = world.store.read(path)
-    except Absent as exc:
-        raise DamagedError("the bundle is not there", path=path) from exc
-    digest = hashlib.sha256(bundle).digest()
-    if not hmac.compare_digest(digest, user.chain.head.bundle_sha256):
-        raise DamagedError("not the bundle of the newest statement", path=path)
-    return SealedBundle(bundle)
+def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle:
+    if message.n and who.access is not Access.RECOVERY:
+        raise Refused("not-allowed", "only the recovery key is given earlier bundles")
+    with world.store.still():
+        chain = world.accounts.acting(who.user).chain
+        return SealedBundle(bundles.read(world, chain, message.n or chain.head.n))
 
 
 # --- wraps ------------------------------------------------------------------------------------
@@ -178,11 +186,11 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     file_id, _, version = message.after.partition(".")
     items: list[WrapItem] = []
     size = scanned = 0
-    last = message.after
+    last, undone = message.after, user.chain.voided_keys()
     for one in _versions(world.index.of(user.name), file_id, int(version or 0)):
         sidecar = one.document.value
         wrap = _own_wrap(sidecar, user.name)
-        if _is_stale(one, user) or (message.all_of_them and wrap is not None):
+        if _is_stale(one, user.chain.head, undone) or (message.all_of_them and wrap is not None):
             size += sum(len(signed.record) for signed in _records(sidecar)) + _OVERHEAD
             size += 0 if wrap is None else len(wrap.wrapped)
             if items and size > PAGE_BYTES:
@@ -205,9 +213,10 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     written: list[tuple[str, Sidecar, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
+    _, undone = user.chain.voided_keys()
     for place, item in enumerate(message.items):
         document = _sidecar(files, item)
-        renewed = _renewed(document.value, item, user)
+        renewed = _renewed(document.value, item, user, undone)
         if renewed is None:
             left.append(place)
         elif renewed != document.value:
@@ -232,10 +241,15 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
 
 
-def _renewed(sidecar: Sidecar, item: RewrapItem, user: User) -> Sidecar | None:
-    """The sidecar with what the item brings, None where it is about something else by now."""
+def _renewed(
+    sidecar: Sidecar, item: RewrapItem, user: User, undone: frozenset[bytes]
+) -> Sidecar | None:
+    """The sidecar with what the item brings, None where it is about something else by now. A wrap
+    to one of the `undone` keys is none of the user's."""
     head = user.chain.head
     own = _own_wrap(sidecar, user.name)
+    if own is not None and own.key_id in undone:
+        own = None
     if (own is None) != (item.wrap is None):
         return None
     if item.wrap is not None and own is not None:
@@ -284,15 +298,21 @@ def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Versio
         file_id = page[-1][0]
 
 
-def _is_stale(one: _Version, user: User) -> bool:
-    """Whether a wrap or a record of the user's is of an older generation and nothing newer."""
-    sidecar, head = one.document.value, user.chain.head
-    own = _own_wrap(sidecar, user.name)
-    if own is not None and own.key_id != head.key_id:
+def _is_stale(one: _Version, head: Statement, undone: _Undone) -> bool:
+    """Whether a wrap or a record of the user's is of an older generation and nothing newer.
+
+    What a thief has wrapped for himself, or signed, before his generation was voided cannot be made
+    anew by the owner: it counts for nothing, and must not keep him from finishing.
+    """
+    sidecar, (generations, keys) = one.document.value, undone
+    own = _own_wrap(sidecar, head.user)
+    if own is not None and own.key_id != head.key_id and own.key_id not in keys:
         return True
+    records = [(sidecar.content, sidecar.content_record), (sidecar.head, sidecar.head_record)]
     return any(
         all(signature.generation != head.generation for signature in signed.signatures)
-        for signed in _records(sidecar)
+        for signed, record in records
+        if signed is not None and record.generation not in generations
     )
 
 

@@ -165,8 +165,8 @@ def test_a_wrapping_key_is_what_it_says() -> None:
 
 def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
     second = replace(FIRST, n=2, generation=2, sign_pub=b"2" * 32, prev=record_hash(FIRST.encode()))
-    voiding = replace(second, n=3, generation=3, sign_pub=b"3" * 32)
-    voiding = replace(voiding, voids=(record_hash(second.encode()),))
+    undone = record_hash(second.encode())
+    voiding = replace(second, n=3, generation=3, sign_pub=b"3" * 32, voids=(undone,), prev=undone)
     links = tuple(
         StoredStatement(one.encode(), (), seq, one) for seq, one in enumerate((FIRST, second))
     )

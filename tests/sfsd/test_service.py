@@ -93,7 +93,7 @@ MATRIX: dict[Request, set[Access]] = {
     Status(): OPERATORS,
     UserQuota("ada", 0): OPERATORS,
     NewStatement(b"", (), b""): STATEMENTS,
-    GetBundle(): OWN_KEYS,
+    GetBundle(0): OWN_KEYS,
     RotateBegin(b"", (), b""): STATEMENTS,
     GetWraps("", 1, all_of_them=False): USERS,
     Rewrap(()): USERS,
@@ -208,7 +208,7 @@ def test_a_session_that_ends_does_not_undo_what_is_on_its_way(served: Daemon, ad
 
 def test_disabling_a_user_calls_the_server(served: Daemon, ada: Person) -> None:
     revoked: list[str] = []
-    served.service.on_revoke = revoked.append
+    served.service.on_revoke = lambda user, _which: revoked.append(user)
     operator = served.operator()
     done(served.ask(operator, UserAccess("ada", disabled=False, reason="")))
     refused(served.ask(operator, UserAccess("nobody", disabled=True, reason="")), "not-found")

@@ -384,7 +384,7 @@ MESSAGES: list[tuple[int, Message]] = [
             BUNDLE,
         ),
     ),
-    (28, rotation.GetBundle()),
+    (28, rotation.GetBundle(0)),
     (28, rotation.SealedBundle(BUNDLE)),
     (29, accounts.UserQuota("bob", 10 * 1024**3)),
     (30, rotation.RotateBegin(SECOND.encode(), (bytes(64), bytes(64)), BUNDLE)),

@@ -73,6 +73,7 @@ def onto(
         "n": before.n + 1,
         "prev": record_hash(before.encode()),
         "reason": "device",
+        "voids": (),
         "bundle_sha256": hashlib.sha256(bundle).digest(),
     }
     body = replace(before, **(fields | changed)).encode()
@@ -85,12 +86,12 @@ def chain(reply: Reply) -> list[bytes]:
 
 
 def test_a_device_joins_the_chain(served: Daemon, ada: Person) -> None:
-    assert ada.ask(GetBundle()) == SealedBundle(ada.bundle)
+    assert ada.ask(GetBundle(0)) == SealedBundle(ada.bundle)
     joined = onto(ada.first, ada.key, devices=(DEVICE,))
     entry = check_receipt(done(ada.ask(joined)), joined.statement)
     assert (entry.op, entry.owner, entry.detail["n"]) == ("statement", "ada", 2)
-    assert entry.paths.keys() == {"ada/statements.json", "ada/bundle"}
-    assert ada.ask(GetBundle()) == SealedBundle(b"bundle 2")
+    assert entry.paths.keys() == {"ada/statements.json", "ada/bundle", "ada/bundle.1"}
+    assert ada.ask(GetBundle(0)) == SealedBundle(b"bundle 2")
     bodies = [ada.first.encode(), joined.statement]
     bob = served.person("bob")
     assert chain(ada.ask(Lookup("ada", 1))) == chain(bob.ask(Lookup("ada", 1))) == bodies
@@ -111,7 +112,7 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
         ada.served = served
         ada.who = ada.log_in()
         assert chain(ada.ask(Lookup("ada", 2))) == [joined.statement]
-        assert ada.ask(GetBundle()) == SealedBundle(b"bundle 2")
+        assert ada.ask(GetBundle(0)) == SealedBundle(b"bundle 2")
 
 
 def test_who_is_overtaken_is_told(ada: Person) -> None:
@@ -129,7 +130,7 @@ def test_the_recovery_key_continues_the_chain(served: Daemon, ada: Person) -> No
     done(ada.ask(made))
     second = Statement.parse(made.statement)
     session = served.open(login("ada", code, generation=0))[0]
-    assert served.ask(session, GetBundle()) == SealedBundle(b"bundle 2")
+    assert served.ask(session, GetBundle(0)) == SealedBundle(b"bundle 2")
     replaced = replace(recovery, xwing_pub=b"z" * 1216)
     stolen = onto(second, ada.key, reason="recovery-key", recovery=replaced)
     refused(ada.ask(stolen), "bad-request")
@@ -166,9 +167,9 @@ def test_a_statement_by_a_stranger(ada: Person) -> None:
 def test_a_bundle_that_is_not_the_chains(served: Daemon, ada: Person) -> None:
     path = served.world.store.users / "ada" / "bundle"
     path.write_bytes(b"another")
-    refused(ada.ask(GetBundle()), "damaged")
+    refused(ada.ask(GetBundle(0)), "damaged")
     path.unlink()
-    refused(ada.ask(GetBundle()), "damaged")
+    refused(ada.ask(GetBundle(0)), "damaged")
 
 
 def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
@@ -207,6 +208,7 @@ def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBeg
         "expires": now + 120 * DAY,
         "prev": record_hash(before.encode()),
         "reason": reason,
+        "voids": (),
         "bundle_sha256": hashlib.sha256(b"bundle 2").digest(),
     }
     person.renewed = replace(before, **(fields | changed))
@@ -255,13 +257,14 @@ def finished(person: Person, **changed: Any) -> RotateFinish:
         oldest=before.generation,
         prev=record_hash(before.encode()),
         reason="finish",
+        voids=(),
         created=int(person.served.clock.now),
         bundle_sha256=hashlib.sha256(b"bundle 3").digest(),
     ).encode()
     leaves = [
         merkle.leaf_hash(wrap_leaf(one.owner, one.file_id, one.version, one.wrap.wrapped))
         for one in wraps(person, everything=True)
-        if one.wrap is not None
+        if one.wrap is not None and one.wrap.key_id == before.key_id
     ]
     finish = RotationFinish(person.generation, 1, len(leaves), merkle.root(leaves))
     record = replace(finish, **changed).encode()
@@ -289,7 +292,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     assert wraps(ada, limit=1) == wraps(ada)
     # The session of before may look on for the new keys, and no more.
     refused(served.ask(old, Usage()), "stale-generation")
-    assert isinstance(served.ask(old, GetBundle()), SealedBundle)
+    assert isinstance(served.ask(old, GetBundle(0)), SealedBundle)
     refused(ada.ask(finished(ada)), "conflict")
     items = tuple(rewrapped(ada, one) for one in wraps(ada))
     reply = ada.ask(Rewrap(items[:4]))

@@ -1,0 +1,140 @@
+"""What the recovery key may undo, and what it may not: a chain that a thief has continued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol.chain import check_next, standing, voided
+from protocol.errors import ChainError, SignatureError
+from protocol.records import RecoveryKey, Statement, record_hash
+from protocol.signatures import Label, SigningKey
+from tests.protocol.test_chain import CODE, FIRST, KEY, RECOVERY, following
+
+THIEF, OWNER, AGAIN, LATER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(10, 14))
+
+
+class Chain:
+    """Statements that follow each other; `add` checks each as both sides do."""
+
+    def __init__(self) -> None:
+        self.bodies = [FIRST.encode()]
+        self.add({"reason": "recovery-key", "recovery": RECOVERY}, KEY)
+
+    @property
+    def statements(self) -> list[Statement]:
+        return [Statement.parse(body) for body in self.bodies]
+
+    @property
+    def head(self) -> Statement:
+        return self.statements[-1]
+
+    def hash_of(self, n: int) -> bytes:
+        return record_hash(self.bodies[n - 1])
+
+    def check(self, changed: dict[str, Any], *keys: SigningKey) -> bytes:
+        body = following(self.head, **{"voids": (), **changed}).encode()
+        check_next(self.bodies, body, tuple(key.sign(Label.STATEMENT, body) for key in keys))
+        return body
+
+    def add(self, changed: dict[str, Any], *keys: SigningKey) -> None:
+        self.bodies.append(self.check(changed, *keys))
+
+    def renewed(self, key: SigningKey, reason: str = "rotate", **changed: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "generation": self.head.generation + 1,
+            "sign_pub": key.public,
+            "wrap_pub": key.public,
+            "reason": reason,
+        }
+        return fields | changed
+
+    def recovery(self, first: int, oldest: int, key: SigningKey = OWNER) -> dict[str, Any]:
+        return self.renewed(key, "recovery", voids=(self.hash_of(first),), oldest=oldest)
+
+
+@pytest.fixture
+def robbed() -> Chain:
+    """1 enrol, 2 recovery-key; the thief's: 3 device, 4 rotate, 5 finish, 6 device."""
+    chain = Chain()
+    chain.add({"devices": ((b"t" * 16, b"x" * 1216),)}, KEY)
+    chain.add(chain.renewed(THIEF), THIEF, KEY)
+    chain.add({"reason": "finish", "oldest": 2}, THIEF)
+    chain.add({"devices": ()}, THIEF)
+    return chain
+
+
+def test_all_from_the_first_named_on_is_undone(robbed: Chain) -> None:
+    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
+    assert voided(robbed.statements) == {4, 5, 6}
+    stand, undone = standing(robbed.statements)
+    assert [one.n for one in stand] == [1, 2, 3, 7]
+    assert [one.generation for one in undone] == [2, 2, 2]
+    # It goes on from there, and what is undone stays so.
+    robbed.add({"reason": "finish", "oldest": 3}, OWNER)
+    robbed.add(robbed.renewed(LATER), LATER, OWNER)
+    assert voided(robbed.statements) == {4, 5, 6}
+
+
+def test_the_thief_s_finish_does_not_end_what_was_before(robbed: Chain) -> None:
+    for oldest in (2, 3):
+        with pytest.raises(ChainError):
+            robbed.check(robbed.recovery(first=4, oldest=oldest), OWNER, CODE)
+    # His finish stands where it is not undone.
+    with pytest.raises(ChainError):
+        robbed.check(robbed.recovery(first=6, oldest=1), OWNER, CODE)
+    robbed.check(robbed.recovery(first=6, oldest=2), OWNER, CODE)
+    robbed.check(robbed.renewed(OWNER, "recovery"), OWNER, CODE)
+
+
+@pytest.mark.parametrize("reason", ["rotate", "compromised", "device", "recovery-key"])
+def test_nothing_else_undoes(robbed: Chain, reason: str) -> None:
+    changed: dict[str, Any] = {"reason": reason, "voids": (robbed.hash_of(4),), "oldest": 1}
+    if reason in ("rotate", "compromised"):
+        changed = robbed.renewed(OWNER, **changed)
+    for keys in ((OWNER, CODE), (OWNER, THIEF), (THIEF, CODE), (THIEF, THIEF)):
+        with pytest.raises((ChainError, SignatureError)):
+            robbed.check(changed, *keys)
+
+
+def test_without_the_recovery_key_nothing_is_undone(robbed: Chain) -> None:
+    for second in (THIEF, KEY, OWNER):
+        with pytest.raises(ChainError):
+            robbed.check(robbed.recovery(first=4, oldest=1), OWNER, second)
+    with pytest.raises(ChainError):
+        robbed.check({"reason": "finish", "oldest": 1}, THIEF)
+
+
+def test_what_may_not_be_undone(robbed: Chain) -> None:
+    wrong: list[tuple[bytes, ...]] = [
+        (robbed.hash_of(1),),
+        (bytes(32),),
+        (robbed.hash_of(4), robbed.hash_of(5)),
+    ]
+    for voids in wrong:
+        with pytest.raises(ChainError):
+            robbed.check(robbed.renewed(OWNER, "recovery", voids=voids, oldest=1), OWNER, CODE)
+    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
+    # An earlier decision of the recovery key is not taken back, nor what stands before it.
+    for first in (3, 4, 7):
+        with pytest.raises(ChainError):
+            robbed.check(robbed.recovery(first, oldest=1, key=AGAIN), AGAIN, CODE)
+
+
+def test_a_second_theft_is_undone_as_well(robbed: Chain) -> None:
+    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
+    robbed.add(robbed.renewed(LATER), LATER, OWNER)
+    robbed.add(robbed.recovery(first=8, oldest=1, key=AGAIN), AGAIN, CODE)
+    assert voided(robbed.statements) == {4, 5, 6, 8}
+
+
+def test_the_thief_cannot_change_the_recovery_key(robbed: Chain) -> None:
+    other = RecoveryKey(THIEF.public, b"t" * 1216)
+    for recovery in (other, None):
+        for keys in ((THIEF,), (THIEF, THIEF)):
+            with pytest.raises(ChainError):
+                robbed.check({"reason": "recovery-key", "recovery": recovery}, *keys)
+    # The owner may, at once with his return.
+    changed = robbed.recovery(first=4, oldest=1) | {"recovery": RecoveryKey(AGAIN.public, b"n")}
+    robbed.check(changed, OWNER, CODE)

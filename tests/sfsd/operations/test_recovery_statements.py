@@ -1,0 +1,244 @@
+"""A thief continues the chain, and the recovery key takes it back: what the server makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.rotation import GetBundle, Rewrap, Rewrapped, RotateBegin, SealedBundle
+from protocol.messages.session import Ping
+from protocol.records import RecoveryKey, Statement, record_hash
+from protocol.signatures import Label, SigningKey
+from sfsd import bundles
+from sfsd.accounts import MAX_RUN
+from sfsd.config import DAY
+from sfsd.errors import Refused
+from sfsd.world import Principal
+from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
+from tests.sfsd.operations.test_rotation import (
+    begun,
+    finished,
+    onto,
+    renewed,
+    rewrapped,
+    wraps,
+)
+from tests.sfsd.test_retention import run
+
+F, G, H = file_id(1), file_id(2), file_id(3)
+CODE = SigningKey.from_seed(b"c" * 32)
+RECOVERY = RecoveryKey(CODE.public, b"y" * 1216)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    """With a recovery key, statement 2, and two files."""
+    ada = served.person("ada")
+    made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY, bundle=b"good")
+    done(ada.ask(made))
+    ada.first = Statement.parse(made.statement)
+    ada.put(F, b"content")
+    ada.put(G, b"content")
+    return ada
+
+
+def recovered(person: Person, first: bytes, **changed: Any) -> RotateBegin:
+    """The person's statement that undoes all from the one with this hash on."""
+    fields = {"voids": (first,), "oldest": 1, **changed}
+    renewed(person, "recovery", **fields)
+    body = person.renewed.encode()
+    keys = (person.next_key, CODE)
+    return RotateBegin(body, tuple(key.sign(Label.STATEMENT, body) for key in keys), b"bundle 2")
+
+
+def adopt(person: Person) -> None:
+    person.key, person.wrap_pub = person.next_key, person.next_wrap
+    person.first, person.generation = person.renewed, person.renewed.generation
+    person.who = person.log_in()
+
+
+def by_code(served: Daemon) -> Principal:
+    return served.open(login("ada", CODE, generation=0))[0]
+
+
+def robbed(ada: Person, *, finish: bool = False) -> tuple[SigningKey, bytes]:
+    """Somebody with her key begins a generation; (his key, the hash of his first statement)."""
+    begun(ada)
+    stolen = record_hash(ada.first.encode())
+    if finish:
+        for item in wraps(ada):
+            assert isinstance(ada.ask(Rewrap((rewrapped(ada, item),))), Rewrapped)
+        end = finished(ada)
+        done(ada.ask(end))
+        ada.first = Statement.parse(end.statement)
+    return ada.key, stolen
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_the_recovery_key_takes_it_back(served: Daemon, ada: Person, *, finish: bool) -> None:
+    thief, first = robbed(ada, finish=finish)
+    ada.put(F, b"his")
+    ada.put(H, b"his")
+    his = ada.who
+    message = recovered(ada, first)
+    done(served.ask(by_code(served), message))
+    # Whatever he has open or opens is at an end; what he signs counts no more.
+    refused(served.ask(his, Usage()), "stale-generation")
+    with pytest.raises(Refused):
+        served.open(login("ada", thief, generation=2))
+    late = ada.version(G, b"late")
+    adopt(ada)
+    refused(ada.ask(late.small()), "stale-generation")
+    # His records and wraps do not stand in the way: the owner's alone are asked for.
+    asked = [(one.file_id, one.version) for one in wraps(ada)]
+    assert asked == [(F, 1), (G, 1)]
+    refused(ada.ask(finished(ada)), "conflict")
+    for item in wraps(ada):
+        lost = replace(item, wrap=None) if finish else item
+        reply = ada.ask(Rewrap((rewrapped(ada, lost),)))
+        assert isinstance(reply, Rewrapped)
+        assert reply.left == ()
+    assert wraps(ada) == []
+    ada.put(G, b"mine")
+    done(ada.ask(finished(ada)))
+    assert isinstance(ada.ask(Usage()), UsageAnswer)
+
+
+def test_only_who_has_the_recovery_key_undoes(served: Daemon, ada: Person) -> None:
+    thief, first = robbed(ada)
+    for second in (thief, SigningKey.generate()):
+        message = recovered(ada, first)
+        forged = second.sign(Label.STATEMENT, message.statement)
+        wrong = replace(message, signatures=(message.signatures[0], forged))
+        refused(ada.ask(wrong), "bad-request")
+    for changed in ({"oldest": 2}, {"voids": (bytes(32),)}, {"generation": 2}):
+        refused(served.ask(by_code(served), recovered(ada, first, **changed)), "bad-request")
+    with pytest.raises(Refused):
+        served.open(login("ada", thief, generation=0))
+
+
+def test_a_tombstone_onto_what_the_thief_has_deleted(served: Daemon, ada: Person) -> None:
+    _, first = robbed(ada)
+    his = ada.delete(F)
+    done(served.ask(by_code(served), recovered(ada, first)))
+    adopt(ada)
+    ada.delete(F)
+    again = ada.signed(ada.record(F, "delete", current=0))
+    refused(ada.ask(again.change()), "conflict")
+    assert his.record.generation == 2
+
+
+def test_earlier_bundles_are_for_the_recovery_key(served: Daemon, ada: Person) -> None:
+    robbed(ada)
+    code = by_code(served)
+    assert served.ask(code, GetBundle(0)) == SealedBundle(b"bundle 2")
+    assert served.ask(code, GetBundle(3)) == SealedBundle(b"bundle 2")
+    assert served.ask(code, GetBundle(2)) == SealedBundle(b"good")
+    assert served.ask(code, GetBundle(1)) == SealedBundle(b"sealed bundle")
+    refused(served.ask(code, GetBundle(4)), "not-found")
+    refused(ada.ask(GetBundle(2)), "not-allowed")
+    refused(ada.ask(GetBundle(3)), "not-allowed")
+
+
+def test_they_are_kept_for_thirty_days(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada = served.person("ada")
+        made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY)
+        done(ada.ask(made))
+        ada.first = Statement.parse(made.statement)
+        begun(ada)
+        assert run(served) == 0
+        served.clock.now += bundles.KEPT_DAYS * DAY - 60
+        assert run(served) == 0
+        served.clock.now += 60
+        assert run(served) == 1
+        entry = served.entries("retention")[-1]
+        assert entry.paths == {"ada/bundle.1": None, "ada/bundle.2": None}
+        refused(served.ask(by_code(served), GetBundle(2)), "not-found")
+        assert run(served) == 0
+
+
+def test_a_flood_drives_out_its_own(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "KEPT_MOST", 4)
+    served.clock.now += 3600
+    for number in range(12):
+        served.clock.now += 1
+        device = (secrets.token_bytes(16), b"x" * 1216)
+        made = onto(
+            ada.first,
+            ada.key,
+            devices=(device,),
+            created=int(served.clock.now),
+            bundle=b"his %d" % number,
+        )
+        done(ada.ask(made))
+        ada.first = Statement.parse(made.statement)
+    code = by_code(served)
+    assert served.ask(code, GetBundle(2)) == SealedBundle(b"good")
+    names = served.world.store.children("ada")
+    assert sum(name.startswith("bundle.") for name in names) == 4
+
+
+def test_a_chain_that_is_full_takes_the_recovery_key(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MAX_RUN == 2048
+    monkeypatch.setattr("sfsd.accounts.MAX_RUN", 4)
+    _, first = robbed(ada)
+    device = (b"d" * 16, b"x" * 1216)
+    made = onto(ada.first, ada.key, devices=(device,), bundle=b"his")
+    done(ada.ask(made))
+    ada.first = Statement.parse(made.statement)
+    refused(ada.ask(onto(ada.first, ada.key, devices=())), "denied")
+    refused(ada.ask(renewed(ada)), "denied")
+    done(served.ask(by_code(served), recovered(ada, first)))
+    adopt(ada)
+    # Counted anew: the owner goes on.
+    done(ada.ask(onto(ada.first, ada.key, devices=(device,), bundle=b"mine")))
+
+
+def test_a_damaged_bundle_does_not_stop_the_chain(served: Daemon, ada: Person) -> None:
+    (served.world.store.users / "ada" / "bundle").write_bytes(b"another")
+    begun(ada)
+    refused(served.ask(by_code(served), GetBundle(2)), "not-found")
+    assert hashlib.sha256(b"bundle 2").digest() == ada.first.bundle_sha256
+
+
+@pytest.mark.parametrize(
+    ("reason", "closed"), [("rotate", False), ("compromised", True), ("recovery", True)]
+)
+def test_sessions_of_older_generations_are_closed(
+    served: Daemon, ada: Person, reason: str, *, closed: bool
+) -> None:
+    sessions = [ada.who, ada.log_in(), by_code(served)]
+    gone: list[Principal] = []
+
+    def revoke(user: str, which: Any) -> None:  # noqa: ANN401 - a predicate
+        assert user == "ada"
+        gone.extend(one for one in sessions if which(one))
+
+    served.service.on_revoke = revoke
+    if reason == "recovery":
+        asker = sessions[2]
+        done(served.ask(asker, recovered(ada, record_hash(ada.first.encode()))))
+        assert gone == sessions[:2]
+        return
+    asker = sessions[0]
+    done(ada.ask(renewed(ada, reason)))
+    assert gone == ([sessions[1]] if closed else [])
+    assert not isinstance(served.ask(asker, Ping()), Refused)
