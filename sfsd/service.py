@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -18,7 +18,10 @@ import sfsd.operations  # noqa: F401 - fills the table
 from protocol.chain import COMPROMISED, RECOVERY
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.accounts import UserAccess
-from protocol.messages.rotation import RotateBegin
+from protocol.messages.downloads import GetLeaves, Read
+from protocol.messages.files import History, List
+from protocol.messages.log import LogEntries
+from protocol.messages.rotation import GetWraps, RotateBegin
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import Data
 from protocol.records import Statement
@@ -40,6 +43,7 @@ from sfsd.errors import (
 )
 from sfsd.operations.session import enrol, log_in
 from sfsd.pending import WINDOW
+from sfsd.pool import Pool
 from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 
 __all__ = ["Access", "Principal", "Service"]
@@ -47,6 +51,8 @@ __all__ = ["Access", "Principal", "Service"]
 POOL: Final = 8
 ATTEMPTS: Final = 16
 """How often one request is decided before the asker is told `busy`."""
+_SLOW: Final = (Data, Read, GetLeaves, List, History, LogEntries, GetWraps)
+"""Requests whose operation may wait for the disk many times, or for a MiB of it."""
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes that mean someone tried what he may not; the log has them by source and minute."""
 _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
@@ -81,7 +87,7 @@ class Service:
     def __init__(self, world: World) -> None:
         self.world = world
         self.on_revoke: Revoke = lambda _user, _which: None
-        self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="operation")
+        self._pool = Pool(POOL, "operation")
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:
@@ -140,7 +146,7 @@ class Service:
         if isinstance(message, Data):
             pieces.add(written)
         try:
-            answer = await self._until_made(decide)
+            answer = await self._until_made(decide, slow=isinstance(message, _SLOW))
         except (SfsdError, OSError) as exc:
             error = _error_of(exc)
             if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
@@ -182,7 +188,7 @@ class Service:
 
     async def tick(self) -> None:
         """For the server, every few seconds: log refusals that are due, drop idle uploads."""
-        await self._in_pool(self.world.uploads.drop_idle)
+        await self._pool.run(self.world.uploads.drop_idle, slow=True)
         self._log_refusals(last=False)
 
     async def close(self) -> None:
@@ -195,17 +201,17 @@ class Service:
             # Nobody waits for it: where the log takes no more, this is not logged either.
             self.world.committer.submit(Change(draft))
 
-    async def _until_made(self, decide: Callable[[], _Answer | Commit[_Answer]]) -> _Answer:
+    async def _until_made(
+        self, decide: Callable[[], _Answer | Commit[_Answer]], *, slow: bool = False
+    ) -> _Answer:
         for _ in range(ATTEMPTS):
-            decided = await self._in_pool(lambda: self._submit(decide()))
+            decided = await self._pool.run(lambda: self._submit(decide()), slow=slow)
             if not isinstance(decided, _Submitted):
                 return decided
             try:
-                # Shielded: a session that ends must not cancel what the committer has in hand.
-                seq = await asyncio.shield(asyncio.wrap_future(decided.made))
+                return await self._pool.after(decided.made, decided.commit.answer)
             except Stale:
                 continue
-            return await self._in_pool(lambda: decided.commit.answer(seq))  # noqa: B023 - awaited
         raise Refused("busy", "others change the same things; try again")
 
     def _submit(self, decided: _Answer | Commit[_Answer]) -> _Answer | _Submitted[_Answer]:
@@ -221,9 +227,6 @@ class Service:
         if undo is not None:
             made.add_done_callback(lambda done: undo() if done.exception() else None)
         return _Submitted(decided, made)
-
-    async def _in_pool(self, call: Callable[[], _Answer]) -> _Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
 
 def _error_of(exc: SfsdError | OSError) -> Error:
