@@ -159,11 +159,28 @@ class Admission:
             expect[statements_path(user.name)] = user.expect[statements_path(user.name)]
         for wrap in wraps:
             check_wrap(wrap, current.get(wrap.user))
+        check_distinct(wraps)
         users = [wrap.user for wrap in wraps]
-        _need(len(set(users)) == len(users), "a user has two wraps")
-        _need(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
         if missing := required - set(users):
             raise Refused("stale-recipient", f"no wrap for {', '.join(sorted(missing))}")
+        return expect
+
+    def check_readers(self, admitted: Admitted, wraps: Sequence[Wrap]) -> dict[str, bytes | None]:
+        """Raise `Refused` unless all who are readers anew are users, and `wraps`, of one version or
+        several, are for readers, to their current keys. Returns what this relies on."""
+        record, before = admitted.record, admitted.head.record
+        old = set() if before is None else {reader[:2] for reader in before.readers}
+        for_whom = {wrap.user for wrap in wraps}
+        current: dict[str, Statement] = {}
+        expect: dict[str, bytes | None] = {}
+        for reader in record.readers:
+            if reader[:2] in old and reader[0] not in for_whom:
+                continue
+            user = self._reader(reader)
+            current[user.name] = user.chain.head
+            expect[statements_path(user.name)] = user.expect[statements_path(user.name)]
+        for wrap in wraps:
+            check_wrap(wrap, current.get(wrap.user))
         return expect
 
     def _check_generation(self, record: FileRecord, user: User) -> None:
@@ -210,6 +227,12 @@ def check_content(
     _need(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")
     _need(bool(metadata), "a version needs metadata")
     _need(record.content_id not in content_ids.values(), "the content_id was used before")
+
+
+def check_distinct(wraps: Sequence[Wrap]) -> None:
+    """Raise `Refused` unless each of a version's `wraps` is another user's, for another key."""
+    _need(len({wrap.user for wrap in wraps}) == len(wraps), "a user has two wraps")
+    _need(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
 
 
 def check_wrap(wrap: Wrap, statement: Statement | None) -> None:

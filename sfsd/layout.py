@@ -34,6 +34,7 @@ INLINE_LEAVES: Final = 64
 
 _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
+_INBOX_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})\.([0-9a-f]{32})")
 _Parsed = TypeVar("_Parsed")
 
 
@@ -64,9 +65,19 @@ def files_folder(user: str) -> str:
     return f"{user}/files"
 
 
+def inbox_folder(user: str) -> str:
+    return f"{user}/inbox"
+
+
+def parse_inbox_name(name: str) -> tuple[str, str] | None:
+    """(owner, file_id) of a note's bare file name; None for any other file."""
+    matched = _INBOX_NAME.fullmatch(name)
+    return (matched[1], matched[2]) if matched else None
+
+
 def inbox_path(user: str, owner: str, file_id: str) -> str:
     """The note to `user` that `owner` shares a file with him."""
-    return f"{user}/inbox/{owner}.{file_id}"
+    return f"{inbox_folder(user)}/{owner}.{file_id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.documents import Documents
 from sfsd.history import Histories
+from sfsd.inboxes import Inboxes
 from sfsd.index import Index
 from sfsd.journal import Journal
 from sfsd.opened import Opened
@@ -97,6 +98,7 @@ class World:
     clock: Callable[[], float]
     documents: Documents
     index: Index
+    inboxes: Inboxes
     accounts: Accounts
     uploads: Uploads
     opened: Opened
@@ -131,6 +133,7 @@ class World:
             clock=clock,
             documents=documents,
             index=index,
+            inboxes=Inboxes(store),
             accounts=accounts,
             uploads=Uploads(store.stage, clock),
             opened=Opened(store.open_blob),

@@ -108,8 +108,9 @@ class WrapsPage(Reply):
 @message(134)
 @dataclass(frozen=True, slots=True)
 class GetWraps(Request):
-    """Versions whose wrap for the asker, or whose record of his, is of an older generation; with
-    `all_of_them` every one that he has a wrap of. `after` is what the server gave, "" at first."""
+    """Versions, the asker's own and those shared with him, whose wrap for him, or whose record of
+    his, is of an older generation; with `all_of_them` every one that he has a wrap of. By owner,
+    file_id and version; `after` is what the server gave, "" at first."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (WrapsPage,)
 
@@ -128,8 +129,9 @@ class Endorsement(Struct):
 
 @dataclass(frozen=True, slots=True)
 class RewrapItem(Struct):
-    """A version's wrap for the asker's current key (None: it has none), and endorsements of the
-    records that stand beside it."""
+    """A version's wrap for the asker's current key, and endorsements of the records that stand
+    beside it. `wrap` is None where there is none, or for one that another shares and that does not
+    open: he then has none any more."""
 
     owner: UserName
     file_id: FileId
@@ -151,7 +153,8 @@ class Rewrapped(Reply):
 @message(136)
 @dataclass(frozen=True, slots=True)
 class Rewrap(Request):
-    """Wraps and endorsements under the asker's current keys, of files of one owner."""
+    """Wraps and endorsements under the asker's current keys, of files of one owner: his own, or
+    another's who shares them with him, whose records he does not endorse."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Rewrapped,)
 

@@ -36,7 +36,7 @@ def list_files(world: World, who: Principal, message: List) -> Listing:
         if sidecar.seq < message.since_seq:
             continue
         view = sidecar.view(who.user, sidecar.last)
-        size += _size(view)
+        size += size_of(view)
         if len(views) == message.limit or (views and size > PAGE_BYTES):
             return Listing(tuple(views), page[position - 1][0])
         views.append(view)
@@ -58,7 +58,8 @@ def history(world: World, who: Principal, message: History) -> HistoryPage:
     return HistoryPage(tuple(page), end if end <= visible.last.rev else 0)
 
 
-def _size(view: FileView) -> int:
+def size_of(view: FileView) -> int:
+    """Bytes of a view on the wire, counted generously."""
     head = 0 if view.head is None else len(view.head.record) + _OVERHEAD
     wraps = sum(len(wrap.wrapped) + _OVERHEAD for wrap in view.wraps)
     return len(view.content.record) + len(view.metadata) + head + wraps + _OVERHEAD

@@ -19,8 +19,8 @@ from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.index import OwnerFiles, holding_of
-from sfsd.layout import Sidecar, VersionPaths, inbox_path
-from sfsd.operations.uploads import repeated
+from sfsd.layout import Sidecar, VersionPaths
+from sfsd.operations.uploads import inbox_effects, repeated, saw_notes
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 
@@ -42,15 +42,16 @@ def record_change(world: World, who: Principal, message: Record) -> Reply | Comm
     if head.document is None:
         raise not_found()
     admitted = world.admission.admit(record, change.record, change.signature, head)
-    return _commit(world, who, admitted, decide(world, admitted, head.document, change))
+    return commit(world, who, admitted, decide(world, admitted, head.document, change))
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class Decided:
     """What an op does: `version` for the log, sidecars to write, versions whose bytes go.
 
     `left` is the file that a move leaves, which has no current version any more. `accounts` are
-    those whose history it belongs to, where they are not `Admitted.accounts`.
+    those whose history it belongs to, where they are not `Admitted.accounts`. `added` and `dropped`
+    are users who find the file in their inbox from now on, or no more.
     """
 
     version: int | None
@@ -61,14 +62,17 @@ class _Decided:
     detail: Mapping[str, object] = field(default_factory=dict)
     left: str | None = None
     accounts: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
-def _commit(world: World, who: Principal, admitted: Admitted, decided: _Decided) -> Commit[Reply]:
+def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -> Commit[Reply]:
     record, files = admitted.record, admitted.head.files
     written = tuple(
         Write(head.paths(version).sidecar, sidecar.encode)
         for head, version, sidecar in decided.sidecars
     )
+    notes = inbox_effects(world, record, decided.added, decided.dropped)
 
     def then(seq: int) -> None:
         for _, version, sidecar in decided.sidecars:
@@ -81,6 +85,7 @@ def _commit(world: World, who: Principal, admitted: Admitted, decided: _Decided)
         files.ledger.mark(record.file_id, living=record.current != 0)
         if decided.left is not None:
             files.ledger.mark(decided.left, living=False)
+        saw_notes(world, record, decided.added, decided.dropped)
 
     entry = draft(
         who,
@@ -94,7 +99,7 @@ def _commit(world: World, who: Principal, admitted: Admitted, decided: _Decided)
         accounts=decided.accounts or admitted.accounts,
     )
     expect = {**admitted.expect, **decided.expect}
-    change = Change(entry, expect, (*decided.effects, *written), None, then)
+    change = Change(entry, expect, (*decided.effects, *written, *notes), None, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))
 
 
@@ -103,10 +108,10 @@ def _delete(
     admitted: Admitted,
     newest: Document[Sidecar],
     change: RecordChange,
-) -> _Decided:
+) -> Decided:
     """A tombstone: nothing is removed, restore brings it back."""
     sidecar = _delete_to(admitted, newest, change, to=None)
-    return _Decided(None, ((admitted.head, admitted.head.version, sidecar),))
+    return Decided(None, ((admitted.head, admitted.head.version, sidecar),))
 
 
 def _delete_to(
@@ -129,12 +134,12 @@ def _restore(
     admitted: Admitted,
     newest: Document[Sidecar],  # noqa: ARG001 - one form for every op
     change: RecordChange,
-) -> _Decided:
+) -> Decided:
     """An old content as a new version: the same bytes under a second name."""
     record, head = admitted.record, admitted.head
     source_id, source_version = record.from_ or ("", 0)
     _need(source_id == record.file_id, "a restore takes a version of the same file")
-    source = _content_of(head.files, record.file_id, source_version)
+    source = content_of(head.files, record.file_id, source_version)
     taken = _take_over(world, admitted, source, head.paths(source_version), change)
     return replace(taken, detail={"from": source_version})
 
@@ -165,17 +170,13 @@ def _move(
     current, readers = left.record.current, left.record.readers
     _need(record.from_ == (left.file_id, current), "a move takes the current version")
     _need(record.readers == readers, "a move leaves the readers as they are")
-    source = _content_of(files, left.file_id, current)
+    source = content_of(files, left.file_id, current)
     taken = _take_over(world, made, source, left.paths(current), arriving)
-    notes = tuple(
-        Write(inbox_path(reader[0], record.owner, record.file_id), b"") for reader in readers
-    )
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
     decided = replace(
         taken,
         sidecars=(*taken.sidecars, (left, left.version, buried)),
-        effects=(*taken.effects, *notes),
         expect={**taken.expect, **gone.expect},
         detail={
             "from": [left.file_id, current],
@@ -184,8 +185,10 @@ def _move(
         },
         left=left.file_id,
         accounts=tuple(sorted({record.owner, record.actor} | dropped)),
+        added=tuple(reader[0] for reader in readers),
+        dropped=tuple(sorted(dropped)),
     )
-    return _commit(world, who, made, decided)
+    return commit(world, who, made, decided)
 
 
 def _take_over(
@@ -194,7 +197,7 @@ def _take_over(
     source: Document[Sidecar],
     old: VersionPaths,
     change: RecordChange,
-) -> _Decided:
+) -> Decided:
     """The content of `source`, which lies at `old`, as the next version of the record's file."""
     record, head = admitted.record, admitted.head
     made = source.value.content_record
@@ -225,7 +228,7 @@ def _take_over(
         content_record=record,
         head_record=record,
     )
-    return _Decided(
+    return Decided(
         head.next_version,
         ((head, head.next_version, sidecar),),
         tuple(effects),
@@ -238,7 +241,7 @@ def _purge(
     admitted: Admitted,
     newest: Document[Sidecar],
     change: RecordChange,
-) -> _Decided:
+) -> Decided:
     """Bytes, metadata and wraps of old versions go for good; their records stay."""
     record, head = admitted.record, admitted.head
     purged = record.purged or ()
@@ -251,14 +254,14 @@ def _purge(
     effects: list[Effect] = []
     for version in purged:
         # One whose content is gone already, as by retention, may be named all the same.
-        document = _version_of(head.files, record.file_id, version)
+        document = version_of(head.files, record.file_id, version)
         expect[document.path] = document.digest
         sidecars[version] = replace(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
     sidecars[head.version] = replace(last, head=admitted.signed, head_record=record)
-    return _Decided(
+    return Decided(
         None,
         tuple((head, version, sidecar) for version, sidecar in sidecars.items()),
         tuple(effects),
@@ -268,15 +271,15 @@ def _purge(
     )
 
 
-def _version_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
+def version_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
     try:
         return files.sidecar(file_id, version)
     except Absent as exc:
         raise not_found() from exc
 
 
-def _content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
-    document = _version_of(files, file_id, version)
+def content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
+    document = version_of(files, file_id, version)
     if document.value.metadata is None:
         raise not_found()
     return document

@@ -37,7 +37,7 @@ from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
 from sfsd.changes import Change, Effect, Write
 from sfsd.documents import Document
-from sfsd.errors import Absent, Refused
+from sfsd.errors import Refused
 from sfsd.index import OwnerFiles
 from sfsd.layout import (
     Sidecar,
@@ -47,7 +47,6 @@ from sfsd.layout import (
     encode_statements,
     statements_path,
 )
-from sfsd.visibility import not_found
 from sfsd.world import (
     OWN_KEYS,
     STATEMENTS,
@@ -89,12 +88,12 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
     finish = _finish_of(user, message)
     leaves: list[bytes] = []
     undone = user.chain.voided_keys()
-    for item in _versions(world.index.of(user.name), "", 0):
+    for item in wraps_of(world, user.name):
         if _is_stale(item, user.chain.head, undone):
             raise Refused("conflict", "something of an older generation is left")
         wrap = _own_wrap(item.document.value, user.name)
         if wrap is not None and wrap.key_id == user.chain.head.key_id:
-            leaf = wrap_leaf(user.name, item.file_id, item.version, wrap.wrapped)
+            leaf = wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped)
             leaves.append(merkle.leaf_hash(leaf))
     if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
         raise Refused("conflict", "the store has other wraps by now")
@@ -183,11 +182,10 @@ def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle
 @operation(GetWraps, access=USER)
 def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     user = world.accounts.acting(who.user)
-    file_id, _, version = message.after.partition(".")
     items: list[WrapItem] = []
     size = scanned = 0
     last, undone = message.after, user.chain.voided_keys()
-    for one in _versions(world.index.of(user.name), file_id, int(version or 0)):
+    for one in wraps_of(world, user.name, message.after):
         sidecar = one.document.value
         wrap = _own_wrap(sidecar, user.name)
         if _is_stale(one, user.chain.head, undone) or (message.all_of_them and wrap is not None):
@@ -195,8 +193,8 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
             size += 0 if wrap is None else len(wrap.wrapped)
             if items and size > PAGE_BYTES:
                 return WrapsPage(tuple(items), last)
-            items.append(_item(one, user.name, wrap))
-        last, scanned = f"{one.file_id}.{one.version}", scanned + 1
+            items.append(_item(one, wrap))
+        last, scanned = one.cursor, scanned + 1
         if len(items) == message.limit or scanned == _SCANNED:
             return WrapsPage(tuple(items), last)
     return WrapsPage(tuple(items), "")
@@ -206,16 +204,27 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
 def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
     """Each item is compared with what stands there now; what is new already is left as it is."""
     user = world.accounts.acting(who.user)
-    files = world.index.of(user.name)
     places = [(item.owner, item.file_id, item.version) for item in message.items]
-    _need(len(set(places)) == len(places), "a version stands twice")
-    _need(all(owner == user.name for owner, _, _ in places), "files of one owner, the asker")
+    _need(bool(places) and len(set(places)) == len(places), "each version once")
+    owner = message.items[0].owner
+    _need(all(item.owner == owner for item in message.items), "files of one owner")
+    _need(
+        owner == user.name or not any(item.endorsements for item in message.items),
+        "only an owner endorses records",
+    )
+    files = world.index.of(owner)
     written: list[tuple[str, Sidecar, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
     _, undone = user.chain.voided_keys()
     for place, item in enumerate(message.items):
-        document = _sidecar(files, item)
+        try:
+            visible = world.visibility.version(user.name, owner, item.file_id, item.version)
+        except Refused:
+            left.append(place)  # not there, or not shared any more, which look the same
+            continue
+        expect |= visible.head.expect()
+        document = visible.document
         renewed = _renewed(document.value, item, user, undone)
         if renewed is None:
             left.append(place)
@@ -232,9 +241,9 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     entry = draft(
         who,
         "rewrap",
-        owner=user.name,
+        owner=owner,
         detail={"generation": user.chain.head.generation, "count": len(written)},
-        accounts=(user.name,),
+        accounts=tuple(sorted({owner, user.name})),
     )
     effects = tuple(Write(path, sidecar.encode) for path, sidecar, _ in written)
     change = Change(entry, expect, effects, None, then)
@@ -250,6 +259,9 @@ def _renewed(
     own = _own_wrap(sidecar, user.name)
     if own is not None and own.key_id in undone:
         own = None
+    if item.owner != user.name and item.wrap is None and own is not None:
+        # What another shared and does not open: a reader may give up his own wrap.
+        return replace(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
     if (own is None) != (item.wrap is None):
         return None
     if item.wrap is not None and own is not None:
@@ -281,20 +293,64 @@ def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
+    owner: str
     file_id: str
     version: int
     document: Document[Sidecar]
 
+    @property
+    def cursor(self) -> str:
+        return f"{self.owner}.{self.file_id}.{self.version}"
+
+
+def wraps_of(world: World, user: str, after: str = "") -> Iterator[_Version]:
+    """Every version that `user` has or may read, by owner, file_id and number, past the one that
+    the cursor `after` names ("": from the start)."""
+    owner, _, rest = after.partition(".")
+    file_id, _, number = rest.partition(".")
+    if not number.isascii() or not number.isdigit():
+        owner, file_id, number = "", "", "0"
+    version = int(number[:10])
+    if owner < user:
+        yield from _shared_in(world, user, (owner, file_id), version, before=user)
+    mine = (file_id, version) if owner == user else ("", 0)
+    if owner <= user:
+        yield from _versions(world.index.of(user), *mine)
+    start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
+    yield from _shared_in(world, user, start, version, before=None)
+
+
+def _shared_in(
+    world: World, user: str, after: tuple[str, str], version: int, before: str | None
+) -> Iterator[_Version]:
+    """The versions of files that others share, from owners before `before` (None: all of them)."""
+    inbox = world.inboxes.of(user)
+    notes = [after] if version and after[1] and after[0] != user else []
+    while notes or (notes := inbox.after(after, _SCANNED)):
+        for owner, file_id in notes:
+            if before is not None and owner >= before:
+                return
+            first = version if (owner, file_id) == after else 0
+            try:
+                head = world.visibility.newest(user, owner, file_id).head
+            except Refused:
+                continue  # shared no more, or expired: nobody opens it with a wrap that is left
+            for number in range(first + 1, head.version + 1):
+                document = head.files.sidecar(file_id, number)
+                yield _Version(owner, file_id, number, document)
+        after, notes = notes[-1], []
+
 
 def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Version]:
     """Every version of every file, in order, past the one named ("": from the start)."""
+    owner = files.owner
     if file_id:
         for number in range(version + 1, files.newest(file_id) + 1):
-            yield _Version(file_id, number, files.sidecar(file_id, number))
+            yield _Version(owner, file_id, number, files.sidecar(file_id, number))
     while page := files.after(file_id, _SCANNED):
         for one, newest, _ in page:
             for number in range(1, newest + 1):
-                yield _Version(one, number, files.sidecar(one, number))
+                yield _Version(owner, one, number, files.sidecar(one, number))
         file_id = page[-1][0]
 
 
@@ -308,6 +364,8 @@ def _is_stale(one: _Version, head: Statement, undone: _Undone) -> bool:
     own = _own_wrap(sidecar, head.user)
     if own is not None and own.key_id != head.key_id and own.key_id not in keys:
         return True
+    if one.owner != head.user:
+        return False  # its records are for its owner to endorse
     records = [(sidecar.content, sidecar.content_record), (sidecar.head, sidecar.head_record)]
     return any(
         all(signature.generation != head.generation for signature in signed.signatures)
@@ -316,9 +374,9 @@ def _is_stale(one: _Version, head: Statement, undone: _Undone) -> bool:
     )
 
 
-def _item(one: _Version, owner: str, wrap: Wrap | None) -> WrapItem:
+def _item(one: _Version, wrap: Wrap | None) -> WrapItem:
     sidecar = one.document.value
-    return WrapItem(owner, one.file_id, one.version, sidecar.content, sidecar.head, wrap)
+    return WrapItem(one.owner, one.file_id, one.version, sidecar.content, sidecar.head, wrap)
 
 
 def _records(sidecar: Sidecar) -> list[SignedRecord]:
@@ -327,13 +385,6 @@ def _records(sidecar: Sidecar) -> list[SignedRecord]:
 
 def _own_wrap(sidecar: Sidecar, user: str) -> Wrap | None:
     return next((wrap for wrap in sidecar.wraps if wrap.user == user), None)
-
-
-def _sidecar(files: OwnerFiles, item: RewrapItem) -> Document[Sidecar]:
-    try:
-        return files.sidecar(item.file_id, item.version)
-    except Absent as exc:
-        raise not_found() from exc
 
 
 def _text(data: bytes) -> str:

@@ -189,6 +189,30 @@ def repeated(world: World, who: Principal, head: Head, body: bytes) -> Done | No
     return Done(world.receipt(seq, who))
 
 
+def inbox_effects(
+    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> list[Effect]:
+    """The notes that users get and lose by a record. Raises `Refused` where one has too many."""
+    for user in added:
+        world.inboxes.of(user).check_room(record.owner)
+    effects: list[Effect] = [
+        Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
+    ]
+    effects += [Remove(inbox_path(user, record.owner, record.file_id)) for user in dropped]
+    return effects
+
+
+def saw_notes(
+    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    """What `inbox_effects` decided was done."""
+    note = (record.owner, record.file_id)
+    for user in added:
+        world.inboxes.of(user).saw(note, present=True)
+    for user in dropped:
+        world.inboxes.of(user).saw(note, present=False)
+
+
 def _admit(
     world: World,
     record: FileRecord,
@@ -239,17 +263,15 @@ def _put(
     effects = [ciphertext, Write(paths.sidecar, sidecar.encode)]
     if not inline:
         effects.append(Write(paths.leaves, content.leaves))
-    if head.document is None:
-        effects += [
-            Write(inbox_path(reader[0], record.owner, record.file_id), b"")
-            for reader in record.readers
-        ]
+    added = () if head.document else tuple(reader[0] for reader in record.readers)
+    effects += inbox_effects(world, record, added, ())
 
     def then(seq: int) -> None:
         files.saw(replace(sidecar, seq=seq), version)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         files.ledger.mark(record.file_id, living=True)
+        saw_notes(world, record, added, ())
         kept()
 
     entry = draft(

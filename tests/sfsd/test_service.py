@@ -35,7 +35,7 @@ from protocol.messages.rotation import (
     RotateFinish,
 )
 from protocol.messages.session import OPENING, Ping
-from protocol.messages.sharing import Lookup
+from protocol.messages.sharing import Inbox, Lookup, SetReaders
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
 from protocol.records import RecoveryKey
 from protocol.signatures import Label, SigningKey, verify
@@ -82,6 +82,8 @@ MATRIX: dict[Request, set[Access]] = {
     History("ada", F, 1): USERS,
     Record(()): USERS,
     Lookup("ada", 1): OWN_KEYS,
+    SetReaders(b"", S, ()): USERS,
+    Inbox("", 1, 0): USERS,
     Usage(): USERS,
     LogHead(): EVERYONE,
     LogEntries(0, 1, own=True): EVERYONE,

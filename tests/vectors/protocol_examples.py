@@ -393,7 +393,7 @@ MESSAGES: list[tuple[int, Message]] = [
         31,
         rotation.WrapsPage(
             (rotation.WrapItem("alice", FILE_ID, 1, VIEW.content, None, WRAP),),
-            f"{FILE_ID}.1",
+            f"alice.{FILE_ID}.1",
         ),
     ),
     (
@@ -422,4 +422,13 @@ MESSAGES: list[tuple[int, Message]] = [
         ),
     ),
     (34, accounts.ForceRotation("bob", "a laptop was stolen")),
+    (35, sharing.SetReaders(*signed("access"), (sharing.VersionWrap(1, WRAP),))),
+    (36, sharing.Inbox("", 256, 7)),
+    (
+        36,
+        sharing.InboxPage(
+            (sharing.SharedFile("alice", FILE_ID, VIEW), sharing.SharedFile("bob", FILE_ID, None)),
+            f"bob.{FILE_ID}",
+        ),
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Looking up other people."""
+"""Looking up other people, letting them read, and what they find."""
 
 from __future__ import annotations
 
@@ -9,9 +9,36 @@ import pytest
 
 from protocol import auditlog, merkle
 from protocol.checkpoint import verify
-from protocol.messages.sharing import Identity, Lookup
+from protocol.messages import Error
+from protocol.messages.base import Wrap
+from protocol.messages.downloads import GetOpen, Opened, Read
+from protocol.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
+from protocol.messages.sharing import (
+    Identity,
+    Inbox,
+    InboxPage,
+    Lookup,
+    SetReaders,
+    VersionWrap,
+)
+from protocol.records import ACCESS, Reader
+from sfsd import inboxes
+from sfsd.config import DAY
+from sfsd.operations import sharing
 from sfsd.world import Access
-from tests.sfsd.builders import VERIFIER, Daemon, Person, daemon, refused
+from tests.sfsd.builders import (
+    VERIFIER,
+    Daemon,
+    Person,
+    Version,
+    check_receipt,
+    daemon,
+    done,
+    file_id,
+    refused,
+)
+
+F = file_id(1)
 
 
 @pytest.fixture
@@ -57,3 +84,267 @@ def test_an_older_key_looks_up_its_own_user_only(served: Daemon) -> None:
     assert who.access is Access.RESTRICTED
     assert isinstance(served.ask(who, Lookup("ada", 1)), Identity)
     refused(served.ask(who, Lookup("bob", 1)), "not-allowed")
+
+
+# --- readers ----------------------------------------------------------------------------------
+
+
+def reader(person: Person, expires: int = 0) -> Reader:
+    return (person.name, person.first_hash, expires)
+
+
+def record_of(owner: Person, *readers: Reader, **changed: object) -> Version:
+    record = owner.record(F, ACCESS, readers=tuple(sorted(readers)), **changed)
+    return owner.signed(record)
+
+
+def change(
+    owner: Person, *readers: Reader, wraps: dict[int, list[Wrap]] | None = None
+) -> tuple[Version, SetReaders]:
+    """Other readers of `F`, with wraps by version."""
+    made = record_of(owner, *readers)
+    listed = [VersionWrap(v, wrap) for v, found in (wraps or {}).items() for wrap in found]
+    return made, SetReaders(made.body, made.signature, tuple(listed))
+
+
+def shared(owner: Person, *readers: Reader, wraps: dict[int, list[Wrap]] | None = None) -> None:
+    made, message = change(owner, *readers, wraps=wraps)
+    check_receipt(done(owner.ask(message)), made.body)
+    owner.took(made)
+
+
+def received(person: Person, since: int = 0) -> list[tuple[str, str, bool]]:
+    found: list[tuple[str, str, bool]] = []
+    after = ""
+    while True:
+        page = person.ask(Inbox(after, 2, since))
+        assert isinstance(page, InboxPage), page
+        found += [(one.owner, one.file_id, one.view is not None) for one in page.files]
+        if not page.next:
+            return found
+        after = page.next
+
+
+def wrap_owners(served: Daemon, owner: str, version: int) -> set[str]:
+    sidecar = served.world.index.of(owner).sidecar(F, version).value
+    return {wrap.user for wrap in sidecar.wraps}
+
+
+@pytest.fixture
+def ada(served: Daemon) -> Person:
+    return served.person("ada")
+
+
+@pytest.fixture
+def bob(served: Daemon) -> Person:
+    return served.person("bob")
+
+
+def test_shared_read_and_taken_back(served: Daemon, ada: Person, bob: Person) -> None:
+    ada.put(F, b"one")
+    ada.put(F, b"two")
+    refused(bob.ask(GetOpen("ada", F, 0)), "not-found")
+    shared(ada, reader(bob), wraps={2: [bob.wrap()]})
+    assert received(bob) == [("ada", F, True)]
+    opened = bob.ask(GetOpen("ada", F, 0))
+    assert isinstance(opened, Opened)
+    assert [wrap.user for wrap in opened.view.wraps] == ["bob"]
+    # An older version is found, but nobody wrapped it for him.
+    older = bob.ask(GetOpen("ada", F, 1))
+    assert isinstance(older, Opened)
+    assert older.view.wraps == ()
+    shared(ada)
+    for asked in (GetOpen("ada", F, 0), GetOpen("ada", F, 1), Read(opened.handle, 0, 1)):
+        refused(bob.ask(asked), "not-found")
+    assert received(bob) == []
+    assert wrap_owners(served, "ada", 2) == {"ada"}
+    assert [set(entry.accounts) for entry in served.entries("access")] == [{"ada", "bob"}] * 2
+
+
+def test_history_is_wrapped_too_and_dropped_with_its_reader(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    for content in (b"1", b"2", b"3"):
+        ada.put(F, content)
+    shared(ada, reader(bob), wraps={v: [bob.wrap()] for v in (1, 2, 3)})
+    assert all(wrap_owners(served, "ada", v) == {"ada", "bob"} for v in (1, 2, 3))
+    ada.put(F, b"4", wraps=(ada.wrap(), bob.wrap()))
+    shared(ada)
+    assert all(wrap_owners(served, "ada", v) == {"ada"} for v in (1, 2, 3, 4))
+
+
+def test_a_long_history_is_dropped_by_several_records(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_TOUCHED", 2)
+    for content in (b"1", b"2", b"3"):
+        ada.put(F, content)
+    shared(ada, reader(bob), wraps={3: [bob.wrap()], 2: [bob.wrap()]})
+    shared(ada, reader(bob), wraps={1: [bob.wrap()]})
+    refused(ada.ask(change(ada, wraps={v: [bob.wrap()] for v in (1, 2)})[1]), "bad-request")
+    shared(ada)
+    assert [wrap_owners(served, "ada", v) for v in (3, 2)] == [{"ada"}] * 2
+    refused(bob.ask(GetOpen("ada", F, 1)), "not-found")
+    shared(ada)
+    assert wrap_owners(served, "ada", 1) == {"ada"}
+
+
+def test_a_grant_ends_at_its_time_for_every_request(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    ada.put(F, b"one")
+    until = int(served.clock.now) + DAY
+    shared(ada, reader(bob, until), wraps={1: [bob.wrap()]})
+    opened = bob.ask(GetOpen("ada", F, 0))
+    assert isinstance(opened, Opened)
+    served.clock.now = until - 1
+    assert not isinstance(bob.ask(Read(opened.handle, 0, 1)), Error)
+    served.clock.now = until
+    refused(bob.ask(Read(opened.handle, 0, 1)), "not-found")
+    refused(bob.ask(GetOpen("ada", F, 0)), "not-found")
+    assert received(bob) == []
+
+
+def test_readers_that_are_not_right(served: Daemon, ada: Person, bob: Person) -> None:
+    ada.put(F, b"one")
+    eve = served.person("eve")
+    stranger = ("zoe", bytes(32), 0)
+    for code, readers, wraps in (
+        ("stale-recipient", [reader(bob)], {}),
+        ("stale-recipient", [reader(bob)], {1: [bob.wrap(key_id=bytes(32))]}),
+        ("bad-request", [stranger], {1: [bob.wrap(user="zoe")]}),
+        ("bad-request", [("bob", bytes(32), 0)], {1: [bob.wrap()]}),
+        ("bad-request", [reader(bob)], {1: [bob.wrap(), eve.wrap()]}),
+        ("bad-request", [reader(bob)], {1: [bob.wrap(wrapped=b"short")]}),
+        ("bad-request", [reader(bob)], {1: [bob.wrap(), bob.wrap()]}),
+        ("not-found", [reader(bob)], {2: [bob.wrap()]}),
+        ("bad-request", [reader(bob)], {1: [bob.wrap(), ada.wrap()]}),
+    ):
+        refused(ada.ask(change(ada, *readers, wraps=wraps)[1]), code)
+    moved_on = record_of(ada, reader(bob), current=0)
+    wrap = (VersionWrap(1, bob.wrap()),)
+    refused(ada.ask(SetReaders(moved_on.body, moved_on.signature, wrap)), "bad-request")
+    right, message = change(ada, reader(bob), wraps={1: [bob.wrap()]})
+    refused(bob.ask(message), "not-found")
+    forged = SetReaders(right.body, bytes(64), message.wraps)
+    refused(ada.ask(forged), "refused")
+    assert received(bob) == []
+    # The same bytes again get the same receipt.
+    first = check_receipt(done(ada.ask(message)))
+    assert check_receipt(done(ada.ask(message))) == first
+    ada.took(right)
+
+
+def test_an_older_record_and_another_op_do_not_change_readers(ada: Person, bob: Person) -> None:
+    ada.put(F, b"one")
+    early, message = change(ada, reader(bob), wraps={1: [bob.wrap()]})
+    ada.put(F, b"two")
+    assert refused(ada.ask(message), "conflict").head is not None
+    sneaky = ada.version(F, b"three", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(sneaky.small()), "bad-request")
+    assert early.record.rev == 2
+
+
+def test_too_many_at_once(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada.put(F, b"one")
+    monkeypatch.setattr(sharing, "MAX_READERS_CHANGED", 0)
+    refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "bad-request")
+    monkeypatch.undo()
+    monkeypatch.setattr(inboxes, "MAX_FROM_ONE", 1)
+    ada.put(file_id(2), b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "quota")
+    eve = served.person("eve")
+    eve.put(F, b"y", readers=(reader(bob),), wraps=(eve.wrap(), bob.wrap()))
+    assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
+
+
+# --- the inbox --------------------------------------------------------------------------------
+
+
+def test_an_inbox_is_by_owner_and_id_and_says_what_changed(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    eve = served.person("eve")
+    for owner in (eve, ada):
+        for number in (3, 1, 2):
+            wraps = (owner.wrap(), bob.wrap())
+            owner.put(file_id(number), b"x", readers=(reader(bob),), wraps=wraps)
+    everything = [(o, file_id(n), True) for o in ("ada", "eve") for n in (1, 2, 3)]
+    assert received(bob) == everything
+    size = served.world.journal.size
+    ada.put(file_id(2), b"y", wraps=(ada.wrap(), bob.wrap()))
+    eve.delete(file_id(3))
+    assert received(bob, size) == [
+        ("ada", file_id(1), False),
+        ("ada", file_id(2), True),
+        ("ada", file_id(3), False),
+        ("eve", file_id(1), False),
+        ("eve", file_id(2), False),
+    ]
+    for odd in ("zzz", "eve.zz", "..", "eve"):
+        assert isinstance(bob.ask(Inbox(odd, 2, 0)), InboxPage)
+
+
+def test_an_inbox_outlives_a_restart(tmp_path: Path) -> None:
+    with daemon(tmp_path) as served:
+        ada, bob = served.person("ada"), served.person("bob")
+        ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+        ada.put(file_id(2), b"x")
+    with daemon(tmp_path) as served:
+        bob.served = served
+        bob.who = bob.log_in()
+        assert received(bob) == [("ada", F, True)]
+
+
+# --- a reader's own wraps ---------------------------------------------------------------------
+
+
+def wraps_of(person: Person, *, everything: bool) -> list[tuple[str, str, int]]:
+    found: list[tuple[str, str, int]] = []
+    after = ""
+    while True:
+        page = person.ask(GetWraps(after, 2, everything))
+        assert isinstance(page, WrapsPage), page
+        found += [(one.owner, one.file_id, one.version) for one in page.items]
+        if not page.next:
+            return found
+        after = page.next
+
+
+def test_wraps_are_by_owner_file_and_version(served: Daemon, ada: Person) -> None:
+    bob, cat = served.person("bob"), served.person("cat")
+    for owner in (ada, cat):
+        for number in (1, 2):
+            wraps = (owner.wrap(), bob.wrap())
+            owner.put(file_id(number), b"x", readers=(reader(bob),), wraps=wraps)
+            owner.put(file_id(number), b"y", wraps=wraps)
+    bob.put(F, b"own")
+    expected = [("ada", file_id(n), v) for n in (1, 2) for v in (1, 2)]
+    expected += [("bob", F, 1)]
+    expected += [("cat", file_id(n), v) for n in (1, 2) for v in (1, 2)]
+    assert wraps_of(bob, everything=True) == expected
+    assert wraps_of(bob, everything=False) == []
+
+
+def test_a_reader_replaces_his_own_wrap_and_nothing_else(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    eve = served.person("eve")
+    ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
+    before = served.world.index.of("ada").sidecar(F, 1).value.wraps
+    mine = bob.wrap()
+    # His key is the same, so nothing is to be done; for others there is nothing to do it to.
+    assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
+    assert eve.ask(Rewrap((RewrapItem("ada", F, 1, eve.wrap(), ()),))) == Rewrapped(None, (0,))
+    refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, ada.wrap(), ()),))), "stale-recipient")
+    assert served.world.index.of("ada").sidecar(F, 1).value.wraps == before
+    # One that does not open he may give up.
+    reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
+    assert isinstance(reply, Rewrapped)
+    assert reply.receipt is not None
+    entry = check_receipt(reply.receipt)
+    assert (entry.op, entry.owner, entry.actor) == ("rewrap", "ada", "bob")
+    assert set(entry.accounts) == {"ada", "bob"}
+    assert wrap_owners(served, "ada", 1) == {"ada"}

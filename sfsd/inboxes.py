@@ -1,0 +1,99 @@
+"""What is shared with each user, by the notes in his inbox; in memory for those who were last here.
+
+A note says only that an owner once made him a reader of a file. Whether he still may read it, the
+file's last record says (`visibility`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Final
+
+from sfsd.catching_up import CatchingUp
+from sfsd.errors import Refused
+from sfsd.layout import inbox_folder, parse_inbox_name
+from sfsd.store import DirectoryStore
+
+USERS: Final = 256
+"""Users whose notes are kept in memory; 200 bytes a note."""
+MAX_FROM_ONE: Final = 10_000
+"""Files that one owner can share with one user: nobody can fill another's inbox, nor the disk's
+table of files with empty ones."""
+_SCAN: Final = 4096
+Note = tuple[str, str]
+"""(owner, file_id)"""
+
+
+class UserInbox(CatchingUp):
+    """One user's notes. Safe on several threads."""
+
+    def __init__(self, user: str, store: DirectoryStore) -> None:
+        super().__init__()
+        self._user = user
+        self._store = store
+        self._notes: list[Note] = []
+
+    def after(self, note: Note, limit: int) -> list[Note]:
+        """Up to `limit` notes behind `note`, in order."""
+        self._load(self._scan, self._enter)
+        with self._lock:
+            start = bisect.bisect_right(self._notes, note)
+            return self._notes[start : start + limit]
+
+    def check_room(self, owner: str) -> None:
+        """Raise `Refused` where `owner` has filled his part of it."""
+        self._load(self._scan, self._enter)
+        with self._lock:
+            first = bisect.bisect_left(self._notes, (owner, ""))
+            last = bisect.bisect_right(self._notes, (owner, "g"))  # past every hexadecimal id
+        if last - first >= MAX_FROM_ONE:
+            raise Refused("quota", f"{self._user} has {MAX_FROM_ONE} files of yours already")
+
+    def saw(self, note: Note, *, present: bool) -> None:
+        """A note was written, or removed."""
+
+        def change() -> None:
+            place = bisect.bisect_left(self._notes, note)
+            there = self._notes[place : place + 1] == [note]
+            if present and not there:
+                self._notes.insert(place, note)
+            elif there and not present:
+                del self._notes[place]
+
+        self._note(change)
+
+    def _scan(self) -> list[Note]:
+        found: list[Note] = []
+        folder, after = inbox_folder(self._user), ""
+        while page := self._store.children(folder, after, _SCAN):
+            found += [note for name in page if (note := parse_inbox_name(name)) is not None]
+            after = page[-1]
+        return sorted(found)
+
+    def _enter(self, found: list[Note]) -> None:
+        self._notes = found
+
+
+class Inboxes:
+    """The `UserInbox` of every user: there is never more than one of the same user."""
+
+    def __init__(self, store: DirectoryStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[str, UserInbox] = OrderedDict()
+        # One that has left `_recent` lives as long as a change in flight holds it.
+        self._all: weakref.WeakValueDictionary[str, UserInbox] = weakref.WeakValueDictionary()
+
+    def of(self, user: str) -> UserInbox:
+        with self._lock:
+            inbox = self._all.get(user)
+            if inbox is None:
+                inbox = self._all[user] = UserInbox(user, self._store)
+            self._recent[user] = inbox
+            self._recent.move_to_end(user)
+            while len(self._recent) > USERS:
+                self._recent.popitem(last=False)
+            return inbox
