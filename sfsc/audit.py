@@ -1,9 +1,4 @@
-"""The log, for the user whom it concerns: read, verified without a gap, compared, carried away.
-
-Of what belongs to an account each entry says how many came before and the hash of the last
-(``detail.accounts``). So from one entry that is proven to stand in the log, this session's own
-login, all before it follow, and none can be left out or put in.
-"""
+"""The log, for the user whom it concerns: read, verified without a gap, compared, carried away."""
 
 from __future__ import annotations
 
@@ -11,29 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from protocol import auditlog
-from protocol.auditlog import GENESIS, Entry
-from protocol.errors import LogError, RemoteProtocolError, SignatureError
+from protocol.auditlog import Entry
+from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.files import MAX_PAGE, List, Listing
-from protocol.messages.log import (
-    CONSISTENCY,
-    INCLUSION,
-    MAX_ENTRIES,
-    LogCheckpoint,
-    LogEntries,
-    LogHead,
-    LogPage,
-    LogProof,
-)
+from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
-from sfsc.errors import BadReceipt, BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
+from sfsc.errors import BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
+from sfsc.own_log import RECORDS, OwnLog
 from sfsc.refusals import proof_in
-from sfsc.session import LOGGED_AS, Session
-from sfsc.trust import TOLD, Point
+from sfsc.session import Session
+from sfsc.trust import TOLD
 
-_RECORDS: Final = frozenset(LOGGED_AS.values()) | {"access"}
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
@@ -70,32 +55,13 @@ class Audit:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._own = OwnLog(session)
 
     # --- reading ------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        """All of the account's entries, oldest first, up to this session's login at least; each
-        follows from the one before it, and the last is proven to stand in the log.
-
-        Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
-        login is left out.
-        """
-        user = self._session.account.user
-        found: list[Entry] = []
-        count, last = 0, GENESIS
-        for entry in self._own():
-            if user not in entry.accounts:
-                continue  # one that is shown for another reason, as what we did elsewhere
-            if entry.accounts[user] != (count, last):
-                raise BadReceipt(
-                    f"entry {entry.seq} of the log is not the next one of this account", TOLD
-                )
-            count, last = count + 1, entry.hash
-            found.append(entry)
-        if not any(entry.rec == self._session.login_record for entry in found):
-            raise Rollback("the log does not show this session's own login", TOLD)
-        self._prove(found[-1])
-        return found
+        """All of the account's entries; see `OwnLog.entries`."""
+        return self._own.entries()
 
     def log(self, file_id: str | None, names: dict[str, str]) -> Iterator[Event]:
         """What concerns the account, or one of its files; `names` of files by their id.
@@ -130,7 +96,7 @@ class Audit:
                 continue
             if entry.op in _STATEMENTS:
                 logged.append(entry.rec or b"")
-            elif entry.op in _RECORDS:
+            elif entry.op in RECORDS:
                 for body, sigs in entry.records:
                     self._follow(heads, body, sigs, keys, entry.seq)
                     records += 1
@@ -194,7 +160,7 @@ class Audit:
         """Check that the log of somebody else's checkpoint `note` is the one we see; (his size,
         ours). Raises `BadRecord` for a note that the log's key did not sign, `Fork`, `Rollback`."""
         session = self._session
-        self._refresh()
+        self._own.refresh()
         with session.judging():
             theirs = session.trust.point(note)
             ours = session.trust.newest
@@ -210,53 +176,14 @@ class Audit:
     def proof(self, body: bytes, since: int) -> bytes:
         """A C2SP tlog-proof of the entry that has the record `body`, which was made when the log
         had `since` entries. Raises `NotFound` where the log has none."""
-        for entry, line in self._lines(since):
+        for entry, line in self._own.lines(since):
             if any(record == body for record, _ in entry.records):
-                point = self._refresh()
-                inclusion = self._inclusion(entry.seq, point)
+                point = self._own.refresh()
+                inclusion = self._own.inclusion(entry.seq, point)
                 return TlogProof(entry.seq, line, inclusion, point.note).encode()
         raise NotFound("the log has no such change")
 
     # --- asking -------------------------------------------------------------------------------
-
-    def _own(self) -> Iterator[Entry]:
-        return (entry for entry, _ in self._lines(0))
-
-    def _lines(self, first: int) -> Iterator[tuple[Entry, bytes]]:
-        """The entries that are ours to read from seq `first` on, and their lines."""
-        last = first - 1
-        while True:
-            page = self._session.call(LogEntries(first, MAX_ENTRIES, True), LogPage)
-            for item in page.entries:
-                try:
-                    entry = auditlog.parse(item.data, seq=item.seq)
-                except LogError as exc:
-                    raise BadReceipt(f"the log shows an entry that is none: {exc}", TOLD) from exc
-                if item.seq <= last:
-                    raise BadReceipt("the log's entries come out of order", TOLD)
-                last = item.seq
-                yield entry, item.data
-            if page.next == 0:
-                return
-            if page.next <= first:
-                raise ProtocolFailure("the server's log goes round in circles")
-            first = page.next
-
-    def _refresh(self) -> Point:
-        """The log as it is now, proven to continue what is known."""
-        session = self._session
-        head = session.call(LogHead(), LogCheckpoint)
-        with session.judging():
-            session.trust.head(head.checkpoint, head.consistency)
-        session.join()
-        return session.trust.newest
-
-    def _prove(self, entry: Entry) -> None:
-        point = self._refresh()
-        self._session.trust.check_included(entry, point, self._inclusion(entry.seq, point))
-
-    def _inclusion(self, seq: int, point: Point) -> tuple[bytes, ...]:
-        return proof_in(self._session.ask(LogProof(INCLUSION, seq, point.size)))
 
     def _consistency(self, size: int) -> tuple[bytes, ...]:
         newest = self._session.trust.newest.size

@@ -11,23 +11,26 @@ from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
+from sfsc.identity import Owner
 from sfsc.pieces import Opener
 from sfsc.refusals import answered
+from sfsc.remembered import Remembered, SharedKnown
 from sfsc.segments import HEADER_SIZE, segment_count
 from sfsc.session import Session
-from sfsc.state import KnownFile
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A version that is asked for: `version` 0 is the current one. `name` was checked; None where
-    only the id is known. `known` is what was known of the file before it is asked for."""
+    only the id is known. `known` is (rev, hash) of what was known of the file before it is asked
+    for; `owner` shares it with us, None for our own."""
 
     name: str | None
     file_id: str
     version: int
-    known: KnownFile | None
+    known: tuple[int, bytes] | None
     request: GetOpen
+    owner: Owner | None = None
 
     @classmethod
     def of(cls, session: Session, name: str, version: int) -> Wanted:
@@ -37,7 +40,18 @@ class Wanted:
     @classmethod
     def of_id(cls, session: Session, file_id: str, version: int) -> Wanted:
         request = GetOpen(session.account.user, file_id, version)
-        return cls(None, file_id, version, session.state.file(file_id), request)
+        known = session.state.file(file_id)
+        return cls(None, file_id, version, None if known is None else known.known, request)
+
+    @classmethod
+    def shared(
+        cls, session: Session, owner: Owner, file_id: str, version: int, name: str | None = None
+    ) -> Wanted:
+        """Of a file that `owner` shares with us."""
+        request = GetOpen(owner.user, file_id, version)
+        known = Remembered(session.state).file(owner.user, file_id)
+        shown = None if known is None else known.known
+        return cls(name, file_id, version, shown, request, owner)
 
 
 class Blob:
@@ -49,18 +63,22 @@ class Blob:
         Raises `NotFound`, `IntegrityError`, and `KeyringError` where we have no key for it.
         """
         self._session = session
-        name, version, known = wanted.name, wanted.version, wanted.known
+        name, version = wanted.name, wanted.version
         if isinstance(reply, Error) and reply.code == "not-found":
             name = name or "the file"
             which = f"{name} has no version {version}" if version else f"there is no file {name}"
             raise NotFound(which, "`sfsc ls` shows what there is")
         opened = answered(reply, Opened)
-        shown = None if known is None else known.known
-        self.file = session.account.opened(opened.view, wanted.file_id, version, shown)
-        self._key, self.metadata = session.account.open(self.file)
+        self.owner = wanted.owner
+        owner = wanted.owner or session.account
+        self.file = owner.opened(opened.view, wanted.file_id, version, wanted.known)
+        self._key, self.metadata = session.account.open(self.file, wanted.owner)
         if name is not None and self.metadata.name != name:
             raise Tampered("the server gave another file than the one asked for")
-        session.learn_head(self.file, known)
+        if wanted.owner is None:
+            session.learn_head(self.file, wanted.known)
+        else:
+            Remembered(session.state).remember_file(SharedKnown.of(self.file, None))
         self.size = self.file.content.ciphertext_size or 0
         self.handle = opened.handle
         self.first: Buffer = opened.data
@@ -69,8 +87,12 @@ class Blob:
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
+        """A file of our own, asked for and answered."""
+        return cls.ask(session, Wanted.of(session, name, version))
+
+    @classmethod
+    def ask(cls, session: Session, wanted: Wanted) -> Blob:
         """Asked for and answered."""
-        wanted = Wanted.of(session, name, version)
         return cls(session, wanted, session.ask(wanted.request))
 
     def ready(self) -> Opener:
@@ -98,7 +120,8 @@ class Blob:
 
     def reopen(self) -> bytes:
         """A handle on the same version, over the present connection."""
-        asked = GetOpen(self._session.account.user, self.file.file_id, self.file.version)
+        owner = self.owner or self._session.account
+        asked = GetOpen(owner.user, self.file.file_id, self.file.version)
         opened = answered(self._session.transport.call(asked), Opened)
         if opened.view.content.record != self.file.content_body:
             raise ConflictError("the file was encrypted anew meanwhile", "run the command again")

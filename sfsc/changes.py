@@ -10,7 +10,7 @@ from typing import Final, overload
 from protocol.messages import Done, Error
 from protocol.messages.base import Wrap
 from protocol.messages.files import History, HistoryPage, Record, RecordChange
-from protocol.records import DELETE, PURGE, FileRecord, record_hash
+from protocol.records import DELETE, PURGE, FileRecord, Reader, record_hash
 from sfsc.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.identity import File
@@ -43,16 +43,16 @@ def find_living(session: Session, name: str) -> File:
 def tombstone(session: Session, head: FileRecord, body: bytes, to: str | None = None) -> FileRecord:
     """The record that deletes a file onto its `head`, whose exact bytes are `body`; `to` is the
     file_id that the file moved to."""
-    return _onto(session, head, body, op=DELETE, current=0, to=to)
+    return onto(session, head, body, op=DELETE, current=0, to=to)
 
 
 def purge(session: Session, file: File, versions: tuple[int, ...]) -> FileRecord:
     """The record that removes the content of `versions`, sorted and none of them current."""
     head = file.head
-    return _onto(session, head, file.head_body, op=PURGE, current=head.current, purged=versions)
+    return onto(session, head, file.head_body, op=PURGE, current=head.current, purged=versions)
 
 
-def _onto(
+def onto(
     session: Session,
     head: FileRecord,
     body: bytes,
@@ -61,7 +61,10 @@ def _onto(
     current: int,
     to: str | None = None,
     purged: tuple[int, ...] | None = None,
+    readers: tuple[Reader, ...] | None = None,
 ) -> FileRecord:
+    """The record of `op` onto `head`, whose exact bytes are `body`; readers stay where none are
+    named."""
     author = session.author
     return FileRecord(
         server=author.server,
@@ -74,7 +77,7 @@ def _onto(
         prev=record_hash(body),
         seen=session.seen,
         created=int(time.time()),
-        readers=head.readers,
+        readers=head.readers if readers is None else readers,
         current=current,
         to=to,
         purged=purged,

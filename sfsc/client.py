@@ -36,6 +36,7 @@ from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.envelope import check_name
 from sfsc.errors import SfscError, Special
+from sfsc.folders import Folder, Folders
 from sfsc.home import (
     Passphrase,
     folder,
@@ -43,33 +44,42 @@ from sfsc.home import (
     state_path,
     unlock,
     wants_rotation,
+    weakest_wrap,
 )
 from sfsc.identity import Entry
+from sfsc.inbox import Received, Shared
 from sfsc.keyring import KeyringFile
 from sfsc.listing import Files
 from sfsc.moves import Moves
+from sfsc.people import People, Person, parse_fingerprint
 from sfsc.proofs import Proven
 from sfsc.reading import Reader
 from sfsc.rotation import Plan, Rotated, Rotation
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
+from sfsc.sharing import Grant, Sharing
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
 from sfsc.trees import Trees
 from sfsc.uploads import Put, Uploads
 from sfsc.versions import ExportedKey, Revision, Versions
 from sfsc.window import Skip
+from sfsc.words import words
 
 __all__ = [
     "Entry",
     "Event",
     "ExportedKey",
+    "Folder",
     "Got",
+    "Grant",
+    "Person",
     "Plan",
     "Proven",
     "Put",
     "Revision",
     "Rotated",
+    "Shared",
     "Status",
     "Store",
     "Whoami",
@@ -80,9 +90,11 @@ __all__ = [
     "export_pem",
     "import_pem",
     "new_recovery_code",
+    "parse_fingerprint",
     "recover",
     "restore",
     "whoami",
+    "words",
 ]
 
 
@@ -115,16 +127,25 @@ def connect(
     timeouts: Timeouts | None = None,
     progress: Progress | None = None,
     auto_rotate: bool | None = None,
+    min_wrap_alg: str | None = None,
 ) -> Store:
     """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
 
     `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
     in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is.
     Where the keys are due they are rotated first, unless `auto_rotate` is False or SFSC_AUTO_ROTATE
-    is 0. Raises `SfscError`.
+    is 0. `min_wrap_alg`, else SFSC_MIN_WRAP_ALG, is the weakest kind of key that anything is
+    encrypted for (one of rsa2048, rsa3072, rsa4096, x25519, xwing). Raises `SfscError`.
     """
     where = folder(home)
-    return Store(unlock(where, passphrase), where, timeouts, progress, auto_rotate=auto_rotate)
+    return Store(
+        unlock(where, passphrase),
+        where,
+        timeouts,
+        progress,
+        auto_rotate=auto_rotate,
+        min_wrap_alg=min_wrap_alg,
+    )
 
 
 class Store:
@@ -138,6 +159,7 @@ class Store:
         progress: Progress | None = None,
         *,
         auto_rotate: bool | None = None,
+        min_wrap_alg: str | None = None,
     ) -> None:
         keyring = file.contents
         self._file = file
@@ -147,9 +169,13 @@ class Store:
             self._session.connect()
             self._devices = Devices(self._session, file)
             self._session.renewer = self._devices.catch_up
+            self._people = People(self._session, file, min_wrap_alg or weakest_wrap())
+            self._session.readers = self._people
+            self._folders = Folders(self._session)
+            self._session.new_readers = self._folders.readers_of
             if self._devices.unsettled:
                 self._devices.settle()
-            self._rotation = Rotation(self._session, file, self._devices)
+            self._rotation = Rotation(self._session, file, self._devices, self._people)
             if auto_rotate if auto_rotate is not None else wants_rotation():
                 self._rotation.rotate_if_asked()
         except BaseException:
@@ -162,6 +188,8 @@ class Store:
         self._moves = Moves(self._session)
         self._trees = Trees(self._session)
         self._audit = Audit(self._session)
+        self._sharing = Sharing(self._session, self._people, self._folders)
+        self._received = Received(self._session, self._people)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store a path's or stream's content as the newest version of `name`; with `expected` only
@@ -179,7 +207,9 @@ class Store:
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """A version as a seekable file; only what is read of it is fetched."""
         check_name(name)
-        blob = Blob.open(self._session, name, version or 0)
+        return self._reader(Blob.open(self._session, name, version or 0))
+
+    def _reader(self, blob: Blob) -> io.BufferedReader:
         seen = Seen(self._session)
         seen.note(blob.file)
         seen.prove()
@@ -192,9 +222,21 @@ class Store:
         told to `skip`; without one it is raised, and ends the work."""
         return self._trees.put(folder, name, skip or _raise)
 
-    def get_tree(self, name: str, target: Path, *, skip: Skip | None = None) -> Iterator[Got]:
-        """Fetch every file in the folder `name` ("": all) to its place below `target`."""
-        return self._trees.get(name, target, skip or _raise)
+    def get_tree(
+        self,
+        name: str,
+        target: Path,
+        owner: str | None = None,
+        *,
+        skip: Skip | None = None,
+        trust_first_use: bool = False,
+    ) -> Iterator[Got]:
+        """Fetch every file in the folder `name` ("": all) to its place below `target`; with an
+        `owner` those that he shares."""
+        if owner is None:
+            return self._trees.get(name, target, skip or _raise)
+        found = self._received.inside(owner, name, skip or _raise, first_use=trust_first_use)
+        return self._trees.get(name, target, skip or _raise, found)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name`."""
@@ -236,6 +278,97 @@ class Store:
     def purge(self, name: str) -> list[int]:
         """Remove the contents of the deleted file `name`, for good."""
         return self._versions.purge(name)
+
+    def share(
+        self,
+        name: str,
+        user: str,
+        *,
+        expires: int = 0,
+        history: bool = False,
+        trust_first_use: bool = False,
+    ) -> Grant:
+        """Let `user` read `name` until `expires` (unix seconds; 0: until it is unshared); with
+        `history` its older versions too. `Untrusted` for one who was never verified."""
+        return self._sharing.share(
+            name, user, expires=expires, history=history, first_use=trust_first_use
+        )
+
+    def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
+        """Let `user` read `name` no more; with `reencrypt` under a key that he never had."""
+        return self._sharing.unshare(name, user, reencrypt=reencrypt)
+
+    def share_tree(
+        self,
+        name: str,
+        user: str,
+        *,
+        expires: int = 0,
+        history: bool = False,
+        trust_first_use: bool = False,
+    ) -> Iterator[Grant]:
+        """Share every file in the folder `name` ("": all), and every one that comes into it."""
+        return self._sharing.share_tree(
+            name, user, expires=expires, history=history, first_use=trust_first_use
+        )
+
+    def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
+        """Share the folder `name` and what is in it no more."""
+        return self._sharing.unshare_tree(name, user, reencrypt=reencrypt)
+
+    def readers(self, name: str) -> list[Grant]:
+        """Who may read `name` beside us."""
+        return self._sharing.readers(name)
+
+    def shared_folders(self) -> tuple[Folder, ...]:
+        """The folders whose new files are shared."""
+        return self._folders.all()
+
+    def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
+        """What others share with us, by owner and name. What is not right is told to `skip`;
+        without one it is raised."""
+        return self._received.all(skip or _raise)
+
+    def get_shared(
+        self,
+        owner: str,
+        name: str,
+        target: Target | None = None,
+        *,
+        version: int | None = None,
+        file_id: str | None = None,
+        trust_first_use: bool = False,
+    ) -> Got:
+        """Fetch the file `name` that `owner` shares; `file_id` where he shares several of it."""
+        return self._downloads.fetch(
+            self._shared(owner, name, version, file_id, first_use=trust_first_use), target
+        )
+
+    def open_shared(
+        self,
+        owner: str,
+        name: str,
+        *,
+        version: int | None = None,
+        file_id: str | None = None,
+        trust_first_use: bool = False,
+    ) -> io.BufferedReader:
+        """As `open`, a file that `owner` shares."""
+        return self._reader(self._shared(owner, name, version, file_id, first_use=trust_first_use))
+
+    def _shared(
+        self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
+    ) -> Blob:
+        return self._received.open(owner, name, version or 0, file_id=file_id, first_use=first_use)
+
+    def person(self, user: str) -> Person:
+        """Whom the server shows as `user`; `pinned` where that is whom we know."""
+        return self._people.find(user)
+
+    def verify_person(self, user: str, fingerprint: bytes) -> Person:
+        """Remember `user` by a fingerprint (32 bytes) that was compared with him; `BrokenChain`
+        where the server shows another."""
+        return self._people.verify(user, fingerprint)
 
     def proof_of(self, put: Put) -> bytes:
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""

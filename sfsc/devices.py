@@ -26,7 +26,7 @@ from sfsc.codes import RecoveryCode
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
-from sfsc.keyring import Device, Keyring, KeyringFile, Pending
+from sfsc.keyring import MAX_PINS, Device, Keyring, KeyringFile, Pending
 from sfsc.primitives import XWING, PrivateKey, PublicKey
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
@@ -179,7 +179,10 @@ class Devices:
         else:
             chain, bundle = self._newest_bundle(chain)
             renewed = dataclasses.replace(
-                keyring, generations=bundle.generations, name_keys=bundle.name_keys
+                keyring,
+                generations=bundle.generations,
+                name_keys=bundle.name_keys,
+                pins=_pins(keyring.pins, bundle.pins),
             )
         self._file.save(dataclasses.replace(renewed, statements=chain, pending=None))
         session.use(self._keyring)
@@ -310,6 +313,13 @@ class Devices:
         self.prove(answered(reply, Done).receipt, "statement", pending)
         self.accept(pending)
         return True
+
+
+def _pins(
+    here: tuple[tuple[str, bytes], ...], there: tuple[tuple[str, bytes], ...]
+) -> tuple[tuple[str, bytes], ...]:
+    """Whom this machine and another know; where they differ, this machine's own counts."""
+    return tuple(sorted({**dict(there), **dict(here)}.items()))[:MAX_PINS]
 
 
 def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, object] | None:

@@ -18,6 +18,7 @@ from protocol.messages import Reply
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import Metadata, check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
+from sfsc.identity import Owner
 from sfsc.pieces import Fetching
 from sfsc.places import arriving
 from sfsc.seen import Seen
@@ -49,12 +50,21 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One of many to fetch: `name` in its `version`, to `place`, which is at `path`."""
+    """One of many to fetch: `name` in its `version`, to `place`, which is at `path`. `owner` shares
+    it with us, None for our own."""
 
     name: str
+    file_id: str
     version: int
     path: Path
     place: Place
+    owner: Owner | None = None
+
+    def wanted(self, session: Session) -> Wanted:
+        """To be built when it is asked for, not before."""
+        if self.owner is None:
+            return Wanted.of(session, self.name, self.version)
+        return Wanted.shared(session, self.owner, self.file_id, self.version, self.name)
 
 
 class Downloads:
@@ -73,7 +83,11 @@ class Downloads:
         check_name(name)
         if version is not None and version < 1:
             raise UsageError(f"there is no version {version}", "versions count from 1")
-        blob = Blob.open(self._session, name, version or 0)
+        return self.fetch(Blob.open(self._session, name, version or 0), target)
+
+    def fetch(self, blob: Blob, target: Target | None = None) -> Got:
+        """As `get`, what was opened already: a file of ours, or one that is shared with us."""
+        name = blob.metadata.name
         self._seen.note(blob.file)
         self._seen.prove()
         self._session.progress.expect(blob.metadata.size)
@@ -97,7 +111,7 @@ class Downloads:
             for item in items:
                 if window.full:
                     yield from self._arrived(*window.take(), skip)
-                wanted = Wanted.of(self._session, item.name, item.version)
+                wanted = item.wanted(self._session)
                 window.send((item, wanted), wanted.request)
             while window:
                 yield from self._arrived(*window.take(), skip)

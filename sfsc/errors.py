@@ -11,6 +11,8 @@
     │   ├── QuotaExceeded
     │   ├── TokenRefused            the invitation is used, expired or unknown
     │   ├── StaleGeneration         this machine's keys are older than the account's
+    │   ├── Untrusted               another user whose key was not compared yet; has `.fingerprint`
+    │   ├── WeakRecipient           another user whose key is not one to encrypt for
     │   └── RotationRequired        reads and rotation only, until the keys are rotated
     ├── IntegrityError           5  something is not what was signed
     │   ├── Tampered                bytes that do not open or hash to what was promised
@@ -106,6 +108,21 @@ class TokenRefused(Denied):
 
 class StaleGeneration(Denied):
     """The account has newer keys than this machine."""
+
+
+class Untrusted(Denied):
+    """Another user of whom only the server says whose key is his.
+
+    `fingerprint` is what it shows, the hash of his first statement (lower hex).
+    """
+
+    def __init__(self, cause: str, hint: str | None = None, *, fingerprint: str = "") -> None:
+        super().__init__(cause, hint)
+        self.fingerprint = fingerprint
+
+
+class WeakRecipient(Denied):
+    """Another user whose key has expired, or is weaker than `min_wrap_alg` allows."""
 
 
 class RotationRequired(Denied):

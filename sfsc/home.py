@@ -16,6 +16,7 @@ PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
 HOME: Final = "SFSC_HOME"
 AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
+MIN_WRAP_ALG: Final = "SFSC_MIN_WRAP_ALG"
 MAX_PASSPHRASE: Final = 64 * 1024
 Passphrase = str | Callable[[], str] | None
 """A passphrase, what asks for one, or None: the environment names it."""
@@ -29,6 +30,11 @@ def folder(home: str | os.PathLike[str] | None) -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("sfsc", appauthor=False)
+
+
+def weakest_wrap() -> str | None:
+    """What SFSC_MIN_WRAP_ALG says, None for nothing."""
+    return os.environ.get(MIN_WRAP_ALG) or None
 
 
 def wants_rotation() -> bool:

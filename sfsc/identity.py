@@ -1,13 +1,15 @@
-"""Who we are, and every decision about what a server says of our own files, without I/O: is this
-record the one our keys signed, is it about the file we asked for, is it the newest we have seen, do
-its key and its name belong to it. What a method returns was verified, unless it says otherwise.
+"""Whose files are whose, and every decision about what a server says of files, without I/O: is a
+record one that its owner's keys signed, is it about the file we asked for, is it the newest we have
+seen, do its key and its name belong to it. What a method returns was verified, unless it says
+otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from functools import cached_property
+from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
 from protocol.chain import standing
@@ -26,10 +28,14 @@ from protocol.records import (
 )
 from protocol.signatures import Label, verify
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
-from sfsc.errors import BadRecord, Fork, LocalError, NotFound, Rollback, Tampered
+from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
 
+SETTINGS: Final = "\0settings"
+"""What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
+SETTINGS_NAME: Final = "settings"
+"""What stands as a name in the settings' metadata."""
 _TOLD = "keep what you have, and ask the server's operator"
 _UNDONE = "somebody else had your keys then: see `sfsc history`"
 
@@ -128,8 +134,9 @@ class Entry(Struct):
 
 
 @dataclass(frozen=True)
-class Account:
-    """Who we are: `signers` are the public keys, by generation, whose signatures count, `former`
+class Owner:
+    """A user whose files these are, as his identity chain shows him: `first` is the hash of his
+    first statement, `signers` are the public keys, by generation, whose signatures count, `former`
     those that ever did, `voided` those that somebody else brought and a recovery has undone;
     `voided_wraps` the ids of the keys that he had wraps made to."""
 
@@ -140,38 +147,11 @@ class Account:
     former: Mapping[int, bytes]
     voided: Mapping[int, bytes]
     voided_wraps: frozenset[bytes]
-    name_keys: tuple[bytes, ...] = field(repr=False)
-    private_keys: dict[bytes, PrivateKey] = field(repr=False)
-
-    @classmethod
-    def of(cls, keyring: Keyring) -> Account:
-        """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
-        signers, former, voided, voided_wraps = _keys(keyring.statements)
-        return cls(
-            keyring.server_id,
-            keyring.user,
-            keyring.first,
-            signers,
-            former,
-            voided,
-            voided_wraps,
-            keyring.name_keys,
-            private_keys(keyring.generations),
-        )
-
-    @property
-    def own_key(self) -> PublicKey:
-        """The key that others, and we, wrap to for us."""
-        return next(reversed(self.private_keys.values())).public
-
-    def file_id(self, name: str) -> str:
-        """What the server knows the file `name` as; the name was checked."""
-        return file_id(self.name_keys[-1], name)
 
     def newest(self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None) -> File:
         """What Stat, List or a conflict shows: the newest version of the file `wanted`.
 
-        `wanted` None stands for any file of ours; for `known` see `File.check_not_older`. Raises
+        `wanted` None stands for any file of his; for `known` see `File.check_not_older`. Raises
         `BadRecord`, `Rollback` or `Fork`.
         """
         file = self._verified(view, wanted, known)
@@ -197,37 +177,9 @@ class Account:
             )
         return file
 
-    def open(self, file: File) -> tuple[ContentKey, Metadata]:
-        """The key and the metadata of a version, checked against its record.
-
-        Raises `Tampered` or `BadRecord` where they are not what was signed, and `KeyringError`
-        where this machine has no key for it. A name that does not belong to the file's id is
-        refused: else one file could be given for another.
-        """
-        if self.is_voided(file.content):
-            raise BadRecord("this version was made with a key that was undone", _UNDONE)
-        key = open_wraps(file.content, self.first, file.wraps, self.private_keys)
-        metadata = key.open_metadata(file.content, file.metadata)
-        if all(file_id(name_key, metadata.name) != file.file_id for name_key in self.name_keys):
-            raise Tampered("the file's name does not belong to it", _TOLD)
-        return key, metadata
-
-    def wrap(self, key: ContentKey) -> tuple[Wrap, ...]:
-        """The DEK of a version of ours, for all who shall open it: so far ourselves."""
-        return key.wrap(self.server_id, self.first, [Recipient(self.user, self.own_key)])
-
-    def entry(self, file: File) -> Entry:
-        """What a listing shows of a version; raises as `open` does."""
-        _, metadata = self.open(file)
-        return Entry.of(file.head, file.content, metadata)
-
     def is_voided(self, record: FileRecord) -> bool:
         """Whether it is of a generation that a recovery has undone."""
         return record.generation in self.voided
-
-    def is_lost(self, wraps: Sequence[Wrap]) -> bool:
-        """Whether our wrap among these was made anew by somebody else, for himself."""
-        return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
 
     def standing_file(self, view: FileView, wanted: str) -> File:
         """As `newest`, but of a file whose last record may be of a voided generation: for who puts
@@ -262,7 +214,7 @@ class Account:
     def record(
         self, signed: SignedRecord, wanted: str | None, *, historic: bool = False
     ) -> FileRecord:
-        """A record of our file `wanted` (None: of any), signed with a key of ours that counts; one
+        """A record of his file `wanted` (None: of any), signed with a key of his that counts; one
         of a generation that counts no more must be endorsed by one that does.
 
         A `historic` one need not, and may be of a generation that was voided: it is linked by
@@ -298,6 +250,85 @@ class Account:
         raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
 
 
+@dataclass(frozen=True)
+class Account(Owner):
+    """Who we are."""
+
+    name_keys: tuple[bytes, ...] = field(repr=False)
+    private_keys: dict[bytes, PrivateKey] = field(repr=False)
+
+    @classmethod
+    def of(cls, keyring: Keyring) -> Account:
+        """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
+        return cls(
+            keyring.server_id,
+            keyring.user,
+            keyring.first,
+            *_keys(keyring.statements),
+            keyring.name_keys,
+            private_keys(keyring.generations),
+        )
+
+    @property
+    def own_key(self) -> PublicKey:
+        """The key that others, and we, wrap to for us."""
+        return next(reversed(self.private_keys.values())).public
+
+    def file_id(self, name: str) -> str:
+        """What the server knows the file `name` as; the name was checked, or is `SETTINGS`."""
+        return file_id(self.name_keys[-1], name)
+
+    @cached_property
+    def settings_ids(self) -> frozenset[str]:
+        """The file that holds this account's settings, by each name key; listings hide it."""
+        return frozenset(file_id(key, SETTINGS) for key in self.name_keys)
+
+    def is_settings(self, wanted: str) -> bool:
+        return wanted in self.settings_ids
+
+    def open(self, file: File, owner: Owner | None = None) -> tuple[ContentKey, Metadata]:
+        """The key and the metadata of a version, checked against its record; of a file that its
+        `owner` shares with us, else of our own.
+
+        Raises `Tampered` or `BadRecord` where they are not what was signed, and `KeyringError`
+        where this machine has no key for it. A name of ours that does not belong to the file's id
+        is refused: else one file could be given for another.
+        """
+        whose = self if owner is None else owner
+        if whose.is_voided(file.content):
+            raise BadRecord("this version was made with a key that was undone", _UNDONE)
+        key = open_wraps(file.content, whose.first, file.wraps, self.private_keys)
+        metadata = key.open_metadata(file.content, file.metadata)
+        if owner is None and not self._belongs(metadata.name, file.file_id):
+            raise Tampered("the file's name does not belong to it", _TOLD)
+        return key, metadata
+
+    def _belongs(self, name: str, wanted: str) -> bool:
+        if any(file_id(key, name) == wanted for key in self.name_keys):
+            return True
+        return name == SETTINGS_NAME and self.is_settings(wanted)
+
+    def wrap(self, key: ContentKey, readers: Iterable[Recipient] = ()) -> tuple[Wrap, ...]:
+        """The DEK of a version of ours, for all who shall open it: ourselves, and `readers`."""
+        own = Recipient(self.user, self.own_key)
+        return key.wrap(self.server_id, self.first, [own, *readers])
+
+    def entry(self, file: File, owner: Owner | None = None) -> Entry:
+        """What a listing shows of a version; raises as `open` does."""
+        _, metadata = self.open(file, owner)
+        return Entry.of(file.head, file.content, metadata)
+
+    def is_lost(self, wraps: Sequence[Wrap]) -> bool:
+        """Whether our wrap among these was made anew by somebody else, for himself."""
+        return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
+
+
+def owner_of(chain: Sequence[bytes]) -> Owner:
+    """Whom a chain of statements, followed from its first, shows."""
+    head = Statement.parse(chain[-1])
+    return Owner(head.server, head.user, record_hash(chain[0]), *_keys(chain))
+
+
 def _parsed(signed: SignedRecord) -> FileRecord:
     try:
         return FileRecord.parse(signed.record)
@@ -315,17 +346,11 @@ def _verifies(label: Label, body: bytes, signature: bytes | None, public: bytes 
     return True
 
 
-def check_unshared(head: FileRecord) -> None:
-    """Raise `LocalError` for a file whose new versions would have to be wrapped for others."""
-    if head.readers:
-        raise LocalError("the file is shared, and this version cannot encrypt for others")
-
-
 _Keys = dict[int, bytes]
 
 
 def _keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
-    """The signing key of each generation, by our own (trusted) chain: of those whose signatures
+    """The signing key of each generation, by a (trusted) chain: of those whose signatures
     count, of those that ever did, and of those that a recovery has voided; with the ids of the
     latters' wrap keys."""
     stand, undone = standing([Statement.parse(body) for body in bodies])

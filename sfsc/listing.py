@@ -47,7 +47,8 @@ class Files:
         found = [
             entry
             for file_id, packed in self._session.state.entries()
-            if (entry := _unpack(file_id, packed)).name.startswith(prefix)
+            if not self._session.account.is_settings(file_id)
+            and (entry := _unpack(file_id, packed)).name.startswith(prefix)
         ]
         return iter(sorted(found, key=lambda entry: entry.name))
 

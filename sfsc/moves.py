@@ -15,7 +15,7 @@ from protocol.records import MOVE, FileRecord
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.identity import Entry, File, check_unshared
+from sfsc.identity import Entry, File
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -94,7 +94,6 @@ class _Move:
 
     @classmethod
     def build(cls, session: Session, file: File, target: File | None, to: str) -> _Move:
-        check_unshared(file.head)
         key, metadata = session.account.open(file)
         renamed = dataclasses.replace(metadata, name=to)
         sealed = key.seal_metadata(renamed)
@@ -103,9 +102,10 @@ class _Move:
         left = tombstone(session, file.head, file.head_body, record.file_id)
         buried = left.encode()
         signature, signed = session.sign(body), session.sign(buried)
+        wraps = session.wrap(key, file.head, record.readers)
         request = Record(
             (
-                RecordChange(body, signature, sealed, session.account.wrap(key)),
+                RecordChange(body, signature, sealed, wraps),
                 RecordChange(buried, signed, b"", ()),
             )
         )
@@ -124,7 +124,7 @@ def _moved_record(
         ciphertext_size=file.content.ciphertext_size or 0,
         segments_root=file.content.segments_root or b"",
         metadata=sealed,
-        readers=(),
+        readers=file.head.readers,
         seen=session.seen,
         created=int(time.time()),
         op=MOVE,

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 
 from protocol import merkle
 from protocol.messages import Done, Error, Request
+from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import REENCRYPT, FileRecord
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
 from sfsc.errors import ConflictError, Unreachable
-from sfsc.identity import File, check_unshared
+from sfsc.identity import File
 from sfsc.pieces import Fetching, Sending, UploadLost
 from sfsc.refusals import answered
 from sfsc.segments import ciphertext_size
@@ -54,12 +55,11 @@ class Reencryption:
         fetching = Fetching(session, opener, blob.first, blob.handle, blob.reopen)
         source = _Stream(fetching.segments())
         sealed = key.seal_metadata(blob.metadata)
-        wraps = session.account.wrap(key)
         if blob.metadata.size <= SMALL:
             ciphertext = key.encryptor().seal(source.all(), last=True)
             root = merkle.root([merkle.leaf_hash(ciphertext)])
 
-            def small(body: bytes, signature: bytes) -> Request:
+            def small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutSmall(body, signature, sealed, wraps, ciphertext)
 
             return self._commit(blob, key, sealed, root, small)
@@ -70,7 +70,7 @@ class Reencryption:
                 stream.send(piece)
             root = merkle.root(stream.finish())
 
-            def large(body: bytes, signature: bytes) -> Request:
+            def large(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutCommit(begun.upload, body, signature, sealed, wraps)
 
             return self._commit(blob, key, sealed, root, large)
@@ -81,15 +81,16 @@ class Reencryption:
         key: ContentKey,
         sealed: bytes,
         root: bytes,
-        build: Callable[[bytes, bytes], Request],
+        build: Callable[[bytes, bytes, tuple[Wrap, ...]], Request],
     ) -> None:
         session, file_id = self._session, blob.file.file_id
         onto = session.newest(file_id)
         for _ in range(MAX_CONFLICTS):
             record = self._record(blob, key, sealed, root, onto)
+            wraps = session.wrap(key, onto.head, record.readers)
             body = record.encode()
             signature, connection = session.sign(body), session.connections
-            reply = session.ask(build(body, signature))
+            reply = session.ask(build(body, signature, wraps))
             if not isinstance(reply, Error):
                 receipt = answered(reply, Done).receipt
                 session.proven(receipt, record, body, signature)
@@ -114,7 +115,6 @@ class Reencryption:
     def _record(
         self, blob: Blob, key: ContentKey, sealed: bytes, root: bytes, onto: File
     ) -> FileRecord:
-        check_unshared(onto.head)
         return content_record(
             self._session.author,
             key,

@@ -10,6 +10,7 @@ was read back without them. Of two machines the second helps to finish what the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -20,7 +21,7 @@ from typing import Final
 from protocol import merkle
 from protocol.chain import COMPROMISED, FINISH, ROTATE
 from protocol.messages import Done, Error, Reply
-from protocol.messages.base import SignedRecord
+from protocol.messages.base import SignedRecord, Wrap
 from protocol.messages.rotation import (
     MAX_BATCH,
     Endorsement,
@@ -37,11 +38,12 @@ from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
 from sfsc.audit import Audit
 from sfsc.devices import Devices, recipients
-from sfsc.envelope import Bundle, open_wraps, seal_bundle
+from sfsc.envelope import Bundle, Recipient, open_wraps, seal_bundle
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
     ConflictError,
+    IntegrityError,
     KeyringMissing,
     NotFound,
     ProtocolFailure,
@@ -49,7 +51,9 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.greeting import DAY, term
+from sfsc.identity import Owner
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.people import People
 from sfsc.primitives import PrivateKey
 from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered, refusal
@@ -96,6 +100,7 @@ class Rotation:
         session: Session,
         file: KeyringFile,
         devices: Devices,
+        people: People,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock` gives unix seconds."""
@@ -103,6 +108,7 @@ class Rotation:
         self._session = session
         self._file = file
         self._devices = devices
+        self._people = people
 
     @property
     def _keyring(self) -> Keyring:
@@ -113,7 +119,7 @@ class Rotation:
         head = self._devices.catch_up()
         size = versions = 0
         for item in self._items(everything=True):
-            record = self._session.account.record(item.content, item.file_id)
+            record = self._owner(item).record(item.content, item.file_id)
             versions += 1
             size += plaintext_size(record.ciphertext_size or 0)
         return Plan(versions, size, head.generation, head.due, _unfinished(head))
@@ -159,6 +165,7 @@ class Rotation:
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
+        self._people.check_strength("this account", key_type or head.wrap_alg)
         if drop is not None:
             _check_droppable(head, drop, self._keyring.device.device_id)
         if not _unfinished(head) or drop is not None or compromised > self._is_compromised():
@@ -269,8 +276,7 @@ class Rotation:
     def _done(self, batch: tuple[RewrapItem, ...], reply: Reply) -> int:
         answer = answered(reply, Rewrapped)
         if answer.receipt is not None:
-            user = self._keyring.user
-            sent = Sent("rewrap", user, user, None, None, b"", {})
+            sent = Sent("rewrap", self._keyring.user, batch[0].owner, None, None, b"", {})
             with self._session.judging():
                 self._session.trust.receipt(answer.receipt, sent)
         # What was changed meanwhile is met again by the next sweep.
@@ -279,6 +285,8 @@ class Rotation:
     def _renewed(self, item: WrapItem) -> RewrapItem:
         """One version's wrap under the new key, and its records endorsed, all of them verified."""
         session, account = self._session, self._session.account
+        if item.owner != account.user:
+            return self._received(item)
         record = account.record(item.content, item.file_id)
         signed = [item.content]
         if item.head is not None:
@@ -294,6 +302,24 @@ class Rotation:
         )
         return RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
 
+    def _received(self, item: WrapItem) -> RewrapItem:
+        """The same of a version that another shares. One that does not open is given up, as it
+        never could be read: else who shares rubbish with us would keep us from ever finishing."""
+        owner, account = self._owner(item), self._session.account
+        wrap: Wrap | None = None
+        if item.wrap is not None:
+            with contextlib.suppress(IntegrityError):
+                record = owner.record(item.content, item.file_id)
+                key = open_wraps(record, owner.first, (item.wrap,), account.private_keys)
+                own = Recipient(account.user, account.own_key)
+                (wrap,) = key.wrap(owner.server_id, owner.first, [own])
+        return RewrapItem(item.owner, item.file_id, item.version, wrap, ())
+
+    def _owner(self, item: WrapItem) -> Owner:
+        """Whose file it is."""
+        account = self._session.account
+        return account if item.owner == account.user else self._people.find(item.owner).owner
+
     def _endorsed(self, signed: SignedRecord) -> Endorsement:
         digest = record_hash(signed.record)
         return Endorsement(digest, self._session.endorse(digest))
@@ -302,10 +328,7 @@ class Rotation:
         after = ""
         while True:
             page = self._session.call(GetWraps(after, MAX_BATCH, everything), WrapsPage)
-            for item in page.items:
-                if item.owner != self._keyring.user:
-                    raise BadRecord("the server shows another user's wraps as ours")
-                yield item
+            yield from page.items
             if not page.next:
                 return
             if page.next == after:
@@ -330,8 +353,8 @@ class Rotation:
         before = self._logged_before()
         reencryption = Reencryption(session)
         for item in list(self._items(everything=True)):
-            if item.wrap is None:
-                continue
+            if item.wrap is None or item.owner != session.account.user:
+                continue  # what others share, only they can encrypt anew
             record = session.account.record(item.content, item.file_id)
             if record.generation == generation:
                 continue
@@ -416,7 +439,7 @@ class Rotation:
         own, files = self._session.account.own_key.key_id, 0
         for item in self._items(everything=True):
             for signed in (item.content, item.head):
-                if signed is not None:
+                if signed is not None and item.owner == self._keyring.user:
                     self._session.account.record(signed, item.file_id)
             if item.wrap is not None and item.wrap.key_id != own:
                 raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
@@ -451,9 +474,9 @@ def _batches(
 ) -> Iterator[tuple[RewrapItem, ...]]:
     batch: list[RewrapItem] = []
     for item in items:
-        batch.append(renewed(item))
-        if len(batch) == MAX_BATCH:
+        if batch and (len(batch) == MAX_BATCH or batch[0].owner != item.owner):
             yield tuple(batch)
             batch = []
+        batch.append(renewed(item))
     if batch:
         yield tuple(batch)

@@ -16,9 +16,11 @@ from typing import Final, Protocol, TypeVar, cast
 from protocol.auditlog import Entry as LogEntry
 from protocol.messages import Error, FileView, Receipt, Reply, Request
 from protocol.messages import session as opening
+from protocol.messages.base import Wrap
 from protocol.messages.files import Stat, Stated
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import (
+    ACCESS,
     DELETE,
     MOVE,
     PURGE,
@@ -26,15 +28,17 @@ from protocol.records import (
     REENCRYPT,
     RESTORE,
     FileRecord,
+    Reader,
 )
 from protocol.records import key_id as hash_of_key
 from protocol.signatures import Label, SigningKey
 from sfsc import evidence
-from sfsc.envelope import Author
+from sfsc.envelope import Author, ContentKey, Recipient
 from sfsc.errors import (
     Distrusted,
     Fork,
     KeyringMissing,
+    LocalError,
     Rollback,
     SfscError,
     StaleGeneration,
@@ -59,6 +63,7 @@ LOGGED_AS: Final = {
     MOVE: "move",
     REENCRYPT: "reencrypt",
     PURGE: "purge",
+    ACCESS: "access",
 }
 """What the log calls a record's op."""
 
@@ -74,6 +79,17 @@ class Progress(Protocol):
 
     def advance(self, size: int) -> None:
         """`size` more bytes were moved."""
+
+
+class Readers(Protocol):
+    """Knows other people's keys."""
+
+    def recipients(self, head: FileRecord | None, readers: tuple[Reader, ...]) -> list[Recipient]:
+        """Those of a file's `readers` who are to get a wrap, with their present keys. `head` is
+        the file's last record as the server shows it, None for a new file."""
+
+    def forget(self) -> None:
+        """Somebody has newer keys than were known: ask anew."""
 
 
 class _Nobody:
@@ -114,6 +130,10 @@ class Session:
         self.limits = opening.Limits(0, 0, 0, 0)
         self.renewer: Callable[[], object] | None = None
         """Called where the account has newer keys than this session: it finds and `use`s them."""
+        self.readers: Readers | None = None
+        """Whom files are wrapped for beside ourselves."""
+        self.new_readers: Callable[[str], tuple[Reader, ...]] = lambda _name: ()
+        """Who may read a new file of a name: those whom its folder is shared with."""
         self._timeouts = timeouts
         self._pause = pause
         self.progress = progress or _Nobody()
@@ -151,7 +171,20 @@ class Session:
         request, stands for where it is about something else or nobody can renew."""
         if self.renewer is None or error.code not in ("stale-generation", "stale-recipient"):
             raise refusal(error)
+        if error.code == "stale-recipient" and self.readers is not None:
+            self.readers.forget()
         self.renewer()
+
+    def wrap(
+        self, key: ContentKey, head: FileRecord | None, readers: tuple[Reader, ...]
+    ) -> tuple[Wrap, ...]:
+        """The DEK of a version of ours for ourselves and all of `readers`, who are those of the
+        file's record `head` (None: a new file). Raises what `Readers` does."""
+        if not readers:
+            return self.account.wrap(key)
+        if self.readers is None:
+            raise LocalError("nothing here knows other people's keys")
+        return self.account.wrap(key, self.readers.recipients(head, readers))
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -268,11 +301,11 @@ class Session:
             self.state.remember_file(known_file(file), None)
         return file
 
-    def learn_head(self, file: File, known: KnownFile | None) -> None:
+    def learn_head(self, file: File, known: tuple[int, bytes] | None) -> None:
         """Remember the head that any version of a file was shown with, verified, where it says
-        which version is the newest: a put onto it must know."""
+        which version is the newest: a put onto it must know. `known` is what was, (rev, hash)."""
         head = file.head
-        if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
+        if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known[0]):
             newest = KnownFile.of(head, file.head_body, head.version or 0)
             self.state.remember_file(newest, None)
 

@@ -15,17 +15,19 @@ import contextlib
 import errno
 import os
 import sqlite3
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
 from sfsc.errors import LocalError, Tampered
 from sfsc.primitives import open_sealed, seal
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 BUSY_SECONDS: Final = 20.0
 
 _TABLES: Final = """
@@ -42,6 +44,17 @@ CREATE TABLE file (
     version INTEGER NOT NULL, entry BLOB
 ) WITHOUT ROWID;
 """
+_OTHERS: Final = """
+CREATE TABLE logged (file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE statement (
+    user TEXT NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (user, n)
+) WITHOUT ROWID;
+CREATE TABLE shared (
+    owner TEXT NOT NULL, file_id TEXT NOT NULL, rev INTEGER NOT NULL, hash BLOB NOT NULL,
+    entry BLOB, PRIMARY KEY (owner, file_id)
+) WITHOUT ROWID;
+"""
+"""What the second version has more: the log followed, other people, their files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,26 @@ class KnownFile:
     def known(self) -> tuple[int, bytes]:
         """(rev, hash): what an answer about this file must not fall behind."""
         return self.rev, self.hash
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A place in an account's own log: entries below `next_seq` are followed, `count` of them the
+    account's, the last with the hash `last` (32 bytes)."""
+
+    next_seq: int
+    count: int
+    last: bytes
+
+    def pack(self) -> bytes:
+        return _FOLLOWED.pack(self.next_seq, self.count, self.last)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        return cls(*_FOLLOWED.unpack(packed))
+
+
+_FOLLOWED: Final = struct.Struct(">QQ32s")
 
 
 class State:
@@ -107,9 +140,10 @@ class State:
         with self._writing():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                for statement in _TABLES.split(";"):
-                    self._database.execute(statement)
+                self._create(_TABLES)
                 self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
+            if version in (0, 1):
+                self._create(_OTHERS)
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LocalError(
@@ -120,6 +154,10 @@ class State:
                 f"{self._path} belongs to another account",
                 "use another --home, or move this file away",
             )
+
+    def _create(self, tables: str) -> None:
+        for statement in tables.split(";"):
+            self._database.execute(statement)
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -140,17 +178,17 @@ class State:
 
     def checkpoint(self) -> tuple[int, bytes] | None:
         """Size and root (32 bytes) of the newest proven checkpoint."""
-        row = self._row("SELECT size, root FROM checkpoint")
+        row = self.row("SELECT size, root FROM checkpoint")
         return None if row is None else (row[0], row[1])
 
     def checkpoint_note(self) -> bytes | None:
         """The signed note of the newest proven checkpoint."""
-        row = self._row("SELECT note FROM checkpoint")
+        row = self.row("SELECT note FROM checkpoint")
         return None if row is None else row[0]
 
     def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
         """A checkpoint that was proven from an earlier one; nothing where a newer one is here."""
-        self._run(
+        self.run(
             "INSERT INTO checkpoint VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " size = excluded.size, root = excluded.root, note = excluded.note"
             " WHERE excluded.size > size",
@@ -159,12 +197,12 @@ class State:
 
     def server_statement(self) -> bytes | None:
         """The newest server statement."""
-        row = self._row("SELECT statement FROM server_statement ORDER BY n DESC LIMIT 1")
+        row = self.row("SELECT statement FROM server_statement ORDER BY n DESC LIMIT 1")
         return None if row is None else row[0]
 
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
         """All are kept: a stored receipt is checked with the log key that was in force then."""
-        self._run(
+        self.run(
             "INSERT INTO server_statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (n, statement, signature),
         )
@@ -178,7 +216,7 @@ class State:
 
     def distrust(self, evidence: str) -> None:
         """The server has told two stories; `evidence` is the path of what proves it."""
-        self._run("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
+        self.run("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
 
     def distrusted(self) -> str | None:
         """The path that `distrust` was told, None where nobody distrusts."""
@@ -192,23 +230,27 @@ class State:
 
     def remember_rotated(self, now: int) -> None:
         """Unix seconds."""
-        self._run("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
+        self.run("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
 
     def begin_anew(self, size: int, root: bytes, note: bytes) -> None:
         """Take the log as it is now for the truth, and forget what was known of files: what the
         server shows of them is taken as new."""
         with self.changing():
-            self._run("DELETE FROM meta WHERE key IN ('evidence', 'listed')", ())
-            self._run("DELETE FROM file", ())
-            self._run("DELETE FROM checkpoint", ())
-            self._run("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
+            self.run(
+                "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')", ()
+            )
+            self.run("DELETE FROM file", ())
+            self.run("DELETE FROM logged", ())
+            self.run("DELETE FROM shared", ())
+            self.run("DELETE FROM checkpoint", ())
+            self.run("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
 
     # --- files --------------------------------------------------------------------------------
 
     def file(self, file_id: str) -> KnownFile | None:
         """Ask before the server is asked: another process may learn of something newer meanwhile,
         and an answer that was true when it was given would look like a rollback."""
-        row = self._row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
+        row = self.row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
         return None if row is None else KnownFile(file_id, *row)
 
     def revisions(self) -> dict[str, tuple[int, bytes]]:
@@ -222,8 +264,8 @@ class State:
 
         An older one than is known changes nothing.
         """
-        sealed = None if entry is None else seal(self._key, entry, known.file_id.encode())
-        self._run(
+        sealed = None if entry is None else self.seal(entry, known.file_id)
+        self.run(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
             " version = excluded.version, entry = excluded.entry WHERE excluded.rev >= rev",
@@ -232,7 +274,7 @@ class State:
 
     def has_entry(self, file_id: str, record_hash: bytes) -> bool:
         """Whether what a listing shows of this very record is cached."""
-        row = self._row(
+        row = self.row(
             "SELECT 1 FROM file WHERE file_id = ? AND hash = ? AND entry NOT NULL",
             (file_id, record_hash),
         )
@@ -249,23 +291,43 @@ class State:
                 "SELECT file_id, entry FROM file WHERE entry NOT NULL"
             ).fetchall()
         for file_id, sealed in rows:
-            try:
-                yield file_id, open_sealed(self._key, sealed, file_id.encode())
-            except Tampered as exc:
-                raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
+            yield file_id, self.unseal(sealed, file_id)
 
     def listed(self) -> int:
         """Log size up to which the cached entries are complete; 0 at first."""
-        value = self._value("listed")
-        return 0 if value is None else int.from_bytes(value, "big")
+        return self.number("listed")
 
     def remember_listed(self, size: int) -> None:
         """All changes in the first `size` entries of the log are cached."""
-        with self.changing():
-            if size > self.listed():
-                self._run("INSERT OR REPLACE INTO meta VALUES ('listed', ?)", (size.to_bytes(8),))
+        self.remember_number("listed", size)
 
-    # --- SQLite -------------------------------------------------------------------------------
+    # --- the account's own log ----------------------------------------------------------------
+
+    def followed(self) -> Followed | None:
+        """How far the log of this account was followed; None where it never was."""
+        value = self._value("followed")
+        return None if value is None else Followed.unpack(value)
+
+    def remember_followed(self, before: Followed, now: Followed, newest: dict[str, int]) -> None:
+        """That it was followed from `before` to `now`, and the last `rev` of each file in between.
+        Nothing where another process has followed it meanwhile: that one goes on from there."""
+        with self.changing():
+            if (self.followed() or Followed(0, 0, GENESIS)) != before:
+                return
+            for file_id, rev in newest.items():
+                self.run(
+                    "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
+                    " WHERE excluded.rev > rev",
+                    (file_id, rev),
+                )
+            self.run("INSERT OR REPLACE INTO meta VALUES ('followed', ?)", (now.pack(),))
+
+    def logged(self, file_id: str) -> int:
+        """The last `rev` of a file that the log is known to have; 0 for none."""
+        row = self.row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
+        return 0 if row is None else int(row[0])
+
+    # --- SQLite, for what is remembered elsewhere too ---------------------------------------
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -286,17 +348,44 @@ class State:
             raise
         self._database.execute("COMMIT")
 
-    def _run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
+    def seal(self, plain: bytes, name: str) -> bytes:
+        """Bytes to keep, encrypted under the keyring's key for what `name` is about."""
+        return seal(self._key, plain, name.encode())
+
+    def unseal(self, sealed: bytes, name: str) -> bytes:
+        """The inverse. Raises `LocalError`: the file was tampered with, or the keyring changed."""
+        try:
+            return open_sealed(self._key, sealed, name.encode())
+        except Tampered as exc:
+            raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
+
+    def number(self, key: str) -> int:
+        """A number that only grows; 0 at first."""
+        value = self._value(key)
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def remember_number(self, key: str, value: int) -> None:
+        """Where it is more than is known."""
+        with self.changing():
+            if value > self.number(key):
+                self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
+
+    def rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
+        """Every row that a query finds."""
+        with _translated(self._path):
+            return self._database.execute(query, values).fetchall()
+
+    def run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
         with _translated(self._path):
             self._database.execute(statement, values)
 
-    def _row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
+    def row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
         with _translated(self._path):
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
     def _value(self, key: str) -> bytes | None:
-        row = self._row("SELECT value FROM meta WHERE key = ?", (key,))
+        row = self.row("SELECT value FROM meta WHERE key = ?", (key,))
         return None if row is None else bytes(row[0])
 
 

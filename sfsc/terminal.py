@@ -184,6 +184,11 @@ def ask_secret(prompt: str) -> str:
     return sys.stdin.readline().rstrip("\r\n")
 
 
+def is_interactive() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def ask(prompt: str) -> str:
     """A line that is typed, or one of stdin where that is no terminal."""
     if sys.stdin.isatty():

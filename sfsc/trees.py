@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 from sfsc.downloads import Downloads, Got, Item
 from sfsc.envelope import Metadata, check_name
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
-from sfsc.identity import Entry
+from sfsc.identity import Entry, Owner
 from sfsc.listing import Files
 from sfsc.places import Tree, check_placeable
 from sfsc.session import Session
@@ -25,6 +25,8 @@ from sfsc.window import Skip
 
 MAX_DEPTH: Final = 512
 """Folders in one another; a name of 1,024 bytes has no more."""
+SharedEntries = tuple[Owner, list[Entry]]
+"""A user, and files that he shares."""
 
 
 class Trees:
@@ -44,16 +46,20 @@ class Trees:
             check_name(prefix)
         return Uploads(self._session).put_many(_sources(folder, prefix, skip), skip=skip)
 
-    def get(self, name: str, target: Path, skip: Skip) -> Iterator[Got]:
+    def get(
+        self, name: str, target: Path, skip: Skip, shared: SharedEntries | None = None
+    ) -> Iterator[Got]:
         """Fetch every file whose name lies in the folder `name` ("": all) to its place below
-        `target`: ``a/b`` with all that is in it arrives as ``target/b``.
+        `target`: ``a/b`` with all that is in it arrives as ``target/b``. `shared` are those of
+        another user, who shares them; else it is our own.
 
         Not synced one by one: after a power cut, fetch it again. Raises `NotFound`.
         """
-        entries, above = self.inside(name), len(name.strip("/").rpartition("/")[0])
+        owner, entries = shared or (None, self.inside(name))
+        above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
         with Tree(target) as tree:
-            items = _items(entries, above and above + 1, tree, skip)
+            items = _items(owner, entries, above and above + 1, tree, skip)
             yield from Downloads(self._session).get_many(items, skip)
 
     def rm(self, name: str) -> Iterator[Entry]:
@@ -77,7 +83,9 @@ def folder_name(folder: Path) -> str:
     return "" if name == "." else name
 
 
-def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator[Item]:
+def _items(
+    owner: Owner | None, entries: list[Entry], above: int, tree: Tree, skip: Skip
+) -> Iterator[Item]:
     for entry in entries:
         below = entry.name[above:]
         try:
@@ -89,7 +97,8 @@ def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator
         def place(metadata: Metadata, below: str = below) -> AbstractContextManager[BinaryIO]:
             return tree.arriving(below, metadata)
 
-        yield Item(entry.name, entry.version, tree.path / below, place)
+        path = tree.path / below
+        yield Item(entry.name, entry.file_id, entry.version, path, place, owner)
 
 
 def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[Path, str]]:

@@ -10,16 +10,17 @@ last, and again when someone was faster; the ciphertext does not change with it.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol import merkle
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from protocol.records import FileRecord
+from protocol.records import FileRecord, Reader
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import (
@@ -31,7 +32,7 @@ from sfsc.errors import (
     Unreachable,
     Unreadable,
 )
-from sfsc.identity import Entry, check_unshared
+from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.pieces import Sending, UploadLost
 from sfsc.refusals import answered, refusal
 from sfsc.segments import ciphertext_size
@@ -71,7 +72,6 @@ class _Content:
     key: ContentKey
     metadata: Metadata
     sealed: bytes
-    wraps: tuple[Wrap, ...]
     ciphertext_size: int
     segments_root: bytes
     expected: int | None
@@ -112,6 +112,15 @@ class Uploads:
             else:
                 attempt = self._small(plaintext, small, name, expected)
                 done = self._finish(attempt, self._session.ask(attempt.request))
+        self._session.join()
+        return done
+
+    def put_settings(self, data: bytes, *, expected: int) -> Put:
+        """Store the account's settings, at most 64 KiB, onto the version `expected` (0: none).
+        Raises `ConflictError` where another machine was faster."""
+        with opened(io.BytesIO(data)) as plaintext:
+            attempt = self._small(plaintext, plaintext.small() or b"", SETTINGS, expected)
+            done = self._finish(attempt, self._session.ask(attempt.request))
         self._session.join()
         return done
 
@@ -213,13 +222,13 @@ class Uploads:
     ) -> _Content:
         """Everything around a ciphertext, once all of the source was read."""
         account = self._session.account
-        metadata = Metadata(name, plaintext.count, plaintext.mtime, plaintext.mode)
+        shown = SETTINGS_NAME if name == SETTINGS else name
+        metadata = Metadata(shown, plaintext.count, plaintext.mtime, plaintext.mode)
         return _Content(
             file_id=account.file_id(name),
             key=key,
             metadata=metadata,
             sealed=key.seal_metadata(metadata),
-            wraps=account.wrap(key),
             ciphertext_size=ciphertext_size(plaintext.count),
             segments_root=root,
             expected=expected,
@@ -236,8 +245,8 @@ class Uploads:
                 f"version {current} is current, not {content.expected}",
                 head=None if base is None else base.record,
             )
-        if head is not None:
-            check_unshared(head)
+        readers = self._new_readers(content) if head is None else head.readers
+        wraps = session.wrap(content.key, head, readers)
         record = content_record(
             session.author,
             content.key,
@@ -247,22 +256,30 @@ class Uploads:
             ciphertext_size=content.ciphertext_size,
             segments_root=content.segments_root,
             metadata=content.sealed,
-            readers=(),
+            readers=readers,
             seen=session.seen,
             created=int(time.time()),
         )
         body = record.encode()
         signature = session.sign(body)
-        request = build(body, signature, content.wraps)
+        request = build(body, signature, wraps)
         return _Attempt(content, base, record, body, signature, request, session.connections, build)
+
+    def _new_readers(self, content: _Content) -> tuple[Reader, ...]:
+        if self._session.account.is_settings(content.file_id):
+            return ()
+        return self._session.new_readers(content.metadata.name)
 
     def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
         """The head to put onto: the one remembered, which costs nothing; where that is stale, the
         conflict shows the present one. Where the caller expects a version, the server is asked
         unless the one remembered is that."""
         known = self._session.state.file(file_id)
-        current = 0 if known is None else FileRecord.parse(known.record).current
-        if expected is None or expected == current:
+        head = None if known is None else FileRecord.parse(known.record)
+        current = 0 if head is None else head.current
+        # Of a shared file the present head says whom it is encrypted for: never an older one.
+        shared = head is not None and bool(head.readers)
+        if not shared and (expected is None or expected == current):
             return known
         try:
             return known_file(self._session.newest(file_id))
@@ -293,7 +310,6 @@ class Uploads:
                 base = known_file(self._session.learn(reply.head, content.file_id, base))
             else:
                 self._session.renew(reply)
-                content = replace(content, wraps=self._session.account.wrap(content.key))
             attempt = self._attempt(content, base, attempt.build)
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")

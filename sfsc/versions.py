@@ -11,7 +11,7 @@ from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import content_record
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
-from sfsc.identity import Entry, File, check_unshared
+from sfsc.identity import Entry, File
 from sfsc.segments import plaintext_size
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -86,10 +86,9 @@ class Versions:
         account, content = self._session.account, source.content
         key, metadata = account.open(source)
         sealed = key.seal_metadata(metadata)
-        wraps = account.wrap(key)
 
         def build(onto: File) -> Built:
-            check_unshared(onto.head)
+            readers = onto.head.readers
             record = content_record(
                 self._session.author,
                 key,
@@ -99,13 +98,13 @@ class Versions:
                 ciphertext_size=content.ciphertext_size or 0,
                 segments_root=content.segments_root or b"",
                 metadata=sealed,
-                readers=(),
+                readers=readers,
                 seen=self._session.seen,
                 created=int(time.time()),
                 op=RESTORE,
                 origin=(onto.file_id, source.version),
             )
-            return record, sealed, wraps
+            return record, sealed, self._session.wrap(key, onto.head, readers)
 
         made, body = change_file(self._session, file, build)
         entry = Entry.of(made, made, metadata)

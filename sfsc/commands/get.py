@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import click
 
 import sfsc
 from sfsc import terminal
 from sfsc.client import Got
-from sfsc.commands import Context
+from sfsc.commands import Context, split_owner
+from sfsc.commands.share import shared_options, trusting
 from sfsc.errors import UsageError
 
 
@@ -21,11 +23,20 @@ from sfsc.errors import UsageError
     "-r", "--recursive", is_flag=True, help="NAME is a folder (`/`: all): every file in it."
 )
 @click.option("--version", type=click.IntRange(min=1), help="An older version.")
+@shared_options
 @click.pass_obj
 def command(
-    context: Context, name: str, output: str | None, *, recursive: bool, version: int | None
+    context: Context,
+    name: str,
+    output: str | None,
+    *,
+    recursive: bool,
+    version: int | None,
+    file_id: str | None,
+    trust_first_use: bool,
 ) -> None:
-    """Fetch NAME and write it to -o PATH, else to its last part in the present folder.
+    """Fetch NAME and write it to -o PATH, else to its last part in the present folder. OWNER:NAME
+    is a file that OWNER shares with you.
 
     The file appears whole and verified, or not at all. To stdout, only verified bytes are
     written, but a later part may still turn out to be bad: mind the exit code.
@@ -37,22 +48,42 @@ def command(
         terminal.Bar() as bar,
         sfsc.connect(context.home, passphrase=terminal.passphrase_source(), progress=bar) as store,
     ):
+        owner, name = split_owner(store, name)
         if recursive:
             if version is not None or output == "-":
                 raise UsageError("-r goes with neither --version nor `-`", "leave one out")
             failures = terminal.Failures()
-            for got in store.get_tree(name, Path(output or "."), skip=failures):
+            tree = trusting(
+                lambda first_use: store.get_tree(
+                    name, Path(output or "."), owner, skip=failures, trust_first_use=first_use
+                ),
+                first_use=trust_first_use,
+            )
+            for got in tree:
                 _show(got, context)
             failures.check()
             return
-        if output == "-":
-            store.get(name, sys.stdout.buffer, version=version)
-            return
-        target = Path(output) if output is not None else Path(PurePosixPath(name).name)
-        got = store.get(
-            name, target / PurePosixPath(name).name if target.is_dir() else target, version=version
-        )
-    _show(got, context)
+        target: BinaryIO | Path = sys.stdout.buffer
+        if output != "-":
+            last = PurePosixPath(name).name
+            path = Path(output) if output is not None else Path(last)
+            target = path / last if path.is_dir() else path
+        if owner is None:
+            got = store.get(name, target, version=version)
+        else:
+            got = trusting(
+                lambda first_use: store.get_shared(
+                    owner,
+                    name,
+                    target,
+                    version=version,
+                    file_id=file_id,
+                    trust_first_use=first_use,
+                ),
+                first_use=trust_first_use,
+            )
+    if output != "-":
+        _show(got, context)
 
 
 def _show(got: Got, context: Context) -> None:

@@ -9,7 +9,7 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Store
+from sfsc.client import Store, parse_fingerprint, words
 from sfsc.commands import Context
 from sfsc.commands.whoami import show as show_identity
 
@@ -35,6 +35,33 @@ def show(context: Context) -> None:
     for at in range(0, len(me.words), _WORDS_A_LINE):
         label = "in words" if at == 0 else ""
         terminal.answer(f"{label:<12} {' '.join(me.words[at : at + _WORDS_A_LINE])}")
+
+
+@command.command()
+@click.argument("user")
+@click.argument("fingerprint", required=False)
+@click.pass_obj
+def verify(context: Context, user: str, fingerprint: str | None) -> None:
+    """Remember USER by a FINGERPRINT that you have compared with him: by voice, on paper, not by
+    this server. Without one, show what the server says, for comparing.
+
+    He sees his own with `sfsc key show`.
+    """
+    with _connected(context) as store:
+        if fingerprint is None:
+            person = store.person(user)
+        else:
+            person = store.verify_person(user, parse_fingerprint(fingerprint))
+    spelled = words(person.fingerprint)
+    if context.json:
+        about = {"user": user, "fingerprint": person.fingerprint.hex(), "words": " ".join(spelled)}
+        terminal.answer_json({**about, "verified": person.pinned})
+        return
+    terminal.answer(f"user         {user}, {'verified' if person.pinned else 'unverified'}")
+    terminal.answer(f"fingerprint  {person.fingerprint.hex()}")
+    for at in range(0, len(spelled), _WORDS_A_LINE):
+        label = "in words" if at == 0 else ""
+        terminal.answer(f"{label:<12} {' '.join(spelled[at : at + _WORDS_A_LINE])}")
 
 
 @command.command()

@@ -11,6 +11,7 @@ import sfsc
 from sfsc import terminal
 from sfsc.client import Entry
 from sfsc.commands import Context
+from sfsc.commands.inbox import show as show_shared
 from sfsc.commands.stat import as_object
 
 
@@ -18,13 +19,21 @@ from sfsc.commands.stat import as_object
 @click.argument("prefix", default="")
 @click.option("-l", "--long", is_flag=True, help="Version, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="What is in folders too.")
+@click.option("--shared", is_flag=True, help="What others share, as OWNER:NAME.")
 @click.pass_obj
-def command(context: Context, prefix: str, *, long: bool, recursive: bool) -> None:
+def command(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bool) -> None:
     """List your files by name, those that begin with PREFIX where it is given.
 
     A folder is one line, with a slash at its end; `sfsc ls FOLDER/` shows what is in it.
     """
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+        if shared:
+            failures = terminal.Failures()
+            for one in store.inbox(skip=failures):
+                if f"{one.owner}:{one.entry.name}".startswith(prefix):
+                    show_shared(one, context, long=long)
+            failures.check()
+            return
         found = store.ls(prefix)
         for item in found if recursive else _level(found, prefix):
             _show(item, context, long=long)

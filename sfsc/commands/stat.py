@@ -16,9 +16,10 @@ from sfsc.commands import Context
 def command(context: Context, name: str) -> None:
     """Show NAME's version, sizes, times and id, all of it verified."""
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
-        entry = store.stat(name)
+        entry, readers = store.stat(name), store.readers(name)
     if context.json:
-        terminal.answer_json(as_object(entry))
+        shared = [{"user": one.user, "expires": one.expires} for one in readers]
+        terminal.answer_json({**as_object(entry), "readers": shared})
         return
     terminal.answer(f"name        {terminal.printable(entry.name)}")
     terminal.answer(f"version     {entry.version} (revision {entry.revision})")
@@ -26,6 +27,9 @@ def command(context: Context, name: str) -> None:
     terminal.answer(f"modified    {terminal.human_time(entry.mtime)}")
     terminal.answer(f"stored      {terminal.human_time(entry.created)}")
     terminal.answer(f"file id     {entry.file_id}")
+    for one in readers:
+        until = f" until {terminal.human_time(one.expires)}" if one.expires else ""
+        terminal.answer(f"shared      with {one.user}{until}")
 
 
 def as_object(entry: Entry) -> dict[str, object]:

@@ -1,0 +1,157 @@
+"""Folders that are shared: whoever puts a file below one adds its readers, on every machine.
+
+Which folders are shared with whom stands in one encrypted file of the account, its settings, which
+no listing shows. It is an ordinary file otherwise: signed, logged, wrapped anew by a rotation.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
+
+from protocol import encoding
+from protocol.errors import EncodingError, MessageError
+from protocol.fields import AtMost, Bytes32, Count, Struct, UserName
+from protocol.records import Reader
+from sfsc.blobs import Blob, Wanted
+from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
+from sfsc.identity import SETTINGS, File
+from sfsc.pieces import Fetching
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+
+MAX_FOLDERS: Final = 256
+"""Shared folders of one account, counted once for each user."""
+MAX_NEW_READERS: Final = 64
+"""Readers that a new file can begin with: its log line names each."""
+FRESH_SECONDS: Final = 30.0
+"""How long one session goes on with what it read: another machine may share a folder meanwhile."""
+_MAX_TRIES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Folder(Struct):
+    """The folder `prefix` ("": everything), which `user` may read until `expires` (unix seconds, 0
+    for no end); `first` is the hash of his first statement."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    prefix: Annotated[str, AtMost(1024)]
+    user: UserName
+    first: Bytes32
+    expires: Count
+
+    def holds(self, name: str) -> bool:
+        """Whether the file `name` lies in it."""
+        return not self.prefix or name.startswith(f"{self.prefix}/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings(Struct):
+    AS_MAP: ClassVar[bool] = True
+
+    folders: Annotated[tuple[Folder, ...], AtMost(MAX_FOLDERS)]
+
+
+class Folders:
+    """The account's shared folders, over one session."""
+
+    def __init__(
+        self,
+        session: Session,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` gives unix seconds, `ticks` seconds that never go back."""
+        self._session = session
+        self._clock = clock
+        self._ticks = ticks
+        self._read_at: float | None = None
+        self._version = 0
+        self._head = b""
+        self._folders: tuple[Folder, ...] = ()
+
+    def all(self) -> tuple[Folder, ...]:
+        """As they are now, by prefix and user."""
+        self._refresh()
+        return self._folders
+
+    def readers_of(self, name: str) -> tuple[Reader, ...]:
+        """Who may read a new file of this name: all whom a folder above it is shared with."""
+        if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
+            self._refresh()
+        now, found = self._clock(), dict[tuple[str, bytes], int]()
+        for one in self._folders:
+            if not one.holds(name) or (one.expires and now >= one.expires):
+                continue
+            before = found.get((one.user, one.first), one.expires)
+            longest = 0 if 0 in (before, one.expires) else max(before, one.expires)
+            found[one.user, one.first] = longest
+        return tuple(sorted((user, first, expires) for (user, first), expires in found.items()))
+
+    def share(self, folder: Folder) -> None:
+        """Let a user read all that is put into a folder from now on. Raises `UsageError` where
+        there are too many."""
+        self._change(lambda kept: (*kept, folder), folder.prefix, folder.user)
+
+    def unshare(self, prefix: str, user: str) -> None:
+        """The inverse. Raises `NotFound` where the folder is not shared with him."""
+
+        def without(kept: tuple[Folder, ...]) -> tuple[Folder, ...]:
+            if len(kept) == len(self._folders):
+                raise NotFound(f"the folder is not shared with {user}", "see `sfsc share --list`")
+            return kept
+
+        self._change(without, prefix, user)
+
+    def _change(
+        self,
+        change: Callable[[tuple[Folder, ...]], tuple[Folder, ...]],
+        prefix: str,
+        user: str,
+    ) -> None:
+        for _ in range(_MAX_TRIES):
+            self._refresh()
+            kept = tuple(one for one in self._folders if (one.prefix, one.user) != (prefix, user))
+            changed = tuple(sorted(change(kept), key=lambda one: (one.prefix, one.user)))
+            if len(changed) > MAX_FOLDERS or len({one.user for one in changed}) > MAX_NEW_READERS:
+                raise UsageError(
+                    f"at most {MAX_FOLDERS} folders are shared, with {MAX_NEW_READERS} users",
+                    "unshare some first",
+                )
+            data = encoding.pack(_Settings(changed).to_map())
+            try:
+                Uploads(self._session).put_settings(data, expected=self._version)
+            except ConflictError:
+                continue  # another machine of ours was faster: onto what it made
+            self._refresh()
+            return
+        raise ConflictError("other machines keep changing the settings", "run the command again")
+
+    def _refresh(self) -> None:
+        """Read the settings where they are others than before."""
+        self._read_at = self._ticks()
+        session = self._session
+        try:
+            file = session.newest(session.account.file_id(SETTINGS))
+        except NotFound:
+            return
+        if file.head_body == self._head:
+            return
+        self._folders = () if file.deleted else self._read(file)
+        self._head, self._version = file.head_body, file.head.current
+
+    def _read(self, file: File) -> tuple[Folder, ...]:
+        session = self._session
+        blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
+        opener, whole = blob.ready(), io.BytesIO()
+        fetching = Fetching(session, opener, blob.first, blob.handle, blob.reopen)
+        for segment in fetching.segments():
+            whole.write(segment)
+        try:
+            return _Settings.from_map(encoding.unpack(whole.getvalue())).folders
+        except (EncodingError, MessageError) as exc:
+            raise BadRecord(f"the account's settings are malformed: {exc}") from exc

@@ -1,0 +1,207 @@
+"""What others share with us: listed, found by owner and name, opened.
+
+The server says only which files; who shares one, its name and until when, its own signed record and
+sealed metadata say. A listing goes on past what is not right, and tells of it: a sharer is not
+trusted with what he calls his files, nor can he spoil the sight of what others share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from protocol import encoding
+from protocol.errors import EncodingError, MessageError
+from protocol.fields import Count, Struct
+from protocol.messages import Error, FileView
+from protocol.messages.files import Stat, Stated
+from protocol.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
+from sfsc.blobs import Blob, Wanted
+from sfsc.envelope import check_name
+from sfsc.errors import (
+    BadRecord,
+    ConflictError,
+    LocalError,
+    NetworkError,
+    NotFound,
+    ProtocolFailure,
+    SfscError,
+)
+from sfsc.identity import Entry, File, Owner
+from sfsc.people import People, Person
+from sfsc.refusals import answered
+from sfsc.remembered import Remembered, SharedKnown
+from sfsc.session import Session
+from sfsc.window import Skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A file that `owner` lets us read until `expires` (unix seconds, 0 for no end), as a listing
+    shows it; `verified` whether his key was ever compared."""
+
+    owner: str
+    entry: Entry
+    expires: int
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached(Struct):
+    AS_MAP: ClassVar[bool] = True
+
+    entry: Entry
+    expires: Count
+
+    def pack(self) -> bytes:
+        return encoding.pack(self.to_map())
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> _Cached:
+        try:
+            return cls.from_map(encoding.unpack(packed))
+        except (EncodingError, MessageError) as exc:
+            raise LocalError(f"what is remembered of a shared file is malformed: {exc}") from exc
+
+
+class Received:
+    """Over one session."""
+
+    def __init__(self, session: Session, people: People) -> None:
+        self._session = session
+        self._people = people
+        self._remembered = Remembered(session.state)
+
+    def all(self, skip: Skip) -> list[Shared]:
+        """Everything that is shared with us now, by owner and name.
+
+        The server is asked only for what has changed since the last time. What is not right is told
+        to `skip`, as OWNER:FILE_ID, and left out.
+        """
+        session, remembered = self._session, self._remembered
+        complete = session.trust.newest.size
+        known = {(one.owner, one.file_id): one for one in remembered.files()}
+        since, whole = remembered.received(), True
+        found: list[Shared] = []
+        for item in self._items(since):
+            try:
+                found.append(self._take_up(item, known.get((item.owner, item.file_id))))
+            except NetworkError:
+                raise
+            except SfscError as exc:
+                skip(f"{item.owner}:{item.file_id}", exc)
+                whole = False
+        if whole:
+            remembered.remember_received(complete)
+        return sorted(found, key=lambda one: (one.owner, one.entry.name))
+
+    def open(
+        self,
+        owner: str,
+        name: str,
+        version: int = 0,
+        *,
+        file_id: str | None = None,
+        first_use: bool = False,
+    ) -> Blob:
+        """A file that `owner` shares, by its name; by its id too where he has several of that name.
+
+        Raises `NotFound`, `Untrusted` for an owner who was never verified, unless `first_use`, and
+        `ConflictError`, which lists their ids, where the name is that of several.
+        """
+        check_name(name)
+        person = self._people.trusted(owner, first_use=first_use)
+        wanted = file_id or self._find(person, name)
+        asked = Wanted.shared(self._session, person.owner, wanted, version, name)
+        return Blob.ask(self._session, asked)
+
+    def inside(
+        self, owner: str, folder: str, skip: Skip, *, first_use: bool = False
+    ) -> tuple[Owner, list[Entry]]:
+        """Every file that `owner` shares in the `folder` ("": all), by name. Raises `NotFound` for
+        none; of several with one name only the first counts, the others are told to `skip`."""
+        person = self._people.trusted(owner, first_use=first_use)
+        prefix = folder.strip("/")
+        found: dict[str, Entry] = {}
+        for one in self.all(skip):
+            name = one.entry.name
+            if one.owner != owner or not (not prefix or name.startswith(f"{prefix}/")):
+                continue
+            if name in found:
+                skip(name, ConflictError(f"{owner} shares several files of that name"))
+            else:
+                found[name] = one.entry
+        if not found:
+            raise NotFound(f"{owner} shares nothing in {prefix or 'his store'}", "see `sfsc inbox`")
+        return person.owner, list(found.values())
+
+    def _find(self, person: Person, name: str) -> str:
+        ids = [
+            one.entry.file_id
+            for one in self.all(lambda _what, _why: None)
+            if one.owner == person.user and one.entry.name == name
+        ]
+        if not ids:
+            raise NotFound(
+                f"{person.user} shares no file {name}", "`sfsc inbox` shows what there is"
+            )
+        if len(ids) > 1:
+            raise ConflictError(
+                f"{person.user} shares {len(ids)} files of that name: {', '.join(ids)}",
+                "say which one with --id",
+            )
+        return ids[0]
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def _items(self, since: int) -> Iterator[SharedFile]:
+        after, last = "", ("", "")
+        while True:
+            page = self._session.call(Inbox(after, MAX_SHARED_PAGE, since), InboxPage)
+            for item in page.files:
+                if (item.owner, item.file_id) <= last:
+                    raise ProtocolFailure("the server's inbox goes round in circles")
+                last = (item.owner, item.file_id)
+                yield item
+            if page.next == "":
+                return
+            if page.next == after:
+                raise ProtocolFailure("the server's inbox goes round in circles")
+            after = page.next
+
+    def _take_up(self, item: SharedFile, known: SharedKnown | None) -> Shared:
+        """One file of the inbox, verified, or as it was when it was."""
+        if item.owner == self._session.account.user:
+            raise BadRecord("the server shows a file of ours as shared by another")
+        person = self._people.find(item.owner)
+        if item.view is None and known is not None and known.entry is not None:
+            cached = _Cached.unpack(known.entry)
+        else:
+            cached = self._verified(item, known, person)
+        return Shared(item.owner, cached.entry, cached.expires, person.pinned)
+
+    def _verified(self, item: SharedFile, known: SharedKnown | None, person: Person) -> _Cached:
+        session, owner = self._session, person.owner
+        view = item.view or self._stat(item)
+        file = owner.newest(view, item.file_id, None if known is None else known.known)
+        if file.deleted:
+            raise NotFound("the file was deleted")
+        expires = self._expires(file)
+        cached = _Cached(session.account.entry(file, owner), expires)
+        self._remembered.remember_file(SharedKnown.of(file, cached.pack()))
+        return cached
+
+    def _stat(self, item: SharedFile) -> FileView:
+        reply = self._session.ask(Stat(item.owner, item.file_id, 0))
+        if isinstance(reply, Error) and reply.code == "not-found":
+            raise NotFound("the file is shared no more")
+        return answered(reply, Stated).view
+
+    def _expires(self, file: File) -> int:
+        """Until when we may read it, by its last record. Raises `BadRecord` where we may not."""
+        account = self._session.account
+        for user, first, expires in file.head.readers:
+            if (user, first) == (account.user, account.first):
+                return expires
+        raise BadRecord("the server shows a file that its owner does not share with us")

@@ -1,0 +1,156 @@
+"""What the log has of one's own account, without a gap.
+
+Of what belongs to an account each entry says how many came before and the hash of the last
+(``detail.accounts``). So from one entry that is proven to stand in the log, this session's own
+login, all before it follow, and none can be left out or put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import auditlog
+from protocol.auditlog import GENESIS, Entry
+from protocol.errors import LogError, RemoteProtocolError
+from protocol.messages.log import (
+    INCLUSION,
+    MAX_ENTRIES,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogPage,
+    LogProof,
+)
+from protocol.records import FileRecord
+from protocol.signatures import Label, verify
+from sfsc.errors import BadReceipt, BadRecord, ProtocolFailure, Rollback
+from sfsc.refusals import proof_in
+from sfsc.session import LOGGED_AS, Session
+from sfsc.state import Followed
+from sfsc.trust import TOLD, Point
+
+RECORDS: Final = frozenset(LOGGED_AS.values())
+"""Entries of these ops hold signed records of files."""
+
+
+@dataclass(slots=True)
+class _Chain:
+    """How far an account's entries were followed: their number, and the hash of the last."""
+
+    user: str
+    count: int
+    last: bytes
+
+    def take(self, entry: Entry) -> None:
+        """Raise `BadReceipt` unless it is the next one."""
+        if entry.accounts[self.user] != (self.count, self.last):
+            raise BadReceipt(
+                f"entry {entry.seq} of the log is not the next one of this account", TOLD
+            )
+        self.count, self.last = self.count + 1, entry.hash
+
+
+class OwnLog:
+    """Over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._followed = b""
+
+    def entries(self) -> list[Entry]:
+        """All of the account's entries, oldest first, up to this session's login at least; each
+        follows from the one before it, and the last is proven to stand in the log.
+
+        Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
+        login is left out.
+        """
+        return self._entries(0, _Chain(self._session.account.user, 0, GENESIS))
+
+    def _entries(self, first: int, chain: _Chain) -> list[Entry]:
+        found: list[Entry] = []
+        for entry, _ in self.lines(first):
+            if chain.user not in entry.accounts:
+                continue  # one that is shown for another reason, as what we did elsewhere
+            chain.take(entry)
+            found.append(entry)
+        if not any(entry.rec == self._session.login_record for entry in found):
+            raise Rollback("the log does not show this session's own login", TOLD)
+        self._prove(found[-1])
+        return found
+
+    def follow(self) -> None:
+        """Learn the newest record of each of our files that was logged before this session began,
+        so that an older one cannot be shown for it. Once a login; only what is new is read.
+
+        Raises as `entries`, and `BadRecord` for a change of our files that we did not sign.
+        """
+        session = self._session
+        if self._followed == session.login_record:
+            return
+        before = session.state.followed() or Followed(0, 0, GENESIS)
+        chain = _Chain(session.account.user, before.count, before.last)
+        entries = self._entries(before.next_seq, chain)
+        newest: dict[str, int] = {}
+        for entry in entries:
+            if entry.owner == chain.user and entry.op in RECORDS:
+                for body, sigs in entry.records:
+                    record = self._signed(body, sigs, entry.seq)
+                    newest[record.file_id] = record.rev
+        followed = Followed(entries[-1].seq + 1, chain.count, chain.last)
+        session.state.remember_followed(before, followed, newest)
+        self._followed = session.login_record
+
+    def _signed(self, body: bytes, sigs: dict[str, bytes], seq: int) -> FileRecord:
+        try:
+            record = FileRecord.parse(body)
+            account = self._session.account
+            # One that was undone stands in the chain of records all the same.
+            public = {**account.former, **account.voided}.get(record.generation, b"")
+            for signature in sigs.values():
+                verify(Label.RECORD, body, signature, public)
+        except RemoteProtocolError as exc:
+            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD) from exc
+        if len(sigs) != 1:
+            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD)
+        return record
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def lines(self, first: int) -> Iterator[tuple[Entry, bytes]]:
+        """The entries that are ours to read from seq `first` on, and their lines."""
+        last = first - 1
+        while True:
+            page = self._session.call(LogEntries(first, MAX_ENTRIES, True), LogPage)
+            for item in page.entries:
+                try:
+                    entry = auditlog.parse(item.data, seq=item.seq)
+                except LogError as exc:
+                    raise BadReceipt(f"the log shows an entry that is none: {exc}", TOLD) from exc
+                if item.seq <= last:
+                    raise BadReceipt("the log's entries come out of order", TOLD)
+                last = item.seq
+                yield entry, item.data
+            if page.next == 0:
+                return
+            if page.next <= first:
+                raise ProtocolFailure("the server's log goes round in circles")
+            first = page.next
+
+    def refresh(self) -> Point:
+        """The log as it is now, proven to continue what is known."""
+        session = self._session
+        head = session.call(LogHead(), LogCheckpoint)
+        with session.judging():
+            session.trust.head(head.checkpoint, head.consistency)
+        session.join()
+        return session.trust.newest
+
+    def inclusion(self, seq: int, point: Point) -> tuple[bytes, ...]:
+        """The proof that the log of `point` has entry `seq`."""
+        return proof_in(self._session.ask(LogProof(INCLUSION, seq, point.size)))
+
+    def _prove(self, entry: Entry) -> None:
+        point = self.refresh()
+        self._session.trust.check_included(entry, point, self.inclusion(entry.seq, point))

@@ -1,0 +1,106 @@
+"""What this client remembers of other people, in the same file as the rest (`state`): how far each
+one's identity chain was followed, and of each file that they share the newest record that was
+verified, so that nobody can turn back time there either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.records import Statement, record_hash
+from sfsc.identity import File
+from sfsc.state import State
+
+_RECEIVED: Final = "received"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKnown:
+    """A file of `owner`: (rev, hash) of its newest verified record, and what a listing shows."""
+
+    owner: str
+    file_id: str
+    rev: int
+    hash: bytes
+    entry: bytes | None
+
+    @classmethod
+    def of(cls, file: File, entry: bytes | None) -> SharedKnown:
+        """A verified file, by its last record."""
+        head = file.head
+        return cls(head.owner, head.file_id, head.rev, record_hash(file.head_body), entry)
+
+    @property
+    def known(self) -> tuple[int, bytes]:
+        return self.rev, self.hash
+
+
+class Remembered:
+    """Other people, as far as this client knows them. Methods may raise `LocalError`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def chain(self, user: str) -> tuple[bytes, ...]:
+        """The statements of `user` that were followed; none where he is not known."""
+        rows = self._state.rows("SELECT body FROM statement WHERE user = ? ORDER BY n", (user,))
+        return tuple(bytes(body) for (body,) in rows)
+
+    def remember_chain(self, user: str, chain: tuple[bytes, ...]) -> None:
+        """A chain that was followed from what was known."""
+        with self._state.changing():
+            for body in chain[len(self.chain(user)) :]:
+                n = Statement.parse(body).n
+                self._state.run(
+                    "INSERT INTO statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, n, body)
+                )
+
+    def forget_chain(self, user: str) -> None:
+        """What was known of somebody who was never pinned."""
+        self._state.run("DELETE FROM statement WHERE user = ?", (user,))
+
+    def file(self, owner: str, file_id: str) -> SharedKnown | None:
+        """Ask before the server is asked, as `State.file`."""
+        row = self._state.row(
+            "SELECT rev, hash, entry FROM shared WHERE owner = ? AND file_id = ?", (owner, file_id)
+        )
+        return None if row is None else self._known(owner, file_id, *row)
+
+    def files(self) -> Iterator[SharedKnown]:
+        """Every file of others that is known, in no order."""
+        for row in self._state.rows("SELECT owner, file_id, rev, hash, entry FROM shared"):
+            yield self._known(*row)
+
+    def remember_file(self, known: SharedKnown) -> None:
+        """The newest record of a file of another's, verified; an older one changes nothing."""
+        sealed = None if known.entry is None else self._state.seal(known.entry, _name(known))
+        self._state.run(
+            "INSERT INTO shared VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " rev = excluded.rev, hash = excluded.hash,"
+            " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
+            " WHERE excluded.rev >= rev",
+            (known.owner, known.file_id, known.rev, known.hash, sealed),
+        )
+
+    def received(self) -> int:
+        """Log size up to which the entries of shared files are complete; 0 at first."""
+        return self._state.number(_RECEIVED)
+
+    def remember_received(self, size: int) -> None:
+        """All changes of shared files in the first `size` entries of the log are known."""
+        self._state.remember_number(_RECEIVED, size)
+
+    def _known(
+        self, owner: str, file_id: str, rev: int, digest: bytes, sealed: bytes | None
+    ) -> SharedKnown:
+        known = SharedKnown(owner, file_id, rev, bytes(digest), None)
+        if sealed is None:
+            return known
+        entry = self._state.unseal(bytes(sealed), _name(known))
+        return SharedKnown(owner, file_id, rev, bytes(digest), entry)
+
+
+def _name(known: SharedKnown) -> str:
+    return f"{known.owner}:{known.file_id}"

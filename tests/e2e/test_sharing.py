@@ -1,0 +1,548 @@
+"""Files shared with others, and taken back: real daemon, real clients, the operator in between."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import sfsc
+from protocol import encoding
+from protocol.messages import Error, FileView, Reply
+from protocol.messages.downloads import Opened
+from protocol.messages.files import Stated
+from protocol.messages.sharing import Identity, InboxPage, SharedFile
+from protocol.records import FileRecord
+from sfsc.commands.share import parse_expiry
+from sfsc.envelope import ContentKey, Metadata
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    BrokenChain,
+    ConflictError,
+    NotFound,
+    Rollback,
+    SfscError,
+    Tampered,
+    UsageError,
+    WeakRecipient,
+)
+from sfsc.primitives import metadata_key, seal
+from sfsc.segments import HEADER_SIZE
+from sfsc.transport import Ticket, Transport
+from tests.harness import Client, Daemon
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    served = Daemon(tmp_path_factory.mktemp("sharing") / "root")
+    served.init()
+    with served:
+        yield served
+
+
+def people(daemon: Daemon, folder: Path, *names: str) -> list[Client]:
+    """Users that no other test has."""
+    return [daemon.client(name, folder / name, "--no-passphrase") for name in names]
+
+
+def connect(client: Client) -> sfsc.Store:
+    return sfsc.connect(client.home)
+
+
+def blob_of(daemon: Daemon, client: Client, name: str, version: int | None = None) -> bytes:
+    with connect(client) as store:
+        where = store.export_dek(name, version=version).ciphertext
+    return (daemon.root / where).read_bytes()
+
+
+def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
+    alice, bob = people(daemon, tmp_path, "alice", "bob")
+    plan = tmp_path / "plan.txt"
+    plan.write_text("the plan, first draft")
+    alice.run("put", plan, "--name", "docs/plan.txt")
+
+    # Nobody is trusted because the server names him.
+    refused = alice.run("share", "docs/plan.txt", "bob", code=4)
+    shown = json.loads(bob.run("--json", "key", "show").text)["fingerprint"]
+    assert shown in refused.stderr
+    alice.run("key", "verify", "bob", "00" * 32, code=5)
+    alice.run("key", "verify", "bob", shown)
+    alice.run("share", "docs/plan.txt", "bob")
+
+    # Bob sees and reads it; whose it is, he has only the server's word for until he compares.
+    (listed,) = [json.loads(line) for line in bob.run("--json", "inbox").lines]
+    assert (listed["owner"], listed["name"]) == ("alice", "docs/plan.txt")
+    assert listed["verified"] is False
+    bob.run("cat", "alice:docs/plan.txt", code=4)
+    own = json.loads(alice.run("--json", "whoami").text)["fingerprint"]
+    bob.run("key", "verify", "alice", own)
+    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, first draft"
+
+    # Bob rotates: his wrap goes with him. Alice writes anew, and rotates: Bob does not notice.
+    bob.run("rotate")
+    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, first draft"
+    plan.write_text("the plan, second draft")
+    alice.run("put", plan, "--name", "docs/plan.txt")
+    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, second draft"
+    alice.run("rotate")
+    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, second draft"
+    assert bob.run("ls", "--shared").text == "alice:docs/plan.txt\n"
+    assert "with bob" in alice.run("stat", "docs/plan.txt").text
+    for one in (alice, bob):
+        one.run("verify-rotation")
+        one.run("audit", "verify")
+
+    # What Bob could have kept: the key of what he has read.
+    saved = saved_key(bob, "alice", "docs/plan.txt")
+    assert opens(saved, blob_of(daemon, alice, "docs/plan.txt"))
+    alice.run("unshare", "docs/plan.txt", "bob", "--reencrypt")
+    bob.run("cat", "alice:docs/plan.txt", code=3)
+    bob.run("get", "alice:docs/plan.txt", "--id", listed["file_id"], code=3)
+    assert bob.run("inbox").text == ""
+    with pytest.raises(Tampered):
+        opens(saved, blob_of(daemon, alice, "docs/plan.txt"))
+    assert alice.run("cat", "docs/plan.txt").text == "the plan, second draft"
+    alice.run("unshare", "docs/plan.txt", "bob", code=3)
+    for one in (alice, bob):
+        one.run("audit", "verify")
+
+
+def saved_key(reader: Client, owner: str, name: str) -> ContentKey:
+    with connect(reader) as store:
+        blob = store._received.open(owner, name)
+        return blob._key
+
+
+def opens(key: ContentKey, blob: bytes) -> bool:
+    key.decryptor(memoryview(blob)[:HEADER_SIZE], len(blob)).open(0, memoryview(blob))
+    return True
+
+
+# --- folders, versions, time ------------------------------------------------------------------
+
+
+def put(store: sfsc.Store, name: str, content: bytes) -> None:
+    store.put(io.BytesIO(content), name=name)
+
+
+def fetched(store: sfsc.Store, owner: str, name: str, version: int | None = None) -> bytes:
+    target = io.BytesIO()
+    store.get_shared(owner, name, target, version=version, trust_first_use=True)
+    return target.getvalue()
+
+
+def names(store: sfsc.Store) -> list[str]:
+    return [f"{one.owner}:{one.entry.name}" for one in store.inbox()]
+
+
+def test_a_shared_folder_is_followed_on_every_machine(daemon: Daemon, tmp_path: Path) -> None:
+    fay, gil = people(daemon, tmp_path, "fay", "gil")
+    with connect(fay) as store:
+        put(store, "team/a", b"a")
+        put(store, "private", b"p")
+        store.rm("team/a")
+        put(store, "team/a", b"again")
+    fay.run("share", "-r", "team", "gil", "--trust-first-use")
+    backup = tmp_path / "backup"
+    fay.run("key", "backup", backup, "--no-passphrase")
+    second = Client(tmp_path / "second")
+    second.run("key", "restore", backup, "--no-passphrase")
+    with connect(second) as store:
+        put(store, "team/b", b"b")
+        put(store, "teammate", b"not inside")
+        assert [one.name for one in store.ls()] == ["private", "team/a", "team/b", "teammate"]
+        assert [one.user for one in store.readers("team/b")] == ["gil"]
+    gil.run("get", "-r", "fay:team", "-o", tmp_path / "got", "--trust-first-use")
+    assert (tmp_path / "got" / "team" / "a").read_bytes() == b"again"
+    assert (tmp_path / "got" / "team" / "b").read_bytes() == b"b"
+    with connect(gil) as store:
+        assert names(store) == ["fay:team/a", "fay:team/b"]
+    assert "team/  gil" in fay.run("share", "--list").text
+    second.run("unshare", "-r", "team", "gil")
+    with connect(fay) as store:
+        put(store, "team/c", b"c")
+        assert store.readers("team/c") == store.readers("team/a") == []
+        assert store.shared_folders() == ()
+        store.rotate()
+        store.verify_rotation()
+        store.audit_verify()
+    with connect(gil) as store:
+        assert names(store) == []
+
+
+def test_history_restore_and_move_keep_their_readers(daemon: Daemon, tmp_path: Path) -> None:
+    hal, ida = people(daemon, tmp_path, "hal", "ida")
+    with connect(hal) as store, connect(ida) as reader:
+        for content in (b"one", b"two"):
+            put(store, "f", content)
+        store.share("f", "ida", trust_first_use=True)
+        assert fetched(reader, "hal", "f") == b"two"
+        with pytest.raises(sfsc.KeyringError):
+            fetched(reader, "hal", "f", 1)
+        store.share("f", "ida", history=True)
+        assert fetched(reader, "hal", "f", 1) == b"one"
+        store.rm("f")
+        assert names(reader) == []
+        with pytest.raises(NotFound):
+            fetched(reader, "hal", "f")
+        store.restore("f", version=1)
+        assert fetched(reader, "hal", "f") == b"one"
+        store.mv("f", "g")
+        assert names(reader) == ["hal:g"]
+        assert fetched(reader, "hal", "g") == b"one"
+        with reader.open_shared("hal", "g") as file:
+            file.seek(1)
+            assert file.read() == b"ne"
+        store.audit_verify()
+        reader.audit_verify()
+
+
+def test_a_large_file_is_wrapped_for_a_key_that_changed_meanwhile(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """`stale-recipient`: the ciphertext that is there stays, only the wrap is made anew."""
+    jon, kim = people(daemon, tmp_path, "jon", "kim")
+    content = bytes(3_000_000)
+    with connect(jon) as store, connect(kim) as reader:
+        put(store, "big", b"small at first")
+        put(store, "small", b"1")
+        store.share("big", "kim", trust_first_use=True)
+        store.share("small", "kim")
+        reader.rotate(key_type="rsa2048")
+        sent: list[str] = []
+        with watched(sent):
+            put(store, "big", content)
+            put(store, "small", b"2")
+        assert sent.count("PutOpen") == 1
+        assert sent.count("PutCommit") == 2
+        assert fetched(reader, "jon", "big") == content
+        assert fetched(reader, "jon", "small") == b"2"
+        # And the other way round: what the owner may encrypt for is his to say.
+    with sfsc.connect(jon.home, min_wrap_alg="x25519") as store:
+        for denied in (
+            lambda: put(store, "big", b"x"),
+            lambda: store.share("small", "kim"),
+            lambda: store.restore("small", version=1),
+        ):
+            with pytest.raises(WeakRecipient):
+                denied()
+    jon.run("put", tmp_path / "jon" / "keyring", "--name", "small", code=0)
+
+
+@contextlib.contextmanager
+def watched(sent: list[str]) -> Iterator[None]:
+    submit = Transport.submit
+
+    def noting(transport: Transport, message: object) -> Ticket:
+        sent.append(type(message).__name__)
+        return submit(transport, message)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transport, "submit", noting)
+        yield
+
+
+def test_two_files_of_one_name_and_names_that_are_none(daemon: Daemon, tmp_path: Path) -> None:
+    """A sharer is trusted with nothing: neither with his ids, nor with what he calls a file."""
+    lea, max_ = people(daemon, tmp_path, "lea", "max")
+    with connect(lea) as store:
+        for name in ("twin", "other", "fine"):
+            put(store, name, name.encode())
+            store.share(name, "max", trust_first_use=True)
+        with pytest.MonkeyPatch.context() as patch:
+            # Her client lets the metadata say anything.
+            sealed = ContentKey.seal_metadata
+            patch.setattr(
+                ContentKey,
+                "seal_metadata",
+                lambda key, metadata: sealed(key, renamed(metadata, "twin")),
+            )
+            put(store, "other", b"the other twin")
+    max_.run("cat", "lea:twin", "--trust-first-use", code=6)
+    with connect(max_) as store:
+        ids = {one.entry.file_id for one in store.inbox() if one.entry.name == "twin"}
+        with pytest.raises(ConflictError, match="2 files") as caught:
+            fetched(store, "lea", "twin")
+        assert all(one in caught.value.cause for one in ids)
+        found = set()
+        for one in ids:
+            target = io.BytesIO()
+            store.get_shared("lea", "twin", target, file_id=one)
+            found.add(target.getvalue())
+        assert found == {b"twin", b"the other twin"}
+    with connect(lea) as store, pytest.MonkeyPatch.context() as patch:
+        hostile = "../../.ssh/authorized_keys"
+        patch.setattr(
+            ContentKey, "seal_metadata", lambda key, metadata: _sealed_as(key, metadata, hostile)
+        )
+        put(store, "other", b"hostile")
+    skipped: list[tuple[str, SfscError]] = []
+    with connect(max_) as store:
+        shown = store.inbox(skip=lambda what, why: skipped.append((what, why)))
+        assert [one.entry.name for one in shown] == ["fine", "twin"]
+        ((what, why),) = skipped
+        assert what.startswith("lea:")
+        assert isinstance(why, BadRecord)
+        assert fetched(store, "lea", "fine") == b"fine"
+    max_.run("inbox", code=5)
+
+
+def renamed(metadata: Metadata, name: str) -> Metadata:
+    return dataclasses.replace(metadata, name=name)
+
+
+def _sealed_as(key: ContentKey, metadata: Metadata, name: str) -> bytes:
+    told = {**metadata.to_map(), "name": name}
+    return seal(metadata_key(key.dek), encoding.pack(told), key.content_id)
+
+
+def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    ned, oli = people(daemon, tmp_path, "ned", "oli")
+    with connect(ned) as store:
+        put(store, "good", b"good")
+        put(store, "bad", b"bad")
+        store.share("good", "oli", trust_first_use=True)
+        with pytest.MonkeyPatch.context() as patch:
+            wrap = ContentKey.wrap
+            patch.setattr(
+                ContentKey,
+                "wrap",
+                lambda key, server, first, who: tuple(
+                    one if one.user == "ned" else dataclasses.replace(one, wrapped=bytes(1168))
+                    for one in wrap(key, server, first, who)
+                ),
+            )
+            store.share("bad", "oli")
+    with connect(oli) as store:
+        put(store, "own", b"own")
+        assert store.rotate().files == 2  # her own, and the one that can be read
+        store.verify_rotation()
+        assert fetched(store, "ned", "good") == b"good"
+        skipped: list[str] = []
+        store.inbox(skip=lambda _what, why: skipped.append(why.cause))
+        assert len(skipped) == 1
+        with pytest.raises(NotFound):
+            fetched(store, "ned", "bad")
+
+
+@pytest.mark.parametrize(
+    ("text", "until"),
+    [("12h", 1000 + 12 * 3600), ("30d", 1000 + 30 * 86_400), ("1970-01-02", 2 * 86_400)],
+)
+def test_times_that_are_understood(text: str, until: int) -> None:
+    assert parse_expiry(text, 1000.9) == until
+
+
+@pytest.mark.parametrize("text", ["", "30", "0d", "-1d", "1970-01-01x", "1969-12-31", "31d1h"])
+def test_times_that_are_not(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_expiry(text, 1000.0)
+
+
+# --- a server that lies -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lying(spoil: Callable[[Reply], Reply]) -> Iterator[None]:
+    """Every answer passes through `spoil` before the client sees it."""
+    result = Transport.result
+
+    def spoiled(transport: Transport, ticket: Ticket, timeout: float | None = None) -> Reply:
+        return spoil(result(transport, ticket, timeout))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transport, "result", spoiled)
+        yield
+
+
+@dataclasses.dataclass
+class Trio:
+    """ada shares `shared` with ben, not with cyd; ben shares `bens` with ada."""
+
+    ada: Client
+    ben: Client
+    cyd: Client
+
+
+@pytest.fixture(scope="module")
+def trio(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Trio:
+    made = Trio(*people(daemon, tmp_path_factory.mktemp("trio"), "ada", "ben", "cyd"))
+    with connect(made.ada) as store:
+        put(store, "shared", b"shared")
+        put(store, "also", b"also shared")
+        put(store, "mine", b"mine")
+        store.share("shared", "ben", trust_first_use=True)
+        store.share("also", "ben")
+    with connect(made.ben) as store:
+        put(store, "bens", b"bens")
+        store.share("bens", "ada", trust_first_use=True)
+        fetched(store, "ada", "shared")
+    return made
+
+
+def captured(client: Client, kind: type[Reply], action: Callable[[sfsc.Store], object]) -> Reply:
+    """The last answer of a kind that `action` gets."""
+    found: list[Reply] = []
+
+    def note(reply: Reply) -> Reply:
+        if isinstance(reply, kind):
+            found.append(reply)
+        return reply
+
+    with lying(note), connect(client) as store:
+        action(store)
+    return found[-1]
+
+
+def test_a_reader_that_the_server_added(trio: Trio) -> None:
+    """Cyd is shown a file that its owner never shared with her; Ada, one with Cyd among readers."""
+    opened = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "shared"))
+    assert isinstance(opened, Opened)
+    page = InboxPage((SharedFile("ada", file_id_of(opened.view), opened.view),), "")
+    with (
+        lying(lambda reply: page if isinstance(reply, InboxPage) else reply),
+        connect(trio.cyd) as store,
+        pytest.raises(BadRecord, match="does not share"),
+    ):
+        store.inbox()
+
+    def with_cyd(reply: Reply) -> Reply:
+        if not isinstance(reply, Stated):
+            return reply
+        view = reply.view
+        body = view.head.record if view.head else view.content.record
+        spoiled = body.replace(b"ben", b"cyd")
+        signed = dataclasses.replace(view.head or view.content, record=spoiled)
+        return Stated(dataclasses.replace(view, head=signed))
+
+    with lying(with_cyd), connect(trio.ada) as store, pytest.raises(BadRecord):
+        put(store, "shared", b"for whom?")
+
+
+def test_another_key_for_a_name(trio: Trio) -> None:
+    """The server answers for Ben with Cyd's statements; then with a fingerprint that changed."""
+    cyd = captured(trio.ada, Identity, lambda store: store.person("cyd"))
+    with (
+        lying(lambda reply: cyd if isinstance(reply, Identity) else reply),
+        connect(trio.ada) as store,
+        pytest.raises(BadReceipt),
+    ):
+        store.share("mine", "ben")
+    with connect(trio.ada) as store:
+        fingerprint = store.person("cyd").fingerprint
+        with pytest.raises(BrokenChain) as caught:
+            store.verify_person("ben", fingerprint)
+        assert (caught.value.exit_code, caught.value.pinned) == (5, fingerprint.hex())
+
+
+def test_an_older_statement_of_a_reader(trio: Trio) -> None:
+    with connect(trio.ben) as store:
+        before = captured(trio.ada, Identity, lambda owner: owner.person("ben"))
+        store.rotate()
+    with connect(trio.ada) as store:
+        store.person("ben")
+    assert isinstance(before, Identity)
+    last = before.statements[-1:]
+
+    def hidden(reply: Reply) -> Reply:
+        if isinstance(reply, Identity) and any(b"ben" in one.statement for one in reply.statements):
+            return dataclasses.replace(reply, statements=(), next=0)
+        return reply
+
+    assert last
+    with lying(hidden), connect(trio.ada) as store, pytest.raises(Rollback):
+        store.share("mine", "ben")
+    with connect(trio.ada) as store:
+        assert store.readers("mine") == []
+
+
+def test_the_wrap_and_the_content_of_another_file(trio: Trio) -> None:
+    with connect(trio.ben) as store:
+        ids = {one.entry.name: one.entry.file_id for one in store.inbox()}
+    other = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "also"))
+    assert isinstance(other, Opened)
+
+    def wrapped(reply: Reply) -> Reply:
+        if not isinstance(reply, Opened):
+            return reply
+        return dataclasses.replace(
+            reply, view=dataclasses.replace(reply.view, wraps=other.view.wraps)
+        )
+
+    with lying(wrapped), connect(trio.ben) as store, pytest.raises(Tampered):
+        fetched(store, "ada", "shared")
+    with (
+        lying(lambda reply: other if isinstance(reply, Opened) else reply),
+        connect(trio.ben) as store,
+        pytest.raises(BadRecord),
+    ):
+        store.get_shared("ada", "shared", io.BytesIO(), file_id=ids["shared"])
+
+
+def test_a_file_of_another_owner(trio: Trio) -> None:
+    """Attribution: what Ben signed is not shown as Cyd's, nor as Ada's own."""
+    page = captured(trio.ada, InboxPage, lambda store: store.inbox())
+    assert isinstance(page, InboxPage)
+    (item,) = page.files
+
+    def as_of(owner: str) -> Callable[[Reply], Reply]:
+        told = InboxPage((SharedFile(owner, item.file_id, item.view),), "")
+        return lambda reply: told if isinstance(reply, InboxPage) else reply
+
+    for owner in ("cyd", "ada"):
+        with lying(as_of(owner)), connect(trio.ada) as store, pytest.raises(BadRecord):
+            store.inbox()
+    opened = captured(trio.ada, Opened, lambda store: fetched(store, "ben", "bens"))
+    with (
+        lying(lambda reply: opened if isinstance(reply, Opened) else reply),
+        connect(trio.ada) as store,
+        pytest.raises(BadRecord),
+    ):
+        store.get("mine", io.BytesIO())
+
+
+def test_an_unshare_that_is_hidden_from_another_machine(
+    daemon: Daemon, trio: Trio, tmp_path: Path
+) -> None:
+    """The second machine never saw the file; the log of its account shows what is kept from it."""
+    backup = tmp_path / "backup"
+    second = Client(tmp_path / "second")
+    with connect(trio.ada) as store:
+        put(store, "hidden", b"hidden")
+        store.share("hidden", "ben")
+        store.backup(backup, no_passphrase=True)
+    second.run("key", "restore", backup, "--no-passphrase")
+    with connect(trio.ada) as store:
+        old = captured(trio.ada, Stated, lambda _store: store.stat("hidden"))
+        store.unshare("hidden", "ben")
+    assert isinstance(old, Stated)
+    file_id = file_id_of(old.view)
+
+    def back_then(reply: Reply) -> Reply:
+        if isinstance(reply, Stated) and file_id_of(reply.view) == file_id:
+            return old
+        if isinstance(reply, Error) and reply.head and file_id_of(reply.head) == file_id:
+            return dataclasses.replace(reply, head=old.view)
+        return reply
+
+    with lying(back_then), connect(second) as store, pytest.raises(Rollback) as caught:
+        put(store, "hidden", b"for ben's eyes")
+    assert caught.value.exit_code == 5
+    with lying(back_then), connect(second) as store, pytest.raises(Rollback):
+        store.share("hidden", "cyd", trust_first_use=True)
+    with connect(second) as store:
+        put(store, "hidden", b"not for ben")
+    with connect(trio.ben) as store, pytest.raises(NotFound):
+        fetched(store, "ada", "hidden")
+
+
+def file_id_of(view: FileView) -> str:
+    return FileRecord.parse(view.content.record).file_id
