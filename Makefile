@@ -7,12 +7,13 @@ PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-log vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-peers bench-log vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
 	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
 	@echo "make bench        files, folders, starts, commits beside a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
+	@echo "make bench-peers  the same work by rclone, restic and Borg beside sfs; installs them (Debian, root)"
 	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
@@ -52,6 +53,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers
 
 bench-log: $(STAMP)
 	$(BIN)/python -m benchmarks.log
