@@ -7,7 +7,7 @@ PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-peers bench-log vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench        files, folders, starts, commits beside a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
 	@echo "make bench-peers  the same work by rclone, restic and Borg beside sfs; installs them (Debian, root)"
 	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
+	@echo "make bench-sharing  a file with BENCH_READERS readers (200), a reader with BENCH_SHARED files (5,000)"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
@@ -59,6 +60,9 @@ bench-peers: $(STAMP)
 
 bench-log: $(STAMP)
 	$(BIN)/python -m benchmarks.log
+
+bench-sharing: $(STAMP)
+	$(BIN)/python -m benchmarks.sharing
 
 vectors: $(STAMP)
 	$(BIN)/python -m tests.vectors.generate_crypto

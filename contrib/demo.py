@@ -240,6 +240,39 @@ def recover_elsewhere(stage: Stage) -> None:
         raise DemoError(f"the server's disk has the recovery code: {hits[:3]}")
 
 
+def share_and_take_back(stage: Stage) -> None:
+    """Alice lets bob read a file, and takes it back"""
+    name, copy = stage.names[0], stage.folder / "bobs-copy"
+    for one, other, user in (
+        (stage.alice, stage.bob, "bob"),
+        (stage.bob, stage.alice, "alice"),
+    ):
+        shown = json.loads(other.run("--json", "key", "show").text)["fingerprint"]
+        one.run("key", "verify", user, shown)
+        say(f"$ sfsc key verify {user} {shown[:16]}…")
+    stage.alice.run("share", name, "bob", "--expires", "30d")
+    for line in stage.bob.run("inbox").lines:
+        say(line)
+    stage.bob.run("get", f"alice:{name}", "-o", copy)
+    same(stage.source / name, copy)
+    stage.alice.run("unshare", name, "bob", "--reencrypt")
+    result = stage.bob.run("get", f"alice:{name}", "-o", stage.folder / "again-bob", code=3)
+    say(f"unshared; bob$ sfsc get -> exit 3: {result.stderr.strip().splitlines()[0]}")
+
+
+def rotate_keys(stage: Stage) -> None:
+    """Alice's keys are rotated: new keys, every file wrapped anew, no content moved"""
+    for command in (["rotate", "--plan"], ["rotate"], ["verify-rotation"]):
+        say(f"$ sfsc {' '.join(command)}")
+        for line in stage.alice.run(*command, seconds=SECONDS).lines:
+            say(f"    {line}")
+    again = stage.folder / "rotated"
+    stage.alice.run("get", stage.names[2], "-o", again)
+    same(stage.source / stage.names[2], again)
+    for line in stage.daemon.run("audit", "rotation", "alice").lines:
+        say(line)
+
+
 def refuse_stranger(stage: Stage) -> None:
     """Bob is refused what is alice's"""
     target = stage.folder / "stolen"
@@ -274,6 +307,8 @@ STEPS = [
     show_disk,
     search_disk,
     every_day,
+    share_and_take_back,
+    rotate_keys,
     recover_elsewhere,
     refuse_stranger,
     stop,

@@ -82,6 +82,7 @@ class People:
         self._remembered = Remembered(session.state)
         self._own_log = OwnLog(session)
         self._people: dict[tuple[str, bytes], Person] = {}
+        self._shown: dict[str, bytes] = {}
 
     # --- who somebody is ----------------------------------------------------------------------
 
@@ -160,10 +161,13 @@ class People:
         return chain
 
     def _first_shown(self, user: str) -> bytes:
-        page = self._session.call(Lookup(user, 1), Identity)
-        if not page.statements:
-            raise NotFound(f"there is no user {user}", "ask the operator for the name")
-        return record_hash(page.statements[0].statement)
+        # Once a session: it must stay the one that somebody was asked about.
+        if user not in self._shown:
+            page = self._session.call(Lookup(user, 1), Identity)
+            if not page.statements:
+                raise NotFound(f"there is no user {user}", "ask the operator for the name")
+            self._shown[user] = record_hash(page.statements[0].statement)
+        return self._shown[user]
 
     def _check_other(self, user: str) -> None:
         try:

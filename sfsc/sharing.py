@@ -6,11 +6,11 @@ version's key is wrapped for a reader's present key, which his identity chain pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
-from protocol.messages import Done, Error
+from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Stat, Stated
 from protocol.messages.sharing import SetReaders, VersionWrap
 from protocol.records import ACCESS, FileRecord, Reader
@@ -25,6 +25,7 @@ from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
+from sfsc.window import Window
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers touches."""
@@ -64,7 +65,9 @@ class Sharing:
         """
         file = find_living(self._session, name)
         person = self._people.trusted(user, first_use=first_use)
-        self._share(file, person, expires, history=history)
+        file = self._change(file, self._adding(person, expires))
+        if history:
+            self._share_older(file, person, expires)
         return Grant(name, user, expires)
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
@@ -74,9 +77,10 @@ class Sharing:
         Raises `NotFound` where he is no reader of it.
         """
         file = find(self._session, name)
-        if all(reader[0] != user for reader in file.head.readers):
+        if not _reads(file, user):
             raise NotFound(f"{name} is not shared with {user}", "`sfsc stat` shows its readers")
-        file = self._drop(file, user)
+        file = self._change(file, _dropping(user))
+        self._drop_older(file, user)
         if reencrypt and not file.deleted:
             Reencryption(self._session).version(file.file_id, file.head.current)
         return Grant(name, user, 0)
@@ -95,22 +99,22 @@ class Sharing:
         person = self._people.trusted(user, first_use=first_use)
         self._people.recipient(person)
         self._folders.share(Folder(prefix, user, person.fingerprint, expires))
-        for file in self._inside(prefix):
-            if not file.deleted:
-                self._share(file, person, expires, history=history)
-                yield Grant(self._session.account.entry(file).name, user, expires)
+        files = (file for file in self._inside(prefix) if not file.deleted)
+        for file in self._changed_many(files, self._adding(person, expires)):
+            if history:
+                self._share_older(file, person, expires)
+            yield Grant(self._session.account.entry(file).name, user, expires)
 
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Share the `folder` no more, nor any file in it."""
         prefix = _prefix(folder)
         self._folders.unshare(prefix, user)
-        for file in self._inside(prefix):
-            if any(reader[0] == user for reader in file.head.readers):
-                name = self._session.account.entry(file).name
-                dropped = self._drop(file, user)
-                if reencrypt and not dropped.deleted:
-                    Reencryption(self._session).version(file.file_id, dropped.head.current)
-                yield Grant(name, user, 0)
+        files = (file for file in self._inside(prefix) if _reads(file, user))
+        for file in self._changed_many(files, _dropping(user)):
+            self._drop_older(file, user)
+            if reencrypt and not file.deleted:
+                Reencryption(self._session).version(file.file_id, file.head.current)
+            yield Grant(self._session.account.entry(file).name, user, 0)
 
     def readers(self, name: str) -> list[Grant]:
         """Who may read `name` beside us, by user."""
@@ -118,21 +122,39 @@ class Sharing:
         return [Grant(name, user, expires) for user, _, expires in head.readers]
 
     def _inside(self, prefix: str) -> Iterator[File]:
-        entries = list(Files(self._session).ls(f"{prefix}/" if prefix else ""))
-        for entry in entries:
-            yield self._session.newest(entry.file_id)
+        """The files in a folder as they are now, each verified; many are asked for at once."""
+        session = self._session
+        window = Window[tuple[str, KnownFile | None]](session)
+        try:
+            for entry in list(Files(session).ls(f"{prefix}/" if prefix else "")):
+                if window.full:
+                    yield self._stated(*window.take())
+                wanted = (entry.file_id, session.state.file(entry.file_id))
+                window.send(wanted, Stat(session.account.user, entry.file_id, 0))
+            while window:
+                yield self._stated(*window.take())
+        finally:
+            window.abandon()
+
+    def _stated(self, wanted: tuple[str, KnownFile | None], reply: Reply) -> File:
+        return self._session.learn(answered(reply, Stated).view, *wanted)
 
     # --- one file -----------------------------------------------------------------------------
 
-    def _share(self, file: File, person: Person, expires: int, *, history: bool) -> None:
-        """One record that makes him a reader, with the newest wraps, and as many more as it takes
-        for older versions."""
-        older = _older(file) if history else []
-        file = self._grant(file, person, expires, [file.version, *older[: PER_CHANGE - 1]])
-        for start in range(PER_CHANGE - 1, len(older), PER_CHANGE):
-            file = self._grant(file, person, expires, older[start : start + PER_CHANGE])
+    def _share_older(self, file: File, person: Person, expires: int) -> None:
+        """Wraps of the versions before the newest, newest first, in as many records as it takes."""
+        older = list(range(file.version - 1, 0, -1))
+        for start in range(0, len(older), PER_CHANGE - 1):
+            chosen = older[start : start + PER_CHANGE - 1]
+            file = self._change(file, self._adding(person, expires, chosen))
 
-    def _grant(self, file: File, person: Person, expires: int, versions: list[int]) -> File:
+    def _drop_older(self, file: File, user: str) -> None:
+        # A record drops the wraps of a bounded number of versions; who has more needs more.
+        for _ in range(PER_CHANGE, file.version, PER_CHANGE):
+            file = self._change(file, _dropping(user))
+
+    def _adding(self, person: Person, expires: int, older: Sequence[int] = ()) -> _Change:
+        """He reads a file until `expires`: a wrap of its newest version, and of `older` ones."""
         user, first = person.user, person.fingerprint
 
         def readers(head: FileRecord) -> tuple[Reader, ...]:
@@ -142,20 +164,10 @@ class Sharing:
         def wraps(present: File) -> list[VersionWrap]:
             # Anew for each try: his key may be another by now.
             recipient = self._people.recipient(self._people.known(user, first))
-            wanted = [present.version if one == file.version else one for one in versions]
-            found = [self._wrap(present, version, recipient) for version in wanted]
+            found = [self._wrap(present, one, recipient) for one in (present.version, *older)]
             return [one for one in found if one is not None]
 
-        return self._change(file, readers, wraps)
-
-    def _drop(self, file: File, user: str) -> File:
-        def readers(head: FileRecord) -> tuple[Reader, ...]:
-            return tuple(one for one in head.readers if one[0] != user)
-
-        # A record drops the wraps of a bounded number of versions; who has more needs more.
-        for _ in range(0, file.version, PER_CHANGE):
-            file = self._change(file, readers, lambda _present: [])
-        return file
+        return _Change(readers, wraps)
 
     def _wrap(self, file: File, version: int, recipient: Recipient) -> VersionWrap | None:
         """The key of one version for a reader; None where its content was removed."""
@@ -170,44 +182,104 @@ class Sharing:
         (wrap,) = key.wrap(session.account.server_id, session.account.first, [recipient])
         return VersionWrap(version, wrap)
 
-    def _change(
-        self,
-        file: File,
-        readers: Callable[[FileRecord], tuple[Reader, ...]],
-        wraps: Callable[[File], list[VersionWrap]],
-    ) -> File:
+    # --- records ------------------------------------------------------------------------------
+
+    def _change(self, file: File, change: _Change) -> File:
         """Put an access record onto the head of `file`; the file as it is then."""
-        session = self._session
         for _ in range(MAX_CONFLICTS):
-            self._people.check_newest(file.head)
-            head = file.head
-            made = readers(head)
-            record = onto(
-                session, head, file.head_body, op=ACCESS, current=head.current, readers=made
-            )
-            body = record.encode()
-            signature, connection = session.sign(body), session.connections
-            reply = session.ask(SetReaders(body, signature, tuple(wraps(file))))
-            if not isinstance(reply, Error):
-                session.proven(answered(reply, Done).receipt, record, body, signature)
-                session.join()
-                return self._after(file, record, body)
-            if reply.code != "conflict" or reply.head is None:
-                session.renew(reply)
-                continue
-            if session.connections != connection and landed(session, record, body):
-                return self._after(file, record, body)
-            file = session.learn(reply.head, record.file_id, known_file(file))
+            attempt = self._attempt(file, change)
+            reply = self._session.ask(attempt.request)
+            if (done := self._settled(attempt, reply)) is not None:
+                self._session.join()
+                return done
+            file = self._present(attempt, reply)
         raise ConflictError("others keep changing the file", "run the command again")
 
-    def _after(self, file: File, record: FileRecord, body: bytes) -> File:
-        self._session.state.remember_file(KnownFile.of(record, body, file.version), None)
+    def _changed_many(self, files: Iterable[File], change: _Change) -> Iterator[File]:
+        """As `_change`, without waiting for each; answers in order. That all their receipts are of
+        one log is proven last."""
+        window = Window[_Attempt](self._session)
+        try:
+            for file in files:
+                if window.full:
+                    yield self._finished(*window.take())
+                attempt = self._attempt(file, change)
+                window.send(attempt, attempt.request)
+            while window:
+                yield self._finished(*window.take())
+        finally:
+            window.abandon()
+        self._session.join()
+
+    def _finished(self, attempt: _Attempt, reply: Reply) -> File:
+        done = self._settled(attempt, reply)
+        return done or self._change(self._present(attempt, reply), attempt.change)
+
+    def _attempt(self, file: File, change: _Change) -> _Attempt:
+        session, head = self._session, file.head
+        self._people.check_newest(head)
+        made = change.readers(head)
+        record = onto(session, head, file.head_body, op=ACCESS, current=head.current, readers=made)
+        body = record.encode()
+        signature = session.sign(body)
+        request = SetReaders(body, signature, tuple(change.wraps(file)))
+        return _Attempt(file, change, record, body, request, session.connections)
+
+    def _settled(self, attempt: _Attempt, reply: Reply) -> File | None:
+        """The file as the record has left it, None where it did not land."""
+        session, record, body = self._session, attempt.record, attempt.body
+        if not isinstance(reply, Error):
+            receipt = answered(reply, Done).receipt
+            session.proven(receipt, record, body, attempt.request.signature)
+        elif not (
+            reply.code == "conflict"
+            and session.connections != attempt.connection
+            and landed(session, record, body)
+        ):
+            return None
+        file = attempt.file
+        session.state.remember_file(KnownFile.of(record, body, file.version), None)
         return File(file.content, file.content_body, record, body, file.metadata, file.wraps)
 
+    def _present(self, attempt: _Attempt, reply: Reply) -> File:
+        """What the next attempt is to be put onto. Raises what stands against one."""
+        error = cast(Error, reply)
+        if error.code != "conflict" or error.head is None:
+            self._session.renew(error)
+            return attempt.file
+        known = known_file(attempt.file)
+        return self._session.learn(error.head, attempt.record.file_id, known)
 
-def _older(file: File) -> list[int]:
-    """Versions before the newest, newest first."""
-    return list(range(file.version - 1, 0, -1))
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Whom a file has for readers after this one, by its head, and which wraps that takes."""
+
+    readers: Callable[[FileRecord], tuple[Reader, ...]]
+    wraps: Callable[[File], list[VersionWrap]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A change of a file's readers as it was sent."""
+
+    file: File
+    change: _Change
+    record: FileRecord
+    body: bytes
+    request: SetReaders
+    connection: int
+
+
+def _dropping(user: str) -> _Change:
+    def readers(head: FileRecord) -> tuple[Reader, ...]:
+        return tuple(one for one in head.readers if one[0] != user)
+
+    return _Change(readers, lambda _file: [])
+
+
+def _reads(file: File, user: str) -> bool:
+    return any(reader[0] == user for reader in file.head.readers)
 
 
 def _prefix(folder: str) -> str:
