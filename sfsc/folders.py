@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
@@ -56,6 +56,18 @@ class _Settings(Struct):
     folders: Annotated[tuple[Folder, ...], AtMost(MAX_FOLDERS)]
 
 
+def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[Reader, ...]:
+    """Whom these folders give the file `name` to at `now` (unix seconds): sorted, each once, the
+    longest of his grants."""
+    found: dict[tuple[str, bytes], int] = {}
+    for one in folders:
+        if not one.holds(name) or (one.expires and now >= one.expires):
+            continue
+        before = found.get((one.user, one.first), one.expires)
+        found[one.user, one.first] = 0 if 0 in (before, one.expires) else max(before, one.expires)
+    return tuple(sorted((user, first, expires) for (user, first), expires in found.items()))
+
+
 class Folders:
     """The account's shared folders, over one session."""
 
@@ -83,14 +95,7 @@ class Folders:
         """Who may read a new file of this name: all whom a folder above it is shared with."""
         if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
             self._refresh()
-        now, found = self._clock(), dict[tuple[str, bytes], int]()
-        for one in self._folders:
-            if not one.holds(name) or (one.expires and now >= one.expires):
-                continue
-            before = found.get((one.user, one.first), one.expires)
-            longest = 0 if 0 in (before, one.expires) else max(before, one.expires)
-            found[one.user, one.first] = longest
-        return tuple(sorted((user, first, expires) for (user, first), expires in found.items()))
+        return readers_of(self._folders, name, self._clock())
 
     def share(self, folder: Folder) -> None:
         """Let a user read all that is put into a folder from now on. Raises `UsageError` where

@@ -1,5 +1,5 @@
-"""What is removed by itself: bundles that were kept long enough, and by the operator's policy old
-trash, and old versions beyond a number.
+"""What is removed by itself: bundles that were kept long enough, wraps of readers whose time is
+over, and by the operator's policy old trash, and old versions beyond a number.
 
 Content, metadata and wraps go, records stay, as by a purge; but nobody signs for it, so the log has
 it as the server's own deed, in the history of the file's owner.
@@ -21,6 +21,7 @@ from sfsd.config import DAY, Retention
 from sfsd.documents import Document
 from sfsd.errors import DamagedError
 from sfsd.index import OwnerFiles
+from sfsd.lapsed import lapsed
 from sfsd.layout import Sidecar, VersionPaths
 from sfsd.world import World
 
@@ -46,6 +47,7 @@ def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
     """
     if (change := expired(world, owner)) is not None:
         yield change
+    yield from lapsed(world, owner)
     if not (policy.trash_days or policy.versions):
         return
     files = world.index.of(owner)

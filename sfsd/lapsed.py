@@ -1,0 +1,76 @@
+"""Wraps of readers whose time is over. They are refused from that moment on (`visibility`); here
+what was wrapped for them goes, so that nobody who takes the disk and their keys opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from protocol.auditlog import Draft
+from protocol.names import SERVER
+from sfsd.admission import Head
+from sfsd.changes import Change, Write
+from sfsd.documents import Document
+from sfsd.errors import DamagedError
+from sfsd.layout import Sidecar
+from sfsd.world import World
+
+MAX_TOUCHED: Final = 128
+"""Versions of one change: a log line names each. What is left is met the next time."""
+_PAGE: Final = 256
+
+
+def lapsed(world: World, user: str) -> Iterator[Change]:
+    """A change for each file that was shared with `user` until now, and has a wrap of his left."""
+    after = ("", "")
+    while notes := world.inboxes.of(user).after(after, _PAGE):
+        for owner, file_id in notes:
+            try:
+                change = _change(world, user, Head.of(world.index.of(owner), file_id))
+            except DamagedError:
+                continue  # whoever asks for it hears of it; so does `fsck`
+            if change is not None:
+                yield change
+        after = notes[-1]
+
+
+def _change(world: World, user: str, head: Head) -> Change | None:
+    record = head.record
+    if record is None:
+        return None
+    ends = [expires for name, _, expires in record.readers if name == user]
+    if not ends or not ends[0] or world.now < ends[0]:
+        return None
+    found: dict[int, Document[Sidecar]] = {}
+    for version in range(head.version, 0, -1):
+        document = head.files.sidecar(head.file_id, version)
+        if any(wrap.user == user for wrap in document.value.wraps):
+            found[version] = document
+        if len(found) == MAX_TOUCHED:
+            break
+    if not found:
+        return None
+    without = {
+        version: replace(
+            document.value,
+            wraps=tuple(wrap for wrap in document.value.wraps if wrap.user != user),
+        )
+        for version, document in found.items()
+    }
+
+    def then(seq: int) -> None:
+        for version, sidecar in without.items():
+            head.files.saw(replace(sidecar, seq=seq), version)
+
+    draft = Draft(
+        op="retention",
+        actor=SERVER,
+        owner=record.owner,
+        file=head.file_id,
+        detail={"why": "expired", "reader": user},
+        accounts=tuple(sorted({record.owner, user})),
+    )
+    expect = head.expect() | {one.path: one.digest for one in found.values()}
+    writes = (Write(head.paths(version).sidecar, one.encode) for version, one in without.items())
+    return Change(draft, expect, tuple(writes), None, then)

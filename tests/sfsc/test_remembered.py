@@ -1,0 +1,80 @@
+"""What is remembered of other people only moves forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.records import Statement
+from sfsc.errors import LocalError
+from sfsc.remembered import Remembered, SharedKnown
+from sfsc.state import State
+from tests.vectors import protocol_examples
+
+ACCOUNT = bytes(32) + b"ada"
+CHAIN = (protocol_examples.FIRST.encode(), protocol_examples.SECOND.encode())
+FILE = "f" * 32
+
+
+def opened(path: Path, key: bytes = b"k" * 32) -> State:
+    return State.open(path / "state.sqlite3", ACCOUNT, key)
+
+
+def known(rev: int, entry: bytes | None = None, mark: bytes = b"") -> SharedKnown:
+    return SharedKnown("bob", FILE, rev, (b"%d" % rev + mark).ljust(32, b"."), entry)
+
+
+def test_a_chain_grows(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        remembered = Remembered(state)
+        assert remembered.chain("alice") == ()
+        remembered.remember_chain("alice", CHAIN[:1])
+        remembered.remember_chain("alice", CHAIN)
+        remembered.remember_chain("alice", CHAIN[:1])
+    with opened(tmp_path) as state:
+        remembered = Remembered(state)
+        assert remembered.chain("alice") == CHAIN
+        assert [Statement.parse(body).n for body in remembered.chain("alice")] == [1, 2]
+        assert remembered.chain("bob") == ()
+        remembered.forget_chain("alice")
+        assert remembered.chain("alice") == ()
+
+
+def test_a_file_never_goes_back(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        remembered = Remembered(state)
+        assert remembered.file("bob", FILE) is None
+        remembered.remember_file(known(2, b"entry"))
+        remembered.remember_file(known(1, b"older"))
+        assert remembered.file("bob", FILE) == known(2, b"entry")
+        # Opened without a listing: what the listing shows is still of this very record.
+        remembered.remember_file(known(2))
+        assert remembered.file("bob", FILE) == known(2, b"entry")
+        # Of a newer record it is not.
+        remembered.remember_file(known(3))
+        assert remembered.file("bob", FILE) == known(3)
+        assert list(remembered.files()) == [known(3)]
+        assert remembered.file("carol", FILE) is None
+
+
+def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        Remembered(state).remember_file(known(1, b"a secret name"))
+        state.run("UPDATE shared SET owner = 'eve'", ())
+        with pytest.raises(LocalError):
+            Remembered(state).file("eve", FILE)
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"a secret name" not in stored
+
+
+def test_how_far_it_was_listed_only_grows(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        remembered = Remembered(state)
+        assert remembered.received() == 0
+        remembered.remember_received(9)
+        remembered.remember_received(5)
+        assert remembered.received() == 9
+        remembered.remember_file(known(1))
+        state.begin_anew(3, bytes(32), b"note")
+        assert (remembered.received(), list(remembered.files())) == (0, [])

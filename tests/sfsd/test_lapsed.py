@@ -1,0 +1,58 @@
+"""What was wrapped for a reader goes when his time is over; the clock is moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages.downloads import GetOpen, Opened
+from sfsd import lapsed
+from sfsd.config import DAY
+from tests.sfsd.builders import Daemon, daemon, file_id
+from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
+from tests.sfsd.test_retention import run
+
+F = file_id(1)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path) as running:
+        yield running
+
+
+def test_wraps_go_when_the_time_is_over_and_not_before(served: Daemon) -> None:
+    ada, bob, cat = (served.person(name) for name in ("ada", "bob", "cat"))
+    until = int(served.clock.now) + DAY
+    for content in (b"1", b"2"):
+        ada.put(F, content)
+    shared(ada, reader(bob, until), wraps={1: [bob.wrap()], 2: [bob.wrap()]})
+    shared(ada, reader(bob, until), reader(cat), wraps={2: [cat.wrap()]})
+    served.clock.now = until - 1
+    assert run(served) == 0
+    served.clock.now = until
+    assert run(served) == 1
+    assert wrap_owners(served, "ada", 1) == {"ada"}
+    assert wrap_owners(served, "ada", 2) == {"ada", "cat"}
+    assert run(served) == 0
+    (entry,) = served.entries("retention")
+    assert (entry.actor, entry.owner, set(entry.accounts)) == ("server", "ada", {"ada", "bob"})
+    assert isinstance(cat.ask(GetOpen("ada", F, 0)), Opened)
+    # Shared with him again, he finds it again.
+    shared(ada, reader(bob), reader(cat), wraps={2: [bob.wrap()]})
+    assert isinstance(bob.ask(GetOpen("ada", F, 0)), Opened)
+    assert run(served) == 0
+
+
+def test_many_versions_take_several_turns(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lapsed, "MAX_TOUCHED", 1)
+    ada, bob = served.person("ada"), served.person("bob")
+    until = int(served.clock.now) + DAY
+    for content in (b"1", b"2"):
+        ada.put(F, content)
+    shared(ada, reader(bob, until), wraps={1: [bob.wrap()], 2: [bob.wrap()]})
+    served.clock.now = until
+    assert [run(served), run(served), run(served)] == [1, 1, 0]
+    assert wrap_owners(served, "ada", 1) == wrap_owners(served, "ada", 2) == {"ada"}
