@@ -260,6 +260,39 @@ def test_too_many_at_once(
     assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
 
 
+def test_sharing_and_unsharing_without_end_leaves_nothing_behind(
+    served: Daemon, ada: Person, bob: Person
+) -> None:
+    ada.put(F, b"one")
+    sizes: set[int] = set()
+    for turn in range(12):
+        shared(ada, reader(bob), wraps={1: [bob.wrap()]})
+        shared(ada)
+        if turn:  # a sidecar names its entry, whose number has digits
+            sizes.add(len(served.world.store.read(f"ada/files/{F[:2]}/{F}.1.json")))
+    assert max(sizes) - min(sizes) < 16
+    assert received(bob) == []
+    assert served.world.store.children("bob/inbox") == []
+
+
+def test_a_line_has_no_room_for_so_many_readers_at_once(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new file with too many for one line of the log (200 of them past 64 KiB): refused as a
+    whole, and the daemon goes on."""
+    crowd = [served.person(f"reader-{n:03}") for n in range(16)]
+    readers = tuple(reader(one) for one in crowd)
+    put = ada.version(F, b"x", readers=readers, wraps=(ada.wrap(), *(o.wrap() for o in crowd)))
+    monkeypatch.setattr(auditlog, "MAX_LINE", 4096)
+    refused(ada.ask(put.small()), "bad-request")
+    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
+    assert received(crowd[0]) == []
+    monkeypatch.undo()
+    ada.took(put)
+    done(ada.ask(put.small()))
+    assert isinstance(crowd[15].ask(GetOpen("ada", F, 0)), Opened)
+
+
 # --- the inbox --------------------------------------------------------------------------------
 
 
