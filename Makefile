@@ -7,7 +7,7 @@ PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing bench-growth bench-memory vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -16,6 +16,8 @@ help:
 	@echo "make bench-peers  the same work by rclone, restic and Borg beside sfs; installs them (Debian, root)"
 	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
 	@echo "make bench-sharing  a file with BENCH_READERS readers (200), a reader with BENCH_SHARED files (5,000)"
+	@echo "make bench-growth work over 1,000 and over 100,000 files of one user (BENCH_FEW, BENCH_MANY)"
+	@echo "make bench-memory peak memory of client and daemon: 4 GiB, and 16 clients of 512 MiB"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
@@ -63,6 +65,12 @@ bench-log: $(STAMP)
 
 bench-sharing: $(STAMP)
 	$(BIN)/python -m benchmarks.sharing
+
+bench-growth: $(STAMP)
+	$(BIN)/python -m benchmarks.growth
+
+bench-memory: $(STAMP)
+	$(BIN)/python -m benchmarks.memory
 
 vectors: $(STAMP)
 	$(BIN)/python -m tests.vectors.generate_crypto
