@@ -11,50 +11,17 @@ file loses memory, not data: what the server then shows is taken as new.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import sqlite3
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
-from sfsc.errors import LocalError, Tampered
-from sfsc.primitives import open_sealed, seal
-
-SCHEMA: Final = 2
-BUSY_SECONDS: Final = 20.0
-
-_TABLES: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE server_statement (
-    n INTEGER PRIMARY KEY, statement BLOB NOT NULL, signature BLOB NOT NULL
-);
-CREATE TABLE checkpoint (
-    one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, root BLOB NOT NULL,
-    note BLOB NOT NULL
-);
-CREATE TABLE file (
-    file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL, hash BLOB NOT NULL, record BLOB NOT NULL,
-    version INTEGER NOT NULL, entry BLOB
-) WITHOUT ROWID;
-"""
-_OTHERS: Final = """
-CREATE TABLE logged (file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE statement (
-    user TEXT NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (user, n)
-) WITHOUT ROWID;
-CREATE TABLE shared (
-    owner TEXT NOT NULL, file_id TEXT NOT NULL, rev INTEGER NOT NULL, hash BLOB NOT NULL,
-    entry BLOB, PRIMARY KEY (owner, file_id)
-) WITHOUT ROWID;
-"""
-"""What the second version has more: the log followed, other people, their files."""
+from sfsc.database import Database, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,78 +68,8 @@ class Followed:
 _FOLLOWED: Final = struct.Struct(">QQ32s")
 
 
-class State:
+class State(Database):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
-
-    def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
-        self._path = path
-        self._database = database
-        self._key = key
-
-    @classmethod
-    def open(cls, path: Path, account: bytes, key: bytes) -> Self:
-        """The state of `account` (any bytes that name server and user) at `path`, made if needed.
-
-        `key` (32 bytes) encrypts what is cached. Raises `LocalError`, also where the file belongs
-        to another account or was written by a newer version.
-        """
-        with _translated(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Made here and not by SQLite, which would take the mode from the umask; the files that
-            # it puts beside this one take the mode from this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            database = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            state = cls(path, database, key)
-            try:
-                state._prepare(account)
-            except BaseException:
-                database.close()
-                raise
-        return state
-
-    def _prepare(self, account: bytes) -> None:
-        self._database.execute("PRAGMA journal_mode = WAL")
-        # A crash of this process loses nothing; a power cut may lose the last few memories, and
-        # what is then remembered is only older, never wrong.
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        with self._writing():
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._create(_TABLES)
-                self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
-            if version in (0, 1):
-                self._create(_OTHERS)
-                self._database.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
-                raise LocalError(
-                    f"{self._path} has version {version}", "use the sfsc that wrote it, or a newer"
-                )
-        if self._value("account") != account:
-            raise LocalError(
-                f"{self._path} belongs to another account",
-                "use another --home, or move this file away",
-            )
-
-    def _create(self, tables: str) -> None:
-        for statement in tables.split(";"):
-            self._database.execute(statement)
-
-    def close(self) -> None:
-        """Twice does no harm."""
-        self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- the log ------------------------------------------------------------------------------
 
@@ -220,12 +117,12 @@ class State:
 
     def distrusted(self) -> str | None:
         """The path that `distrust` was told, None where nobody distrusts."""
-        value = self._value("evidence")
+        value = self.value("evidence")
         return None if value is None else value.decode()
 
     def rotated_at(self) -> int:
         """When keys were last rotated here because a server asked for it; 0 for never."""
-        value = self._value("rotated")
+        value = self.value("rotated")
         return 0 if value is None else int.from_bytes(value, "big")
 
     def remember_rotated(self, now: int) -> None:
@@ -255,9 +152,8 @@ class State:
 
     def revisions(self) -> dict[str, tuple[int, bytes]]:
         """(rev, hash of the record) of every known file; to be asked for as `file` is."""
-        with _translated(self._path):
-            rows = self._database.execute("SELECT file_id, rev, hash FROM file")
-            return {file_id: (rev, record_hash) for file_id, rev, record_hash in rows}
+        rows = self.rows("SELECT file_id, rev, hash FROM file")
+        return {file_id: (rev, record_hash) for file_id, rev, record_hash in rows}
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
         """The newest record of a file, verified, and what a listing shows of it (None: nothing).
@@ -286,11 +182,7 @@ class State:
         Raises `LocalError` for one that does not open: then the file was tampered with, or the
         keyring is another.
         """
-        with _translated(self._path):
-            rows = self._database.execute(
-                "SELECT file_id, entry FROM file WHERE entry NOT NULL"
-            ).fetchall()
-        for file_id, sealed in rows:
+        for file_id, sealed in self.rows("SELECT file_id, entry FROM file WHERE entry NOT NULL"):
             yield file_id, self.unseal(sealed, file_id)
 
     def listed(self) -> int:
@@ -305,7 +197,7 @@ class State:
 
     def followed(self) -> Followed | None:
         """How far the log of this account was followed; None where it never was."""
-        value = self._value("followed")
+        value = self.value("followed")
         return None if value is None else Followed.unpack(value)
 
     def remember_followed(self, before: Followed, now: Followed, newest: dict[str, int]) -> None:
@@ -327,72 +219,11 @@ class State:
         row = self.row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
         return 0 if row is None else int(row[0])
 
-    # --- SQLite, for what is remembered elsewhere too ---------------------------------------
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Make several changes one transaction, all or none of which are kept."""
-        with _translated(self._path), self._writing():
-            yield
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        if self._database.in_transaction:
-            yield
-            return
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
-    def seal(self, plain: bytes, name: str) -> bytes:
-        """Bytes to keep, encrypted under the keyring's key for what `name` is about."""
-        return seal(self._key, plain, name.encode())
-
-    def unseal(self, sealed: bytes, name: str) -> bytes:
-        """The inverse. Raises `LocalError`: the file was tampered with, or the keyring changed."""
-        try:
-            return open_sealed(self._key, sealed, name.encode())
-        except Tampered as exc:
-            raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
-
-    def number(self, key: str) -> int:
-        """A number that only grows; 0 at first."""
-        value = self._value(key)
-        return 0 if value is None else int.from_bytes(value, "big")
-
-    def remember_number(self, key: str, value: int) -> None:
-        """Where it is more than is known."""
-        with self.changing():
-            if value > self.number(key):
-                self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
-
-    def rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
-        """Every row that a query finds."""
-        with _translated(self._path):
-            return self._database.execute(query, values).fetchall()
-
-    def run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
-        with _translated(self._path):
-            self._database.execute(statement, values)
-
-    def row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
-        with _translated(self._path):
-            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
-            return row
-
-    def _value(self, key: str) -> bytes | None:
-        row = self.row("SELECT value FROM meta WHERE key = ?", (key,))
-        return None if row is None else bytes(row[0])
-
 
 def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
     """(server_id, exact bytes of every server statement) that the state at `path` keeps, newest
     first; for who checks a proof without any key. Raises `LocalError`."""
-    with _translated(path):
+    with translated(path):
         if not path.exists():
             raise FileNotFoundError(errno.ENOENT, "there is no such file")
         database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
@@ -402,20 +233,3 @@ def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
             return bytes(account[:32]), [bytes(body) for (body,) in rows]
         finally:
             database.close()
-
-
-_MOVE_AWAY: Final = (
-    "move it away and run the command again; the server's past is then taken on trust once"
-)
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        raise LocalError(f"cannot use {path}: {exc}") from exc
-    except sqlite3.DatabaseError as exc:
-        raise LocalError(f"{path} is damaged: {exc}", _MOVE_AWAY) from exc
-    except OSError as exc:
-        raise LocalError(f"cannot use {path}: {exc.strerror}") from exc
