@@ -59,12 +59,14 @@ class Devices:
 
     @property
     def unsettled(self) -> bool:
-        """Whether something that was begun here waits, or this machine has not joined yet."""
+        """Whether something that was begun here waits, old keys are still here that count no more,
+        or this machine has not joined yet."""
         head, pending = Statement.parse(self._keyring.statements[-1]), self._keyring.pending
         waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
         notice = self._session.notice
         renewed = notice is not None and notice.state == "rotated"
-        return waits or renewed or not self._joined(head)
+        ended = head.oldest == head.generation and len(self._keyring.generations) > 1
+        return waits or renewed or ended or not self._joined(head)
 
     def settle(self) -> None:
         """Finish what was begun here, and have this machine join."""

@@ -192,6 +192,8 @@ class Rotation:
             self._file.save(dataclasses.replace(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
+        if pending.statement in self._keyring.statements:
+            return  # accepted, and the answer lost: the chain was followed to it meanwhile
         if isinstance(reply, Error):
             if reply.code not in ("conflict", "stale-generation"):
                 if reply.code in ("bad-request", "refused"):

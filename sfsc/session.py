@@ -161,11 +161,6 @@ class Session:
         self._signing = SigningKey.from_seed(current.sign_seed)
         self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
 
-    def reconnect(self) -> None:
-        """A new login, with the keys in use."""
-        self.close()
-        self.connect()
-
     def renew(self, error: Error) -> None:
         """Go on with the newer keys that the account has. Raises what `error`, the answer to a
         request, stands for where it is about something else or nobody can renew."""
@@ -249,10 +244,11 @@ class Session:
                 if self.transport.usable or lost == MAX_LOSSES:
                     raise
                 lost += 1
-                self._reconnect()
+                self.reconnect()
 
-    def _reconnect(self) -> None:
-        self.transport.close()
+    def reconnect(self) -> None:
+        """A new login, with the keys in use; tried for as long as a daemon takes to restart."""
+        self.close()
         failure: SfscError | None = None
         for seconds in _PAUSES:
             self._pause(seconds)

@@ -53,6 +53,7 @@ ATTEMPTS: Final = 16
 """How often one request is decided before the asker is told `busy`."""
 _SLOW: Final = (Data, Read, GetLeaves, List, History, LogEntries, GetWraps)
 """Requests whose operation may wait for the disk many times, or for a MiB of it."""
+_ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes that mean someone tried what he may not; the log has them by source and minute."""
 _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
@@ -130,12 +131,15 @@ class Service:
         if operation is None:
             return Error("unknown-request", "this server does not know that request")
         if who.access not in operation.access:
+            if Access.FULL in operation.access and self._is_superseded(who):
+                return Error("stale-generation", _ROTATED)
             self.world.refusals.note(who.address, who.user, "not-allowed")
             return Error("not-allowed", "this session may not ask for that")
 
         def decide() -> Reply | Commit[Reply]:
-            if Access.RESTRICTED not in operation.access:
-                self._check_generation(who)
+            # A session whose key has a successor by now may do no more than one opened with it now.
+            if Access.RESTRICTED not in operation.access and self._is_superseded(who):
+                raise Refused("stale-generation", _ROTATED)
             return operation.function(self.world, who, message)
 
         # Data is written by pool threads side by side; what ends an upload comes after all of it.
@@ -172,14 +176,12 @@ class Service:
                     lambda one: one is not who and 0 < one.generation < statement.generation,
                 )
 
-    def _check_generation(self, who: Principal) -> None:
-        """A session that was opened with a key that has a successor by now may do no more than one
-        that is opened with it now."""
-        if who.access is not Access.FULL:
-            return
+    def _is_superseded(self, who: Principal) -> bool:
+        """Whether the session was opened with a user's key that is no longer his newest."""
+        if who.access not in (Access.FULL, Access.RESTRICTED):
+            return False
         chain = self.world.accounts.chain(who.user)
-        if chain is not None and chain[0].head.generation != who.generation:
-            raise Refused("stale-generation", "the account's keys were rotated")
+        return chain is not None and chain[0].head.generation != who.generation
 
     def closed(self, who: Principal) -> None:
         """The session has ended: its handles are closed. Uploads stay, they are the user's."""

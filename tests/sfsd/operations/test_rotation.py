@@ -41,6 +41,7 @@ from protocol.records import (
 )
 from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY
+from sfsd.service import Access
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -279,7 +280,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
         ada.put(file_id(number), b"content")
     ada.put(file_id(1), b"again")
     ada.delete(file_id(2))
-    old = ada.who
+    old, first = ada.who, ada.key
     begun(ada)
     assert [(one.file_id, one.version) for one in wraps(ada)] == [
         (file_id(0), 1),
@@ -293,6 +294,11 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     # The session of before may look on for the new keys, and no more.
     refused(served.ask(old, Usage()), "stale-generation")
     assert isinstance(served.ask(old, GetBundle(0)), SealedBundle)
+    # One that was opened since, by a client that had lost its connection, is told the same.
+    again, _ = served.open(login("ada", first))
+    assert again.access is Access.RESTRICTED
+    refused(served.ask(again, Usage()), "stale-generation")
+    assert isinstance(served.ask(again, GetBundle(0)), SealedBundle)
     refused(ada.ask(finished(ada)), "conflict")
     items = tuple(rewrapped(ada, one) for one in wraps(ada))
     reply = ada.ask(Rewrap(items[:4]))
