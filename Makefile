@@ -80,7 +80,7 @@ soak: $(STAMP)
 	SFS_SOAK=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_soak.py
 
 rotation-sweep: $(STAMP)
-	SFS_ROTATION=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_rotation.py -k each_step
+	SFS_ROTATION=full $(BIN)/python -m pytest -q tests/e2e/test_rotation_sweep.py
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BYTECODE = Path(sys.prefix) / "bytecode"
+"""Out of the tree, and where nobody else may write."""
 PASSPHRASE = "correct horse battery staple"
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -64,12 +66,18 @@ def command(program: str) -> list[str]:
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without a developer's own sfs settings, then `own`."""
+    """This process's environment without a developer's own sfs settings, then `own`.
+
+    Programs are compiled once, as they are where they are installed: compiling them anew in each
+    process would take longer than most of what they do.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("SFSC_", "SFSD_"))
     }
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
     path = os.pathsep.join(filter(None, [str(REPOSITORY), inherited.get("PYTHONPATH")]))
-    return inherited | {"PYTHONPATH": path, "PYTHONUTF8": "1"} | dict(own)
+    ours = {"PYTHONPATH": path, "PYTHONUTF8": "1", "PYTHONPYCACHEPREFIX": str(BYTECODE)}
+    return inherited | ours | dict(own)
 
 
 def run(
@@ -101,11 +109,13 @@ class Daemon(AbstractContextManager["Daemon"]):
     """One ``sfsd`` over `root`, reachable at `address` (``HOST:PORT``) while it runs.
 
     The first start takes a free port, later ones the same port again, so that clients find it.
-    As a context manager it starts, and stops what still runs.
+    As a context manager it starts, and stops what still runs. `program` serves in the place of
+    ``sfsd``.
     """
 
     root: Path
     address: str = "127.0.0.1:0"
+    program: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -137,7 +147,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         arguments = ["serve", "--listen", self.address, "--ready-file", str(ready)]
         with self.log_path.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command("sfsd"), *arguments],
+                [*(self.program or command("sfsd")), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -7,23 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """An `sfsd` over a fresh root, accepting connections."""
-    served = Daemon(tmp_path / "root")
-    served.init()
-    with served:
+    with new_root(tmp_path / "root") as served:
         yield served
 
 
 @pytest.fixture
 def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    return daemon.client("alice", tmp_path / "alice")
+    return enrolled(daemon, "alice", tmp_path / "alice")
 
 
 @pytest.fixture
 def bob(daemon: Daemon, tmp_path: Path) -> Client:
-    return daemon.client("bob", tmp_path / "bob")
+    return enrolled(daemon, "bob", tmp_path / "bob")

@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
 from tests.harness import Client, Daemon, Result
 
 OPEN = "--no-passphrase"
-
-
-@pytest.fixture
-def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    return daemon.client("alice", tmp_path / "alice", OPEN)
 
 
 def put(client: Client, name: str, content: bytes = b"content", code: int = 0) -> Result:
@@ -81,7 +77,7 @@ def test_a_history_that_holds(daemon: Daemon, alice: Client, tmp_path: Path) -> 
     alice.run("history", "c", "--prune", "1")
     alice.run("cat", "c")
     alice.run("key", "backup", tmp_path / "backup", OPEN)
-    bob = daemon.client("bob", tmp_path / "bob", OPEN)
+    bob = enrolled(daemon, "bob", tmp_path / "bob")
     put(bob, "a")
     daemon.run("user", "quota", "alice", "1GiB")
     (told,) = objects(alice.run("--json", "audit", "verify"))
@@ -203,7 +199,7 @@ def test_a_server_that_comes_back_to_its_first_story(
 @pytest.fixture
 def forked(daemon: Daemon, alice: Client, tmp_path: Path) -> tuple[Daemon, Client, Client]:
     """A daemon and its twin, which tells bob another story since a while; alice and bob."""
-    bob = daemon.client("bob", tmp_path / "bob", OPEN)
+    bob = enrolled(daemon, "bob", tmp_path / "bob")
     put(alice, "a")
     daemon.stop()
     twin = Daemon(tmp_path / "twin")

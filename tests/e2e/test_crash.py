@@ -9,12 +9,15 @@ import hashlib
 import json
 import os
 import random
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import sfsc
+from tests.e2e.accounts import enrolled
 from tests.harness import Client, Daemon
 
 KILLS = 60 if os.environ.get("SFS_CRASH_POINTS") == "full" else 4
@@ -35,17 +38,33 @@ def make_files(folder: Path, chance: random.Random) -> dict[str, bytes]:
 
 
 def put_until_killed(
-    daemon: Daemon, client: Client, folder: Path, names: list[str], seconds: float
+    daemon: Daemon, client: Client, folder: Path, names: list[str], seconds: float, *, both: bool
 ) -> set[str]:
-    """Put `names` with the daemon killed after `seconds`; those that were acknowledged."""
+    """Put `names` with the daemon killed after `seconds` and started again; those that were
+    acknowledged. With `both` the client is killed as well, else it must go on to its end."""
+    log = daemon.root / "logs" / "audit.jsonl"
+    before = log.stat().st_size
     process = client.start("--json", "put", *names, cwd=folder)
-    killer = threading.Timer(seconds, daemon.kill)
+    # Who finds no daemon at first is told so. The seconds are counted from when there is a session.
+    awaited = b'"op":"login"' if both else b'"op":"upload"'
+    while awaited not in log.read_bytes()[before:] and process.poll() is None:
+        time.sleep(0.01)
+
+    def kill() -> None:
+        daemon.kill()
+        if both:
+            process.kill()
+        daemon.start()
+
+    killer = threading.Timer(seconds, kill)
     killer.start()
     stdout, stderr = process.communicate(timeout=100)
     killer.join()
     assert b"Traceback" not in stderr, stderr.decode()
-    assert process.returncode in (0, 7), stderr.decode()
-    return {json.loads(line)["name"] for line in stdout.splitlines()}
+    assert process.returncode == 0 or (both and process.returncode == -signal.SIGKILL), stderr
+    acknowledged = {json.loads(line)["name"] for line in stdout.splitlines()}
+    assert process.returncode != 0 or acknowledged == set(names)
+    return acknowledged
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -61,7 +80,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(3600 if KILLS > 4 else 500)
 def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    alice = daemon.client("alice", tmp_path / "alice", "--no-passphrase")
+    alice = enrolled(daemon, "alice", tmp_path / "alice")
     source = tmp_path / "source"
     source.mkdir()
     hashes = make_files(source, chance)
@@ -69,10 +88,8 @@ def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None
     for turn in range(KILLS):
         rest = [name for name in hashes if name not in acknowledged] or list(hashes)
         chance.shuffle(rest)
-        acknowledged |= put_until_killed(
-            daemon, alice, source, rest[: 1 + len(rest) * 2 // KILLS], chance.uniform(0.2, 1.6)
-        )
-        daemon.start()
+        names, seconds = rest[: 1 + len(rest) * 2 // KILLS], chance.uniform(0.0, 1.2)
+        acknowledged |= put_until_killed(daemon, alice, source, names, seconds, both=turn % 2 == 0)
         daemon.run("audit", "verify")
         listed = set(alice.run("ls").lines)
         assert acknowledged <= listed <= set(hashes), f"after kill {turn + 1}, seed {SEED}"
@@ -112,7 +129,7 @@ def check_second_start(daemon: Daemon) -> None:
 @pytest.mark.slow
 def test_killed_right_after_an_answer(daemon: Daemon, tmp_path: Path) -> None:
     """The narrowest case: the daemon dies the moment a client was told that its file is safe."""
-    alice = daemon.client("alice", tmp_path / "alice", "--no-passphrase")
+    alice = enrolled(daemon, "alice", tmp_path / "alice")
     for turn in range(3):
         for size in (10, 2_000_000):
             name = f"f{turn}-{size}"

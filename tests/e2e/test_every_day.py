@@ -24,11 +24,6 @@ from tests.harness import Client, Daemon, command, environment
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
-
-
 def tree(folder: Path, count: int, seed: int = 1) -> dict[str, bytes]:
     """`count` files of many sizes in many folders; what is under each path."""
     chance = random.Random(seed)

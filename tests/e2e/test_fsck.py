@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.accounts import enrolled, new_root
 from tests.e2e.test_main_job import through
 from tests.harness import Client, Daemon
 
@@ -28,10 +29,9 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("served")
-    daemon = Daemon(folder / "root")
-    daemon.init()
+    daemon = new_root(folder / "root")
     with daemon:
-        alice = daemon.client("alice", folder / "home", "--no-passphrase")
+        alice = enrolled(daemon, "alice", folder / "home")
         for number in range(3):
             alice.run("put", "-", "--name", "a", stdin=b"%d" % number * 1000)
         (folder / "big").write_bytes(os.urandom(70 * MIB))
@@ -175,10 +175,9 @@ def test_a_cached_tree_that_is_wrong(daemon: Daemon) -> None:
 
 
 def test_after_a_kill_what_waits_is_no_damage(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path / "root")
-    daemon.init()
+    daemon = new_root(tmp_path / "root")
     daemon.start()
-    alice = daemon.client("alice", tmp_path / "home", "--no-passphrase")
+    alice = enrolled(daemon, "alice", tmp_path / "home")
     for number in range(3):
         alice.run("put", "-", "--name", f"{number}", stdin=b"x" * 1000)
     daemon.kill()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocol.records import WRAP_ALGORITHMS
+from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.harness import Client, Daemon
 
@@ -17,7 +18,7 @@ OPEN = "--no-passphrase"
 
 @pytest.fixture
 def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    user = daemon.client("alice", tmp_path / "alice", OPEN, "--key-type", "x25519")
+    user = enrolled(daemon, "alice", tmp_path / "alice", "x25519")
     user.run("put", "-", "--name", "kept/a", stdin=b"precious")
     return user
 
@@ -115,7 +116,7 @@ def test_a_backup_makes_another_device(
 
 @pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
 def test_pem_keys(daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str) -> None:
-    carol = daemon.client("carol", tmp_path / "carol", OPEN, "--key-type", key_type)
+    carol = enrolled(daemon, "carol", tmp_path / "carol", key_type)
     carol.run("put", "-", "--name", "kept/a", stdin=b"precious")
     file = tmp_path / "keys.pem"
     if key_type == "xwing":

@@ -12,7 +12,13 @@ import pytest
 
 import sfsc
 from sfsc.client import Store
+from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, Client, Daemon
+
+
+@pytest.fixture
+def alice(daemon: Daemon, tmp_path: Path) -> Client:
+    return enrolled(daemon, "alice", tmp_path / "alice", passphrase=PASSPHRASE)
 
 
 @pytest.fixture

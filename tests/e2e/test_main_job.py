@@ -23,12 +23,6 @@ SIZES = [0, 1, 256 * 1024 - 57, 256 * 1024 - 56, 256 * 1024 - 55, S - 1, S, S + 
 LARGE = [5 * MIB + 7, 40 * MIB]
 
 
-@pytest.fixture
-def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    """Without a passphrase: stretching one takes longer than all else that a command does."""
-    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
-
-
 def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 

@@ -18,7 +18,8 @@ from protocol.invitation import parse_invitation
 from sfsc.errors import SfscError
 from sfsd import certificates
 from sfsd.root import locked
-from tests.harness import PASSPHRASE, Client, CommandFailed, Daemon, Result
+from tests.e2e.accounts import new_root
+from tests.harness import Client, CommandFailed, Daemon, Result
 
 
 def blames(result: Result, *words: str) -> None:
@@ -54,8 +55,7 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
 
 
 def test_a_port_in_use(daemon: Daemon, tmp_path: Path) -> None:
-    other = Daemon(tmp_path / "other")
-    other.init()
+    other = new_root(tmp_path / "other")
     ready = tmp_path / "ready"
     refused = other.run("serve", "--listen", daemon.address, "--ready-file", ready, code=1)
     blames(refused, daemon.address, "--listen")
@@ -64,8 +64,7 @@ def test_a_port_in_use(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_another_server_at_the_address_is_not_talked_to(daemon: Daemon, tmp_path: Path) -> None:
     """A daemon is gone, something holds its lock, and its port is another's now."""
-    other = Daemon(tmp_path / "other")
-    other.init()
+    other = new_root(tmp_path / "other")
     logged = len(ops(daemon))
     with locked(other.root):
         (other.root / "run" / "address").write_text(daemon.address)
@@ -126,7 +125,7 @@ def test_who_is_disabled_is_out_at_once_and_comes_back(
 ) -> None:
     (tmp_path / "f").write_text("kept")
     alice.run("put", "f", cwd=tmp_path)
-    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as store:
+    with sfsc.connect(alice.home) as store:
         assert store.stat("f").size == 4
         daemon.run("user", "disable", "alice", "--reason", "lost laptop")
         with pytest.raises(SfscError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.accounts import enrolled
 from tests.harness import Client, Daemon, Result
 
 
@@ -32,7 +33,9 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def test_wrong_passphrase(alice: Client) -> None:
+def test_wrong_passphrase(daemon: Daemon, tmp_path: Path) -> None:
+    alice = daemon.client("alice", tmp_path / "alice")
+    alice.run("ls")
     blames(Client(alice.home, "a wrong one").run("ls", code=8), "passphrase")
 
 
@@ -72,7 +75,7 @@ def test_malformed_invitation(tmp_path: Path) -> None:
 def test_unknown_and_foreign_names_look_the_same(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    bob = daemon.client("bob", tmp_path / "bob")
+    bob = enrolled(daemon, "bob", tmp_path / "bob")
     (tmp_path / "secret.txt").write_text("alice's")
     alice.run("put", "secret.txt", cwd=tmp_path)
     foreign = bob.run("get", "secret.txt", code=3, cwd=bob.home)

@@ -1,11 +1,9 @@
-"""Keys that rotate, through the programs: whole, interrupted at every point, by two at once."""
+"""Keys that rotate, through the programs: whole, and by two machines at once."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,17 +15,17 @@ from sfsc.home import unlock
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, wrap_info
 from sfsd.layout import parse_sidecar
+from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.harness import Client, Daemon, command, environment
 
 OPEN = "--no-passphrase"
-FULL = os.environ.get("SFS_ROTATION") == "full"
 NAMES = [f"{number:02}" for number in range(12)]
 
 
 @pytest.fixture
 def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    user = daemon.client("alice", tmp_path / "alice", OPEN, "--key-type", "x25519")
+    user = enrolled(daemon, "alice", tmp_path / "alice", "x25519")
     fill(user)
     return user
 
@@ -110,7 +108,7 @@ def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tupl
 
 
 def test_from_rsa_to_x25519_to_xwing(daemon: Daemon, tmp_path: Path) -> None:
-    user = daemon.client("carol", tmp_path / "carol", OPEN, "--key-type", "rsa2048")
+    user = enrolled(daemon, "carol", tmp_path / "carol", "rsa2048")
     for generation, key_type in enumerate(("rsa2048", "x25519", "xwing"), 1):
         if generation > 1:
             (done,) = objects(user.run("--json", "rotate", "--key-type", key_type))
@@ -175,110 +173,6 @@ def started(
     )
 
 
-# --- interrupted
-
-KILLED = """
-import os, signal, sys
-from sfsc.transport import Transport
-from sfsc.keyring import KeyringFile
-import sfsc
-
-at, home, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-count = 0
-
-def step():
-    global count
-    count += 1
-    if count == at:
-        if what == "client":
-            os.kill(os.getpid(), signal.SIGKILL)
-        print("now", flush=True)
-        sys.stdin.readline()
-
-submit, save = Transport.submit, KeyringFile.save
-
-def submitting(transport, message):
-    step()
-    ticket = submit(transport, message)
-    step()
-    return ticket
-
-def saving(file, contents):
-    step()
-    save(file, contents)
-    step()
-
-store = sfsc.connect(home, auto_rotate=False)
-Transport.submit, KeyringFile.save = submitting, saving
-store.rotate()
-print("done", count, flush=True)
-"""
-"""Rotates, and at the step named it is killed, or waits until somebody has killed the daemon. A
-step is ahead of or behind each request, and each change of the keyring."""
-
-
-def rotating(client: Client, at: int, what: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(at), str(client.home), what],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment({}),
-    )
-
-
-def steps_of(client: Client) -> int:
-    done, stderr = rotating(client, 0, "client").communicate(timeout=100)
-    assert done.startswith(b"done"), stderr.decode()
-    return int(done.split()[1])
-
-
-def points(steps: int, most: int) -> list[int]:
-    every = list(range(1, steps + 1))
-    return every if FULL else every[:: max(1, -(-steps // most))]
-
-
-@pytest.mark.slow
-def test_the_client_is_killed_at_each_step(daemon: Daemon, alice: Client) -> None:
-    """A rerun finishes, and every file opens."""
-    steps = steps_of(alice)
-    assert steps > 20
-    for at in points(steps, 12):
-        process = rotating(alice, at, "client")
-        _, stderr = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, (at, stderr.decode())
-        with sfsc.connect(alice.home, auto_rotate=False) as store:
-            assert read(store, NAMES[5]) == NAMES[5].encode() * 50
-            if at % 2:
-                store.rotate()
-        if not at % 2:
-            alice.run("cat", NAMES[5])  # any command finishes what was begun
-        check_all(alice)
-    alice.run("audit", "verify")
-    daemon.stop()
-    daemon.run("fsck")
-
-
-@pytest.mark.slow
-def test_the_daemon_is_killed_at_each_step(daemon: Daemon, alice: Client) -> None:
-    steps = steps_of(alice)
-    for at in points(steps, 10):
-        process = rotating(alice, at, "daemon")
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == b"now\n"
-        daemon.kill()
-        daemon.start()
-        process.stdin.write(b"go on\n")
-        process.stdin.flush()
-        out, stderr = process.communicate(timeout=100)
-        if not out.startswith(b"done"):
-            assert b"Traceback" in stderr  # the script's; the connection was lost for good
-            alice.run("rotate")
-        check_all(alice)
-    alice.run("audit", "verify")
-
-
 def test_two_machines_rotate_and_upload_at_once(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
@@ -286,6 +180,7 @@ def test_two_machines_rotate_and_upload_at_once(
     others = [Client(tmp_path / f"machine {number}") for number in range(2)]
     for other in others:
         other.run("key", "restore", tmp_path / "backup", OPEN)
+    before = keyring(alice)
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(60):
@@ -299,15 +194,22 @@ def test_two_machines_rotate_and_upload_at_once(
     for process in (*rotating_, *uploading):
         _, stderr = process.communicate(timeout=100)
         assert b"Traceback" not in stderr
-        assert process.returncode == 0 or process in rotating_, stderr.decode()
-    alice.run("rotate")
+        # Of two who rotate, one may find that the other has done it just now.
+        assert process.returncode in ((0, 6) if process in rotating_ else (0,)), stderr.decode()
+    assert 0 in [process.returncode for process in rotating_]
+    for machine in (alice, *others):
+        machine.run("ls")  # finishes where another rotation was begun
+        machine.run("verify-rotation")
+    after = keyring(alice)
+    assert len(after.generations) == 1
+    assert after.generations[0].generation > 1
+    assert tried(daemon, before, private_keys(before.generations)) == (138, 0)
+    assert tried(daemon, before, private_keys(after.generations)) == (138, 138)
     for number in range(2):
         alice.run("get", "-r", f"at once {number}", "-o", tmp_path / "out")
         got = tmp_path / "out" / f"at once {number}"
         same = subprocess.run(["diff", "-r", folder, got], check=False, capture_output=True)
         assert same.returncode == 0, same.stdout
-    for machine in (alice, *others):
-        machine.run("verify-rotation")
 
 
 def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
@@ -336,21 +238,6 @@ def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     check_all(alice)
     daemon.stop()
     daemon.run("fsck", "--read-data")
-
-
-def test_after_a_theft_interrupted(daemon: Daemon, alice: Client) -> None:
-    """Killed on the way, twice; whatever command comes next finishes."""
-    before = keyring(alice)
-    for seconds in (0.9, 1.3):
-        process = alice.start("rotate", "--compromised")
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-    alice.run("rotate", "--compromised")
-    assert tried(daemon, before, private_keys(before.generations)) == (16, 0)
-    check_all(alice)
 
 
 def blobs(daemon: Daemon) -> list[Path]:

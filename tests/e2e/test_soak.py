@@ -30,11 +30,6 @@ UPLOAD, CUTS = (256 * MIB, 50) if FULL else (24 * MIB, 5)
 SEED = 20_261_125
 
 
-@pytest.fixture
-def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    return daemon.client("alice", tmp_path / "alice", "--no-passphrase")
-
-
 def fill(path: Path, size: int, seed: int = SEED) -> None:
     """`size` bytes that do not repeat and cost little to make."""
     block = bytearray(random.Random(seed).randbytes(MIB))

@@ -1,0 +1,121 @@
+"""`sfsd serve` and a rotation, in processes that SIGKILL themselves at a point of their work.
+
+``python -m tests.e2e.killed POINT serve …`` is `sfsd serve …`, and ``POINT rotate HOME
+[compromised]`` rotates. While the file POINT holds ``KIND NUMBER``, the process that comes to the
+step KIND for the NUMBERth time ends there. While it holds ``count``, each step is written to
+POINT.seen.
+
+Nothing is changed but that: steps are ahead of and behind calls of the product's own. Batches are
+small, each change is a group of its own and the store is settled at once, so that a few files make
+many steps, and the same ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import sfsc
+import sfsc.rotation
+import sfsd.committer
+from sfsc.keyring import KeyringFile
+from sfsc.state import State
+from sfsc.transport import Transport
+from sfsd import cli
+from sfsd.committer import Committer
+from sfsd.journal import Journal
+from sfsd.logfile import LogFile
+from sfsd.store import DirectoryStore
+
+BATCH = 3
+SETTLE_AFTER = 0.005
+
+
+class Steps:
+    """How often which step was come to since the point was set."""
+
+    def __init__(self, point: Path) -> None:
+        self._point = point
+        self._wanted = ""
+        self._taken: Counter[str] = Counter()
+
+    def take(self, kind: str) -> None:
+        try:
+            wanted = self._point.read_text()
+        except FileNotFoundError:
+            return
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._taken.clear()
+        self._taken[kind] += 1
+        if wanted == f"{kind} {self._taken[kind]}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if wanted == "count":
+            with self._point.with_suffix(".seen").open("a") as seen:
+                seen.write(f"{kind}\n")
+
+    def around(self, owner: type, name: str, before: str | None, after: str | None) -> None:
+        """Have a method of `owner` take a step ahead of it and one behind it."""
+        method: Callable[..., object] = getattr(owner, name)
+
+        def stepping(*args: object, **named: object) -> object:
+            if before is not None:
+                self.take(before)
+            done = method(*args, **named)
+            if after is not None:
+                self.take(after)
+            return done
+
+        setattr(owner, name, stepping)
+
+
+def serve(steps: Steps, arguments: list[str]) -> None:
+    setattr(sfsd.committer, "MAX_GROUP", 1)  # noqa: B010 - mypy sees a constant
+    (Committer.__init__.__kwdefaults__ or {})["settle_after"] = SETTLE_AFTER
+    steps.around(DirectoryStore, "prepare", "prepare", "prepared")
+    steps.around(LogFile, "append", "append", "appended")
+    steps.around(DirectoryStore, "publish", "publish", "published")
+    steps.around(Journal, "checkpoint", None, "signed")
+    steps.around(DirectoryStore, "settle", "settle", "settled")
+    sys.argv[1:] = ["serve", *arguments]
+    cli.main()
+
+
+def rotate(steps: Steps, home: str, compromised: bool) -> None:
+    setattr(sfsc.rotation, "MAX_BATCH", BATCH)  # noqa: B010 - mypy sees a constant
+    replace = Path.replace
+
+    def replacing(path: Path, target: Path) -> Path:
+        """Of the keyring, whose next content is complete and synced under another name."""
+        if target.name != "keyring":
+            return replace(path, target)
+        steps.take("rename")
+        done = replace(path, target)
+        steps.take("renamed")
+        return done
+
+    with sfsc.connect(home, auto_rotate=False) as store:
+        setattr(Path, "replace", replacing)  # noqa: B010
+        steps.around(Transport, "submit", "send", "sent")
+        steps.around(Transport, "result", None, "received")
+        steps.around(KeyringFile, "save", "save", "saved")
+        steps.around(State, "remember_checkpoint", "remember", "remembered")
+        store.rotate(compromised=compromised)
+    sys.stdout.write("done\n")
+
+
+def main() -> None:
+    point, program, *arguments = sys.argv[1:]
+    steps = Steps(Path(point))
+    if program == "serve":
+        serve(steps, arguments)
+    else:
+        rotate(steps, arguments[0], arguments[1:] == ["compromised"])
+
+
+if __name__ == "__main__":
+    main()
