@@ -48,6 +48,8 @@ if TYPE_CHECKING:
         new_recovery_code,
         recover,
         restore,
+        take_back,
+        take_back_plan,
         whoami,
     )
 
@@ -79,6 +81,8 @@ __all__ = [
     "new_recovery_code",
     "recover",
     "restore",
+    "take_back",
+    "take_back_plan",
     "whoami",
 ]
 

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
 from protocol.signatures import SigningKey
-from sfsc import enrolment
-from sfsc.adoption import Opener, adopt, link_of
+from sfsc import enrolment, recovery
+from sfsc.adoption import Opener, TakingBack, adopt, link_of
 from sfsc.codes import RecoveryCode
 from sfsc.errors import KeyringMissing, UsageError
-from sfsc.home import Passphrase, check_no_keyring, folder, stated_passphrase, unlock, unlock_file
+from sfsc.home import (
+    Passphrase,
+    check_no_keyring,
+    folder,
+    open_state,
+    stated_passphrase,
+    unlock,
+    unlock_file,
+)
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey
+from sfsc.recovery import Link
+from sfsc.rotation import Rotated
+from sfsc.window import Skip
 from sfsc.words import words
 
 if TYPE_CHECKING:
@@ -76,10 +87,51 @@ def recover(
     home: Home = None,
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
+    take_back: bool = False,
+    undo_from: int | None = None,
+    told: Skip | None = None,
 ) -> Whoami:
-    """Open the account that the link `account` names on this machine, with its recovery code."""
+    """Open the account that the link `account` names on this machine, with its recovery code.
+
+    Raises `TakenOver` where somebody else has taken it over; with `take_back` it is taken back, as
+    the function of that name does."""
     opener = Opener.of_code(RecoveryCode.parse(code))
-    return _adopt(_link(account), opener, home, passphrase, no_passphrase=no_passphrase)
+    link, taking = _link(account), TakingBack(undo_from, told) if take_back else None
+    return _adopt(link, opener, home, passphrase, taking, no_passphrase=no_passphrase)
+
+
+def take_back(
+    code: str,
+    *,
+    home: Home = None,
+    passphrase: Passphrase = None,
+    undo_from: int | None = None,
+    told: Skip | None = None,
+) -> Rotated:
+    """Take the account of `home` back from somebody who has its keys, with its recovery code.
+
+    Statements from `undo_from` on are undone (None: from the first whose keys were not sealed for
+    the code), files put right, and keys renewed: this machine is the account's only one then.
+    `told` hears of each version that was destroyed; without it that is one error at the end.
+    """
+    parsed, where = RecoveryCode.parse(code), folder(home)
+    file = unlock(where, passphrase)
+    with open_state(where, file.contents) as state:
+        return recovery.take_back(file, state, parsed, first=undo_from, told=told)
+
+
+def take_back_plan(
+    code: str, *, home: Home = None, passphrase: Passphrase = None, undo_from: int | None = None
+) -> list[Link]:
+    """The account's statements, and which of them `take_back` would undo."""
+    parsed, where = RecoveryCode.parse(code), folder(home)
+    file = unlock(where, passphrase)
+    with (
+        open_state(where, file.contents) as state,
+        recovery.opened_by_code(file, state, parsed) as (session, devices),
+    ):
+        chain, first, _ = recovery.Recovery(session, file, devices, parsed).look(undo_from)
+        return recovery.links(chain, first)
 
 
 def restore(
@@ -142,12 +194,18 @@ def _loaded(pem: bytes, passphrase: Passphrase) -> PemKeys:
 
 
 def _adopt(
-    link: AccountLink, opener: Opener, home: Home, passphrase: Passphrase, *, no_passphrase: bool
+    link: AccountLink,
+    opener: Opener,
+    home: Home,
+    passphrase: Passphrase,
+    taking: TakingBack | None = None,
+    *,
+    no_passphrase: bool,
 ) -> Whoami:
     where = folder(home)
     check_no_keyring(where)
     stated = None if no_passphrase else new_passphrase(passphrase)
-    return whoami_of(adopt(link, opener, where, stated).contents)
+    return whoami_of(adopt(link, opener, where, stated, taking=taking).contents)
 
 
 def _link(text: str) -> AccountLink:

@@ -6,9 +6,11 @@ and the log must continue the checkpoint that the account has seen elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from protocol.invitation import AccountLink, parse_address
@@ -21,16 +23,18 @@ from protocol.signatures import SigningKey
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle
-from sfsc.errors import LocalError
+from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.greeting import dial, login
 from sfsc.home import check_no_keyring, keyring_path, open_state
 from sfsc.identities import follow, newest_bundle
 from sfsc.keyring import Device, Keyring, KeyringFile
 from sfsc.primitives import XWING, PrivateKey
+from sfsc.recovery import last_opened, take_back
 from sfsc.refusals import answered, proof_in
 from sfsc.session import Session
 from sfsc.transport import Timeouts, Transport
 from sfsc.trust import Trust
+from sfsc.window import Skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,11 @@ class Opener:
     generation: int
     signing: SigningKey
     keys: Sequence[PrivateKey]
+    code: RecoveryCode | None = None
 
     @classmethod
     def of_code(cls, code: RecoveryCode) -> Opener:
-        return cls(0, code.signing, (code.wrapping,))
+        return cls(0, code.signing, (code.wrapping,), code)
 
     @classmethod
     def of_keyring(cls, keyring: Keyring) -> Opener:
@@ -63,11 +68,14 @@ def adopt(
     home: Path,
     passphrase: str | None,
     timeouts: Timeouts | None = None,
+    taking: TakingBack | None = None,
 ) -> KeyringFile:
     """Write a keyring of the account `link` to `home`, with a device key of this machine's own, and
-    have it join. Where that is cut, the next login does it.
+    have it join. Where that is cut, the next login does it. `taking` is for an account that
+    somebody else has taken over; where that is cut, `sfsc rotate --recovery` goes on.
 
-    Raises `LocalError` where `home` has a keyring, `Denied`, `IntegrityError`, ….
+    Raises `LocalError` where `home` has a keyring, `TakenOver` where the newest bundle is not
+    sealed for the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
     transport = dial((link.address,), timeouts)
@@ -75,7 +83,7 @@ def adopt(
         trust = Trust(link.pin)
         welcome = transport.welcome()
         server = trust.welcome(welcome, transport.peer_spki_sha256)
-        opened = _Opened.log_in(transport, trust, link, opener)
+        opened = _Opened.log_in(transport, trust, link, opener, taking)
     finally:
         transport.close()
     file = KeyringFile.create(keyring_path(home), opened.keyring(link), passphrase)
@@ -83,6 +91,10 @@ def adopt(
         state.remember_server_statement(server.n, welcome.statement, welcome.signature)
         newest = trust.newest
         state.remember_checkpoint(newest.size, newest.root, newest.note)
+        if taking is not None and opener.code is not None:
+            told, first = taking.told, taking.first
+            take_back(file, state, opener.code, first=first, timeouts=timeouts, told=told)
+            return file
         session = Session(file.contents, state, timeouts)
         try:
             session.connect()
@@ -90,6 +102,15 @@ def adopt(
         finally:
             session.close()
     return file
+
+
+@dataclass(frozen=True, slots=True)
+class TakingBack:
+    """All from statement `first` on is undone (None: from the first that was sealed without the
+    code); `told` hears of what was destroyed."""
+
+    first: int | None = None
+    told: Skip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +122,12 @@ class _Opened:
 
     @classmethod
     def log_in(
-        cls, transport: Transport, trust: Trust, link: AccountLink, opener: Opener
+        cls,
+        transport: Transport,
+        trust: Trust,
+        link: AccountLink,
+        opener: Opener,
+        taking: TakingBack | None,
     ) -> _Opened:
         message = login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
         reply = transport.call(message, transport.timeouts.opening)
@@ -113,12 +139,19 @@ class _Opened:
 
             return follow(ask, trust, link.user, link.first, known)
 
-        chain, sealed = newest_bundle(
-            follow_on(()),
-            follow_on,
-            lambda: answered(transport.call(GetBundle(0)), SealedBundle).bundle,
-        )
-        bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
+        def fetch(n: int = 0) -> bytes:
+            return answered(transport.call(GetBundle(n)), SealedBundle).bundle
+
+        chain, sealed = newest_bundle(follow_on(()), follow_on, fetch)
+        if taking is not None and opener.code is not None:
+            bundle = last_opened(chain, fetch, opener.code, taking.first).bundle
+        else:
+            try:
+                bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
+            except (KeyringError, IntegrityError) as exc:
+                if opener.code is None or not _is_named(sealed, chain):
+                    raise
+                raise _taken_over(chain, last_opened(chain, fetch, opener.code).n + 1) from exc
         # A log that is older than the one that this account has seen elsewhere is a rollback.
         if bundle.checkpoint:
             trust.reach_back(bundle.checkpoint, lambda gap: _proof(transport, gap))
@@ -139,6 +172,21 @@ class _Opened:
             pending=None,
             pins=self.bundle.pins,
         )
+
+
+def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:
+    """Whether it is the bundle that the newest statement names, and so who signed that made it."""
+    return hashlib.sha256(sealed).digest() == Statement.parse(chain[-1]).bundle_sha256
+
+
+def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
+    signed = Statement.parse(chain[first - 1])
+    when = datetime.fromtimestamp(signed.created, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return TakenOver(
+        f"the account's keys are sealed without its recovery code since statement {first} "
+        f"({signed.reason}, {when}): somebody else has signed with them",
+        first=first,
+    )
 
 
 def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:

@@ -25,6 +25,8 @@ from sfsc.accounts import (
     new_recovery_code,
     recover,
     restore,
+    take_back,
+    take_back_plan,
     whoami,
     whoami_of,
 )
@@ -54,6 +56,7 @@ from sfsc.moves import Moves
 from sfsc.people import People, Person, parse_fingerprint
 from sfsc.proofs import Proven
 from sfsc.reading import Reader
+from sfsc.recovery import Link
 from sfsc.rotation import Plan, Rotated, Rotation
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
@@ -73,6 +76,7 @@ __all__ = [
     "Folder",
     "Got",
     "Grant",
+    "Link",
     "Person",
     "Plan",
     "Proven",
@@ -93,6 +97,8 @@ __all__ = [
     "parse_fingerprint",
     "recover",
     "restore",
+    "take_back",
+    "take_back_plan",
     "whoami",
     "words",
 ]

@@ -45,6 +45,8 @@ CREATE TABLE shared (
 ) WITHOUT ROWID;
 """
 """What the second version has more: the log followed, other people, their files."""
+_KEY: Final = "key"
+"""Kept under this name: nothing, sealed, which shows whether the key is still the same."""
 
 
 class Database:
@@ -100,6 +102,26 @@ class Database:
                 f"{self._path} belongs to another account",
                 "use another --home, or move this file away",
             )
+        with self._writing():
+            sealed = self.value(_KEY)
+            if sealed is None or not self._opens(sealed):
+                self.use_key(self._key)
+
+    def _opens(self, sealed: bytes) -> bool:
+        try:
+            return open_sealed(self._key, sealed, _KEY.encode()) == b""
+        except Tampered:
+            return False
+
+    def use_key(self, key: bytes) -> None:
+        """Go on with this key, and forget what is cached under another: a machine that gets a new
+        one may be cut before its keyring has it. What files must be, stays."""
+        self._key = key
+        if self.value(_KEY) is not None:
+            for table in ("file", "shared"):
+                self.run(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
+            self.run("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
+        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self.seal(b"", _KEY)))
 
     def _create(self, tables: str) -> None:
         for statement in tables.split(";"):

@@ -26,7 +26,7 @@ from sfsc.codes import RecoveryCode
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
-from sfsc.keyring import MAX_PINS, Device, Keyring, KeyringFile, Pending
+from sfsc.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import XWING, PrivateKey, PublicKey
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
@@ -143,7 +143,7 @@ class Devices:
 
     def _catch_up(self) -> Statement:
         keyring, session = self._keyring, self._session
-        chain = self._follow(keyring.statements)
+        chain = self.follow(keyring.statements)
         head = Statement.parse(chain[-1])
         if keyring.current is None or head.generation != keyring.current.generation:
             head = self._renew(chain)
@@ -157,7 +157,8 @@ class Devices:
             self.drop_old_keys()
         return head
 
-    def _follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    def follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The account's chain, exact bytes, as far as it goes now; `known` was followed before."""
         keyring, session = self._keyring, self._session
         with session.judging():
             chain = follow(
@@ -198,7 +199,7 @@ class Devices:
         keys = [PrivateKey(XWING, keyring.device.xwing_private)]
         keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
         chain, sealed = newest_bundle(
-            chain, self._follow, lambda: self._session.call(GetBundle(0), SealedBundle).bundle
+            chain, self.follow, lambda: self._session.call(GetBundle(0), SealedBundle).bundle
         )
         return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
 
@@ -277,25 +278,32 @@ class Devices:
         before = keyring.statements[-1]
         head = Statement.parse(before)
         draft = _next(head, before, reason, changed)
+        keys = (SigningKey.from_seed(current.sign_seed), *([also] if also is not None else []))
+        pending = self.signed(draft, keyring.generations, keys)
+        self._file.save(dataclasses.replace(keyring, pending=pending))
+
+    def signed(
+        self,
+        draft: Statement,
+        generations: tuple[GenerationKeys, ...],
+        signers: tuple[SigningKey, ...],
+        keys: GenerationKeys | None = None,
+        name_keys: tuple[bytes, ...] | None = None,
+    ) -> Pending:
+        """The statement with its bundle, which holds these generations' private keys. `keys` are
+        those of the generation that it begins, `name_keys` where they are not the keyring's."""
+        keyring = self._keyring
+        note = self._session.trust.newest.note
         bundle = seal_bundle(
-            Bundle(
-                keyring.generations,
-                keyring.name_keys,
-                keyring.pins,
-                self._session.trust.newest.note,
-            ),
+            Bundle(generations, name_keys or keyring.name_keys, keyring.pins, note),
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,
             recipients=recipients(draft),
         )
-        statement = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest())
-        body = statement.encode()
-        keys = [SigningKey.from_seed(current.sign_seed), *([also] if also is not None else [])]
-        signatures = tuple(key.sign(Label.STATEMENT, body) for key in keys)
-        self._file.save(
-            dataclasses.replace(keyring, pending=Pending(body, signatures, bundle, None))
-        )
+        body = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
+        signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
+        return Pending(body, signatures, bundle, keys)
 
     def _send_pending(self) -> bool:
         """Send what is kept; whether it stands in the log now. Where the chain has grown instead

@@ -315,13 +315,19 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
     return bundle
 
 
+_DROPPED: Final = (
+    "it was dropped from the account; if that was not you, `sfsc rotate --recovery` takes the "
+    "account back with its recovery code"
+)
+
+
 def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[PrivateKey]) -> bytes:
     by_id = {key.public.key_id: key for key in keys}
     for recipient, wrapped in parts.keys:
         if recipient in by_id:
             info = bundle_info(statement.server, statement.user, statement.n, recipient)
             return by_id[recipient].unwrap(wrapped, info)
-    raise KeyringError("the account's keys are not sealed for this machine")
+    raise KeyringError("the account's keys are not sealed for this machine", _DROPPED)
 
 
 def _check_current(bundle: Bundle, statement: Statement) -> None:

@@ -22,6 +22,8 @@
     │   ├── BadReceipt              a change that the log does not prove
     │   ├── Rollback                older than what this client has already seen
     │   ├── Fork                    two histories of one log
+    │   ├── TakenOver               the account's newest keys are sealed for somebody else alone
+    │   ├── Destroyed               what somebody with stolen keys has left of a file
     │   ├── Distrusted              nothing is signed for this server until that was looked into
     │   └── Damaged                 the server itself reports a damaged file
     ├── ConflictError            6  someone was faster; has `.head`
@@ -190,6 +192,23 @@ class Rollback(_TwoStories):
 
 class Fork(_TwoStories):
     """Two checkpoints of one log that cannot both be true."""
+
+
+class TakenOver(IntegrityError):
+    """Somebody has continued the account's chain and left its recovery key out of its bundle.
+    `first` is the number of the first statement that is to be undone, 0 where that is not known."""
+
+    usual_hint = "take the account back: `sfsc init --recovery --take-back`"
+
+    def __init__(self, cause: str, hint: str | None = None, *, first: int = 0) -> None:
+        super().__init__(cause, hint)
+        self.first = first
+
+
+class Destroyed(IntegrityError):
+    """A version that somebody with stolen keys has removed, replaced, or wrapped for himself."""
+
+    usual_hint = "`sfsc history` shows what was done; other copies are all that is left of it"
 
 
 class Distrusted(IntegrityError):

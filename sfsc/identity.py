@@ -196,13 +196,13 @@ class Owner:
     ) -> File:
         # What a thief has stored stays there below the record that ended it.
         below = historic or view.head is not None
-        passes = below and self._is_undone(view.content)
+        passes = below and self.is_undone(view.content)
         content = self.record(view.content, wanted, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
-            passes = historic and self._is_undone(view.head)
+            passes = historic and self.is_undone(view.head)
             head = self.record(view.head, content.file_id, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
@@ -229,7 +229,8 @@ class Owner:
         _check_current(record)
         return record
 
-    def _is_undone(self, signed: SignedRecord) -> bool:
+    def is_undone(self, signed: SignedRecord) -> bool:
+        """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
         return bool(self.voided) and self.is_voided(_parsed(signed))
 
     def _check_signed(self, signed: SignedRecord, record: FileRecord, *, historic: bool) -> None:
@@ -361,7 +362,8 @@ def _keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes
         {generation: key for generation, key in former.items() if generation >= oldest},
         former,
         {one.generation: one.sign_pub for one in voided},
-        frozenset(one.key_id for one in voided),
+        # One of ours that he has named as his is ours still.
+        frozenset(one.key_id for one in voided) - {one.key_id for one in stand},
     )
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from protocol import merkle
-from protocol.chain import COMPROMISED, FINISH, ROTATE
+from protocol.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
 from protocol.messages import Done, Error, Reply
 from protocol.messages.base import SignedRecord, Wrap
 from protocol.messages.rotation import (
@@ -37,12 +36,13 @@ from protocol.messages.rotation import (
 from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
 from sfsc.audit import Audit
-from sfsc.devices import Devices, recipients
-from sfsc.envelope import Bundle, Recipient, open_wraps, seal_bundle
+from sfsc.devices import Devices
+from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
     ConflictError,
+    Destroyed,
     IntegrityError,
     KeyringMissing,
     NotFound,
@@ -57,10 +57,11 @@ from sfsc.people import People
 from sfsc.primitives import PrivateKey
 from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered, refusal
+from sfsc.repair import Repair
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
 from sfsc.trust import TOLD, Sent
-from sfsc.window import Window
+from sfsc.window import Skip, Window
 
 MAX_SWEEPS: Final = 16
 """How often all is looked through again for what other machines have made meanwhile."""
@@ -119,9 +120,10 @@ class Rotation:
         head = self._devices.catch_up()
         size = versions = 0
         for item in self._items(everything=True):
-            record = self._owner(item).record(item.content, item.file_id)
-            versions += 1
-            size += plaintext_size(record.ciphertext_size or 0)
+            if not self._owner(item).is_undone(item.content):
+                record = self._owner(item).record(item.content, item.file_id)
+                versions += 1
+                size += plaintext_size(record.ciphertext_size or 0)
         return Plan(versions, size, head.generation, head.due, _unfinished(head))
 
     def is_due(self) -> bool:
@@ -156,12 +158,15 @@ class Rotation:
         drop: bytes | None = None,
         *,
         compromised: bool = False,
+        told: Skip | None = None,
     ) -> Rotated:
         """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
         by default that of the present one; `drop` the device_id of a machine that gets no more of
         this account's keys. With `compromised` every content is encrypted anew as well.
 
-        Raises what stops it; run again, it goes on where it was.
+        Raises what stops it; run again, it goes on where it was. Where it finishes what a recovery
+        has begun, `told` hears of each version that somebody else has destroyed; without it, it is
+        one `Destroyed` for all, raised once everything else is done.
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
@@ -171,9 +176,21 @@ class Rotation:
         if not _unfinished(head) or drop is not None or compromised > self._is_compromised():
             reason = COMPROMISED if compromised else ROTATE
             self._begin(key_type or head.wrap_alg, drop, reason)
+        destroyed: list[str] = []
+        if RECOVERY in self._reasons():
+            Repair(self._session, self._people, self._keyring.statements).run(
+                told or (lambda what, _error: destroyed.append(what))
+            )
         wrapped = self._wrap_all()
         if self._is_compromised():
             self._reencrypt_all()
+        done = self._finish_all(wrapped)
+        if destroyed:
+            names = ", ".join(dict.fromkeys(destroyed))
+            raise Destroyed(f"the account is yours again; destroyed in part: {names}")
+        return done
+
+    def _finish_all(self, wrapped: int) -> Rotated:
         for _ in range(MAX_SWEEPS):
             files = self._finish()
             if files is not None:
@@ -231,27 +248,7 @@ class Rotation:
             reason=reason,
         )
         old = SigningKey.from_seed(current.sign_seed)
-        return self._signed(draft, (*keyring.generations, keys), (signing, old), keys)
-
-    def _signed(
-        self,
-        draft: Statement,
-        generations: tuple[GenerationKeys, ...],
-        signers: tuple[SigningKey, ...],
-        keys: GenerationKeys | None,
-    ) -> Pending:
-        """The statement with its bundle, which holds these generations' private keys."""
-        keyring = self._keyring
-        bundle = seal_bundle(
-            Bundle(generations, keyring.name_keys, keyring.pins, self._session.trust.newest.note),
-            server=keyring.server_id,
-            user=keyring.user,
-            n=draft.n,
-            recipients=recipients(draft),
-        )
-        body = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
-        signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
-        return Pending(body, signatures, bundle, keys)
+        return self._devices.signed(draft, (*keyring.generations, keys), (signing, old), keys)
 
     # --- wraps --------------------------------------------------------------------------------
 
@@ -289,13 +286,10 @@ class Rotation:
         session, account = self._session, self._session.account
         if item.owner != account.user:
             return self._received(item)
-        record = account.record(item.content, item.file_id)
-        signed = [item.content]
-        if item.head is not None:
-            account.record(item.head, item.file_id)
-            signed.append(item.head)
+        signed = self._standing(item)
         wrap = None
-        if item.wrap is not None:
+        if item.wrap is not None and not account.is_lost((item.wrap,)):
+            record = account.record(item.content, item.file_id)
             key = open_wraps(record, account.first, (item.wrap,), account.private_keys)
             (wrap,) = account.wrap(key)
         generation = session.author.generation
@@ -322,6 +316,15 @@ class Rotation:
         account = self._session.account
         return account if item.owner == account.user else self._people.find(item.owner).owner
 
+    def _standing(self, item: WrapItem) -> list[SignedRecord]:
+        """The item's records, verified, but those that a thief has signed before he was undone."""
+        account = self._session.account
+        signed = [one for one in (item.content, item.head) if one is not None]
+        stand = [one for one in signed if not account.is_undone(one)]
+        for one in stand:
+            account.record(one, item.file_id)
+        return stand
+
     def _endorsed(self, signed: SignedRecord) -> Endorsement:
         digest = record_hash(signed.record)
         return Endorsement(digest, self._session.endorse(digest))
@@ -339,15 +342,16 @@ class Rotation:
 
     # --- contents -----------------------------------------------------------------------------
 
+    def _reasons(self) -> set[str]:
+        """Of the statements since the last rotation that was finished, but those undone."""
+        stand, _ = standing([Statement.parse(body) for body in self._keyring.statements])
+        reasons = [one.reason for one in stand]
+        ends = [at for at, reason in enumerate(reasons) if reason in (FINISH, "enrol")]
+        return set(reasons[ends[-1] + 1 :])
+
     def _is_compromised(self) -> bool:
         """Whether the rotation that is not finished is one after a theft."""
-        for body in reversed(self._keyring.statements):
-            reason = Statement.parse(body).reason
-            if reason in (FINISH, "enrol"):
-                return False
-            if reason == COMPROMISED:
-                return True
-        return False
+        return COMPROMISED in self._reasons()
 
     def _reencrypt_all(self) -> None:
         """Every version whose content is under an older generation's record, trash included."""
@@ -357,6 +361,8 @@ class Rotation:
         for item in list(self._items(everything=True)):
             if item.wrap is None or item.owner != session.account.user:
                 continue  # what others share, only they can encrypt anew
+            if session.account.is_lost((item.wrap,)):
+                continue
             record = session.account.record(item.content, item.file_id)
             if record.generation == generation:
                 continue
@@ -403,7 +409,7 @@ class Rotation:
             reason=FINISH,
         )
         signing = SigningKey.from_seed(current.sign_seed)
-        ending = self._signed(draft, (current,), (signing,), None)
+        ending = self._devices.signed(draft, (current,), (signing,))
         signature = signing.sign(Label.ROTATION_FINISH, finish)
         reply = session.ask(
             RotateFinish(ending.statement, ending.signatures, ending.bundle, finish, signature)
@@ -440,12 +446,13 @@ class Rotation:
             raise StaleGeneration("a rotation was begun and is not finished", "run `sfsc rotate`")
         own, files = self._session.account.own_key.key_id, 0
         for item in self._items(everything=True):
-            for signed in (item.content, item.head):
-                if signed is not None and item.owner == self._keyring.user:
-                    self._session.account.record(signed, item.file_id)
-            if item.wrap is not None and item.wrap.key_id != own:
+            if item.owner == self._keyring.user:
+                self._standing(item)
+            if item.wrap is None or self._session.account.is_lost((item.wrap,)):
+                continue
+            if item.wrap.key_id != own:
                 raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
-            files += item.wrap is not None
+            files += 1
         return Rotated(head.generation, 0, files, head.wrap_alg, head.due)
 
 

@@ -114,13 +114,16 @@ class Session:
         progress: Progress | None = None,
         *,
         anew: bool = False,
+        recovery: SigningKey | None = None,
     ) -> None:
-        """With `anew` what is remembered of the log counts for nothing. Raises `KeyringMissing`
+        """With `anew` what is remembered of the log counts for nothing; with `recovery` the login
+        is by the account's recovery key, until other keys are in `use`. Raises `KeyringMissing`
         where the keyring's first statement was never accepted."""
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
         self.use(keyring)
+        self._recovery = recovery
         self.trust = trust_from(state, keyring.server_id)
         if anew:
             self.trust = Trust(keyring.server_id, statement=state.server_statement())
@@ -154,6 +157,7 @@ class Session:
         current = keyring.current
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+        self._recovery = None
         self.keyring = keyring
         self.account = Account.of(keyring)
         user = keyring.user
@@ -189,21 +193,16 @@ class Session:
         Raises `NetworkError`, `Denied`, and `IntegrityError` for a server that is not the pinned
         one or whose log does not continue the one remembered.
         """
+        generation, key = self.author.generation, self._signing
+        if self._recovery is not None:
+            generation, key = 0, self._recovery
+        server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
             self.limits = greet(transport, self.trust, self.state).limits
-            message = login(
-                transport,
-                self.keyring.server_id,
-                self.keyring.user,
-                self.author.generation,
-                self._signing,
-                self.trust.newest.size,
-            )
+            message = login(transport, server, user, generation, key, self.trust.newest.size)
             reply = transport.call(message, transport.timeouts.opening)
-            self.login_record = signed_login(
-                transport, self.keyring.server_id, self.keyring.user, self.author.generation
-            )
+            self.login_record = signed_login(transport, server, user, generation)
             opened = answered(reply, opening.Session)
             self.notice = opened.notice
             with self.judging():

@@ -141,6 +141,22 @@ class Sharing:
 
     # --- one file -----------------------------------------------------------------------------
 
+    def set_readers(self, file: File, readers: tuple[Reader, ...]) -> File:
+        """Make `readers`, sorted, those of a file; who gains gets the newest version's key."""
+        session = self._session
+
+        def wraps(present: File) -> list[VersionWrap]:
+            having = {one[0] for one in present.head.readers}
+            added = tuple(one for one in readers if one[0] not in having)
+            if not added or present.deleted:
+                return []
+            key, _ = session.account.open(present)
+            recipients = self._people.recipients(present.head, added)
+            made = key.wrap(session.account.server_id, session.account.first, recipients)
+            return [VersionWrap(present.version, wrap) for wrap in made]
+
+        return self._change(file, _Change(lambda _head: readers, wraps))
+
     def _share_older(self, file: File, person: Person, expires: int) -> None:
         """Wraps of the versions before the newest, newest first, in as many records as it takes."""
         older = list(range(file.version - 1, 0, -1))

@@ -71,6 +71,16 @@ _FOLLOWED: Final = struct.Struct(">QQ32s")
 class State(Database):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
 
+    def change_key(self, key: bytes) -> None:
+        """Go on with another key (32 bytes); what is cached of one's own files is kept."""
+        with self.changing():
+            entries, listed = list(self.entries()), self.listed()
+            self.use_key(key)
+            for file_id, entry in entries:
+                sealed = self.seal(entry, file_id)
+                self.run("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
+            self.remember_listed(listed)
+
     # --- the log ------------------------------------------------------------------------------
 
     def checkpoint(self) -> tuple[int, bytes] | None:
@@ -179,8 +189,7 @@ class State(Database):
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """(file_id, cached entry) of all files that have one, in no order.
 
-        Raises `LocalError` for one that does not open: then the file was tampered with, or the
-        keyring is another.
+        Raises `LocalError` for one that does not open: then the file was tampered with.
         """
         for file_id, sealed in self.rows("SELECT file_id, entry FROM file WHERE entry NOT NULL"):
             yield file_id, self.unseal(sealed, file_id)

@@ -197,6 +197,11 @@ def ask(prompt: str) -> str:
     return sys.stdin.readline().rstrip("\r\n")
 
 
+def confirmed(question: str) -> bool:
+    """Whether a person at a terminal answers `yes`; where there is none, nobody does."""
+    return sys.stdin.isatty() and ask(f"{question} Type yes to do it: ") == "yes"
+
+
 def qr(text: str) -> str:
     """`text` as a QR code of half blocks, dark on light."""
     import segno

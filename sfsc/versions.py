@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
 from sfsc.changes import Built, change_file, find, purge
-from sfsc.envelope import content_record
+from sfsc.envelope import Metadata, content_record
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
 from sfsc.identity import Entry, File
 from sfsc.segments import plaintext_size
@@ -27,7 +28,7 @@ class Revision:
     `size` in bytes of plaintext, None without content; `restored` the version whose content it
     brought back; `moved` the file_id that a move came from or led to; `purged` the versions whose
     content it removed; `kept` whether no such record names its own; `created` in unix seconds, by
-    the clock of who signed it.
+    the clock of who signed it; `voided`: that was somebody with stolen keys, and it was undone.
     """
 
     revision: int
@@ -39,6 +40,7 @@ class Revision:
     purged: tuple[int, ...]
     kept: bool
     created: int
+    voided: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Versions:
         before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
         records = self._records(find(self._session, name))
         gone = {version for record in records for version in record.purged or ()}
-        return [_revision(record, gone) for record in records]
+        voided = self._session.account.is_voided
+        return [_revision(record, gone, voided=voided(record)) for record in records]
 
     def restore(self, name: str, version: int | None = None) -> Entry:
         """Make the content of an old `version` the newest version; of a deleted file the last one
@@ -83,6 +86,16 @@ class Versions:
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
         source = self._version(file, version or file.version)
+        build, metadata = self.restoring(source)
+        made, body = change_file(self._session, file, build)
+        entry = Entry.of(made, made, metadata)
+        restored = KnownFile.of(made, body, entry.version)
+        self._session.state.remember_file(restored, entry.pack())
+        return entry
+
+    def restoring(self, source: File) -> tuple[Callable[[File], Built], Metadata]:
+        """What makes the content of the version `source` the newest one of its file, and what that
+        says of it. Raises as `Account.open`."""
         account, content = self._session.account, source.content
         key, metadata = account.open(source)
         sealed = key.seal_metadata(metadata)
@@ -106,11 +119,7 @@ class Versions:
             )
             return record, sealed, self._session.wrap(key, onto.head, readers)
 
-        made, body = change_file(self._session, file, build)
-        entry = Entry.of(made, made, metadata)
-        restored = KnownFile.of(made, body, entry.version)
-        self._session.state.remember_file(restored, entry.pack())
-        return entry
+        return build, metadata
 
     def export(self, name: str, version: int | None = None) -> ExportedKey:
         """What opens one version, the current one by default, with nothing of ours but its
@@ -202,7 +211,7 @@ class Versions:
         return records
 
 
-def _revision(record: FileRecord, gone: set[int]) -> Revision:
+def _revision(record: FileRecord, gone: set[int], *, voided: bool) -> Revision:
     size = record.ciphertext_size
     return Revision(
         revision=record.rev,
@@ -214,4 +223,5 @@ def _revision(record: FileRecord, gone: set[int]) -> Revision:
         purged=record.purged or (),
         kept=record.version is not None and record.version not in gone,
         created=record.created,
+        voided=voided,
     )

@@ -83,7 +83,9 @@ class Chain:
         """(generations, ids of their wrap keys) that a recovery has undone."""
         stand, undone = standing(self.statements)
         gone = {one.generation for one in undone} - {one.generation for one in stand}
+        # A thief may name a key of the owner's as his: what is wrapped for that stays the owner's.
         keys = {one.key_id for one in undone if one.generation in gone}
+        keys -= {one.key_id for one in stand}
         return frozenset(gone), frozenset(keys)
 
 

@@ -41,11 +41,12 @@ def command(context: Context, name: str, prune: int | None) -> None:
 
 def _line(one: Revision) -> str:
     when = terminal.human_time(one.created)
+    undone = "  (by a stolen key, undone)" if one.voided else ""
     if one.version is None or one.size is None:
         about = f"versions {', '.join(map(str, one.purged))}" if one.purged else ""
         op = one.op if one.moved is None else "moved"  # away; the file's id is all that is known
-        return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip()
+        return f"{one.revision:>4}  {when}  {op:<8} {about}".rstrip() + undone
     origin = "" if one.restored is None else f"  from version {one.restored}"
     gone = "" if one.kept else "  (content removed)"
-    size = terminal.human_size(one.size)
-    return f"{one.revision:>4}  {when}  {one.op:<8} version {one.version}, {size}{origin}{gone}"
+    about = f"version {one.version}, {terminal.human_size(one.size)}{origin}{gone}{undone}"
+    return f"{one.revision:>4}  {when}  {one.op:<8} {about}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import click
 
 import sfsc
 from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
-from sfsc.client import Plan, Rotated, Store
+from sfsc.client import Link, Plan, Rotated, Store
 from sfsc.commands import Context
 from sfsc.errors import NotFound, UsageError
 
@@ -26,6 +28,16 @@ from sfsc.errors import NotFound, UsageError
     "--compromised", is_flag=True, help="Encrypt every content anew too: a key was stolen."
 )
 @click.option("--drop-device", metavar="ID", help="With --compromised: leave this device out.")
+@click.option(
+    "--recovery", is_flag=True, help="Take the account back with its recovery code: keys were used."
+)
+@click.option(
+    "--undo-from",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="With --recovery: undo from this statement on.",
+)
+@click.option("--yes", is_flag=True, help="With --recovery: do not ask.")
 @click.pass_obj
 def command(
     context: Context,
@@ -35,6 +47,9 @@ def command(
     key_type: str | None,
     compromised: bool,
     drop_device: str | None,
+    recovery: bool,
+    undo_from: int | None,
+    yes: bool,
 ) -> None:
     """Make new keys, wrap the key of every file for them, and destroy the old ones.
 
@@ -45,7 +60,18 @@ def command(
     With --compromised every content, old versions and trash included, is fetched and stored again
     under a new key: then neither an old private key nor an old file key opens what is there now.
     What was taken before stays taken.
+
+    With --recovery the recovery code (asked for, or a line of stdin) undoes what somebody with
+    stolen keys has signed: his statements, and what he did to the files. Every other machine is
+    then out of the account. --plan shows what would be undone.
     """
+    if (undo_from is not None or yes) and not recovery:
+        raise UsageError("--undo-from and --yes go with --recovery")
+    if recovery:
+        if if_due or compromised or key_type is not None:
+            raise UsageError("--recovery goes with --plan, --undo-from and --yes only")
+        _take_back(context, undo_from, plan=plan, yes=yes)
+        return
     if drop_device is not None and not compromised:
         raise UsageError("--drop-device goes with --compromised", "or see `sfsc device drop`")
     # What is asked for is done here and seen; nothing is rotated on the way in.
@@ -61,6 +87,37 @@ def command(
             device = None if drop_device is None else find_device(store, drop_device)
             done = store.rotate(key_type=key_type, compromised=compromised, drop_device=device)
             show(done, as_json=context.json)
+
+
+def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool) -> None:
+    code = terminal.ask_secret("The recovery code: ")
+    asked = terminal.passphrase_source()
+    lock = None if asked is None else functools.cache(asked)
+    links = sfsc.take_back_plan(code, home=context.home, passphrase=lock, undo_from=undo_from)
+    for one in links if plan and context.json else ():
+        terminal.answer_json(dataclasses.asdict(one))
+    if not context.json:
+        for line in _lines(links):
+            (terminal.answer if plan else terminal.say)(line)
+    if plan:
+        return
+    if not yes and not terminal.confirmed("Take the account back so?"):
+        raise UsageError("nothing was done", "--yes does it without asking")
+    failures = terminal.Failures()
+    done = sfsc.take_back(
+        code, home=context.home, passphrase=lock, undo_from=undo_from, told=failures
+    )
+    show(done, as_json=context.json)
+    failures.check()
+
+
+def _lines(links: list[Link]) -> Iterator[str]:
+    """The account's statements; of many that are undone, the first and how many."""
+    for one in links:
+        undone = "  undone" if one.undone else ""
+        when = terminal.human_time(one.created)
+        about = f"generation {one.generation}, {one.devices} devices"
+        yield f"{one.n:>4}  {when}  {one.reason:<12} {about}{undone}"
 
 
 def find_device(store: Store, start: str) -> bytes:

@@ -118,11 +118,28 @@ def test_an_entry_moved_to_another_file_does_not_open(path: Path) -> None:
         list(state.entries())
 
 
-def test_another_key_does_not_open_it(path: Path) -> None:
+def test_under_another_key_what_is_cached_is_forgotten_and_nothing_else(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-    with opened(path, key=b"K" * 32) as state, pytest.raises(LocalError):
-        list(state.entries())
+        state.remember_listed(9)
+    with opened(path, key=b"K" * 32) as state:
+        assert list(state.entries()) == []
+        assert state.listed() == 0
+        assert state.file(known(1).file_id) == known(1)
+        state.remember_file(known(1), b"anew")
+    with opened(path, key=b"K" * 32) as state:
+        assert [entry for _, entry in state.entries()] == [b"anew"]
+
+
+def test_the_key_is_changed_and_everything_kept(path: Path) -> None:
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+        state.remember_listed(9)
+        state.change_key(b"K" * 32)
+        assert [entry for _, entry in state.entries()] == [b"entry"]
+    with opened(path, key=b"K" * 32) as state:
+        assert [entry for _, entry in state.entries()] == [b"entry"]
+        assert state.listed() == 9
 
 
 def test_another_account_is_refused(path: Path) -> None:

@@ -177,6 +177,8 @@ def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
     longer = Chain("ada", (*links, StoredStatement(voiding.encode(), (), 2, voiding)))
     assert longer.signing_key(2) is None
     assert longer.signing_key(1) == KEY.public
+    # The second names the first one's wrap key: what is wrapped for that is not given up.
+    assert longer.voided_keys() == (frozenset({2}), frozenset())
     assert longer.head == voiding
     assert longer.first_hash == record_hash(FIRST.encode())
 

@@ -1,0 +1,301 @@
+"""An account taken back with its recovery code from somebody who had its keys.
+
+He can continue the chain with a generation of his own, and seal its bundle for himself alone. The
+recovery key, which he has not, signs a statement that undoes his; the keys of before come out of
+the last bundle that the code opens, which the server keeps for this. The statement and its keys
+are kept before it is sent. From its acceptance on the rest is a rotation, which any command ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.chain import RECOVERY, standing
+from protocol.messages import Done, Error
+from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
+from protocol.records import Statement, record_hash
+from protocol.signatures import SigningKey
+from sfsc.codes import RecoveryCode
+from sfsc.devices import Devices
+from sfsc.envelope import Bundle, open_bundle
+from sfsc.errors import (
+    ConflictError,
+    Denied,
+    IntegrityError,
+    KeyringError,
+    NotFound,
+    UsageError,
+)
+from sfsc.greeting import term
+from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.people import People
+from sfsc.primitives import XWING, PrivateKey, state_key
+from sfsc.refusals import answered, refusal
+from sfsc.rotation import Rotated, Rotation
+from sfsc.session import Session
+from sfsc.state import State
+from sfsc.transport import Timeouts
+from sfsc.window import Skip
+
+MAX_CONFLICTS: Final = 64
+"""How often somebody may continue the chain while it is taken back; a server ends that as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One statement of an account's chain, for a person to judge. `created` in unix seconds, by the
+    clock of who signed it; `undone`: it is, or would be."""
+
+    n: int
+    reason: str
+    generation: int
+    devices: int
+    created: int
+    undone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The last bundle that opens, that of statement `n`."""
+
+    n: int
+    bundle: Bundle
+
+
+def last_opened(
+    chain: tuple[bytes, ...],
+    fetch: Callable[[int], bytes],
+    code: RecoveryCode,
+    first: int | None = None,
+) -> Opened:
+    """The last bundle before statement `first` (None: of all) that `code` opens; `fetch` asks for
+    that of a statement. Raises `KeyringError` where the server keeps none."""
+    parsed = [Statement.parse(body) for body in chain]
+    earlier = max((one.n for one in parsed if one.reason == RECOVERY), default=1)
+    last = len(chain) if first is None else first - 1
+    if not earlier <= last <= len(chain):
+        raise UsageError(
+            f"of this account statements {earlier + 1} to {len(chain)} can be undone",
+            "see `sfsc rotate --recovery --plan`",
+        )
+    for n in range(last, earlier - 1, -1):
+        try:
+            sealed = fetch(n)
+            return Opened(n, open_bundle(sealed, parsed[n - 1], (code.wrapping,)))
+        except (NotFound, KeyringError, IntegrityError):
+            continue  # not kept, or sealed for somebody else
+    raise KeyringError(
+        "no bundle that the server keeps opens with this recovery code",
+        "a machine or a backup that knows the account's keys is needed: `sfsc rotate --recovery`",
+    )
+
+
+def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:
+    """The chain, for a person who decides from which statement on it is undone."""
+    parsed = [Statement.parse(body) for body in chain]
+    _, undone = standing(parsed)
+    gone = {one.n for one in undone}
+    return [
+        Link(
+            one.n,
+            one.reason,
+            one.generation,
+            len(one.devices),
+            one.created,
+            one.n in gone or (first is not None and one.n >= first),
+        )
+        for one in parsed
+    ]
+
+
+def take_back(
+    file: KeyringFile,
+    state: State,
+    code: RecoveryCode,
+    *,
+    first: int | None = None,
+    timeouts: Timeouts | None = None,
+    told: Skip | None = None,
+) -> Rotated:
+    """Undo the account's statements from `first` on (None: from the first that the code's bundles
+    do not cover), put its files right, and finish the rotation; `told` as in `Rotation.rotate`.
+
+    Raises `Denied` for a code that is not the account's.
+    """
+    with opened_by_code(file, state, code, timeouts) as (session, devices):
+        Recovery(session, file, devices, code).begin(first)
+        session.renewer = devices.catch_up
+        session.readers = people = People(session, file)
+        return Rotation(session, file, devices, people).rotate(told=told)
+
+
+@contextlib.contextmanager
+def opened_by_code(
+    file: KeyringFile, state: State, code: RecoveryCode, timeouts: Timeouts | None = None
+) -> Iterator[tuple[Session, Devices]]:
+    """A session of the account's recovery key. Raises `Denied` for a code that is another's."""
+    session = Session(file.contents, state, timeouts, recovery=code.signing)
+    try:
+        session.connect()
+    except Denied as exc:
+        cause = "the server does not accept this recovery code"
+        raise Denied(cause, "is it this account's, and its newest?") from exc
+    try:
+        yield session, Devices(session, file)
+    finally:
+        session.close()
+
+
+class Recovery:
+    """Takes one account back, over a session that its recovery key has opened."""
+
+    def __init__(
+        self,
+        session: Session,
+        file: KeyringFile,
+        devices: Devices,
+        code: RecoveryCode,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` gives unix seconds."""
+        self._session = session
+        self._file = file
+        self._devices = devices
+        self._code = code
+        self._clock = clock
+
+    @property
+    def _keyring(self) -> Keyring:
+        return self._file.contents
+
+    def look(self, first: int | None = None) -> tuple[tuple[bytes, ...], int | None, Keyring]:
+        """(the chain, the number of the first statement to be undone (None: of none), the keyring
+        with what is known of the keys before it). `first` is what a person says of it.
+
+        Raises `KeyringError` where nothing here or there has those keys.
+        """
+        chain = self._devices.follow(self._keyring.statements)
+        try:
+            opened = last_opened(chain, self._bundle, self._code, first)
+        except KeyringError:
+            return self._by_keyring(chain, first)
+        if first is None and opened.n < len(chain):
+            first = opened.n + 1
+        known = {one.generation: one for one in self._keyring.generations}
+        known |= {one.generation: one for one in opened.bundle.generations}
+        # A bundle that opens may have been made to mislead: what this machine knows stays known.
+        shown = opened.bundle.name_keys
+        ours = tuple(one for one in self._keyring.name_keys if one not in shown)
+        return chain, first, self._with(chain, first, known, (*ours, *shown))
+
+    def _by_keyring(
+        self, chain: tuple[bytes, ...], first: int | None
+    ) -> tuple[tuple[bytes, ...], int | None, Keyring]:
+        """By what this machine knows: the last statement whose keys it has."""
+        known = {one.generation: one for one in self._keyring.generations}
+        last = len(chain) if first is None else first - 1
+        for statement in reversed([Statement.parse(body) for body in chain[:last]]):
+            keys = known.get(statement.generation)
+            if keys and SigningKey.from_seed(keys.sign_seed).public == statement.sign_pub:
+                begin = statement.n + 1 if statement.n < len(chain) else None
+                name_keys = self._keyring.name_keys
+                return chain, begin, self._with(chain, begin, known, name_keys)
+        raise KeyringError("neither this machine nor the recovery code has the account's keys")
+
+    def _with(
+        self,
+        chain: tuple[bytes, ...],
+        first: int | None,
+        known: dict[int, GenerationKeys],
+        name_keys: tuple[bytes, ...],
+    ) -> Keyring:
+        """The keyring as of the statement before `first`."""
+        last = len(chain) if first is None else first - 1
+        stand, _ = standing([Statement.parse(body) for body in chain])
+        kept = {one.generation: one.sign_pub for one in stand if one.n <= last}
+        generations = tuple(
+            keys
+            for number, keys in sorted(known.items())
+            if kept.get(number) == SigningKey.from_seed(keys.sign_seed).public
+        )
+        return dataclasses.replace(
+            self._keyring,
+            statements=chain,
+            generations=generations,
+            name_keys=name_keys,
+            pending=None,
+        )
+
+    def _bundle(self, n: int) -> bytes:
+        return self._session.call(GetBundle(n), SealedBundle).bundle
+
+    def begin(self, first: int | None = None, key_type: str | None = None) -> None:
+        """Undo all from statement `first` on (None: from the first whose bundle the code does not
+        open), and begin a generation that this machine alone has the keys of. The session goes on
+        with it. Raises `ConflictError` where somebody else keeps continuing the chain.
+        """
+        self._session.check_trusted()
+        for _ in range(MAX_CONFLICTS):
+            chain, first, keyring = self.look(first)
+            pending, device = self._drafted(chain, first, keyring, key_type)
+            # The machine's own key may be the one that was stolen: it gets another.
+            self._session.state.change_key(state_key(device.xwing_private))
+            self._file.save(dataclasses.replace(keyring, device=device, pending=pending))
+            reply = self._session.ask(
+                RotateBegin(pending.statement, pending.signatures, pending.bundle)
+            )
+            if not isinstance(reply, Error):
+                self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
+                self._devices.accept(pending)
+                return
+            self._file.save(dataclasses.replace(self._keyring, pending=None))
+            if reply.code != "conflict":
+                raise refusal(reply)
+        raise ConflictError("somebody keeps continuing the account's chain", "run it again")
+
+    def _drafted(
+        self,
+        chain: tuple[bytes, ...],
+        first: int | None,
+        keyring: Keyring,
+        key_type: str | None,
+    ) -> tuple[Pending, Device]:
+        before = chain[-1]
+        head = Statement.parse(before)
+        base = head if first is None else Statement.parse(chain[first - 2])
+        device_key = PrivateKey.generate(XWING)
+        device = Device(secrets.token_bytes(16), device_key.encoded)
+        signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type or base.wrap_alg)
+        keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
+        now = int(self._clock())
+        due, expires = term(self._session.limits, now)
+        draft = dataclasses.replace(
+            head,
+            n=head.n + 1,
+            generation=keys.generation,
+            oldest=base.oldest,
+            sign_pub=signing.public,
+            wrap_alg=wrapping.alg,
+            wrap_pub=wrapping.public.encoded,
+            devices=((device.device_id, device_key.public.encoded),),
+            voids=() if first is None else (record_hash(chain[first - 1]),),
+            created=now,
+            due=due,
+            expires=expires,
+            prev=record_hash(before),
+            reason=RECOVERY,
+        )
+        pending = self._devices.signed(
+            draft,
+            (*keyring.generations, keys),
+            (signing, self._code.signing),
+            keys,
+            keyring.name_keys,
+        )
+        return pending, device

@@ -1,0 +1,86 @@
+"""Who has copied a keyring and signs with a client of his own making: what he begins is sealed for
+himself alone, and everybody else is dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import sfsc
+from protocol.chain import ROTATE
+from protocol.messages.rotation import Rewrap
+from protocol.records import Statement
+from protocol.signatures import SigningKey
+from sfsc import devices
+from sfsc.keyring import GenerationKeys, Pending
+from sfsc.primitives import PublicKey
+from tests.harness import Client
+
+
+def copied(owner: Client, home: Path) -> Client:
+    """A client over a copy of the owner's keyring."""
+    home.mkdir()
+    (home / "keyring").write_bytes((owner.home / "keyring").read_bytes())
+    return Client(home)
+
+
+def _for_himself(statement: Statement) -> list[PublicKey]:
+    return [PublicKey(statement.wrap_alg, statement.wrap_pub)]
+
+
+_signed = devices.Devices.signed
+
+
+def _alone(
+    self: devices.Devices,
+    draft: Statement,
+    generations: tuple[GenerationKeys, ...],
+    signers: tuple[SigningKey, ...],
+    keys: GenerationKeys | None = None,
+    name_keys: tuple[bytes, ...] | None = None,
+) -> Pending:
+    alone = dataclasses.replace(draft, devices=())
+    return _signed(self, alone, generations, signers, keys, name_keys)
+
+
+class Thief:
+    """In a session that he opened; `begin` and `finish` rotate so that all others are left out."""
+
+    def __init__(self, home: Path) -> None:
+        self.store = sfsc.connect(home, auto_rotate=False)
+        self.rotation = self.store._rotation
+
+    def device(self) -> None:
+        """A statement that keeps the generation, and whose bundle is for himself."""
+        self.store._devices._publish(
+            "device", lambda head: {"devices": ()} if head.devices else None
+        )
+
+    def begin(self) -> None:
+        self.rotation._begin("x25519", None, ROTATE)
+
+    def rewrap(self, *names: str) -> None:
+        """Make the wraps of these files for his key."""
+        ids = {self.store._session.account.file_id(name) for name in names}
+        items = [one for one in self.rotation._items(everything=True) if one.file_id in ids]
+        self.store._session.ask(Rewrap(tuple(map(self.rotation._renewed, items))))
+
+    def finish(self) -> None:
+        self.rotation._wrap_all()
+        assert self.rotation._finish() is not None
+
+
+@contextmanager
+def thief(home: Path) -> Iterator[Thief]:
+    with (
+        mock.patch.object(devices, "recipients", _for_himself),
+        mock.patch.object(devices.Devices, "signed", _alone),
+    ):
+        one = Thief(home)
+        try:
+            yield one
+        finally:
+            one.store.close()
