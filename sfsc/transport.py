@@ -40,6 +40,9 @@ MAX_REQUESTS: Final = 64
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
 _TLS_RECORD: Final = 16 * 1024
+_CORKED: Final = 8
+"""Small requests that wait for one another before they are sent; far fewer than a window has, so
+that the server always has something to do."""
 _AGAIN: Final = "run the command again"
 _BUSY: Final = "the server or the network may be overloaded; run the command again"
 
@@ -69,6 +72,8 @@ class Transport:
         self._selector = selectors.DefaultSelector()
         self._selector.register(tls, selectors.EVENT_READ)
         self._outgoing: deque[memoryview] = deque()
+        self._corked: list[bytes] = []
+        self._corked_size = 0
         self._weights: dict[Ticket, int] = {}
         self._replies: dict[Ticket, Reply] = {}
         self._abandoned: set[Ticket] = set()
@@ -119,8 +124,7 @@ class Transport:
         ticket = Ticket(number)
         self._weights[ticket] = weight
         self._in_flight += weight
-        self._outgoing.extend(_for_records(pieces))
-        self._move()
+        self._enqueue(pieces, at_once=isinstance(message, Read))
         return ticket
 
     def result(self, ticket: Ticket, seconds: float | None = None) -> Reply:
@@ -164,6 +168,31 @@ class Transport:
 
     # --- moving bytes -------------------------------------------------------------------------
 
+    def _enqueue(self, pieces: list[Buffer], *, at_once: bool) -> None:
+        """Small frames wait for a few others, or until somebody waits for an answer: a record and
+        a call of the system for each would cost more than what most of them ask for."""
+        size = sum(map(len, pieces))
+        if size > _TLS_RECORD:
+            self._uncork()
+            self._outgoing.extend(_for_records(pieces))
+        else:
+            self._corked.append(b"".join(pieces))
+            self._corked_size += size
+            if (
+                not at_once
+                and self._corked_size < _TLS_RECORD
+                and len(self._corked) < _CORKED
+                and len(self._weights) > 1
+            ):
+                return
+        self._move()
+
+    def _uncork(self) -> None:
+        if self._corked:
+            self._outgoing.append(memoryview(b"".join(self._corked)))
+            self._corked.clear()
+            self._corked_size = 0
+
     def _advance(self, seconds: float) -> None:
         """Move what can be moved; where that is nothing, wait for the peer."""
         self._check()
@@ -183,12 +212,14 @@ class Transport:
         failure.__cause__ = cause
         self._failure = failure
         self._outgoing.clear()
+        self._corked.clear()
 
     def _move(self) -> bool:
         """Receive and send as far as the socket goes without waiting; whether anything happened.
 
         A failure is kept for `_check`, so that replies which came before it are not lost.
         """
+        self._uncork()
         try:
             received = self._receive()
             return self._send() or received

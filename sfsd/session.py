@@ -40,7 +40,7 @@ MAX_UNSENT: Final = 4 * PIECE
 MIN_TAKEN: Final = 64 * 1024
 """Bytes of them that a peer takes every `write_seconds`, or is cut off."""
 _JOIN: Final = 16 * 1024
-"""A frame up to this many bytes is sent as one piece, so as one TLS record."""
+"""Frames up to this many bytes are sent together, as one TLS record if they fit."""
 _OTHER_WEIGHT: Final = 16 * 1024
 _HEAVY: Final[tuple[type[Message], ...]] = (GetOpen, GetLeaves, List, History, Lookup, Record)
 """Requests that are, or whose answers are, up to about 1 MiB long."""
@@ -99,6 +99,7 @@ class Session(asyncio.BufferedProtocol):
         self._waiting: deque[Incoming] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._weight = 0
+        self._unsent: list[Buffer] = []  # small frames of this turn of the loop
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
@@ -114,6 +115,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=MAX_UNSENT)
         self._timer = self._loop.call_at(self._deadline, self._too_late)
         self._send(WELCOME_ID, self._service.welcome())
+        self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._connection.get_buffer(sizehint)
@@ -147,6 +149,7 @@ class Session(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
+        self._unsent.clear()
         self._writable.set()  # what waits to write finds the transport closing, and ends
         if self.principal is not None:
             self._service.closed(self.principal)
@@ -168,6 +171,7 @@ class Session(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection once what is in its buffer was sent; start nothing more."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
 
     async def drain(self, seconds: float) -> None:
@@ -257,6 +261,7 @@ class Session(asyncio.BufferedProtocol):
             return
         self.principal = principal
         self._send(request_id, reply)
+        self._flush()
         self._connection.established()
         self._watch_idle()
         self._keeper.opened(self)
@@ -269,8 +274,21 @@ class Session(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        for piece in _joined(self._connection.respond(request_id, reply)):
-            transport.write(piece)
+        pieces = self._connection.respond(request_id, reply)
+        if sum(map(len, pieces)) > _JOIN:
+            self._flush()
+            for piece in pieces:
+                transport.write(piece)
+            return
+        # Answers that are ready in one turn of the loop share a record, and a call of the system.
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.extend(pieces)
+
+    def _flush(self) -> None:
+        if self._unsent and self._transport is not None:
+            unsent, self._unsent = b"".join(self._unsent), []
+            self._transport.write(unsent)
 
     # Time.
 
@@ -318,9 +336,3 @@ def _weight_of(message: Message) -> int:
     if isinstance(message, PutSmall):
         return _OTHER_WEIGHT + len(message.ciphertext)
     return PIECE if isinstance(message, _HEAVY) else _OTHER_WEIGHT
-
-
-def _joined(pieces: list[Buffer]) -> list[Buffer]:
-    if sum(map(len, pieces)) <= _JOIN:
-        return [b"".join(pieces)]
-    return pieces
