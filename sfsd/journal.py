@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from protocol import auditlog, checkpoint, merkle
@@ -39,6 +40,10 @@ from sfsd.logreplay import NO_ENTRY, Head, State
 from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
 
 _log = logging.getLogger(__name__)
+_CACHED_NODES = 4096
+"""Nodes of the tree kept in memory, 32 bytes each."""
+_CACHED_PROOFS = 256
+"""Consistency proofs kept in memory: one for each session that is asking, and the newest size."""
 _MARK_EVERY = 4096
 """Lines between marks: what a start has to read again at most, but for a last group."""
 
@@ -111,6 +116,9 @@ class Journal:
         except (JournalError, OSError):
             self._close_files()
             raise
+        # What is complete does not change, and the receipts of one group have most of it in common.
+        self._node = lru_cache(_CACHED_NODES)(self._read_node)
+        self._consistency = lru_cache(_CACHED_PROOFS)(self._prove_consistency)
         self._state, self._accounts = found.state, found.heads
         self._marked = self._trusted = found.trusted
         self.keep_reserve()
@@ -271,7 +279,7 @@ class Journal:
         self._check_size(what.new)
         if not 0 <= what.old <= what.new:
             raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
-        return merkle.consistency_proof(what.old, what.new, self._node)
+        return self._consistency(what.old, what.new)
 
     def receipt(self, seq: int, since: int) -> Receipt:
         """Proof that entry `seq` is logged, from a checkpoint of size `since` on.
@@ -303,6 +311,8 @@ class Journal:
             differences = logreplay.compare(self._file, self._tree, upto, stop or threading.Event())
             for difference in differences:
                 self._tree.mend(*difference)
+                self._node.cache_clear()
+                self._consistency.cache_clear()
         except JournalDamagedError as exc:
             self._failed = str(exc)
             raise
@@ -330,7 +340,10 @@ class Journal:
         except (OSError, EOFError) as exc:
             raise JournalError("logs/tree cannot be read") from exc
 
-    def _node(self, level: int, index: int) -> bytes:
+    def _prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
+        return merkle.consistency_proof(old, new, self._node)
+
+    def _read_node(self, level: int, index: int) -> bytes:
         try:
             return self._tree.node(level, index)
         except (OSError, EOFError) as exc:

@@ -89,6 +89,7 @@ class Service:
         self.world = world
         self.on_revoke: Revoke = lambda _user, _which: None
         self._pool = Pool(POOL, "operation")
+        world.committer.expected = lambda: self._pool.waiting
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:

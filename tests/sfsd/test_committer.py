@@ -10,6 +10,7 @@ import pytest
 
 from protocol import checkpoint
 from protocol.auditlog import MAX_LINE, Draft
+from sfsd import committer
 from sfsd.changes import Change, Effect, Write, digest_of
 from sfsd.committer import MAX_GROUP, CommitPoint, Committer, Submitted
 from sfsd.errors import (
@@ -358,3 +359,20 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     assert isinstance(stale[0].future.exception(0), Stale)
     assert journal.next_seq == 2
     journal.close()
+
+
+def test_a_group_grows_while_others_are_on_their_way_into_it(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "GATHER_SECONDS", WAIT)
+    coming = 3
+    daemon.committer.expected = lambda: coming
+    futures = [daemon.submit(write(f"alice/n{number}", b"")) for number in range(3)]
+    coming = 0
+    assert [future.result(WAIT) for future in futures] == [0, 1, 2]
+    assert len({daemon.journal.entry(seq).stage for seq in range(3)}) == 1
+
+
+def test_a_group_does_not_wait_for_ever_for_who_never_comes(daemon: Daemon) -> None:
+    daemon.committer.expected = lambda: 1
+    assert daemon.submit(change()).result(WAIT) == 0
