@@ -208,10 +208,10 @@ class Service:
         self, decide: Callable[[], _Answer | Commit[_Answer]], *, slow: bool = False
     ) -> _Answer:
         for _ in range(ATTEMPTS):
-            decided = await self._pool.run(lambda: self._submit(decide()), slow=slow)
-            if not isinstance(decided, _Submitted):
-                return decided
             try:
+                decided = await self._pool.run(lambda: self._submit(decide()), slow=slow)
+                if not isinstance(decided, _Submitted):
+                    return decided
                 return await self._pool.after(decided.made, decided.commit.answer)
             except Stale:
                 continue

@@ -92,6 +92,7 @@ class DirectoryStore:
         self.staging = root / "staging"
         self._digests: OrderedDict[str, bytes | None] = OrderedDict()
         self._published = 0
+        self._installing: frozenset[str] = frozenset()  # paths of the group being published
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._publishing = threading.Lock()
@@ -184,6 +185,19 @@ class DirectoryStore:
         with self._publishing:
             yield
 
+    def stands(self, path: str, digest: bytes) -> bool:
+        """Whether the file's digest is still `digest`, and so was since that was found.
+
+        Then what the same changes write, such as the ciphertext beside a sidecar, and was read
+        meanwhile, is what goes with it. Waits only for a publication of `path` itself.
+        """
+        with self._lock:
+            installing = path in self._installing
+        if installing:
+            with self._publishing:
+                pass
+        return self.hash_of(path) == digest
+
     def _remember(self, path: str, digest: bytes | None) -> None:
         self._digests[path] = digest
         self._digests.move_to_end(path)
@@ -240,9 +254,12 @@ class DirectoryStore:
         """Make a logged group visible, in order. May be repeated after an OSError, which it raises
         as it is: the caller knows whether room can be made."""
         with self._publishing:
+            with self._lock:
+                self._installing = frozenset(step.path for step in prepared.steps)
             for step in prepared.steps:
                 self.placing.install(step)
             with self._lock:
+                self._installing = frozenset()
                 self._published += 1
                 for step in prepared.steps:
                     self._remember(step.path, step.digest)

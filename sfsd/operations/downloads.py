@@ -12,7 +12,7 @@ from protocol.messages import Reply
 from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.changes import Change
-from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.errors import Absent, DamagedError, Refused, Stale
 from sfsd.opened import OpenVersion, SessionHandles
 from sfsd.visibility import Visible, not_found
 from sfsd.world import USER, Commit, Principal, World, draft, operation
@@ -54,15 +54,19 @@ def get_leaves(world: World, who: Principal, message: GetLeaves) -> LeavesPage:
     count = -(-opened.size // (1 << 20))
     if message.first > count:
         raise Refused("bad-request", f"the blob has {count} leaves")
-    return LeavesPage(_leaves(world, visible, message.first))
+    leaves = _leaves(world, visible, message.first)
+    _check_unchanged(world, visible)
+    return LeavesPage(leaves)
 
 
 @operation(Read, access=USER)
 def read(world: World, who: Principal, message: Read) -> Bytes:
-    session, _, opened = _reopen(world, who, message.handle)
+    session, visible, opened = _reopen(world, who, message.handle)
     if message.offset > opened.size:
         raise Refused("bad-request", f"the blob has {opened.size} bytes")
-    return Bytes(session.read(message.handle, message.offset, message.length))
+    data = session.read(message.handle, message.offset, message.length)
+    _check_unchanged(world, visible)
+    return Bytes(data)
 
 
 def _find(world: World, who: Principal, message: GetOpen) -> Visible:
@@ -95,8 +99,10 @@ def _answer(world: World, who: Principal, visible: Visible, opened: OpenVersion)
     try:
         first = world.store.read_range(opened.path, 0, FIRST_BYTES)
     except Absent as exc:
+        _check_unchanged(world, visible)
         raise DamagedError("the ciphertext is not there", path=opened.path) from exc
     leaves = _leaves(world, visible, 0)
+    _check_unchanged(world, visible)
     handle = world.opened.of(who.session).add(opened)
     return Opened(handle, visible.view(), leaves, first)
 
@@ -110,7 +116,18 @@ def _leaves(world: World, visible: Visible, first: int) -> bytes:
     try:
         return world.store.read_range(visible.paths.leaves, start, length)
     except Absent as exc:
+        _check_unchanged(world, visible)
         raise DamagedError("the leaf hashes are not there", path=visible.paths.leaves) from exc
+
+
+def _check_unchanged(world: World, visible: Visible) -> None:
+    """That what was read beside a sidecar goes with it: it may have been encrypted anew meanwhile.
+
+    Raises `Stale`: then it is to be decided and read again.
+    """
+    document = visible.document
+    if not world.store.stands(document.path, document.digest):
+        raise Stale((document.path,))
 
 
 def _reopen(

@@ -320,6 +320,7 @@ def _reencrypt(
         newest = replace(head.document.value, head=admitted.signed, head_record=record)
         written[head.version] = newest
     leaves = Remove(paths.leaves) if inline else Write(paths.leaves, content.leaves)
+    # The sidecars last: who has read the new one finds what it describes (`store.stands`).
     effects = [
         ciphertext,
         leaves,

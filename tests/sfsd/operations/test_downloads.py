@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from protocol.messages import Done
+from protocol.messages import Done, Reply
 from protocol.messages.accounts import UserAccess
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.records import PURGE
+from protocol.messages.uploads import PutSmall
+from protocol.records import PURGE, REENCRYPT, FileRecord
+from sfsd.changes import Change
 from sfsd.config import DAY
+from sfsd.files import Files
 from sfsd.opened import DESCRIPTORS, HANDLES
 from sfsd.operations.downloads import FIRST_BYTES
+from sfsd.world import OPERATIONS, Commit
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
 
 F = file_id(1)
 CONTENT = os.urandom(2 * PIECE + 999)
+WAIT = 20
+
+
+class Slow(Files):
+    """Real files; whoever opens the one named `blob` finds that `first` was done before."""
+
+    def __init__(self) -> None:
+        self.blob = ""
+        self.first: Callable[[], object] = bool
+
+    def open_read(self, path: Path) -> int:
+        if path.name == self.blob:
+            self.blob = ""
+            self.first()
+        return super().open_read(path)
 
 
 @pytest.fixture
@@ -176,3 +198,69 @@ def test_a_sidecar_with_a_byte_flipped_is_damaged(served: Daemon, ada: Person) -
 def test_a_ciphertext_or_leaves_that_went_missing_are_damaged(served: Daemon, ada: Person) -> None:
     (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
     refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
+
+
+def encrypted_anew(person: Person, ciphertext: bytes) -> PutSmall:
+    made = person.version(F, ciphertext, op=REENCRYPT, version=1, current=1)
+    return person.took(made).small()
+
+
+def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -> None:
+    """Another session's change is published between the look at the sidecar and the bytes."""
+    files = Slow()
+    with daemon(tmp_path, files=files) as served:
+        ada = served.person("ada")
+        ada.put(F, b"old content")
+        writer = ada.log_in()
+
+        def published(change: Change) -> None:
+            """Not `then` as well, which waits for a lock that the reader has."""
+            (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
+            before = served.world.store.hash_of(path)
+            served.world.committer.submit(change)
+            deadline = time.monotonic() + WAIT
+            while served.world.store.hash_of(path) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+
+        def race(message: GetOpen | Read) -> Reply:
+            decided = OPERATIONS[PutSmall].function(
+                served.world, writer, encrypted_anew(ada, b"new content")
+            )
+            assert isinstance(decided, Commit)
+            files.first = partial(published, decided.change)
+            files.blob = f"{F}.1.ct"
+            return ada.ask(message)
+
+        handle = bytes(16)
+        for _ in range(2):  # the second time the download is logged already
+            reply = race(GetOpen("ada", F, 0))
+            assert isinstance(reply, Opened)
+            assert (bytes(reply.data), files.blob) == (b"new content", "")
+            assert segments_root(bytes(reply.data)) == parsed(reply).segments_root
+            handle = reply.handle
+        refused(race(Read(handle, 0, 100)), "changed")
+        assert files.blob == ""
+
+
+def test_reading_beside_a_re_encryption(served: Daemon) -> None:
+    bob = served.person("bob")
+    bob.put(F, b"0" * 100)
+    writer = bob.log_in()
+
+    async def both(ciphertext: bytes) -> tuple[Reply, Reply]:
+        asked = GetOpen("bob", F, 0)
+        anew = encrypted_anew(bob, ciphertext)
+        return await asyncio.gather(
+            served.service.handle(bob.who, asked), served.service.handle(writer, anew)
+        )
+
+    for turn in range(30):
+        reply, answer = served.run(both(b"%d" % turn * 100))
+        done(answer)
+        assert isinstance(reply, Opened), reply
+        assert segments_root(bytes(reply.data)) == parsed(reply).segments_root
+
+
+def parsed(reply: Opened) -> FileRecord:
+    return FileRecord.parse(reply.view.content.record)
