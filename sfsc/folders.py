@@ -146,6 +146,9 @@ class Folders:
             return
         if file.head_body == self._head:
             return
+        # Older settings would bring back whom another machine has stopped sharing with.
+        if session.readers is not None:
+            session.readers.check_newest(file.head)
         self._folders = () if file.deleted else self._read(file)
         self._head, self._version = file.head_body, file.head.current
 

@@ -88,6 +88,9 @@ class Readers(Protocol):
         """Those of a file's `readers` who are to get a wrap, with their present keys. `head` is
         the file's last record as the server shows it, None for a new file."""
 
+    def check_newest(self, head: FileRecord) -> None:
+        """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
+
     def forget(self) -> None:
         """Somebody has newer keys than were known: ask anew."""
 

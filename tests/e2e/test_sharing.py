@@ -32,6 +32,7 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
+from sfsc.identity import SETTINGS
 from sfsc.primitives import metadata_key, seal
 from sfsc.segments import HEADER_SIZE
 from sfsc.transport import Ticket, Transport
@@ -542,6 +543,44 @@ def test_an_unshare_that_is_hidden_from_another_machine(
         put(store, "hidden", b"not for ben")
     with connect(trio.ben) as store, pytest.raises(NotFound):
         fetched(store, "ada", "hidden")
+
+
+def test_an_older_list_of_shared_folders_is_refused(
+    daemon: Daemon, trio: Trio, tmp_path: Path
+) -> None:
+    with connect(trio.cyd) as store:
+        list(store.share_tree("folder", "ben", trust_first_use=True))
+        store.backup(tmp_path / "backup", no_passphrase=True)
+        settings = store._session.account.file_id(SETTINGS)
+    second = Client(tmp_path / "second")
+    second.run("key", "restore", tmp_path / "backup", "--no-passphrase")
+    old = captured(trio.cyd, Stated, lambda store: store.shared_folders())
+    assert isinstance(old, Stated)
+    assert file_id_of(old.view) == settings
+    with connect(trio.cyd) as store:
+        assert list(store.unshare_tree("folder", "ben")) == []
+
+    def back_then(reply: Reply) -> Reply:
+        is_old = isinstance(reply, Stated) and file_id_of(reply.view) == settings
+        return old if is_old else reply
+
+    with lying(back_then), connect(second) as store, pytest.raises(Rollback):
+        put(store, "folder/new", b"for ben's eyes")
+    with connect(second) as store:
+        put(store, "folder/new", b"not for ben")
+        assert store.readers("folder/new") == []
+
+
+def test_afterwards_log_and_store_agree(daemon: Daemon, trio: Trio) -> None:
+    for client in (trio.ada, trio.ben, trio.cyd):
+        with connect(client) as store:
+            store.audit_verify()
+    daemon.stop()
+    try:
+        daemon.run("fsck", "--read-data")
+        daemon.run("audit", "verify", "--strict")
+    finally:
+        daemon.start()
 
 
 def file_id_of(view: FileView) -> str:
