@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from sfsc.identity import SETTINGS
 from sfsc.primitives import metadata_key, seal
 from sfsc.segments import HEADER_SIZE
 from sfsc.transport import Ticket, Transport
-from tests.harness import Client, Daemon
+from tests.harness import Client, Daemon, command, environment
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +348,48 @@ def test_times_that_are_understood(text: str, until: int) -> None:
 def test_times_that_are_not(text: str) -> None:
     with pytest.raises(UsageError):
         parse_expiry(text, 1000.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="terminals are POSIX ones here")
+def test_on_a_terminal_the_fingerprint_is_asked_about(daemon: Daemon, tmp_path: Path) -> None:
+    pia, ray = people(daemon, tmp_path, "pia", "ray")
+    with connect(pia) as store:
+        put(store, "f", b"f")
+    shown = sfsc.whoami(ray.home).fingerprint.hex()
+    code, said = on_a_terminal(pia, "n\n", "share", "f", "ray")
+    assert (code, shown in said) == (4, True)
+    assert on_a_terminal(pia, "y\n", "share", "f", "ray", "--expires", "2099-12-31")[0] == 0
+    (shared,) = [json.loads(line) for line in ray.run("--json", "inbox").lines]
+    assert (shared["owner"], shared["name"], shared["expires"]) == ("pia", "f", 4_102_444_800)
+    about = json.loads(pia.run("--json", "stat", "f").text)
+    assert about["readers"] == [{"user": "ray", "expires": 4_102_444_800}]
+    known = json.loads(pia.run("--json", "key", "verify", "ray").text)
+    assert (known["fingerprint"], known["verified"]) == (shown, True)
+    # Once said yes to, nobody is asked again.
+    pia.run("unshare", "f", "ray")
+    pia.run("share", "f", "ray")
+
+
+def on_a_terminal(client: Client, typed: str, *arguments: str) -> tuple[int, str]:
+    """Exit code of a command whose stdin and stderr are a terminal, and what that showed."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*command("sfsc"), *arguments],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=environment({"SFSC_HOME": str(client.home)}),
+    )
+    os.close(theirs)
+    os.write(ours, typed.encode())
+    said = b""
+    with contextlib.suppress(OSError):  # what a terminal says when its other end is closed
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    return process.wait(60), said.decode()
 
 
 # --- a server that lies -----------------------------------------------------------------------
