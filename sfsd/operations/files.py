@@ -12,6 +12,7 @@ from sfsd.world import USER, Principal, World, operation
 PAGE_BYTES: Final = 960 * 1024
 """Bytes of a page, counted generously; with its envelope it stays below a frame."""
 _OVERHEAD: Final = 512
+_SIGNATURE: Final = 80
 _SCANNED: Final = 4096
 """Files looked at for one page of a listing, whether or not they are in it."""
 
@@ -60,6 +61,11 @@ def history(world: World, who: Principal, message: History) -> HistoryPage:
 
 def size_of(view: FileView) -> int:
     """Bytes of a view on the wire, counted generously."""
-    head = 0 if view.head is None else len(view.head.record) + _OVERHEAD
+    head = 0 if view.head is None else signed_size(view.head) + _OVERHEAD
     wraps = sum(len(wrap.wrapped) + _OVERHEAD for wrap in view.wraps)
-    return len(view.content.record) + len(view.metadata) + head + wraps + _OVERHEAD
+    return signed_size(view.content) + len(view.metadata) + head + wraps + _OVERHEAD
+
+
+def signed_size(signed: SignedRecord) -> int:
+    """Bytes of a record and its signatures in a message, at most."""
+    return len(signed.record) + _SIGNATURE * len(signed.signatures)

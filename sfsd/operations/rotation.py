@@ -30,7 +30,7 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, verify
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
@@ -47,6 +47,7 @@ from sfsd.layout import (
     encode_statements,
     statements_path,
 )
+from sfsd.operations.files import signed_size
 from sfsd.world import (
     OWN_KEYS,
     STATEMENTS,
@@ -61,6 +62,8 @@ from sfsd.world import (
 
 PAGE_BYTES: Final = 960 * 1024
 _OVERHEAD: Final = 1024
+KEPT_SIGNATURES: Final = 16
+"""Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
 _Undone = tuple[frozenset[int], frozenset[bytes]]
@@ -189,7 +192,7 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
         sidecar = one.document.value
         wrap = _own_wrap(sidecar, user.name)
         if _is_stale(one, user.chain.head, undone) or (message.all_of_them and wrap is not None):
-            size += sum(len(signed.record) for signed in _records(sidecar)) + _OVERHEAD
+            size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
             size += 0 if wrap is None else len(wrap.wrapped)
             if items and size > PAGE_BYTES:
                 return WrapsPage(tuple(items), last)
@@ -288,7 +291,11 @@ def _renewed(
 def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
     if any(one.generation == added.generation for one in signed.signatures):
         return signed
-    return replace(signed, signatures=(*signed.signatures, added))
+    own = FileRecord.parse(signed.record).generation
+    vouched = sorted(signed.signatures, key=lambda one: (one.generation != own, one.generation))
+    # Its own stays, and the newest of those that vouch for it: each had seen the one before.
+    kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
+    return replace(signed, signatures=(*kept, added))
 
 
 @dataclass(frozen=True, slots=True)

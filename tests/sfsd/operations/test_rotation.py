@@ -41,6 +41,7 @@ from protocol.records import (
 )
 from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY
+from sfsd.operations.rotation import KEPT_SIGNATURES
 from sfsd.service import Access
 from tests.sfsd.builders import (
     Daemon,
@@ -188,6 +189,20 @@ def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
         first = page.next
     assert len(found) == 41
     assert found[-1] == before.encode()
+
+
+def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ada: Person) -> None:
+    ada.put(file_id(0), b"content")
+    for _ in range(70):
+        begun(ada)
+        reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in wraps(ada))))
+        assert isinstance(reply, Rewrapped)
+        ending = finished(ada)
+        done(ada.ask(ending))
+        ada.first = Statement.parse(ending.statement)
+    (item,) = wraps(ada, everything=True)
+    generations = [one.generation for one in item.content.signatures]
+    assert generations == [1, *range(71 - KEPT_SIGNATURES + 2, 72)]
 
 
 # --- rotation
