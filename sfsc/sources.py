@@ -44,11 +44,13 @@ class Input:
 
     def small(self) -> bytes | None:
         """All of it, where that is at most `SMALL` bytes; else None, and nothing is lost."""
-        buffer = bytearray(SMALL + 1)
-        view = memoryview(buffer)
-        filled = 0
+        # Room for one byte more than it should have: so most files cost no more than they are long.
+        room = SMALL + 1 if self.size is None else min(self.size, SMALL) + 1
+        view, filled = memoryview(bytearray(room)), 0
         while filled <= SMALL and (count := self._read(view[filled:])):
             filled += count
+            if filled == len(view) <= SMALL:  # it has grown since
+                view = memoryview(bytearray(view.tobytes().ljust(SMALL + 1, b"\0")))
         if filled <= SMALL:
             self.count = filled
             return bytes(view[:filled])

@@ -137,6 +137,10 @@ class Transport:
             self._advance(left)
         return self._replies.pop(ticket)
 
+    def answered(self, ticket: Ticket) -> bool:
+        """Whether `result` would not have to wait."""
+        return ticket in self._replies
+
     def call(self, message: Request, seconds: float | None = None) -> Reply:
         """Send a request and wait for its reply."""
         return self.result(self.submit(message), seconds)

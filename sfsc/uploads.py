@@ -96,6 +96,7 @@ class Uploads:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._learnt: list[tuple[KnownFile, bytes]] = []
 
     def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
         """Store what `source` holds as the newest version of `name`.
@@ -151,7 +152,7 @@ class Uploads:
                     break
             while window:
                 try:
-                    yield self._finish(*window.take())
+                    yield from self._answered(window)
                 except SfscError as exc:
                     failure = failure or exc
         finally:
@@ -166,17 +167,34 @@ class Uploads:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
         file_id = self._session.account.file_id(name)
-        while window.full or any(one.content.file_id == file_id for one in window):
-            yield self._finish(*window.take())
+        while window.full or file_id in window:
+            yield from self._answered(window)
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is not None:
                 attempt = self._small(plaintext, small, name, None)
-                window.send(attempt, attempt.request)
+                window.send(attempt, attempt.request, file_id)
                 return
             while window:
-                yield self._finish(*window.take())
+                yield from self._answered(window)
             yield self._put_large(plaintext, name, None)
+
+    def _answered(self, window: Window[_Attempt]) -> Iterator[Put]:
+        """Wait for the oldest, and with it follow up on all that are answered by then: what they
+        have taught us is remembered together, before anybody is told."""
+        done: list[Put] = []
+        failure: SfscError | None = None
+        try:
+            done.append(self._follow_up(*window.take()))
+            while window.answered:
+                done.append(self._follow_up(*window.take()))
+        except SfscError as exc:
+            failure = exc
+        finally:
+            self._remember()
+        yield from done
+        if failure is not None:
+            raise failure
 
     # --- what is put --------------------------------------------------------------------------
 
@@ -289,7 +307,14 @@ class Uploads:
     # --- what became of it --------------------------------------------------------------------
 
     def _finish(self, attempt: _Attempt, reply: Reply) -> Put:
-        """Follow up on the reply to an attempt until its content is stored, or cannot be."""
+        """Follow up on the reply to an attempt, and remember what that taught us."""
+        try:
+            return self._follow_up(attempt, reply)
+        finally:
+            self._remember()
+
+    def _follow_up(self, attempt: _Attempt, reply: Reply) -> Put:
+        """Until its content is stored, or cannot be."""
         for left in reversed(range(MAX_CONFLICTS)):
             if not isinstance(reply, Error):
                 receipt = answered(reply, Done).receipt
@@ -320,5 +345,13 @@ class Uploads:
             self._session.progress.advance(content.metadata.size)
         entry = Entry.of(record, record, content.metadata)
         known = KnownFile.of(record, attempt.body, entry.version)
-        self._session.state.remember_file(known, entry.pack())
+        self._learnt.append((known, entry.pack()))
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)
+
+    def _remember(self) -> None:
+        """In one transaction, which costs as much as a single file would."""
+        learnt, self._learnt = self._learnt, []
+        if learnt:
+            with self._session.state.changing():
+                for known, entry in learnt:
+                    self._session.state.remember_file(known, entry)

@@ -4,7 +4,8 @@ things to ask for does not wait for each."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from protocol.messages import Reply, Request
@@ -17,8 +18,16 @@ Skip = Callable[[str, SfscError], None]
 _Item = TypeVar("_Item")
 
 
+@dataclass(slots=True)
+class _Waiting(Generic[_Item]):
+    item: _Item
+    request: Request
+    key: str
+    ticket: Ticket | None = None
+
+
 class Window(Generic[_Item]):
-    """Items, each with the request that was sent for it. Iterating gives those that wait.
+    """Items, each with the request that was sent for it.
 
     What was not answered when a connection was lost is sent again on the next: every request of
     this protocol may be.
@@ -27,21 +36,37 @@ class Window(Generic[_Item]):
     def __init__(self, session: Session, size: int = MAX_REQUESTS) -> None:
         self._session = session
         self._size = size
-        self._waiting: deque[tuple[_Item, Request, Ticket | None]] = deque()
+        self._waiting: deque[_Waiting[_Item]] = deque()
+        self._unsent: deque[_Waiting[_Item]] = deque()
+        self._keys: set[str] = set()
         self._connection = session.connections
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[_Item]:
-        return (item for item, _, _ in self._waiting)
+    def __contains__(self, key: str) -> bool:
+        """Whether an item that was sent under `key` waits."""
+        return key in self._keys
 
     @property
     def full(self) -> bool:
         return len(self._waiting) >= self._size
 
-    def send(self, item: _Item, request: Request) -> None:
-        self._waiting.append((item, request, None))
+    @property
+    def answered(self) -> bool:
+        """Whether `take` has an answer to give without waiting."""
+        if not self._waiting or self._connection != self._session.connections:
+            return False
+        ticket = self._waiting[0].ticket
+        return ticket is not None and self._session.transport.answered(ticket)
+
+    def send(self, item: _Item, request: Request, key: str = "") -> None:
+        """`key`, where there is one, is that of no other item that waits."""
+        waiting = _Waiting(item, request, key)
+        self._waiting.append(waiting)
+        self._unsent.append(waiting)
+        if key:
+            self._keys.add(key)
         self._session.surviving(self._submit, lambda: None)
 
     def take(self) -> tuple[_Item, Reply]:
@@ -49,29 +74,35 @@ class Window(Generic[_Item]):
         try:
             reply = self._session.surviving(self._oldest, lambda: None)
         except SfscError:
-            self._waiting.clear()
+            self._clear()
             raise
-        item, _, _ = self._waiting.popleft()
-        return item, reply
+        oldest = self._waiting.popleft()
+        self._keys.discard(oldest.key)
+        return oldest.item, reply
 
     def abandon(self) -> None:
         """Nobody asks any more what became of them."""
         self._drop_foreign_tickets()
-        for _, _, ticket in self._waiting:
-            if ticket is not None:
-                self._session.transport.abandon(ticket)
+        for waiting in self._waiting:
+            if waiting.ticket is not None:
+                self._session.transport.abandon(waiting.ticket)
+        self._clear()
+
+    def _clear(self) -> None:
         self._waiting.clear()
+        self._unsent.clear()
+        self._keys.clear()
 
     def _submit(self) -> None:
         self._drop_foreign_tickets()
-        for place, (item, request, ticket) in enumerate(self._waiting):
-            if ticket is None:
-                sent = self._session.transport.submit(request)
-                self._waiting[place] = item, request, sent
+        while self._unsent:
+            first = self._unsent[0]
+            first.ticket = self._session.transport.submit(first.request)
+            self._unsent.popleft()
 
     def _oldest(self) -> Reply:
         self._submit()
-        _, _, ticket = self._waiting[0]
+        ticket = self._waiting[0].ticket
         if ticket is None:
             raise ProtocolFailure("a request that was not sent")
         return self._session.transport.result(ticket)
@@ -80,5 +111,7 @@ class Window(Generic[_Item]):
         """A ticket is of its connection; another may have been opened, here or while an answer was
         judged. What has none is sent again."""
         if self._connection != self._session.connections:
-            self._waiting = deque((item, request, None) for item, request, _ in self._waiting)
+            for waiting in self._waiting:
+                waiting.ticket = None
+            self._unsent = deque(self._waiting)
             self._connection = self._session.connections
