@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,7 @@ from sfsc.codes import RecoveryCode
 from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.envelope import check_name
-from sfsc.errors import SfscError, Special
+from sfsc.errors import SfscError, Special, UsageError
 from sfsc.folders import Folder, Folders
 from sfsc.home import (
     Passphrase,
@@ -423,11 +423,14 @@ class Store:
         *,
         key_type: str | None = None,
         compromised: bool = False,
+        names: Sequence[str] = (),
         drop_device: bytes | None = None,
     ) -> Rotated:
         """Replace the account's keys, wrap every file anew, destroy the old ones; after a theft
-        encrypt every content anew as well, and leave a device out."""
-        return self._rotation.rotate(key_type, drop_device, compromised=compromised)
+        encrypt every content anew as well, or all versions of `names`, and leave a device out."""
+        if names and not compromised:
+            raise UsageError("only a rotation after a theft is for some files")
+        return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
 
     def verify_rotation(self) -> Rotated:
         """Check that nothing of an older generation than the present is left."""

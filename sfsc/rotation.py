@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,11 +35,9 @@ from protocol.messages.rotation import (
 )
 from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
-from sfsc.audit import Audit
 from sfsc.devices import Devices
 from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import (
-    BadReceipt,
     BadRecord,
     ConflictError,
     Destroyed,
@@ -55,12 +53,12 @@ from sfsc.identity import Owner
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
 from sfsc.primitives import PrivateKey
-from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered, refusal
 from sfsc.repair import Repair
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
-from sfsc.trust import TOLD, Sent
+from sfsc.theft import Theft, files_of
+from sfsc.trust import Sent
 from sfsc.window import Skip, Window
 
 MAX_SWEEPS: Final = 16
@@ -110,6 +108,7 @@ class Rotation:
         self._file = file
         self._devices = devices
         self._people = people
+        self._theft: Theft | None = None
 
     @property
     def _keyring(self) -> Keyring:
@@ -158,11 +157,13 @@ class Rotation:
         drop: bytes | None = None,
         *,
         compromised: bool = False,
+        names: Sequence[str] = (),
         told: Skip | None = None,
     ) -> Rotated:
         """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
         by default that of the present one; `drop` the device_id of a machine that gets no more of
-        this account's keys. With `compromised` every content is encrypted anew as well.
+        this account's keys. With `compromised` every content is encrypted anew as well, or where
+        `names` are given, all versions of these files.
 
         Raises what stops it; run again, it goes on where it was. Where it finishes what a recovery
         has begun, `told` hears of each version that somebody else has destroyed; without it, it is
@@ -173,7 +174,12 @@ class Rotation:
         self._people.check_strength("this account", key_type or head.wrap_alg)
         if drop is not None:
             _check_droppable(head, drop, self._keyring.device.device_id)
-        if not _unfinished(head) or drop is not None or compromised > self._is_compromised():
+        begun = self._is_compromised()
+        begins = not _unfinished(head) or drop is not None or compromised > begun
+        if compromised:
+            chosen = files_of(self._session, names) if names else None
+            self._choose(chosen, head.generation + begins, begun=begun)
+        if begins:
             reason = COMPROMISED if compromised else ROTATE
             self._begin(key_type or head.wrap_alg, drop, reason)
         destroyed: list[str] = []
@@ -181,14 +187,27 @@ class Rotation:
             Repair(self._session, self._people, self._keyring.statements).run(
                 told or (lambda what, _error: destroyed.append(what))
             )
-        wrapped = self._wrap_all()
+        self._theft = None
         if self._is_compromised():
-            self._reencrypt_all()
+            self._theft = Theft(self._session, self._keyring.statements)
+        wrapped = self._wrap_all()
+        if self._theft is not None:
+            chosen = self._session.state.chosen(self._session.author.generation)
+            self._theft.reencrypt(self._items(everything=True), chosen)
         done = self._finish_all(wrapped)
         if destroyed:
             names = ", ".join(dict.fromkeys(destroyed))
             raise Destroyed(f"the account is yours again; destroyed in part: {names}")
         return done
+
+    def _choose(self, chosen: frozenset[str] | None, generation: int, *, begun: bool) -> None:
+        """Remember whose contents are encrypted anew, before that is begun; of one that was begun
+        already, what was chosen then stays so."""
+        state = self._session.state
+        if begun and chosen is not None:
+            before = state.chosen(self._session.author.generation)
+            chosen = None if before is None else before | chosen
+        state.remember_chosen(generation, chosen)
 
     def _finish_all(self, wrapped: int) -> Rotated:
         for _ in range(MAX_SWEEPS):
@@ -293,9 +312,11 @@ class Rotation:
             key = open_wraps(record, account.first, (item.wrap,), account.private_keys)
             (wrap,) = account.wrap(key)
         generation = session.author.generation
-        endorsements = tuple(
-            self._endorsed(one) for one in signed if not _is_signed_by(one, generation)
-        )
+        older = [one for one in signed if not _is_signed_by(one, generation)]
+        if self._theft is not None:
+            for one in older:
+                self._theft.check(one)
+        endorsements = tuple(map(self._endorsed, older))
         return RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
 
     def _received(self, item: WrapItem) -> RewrapItem:
@@ -352,38 +373,6 @@ class Rotation:
     def _is_compromised(self) -> bool:
         """Whether the rotation that is not finished is one after a theft."""
         return COMPROMISED in self._reasons()
-
-    def _reencrypt_all(self) -> None:
-        """Every version whose content is under an older generation's record, trash included."""
-        session, generation = self._session, self._session.author.generation
-        before = self._logged_before()
-        reencryption = Reencryption(session)
-        for item in list(self._items(everything=True)):
-            if item.wrap is None or item.owner != session.account.user:
-                continue  # what others share, only they can encrypt anew
-            if session.account.is_lost((item.wrap,)):
-                continue
-            record = session.account.record(item.content, item.file_id)
-            if record.generation == generation:
-                continue
-            # Who has the old key can sign in its name; he cannot put it before what is logged.
-            if record_hash(item.content.record) not in before:
-                raise BadRecord("a record of the old key that was logged after it was ended", TOLD)
-            reencryption.version(item.file_id, item.version)
-
-    def _logged_before(self) -> set[bytes]:
-        """Hashes of all records of this account that the log had before the rotation began."""
-        found: set[bytes] = set()
-        begun = next(
-            body
-            for body in reversed(self._keyring.statements)
-            if Statement.parse(body).reason == COMPROMISED
-        )
-        for entry in Audit(self._session).entries():
-            if entry.rec == begun:
-                return found
-            found.update(record_hash(body) for body, _ in entry.records)
-        raise BadReceipt("the log does not have the beginning of this rotation", TOLD)
 
     # --- finish -------------------------------------------------------------------------------
 

@@ -139,6 +139,19 @@ class State(Database):
         """Unix seconds."""
         self.run("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
 
+    def chosen(self, generation: int) -> frozenset[str] | None:
+        """The files whose contents the rotation to `generation` encrypts anew; None for all."""
+        value = self.value("chosen") or b""
+        if int.from_bytes(value[:8]) != generation or len(value) == 8:
+            return None
+        text = value[8:].decode()
+        return frozenset(text[at : at + 32] for at in range(0, len(text), 32))
+
+    def remember_chosen(self, generation: int, chosen: frozenset[str] | None) -> None:
+        """Their ids, None for all: whatever command goes on after a cut knows of it."""
+        value = generation.to_bytes(8) + "".join(sorted(chosen or ())).encode()
+        self.run("INSERT OR REPLACE INTO meta VALUES ('chosen', ?)", (value,))
+
     def begin_anew(self, size: int, root: bytes, note: bytes) -> None:
         """Take the log as it is now for the truth, and forget what was known of files: what the
         server shows of them is taken as new."""

@@ -70,7 +70,7 @@ class Versions:
     def history(self, name: str) -> list[Revision]:
         """Every record of `name`, oldest first, deleted or not; each signed, and each on the one
         before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
-        records = self._records(find(self._session, name))
+        records = self.records(find(self._session, name))
         gone = {version for record in records for version in record.purged or ()}
         voided = self._session.account.is_voided
         return [_revision(record, gone, voided=voided(record)) for record in records]
@@ -167,7 +167,7 @@ class Versions:
 
     def _old(self, file: File, keep: int) -> list[int]:
         """Versions that still have their content, but the newest `keep` and the current one."""
-        records = self._records(file)
+        records = self.records(file)
         gone = {version for record in records for version in record.purged or ()}
         # A version that was encrypted anew has several records.
         made = {record.version for record in records if record.version is not None}
@@ -187,7 +187,8 @@ class Versions:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
         return found
 
-    def _records(self, newest: File) -> list[FileRecord]:
+    def records(self, newest: File) -> list[FileRecord]:
+        """Every record of the file whose newest version this is, in order. Raises as `history`."""
         session, file_id = self._session, newest.file_id
         records: list[FileRecord] = []
         prev, first = b"", 1

@@ -38,6 +38,7 @@ from sfsc.errors import NotFound, UsageError
     help="With --recovery: undo from this statement on.",
 )
 @click.option("--yes", is_flag=True, help="With --recovery: do not ask.")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.pass_obj
 def command(
     context: Context,
@@ -50,6 +51,7 @@ def command(
     recovery: bool,
     undo_from: int | None,
     yes: bool,
+    names: tuple[str, ...],
 ) -> None:
     """Make new keys, wrap the key of every file for them, and destroy the old ones.
 
@@ -59,7 +61,8 @@ def command(
 
     With --compromised every content, old versions and trash included, is fetched and stored again
     under a new key: then neither an old private key nor an old file key opens what is there now.
-    What was taken before stays taken.
+    What was taken before stays taken. With NAMEs only these files, all their versions; the keys of
+    all others are wrapped anew.
 
     With --recovery the recovery code (asked for, or a line of stdin) undoes what somebody with
     stolen keys has signed: his statements, and what he did to the files. Every other machine is
@@ -68,10 +71,12 @@ def command(
     if (undo_from is not None or yes) and not recovery:
         raise UsageError("--undo-from and --yes go with --recovery")
     if recovery:
-        if if_due or compromised or key_type is not None:
+        if if_due or compromised or key_type is not None or names:
             raise UsageError("--recovery goes with --plan, --undo-from and --yes only")
         _take_back(context, undo_from, plan=plan, yes=yes)
         return
+    if names and not compromised:
+        raise UsageError("NAMEs go with --compromised")
     if drop_device is not None and not compromised:
         raise UsageError("--drop-device goes with --compromised", "or see `sfsc device drop`")
     # What is asked for is done here and seen; nothing is rotated on the way in.
@@ -85,7 +90,9 @@ def command(
                 terminal.answer_json({"due": False})
         else:
             device = None if drop_device is None else find_device(store, drop_device)
-            done = store.rotate(key_type=key_type, compromised=compromised, drop_device=device)
+            done = store.rotate(
+                key_type=key_type, compromised=compromised, names=names, drop_device=device
+            )
             show(done, as_json=context.json)
 
 
