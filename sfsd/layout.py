@@ -181,7 +181,8 @@ class Account:
 
     `token_sha256` is 32 bytes, None where never invited, `token_expires` unix seconds, `used_by`
     the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only
-    reads and rotation are allowed until the user has rotated, None where they are not.
+    reads and rotation are allowed until the user has rotated, None where they are not. `fell_due`
+    is the generation whose falling due the log has, 0 for none.
     """
 
     seq: int
@@ -191,9 +192,12 @@ class Account:
     disabled: bool
     quota: int
     forced: str | None
+    fell_due: int = 0
 
     def encode(self, seq: int) -> bytes:
         """The file's bytes, written by entry `seq`."""
+        # Left out where there is none: it is younger than the files of some roots.
+        fell_due = {"fell_due": self.fell_due} if self.fell_due else {}
         return _dump(
             {
                 "seq": seq,
@@ -203,6 +207,7 @@ class Account:
                 "disabled": self.disabled,
                 "quota": self.quota,
                 "forced": self.forced,
+                **fell_due,
             }
         )
 
@@ -225,6 +230,7 @@ def _account(value: dict[str, Any]) -> Account:
         disabled=value["disabled"],
         quota=_number(value["quota"]),
         forced=value["forced"],
+        fell_due=_number(value.get("fell_due", 0)),
     )
 
 

@@ -1,14 +1,17 @@
-"""What the daemon does by itself, and when: once a day it removes what retention lets go."""
+"""What the daemon does by itself, and when: once a day it logs whose keys fell due, and removes
+what retention lets go."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from sfsd.changes import Change
-from sfsd.config import DAY
-from sfsd.errors import Stale
+from sfsd.config import DAY, Retention
+from sfsd.dues import fallen_due
+from sfsd.errors import DamagedError, Stale
 from sfsd.retention import due
 from sfsd.world import World
 
@@ -45,7 +48,7 @@ class Schedule:
             return 0
         made = 0
         for owner in await asyncio.to_thread(self._world.store.children, ""):
-            changes = due(self._world, owner, policy)
+            changes = self._changes(owner, policy)
             while (change := await asyncio.to_thread(next, changes, None)) is not None:
                 try:
                     await self._make(change)
@@ -53,3 +56,9 @@ class Schedule:
                     continue  # someone works with that file just now; tomorrow is another day
                 made += 1
         return made
+
+    def _changes(self, owner: str, policy: Retention) -> Iterator[Change]:
+        with suppress(DamagedError):  # whoever asks for the account hears of it; so does `fsck`
+            if (change := fallen_due(self._world, owner)) is not None:
+                yield change
+            yield from due(self._world, owner, policy)

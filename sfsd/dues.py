@@ -1,0 +1,34 @@
+"""Whose keys have come to their age: the log says so, once for each generation.
+
+Nothing is blocked by it. What a user may do past `due` is decided when he asks (`accounts`), so a
+daemon that stood still, or a log that was full, puts no block off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from protocol.auditlog import Draft
+from protocol.names import SERVER
+from sfsd.changes import Change, Write
+from sfsd.layout import account_path
+from sfsd.world import World
+
+
+def fallen_due(world: World, name: str) -> Change | None:
+    """The entry that says it of `name`, where it is so and was not said. Raises `DamagedError`."""
+    user = world.accounts.find(name)
+    if user is None or user.account.value.disabled:
+        return None
+    head, account = user.chain.head, user.account.value
+    if world.now < head.due or account.fell_due >= head.generation:
+        return None
+    draft = Draft(
+        op="rotation-due",
+        actor=SERVER,
+        owner=name,
+        detail={"generation": head.generation, "due": head.due, "expires": head.expires},
+        accounts=(name,),
+    )
+    told = replace(account, fell_due=head.generation)
+    return Change(draft, user.expect, (Write(account_path(name), told.encode),))
