@@ -316,8 +316,8 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
 
 
 _DROPPED: Final = (
-    "it was dropped from the account; if that was not you, `sfsc rotate --recovery` takes the "
-    "account back with its recovery code"
+    "it was dropped: `sfsc init --recovery` in an empty --home joins again; "
+    "if somebody else did that, `sfsc rotate --recovery` takes the account back"
 )
 
 

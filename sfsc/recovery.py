@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +31,11 @@ from sfsc.errors import (
     IntegrityError,
     KeyringError,
     NotFound,
+    Rollback,
+    Tampered,
     UsageError,
 )
-from sfsc.greeting import term
+from sfsc.greeting import DAY, term
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
 from sfsc.primitives import XWING, PrivateKey, state_key
@@ -45,6 +48,11 @@ from sfsc.window import Skip
 
 MAX_CONFLICTS: Final = 64
 """How often somebody may continue the chain while it is taken back; a server ends that as well."""
+
+KEPT_SECONDS: Final = 28 * DAY
+"""For so long a server keeps the bundle of a statement that has a successor, at the least: 30 days,
+less what a statement's clock may be wrong by."""
+KEPT_MOST: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,15 @@ def last_opened(
     fetch: Callable[[int], bytes],
     code: RecoveryCode,
     first: int | None = None,
+    now: float | None = None,
 ) -> Opened:
     """The last bundle before statement `first` (None: of all) that `code` opens; `fetch` asks for
-    that of a statement. Raises `KeyringError` where the server keeps none."""
+    that of a statement, `now` is unix seconds.
+
+    Raises `KeyringError` where the server keeps none, and `Rollback` where it does not give one
+    that it has to keep: what opens would seem to be older than it is, and more be undone than a
+    thief has done. Who names `first` has looked himself.
+    """
     parsed = [Statement.parse(body) for body in chain]
     earlier = max((one.n for one in parsed if one.reason == RECOVERY), default=1)
     last = len(chain) if first is None else first - 1
@@ -84,16 +98,30 @@ def last_opened(
             f"of this account statements {earlier + 1} to {len(chain)} can be undone",
             "see `sfsc rotate --recovery --plan`",
         )
+    time_now = time.time() if now is None else now
     for n in range(last, earlier - 1, -1):
         try:
             sealed = fetch(n)
+        except (NotFound, IntegrityError) as exc:
+            if first is None and _must_be_kept(parsed, n, time_now):
+                raise Rollback(f"the server does not give the bundle of statement {n}") from exc
+            continue
+        if hashlib.sha256(sealed).digest() != parsed[n - 1].bundle_sha256:
+            raise Tampered("the server gives another bundle than the one its statement names")
+        with contextlib.suppress(KeyringError, IntegrityError):  # sealed for somebody else
             return Opened(n, open_bundle(sealed, parsed[n - 1], (code.wrapping,)))
-        except (NotFound, KeyringError, IntegrityError):
-            continue  # not kept, or sealed for somebody else
     raise KeyringError(
         "no bundle that the server keeps opens with this recovery code",
         "a machine or a backup that knows the account's keys is needed: `sfsc rotate --recovery`",
     )
+
+
+def _must_be_kept(parsed: list[Statement], n: int, now: float) -> bool:
+    """Whether a server must still have the bundle of statement `n`: the newest, and those whose
+    successor is not that old, while there are not so many that some had to go."""
+    if n == len(parsed):
+        return True
+    return len(parsed) < KEPT_MOST and now - parsed[n].created < KEPT_SECONDS
 
 
 def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:
@@ -185,8 +213,10 @@ class Recovery:
             opened = last_opened(chain, self._bundle, self._code, first)
         except KeyringError:
             return self._by_keyring(chain, first)
-        if first is None and opened.n < len(chain):
-            first = opened.n + 1
+        if first is None:
+            # What this machine has keys of was not kept from it.
+            good = max(opened.n, self._last_known(chain))
+            first = good + 1 if good < len(chain) else None
         known = {one.generation: one for one in self._keyring.generations}
         known |= {one.generation: one for one in opened.bundle.generations}
         # A bundle that opens may have been made to mislead: what this machine knows stays known.
@@ -198,15 +228,23 @@ class Recovery:
         self, chain: tuple[bytes, ...], first: int | None
     ) -> tuple[tuple[bytes, ...], int | None, Keyring]:
         """By what this machine knows: the last statement whose keys it has."""
+        good = self._last_known(chain if first is None else chain[: first - 1])
+        if not good:
+            raise KeyringError("neither this machine nor the recovery code has the account's keys")
+        if first is None and good < len(chain):
+            first = good + 1
         known = {one.generation: one for one in self._keyring.generations}
-        last = len(chain) if first is None else first - 1
-        for statement in reversed([Statement.parse(body) for body in chain[:last]]):
+        return chain, first, self._with(chain, first, known, self._keyring.name_keys)
+
+    def _last_known(self, chain: tuple[bytes, ...]) -> int:
+        """The number of the last statement whose keys this machine has, 0 for none."""
+        stand, _ = standing([Statement.parse(body) for body in chain])
+        known = {one.generation: one for one in self._keyring.generations}
+        for statement in reversed(stand):
             keys = known.get(statement.generation)
             if keys and SigningKey.from_seed(keys.sign_seed).public == statement.sign_pub:
-                begin = statement.n + 1 if statement.n < len(chain) else None
-                name_keys = self._keyring.name_keys
-                return chain, begin, self._with(chain, begin, known, name_keys)
-        raise KeyringError("neither this machine nor the recovery code has the account's keys")
+                return statement.n
+        return 0
 
     def _with(
         self,

@@ -1,0 +1,135 @@
+"""Which statements a recovery code undoes: what a thief has sealed for himself, and what a server
+that keeps bundles back would have us believe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from protocol.records import Statement, record_hash
+from sfsc.codes import RecoveryCode
+from sfsc.envelope import Bundle, seal_bundle
+from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
+from sfsc.keyring import GenerationKeys
+from sfsc.primitives import PrivateKey
+from sfsc.recovery import KEPT_SECONDS, last_opened, links
+from tests.sfsc.test_identity import SERVER, SIGNING, WRAPPING, statement
+
+CODE = RecoveryCode(b"c" * 32)
+NOW = 1_800_000_000
+KEYS = (GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),)
+
+
+class Account:
+    """A chain of `good` statements whose bundles the code opens, then `bad` ones."""
+
+    def __init__(self, good: int, bad: int, age: int = 60) -> None:
+        self.bodies: list[bytes] = []
+        self.bundles: dict[int, bytes] = {}
+        for n in range(1, good + bad + 1):
+            self.add(n, CODE.wrapping if n <= good else WRAPPING, NOW - age)
+
+    def add(self, n: int, recipient: PrivateKey, created: int, reason: str = "device") -> None:
+        sealed = seal_bundle(
+            Bundle(KEYS, (b"n" * 32,), (), b""),
+            server=SERVER,
+            user="ada",
+            n=n,
+            recipients=[recipient.public],
+        )
+        prev = record_hash(self.bodies[-1]) if self.bodies else b""
+        digest = hashlib.sha256(sealed).digest()
+        first = Statement.parse(statement(bundle_sha256=digest, created=created, n=n, prev=prev))
+        made = replace(first, reason="enrol" if n == 1 else reason)
+        self.bodies.append(made.encode())
+        self.bundles[n] = sealed
+
+    def fetch(self, n: int) -> bytes:
+        if n not in self.bundles:
+            raise NotFound("that bundle is not kept")
+        return self.bundles[n]
+
+    def opened(self, first: int | None = None) -> int:
+        return last_opened(tuple(self.bodies), self.fetch, CODE, first, NOW).n
+
+
+def test_the_last_that_the_code_opens() -> None:
+    assert Account(3, 0).opened() == 3
+    assert Account(3, 4).opened() == 3
+    assert Account(3, 4).opened(first=3) == 2
+    with pytest.raises(KeyringError):
+        Account(0, 3).opened()
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_a_server_that_keeps_a_bundle_back(n: int) -> None:
+    """Else it would have us undo what was no thief's."""
+    account = Account(4, 1)
+    del account.bundles[n]
+    if n == 3:
+        assert account.opened() == 4  # it is not asked for
+        return
+    with pytest.raises(Rollback):
+        account.opened()
+    # Who names the statement has looked himself.
+    assert account.opened(first=5) == (4 if n == 5 else 3)
+
+
+def test_a_server_that_shows_another_bundle() -> None:
+    account = Account(4, 1)
+    account.bundles[5] = account.bundles[4]
+    with pytest.raises(Tampered):
+        account.opened()
+
+
+def test_what_was_kept_long_enough_may_be_gone() -> None:
+    account = Account(2, 3, age=KEPT_SECONDS + 1)
+    del account.bundles[4]
+    assert account.opened() == 2
+    del account.bundles[5]  # the newest is there for as long as the account is
+    with pytest.raises(Rollback):
+        account.opened()
+
+
+def test_of_many_the_server_may_have_dropped_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfsc.recovery.KEPT_MOST", 6)
+    account = Account(2, 5)
+    del account.bundles[5]
+    assert account.opened() == 2
+
+
+@pytest.mark.parametrize("first", [1, 7, 100])
+def test_numbers_that_name_nothing_to_undo(first: int) -> None:
+    with pytest.raises(UsageError):
+        Account(3, 2).opened(first)
+
+
+def test_what_an_earlier_recovery_has_decided_stays() -> None:
+    account = Account(2, 2)
+    account.add(5, CODE.wrapping, NOW, "recovery")
+    account.add(6, WRAPPING, NOW)
+    assert account.opened() == 5
+    assert account.opened(first=6) == 5
+    with pytest.raises(UsageError):
+        account.opened(first=5)
+
+
+def test_a_person_is_shown_what_would_be_undone() -> None:
+    shown = links(tuple(Account(2, 2).bodies), 3)
+    assert [(one.n, one.undone) for one in shown] == [(1, False), (2, False), (3, True), (4, True)]
+    assert not any(one.undone for one in links(tuple(Account(2, 2).bodies), None))
+
+
+def test_a_server_that_fails_is_not_one_that_has_nothing() -> None:
+    class Failed(SfscError):
+        pass
+
+    def fetch(_n: int) -> bytes:
+        raise Failed("no")
+
+    ask: Callable[[int], bytes] = fetch
+    with pytest.raises(Failed):
+        last_opened(tuple(Account(2, 1).bodies), ask, CODE, None, NOW)
