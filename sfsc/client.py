@@ -1,19 +1,7 @@
-"""The library's face: one line a method. What each does is said where it is done."""
+"""The library's face: how a `Store` is opened, what needs none, and the names of all of it."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from protocol import auditlog
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.records import FileRecord, Statement
-from protocol.tlogproof import TlogProof
 from sfsc import proofs
 from sfsc.accounts import (
     Home,
@@ -21,52 +9,35 @@ from sfsc.accounts import (
     enrol,
     export_pem,
     import_pem,
-    new_passphrase,
     new_recovery_code,
     recover,
     restore,
     take_back,
     take_back_plan,
     whoami,
-    whoami_of,
 )
-from sfsc.adoption import link_of
-from sfsc.audit import Audit, Event, Verified
-from sfsc.blobs import Blob
-from sfsc.codes import RecoveryCode
-from sfsc.devices import DeviceInfo, Devices
-from sfsc.downloads import Downloads, Got, Target
-from sfsc.envelope import check_name
-from sfsc.errors import SfscError, Special, UsageError
-from sfsc.folders import Folder, Folders
+from sfsc.audit import Event
+from sfsc.downloads import Got
+from sfsc.folders import Folder
 from sfsc.home import (
     Passphrase,
     folder,
     open_state,
     state_path,
     unlock,
-    wants_rotation,
-    weakest_wrap,
 )
 from sfsc.identity import Entry
-from sfsc.inbox import Received, Shared
-from sfsc.keyring import KeyringFile
-from sfsc.listing import Files
-from sfsc.moves import Moves
-from sfsc.people import People, Person, parse_fingerprint
+from sfsc.inbox import Shared
+from sfsc.people import Person, parse_fingerprint
 from sfsc.proofs import Proven
-from sfsc.reading import Reader
 from sfsc.recovery import Link
-from sfsc.rotation import Plan, Rotated, Rotation
-from sfsc.seen import Seen
+from sfsc.rotation import Plan, Rotated
 from sfsc.session import Progress, Session
-from sfsc.sharing import Grant, Sharing
-from sfsc.sources import Source
+from sfsc.sharing import Grant
+from sfsc.store import Status, Store
 from sfsc.transport import Timeouts
-from sfsc.trees import Trees
-from sfsc.uploads import Put, Uploads
-from sfsc.versions import ExportedKey, Revision, Versions
-from sfsc.window import Skip
+from sfsc.uploads import Put
+from sfsc.versions import ExportedKey, Revision
 from sfsc.words import words
 
 __all__ = [
@@ -104,28 +75,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How the account stands. Sizes in bytes (`quota` 0: none), times in unix seconds.
-
-    `log_size` is the length of the server's log at login, proven to continue the one seen before;
-    the keys are `due` to be rotated and not used by others past `expires`. `log_vkey` is the log's
-    verification key (C2SP).
-    """
-
-    user: str
-    address: str
-    server_id: bytes
-    used: int
-    quota: int
-    files: int
-    log_size: int
-    generation: int
-    due: int
-    expires: int
-    log_vkey: str
-
-
 def connect(
     home: Home = None,
     *,
@@ -154,356 +103,6 @@ def connect(
     )
 
 
-class Store:
-    """One account on its server. For one thread at a time; build with `connect`."""
-
-    def __init__(
-        self,
-        file: KeyringFile,
-        home: str | os.PathLike[str],
-        timeouts: Timeouts | None = None,
-        progress: Progress | None = None,
-        *,
-        auto_rotate: bool | None = None,
-        min_wrap_alg: str | None = None,
-    ) -> None:
-        keyring = file.contents
-        self._file = file
-        self._state = open_state(folder(home), keyring)
-        try:
-            self._session = Session(keyring, self._state, timeouts, progress=progress)
-            self._session.connect()
-            self._devices = Devices(self._session, file)
-            self._session.renewer = self._devices.catch_up
-            self._people = People(self._session, file, min_wrap_alg or weakest_wrap())
-            self._session.readers = self._people
-            self._folders = Folders(self._session)
-            self._session.new_readers = self._folders.readers_of
-            if self._devices.unsettled:
-                self._devices.settle()
-            self._rotation = Rotation(self._session, file, self._devices, self._people)
-            if auto_rotate if auto_rotate is not None else wants_rotation():
-                self._rotation.rotate_if_asked()
-        except BaseException:
-            self._state.close()
-            raise
-        self._uploads = Uploads(self._session)
-        self._downloads = Downloads(self._session)
-        self._files = Files(self._session)
-        self._versions = Versions(self._session)
-        self._moves = Moves(self._session)
-        self._trees = Trees(self._session)
-        self._audit = Audit(self._session)
-        self._sharing = Sharing(self._session, self._people, self._folders)
-        self._received = Received(self._session, self._people)
-
-    def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
-        """Store a path's or stream's content as the newest version of `name`; with `expected` only
-        onto that version (0: only where there is no such file), else `ConflictError`."""
-        return self._uploads.put(source, name, expected=expected)
-
-    def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
-        """Store (source, name) pairs, many small ones under way at once; answers in order."""
-        return self._uploads.put_many(items)
-
-    def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
-        """Fetch a version, the current one by default, into a file, folder or stream."""
-        return self._downloads.get(name, target, version=version)
-
-    def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
-        """A version as a seekable file; only what is read of it is fetched."""
-        check_name(name)
-        return self._reader(Blob.open(self._session, name, version or 0))
-
-    def _reader(self, blob: Blob) -> io.BufferedReader:
-        seen = Seen(self._session)
-        seen.note(blob.file)
-        seen.prove()
-        return io.BufferedReader(Reader(self._session, blob), 128 * 1024)
-
-    def put_tree(
-        self, folder: Path, *, name: str | None = None, skip: Skip | None = None
-    ) -> Iterator[Put]:
-        """Store every file below `folder`, under `name` or its own path. What cannot be stored is
-        told to `skip`; without one it is raised, and ends the work."""
-        return self._trees.put(folder, name, skip or _raise)
-
-    def get_tree(
-        self,
-        name: str,
-        target: Path,
-        owner: str | None = None,
-        *,
-        skip: Skip | None = None,
-        trust_first_use: bool = False,
-    ) -> Iterator[Got]:
-        """Fetch every file in the folder `name` ("": all) to its place below `target`; with an
-        `owner` those that he shares."""
-        if owner is None:
-            return self._trees.get(name, target, skip or _raise)
-        found = self._received.inside(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._trees.get(name, target, skip or _raise, found)
-
-    def rm_tree(self, name: str) -> Iterator[Entry]:
-        """Delete every file in the folder `name`."""
-        return self._trees.rm(name)
-
-    def mv(self, name: str, to: str) -> Entry:
-        """Give the file `name` another name; `ConflictError` where that is taken."""
-        return self._moves.mv(name, to)
-
-    def ls(self, prefix: str = "") -> Iterator[Entry]:
-        """The current version of every file whose name begins with `prefix`, by name."""
-        return self._files.ls(prefix)
-
-    def stat(self, name: str) -> Entry:
-        """The current version of `name`, without fetching it."""
-        return self._files.stat(name)
-
-    def rm(self, name: str) -> Entry:
-        """Delete `name`; what it deleted. Its versions stay, as trash."""
-        return self._files.rm(name)
-
-    def history(self, name: str) -> list[Revision]:
-        """Every record of `name`, oldest first, verified from the first."""
-        return self._versions.history(name)
-
-    def restore(self, name: str, *, version: int | None = None) -> Entry:
-        """Make an old content the newest version; of a deleted file the last, where none is
-        named."""
-        return self._versions.restore(name, version)
-
-    def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
-        """The key of one version's content, for another program to open it with."""
-        return self._versions.export(name, version)
-
-    def prune(self, name: str, *, keep: int) -> list[int]:
-        """Remove the contents of all versions of `name` but the newest `keep`, for good."""
-        return self._versions.prune(name, keep)
-
-    def purge(self, name: str) -> list[int]:
-        """Remove the contents of the deleted file `name`, for good."""
-        return self._versions.purge(name)
-
-    def share(
-        self,
-        name: str,
-        user: str,
-        *,
-        expires: int = 0,
-        history: bool = False,
-        trust_first_use: bool = False,
-    ) -> Grant:
-        """Let `user` read `name` until `expires` (unix seconds; 0: until it is unshared); with
-        `history` its older versions too. `Untrusted` for one who was never verified."""
-        return self._sharing.share(
-            name, user, expires=expires, history=history, first_use=trust_first_use
-        )
-
-    def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
-        """Let `user` read `name` no more; with `reencrypt` under a key that he never had."""
-        return self._sharing.unshare(name, user, reencrypt=reencrypt)
-
-    def share_tree(
-        self,
-        name: str,
-        user: str,
-        *,
-        expires: int = 0,
-        history: bool = False,
-        trust_first_use: bool = False,
-    ) -> Iterator[Grant]:
-        """Share every file in the folder `name` ("": all), and every one that comes into it."""
-        return self._sharing.share_tree(
-            name, user, expires=expires, history=history, first_use=trust_first_use
-        )
-
-    def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
-        """Share the folder `name` and what is in it no more."""
-        return self._sharing.unshare_tree(name, user, reencrypt=reencrypt)
-
-    def readers(self, name: str) -> list[Grant]:
-        """Who may read `name` beside us."""
-        return self._sharing.readers(name)
-
-    def shared_folders(self) -> tuple[Folder, ...]:
-        """The folders whose new files are shared."""
-        return self._folders.all()
-
-    def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
-        """What others share with us, by owner and name. What is not right is told to `skip`;
-        without one it is raised."""
-        return self._received.all(skip or _raise)
-
-    def get_shared(
-        self,
-        owner: str,
-        name: str,
-        target: Target | None = None,
-        *,
-        version: int | None = None,
-        file_id: str | None = None,
-        trust_first_use: bool = False,
-    ) -> Got:
-        """Fetch the file `name` that `owner` shares; `file_id` where he shares several of it."""
-        return self._downloads.fetch(
-            self._shared(owner, name, version, file_id, first_use=trust_first_use), target
-        )
-
-    def open_shared(
-        self,
-        owner: str,
-        name: str,
-        *,
-        version: int | None = None,
-        file_id: str | None = None,
-        trust_first_use: bool = False,
-    ) -> io.BufferedReader:
-        """As `open`, a file that `owner` shares."""
-        return self._reader(self._shared(owner, name, version, file_id, first_use=trust_first_use))
-
-    def _shared(
-        self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
-    ) -> Blob:
-        return self._received.open(owner, name, version or 0, file_id=file_id, first_use=first_use)
-
-    def person(self, user: str) -> Person:
-        """Whom the server shows as `user`; `pinned` where that is whom we know."""
-        return self._people.find(user)
-
-    def verify_person(self, user: str, fingerprint: bytes) -> Person:
-        """Remember `user` by a fingerprint (32 bytes) that was compared with him; `BrokenChain`
-        where the server shows another."""
-        return self._people.verify(user, fingerprint)
-
-    def proof_of(self, put: Put) -> bytes:
-        """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
-        if put.receipt is None:
-            since = FileRecord.parse(put.record).seen[0]
-            return self._audit.proof(put.record, since)
-        entry = auditlog.parse(put.receipt.line)
-        receipt = put.receipt
-        proof = TlogProof(entry.seq, receipt.line, receipt.inclusion, receipt.checkpoint)
-        return proof.encode()
-
-    def audit_log(self, name: str | None = None) -> Iterator[Event]:
-        """What the log has of this account, or of the file `name`, oldest first; proven, and
-        without a gap."""
-        file_id = None
-        names = {entry.file_id: entry.name for entry in self._files.ls()}
-        if name is not None:
-            check_name(name)
-            file_id = self._session.account.file_id(name)
-            names[file_id] = name
-        return self._audit.log(file_id, names)
-
-    def audit_verify(self) -> Verified:
-        """Check the account's whole history, its records and statements."""
-        self._devices.catch_up()
-        return self._audit.verify(self._file.contents.statements)
-
-    def audit_compare(self, note: bytes) -> tuple[int, int]:
-        """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""
-        return self._audit.compare(note)
-
-    def checkpoint(self) -> bytes:
-        """The newest proven checkpoint, a C2SP signed note, for others to compare."""
-        return self._session.trust.newest.note
-
-    def rotation_plan(self) -> Plan:
-        """What `rotate` would do."""
-        return self._rotation.plan()
-
-    def rotation_is_due(self) -> bool:
-        """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
-        return self._rotation.is_due()
-
-    def rotate(
-        self,
-        *,
-        key_type: str | None = None,
-        compromised: bool = False,
-        names: Sequence[str] = (),
-        drop_device: bytes | None = None,
-    ) -> Rotated:
-        """Replace the account's keys, wrap every file anew, destroy the old ones; after a theft
-        encrypt every content anew as well, or all versions of `names`, and leave a device out."""
-        if names and not compromised:
-            raise UsageError("only a rotation after a theft is for some files")
-        return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
-
-    def verify_rotation(self) -> Rotated:
-        """Check that nothing of an older generation than the present is left."""
-        return self._rotation.verify()
-
-    @property
-    def link(self) -> str:
-        """Which account this is, for paper; no secret."""
-        return link_of(self._file.contents).to_text()
-
-    def devices(self) -> list[DeviceInfo]:
-        """The machines and backups that have the account's keys."""
-        return self._devices.all()
-
-    def backup(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        passphrase: Passphrase = None,
-        no_passphrase: bool = False,
-    ) -> None:
-        """Write the account's keys to a new file, which `restore` opens the account with."""
-        stated = None if no_passphrase else new_passphrase(passphrase)
-        self._devices.backup(Path(path), stated)
-
-    def has_recovery(self) -> bool:
-        """Whether the account has a recovery code."""
-        return self._devices.has_recovery()
-
-    def set_recovery(self, code: str, old: str | None = None) -> None:
-        """Commit the account to a recovery code; where it has one, the `old` one is needed."""
-        before = None if old is None else RecoveryCode.parse(old)
-        self._devices.set_recovery(RecoveryCode.parse(code), before)
-
-    def whoami(self) -> Whoami:
-        """Who we are."""
-        return whoami_of(self._file.contents)
-
-    def status(self) -> Status:
-        """How the account stands."""
-        usage = self._session.call(Usage(), UsageAnswer)
-        me, statement = self.whoami(), Statement.parse(self._file.contents.statements[-1])
-        return Status(
-            user=me.user,
-            address=me.address,
-            server_id=me.server_id,
-            used=usage.used,
-            quota=usage.quota,
-            files=usage.files,
-            log_size=self._session.trust.newest.size,
-            generation=me.generation,
-            due=statement.due,
-            expires=statement.expires,
-            log_vkey=self._session.trust.log_vkey,
-        )
-
-    def close(self) -> None:
-        """Log out. Twice does no harm."""
-        self._session.close()
-        self._state.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
     """Verify a file of `Store.proof_of` without the server, and without a key of the account: by
     the log keys that `home` has seen, or by `vkey` (C2SP). Raises `BadReceipt`."""
@@ -526,9 +125,3 @@ def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, st
         finally:
             session.close()
     return newest.size, kept
-
-
-def _raise(_what: str, error: SfscError) -> None:
-    """What is no regular file is left out; everything else ends the work."""
-    if not isinstance(error, Special):
-        raise error
