@@ -7,7 +7,7 @@ PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing bench-growth bench-memory vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
 
 help:
 	@echo "make test         lint, then every test (under ten minutes on two cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-sharing  a file with BENCH_READERS readers (200), a reader with BENCH_SHARED files (5,000)"
 	@echo "make bench-growth work over 1,000 and over 100,000 files of one user (BENCH_FEW, BENCH_MANY)"
 	@echo "make bench-memory peak memory of client and daemon: 4 GiB, and 16 clients of 512 MiB"
+	@echo "make bench-rotation  the wraps of BENCH_FILES files (10,000) made anew, and the memory of it"
 	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
 	@echo "make lint         ruff, mypy --strict, the floor plan"
 	@echo "make format       let ruff write the layout"
@@ -71,6 +72,9 @@ bench-growth: $(STAMP)
 
 bench-memory: $(STAMP)
 	$(BIN)/python -m benchmarks.memory
+
+bench-rotation: $(STAMP)
+	$(BIN)/python -m benchmarks.rotation
 
 vectors: $(STAMP)
 	$(BIN)/python -m tests.vectors.generate_crypto
