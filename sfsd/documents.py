@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
@@ -44,6 +44,22 @@ class Document(Generic[Parsed]):
     value: Parsed
 
 
+class WrittenSidecar:
+    """A sidecar on its way to `path`; knows its bytes' digest once they were made."""
+
+    def __init__(self, path: str, sidecar: Sidecar) -> None:
+        self.path = path
+        self.encoded: tuple[bytes, Sidecar] | None = None
+        self._sidecar = sidecar
+
+    def encode(self, seq: int) -> bytes:
+        """The bytes, as entry `seq` writes them."""
+        value = replace(self._sidecar, seq=seq)
+        raw = value.encode(seq)
+        self.encoded = hashlib.sha256(raw).digest(), value
+        return raw
+
+
 class Documents:
     """Reads and remembers. Safe on several threads."""
 
@@ -56,6 +72,12 @@ class Documents:
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Raises `Absent`, or `DamagedError` where the bytes are not what the log says."""
         return self._load(path, parse_sidecar, _sidecar_seq)
+
+    def wrote(self, sidecar: WrittenSidecar) -> None:
+        """It was published: who reads the file, and finds these very bytes, need not parse them."""
+        if sidecar.encoded is not None:
+            digest, value = sidecar.encoded
+            self._keep((sidecar.path, digest), value)
 
     def account(self, user: str) -> Document[Account] | None:
         """The account of `user`, None where no such user was ever invited. Raises as `sidecar`."""
@@ -94,11 +116,14 @@ class Documents:
                 return Document(path, key[1], cast(_Any, self._cache[key]))
         value = parse(path, raw)
         self._verify(path, key[1], seq_of(value))
+        self._keep(key, value)
+        return Document(path, key[1], value)
+
+    def _keep(self, key: tuple[str, bytes], value: object) -> None:
         with self._lock:
             self._cache[key] = value
             while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
-        return Document(path, key[1], value)
 
     def _verify(self, path: str, digest: bytes, seq: int) -> None:
         try:

@@ -51,7 +51,7 @@ class Files:
         """A handle to read and overwrite a file that exists."""
         return os.open(path, os.O_RDWR | _BINARY)
 
-    def open_read(self, path: Path) -> int:
+    def open_read(self, path: Path | str) -> int:
         return os.open(path, os.O_RDONLY | _BINARY)
 
     def close(self, handle: int) -> None:

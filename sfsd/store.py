@@ -89,6 +89,7 @@ class DirectoryStore:
         self.files = files or Files()
         self.syncs = Syncs(self.files)
         self.users = root / "store" / "users"
+        self._users_text = str(self.users)
         self.staging = root / "staging"
         self._digests: OrderedDict[str, bytes | None] = OrderedDict()
         self._published = 0
@@ -116,32 +117,40 @@ class DirectoryStore:
 
     def read(self, path: str) -> bytes:
         """The whole file. Raises `Absent`, `PathError`, StoreRefusedError."""
-        blob = self.open_blob(path)
-        try:
-            data = blob.read_range(0, blob.size)
-            while len(data) < blob.size and (more := blob.read_range(len(data), blob.size)):
-                data += more
-            return data
-        finally:
-            blob.close()
+        return self._read(path, 0, None)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`. Raises as `read`."""
-        blob = self.open_blob(path)
-        try:
-            return blob.read_range(offset, length)
-        finally:
-            blob.close()
+        return self._read(path, offset, length)
 
-    def open_blob(self, path: str) -> Blob:
-        """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
+    def _read(self, path: str, offset: int, length: int | None) -> bytes:
+        handle = self._open(path)
+        try:
+            if length is not None:
+                return self.files.read_at(handle, length, offset)
+            size = self.files.size(handle)
+            data = self.files.read_at(handle, size, 0)
+            while len(data) < size and (more := self.files.read_at(handle, size, len(data))):
+                data += more
+            return data
+        except OSError as exc:
+            raise refused(exc, "reading a file") from exc
+        finally:
+            self.files.close(handle)
+
+    def _open(self, path: str) -> int:
         check_path(path)
         try:
-            return Blob(self.files, self.files.open_read(self.users / path))
+            # A text, not a Path: putting one together would cost as much as opening the file.
+            return self.files.open_read(f"{self._users_text}/{path}")
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise Absent(path) from exc
         except OSError as exc:
             raise refused(exc, "opening a file") from exc
+
+    def open_blob(self, path: str) -> Blob:
+        """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
+        return Blob(self.files, self._open(path))
 
     def hash_of(self, path: str) -> bytes | None:
         """The digest of the file (`sfsd.changes`), None if there is none; cached.
@@ -162,7 +171,7 @@ class DirectoryStore:
 
     def digest_in_place(self, path: str) -> bytes | None:
         """As `hash_of`, from the bytes that stand there now."""
-        if not os.path.exists(self.users / path):
+        if not os.path.exists(f"{self._users_text}/{path}"):
             return None  # the common case for a path that must be new, without an exception's cost
         try:
             if not is_ciphertext(path):

@@ -26,7 +26,7 @@ from protocol.messages.uploads import (
 from protocol.records import PUT, REENCRYPT, FileRecord
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Adopt, Change, Effect, Remove, Write
-from sfsd.documents import Document
+from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused
 from sfsd.index import holding_of
 from sfsd.layout import INLINE_LEAVES, Sidecar, inbox_path
@@ -260,7 +260,8 @@ def _put(
         content_record=record,
         head_record=record,
     )
-    effects = [ciphertext, Write(paths.sidecar, sidecar.encode)]
+    written = WrittenSidecar(paths.sidecar, sidecar)
+    effects = [ciphertext, Write(paths.sidecar, written.encode)]
     if not inline:
         effects.append(Write(paths.leaves, content.leaves))
     added = () if head.document else tuple(reader[0] for reader in record.readers)
@@ -268,6 +269,7 @@ def _put(
 
     def then(seq: int) -> None:
         files.saw(replace(sidecar, seq=seq), version)
+        world.documents.wrote(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         files.ledger.mark(record.file_id, living=True)

@@ -37,8 +37,8 @@ class Slow(Files):
         self.blob = ""
         self.first: Callable[[], object] = bool
 
-    def open_read(self, path: Path) -> int:
-        if path.name == self.blob:
+    def open_read(self, path: Path | str) -> int:
+        if Path(path).name == self.blob:
             self.blob = ""
             self.first()
         return super().open_read(path)
