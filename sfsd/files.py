@@ -21,6 +21,8 @@ from pathlib import Path
 
 if sys.platform == "darwin":
     import fcntl
+elif sys.platform == "linux":
+    from sfsd import filesystem
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -120,6 +122,18 @@ class Files:
                 self.sync(handle)
             finally:
                 os.close(handle)
+
+    def sync_all(self, folder: int) -> bool:
+        """All of the file system that holds the open `folder` is on the disk when this is True.
+
+        False where that cannot be had, or its failures not be told: then nothing was done. An error
+        is raised once for each handle that was opened before it happened, whichever program's
+        bytes were lost.
+        """
+        if sys.platform == "linux":
+            return filesystem.sync(folder)
+        else:
+            return False
 
     def replace(self, source: Path, target: Path) -> None:
         """Give `source` the name `target`, whether or not that exists, in one step."""

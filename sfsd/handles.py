@@ -54,6 +54,15 @@ class Syncs:
         except OSError as exc:
             self.fail("syncing a file", exc)
 
+    def all(self, folder: int) -> bool:
+        """Everything on the disk of the open `folder` is durable, where this returns True; False
+        where each file must be synced by itself. Raises `StoreFailedError`."""
+        self.check()
+        try:
+            return self._files.sync_all(folder)
+        except OSError as exc:
+            self.fail("syncing the file system", exc)
+
     def folder(self, path: Path) -> None:
         """The folder's names are on the disk when this returns. Raises `StoreFailedError`."""
         self.check()

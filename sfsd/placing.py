@@ -8,8 +8,11 @@ say so; what it says may be believed after any failure.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from sfsd.files import Files
 from sfsd.groups import Step
 from sfsd.handles import Syncs
 
+MANY = 16
+"""Files from which on one sync of the file system costs less than one of each."""
 _APPLIED = re.compile(rb"[0-9]{1,16}\n")
 
 
@@ -32,6 +37,11 @@ class Placing:
         self._staging = staging
         self._lock = threading.Lock()
         self._grown: set[str] = set()  # folders that got a folder since the last sync
+        self._top: int | None = None
+        if sys.platform == "linux":
+            # Open from the beginning: what could not be written is told to who was there before.
+            self._top = os.open(users, os.O_RDONLY | os.O_DIRECTORY)
+            weakref.finalize(self, os.close, self._top)
         self.applied = self._read_applied()
         """Every entry up to this seq is durable in place; -1 for none."""
 
@@ -69,14 +79,16 @@ class Placing:
         `ancestors` for what an earlier process did: which folders it made is not known.
         """
         latest = {step.path: step for step in steps}
+        with self._lock:
+            folders, self._grown = self._grown, set()
+        if len(latest) >= MANY and self._top is not None and self._syncs.all(self._top):
+            return
         targets = [self._users / step.path for step in latest.values() if step.digest is not None]
         for target in targets:
             # All on their way to the disk first: the syncs then find little to wait for.
             self._with_file(target, lambda handle: self._files.start_writing_back(handle, 0, 0))
         for target in targets:
             self._with_file(target, self._syncs.file)
-        with self._lock:
-            folders, self._grown = self._grown, set()
         for folder in {path.rpartition("/")[0] for path in latest}:
             folders.update(_up_from(folder) if ancestors else [folder])
         for folder in sorted(folders, reverse=True):

@@ -83,6 +83,9 @@ class FaultyFiles(Files):
         self._take("sync", self._names.get(handle, "folder"))
         super().sync(handle)
 
+    def sync_all(self, folder: int) -> bool:
+        return False
+
     def sync_data(self, handle: int) -> None:
         self._take("sync_data", self._names[handle])
         super().sync_data(handle)
