@@ -84,7 +84,7 @@ soak: $(STAMP)
 	SFS_SOAK=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_soak.py
 
 rotation-sweep: $(STAMP)
-	SFS_ROTATION=full $(BIN)/python -m pytest -q tests/e2e/test_rotation_sweep.py
+	SFS_ROTATION=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_rotation_sweep.py tests/e2e/test_recovery.py -k "sweep or killed"
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
