@@ -43,6 +43,10 @@ class Steps:
         self._wanted = ""
         self._taken: Counter[str] = Counter()
 
+    def begin(self) -> None:
+        """What POINT.next holds is the point from now on: who has no session yet is not cut."""
+        self._point.with_suffix(".next").replace(self._point)
+
     def take(self, kind: str) -> None:
         try:
             wanted = self._point.read_text()
@@ -99,6 +103,7 @@ def rotate(steps: Steps, home: str, compromised: bool) -> None:
         return done
 
     with sfsc.connect(home, auto_rotate=False) as store:
+        steps.begin()
         setattr(Path, "replace", replacing)  # noqa: B010
         steps.around(Transport, "submit", "send", "sent")
         steps.around(Transport, "result", None, "received")

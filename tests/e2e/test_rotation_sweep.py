@@ -99,7 +99,7 @@ class Swept:
 
     def count(self, *, compromised: bool) -> Counter[str]:
         """How often each step is come to in a whole rotation."""
-        self.point.write_text("count")
+        self.point.with_suffix(".next").write_text("count")
         done, stderr = self._start(compromised=compromised).communicate(timeout=SECONDS)
         assert done == b"done\n", stderr.decode()
         self.point.unlink()
@@ -108,9 +108,7 @@ class Swept:
     def kill(self, kind: str, number: int, *, compromised: bool, both: bool) -> None:
         """Rotate up to a step, where its process is killed. Where that is the daemon's, the client
         is killed with it (`both`), or must live through that and finish."""
-        aside = self.point.with_suffix(".next")
-        aside.write_text(f"{kind} {number}")
-        aside.replace(self.point)
+        self.point.with_suffix(".next").write_text(f"{kind} {number}")
         process = self._start(compromised=compromised)
         if kind in DAEMON:
             assert self.daemon.wait(SECONDS) == -signal.SIGKILL
