@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from protocol.errors import MessageError
 
 OPERATOR = "operator"
 SERVER = "server"
+_KNOWN = 1024
+"""User names that are not looked at again: every record and message has some."""
 MAX_FILE_NAME = 1024
 """Bytes of UTF-8 in the longest file name."""
 
 _USER = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _FILE_ID = re.compile(r"[0-9a-f]{32}")
+_FORBIDDEN = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""A backslash, and all of the Unicode categories Cc, Zl and Zp."""
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
 }
@@ -35,6 +40,7 @@ def check_user_name(name: str) -> None:
         raise MessageError(f"the user name {name!r} is reserved")
 
 
+@lru_cache(_KNOWN)
 def check_principal(name: str) -> None:
     """As `check_user_name`, but `operator` and `server` may act too."""
     if not _USER.fullmatch(name) or is_device_name(name):
@@ -61,7 +67,7 @@ def check_file_name(name: str) -> None:
         raise MessageError(f"a file name of {size} bytes; 1 to {MAX_FILE_NAME} are allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise MessageError("a file name has an empty, '.' or '..' part, or is absolute")
-    if "\\" in name or any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
+    if _FORBIDDEN.search(name):
         raise MessageError("a file name holds a control character or a backslash")
     if not unicodedata.is_normalized("NFC", name):
         raise MessageError("a file name is not in Unicode form NFC")

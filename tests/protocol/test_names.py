@@ -172,3 +172,16 @@ def test_any_text_is_a_file_name_or_a_message_error(name: str) -> None:
 )
 def test_device_names(part: str, expected: bool) -> None:
     assert is_device_name(part) is expected
+
+
+def test_every_control_character_of_unicode_and_no_other_is_refused_in_a_file_name() -> None:
+    def refused(char: str) -> bool:
+        try:
+            check_file_name(f"a{char}")
+        except MessageError as exc:
+            return "control character" in str(exc)
+        return False
+
+    characters = [chr(code) for code in range(0x3000) if chr(code) != "/"]
+    controls = {char for char in characters if unicodedata.category(char) in ("Cc", "Zl", "Zp")}
+    assert {char for char in characters if refused(char)} == controls | {"\\"}
