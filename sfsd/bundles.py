@@ -101,7 +101,10 @@ def _in_force(world: World, chain: Chain, n: int) -> float:
     return end - _logged(world, chain, n)
 
 
+def logged(world: World, seq: int) -> float:
+    """When entry `seq` was logged, by this server's clock and not by who signed it."""
+    return datetime.fromisoformat(world.journal.entry(seq).time).timestamp()
+
+
 def _logged(world: World, chain: Chain, n: int) -> float:
-    """When statement `n` was logged, by this server's clock and not by who signed it."""
-    entry = world.journal.entry(chain.links[n - 1].seq)
-    return datetime.fromisoformat(entry.time).timestamp()
+    return logged(world, chain.links[n - 1].seq)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol import merkle
-from protocol.chain import DEVICE, FINISH, RECOVERY_KEY, RENEWING
+from protocol.chain import DEVICE, FINISH, RECOVERY, RECOVERY_KEY, RENEWING
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import Done, Reply
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
@@ -36,6 +36,7 @@ from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
 from sfsd.changes import Change, Effect, Write
+from sfsd.config import DAY
 from sfsd.documents import Document
 from sfsd.errors import Refused
 from sfsd.index import OwnerFiles
@@ -62,8 +63,11 @@ from sfsd.world import (
 
 PAGE_BYTES: Final = 960 * 1024
 _OVERHEAD: Final = 1024
-KEPT_SIGNATURES: Final = 16
+KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
+MAX_ROTATIONS: Final = 40
+"""Generations begun in the time for which earlier bundles are kept. Fewer than signatures: a thief
+who rotates on and on does not push out the owner's last endorsement before it can be recovered."""
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
 _Undone = tuple[frozenset[int], frozenset[bytes]]
@@ -144,6 +148,9 @@ def _continue(
         now=world.now,
     )
 
+    if statement.reason in RENEWING - {RECOVERY}:
+        _check_not_too_often(world, user)
+
     def chain(seq: int) -> bytes:
         added = StoredStatement(message.statement, message.signatures, seq, statement)
         return encode_statements((*links, added))
@@ -168,6 +175,18 @@ def _continue(
         effects.append(Write(account_path(user.name), released.encode))
     change = Change(entry, user.expect, tuple(effects))
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+
+
+def _check_not_too_often(world: World, user: User) -> None:
+    since = world.now - bundles.KEPT_DAYS * DAY
+    begun = 0
+    for link in reversed(user.chain.links):
+        if link.statement.reason == RECOVERY or bundles.logged(world, link.seq) < since:
+            break
+        begun += link.statement.reason in RENEWING
+    if begun >= MAX_ROTATIONS:
+        days = bundles.KEPT_DAYS
+        raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
 
 
 @operation(GetBundle, access=OWN_KEYS)

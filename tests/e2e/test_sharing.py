@@ -38,24 +38,32 @@ from sfsc.identity import SETTINGS
 from sfsc.primitives import metadata_key, seal
 from sfsc.segments import HEADER_SIZE
 from sfsc.transport import Ticket, Transport
+from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    served = Daemon(tmp_path_factory.mktemp("sharing") / "root")
-    served.init()
-    with served:
+    with new_root(tmp_path_factory.mktemp("sharing") / "root") as served:
         yield served
 
 
 def people(daemon: Daemon, folder: Path, *names: str) -> list[Client]:
     """Users that no other test has."""
-    return [daemon.client(name, folder / name, "--no-passphrase") for name in names]
+    return [enrolled(daemon, name, folder / name) for name in names]
 
 
 def connect(client: Client) -> sfsc.Store:
     return sfsc.connect(client.home)
+
+
+def another_machine(client: Client, folder: Path) -> Client:
+    """The same account elsewhere, with nothing remembered."""
+    backup, home = folder / "backup", folder / "second"
+    with connect(client) as store:
+        store.backup(backup, no_passphrase=True)
+    sfsc.restore(backup, home=home, no_passphrase=True)
+    return Client(home)
 
 
 def blob_of(daemon: Daemon, client: Client, name: str, version: int | None = None) -> bytes:
@@ -66,13 +74,12 @@ def blob_of(daemon: Daemon, client: Client, name: str, version: int | None = Non
 
 def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     alice, bob = people(daemon, tmp_path, "alice", "bob")
-    plan = tmp_path / "plan.txt"
-    plan.write_text("the plan, first draft")
-    alice.run("put", plan, "--name", "docs/plan.txt")
+    with connect(alice) as store:
+        put(store, "docs/plan.txt", b"the plan, first draft")
 
     # Nobody is trusted because the server names him.
     refused = alice.run("share", "docs/plan.txt", "bob", code=4)
-    shown = json.loads(bob.run("--json", "key", "show").text)["fingerprint"]
+    shown = sfsc.whoami(bob.home).fingerprint.hex()
     assert shown in refused.stderr
     alice.run("key", "verify", "bob", "00" * 32, code=5)
     alice.run("key", "verify", "bob", shown)
@@ -83,23 +90,24 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     assert (listed["owner"], listed["name"]) == ("alice", "docs/plan.txt")
     assert listed["verified"] is False
     bob.run("cat", "alice:docs/plan.txt", code=4)
-    own = json.loads(alice.run("--json", "whoami").text)["fingerprint"]
+    own = sfsc.whoami(alice.home).fingerprint.hex()
     bob.run("key", "verify", "alice", own)
     assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, first draft"
 
     # Bob rotates: his wrap goes with him. Alice writes anew, and rotates: Bob does not notice.
-    bob.run("rotate")
-    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, first draft"
-    plan.write_text("the plan, second draft")
-    alice.run("put", plan, "--name", "docs/plan.txt")
-    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, second draft"
-    alice.run("rotate")
-    assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, second draft"
+    with connect(bob) as reader:
+        reader.rotate()
+        assert fetched(reader, "alice", "docs/plan.txt") == b"the plan, first draft"
+    with connect(alice) as store, connect(bob) as reader:
+        put(store, "docs/plan.txt", b"the plan, second draft")
+        assert fetched(reader, "alice", "docs/plan.txt") == b"the plan, second draft"
+        store.rotate()
+        assert fetched(reader, "alice", "docs/plan.txt") == b"the plan, second draft"
+        for one in (store, reader):
+            one.verify_rotation()
+            one.audit_verify()
     assert bob.run("ls", "--shared").text == "alice:docs/plan.txt\n"
     assert "with bob" in alice.run("stat", "docs/plan.txt").text
-    for one in (alice, bob):
-        one.run("verify-rotation")
-        one.run("audit", "verify")
 
     # What Bob could have kept: the key of what he has read.
     saved = saved_key(bob, "alice", "docs/plan.txt")
@@ -107,13 +115,16 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     alice.run("unshare", "docs/plan.txt", "bob", "--reencrypt")
     bob.run("cat", "alice:docs/plan.txt", code=3)
     bob.run("get", "alice:docs/plan.txt", "--id", listed["file_id"], code=3)
-    assert bob.run("inbox").text == ""
     with pytest.raises(Tampered):
         opens(saved, blob_of(daemon, alice, "docs/plan.txt"))
-    assert alice.run("cat", "docs/plan.txt").text == "the plan, second draft"
-    alice.run("unshare", "docs/plan.txt", "bob", code=3)
-    for one in (alice, bob):
-        one.run("audit", "verify")
+    with connect(alice) as store, connect(bob) as reader:
+        with store.open("docs/plan.txt") as file:
+            assert file.read() == b"the plan, second draft"
+        with pytest.raises(NotFound):
+            store.unshare("docs/plan.txt", "bob")
+        assert reader.inbox() == []
+        for one in (store, reader):
+            one.audit_verify()
 
 
 def saved_key(reader: Client, owner: str, name: str) -> ContentKey:
@@ -152,10 +163,7 @@ def test_a_shared_folder_is_followed_on_every_machine(daemon: Daemon, tmp_path: 
         store.rm("team/a")
         put(store, "team/a", b"again")
     fay.run("share", "-r", "team", "gil", "--trust-first-use")
-    backup = tmp_path / "backup"
-    fay.run("key", "backup", backup, "--no-passphrase")
-    second = Client(tmp_path / "second")
-    second.run("key", "restore", backup, "--no-passphrase")
+    second = another_machine(fay, tmp_path)
     with connect(second) as store:
         put(store, "team/b", b"b")
         put(store, "teammate", b"not inside")
@@ -366,8 +374,9 @@ def test_on_a_terminal_the_fingerprint_is_asked_about(daemon: Daemon, tmp_path: 
     known = json.loads(pia.run("--json", "key", "verify", "ray").text)
     assert (known["fingerprint"], known["verified"]) == (shown, True)
     # Once said yes to, nobody is asked again.
-    pia.run("unshare", "f", "ray")
-    pia.run("share", "f", "ray")
+    with connect(pia) as store:
+        store.unshare("f", "ray")
+        store.share("f", "ray")
 
 
 def on_a_terminal(client: Client, typed: str, *arguments: str) -> tuple[int, str]:
@@ -558,13 +567,10 @@ def test_an_unshare_that_is_hidden_from_another_machine(
     daemon: Daemon, trio: Trio, tmp_path: Path
 ) -> None:
     """The second machine never saw the file; the log of its account shows what is kept from it."""
-    backup = tmp_path / "backup"
-    second = Client(tmp_path / "second")
     with connect(trio.ada) as store:
         put(store, "hidden", b"hidden")
         store.share("hidden", "ben")
-        store.backup(backup, no_passphrase=True)
-    second.run("key", "restore", backup, "--no-passphrase")
+    second = another_machine(trio.ada, tmp_path)
     with connect(trio.ada) as store:
         old = captured(trio.ada, Stated, lambda _store: store.stat("hidden"))
         store.unshare("hidden", "ben")
@@ -594,10 +600,8 @@ def test_an_older_list_of_shared_folders_is_refused(
 ) -> None:
     with connect(trio.cyd) as store:
         list(store.share_tree("folder", "ben", trust_first_use=True))
-        store.backup(tmp_path / "backup", no_passphrase=True)
         settings = store._session.account.file_id(SETTINGS)
-    second = Client(tmp_path / "second")
-    second.run("key", "restore", tmp_path / "backup", "--no-passphrase")
+    second = another_machine(trio.cyd, tmp_path)
     old = captured(trio.cyd, Stated, lambda store: store.shared_folders())
     assert isinstance(old, Stated)
     assert file_id_of(old.view) == settings

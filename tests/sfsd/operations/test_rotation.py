@@ -41,6 +41,7 @@ from protocol.records import (
 )
 from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY
+from sfsd.operations import rotation
 from sfsd.operations.rotation import KEPT_SIGNATURES
 from sfsd.service import Access
 from tests.sfsd.builders import (
@@ -193,7 +194,9 @@ def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
 
 def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ada: Person) -> None:
     ada.put(file_id(0), b"content")
-    for _ in range(70):
+    for _ in range(KEPT_SIGNATURES + 4):
+        served.clock.now += DAY
+        ada.who = ada.log_in()
         begun(ada)
         reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in wraps(ada))))
         assert isinstance(reply, Rewrapped)
@@ -202,7 +205,21 @@ def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ad
         ada.first = Statement.parse(ending.statement)
     (item,) = wraps(ada, everything=True)
     generations = [one.generation for one in item.content.signatures]
-    assert generations == [1, *range(71 - KEPT_SIGNATURES + 2, 72)]
+    newest = KEPT_SIGNATURES + 5
+    assert generations == [1, *range(newest - KEPT_SIGNATURES + 2, newest + 1)]
+
+
+def test_nobody_rotates_on_and_on(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thief would push out what the owner has endorsed, and his bundles."""
+    monkeypatch.setattr(rotation, "MAX_ROTATIONS", 3)
+    for _ in range(3):
+        served.clock.now += DAY
+        begun(ada)
+    refused(ada.ask(renewed(ada)), "denied")
+    served.clock.now += 29 * DAY  # the first of them is past
+    begun(ada)
 
 
 # --- rotation
