@@ -64,7 +64,7 @@ class Reencryption:
 
             return self._commit(blob, key, sealed, root, small)
         size = ciphertext_size(blob.metadata.size)
-        begun = session.call(PutOpen(session.account.user, file_id, size), UploadState)
+        begun = session.call(PutOpen(session.account.user, file_id, size, version), UploadState)
         with Sending(session, begun.upload) as stream:
             for piece in key.encryptor().pieces(source, stream.allocate):
                 stream.send(piece)

@@ -23,22 +23,34 @@ from sfsd.staging import Staged
 LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""
 PER_USER: Final = 64
+REPLACING: Final = 2
+"""Uploads of one user that encrypt a version anew: two machines may be at it."""
 WINDOW: Final = 16 * 1024 * 1024
 """Bytes a client may have unanswered on one connection (Limits.window)."""
 _SETTLE: Final = 10.0
 
 
 class Upload:
-    """One upload: `staged` has the bytes, `reserved` of them are taken out of the quota."""
+    """One upload: `staged` has the bytes, `reserved` of them are taken out of the quota.
+
+    `replaces` is the version that it encrypts anew, 0 for a new one.
+    """
 
     def __init__(
-        self, upload_id: bytes, files: OwnerFiles, file_id: str, size: int, staged: Staged
+        self,
+        upload_id: bytes,
+        files: OwnerFiles,
+        file_id: str,
+        size: int,
+        staged: Staged,
+        replaces: int = 0,
     ) -> None:
         self.upload_id = upload_id
         self.files = files
         self.file_id = file_id
         self.size = size
         self.staged = staged
+        self.replaces = replaces
         self.last_bytes = 0.0
         self._reserved = 0
         self._end: int | None = size or None
@@ -50,6 +62,8 @@ class Upload:
 
     def reserve(self, size: int, quota: int) -> None:
         """Have `size` bytes reserved in all. Raises `Refused`."""
+        if self.replaces:
+            return  # it takes the place of a version that has just as many
         with self._condition:
             more = size - self._reserved
             if more > 0:
@@ -156,14 +170,22 @@ class Uploads:
         self._lock = threading.Lock()
         self._uploads: dict[bytes, Upload] = {}
 
-    def open(self, files: OwnerFiles, file_id: str, size: int, quota: int) -> Upload:
+    def open(
+        self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int = 0
+    ) -> Upload:
         """Begin one of `size` bytes, 0 where that is not known. Raises `Refused`, StoreError."""
         self.drop_idle()
         with self._lock:
-            if sum(one.files.owner == files.owner for one in self._uploads.values()) >= PER_USER:
-                raise Refused("busy", f"{PER_USER} uploads are open; commit or abort one")
+            own = [one for one in self._uploads.values() if one.files.owner == files.owner]
+        if len(own) >= PER_USER:
+            raise Refused("busy", f"{PER_USER} uploads are open; commit or abort one")
+        # Such bytes are outside of every quota: of no more than so many versions at a time. Who
+        # died over one begins it again, and the one that waits for him no more is dropped.
+        replacing = [one for one in own if one.replaces and not one.committing]
+        if replaces and len(replacing) >= REPLACING:
+            self._drop(min(replacing, key=lambda one: one.last_bytes))
         upload_id = secrets.token_bytes(16)
-        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id))
+        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id), replaces)
         upload.last_bytes = self._clock()
         try:
             upload.reserve(size, quota)

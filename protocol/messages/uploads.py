@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.encoding import Buffer
-from protocol.fields import AtMost, Count, FileId, Signature, UserName
+from protocol.fields import AtMost, Between, Count, FileId, Signature, UserName
 from protocol.messages.base import (
     MAX_SMALL,
     PIECE,
@@ -52,13 +52,19 @@ class UploadState(Reply):
 @message(33)
 @dataclass(frozen=True, slots=True)
 class PutOpen(Request):
-    """Begin an upload to a file; `size` is the ciphertext's (0: not known) and counts as quota."""
+    """Begin an upload to a file; `size` is the ciphertext's (0: not known) and counts as quota.
+
+    With `version` it is to encrypt that version anew: `size` is what that has, nothing more counts
+    as quota, and nothing but such a record can be committed with it. Of three the one that had no
+    bytes for longest is dropped.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 
     owner: UserName
     file_id: FileId
     size: Count
+    version: Annotated[int, Between(0, 2**31)] = 0
 
 
 @message(35)

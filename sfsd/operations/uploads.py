@@ -68,8 +68,18 @@ def put_open(world: World, who: Principal, message: PutOpen) -> UploadState:
     _check_writable(world)
     ledger, quota = world.accounts.quota(who.user)
     del ledger  # loaded where there is a quota; the upload finds it through its owner's files
-    upload = world.uploads.open(world.index.of(who.user), message.file_id, message.size, quota)
+    files = world.index.of(who.user)
+    if message.version:
+        _check_replaces(Head.of(files, message.file_id), message)
+    upload = world.uploads.open(files, message.file_id, message.size, quota, message.version)
     return UploadState(upload.upload_id, 0)
+
+
+def _check_replaces(head: Head, message: PutOpen) -> None:
+    """Raise `Refused` unless there is such a version, of just this size."""
+    record = _kept_version(head, message.version).value.content_record
+    if record.ciphertext_size != message.size:
+        raise Refused("bad-request", f"that version has {record.ciphertext_size} bytes")
 
 
 @operation(Data, access=USER)
@@ -102,6 +112,8 @@ def put_commit(world: World, who: Principal, message: PutCommit) -> Reply | Comm
     upload = world.uploads.get(who.user, message.upload)
     if upload.file_id != record.file_id:
         raise Refused("bad-request", "the upload is for another file")
+    if upload.replaces and (record.op, record.version) != (REENCRYPT, upload.replaces):
+        raise Refused("bad-request", "the upload is to encrypt another version anew")
     upload.begin_commit()
     try:
         return _commit(world, who, message, record, head, upload)

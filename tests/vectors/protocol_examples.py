@@ -293,7 +293,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (2, session.Pong(NOW)),
     (2, session.Ping()),
     (3, uploads.PutSmall(*signed("put"), METADATA, (WRAP,), fill("ciphertext", 96))),
-    (4, uploads.PutOpen("alice", FILE_ID, 96)),
+    (4, uploads.PutOpen("alice", FILE_ID, 96, 0)),
     (4, uploads.UploadState(UPLOAD, 0)),
     (5, uploads.Data(UPLOAD, 0, fill("ciphertext", 96))),
     (6, uploads.PutResume(UPLOAD)),

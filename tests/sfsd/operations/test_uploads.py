@@ -391,6 +391,35 @@ def test_a_user_has_so_many_uploads_and_no_more(ada: Person) -> None:
     refused(ada.ask(PutOpen("ada", F, 0)), "busy")
 
 
+def test_what_is_encrypted_anew_is_outside_of_the_quota(served: Daemon) -> None:
+    bob = served.person("bob", quota=3 * PIECE)
+    old = bytes(2 * PIECE)
+    bob.took(made := bob.version(F, old))
+    done(bob.ask(made.commit(bob.upload(F, old))))
+    for wrong in (PutOpen("bob", F, PIECE, 1), PutOpen("bob", F, 0, 1)):
+        refused(bob.ask(wrong), "bad-request")
+    refused(bob.ask(PutOpen("bob", F, 2 * PIECE, 2)), "not-found")
+    state = bob.ask(PutOpen("bob", F, 2 * PIECE, 1))
+    assert isinstance(state, UploadState)
+    new = b"n" * (2 * PIECE)
+    for at in (0, PIECE):
+        assert isinstance(bob.ask(Data(state.upload, at, new[at : at + PIECE])), UploadState)
+    refused(bob.ask(Data(state.upload, 2 * PIECE, b"more")), "bad-request")
+    assert used(bob) == 2 * PIECE
+    # It cannot become anything that would count.
+    refused(bob.ask(bob.version(F, new).commit(state.upload)), "bad-request")
+    done(bob.ask(again(bob, 1, new).commit(state.upload)))
+    assert used(bob) == 2 * PIECE
+    # Two at a time: of a client that died over one, the next try drops what it left.
+    tries = []
+    for _ in range(3):
+        served.clock.now += 1
+        tries.append(bob.ask(PutOpen("bob", F, 2 * PIECE, 1)))
+    ids = [one.upload for one in tries if isinstance(one, UploadState)]
+    refused(bob.ask(PutResume(ids[0])), "upload-lost")
+    assert all(isinstance(bob.ask(PutResume(one)), UploadState) for one in ids[1:])
+
+
 def test_a_quota_is_the_owners_ciphertext_with_what_is_on_its_way(served: Daemon) -> None:
     bob = served.person("bob", quota=3 * PIECE)
     bob.put(F, bytes(200_000))
