@@ -218,6 +218,10 @@ class People:
                 f"a better one: `sfsc rotate --key-type {self._weakest}`",
             )
 
+    def at_least(self, algorithm: str) -> str:
+        """That kind of key, or the weakest that we allow."""
+        return max(algorithm, self._weakest, key=WRAP_ALGORITHMS.index)
+
     def recipients(self, head: FileRecord | None, readers: tuple[Reader, ...]) -> list[Recipient]:
         """Of a file's `readers` all whose grant and keys have not expired. `head` must not be older
         than what the log had at login: else a reader that another machine dropped would come back.

@@ -171,7 +171,8 @@ class Rotation:
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
-        self._people.check_strength("this account", key_type or head.wrap_alg)
+        if key_type is not None:
+            self._people.check_strength("this account", key_type)
         if drop is not None:
             _check_droppable(head, drop, self._keyring.device.device_id)
         begun = self._is_compromised()
@@ -181,7 +182,7 @@ class Rotation:
             self._choose(chosen, head.generation + begins, begun=begun)
         if begins:
             reason = COMPROMISED if compromised else ROTATE
-            self._begin(key_type or head.wrap_alg, drop, reason)
+            self._begin(key_type or self._people.at_least(head.wrap_alg), drop, reason)
         destroyed: list[str] = []
         if RECOVERY in self._reasons():
             Repair(self._session, self._people, self._keyring.statements).run(

@@ -94,6 +94,10 @@ class Store:
         self._state = open_state(folder(home), keyring)
         try:
             self._session = Session(keyring, self._state, timeouts, progress=progress)
+        except BaseException:
+            self._state.close()
+            raise
+        try:
             self._session.connect()
             self._devices = Devices(self._session, file)
             self._session.renewer = self._devices.catch_up
@@ -107,7 +111,7 @@ class Store:
             if auto_rotate if auto_rotate is not None else wants_rotation():
                 self._rotation.rotate_if_asked()
         except BaseException:
-            self._state.close()
+            self.close()
             raise
         self._uploads = Uploads(self._session)
         self._downloads = Downloads(self._session)

@@ -246,6 +246,18 @@ def test_a_large_file_is_wrapped_for_a_key_that_changed_meanwhile(
     jon.run("put", tmp_path / "jon" / "keyring", "--name", "small", code=0)
 
 
+def test_one_s_own_keys_are_no_weaker_than_one_allows(daemon: Daemon, tmp_path: Path) -> None:
+    sue = enrolled(daemon, "sue", tmp_path / "sue", "x25519")
+    with sfsc.connect(sue.home, min_wrap_alg="xwing") as store:
+        with pytest.raises(WeakRecipient):
+            store.rotate(key_type="rsa3072")
+        assert store.rotate().key_type == "xwing"
+        assert store.rotate().key_type == "xwing"
+    with pytest.raises(UsageError):
+        sfsc.connect(sue.home, min_wrap_alg="rot13")
+    sue.run("whoami")
+
+
 @contextlib.contextmanager
 def watched(sent: list[str]) -> Iterator[None]:
     submit = Transport.submit
