@@ -98,7 +98,8 @@ def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -
         detail=decided.detail,
         accounts=decided.accounts or admitted.accounts,
     )
-    expect = {**admitted.expect, **decided.expect}
+    # What the record was judged by counts: an op may have read that same sidecar again since.
+    expect = {**decided.expect, **admitted.expect}
     change = Change(entry, expect, (*decided.effects, *written, *notes), None, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))
 

@@ -359,7 +359,8 @@ def _reencrypt(
         sigs=admitted.sigs,
         accounts=admitted.accounts,
     )
-    expect = {**admitted.expect, target.path: target.digest}
+    # What the record was judged by counts: the target may be that same sidecar, read again since.
+    expect = {target.path: target.digest, **admitted.expect}
     change = Change(entry, expect, tuple(effects), None, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
 
