@@ -34,7 +34,7 @@ class Wanted:
 
     @classmethod
     def of(cls, session: Session, name: str, version: int) -> Wanted:
-        file_id = session.account.file_id(name)
+        file_id = session.file_id(name)
         return replace(cls.of_id(session, file_id, version), name=name)
 
     @classmethod
@@ -88,7 +88,13 @@ class Blob:
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
         """A file of our own, asked for and answered."""
-        return cls.ask(session, Wanted.of(session, name, version))
+        name_keys = session.account.name_keys
+        try:
+            return cls.ask(session, Wanted.of(session, name, version))
+        except NotFound:
+            if not session.has_other_ids(name_keys):
+                raise
+            return cls.open(session, name, version)
 
     @classmethod
     def ask(cls, session: Session, wanted: Wanted) -> Blob:

@@ -65,7 +65,7 @@ class Devices:
         waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
         notice = self._session.notice
         renewed = notice is not None and notice.state == "rotated"
-        ended = head.oldest == head.generation and len(self._keyring.generations) > 1
+        ended = head.oldest == head.generation and _has_old_keys(self._keyring)
         return waits or renewed or ended or not self._joined(head)
 
     def settle(self) -> None:
@@ -153,7 +153,7 @@ class Devices:
                 pending = None  # it was accepted, and the answer lost
             self._file.save(dataclasses.replace(keyring, statements=chain, pending=pending))
             session.use(self._keyring)
-        if head.oldest == head.generation and len(self._keyring.generations) > 1:
+        if head.oldest == head.generation and _has_old_keys(self._keyring):
             self.drop_old_keys()
         return head
 
@@ -177,8 +177,7 @@ class Devices:
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
-            generations = (*keyring.generations, pending.keys)
-            renewed = dataclasses.replace(keyring, generations=generations)
+            renewed = _with_begun(keyring, pending, pending.keys)
         else:
             chain, bundle = self._newest_bundle(chain)
             renewed = dataclasses.replace(
@@ -204,17 +203,22 @@ class Devices:
         return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
 
     def drop_old_keys(self) -> None:
-        """Destroy the private keys of older generations, once the account's bundle was read back
-        and opens without them, with this machine's own key."""
+        """Destroy the private keys of older generations, and older name keys, once the account's
+        bundle was read back and opens without them, with this machine's own key."""
         keyring = self._keyring
-        if len(keyring.generations) == 1:
+        if not _has_old_keys(keyring):
             return
         chain, bundle = self._newest_bundle(keyring.statements)
         if Statement.parse(chain[-1]).generation != keyring.generations[-1].generation:
             return  # rotated meanwhile by another machine: they go when that is followed
         if bundle.generations != keyring.generations[-1:]:
             raise BadRecord("the account's bundle does not hold the present keys alone")
-        self._file.save(dataclasses.replace(keyring, generations=bundle.generations))
+        if bundle.name_keys != keyring.name_keys[-1:]:
+            raise BadRecord("the account's bundle does not hold the present name key alone")
+        renewed = dataclasses.replace(
+            keyring, generations=bundle.generations, name_keys=bundle.name_keys
+        )
+        self._file.save(renewed)
         self._session.use(self._keyring)
 
     def prove(self, receipt: Receipt, op: str, pending: Pending) -> None:
@@ -239,13 +243,10 @@ class Devices:
         """What was kept as pending is the newest statement; where it began a generation, the
         session goes on with it."""
         keyring = self._keyring
-        generations = keyring.generations
         if pending.keys is not None:
-            generations = (*generations, pending.keys)
+            keyring = _with_begun(keyring, pending, pending.keys)
         statements = (*keyring.statements, pending.statement)
-        accepted = dataclasses.replace(
-            keyring, statements=statements, generations=generations, pending=None
-        )
+        accepted = dataclasses.replace(keyring, statements=statements, pending=None)
         try:
             self._file.save(accepted)
         except ConflictError:
@@ -323,6 +324,19 @@ class Devices:
         self.prove(answered(reply, Done).receipt, "statement", pending)
         self.accept(pending)
         return True
+
+
+def _has_old_keys(keyring: Keyring) -> bool:
+    return len(keyring.generations) > 1 or len(keyring.name_keys) > 1
+
+
+def _with_begun(keyring: Keyring, pending: Pending, keys: GenerationKeys) -> Keyring:
+    """With the generation that `pending` began, and the name keys that its bundle, our own, has."""
+    own = [PrivateKey(keys.wrap_alg, keys.wrap_private)]
+    bundle = open_bundle(pending.bundle, Statement.parse(pending.statement), own)
+    return dataclasses.replace(
+        keyring, generations=(*keyring.generations, keys), name_keys=bundle.name_keys
+    )
 
 
 def _pins(

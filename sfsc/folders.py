@@ -141,7 +141,7 @@ class Folders:
         self._read_at = self._ticks()
         session = self._session
         try:
-            file = session.newest(session.account.file_id(SETTINGS))
+            file = session.newest(session.file_id(SETTINGS))
         except NotFound:
             return
         if file.head_body == self._head:

@@ -6,7 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, ClassVar, Final
@@ -276,8 +276,13 @@ class Account(Owner):
         return next(reversed(self.private_keys.values())).public
 
     def file_id(self, name: str) -> str:
-        """What the server knows the file `name` as; the name was checked, or is `SETTINGS`."""
+        """What the server knows the file `name` as; the name was checked, or is `SETTINGS`. While a
+        rotation moves files to new ids, `Session.file_id` says whether it is there already."""
         return file_id(self.name_keys[-1], name)
+
+    def file_ids(self, name: str) -> tuple[str, ...]:
+        """The ids of `name`, by each name key, the one in use last."""
+        return tuple(file_id(key, name) for key in self.name_keys)
 
     @cached_property
     def settings_ids(self) -> frozenset[str]:
@@ -322,6 +327,12 @@ class Account(Owner):
     def is_lost(self, wraps: Sequence[Wrap]) -> bool:
         """Whether our wrap among these was made anew by somebody else, for himself."""
         return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
+
+
+def has_moved(head: FileRecord, version: int, to: Collection[str]) -> bool:
+    """Whether a file whose last record is `head`, and newest version `version`, is one that a new
+    name key has emptied: it leads to one of the ids `to`, or nothing of it is left."""
+    return head.current == 0 and (head.to in to or version in (head.purged or ()))
 
 
 def owner_of(chain: Sequence[bytes]) -> Owner:

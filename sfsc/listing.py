@@ -17,7 +17,7 @@ from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChang
 from protocol.records import FileRecord
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound, ProtocolFailure
-from sfsc.identity import Entry, File
+from sfsc.identity import Entry, File, has_moved
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -49,8 +49,21 @@ class Files:
             for file_id, packed in self._session.state.entries()
             if not self._session.account.is_settings(file_id)
             and (entry := _unpack(file_id, packed)).name.startswith(prefix)
+            and not self._is_arriving(entry)
         ]
         return iter(sorted(found, key=lambda entry: entry.name))
+
+    def _is_arriving(self, entry: Entry) -> bool:
+        """Whether a rotation is moving the file to this id, and it still counts under an old one,
+        where it may be trash (`Session.file_id`)."""
+        ids = self._session.account.file_ids(entry.name)
+        for place, older in enumerate(ids[: ids.index(entry.file_id)], 1):
+            known = self._session.state.file(older)
+            if known is not None:
+                head = FileRecord.parse(known.record)
+                if not has_moved(head, known.version, ids[place:]):
+                    return True
+        return False
 
     def stat(self, name: str) -> Entry:
         """The current version of `name`, as the server has it now. Raises `NotFound`."""

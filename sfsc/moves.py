@@ -36,7 +36,8 @@ class Moves:
         if name == to:
             raise UsageError("the two names are one")
         session = self._session
-        file, target = find_living(session, name), self._target(to)
+        file, file_id = find_living(session, name), session.file_id(to)
+        target = self._target(file_id)
         for _ in range(MAX_CONFLICTS):
             if file.deleted:
                 raise NotFound(f"{name} was deleted meanwhile")
@@ -44,7 +45,7 @@ class Moves:
                 raise ConflictError(
                     f"there is a file {to} already", "delete it first, or take another name"
                 )
-            move = _Move.build(session, file, target, to)
+            move = _Move.build(session, file, target, file_id, to)
             connection = session.connections
             reply = session.ask(move.request)
             if not isinstance(reply, Error):
@@ -54,6 +55,8 @@ class Moves:
                 return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
                 session.renew(reply)
+                file, file_id = find_living(session, name), session.file_id(to)
+                target = self._target(file_id)
                 continue
             if session.connections != connection and landed(session, move.record, move.body):
                 return self._moved(move, file)
@@ -65,9 +68,35 @@ class Moves:
                 target = session.learn(reply.head, move.record.file_id, known)
         raise ConflictError("others keep changing the files", "run the command again")
 
-    def _target(self, name: str) -> File | None:
+    def to_id(self, file: File, target: File | None, file_id: str) -> tuple[File, File]:
+        """Give the living `file` another id and leave its name; `target` is what is there, deleted.
+        Both as they are then.
+
+        Raises `ConflictError` where either is another by now.
+        """
+        session = self._session
+        move = _Move.build(session, file, target, file_id)
+        connection = session.connections
+        reply = session.ask(move.request)
+        if not isinstance(reply, Error):
+            receipt = answered(reply, Done).receipt
+            session.proven(receipt, move.record, move.body, move.signature, move.buried)
+            session.join()
+        elif reply.code != "conflict":
+            session.renew(reply)
+            raise ConflictError("the keys were rotated meanwhile", "run the command again")
+        elif session.connections == connection or not landed(session, move.record, move.body):
+            raise ConflictError("the file was changed meanwhile", "run the command again")
+        self._moved(move, file)
+        arrived = move.request.changes[0]
+        return (
+            dataclasses.replace(file, head=move.left, head_body=move.buried[0]),
+            File(move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps),
+        )
+
+    def _target(self, file_id: str) -> File | None:
         try:
-            return self._session.newest(self._session.account.file_id(name))
+            return self._session.newest(file_id)
         except NotFound:
             return None
 
@@ -93,11 +122,19 @@ class _Move:
     request: Record
 
     @classmethod
-    def build(cls, session: Session, file: File, target: File | None, to: str) -> _Move:
+    def build(
+        cls,
+        session: Session,
+        file: File,
+        target: File | None,
+        file_id: str,
+        name: str | None = None,
+    ) -> _Move:
+        """To `file_id`, under another `name` where one is given."""
         key, metadata = session.account.open(file)
-        renamed = dataclasses.replace(metadata, name=to)
+        renamed = metadata if name is None else dataclasses.replace(metadata, name=name)
         sealed = key.seal_metadata(renamed)
-        record = _moved_record(session, file, target, key, sealed, to)
+        record = _moved_record(session, file, target, key, sealed, file_id)
         body = record.encode()
         left = tombstone(session, file.head, file.head_body, record.file_id)
         buried = left.encode()
@@ -113,12 +150,12 @@ class _Move:
 
 
 def _moved_record(
-    session: Session, file: File, target: File | None, key: ContentKey, sealed: bytes, to: str
+    session: Session, file: File, target: File | None, key: ContentKey, sealed: bytes, file_id: str
 ) -> FileRecord:
     return content_record(
         session.author,
         key,
-        file_id=session.account.file_id(to),
+        file_id=file_id,
         head=None if target is None else target.head_body,
         version=1 if target is None else target.version + 1,
         ciphertext_size=file.content.ciphertext_size or 0,

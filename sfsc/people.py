@@ -239,6 +239,11 @@ class People:
             found.append(self.recipient(person))
         return found
 
+    def follow(self) -> None:
+        """Learn what the log had of our files at login: ahead of reading what `check_newest` is to
+        judge, else it may have changed in between. Costs nothing the second time."""
+        self._own_log.follow()
+
     def check_newest(self, head: FileRecord) -> None:
         """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
         self._own_log.follow()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 from protocol import merkle
 from protocol.messages import Done, Error, Request
@@ -29,6 +31,68 @@ from sfsc.state import KnownFile
 
 MAX_BEGINNINGS = 3
 """How often a large version is begun where the server loses what it had."""
+_Done = TypeVar("_Done")
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """The content of a version under a fresh key, but for its record; `build` makes the request
+    that stores it, of (record, signature, wraps)."""
+
+    blob: Blob
+    key: ContentKey
+    sealed: bytes
+    root: bytes
+    build: Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+
+
+def encrypt_anew(
+    session: Session, source: tuple[str, int], file_id: str, commit: Callable[[Anew], _Done]
+) -> _Done:
+    """Have a version, (file_id, number), go up again under a fresh key, to be stored under
+    `file_id`; what `commit` makes of it. Raises `Tampered` and the like for what is not as signed.
+    """
+    for _ in range(MAX_BEGINNINGS):
+        try:
+            return _encrypt_anew(session, source, file_id, commit)
+        except UploadLost:
+            continue  # from the first byte again, under another fresh key
+    raise Unreachable("the server has lost the upload", "run the command again")
+
+
+def _encrypt_anew(
+    session: Session, source: tuple[str, int], file_id: str, commit: Callable[[Anew], _Done]
+) -> _Done:
+    blob = Blob.ask(session, Wanted.of_id(session, *source))
+    key = ContentKey.fresh()
+    plaintext = _Stream(segments(session, blob))
+    sealed = key.seal_metadata(blob.metadata)
+    if blob.metadata.size <= SMALL:
+        ciphertext = key.encryptor().seal(plaintext.all(), last=True)
+        root = merkle.root([merkle.leaf_hash(ciphertext)])
+
+        def small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+            return PutSmall(body, signature, sealed, wraps, ciphertext)
+
+        return commit(Anew(blob, key, sealed, root, small))
+    size = ciphertext_size(blob.metadata.size)
+    replaces = source[1] if source[0] == file_id else 0
+    begun = session.call(PutOpen(session.account.user, file_id, size, replaces), UploadState)
+    with Sending(session, begun.upload) as stream:
+        for piece in key.encryptor().pieces(plaintext, stream.allocate):
+            stream.send(piece)
+        root = merkle.root(stream.finish())
+
+        def large(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+            return PutCommit(begun.upload, body, signature, sealed, wraps)
+
+        return commit(Anew(blob, key, sealed, root, large))
+
+
+def segments(session: Session, blob: Blob) -> Iterator[memoryview]:
+    """The plaintext of a version in order, each segment valid until the next is asked for."""
+    opener = blob.ready()
+    return Fetching(session, opener, blob.first, blob.handle, blob.reopen).segments()
 
 
 class Reencryption:
@@ -38,59 +102,18 @@ class Reencryption:
         self._session = session
 
     def version(self, file_id: str, version: int) -> None:
-        """Encrypt one version anew. Raises `Tampered` and the like for what is not as signed."""
-        for _ in range(MAX_BEGINNINGS):
-            try:
-                return self._version(file_id, version)
-            except UploadLost:
-                continue  # from the first byte again, under another fresh key
-        raise Unreachable("the server has lost the upload", "run the command again")
+        """Encrypt one version anew. Raises as `encrypt_anew`."""
+        encrypt_anew(self._session, (file_id, version), file_id, self._commit)
 
-    def _version(self, file_id: str, version: int) -> None:
-        session = self._session
-        wanted = Wanted.of_id(session, file_id, version)
-        blob = Blob(session, wanted, session.ask(wanted.request))
-        key = ContentKey.fresh()
-        opener = blob.ready()
-        fetching = Fetching(session, opener, blob.first, blob.handle, blob.reopen)
-        source = _Stream(fetching.segments())
-        sealed = key.seal_metadata(blob.metadata)
-        if blob.metadata.size <= SMALL:
-            ciphertext = key.encryptor().seal(source.all(), last=True)
-            root = merkle.root([merkle.leaf_hash(ciphertext)])
-
-            def small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutSmall(body, signature, sealed, wraps, ciphertext)
-
-            return self._commit(blob, key, sealed, root, small)
-        size = ciphertext_size(blob.metadata.size)
-        begun = session.call(PutOpen(session.account.user, file_id, size, version), UploadState)
-        with Sending(session, begun.upload) as stream:
-            for piece in key.encryptor().pieces(source, stream.allocate):
-                stream.send(piece)
-            root = merkle.root(stream.finish())
-
-            def large(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutCommit(begun.upload, body, signature, sealed, wraps)
-
-            return self._commit(blob, key, sealed, root, large)
-
-    def _commit(
-        self,
-        blob: Blob,
-        key: ContentKey,
-        sealed: bytes,
-        root: bytes,
-        build: Callable[[bytes, bytes, tuple[Wrap, ...]], Request],
-    ) -> None:
-        session, file_id = self._session, blob.file.file_id
+    def _commit(self, anew: Anew) -> None:
+        session, file_id = self._session, anew.blob.file.file_id
         onto = session.newest(file_id)
         for _ in range(MAX_CONFLICTS):
-            record = self._record(blob, key, sealed, root, onto)
-            wraps = session.wrap(key, onto.head, record.readers)
+            record = self._record(anew, onto)
+            wraps = session.wrap(anew.key, onto.head, record.readers)
             body = record.encode()
             signature, connection = session.sign(body), session.connections
-            reply = session.ask(build(body, signature, wraps))
+            reply = session.ask(anew.build(body, signature, wraps))
             if not isinstance(reply, Error):
                 receipt = answered(reply, Done).receipt
                 session.proven(receipt, record, body, signature)
@@ -112,19 +135,17 @@ class Reencryption:
             onto = session.learn(reply.head, file_id, known_file(onto))
         raise ConflictError("others keep changing the file", "run the command again")
 
-    def _record(
-        self, blob: Blob, key: ContentKey, sealed: bytes, root: bytes, onto: File
-    ) -> FileRecord:
+    def _record(self, anew: Anew, onto: File) -> FileRecord:
         return content_record(
             self._session.author,
-            key,
+            anew.key,
             file_id=onto.file_id,
             head=onto.head_body,
-            version=blob.file.version,
+            version=anew.blob.file.version,
             current=onto.head.current,
-            ciphertext_size=blob.size,
-            segments_root=root,
-            metadata=sealed,
+            ciphertext_size=anew.blob.size,
+            segments_root=anew.root,
+            metadata=anew.sealed,
             readers=onto.head.readers,
             seen=self._session.seen,
             created=int(time.time()),

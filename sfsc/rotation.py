@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,8 +52,9 @@ from sfsc.greeting import DAY, term
 from sfsc.identity import Owner
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
-from sfsc.primitives import PrivateKey
+from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered, refusal
+from sfsc.renaming import Renaming
 from sfsc.repair import Repair
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
@@ -177,12 +178,16 @@ class Rotation:
             _check_droppable(head, drop, self._keyring.device.device_id)
         begun = self._is_compromised()
         begins = not _unfinished(head) or drop is not None or compromised > begun
+        # One that was begun for some files only brought no new name key.
+        whole = compromised and not names
+        begins = begins or (whole and len(self._keyring.name_keys) == 1)
         if compromised:
             chosen = files_of(self._session, names) if names else None
             self._choose(chosen, head.generation + begins, begun=begun)
         if begins:
             reason = COMPROMISED if compromised else ROTATE
-            self._begin(key_type or self._people.at_least(head.wrap_alg), drop, reason)
+            algorithm = key_type or self._people.at_least(head.wrap_alg)
+            self._begin(algorithm, drop, reason, renames=whole)
         destroyed: list[str] = []
         if RECOVERY in self._reasons():
             Repair(self._session, self._people, self._keyring.statements).run(
@@ -191,11 +196,7 @@ class Rotation:
         self._theft = None
         if self._is_compromised():
             self._theft = Theft(self._session, self._keyring.statements)
-        wrapped = self._wrap_all()
-        if self._theft is not None:
-            chosen = self._session.state.chosen(self._session.author.generation)
-            self._theft.reencrypt(self._items(everything=True), chosen)
-        done = self._finish_all(wrapped)
+        done = self._finish_all()
         if destroyed:
             names = ", ".join(dict.fromkeys(destroyed))
             raise Destroyed(f"the account is yours again; destroyed in part: {names}")
@@ -210,22 +211,31 @@ class Rotation:
             chosen = None if before is None else before | chosen
         state.remember_chosen(generation, chosen)
 
-    def _finish_all(self, wrapped: int) -> Rotated:
+    def _finish_all(self) -> Rotated:
+        renaming = Renaming(self._session, self._people)
+        wrapped = 0
         for _ in range(MAX_SWEEPS):
-            files = self._finish()
+            wrapped += self._wrap_all()
+            renaming.move(self._items(everything=True))
+            if self._theft is not None:
+                chosen = self._session.state.chosen(self._session.author.generation)
+                self._theft.reencrypt(self._items(everything=True), chosen)
+            files = self._finish(renaming)
             if files is not None:
                 now = Statement.parse(self._keyring.statements[-1])
                 return Rotated(now.generation, wrapped, files, now.wrap_alg, now.due)
-            wrapped += self._wrap_all()
         raise ConflictError("other machines keep changing the account", "run the command again")
 
     # --- begin --------------------------------------------------------------------------------
 
-    def _begin(self, key_type: str, drop: bytes | None, reason: str) -> None:
+    def _begin(
+        self, key_type: str, drop: bytes | None, reason: str, *, renames: bool = False
+    ) -> None:
         """Have the next generation accepted, or go on with the one that another machine began."""
         pending = self._keyring.pending
         if pending is None or pending.keys is None or drop is not None or reason != ROTATE:
-            pending = self._new_generation(key_type, drop, reason)
+            name_keys = (*self._keyring.name_keys, new_key()) if renames else None
+            pending = self._new_generation(key_type, drop, reason, name_keys)
             self._file.save(dataclasses.replace(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
@@ -244,7 +254,9 @@ class Rotation:
         self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
         self._devices.accept(pending)
 
-    def _new_generation(self, key_type: str, drop: bytes | None, reason: str) -> Pending:
+    def _new_generation(
+        self, key_type: str, drop: bytes | None, reason: str, name_keys: tuple[bytes, ...] | None
+    ) -> Pending:
         keyring, current = self._keyring, _current(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
@@ -268,7 +280,8 @@ class Rotation:
             reason=reason,
         )
         old = SigningKey.from_seed(current.sign_seed)
-        return self._devices.signed(draft, (*keyring.generations, keys), (signing, old), keys)
+        generations = (*keyring.generations, keys)
+        return self._devices.signed(draft, generations, (signing, old), keys, name_keys)
 
     # --- wraps --------------------------------------------------------------------------------
 
@@ -377,10 +390,15 @@ class Rotation:
 
     # --- finish -------------------------------------------------------------------------------
 
-    def _finish(self) -> int | None:
-        """End older generations; how many wraps there are, None where something is left to wrap."""
+    def _finish(self, renaming: Renaming) -> int | None:
+        """End older generations and name keys; how many wraps there are, None where something is
+        left to wrap or to move."""
         session, keyring, current = self._session, self._keyring, _current(self._keyring)
-        leaves = self._current_leaves()
+        items = list(self._items(everything=True))
+        if renaming.is_left(items):
+            return None
+        # Of these very items: where another comes before the end, the server has another root.
+        leaves = self._current_leaves(items)
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
@@ -399,7 +417,8 @@ class Rotation:
             reason=FINISH,
         )
         signing = SigningKey.from_seed(current.sign_seed)
-        ending = self._devices.signed(draft, (current,), (signing,))
+        name_keys = keyring.name_keys[-1:]
+        ending = self._devices.signed(draft, (current,), (signing,), None, name_keys)
         signature = signing.sign(Label.ROTATION_FINISH, finish)
         reply = session.ask(
             RotateFinish(ending.statement, ending.signatures, ending.bundle, finish, signature)
@@ -412,11 +431,11 @@ class Rotation:
         self._devices.drop_old_keys()
         return len(leaves)
 
-    def _current_leaves(self) -> list[bytes]:
+    def _current_leaves(self, items: Iterable[WrapItem]) -> list[bytes]:
         """All wraps of the account, as `RotationFinish.root` has them."""
         own = self._session.account.own_key.key_id
         leaves = []
-        for item in self._items(everything=True):
+        for item in items:
             if item.wrap is None:
                 continue
             if item.wrap.key_id == own:

@@ -42,7 +42,7 @@ class Seen:
         if not self._open:
             return
         if max(size for size, _ in self._open) > session.trust.newest.size:
-            self._refresh()
+            refresh(self._session)
         self._ask(list(self._open.values()))
         if len(self._proven) > _REMEMBERED:
             self._proven.clear()
@@ -73,12 +73,13 @@ class Seen:
         with self._session.judging():
             self._session.trust.check_continues(point, proof)
 
-    def _refresh(self) -> None:
-        session = self._session
-        head = session.call(LogHead(), LogCheckpoint)
-        with session.judging():
-            session.trust.head(head.checkpoint, head.consistency)
-        session.join()
+
+def refresh(session: Session) -> None:
+    """Have the newest point of the log proven: what is signed next has seen all that was read."""
+    head = session.call(LogHead(), LogCheckpoint)
+    with session.judging():
+        session.trust.head(head.checkpoint, head.consistency)
+    session.join()
 
 
 def _quoted(record: FileRecord, body: bytes) -> bytes:

@@ -35,17 +35,19 @@ from protocol.signatures import Label, SigningKey
 from sfsc import evidence
 from sfsc.envelope import Author, ContentKey, Recipient
 from sfsc.errors import (
+    ConflictError,
     Distrusted,
     Fork,
     KeyringMissing,
     LocalError,
+    NotFound,
     Rollback,
     SfscError,
     StaleGeneration,
     Unreachable,
 )
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
-from sfsc.identity import Account, File
+from sfsc.identity import Account, File, has_moved
 from sfsc.keyring import Keyring
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
@@ -125,6 +127,8 @@ class Session:
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
+        self.keyring = keyring
+        self._renames = len(keyring.name_keys) > 1
         self.use(keyring)
         self._recovery = recovery
         self.trust = trust_from(state, keyring.server_id)
@@ -161,6 +165,8 @@ class Session:
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
+        # For good: what was begun with an old id may end after the last of them is forgotten.
+        self._renames = self._renames or keyring.name_keys != self.keyring.name_keys
         self.keyring = keyring
         self.account = Account.of(keyring)
         user = keyring.user
@@ -278,6 +284,27 @@ class Session:
         """The answer to a request. Raises what an `Error` stands for."""
         return answered(self.ask(message), kind)
 
+    def file_id(self, name: str) -> str:
+        """The id that our file `name` (checked, or `SETTINGS`) has now, or as a new file gets.
+
+        It is asked for only while a rotation moves files to the ids of a new name key: all counts
+        under the old one until the last version has moved.
+        """
+        ids = self.account.file_ids(name)
+        for place, older in enumerate(ids[:-1], 1):
+            with contextlib.suppress(NotFound):
+                file = self.newest(older)
+                if not has_moved(file.head, file.version, ids[place:]):
+                    return older
+        return ids[-1]
+
+    def has_other_ids(self, name_keys: tuple[bytes, ...]) -> bool:
+        """Whether the account has other name keys by now than these, so that what was not found
+        may be found; asked before somebody is told that there is no file."""
+        if self.account.name_keys == name_keys and self.renewer is not None:
+            self.renewer()
+        return self.account.name_keys != name_keys
+
     def newest(self, file_id: str) -> File:
         """The newest version of a file of ours, deleted or not, verified and remembered.
 
@@ -288,11 +315,21 @@ class Session:
         if isinstance(reply, Error) and reply.code == "not-found" and known is not None:
             # Records are never removed: not by rm, not by purge.
             raise Rollback("the server no longer knows a file that it had")
-        return self.learn(answered(reply, Stated).view, file_id, known)
+        return self._learn(answered(reply, Stated).view, file_id, known)
 
     def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
-        """What the server shows as a file's newest version, verified and remembered; `known` was
-        read before the server was asked."""
+        """What the server shows as the newest version of a file that is about to be changed,
+        verified and remembered; `known` was read before the server was asked.
+
+        Raises `ConflictError` where the file went to the id of a new name key meanwhile: a change
+        of what is left behind would be lost.
+        """
+        file = self._learn(view, file_id, known)
+        if self._renames and file.deleted and (file.head.to or file.head.op == PURGE):
+            raise ConflictError("the file was moved by a rotation just now", "run it again")
+        return file
+
+    def _learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
         file = self.account.newest(view, file_id, None if known is None else known.known)
         if known is None or file.head.rev > known.rev:
             # Without an entry: the next listing asks for what changed since the last, so for this.

@@ -141,8 +141,11 @@ class Sharing:
 
     # --- one file -----------------------------------------------------------------------------
 
-    def set_readers(self, file: File, readers: tuple[Reader, ...]) -> File:
-        """Make `readers`, sorted, those of a file; who gains gets the newest version's key."""
+    def set_readers(
+        self, file: File, readers: tuple[Reader, ...], *, unchanged: bool = False
+    ) -> File:
+        """Make `readers`, sorted, those of a file; who gains gets the newest version's key. Where
+        it has to be `unchanged`, raises `ConflictError` if its last record is another by now."""
         session = self._session
 
         def wraps(present: File) -> list[VersionWrap]:
@@ -155,7 +158,12 @@ class Sharing:
             made = key.wrap(session.account.server_id, session.account.first, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
-        return self._change(file, _Change(lambda _head: readers, wraps))
+        def wanted(head: FileRecord) -> tuple[Reader, ...]:
+            if unchanged and head.rev != file.head.rev:
+                raise ConflictError("the file was changed meanwhile", "run the command again")
+            return readers
+
+        return self._change(file, _Change(wanted, wraps))
 
     def _share_older(self, file: File, person: Person, expires: int) -> None:
         """Wraps of the versions before the newest, newest first, in as many records as it takes."""

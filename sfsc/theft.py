@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from protocol.chain import COMPROMISED
 from protocol.messages.base import SignedRecord
 from protocol.messages.rotation import WrapItem
-from protocol.records import PUT, REENCRYPT, Statement, record_hash
+from protocol.records import PUT, REENCRYPT, FileRecord, Statement, record_hash
 from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.own_log import OwnLog
@@ -28,14 +28,15 @@ class Theft:
 
     def __init__(self, session: Session, statements: Sequence[bytes]) -> None:
         self._session = session
-        self._before = self._logged_before(statements)
-
-    def _logged_before(self, statements: Sequence[bytes]) -> frozenset[bytes]:
-        """Hashes of all records of this account that the log had before the rotation began."""
-        found: set[bytes] = set()
         begun = next(
             body for body in reversed(statements) if Statement.parse(body).reason == COMPROMISED
         )
+        self._generation = Statement.parse(begun).generation
+        self._before = self._logged_before(begun)
+
+    def _logged_before(self, begun: bytes) -> frozenset[bytes]:
+        """Hashes of all records of this account that the log had before the rotation began."""
+        found: set[bytes] = set()
         for entry in OwnLog(self._session).entries():
             if entry.rec == begun:
                 return frozenset(found)
@@ -44,6 +45,8 @@ class Theft:
 
     def check(self, signed: SignedRecord) -> None:
         """Raise `BadRecord` for a record of an older key that is not from before its end."""
+        if FileRecord.parse(signed.record).generation >= self._generation:
+            return  # of a key made since: another device was dropped before this was finished
         if record_hash(signed.record) not in self._before:
             raise BadRecord("a record of the old key that was logged after it was ended", TOLD)
 

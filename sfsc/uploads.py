@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from protocol import merkle
@@ -66,8 +66,10 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """A version but for its record: nothing here depends on the file's head."""
+    """A version but for its record: nothing here depends on the file's head. `name` may be
+    `SETTINGS`, which its metadata shows as another."""
 
+    name: str
     file_id: str
     key: ContentKey
     metadata: Metadata
@@ -111,7 +113,7 @@ class Uploads:
             if small is None:
                 done = self._put_large(plaintext, name, expected)
             else:
-                attempt = self._small(plaintext, small, name, expected)
+                attempt = self._small(plaintext, small, name, self._session.file_id(name), expected)
                 done = self._finish(attempt, self._session.ask(attempt.request))
         self._session.join()
         return done
@@ -120,7 +122,8 @@ class Uploads:
         """Store the account's settings, at most 64 KiB, onto the version `expected` (0: none).
         Raises `ConflictError` where another machine was faster."""
         with opened(io.BytesIO(data)) as plaintext:
-            attempt = self._small(plaintext, plaintext.small() or b"", SETTINGS, expected)
+            file_id = self._session.file_id(SETTINGS)
+            attempt = self._small(plaintext, plaintext.small() or b"", SETTINGS, file_id, expected)
             done = self._finish(attempt, self._session.ask(attempt.request))
         self._session.join()
         return done
@@ -166,13 +169,13 @@ class Uploads:
     def _put_next(self, window: Window[_Attempt], source: Source, name: str) -> Iterator[Put]:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
-        file_id = self._session.account.file_id(name)
+        file_id = self._session.file_id(name)
         while window.full or file_id in window:
             yield from self._answered(window)
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is not None:
-                attempt = self._small(plaintext, small, name, None)
+                attempt = self._small(plaintext, small, name, file_id, None)
                 window.send(attempt, attempt.request, file_id)
                 return
             while window:
@@ -198,11 +201,13 @@ class Uploads:
 
     # --- what is put --------------------------------------------------------------------------
 
-    def _small(self, plaintext: Input, whole: bytes, name: str, expected: int | None) -> _Attempt:
+    def _small(
+        self, plaintext: Input, whole: bytes, name: str, file_id: str, expected: int | None
+    ) -> _Attempt:
         key = ContentKey.fresh()
         ciphertext = key.encryptor().seal(whole, last=True)
         root = merkle.root([merkle.leaf_hash(ciphertext)])
-        content = self._content(plaintext, name, key, root, expected)
+        content = self._content(plaintext, name, file_id, key, root, expected)
 
         def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
             return PutSmall(body, signature, content.sealed, wraps, ciphertext)
@@ -220,14 +225,14 @@ class Uploads:
 
     def _upload(self, plaintext: Input, name: str, expected: int | None) -> Put:
         key = ContentKey.fresh()
-        file_id = self._session.account.file_id(name)
+        file_id = self._session.file_id(name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         begun = self._session.call(PutOpen(self._session.account.user, file_id, size), UploadState)
         with Sending(self._session, begun.upload) as stream:
             for piece in key.encryptor().pieces(plaintext, stream.allocate):
                 stream.send(piece)
             root = merkle.root(stream.finish())
-            content = self._content(plaintext, name, key, root, expected)
+            content = self._content(plaintext, name, file_id, key, root, expected)
 
             def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutCommit(begun.upload, body, signature, content.sealed, wraps)
@@ -236,14 +241,20 @@ class Uploads:
             return self._finish(attempt, self._session.ask(attempt.request))
 
     def _content(
-        self, plaintext: Input, name: str, key: ContentKey, root: bytes, expected: int | None
+        self,
+        plaintext: Input,
+        name: str,
+        file_id: str,
+        key: ContentKey,
+        root: bytes,
+        expected: int | None,
     ) -> _Content:
         """Everything around a ciphertext, once all of the source was read."""
-        account = self._session.account
         shown = SETTINGS_NAME if name == SETTINGS else name
         metadata = Metadata(shown, plaintext.count, plaintext.mtime, plaintext.mode)
         return _Content(
-            file_id=account.file_id(name),
+            name=name,
+            file_id=file_id,
             key=key,
             metadata=metadata,
             sealed=key.seal_metadata(metadata),
@@ -330,14 +341,26 @@ class Uploads:
                 raise UploadLost
             if not left:
                 raise refusal(reply)
-            content, base = attempt.content, attempt.base
-            if reply.code == "conflict" and reply.head is not None:
-                base = known_file(self._session.learn(reply.head, content.file_id, base))
-            else:
+            shown = reply.head if reply.code == "conflict" else None
+            if shown is None:
                 self._session.renew(reply)
+            content, base = self._placed(attempt), attempt.base
+            if content.file_id != attempt.content.file_id:
+                base = self._base(content.file_id, content.expected)
+            elif shown is not None:
+                base = known_file(self._session.learn(shown, content.file_id, base))
             attempt = self._attempt(content, base, attempt.build)
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
+
+    def _placed(self, attempt: _Attempt) -> _Content:
+        """What was to be put, under the id that its name has by now: a rotation may have moved the
+        file to another. Raises `UploadLost` where its pieces lie under the old one."""
+        content = attempt.content
+        file_id = self._session.file_id(content.name)
+        if file_id != content.file_id and not isinstance(attempt.request, PutSmall):
+            raise UploadLost
+        return replace(content, file_id=file_id)
 
     def _stored(self, attempt: _Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record

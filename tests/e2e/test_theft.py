@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import sfsc
 from protocol.messages.base import SignedRecord
+from protocol.records import FileRecord
 from sfsc.envelope import private_keys
 from sfsc.errors import BadRecord
 from sfsc.identity import Account
@@ -118,4 +120,9 @@ def test_a_record_that_came_later(alice: Client) -> None:
         for known in (theft, Theft(session, keyring(alice).statements)):
             known.check(early)
             with pytest.raises(BadRecord):
-                known.check(head("later"))
+                known.check(signed_with_the_old_key(head("later")))
+
+
+def signed_with_the_old_key(signed: SignedRecord) -> SignedRecord:
+    record = FileRecord.parse(signed.record)
+    return SignedRecord(dataclasses.replace(record, generation=1).encode(), ())

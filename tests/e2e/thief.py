@@ -17,6 +17,7 @@ from protocol.signatures import SigningKey
 from sfsc import devices
 from sfsc.keyring import GenerationKeys, Pending
 from sfsc.primitives import PublicKey
+from sfsc.renaming import Renaming
 from tests.harness import Client
 
 
@@ -70,7 +71,8 @@ class Thief:
 
     def finish(self) -> None:
         self.rotation._wrap_all()
-        assert self.rotation._finish() is not None
+        renaming = Renaming(self.store._session, self.store._people)
+        assert self.rotation._finish(renaming) is not None
 
 
 @contextmanager
