@@ -81,13 +81,13 @@ def notation(hint: Any) -> str:  # noqa: ANN401 - a type hint
 
 
 def _capped(base: object, cap: object) -> str:
-    named = {
+    named: dict[object, str] = {
         check_user_name: "user",
         check_principal: "user or operator",
         check_file_id: "file id",
         empty_or_hash: "bin 0 or 32",
     }
-    if isinstance(cap, types.FunctionType):
+    if not isinstance(cap, Exactly | AtMost | OneOf | Between):
         return named[cap]
     if isinstance(cap, Exactly):
         return f"{notation(base)} {cap.size}"
