@@ -40,9 +40,13 @@ def check_user_name(name: str) -> None:
         raise MessageError(f"the user name {name!r} is reserved")
 
 
-@lru_cache(_KNOWN)
 def check_principal(name: str) -> None:
     """As `check_user_name`, but `operator` and `server` may act too."""
+    _check_once(name)
+
+
+@lru_cache(_KNOWN)
+def _check_once(name: str) -> None:
     if not _USER.fullmatch(name) or is_device_name(name):
         raise MessageError(f"not a user name: {name[:40]!r}")
 
