@@ -245,14 +245,14 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         except Refused:
             left.append(place)  # not there, or not shared any more, which look the same
             continue
-        expect |= visible.head.expect()
         document = visible.document
+        # What was read first counts: a later item may have read the same sidecar again since.
+        expect = {**visible.head.expect(), document.path: document.digest, **expect}
         renewed = _renewed(document.value, item, user, undone)
         if renewed is None:
             left.append(place)
         elif renewed != document.value:
             written.append((document.path, renewed, item.version))
-            expect[document.path] = document.digest
     if not written:
         return Rewrapped(None, tuple(left))
 

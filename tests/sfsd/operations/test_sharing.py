@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,10 @@ from protocol.messages.sharing import (
 from protocol.records import ACCESS, Reader
 from sfsd import inboxes
 from sfsd.config import DAY
+from sfsd.errors import Stale
 from sfsd.operations import sharing
-from sfsd.world import Access
+from sfsd.operations.records import Decided
+from sfsd.world import Access, Commit
 from tests.sfsd.builders import (
     VERIFIER,
     Daemon,
@@ -258,6 +261,32 @@ def test_too_many_at_once(
     eve = served.person("eve")
     eve.put(F, b"y", readers=(reader(bob),), wraps=(eve.wrap(), bob.wrap()))
     assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
+
+
+def test_two_records_are_never_taken_onto_one(
+    served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is decided upon, and another lands, before the first reads the sidecar again."""
+    ada.put(F, b"one")
+    cat = served.person("cat")
+    (_, first), (second, other) = (
+        change(ada, reader(one), wraps={1: [one.wrap()]}) for one in (bob, cat)
+    )
+    winner = sharing.set_readers(served.world, ada.who, other)
+    assert isinstance(winner, Commit)
+    decide = sharing._readers
+
+    def overtaken(*arguments: Any) -> Decided:
+        served.world.committer.submit(winner.change).result(10)
+        return decide(*arguments)
+
+    monkeypatch.setattr(sharing, "_readers", overtaken)
+    loser = sharing.set_readers(served.world, ada.who, first)
+    assert isinstance(loser, Commit)
+    with pytest.raises(Stale):
+        served.world.committer.submit(loser.change).result(10)
+    assert wrap_owners(served, "ada", 1) == {"ada", "cat"}
+    ada.took(second)
 
 
 def test_sharing_and_unsharing_without_end_leaves_nothing_behind(
