@@ -394,11 +394,12 @@ class Rotation:
         """End older generations and name keys; how many wraps there are, None where something is
         left to wrap or to move."""
         session, keyring, current = self._session, self._keyring, _current(self._keyring)
-        items = list(self._items(everything=True))
-        if renaming.is_left(items):
-            return None
+        leaves: list[bytes] = []
         # Of these very items: where another comes before the end, the server has another root.
-        leaves = self._current_leaves(items)
+        for item in self._items(everything=True):
+            if renaming.is_left((item,)):
+                return None
+            leaves += self._current_leaves((item,))
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
