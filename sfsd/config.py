@@ -67,7 +67,8 @@ def parse_duration(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds, and numbers of connections. Every one is at least 1."""
+    """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days.
+    Every one is at least 1."""
 
     login_seconds: int = 10
     unauthenticated: int = 64
@@ -76,6 +77,7 @@ class Limits:
     connections_per_address: int = 64
     idle_seconds: int = 600
     write_seconds: int = 60
+    rotations: int = 40
 
     def __post_init__(self) -> None:
         for name in (f.name for f in dataclasses.fields(self)):

@@ -65,9 +65,6 @@ PAGE_BYTES: Final = 960 * 1024
 _OVERHEAD: Final = 1024
 KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
-MAX_ROTATIONS: Final = 40
-"""Generations begun in the time for which earlier bundles are kept. Fewer than signatures: a thief
-who rotates on and on does not push out the owner's last endorsement before it can be recovered."""
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
 _Undone = tuple[frozenset[int], frozenset[bytes]]
@@ -178,13 +175,16 @@ def _continue(
 
 
 def _check_not_too_often(world: World, user: User) -> None:
+    """Raise `Refused` past `limits.rotations` in the time for which earlier bundles are kept. By
+    default fewer than signatures: a thief who rotates on and on does not push out the owner's last
+    endorsement before it can be recovered."""
     since = world.now - bundles.KEPT_DAYS * DAY
     begun = 0
     for link in reversed(user.chain.links):
         if link.statement.reason == RECOVERY or bundles.logged(world, link.seq) < since:
             break
         begun += link.statement.reason in RENEWING
-    if begun >= MAX_ROTATIONS:
+    if begun >= world.config.limits.rotations:
         days = bundles.KEPT_DAYS
         raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
 

@@ -46,7 +46,9 @@ class Swept:
     def __init__(self, folder: Path) -> None:
         self.point = folder / "point"
         program = (sys.executable, "-m", "tests.e2e.killed", str(self.point))
-        self.daemon = Daemon(new_root(folder / "root").root, program=program).start()
+        root = new_root(folder / "root").root
+        (root / "sfsd.toml").write_text("[limits]\nrotations = 1000\n")  # more than anybody needs
+        self.daemon = Daemon(root, program=program).start()
         self.alice = enrolled(self.daemon, "alice", folder / "alice", "x25519")
         self.contents: dict[tuple[str, int | None], bytes] = {}
         self._fill(folder)

@@ -40,8 +40,7 @@ from protocol.records import (
     wrap_leaf,
 )
 from protocol.signatures import Label, SigningKey
-from sfsd.config import DAY
-from sfsd.operations import rotation
+from sfsd.config import DAY, Limits
 from sfsd.operations.rotation import KEPT_SIGNATURES
 from sfsd.service import Access
 from tests.sfsd.builders import (
@@ -209,11 +208,9 @@ def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ad
     assert generations == [1, *range(newest - KEPT_SIGNATURES + 2, newest + 1)]
 
 
-def test_nobody_rotates_on_and_on(
-    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
     """A thief would push out what the owner has endorsed, and his bundles."""
-    monkeypatch.setattr(rotation, "MAX_ROTATIONS", 3)
+    served.world.config = replace(served.world.config, limits=Limits(rotations=3))
     for _ in range(3):
         served.clock.now += DAY
         begun(ada)
