@@ -3,6 +3,7 @@ ciphertext still to come."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from protocol import merkle
@@ -12,7 +13,7 @@ from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
 from sfsc.identity import Owner
-from sfsc.pieces import Opener
+from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
 from sfsc.segments import HEADER_SIZE, segment_count
@@ -106,6 +107,12 @@ class Blob:
         self._session.surviving(self._complete, self.reopen)
         decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
         return Opener(decryptor, self._leaves)
+
+    def segments(self) -> Iterator[memoryview]:
+        """The plaintext in order, each segment valid until the next is asked for. Raises as
+        `ready`, and `Tampered` for a piece that is not what was signed."""
+        opener = self.ready()
+        return Fetching(self._session, opener, self.first, self.handle, self.reopen).segments()
 
     def _complete(self) -> None:
         transport, expected = self._session.transport, 32 * segment_count(self.size)

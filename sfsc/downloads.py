@@ -19,7 +19,6 @@ from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import Metadata, check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
 from sfsc.identity import Owner
-from sfsc.pieces import Fetching
 from sfsc.places import arriving
 from sfsc.seen import Seen
 from sfsc.session import Session
@@ -135,9 +134,7 @@ class Downloads:
 
     def _pour(self, blob: Blob, file: BinaryIO) -> None:
         """Write all of it. What `file` raises is the caller's own and goes through."""
-        opener = blob.ready()
-        fetching = Fetching(self._session, opener, blob.first, blob.handle, blob.reopen)
-        for segment in fetching.segments():
+        for segment in blob.segments():
             size = len(segment)
             while segment:
                 # A raw stream may take less than it is given.

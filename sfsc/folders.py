@@ -6,7 +6,6 @@ no listing shows. It is an ordinary file otherwise: signed, logged, wrapped anew
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from protocol.records import Reader
 from sfsc.blobs import Blob, Wanted
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.identity import SETTINGS, File
-from sfsc.pieces import Fetching
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 
@@ -155,11 +153,8 @@ class Folders:
     def _read(self, file: File) -> tuple[Folder, ...]:
         session = self._session
         blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
-        opener, whole = blob.ready(), io.BytesIO()
-        fetching = Fetching(session, opener, blob.first, blob.handle, blob.reopen)
-        for segment in fetching.segments():
-            whole.write(segment)
+        whole = b"".join(bytes(segment) for segment in blob.segments())
         try:
-            return _Settings.from_map(encoding.unpack(whole.getvalue())).folders
+            return _Settings.from_map(encoding.unpack(whole)).folders
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the account's settings are malformed: {exc}") from exc

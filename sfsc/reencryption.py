@@ -22,7 +22,7 @@ from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
 from sfsc.errors import ConflictError, Unreachable
 from sfsc.identity import File
-from sfsc.pieces import Fetching, Sending, UploadLost
+from sfsc.pieces import Sending, UploadLost
 from sfsc.refusals import answered
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
@@ -65,7 +65,7 @@ def _encrypt_anew(
 ) -> _Done:
     blob = Blob.ask(session, Wanted.of_id(session, *source))
     key = ContentKey.fresh()
-    plaintext = _Stream(segments(session, blob))
+    plaintext = _Stream(blob.segments())
     sealed = key.seal_metadata(blob.metadata)
     if blob.metadata.size <= SMALL:
         ciphertext = key.encryptor().seal(plaintext.all(), last=True)
@@ -87,12 +87,6 @@ def _encrypt_anew(
             return PutCommit(begun.upload, body, signature, sealed, wraps)
 
         return commit(Anew(blob, key, sealed, root, large))
-
-
-def segments(session: Session, blob: Blob) -> Iterator[memoryview]:
-    """The plaintext of a version in order, each segment valid until the next is asked for."""
-    opener = blob.ready()
-    return Fetching(session, opener, blob.first, blob.handle, blob.reopen).segments()
 
 
 class Reencryption:

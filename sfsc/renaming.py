@@ -28,7 +28,7 @@ from sfsc.identity import SETTINGS, File, has_moved
 from sfsc.moves import Moves
 from sfsc.people import People
 from sfsc.pieces import UploadLost
-from sfsc.reencryption import Anew, encrypt_anew, segments
+from sfsc.reencryption import Anew, encrypt_anew
 from sfsc.refusals import answered
 from sfsc.seen import refresh
 from sfsc.session import Session, known_file
@@ -192,7 +192,7 @@ class Renaming:
         """SHA-256 of a version's plaintext."""
         digest, session = hashlib.sha256(), self._session
         blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
-        for segment in segments(session, blob):
+        for segment in blob.segments():
             digest.update(segment)
         return digest.digest()
 
