@@ -53,8 +53,11 @@ class Renaming:
     def move(self, items: Iterable[WrapItem]) -> None:
         """Every file of these that lies under an older name key. Raises `ConflictError` where
         others keep changing one, and as `encrypt_anew`."""
+        if len(self._session.account.name_keys) == 1:
+            return  # and nobody has to list them
         found: list[tuple[int, str, tuple[str, ...]]] = []
-        for file_id, version in self._open(items).items():
+        left = {item.file_id: item.version for item in items if self.is_left(item)}
+        for file_id, version in left.items():
             ids = self._ids(file_id, version)
             if ids is None:
                 continue  # another version of the file is met by the next sweep
@@ -67,22 +70,16 @@ class Renaming:
             self._file(ids, place)
             self._settled.add(ids[-1])
 
-    def is_left(self, items: Iterable[WrapItem]) -> bool:
-        """Whether one of these may still lie under an older name key."""
-        return bool(self._open(items))
-
-    def _open(self, items: Iterable[WrapItem]) -> dict[str, int]:
-        """Files of ours that were not looked at, each with a version of which we have the key. What
-        a thief has stored or taken stays where it is: nobody here can open it."""
-        account, found = self._session.account, dict[str, int]()
-        if len(account.name_keys) == 1:
-            return found
-        for item in items:
-            if item.owner != account.user or item.wrap is None or item.file_id in self._settled:
-                continue
-            if not account.is_lost((item.wrap,)) and not account.is_undone(item.content):
-                found[item.file_id] = item.version
-        return found
+    def is_left(self, item: WrapItem) -> bool:
+        """Whether this may still lie under an older name key: a file of ours that was not looked
+        at, in a version of which we have the key. What a thief has stored or taken stays where it
+        is: nobody here can open it."""
+        account = self._session.account
+        if len(account.name_keys) == 1 or item.file_id in self._settled:
+            return False
+        if item.owner != account.user or item.wrap is None:
+            return False
+        return not account.is_lost((item.wrap,)) and not account.is_undone(item.content)
 
     def _ids(self, file_id: str, version: int) -> tuple[str, ...] | None:
         """All ids of the name that the file has, None where the version is gone by now."""

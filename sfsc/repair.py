@@ -17,7 +17,6 @@ from protocol.chain import FINISH, RECOVERY, RENEWING, standing
 from protocol.errors import EncodingError, MessageError
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import Stat, Stated
-from protocol.messages.rotation import MAX_BATCH, GetWraps, WrapsPage
 from protocol.records import (
     ACCESS,
     CONTENT_OPS,
@@ -36,7 +35,6 @@ from sfsc.errors import (
     IntegrityError,
     KeyringError,
     NotFound,
-    ProtocolFailure,
     Rollback,
 )
 from sfsc.folders import Folders
@@ -49,6 +47,7 @@ from sfsc.state import KnownFile
 from sfsc.trust import TOLD
 from sfsc.versions import Versions
 from sfsc.window import Skip
+from sfsc.wraps import wrap_items
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
 _How = tuple[str, int]
@@ -148,21 +147,16 @@ class Repair:
 
     def _lost(self) -> dict[str, dict[int, _How]]:
         """The versions whose wrap is for a key of his, by file."""
-        account, found, after = self._session.account, dict[str, dict[int, _How]](), ""
+        account, found = self._session.account, dict[str, dict[int, _How]]()
+        if not account.voided_wraps:
+            return found
         generations = {one.key_id: one.generation for one in self._chain}
-        while account.voided_wraps:
-            page = self._session.call(GetWraps(after, MAX_BATCH, True), WrapsPage)
-            for item in page.items:
-                if item.wrap is None or item.owner != account.user:
-                    continue
-                if account.is_lost((item.wrap,)) and not account.is_undone(item.content):
-                    how = "wrapped for himself alone", generations[item.wrap.key_id]
-                    found.setdefault(item.file_id, {})[item.version] = how
-            if not page.next:
-                break
-            if page.next == after:
-                raise ProtocolFailure("the server's wraps go round in circles")
-            after = page.next
+        for item in wrap_items(self._session, everything=True):
+            if item.wrap is None or item.owner != account.user:
+                continue
+            if account.is_lost((item.wrap,)) and not account.is_undone(item.content):
+                how = "wrapped for himself alone", generations[item.wrap.key_id]
+                found.setdefault(item.file_id, {})[item.version] = how
         return found
 
     # --- one file -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,16 +24,14 @@ from protocol.messages.base import SignedRecord, Wrap
 from protocol.messages.rotation import (
     MAX_BATCH,
     Endorsement,
-    GetWraps,
     Rewrap,
     RewrapItem,
     Rewrapped,
     RotateBegin,
     RotateFinish,
     WrapItem,
-    WrapsPage,
 )
-from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
 from sfsc.devices import Devices
 from sfsc.envelope import Recipient, open_wraps
@@ -44,7 +42,6 @@ from sfsc.errors import (
     IntegrityError,
     KeyringMissing,
     NotFound,
-    ProtocolFailure,
     StaleGeneration,
     UsageError,
 )
@@ -61,6 +58,7 @@ from sfsc.session import Session
 from sfsc.theft import Theft, files_of
 from sfsc.trust import Sent
 from sfsc.window import Skip, Window
+from sfsc.wraps import wrap_items
 
 MAX_SWEEPS: Final = 16
 """How often all is looked through again for what other machines have made meanwhile."""
@@ -319,14 +317,15 @@ class Rotation:
         session, account = self._session, self._session.account
         if item.owner != account.user:
             return self._received(item)
-        signed = self._standing(item)
+        stand = self._standing(item)
         wrap = None
         if item.wrap is not None and not account.is_lost((item.wrap,)):
-            record = account.record(item.content, item.file_id)
+            verified = bool(stand) and stand[0][0] is item.content
+            record = stand[0][1] if verified else account.record(item.content, item.file_id)
             key = open_wraps(record, account.first, (item.wrap,), account.private_keys)
             (wrap,) = account.wrap(key)
         generation = session.author.generation
-        older = [one for one in signed if not _is_signed_by(one, generation)]
+        older = [one for one, _ in stand if not _is_signed_by(one, generation)]
         if self._theft is not None:
             for one in older:
                 self._theft.check(one)
@@ -351,29 +350,19 @@ class Rotation:
         account = self._session.account
         return account if item.owner == account.user else self._people.find(item.owner).owner
 
-    def _standing(self, item: WrapItem) -> list[SignedRecord]:
+    def _standing(self, item: WrapItem) -> list[tuple[SignedRecord, FileRecord]]:
         """The item's records, verified, but those that a thief has signed before he was undone."""
         account = self._session.account
         signed = [one for one in (item.content, item.head) if one is not None]
         stand = [one for one in signed if not account.is_undone(one)]
-        for one in stand:
-            account.record(one, item.file_id)
-        return stand
+        return [(one, account.record(one, item.file_id)) for one in stand]
 
     def _endorsed(self, signed: SignedRecord) -> Endorsement:
         digest = record_hash(signed.record)
         return Endorsement(digest, self._session.endorse(digest))
 
     def _items(self, *, everything: bool) -> Iterator[WrapItem]:
-        after = ""
-        while True:
-            page = self._session.call(GetWraps(after, MAX_BATCH, everything), WrapsPage)
-            yield from page.items
-            if not page.next:
-                return
-            if page.next == after:
-                raise ProtocolFailure("the server's wraps go round in circles")
-            after = page.next
+        return wrap_items(self._session, everything=everything)
 
     # --- contents -----------------------------------------------------------------------------
 
@@ -396,10 +385,13 @@ class Rotation:
         session, keyring, current = self._session, self._keyring, _current(self._keyring)
         leaves: list[bytes] = []
         # Of these very items: where another comes before the end, the server has another root.
+        own = session.account.own_key.key_id
         for item in self._items(everything=True):
-            if renaming.is_left((item,)):
+            if renaming.is_left(item):
                 return None
-            leaves += self._current_leaves((item,))
+            if item.wrap is not None and item.wrap.key_id == own:
+                leaf = wrap_leaf(item.owner, item.file_id, item.version, item.wrap.wrapped)
+                leaves.append(merkle.leaf_hash(leaf))
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
@@ -431,18 +423,6 @@ class Rotation:
         self._devices.accept(ending)
         self._devices.drop_old_keys()
         return len(leaves)
-
-    def _current_leaves(self, items: Iterable[WrapItem]) -> list[bytes]:
-        """All wraps of the account, as `RotationFinish.root` has them."""
-        own = self._session.account.own_key.key_id
-        leaves = []
-        for item in items:
-            if item.wrap is None:
-                continue
-            if item.wrap.key_id == own:
-                leaf = wrap_leaf(item.owner, item.file_id, item.version, item.wrap.wrapped)
-                leaves.append(merkle.leaf_hash(leaf))
-        return leaves
 
     # --- proof --------------------------------------------------------------------------------
 
