@@ -7,14 +7,12 @@ file's last record says (`visibility`).
 from __future__ import annotations
 
 import bisect
-import threading
-import weakref
-from collections import OrderedDict
 from typing import Final
 
 from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
 from sfsd.layout import inbox_folder, parse_inbox_name
+from sfsd.recent import Recent
 from sfsd.store import DirectoryStore
 
 USERS: Final = 256
@@ -77,23 +75,15 @@ class UserInbox(CatchingUp):
         self._notes = found
 
 
-class Inboxes:
-    """The `UserInbox` of every user: there is never more than one of the same user."""
+class Inboxes(Recent[UserInbox]):
+    """The `UserInbox` of every user."""
 
     def __init__(self, store: DirectoryStore) -> None:
+        super().__init__()
         self._store = store
-        self._lock = threading.Lock()
-        self._recent: OrderedDict[str, UserInbox] = OrderedDict()
-        # One that has left `_recent` lives as long as a change in flight holds it.
-        self._all: weakref.WeakValueDictionary[str, UserInbox] = weakref.WeakValueDictionary()
 
-    def of(self, user: str) -> UserInbox:
-        with self._lock:
-            inbox = self._all.get(user)
-            if inbox is None:
-                inbox = self._all[user] = UserInbox(user, self._store)
-            self._recent[user] = inbox
-            self._recent.move_to_end(user)
-            while len(self._recent) > USERS:
-                self._recent.popitem(last=False)
-            return inbox
+    def _make(self, user: str) -> UserInbox:
+        return UserInbox(user, self._store)
+
+    def _most(self) -> int:
+        return USERS

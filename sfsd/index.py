@@ -8,9 +8,6 @@ operation that read too old an answer expects a sidecar to be absent which is th
 from __future__ import annotations
 
 import bisect
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 
 from sfsd.catching_up import CatchingUp
@@ -18,6 +15,7 @@ from sfsd.documents import Document, Documents
 from sfsd.errors import DamagedError
 from sfsd.layout import Sidecar, VersionPaths, files_folder, parse_sidecar_name
 from sfsd.ledger import Holding, Ledger
+from sfsd.recent import Recent
 from sfsd.store import DirectoryStore
 
 USERS = 256
@@ -142,24 +140,16 @@ def holding_of(sidecar: Sidecar) -> list[Holding]:
     return [Holding(record.file_id, record.version, record.content_id, record.ciphertext_size)]
 
 
-class Index:
-    """The `OwnerFiles` of every owner: there is never more than one of the same owner."""
+class Index(Recent[OwnerFiles]):
+    """The `OwnerFiles` of every owner."""
 
     def __init__(self, store: DirectoryStore, documents: Documents) -> None:
+        super().__init__()
         self._store = store
         self._documents = documents
-        self._lock = threading.Lock()
-        self._recent: OrderedDict[str, OwnerFiles] = OrderedDict()
-        # One that has left `_recent` lives as long as a change or an upload in flight holds it.
-        self._all: weakref.WeakValueDictionary[str, OwnerFiles] = weakref.WeakValueDictionary()
 
-    def of(self, owner: str) -> OwnerFiles:
-        with self._lock:
-            files = self._all.get(owner)
-            if files is None:
-                files = self._all[owner] = OwnerFiles(owner, self._store, self._documents)
-            self._recent[owner] = files
-            self._recent.move_to_end(owner)
-            while len(self._recent) > USERS:
-                self._recent.popitem(last=False)
-            return files
+    def _make(self, user: str) -> OwnerFiles:
+        return OwnerFiles(user, self._store, self._documents)
+
+    def _most(self) -> int:
+        return USERS
