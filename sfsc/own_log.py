@@ -14,6 +14,7 @@ from typing import Final
 from protocol import auditlog
 from protocol.auditlog import GENESIS, Entry
 from protocol.errors import LogError, RemoteProtocolError
+from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.log import (
     INCLUSION,
     MAX_ENTRIES,
@@ -24,7 +25,6 @@ from protocol.messages.log import (
     LogProof,
 )
 from protocol.records import FileRecord
-from protocol.signatures import Label, verify
 from sfsc.errors import BadReceipt, BadRecord, ProtocolFailure, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
@@ -95,26 +95,28 @@ class OwnLog:
         newest: dict[str, int] = {}
         for entry in entries:
             if entry.owner == chain.user and entry.op in RECORDS:
-                for body, sigs in entry.records:
-                    record = self._signed(body, sigs, entry.seq)
+                for record, _ in self.records(entry):
                     newest[record.file_id] = record.rev
         followed = Followed(entries[-1].seq + 1, chain.count, chain.last)
         session.state.remember_followed(before, followed, newest)
         self._followed = session.login_record
 
-    def _signed(self, body: bytes, sigs: dict[str, bytes], seq: int) -> FileRecord:
-        try:
-            record = FileRecord.parse(body)
-            account = self._session.account
-            # One that was undone stands in the chain of records all the same.
-            public = {**account.former, **account.voided}.get(record.generation, b"")
-            for signature in sigs.values():
-                verify(Label.RECORD, body, signature, public)
-        except RemoteProtocolError as exc:
-            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD) from exc
-        if len(sigs) != 1:
-            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD)
-        return record
+    def records(self, entry: Entry) -> list[tuple[FileRecord, bytes]]:
+        """The records of an entry of our files, each with its exact bytes, and signed by a key of
+        ours, be it one that was ended, or undone: those stand in the chain of records all the same.
+
+        Raises `BadRecord`.
+        """
+        account, found = self._session.account, list[tuple[FileRecord, bytes]]()
+        for body, sigs in entry.records:
+            try:
+                generation = FileRecord.parse(body).generation
+            except RemoteProtocolError as exc:
+                raise BadRecord(f"entry {entry.seq} of the log holds no record", TOLD) from exc
+            signatures = (GenerationSignature(generation, one) for one in sigs.values())
+            signed = SignedRecord(body, tuple(signatures))
+            found.append((account.record(signed, None, historic=True), body))
+        return found
 
     # --- asking -------------------------------------------------------------------------------
 

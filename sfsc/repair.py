@@ -12,10 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.auditlog import Entry as LogEntry
 from protocol.chain import FINISH, RECOVERY, RENEWING, standing
-from protocol.errors import EncodingError, MessageError
-from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import Stat, Stated
 from protocol.records import (
     ACCESS,
@@ -97,13 +94,15 @@ class Repair:
 
     def _records(self) -> dict[str, list[_Record]]:
         """Every record of the account's files, by file, oldest first, as the log has them."""
-        user, found = self._session.account.user, dict[str, list[_Record]]()
+        found: dict[str, list[_Record]] = {}
         recovered, end = self._ends()
         ended = False
-        for entry in OwnLog(self._session).entries():
+        account, log = self._session.account, OwnLog(self._session)
+        for entry in log.entries():
             ended = ended or entry.rec == end
-            if entry.owner == user and entry.op in RECORDS:
-                for one in self._verified(entry):
+            if entry.owner == account.user and entry.op in RECORDS:
+                for record, body in log.records(entry):
+                    one = _Record(record, body, account.is_voided(record))
                     # Who has the old key can sign in its name; he cannot put it before the end.
                     if ended and not one.voided and one.record.generation < recovered:
                         cause = "a record of the old key that was logged after it was ended"
@@ -130,20 +129,6 @@ class Repair:
         recovery = next(one for one in stand if one.reason == RECOVERY and one.n > finished)
         begun = [one.n for one in self._his() if one.reason in RENEWING]
         return recovery.generation, self._statements[min([*begun, recovery.n]) - 1]
-
-    def _verified(self, entry: LogEntry) -> list[_Record]:
-        account, found = self._session.account, []
-        for body, sigs in entry.records:
-            try:
-                generation = FileRecord.parse(body).generation
-            except (EncodingError, MessageError) as exc:
-                raise BadRecord(f"entry {entry.seq} of the log holds no record", TOLD) from exc
-            signed = SignedRecord(
-                body, tuple(GenerationSignature(generation, one) for one in sigs.values())
-            )
-            record = account.record(signed, None, historic=True)
-            found.append(_Record(record, body, account.is_voided(record)))
-        return found
 
     def _lost(self) -> dict[str, dict[int, _How]]:
         """The versions whose wrap is for a key of his, by file."""
