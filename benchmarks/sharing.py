@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sfsc
+from benchmarks.memory import peak
 from tests.harness import Client, Daemon
 
 READERS = int(os.environ.get("BENCH_READERS", "200"))
@@ -48,14 +49,6 @@ def alone(work: str, count: int, action: Callable[[], object]) -> None:
     process.join()
     if process.exitcode:
         raise SystemExit(f"{work} failed")
-
-
-def resident(daemon: Daemon) -> float:
-    """MiB that the daemon has had at most."""
-    assert daemon.process is not None
-    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return round(int(line.split()[1]) / 1024, 1)
 
 
 def small_files(count: int) -> Iterator[tuple[io.BytesIO, str]]:
@@ -137,7 +130,7 @@ def main() -> int:
             owner = daemon.client("sharer", folder / "sharer", "--no-passphrase")
             many_files(daemon, folder, owner)
             many_readers(daemon, folder, owner)
-            tell("daemon's memory after all of it", 1, 0.0, daemon_mib=resident(daemon))
+            tell("daemon's memory after all of it", 1, 0.0, daemon_mib=round(peak(daemon), 1))
     return 0
 
 

@@ -169,6 +169,11 @@ def human_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def until(expires: int) -> str:
+    """`` until 2027-01-31 23:59:59Z`` for a grant that ends, nothing for one that does not (0)."""
+    return f" until {human_time(expires)}" if expires else ""
+
+
 def passphrase_source(prompt: str = "Passphrase: ") -> Callable[[], str] | None:
     """Where a keyring's passphrase comes from: None where the environment names it (the library
     reads that itself), else a prompt, which is shown only when a keyring needs it."""

@@ -38,6 +38,6 @@ def show(item: Shared, context: Context, *, long: bool) -> None:
         terminal.answer(name)
         return
     size, modified = terminal.human_size(entry.size), terminal.human_time(entry.mtime)
-    until = f"  until {terminal.human_time(item.expires)}" if item.expires else ""
+    until = f" {terminal.until(item.expires)}" if item.expires else ""
     unverified = "" if item.verified else "  unverified"
     terminal.answer(f"{entry.version:>4}  {size:>11}  {modified}  {name}{until}{unverified}")

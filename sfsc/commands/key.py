@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -32,9 +33,13 @@ def show(context: Context) -> None:
         )
         return
     show_identity(me, as_json=False)
-    for at in range(0, len(me.words), _WORDS_A_LINE):
+    _show_words(me.words)
+
+
+def _show_words(spelled: Sequence[str]) -> None:
+    for at in range(0, len(spelled), _WORDS_A_LINE):
         label = "in words" if at == 0 else ""
-        terminal.answer(f"{label:<12} {' '.join(me.words[at : at + _WORDS_A_LINE])}")
+        terminal.answer(f"{label:<12} {' '.join(spelled[at : at + _WORDS_A_LINE])}")
 
 
 @command.command()
@@ -59,9 +64,7 @@ def verify(context: Context, user: str, fingerprint: str | None) -> None:
         return
     terminal.answer(f"user         {user}, {'verified' if person.pinned else 'unverified'}")
     terminal.answer(f"fingerprint  {person.fingerprint.hex()}")
-    for at in range(0, len(spelled), _WORDS_A_LINE):
-        label = "in words" if at == 0 else ""
-        terminal.answer(f"{label:<12} {' '.join(spelled[at : at + _WORDS_A_LINE])}")
+    _show_words(spelled)
 
 
 @command.command()

@@ -120,7 +120,7 @@ def show(grant: Grant, done: str, *, as_json: bool) -> None:
         about = {"name": grant.name, "user": grant.user, "expires": grant.expires}
         terminal.answer_json({**about, done: True})
         return
-    until = f" until {terminal.human_time(grant.expires)}" if grant.expires else ""
+    until = terminal.until(grant.expires)
     terminal.say(f"{done} {terminal.printable(grant.name)} with {grant.user}{until}")
 
 
@@ -130,5 +130,5 @@ def _show_folders(store: Store, *, as_json: bool) -> None:
             about = {"folder": one.prefix, "user": one.user, "expires": one.expires}
             terminal.answer_json(about)
         else:
-            until = f" until {terminal.human_time(one.expires)}" if one.expires else ""
+            until = terminal.until(one.expires)
             terminal.answer(f"{terminal.printable(one.prefix)}/  {one.user}{until}")

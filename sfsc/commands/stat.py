@@ -28,8 +28,7 @@ def command(context: Context, name: str) -> None:
     terminal.answer(f"stored      {terminal.human_time(entry.created)}")
     terminal.answer(f"file id     {entry.file_id}")
     for one in readers:
-        until = f" until {terminal.human_time(one.expires)}" if one.expires else ""
-        terminal.answer(f"shared      with {one.user}{until}")
+        terminal.answer(f"shared      with {one.user}{terminal.until(one.expires)}")
 
 
 def as_object(entry: Entry) -> dict[str, object]:
