@@ -138,11 +138,8 @@ class Folders:
         """Read the settings where they are others than before."""
         self._read_at = self._ticks()
         session = self._session
-        try:
-            file = session.newest(session.file_id(SETTINGS))
-        except NotFound:
-            return
-        if file.head_body == self._head:
+        file = session.find(session.file_id(SETTINGS))
+        if file is None or file.head_body == self._head:
             return
         # Older settings would bring back whom another machine has stopped sharing with.
         if session.readers is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from protocol.messages import Done, Error
+from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import MOVE, FileRecord
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
@@ -37,7 +37,7 @@ class Moves:
             raise UsageError("the two names are one")
         session = self._session
         file, file_id = find_living(session, name), session.file_id(to)
-        target = self._target(file_id)
+        target = session.find(file_id)
         for _ in range(MAX_CONFLICTS):
             if file.deleted:
                 raise NotFound(f"{name} was deleted meanwhile")
@@ -49,14 +49,12 @@ class Moves:
             connection = session.connections
             reply = session.ask(move.request)
             if not isinstance(reply, Error):
-                receipt = answered(reply, Done).receipt
-                session.proven(receipt, move.record, move.body, move.signature, move.buried)
-                session.join()
+                self._prove(move, reply)
                 return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
                 session.renew(reply)
                 file, file_id = find_living(session, name), session.file_id(to)
-                target = self._target(file_id)
+                target = session.find(file_id)
                 continue
             if session.connections != connection and landed(session, move.record, move.body):
                 return self._moved(move, file)
@@ -79,9 +77,7 @@ class Moves:
         connection = session.connections
         reply = session.ask(move.request)
         if not isinstance(reply, Error):
-            receipt = answered(reply, Done).receipt
-            session.proven(receipt, move.record, move.body, move.signature, move.buried)
-            session.join()
+            self._prove(move, reply)
         elif reply.code != "conflict":
             session.renew(reply)
             raise ConflictError("the keys were rotated meanwhile", "run the command again")
@@ -94,11 +90,10 @@ class Moves:
             File(move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps),
         )
 
-    def _target(self, file_id: str) -> File | None:
-        try:
-            return self._session.newest(file_id)
-        except NotFound:
-            return None
+    def _prove(self, move: _Move, reply: Reply) -> None:
+        receipt = answered(reply, Done).receipt
+        self._session.proven(receipt, move.record, move.body, move.signature, move.buried)
+        self._session.join()
 
     def _moved(self, move: _Move, file: File) -> Entry:
         state = self._session.state

@@ -120,7 +120,7 @@ class Renaming:
         newer, to = ids[place + 1 :], ids[-1]
         self._people.follow()
         # Ahead of the old one: what is under the new one by then cannot be missed as a copy.
-        target = self._newest(to)
+        target = self._session.find(to)
         file = self._session.newest(ids[place])
         if not file.deleted and self._is_arriving(ids, place):
             file = self._bury(file)
@@ -146,17 +146,11 @@ class Renaming:
     def _is_arriving(self, ids: Sequence[str], place: int) -> bool:
         """Whether the file still counts under an older id than the one in this `place`: a rotation
         that was cut, and followed by another name key, had not moved all of it."""
-        older = [(at, self._newest(one)) for at, one in enumerate(ids[:place], 1)]
+        older = [(at, self._session.find(one)) for at, one in enumerate(ids[:place], 1)]
         return any(
             file is not None and not has_moved(file.head, file.version, ids[at:])
             for at, file in older
         )
-
-    def _newest(self, file_id: str) -> File | None:
-        try:
-            return self._session.newest(file_id)
-        except NotFound:
-            return None
 
     def _kept(self, file: File, records: Sequence[FileRecord]) -> list[File]:
         """The versions that still have a content, oldest first; none that a thief has made."""

@@ -317,6 +317,13 @@ class Session:
             raise Rollback("the server no longer knows a file that it had")
         return self._learn(answered(reply, Stated).view, file_id, known)
 
+    def find(self, file_id: str) -> File | None:
+        """As `newest`; None where there never was one."""
+        try:
+            return self.newest(file_id)
+        except NotFound:
+            return None
+
     def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
         """What the server shows as the newest version of a file that is about to be changed,
         verified and remembered; `known` was read before the server was asked.

@@ -79,10 +79,7 @@ class Sharing:
         file = find(self._session, name)
         if not _reads(file, user):
             raise NotFound(f"{name} is not shared with {user}", "`sfsc stat` shows its readers")
-        file = self._change(file, _dropping(user))
-        self._drop_older(file, user)
-        if reencrypt and not file.deleted:
-            Reencryption(self._session).version(file.file_id, file.head.current)
+        self._dropped(self._change(file, _dropping(user)), user, reencrypt=reencrypt)
         return Grant(name, user, 0)
 
     def share_tree(
@@ -111,9 +108,7 @@ class Sharing:
         self._folders.unshare(prefix, user)
         files = (file for file in self._inside(prefix) if _reads(file, user))
         for file in self._changed_many(files, _dropping(user)):
-            self._drop_older(file, user)
-            if reencrypt and not file.deleted:
-                Reencryption(self._session).version(file.file_id, file.head.current)
+            self._dropped(file, user, reencrypt=reencrypt)
             yield Grant(self._session.account.entry(file).name, user, 0)
 
     def readers(self, name: str) -> list[Grant]:
@@ -172,10 +167,13 @@ class Sharing:
             chosen = older[start : start + PER_CHANGE - 1]
             file = self._change(file, self._adding(person, expires, chosen))
 
-    def _drop_older(self, file: File, user: str) -> None:
+    def _dropped(self, file: File, user: str, *, reencrypt: bool) -> None:
+        """What is left to do once the record that drops him was accepted."""
         # A record drops the wraps of a bounded number of versions; who has more needs more.
         for _ in range(PER_CHANGE, file.version, PER_CHANGE):
             file = self._change(file, _dropping(user))
+        if reencrypt and not file.deleted:
+            Reencryption(self._session).version(file.file_id, file.head.current)
 
     def _adding(self, person: Person, expires: int, older: Sequence[int] = ()) -> _Change:
         """He reads a file until `expires`: a wrap of its newest version, and of `older` ones."""

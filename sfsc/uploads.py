@@ -27,7 +27,6 @@ from sfsc.errors import (
     ConflictError,
     IntegrityError,
     NetworkError,
-    NotFound,
     SfscError,
     Unreachable,
     Unreadable,
@@ -310,10 +309,8 @@ class Uploads:
         shared = head is not None and bool(head.readers)
         if not shared and (expected is None or expected == current):
             return known
-        try:
-            return known_file(self._session.newest(file_id))
-        except NotFound:
-            return None
+        file = self._session.find(file_id)
+        return None if file is None else known_file(file)
 
     # --- what became of it --------------------------------------------------------------------
 
