@@ -17,11 +17,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self, cast
 
 from protocol.names import is_device_name
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
+from sfsc.landing import Landing
 
 _PERMISSIONS: Final = 0o777
 """No set-user-id, set-group-id or sticky bit comes back from a server."""
@@ -82,7 +83,7 @@ class Folder:
             temporary = f".sfsc-{secrets.token_hex(8)}"
             made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
             try:
-                with open(made, "wb", buffering=0) as file:
+                with _writer(made, metadata, durable=durable) as file:
                     yield file
                     if durable:
                         os.fsync(made)
@@ -217,6 +218,12 @@ def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
         folder.arriving(path.name, metadata, durable=True) as file,
     ):
         yield file
+
+
+def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
+    if durable:
+        return cast(BinaryIO, Landing(made, metadata.size))
+    return open(made, "wb", buffering=0)
 
 
 def _restore(target: int | str, metadata: Metadata) -> None:
