@@ -14,10 +14,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NoReturn
 
 from protocol.errors import LogError
+from protocol.values import Value
 
 GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
 """32 bytes: what the first entry follows."""
@@ -50,8 +51,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Value):
     """What is known of an entry before it has its place in the log.
 
     `owner`, `file` (file_id) and `version` are None where the op has none; `session` is the seq of
@@ -73,8 +73,7 @@ class Draft:
     accounts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """One entry as it stands in the log. `salt` is 16 bytes, `prev` and `hash` 32."""
 
     seq: int

@@ -12,10 +12,10 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass
 
 from protocol.errors import CheckpointError, SignatureError
 from protocol.signatures import SigningKey, verify_note
+from protocol.values import Value
 
 MAX_CHECKPOINT = 4096
 """Bytes of the longest signed note."""
@@ -30,8 +30,7 @@ def origin_of(server_id: bytes) -> str:
     return f"sfs/{server_id.hex()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Value):
     """What a verified note says: this log had `size` entries under `root` (32 bytes)."""
 
     origin: str
@@ -39,8 +38,7 @@ class Checkpoint:
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Verifier:
+class Verifier(Value):
     """A log's verification key: its name and 32-byte Ed25519 public key."""
 
     name: str

@@ -9,7 +9,6 @@ answers a request beyond a session's rights with an `Error`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ from protocol.errors import (
 from protocol.frames import MAX_OPENING_BODY, FrameReader, frame
 from protocol.messages import Error, Message, Reply, Request, decode, encode, registered
 from protocol.messages.session import OPENING, Session, Welcome
+from protocol.values import Value
 
 MAX_OUTSTANDING = 1024
 """Requests that may wait for their reply on one connection."""
@@ -48,7 +48,6 @@ class State(Enum):
     CLOSED = "one side broke the rules"
 
 
-@dataclass(frozen=True, slots=True)
 class Unknown(Request):
     """A request of a type that this version does not know; the answer is an `Error`."""
 
@@ -57,8 +56,7 @@ class Unknown(Request):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(Value):
     """A message received, and the request id that it has or answers."""
 
     request_id: int
@@ -72,6 +70,7 @@ _REQUESTS: _Types = frozenset(
 _ANSWERS: _Types = frozenset(
     cls for cls in registered().values() if issubclass(cls, Reply) and cls is not Welcome
 )
+_ALL: _Types = frozenset({*registered().values(), Unknown})
 _NOTHING: _Types = frozenset()
 
 _LEGAL: dict[tuple[Role, State], tuple[_Types, int]] = {
@@ -89,9 +88,7 @@ _LEGAL: dict[tuple[Role, State], tuple[_Types, int]] = {
 """What each side may send in each state, and the longest frame body it may send, in bytes."""
 
 _REPLIES: dict[type[Message], _Types] = {
-    cls: frozenset({*cls.REPLIES, Error})
-    for cls in (*registered().values(), Unknown)
-    if issubclass(cls, Request)
+    cls: frozenset({*cls.REPLIES, Error}) for cls in _ALL if issubclass(cls, Request)
 }
 
 

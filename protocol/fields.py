@@ -1,4 +1,4 @@
-"""Frozen dataclasses that state their wire form: every field's type and cap is checked when built.
+"""Frozen values that state their wire form: every field's type and cap is checked when built.
 
 A `Struct` is written as a msgpack array (messages and their parts; unknown trailing elements are
 ignored) or as a map with exactly its keys (signed bodies). Types a field may have: ``int``,
@@ -9,9 +9,9 @@ below.
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Callable
+from functools import cache
 from typing import (
     Annotated,
     Any,
@@ -27,13 +27,28 @@ from typing import (
 from protocol.encoding import Buffer
 from protocol.errors import MessageError
 from protocol.names import check_file_id, check_principal, check_user_name
+from protocol.values import Source, Value
 
 Check = Callable[[Any], None]
-Convert = Callable[[Any], Any]
+WriteCheck = Callable[[Source, int, str], None]
+"""Adds to a source, so many blocks deep, what raises unless the value of an expression is right."""
+WriteConvert = Callable[[Source, str], str]
+"""The expression that converts the value of an expression."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Exactly:
+class Cap(Value):
+    """A cap that is checked without a call in nearly all cases. Calling it decides."""
+
+    def __call__(self, value: Any) -> None:
+        raise NotImplementedError
+
+    def holds(self, value: str, of: type, /) -> str:
+        """An expression that is true only where this accepts the value of the expression `value`,
+        whose type is `of`. Where it is false, calling decides."""
+        raise NotImplementedError
+
+
+class Exactly(Cap):
     """A length of exactly `size` (bytes, or elements of a tuple)."""
 
     size: int
@@ -42,9 +57,11 @@ class Exactly:
         if len(value) != self.size:
             raise MessageError(f"length {len(value)}, not {self.size}")
 
+    def holds(self, value: str, _of: type, /) -> str:
+        return f"__len({value}) == {self.size:d}"
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AtMost:
+
+class AtMost(Cap):
     """A length of at most `size` (bytes of text or binary, or elements of a tuple)."""
 
     size: int
@@ -57,9 +74,13 @@ class AtMost:
         if length > self.size:
             raise MessageError(f"length {length}, at most {self.size} allowed")
 
+    def holds(self, value: str, of: type, /) -> str:
+        short = f"__len({value}) <= {self.size:d}"
+        # Other text than ASCII has more bytes than characters, or none at all.
+        return f"{value}.isascii() and {short}" if of is str else short
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Between:
+
+class Between(Cap):
     """An integer from `low` to `high`, both included."""
 
     low: int
@@ -69,9 +90,11 @@ class Between:
         if not self.low <= value <= self.high:
             raise MessageError(f"{value} is not between {self.low} and {self.high}")
 
+    def holds(self, value: str, _of: type, /) -> str:
+        return f"{self.low:d} <= {value} <= {self.high:d}"
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class OneOf:
+
+class OneOf(Value):
     """One of the values listed."""
 
     values: tuple[str, ...]
@@ -100,103 +123,131 @@ Positive = Annotated[int, Between(1, 2**53)]
 Text = Annotated[str, AtMost(512)]
 
 
-class Struct:
-    """Base of all frozen dataclasses with a wire form. Building one checks every field."""
+class Struct(Value):
+    """Base of all values with a wire form. Building one checks every field.
 
-    __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    What is done with every message is compiled for its class when it is first done: small ones are
+    parsed by the thousand a second, and most programs use few of the classes.
+    """
+
     AS_MAP: ClassVar[bool] = False
     """Whether this is written as a map where it is part of another."""
 
-    def __post_init__(self) -> None:
-        for name, check in _plan(type(self)).checks:
-            try:
-                check(getattr(self, name))
-            except MessageError as exc:
-                raise MessageError(f"{type(self).__name__}.{name}: {exc}") from None
+    @classmethod
+    def write_checks(cls, source: Source) -> None:
+        """Every field is of its type and keeps its caps, else `MessageError` says which is not."""
+        if not cls.__specs__:
+            return
+        source.add(0, "try:")
+        for name, codec in _codecs(cls).items():
+            source.add(1, f"__at = {name!r}")
+            codec.check(source, 1, name)
+        error = source.bind(MessageError)
+        source.add(0, f"except {error} as __exc:")
+        source.add(1, f"raise {error}(f'{cls.__name__}.{{__at}}: {{__exc}}') from None")
 
     def to_array(self) -> list[Any]:
         """The elements of the msgpack array that stands for this."""
-        return _plan(type(self)).write(self)
+        return _array_writer(type(self))(self)
 
     @classmethod
     def from_array(cls, elements: Any) -> Self:
         """The inverse; unknown trailing elements are ignored. Raises `MessageError`."""
-        plan = _plan(cls)
         if not isinstance(elements, list):
             raise MessageError(f"{cls.__name__}: not an array")
-        if len(elements) < len(plan.names):
-            raise MessageError(f"{cls.__name__}: {len(elements)} elements of {len(plan.names)}")
-        return cls(*plan.read(elements[: len(plan.names)]))
+        if len(elements) < len(cls.__specs__):
+            raise MessageError(f"{cls.__name__}: {len(elements)} elements of {field_count(cls)}")
+        made: Self = _array_reader(cls)(cls, elements)
+        return made
 
     def to_map(self) -> dict[str, Any]:
         """The msgpack map that stands for this, its keys in the order of the fields."""
-        plan = _plan(type(self))
-        return dict(zip(plan.keys, plan.write(self), strict=True))
+        return _map_writer(type(self))(self)
 
     @classmethod
     def from_map(cls, value: Any) -> Self:
         """The inverse; a missing or unknown key is refused. Raises `MessageError`."""
-        plan = _plan(cls)
         if not isinstance(value, dict):
             raise MessageError(f"{cls.__name__}: not a map")
-        if value.keys() != plan.key_set:
+        if value.keys() != _keys(cls):
             raise MessageError(f"{cls.__name__}: not exactly the keys it has")
-        return cls(*plan.read([value[key] for key in plan.keys]))
+        made: Self = _map_reader(cls)(cls, value)
+        return made
 
 
 class _Codec(NamedTuple):
     """How values of one type are checked, written and read. None: they are what msgpack has."""
 
-    check: Check
-    to_wire: Convert | None = None
-    from_wire: Convert | None = None
-
-
-class _Plan:
-    """What a class declares, made ready once: small records are parsed by the thousand a second."""
-
-    __slots__ = ("_from_wire", "_to_wire", "checks", "key_set", "keys", "names")
-
-    def __init__(self, cls: type[Struct]) -> None:
-        hints = get_type_hints(cls, include_extras=True)
-        self.names = tuple(field.name for field in dataclasses.fields(cls))
-        codecs = [_compile(hints[name]) for name in self.names]
-        # The key in a map: a name that Python reserves carries an underscore in Python only.
-        self.keys = tuple(name.rstrip("_") for name in self.names)
-        self.key_set = frozenset(self.keys)
-        self.checks = [(name, codec.check) for name, codec in zip(self.names, codecs, strict=True)]
-        self._to_wire = [(at, c.to_wire) for at, c in enumerate(codecs) if c.to_wire]
-        self._from_wire = [(at, c.from_wire) for at, c in enumerate(codecs) if c.from_wire]
-
-    def write(self, struct: Struct) -> list[Any]:
-        """The wire form of each field, in order."""
-        values = [getattr(struct, name) for name in self.names]
-        for at, convert in self._to_wire:
-            values[at] = convert(values[at])
-        return values
-
-    def read(self, values: list[Any]) -> list[Any]:
-        """The inverse, in place and unchecked but for the shape of arrays."""
-        for at, convert in self._from_wire:
-            values[at] = convert(values[at])
-        return values
-
-
-_PLANS: dict[type[Struct], _Plan] = {}
-
-
-def _plan(cls: type[Struct]) -> _Plan:
-    """Compiled at first use, not at import: most programs use few of the messages."""
-    plan = _PLANS.get(cls)
-    if plan is None:
-        plan = _PLANS[cls] = _Plan(cls)
-    return plan
+    check: WriteCheck
+    to_wire: WriteConvert | None = None
+    from_wire: WriteConvert | None = None
 
 
 def field_count(cls: type[Struct]) -> int:
     """How many elements the array form of `cls` has."""
-    return len(_plan(cls).names)
+    return len(cls.__specs__)
+
+
+@cache
+def _codecs(cls: type[Struct]) -> dict[str, _Codec]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: _compile(hints[name]) for name in cls.__specs__}
+
+
+@cache
+def _keys(cls: type[Struct]) -> frozenset[str]:
+    return frozenset(map(_key, cls.__specs__))
+
+
+def _key(name: str) -> str:
+    """The key in a map: a name that Python reserves carries an underscore in Python only."""
+    return name.rstrip("_")
+
+
+@cache
+def _array_writer(cls: type[Struct]) -> Callable[[Struct], list[Any]]:
+    source = Source()
+    source.add(0, f"return [{', '.join(_written(source, cls))}]")
+    return source.function(cls, "to_array", ["self"])
+
+
+@cache
+def _array_reader(cls: type[Struct]) -> Callable[[type[Struct], list[Any]], Any]:
+    """Of an array that is long enough. Building the struct checks what was read."""
+    source = Source()
+    places = [f"elements[{at}]" for at in range(field_count(cls))]
+    source.add(0, f"return cls({', '.join(_read(source, cls, places))})")
+    return source.function(cls, "from_array", ["cls", "elements"])
+
+
+@cache
+def _map_writer(cls: type[Struct]) -> Callable[[Struct], dict[str, Any]]:
+    source = Source()
+    written = zip(cls.__specs__, _written(source, cls), strict=True)
+    items = ", ".join(f"{_key(name)!r}: {value}" for name, value in written)
+    source.add(0, f"return {{{items}}}")
+    return source.function(cls, "to_map", ["self"])
+
+
+@cache
+def _map_reader(cls: type[Struct]) -> Callable[[type[Struct], dict[str, Any]], Any]:
+    """Of a map with exactly the keys. Building the struct checks what was read."""
+    source = Source()
+    places = [f"value[{_key(name)!r}]" for name in cls.__specs__]
+    source.add(0, f"return cls({', '.join(_read(source, cls, places))})")
+    return source.function(cls, "from_map", ["cls", "value"])
+
+
+def _written(source: Source, cls: type[Struct]) -> list[str]:
+    """For each field the expression of its wire form."""
+    codecs = [(codec.to_wire, f"self.{name}") for name, codec in _codecs(cls).items()]
+    return [write(source, field) if write else field for write, field in codecs]
+
+
+def _read(source: Source, cls: type[Struct], places: list[str]) -> list[str]:
+    """For each field the expression of its value, whose wire form stands in its place."""
+    codecs = zip(_codecs(cls).values(), places, strict=True)
+    return [codec.from_wire(source, at) if codec.from_wire else at for codec, at in codecs]
 
 
 def _compile(hint: Any, caps: tuple[Check, ...] = ()) -> _Codec:
@@ -212,44 +263,41 @@ def _compile(hint: Any, caps: tuple[Check, ...] = ()) -> _Codec:
     if origin is tuple:
         return _compile_tuple(get_args(hint), caps)
     if isinstance(hint, type) and issubclass(hint, Struct):
-        if hint.AS_MAP:
-            return _Codec(_typed((hint,), caps), _struct_to_map, hint.from_map)
-        return _Codec(_typed((hint,), caps), _struct_to_array, hint.from_array)
+        return _compile_part(hint, caps)
     if hint in (bytes, int, str, bool):
         return _Codec(_typed((hint,), caps))
     raise TypeError(f"a field cannot be of type {hint}")
 
 
-def _struct_to_array(value: Struct) -> list[Any]:
-    return value.to_array()
-
-
-def _struct_to_map(value: Struct) -> dict[str, Any]:
-    return value.to_map()
-
-
-def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> Check:
+def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> WriteCheck:
     """Compares the types themselves, not isinstance: True is not the integer 1 here."""
 
-    def check(value: Any) -> None:
-        if type(value) not in allowed:
-            raise _wrong_type(value, allowed)
+    def check(source: Source, depth: int, value: str) -> None:
+        expected = source.bind(allowed[0])
+        wrong = f"is not {expected}" if len(allowed) == 1 else f"not in {source.bind(allowed)}"
+        source.add(depth, f"if __type({value}) {wrong}:")
+        source.add(depth + 1, f"raise {source.bind(_wrong_type)}({value}, {expected})")
         for cap in caps:
-            cap(value)
+            if isinstance(cap, Cap):
+                source.add(depth, f"if not ({cap.holds(value, allowed[0])}):")
+                source.add(depth + 1, f"{source.bind(cap)}({value})")
+            else:
+                source.add(depth, f"{source.bind(cap)}({value})")
 
-    def check_with_one_cap(value: Any) -> None:
-        if type(value) not in allowed:
-            raise _wrong_type(value, allowed)
-        only_cap(value)
-
-    if len(caps) != 1:
-        return check
-    (only_cap,) = caps  # as nearly every field has: a loop around it would cost as much as it
-    return check_with_one_cap
+    return check
 
 
-def _wrong_type(value: Any, allowed: tuple[type, ...]) -> MessageError:
-    return MessageError(f"{type(value).__name__} where {allowed[0].__name__} belongs")
+def _wrong_type(value: Any, expected: type) -> MessageError:
+    return MessageError(f"{type(value).__name__} where {expected.__name__} belongs")
+
+
+def _compile_part(part: type[Struct], caps: tuple[Check, ...]) -> _Codec:
+    form = "map" if part.AS_MAP else "array"
+    return _Codec(
+        _typed((part,), caps),
+        lambda _, value: f"{value}.to_{form}()",
+        lambda source, value: f"{source.bind(part)}.from_{form}({value})",
+    )
 
 
 def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> _Codec:
@@ -258,17 +306,17 @@ def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> _Codec:
         raise TypeError(f"a field cannot be of type {hint}")
     codec = _compile(inner[0], caps)
 
-    def check(value: Any) -> None:
-        if value is not None:
-            codec.check(value)
+    def check(source: Source, depth: int, value: str) -> None:
+        source.add(depth, f"if {value} is not None:")
+        codec.check(source, depth + 1, value)
 
     return _Codec(check, _unless_none(codec.to_wire), _unless_none(codec.from_wire))
 
 
-def _unless_none(convert: Convert | None) -> Convert | None:
+def _unless_none(convert: WriteConvert | None) -> WriteConvert | None:
     if convert is None:
         return None
-    return lambda value: None if value is None else convert(value)
+    return lambda source, value: f"None if {value} is None else {convert(source, value)}"
 
 
 def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> _Codec:
@@ -276,37 +324,43 @@ def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> _Codec:
         return _compile_many(_compile(args[0]), _typed((tuple,), caps))
     parts = [_compile(arg) for arg in args]
     is_tuple = _typed((tuple,), (*caps, Exactly(len(parts))))
-    checks = [part.check for part in parts]
 
-    def check(value: Any) -> None:
-        is_tuple(value)
-        for check_item, item in zip(checks, value, strict=True):
-            check_item(item)
+    def check(source: Source, depth: int, value: str) -> None:
+        is_tuple(source, depth, value)
+        for at, part in enumerate(parts):
+            part.check(source, depth, f"{value}[{at}]")
 
     if any(part.to_wire or part.from_wire for part in parts):
         raise TypeError(f"a pair may hold plain values only, not {args}")
-    return _Codec(check, list, _to_tuple)
+    return _Codec(check, _to_list, _to_tuple)
 
 
-def _to_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(_listed(value))
+def _compile_many(item: _Codec, is_tuple: WriteCheck) -> _Codec:
+    item_to_wire, item_from_wire = item.to_wire, item.from_wire
 
-
-def _compile_many(item: _Codec, is_tuple: Check) -> _Codec:
-    check_item, item_to_wire, item_from_wire = item
-
-    def check(value: Any) -> None:
-        is_tuple(value)
-        for one in value:
-            check_item(one)
+    def check(source: Source, depth: int, value: str) -> None:
+        is_tuple(source, depth, value)
+        source.add(depth, f"for __item{depth} in {value}:")
+        item.check(source, depth + 1, f"__item{depth}")
 
     if item_to_wire is None or item_from_wire is None:
-        return _Codec(check, list, _to_tuple)
+        return _Codec(check, _to_list, _to_tuple)
     return _Codec(
         check,
-        lambda value: [item_to_wire(one) for one in value],
-        lambda value: tuple([item_from_wire(one) for one in _listed(value)]),
+        lambda source, value: f"[{item_to_wire(source, '__one')} for __one in {value}]",
+        lambda source, value: (
+            f"{source.bind(tuple)}([{item_from_wire(source, '__one')}"
+            f" for __one in {source.bind(_listed)}({value})])"
+        ),
     )
+
+
+def _to_list(source: Source, value: str) -> str:
+    return f"{source.bind(list)}({value})"
+
+
+def _to_tuple(source: Source, value: str) -> str:
+    return f"{source.bind(tuple)}({source.bind(_listed)}({value}))"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -13,10 +13,11 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from protocol.errors import MessageError
 from protocol.names import check_user_name
+from protocol.values import Value
 
 MAX_INVITATION = 1024
 """Characters of the longest invitation."""
@@ -47,8 +48,7 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Invitation:
+class Invitation(Value):
     """`pin` is the server_id (32 bytes), `token` the secret (16 to 64 bytes; never in a repr)."""
 
     host: str
@@ -94,8 +94,7 @@ def parse_invitation(text: str) -> Invitation:
     return Invitation(host, port, matched["user"], bytes.fromhex(matched["pin"]), _token(matched))
 
 
-@dataclass(frozen=True, slots=True)
-class AccountLink:
+class AccountLink(Value):
     """Which account, for its owner on another machine; no secret. `pin` is the server_id, `first`
     the hash of the account's first statement, 32 bytes each."""
 

@@ -7,7 +7,6 @@ verified, never a re-encoding**: `parse` reads bytes that a caller keeps and pas
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from protocol import encoding
@@ -85,7 +84,6 @@ def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
 class Record(Struct):
     """A `Struct` that is signed: `encode` once, then keep the bytes."""
 
-    __slots__ = ()
     AS_MAP = True
     LIMIT: ClassVar[int] = MAX_RECORD
     ELEMENTS: ClassVar[int] = encoding.MAX_ELEMENTS
@@ -104,7 +102,6 @@ class Record(Struct):
         return cls.from_map(encoding.unpack(body, limit=cls.LIMIT, elements=cls.ELEMENTS))
 
 
-@dataclass(frozen=True, slots=True)
 class ServerStatement(Record):
     """Statement `n` of a server, signed by its long-lived key `server_pub`.
 
@@ -119,7 +116,6 @@ class ServerStatement(Record):
     created: Count
 
 
-@dataclass(frozen=True, slots=True)
 class RecoveryKey(Struct):
     """The public halves of a recovery code."""
 
@@ -129,7 +125,6 @@ class RecoveryKey(Struct):
     xwing_pub: Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
 
 
-@dataclass(frozen=True, slots=True)
 class Statement(Record):
     """Statement `n` of a user's identity chain; see DESIGN section 4 for when it is valid.
 
@@ -161,8 +156,6 @@ class Statement(Record):
     reason: Annotated[str, OneOf(STATEMENT_REASONS)]
 
     def __post_init__(self) -> None:
-        # Spelled out: zero-argument super() does not survive slots=True, which makes a new class.
-        Struct.__post_init__(self)
         if self.oldest > self.generation:
             raise MessageError("Statement.oldest is past its generation")
         if (self.n == 1) != (self.prev == b""):
@@ -216,7 +209,6 @@ Reader = tuple[UserName, Bytes32, Count]
 """(user, hash of that user's first statement, expiry in unix seconds or 0 for none)."""
 
 
-@dataclass(frozen=True, slots=True)
 class FileRecord(Record):
     """Record `rev` of a file: the one signed thing about it.
 
@@ -251,7 +243,6 @@ class FileRecord(Record):
     purged: Annotated[tuple[Version, ...], AtMost(MAX_PURGED)] | None = None
 
     def __post_init__(self) -> None:
-        Struct.__post_init__(self)
         for name, belongs in _BELONGS[self.op]:
             if (getattr(self, name) is not None) is not belongs:
                 raise MessageError(f"FileRecord.{name} does not fit the op {self.op}")
@@ -265,7 +256,7 @@ class FileRecord(Record):
 
     def to_map(self) -> dict[str, Any]:
         own = OWN_KEYS[self.op]
-        written = Struct.to_map(self)
+        written = super().to_map()
         return {key: v for key, v in written.items() if key not in _OPTIONAL or key in own}
 
     @classmethod
@@ -278,10 +269,9 @@ class FileRecord(Record):
         if value.keys() & _OPTIONAL != _OWN_KEY_SETS[op]:
             raise MessageError("FileRecord: not exactly the keys its op has")
         # Not super(): slots=True makes a new class, which the implicit form does not know.
-        return super(FileRecord, cls).from_map({**_ABSENT, **value})
+        return super().from_map({**_ABSENT, **value})
 
 
-@dataclass(frozen=True, slots=True)
 class RotationFinish(Record):
     """What a user signs when no wrap of an older generation is left.
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 
 from protocol import auditlog, checkpoint, merkle
 from protocol.auditlog import Entry
 from protocol.checkpoint import Checkpoint, Verifier
 from protocol.errors import ProofError
+from protocol.values import Value
 
 MAX_TLOG_PROOF = 128 * 1024
 """Bytes of the longest proof: the longest line in base64, the longest path and note, with room."""
@@ -33,8 +33,7 @@ _INDEX = re.compile(r"index (0|[1-9][0-9]{0,15})")
 _EXTRA = "extra "
 
 
-@dataclass(frozen=True, slots=True)
-class TlogProof:
+class TlogProof(Value):
     """What a file says, unverified: leaf `index` is the log `line`, by `path`, in signed `note`."""
 
     index: int

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsc import enrolment, recovery
 from sfsc.adoption import Opener, TakingBack, adopt, link_of
 from sfsc.codes import RecoveryCode
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 Home = str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Whoami:
+class Whoami(Value):
     """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
 
     user: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from protocol.messages.rotation import GetBundle, SealedBundle
 from protocol.messages.sharing import Identity, Lookup
 from protocol.records import Statement
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle
@@ -37,8 +37,7 @@ from sfsc.trust import Trust
 from sfsc.window import Skip
 
 
-@dataclass(frozen=True, slots=True)
-class Opener:
+class Opener(Value):
     """What opens an account elsewhere: the key to log in with, of `generation` (0: the recovery
     key), and private keys of which the bundle is sealed to one."""
 
@@ -104,8 +103,7 @@ def adopt(
     return file
 
 
-@dataclass(frozen=True, slots=True)
-class TakingBack:
+class TakingBack(Value):
     """All from statement `first` on is undone (None: from the first that was sealed without the
     code); `told` hears of what was destroyed."""
 
@@ -113,8 +111,7 @@ class TakingBack:
     told: Skip | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(Value):
     """An account's chain, exact bytes, and its open bundle."""
 
     chain: tuple[bytes, ...]

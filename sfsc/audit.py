@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.auditlog import Entry
@@ -13,6 +12,7 @@ from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
+from protocol.values import Value
 from sfsc.errors import BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.refusals import proof_in
@@ -22,8 +22,7 @@ from sfsc.trust import TOLD
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value):
     """One entry of the log as it concerns this account. `time` is the server's word; `name` that
     of the file where it is known; `version` None where the op makes or reads none."""
 
@@ -38,8 +37,7 @@ class Event:
     detail: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Value):
     """An account's history that holds: entries of it, up to which size of the log, its signed
     records and statements, and the files that stand in store and log alike."""
 

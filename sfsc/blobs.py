@@ -4,13 +4,14 @@ ciphertext still to come."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from protocol import merkle
 from protocol.encoding import Buffer
 from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.values import Value
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
 from sfsc.identity import Owner
 from sfsc.pieces import Fetching, Opener
@@ -20,8 +21,7 @@ from sfsc.segments import HEADER_SIZE, segment_count
 from sfsc.session import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Value):
     """A version that is asked for: `version` 0 is the current one. `name` was checked; None where
     only the id is known. `known` is (rev, hash) of what was known of the file before it is asked
     for; `owner` shares it with us, None for our own."""

@@ -11,11 +11,12 @@ import binascii
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Self
 
 from protocol.records import RecoveryKey
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsc.errors import UsageError
 from sfsc.primitives import XWING, PrivateKey, recovery_keys
 
@@ -27,8 +28,7 @@ _LETTERS: Final = -(-(CODE_SIZE + _CHECK_SIZE) * 8 // 5)
 _MISREAD: Final = str.maketrans({"0": "O", "1": "I", "8": "B", "-": None})
 
 
-@dataclass(frozen=True, slots=True)
-class RecoveryCode:
+class RecoveryCode(Value):
     """`secret` is the 32 bytes. Nothing of it is ever stored."""
 
     secret: bytes = field(repr=False)

@@ -12,7 +12,6 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +21,7 @@ from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
+from protocol.values import Value
 from sfsc.codes import RecoveryCode
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
@@ -38,8 +38,7 @@ Change = Callable[[Statement], dict[str, object] | None]
 """What is to be other in the statement after this one; None where nothing is left to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class DeviceInfo(Value):
     """One device of the account; `here` whether it is this machine's."""
 
     device_id: bytes

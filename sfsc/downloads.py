@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from protocol.messages import Reply
+from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import Metadata, check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
@@ -31,8 +31,7 @@ Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
 """Where a file goes, once its metadata is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Got:
+class Got(Value):
     """A version that was fetched, whole and verified.
 
     `size` in bytes, `mtime` in unix seconds (None where the source had none); `path` is where it
@@ -47,8 +46,7 @@ class Got:
     path: Path | None
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Value):
     """One of many to fetch: `name` in its `version`, to `place`, which is at `path`. `owner` shares
     it with us, None for our own."""
 

@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
@@ -36,6 +35,7 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (
@@ -56,7 +56,6 @@ _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]
 
 
-@dataclass(frozen=True, slots=True)
 class Metadata(Struct):
     """What only readers learn of a file.
 
@@ -80,16 +79,14 @@ def check_name(name: str) -> None:
         raise UsageError(str(exc)) from exc
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(Value):
     """Who shall be able to open a file: a user and that user's current key."""
 
     user: str
     key: PublicKey
 
 
-@dataclass(frozen=True, slots=True)
-class ContentKey:
+class ContentKey(Value):
     """The DEK of one version's content; `fresh` for a new one, `open_wraps` for a stored one."""
 
     content_id: bytes
@@ -181,8 +178,7 @@ def open_wraps(
     return ContentKey(record.content_id, dek)
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
+class Author(Value):
     """Who signs a record and where: fields that all records of one session share."""
 
     server: bytes
@@ -243,7 +239,6 @@ def content_record(
 _MAX_GENERATIONS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
 class Bundle(Struct):
     """What an account's other devices and its recovery code need to go on with.
 
@@ -259,7 +254,6 @@ class Bundle(Struct):
     checkpoint: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class _SealedBundle(Struct):
     """On the wire: the bundle under K, and K for each recipient (key_id, wrapped K)."""
 

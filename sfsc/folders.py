@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
@@ -30,7 +29,6 @@ FRESH_SECONDS: Final = 30.0
 _MAX_TRIES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
 class Folder(Struct):
     """The folder `prefix` ("": everything), which `user` may read until `expires` (unix seconds, 0
     for no end); `first` is the hash of his first statement."""
@@ -47,7 +45,6 @@ class Folder(Struct):
         return not self.prefix or name.startswith(f"{self.prefix}/")
 
 
-@dataclass(frozen=True, slots=True)
 class _Settings(Struct):
     AS_MAP: ClassVar[bool] = True
 

@@ -7,7 +7,7 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Annotated, ClassVar, Final
 
@@ -27,6 +27,7 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label, verify
+from protocol.values import Value
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
@@ -40,8 +41,7 @@ _TOLD = "keep what you have, and ask the server's operator"
 _UNDONE = "somebody else had your keys then: see `sfsc history`"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Value):
     """One version of a file, every signature verified.
 
     `content` made the version, `head` is the file's last record, often the same one; what ends in
@@ -87,7 +87,6 @@ class File:
             raise Fork(f"revision {head.rev} of a file does not follow what was seen", _TOLD)
 
 
-@dataclass(frozen=True, slots=True)
 class Entry(Struct):
     """A file as a listing shows it: its current version. Sizes in bytes, times in unix seconds.
 
@@ -133,8 +132,7 @@ class Entry(Struct):
         return cls.from_map(encoding.unpack(packed))
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(Value):
     """A user whose files these are, as his identity chain shows him: `first` is the hash of his
     first statement, `signers` are the public keys, by generation, whose signatures count, `former`
     those that ever did, `voided` those that somebody else brought and a recovery has undone;
@@ -251,9 +249,10 @@ class Owner:
         raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
 
 
-@dataclass(frozen=True)
 class Account(Owner):
     """Who we are."""
+
+    __slots__ = ("__dict__",)  # for what is worked out once
 
     name_keys: tuple[bytes, ...] = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)

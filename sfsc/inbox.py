@@ -8,7 +8,6 @@ trusted with what he calls his files, nor can he spoil the sight of what others 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from protocol import encoding
@@ -17,6 +16,7 @@ from protocol.fields import Count, Struct
 from protocol.messages import Error, FileView
 from protocol.messages.files import Stat, Stated
 from protocol.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
+from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import (
@@ -36,8 +36,7 @@ from sfsc.session import Session
 from sfsc.window import Skip
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(Value):
     """A file that `owner` lets us read until `expires` (unix seconds, 0 for no end), as a listing
     shows it; `verified` whether his key was ever compared."""
 
@@ -47,7 +46,6 @@ class Shared:
     verified: bool
 
 
-@dataclass(frozen=True, slots=True)
 class _Cached(Struct):
     AS_MAP: ClassVar[bool] = True
 

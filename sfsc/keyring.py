@@ -30,7 +30,6 @@ import secrets
 import struct
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
@@ -47,6 +46,7 @@ from protocol.fields import (
     UserName,
 )
 from protocol.records import MAX_RECORD, Generation, WrapAlgorithm
+from protocol.values import Value
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,
@@ -66,7 +66,6 @@ MAX_PINS: Final = 8192
 _Statement = Annotated[bytes, AtMost(MAX_RECORD)]
 
 
-@dataclass(frozen=True, slots=True)
 class GenerationKeys(Struct):
     """The private keys of one generation; `wrap_private` as `primitives` encodes it."""
 
@@ -78,7 +77,6 @@ class GenerationKeys(Struct):
     wrap_private: Annotated[bytes, AtMost(4096)] = dataclasses.field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
 class Device(Struct):
     """This machine's own X-Wing key, which never leaves it."""
 
@@ -88,7 +86,6 @@ class Device(Struct):
     xwing_private: Annotated[bytes, Exactly(96)] = dataclasses.field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
 class Pending(Struct):
     """A statement kept before it is sent, so that a rerun sends the very same bytes.
 
@@ -104,7 +101,6 @@ class Pending(Struct):
     keys: GenerationKeys | None
 
 
-@dataclass(frozen=True, slots=True)
 class Keyring(Struct):
     """What one user must keep secret, and what it has pinned.
 
@@ -151,8 +147,7 @@ _NO_PASSPHRASE, _ARGON2ID = 0, 1
 _MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Value):
     """What one guess of the passphrase costs; `kib` KiB of memory for Argon2id."""
 
     passes: int = 3
@@ -160,8 +155,7 @@ class Cost:
     kib: int = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Lock:
+class _Lock(Value):
     """A header, and the key that it and the passphrase give."""
 
     header: bytes
@@ -215,14 +209,14 @@ class KeyringFile:
         path: Path,
         contents: Keyring,
         passphrase: str | None,
-        cost: Cost = Cost(),
+        cost: Cost | None = None,
     ) -> KeyringFile:
         """Write the first keyring at `path`, making its folder (0700) where there is none.
 
         Raises `LocalError` where there is one already, and when it cannot be written; `UsageError`
         for an empty passphrase. None means that there shall be no passphrase.
         """
-        lock = _Lock.make(passphrase, cost)
+        lock = _Lock.make(passphrase, cost or Cost())
         with _translated(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _exclusive(path):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from protocol.errors import EncodingError, MessageError
 from protocol.messages import Done, Error, FileView, Reply
 from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
 from protocol.records import FileRecord
+from protocol.values import Value
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound, ProtocolFailure
 from sfsc.identity import Entry, File, has_moved
@@ -24,8 +24,7 @@ from sfsc.state import KnownFile
 from sfsc.window import Window
 
 
-@dataclass(frozen=True, slots=True)
-class _Deletion:
+class _Deletion(Value):
     """A tombstone on its way; `made` is what will be known of the file."""
 
     entry: Entry

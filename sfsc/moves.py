@@ -12,6 +12,7 @@ import time
 from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import MOVE, FileRecord
+from protocol.values import Value
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
@@ -104,8 +105,7 @@ class Moves:
         return entry
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Move:
+class _Move(Value):
     """Both records, signed. `left` is the tombstone, `buried` its exact bytes and signature."""
 
     record: FileRecord

@@ -9,7 +9,7 @@ Loads the serialization of `cryptography`, which no other command needs.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
+from protocol.values import Value
 from sfsc.errors import UnsupportedKey, WrongPassphrase
 from sfsc.primitives import PrivateKey
 
@@ -40,8 +41,7 @@ _GENERATION: Final = re.compile(rb"^sfs generation: ([1-9][0-9]{0,8})\r?$", re.M
 _RSA: Final = {2048: "rsa2048", 3072: "rsa3072", 4096: "rsa4096"}
 
 
-@dataclass(frozen=True, slots=True)
-class PemKeys:
+class PemKeys(Value):
     """What a PEM file holds: the `seed` of an Ed25519 key, a wrap key, the account, each of which
     may be None; and the `generation` of the keys."""
 

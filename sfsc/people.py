@@ -12,13 +12,13 @@ import bisect
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import MessageError
 from protocol.messages.sharing import Identity, Lookup
 from protocol.names import check_user_name
 from protocol.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
+from protocol.values import Value
 from sfsc.envelope import Recipient
 from sfsc.errors import (
     BrokenChain,
@@ -43,8 +43,7 @@ WEAKEST: Final = WRAP_ALGORITHMS[0]
 _MAX_TRIES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(Value):
     """Another user, his chain followed from its first statement; `pinned` whether that is the one
     that was compared, or taken at first sight, earlier."""
 

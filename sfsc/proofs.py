@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import tlogproof
@@ -10,12 +9,12 @@ from protocol.checkpoint import Verifier, origin_of
 from protocol.errors import CheckpointError, LogError, ProofError, RemoteProtocolError
 from protocol.records import ServerStatement, server_id
 from protocol.tlogproof import TlogProof
+from protocol.values import Value
 from sfsc.errors import BadReceipt, UsageError
 from sfsc.state import kept_server_statements
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(Value):
     """What a proof says, verified: entry `seq` of the log `origin`, of `log_size` entries then."""
 
     origin: str

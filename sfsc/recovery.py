@@ -14,7 +14,6 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.chain import RECOVERY, standing
@@ -22,6 +21,7 @@ from protocol.messages import Done, Error
 from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from protocol.records import Statement, record_hash
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle
@@ -55,8 +55,7 @@ less what a statement's clock may be wrong by."""
 KEPT_MOST: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Value):
     """One statement of an account's chain, for a person to judge. `created` in unix seconds, by the
     clock of who signed it; `undone`: it is, or would be."""
 
@@ -68,8 +67,7 @@ class Link:
     undone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Value):
     """The last bundle that opens, that of statement `n`."""
 
     n: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from protocol import merkle
@@ -17,6 +16,7 @@ from protocol.messages import Done, Error, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import REENCRYPT, FileRecord
+from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
@@ -34,8 +34,7 @@ MAX_BEGINNINGS = 3
 _Done = TypeVar("_Done")
 
 
-@dataclass(frozen=True, slots=True)
-class Anew:
+class Anew(Value):
     """The content of a version under a fresh key, but for its record; `build` makes the request
     that stores it, of (record, signature, wraps)."""
 

@@ -6,18 +6,17 @@ verified, so that nobody can turn back time there either.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.records import Statement, record_hash
+from protocol.values import Value
 from sfsc.identity import File
 from sfsc.state import State
 
 _RECEIVED: Final = "received"
 
 
-@dataclass(frozen=True, slots=True)
-class SharedKnown:
+class SharedKnown(Value):
     """A file of `owner`: (rev, hash) of its newest verified record, and what a listing shows."""
 
     owner: str

@@ -9,7 +9,6 @@ goes on. Nothing is removed here; run again, it goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.chain import FINISH, RECOVERY, RENEWING, standing
@@ -24,6 +23,7 @@ from protocol.records import (
     Statement,
     record_hash,
 )
+from protocol.values import Value
 from sfsc.changes import Built, change_file, tombstone
 from sfsc.envelope import Metadata
 from sfsc.errors import (
@@ -51,8 +51,7 @@ _How = tuple[str, int]
 """What was done to a version, and the generation of who did it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(Value):
     """A record of the log, its signature verified."""
 
     record: FileRecord

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from protocol import merkle
@@ -33,6 +32,7 @@ from protocol.messages.rotation import (
 )
 from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
+from protocol.values import Value
 from sfsc.devices import Devices
 from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import (
@@ -66,8 +66,7 @@ _BATCHES: Final = 4
 """Batches under way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """What a rotation would do: versions to wrap anew, bytes of plaintext in them (none of which
     are moved), and when the keys are due (unix seconds); `begun` where one was begun already."""
 
@@ -78,8 +77,7 @@ class Plan:
     begun: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Rotated:
+class Rotated(Value):
     """A rotation that is finished: `wrapped` versions were wrapped anew here, all `files` wraps of
     the account are of `generation`."""
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from protocol.encoding import Buffer
+from protocol.values import Value
 from sfsc.errors import LocalError, Tampered
 from sfsc.primitives import TAG_SIZE, Aead, segment_key
 
@@ -36,8 +36,7 @@ class Source(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(Value):
     """Where the bytes are, for one segment size. Sizes and offsets in bytes."""
 
     segment_size: int

@@ -7,13 +7,13 @@ version's key is wrapped for a reader's present key, which his identity chain pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, cast
 
 from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Stat, Stated
 from protocol.messages.sharing import SetReaders, VersionWrap
 from protocol.records import ACCESS, FileRecord, Reader
+from protocol.values import Value
 from sfsc.changes import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
@@ -31,8 +31,7 @@ PER_CHANGE: Final = 128
 """Versions that one change of the readers touches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Value):
     """That `user` may read a file, or a folder, until `expires` (unix seconds, 0 for no end)."""
 
     name: str
@@ -273,16 +272,14 @@ class Sharing:
         return self._session.learn(error.head, attempt.record.file_id, known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(Value):
     """Whom a file has for readers after this one, by its head, and which wraps that takes."""
 
     readers: Callable[[FileRecord], tuple[Reader, ...]]
     wraps: Callable[[File], list[VersionWrap]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Value):
     """A change of a file's readers as it was sent."""
 
     file: File

@@ -15,17 +15,16 @@ import errno
 import sqlite3
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
+from protocol.values import Value
 from sfsc.database import Database, translated
 
 
-@dataclass(frozen=True, slots=True)
-class KnownFile:
+class KnownFile(Value):
     """The newest record of a file that was verified here, and the newest version it has.
 
     `record` is the record's exact bytes, `hash` their SHA-256; a deleted file has both too.
@@ -48,8 +47,7 @@ class KnownFile:
         return self.rev, self.hash
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
+class Followed(Value):
     """A place in an account's own log: entries below `next_seq` are followed, `count` of them the
     account's, the last with the hash `last` (32 bytes)."""
 

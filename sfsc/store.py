@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +13,7 @@ from protocol import auditlog
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.records import FileRecord, Statement
 from protocol.tlogproof import TlogProof
+from protocol.values import Value
 from sfsc.accounts import (
     Whoami,
     new_passphrase,
@@ -54,8 +54,7 @@ from sfsc.versions import ExportedKey, Revision, Versions
 from sfsc.window import Skip
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value):
     """How the account stands. Sizes in bytes (`quota` 0: none), times in unix seconds.
 
     `log_size` is the length of the server's log at login, proven to continue the one seen before;

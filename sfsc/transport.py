@@ -18,7 +18,6 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NewType, Self
 
@@ -30,6 +29,7 @@ from protocol.messages import Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Read
 from protocol.messages.session import Welcome
+from protocol.values import Value
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 
 Ticket = NewType("Ticket", int)
@@ -47,8 +47,7 @@ _AGAIN: Final = "run the command again"
 _BUSY: Final = "the server or the network may be overloaded; run the command again"
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(Value):
     """Seconds: for TCP and TLS to connect, for each step of opening a session, and for a peer that
     neither sends nor takes a single byte while something is under way."""
 

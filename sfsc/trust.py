@@ -10,7 +10,6 @@ A judgement that raises has changed nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -31,6 +30,7 @@ from protocol.messages.session import VERSION, Session, Welcome
 from protocol.messages.sharing import Identity
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import Label, verify
+from protocol.values import Value
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -44,8 +44,7 @@ from sfsc.errors import (
 TOLD: Final = "keep what you have; ask others of this server what they see, then its operator"
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(Value):
     """A proven state of the log: `size` entries under `root` (32 bytes); `note` says it, signed."""
 
     size: int
@@ -56,8 +55,7 @@ class Point:
 _NOTHING = Point(0, merkle.EMPTY_ROOT, b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Value):
     """A change as it was sent, hence as its log entry must say it.
 
     `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key;

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from protocol import merkle
@@ -21,6 +21,7 @@ from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import FileRecord, Reader
+from protocol.values import Value
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import (
@@ -46,8 +47,7 @@ MAX_BEGINNINGS: Final = 3
 """How often a large file is begun where the server loses what it had."""
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Value):
     """A version that is stored: durable on the server, and proven to stand in its log.
 
     `size` is of the plaintext in bytes. `receipt` is the proof; None where the acknowledgement was
@@ -63,8 +63,7 @@ class Put:
     record: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(Value):
     """A version but for its record: nothing here depends on the file's head. `name` may be
     `SETTINGS`, which its metadata shows as another."""
 
@@ -78,8 +77,7 @@ class _Content:
     expected: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Value):
     """A version with a record onto one head (`base`; None: a new file), as it was sent."""
 
     content: _Content

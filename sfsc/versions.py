@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
+from protocol.values import Value
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import Metadata, content_record
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
@@ -21,8 +22,7 @@ MAX_REVISIONS: Final = 1_000_000
 """Records of one file that are followed; a server that shows more goes round in circles."""
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
+class Revision(Value):
     """One record of a file. `version` is the content it made or brought back, None for none.
 
     `size` in bytes of plaintext, None without content; `restored` the version whose content it
@@ -43,8 +43,7 @@ class Revision:
     voided: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ExportedKey:
+class ExportedKey(Value):
     """What any implementation of Tink's AES256_GCM_HKDF_1MB opens a ciphertext with.
 
     `dek` (32 bytes) is secret; `associated_data` is 16 bytes; `ciphertext` where the blob lies on

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from protocol.chain import (
@@ -28,6 +27,7 @@ from protocol.records import (
     key_id,
     record_hash,
 )
+from protocol.values import Value
 from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
 from sfsd.errors import Refused
@@ -51,8 +51,7 @@ def signing_key_id(public: bytes) -> str:
     return key_id("ed25519", public).hex()
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Value):
     """A user's statements, in order; never empty."""
 
     user: str
@@ -89,8 +88,7 @@ class Chain:
         return frozenset(gone), frozenset(keys)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Value):
     """One user as the store has him, and what a change that relies on it expects."""
 
     name: str

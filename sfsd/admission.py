@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import RemoteProtocolError, SignatureError
@@ -17,6 +16,7 @@ from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records import ACCESS, MOVE, REENCRYPT, FileRecord, Reader, Statement, record_hash
 from protocol.signatures import Label, verify
+from protocol.values import Value
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused
@@ -29,8 +29,7 @@ SKEW: Final = 600
 """Seconds by which clocks of clients and server may differ."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Value):
     """A file as it stands: its newest version and that version's sidecar, None where no file is."""
 
     files: OwnerFiles
@@ -74,8 +73,7 @@ class Head:
         return expected
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Value):
     """A record that may go onto `head`. `expect` is what that relies on."""
 
     record: FileRecord

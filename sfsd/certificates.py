@@ -20,7 +20,6 @@ import binascii
 import hashlib
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +29,7 @@ from protocol.checkpoint import Verifier, origin_of
 from protocol.errors import CheckpointError, RemoteProtocolError
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import SEED_SIZE, Label, SigningKey, verify
+from protocol.values import Value
 from sfsd.errors import ConfigError
 from sfsd.files import Files
 
@@ -43,8 +43,7 @@ _NEXT_LOG_KEY = "log.key.next"
 """A key of the log that is being taken over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Value):
     """What a daemon works with. `statement` and `signature` are the exact bytes Welcome carries."""
 
     folder: Path

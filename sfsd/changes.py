@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Protocol
 
 from protocol import merkle
 from protocol.auditlog import Draft
 from protocol.encoding import Buffer
+from protocol.values import Value
 from sfsd.errors import PathError
 from sfsd.staging import Staged
 
@@ -50,8 +51,7 @@ def digest_of(path: str, data: Buffer) -> bytes:
     return pieces.finish()
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value):
     """`data` becomes the file `path`. A callable gets the entry's seq: a sidecar states its own.
 
     `digest` saves hashing bytes that were hashed already; it must be `digest_of(path, data)`.
@@ -65,8 +65,7 @@ class Write:
         check_path(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Adopt:
+class Adopt(Value):
     """A finished upload becomes the ciphertext `path`."""
 
     path: str
@@ -76,8 +75,7 @@ class Adopt:
         _check_ciphertext(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Value):
     """The ciphertext `source`, whose segments_root is `root`, stands under `path` as well.
 
     It is `Stale` if `source` is not there, or touched by an earlier change of the same group.
@@ -92,8 +90,7 @@ class Link:
         _check_ciphertext(self.source)
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(Value):
     """No file stands under `path` afterwards; that none stood there before is fine."""
 
     path: str
@@ -115,8 +112,7 @@ class Claim(Protocol):
         """The change was not made after all. Never called after a success; must not raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Value):
     """One log entry and what it does, wholly or not at all.
 
     `expect` maps a path to the digest its file must have, None for no file. `claim` is taken once

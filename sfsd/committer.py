@@ -16,8 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from protocol.values import Value
 from sfsd.changes import Change, Write
 from sfsd.errors import (
     EntryTooLongError,
@@ -51,8 +52,7 @@ _RESERVE_EVERY = 10.0
 """Seconds between tries to lay the reserve again after a full disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Value):
     """A change that waits for its seq."""
 
     change: Change

@@ -29,12 +29,13 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Self
 
 from protocol.errors import MessageError
 from protocol.invitation import parse_address
+from protocol.values import Value
 from sfsd.errors import ConfigError
 
 FILE_NAME = "sfsd.toml"
@@ -65,8 +66,7 @@ def parse_duration(text: str) -> int:
     return int(matched[1]) * _SECONDS[matched[2]]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days.
     Every one is at least 1."""
 
@@ -85,8 +85,7 @@ class Limits:
                 raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(Value):
     """`max_age` and `grace` are seconds, `jitter` percent of max_age."""
 
     max_age: int = 90 * DAY
@@ -101,8 +100,7 @@ class Rotation:
             raise ConfigError("rotation.jitter is 0 to 100 percent")
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Value):
     """What is removed by itself: the content of files deleted `trash_days` days ago, and of all
     versions but the newest `versions`. 0: nothing ever."""
 
@@ -116,8 +114,7 @@ class Retention:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Value):
     """Settings of one root. `quota` is bytes for a user invited without --quota; 0 is none."""
 
     listen: str = "127.0.0.1:7373"

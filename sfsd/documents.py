@@ -11,9 +11,10 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
 
+from protocol.values import Value
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
 from sfsd.journal import Journal
 from sfsd.layout import (
@@ -35,8 +36,7 @@ Parsed = TypeVar("Parsed")
 _Any = TypeVar("_Any")
 
 
-@dataclass(frozen=True, slots=True)
-class Document(Generic[Parsed]):
+class Document(Value, Generic[Parsed]):
     """A parsed file and the digest of its bytes, which a change that relies on it expects."""
 
     path: str

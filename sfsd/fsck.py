@@ -19,6 +19,7 @@ from protocol.auditlog import Entry
 from protocol.errors import RemoteProtocolError
 from protocol.merkle import PIECE_SIZE
 from protocol.records import Statement
+from protocol.values import Value
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.files import Files
@@ -33,8 +34,7 @@ _EMPTY: Final = hashlib.sha256(b"").digest()
 _CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """A difference. `kind` is log, cache, waiting, missing, changed or stray; `seq` the entry that
     last wrote `path` (relative to the root), where one did."""
 

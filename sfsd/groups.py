@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from protocol.auditlog import Draft
+from protocol.values import Value
 from sfsd import packs
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError
@@ -25,8 +26,7 @@ _MARGIN = 1 << 20
 """Bytes for the names and folders that installing a group may need beside its contents."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value):
     """What will stand under `path`: `data`, the file staging/`blob`.ct, or nothing.
 
     `digest` is that of the bytes, None where the file goes.

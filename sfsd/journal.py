@@ -15,7 +15,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from protocol.auditlog import Draft, Entry
 from protocol.errors import LogError
 from protocol.messages.base import Receipt
 from protocol.signatures import SigningKey
+from protocol.values import Value
 from sfsd import logreplay
 from sfsd.errors import (
     EntryTooLongError,
@@ -48,8 +48,7 @@ _MARK_EVERY = 4096
 """Lines between marks: what a start has to read again at most, but for a last group."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(Value):
     """One durable entry: its seq, its hash (32 bytes) and its line without newline."""
 
     seq: int
@@ -57,16 +56,14 @@ class Appended:
     line: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Inclusion:
+class Inclusion(Value):
     """That line `index` stands in the log of `size` lines."""
 
     index: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Consistency:
+class Consistency(Value):
     """That the log of `new` lines continues the log of `old`."""
 
     old: int

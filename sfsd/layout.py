@@ -20,13 +20,13 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from protocol.errors import RemoteProtocolError
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records import FileRecord, Statement
+from protocol.values import Value
 from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64
@@ -80,8 +80,7 @@ def inbox_path(user: str, owner: str, file_id: str) -> str:
     return f"{inbox_folder(user)}/{owner}.{file_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class VersionPaths:
+class VersionPaths(Value):
     """Where one version of a file lies."""
 
     sidecar: str
@@ -100,8 +99,7 @@ def parse_sidecar_name(name: str) -> tuple[str, int] | None:
     return (matched[1], int(matched[2])) if matched else None
 
 
-@dataclass(frozen=True, slots=True)
-class Sidecar:
+class Sidecar(Value):
     """What stands beside a ciphertext.
 
     `content` is the record that made this version, `head` the file's last record where that is
@@ -175,8 +173,7 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Value):
     """What the operator says about a user, and the state of the invitation.
 
     `token_sha256` is 32 bytes, None where never invited, `token_expires` unix seconds, `used_by`
@@ -234,8 +231,7 @@ def _account(value: dict[str, Any]) -> Account:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredStatement:
+class StoredStatement(Value):
     """One link of an identity chain: exact bytes, signatures (own key first), its log entry."""
 
     body: bytes

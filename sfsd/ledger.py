@@ -8,14 +8,13 @@ last of a quota.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from protocol.values import Value
 from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(Value):
     """The content of one version of a file: `size` bytes of ciphertext."""
 
     file_id: str

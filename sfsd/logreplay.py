@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import auditlog, checkpoint, merkle
 from protocol.auditlog import Entry
 from protocol.errors import CheckpointError, LogError
+from protocol.values import Value
 from sfsd.errors import JournalDamagedError
 from sfsd.logfile import LogFile
 from sfsd.logtree import LogTree, Mark
@@ -26,8 +26,7 @@ _FLUSH_EVERY = 65_536
 """Lines between flushes while the cache is built again: about 5 MiB of memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Value):
     """A log's first `size` lines: where they end in bytes, the last one's hash, the Merkle root."""
 
     size: int
@@ -39,8 +38,7 @@ class State:
 EMPTY = State(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(Value):
     """What a start found: the log's `state`, the account `heads`, and what it took on trust."""
 
     state: State

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -27,7 +26,6 @@ _DIGEST_SIZE = 32
 MAX_ACCOUNTS = 8192
 
 
-@dataclass(frozen=True, slots=True)
 class Mark(Record):
     """The log's first `size` lines: bytes, last hash, root, each account's (count, last hash)."""
 

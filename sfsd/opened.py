@@ -11,10 +11,10 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.encoding import Buffer
+from protocol.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
 from sfsd.store import Blob
 
@@ -24,8 +24,7 @@ DESCRIPTORS: Final = 16
 """Descriptors a session keeps open."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenVersion:
+class OpenVersion(Value):
     """`content_id` says which content was opened: another under the same path is a change."""
 
     owner: str

@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from protocol.encoding import Buffer
+from protocol.values import Value
 from sfsd.changes import check_path
 from sfsd.errors import PackError, PathError
 from sfsd.files import Files
@@ -36,8 +36,7 @@ _MEMBER = struct.Struct(">B32sQB")
 _BLOB_NAME = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value):
     """One file of a pack: what is to stand under `path`.
 
     Either `offset` says where its `size` bytes begin in the pack, or `blob` names the file in

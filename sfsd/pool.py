@@ -13,23 +13,22 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
+
+from protocol.values import Value
 
 WAITING_EACH: Final = 16
 """Calls that wait for one awake thread before another is woken; most take a tenth of a ms."""
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(Value):
     call: Callable[[], Any]
     future: asyncio.Future[Any]
     slow: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
+class _Done(Value):
     future: asyncio.Future[Any]
     value: Any = None
     error: BaseException | None = None

@@ -9,12 +9,12 @@ is staged beyond that belongs to changes that never were, and goes. A second sta
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import auditlog
 from protocol.errors import LogError
 from protocol.merkle import PIECE_SIZE, PieceHasher
+from protocol.values import Value
 from sfsd import packs
 from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
@@ -28,8 +28,7 @@ _STAGE = re.compile(r"[0-9a-f]{32}")
 _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(Value):
     """What a start found: entries past the mark, files changed, staged files dropped."""
 
     entries: int
@@ -37,8 +36,7 @@ class Recovered:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Value):
     seq: int
     path: str
     digest: bytes | None

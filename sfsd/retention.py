@@ -8,13 +8,14 @@ it as the server's own deed, in the history of the file's owner.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
 from protocol.records import DELETE, MAX_PURGED
+from protocol.values import Value
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
@@ -30,8 +31,7 @@ TRASH: Final = "trash"
 VERSIONS: Final = "versions"
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(Value):
     number: int
     document: Document[Sidecar]
 

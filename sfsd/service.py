@@ -11,7 +11,6 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import sfsd.operations  # noqa: F401 - fills the table
@@ -25,6 +24,7 @@ from protocol.messages.rotation import GetWraps, RotateBegin
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import Data
 from protocol.records import Statement
+from protocol.values import Value
 from sfsd.changes import Change
 from sfsd.errors import (
     Absent,
@@ -72,8 +72,7 @@ _Answer = TypeVar("_Answer")
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Submitted(Generic[_Answer]):
+class _Submitted(Value, Generic[_Answer]):
     commit: Commit[_Answer]
     made: Future[int]
 

@@ -10,7 +10,6 @@ import re
 import time
 from binascii import hexlify
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from protocol.auditlog import Entry
 from protocol.checkpoint import Verifier
 from protocol.errors import LogError
 from protocol.records import ServerStatement
+from protocol.values import Value
 from sfsd import certificates
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint
@@ -36,8 +36,7 @@ _POLL: Final = 0.25
 """Seconds between looks at a log that is followed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Value):
     """A log that holds: its complete lines, the size that is signed for, and the root there.
 
     `cache_differs` is the first entry whose leaf the cached tree has otherwise, None for none.
@@ -77,8 +76,7 @@ def verify_links(root: Path) -> Verified:
     return Verified(frontier.size, signed.size, signed_root, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Value):
     """Consecutive lines whose hashes hold and that link: `first` is the seq of the first, `prev`
     what that follows, `last` the hash of the last. `signed` and `beyond` are subtrees of the
     leaves up to the signed size, and of those behind it."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from protocol.messages import FileView
 from protocol.records import FileRecord
+from protocol.values import Value
 from sfsd.accounts import Accounts
 from sfsd.admission import Head
 from sfsd.documents import Document
@@ -15,8 +15,7 @@ from sfsd.index import Index
 from sfsd.layout import Sidecar, VersionPaths
 
 
-@dataclass(frozen=True, slots=True)
-class Visible:
+class Visible(Value):
     """One version of a file that `user` may see; `head` is the file as it stands."""
 
     user: str

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from protocol.auditlog import Draft
 from protocol.messages import Receipt, Reply, Request
 from protocol.records import ServerStatement, server_id
+from protocol.values import Value
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
 from sfsd.changes import Change
@@ -58,8 +59,7 @@ class Principal:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Value):
     """What this server is: its signed statement, and the operator's Ed25519 public key."""
 
     body: bytes
@@ -161,8 +161,7 @@ class World:
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class Commit(Generic[_Answer]):
+class Commit(Value, Generic[_Answer]):
     """What an operation decided: make `change`, then `answer` from its seq.
 
     `undo` runs where it was not made, for whatever reason: also before it is decided again.
@@ -177,8 +176,7 @@ Decision = Reply | Commit[Reply]
 _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Value):
     """One row of the table.
 
     `access` are the sessions that may ask, `logged` the op its entry has (None: not logged).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import AtMost, Bytes32, Count, Struct, Text, UserName
@@ -10,7 +9,6 @@ from protocol.messages.base import Done, Reply, Request, message
 
 
 @message(97)
-@dataclass(frozen=True, slots=True)
 class UsageAnswer(Reply):
     """Bytes of ciphertext the account holds, its quota in bytes (0: none), its current files."""
 
@@ -20,14 +18,12 @@ class UsageAnswer(Reply):
 
 
 @message(96)
-@dataclass(frozen=True, slots=True)
 class Usage(Request):
     """The asker's own account."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UsageAnswer,)
 
 
-@dataclass(frozen=True, slots=True)
 class Account(Struct):
     """One account as an operator sees it. `fingerprint` is the first statement's hash, empty before
     enrolment; `created`, `due` and `expires` are the head statement's, 0 before it."""
@@ -47,14 +43,12 @@ class Account(Struct):
 
 
 @message(99)
-@dataclass(frozen=True, slots=True)
 class AccountsPage(Reply):
     accounts: Annotated[tuple[Account, ...], AtMost(256)]
     next: Annotated[str, AtMost(32)]
 
 
 @message(98)
-@dataclass(frozen=True, slots=True)
 class UserList(Request):
     """Operator: accounts by name after `after` ("" = from the start)."""
 
@@ -64,7 +58,6 @@ class UserList(Request):
 
 
 @message(100)
-@dataclass(frozen=True, slots=True)
 class UserShow(Request):
     """Operator: one account; the answer's page holds just it."""
 
@@ -74,7 +67,6 @@ class UserShow(Request):
 
 
 @message(101)
-@dataclass(frozen=True, slots=True)
 class UserAdd(Request):
     """Operator: invite a user. Replaces the token of one not yet enrolled.
 
@@ -90,7 +82,6 @@ class UserAdd(Request):
 
 
 @message(102)
-@dataclass(frozen=True, slots=True)
 class UserAccess(Request):
     """Operator: disable a user (closes the sessions too) or enable him again."""
 
@@ -102,7 +93,6 @@ class UserAccess(Request):
 
 
 @message(104)
-@dataclass(frozen=True, slots=True)
 class StatusAnswer(Reply):
     """State of the daemon. `failed` is empty, or why changes are refused since a failed sync."""
 
@@ -118,7 +108,6 @@ class StatusAnswer(Reply):
 
 
 @message(142)
-@dataclass(frozen=True, slots=True)
 class UserQuota(Request):
     """Operator: how many bytes of ciphertext a user may keep from now on, 0 for no limit."""
 
@@ -129,7 +118,6 @@ class UserQuota(Request):
 
 
 @message(144)
-@dataclass(frozen=True, slots=True)
 class ForceRotation(Request):
     """Operator: a user may only read, until he has rotated his keys; `reason` is told to him."""
 
@@ -140,7 +128,6 @@ class ForceRotation(Request):
 
 
 @message(103)
-@dataclass(frozen=True, slots=True)
 class Status(Request):
     """Operator: how the daemon is."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeVar
 
 from protocol import encoding
@@ -47,7 +46,6 @@ Handle = Bytes16
 class Message(Struct):
     """A frame body: ``[type, request_id, fields…]``. `BULK` names a last field of raw bytes."""
 
-    __slots__ = ()
     TYPE: ClassVar[int] = 0
     BULK: ClassVar[str | None] = None
 
@@ -55,14 +53,11 @@ class Message(Struct):
 class Request(Message):
     """What a client sends. `REPLIES` are the types that may answer it beside `Error`."""
 
-    __slots__ = ()
     REPLIES: ClassVar[tuple[type[Reply], ...]] = ()
 
 
 class Reply(Message):
     """What a server sends."""
-
-    __slots__ = ()
 
 
 _REGISTRY: dict[int, type[Message]] = {}
@@ -70,7 +65,7 @@ _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 
 def message(number: int) -> Callable[[type[_AnyMessage]], type[_AnyMessage]]:
-    """Enter a message class in the registry under its wire number. Stands above @dataclass."""
+    """Enter a message class in the registry under its wire number."""
 
     def register(cls: type[_AnyMessage]) -> type[_AnyMessage]:
         if number in _REGISTRY:
@@ -125,7 +120,6 @@ def _bulk_behind_known(cls: type[Message], fields: list[object]) -> list[object]
     return [*fields[: known - 1], fields[-1]]
 
 
-@dataclass(frozen=True, slots=True)
 class GenerationSignature(Struct):
     """A signature under a file record: its own for its generation, an endorsement above."""
 
@@ -133,7 +127,6 @@ class GenerationSignature(Struct):
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
 class SignedRecord(Struct):
     """A file record's exact bytes with the signatures that it has."""
 
@@ -141,7 +134,6 @@ class SignedRecord(Struct):
     signatures: Annotated[tuple[GenerationSignature, ...], AtMost(64)]
 
 
-@dataclass(frozen=True, slots=True)
 class Wrap(Struct):
     """A DEK wrapped to one user's key; `key_id` = records.key_id(algorithm, public key)."""
 
@@ -154,7 +146,6 @@ class Wrap(Struct):
 Wraps = Annotated[tuple[Wrap, ...], AtMost(MAX_WRAPS)]
 
 
-@dataclass(frozen=True, slots=True)
 class FileView(Struct):
     """One version of a file as the server answers it: its sidecar, as far as the asker may see it.
 
@@ -170,7 +161,6 @@ class FileView(Struct):
     wraps: Wraps
 
 
-@dataclass(frozen=True, slots=True)
 class Receipt(Struct):
     """Proof that a change stands in the log.
 
@@ -207,7 +197,6 @@ ERROR_CODES = (
 
 
 @message(1)
-@dataclass(frozen=True, slots=True)
 class Error(Reply):
     """A request that was not done; nothing changed.
 
@@ -221,7 +210,6 @@ class Error(Reply):
 
 
 @message(2)
-@dataclass(frozen=True, slots=True)
 class Done(Reply):
     """A change was made and is durable; the receipt proves it."""
 

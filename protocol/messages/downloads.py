@@ -5,7 +5,6 @@ The client's window of unanswered reads is the flow control; the server keeps no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.encoding import Buffer
@@ -14,7 +13,6 @@ from protocol.messages.base import PIECE, FileView, Handle, Leaves, Reply, Reque
 
 
 @message(49)
-@dataclass(frozen=True, slots=True)
 class Opened(Reply):
     """`leaves` is the first page of leaf hashes, `data` the first bytes of the blob (≤ 256 KiB)."""
 
@@ -27,7 +25,6 @@ class Opened(Reply):
 
 
 @message(48)
-@dataclass(frozen=True, slots=True)
 class GetOpen(Request):
     """Open `version` (0: the current one) of a file for reading."""
 
@@ -39,13 +36,11 @@ class GetOpen(Request):
 
 
 @message(51)
-@dataclass(frozen=True, slots=True)
 class LeavesPage(Reply):
     leaves: Leaves
 
 
 @message(50)
-@dataclass(frozen=True, slots=True)
 class GetLeaves(Request):
     """Leaf hashes from leaf `first` on."""
 
@@ -56,7 +51,6 @@ class GetLeaves(Request):
 
 
 @message(53)
-@dataclass(frozen=True, slots=True)
 class Bytes(Reply):
     BULK: ClassVar[str | None] = "data"
 
@@ -64,7 +58,6 @@ class Bytes(Reply):
 
 
 @message(52)
-@dataclass(frozen=True, slots=True)
 class Read(Request):
     """`length` ≤ 1 MiB bytes of ciphertext at `offset`; fewer only at the end of the blob."""
 

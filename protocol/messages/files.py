@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
@@ -23,13 +22,11 @@ MAX_PAGE = 256
 
 
 @message(65)
-@dataclass(frozen=True, slots=True)
 class Stated(Reply):
     view: FileView
 
 
 @message(64)
-@dataclass(frozen=True, slots=True)
 class Stat(Request):
     """The sidecar of `version` (0: the newest, deleted or not) of a file."""
 
@@ -41,7 +38,6 @@ class Stat(Request):
 
 
 @message(67)
-@dataclass(frozen=True, slots=True)
 class Listing(Reply):
     """Newest version of each file, by file_id; `next` is the next page's `after`, "" at the end."""
 
@@ -50,7 +46,6 @@ class Listing(Reply):
 
 
 @message(66)
-@dataclass(frozen=True, slots=True)
 class List(Request):
     """The asker's files after file_id `after` ("" = from the start), those changed at or after log
     entry `since_seq` only; deleted ones are among them, so that a cache can follow."""
@@ -63,7 +58,6 @@ class List(Request):
 
 
 @message(69)
-@dataclass(frozen=True, slots=True)
 class HistoryPage(Reply):
     """A file's records in order of `rev`, with their signatures; `next` is 0 at the end."""
 
@@ -72,7 +66,6 @@ class HistoryPage(Reply):
 
 
 @message(68)
-@dataclass(frozen=True, slots=True)
 class History(Request):
     """All records of a file from revision `first` on."""
 
@@ -83,7 +76,6 @@ class History(Request):
     first: Count
 
 
-@dataclass(frozen=True, slots=True)
 class RecordChange(Struct):
     """A record with its signature and what its op brings: metadata and wraps (restore, move)."""
 
@@ -94,7 +86,6 @@ class RecordChange(Struct):
 
 
 @message(70)
-@dataclass(frozen=True, slots=True)
 class Record(Request):
     """Delete, restore, move, access or purge: signed records, done all or none. A move is two: the
     record onto the new file's head, then the tombstone of the old."""

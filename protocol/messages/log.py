@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import AtMost, Between, Count, OneOf, Struct
@@ -15,7 +14,6 @@ CONSISTENCY = "consistency"
 
 
 @message(113)
-@dataclass(frozen=True, slots=True)
 class LogCheckpoint(Reply):
     """The log's signed present, proven from the checkpoint that opened the session."""
 
@@ -24,12 +22,10 @@ class LogCheckpoint(Reply):
 
 
 @message(112)
-@dataclass(frozen=True, slots=True)
 class LogHead(Request):
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogCheckpoint,)
 
 
-@dataclass(frozen=True, slots=True)
 class LogItem(Struct):
     """Entry `seq`: its exact line without newline, or its hash, 32 bytes, where it is not the
     asker's to read. No line is that short."""
@@ -39,7 +35,6 @@ class LogItem(Struct):
 
 
 @message(115)
-@dataclass(frozen=True, slots=True)
 class LogPage(Reply):
     """Entries in order of seq; `next` is the next page's `first`, 0 at the end.
 
@@ -52,7 +47,6 @@ class LogPage(Reply):
 
 
 @message(114)
-@dataclass(frozen=True, slots=True)
 class LogEntries(Request):
     """At most `limit` entries from seq `first` on; with `own`, those that the asker may read only.
 
@@ -68,13 +62,11 @@ class LogEntries(Request):
 
 
 @message(117)
-@dataclass(frozen=True, slots=True)
 class LogProven(Reply):
     proof: Proof
 
 
 @message(116)
-@dataclass(frozen=True, slots=True)
 class LogProof(Request):
     """For `size` entries: that entry `start` is among them (inclusion), or that they continue the
     log of `start` entries (consistency)."""

@@ -3,7 +3,6 @@ newest, and every wrap made anew under it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import (
@@ -36,7 +35,6 @@ BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 
 
 @message(128)
-@dataclass(frozen=True, slots=True)
 class NewStatement(Request):
     """The asker's next statement (of a reason that keeps the generation), and its bundle.
 
@@ -52,7 +50,6 @@ class NewStatement(Request):
 
 
 @message(131)
-@dataclass(frozen=True, slots=True)
 class SealedBundle(Reply):
     """The bundle that a statement names by its hash."""
 
@@ -60,7 +57,6 @@ class SealedBundle(Reply):
 
 
 @message(130)
-@dataclass(frozen=True, slots=True)
 class GetBundle(Request):
     """The asker's own, of statement `n`; 0: of the newest. An earlier one is kept for a time, and
     given to a session of the recovery key alone; `not-found` where it is not kept (any more)."""
@@ -71,7 +67,6 @@ class GetBundle(Request):
 
 
 @message(132)
-@dataclass(frozen=True, slots=True)
 class RotateBegin(Request):
     """The asker's next statement, of a new generation, and its bundle: `NewStatement` for the
     reasons that renew the keys. It lifts every block."""
@@ -83,7 +78,6 @@ class RotateBegin(Request):
     bundle: BundleBytes
 
 
-@dataclass(frozen=True, slots=True)
 class WrapItem(Struct):
     """One version as far as a rotation is concerned: the record that made it, the file's last where
     that stands in the same sidecar and is another, and the asker's own wrap (None: purged)."""
@@ -97,7 +91,6 @@ class WrapItem(Struct):
 
 
 @message(135)
-@dataclass(frozen=True, slots=True)
 class WrapsPage(Reply):
     """`next` is the next page's `after`, "" at the end. A page may be short, with more to come."""
 
@@ -106,7 +99,6 @@ class WrapsPage(Reply):
 
 
 @message(134)
-@dataclass(frozen=True, slots=True)
 class GetWraps(Request):
     """Versions, the asker's own and those shared with him, whose wrap for him, or whose record of
     his, is of an older generation; with `all_of_them` every one that he has a wrap of. By owner,
@@ -119,7 +111,6 @@ class GetWraps(Request):
     all_of_them: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Endorsement(Struct):
     """The signature of a later generation over a record's hash."""
 
@@ -127,7 +118,6 @@ class Endorsement(Struct):
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
 class RewrapItem(Struct):
     """A version's wrap for the asker's current key, and endorsements of the records that stand
     beside it. `wrap` is None where there is none, or for one that another shares and that does not
@@ -141,7 +131,6 @@ class RewrapItem(Struct):
 
 
 @message(137)
-@dataclass(frozen=True, slots=True)
 class Rewrapped(Reply):
     """What was new already needs no entry (`receipt` None where that holds for all). `left` are the
     places in the request of items that were changed meanwhile and are to be asked for again."""
@@ -151,7 +140,6 @@ class Rewrapped(Reply):
 
 
 @message(136)
-@dataclass(frozen=True, slots=True)
 class Rewrap(Request):
     """Wraps and endorsements under the asker's current keys, of files of one owner: his own, or
     another's who shares them with him, whose records he does not endorse."""
@@ -162,7 +150,6 @@ class Rewrap(Request):
 
 
 @message(138)
-@dataclass(frozen=True, slots=True)
 class RotateFinish(Request):
     """The statement that ends older generations, its bundle, and a signed `RotationFinish`.
 

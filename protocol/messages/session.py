@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import (
@@ -33,7 +32,6 @@ VERSION = 1
 Version = Annotated[int, Between(1, 255)]
 
 
-@dataclass(frozen=True, slots=True)
 class Limits(Struct):
     """What this server grants and demands.
 
@@ -48,7 +46,6 @@ class Limits(Struct):
 
 
 @message(16)
-@dataclass(frozen=True, slots=True)
 class Welcome(Reply):
     """The server's first frame (request id 0): what it is, signed by its long-lived key."""
 
@@ -59,7 +56,6 @@ class Welcome(Reply):
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
 class Notice(Struct):
     """What is to be said of this user's keys: `due`, in unix seconds, and how they stand; `rotated`
     where the login was with an older generation than the account has."""
@@ -70,7 +66,6 @@ class Notice(Struct):
 
 
 @message(18)
-@dataclass(frozen=True, slots=True)
 class Session(Reply):
     """The session is open.
 
@@ -86,7 +81,6 @@ class Session(Reply):
 
 
 @message(17)
-@dataclass(frozen=True, slots=True)
 class Login(Request):
     """`signature` is over records.login_body by the key of `generation` (0: the recovery key)."""
 
@@ -100,7 +94,6 @@ class Login(Request):
 
 
 @message(19)
-@dataclass(frozen=True, slots=True)
 class Enroll(Request):
     """First statement of a new user, allowed by an invitation's token, which does not travel.
 
@@ -119,7 +112,6 @@ class Enroll(Request):
 
 
 @message(20)
-@dataclass(frozen=True, slots=True)
 class Pong(Reply):
     """The server is there; `time` is its clock, unix seconds."""
 
@@ -127,7 +119,6 @@ class Pong(Reply):
 
 
 @message(21)
-@dataclass(frozen=True, slots=True)
 class Ping(Request):
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Pong,)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
@@ -25,7 +24,6 @@ MAX_ACCESS_WRAPS = 256
 """Wraps that one change of a file's readers brings."""
 
 
-@dataclass(frozen=True, slots=True)
 class SignedStatement(Struct):
     """A statement's exact bytes, its signatures (own key first), and the proof of its log entry."""
 
@@ -37,7 +35,6 @@ class SignedStatement(Struct):
 
 
 @message(81)
-@dataclass(frozen=True, slots=True)
 class Identity(Reply):
     """A user's statements in order from `first` on, each proven in `checkpoint`."""
 
@@ -48,7 +45,6 @@ class Identity(Reply):
 
 
 @message(80)
-@dataclass(frozen=True, slots=True)
 class Lookup(Request):
     """The identity chain of `user` from statement number `first` (≥ 1) on."""
 
@@ -58,7 +54,6 @@ class Lookup(Request):
     first: Count
 
 
-@dataclass(frozen=True, slots=True)
 class VersionWrap(Struct):
     """The DEK of one version, wrapped to a reader."""
 
@@ -67,7 +62,6 @@ class VersionWrap(Struct):
 
 
 @message(82)
-@dataclass(frozen=True, slots=True)
 class SetReaders(Request):
     """Who may read one of the asker's files from now on: a record of op access, and wraps of
     versions for its readers, each to a reader's current key.
@@ -82,7 +76,6 @@ class SetReaders(Request):
     wraps: Annotated[tuple[VersionWrap, ...], AtMost(MAX_ACCESS_WRAPS)]
 
 
-@dataclass(frozen=True, slots=True)
 class SharedFile(Struct):
     """A file that `owner` lets the asker read; `view` of its current version, None where nothing
     of it has changed since what was asked for."""
@@ -93,7 +86,6 @@ class SharedFile(Struct):
 
 
 @message(85)
-@dataclass(frozen=True, slots=True)
 class InboxPage(Reply):
     """By owner and file_id; `next` is the next page's `after`, "" at the end. A page may be short,
     with more to come."""
@@ -103,7 +95,6 @@ class InboxPage(Reply):
 
 
 @message(84)
-@dataclass(frozen=True, slots=True)
 class Inbox(Request):
     """What others share with the asker at present, after `after` ("": from the start), with views
     of those that changed at or after log entry `since_seq`."""

@@ -6,7 +6,6 @@ that offset); only the last may be shorter. The server hashes and writes pieces 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from protocol.encoding import Buffer
@@ -26,7 +25,6 @@ from protocol.messages.base import (
 
 
 @message(32)
-@dataclass(frozen=True, slots=True)
 class PutSmall(Request):
     """A whole new version: record (op put), signature, metadata, wraps, ≤ 256 KiB ciphertext."""
 
@@ -41,7 +39,6 @@ class PutSmall(Request):
 
 
 @message(34)
-@dataclass(frozen=True, slots=True)
 class UploadState(Reply):
     """Where an upload stands: all bytes below `offset` are kept across connections."""
 
@@ -50,7 +47,6 @@ class UploadState(Reply):
 
 
 @message(33)
-@dataclass(frozen=True, slots=True)
 class PutOpen(Request):
     """Begin an upload to a file; `size` is the ciphertext's (0: not known) and counts as quota.
 
@@ -68,7 +64,6 @@ class PutOpen(Request):
 
 
 @message(35)
-@dataclass(frozen=True, slots=True)
 class Data(Request):
     """One piece of ciphertext, at `offset`, a multiple of 1 MiB and the next one expected."""
 
@@ -81,7 +76,6 @@ class Data(Request):
 
 
 @message(36)
-@dataclass(frozen=True, slots=True)
 class PutResume(Request):
     """After a dropped connection: how far did it come? `upload-lost` where it is gone."""
 
@@ -91,7 +85,6 @@ class PutResume(Request):
 
 
 @message(37)
-@dataclass(frozen=True, slots=True)
 class PutCommit(Request):
     """Make the uploaded ciphertext a version. After `conflict`, `stale-recipient` or
     `stale-generation` the ciphertext is kept and this may be sent again with another record."""
@@ -106,13 +99,11 @@ class PutCommit(Request):
 
 
 @message(38)
-@dataclass(frozen=True, slots=True)
 class Aborted(Reply):
     """The upload is gone."""
 
 
 @message(39)
-@dataclass(frozen=True, slots=True)
 class PutAbort(Request):
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Aborted,)
 

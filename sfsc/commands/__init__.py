@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from protocol.values import Value
 
 if TYPE_CHECKING:
     from sfsc.client import Store
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 _OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(Value):
     """What every command is given: where the keys are, and whether to answer in JSON."""
 
     home: Path | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, cast
@@ -15,6 +14,7 @@ from protocol import auditlog
 from protocol.auditlog import Entry
 from protocol.errors import LogError
 from protocol.messages.log import LogCheckpoint, LogHead
+from protocol.values import Value
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import ConfigError
@@ -42,8 +42,7 @@ def _moment(_context: click.Context, _option: click.Parameter, value: str | None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
-class _Filter:
+class _Filter(Value):
     """Which entries are wanted; None or nothing for all."""
 
     user: str | None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
+from protocol.values import Value
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
@@ -45,8 +46,7 @@ def record_change(world: World, who: Principal, message: Record) -> Reply | Comm
     return commit(world, who, admitted, decide(world, admitted, head.document, change))
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(Value):
     """What an op does: `version` for the log, sidecars to write, versions whose bytes go.
 
     `left` is the file that a move leaves, which has no current version any more. `accounts` are

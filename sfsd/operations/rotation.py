@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from protocol import merkle
@@ -32,6 +32,7 @@ from protocol.messages.rotation import (
 )
 from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, verify
+from protocol.values import Value
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
@@ -317,8 +318,7 @@ def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
     return replace(signed, signatures=(*kept, added))
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(Value):
     owner: str
     file_id: str
     version: int

@@ -7,7 +7,7 @@ stored by the same request before its answer got lost: it gets the same receipt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from protocol.merkle import leaf_hash
@@ -24,6 +24,7 @@ from protocol.messages.uploads import (
     UploadState,
 )
 from protocol.records import PUT, REENCRYPT, FileRecord
+from protocol.values import Value
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Adopt, Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar
@@ -155,8 +156,7 @@ def _commit(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(Value):
     """`leaves` are the leaf hashes of the ciphertext's pieces, concatenated."""
 
     size: int
@@ -166,8 +166,7 @@ class _Content:
     wraps: tuple[Wrap, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Value):
     """Quota, taken on the committer's thread; `reserved` bytes where it is given back."""
 
     reserve: Callable[[], None]

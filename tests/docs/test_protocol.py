@@ -151,7 +151,7 @@ def test_parts() -> None:
 
 
 def test_signed_records() -> None:
-    labels = {
+    labels: dict[type[Struct], Label | None] = {
         ServerStatement: Label.SERVER_STATEMENT,
         Statement: Label.STATEMENT,
         RecoveryKey: None,

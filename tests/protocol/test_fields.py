@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+import itertools
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -33,13 +34,11 @@ from tests.protocol.strategies import structs
 from tests.protocol.test_encoding import VALUES
 
 
-@dataclass(frozen=True, slots=True)
 class Part(Struct):
     x: Count
     y: Annotated[str, AtMost(4)]
 
 
-@dataclass(frozen=True, slots=True)
 class Keyed(Struct):
     AS_MAP: ClassVar[bool] = True
 
@@ -47,7 +46,6 @@ class Keyed(Struct):
     of: Part | None
 
 
-@dataclass(frozen=True, slots=True)
 class Whole(Struct):
     number: int
     flag: bool
@@ -218,7 +216,6 @@ def test_a_view_belongs_in_bulk_only() -> None:
     ],
 )
 def test_named_types(hint: object, good: list[Any], bad: list[Any]) -> None:
-    @dataclass(frozen=True, slots=True)
     class One(Struct):
         value: Any
 
@@ -246,7 +243,6 @@ def test_named_types(hint: object, good: list[Any], bad: list[Any]) -> None:
     ],
 )
 def test_a_field_type_that_is_unknown_is_a_mistake_of_ours(hint: object) -> None:
-    @dataclass(frozen=True, slots=True)
     class Odd(Struct):
         value: Any
 
@@ -262,3 +258,97 @@ def test_any_value_is_the_struct_or_a_message_error(value: object) -> None:
             parse(value)
         except MessageError:
             continue
+
+
+class Stranger(Struct):
+    """Fields that are called as what generated code uses."""
+
+    type: Bytes16
+    len: Text
+    cls: Count
+    elements: tuple[Count, ...]
+    value: Part | None
+
+
+def test_a_field_may_have_any_name() -> None:
+    stranger = Stranger(bytes(16), "", 1, (2, 3), Part(1, ""))
+    assert Stranger.from_array(stranger.to_array()) == stranger
+    assert Stranger.from_map(stranger.to_map()) == stranger
+    with pytest.raises(MessageError):
+        Stranger(b"", "", 1, (), None)
+
+
+HINTS: dict[str, Any] = {
+    name: hint
+    for name, hint in get_type_hints(Whole, include_extras=True).items()
+    if name in Whole.__match_args__
+}
+PART = get_type_hints(Part, include_extras=True)
+NEAR: list[object] = [
+    *GOOD.values(),
+    *(None, False, 1.0, 0, -1, -5, -6, 5, 6, 2**53, 2**53 + 1),
+    *("", "a", "b", "c", "éé", "ééa", "\ud800"),
+    *(b"", b"x", b"xyz", b"four", b"12345", b"123456", bytearray(b"123"), memoryview(b"123456")),
+    *((), (Part(1, ""),) * 3, (1,), (b"xy",), (b"x", 7), (b"xyz", 7), (b"xy", -1), (b"xy", 7, 7)),
+    *([], [1, "four"], {}, {"from": -5, "of": None}, (None,), (Keyed(0, None),), Part(2, "")),
+]
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_what_is_compiled_is_what_is_declared(name: str) -> None:
+    """The same is refused, in the same words, as by a plain reading of the declaration."""
+    for value in NEAR:
+        _compared(name, value)
+
+
+@given(st.sampled_from(sorted(HINTS)), VALUES)
+def test_so_it_is_of_any_value(name: str, value: object) -> None:
+    _compared(name, value)
+
+
+def test_so_it_is_of_numbers_and_text() -> None:
+    for x, y in itertools.product(
+        [-1, 0, 2**53, 2**53 + 1, True], ["", "four", "éé", "ééa", "fives"]
+    ):
+        whys = [_refusal(PART[name], value) for name, value in (("x", x), ("y", y))]
+        expected = [f"Part.{name}: {why}" for name, why in zip("xy", whys, strict=True) if why]
+        assert _raised(lambda pair: Part(*pair), (x, y)) == next(iter(expected), None)
+
+
+def _compared(name: str, value: object) -> None:
+    refusal = _refusal(HINTS[name], value)
+    assert _raised(lambda one: Whole(**{**GOOD, name: one}), value) == (
+        refusal and f"Whole.{name}: {refusal}"
+    )
+
+
+def _refusal(hint: object, value: object) -> str | None:
+    """Why `value` is not of the type and within the caps that `hint` states; None: it is."""
+    args = get_args(hint)
+    if get_origin(hint) is Annotated:
+        base, cap = args
+        return _wrong(base, value) or _raised(cap, value) or _refusal(base, value)
+    if _wrong(hint, value) or not isinstance(value, tuple):
+        return _wrong(hint, value)
+    if args[1] is Ellipsis:
+        return next(filter(None, (_refusal(args[0], one) for one in value)), None)
+    if len(value) != len(args):
+        return f"length {len(value)}, not {len(args)}"
+    return next(filter(None, map(_refusal, args, value)), None)
+
+
+def _wrong(hint: object, value: object) -> str | None:
+    """Why `value` is of another type."""
+    origin = get_origin(hint)
+    allowed = {tuple: (tuple,), None: (hint,)}.get(origin) or get_args(hint)
+    if type(value) in allowed:
+        return None
+    return f"{type(value).__name__} where {allowed[0].__name__} belongs"
+
+
+def _raised(check: Callable[[Any], object], value: object) -> str | None:
+    try:
+        check(value)
+    except MessageError as exc:
+        return str(exc)
+    return None

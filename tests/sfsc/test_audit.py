@@ -13,7 +13,7 @@ from protocol import auditlog, checkpoint
 from protocol.auditlog import Draft
 from protocol.messages import Error, Reply, Request
 from protocol.messages.files import List, Listing
-from protocol.messages.log import LogEntries, LogHead, LogItem, LogPage
+from protocol.messages.log import LogCheckpoint, LogEntries, LogHead, LogItem, LogPage
 from protocol.records import DELETE, FileRecord, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.tlogproof import TlogProof, verify
@@ -302,7 +302,7 @@ def test_a_server_that_answers_the_comparison_with_a_lie(
     twin.fill(4)
 
     def hook(request: Request, reply: Reply) -> Reply:
-        if isinstance(request, LogHead):
+        if isinstance(reply, LogCheckpoint):
             return replace(reply, checkpoint=twin.checkpoint())
         return reply
 

@@ -104,7 +104,6 @@ def test_numbers() -> None:
 
 
 def test_a_number_is_given_once() -> None:
-    @dataclasses.dataclass(frozen=True, slots=True)
     class Second(Reply):
         pass
 

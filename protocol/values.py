@@ -1,0 +1,192 @@
+"""Frozen values, made once each and compiled at first use: what a dataclass is, at a start's price.
+
+A frozen dataclass with slots costs over a millisecond at import: five functions are compiled for
+it, and then the class is made anew for its slots. A program that handles one command uses a tenth
+of its classes. So a `Value` is made as any class is, and its ``__init__`` is compiled when the
+first one is built.
+
+Source text is generated here, and it is safe: all that varies in it are names of classes and
+fields, which Python itself took for identifiers in our own modules, and whole numbers. Defaults,
+types and checks are never written into the text but bound to names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, dataclass_transform
+
+
+class Source:
+    """The text of one function, and what the names in it are bound to.
+
+    All names but those of fields begin with two underscores. A field's cannot: Python mangles such
+    a name in a class body. So neither ever stands for the other.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._bound: dict[str, object] = {"__type": type, "__len": len}
+
+    def bind(self, value: object) -> str:
+        """A name for `value` in the text, the same one for the same object."""
+        for name, bound in self._bound.items():
+            if bound is value:
+                return name
+        name = f"__{len(self._bound)}"
+        self._bound[name] = value
+        return name
+
+    def add(self, depth: int, line: str) -> None:
+        """`line` as the next one of the function's body, `depth` blocks deep in it."""
+        self.lines.append("    " * (depth + 1) + line)
+
+    def function(self, cls: type, name: str, parameters: Iterable[str]) -> Callable[..., Any]:
+        """The function, as if it stood in the body of `cls`."""
+        text = "\n".join([f"def {name}({', '.join(parameters)}):", *self.lines])
+        where = f"<{cls.__module__}.{cls.__qualname__}>"
+        exec(compile(text, where, "exec"), self._bound)  # noqa: S102 (see above: our own names)
+        made: Callable[..., Any] = self._bound[name]  # type: ignore[assignment]
+        made.__qualname__ = f"{cls.__qualname__}.{name}"
+        made.__module__ = cls.__module__
+        return made
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+class ValueType(type):
+    """Gives a class a slot for each annotation in its body that is not a ClassVar."""
+
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
+    ) -> ValueType:
+        if "__init__" in namespace:
+            raise TypeError(f"{name}: a value's __init__ is made, not written")
+        specs: dict[str, dataclasses.Field[Any]] = {}
+        for base in bases:
+            specs |= getattr(base, "__specs__", {})
+        own = [
+            field
+            for field, hint in namespace.get("__annotations__", {}).items()
+            if not str(hint).removeprefix("typing.").startswith("ClassVar")
+        ]
+        for field in own:
+            specs[field] = _spec(namespace.pop(field, dataclasses.MISSING))
+        namespace["__slots__"] = (*namespace.get("__slots__", ()), *own)
+        namespace["__specs__"] = specs
+        namespace["__match_args__"] = tuple(specs)
+        namespace["__init__"] = _first_init
+        return super().__new__(mcs, name, bases, namespace, **options)
+
+
+def _spec(stated: Any) -> dataclasses.Field[Any]:
+    """What a class body gives a field: nothing, a default, or ``dataclasses.field(…)``."""
+    if isinstance(stated, dataclasses.Field):
+        if not (stated.init and stated.compare):
+            raise TypeError("a field of a value is always given and always compared")
+        return stated
+    spec: dataclasses.Field[Any] = dataclasses.field(default=stated)
+    return spec
+
+
+def _first_init(self: Value, *args: Any, **keywords: Any) -> None:
+    """Stands in every class until the first is built. Two threads may compile the same."""
+    cls = type(self)
+    cls.__init__ = _compiled_init(cls)  # type: ignore[method-assign]
+    cls.__init__(self, *args, **keywords)
+
+
+def _compiled_init(cls: type[Value]) -> Callable[..., None]:
+    """``__init__`` of `cls`: its checks, then every slot set, then ``__post_init__``.
+
+    Slots are set past ``__setattr__``, which refuses. Setting them by ``object.__setattr__`` is
+    measurably faster than by their descriptors.
+    """
+    source = Source()
+    parameters = ["self"]
+    for name, spec in cls.__specs__.items():
+        if spec.default_factory is not dataclasses.MISSING:
+            absent = source.bind(dataclasses.MISSING)
+            parameters.append(f"{name}={absent}")
+            source.add(0, f"if {name} is {absent}:")
+            source.add(1, f"{name} = {source.bind(spec.default_factory)}()")
+        elif spec.default is not dataclasses.MISSING:
+            parameters.append(f"{name}={source.bind(spec.default)}")
+        else:
+            parameters.append(name)
+    cls.write_checks(source)
+    for name in cls.__specs__:
+        source.add(0, f"{source.bind(object.__setattr__)}(self, {name!r}, {name})")
+    if hasattr(cls, "__post_init__"):
+        source.add(0, "self.__post_init__()")
+    if not source.lines:
+        source.add(0, "pass")
+    return source.function(cls, "__init__", parameters)
+
+
+class _Fields:
+    """`Value.__dataclass_fields__`, made when asked for: by replace, fields and asdict."""
+
+    def __init__(self) -> None:
+        self._made: dict[type, dict[str, dataclasses.Field[Any]]] = {}
+
+    def __get__(self, _: Value | None, cls: type[Value]) -> Mapping[str, dataclasses.Field[Any]]:
+        found = self._made.get(cls)
+        if found is None:
+            stated = [(name, Any, _copied(spec)) for name, spec in cls.__specs__.items()]
+            # Nothing is compiled for this twin; it is made for the fields that the library makes.
+            twin: Any = dataclasses.make_dataclass(
+                cls.__name__, stated, init=False, repr=False, eq=False, namespace={"__doc__": ""}
+            )
+            found = self._made[cls] = twin.__dataclass_fields__
+        return found
+
+
+def _copied(spec: dataclasses.Field[Any]) -> Any:
+    """A field can be put into one class only."""
+    if spec.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=spec.default_factory, repr=spec.repr)
+    return dataclasses.field(default=spec.default, repr=spec.repr)
+
+
+class Value(metaclass=ValueType):
+    """Base of frozen values. Fields are the annotations of the class body, as in a dataclass.
+
+    Equal are two of the same class with equal fields. ``dataclasses.replace``, ``fields`` and
+    ``asdict`` work; a field of ``dataclasses.field(repr=False)`` does not show.
+    """
+
+    __specs__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    __match_args__: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]] = _Fields()  # type: ignore[assignment]
+
+    @classmethod
+    def write_checks(cls, source: Source) -> None:
+        """Add to ``__init__`` what refuses wrong values; here nothing."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return contents(self) == contents(other)
+
+    def __hash__(self) -> int:
+        return hash(contents(self))
+
+    def __repr__(self) -> str:
+        shown = [name for name, spec in type(self).__specs__.items() if spec.repr]
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return f"{type(self).__qualname__}({fields})"
+
+    def __reduce__(self) -> tuple[type[Value], tuple[object, ...]]:
+        """Copies are built anew, and so checked."""
+        return type(self), contents(self)
+
+
+def contents(value: Value) -> tuple[object, ...]:
+    """The values of all fields, in order."""
+    return tuple([getattr(value, name) for name in value.__match_args__])

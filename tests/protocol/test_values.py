@@ -1,0 +1,209 @@
+"""Frozen values: what a dataclass does, done by classes that are compiled when first used."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import threading
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.values import Value
+
+_Item = TypeVar("_Item")
+
+
+class Point(Value):
+    """One with everything."""
+
+    ORIGIN: ClassVar[str] = "here"
+
+    x: int
+    label: str = "none"
+    secret: bytes = dataclasses.field(default=b"", repr=False)
+    tags: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def doubled(self) -> int:
+        return 2 * self.x
+
+
+class Deep(Point):
+    z: int = 0
+
+    def __post_init__(self) -> None:
+        if self.z < 0:
+            raise ValueError("too deep")
+
+
+class Holder(Value, Generic[_Item]):
+    item: _Item
+
+
+class Empty(Value):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """What the library makes of the same body."""
+
+    x: int
+    label: str = "none"
+    secret: bytes = dataclasses.field(default=b"", repr=False)
+
+
+class Named(Value):
+    """Fields that are called as what generated code uses."""
+
+    type: object
+    len: object
+    cls: object
+    elements: object
+    value: object
+
+
+def test_building() -> None:
+    point = Point(1, secret=b"s")
+    assert (point.x, point.label, point.secret, point.tags) == (1, "none", b"s", [])
+    assert Point(1).tags is not Point(1).tags
+    assert (point.doubled, point.ORIGIN, Point.ORIGIN) == (2, "here", "here")
+    assert Holder("text").item == "text"
+    assert Empty() == Empty()
+    named = Named(1, 2, 3, 4, value=5)
+    assert (named.type, named.len, named.cls, named.elements, named.value) == (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords"),
+    [((), {}), ((1, "a", b"", [], 5), {}), ((1,), {"x": 1}), ((1,), {"other": 1})],
+)
+def test_wrong_arguments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    for _ in range(2):  # the first time, and when it is compiled
+        with pytest.raises(TypeError):
+            Point(*arguments, **keywords)
+    with pytest.raises(TypeError):
+        Empty(1)  # type: ignore[call-arg]
+
+
+def test_a_subclass_has_the_fields_before_it() -> None:
+    Point(1)
+    deep = Deep(1, z=3)
+    assert (deep.x, deep.label, deep.z) == (1, "none", 3)
+    assert [field.name for field in dataclasses.fields(deep)] == [
+        *("x", "label", "secret", "tags", "z")
+    ]
+    with pytest.raises(ValueError):
+        Deep(1, z=-1)
+    with pytest.raises(ValueError):
+        dataclasses.replace(deep, z=-1)
+
+
+def test_nothing_is_assigned_or_added() -> None:
+    point = Point(1)
+    for name in ("x", "label", "other"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(point, name, 1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(point, name)
+    assert point == Point(1)
+    for value in (point, Deep(1), Holder(1), Empty()):
+        assert not hasattr(value, "__dict__")
+
+
+def test_a_secret_does_not_show() -> None:
+    deep = Deep(1, secret=b"hidden")
+    assert repr(deep) == "Deep(x=1, label='none', tags=[], z=0)"
+    assert "hidden" not in f"{deep} {deep!r} {[deep]}"
+
+
+@given(*[st.tuples(st.integers(0, 1), st.sampled_from("ab"), st.sampled_from([b"", b"c"]))] * 2)
+def test_as_the_library_does(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    """Equality, hash and what is shown. The lists are equal, and cannot be hashed."""
+    assert (Point(*one) == Point(*other)) is (Twin(*one) == Twin(*other))
+    assert repr(Holder(Twin(*one))) == f"Holder(item={Twin(*one)!r})"
+    assert hash(Holder(one)) == hash(Holder(tuple(one)))
+    assert (Holder(one) == Holder(other)) is (one == other)
+    with pytest.raises(TypeError):
+        hash(Point(*one))
+
+
+def test_another_class_is_never_equal() -> None:
+    assert Point(1) != Deep(1)
+    assert Point(1) != Twin(1)
+    assert Point(1) != (1, "none", b"", [])
+
+
+def test_what_the_library_offers_for_dataclasses() -> None:
+    point = Point(1, "a", b"s", ["t"])
+    assert dataclasses.replace(point, x=2) == Point(2, "a", b"s", ["t"])
+    assert dataclasses.asdict(Holder(point)) == {
+        "item": {"x": 1, "label": "a", "secret": b"s", "tags": ["t"]}
+    }
+    fields = {field.name: field for field in dataclasses.fields(Point)}
+    assert fields["label"].default == "none"
+    assert fields["tags"].default_factory is list
+    assert not fields["secret"].repr
+    assert dataclasses.is_dataclass(point)
+    with pytest.raises(TypeError):
+        dataclasses.replace(point, y=1)  # type: ignore[call-arg]
+    match point:
+        case Point(x, label):
+            assert (x, label) == (1, "a")
+        case _:
+            pytest.fail("a value is matched by position")
+
+
+def test_copies_are_built_anew() -> None:
+    point = Point(1, tags=["t"])
+    assert copy.copy(point) == copy.deepcopy(point) == pickle.loads(pickle.dumps(point)) == point
+    deep = Deep(1)
+    object.__setattr__(deep, "z", -1)
+    with pytest.raises(ValueError):
+        copy.copy(deep)
+
+
+def test_a_class_that_is_no_value_is_refused_when_made() -> None:
+    with pytest.raises(TypeError):
+
+        class Made(Value):
+            def __init__(self) -> None:
+                pass
+
+    with pytest.raises(TypeError):
+
+        class Unset(Value):
+            x: int = dataclasses.field(init=False)
+
+    with pytest.raises(TypeError):
+
+        class Uncompared(Value):
+            x: int = dataclasses.field(compare=False)
+
+
+def test_first_built_by_many_threads_at_once() -> None:
+    for _ in range(20):
+
+        class New(Value):
+            x: int
+            y: int = 2
+
+        built: list[New] = []
+        ready = threading.Barrier(4)
+
+        def build(
+            cls: type[New] = New, into: list[New] = built, ready: threading.Barrier = ready
+        ) -> None:
+            ready.wait()
+            into.append(cls(1))
+
+        threads = [threading.Thread(target=build) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert built == [New(1, 2)] * 4
