@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.measure import Pipe, Work, run_python
 from benchmarks.works import random_file
-from tests.harness import Client, command
+from tests.harness import Client, command, environment
 
 _LIBRARIES = """
 import sys, sfsc.client
@@ -26,7 +26,10 @@ def works(client: Client, pipe: Pipe, scratch: Path) -> list[Work]:
             1,
             "runs",
             lambda _turn: subprocess.run(
-                [*command("sfsc"), "--version"], check=True, stdout=subprocess.DEVNULL
+                [*command("sfsc"), "--version"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env=environment({}),
             ),
             lambda _turn: run_python("-c", "pass"),
             "python -c pass",

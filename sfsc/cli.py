@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from protocol import VERSION
 from sfsc.commands import Context
 from sfsc.errors import SfscError, UsageError
 from sfsc.terminal import report, say
@@ -64,7 +65,7 @@ class Commands(click.Group):
     help="Folder of the keyring and of what this client remembers (SFSC_HOME).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON, one object a line.")
-@click.version_option(package_name="sealed-file-store", prog_name="sfsc")
+@click.version_option(VERSION, prog_name="sfsc")
 @click.pass_context
 def group(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     """Store files on an sfs server that cannot read them.

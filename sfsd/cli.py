@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from protocol import VERSION
 from sfsd.commands import printable
 from sfsd.errors import SfsdError
 
@@ -45,7 +46,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sealed-file-store", prog_name="sfsd")
+@click.version_option(VERSION, prog_name="sfsd")
 def group() -> None:
     """Keep other people's files without being able to read them.
 

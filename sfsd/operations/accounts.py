@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from importlib import metadata
 from typing import Final
 
+from protocol import VERSION
 from protocol.messages import Done, Reply
 from protocol.messages import accounts as messages
 from protocol.messages.accounts import (
@@ -155,7 +155,7 @@ def user_show(world: World, who: Principal, message: UserShow) -> AccountsPage: 
 def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
     vitals = world.vitals
     return StatusAnswer(
-        version=_version(),
+        version=VERSION,
         address=vitals.address,
         started=vitals.started,
         log_size=world.journal.size,
@@ -165,13 +165,6 @@ def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # no
         disk_free=shutil.disk_usage(world.root).free,
         failed=(world.failed or "")[:512],
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("sealed-file-store")
-    except metadata.PackageNotFoundError:
-        return "not installed"  # run from its source
 
 
 def _shown(world: World, name: str) -> messages.Account | None:
