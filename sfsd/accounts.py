@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, TypeVar
 
 from protocol.chain import (
@@ -40,6 +42,8 @@ MAX_LIFE: Final = 730 * DAY
 CLOCK_SKEW: Final = DAY
 MAX_RUN: Final = 2048
 """Statements of a chain, counted anew from each recovery. Clients follow 8,192."""
+_CHAINS: Final = 1024
+"""Users whose chains are kept in memory with what was worked out of them."""
 _RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
 _RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 _MAX_RSA_SPKI: Final = 600
@@ -51,7 +55,8 @@ def signing_key_id(public: bytes) -> str:
     return key_id("ed25519", public).hex()
 
 
-class Chain(Value):
+@dataclass(frozen=True)
+class Chain:
     """A user's statements, in order; never empty."""
 
     user: str
@@ -70,13 +75,12 @@ class Chain(Value):
     def statements(self) -> list[Statement]:
         return [link.statement for link in self.links]
 
-    def signing_key(self, generation: int) -> bytes | None:
-        """The Ed25519 public key of a generation, None where it never was or was voided."""
+    @cached_property
+    def signing_keys(self) -> dict[int, bytes]:
+        """The Ed25519 public key of each generation, but those that were voided."""
         undone = voided(self.statements)
-        for statement in reversed(self.statements):
-            if statement.generation == generation and statement.n not in undone:
-                return statement.sign_pub
-        return None
+        stand = (one for one in self.statements if one.n not in undone)
+        return {statement.generation: statement.sign_pub for statement in stand}
 
     def voided_keys(self) -> tuple[frozenset[int], frozenset[bytes]]:
         """(generations, ids of their wrap keys) that a recovery has undone."""
@@ -103,6 +107,7 @@ class Accounts:
     def __init__(self, documents: Documents, index: Index) -> None:
         self._documents = documents
         self._index = index
+        self._chains: dict[str, tuple[Chain, bytes]] = {}
 
     def account(self, name: str) -> Document[Account] | None:
         return self._documents.account(name)
@@ -110,7 +115,15 @@ class Accounts:
     def chain(self, name: str) -> tuple[Chain, bytes] | None:
         """(chain, digest of its file) of an enrolled user. Raises `DamagedError`."""
         found = self._documents.statements(name)
-        return None if found is None else (Chain(name, found.value), found.digest)
+        if found is None:
+            return None
+        chain, digest = self._chains.get(name, (None, b""))
+        if chain is None or digest != found.digest:
+            if len(self._chains) == _CHAINS:
+                self._chains.clear()
+            chain = Chain(name, found.value)
+            self._chains[name] = chain, found.digest
+        return chain, found.digest
 
     def find(self, name: str) -> User | None:
         """An enrolled user, disabled or not. Raises `DamagedError`."""

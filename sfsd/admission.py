@@ -124,7 +124,7 @@ class Admission:
         _need(record.actor == record.owner, "only an owner signs records of a file")
         user = self._accounts.acting(record.owner)
         self._check_generation(record, user)
-        public = user.chain.signing_key(record.generation) or b""
+        public = user.chain.signing_keys.get(record.generation, b"")
         try:
             verify(Label.RECORD, body, signature, public)
         except SignatureError as exc:

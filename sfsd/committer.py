@@ -210,17 +210,21 @@ class Committer:
         StoreRefusedError, `JournalRefusedError` (nothing was done), StoreFailedError,
         `JournalFailedError` (it may have been done, a restart will tell) or `ShuttingDown`.
         """
-        submitted = Submitted(change)
+        return self.submit_all([change])[0]
+
+    def submit_all(self, changes: Sequence[Change]) -> list[Future[int]]:
+        """`submit` each, in order, so that they come into one group where they fit."""
+        group = [Submitted(change) for change in changes]
         failed = self.failed
         with self._changed:
             if self._closing:
-                submitted.future.set_exception(ShuttingDown("the daemon is stopping"))
+                _fail(group, ShuttingDown("the daemon is stopping"))
             elif failed is not None:
-                submitted.future.set_exception(StoreFailedError(failed))
+                _fail(group, StoreFailedError(failed))
             else:
-                self._waiting.append(submitted)
+                self._waiting.extend(group)
                 self._changed.notify()
-        return submitted.future
+        return [submitted.future for submitted in group]
 
     def close(self) -> None:
         """Make what was submitted, settle, stop. Twice is fine."""

@@ -100,6 +100,7 @@ class Journal:
         self._failed: str | None = None
         self._signing = threading.Lock()
         self._signed: tuple[int, bytes] | None = None
+        self._recent: dict[int, bytes] = {}
         self._files.make_folder(folder)
         self._reserve = Reserve(folder / "reserve", reserve, self._files)
         self._file = LogFile(folder / "audit.jsonl", self._files)
@@ -190,6 +191,8 @@ class Journal:
 
     def _advance(self, appended: Sequence[Appended]) -> None:
         """Durable lines become part of the log. Readers see the new state last."""
+        # For the receipts that are asked for next.
+        self._recent = {item.seq: item.line for item in appended}
         end = self._state.end
         for item in appended:
             self._tree.append(item.hash, end)
@@ -285,7 +288,7 @@ class Journal:
         """
         size, note = self._sign()
         return Receipt(
-            line=self.line(seq),
+            line=self._recent.get(seq) or self.line(seq),
             inclusion=self.prove(Inclusion(seq, size)),
             checkpoint=note,
             consistency=self.prove(Consistency(since, size)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -64,21 +64,27 @@ class Pool:
         self._put(_Call(call, future, slow))
         return future
 
-    def after(self, made: Future[int], call: Callable[[int], _Answer]) -> asyncio.Future[_Answer]:
-        """The answer of `call(seq)`, run on one of the threads once `made` has its seq.
+    def after(
+        self, made: Sequence[Future[int]], call: Callable[[], _Answer]
+    ) -> asyncio.Future[_Answer]:
+        """The answer of `call`, run on one of the threads once all of `made` are done.
 
-        Whoever cancels the answer does not cancel `made`, nor the call.
+        Whoever cancels the answer does not cancel these, nor the call.
         """
         future = self._future()
+        left = len(made)
+        counting = threading.Lock()
 
-        def made_it(done: Future[int]) -> None:
-            error = done.exception()
-            if error is None:
-                self._put(_Call(lambda: call(done.result()), future, slow=False))
-            else:
-                self._tell(_Done(future, error=error))
+        def one_is_done(_done: Future[int]) -> None:
+            nonlocal left
+            with counting:
+                left -= 1
+                last = left == 0
+            if last:
+                self._put(_Call(call, future, slow=False))
 
-        made.add_done_callback(made_it)
+        for one in made:
+            one.add_done_callback(one_is_done)
         return future
 
     def shutdown(self) -> None:

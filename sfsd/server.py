@@ -24,7 +24,8 @@ from sfsd.gate import Gate, Incidents, plain, source_of
 from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
 from sfsd.service import Service
-from sfsd.session import Budget, Session
+from sfsd.session import Session
+from sfsd.weights import Budget
 from sfsd.world import Principal, World
 
 BACKLOG: Final = 128

@@ -1,17 +1,16 @@
 """From a message to its answer: one table, one pool, one committer.
 
 The loop's thread comes in, a pool thread decides, the committer's thread makes the change, a pool
-thread builds the receipt. What an operation decided on may have changed by the time it is made;
-then it decides again, a few times, and then the asker is told `busy`.
+thread builds the receipt (`deciding`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Final, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.chain import COMPROMISED, RECOVERY
@@ -24,8 +23,8 @@ from protocol.messages.rotation import GetWraps, RotateBegin
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.messages.uploads import Data
 from protocol.records import Statement
-from protocol.values import Value
 from sfsd.changes import Change
+from sfsd.deciding import Deciding, Failure
 from sfsd.errors import (
     Absent,
     DamagedError,
@@ -37,20 +36,15 @@ from sfsd.errors import (
     SfsdError,
     ShuttingDown,
     StagingClosedError,
-    Stale,
     StoreFailedError,
     StoreRefusedError,
 )
 from sfsd.operations.session import enrol, log_in
 from sfsd.pending import WINDOW
-from sfsd.pool import Pool
 from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 
 __all__ = ["Access", "Principal", "Service"]
 
-POOL: Final = 8
-ATTEMPTS: Final = 16
-"""How often one request is decided before the asker is told `busy`."""
 _SLOW: Final = (Data, Read, GetLeaves, List, History, LogEntries, GetWraps)
 """Requests whose operation may wait for the disk many times, or for a MiB of it."""
 _ROTATED: Final = "the account's keys were rotated"
@@ -68,13 +62,7 @@ _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     Absent: ("not-found", "no such file"),
     StagingClosedError: ("upload-lost", "the upload is committed or gone"),
 }
-_Answer = TypeVar("_Answer")
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
-
-
-class _Submitted(Value, Generic[_Answer]):
-    commit: Commit[_Answer]
-    made: Future[int]
 
 
 class Service:
@@ -87,8 +75,7 @@ class Service:
     def __init__(self, world: World) -> None:
         self.world = world
         self.on_revoke: Revoke = lambda _user, _which: None
-        self._pool = Pool(POOL, "operation")
-        world.committer.expected = lambda: self._pool.waiting
+        self._deciding = Deciding(world.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:
@@ -115,53 +102,71 @@ class Service:
                 return log_in(self.world, message, welcome_sha256, address)
             return enrol(self.world, message, welcome_sha256, address)
 
-        try:
-            who, session = await self._until_made(decide)
-        except (SfsdError, OSError) as exc:
-            error = _error_of(exc)
+        outcome = await self._deciding.outcome(decide)
+        if isinstance(outcome, Failure):
+            error = _error_of(outcome)
             if error.code in _NOTED:
                 self.world.refusals.note(address, message.user, error.code)
-            raise Refused(error.code, error.text) from exc
+            raise Refused(error.code, error.text) from outcome
+        who, session = outcome
         self.world.opened.begin(who.session)
         return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         """The answer to a request; one that is not done, for whatever reason, gets an `Error`."""
-        operation = OPERATIONS.get(type(message))
-        if operation is None:
-            return Error("unknown-request", "this server does not know that request")
-        if who.access not in operation.access:
-            if Access.FULL in operation.access and self._is_superseded(who):
-                return Error("stale-generation", _ROTATED)
-            self.world.refusals.note(who.address, who.user, "not-allowed")
-            return Error("not-allowed", "this session may not ask for that")
-
-        def decide() -> Reply | Commit[Reply]:
-            # A session whose key has a successor by now may do no more than one opened with it now.
-            if Access.RESTRICTED not in operation.access and self._is_superseded(who):
-                raise Refused("stale-generation", _ROTATED)
-            return operation.function(self.world, who, message)
-
         # Data is written by pool threads side by side; what ends an upload comes after all of it.
         pieces = self._data.setdefault(who, set())
-        if operation.after_data and pieces:
+        operation = OPERATIONS.get(type(message))
+        if operation is not None and operation.after_data and pieces:
             await asyncio.wait(list(pieces))
         written = asyncio.get_running_loop().create_future()
         if isinstance(message, Data):
             pieces.add(written)
         try:
-            answer = await self._until_made(decide, slow=isinstance(message, _SLOW))
-        except (SfsdError, OSError) as exc:
-            error = _error_of(exc)
-            if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
-                self.world.refusals.note(who.address, who.user, error.code)
-            return error
+            decide = partial(self._decide, who, message)
+            outcome = await self._deciding.outcome(decide, slow=isinstance(message, _SLOW))
         finally:
             pieces.discard(written)
             written.cancel()
-        if isinstance(answer, Done):
+        return self._reply(who, message, outcome)
+
+    async def handle_all(
+        self, who: Principal, messages: Sequence[Request]
+    ) -> AsyncIterator[tuple[int, Reply]]:
+        """As `handle`, of `swift` requests that came together: (place, answer) of each, in any
+        order. They are decided one after the other, and what they change is made together."""
+        decides = [partial(self._decide, who, message) for message in messages]
+        async for place, outcome in self._deciding.outcomes(decides):
+            yield place, self._reply(who, messages[place], outcome)
+
+    @staticmethod
+    def is_swift(message: Request) -> bool:
+        """Whether it waits neither for the disk, but for one small file, nor for other requests."""
+        operation = OPERATIONS.get(type(message))
+        return operation is not None and not operation.after_data and type(message) not in _SLOW
+
+    def _decide(self, who: Principal, message: Request) -> Reply | Commit[Reply]:
+        operation = OPERATIONS.get(type(message))
+        if operation is None:
+            raise Refused("unknown-request", "this server does not know that request")
+        if who.access not in operation.access:
+            if Access.FULL in operation.access and self._is_superseded(who):
+                raise Refused("stale-generation", _ROTATED)
+            raise Refused("not-allowed", "this session may not ask for that")
+        # A session whose key has a successor by now may do no more than one opened with it now.
+        if Access.RESTRICTED not in operation.access and self._is_superseded(who):
+            raise Refused("stale-generation", _ROTATED)
+        return operation.function(self.world, who, message)
+
+    def _reply(self, who: Principal, message: Request, outcome: Reply | Failure) -> Reply:
+        if isinstance(outcome, Failure):
+            error = _error_of(outcome)
+            if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
+                self.world.refusals.note(who.address, who.user, error.code)
+            return error
+        if isinstance(outcome, Done):
             self._revoke(who, message)
-        return answer
+        return outcome
 
     def _revoke(self, who: Principal, message: Request) -> None:
         """Close the sessions that must not go on after what was done just now."""
@@ -190,48 +195,21 @@ class Service:
 
     async def tick(self) -> None:
         """For the server, every few seconds: log refusals that are due, drop idle uploads."""
-        await self._pool.run(self.world.uploads.drop_idle, slow=True)
+        await self._deciding.pool.run(self.world.uploads.drop_idle, slow=True)
         self._log_refusals(last=False)
 
     async def close(self) -> None:
         """After the last session has ended and before the committer closes."""
         self._log_refusals(last=True)
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._deciding.pool.shutdown)
 
     def _log_refusals(self, *, last: bool) -> None:
         for draft in self.world.refusals.due(all_of_them=last):
             # Nobody waits for it: where the log takes no more, this is not logged either.
             self.world.committer.submit(Change(draft))
 
-    async def _until_made(
-        self, decide: Callable[[], _Answer | Commit[_Answer]], *, slow: bool = False
-    ) -> _Answer:
-        for _ in range(ATTEMPTS):
-            try:
-                decided = await self._pool.run(lambda: self._submit(decide()), slow=slow)
-                if not isinstance(decided, _Submitted):
-                    return decided
-                return await self._pool.after(decided.made, decided.commit.answer)
-            except Stale:
-                continue
-        raise Refused("busy", "others change the same things; try again")
 
-    def _submit(self, decided: _Answer | Commit[_Answer]) -> _Answer | _Submitted[_Answer]:
-        if not isinstance(decided, Commit):
-            return decided
-        undo = decided.undo
-        try:
-            made = self.world.committer.submit(decided.change)
-        except SfsdError:
-            if undo is not None:
-                undo()
-            raise
-        if undo is not None:
-            made.add_done_callback(lambda done: undo() if done.exception() else None)
-        return _Submitted(decided, made)
-
-
-def _error_of(exc: SfsdError | OSError) -> Error:
+def _error_of(exc: Failure) -> Error:
     """What the asker is told. An error that has no code is a mistake of ours and is raised."""
     if isinstance(exc, Refused):
         return Error(exc.code, exc.cause[:500], exc.head)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from protocol.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
@@ -20,39 +19,24 @@ from protocol.encoding import Buffer
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.base import PIECE
-from protocol.messages.downloads import GetLeaves, GetOpen, Read
-from protocol.messages.files import History, List, Record
 from protocol.messages.session import Enroll, Login
-from protocol.messages.sharing import Lookup
-from protocol.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
 from sfsd.errors import Refused
 from sfsd.service import Principal, Service
+from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget, weight_of
 
 MAX_UNDER_WAY: Final = 128
 """Requests of one connection that are worked on at once; a client's own window is smaller."""
-MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
-"""Their weight; a client may have the Welcome's window of Data, and Reads beside it."""
-MAX_BYTES_IN_ALL: Final = 256 * PIECE
-"""The weight of all connections' requests. Past it each connection goes on one at a time."""
 MAX_UNSENT: Final = 4 * PIECE
 """Bytes of answers that wait for a peer to take them; past it no further answer is sent."""
 MIN_TAKEN: Final = 64 * 1024
 """Bytes of them that a peer takes every `write_seconds`, or is cut off."""
+MAX_BURST: Final = 16
+"""Requests that came together and are worked on as one; others of the same connection go beside."""
 _JOIN: Final = 16 * 1024
 """Frames up to this many bytes are sent together, as one TLS record if they fit."""
-_OTHER_WEIGHT: Final = 16 * 1024
-_HEAVY: Final[tuple[type[Message], ...]] = (GetOpen, GetLeaves, List, History, Lookup, Record)
-"""Requests that are, or whose answers are, up to about 1 MiB long."""
+_SHUTTING_DOWN: Final = Error("shutting-down", "the server is stopping; nothing was done")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Budget:
-    """Bytes that the requests under way of all connections of a server weigh."""
-
-    used: int = 0
-    most: int = MAX_BYTES_IN_ALL
 
 
 class Keeper(Protocol):
@@ -98,6 +82,7 @@ class Session(asyncio.BufferedProtocol):
         self._connection = Connection(Role.SERVER)
         self._waiting: deque[Incoming] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way = 0
         self._weight = 0
         self._unsent: list[Buffer] = []  # small frames of this turn of the loop
         self._writable = asyncio.Event()
@@ -189,32 +174,53 @@ class Session(asyncio.BufferedProtocol):
         if transport is None or transport.is_closing():
             self._waiting.clear()
             return
-        while self._waiting and self._has_room(weight := _weight_of(self._waiting[0].message)):
+        burst, together = list[Incoming](), 0
+        while self._waiting and self._has_room(weight := weight_of(self._waiting[0].message)):
             incoming = self._waiting.popleft()
+            self._under_way += 1
             self._weight += weight
             self._budget.used += weight
-            task = self._loop.create_task(self._work(incoming, weight))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+            if not self._is_swift(incoming.message):
+                self._begin([incoming], weight)
+                continue
+            burst.append(incoming)
+            together += weight
+            if len(burst) == MAX_BURST:
+                self._begin(burst, together)
+                burst, together = [], 0
+        if burst:
+            self._begin(burst, together)
         if self._waiting:
             transport.pause_reading()
         else:
             transport.resume_reading()
 
     def _has_room(self, weight: int) -> bool:
-        if not self._tasks:
+        if not self._under_way:
             return True  # so each connection always gets on, and wakes itself when it does
         return (
             self._writable.is_set()
-            and len(self._tasks) < MAX_UNDER_WAY
+            and self._under_way < MAX_UNDER_WAY
             and self._weight + weight <= MAX_BYTES_UNDER_WAY
             and self._budget.used + weight <= self._budget.most
         )
 
-    async def _work(self, incoming: Incoming, weight: int) -> None:
+    def _is_swift(self, message: Message) -> bool:
+        return self.principal is not None and self._service.is_swift(cast(Request, message))
+
+    def _begin(self, burst: list[Incoming], weight: int) -> None:
+        task = self._loop.create_task(self._work(burst, weight))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def _work(self, burst: list[Incoming], weight: int) -> None:
         try:
-            await self._answer(incoming)
+            if len(burst) == 1:
+                await self._answer(burst[0])
+            else:
+                await self._answer_all(burst)
         finally:
+            self._under_way -= len(burst)
             self._weight -= weight
             self._budget.used -= weight
 
@@ -232,7 +238,7 @@ class Session(asyncio.BufferedProtocol):
             await self._open(incoming.request_id, message)
             return
         if self._draining:
-            reply: Reply = Error("shutting-down", "the server is stopping; nothing was done")
+            reply: Reply = _SHUTTING_DOWN
         elif isinstance(message, Unknown):
             reply = Error("unknown-request", "this server does not know that request")
         else:
@@ -240,9 +246,22 @@ class Session(asyncio.BufferedProtocol):
             reply = await self._service.handle(
                 cast(Principal, self.principal), cast(Request, message)
             )
+        await self._reply(incoming.request_id, reply)
+
+    async def _answer_all(self, burst: list[Incoming]) -> None:
+        if self._draining:
+            for incoming in burst:
+                await self._reply(incoming.request_id, _SHUTTING_DOWN)
+            return
+        messages = [cast(Request, incoming.message) for incoming in burst]
+        answers = self._service.handle_all(cast(Principal, self.principal), messages)
+        async for place, reply in answers:
+            await self._reply(burst[place].request_id, reply)
+
+    async def _reply(self, request_id: int, reply: Reply) -> None:
         while not self._writable.is_set():  # it wakes all that wait, and one may fill the line
             await self._writable.wait()
-        self._send(incoming.request_id, reply)
+        self._send(request_id, reply)
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:
@@ -325,14 +344,3 @@ class Session(asyncio.BufferedProtocol):
         self._write_timer = self._loop.call_later(
             self._limits.write_seconds, self._watch_writing, now_unsent
         )
-
-
-def _weight_of(message: Message) -> int:
-    """Bytes, about, that a request makes us hold: what it brings or what answers it."""
-    if isinstance(message, Read):
-        return message.length
-    if isinstance(message, Data):
-        return len(message.data)
-    if isinstance(message, PutSmall):
-        return _OTHER_WEIGHT + len(message.ciphertext)
-    return PIECE if isinstance(message, _HEAVY) else _OTHER_WEIGHT

@@ -183,7 +183,7 @@ def _key_of(world: World, message: Login) -> tuple[bytes | None, Access, User | 
         recovery = None if head.recovery is None else head.recovery.sign_pub
         return recovery, Access.RECOVERY, user
     access = Access.FULL if message.generation == head.generation else Access.RESTRICTED
-    return user.chain.signing_key(message.generation), access, user
+    return user.chain.signing_keys.get(message.generation), access, user
 
 
 def _session(

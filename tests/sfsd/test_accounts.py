@@ -171,12 +171,9 @@ def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
         StoredStatement(one.encode(), (), seq, one) for seq, one in enumerate((FIRST, second))
     )
     chain = Chain("ada", links)
-    assert chain.signing_key(1) == KEY.public
-    assert chain.signing_key(2) == b"2" * 32
-    assert chain.signing_key(3) is None
+    assert chain.signing_keys == {1: KEY.public, 2: b"2" * 32}
     longer = Chain("ada", (*links, StoredStatement(voiding.encode(), (), 2, voiding)))
-    assert longer.signing_key(2) is None
-    assert longer.signing_key(1) == KEY.public
+    assert longer.signing_keys == {1: KEY.public, 3: b"3" * 32}
     # The second names the first one's wrap key: what is wrapped for that is not given up.
     assert longer.voided_keys() == (frozenset({2}), frozenset())
     assert longer.head == voiding

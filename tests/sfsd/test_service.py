@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
 from protocol.connection import Unknown
 from protocol.messages import Done, Error, Request, registered
 from protocol.messages.accounts import (
@@ -39,10 +38,9 @@ from protocol.messages.sharing import Inbox, Lookup, SetReaders
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
 from protocol.records import RecoveryKey
 from protocol.signatures import Label, SigningKey, verify
-from sfsd.changes import Change
 from sfsd.errors import Refused
 from sfsd.pending import WINDOW
-from sfsd.world import OPERATIONS, Access, Commit, Principal
+from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import (
     ADDRESS,
     SERVER_KEY,
@@ -174,21 +172,6 @@ def test_a_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None
     verify(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
     policy = served.world.config.rotation
     assert (first.limits.window, first.limits.max_age) == (WINDOW, policy.max_age)
-
-
-def test_what_stays_stale_ends_in_busy(served: Daemon, ada: Person) -> None:
-    decided = []
-
-    def decide() -> int | Commit[int]:
-        decided.append(1)
-        change = Change(Draft(op="test", actor="ada"), expect={"ada/account.json": bytes(32)})
-        return Commit(change, lambda seq: seq, undo=lambda: decided.append(-1))
-
-    with pytest.raises(Refused) as caught:
-        served.run(served.service._until_made(decide))
-    assert caught.value.code == "busy"
-    assert sum(decided) == 0
-    assert len(decided) > 10
 
 
 def test_a_session_that_ends_does_not_undo_what_is_on_its_way(served: Daemon, ada: Person) -> None:

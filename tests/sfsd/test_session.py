@@ -6,7 +6,7 @@ import asyncio
 import logging
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,18 +18,19 @@ from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.accounts import Status, StatusAnswer
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetOpen, Read
+from protocol.messages.files import Stat
 from protocol.messages.session import Ping, Pong, Welcome
 from protocol.messages.session import Session as Opened
 from protocol.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
 from sfsd.service import Principal, Service
 from sfsd.session import (
-    MAX_BYTES_UNDER_WAY,
+    MAX_BURST,
     MAX_UNDER_WAY,
     MAX_UNSENT,
-    Budget,
     Session,
 )
+from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, daemon, login
 
 LIMITS = Limits()
@@ -221,6 +222,7 @@ class Held(Service):
         super().__init__(service.world)
         self.release = asyncio.Event()
         self.under_way = self.most = self.started = 0
+        self.bursts: list[int] = []
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         self.under_way += 1
@@ -229,6 +231,18 @@ class Held(Service):
         await self.release.wait()
         self.under_way -= 1
         return await super().handle(who, message)
+
+    async def handle_all(
+        self, who: Principal, messages: Sequence[Request]
+    ) -> AsyncIterator[tuple[int, Reply]]:
+        self.under_way += len(messages)
+        self.started += len(messages)
+        self.most = max(self.most, self.under_way)
+        self.bursts.append(len(messages))
+        await self.release.wait()
+        self.under_way -= len(messages)
+        async for answer in super().handle_all(who, messages):
+            yield answer
 
 
 class Bulky(Service):
@@ -241,6 +255,13 @@ class Bulky(Service):
 class Broken(Service):
     async def handle(self, who: Principal, message: Request) -> Reply:
         raise ZeroDivisionError
+
+    async def handle_all(
+        self, who: Principal, messages: Sequence[Request]
+    ) -> AsyncIterator[tuple[int, Reply]]:
+        for place in range(len(messages)):
+            yield place, Pong(1)
+            raise ZeroDivisionError
 
 
 @pytest.fixture
@@ -427,6 +448,47 @@ def test_a_spent_budget_slows_others_and_stops_nobody(served: Daemon) -> None:
             await peer.gone()
         await greedy.close()
         await service.close()
+
+    served.run(run())
+
+
+def test_swift_requests_that_come_together_are_worked_on_as_one(served: Daemon) -> None:
+    async def run() -> None:
+        service = Held(served.service)
+        service.release.set()
+        peer = Peer(service)
+        await peer.log_in()
+        asked: dict[int, type[Reply]] = {}
+        data = b""
+        for count, message, kind in (
+            (MAX_BURST + 3, Ping(), Pong),
+            (1, Status(), StatusAnswer),
+            (1, Read(HANDLE, 0, 1), Error),  # not for an operator, and not swift
+            (1, Stat("ada", "0" * 32, 0), Error),
+        ):
+            for _ in range(count):
+                request_id, pieces = peer.connection.request(message)
+                asked[request_id] = kind
+                data += b"".join(pieces)
+        peer.push(data)
+        await peer.until(lambda: len(peer.replies) == 2 + len(asked))
+        assert {one: type(peer.replies[one]) for one in asked} == asked
+        assert service.bursts == [MAX_BURST, 5]
+        peer.line.close()
+        await peer.gone()
+        await service.close()
+
+    served.run(run())
+
+
+def test_a_burst_that_fails_by_a_mistake_of_ours_costs_the_connection(served: Daemon) -> None:
+    async def run() -> None:
+        peer = Peer(Broken(served.service.world))
+        await peer.log_in()
+        pings = [b"".join(peer.connection.request(Ping())[1]) for _ in range(2)]
+        peer.push(b"".join(pings))
+        await peer.gone()
+        assert peer.line.aborted
 
     served.run(run())
 

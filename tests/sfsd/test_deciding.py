@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from protocol.auditlog import Draft
+from sfsd.changes import Change, Write
+from sfsd.committer import Committer
+from sfsd.deciding import ATTEMPTS, Deciding, Failure
+from sfsd.errors import Refused
+from sfsd.store import DirectoryStore
+from sfsd.world import Commit
+from tests.sfsd import journals
+
+Decision = str | Failure | Commit[str | Failure]
+
+
+@pytest.fixture
+def committer(tmp_path: Path) -> Iterator[Committer]:
+    journal = journals.open_journal(tmp_path / "logs")
+    made = Committer(DirectoryStore(tmp_path), journal)
+    yield made
+    made.close()
+    journal.close()
+
+
+@asynccontextmanager
+async def deciding(committer: Committer) -> AsyncIterator[Deciding]:
+    made = Deciding(committer)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.pool.shutdown)
+
+
+def outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) -> list[str]:
+    """What each came to, in their order."""
+
+    async def run() -> list[str]:
+        async with deciding(committer) as made:
+            found = {place: str(one) async for place, one in made.outcomes(decides)}
+        return [found[place] for place in range(len(decides))]
+
+    return asyncio.run(run())
+
+
+def write(name: str, *, undo: Callable[[], None] | None = None, stale: bool = False) -> Decision:
+    path = f"alice/{name}"
+    expect = {path: bytes(32)} if stale else {}
+    change = Change(Draft("test", "alice"), expect, (Write(path, b"x"),))
+    return Commit(change, lambda seq: f"{name} is {seq}", undo)
+
+
+def test_what_came_together_is_decided_made_and_answered_each_for_itself(
+    committer: Committer,
+) -> None:
+    undone: list[str] = []
+    tries: list[int] = []
+
+    def refused() -> Decision:
+        raise Refused("denied", "no")
+
+    def at_the_third() -> Decision:
+        tries.append(1)
+        return write("late", stale=len(tries) < 3)
+
+    def too_long() -> Decision:
+        change = Change(Draft("test", "alice", detail={"much": "x" * 65536}))
+        return Commit(change, lambda _seq: "", lambda: undone.append("too long"))
+
+    def unanswerable() -> Decision:
+        def answer(_seq: int) -> str:
+            raise OSError("the disk")
+
+        return Commit(Change(Draft("test", "alice")), answer, lambda: undone.append("made"))
+
+    found = outcomes(
+        committer,
+        [
+            lambda: "at once",
+            refused,
+            lambda: write("a", undo=lambda: undone.append("a")),
+            too_long,
+            lambda: write("b"),
+            at_the_third,
+            unanswerable,
+        ],
+    )
+    assert found[0] == "at once"
+    assert found[1] == "no"
+    assert (found[2], found[4], found[5]) == ("a is 0", "b is 1", "late is 3")
+    assert "at most" in found[3] or "allowed" in found[3]
+    assert found[6] == "the disk"
+    assert undone == ["too long"]
+    assert len(tries) == 3
+
+
+def test_what_stays_stale_ends_in_busy(committer: Committer) -> None:
+    undone: list[int] = []
+    decides: list[Callable[[], Decision]] = [
+        lambda: write("a", stale=True, undo=lambda: undone.append(1)),
+        lambda: write("b"),
+    ]
+    busy, made = outcomes(committer, decides)
+    assert "try again" in busy
+    assert made == "b is 0"
+    assert len(undone) == ATTEMPTS
+
+
+def test_a_mistake_of_ours_makes_nothing_and_undoes_what_was_decided_beside_it(
+    committer: Committer,
+) -> None:
+    undone: list[int] = []
+    decides: list[Callable[[], Decision]] = [
+        lambda: write("a", undo=lambda: undone.append(1)),
+        lambda: str(1 // 0),
+    ]
+    with pytest.raises(ZeroDivisionError):
+        outcomes(committer, decides)
+    assert undone == [1]
+    assert committer.expected() == 0
+    assert outcomes(committer, [lambda: write("b")]) == ["b is 0"]
