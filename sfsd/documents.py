@@ -12,7 +12,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, cast
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 from protocol.values import Value
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
@@ -29,8 +30,11 @@ from sfsd.layout import (
 )
 from sfsd.store import DirectoryStore
 
-CACHED = 16 * 1024
-"""Parsed files kept in memory; a sidecar of one reader takes about 4 KiB."""
+CACHED_BYTES = 40 << 20
+"""Of the files that are kept parsed in memory; one of a single reader is 3 KiB, and takes about
+twice that."""
+_CACHED_ENTRIES = 32
+"""Of the log, as far as they say what files are; one may be of 256 sidecars, written together."""
 
 Parsed = TypeVar("Parsed")
 _Any = TypeVar("_Any")
@@ -44,19 +48,27 @@ class Document(Value, Generic[Parsed]):
     value: Parsed
 
 
+class _Kept(Value):
+    """A parsed file, the digest of its bytes, and how many they are."""
+
+    digest: bytes
+    value: Any
+    size: int
+
+
 class WrittenSidecar:
     """A sidecar on its way to `path`; knows its bytes' digest once they were made."""
 
     def __init__(self, path: str, sidecar: Sidecar) -> None:
         self.path = path
-        self.encoded: tuple[bytes, Sidecar] | None = None
+        self.encoded: _Kept | None = None
         self._sidecar = sidecar
 
     def encode(self, seq: int) -> bytes:
         """The bytes, as entry `seq` writes them."""
         value = replace(self._sidecar, seq=seq)
         raw = value.encode(seq)
-        self.encoded = hashlib.sha256(raw).digest(), value
+        self.encoded = _Kept(hashlib.sha256(raw).digest(), value, len(raw))
         return raw
 
 
@@ -65,9 +77,12 @@ class Documents:
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
-        self._journal = journal
-        self._cache: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+        self._cache: OrderedDict[str, _Kept] = OrderedDict()
+        self._held = 0
         self._lock = threading.Lock()
+        # Lines of the log do not change, and those who ask for files ask in the order in which
+        # many were written with one entry.
+        self._paths = lru_cache(_CACHED_ENTRIES)(lambda seq: journal.entry(seq).paths)
 
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Raises `Absent`, or `DamagedError` where the bytes are not what the log says."""
@@ -76,8 +91,7 @@ class Documents:
     def wrote(self, sidecar: WrittenSidecar) -> None:
         """It was published: who reads the file, and finds these very bytes, need not parse them."""
         if sidecar.encoded is not None:
-            digest, value = sidecar.encoded
-            self._keep((sidecar.path, digest), value)
+            self._keep(sidecar.path, sidecar.encoded)
 
     def account(self, user: str) -> Document[Account] | None:
         """The account of `user`, None where no such user was ever invited. Raises as `sidecar`."""
@@ -95,11 +109,9 @@ class Documents:
         digest = self._store.hash_of(path)
         if digest is None:
             return None
-        with self._lock:
-            found = self._cache.get((path, digest))
-            if found is not None:
-                self._cache.move_to_end((path, digest))
-                return Document(path, digest, cast(_Any, found))
+        found = self._find(path, digest)
+        if found is not None:
+            return Document(path, digest, found.value)
         try:
             return self._load(path, parse, seq_of)
         except Absent:
@@ -109,25 +121,35 @@ class Documents:
         self, path: str, parse: Callable[[str, bytes], _Any], seq_of: Callable[[_Any], int]
     ) -> Document[_Any]:
         raw = self._store.read(path)
-        key = (path, hashlib.sha256(raw).digest())
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return Document(path, key[1], cast(_Any, self._cache[key]))
-        value = parse(path, raw)
-        self._verify(path, key[1], seq_of(value))
-        self._keep(key, value)
-        return Document(path, key[1], value)
+        digest = hashlib.sha256(raw).digest()
+        found = self._find(path, digest)
+        if found is None:
+            found = _Kept(digest, parse(path, raw), len(raw))
+            self._verify(path, digest, seq_of(found.value))
+            self._keep(path, found)
+        return Document(path, digest, found.value)
 
-    def _keep(self, key: tuple[str, bytes], value: object) -> None:
+    def _find(self, path: str, digest: bytes) -> _Kept | None:
         with self._lock:
-            self._cache[key] = value
-            while len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
+            found = self._cache.get(path)
+            if found is None or found.digest != digest:
+                return None
+            self._cache.move_to_end(path)
+            return found
+
+    def _keep(self, path: str, kept: _Kept) -> None:
+        """In the place of what the file was before: who has read that has it."""
+        with self._lock:
+            before = self._cache.pop(path, None)
+            self._held += kept.size - (0 if before is None else before.size)
+            self._cache[path] = kept
+            while self._held > CACHED_BYTES:
+                _, dropped = self._cache.popitem(last=False)
+                self._held -= dropped.size
 
     def _verify(self, path: str, digest: bytes, seq: int) -> None:
         try:
-            written = self._journal.entry(seq).paths.get(path)
+            written = self._paths(seq).get(path)
         except (JournalRangeError, JournalDamagedError) as exc:
             raise DamagedError(f"entry {seq}, which it names, is not there", path=path) from exc
         if written != digest:

@@ -90,6 +90,19 @@ class Files:
         if sys.platform == "linux":
             os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
+    def allocate(self, handle: int, size: int) -> None:
+        """Room on the disk for a new file's bytes, which are `size` zeros until they are written.
+
+        ext4 otherwise looks for it when the file takes another's name, and writes the file out
+        before it does: that takes longer than all else about a small file.
+        """
+        if sys.platform == "linux" and size:
+            try:
+                os.posix_fallocate(handle, 0, size)
+            except OSError as exc:
+                if exc.errno in FULL_DISK:
+                    raise  # elsewhere it is not to be had, and not needed
+
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
 
@@ -192,6 +205,11 @@ class Files:
         """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
         self._replace_with(path, data, durable=False)
 
+    def replace_staged(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+        """As `replace_soon`, for bytes that are durable elsewhere until a sync of `path`: power
+        loss may leave zeros. Takes a third of the time where another file has that name."""
+        self._replace_with(path, data, durable=False, allocate=os.path.exists(path))
+
     def temporary(self, path: Path) -> Path:
         """The name beside `path` under which its next content is made."""
         return path.with_name(f".{path.name}.tmp")
@@ -218,11 +236,18 @@ class Files:
             raise
 
     def _write_new(
-        self, path: Path, data: bytes | bytearray | memoryview, *, durable: bool
+        self,
+        path: Path,
+        data: bytes | bytearray | memoryview,
+        *,
+        durable: bool,
+        allocate: bool = False,
     ) -> None:
         handle = self.open_new(path)
         try:
             try:
+                if allocate:
+                    self.allocate(handle, len(data))
                 self.write_all(handle, data)
                 if durable:
                     self.sync(handle)
@@ -233,16 +258,21 @@ class Files:
             raise
 
     def _replace_with(
-        self, path: Path, data: bytes | bytearray | memoryview, *, durable: bool
+        self,
+        path: Path,
+        data: bytes | bytearray | memoryview,
+        *,
+        durable: bool,
+        allocate: bool = False,
     ) -> None:
         temporary = self.temporary(path)
         try:
-            self._write_new(temporary, data, durable=durable)
+            self._write_new(temporary, data, durable=durable, allocate=allocate)
         except FileExistsError:
             # One daemon owns a root, so this can only be a crash's leftover. It is not written
             # into: it may be a second name of a file that is in use.
             self.remove(temporary)
-            self._write_new(temporary, data, durable=durable)
+            self._write_new(temporary, data, durable=durable, allocate=allocate)
         try:
             self.replace(temporary, path)
         except OSError:

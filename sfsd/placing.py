@@ -59,7 +59,7 @@ class Placing:
 
     def _place(self, step: Step, target: Path) -> None:
         if step.blob is None:
-            self._files.replace_soon(target, step.data)
+            self._files.replace_staged(target, step.data)
             return
         temporary = self.remove_temporary(step.path)
         self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)

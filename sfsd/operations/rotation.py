@@ -38,7 +38,7 @@ from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
 from sfsd.changes import Change, Effect, Write
 from sfsd.config import DAY
-from sfsd.documents import Document
+from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Refused
 from sfsd.index import OwnerFiles
 from sfsd.layout import (
@@ -236,7 +236,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         "only an owner endorses records",
     )
     files = world.index.of(owner)
-    written: list[tuple[str, Sidecar, int]] = []
+    written: list[tuple[WrittenSidecar, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
     _, undone = user.chain.voided_keys()
@@ -253,13 +253,15 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         if renewed is None:
             left.append(place)
         elif renewed != document.value:
-            written.append((document.path, renewed, item.version))
+            written.append((WrittenSidecar(document.path, renewed), item.version))
     if not written:
         return Rewrapped(None, tuple(left))
 
     def then(seq: int) -> None:
-        for _, sidecar, version in written:
-            files.saw(replace(sidecar, seq=seq), version)
+        for one, version in written:
+            if one.encoded is not None:
+                files.saw(one.encoded.value, version)
+            world.documents.wrote(one)
 
     entry = draft(
         who,
@@ -268,7 +270,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         detail={"generation": user.chain.head.generation, "count": len(written)},
         accounts=tuple(sorted({owner, user.name})),
     )
-    effects = tuple(Write(path, sidecar.encode) for path, sidecar, _ in written)
+    effects = tuple(Write(one.path, one.encode) for one, _ in written)
     change = Change(entry, expect, effects, None, then)
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
 

@@ -120,6 +120,12 @@ class Disk(Files):
     def start_writing_back(self, handle: int, offset: int, length: int) -> None:
         """Promises nothing, so it does nothing."""
 
+    def allocate(self, handle: int, size: int) -> None:
+        self._step("allocate")
+        super().allocate(handle, size)
+        node = self._open[handle][0]
+        node.now.extend(bytes(os.fstat(handle).st_size - len(node.now)))
+
     def truncate(self, handle: int, size: int) -> None:
         self._step("truncate")
         super().truncate(handle, size)

@@ -85,9 +85,34 @@ def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
 
 
 def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "CACHED", 2)
-    found = fresh(served)
+    found, paths = fresh(served), [VersionPaths.of("ada", file_id(n), 1).sidecar for n in range(4)]
     for number in range(4):
         ada.put(file_id(number))
-        found.sidecar(VersionPaths.of("ada", file_id(number), 1).sidecar)
-    assert len(found._cache) == 2
+    sizes = [(served.world.store.users / path).stat().st_size for path in paths]
+    monkeypatch.setattr(documents, "CACHED_BYTES", sizes[2] + sizes[3] + 1)
+    for path in (*paths, paths[2]):
+        found.sidecar(path)
+    assert list(found._cache) == [paths[3], paths[2]]
+    assert found._held == sizes[2] + sizes[3]
+    # In the place of the older one, not beside it.
+    ada.put(file_id(2))
+    found.sidecar(paths[2])
+    assert list(found._cache) == [paths[3], paths[2]]
+
+
+def test_an_entry_of_the_log_is_parsed_once_for_all_the_files_that_it_wrote(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada.put(F)
+    ada.put(F)
+    asked: list[int] = []
+    entry = served.world.journal.entry
+    monkeypatch.setattr(served.world.journal, "entry", lambda seq: asked.append(seq) or entry(seq))
+    found = fresh(served)
+    for path in (FIRST, SECOND):
+        found.sidecar(path)
+    asked.clear()
+    monkeypatch.setattr(documents, "CACHED_BYTES", 0)
+    for path in (FIRST, SECOND):
+        found.sidecar(path)
+    assert asked == []

@@ -32,6 +32,10 @@ class Faulty(Files):
     def sync_folder(self, folder: Path) -> None:
         self._note("sync_folder")
 
+    def allocate(self, handle: int, size: int) -> None:
+        self._note("allocate")
+        super().allocate(handle, size)
+
     def replace(self, source: Path, target: Path) -> None:
         self._note("replace")
         super().replace(source, target)
@@ -68,6 +72,17 @@ def test_replace_survives_a_temporary_left_by_a_crash(tmp_path: Path) -> None:
     (tmp_path / ".a.tmp").write_bytes(b"torn")
     Files().replace_soon(tmp_path / "a", b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_is_replaced_from_a_stage_has_its_room_first(tmp_path: Path) -> None:
+    Files().replace_staged(tmp_path / "a", b"first")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        Faulty("allocate", errno.ENOSPC).replace_staged(tmp_path / "a", b"no room")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    for data in (b"longer than it", b"", b"short"):
+        Files().replace_staged(tmp_path / "a", data)
+        assert (tmp_path / "a").read_bytes() == data
     assert names(tmp_path) == ["a"]
 
 
