@@ -135,7 +135,7 @@ class Repair:
         if not account.voided_wraps:
             return found
         generations = {one.key_id: one.generation for one in self._chain}
-        for item in wrap_items(self._session, everything=True):
+        for item in wrap_items(self._session):
             if item.wrap is None or item.owner != account.user:
                 continue
             if account.is_lost((item.wrap,)) and not account.is_undone(item.content):

@@ -10,7 +10,6 @@ was read back without them. Of two machines the second helps to finish what the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,28 +17,20 @@ from typing import Final
 
 from protocol import merkle
 from protocol.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
-from protocol.messages import Done, Error, Reply
-from protocol.messages.base import SignedRecord, Wrap
+from protocol.messages import Done, Error
 from protocol.messages.rotation import (
-    MAX_BATCH,
-    Endorsement,
-    Rewrap,
-    RewrapItem,
-    Rewrapped,
     RotateBegin,
     RotateFinish,
     WrapItem,
 )
-from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.records import RotationFinish, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value
 from sfsc.devices import Devices
-from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import (
     BadRecord,
     ConflictError,
     Destroyed,
-    IntegrityError,
     KeyringMissing,
     NotFound,
     StaleGeneration,
@@ -53,11 +44,11 @@ from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered, refusal
 from sfsc.renaming import Renaming
 from sfsc.repair import Repair
+from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
 from sfsc.theft import Theft, files_of
-from sfsc.trust import Sent
-from sfsc.window import Skip, Window
+from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 
 MAX_SWEEPS: Final = 16
@@ -115,7 +106,7 @@ class Rotation:
         """What `rotate` would do; nothing is changed."""
         head = self._devices.catch_up()
         size = versions = 0
-        for item in self._items(everything=True):
+        for item in self._items():
             if not self._owner(item).is_undone(item.content):
                 record = self._owner(item).record(item.content, item.file_id)
                 versions += 1
@@ -211,12 +202,15 @@ class Rotation:
         renaming = Renaming(self._session, self._people)
         wrapped = 0
         for _ in range(MAX_SWEEPS):
-            wrapped += self._wrap_all()
-            renaming.move(self._items(everything=True))
+            sweep = self._rewrap()
+            wrapped += sweep.done
+            renaming.move(self._items())
             if self._theft is not None:
                 chosen = self._session.state.chosen(self._session.author.generation)
-                self._theft.reencrypt(self._items(everything=True), chosen)
-            files = self._finish(renaming)
+                self._theft.reencrypt(self._items(), chosen)
+            moved = self._theft is not None or len(self._session.account.name_keys) > 1
+            leaves = self._leaves(renaming) if moved else sweep.leaves
+            files = None if leaves is None else self._finish(leaves)
             if files is not None:
                 now = Statement.parse(self._keyring.statements[-1])
                 return Rotated(now.generation, wrapped, files, now.wrap_alg, now.due)
@@ -281,86 +275,24 @@ class Rotation:
 
     # --- wraps --------------------------------------------------------------------------------
 
-    def _wrap_all(self) -> int:
-        """Until nothing of an older generation is left; how many versions were wrapped."""
-        wrapped = 0
+    def _rewrap(self) -> Sweep:
+        """Until a sweep leaves nothing; `done` is of all of them, `leaves` of the last."""
+        judge = None if self._theft is None else self._theft.check
+        rewrapping, done = Rewrapping(self._session, self._people, judge), 0
         for _ in range(MAX_SWEEPS):
-            before = wrapped
-            window = Window[tuple[RewrapItem, ...]](self._session, _BATCHES)
-            try:
-                for batch in _batches(self._items(everything=False), self._renewed):
-                    if window.full:
-                        wrapped += self._done(*window.take())
-                    window.send(batch, Rewrap(batch))
-                while window:
-                    wrapped += self._done(*window.take())
-            finally:
-                window.abandon()
-            self._session.join()
-            if wrapped == before:
-                return wrapped
+            sweep = rewrapping.sweep()
+            done += sweep.done
+            if not sweep.left:
+                return dataclasses.replace(sweep, done=done)
         raise ConflictError("other machines keep changing the account", "run the command again")
-
-    def _done(self, batch: tuple[RewrapItem, ...], reply: Reply) -> int:
-        answer = answered(reply, Rewrapped)
-        if answer.receipt is not None:
-            sent = Sent("rewrap", self._keyring.user, batch[0].owner, None, None, b"", {})
-            with self._session.judging():
-                self._session.trust.receipt(answer.receipt, sent)
-        # What was changed meanwhile is met again by the next sweep.
-        return len(batch) - len(answer.left)
-
-    def _renewed(self, item: WrapItem) -> RewrapItem:
-        """One version's wrap under the new key, and its records endorsed, all of them verified."""
-        session, account = self._session, self._session.account
-        if item.owner != account.user:
-            return self._received(item)
-        stand = self._standing(item)
-        wrap = None
-        if item.wrap is not None and not account.is_lost((item.wrap,)):
-            verified = bool(stand) and stand[0][0] is item.content
-            record = stand[0][1] if verified else account.record(item.content, item.file_id)
-            key = open_wraps(record, account.first, (item.wrap,), account.private_keys)
-            (wrap,) = account.wrap(key)
-        generation = session.author.generation
-        older = [one for one, _ in stand if not _is_signed_by(one, generation)]
-        if self._theft is not None:
-            for one in older:
-                self._theft.check(one)
-        endorsements = tuple(map(self._endorsed, older))
-        return RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
-
-    def _received(self, item: WrapItem) -> RewrapItem:
-        """The same of a version that another shares. One that does not open is given up, as it
-        never could be read: else who shares rubbish with us would keep us from ever finishing."""
-        owner, account = self._owner(item), self._session.account
-        wrap: Wrap | None = None
-        if item.wrap is not None:
-            with contextlib.suppress(IntegrityError):
-                record = owner.record(item.content, item.file_id)
-                key = open_wraps(record, owner.first, (item.wrap,), account.private_keys)
-                own = Recipient(account.user, account.own_key)
-                (wrap,) = key.wrap(owner.server_id, owner.first, [own])
-        return RewrapItem(item.owner, item.file_id, item.version, wrap, ())
 
     def _owner(self, item: WrapItem) -> Owner:
         """Whose file it is."""
         account = self._session.account
         return account if item.owner == account.user else self._people.find(item.owner).owner
 
-    def _standing(self, item: WrapItem) -> list[tuple[SignedRecord, FileRecord]]:
-        """The item's records, verified, but those that a thief has signed before he was undone."""
-        account = self._session.account
-        signed = [one for one in (item.content, item.head) if one is not None]
-        stand = [one for one in signed if not account.is_undone(one)]
-        return [(one, account.record(one, item.file_id)) for one in stand]
-
-    def _endorsed(self, signed: SignedRecord) -> Endorsement:
-        digest = record_hash(signed.record)
-        return Endorsement(digest, self._session.endorse(digest))
-
-    def _items(self, *, everything: bool) -> Iterator[WrapItem]:
-        return wrap_items(self._session, everything=everything)
+    def _items(self) -> Iterator[WrapItem]:
+        return wrap_items(self._session)
 
     # --- contents -----------------------------------------------------------------------------
 
@@ -377,19 +309,21 @@ class Rotation:
 
     # --- finish -------------------------------------------------------------------------------
 
-    def _finish(self, renaming: Renaming) -> int | None:
-        """End older generations and name keys; how many wraps there are, None where something is
-        left to wrap or to move."""
-        session, keyring, current = self._session, self._keyring, _current(self._keyring)
+    def _leaves(self, renaming: Renaming) -> list[bytes] | None:
+        """As `Sweep.leaves`; None where something is left to move."""
         leaves: list[bytes] = []
-        # Of these very items: where another comes before the end, the server has another root.
-        own = session.account.own_key.key_id
-        for item in self._items(everything=True):
+        own = self._session.account.own_key.key_id
+        for item in self._items():
             if renaming.is_left(item):
                 return None
             if item.wrap is not None and item.wrap.key_id == own:
-                leaf = wrap_leaf(item.owner, item.file_id, item.version, item.wrap.wrapped)
-                leaves.append(merkle.leaf_hash(leaf))
+                leaves.append(leaf_of(item, item.wrap))
+        return leaves
+
+    def _finish(self, leaves: Sequence[bytes]) -> int | None:
+        """End older generations and name keys; how many wraps there are, None where the server has
+        others than `leaves` by now, or something is left to wrap."""
+        session, keyring, current = self._session, self._keyring, _current(self._keyring)
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
@@ -432,11 +366,13 @@ class Rotation:
         head = self._devices.catch_up()
         if _unfinished(head):
             raise StaleGeneration("a rotation was begun and is not finished", "run `sfsc rotate`")
-        own, files = self._session.account.own_key.key_id, 0
-        for item in self._items(everything=True):
-            if item.owner == self._keyring.user:
-                self._standing(item)
-            if item.wrap is None or self._session.account.is_lost((item.wrap,)):
+        account, files = self._session.account, 0
+        own = account.own_key.key_id
+        for item in self._items():
+            if item.owner == account.user:
+                for one in standing_records(account, item):
+                    account.record(one, item.file_id)
+            if item.wrap is None or account.is_lost((item.wrap,)):
                 continue
             if item.wrap.key_id != own:
                 raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
@@ -460,20 +396,3 @@ def _current(keyring: Keyring) -> GenerationKeys:
     if keyring.current is None:
         raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
     return keyring.current
-
-
-def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
-    return any(one.generation == generation for one in signed.signatures)
-
-
-def _batches(
-    items: Iterator[WrapItem], renewed: Callable[[WrapItem], RewrapItem]
-) -> Iterator[tuple[RewrapItem, ...]]:
-    batch: list[RewrapItem] = []
-    for item in items:
-        if batch and (len(batch) == MAX_BATCH or batch[0].owner != item.owner):
-            yield tuple(batch)
-            batch = []
-        batch.append(renewed(item))
-    if batch:
-        yield tuple(batch)

@@ -363,10 +363,10 @@ class Session:
         self.check_trusted()
         return self._signing.sign(Label.RECORD, body)
 
-    def endorse(self, digest: bytes) -> bytes:
-        """Our signature over the hash of a record that an older generation signed."""
+    def signing_key(self) -> SigningKey:
+        """For who signs many: `check_trusted` before any of it is sent. Raises `Distrusted`."""
         self.check_trusted()
-        return self._signing.sign(Label.ENDORSE, digest)
+        return self._signing
 
     def proven(
         self,

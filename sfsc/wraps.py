@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from protocol.messages import Error
 from protocol.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
 from sfsc.errors import ProtocolFailure
+from sfsc.refusals import answered
 from sfsc.session import Session
+from sfsc.window import Window
 
 
-def wrap_items(session: Session, *, everything: bool) -> Iterator[WrapItem]:
-    """Versions by owner, file_id and number; those that a rotation has to see to, or `everything`.
-    Nothing of it is verified. Raises `ProtocolFailure` for a list without an end."""
-    after = ""
-    while True:
-        page = session.call(GetWraps(after, MAX_BATCH, everything), WrapsPage)
-        yield from page.items
-        if not page.next:
-            return
-        if page.next == after:
-            raise ProtocolFailure("the server's wraps go round in circles")
-        after = page.next
+def wrap_items(session: Session) -> Iterator[WrapItem]:
+    """All versions, by owner, file_id and number; each page is asked for while the one before is
+    worked on. Nothing of it is verified. Raises `ProtocolFailure` for a list without an end."""
+    window = Window[GetWraps](session)
+    try:
+        window.send(first := GetWraps("", MAX_BATCH, all_of_them=True), first)
+        while window:
+            asked, reply = window.take()
+            if isinstance(reply, Error):
+                reply = session.ask(asked)  # where keys were rotated since, with the new ones
+            page = answered(reply, WrapsPage)
+            if page.next:
+                if page.next == asked.after:
+                    raise ProtocolFailure("the server's wraps go round in circles")
+                window.send(more := GetWraps(page.next, MAX_BATCH, all_of_them=True), more)
+            yield from page.items
+    finally:
+        window.abandon()

@@ -236,11 +236,12 @@ def check_distinct(wraps: Sequence[Wrap]) -> None:
     _need(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
 
 
-def check_wrap(wrap: Wrap, statement: Statement | None) -> None:
-    """Raise `Refused` unless `wrap` is for the key that `statement` makes current."""
+def check_wrap(wrap: Wrap, statement: Statement | None, key_id: bytes = b"") -> None:
+    """Raise `Refused` unless `wrap` is for the key that `statement` makes current, whose id is
+    `key_id` where the caller knows it already."""
     if statement is None:
         raise Refused("bad-request", f"{wrap.user} is no reader of this file")
-    if wrap.key_id != statement.key_id or wrap.algorithm != statement.wrap_alg:
+    if wrap.key_id != (key_id or statement.key_id) or wrap.algorithm != statement.wrap_alg:
         raise Refused("stale-recipient", f"the wrap is not for {wrap.user}'s current key")
     _need(len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm], "a wrap of a wrong length")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, Self
 
 from protocol import merkle
 from protocol.chain import DEVICE, FINISH, RECOVERY, RECOVERY_KEY, RENEWING
@@ -68,8 +68,22 @@ KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
-_Undone = tuple[frozenset[int], frozenset[bytes]]
-"""What `Chain.voided_keys` gives."""
+
+
+class _Keys(Value):
+    """Of a user: what is new is signed by `generation` and wrapped to `key_id`; `undone` are the
+    generations and the ids of their wrap keys that a recovery has undone."""
+
+    user: str
+    generation: int
+    key_id: bytes
+    undone: tuple[frozenset[int], frozenset[bytes]]
+
+    @classmethod
+    def of(cls, user: User) -> Self:
+        # Once for many versions: what names a key is the hash of it.
+        head = user.chain.head
+        return cls(user.name, head.generation, head.key_id, user.chain.voided_keys())
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement")
@@ -92,12 +106,12 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
         return Done(world.receipt(user.chain.links[-1].seq, who))
     finish = _finish_of(user, message)
     leaves: list[bytes] = []
-    undone = user.chain.voided_keys()
+    keys = _Keys.of(user)
     for item in wraps_of(world, user.name):
-        if _is_stale(item, user.chain.head, undone):
+        if _is_stale(item, keys):
             raise Refused("conflict", "something of an older generation is left")
         wrap = _own_wrap(item.document.value, user.name)
-        if wrap is not None and wrap.key_id == user.chain.head.key_id:
+        if wrap is not None and wrap.key_id == keys.key_id:
             leaf = wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped)
             leaves.append(merkle.leaf_hash(leaf))
     if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
@@ -207,11 +221,11 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     user = world.accounts.acting(who.user)
     items: list[WrapItem] = []
     size = scanned = 0
-    last, undone = message.after, user.chain.voided_keys()
+    last, keys = message.after, _Keys.of(user)
     for one in wraps_of(world, user.name, message.after):
         sidecar = one.document.value
         wrap = _own_wrap(sidecar, user.name)
-        if _is_stale(one, user.chain.head, undone) or (message.all_of_them and wrap is not None):
+        if _is_stale(one, keys) or (message.all_of_them and wrap is not None):
             size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
             size += 0 if wrap is None else len(wrap.wrapped)
             if items and size > PAGE_BYTES:
@@ -239,7 +253,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     written: list[tuple[WrittenSidecar, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
-    _, undone = user.chain.voided_keys()
+    keys = _Keys.of(user)
     for place, item in enumerate(message.items):
         try:
             visible = world.visibility.version(user.name, owner, item.file_id, item.version)
@@ -249,7 +263,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         document = visible.document
         # What was read first counts: a later item may have read the same sidecar again since.
         expect = {**visible.head.expect(), document.path: document.digest, **expect}
-        renewed = _renewed(document.value, item, user, undone)
+        renewed = _renewed(document.value, item, user.chain.head, keys)
         if renewed is None:
             left.append(place)
         elif renewed != document.value:
@@ -257,7 +271,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     if not written:
         return Rewrapped(None, tuple(left))
 
-    def then(seq: int) -> None:
+    def then(_seq: int) -> None:
         for one, version in written:
             if one.encoded is not None:
                 files.saw(one.encoded.value, version)
@@ -275,23 +289,20 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
 
 
-def _renewed(
-    sidecar: Sidecar, item: RewrapItem, user: User, undone: frozenset[bytes]
-) -> Sidecar | None:
+def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -> Sidecar | None:
     """The sidecar with what the item brings, None where it is about something else by now. A wrap
-    to one of the `undone` keys is none of the user's."""
-    head = user.chain.head
-    own = _own_wrap(sidecar, user.name)
-    if own is not None and own.key_id in undone:
+    to a key that was undone is none of the user's."""
+    own = _own_wrap(sidecar, keys.user)
+    if own is not None and own.key_id in keys.undone[1]:
         own = None
-    if item.owner != user.name and item.wrap is None and own is not None:
+    if item.owner != keys.user and item.wrap is None and own is not None:
         # What another shared and does not open: a reader may give up his own wrap.
         return replace(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
     if (own is None) != (item.wrap is None):
         return None
     if item.wrap is not None and own is not None:
-        check_wrap(item.wrap, head)
-        if own.key_id != head.key_id:
+        check_wrap(item.wrap, head, keys.key_id)
+        if own.key_id != keys.key_id:
             kept = tuple(wrap for wrap in sidecar.wraps if wrap is not own)
             sidecar = replace(sidecar, wraps=(*kept, item.wrap))
     for endorsement in item.endorsements:
@@ -302,18 +313,20 @@ def _renewed(
             raise Refused("refused", "an endorsement that the current key did not make") from exc
         added = GenerationSignature(head.generation, signature)
         if digest == record_hash(sidecar.content.record):
-            sidecar = replace(sidecar, content=_endorsed(sidecar.content, added))
+            endorsed = _endorsed(sidecar.content, sidecar.content_record, added)
+            sidecar = replace(sidecar, content=endorsed)
         elif sidecar.head is not None and digest == record_hash(sidecar.head.record):
-            sidecar = replace(sidecar, head=_endorsed(sidecar.head, added))
+            endorsed = _endorsed(sidecar.head, sidecar.head_record, added)
+            sidecar = replace(sidecar, head=endorsed)
         else:
             return None
     return sidecar
 
 
-def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
+def _endorsed(signed: SignedRecord, record: FileRecord, added: GenerationSignature) -> SignedRecord:
     if any(one.generation == added.generation for one in signed.signatures):
         return signed
-    own = FileRecord.parse(signed.record).generation
+    own = record.generation
     vouched = sorted(signed.signatures, key=lambda one: (one.generation != own, one.generation))
     # Its own stays, and the newest of those that vouch for it: each had seen the one before.
     kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
@@ -382,21 +395,21 @@ def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Versio
         file_id = page[-1][0]
 
 
-def _is_stale(one: _Version, head: Statement, undone: _Undone) -> bool:
+def _is_stale(one: _Version, keys: _Keys) -> bool:
     """Whether a wrap or a record of the user's is of an older generation and nothing newer.
 
     What a thief has wrapped for himself, or signed, before his generation was voided cannot be made
     anew by the owner: it counts for nothing, and must not keep him from finishing.
     """
-    sidecar, (generations, keys) = one.document.value, undone
-    own = _own_wrap(sidecar, head.user)
-    if own is not None and own.key_id != head.key_id and own.key_id not in keys:
+    sidecar, (generations, wrap_keys) = one.document.value, keys.undone
+    own = _own_wrap(sidecar, keys.user)
+    if own is not None and own.key_id != keys.key_id and own.key_id not in wrap_keys:
         return True
-    if one.owner != head.user:
+    if one.owner != keys.user:
         return False  # its records are for its owner to endorse
     records = [(sidecar.content, sidecar.content_record), (sidecar.head, sidecar.head_record)]
     return any(
-        all(signature.generation != head.generation for signature in signed.signatures)
+        all(signature.generation != keys.generation for signature in signed.signatures)
         for signed, record in records
         if signed is not None and record.generation not in generations
     )

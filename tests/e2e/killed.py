@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sfsc
-import sfsc.rotation
+import sfsc.rewrapping
 import sfsd.committer
 from sfsc.keyring import KeyringFile
 from sfsc.state import State
@@ -90,7 +90,7 @@ def serve(steps: Steps, arguments: list[str]) -> None:
 
 
 def rotate(steps: Steps, home: str, compromised: bool) -> None:
-    setattr(sfsc.rotation, "MAX_BATCH", BATCH)  # noqa: B010 - mypy sees a constant
+    setattr(sfsc.rewrapping, "MAX_BATCH", BATCH)  # noqa: B010 - mypy sees a constant
     replace = Path.replace
 
     def replacing(path: Path, target: Path) -> Path:

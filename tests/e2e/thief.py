@@ -17,7 +17,7 @@ from protocol.signatures import SigningKey
 from sfsc import devices
 from sfsc.keyring import GenerationKeys, Pending
 from sfsc.primitives import PublicKey
-from sfsc.renaming import Renaming
+from sfsc.rewrapping import Rewrapping
 from tests.harness import Client
 
 
@@ -66,13 +66,14 @@ class Thief:
     def rewrap(self, *names: str) -> None:
         """Make the wraps of these files for his key."""
         ids = {self.store._session.account.file_id(name) for name in names}
-        items = [one for one in self.rotation._items(everything=True) if one.file_id in ids]
-        self.store._session.ask(Rewrap(tuple(map(self.rotation._renewed, items))))
+        rewrapping = Rewrapping(self.store._session, self.store._people, None)
+        account, renewal = self.store._session.account, rewrapping._renewal()
+        items = [one for one in self.rotation._items() if one.file_id in ids]
+        renewed = [renewal(account, one)[0] for one in items]
+        self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))
 
     def finish(self) -> None:
-        self.rotation._wrap_all()
-        renaming = Renaming(self.store._session, self.store._people)
-        assert self.rotation._finish(renaming) is not None
+        assert self.rotation._finish(self.rotation._rewrap().leaves) is not None
 
 
 @contextmanager

@@ -1,0 +1,207 @@
+"""Every wrap of the account made anew for its newest key, and its records endorsed by that
+generation's: what a rotation does between its beginning and its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol import merkle
+from protocol.messages.base import SignedRecord, Wrap
+from protocol.messages.rotation import (
+    MAX_BATCH,
+    Endorsement,
+    Rewrap,
+    RewrapItem,
+    Rewrapped,
+    WrapItem,
+)
+from protocol.records import record_hash, wrap_leaf
+from protocol.signatures import Label, SigningKey
+from sfsc.envelope import Recipient, open_wraps
+from sfsc.errors import IntegrityError
+from sfsc.identity import Account, Owner
+from sfsc.people import People
+from sfsc.refusals import answered
+from sfsc.session import Session
+from sfsc.trust import Sent
+from sfsc.window import Window
+from sfsc.wraps import wrap_items
+
+_BATCHES: Final = 4
+"""Batches under way."""
+_Batch = tuple[RewrapItem, ...]
+
+
+@dataclass(slots=True)
+class Sweep:
+    """All versions looked through once: how many were wrapped anew or endorsed, and how many were
+    changed meanwhile, and are to be looked at again. `leaves` are the leaf hashes of all wraps for
+    our present key, in the order of `RotationFinish.root`."""
+
+    done: int = 0
+    left: int = 0
+    leaves: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What is made of one version, without a server, by the keys that the account has now.
+
+    Called with the version and whose it is, it gives what is to be sent, None for nothing, and the
+    leaf hash of our wrap as it is then, None where there is none.
+    """
+
+    account: Account
+    generation: int
+    signing: SigningKey
+
+    def __call__(self, whose: Owner, item: WrapItem) -> tuple[RewrapItem | None, bytes | None]:
+        """Raises `BadRecord`, `Tampered` for a version of ours that is not what was signed."""
+        own = item.owner == self.account.user
+        renewed = self._own(item) if own else self._received(whose, item)
+        wrap = item.wrap if renewed is None else renewed.wrap
+        if wrap is None or not self._is_new(wrap):
+            return renewed, None
+        return renewed, leaf_of(item, wrap)
+
+    def _own(self, item: WrapItem) -> RewrapItem | None:
+        """Its wrap under the new key, and its records endorsed, all of them verified."""
+        account = self.account
+        wrap = item.wrap
+        if wrap is not None and account.is_lost((wrap,)):
+            wrap = None  # a thief has it, and nobody else
+        stand = standing_records(account, item)
+        older = [one for one in stand if not _is_signed_by(one, self.generation)]
+        if not older and (wrap is None or self._is_new(wrap)):
+            return None
+        records = [(one, account.record(one, item.file_id)) for one in stand]
+        if wrap is not None:
+            verified = next((record for one, record in records if one is item.content), None)
+            record = verified or account.record(item.content, item.file_id)
+            key = open_wraps(record, account.first, (wrap,), account.private_keys)
+            if not self._is_new(wrap):
+                (wrap,) = account.wrap(key)
+        endorsed = tuple(map(self._endorsed, older))
+        return RewrapItem(item.owner, item.file_id, item.version, wrap, endorsed)
+
+    def _received(self, owner: Owner, item: WrapItem) -> RewrapItem | None:
+        """The same of a version that another shares. One that does not open is given up, as it
+        never could be read: else who shares rubbish with us would keep us from ever finishing."""
+        if item.wrap is None or self._is_new(item.wrap):
+            return None
+        wrap: Wrap | None = None
+        try:
+            record = owner.record(item.content, item.file_id)
+            key = open_wraps(record, owner.first, (item.wrap,), self.account.private_keys)
+            own = Recipient(self.account.user, self.account.own_key)
+            (wrap,) = key.wrap(owner.server_id, owner.first, [own])
+        except IntegrityError:
+            wrap = None
+        return RewrapItem(item.owner, item.file_id, item.version, wrap, ())
+
+    def _is_new(self, wrap: Wrap) -> bool:
+        return wrap.key_id == self.account.own_key.key_id
+
+    def _endorsed(self, signed: SignedRecord) -> Endorsement:
+        digest = record_hash(signed.record)
+        return Endorsement(digest, self.signing.sign(Label.ENDORSE, digest))
+
+
+class Rewrapping:
+    """Over one session, whose keys are the new ones already. `judge`, where there is one, is shown
+    each of our records that an older generation signed, and raises for one not to be endorsed."""
+
+    def __init__(
+        self,
+        session: Session,
+        people: People,
+        judge: Callable[[SignedRecord], None] | None,
+    ) -> None:
+        self._session = session
+        self._people = people
+        self._judge = judge
+
+    def sweep(self) -> Sweep:
+        """Raises as `Renewal`, what `judge` does, and `Distrusted`."""
+        sweep = Sweep()
+        window = Window[_Batch](self._session, _BATCHES)
+        try:
+            for batch in _batches(self._renewed(sweep)):
+                if window.full:
+                    self._take(window, sweep)
+                # What was signed for a server that has told two stories by now stays here.
+                self._session.check_trusted()
+                window.send(batch, Rewrap(batch))
+            while window:
+                self._take(window, sweep)
+        finally:
+            window.abandon()
+        self._session.join()
+        return sweep
+
+    def _renewed(self, sweep: Sweep) -> Iterator[RewrapItem]:
+        renewal, account = self._renewal(), self._session.account
+        whose: Owner = account
+        for item in wrap_items(self._session):
+            if self._session.account is not account:
+                sweep.left += 1  # another machine has rotated: all is to be looked at again
+                return
+            if item.owner != whose.user:
+                own = item.owner == account.user
+                whose = account if own else self._people.find(item.owner).owner
+            self._check(item)
+            renewed, leaf = renewal(whose, item)
+            if renewed is not None:
+                yield renewed
+            if leaf is not None:
+                sweep.leaves.append(leaf)
+
+    def _renewal(self) -> Renewal:
+        session = self._session
+        return Renewal(session.account, session.author.generation, session.signing_key())
+
+    def _check(self, item: WrapItem) -> None:
+        if self._judge is not None and item.owner == self._session.account.user:
+            for one in standing_records(self._session.account, item):
+                if not _is_signed_by(one, self._session.author.generation):
+                    self._judge(one)
+
+    def _take(self, window: Window[_Batch], sweep: Sweep) -> None:
+        batch, reply = window.take()
+        answer = answered(reply, Rewrapped)
+        if answer.receipt is not None:
+            sent = Sent("rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {})
+            with self._session.judging():
+                self._session.trust.receipt(answer.receipt, sent)
+        sweep.done += len(batch) - len(answer.left)
+        sweep.left += len(answer.left)
+
+
+def standing_records(account: Account, item: WrapItem) -> list[SignedRecord]:
+    """The item's records, but those that a thief has signed before he was undone."""
+    signed = [one for one in (item.content, item.head) if one is not None]
+    return [one for one in signed if not account.is_undone(one)]
+
+
+def leaf_of(item: WrapItem, wrap: Wrap) -> bytes:
+    """What stands for it in `RotationFinish.root`, hashed."""
+    return merkle.leaf_hash(wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped))
+
+
+def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
+    return any(one.generation == generation for one in signed.signatures)
+
+
+def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:
+    """Of one owner's files each."""
+    batch: list[RewrapItem] = []
+    for item in items:
+        if batch and (len(batch) == MAX_BATCH or batch[0].owner != item.owner):
+            yield tuple(batch)
+            batch = []
+        batch.append(item)
+    if batch:
+        yield tuple(batch)
