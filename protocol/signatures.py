@@ -8,7 +8,9 @@ with a label followed by NUL, so the two domains cannot meet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -53,6 +55,10 @@ class SigningKey:
     def seed(self) -> bytes:
         return self._key.private_bytes_raw()
 
+    def __reduce__(self) -> tuple[Callable[[bytes], SigningKey], tuple[bytes]]:
+        """For a process of ours (`sfsc.cores`), and nobody else: the seed."""
+        return SigningKey.from_seed, (self.seed,)
+
     def sign(self, label: Label, body: bytes) -> bytes:
         """64 bytes over ``label ‖ 0x00 ‖ body``."""
         return self._key.sign(label.value + b"\0" + body)
@@ -77,6 +83,12 @@ def verify_note(text: bytes, signature: bytes, public: bytes) -> None:
 
 def _verify(signed: bytes, signature: bytes, public: bytes) -> None:
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, signed)
+        _loaded(public).verify(signature, signed)
     except (InvalidSignature, ValueError) as exc:
         raise SignatureError("the signature does not verify") from exc
+
+
+@lru_cache(64)
+def _loaded(public: bytes) -> Ed25519PublicKey:
+    """A user's records are signed with the same few keys."""
+    return Ed25519PublicKey.from_public_bytes(public)

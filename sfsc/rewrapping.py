@@ -20,6 +20,8 @@ from protocol.messages.rotation import (
 )
 from protocol.records import record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
+from protocol.values import Value
+from sfsc.cores import Cores
 from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.identity import Account, Owner
@@ -33,6 +35,8 @@ from sfsc.wraps import wrap_items
 _BATCHES: Final = 4
 """Batches under way."""
 _Batch = tuple[RewrapItem, ...]
+_Version = tuple[Owner | None, WrapItem]
+_Renewed = tuple[RewrapItem | None, bytes | None]
 
 
 @dataclass(slots=True)
@@ -46,22 +50,21 @@ class Sweep:
     leaves: list[bytes] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(Value):
     """What is made of one version, without a server, by the keys that the account has now.
 
-    Called with the version and whose it is, it gives what is to be sent, None for nothing, and the
-    leaf hash of our wrap as it is then, None where there is none.
+    Called with a version and its owner, None where it is ours, it gives what is to be sent, None
+    for nothing, and the leaf hash of our wrap as it is then, None where there is none.
     """
 
     account: Account
     generation: int
     signing: SigningKey
 
-    def __call__(self, whose: Owner, item: WrapItem) -> tuple[RewrapItem | None, bytes | None]:
+    def __call__(self, version: _Version) -> _Renewed:
         """Raises `BadRecord`, `Tampered` for a version of ours that is not what was signed."""
-        own = item.owner == self.account.user
-        renewed = self._own(item) if own else self._received(whose, item)
+        owner, item = version
+        renewed = self._own(item) if owner is None else self._received(owner, item)
         wrap = item.wrap if renewed is None else renewed.wrap
         if wrap is None or not self._is_new(wrap):
             return renewed, None
@@ -143,28 +146,33 @@ class Rewrapping:
         return sweep
 
     def _renewed(self, sweep: Sweep) -> Iterator[RewrapItem]:
-        renewal, account = self._renewal(), self._session.account
-        whose: Owner = account
+        with Cores(self.renewal()) as cores:
+            for renewed, leaf in cores.map(self._versions(sweep)):
+                if renewed is not None:
+                    yield renewed
+                if leaf is not None:
+                    sweep.leaves.append(leaf)
+
+    def renewal(self) -> Renewal:
+        session = self._session
+        return Renewal(session.account, session.author.generation, session.signing_key())
+
+    def _versions(self, sweep: Sweep) -> Iterator[_Version]:
+        account, owner = self._session.account, None
         for item in wrap_items(self._session):
             if self._session.account is not account:
                 sweep.left += 1  # another machine has rotated: all is to be looked at again
                 return
-            if item.owner != whose.user:
-                own = item.owner == account.user
-                whose = account if own else self._people.find(item.owner).owner
-            self._check(item)
-            renewed, leaf = renewal(whose, item)
-            if renewed is not None:
-                yield renewed
-            if leaf is not None:
-                sweep.leaves.append(leaf)
-
-    def _renewal(self) -> Renewal:
-        session = self._session
-        return Renewal(session.account, session.author.generation, session.signing_key())
+            if item.owner == account.user:
+                self._check(item)
+                yield None, item
+            else:
+                if owner is None or owner.user != item.owner:
+                    owner = self._people.find(item.owner).owner
+                yield owner, item
 
     def _check(self, item: WrapItem) -> None:
-        if self._judge is not None and item.owner == self._session.account.user:
+        if self._judge is not None:
             for one in standing_records(self._session.account, item):
                 if not _is_signed_by(one, self._session.author.generation):
                     self._judge(one)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sfsc
+from sfsc import cores, wraps
 from sfsc.envelope import private_keys
 from sfsc.errors import Tampered
 from sfsc.home import unlock
@@ -105,6 +107,35 @@ def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tupl
                     continue
                 opened += 1
     return wraps, opened
+
+
+def test_a_rotation_with_another_core(
+    daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob = enrolled(daemon, "bob", tmp_path / "bob", "x25519")
+    with sfsc.connect(bob.home) as store:
+        store.put(tmp_path / "files" / NAMES[0], name="lent")
+        store.share("lent", "alice", trust_first_use=True)
+    monkeypatch.setattr(cores, "spare", lambda: 1)
+    monkeypatch.setattr(cores, "ENOUGH", 2)
+    monkeypatch.setattr(cores, "CHUNK", 3)
+    monkeypatch.setattr(wraps, "MAX_BATCH", 5)
+    ask, answered = cores._Worker.ask, list[bool]()
+
+    def asked(*given: Any) -> list[Any] | None:
+        found = ask(*given)
+        answered.append(found is not None)
+        return found
+
+    monkeypatch.setattr(cores._Worker, "ask", asked)
+    with sfsc.connect(alice.home) as store:
+        assert store.rotate().files == 17
+        assert store.verify_rotation().files == 17
+        store.get_shared("bob", "lent", tmp_path / "lent", trust_first_use=True)
+        assert (tmp_path / "lent").read_bytes() == NAMES[0].encode() * 50
+        assert read(store, NAMES[3], 1) == NAMES[3].encode() * 50
+    assert answered.count(True) >= 2
+    assert all(answered)
 
 
 def test_from_rsa_to_x25519_to_xwing(daemon: Daemon, tmp_path: Path) -> None:

@@ -67,9 +67,8 @@ class Thief:
         """Make the wraps of these files for his key."""
         ids = {self.store._session.account.file_id(name) for name in names}
         rewrapping = Rewrapping(self.store._session, self.store._people, None)
-        account, renewal = self.store._session.account, rewrapping._renewal()
         items = [one for one in self.rotation._items() if one.file_id in ids]
-        renewed = [renewal(account, one)[0] for one in items]
+        renewed = [rewrapping.renewal()((None, one))[0] for one in items]
         self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))
 
     def finish(self) -> None:
