@@ -9,43 +9,15 @@ below.
 
 from __future__ import annotations
 
-import types
+import sys
 from collections.abc import Callable
 from functools import cache
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    NamedTuple,
-    Self,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Self
 
-from protocol.encoding import Buffer
+from protocol.codecs import Cap, Codec, Wired, codec_of, wrong_length
 from protocol.errors import MessageError
 from protocol.names import check_file_id, check_principal, check_user_name
-from protocol.values import Source, Value
-
-Check = Callable[[Any], None]
-WriteCheck = Callable[[Source, int, str], None]
-"""Adds to a source, so many blocks deep, what raises unless the value of an expression is right."""
-WriteConvert = Callable[[Source, str], str]
-"""The expression that converts the value of an expression."""
-
-
-class Cap(Value):
-    """A cap that is checked without a call in nearly all cases. Calling it decides."""
-
-    def __call__(self, value: Any) -> None:
-        raise NotImplementedError
-
-    def holds(self, value: str, of: type, /) -> str:
-        """An expression that is true only where this accepts the value of the expression `value`,
-        whose type is `of`. Where it is false, calling decides."""
-        raise NotImplementedError
+from protocol.values import Source, Value, ValueType
 
 
 class Exactly(Cap):
@@ -55,7 +27,7 @@ class Exactly(Cap):
 
     def __call__(self, value: Any) -> None:
         if len(value) != self.size:
-            raise MessageError(f"length {len(value)}, not {self.size}")
+            raise wrong_length(value, self.size)
 
     def holds(self, value: str, _of: type, /) -> str:
         return f"__len({value}) == {self.size:d}"
@@ -123,15 +95,12 @@ Positive = Annotated[int, Between(1, 2**53)]
 Text = Annotated[str, AtMost(512)]
 
 
-class Struct(Value):
+class Struct(Wired):
     """Base of all values with a wire form. Building one checks every field.
 
     What is done with every message is compiled for its class when it is first done: small ones are
     parsed by the thousand a second, and most programs use few of the classes.
     """
-
-    AS_MAP: ClassVar[bool] = False
-    """Whether this is written as a map where it is part of another."""
 
     @classmethod
     def write_checks(cls, source: Source) -> None:
@@ -175,23 +144,32 @@ class Struct(Value):
         return made
 
 
-class _Codec(NamedTuple):
-    """How values of one type are checked, written and read. None: they are what msgpack has."""
-
-    check: WriteCheck
-    to_wire: WriteConvert | None = None
-    from_wire: WriteConvert | None = None
-
-
 def field_count(cls: type[Struct]) -> int:
     """How many elements the array form of `cls` has."""
     return len(cls.__specs__)
 
 
 @cache
-def _codecs(cls: type[Struct]) -> dict[str, _Codec]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {name: _compile(hints[name]) for name in cls.__specs__}
+def _codecs(cls: type[Struct]) -> dict[str, Codec]:
+    return {name: codec_of(hint) for name, hint in hints(cls).items()}
+
+
+def hints(cls: type[Struct]) -> dict[str, Any]:
+    """The types of the fields, as ``typing.get_type_hints`` gives them with extras, at a twentieth
+    of its time: that was most of what a class cost when it was first used."""
+    return {
+        name: _evaluated(hint, base.__module__) if isinstance(hint, str) else hint
+        for base in reversed(cls.__mro__)
+        if isinstance(base, ValueType)
+        for name, hint in base.__annotations__.items()
+        if name in cls.__specs__
+    }
+
+
+@cache
+def _evaluated(hint: str, module: str) -> Any:
+    """What an annotation in our own source stands for; the same few stand there again and again."""
+    return eval(hint, vars(sys.modules[module]))  # noqa: S307 - as get_type_hints does
 
 
 @cache
@@ -248,122 +226,3 @@ def _read(source: Source, cls: type[Struct], places: list[str]) -> list[str]:
     """For each field the expression of its value, whose wire form stands in its place."""
     codecs = zip(_codecs(cls).values(), places, strict=True)
     return [codec.from_wire(source, at) if codec.from_wire else at for codec, at in codecs]
-
-
-def _compile(hint: Any, caps: tuple[Check, ...] = ()) -> _Codec:
-    """`caps` are checked of a value that has the type."""
-    origin = get_origin(hint)
-    if origin is Annotated:
-        base, *extras = get_args(hint)
-        return _compile(base, (*caps, *(extra for extra in extras if callable(extra))))
-    if hint == Buffer:
-        return _Codec(_typed((bytes, bytearray, memoryview), caps))
-    if origin in (Union, types.UnionType):
-        return _compile_optional(hint, caps)
-    if origin is tuple:
-        return _compile_tuple(get_args(hint), caps)
-    if isinstance(hint, type) and issubclass(hint, Struct):
-        return _compile_part(hint, caps)
-    if hint in (bytes, int, str, bool):
-        return _Codec(_typed((hint,), caps))
-    raise TypeError(f"a field cannot be of type {hint}")
-
-
-def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> WriteCheck:
-    """Compares the types themselves, not isinstance: True is not the integer 1 here."""
-
-    def check(source: Source, depth: int, value: str) -> None:
-        expected = source.bind(allowed[0])
-        wrong = f"is not {expected}" if len(allowed) == 1 else f"not in {source.bind(allowed)}"
-        source.add(depth, f"if __type({value}) {wrong}:")
-        source.add(depth + 1, f"raise {source.bind(_wrong_type)}({value}, {expected})")
-        for cap in caps:
-            if isinstance(cap, Cap):
-                source.add(depth, f"if not ({cap.holds(value, allowed[0])}):")
-                source.add(depth + 1, f"{source.bind(cap)}({value})")
-            else:
-                source.add(depth, f"{source.bind(cap)}({value})")
-
-    return check
-
-
-def _wrong_type(value: Any, expected: type) -> MessageError:
-    return MessageError(f"{type(value).__name__} where {expected.__name__} belongs")
-
-
-def _compile_part(part: type[Struct], caps: tuple[Check, ...]) -> _Codec:
-    form = "map" if part.AS_MAP else "array"
-    return _Codec(
-        _typed((part,), caps),
-        lambda _, value: f"{value}.to_{form}()",
-        lambda source, value: f"{source.bind(part)}.from_{form}({value})",
-    )
-
-
-def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> _Codec:
-    inner = [arg for arg in get_args(hint) if arg is not type(None)]
-    if len(inner) != 1:
-        raise TypeError(f"a field cannot be of type {hint}")
-    codec = _compile(inner[0], caps)
-
-    def check(source: Source, depth: int, value: str) -> None:
-        source.add(depth, f"if {value} is not None:")
-        codec.check(source, depth + 1, value)
-
-    return _Codec(check, _unless_none(codec.to_wire), _unless_none(codec.from_wire))
-
-
-def _unless_none(convert: WriteConvert | None) -> WriteConvert | None:
-    if convert is None:
-        return None
-    return lambda source, value: f"None if {value} is None else {convert(source, value)}"
-
-
-def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> _Codec:
-    if len(args) == 2 and args[1] is Ellipsis:
-        return _compile_many(_compile(args[0]), _typed((tuple,), caps))
-    parts = [_compile(arg) for arg in args]
-    is_tuple = _typed((tuple,), (*caps, Exactly(len(parts))))
-
-    def check(source: Source, depth: int, value: str) -> None:
-        is_tuple(source, depth, value)
-        for at, part in enumerate(parts):
-            part.check(source, depth, f"{value}[{at}]")
-
-    if any(part.to_wire or part.from_wire for part in parts):
-        raise TypeError(f"a pair may hold plain values only, not {args}")
-    return _Codec(check, _to_list, _to_tuple)
-
-
-def _compile_many(item: _Codec, is_tuple: WriteCheck) -> _Codec:
-    item_to_wire, item_from_wire = item.to_wire, item.from_wire
-
-    def check(source: Source, depth: int, value: str) -> None:
-        is_tuple(source, depth, value)
-        source.add(depth, f"for __item{depth} in {value}:")
-        item.check(source, depth + 1, f"__item{depth}")
-
-    if item_to_wire is None or item_from_wire is None:
-        return _Codec(check, _to_list, _to_tuple)
-    return _Codec(
-        check,
-        lambda source, value: f"[{item_to_wire(source, '__one')} for __one in {value}]",
-        lambda source, value: (
-            f"{source.bind(tuple)}([{item_from_wire(source, '__one')}"
-            f" for __one in {source.bind(_listed)}({value})])"
-        ),
-    )
-
-
-def _to_list(source: Source, value: str) -> str:
-    return f"{source.bind(list)}({value})"
-
-
-def _to_tuple(source: Source, value: str) -> str:
-    return f"{source.bind(tuple)}({source.bind(_listed)}({value}))"
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise MessageError(f"{type(value).__name__} where an array belongs")
-    return value

@@ -91,6 +91,10 @@ _ERRORS = frozenset(name for name in __all__ if name in globals())
 
 def __getattr__(name: str) -> object:
     """What needs the cryptography is loaded when first used: help and mistakes do without."""
+    if name == "connect":  # loads the rest by itself, while it unlocks
+        from sfsc.entrance import connect
+
+        return connect
     if name in __all__ and name not in _ERRORS:
         from sfsc import client
 

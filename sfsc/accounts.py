@@ -15,6 +15,7 @@ from sfsc.adoption import Opener, TakingBack, adopt, link_of
 from sfsc.codes import RecoveryCode
 from sfsc.errors import KeyringMissing, UsageError
 from sfsc.home import (
+    Home,
     Passphrase,
     check_no_keyring,
     folder,
@@ -32,8 +33,6 @@ from sfsc.words import words
 
 if TYPE_CHECKING:
     from sfsc.pem import PemKeys
-
-Home = str | os.PathLike[str] | None
 
 
 class Whoami(Value):

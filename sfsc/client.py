@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sfsc import proofs
 from sfsc.accounts import (
-    Home,
     Whoami,
     enrol,
     export_pem,
@@ -18,8 +17,10 @@ from sfsc.accounts import (
 )
 from sfsc.audit import Event
 from sfsc.downloads import Got
+from sfsc.entrance import connect
 from sfsc.folders import Folder
 from sfsc.home import (
+    Home,
     Passphrase,
     folder,
     open_state,
@@ -32,10 +33,9 @@ from sfsc.people import Person, parse_fingerprint
 from sfsc.proofs import Proven
 from sfsc.recovery import Link
 from sfsc.rotation import Plan, Rotated
-from sfsc.session import Progress, Session
+from sfsc.session import Session
 from sfsc.sharing import Grant
 from sfsc.store import Status, Store
-from sfsc.transport import Timeouts
 from sfsc.uploads import Put
 from sfsc.versions import ExportedKey, Revision
 from sfsc.words import words
@@ -73,34 +73,6 @@ __all__ = [
     "whoami",
     "words",
 ]
-
-
-def connect(
-    home: Home = None,
-    *,
-    passphrase: Passphrase = None,
-    timeouts: Timeouts | None = None,
-    progress: Progress | None = None,
-    auto_rotate: bool | None = None,
-    min_wrap_alg: str | None = None,
-) -> Store:
-    """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
-
-    `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
-    in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is.
-    Where the keys are due they are rotated first, unless `auto_rotate` is False or SFSC_AUTO_ROTATE
-    is 0. `min_wrap_alg`, else SFSC_MIN_WRAP_ALG, is the weakest kind of key that anything is
-    encrypted for (one of rsa2048, rsa3072, rsa4096, x25519, xwing). Raises `SfscError`.
-    """
-    where = folder(home)
-    return Store(
-        unlock(where, passphrase),
-        where,
-        timeouts,
-        progress,
-        auto_rotate=auto_rotate,
-        min_wrap_alg=min_wrap_alg,
-    )
 
 
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:

@@ -18,11 +18,13 @@ HOME: Final = "SFSC_HOME"
 AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
 MIN_WRAP_ALG: Final = "SFSC_MIN_WRAP_ALG"
 MAX_PASSPHRASE: Final = 64 * 1024
+Home = str | os.PathLike[str] | None
+"""The folder of a keyring and of what is remembered, or None: the environment says which."""
 Passphrase = str | Callable[[], str] | None
 """A passphrase, what asks for one, or None: the environment names it."""
 
 
-def folder(home: str | os.PathLike[str] | None) -> Path:
+def folder(home: Home) -> Path:
     """The folder meant by `home`, by SFSC_HOME, or the system's place for a user's data."""
     stated = home if home is not None else os.environ.get(HOME)
     if stated is not None:

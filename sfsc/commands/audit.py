@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Event
 from sfsc.commands import Context
 from sfsc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Event
 
 _MAX_FILE = 256 * 1024
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Store
 from sfsc.commands import Context, split_owner
 from sfsc.commands.share import shared_options, trusting
+
+if TYPE_CHECKING:
+    from sfsc.client import Store
 
 
 @click.command(short_help="Write files to stdout.")

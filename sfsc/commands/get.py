@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Got
 from sfsc.commands import Context, split_owner
 from sfsc.commands.share import shared_options, trusting
 from sfsc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Got
 
 
 @click.command(short_help="Fetch and decrypt a file.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Revision
 from sfsc.commands import Context
+
+if TYPE_CHECKING:
+    from sfsc.client import Revision
 
 
 @click.command(short_help="Show every version of a file.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Shared
 from sfsc.commands import Context
 from sfsc.commands.stat import as_object
+
+if TYPE_CHECKING:
+    from sfsc.client import Shared
 
 
 @click.command(short_help="List what others share with you.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 import sfsc
 from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
-from sfsc.client import Whoami
 from sfsc.commands import Context
 from sfsc.commands.whoami import show
 from sfsc.errors import TakenOver, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Whoami
 
 _MAX_KEY_FILE = 64 * 1024
 

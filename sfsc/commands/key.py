@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Store, parse_fingerprint, words
+from sfsc.client import parse_fingerprint, words
 from sfsc.commands import Context
 from sfsc.commands.whoami import show as show_identity
+
+if TYPE_CHECKING:
+    from sfsc.client import Store
 
 _WORDS_A_LINE = 8
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Entry
 from sfsc.commands import Context
 from sfsc.commands.inbox import show as show_shared
 from sfsc.commands.stat import as_object
+
+if TYPE_CHECKING:
+    from sfsc.client import Entry
 
 
 @click.command(short_help="List your files.")

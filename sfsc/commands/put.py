@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Put
 from sfsc.commands import Context
 from sfsc.errors import LocalError, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Put
 
 
 @click.command(short_help="Encrypt and store files.")

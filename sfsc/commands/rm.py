@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Store
 from sfsc.commands import Context
 from sfsc.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Store
 
 
 @click.command(short_help="Delete files.")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
 from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
-from sfsc.client import Link, Plan, Rotated, Store
 from sfsc.commands import Context
 from sfsc.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Link, Plan, Rotated, Store
 
 
 @click.command(short_help="Replace your keys.")

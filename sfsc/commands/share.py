@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Grant, Store
 from sfsc.commands import Context
 from sfsc.errors import Untrusted, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.client import Grant, Store
 
 _Done = TypeVar("_Done")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Entry
 from sfsc.commands import Context
+
+if TYPE_CHECKING:
+    from sfsc.client import Entry
 
 
 @click.command(short_help="Show what is known about a file.")

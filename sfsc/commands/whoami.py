@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import Whoami
 from sfsc.commands import Context
+
+if TYPE_CHECKING:
+    from sfsc.client import Whoami
 
 
 @click.command(short_help="Show who you are, and your key's fingerprint.")

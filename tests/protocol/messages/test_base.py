@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -17,12 +18,13 @@ from protocol.errors import (
     RemoteProtocolError,
     UnknownMessage,
 )
-from protocol.fields import Struct, field_count
+from protocol.fields import Struct, field_count, hints
 from protocol.messages import Error, Message, Reply, Request, base, decode, encode, registered
 from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, LeavesPage
 from protocol.messages.session import Ping, Pong
 from protocol.messages.uploads import Data
+from protocol.records import FileRecord, Statement
 from tests.protocol.strategies import structs
 from tests.protocol.test_encoding import VALUES
 from tests.vectors.protocol_examples import MESSAGES
@@ -242,6 +244,13 @@ def test_errors() -> None:
     for code, text in (("no-such-code", ""), ("denied", "x" * 513)):
         with pytest.raises(MessageError):
             Error(code, text)
+
+
+def test_types_are_what_the_library_says() -> None:
+    known: list[type[Struct]] = [FileRecord, Statement, *CLASSES]
+    for cls in known:
+        expected = get_type_hints(cls, include_extras=True)
+        assert hints(cls) == {f.name: expected[f.name] for f in dataclasses.fields(cls)}
 
 
 def test_every_class_is_a_request_or_a_reply_and_frozen() -> None:

@@ -1,0 +1,52 @@
+"""How a `Store` is opened: the keyring unlocked, and all that a store needs loaded meanwhile.
+
+Argon2id takes one core for longer than Python takes to load the rest of this package, and leaves
+the interpreter to other threads. So a command that is given its passphrase loads its code beside
+that, and one that asks for it while somebody types. Only what unlocks is imported above.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import TYPE_CHECKING
+
+from sfsc.home import Home, Passphrase, folder, unlock
+
+if TYPE_CHECKING:
+    from sfsc.session import Progress
+    from sfsc.store import Store
+    from sfsc.transport import Timeouts
+
+
+def connect(
+    home: Home = None,
+    *,
+    passphrase: Passphrase = None,
+    timeouts: Timeouts | None = None,
+    progress: Progress | None = None,
+    auto_rotate: bool | None = None,
+    min_wrap_alg: str | None = None,
+) -> Store:
+    """Unlock the keyring of `home` and log in. Close the store, or use it as a context.
+
+    `home` is else SFSC_HOME or the system's place for user data, the passphrase SFSC_PASSPHRASE or
+    in the file that SFSC_PASSPHRASE_FILE names. `progress` is told how far a long step is.
+    Where the keys are due they are rotated first, unless `auto_rotate` is False or SFSC_AUTO_ROTATE
+    is 0. `min_wrap_alg`, else SFSC_MIN_WRAP_ALG, is the weakest kind of key that anything is
+    encrypted for (one of rsa2048, rsa3072, rsa4096, x25519, xwing). Raises `SfscError`.
+    """
+    where = folder(home)
+    # Nothing is handed over: who imports next waits until it is loaded, or sees why it is not.
+    threading.Thread(target=importlib.import_module, args=("sfsc.store",)).start()
+    file = unlock(where, passphrase)
+    from sfsc.store import Store
+
+    return Store(
+        file,
+        where,
+        timeouts,
+        progress,
+        auto_rotate=auto_rotate,
+        min_wrap_alg=min_wrap_alg,
+    )
