@@ -15,13 +15,13 @@ from collections import deque
 from typing import Final, Protocol, cast
 
 from protocol.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
-from protocol.encoding import Buffer
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.session import Enroll, Login
 from sfsd.config import Limits
 from sfsd.errors import Refused
+from sfsd.outgoing import Outgoing
 from sfsd.service import Principal, Service
 from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget, weight_of
 
@@ -33,8 +33,6 @@ MIN_TAKEN: Final = 64 * 1024
 """Bytes of them that a peer takes every `write_seconds`, or is cut off."""
 MAX_BURST: Final = 16
 """Requests that came together and are worked on as one; others of the same connection go beside."""
-_JOIN: Final = 16 * 1024
-"""Frames up to this many bytes are sent together, as one TLS record if they fit."""
 _SHUTTING_DOWN: Final = Error("shutting-down", "the server is stopping; nothing was done")
 _log = logging.getLogger(__name__)
 
@@ -84,7 +82,7 @@ class Session(asyncio.BufferedProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._weight = 0
-        self._unsent: list[Buffer] = []  # small frames of this turn of the loop
+        self._outgoing: Outgoing | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
@@ -97,10 +95,10 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._outgoing = Outgoing(self._transport)
         self._timer = self._loop.call_at(self._deadline, self._too_late)
         self._send(WELCOME_ID, self._service.welcome())
-        self._flush()
+        self._outgoing.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._connection.get_buffer(sizehint)
@@ -120,21 +118,21 @@ class Session(asyncio.BufferedProtocol):
         return False
 
     def pause_writing(self) -> None:
-        self._writable.clear()
-        self._watch_writing()
+        if self._outgoing is not None:
+            self._outgoing.pause()
 
     def resume_writing(self) -> None:
-        self._writable.set()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        if self._outgoing is not None:
+            self._outgoing.resume()
+            self._judge_unsent()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         for timer in (self._timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
-        self._unsent.clear()
+        if self._outgoing is not None:
+            self._outgoing.drop()
         self._writable.set()  # what waits to write finds the transport closing, and ends
         if self.principal is not None:
             self._service.closed(self.principal)
@@ -155,8 +153,8 @@ class Session(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close the connection once what is in its buffer was sent; start nothing more."""
-        if self._transport is not None:
-            self._flush()
+        if self._transport is not None and self._outgoing is not None:
+            self._outgoing.finish()
             self._transport.close()
 
     async def drain(self, seconds: float) -> None:
@@ -280,7 +278,8 @@ class Session(asyncio.BufferedProtocol):
             return
         self.principal = principal
         self._send(request_id, reply)
-        self._flush()
+        if self._outgoing is not None:
+            self._outgoing.flush()
         self._connection.established()
         self._watch_idle()
         self._keeper.opened(self)
@@ -290,24 +289,28 @@ class Session(asyncio.BufferedProtocol):
         self.close()
 
     def _send(self, request_id: int, reply: Reply) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        transport, outgoing = self._transport, self._outgoing
+        if transport is None or outgoing is None or transport.is_closing():
             return
-        pieces = self._connection.respond(request_id, reply)
-        if sum(map(len, pieces)) > _JOIN:
-            self._flush()
-            for piece in pieces:
-                transport.write(piece)
-            return
-        # Answers that are ready in one turn of the loop share a record, and a call of the system.
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.extend(pieces)
+        outgoing.put(self._connection.respond(request_id, reply))
+        self._judge_unsent()
 
-    def _flush(self) -> None:
-        if self._unsent and self._transport is not None:
-            unsent, self._unsent = b"".join(self._unsent), []
-            self._transport.write(unsent)
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the peer has yet to take."""
+        return 0 if self._outgoing is None else self._outgoing.size
+
+    def _judge_unsent(self) -> None:
+        """Stop answering at `MAX_UNSENT`, and go on once most of it was taken."""
+        if self._writable.is_set():
+            if self.unsent > MAX_UNSENT:
+                self._writable.clear()
+                self._watch_writing()
+        elif self.unsent <= MAX_UNSENT // 4:
+            self._writable.set()
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
 
     # Time.
 
@@ -337,7 +340,7 @@ class Session(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or self._writable.is_set():
             return
-        now_unsent = transport.get_write_buffer_size()
+        now_unsent = self.unsent
         if unsent is not None and now_unsent > unsent - MIN_TAKEN:
             self._cut_off("took no answers")
             return

@@ -23,6 +23,7 @@ from protocol.messages.session import Ping, Pong, Welcome
 from protocol.messages.session import Session as Opened
 from protocol.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
+from sfsd.outgoing import CHUNK
 from sfsd.service import Principal, Service
 from sfsd.session import (
     MAX_BURST,
@@ -504,11 +505,12 @@ def test_who_takes_no_answers_is_cut_off_and_holds_little_before(served: Daemon)
         await peer.log_in()
         for _ in range(40):
             peer.ask(Read(HANDLE, 0, PIECE))
-        await peer.until(lambda: len(peer.line.unsent) > MAX_UNSENT, taking=False)
+        await peer.until(lambda: peer.session.unsent > MAX_UNSENT, taking=False)
+        assert peer.session.unsent <= MAX_UNSENT + PIECE + 64 * 1024
         assert not peer.line.is_reading()
         await peer.gone()
         assert peer.keeper.incidents == ["took no answers"]
-        assert peer.line.most_unsent <= MAX_UNSENT + PIECE + 64 * 1024
+        assert peer.line.most_unsent <= 2 * CHUNK
         await peer.until(lambda: budget.used == 0, taking=False)
         await service.close()
 
@@ -538,11 +540,14 @@ def test_a_slow_line_that_moves_is_served(served: Daemon) -> None:
         peer = Peer(service, SLOW)
         await peer.log_in()
         asked = [peer.ask(Read(HANDLE, 0, PIECE)) for _ in range(12)]
+        most = 0
         while len(peer.replies) < 2 + len(asked):
             peer.take(300 * 1024)
+            most = max(most, peer.session.unsent)
             await asyncio.sleep(0.05)
+        assert MAX_UNSENT < most <= MAX_UNSENT + PIECE + 64 * 1024
         assert peer.keeper.incidents == []
-        assert peer.line.most_unsent <= MAX_UNSENT + PIECE + 64 * 1024
+        assert peer.line.most_unsent <= 2 * CHUNK
         peer.line.close()
         await peer.gone()
         await service.close()
