@@ -103,6 +103,14 @@ class Files:
                 if exc.errno in FULL_DISK:
                     raise  # elsewhere it is not to be had, and not needed
 
+    def reserve(self, handle: int, offset: int, length: int) -> None:
+        """A hint that all these bytes are to be written; promises nothing, moves no end of a file.
+
+        On Linux it decides at once where they go, not for every page as it is written.
+        """
+        if sys.platform == "linux":
+            filesystem.reserve(handle, offset, length)
+
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
 

@@ -164,7 +164,7 @@ class Upload:
 class Uploads:
     """All uploads of the daemon. Safe on several threads."""
 
-    def __init__(self, stage: Callable[[bytes], Staged], clock: Callable[[], float]) -> None:
+    def __init__(self, stage: Callable[[bytes, int], Staged], clock: Callable[[], float]) -> None:
         self._stage = stage
         self._clock = clock
         self._lock = threading.Lock()
@@ -185,7 +185,7 @@ class Uploads:
         if replaces and len(replacing) >= REPLACING:
             self._drop(min(replacing, key=lambda one: one.last_bytes))
         upload_id = secrets.token_bytes(16)
-        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id), replaces)
+        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id, size), replaces)
         upload.last_bytes = self._clock()
         try:
             upload.reserve(size, quota)

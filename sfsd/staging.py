@@ -27,6 +27,8 @@ FLOOR = 32 << 20
 """Bytes of the disk that uploads leave free: what was committed must find room to be installed."""
 _WRITE_BACK = 8
 """Pieces that are handed to the disk together."""
+_RESERVE = 16
+"""Pieces that blocks are reserved for together."""
 
 
 class Staged:
@@ -36,14 +38,18 @@ class Staged:
     the whole ciphertext; they are final once it is sealed.
     """
 
-    def __init__(self, files: Files, syncs: Syncs, folder: Path, upload_id: bytes) -> None:
-        """Begin the upload `upload_id` (16 bytes) in `folder`. Raises StoreRefusedError."""
+    def __init__(
+        self, files: Files, syncs: Syncs, folder: Path, upload_id: bytes, size: int = 0
+    ) -> None:
+        """Begin the upload `upload_id` (16 bytes) in `folder`; `size` is what it shall have in
+        bytes, as far as that is known. Raises StoreRefusedError."""
         if len(upload_id) != UPLOAD_ID_SIZE:
             raise ValueError(f"an upload id of {len(upload_id)} bytes")
         self.name = upload_id.hex()
         self.path = folder / f"{self.name}.ct"
         self._files = files
         self._syncs = syncs
+        self._announced = size
         self._changed = threading.Condition()
         self._pieces: dict[int, tuple[bytes, int]] = {}
         self._contiguous = 0
@@ -65,8 +71,11 @@ class Staged:
         if not 0 < length <= PIECE_SIZE or not 0 <= index < MAX_PIECES:
             raise ValueError(f"piece {index} of {length} bytes")
         with self._shared.use() as handle, self._while_open():
-            if self._files.free(self.path.parent) < FLOOR:
+            room = self._files.free(self.path.parent) - FLOOR
+            if room < 0:
                 raise StoreFullError("writing an upload: the disk is nearly full")
+            if index % _RESERVE == 0:
+                self._reserve(handle, index * PIECE_SIZE, room)
             try:
                 self._files.write_all_at(handle, piece, index * PIECE_SIZE)
             except OSError as exc:
@@ -79,6 +88,13 @@ class Staged:
                 self._pieces[index] = (leaf, length)
                 while self._contiguous in self._pieces:
                     self._contiguous += 1
+
+    def _reserve(self, handle: int, offset: int, room: int) -> None:
+        """Room for a few pieces from `offset` on, within what was announced: a little, as nobody
+        says that they will come."""
+        length = min(_RESERVE * PIECE_SIZE, self._announced - offset)
+        if 0 < length <= room:
+            self._files.reserve(handle, offset, length)
 
     @property
     def received(self) -> int:

@@ -230,9 +230,10 @@ class DirectoryStore:
         except OSError as exc:
             raise refused(exc, "listing a folder") from exc
 
-    def stage(self, upload_id: bytes) -> Staged:
-        """Begin an upload; `upload_id` is 16 random bytes. Raises StoreRefusedError."""
-        return Staged(self.files, self.syncs, self.staging, upload_id)
+    def stage(self, upload_id: bytes, size: int = 0) -> Staged:
+        """Begin an upload; `upload_id` is 16 random bytes, `size` what it shall have in bytes, 0
+        where that is not known. Raises StoreRefusedError."""
+        return Staged(self.files, self.syncs, self.staging, upload_id, size)
 
     # Changing: the committer's thread.
 

@@ -21,7 +21,7 @@ from sfsd.errors import (
 )
 from sfsd.files import Files
 from sfsd.handles import Syncs
-from sfsd.staging import MAX_PIECES, Staged
+from sfsd.staging import FLOOR, MAX_PIECES, Staged
 from tests.sfsd.disk import Disk
 
 ID = bytes(range(16))
@@ -215,4 +215,40 @@ def test_received_counts_what_has_no_gap(
         arrived = set(order[:count])
         gap = next(n for n in range(6) if n not in arrived)
         assert staged.received == gap * PIECE_SIZE
+    staged.discard()
+
+
+class Reserving(Files):
+    """Notes what was reserved."""
+
+    def __init__(self, free: int) -> None:
+        self.reserved: list[tuple[int, int]] = []
+        self._free = free
+
+    def free(self, folder: Path) -> int:
+        return self._free
+
+    def reserve(self, handle: int, offset: int, length: int) -> None:
+        super().reserve(handle, offset, length)
+        self.reserved.append((offset, length))
+
+
+@pytest.mark.parametrize(
+    ("announced", "free", "expected"),
+    [
+        (17 * PIECE_SIZE + 3, 1 << 40, [(0, 16 * PIECE_SIZE), (16 * PIECE_SIZE, PIECE_SIZE + 3)]),
+        (0, 1 << 40, []),
+        (17 * PIECE_SIZE + 3, FLOOR + 2 * PIECE_SIZE, [(16 * PIECE_SIZE, PIECE_SIZE + 3)]),
+    ],
+)
+def test_reserves_what_was_announced_a_little_at_a_time_and_never_the_floor(
+    tmp_path: Path, announced: int, free: int, expected: list[tuple[int, int]]
+) -> None:
+    files = Reserving(free)
+    staged = Staged(files, Syncs(files), tmp_path, ID, announced)
+    pieces = [BIG] * 17 + [b"end"]
+    for index, piece in enumerate(pieces):
+        staged.write(index, piece)
+    assert files.reserved == expected
+    assert staged.path.read_bytes() == b"".join(pieces)
     staged.discard()
