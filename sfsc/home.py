@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sfsc.errors import LocalError, WrongPassphrase
 from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
 from sfsc.primitives import state_key
-from sfsc.state import State
+
+if TYPE_CHECKING:
+    from sfsc.state import State
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -100,5 +102,8 @@ def unlock_file(path: Path, passphrase: Passphrase) -> KeyringFile:
 
 def open_state(home: Path, keyring: Keyring) -> State:
     """What this client remembers of the keyring's account. Raises `LocalError`."""
+    # Here, not above: a database is not needed to unlock, which the rest of a start waits for.
+    from sfsc.state import State
+
     account = keyring.server_id + keyring.user.encode()
     return State.open(state_path(home), account, state_key(keyring.device.xwing_private))
