@@ -37,9 +37,13 @@ def connect(
     encrypted for (one of rsa2048, rsa3072, rsa4096, x25519, xwing). Raises `SfscError`.
     """
     where = folder(home)
-    # Nothing is handed over: who imports next waits until it is loaded, or sees why it is not.
-    threading.Thread(target=importlib.import_module, args=("sfsc.store",)).start()
-    file = unlock(where, passphrase)
+    # Nothing is handed over: who imports next finds it loaded, or sees why it is not.
+    loading = threading.Thread(target=importlib.import_module, args=("sfsc.store",))
+    loading.start()
+    try:
+        file = unlock(where, passphrase)
+    finally:
+        loading.join()  # also after a mistake: an interpreter that ends cannot load any more
     from sfsc.store import Store
 
     return Store(
