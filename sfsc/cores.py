@@ -68,6 +68,7 @@ class Cores(Generic[_Item, _Answer]):
         self._function = function
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers = [_Worker() for _ in range(spare() if workers is None else workers)]
+        self._begun = 0
         self._threads: ThreadPoolExecutor | None = None
 
     def map(self, items: Iterable[_Item]) -> Iterator[_Answer]:
@@ -78,7 +79,7 @@ class Cores(Generic[_Item, _Answer]):
         yield from map(self._function, islice(left, few))
         waiting: deque[_Chunk[_Item, _Answer]] = deque()
         while chunk := list(islice(left, CHUNK)):
-            waiting.append(self._begin(chunk, waiting))
+            waiting.append(self._begin(chunk))
             while waiting and (waiting[0].done or len(waiting) > _AHEAD):
                 yield from self._end(waiting.popleft())
         while waiting:
@@ -102,17 +103,17 @@ class Cores(Generic[_Item, _Answer]):
     ) -> None:
         self.close()
 
-    def _begin(
-        self, items: list[_Item], waiting: Iterable[_Chunk[_Item, _Answer]]
-    ) -> _Chunk[_Item, _Answer]:
-        """To a worker, or while each has one to do and one to come, done here."""
-        alive = sum(not worker.lost for worker in self._workers)
-        if sum(not one.done for one in waiting) >= 2 * alive:
+    def _begin(self, items: list[_Item]) -> _Chunk[_Item, _Answer]:
+        """To a worker; while all that there are still start, or are lost, it is done here. Once one
+        is there nothing is: its answer would wait for the lock while we calculate."""
+        starting = self._begun < len(self._workers)
+        if not starting and not any(worker.ready for worker in self._workers):
             return _Chunk(items, answers=_called(self._function, items))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(len(self._workers), "cores")
             for worker in self._workers:
                 self._idle.put(worker)
+        self._begun += starting
         return _Chunk(items, self._threads.submit(self._ask, items))
 
     def _ask(self, items: list[_Item]) -> list[_Answer] | None:
@@ -141,10 +142,12 @@ class _Chunk(Value, Generic[_Item, _Answer]):
 
 
 class _Worker:
-    """One process, started when it is first asked. One thread asks; another may `kill`."""
+    """One process, started when it is first asked, and `ready` once it has answered. One thread
+    asks; another may `kill`."""
 
     def __init__(self) -> None:
-        self.lost = False
+        self.ready = False
+        self._lost = False
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -155,14 +158,16 @@ class _Worker:
             if process is None or process.stdin is None or process.stdout is None:
                 return None
             _write(process.stdin, items)
-            return cast("list[Any] | None", _read(process.stdout))
+            answers = cast("list[Any] | None", _read(process.stdout))
         except (OSError, EOFError, ValueError):  # ValueError: a pipe that `kill` has closed
             self.kill()
             return None
+        self.ready = not self._lost
+        return answers
 
     def _started(self, function: Callable[[Any], Any]) -> subprocess.Popen[bytes] | None:
         with self._lock:
-            if self.lost:
+            if self._lost:
                 return None
             self._process = process = subprocess.Popen(
                 # Isolated: it imports what we import, from where we do, and nothing else.
@@ -179,7 +184,8 @@ class _Worker:
 
     def kill(self) -> None:
         with self._lock:
-            self.lost, process, self._process = True, self._process, None
+            self._lost, process, self._process = True, self._process, None
+            self.ready = False
         if process is not None:
             process.kill()
             process.wait()

@@ -55,7 +55,7 @@ def await_worker(pool: Cores[int, tuple[int, int]]) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         process = pool._workers[0]._process
-        if process is not None and pool._idle.qsize() == len(pool._workers):
+        if process is not None and pool._workers[0].ready:
             return process.pid
         time.sleep(0.01)
     raise AssertionError("no worker")
@@ -93,7 +93,7 @@ def test_what_a_killed_worker_had_is_done_here() -> None:
         found = [one for one, _ in islice(answers, 6 * CHUNK)]
         os.kill(await_worker(pool), signal.SIGKILL)
         found += [one for one, _ in answers]
-        assert pool._workers[0].lost
+        assert not pool._workers[0].ready
     assert found == [2 * number for number in range(count)]
 
 
