@@ -213,10 +213,13 @@ class Files:
         """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
         self._replace_with(path, data, durable=False)
 
-    def replace_staged(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+    def replace_staged(
+        self, path: Path, data: bytes | bytearray | memoryview, *, allocate: bool
+    ) -> None:
         """As `replace_soon`, for bytes that are durable elsewhere until a sync of `path`: power
-        loss may leave zeros. Takes a third of the time where another file has that name."""
-        self._replace_with(path, data, durable=False, allocate=os.path.exists(path))
+        loss may leave zeros. To `allocate` first is faster where another file has that name, and
+        slower where none has."""
+        self._replace_with(path, data, durable=False, allocate=allocate)
 
     def temporary(self, path: Path) -> Path:
         """The name beside `path` under which its next content is made."""

@@ -20,6 +20,7 @@ from sfsd.errors import RecoveryError
 from sfsd.files import Files
 from sfsd.groups import Step
 from sfsd.handles import Syncs
+from sfsd.releasing import Releasing
 
 MANY = 16
 """Files from which on one sync of the file system costs less than one of each."""
@@ -33,6 +34,7 @@ class Placing:
         """Raises OSError, or `RecoveryError` if staging/applied is not what this wrote."""
         self._files = files
         self._syncs = syncs
+        self._releasing = Releasing(files)
         self._users = users
         self._staging = staging
         self._lock = threading.Lock()
@@ -48,18 +50,28 @@ class Placing:
     def install(self, step: Step) -> None:
         """Old or new under the path, never a mixture; not synced. Raises OSError."""
         target = self._users / step.path
-        if step.digest is None:
-            self._files.remove(target)
-            return
+        before = self._releasing.hold(target)
+        try:
+            if step.digest is None:
+                self._files.remove(target)
+            elif before is not None:
+                self._place(step, target, replaces=True)
+            else:
+                self._place_new(step, target)
+        finally:
+            if before is not None:
+                self._releasing.release(before)
+
+    def _place_new(self, step: Step, target: Path) -> None:
         try:
             self._place(step, target)
         except FileNotFoundError:
             self._make_folder_of(step.path)
             self._place(step, target)
 
-    def _place(self, step: Step, target: Path) -> None:
+    def _place(self, step: Step, target: Path, *, replaces: bool = False) -> None:
         if step.blob is None:
-            self._files.replace_staged(target, step.data)
+            self._files.replace_staged(target, step.data, allocate=replaces)
             return
         temporary = self.remove_temporary(step.path)
         self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)

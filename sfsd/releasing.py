@@ -1,0 +1,63 @@
+"""Files that have lost their names, closed behind everyone's back.
+
+With its last name and its last handle a file gives its blocks back, and for that the file system
+waits until what it is writing just then, for whomever, is on the disk: on a busy one that takes ten
+times as long as giving the name away. So who replaces a file holds it open, and lets go of it here.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+
+from sfsd.files import Files
+
+MOST = 256
+"""Handles that wait; past it who replaces closes too."""
+_LINGERS = 1.0
+"""Seconds for which the thread stays when there is nothing to do."""
+
+
+class Releasing:
+    """Safe on several threads. Ends by itself; what it has not closed by then ends with us."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._handles: deque[int] = deque()
+        self._changed = threading.Condition()
+        self._running = False
+
+    def hold(self, path: Path) -> int | None:
+        """A handle of the file that is there and is about to be replaced, None where there is none
+        or holding it would be in the way (Windows). Raises OSError."""
+        if sys.platform != "linux":
+            return None
+        try:
+            return self._files.open_read(path)
+        except FileNotFoundError:
+            return None
+
+    def release(self, handle: int) -> None:
+        """Close it, soon."""
+        with self._changed:
+            if len(self._handles) < MOST:
+                self._handles.append(handle)
+                self._changed.notify()
+                if not self._running:
+                    self._running = True
+                    threading.Thread(target=self._run, name="releasing", daemon=True).start()
+                return
+        self._files.close(handle)
+
+    def _run(self) -> None:
+        while (handle := self._next()) is not None:
+            self._files.close(handle)
+
+    def _next(self) -> int | None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._handles, _LINGERS):
+                self._running = False
+                return None
+            return self._handles.popleft()

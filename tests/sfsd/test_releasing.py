@@ -1,0 +1,57 @@
+"""Files that were replaced are let go of, and not more of them held than may be."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sfsd import releasing
+from sfsd.files import Files
+from sfsd.releasing import Releasing
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is held elsewhere")
+
+
+class Waiting(Files):
+    """Closes nothing on another thread until it may."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.closed: list[tuple[int, str]] = []
+
+    def close(self, handle: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert self.may.wait(30)
+        super().close(handle)
+        self.closed.append((handle, threading.current_thread().name))
+
+
+def test_what_is_not_there_is_not_held(tmp_path: Path) -> None:
+    assert Releasing(Files()).hold(tmp_path / "a") is None
+
+
+def test_handles_are_closed_behind_and_past_the_most_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releasing, "MOST", 2)
+    monkeypatch.setattr(releasing, "_LINGERS", 0.01)
+    (tmp_path / "a").write_bytes(b"replaced")
+    files = Waiting()
+    held = Releasing(files)
+    for _ in range(6):
+        handle = held.hold(tmp_path / "a")
+        assert handle is not None
+        held.release(handle)
+    here = [name for _, name in files.closed]
+    # Two wait, and one may be about to be closed.
+    assert here in (["MainThread"] * 3, ["MainThread"] * 4)
+    files.may.set()
+    deadline = time.monotonic() + 30
+    while len(files.closed) < 6 or held._running:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert [name for _, name in files.closed[len(here) :]] == ["releasing"] * (6 - len(here))
