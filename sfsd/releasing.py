@@ -32,11 +32,12 @@ class Releasing:
     def hold(self, path: Path) -> int | None:
         """A handle of the file that is there and is about to be replaced, None where there is none
         or holding it would be in the way (Windows). Raises OSError."""
-        if sys.platform != "linux":
-            return None
-        try:
-            return self._files.open_read(path)
-        except FileNotFoundError:
+        if sys.platform == "linux":
+            try:
+                return self._files.open_read(path)
+            except FileNotFoundError:
+                return None
+        else:
             return None
 
     def release(self, handle: int) -> None:
