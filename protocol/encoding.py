@@ -144,8 +144,9 @@ def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise EncodingError("a map key stands twice")
-    if not all(type(key) is str for key in found):
-        raise EncodingError("a map key is not text")
+    for key in found:
+        if type(key) is not str:
+            raise EncodingError("a map key is not text")
     return found
 
 

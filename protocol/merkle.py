@@ -312,6 +312,10 @@ def _peaks(first: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _range_root(first: int, end: int, read: NodeReader) -> bytes:
+    size = end - first
+    if size.bit_count() == 1:  # one complete subtree, as most of a proof are
+        level = size.bit_length() - 1
+        return read(level, first >> level)
     return _fold([read(level, index) for level, index in _peaks(first, end)])
 
 

@@ -175,9 +175,11 @@ class Uploads:
                 attempt = self._small(plaintext, small, name, file_id, None)
                 window.send(attempt, attempt.request, file_id)
                 return
-            while window:
-                yield from self._answered(window)
-            yield self._put_large(plaintext, name, None)
+            # Beside the small ones that wait for the server's disk; told behind them.
+            done = self._put_large(plaintext, name, None)
+        while window:
+            yield from self._answered(window)
+        yield done
 
     def _answered(self, window: Window[_Attempt]) -> Iterator[Put]:
         """Wait for the oldest, and with it follow up on all that are answered by then: what they
