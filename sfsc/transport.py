@@ -40,9 +40,11 @@ MAX_REQUESTS: Final = 64
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
 _TLS_RECORD: Final = 16 * 1024
-_CORKED: Final = 8
-"""Small requests that wait for one another before they are sent; far fewer than a window has, so
-that the server always has something to do."""
+_CORKED: Final = 16
+_CORKED_SIZE: Final = 4 * _TLS_RECORD
+"""Small requests, and bytes of them, that wait for one another before they are sent, so that the
+server can take them up together; far fewer than a window has, so that it always has something to
+do."""
 _AGAIN: Final = "run the command again"
 _BUSY: Final = "the server or the network may be overloaded; run the command again"
 
@@ -183,7 +185,7 @@ class Transport:
             self._corked_size += size
             if (
                 not at_once
-                and self._corked_size < _TLS_RECORD
+                and self._corked_size < _CORKED_SIZE
                 and len(self._corked) < _CORKED
                 and len(self._weights) > 1
             ):

@@ -8,6 +8,7 @@ say so; what it says may be believed after any failure.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -48,30 +49,33 @@ class Placing:
         """Every entry up to this seq is durable in place; -1 for none."""
 
     def install(self, step: Step) -> None:
-        """Old or new under the path, never a mixture; not synced. Raises OSError."""
+        """Old or new under the path, never a mixture; where there was nothing, a part of the new
+        may be seen until it is done. Not synced. Raises OSError."""
         target = self._users / step.path
+        try:
+            self._install(step, target)
+        except FileNotFoundError:
+            self._make_folder_of(step.path)
+            self._install(step, target)
+
+    def _install(self, step: Step, target: Path) -> None:
+        if step.digest is not None and step.blob is None:
+            with contextlib.suppress(FileExistsError):
+                self._files.write_new(target, step.data)
+                return
         before = self._releasing.hold(target)
         try:
-            if step.digest is None:
-                self._files.remove(target)
-            elif before is not None:
-                self._place(step, target, replaces=True)
-            else:
-                self._place_new(step, target)
+            self._replace(step, target)
         finally:
             if before is not None:
                 self._releasing.release(before)
 
-    def _place_new(self, step: Step, target: Path) -> None:
-        try:
-            self._place(step, target)
-        except FileNotFoundError:
-            self._make_folder_of(step.path)
-            self._place(step, target)
-
-    def _place(self, step: Step, target: Path, *, replaces: bool = False) -> None:
+    def _replace(self, step: Step, target: Path) -> None:
+        if step.digest is None:
+            self._files.remove(target)
+            return
         if step.blob is None:
-            self._files.replace_staged(target, step.data, allocate=replaces)
+            self._files.replace_staged(target, step.data)
             return
         temporary = self.remove_temporary(step.path)
         self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)

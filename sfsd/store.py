@@ -140,6 +140,8 @@ class DirectoryStore:
 
     def _open(self, path: str) -> int:
         check_path(path)
+        # A file that is new has its name before all of its bytes.
+        self._await_installed(path)
         try:
             # A text, not a Path: putting one together would cost as much as opening the file.
             return self.files.open_read(f"{self._users_text}/{path}")
@@ -200,12 +202,17 @@ class DirectoryStore:
         Then what the same changes write, such as the ciphertext beside a sidecar, and was read
         meanwhile, is what goes with it. Waits only for a publication of `path` itself.
         """
+        self._await_installed(path)
+        return self.hash_of(path) == digest
+
+    def _await_installed(self, path: str) -> None:
+        """Wait while a publication writes this very path; whoever knows of a new one may only
+        have seen its name."""
         with self._lock:
             installing = path in self._installing
         if installing:
             with self._publishing:
                 pass
-        return self.hash_of(path) == digest
 
     def _remember(self, path: str, digest: bytes | None) -> None:
         self._digests[path] = digest

@@ -60,6 +60,8 @@ class Gate(Files):
 
     def open_new(self, path: Path) -> int:
         self._check("open_new", path.name)
+        if self.full_until_removed and "users" in path.parts:
+            raise OSError(errno.ENOSPC, "no room")
         handle = super().open_new(path)
         self._names[handle] = path.name
         return handle
@@ -81,8 +83,6 @@ class Gate(Files):
 
     def replace(self, source: Path, target: Path) -> None:
         self._check("replace", target.name)
-        if self.full_until_removed and "users" in target.parts:
-            raise OSError(errno.ENOSPC, "no room")
         super().replace(source, target)
 
     def remove(self, path: Path) -> None:
@@ -294,8 +294,8 @@ def test_a_full_disk_after_the_log_is_given_the_reserve(daemon: Daemon) -> None:
     ("call", "name", "code", "error"),
     [
         ("sync_data", "audit.jsonl", errno.EIO, JournalFailedError),
-        ("replace", "x", errno.EIO, StoreFailedError),
-        ("replace", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve
+        ("open_new", "x", errno.EIO, StoreFailedError),
+        ("open_new", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve
     ],
 )
 def test_a_failure_at_or_past_the_log_ends_all_acknowledging(

@@ -76,12 +76,12 @@ def test_replace_survives_a_temporary_left_by_a_crash(tmp_path: Path) -> None:
 
 
 def test_what_is_replaced_from_a_stage_has_its_room_first(tmp_path: Path) -> None:
-    Files().replace_staged(tmp_path / "a", b"first", allocate=False)
+    Files().replace_staged(tmp_path / "a", b"first")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        Faulty("allocate", errno.ENOSPC).replace_staged(tmp_path / "a", b"no room", allocate=True)
+        Faulty("allocate", errno.ENOSPC).replace_staged(tmp_path / "a", b"no room")
     assert (tmp_path / "a").read_bytes() == b"first"
     for data in (b"longer than it", b"", b"short"):
-        Files().replace_staged(tmp_path / "a", data, allocate=True)
+        Files().replace_staged(tmp_path / "a", data)
         assert (tmp_path / "a").read_bytes() == data
     assert names(tmp_path) == ["a"]
 

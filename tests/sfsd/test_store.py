@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -453,3 +454,30 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
         done.set()
         assert all(watcher.result(10) for watcher in watching)
     assert store.hash_of(SIDE) == digest_of(SIDE, contents[-1])
+
+
+def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -> None:
+    """A scan of a folder finds the name while the bytes are still written."""
+
+    class Slow(Files):
+        def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+            time.sleep(0.001)
+            return super().write(handle, memoryview(data)[:100])
+
+    store = DirectoryStore(tmp_path, Slow())
+    folder, _, name = SIDE.rpartition("/")
+    done = threading.Event()
+
+    def watch() -> set[bytes]:
+        seen: set[bytes] = set()
+        while not done.is_set():
+            if name in store.children(folder):
+                seen.add(store.read(SIDE))
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        put(store, change(Write(SIDE, b"x" * 5000)))
+        time.sleep(0.05)
+        done.set()
+        assert watching.result(10) == {b"x" * 5000}
