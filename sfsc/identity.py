@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
 from protocol.chain import standing
-from protocol.errors import EncodingError, MessageError, SignatureError
+from protocol.errors import EncodingError, MessageError
 from protocol.fields import Count, FileId, Struct
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord, Wrap
@@ -26,12 +26,13 @@ from protocol.records import (
     Statement,
     record_hash,
 )
-from protocol.signatures import Label, verify
+from protocol.signatures import Label
 from protocol.values import Value
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
+from sfsc.verified import verifies
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
@@ -237,14 +238,14 @@ class Owner(Value):
             raise BadRecord("a file's record has two signatures of one generation", _TOLD)
         own = by_generation.pop(record.generation, None)
         keys = {**self.former, **self.voided} if historic else self.signers
-        if _verifies(Label.RECORD, signed.record, own, keys.get(record.generation)):
+        if verifies(Label.RECORD, signed.record, own, keys.get(record.generation)):
             return
         # Of older keys an old record stays; that it is old, a key that counts has vouched for.
         digest = record_hash(signed.record)
-        former = _verifies(Label.RECORD, signed.record, own, self.former.get(record.generation))
+        former = verifies(Label.RECORD, signed.record, own, self.former.get(record.generation))
         for generation, signature in by_generation.items():
             public = self.signers.get(generation) if generation > record.generation else None
-            if former and _verifies(Label.ENDORSE, digest, signature, public):
+            if former and verifies(Label.ENDORSE, digest, signature, public):
                 return
         raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
 
@@ -345,16 +346,6 @@ def _parsed(signed: SignedRecord) -> FileRecord:
         return FileRecord.parse(signed.record)
     except (EncodingError, MessageError) as exc:
         raise BadRecord(f"a file's record is malformed: {exc}") from exc
-
-
-def _verifies(label: Label, body: bytes, signature: bytes | None, public: bytes | None) -> bool:
-    if signature is None or public is None:
-        return False
-    try:
-        verify(label, body, signature, public)
-    except SignatureError:
-        return False
-    return True
 
 
 _Keys = dict[int, bytes]
