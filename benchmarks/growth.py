@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import sfsc
@@ -38,9 +39,9 @@ def name_of(number: int) -> str:
     return f"folder{number % 100:02}/file{number:06}"
 
 
-def fill(client: Client, first: int, last: int) -> None:
+def fill(client: Client, files: int) -> None:
     def items() -> Iterator[tuple[io.BytesIO, str]]:
-        for number in range(first, last):
+        for number in range(files):
             yield io.BytesIO(b"x" * 100), name_of(number)
 
     with sfsc.connect(client.home) as store:
@@ -48,39 +49,50 @@ def fill(client: Client, first: int, last: int) -> None:
             pass
 
 
-def medians(client: Client, scratch: Path, files: int) -> dict[str, float]:
-    """Median milliseconds of each operation, over a store of so many files."""
-    chance = random.Random(files)
-    home = scratch / f"machine-{files}"
-    home.mkdir()
-    (home / "keyring").write_bytes((client.home / "keyring").read_bytes())
+class Growth(ExitStack):
+    """One store of `files` files and its user, seen from a machine that knows nothing of them."""
 
-    def one() -> str:
-        return name_of(chance.randrange(files))
+    def __init__(self, client: Client, machine: Path, files: int) -> None:
+        super().__init__()
+        self._files = files
+        self._chance = random.Random(files)
+        machine.mkdir()
+        (machine / "keyring").write_bytes((client.home / "keyring").read_bytes())
+        self._store = self.enter_context(sfsc.connect(machine))
+        keyring = unlock(folder(machine), None).contents
+        self._session = Session(keyring, self.enter_context(open_state(machine, keyring)))
+        self._session.connect()
+        self.callback(self._session.close)
 
-    with sfsc.connect(home) as store:
-        found = {
-            "stat": median(lambda: store.stat(one())),
-            "get": median(lambda: store.get(one(), io.BytesIO())),
-            "put": median(lambda: store.put(io.BytesIO(b"y" * 100), name=one())),
-        }
-    keyring = unlock(folder(home), None).contents
-    with open_state(home, keyring) as state:
-        session = Session(keyring, state)
-        session.connect()
+    def works(self) -> dict[str, Callable[[], object]]:
+        """Each of them once, on a file that chance picks."""
         page = List("", MAX_PAGE, 0)
-        found["first page of ls"] = median(lambda: session.call(page, Listing), ROUNDS // 10)
-        session.close()
+        return {
+            "stat": lambda: self._store.stat(self._one()),
+            "get": lambda: self._store.get(self._one(), io.BytesIO()),
+            "put": lambda: self._store.put(io.BytesIO(b"y" * 100), name=self._one()),
+            "first page of ls": lambda: self._session.call(page, Listing),
+        }
+
+    def _one(self) -> str:
+        return name_of(self._chance.randrange(self._files))
+
+
+def medians(few: Growth, many: Growth) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of each work over the two stores, which take turns at it."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, work in few.works().items():
+        other = many.works()[name]
+        spent = [(milliseconds(work), milliseconds(other)) for _ in range(ROUNDS)]
+        of_few, of_many = zip(*spent, strict=True)
+        found[name] = statistics.median(of_few), statistics.median(of_many)
     return found
 
 
-def median(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    spent: list[float] = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        spent.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(spent)
+def milliseconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e3
 
 
 def start_seconds(daemon: Daemon) -> float:
@@ -95,31 +107,33 @@ def start_seconds(daemon: Daemon) -> float:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="sfs-bench-", dir=os.environ.get("BENCH_DIR")) as made:
-        scratch = Path(made)
-        daemon = Daemon(scratch / "root")
-        daemon.init()
-        with daemon:
-            client = daemon.client("keeper", scratch / "home", "--no-passphrase")
-            fill(client, 0, FEW)
-            few = medians(client, scratch, FEW)
+    with ExitStack() as stack:
+        directory = os.environ.get("BENCH_DIR")
+        made = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfs-bench-", dir=directory))
+        daemons, stores = list[Daemon](), list[Growth]()
+        for files in (FEW, MANY):
+            daemon = Daemon(Path(made) / f"root-{files}")
+            daemon.init()
+            stack.enter_context(daemon)
+            client = daemon.client("keeper", Path(made) / f"home-{files}", "--no-passphrase")
             began = time.perf_counter()
-            fill(client, FEW, MANY)
-            rate = (MANY - FEW) / (time.perf_counter() - began)
-            print(json.dumps({"work": "fill", "files_a_second": round(rate)}), flush=True)
-            many = medians(client, scratch, MANY)
-            for work, milliseconds in many.items():
-                ratio = milliseconds / few[work]
-                line = {
-                    "work": work,
-                    "ms_few": round(few[work], 3),
-                    "ms_many": round(milliseconds, 3),
-                }
-                line |= {"ratio": round(ratio, 3), "goal": GOAL, "reached": ratio <= GOAL}
-                print(json.dumps(line), flush=True)
-            seconds = start_seconds(daemon)
-            told = {"work": "daemon start", "seconds": round(seconds, 3), "goal": START_SECONDS}
-            print(json.dumps({**told, "reached": seconds <= START_SECONDS}), flush=True)
+            fill(client, files)
+            rate = files / (time.perf_counter() - began)
+            told = {"work": "fill", "files": files, "files_a_second": round(rate)}
+            print(json.dumps(told), flush=True)
+            machine = Path(made) / f"machine-{files}"
+            stores.append(stack.enter_context(Growth(client, machine, files)))
+            daemons.append(daemon)
+        for work, (few, many) in medians(*stores).items():
+            line = {"work": work, "ms_few": round(few, 3), "ms_many": round(many, 3)}
+            ratio = many / few
+            reached = {"ratio": round(ratio, 3), "goal": GOAL, "reached": ratio <= GOAL}
+            print(json.dumps(line | reached), flush=True)
+        for store in stores:
+            store.close()
+        seconds = start_seconds(daemons[-1])
+        start = {"work": "daemon start", "seconds": round(seconds, 3), "goal": START_SECONDS}
+        print(json.dumps({**start, "reached": seconds <= START_SECONDS}), flush=True)
     return 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord
 from protocol.messages.files import History, HistoryPage, List, Listing, Stat, Stated
+from sfsd.index import OwnerFiles
 from sfsd.world import USER, Principal, World, operation
 
 PAGE_BYTES: Final = 960 * 1024
@@ -15,6 +17,7 @@ _OVERHEAD: Final = 512
 _SIGNATURE: Final = 80
 _SCANNED: Final = 4096
 """Files looked at for one page of a listing, whether or not they are in it."""
+_TOGETHER: Final = 256
 
 
 @operation(Stat, access=USER)
@@ -27,21 +30,33 @@ def stat(world: World, who: Principal, message: Stat) -> Stated:
 def list_files(world: World, who: Principal, message: List) -> Listing:
     files = world.index.of(who.user)
     views: list[FileView] = []
-    size = 0
-    page = files.after(message.after, _SCANNED)
-    for position, (file_id, version, seq) in enumerate(page):
-        if 0 < seq < message.since_seq:
-            continue
-        sidecar = files.sidecar(file_id, version).value
-        files.saw(sidecar, version)
-        if sidecar.seq < message.since_seq:
-            continue
-        view = sidecar.view(who.user, sidecar.last)
-        size += size_of(view)
-        if len(views) == message.limit or (views and size > PAGE_BYTES):
-            return Listing(tuple(views), page[position - 1][0])
-        views.append(view)
-    return Listing(tuple(views), page[-1][0] if len(page) == _SCANNED else "")
+    size = scanned = 0
+    last = message.after
+    for file_id, version, seq in _scan(files, message.after):
+        scanned += 1
+        sidecar = None
+        if not 0 < seq < message.since_seq:
+            sidecar = files.sidecar(file_id, version).value
+            if sidecar.seq != seq:
+                files.saw(sidecar, version)
+        if sidecar is not None and sidecar.seq >= message.since_seq:
+            view = sidecar.view(who.user, sidecar.last)
+            size += size_of(view)
+            if len(views) == message.limit or (views and size > PAGE_BYTES):
+                return Listing(tuple(views), last)
+            views.append(view)
+        last = file_id
+    return Listing(tuple(views), last if scanned == _SCANNED else "")
+
+
+def _scan(files: OwnerFiles, after: str) -> Iterator[tuple[str, int, int]]:
+    """Up to `_SCANNED` files, of which few are looked up before they are asked for."""
+    for _ in range(_SCANNED // _TOGETHER):
+        page = files.after(after, _TOGETHER)
+        yield from page
+        if len(page) < _TOGETHER:
+            return
+        after = page[-1][0]
 
 
 @operation(History, access=USER)

@@ -17,6 +17,7 @@ from protocol.messages.files import (
     Stated,
 )
 from protocol.records import PURGE, FileRecord
+from sfsd.operations import files
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -122,6 +123,29 @@ def test_since_seq_gives_what_changed(served: Daemon, ada: Person) -> None:
     ada.delete(file_id(3))
     ada.put(file_id(4))
     assert ids(listed(ada, since=mark)) == [file_id(2), file_id(3), file_id(4)]
+
+
+def test_a_page_looks_at_so_many_files_and_no_more(
+    ada: Person, served: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SCANNED", 6)
+    monkeypatch.setattr(files, "_TOGETHER", 3)
+    for number in range(14):
+        ada.put(file_id(number))
+    mark = served.world.journal.size
+    for number in (4, 13):
+        ada.put(file_id(number), b"again")
+    pages = [listed(ada, since=mark)]
+    while pages[-1].next:
+        pages.append(listed(ada, after=pages[-1].next, since=mark))
+    assert [ids(page) for page in pages] == [[file_id(4)], [], [file_id(13)]]
+    assert [page.next for page in pages] == [file_id(5), file_id(11), ""]
+    assert ids(listed(ada, limit=5)) == [file_id(number) for number in range(5)]
+    # None is left where the last that was looked at is the last there is.
+    assert [ids(listed(ada, after=file_id(7))), listed(ada, after=file_id(7)).next] == [
+        [file_id(number) for number in range(8, 14)],
+        file_id(13),
+    ]
 
 
 def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
