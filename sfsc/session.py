@@ -129,6 +129,7 @@ class Session:
         self.state = state
         self.keyring = keyring
         self._renames = len(keyring.name_keys) > 1
+        self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use(keyring)
         self._recovery = recovery
         self.trust = trust_from(state, keyring.server_id)
@@ -172,7 +173,8 @@ class Session:
         user = keyring.user
         self.author = Author(keyring.server_id, user, user, current.generation)
         self._signing = SigningKey.from_seed(current.sign_seed)
-        self._signing_id = hash_of_key("ed25519", self._signing.public).hex()
+        name = hash_of_key("ed25519", self._signing.public).hex()
+        self._signing_ids[current.generation] = name
 
     def renew(self, error: Error) -> None:
         """Go on with the newer keys that the account has. Raises what `error`, the answer to a
@@ -381,7 +383,9 @@ class Session:
         `tombstone` is the exact bytes and the signature of the record of the file that a move
         left. Call `join` before success is reported. Raises as `Trust.receipt`.
         """
-        left = tombstone and (tombstone[0], {self._signing_id: tombstone[1]})
+        # By the key of then: what was sent before the keys were renewed may be answered after.
+        signer = self._signing_ids[record.generation]
+        left = tombstone and (tombstone[0], {signer: tombstone[1]})
         sent = Sent(
             op=LOGGED_AS[record.op],
             actor=record.actor,
@@ -389,7 +393,7 @@ class Session:
             file=record.file_id,
             version=record.version,
             record=body,
-            signatures={self._signing_id: signature},
+            signatures={signer: signature},
             tombstone=left,
         )
         with self.judging():

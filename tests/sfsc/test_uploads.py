@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -530,6 +530,20 @@ def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session
     with pytest.raises(QuotaExceeded):
         done.extend(many)
     assert [put.name for put in done] == ["many/000", "many/002", "many/003"]
+
+
+def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None:
+    def sources() -> Iterator[tuple[Source, str | None]]:
+        yield from items(5)
+        current = session.keyring.current
+        assert current is not None
+        newer = replace(current, generation=2, sign_seed=b"n" * 32)
+        session.use(replace(session.keyring, generations=(current, newer)))
+
+    done = list(Uploads(session).put_many(sources()))
+    # What was signed with the older key stands in the log with that key's signature.
+    assert [FileRecord.parse(put.record).generation for put in done] == [1] * 5
+    assert session.author.generation == 2
 
 
 def test_a_caller_who_leaves_early(server: Simulator, session: Session) -> None:
