@@ -19,7 +19,7 @@ from protocol.signatures import Label, verify
 from protocol.values import Value
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
-from sfsd.errors import Refused
+from sfsd.errors import Refused, Stale
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, VersionPaths, statements_path
 
@@ -227,7 +227,11 @@ def check_content(
     _need(record.segments_root == root, "the ciphertext has another segments_root")
     _need(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")
     _need(bool(metadata), "a version needs metadata")
-    _need(record.content_id not in content_ids.values(), "the content_id was used before")
+    used = [version for version, one in content_ids.items() if one == record.content_id]
+    if any(version > admitted.head.version for version in used):
+        # Made since the head was read, perhaps from this very request: to be decided again.
+        raise Stale((admitted.head.paths(admitted.head.next_version).sidecar,))
+    _need(not used, "the content_id was used before")
 
 
 def check_distinct(wraps: Sequence[Wrap]) -> None:

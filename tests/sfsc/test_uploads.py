@@ -509,6 +509,19 @@ def test_a_window_survives_a_lost_connection(server: Simulator, session: Session
         assert fetched(session, f"many/{i:03}") == b"%d" % i * 10
 
 
+@pytest.mark.parametrize("nth", [0, 29])
+def test_a_server_that_is_stopping_is_asked_again_when_it_is_back(
+    server: Simulator, session: Session, nth: int
+) -> None:
+    server.spoil = once(PutSmall, lambda _request, _reply: Error("shutting-down", "stopping"), nth)
+    done = list(Uploads(session).put_many(items(30)))
+    assert [put.version for put in done] == [1] * 30
+    assert session.connections == 2
+    server.spoil = once(PutSmall, lambda _request, _reply: Error("shutting-down", "stopping"))
+    assert put(session, b"alone") == 1
+    assert session.connections == 3
+
+
 def test_what_fails_ends_it_behind_what_was_sent(
     server: Simulator, session: Session, tmp_path: Path
 ) -> None:
