@@ -12,11 +12,11 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from benchmarks.measure import Work
 from protocol.messages.files import Stat, Stated
+from sfsc.closing import Closing
 from sfsc.home import folder, open_state, unlock
 from sfsc.session import Session
 from sfsc.uploads import Uploads
@@ -27,7 +27,7 @@ ROUNDS: Final = 100
 _NAME: Final = "asked-for"
 
 
-class Clients:
+class Clients(Closing):
     """`CLIENTS` sessions of the account in `home`, and one more. A context: logs them all out."""
 
     def __init__(self, home: Path) -> None:
@@ -87,12 +87,7 @@ class Clients:
         self._stat = Stat(first.account.user, put.file_id, 0)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         for session in self._sessions:
             session.close()
         self._state.close()

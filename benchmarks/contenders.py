@@ -14,13 +14,13 @@ import subprocess
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from benchmarks.measure import SECONDS
+from sfsc.closing import Closing
 from tests.harness import PASSPHRASE, Client
 
 READY_SECONDS = 20.0
@@ -64,7 +64,7 @@ class Product:
         return target / name
 
 
-class _Served(AbstractContextManager["_Served"]):
+class _Served(Closing):
     """A peer with a server of its own below `folder`, which ends with the context."""
 
     name = ""
@@ -93,15 +93,7 @@ class _Served(AbstractContextManager["_Served"]):
     @abstractmethod
     def down(self, name: str, source: Path, target: Path) -> Path: ...
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._server.close()
 
 

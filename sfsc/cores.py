@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final, Generic, Self, TypeVar, cast
+from typing import IO, Any, Final, Generic, TypeVar, cast
 
 from protocol.values import Value
+from sfsc.closing import Closing
 from sfsc.errors import SfscError
 
 ENOUGH: Final = 256
@@ -60,7 +60,7 @@ def spare() -> int:
     return max(0, min(MOST, count - 2))
 
 
-class Cores(Generic[_Item, _Answer]):
+class Cores(Closing, Generic[_Item, _Answer]):
     """Calls `function`, which can be pickled, has no effects and raises `SfscError` only."""
 
     def __init__(self, function: Callable[[_Item], _Answer], workers: int | None = None) -> None:
@@ -91,17 +91,6 @@ class Cores(Generic[_Item, _Answer]):
             worker.kill()
         if self._threads is not None:
             self._threads.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _begin(self, items: list[_Item]) -> _Chunk[_Item, _Answer]:
         """To a worker; while all that there are still start, or are lost, it is done here. Once one

@@ -11,9 +11,9 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
+from sfsc.closing import Closing
 from sfsc.errors import LocalError, Tampered
 from sfsc.primitives import open_sealed, seal
 
@@ -49,7 +49,7 @@ _KEY: Final = "key"
 """Kept under this name: nothing, sealed, which shows whether the key is still the same."""
 
 
-class Database:
+class Database(Closing):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
 
     def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
@@ -130,17 +130,6 @@ class Database:
     def close(self) -> None:
         """Twice does no harm."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:

@@ -16,10 +16,10 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from protocol.names import is_device_name
+from sfsc.closing import Closing
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
 from sfsc.landing import Landing
@@ -34,7 +34,7 @@ _FOREIGN: Final = frozenset('<>:"|?*')
 """What no file name on Windows can hold; a colon would name another stream of a file."""
 
 
-class Folder:
+class Folder(Closing):
     """An open folder. On POSIX everything in it is reached through its descriptor, so that nobody
     can put a link in its place meanwhile; Windows has no such thing, and links are looked for."""
 
@@ -111,22 +111,11 @@ class Folder:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _at(self, name: str) -> str:
         return name if self._descriptor is not None else str(self.path / name)
 
 
-class Tree:
+class Tree(Closing):
     """Places files by their names with ``/`` below a folder, which is made where there is none.
 
     A context; the last folder that was used stays open, since names come sorted.
@@ -174,15 +163,8 @@ class Tree:
             self._last.close()
         self._parts, self._last = (), self._top
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Twice does no harm."""
         self._leave()
         self._top.close()
 

@@ -6,8 +6,6 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from protocol import auditlog
 from protocol.messages.accounts import Usage, UsageAnswer
@@ -22,6 +20,7 @@ from sfsc.accounts import (
 from sfsc.adoption import link_of
 from sfsc.audit import Audit, Event, Verified
 from sfsc.blobs import Blob
+from sfsc.closing import Closing
 from sfsc.codes import RecoveryCode
 from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
@@ -75,7 +74,7 @@ class Status(Value):
     log_vkey: str
 
 
-class Store:
+class Store(Closing):
     """One account on its server. For one thread at a time; build with `connect`."""
 
     def __init__(
@@ -416,17 +415,6 @@ class Store:
         """Log out. Twice does no harm."""
         self._session.close()
         self._state.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _raise(_what: str, error: SfscError) -> None:

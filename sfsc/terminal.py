@@ -16,9 +16,9 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from sfsc.closing import Closing
 from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Failures:
             raise type(self._worst)(cause, self._worst.hint)
 
 
-class Bar:
+class Bar(Closing):
     """A line on stderr that says how far a long step is: on a terminal, after its first second.
 
     A context; what `sfsc.connect` takes as `progress`.
@@ -125,15 +125,8 @@ class Bar:
                 total = max(self._expected, self._done)
                 self._bar.update(self._bar.task_ids[0], total=total)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the line to others. Twice does no harm."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -18,7 +18,6 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Final, NewType, Self
 
 from protocol.connection import WELCOME_ID, Connection, Role
@@ -30,6 +29,7 @@ from protocol.messages.base import PIECE
 from protocol.messages.downloads import Read
 from protocol.messages.session import Welcome
 from protocol.values import Value
+from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 
 Ticket = NewType("Ticket", int)
@@ -58,7 +58,7 @@ class Timeouts(Value):
     idle: float = 120.0
 
 
-class Transport:
+class Transport(Closing):
     """Build with `dial`. Methods raise `NetworkError`; once one has, all do, and only `close` is
     left. `peer_spki_sha256` is SHA-256 of the SubjectPublicKeyInfo whose private key the peer
     holds, `timeouts` what it was dialled with.
@@ -159,17 +159,6 @@ class Transport:
                 self._tls.unwrap()
         self._selector.close()
         self._tls.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- moving bytes -------------------------------------------------------------------------
 
