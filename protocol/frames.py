@@ -12,6 +12,7 @@ it arrives: the rest of a read moves to the front of the scratch only after fram
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.errors import FrameError, LocalProtocolError
@@ -19,6 +20,8 @@ from protocol.errors import FrameError, LocalProtocolError
 MAX_OPENING_BODY = 16 * 1024
 """Bytes of the longest body before the other side is known."""
 SCRATCH = 64 * 1024
+TLS_RECORD = 16 * 1024
+"""Bytes of the longest TLS record (RFC 8446 section 5.1). Frames up to as many share one."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -119,3 +122,13 @@ def frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:
         raise LocalProtocolError(f"a body of {length} bytes where 1 to {limit} are allowed")
     head, *rest = body
     return [_LENGTH.pack(length) + head, *rest]
+
+
+def cut_for_records(pieces: list[Buffer]) -> Iterator[memoryview]:
+    """The bytes of a frame's pieces in order, cut so that its small head shares a TLS record with
+    what follows it, and bulk bytes are not copied beyond that record."""
+    head, *rest = [memoryview(piece) for piece in pieces]
+    room = max(0, TLS_RECORD - len(head))
+    first = rest.pop(0) if rest else memoryview(b"")
+    yield memoryview(b"".join((head, first[:room])))
+    yield from (piece for piece in (first[room:], *rest) if piece)

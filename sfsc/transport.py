@@ -17,12 +17,12 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Final, NewType, Self
 
 from protocol.connection import WELCOME_ID, Connection, Role
 from protocol.encoding import Buffer
 from protocol.errors import RemoteProtocolError
+from protocol.frames import TLS_RECORD, cut_for_records
 from protocol.invitation import format_address
 from protocol.messages import Reply, Request
 from protocol.messages.base import PIECE
@@ -39,9 +39,8 @@ MAX_REQUESTS: Final = 64
 """Requests without an answer: what a daemon gathers in one commit; more would gain nothing."""
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
-_TLS_RECORD: Final = 16 * 1024
 _CORKED: Final = 16
-_CORKED_SIZE: Final = 4 * _TLS_RECORD
+_CORKED_SIZE: Final = 4 * TLS_RECORD
 """Small requests, and bytes of them, that wait for one another before they are sent, so that the
 server can take them up together; far fewer than a window has, so that it always has something to
 do."""
@@ -166,9 +165,9 @@ class Transport(Closing):
         """Small frames wait for a few others, or until somebody waits for an answer: a record and
         a call of the system for each would cost more than what most of them ask for."""
         size = sum(map(len, pieces))
-        if size > _TLS_RECORD:
+        if size > TLS_RECORD:
             self._uncork()
-            self._outgoing.extend(_for_records(pieces))
+            self._outgoing.extend(cut_for_records(pieces))
         else:
             self._corked.append(b"".join(pieces))
             self._corked_size += size
@@ -282,16 +281,6 @@ def _weight(message: Request) -> int:
     if isinstance(message, Read):
         return message.length
     return len(getattr(message, message.BULK)) if message.BULK else 0
-
-
-def _for_records(pieces: list[Buffer]) -> Iterator[memoryview]:
-    """The same bytes, cut so that the small head shares a TLS record with what follows it and bulk
-    bytes are not copied beyond that record."""
-    head, *rest = [memoryview(piece) for piece in pieces]
-    room = max(0, _TLS_RECORD - len(head))
-    first = rest.pop(0) if rest else memoryview(b"")
-    yield memoryview(b"".join((head, first[:room])))
-    yield from (piece for piece in (first[room:], *rest) if piece)
 
 
 # --- connecting -------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.encoding import Buffer
+from protocol.frames import TLS_RECORD, cut_for_records
 
 CHUNK: Final = 256 * 1024
 """Bytes that the transport is given at once, and has waiting before it is given no more."""
-_JOIN: Final = 16 * 1024
-"""Frames up to this many bytes are sent together, as one TLS record if they fit."""
 
 
 class Outgoing:
@@ -41,7 +40,7 @@ class Outgoing:
         """Send the pieces of a frame behind all that was put before."""
         size = sum(map(len, frame))
         self._held += size
-        if size > _JOIN:
+        if size > TLS_RECORD:
             self._chunks.extend(self._joined())
             self._chunks.extend(_chunks(frame))
             self._push()
@@ -93,11 +92,7 @@ class Outgoing:
 
 
 def _chunks(frame: list[Buffer]) -> Iterator[Buffer]:
-    """The bytes of a large frame, in order; its small head shares a record with what follows."""
-    head, *rest = [memoryview(piece) for piece in frame]
-    first = rest.pop(0) if rest else memoryview(b"")
-    room = max(0, _JOIN - len(head))
-    yield b"".join((head, first[:room]))
-    for piece in (first[room:], *rest):
+    """The bytes of a large frame, in order."""
+    for piece in cut_for_records(frame):
         for start in range(0, len(piece), CHUNK):
             yield piece[start : start + CHUNK]

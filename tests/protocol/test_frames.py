@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.encoding import MAX_BODY, VIEW_FROM
+from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.errors import FrameError, LocalProtocolError
-from protocol.frames import MAX_OPENING_BODY, SCRATCH, FrameReader, frame
+from protocol.frames import (
+    MAX_OPENING_BODY,
+    SCRATCH,
+    TLS_RECORD,
+    FrameReader,
+    cut_for_records,
+    frame,
+)
 
 EDGES = (1, 2, VIEW_FROM - 1, VIEW_FROM, VIEW_FROM + 1, SCRATCH - 4, SCRATCH, SCRATCH + 1, MAX_BODY)
 
@@ -162,3 +169,17 @@ def test_time_does_not_grow_with_the_square_of_the_bytes() -> None:
 
     # Per byte; a quadratic reader would differ by the factor between the sizes, 32.
     assert seconds(16 * VIEW_FROM) < 8 * min(seconds(VIEW_FROM // 2) for _ in range(3))
+
+
+@pytest.mark.parametrize("head", [0, 5, TLS_RECORD - 1, TLS_RECORD, TLS_RECORD + 1])
+@pytest.mark.parametrize("bulk", [None, 0, 1, TLS_RECORD, 3 * TLS_RECORD + 7])
+def test_a_head_shares_a_record_with_what_follows_it(head: int, bulk: int | None) -> None:
+    pieces: list[Buffer] = [bytes(head)]
+    if bulk is not None:
+        pieces.append(b"b" * bulk)
+    first, *rest = cut_for_records(pieces)
+    assert b"".join((first, *rest)) == b"".join(pieces)
+    assert len(first) == max(head, min(TLS_RECORD, head + (bulk or 0)))
+    assert all(rest)
+    if rest:
+        assert rest[0].obj is pieces[1]
