@@ -57,18 +57,18 @@ class _Kept(Value):
 
 
 class WrittenSidecar:
-    """A sidecar on its way to `path`; knows its bytes' digest once they were made."""
+    """A sidecar on its way to `path`; `value` is what stands there once its bytes were made."""
 
     def __init__(self, path: str, sidecar: Sidecar) -> None:
         self.path = path
+        self.value = sidecar
         self.encoded: _Kept | None = None
-        self._sidecar = sidecar
 
     def encode(self, seq: int) -> bytes:
         """The bytes, as entry `seq` writes them."""
-        value = replace(self._sidecar, seq=seq)
-        raw = value.encode(seq)
-        self.encoded = _Kept(hashlib.sha256(raw).digest(), value, len(raw))
+        self.value = replace(self.value, seq=seq)
+        raw = self.value.encode(seq)
+        self.encoded = _Kept(hashlib.sha256(raw).digest(), self.value, len(raw))
         return raw
 
 

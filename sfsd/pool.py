@@ -53,11 +53,6 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """Calls that no thread has taken yet. Any thread."""
-        return len(self._calls)
-
     def run(self, call: Callable[[], _Answer], *, slow: bool = False) -> asyncio.Future[_Answer]:
         """The answer of `call`, which runs on one of the threads. `slow` ones wait for the disk."""
         future = self._future()

@@ -273,8 +273,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
 
     def then(_seq: int) -> None:
         for one, version in written:
-            if one.encoded is not None:
-                files.saw(one.encoded.value, version)
+            files.saw(one.value, version)
             world.documents.wrote(one)
 
     entry = draft(

@@ -278,8 +278,8 @@ def _put(
     added = () if head.document else tuple(reader[0] for reader in record.readers)
     effects += inbox_effects(world, record, added, ())
 
-    def then(seq: int) -> None:
-        files.saw(replace(sidecar, seq=seq), version)
+    def then(_seq: int) -> None:
+        files.saw(written.value, version)
         world.documents.wrote(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
