@@ -54,12 +54,13 @@ def digest_of(path: str, data: Buffer) -> bytes:
 class Write(Value):
     """`data` becomes the file `path`. A callable gets the entry's seq: a sidecar states its own.
 
-    `digest` saves hashing bytes that were hashed already; it must be `digest_of(path, data)`.
+    `digest` saves hashing bytes that were hashed already; it must be `digest_of(path, data)`. A
+    callable is asked for it once `data` was called.
     """
 
     path: str
     data: bytes | Callable[[int], bytes]
-    digest: bytes | None = None
+    digest: bytes | Callable[[], bytes] | None = None
 
     def __post_init__(self) -> None:
         check_path(self.path)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from protocol.values import Value
+from sfsd.changes import Write
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
 from sfsd.journal import Journal
 from sfsd.layout import (
@@ -64,12 +65,22 @@ class WrittenSidecar:
         self.value = sidecar
         self.encoded: _Kept | None = None
 
-    def encode(self, seq: int) -> bytes:
+    @property
+    def effect(self) -> Write:
+        """What puts it there."""
+        return Write(self.path, self._encode, self._digest)
+
+    def _encode(self, seq: int) -> bytes:
         """The bytes, as entry `seq` writes them."""
         self.value = replace(self.value, seq=seq)
         raw = self.value.encode(seq)
         self.encoded = _Kept(hashlib.sha256(raw).digest(), self.value, len(raw))
         return raw
+
+    def _digest(self) -> bytes:
+        if self.encoded is None:
+            raise ValueError("its bytes were not made yet")
+        return self.encoded.digest
 
 
 class Documents:
@@ -120,8 +131,7 @@ class Documents:
     def _load(
         self, path: str, parse: Callable[[str, bytes], _Any], seq_of: Callable[[_Any], int]
     ) -> Document[_Any]:
-        raw = self._store.read(path)
-        digest = hashlib.sha256(raw).digest()
+        raw, digest = self._store.read_known(path)
         found = self._find(path, digest)
         if found is None:
             found = _Kept(digest, parse(path, raw), len(raw))

@@ -8,7 +8,7 @@ the whole group is undone. Until its entries are in the log, none of this is vis
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +29,15 @@ _MARGIN = 1 << 20
 class Step(Value):
     """What will stand under `path`: `data`, the file staging/`blob`.ct, or nothing.
 
-    `digest` is that of the bytes, None where the file goes.
+    `digest` is that of the bytes, None where the file goes. `replaces` where another file is known
+    to stand there; without it, one may.
     """
 
     path: str
     digest: bytes | None
     data: bytes = b""
     blob: str | None = None
+    replaces: bool = False
 
 
 class Prepared:
@@ -144,17 +146,19 @@ class Builder:
         links = len(self.prepared.linked)
         adopted = len(self.prepared.adopted)
         try:
-            return [self._step(effect, seq) for effect in change.effects]
+            return [self._step(effect, seq, change.expect) for effect in change.effects]
         except SfsdError:
             self._unlink(links)
             del self.prepared.adopted[adopted:]
             raise
 
-    def _step(self, effect: Effect, seq: int) -> Step:
+    def _step(self, effect: Effect, seq: int, expect: Mapping[str, bytes | None]) -> Step:
         match effect:
             case Write(path, data, digest):
                 contents = data(seq) if callable(data) else data
-                return Step(path, digest or digest_of(path, contents), contents)
+                known = digest() if callable(digest) else digest or digest_of(path, contents)
+                replaces = expect.get(path) is not None  # which was checked just before
+                return Step(path, known, contents, replaces=replaces)
             case Adopt(path, staged):
                 if any(staged is other for other in self.prepared.adopted):
                     raise Stale((path,))

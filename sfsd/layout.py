@@ -36,6 +36,7 @@ _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
 _INBOX_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})\.([0-9a-f]{32})")
 _Parsed = TypeVar("_Parsed")
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def statements_path(user: str) -> str:
@@ -313,7 +314,7 @@ def _signed(value: Mapping[str, Any]) -> SignedRecord:
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _text(data: bytes) -> str:

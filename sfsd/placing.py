@@ -59,7 +59,7 @@ class Placing:
             self._install(step, target)
 
     def _install(self, step: Step, target: Path) -> None:
-        if step.digest is not None and step.blob is None:
+        if step.digest is not None and step.blob is None and not step.replaces:
             with contextlib.suppress(FileExistsError):
                 self._files.write_new(target, step.data)
                 return

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from pathlib import Path
 
 from sfsd.files import Files
 
 MOST = 256
 """Handles that wait; past it who replaces closes too."""
+TOGETHER = 64
+"""Handles that wait for one another before they are closed: who replaces many files would else wake
+the other thread, and wait for it to let go of the interpreter, for each."""
 _LINGERS = 1.0
-"""Seconds for which the thread stays when there is nothing to do."""
+"""Seconds for which the thread waits for more; with nothing to close it ends."""
 
 
 class Releasing:
@@ -25,7 +27,8 @@ class Releasing:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._handles: deque[int] = deque()
+        self._handles: list[int] = []
+        self._closing = 0
         self._changed = threading.Condition()
         self._running = False
 
@@ -41,11 +44,12 @@ class Releasing:
             return None
 
     def release(self, handle: int) -> None:
-        """Close it, soon."""
+        """Close it, within a second or two."""
         with self._changed:
-            if len(self._handles) < MOST:
+            if len(self._handles) + self._closing < MOST:
                 self._handles.append(handle)
-                self._changed.notify()
+                if len(self._handles) == TOGETHER:
+                    self._changed.notify()
                 if not self._running:
                     self._running = True
                     threading.Thread(target=self._run, name="releasing", daemon=True).start()
@@ -53,12 +57,16 @@ class Releasing:
         self._files.close(handle)
 
     def _run(self) -> None:
-        while (handle := self._next()) is not None:
-            self._files.close(handle)
+        while handles := self._next():
+            for handle in handles:
+                self._files.close(handle)
 
-    def _next(self) -> int | None:
+    def _next(self) -> list[int]:
+        """Those to close now; none where this thread is to end."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._handles, _LINGERS):
-                self._running = False
-                return None
-            return self._handles.popleft()
+            self._closing = 0
+            self._changed.wait_for(lambda: len(self._handles) >= TOGETHER, _LINGERS)
+            handles, self._handles = self._handles, []
+            self._closing = len(handles)
+            self._running = bool(handles)
+            return handles

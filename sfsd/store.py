@@ -123,6 +123,15 @@ class DirectoryStore:
         """Up to `length` bytes from `offset`. Raises as `read`."""
         return self._read(path, offset, length)
 
+    def read_known(self, path: str) -> tuple[bytes, bytes]:
+        """(bytes, digest) of a file that is no ciphertext, read now; `hash_of` need not read it
+        again, as it does for a change that expects what was read. Raises as `read`."""
+        published = self._published
+        data = self.read(path)
+        digest = digest_of(path, data)
+        self._found(path, digest, published)
+        return data, digest
+
     def _read(self, path: str, offset: int, length: int | None) -> bytes:
         handle = self._open(path)
         try:
@@ -165,11 +174,15 @@ class DirectoryStore:
                 self._digests.move_to_end(path)
                 return self._digests[path]
         digest = self.digest_in_place(path)
+        self._found(path, digest, published)
+        return digest
+
+    def _found(self, path: str, digest: bytes | None, published: int) -> None:
+        """Remember what was read since `_published` was `published`."""
         with self._lock:
             # Bytes read before a publish must not be remembered after it.
             if published == self._published:
                 self._remember(path, digest)
-        return digest
 
     def digest_in_place(self, path: str) -> bytes | None:
         """As `hash_of`, from the bytes that stand there now."""

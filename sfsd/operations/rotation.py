@@ -283,7 +283,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         detail={"generation": user.chain.head.generation, "count": len(written)},
         accounts=tuple(sorted({owner, user.name})),
     )
-    effects = tuple(Write(one.path, one.encode) for one, _ in written)
+    effects = tuple(one.effect for one, _ in written)
     change = Change(entry, expect, effects, None, then)
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
 
@@ -299,11 +299,11 @@ def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -
         return replace(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
     if (own is None) != (item.wrap is None):
         return None
+    wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
     if item.wrap is not None and own is not None:
         check_wrap(item.wrap, head, keys.key_id)
         if own.key_id != keys.key_id:
-            kept = tuple(wrap for wrap in sidecar.wraps if wrap is not own)
-            sidecar = replace(sidecar, wraps=(*kept, item.wrap))
+            wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
     for endorsement in item.endorsements:
         digest, signature = endorsement.record_hash, endorsement.signature
         try:
@@ -311,15 +311,13 @@ def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -
         except SignatureError as exc:
             raise Refused("refused", "an endorsement that the current key did not make") from exc
         added = GenerationSignature(head.generation, signature)
-        if digest == record_hash(sidecar.content.record):
-            endorsed = _endorsed(sidecar.content, sidecar.content_record, added)
-            sidecar = replace(sidecar, content=endorsed)
-        elif sidecar.head is not None and digest == record_hash(sidecar.head.record):
-            endorsed = _endorsed(sidecar.head, sidecar.head_record, added)
-            sidecar = replace(sidecar, head=endorsed)
+        if digest == record_hash(content.record):
+            content = _endorsed(content, sidecar.content_record, added)
+        elif last is not None and digest == record_hash(last.record):
+            last = _endorsed(last, sidecar.head_record, added)
         else:
             return None
-    return sidecar
+    return replace(sidecar, wraps=wraps, content=content, head=last)
 
 
 def _endorsed(signed: SignedRecord, record: FileRecord, added: GenerationSignature) -> SignedRecord:
@@ -329,7 +327,7 @@ def _endorsed(signed: SignedRecord, record: FileRecord, added: GenerationSignatu
     vouched = sorted(signed.signatures, key=lambda one: (one.generation != own, one.generation))
     # Its own stays, and the newest of those that vouch for it: each had seen the one before.
     kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
-    return replace(signed, signatures=(*kept, added))
+    return SignedRecord(signed.record, (*kept, added))
 
 
 class _Version(Value):

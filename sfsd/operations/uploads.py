@@ -272,7 +272,7 @@ def _put(
         head_record=record,
     )
     written = WrittenSidecar(paths.sidecar, sidecar)
-    effects = [ciphertext, Write(paths.sidecar, written.encode)]
+    effects = [ciphertext, written.effect]
     if not inline:
         effects.append(Write(paths.leaves, content.leaves))
     added = () if head.document else tuple(reader[0] for reader in record.readers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from protocol.auditlog import Entry
 from protocol.messages.accounts import UserAccess
 from sfsd import documents
-from sfsd.documents import Documents
+from sfsd.documents import Documents, WrittenSidecar
 from sfsd.errors import Absent, DamagedError
 from sfsd.layout import VersionPaths, account_path, parse_account
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
@@ -48,6 +49,19 @@ def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
     account = served.world.accounts.account("ada")
     assert account is not None
     assert account.digest == served.world.store.hash_of(account_path("ada"))
+
+
+def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    written = WrittenSidecar(FIRST, fresh(served).sidecar(FIRST).value)
+    effect = written.effect
+    assert callable(effect.data)
+    assert callable(effect.digest)
+    with pytest.raises(ValueError, match="not made"):
+        effect.digest()
+    raw = effect.data(9)
+    assert effect.digest() == hashlib.sha256(raw).digest()
+    assert written.value.seq == 9
 
 
 def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:

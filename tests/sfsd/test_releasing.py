@@ -55,3 +55,38 @@ def test_handles_are_closed_behind_and_past_the_most_at_once(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert [name for _, name in files.closed[len(here) :]] == ["releasing"] * (6 - len(here))
+
+
+def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releasing, "_LINGERS", 0.01)
+    (tmp_path / "a").write_bytes(b"replaced")
+    files = Waiting()
+    files.may.set()
+    held = Releasing(files)
+    handle = held.hold(tmp_path / "a")
+    assert handle is not None
+    held.release(handle)
+    deadline = time.monotonic() + 30
+    while not files.closed or held._running:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert files.closed == [(handle, "releasing")]
+
+
+def test_many_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releasing, "_LINGERS", 30)
+    monkeypatch.setattr(releasing, "TOGETHER", 3)
+    (tmp_path / "a").write_bytes(b"replaced")
+    files = Waiting()
+    files.may.set()
+    held = Releasing(files)
+    for count in (1, 2, 3):
+        assert files.closed == []
+        handle = held.hold(tmp_path / "a")
+        assert handle is not None
+        held.release(handle)
+        assert count == 3 or len(held._handles) == count
+    deadline = time.monotonic() + 20
+    while len(files.closed) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -125,6 +125,46 @@ class Halted(Files):
         return data
 
 
+class Counting(Files):
+    """Notes what is opened."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+
+    def open_read(self, path: Path | str) -> int:
+        self.opened.append(f"read {Path(path).name}")
+        return super().open_read(path)
+
+    def open_new(self, path: Path) -> int:
+        self.opened.append(f"new {path.name}")
+        return super().open_new(path)
+
+
+def test_what_was_read_is_not_read_again_for_its_digest(tmp_path: Path) -> None:
+    put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
+    files = Counting()
+    store = DirectoryStore(tmp_path, files)
+    old = hashlib.sha256(b"old").digest()
+    assert store.read_known(SIDE) == (b"old", old)
+    files.opened.clear()
+    assert store.hash_of(SIDE) == old
+    assert files.opened == []
+    with pytest.raises(Absent):
+        store.read_known(BLOB.replace(".ct", ".json.x"))
+
+
+def test_what_replaces_a_file_that_is_expected_is_not_tried_as_a_new_one(tmp_path: Path) -> None:
+    files = Counting()
+    store = DirectoryStore(tmp_path, files)
+    put(store, change(Write(SIDE, b"old"), expect={SIDE: None}))
+    assert f"new {Path(SIDE).name}" in files.opened
+    files.opened.clear()
+    old = hashlib.sha256(b"old").digest()
+    put(store, change(Write(SIDE, b"new"), expect={SIDE: old}), seq=1)
+    assert f"new {Path(SIDE).name}" not in files.opened
+    assert store.read(SIDE) == b"new"
+
+
 def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Path) -> None:
     files = Halted()
     put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
@@ -132,6 +172,9 @@ def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Pat
     files.meanwhile = threading.Thread(target=put, args=(store, change(Write(SIDE, b"new"))))
     assert store.hash_of(SIDE) == digest_of(SIDE, b"old")
     assert store.hash_of(SIDE) == digest_of(SIDE, b"new")
+    files.meanwhile = threading.Thread(target=put, args=(store, change(Write(SIDE, b"newer"))))
+    assert store.read_known(SIDE) == (b"new", digest_of(SIDE, b"new"))
+    assert store.hash_of(SIDE) == digest_of(SIDE, b"newer")
 
 
 # Preparing.
@@ -175,6 +218,19 @@ def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
     prepared = put(store, change(Write(BLOB, b"x", given)))
     assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
     assert store.hash_of(BLOB) == given == store.digest_in_place(BLOB)
+
+
+def test_a_digest_may_be_asked_for_once_the_bytes_are_made(store: DirectoryStore) -> None:
+    made: list[bytes] = []
+
+    def encode(seq: int) -> bytes:
+        made.append(b"%d" % seq)
+        return made[-1]
+
+    write = Write(SIDE, encode, lambda: hashlib.sha256(made[-1]).digest())
+    put(store, change(write), seq=7)
+    assert made == [b"7"]
+    assert store.hash_of(SIDE) == hashlib.sha256(b"7").digest()
 
 
 def test_expectations_see_the_group_so_far(store: DirectoryStore) -> None:
