@@ -18,6 +18,7 @@ from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import Done, Reply
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.messages.rotation import (
+    MAX_BATCH,
     GetBundle,
     GetWraps,
     NewStatement,
@@ -68,6 +69,8 @@ KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
 _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
+_AHEAD: Final = MAX_BATCH
+"""Files looked up together: about those of a page, which has most often one version of each."""
 
 
 class _Keys(Value):
@@ -262,7 +265,9 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
             continue
         document = visible.document
         # What was read first counts: a later item may have read the same sidecar again since.
-        expect = {**visible.head.expect(), document.path: document.digest, **expect}
+        expect.setdefault(document.path, document.digest)
+        for path, digest in visible.head.expect().items():
+            expect.setdefault(path, digest)
         renewed = _renewed(document.value, item, user.chain.head, keys)
         if renewed is None:
             left.append(place)
@@ -364,7 +369,7 @@ def _shared_in(
     """The versions of files that others share, from owners before `before` (None: all of them)."""
     inbox = world.inboxes.of(user)
     notes = [after] if version and after[1] and after[0] != user else []
-    while notes or (notes := inbox.after(after, _SCANNED)):
+    while notes or (notes := inbox.after(after, _AHEAD)):
         for owner, file_id in notes:
             if before is not None and owner >= before:
                 return
@@ -385,7 +390,7 @@ def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Versio
     if file_id:
         for number in range(version + 1, files.newest(file_id) + 1):
             yield _Version(owner, file_id, number, files.sidecar(file_id, number))
-    while page := files.after(file_id, _SCANNED):
+    while page := files.after(file_id, _AHEAD):
         for one, newest, _ in page:
             for number in range(1, newest + 1):
                 yield _Version(owner, one, number, files.sidecar(one, number))
