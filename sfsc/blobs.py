@@ -3,8 +3,9 @@ ciphertext still to come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
 
 from protocol import merkle
 from protocol.encoding import Buffer
@@ -19,6 +20,10 @@ from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
 from sfsc.segments import HEADER_SIZE, segment_count
 from sfsc.session import Session
+from sfsc.state import Revision
+
+Known = Mapping[str, Revision | None]
+_NOTHING: Final[Known] = MappingProxyType({})
 
 
 class Wanted(Value):
@@ -29,30 +34,45 @@ class Wanted(Value):
     name: str | None
     file_id: str
     version: int
-    known: tuple[int, bytes] | None
+    known: Revision | None
     request: GetOpen
     owner: Owner | None = None
 
     @classmethod
-    def of(cls, session: Session, name: str, version: int) -> Wanted:
-        file_id = session.file_id(name)
-        return replace(cls.of_id(session, file_id, version), name=name)
+    def of(cls, session: Session, name: str, version: int, known: Known = _NOTHING) -> Wanted:
+        """Of a file of ours. `known` is what was looked up already, by file_id."""
+        return cls.of_id(session, session.file_id(name), version, name, known)
 
     @classmethod
-    def of_id(cls, session: Session, file_id: str, version: int) -> Wanted:
+    def of_id(
+        cls,
+        session: Session,
+        file_id: str,
+        version: int,
+        name: str | None = None,
+        known: Known = _NOTHING,
+    ) -> Wanted:
+        """As `of`."""
         request = GetOpen(session.account.user, file_id, version)
-        known = session.state.file(file_id)
-        return cls(None, file_id, version, None if known is None else known.known, request)
+        if file_id not in known:
+            known = session.state.known((file_id,))
+        return cls(name, file_id, version, known[file_id], request)
 
     @classmethod
     def shared(
-        cls, session: Session, owner: Owner, file_id: str, version: int, name: str | None = None
+        cls,
+        session: Session,
+        owner: Owner,
+        file_id: str,
+        version: int,
+        name: str | None = None,
+        known: Known = _NOTHING,
     ) -> Wanted:
-        """Of a file that `owner` shares with us."""
+        """Of a file that `owner` shares with us; as `of`."""
         request = GetOpen(owner.user, file_id, version)
-        known = Remembered(session.state).file(owner.user, file_id)
-        shown = None if known is None else known.known
-        return cls(name, file_id, version, shown, request, owner)
+        if file_id not in known:
+            known = Remembered(session.state).known(owner.user, (file_id,))
+        return cls(name, file_id, version, known[file_id], request, owner)
 
 
 class Blob:
@@ -85,6 +105,7 @@ class Blob:
         self.first: Buffer = opened.data
         self._leaves = opened.leaves
         self._connection = session.connections
+        self._fetching: Fetching | None = None
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
@@ -111,8 +132,33 @@ class Blob:
     def segments(self) -> Iterator[memoryview]:
         """The plaintext in order, each segment valid until the next is asked for. Raises as
         `ready`, and `Tampered` for a piece that is not what was signed."""
-        opener = self.ready()
-        return Fetching(self._session, opener, self.first, self.handle, self.reopen).segments()
+        return self._begun().segments()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it came with the answer."""
+        return len(self.first) == self.size
+
+    def ask_ahead(self) -> None:
+        """Ask for the next pieces already; they are kept until `segments` comes to them. Raises as
+        `ready`; `abandon` it where nobody wants its `segments` any more."""
+        self._begun().ask_ahead()
+
+    @property
+    def ahead(self) -> int:
+        """Bytes, about, that were asked for and that `segments` has not come to."""
+        return 0 if self._fetching is None else self._fetching.ahead
+
+    def abandon(self) -> None:
+        """Nobody wants what was asked for ahead."""
+        if self._fetching is not None:
+            self._fetching.abandon()
+
+    def _begun(self) -> Fetching:
+        if self._fetching is None:
+            opener = self.ready()
+            self._fetching = Fetching(self._session, opener, self.first, self.handle, self.reopen)
+        return self._fetching
 
     def _complete(self) -> None:
         transport, expected = self._session.transport, 32 * segment_count(self.size)

@@ -8,27 +8,30 @@ is given verified bytes only, but whoever reads it must mind an error at the end
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from protocol.messages import Reply
+from protocol.messages.base import PIECE
 from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
-from sfsc.envelope import Metadata, check_name
+from sfsc.envelope import check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
 from sfsc.identity import Owner
-from sfsc.places import arriving
+from sfsc.places import Place, arriving
+from sfsc.remembered import Remembered
 from sfsc.seen import Seen
 from sfsc.session import Session
 from sfsc.window import Skip, Window
 
 AHEAD: Final = 32
 """Files that are asked for before the first has arrived; each answer brings up to 256 KiB."""
+_ASKED_AHEAD: Final = 8 * PIECE
+"""Bytes of larger files that may have come before it is their turn, unless it is one file's."""
 Target = str | os.PathLike[str] | BinaryIO
-Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
-"""Where a file goes, once its metadata is known."""
 
 
 class Got(Value):
@@ -47,21 +50,33 @@ class Got(Value):
 
 
 class Item(Value):
-    """One of many to fetch: `name` in its `version`, to `place`, which is at `path`. `owner` shares
-    it with us, None for our own."""
+    """One of many to fetch: `name` in its `version`, to `place`, which is at `path`."""
 
     name: str
     file_id: str
     version: int
     path: Path
     place: Place
-    owner: Owner | None = None
 
-    def wanted(self, session: Session) -> Wanted:
-        """To be built when it is asked for, not before."""
-        if self.owner is None:
-            return Wanted.of(session, self.name, self.version)
-        return Wanted.shared(session, self.owner, self.file_id, self.version, self.name)
+
+_Asked = tuple[Item, Wanted]
+
+
+class _Opened(Value):
+    """One that was answered: its `blob`, or why there is none."""
+
+    item: Item
+    blob: Blob | SfscError
+
+    @property
+    def ahead(self) -> int:
+        """Bytes that were asked for before its turn."""
+        return self.blob.ahead if isinstance(self.blob, Blob) else 0
+
+    def abandon(self) -> None:
+        """Nobody wants it any more."""
+        if isinstance(self.blob, Blob):
+            self.blob.abandon()
 
 
 class Downloads:
@@ -97,30 +112,69 @@ class Downloads:
             self._pour(blob, target)
         return _got(blob, path)
 
-    def get_many(self, items: Iterable[Item], skip: Skip) -> Iterator[Got]:
-        """Fetch many, small ones without waiting for each; answers in order.
+    def get_many(
+        self, items: Iterable[Item], skip: Skip, owner: Owner | None = None
+    ) -> Iterator[Got]:
+        """Fetch many, small ones without waiting for each; answers in order. `owner` shares them
+        with us, None for our own.
 
         One that fails is told to `skip`, and the work goes on, unless it is the connection. What
         their signers had seen of the log is proven last, all together.
         """
-        window = Window[tuple[Item, Wanted]](self._session, AHEAD)
+        window = Window[_Asked](self._session, AHEAD)
+        opened: deque[_Opened] = deque()
         try:
-            for item in items:
-                if window.full:
-                    yield from self._arrived(*window.take(), skip)
-                wanted = item.wanted(self._session)
-                window.send((item, wanted), wanted.request)
-            while window:
-                yield from self._arrived(*window.take(), skip)
+            for asked in self._wanted(items, owner):
+                if len(window) + len(opened) >= AHEAD:
+                    yield from self._placed(self._next(window, opened), skip)
+                window.send(asked, asked[1].request)
+            while window or opened:
+                yield from self._placed(self._next(window, opened), skip)
         finally:
             window.abandon()
+            for one in opened:
+                one.abandon()
         self._seen.prove()
 
-    def _arrived(self, asked: tuple[Item, Wanted], reply: Reply, skip: Skip) -> Iterator[Got]:
-        item, wanted = asked
+    def _wanted(self, items: Iterable[Item], owner: Owner | None) -> Iterator[_Asked]:
+        """To be sent as they come. What is known of them is looked up for some together, just
+        before the first of these is asked for."""
+        session, left = self._session, iter(items)
+        while some := list(islice(left, AHEAD)):
+            ids = [item.file_id for item in some]
+            if owner is None:
+                known = session.state.known(ids)
+                for item in some:
+                    yield item, Wanted.of(session, item.name, item.version, known)
+            else:
+                known = Remembered(session.state).known(owner.user, ids)
+                for item in some:
+                    asked = item.file_id, item.version, item.name
+                    yield item, Wanted.shared(session, owner, *asked, known)
+
+    def _next(self, window: Window[_Asked], opened: deque[_Opened]) -> _Opened:
+        """The oldest. Those behind it that were answered are opened too, and where they did not
+        come whole, the rest is asked for: it comes while those before it are written."""
+        while not opened or (window.answered and sum(one.ahead for one in opened) < _ASKED_AHEAD):
+            (item, wanted), reply = window.take()
+            opened.append(_Opened(item, self._opened(wanted, reply)))
+        return opened.popleft()
+
+    def _opened(self, wanted: Wanted, reply: Reply) -> Blob | SfscError:
         try:
             blob = Blob(self._session, wanted, reply)
             self._seen.note(blob.file)
+            if not blob.is_whole:
+                blob.ask_ahead()
+        except SfscError as exc:
+            return exc
+        return blob
+
+    def _placed(self, one: _Opened, skip: Skip) -> Iterator[Got]:
+        item, blob = one.item, one.blob
+        try:
+            if isinstance(blob, SfscError):
+                raise blob
             with item.place(blob.metadata) as file:
                 self._pour(blob, file)
         except NetworkError:
@@ -128,6 +182,8 @@ class Downloads:
         except SfscError as exc:
             skip(item.name, exc)
             return
+        finally:
+            one.abandon()
         yield _got(blob, item.path)
 
     def _pour(self, blob: Blob, file: BinaryIO) -> None:

@@ -210,16 +210,36 @@ class Fetching:
         self._reopen = reopen
         self._next = 0
         self._asked: deque[tuple[int, Ticket | None]] = deque()
+        self._connection = session.connections
         self._buffers = Buffers()
+
+    def ask_ahead(self) -> None:
+        """Ask for as many pieces as are under way at once, before `segments` comes to them."""
+        self._ask()
+        self._session.surviving(self._submit, self._again)
+
+    @property
+    def ahead(self) -> int:
+        """Bytes, about, that were asked for and that `segments` has not come to."""
+        return PIECE * len(self._asked)
+
+    def abandon(self) -> None:
+        """Nobody wants what was asked for."""
+        if self._connection == self._session.connections:
+            for _, ticket in self._asked:
+                if ticket is not None:
+                    self._session.transport.abandon(ticket)
+        self._asked.clear()
 
     def segments(self) -> Iterator[memoryview]:
         """All plaintext in order, a segment at a time, each valid until the next is asked for.
 
         Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
         """
-        if self._opener.segment_count == 1 and len(self._first) == self._opener.piece_size(0):
-            # What came with GetOpen already: a thread would cost more than the work.
-            yield self._opener.open(0, self._first)
+        if self._opener.segment_count == 1:
+            # There is nothing to do meanwhile: a thread would cost more than the work.
+            for index, piece in self._pieces():
+                yield self._opener.open(index, piece)
             return
         with ThreadPoolExecutor(1, "sfsc-open") as opener:
             opening: deque[Future[memoryview]] = deque()
@@ -231,9 +251,7 @@ class Fetching:
                 while opening:
                     yield from self._opened(opening.popleft())
             finally:
-                for _, ticket in self._asked:
-                    if ticket is not None:
-                        self._session.transport.abandon(ticket)
+                self.abandon()
 
     def _opened(self, future: Future[memoryview]) -> Iterator[memoryview]:
         plaintext = future.result()
@@ -244,32 +262,45 @@ class Fetching:
         return self._opener.open(index, piece, self._buffers.take)
 
     def _pieces(self) -> Iterator[tuple[int, Buffer]]:
-        count = self._opener.segment_count
         if len(self._first) == self._opener.piece_size(0):
             yield 0, self._first
-            self._next = 1
-        while self._next < count or self._asked:
-            while self._next < count and len(self._asked) < RING:
-                self._asked.append((self._next, None))
-                self._next += 1
+        self._ask()
+        while self._asked:
             data = self._session.surviving(self._receive, self._again)
             index, _ = self._asked.popleft()
             yield index, self._whole(index, data)
+            self._ask()
 
-    def _receive(self) -> Buffer:
-        """Send what was not sent yet, and wait for the oldest."""
+    def _ask(self) -> None:
+        """Put down as many pieces as may be under way."""
+        if self._next == 0 and len(self._first) == self._opener.piece_size(0):
+            self._next = 1
+        while self._next < self._opener.segment_count and len(self._asked) < RING:
+            self._asked.append((self._next, None))
+            self._next += 1
+
+    def _submit(self) -> None:
+        """Send what was not sent yet."""
+        if self._connection != self._session.connections:
+            self._again()  # lost while others waited for something
         transport = self._session.transport
         for place, (index, ticket) in enumerate(self._asked):
             if ticket is None:
                 self._asked[place] = (index, transport.submit(self._read(index)))
+
+    def _again(self) -> None:
+        """Handle and tickets are of a connection that is gone."""
+        self._handle = self._reopen()
+        self._connection = self._session.connections
+        self._asked = deque((index, None) for index, _ in self._asked)
+
+    def _receive(self) -> Buffer:
+        """The oldest piece that was put down."""
+        self._submit()
         _, oldest = self._asked[0]
         if oldest is None:
             raise ProtocolFailure("a piece that was not asked for")
-        return answered(transport.result(oldest), Bytes).data
-
-    def _again(self) -> None:
-        self._handle = self._reopen()
-        self._asked = deque((index, None) for index, _ in self._asked)
+        return answered(self._session.transport.result(oldest), Bytes).data
 
     def _read(self, index: int) -> Read:
         begin = len(self._first) if index == 0 else 0

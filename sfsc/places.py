@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import itertools
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
@@ -32,6 +35,8 @@ _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
 _FOREIGN: Final = frozenset('<>:"|?*')
 """What no file name on Windows can hold; a colon would name another stream of a file."""
+Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
+"""Where a file goes, once its metadata is known."""
 
 
 class Folder(Closing):
@@ -42,6 +47,8 @@ class Folder(Closing):
         """Use `open`."""
         self.path = path
         self._descriptor = descriptor
+        self._random = secrets.token_hex(8)
+        self._count = itertools.count()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -79,8 +86,8 @@ class Folder(Closing):
         """A file to write that takes its place as `name` when the block ends well, and else is
         gone. With `durable` it is on the disk by then. Raises `LocalError` for every fault of the
         file system, those in the block included."""
-        with _writing(self.path / name):
-            temporary = f".sfsc-{secrets.token_hex(8)}"
+        with _writing(self.path, name):
+            temporary = f".sfsc-{self._random}-{next(self._count)}"
             made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
             try:
                 with _writer(made, metadata, durable=durable) as file:
@@ -126,22 +133,24 @@ class Tree(Closing):
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
         self._top = Folder.open(path)
-        self._parts: tuple[str, ...] = ()
+        self._parts: list[str] = []
         self._last = self._top
 
     @property
     def path(self) -> Path:
         return self._top.path
 
-    @contextlib.contextmanager
-    def arriving(self, name: str, metadata: Metadata) -> Iterator[BinaryIO]:
-        """As `Folder.arriving`; not synced: the server still has it. Raises `Unplaceable` for a
-        name that can be no file here."""
+    def place(self, name: str) -> Place:
+        """Where a file of that name goes: as `Folder.arriving`, one at a time; not synced: the
+        server still has it. Raises `Unplaceable` for a name that can be no file here."""
         *parts, last = check_placeable(name)
-        with self._folder(tuple(parts)).arriving(last, metadata, durable=False) as file:
-            yield file
 
-    def _folder(self, parts: tuple[str, ...]) -> Folder:
+        def arriving(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
+            return self._folder(parts).arriving(last, metadata, durable=False)
+
+        return arriving
+
+    def _folder(self, parts: list[str]) -> Folder:
         if parts != self._parts:
             self._leave()
             folder = self._top
@@ -161,7 +170,7 @@ class Tree(Closing):
     def _leave(self) -> None:
         if self._last is not self._top:
             self._last.close()
-        self._parts, self._last = (), self._top
+        self._parts, self._last = [], self._top
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -205,7 +214,7 @@ def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
 def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
     if durable:
         return cast(BinaryIO, Landing(made, metadata.size))
-    return open(made, "wb", buffering=0)
+    return cast(BinaryIO, io.FileIO(made, "wb"))
 
 
 def _restore(target: int | str, metadata: Metadata) -> None:
@@ -227,8 +236,8 @@ def _is_link(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, name: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise LocalError(f"cannot write {path}: {exc.strerror}") from exc
+        raise LocalError(f"cannot write {path / name}: {exc.strerror}") from exc

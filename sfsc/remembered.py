@@ -5,13 +5,13 @@ verified, so that nobody can turn back time there either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.records import Statement, record_hash
 from protocol.values import Value
 from sfsc.identity import File
-from sfsc.state import State
+from sfsc.state import Revision, State
 
 _RECEIVED: Final = "received"
 
@@ -32,7 +32,7 @@ class SharedKnown(Value):
         return cls(head.owner, head.file_id, head.rev, record_hash(file.head_body), entry)
 
     @property
-    def known(self) -> tuple[int, bytes]:
+    def known(self) -> Revision:
         return self.rev, self.hash
 
 
@@ -60,12 +60,16 @@ class Remembered:
         """What was known of somebody who was never pinned."""
         self._state.run("DELETE FROM statement WHERE user = ?", (user,))
 
-    def file(self, owner: str, file_id: str) -> SharedKnown | None:
-        """Ask before the server is asked, as `State.file`."""
-        row = self._state.row(
-            "SELECT rev, hash, entry FROM shared WHERE owner = ? AND file_id = ?", (owner, file_id)
+    def known(self, owner: str, file_ids: Sequence[str]) -> dict[str, Revision | None]:
+        """As `State.known`, of files that `owner` shares."""
+        marks = ",".join("?" * len(file_ids))
+        rows = self._state.rows(
+            f"SELECT file_id, rev, hash FROM shared WHERE owner = ? AND file_id IN ({marks})",  # noqa: S608 - marks
+            (owner, *file_ids),
         )
-        return None if row is None else self._known(owner, file_id, *row)
+        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
+        return found
 
     def files(self) -> Iterator[SharedKnown]:
         """Every file of others that is known, in no order."""

@@ -32,9 +32,12 @@ class Seen:
     def note(self, file: File) -> None:
         """Take up what the records of a verified file have seen."""
         for record, body in ((file.head, file.head_body), (file.content, file.content_body)):
-            known = record.seen in self._proven or self._session.trust.has_proven(record.seen)
-            if record.seen[0] and not known:
-                self._open.setdefault(record.seen, Point(*record.seen, _quoted(record, body)))
+            seen = record.seen
+            if seen[0] and not self._is_noted(seen):
+                self._open[seen] = Point(*seen, _quoted(record, body))
+
+    def _is_noted(self, seen: tuple[int, bytes]) -> bool:
+        return seen in self._open or seen in self._proven or self._session.trust.has_proven(seen)
 
     def prove(self) -> None:
         """Have the log proven to continue all that was noted. Raises `Fork` and `Rollback`."""

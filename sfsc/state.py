@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -22,6 +22,9 @@ from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
 from protocol.values import Value
 from sfsc.database import Database, translated
+
+Revision = tuple[int, bytes]
+"""`rev` of a file's record, and the record's hash: what an answer must not fall behind."""
 
 
 class KnownFile(Value):
@@ -42,8 +45,7 @@ class KnownFile(Value):
         return cls(head.file_id, head.rev, record_hash(body), body, version)
 
     @property
-    def known(self) -> tuple[int, bytes]:
-        """(rev, hash): what an answer about this file must not fall behind."""
+    def known(self) -> Revision:
         return self.rev, self.hash
 
 
@@ -171,7 +173,18 @@ class State(Database):
         row = self.row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
         return None if row is None else KnownFile(file_id, *row)
 
-    def revisions(self) -> dict[str, tuple[int, bytes]]:
+    def known(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
+        """The revision that is known of each of a few files; to be asked for as `file` is."""
+        marks = ",".join("?" * len(file_ids))
+        rows = self.rows(
+            f"SELECT file_id, rev, hash FROM file WHERE file_id IN ({marks})",  # noqa: S608 - marks
+            tuple(file_ids),
+        )
+        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
+        return found
+
+    def revisions(self) -> dict[str, Revision]:
         """(rev, hash of the record) of every known file; to be asked for as `file` is."""
         rows = self.rows("SELECT file_id, rev, hash FROM file")
         return {file_id: (rev, record_hash) for file_id, rev, record_hash in rows}

@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from sfsc.downloads import Downloads, Got, Item
-from sfsc.envelope import Metadata, check_name
+from sfsc.envelope import check_name
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
 from sfsc.identity import Entry, Owner
 from sfsc.listing import Files
-from sfsc.places import Tree, check_placeable
+from sfsc.places import Tree
 from sfsc.session import Session
 from sfsc.sources import default_name
 from sfsc.uploads import Put, Uploads
@@ -59,8 +58,8 @@ class Trees:
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
         with Tree(target) as tree:
-            items = _items(owner, entries, above and above + 1, tree, skip)
-            yield from Downloads(self._session).get_many(items, skip)
+            items = _items(entries, above and above + 1, tree, skip)
+            yield from Downloads(self._session).get_many(items, skip, owner)
 
     def rm(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name`. Raises `NotFound`."""
@@ -83,22 +82,15 @@ def folder_name(folder: Path) -> str:
     return "" if name == "." else name
 
 
-def _items(
-    owner: Owner | None, entries: list[Entry], above: int, tree: Tree, skip: Skip
-) -> Iterator[Item]:
+def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator[Item]:
     for entry in entries:
         below = entry.name[above:]
         try:
-            check_placeable(below)
+            place = tree.place(below)
         except SfscError as exc:
             skip(entry.name, exc)
             continue
-
-        def place(metadata: Metadata, below: str = below) -> AbstractContextManager[BinaryIO]:
-            return tree.arriving(below, metadata)
-
-        path = tree.path / below
-        yield Item(entry.name, entry.file_id, entry.version, path, place, owner)
+        yield Item(entry.name, entry.file_id, entry.version, tree.path / below, place)
 
 
 def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[Path, str]]:

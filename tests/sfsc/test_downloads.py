@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from protocol.encoding import Buffer
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsc.downloads import Downloads
+from sfsc.downloads import Downloads, Item
 from sfsc.errors import (
     BadRecord,
     ConflictError,
@@ -31,6 +32,7 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
+from sfsc.places import Tree
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
@@ -452,3 +454,119 @@ def test_an_integrity_error_is_never_retried(
         Downloads(session).get(NAME, target)
     assert session.connections == 1
     assert len(server.asked(GetOpen)) == 1
+
+
+# --- many
+
+
+SIZES = {"a": BIG, "b": 1000, "c": 3 * PIECE - 200, "d": 0, "e": 300_000, "f": BIG, "g": 256 * 1024}
+"""Of these, a, c, e, f and (its tag and header too) g do not come whole with their opening."""
+
+
+@pytest.fixture
+def contents(session: Session) -> dict[str, bytes]:
+    made = {name: os.urandom(size) for name, size in SIZES.items()}
+    for name, content in made.items():
+        store(session, content, name)
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    with Tree(tmp_path / "tree") as opened:
+        yield opened
+
+
+def items(session: Session, tree: Tree) -> list[Item]:
+    return [
+        Item(one.name, one.file_id, one.version, tree.path / one.name, tree.place(one.name))
+        for one in Files(session).ls()
+    ]
+
+
+def arrived(tree: Tree) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in tree.path.iterdir()}
+
+
+def refuse(name: str, error: SfscError) -> None:
+    raise AssertionError(name) from error
+
+
+def test_many_come_in_their_order(session: Session, tree: Tree, contents: dict[str, bytes]) -> None:
+    for got in Downloads(session).get_many(items(session, tree), refuse):
+        assert got.path is not None
+        assert got.path.read_bytes() == contents[got.name], "it is told of when it is there"
+    assert arrived(tree) == contents
+
+
+def test_more_of_a_larger_one_is_asked_for_before_its_turn(
+    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes]
+) -> None:
+    got = Downloads(session).get_many(items(session, tree), refuse)
+    assert [next(got).name for _ in range(2)] == ["a", "b"]
+    whole = 1 + BIG // PIECE
+    deadline = time.monotonic() + 10
+    while len(server.asked(Read)) < whole + 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(server.asked(Read)) >= whole + 3, "c was not asked for"
+    assert set(arrived(tree)) == {"a", "b"}
+    assert [one.name for one in got] == ["c", "d", "e", "f", "g"]
+    expected = 2 * whole + 3 + 1 + 1
+    assert len(server.asked(Read)) == expected, "something was asked for twice"
+    assert arrived(tree) == contents
+
+
+@pytest.mark.parametrize("nth", [0, 8, 10, 12, 13, 15, 20])
+def test_many_over_a_lost_connection(
+    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes], nth: int
+) -> None:
+    """Whatever of it was asked for ahead."""
+    count = 0
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        nonlocal count
+        count += isinstance(request, Read)
+        if isinstance(request, Read) and count == nth + 1:
+            raise Drop
+        return reply
+
+    server.spoil = spoil
+    assert len(list(Downloads(session).get_many(items(session, tree), refuse))) == len(SIZES)
+    assert arrived(tree) == contents
+    assert session.connections == 2
+
+
+@pytest.mark.parametrize("bad", ["b", "c", "f"])
+def test_a_lie_about_one_of_many(
+    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes], bad: str
+) -> None:
+    """It is told in its turn, and the others come."""
+    file_id = session.account.file_id(bad)
+    told: list[str] = []
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(reply, Opened) and request == GetOpen(session.account.user, file_id, 1):
+            return replace(reply, data=flip(reply.data, 100))
+        return reply
+
+    def skip(name: str, error: SfscError) -> None:
+        assert type(error) is Tampered
+        told.append(name)
+
+    server.spoil = spoil
+    for got in Downloads(session).get_many(items(session, tree), skip):
+        told += [got.name]
+    assert told == list(SIZES)
+    del contents[bad]
+    assert arrived(tree) == contents
+
+
+def test_nobody_wants_the_rest(
+    session: Session, tree: Tree, contents: dict[str, bytes], target: Path
+) -> None:
+    got = Downloads(session).get_many(items(session, tree), refuse)
+    next(got)
+    del got
+    assert set(arrived(tree)) == {"a"}
+    assert Downloads(session).get("f", target).size == BIG
+    assert target.read_bytes() == contents["f"]

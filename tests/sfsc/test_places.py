@@ -20,7 +20,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX"
 
 
 def write(tree: Tree, name: str, content: bytes = b"new", metadata: Metadata = PLAIN) -> None:
-    with tree.arriving(name, metadata) as file:
+    with tree.place(name)(metadata) as file:
         file.write(content)
 
 
@@ -59,7 +59,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with Tree(tmp_path) as tree:
-        for place in (tree.arriving("a", PLAIN), arriving(tmp_path / "a", PLAIN)):
+        for place in (tree.place("a")(PLAIN), arriving(tmp_path / "a", PLAIN)):
             with pytest.raises(KeyboardInterrupt):
                 interrupted(place)
     assert everything(tmp_path) == {"a": b"old"}
@@ -98,7 +98,7 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
     """The open folder is what is written into, wherever its name leads by then."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    with Tree(tmp_path / "tree") as tree, tree.arriving("a/x", PLAIN) as file:
+    with Tree(tmp_path / "tree") as tree, tree.place("a/x")(PLAIN) as file:
         (tmp_path / "tree" / "a").rename(tmp_path / "tree" / "b")
         (tmp_path / "tree" / "a").symlink_to(outside)
         file.write(b"new")

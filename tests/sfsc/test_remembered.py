@@ -44,18 +44,20 @@ def test_a_chain_grows(tmp_path: Path) -> None:
 def test_a_file_never_goes_back(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = Remembered(state)
-        assert remembered.file("bob", FILE) is None
+        assert list(remembered.files()) == []
         remembered.remember_file(known(2, b"entry"))
         remembered.remember_file(known(1, b"older"))
-        assert remembered.file("bob", FILE) == known(2, b"entry")
+        assert list(remembered.files()) == [known(2, b"entry")]
         # Opened without a listing: what the listing shows is still of this very record.
         remembered.remember_file(known(2))
-        assert remembered.file("bob", FILE) == known(2, b"entry")
+        assert list(remembered.files()) == [known(2, b"entry")]
         # Of a newer record it is not.
         remembered.remember_file(known(3))
-        assert remembered.file("bob", FILE) == known(3)
         assert list(remembered.files()) == [known(3)]
-        assert remembered.file("carol", FILE) is None
+        other = "e" * 32
+        assert remembered.known("bob", (FILE, other)) == {FILE: known(3).known, other: None}
+        assert remembered.known("carol", (FILE,)) == {FILE: None}
+        assert remembered.known("bob", ()) == {}
 
 
 def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: 
         Remembered(state).remember_file(known(1, b"a secret name"))
         state.run("UPDATE shared SET owner = 'eve'", ())
         with pytest.raises(LocalError):
-            Remembered(state).file("eve", FILE)
+            list(Remembered(state).files())
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"a secret name" not in stored
 

@@ -54,6 +54,8 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         assert state.server_statement() == b"statement"
         assert state.file("a" * 32) == known(3)
         assert state.revisions() == {"a" * 32: known(3).known}
+        assert state.known(["a" * 32, "b" * 32]) == {"a" * 32: known(3).known, "b" * 32: None}
+        assert state.known([]) == {}
         assert list(state.entries()) == [("a" * 32, b"entry")]
         assert state.listed() == 5
 
