@@ -79,6 +79,33 @@ class _Opened(Value):
             self.blob.abandon()
 
 
+class _Line:
+    """Those that were opened and wait for their turn. `ahead` are the bytes, about, that were asked
+    for before it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self._waiting: deque[_Opened] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, one: _Opened) -> None:
+        self.ahead += one.ahead
+        self._waiting.append(one)
+
+    def take(self) -> _Opened:
+        """The oldest, nothing of which was used yet."""
+        one = self._waiting.popleft()
+        self.ahead -= one.ahead
+        return one
+
+    def abandon(self) -> None:
+        """Nobody wants them any more."""
+        for one in self._waiting:
+            one.abandon()
+
+
 class Downloads:
     """Gets files over one session."""
 
@@ -122,7 +149,7 @@ class Downloads:
         their signers had seen of the log is proven last, all together.
         """
         window = Window[_Asked](self._session, AHEAD)
-        opened: deque[_Opened] = deque()
+        opened = _Line()
         try:
             for asked in self._wanted(items, owner):
                 if len(window) + len(opened) >= AHEAD:
@@ -132,8 +159,7 @@ class Downloads:
                 yield from self._placed(self._next(window, opened), skip)
         finally:
             window.abandon()
-            for one in opened:
-                one.abandon()
+            opened.abandon()
         self._seen.prove()
 
     def _wanted(self, items: Iterable[Item], owner: Owner | None) -> Iterator[_Asked]:
@@ -152,13 +178,13 @@ class Downloads:
                     asked = item.file_id, item.version, item.name
                     yield item, Wanted.shared(session, owner, *asked, known)
 
-    def _next(self, window: Window[_Asked], opened: deque[_Opened]) -> _Opened:
+    def _next(self, window: Window[_Asked], opened: _Line) -> _Opened:
         """The oldest. Those behind it that were answered are opened too, and where they did not
         come whole, the rest is asked for: it comes while those before it are written."""
-        while not opened or (window.answered and sum(one.ahead for one in opened) < _ASKED_AHEAD):
+        while not opened or (opened.ahead < _ASKED_AHEAD and window.answered):
             (item, wanted), reply = window.take()
-            opened.append(_Opened(item, self._opened(wanted, reply)))
-        return opened.popleft()
+            opened.add(_Opened(item, self._opened(wanted, reply)))
+        return opened.take()
 
     def _opened(self, wanted: Wanted, reply: Reply) -> Blob | SfscError:
         try:
