@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.errors import FrameError, LocalProtocolError
+from protocol.lending import PAGE, Lender
 
 MAX_OPENING_BODY = 16 * 1024
 """Bytes of the longest body before the other side is known."""
@@ -23,6 +24,9 @@ SCRATCH = 64 * 1024
 TLS_RECORD = 16 * 1024
 """Bytes of the longest TLS record (RFC 8446 section 5.1). Frames up to as many share one."""
 
+_LONG = 512 * 1024
+"""A body from this many bytes on is received into lent memory; others would hold too much of it."""
+_memory = Lender(-(-MAX_BODY // PAGE) * PAGE, keep=16)
 _LENGTH = struct.Struct(">I")
 
 
@@ -99,7 +103,7 @@ class FrameReader:
         """A buffer for a large body, and into it what scratch already holds of it."""
         first = self._start + _LENGTH.size
         self._filled = min(length, self._end - first)
-        self._body = memoryview(bytearray(length))
+        self._body = _room(length)
         self._body[: self._filled] = self._scratch[first : first + self._filled]
         self._start = first + self._filled
 
@@ -110,6 +114,14 @@ class FrameReader:
             held = self._end - self._start
             self._scratch[:held] = self._scratch[self._start : self._end]
             self._start, self._end = 0, held
+
+
+def _room(length: int) -> memoryview:
+    """Memory for a large body. That of a long one ends where a page ends: so its bulk, where that
+    is a number of whole pages, begins at a page, and can go to a disk as it is."""
+    if not _LONG <= length <= _memory.size:
+        return memoryview(bytearray(length))
+    return _memory.lend()[_memory.size - length :]
 
 
 def frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:

@@ -33,6 +33,8 @@ _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES}
 )
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT})
+"""The file system cannot, or there is no /proc."""
 _seek_lock = threading.Lock()
 
 
@@ -56,6 +58,19 @@ class Files:
     def open_read(self, path: Path | str) -> int:
         return os.open(path, os.O_RDONLY | _BINARY)
 
+    def open_direct(self, handle: int, *, writing: bool) -> int | None:
+        """A second handle of an open file, to read or to write past the page cache; None where
+        that cannot be had. Memory, offsets and lengths must then be whole pages."""
+        if sys.platform == "linux":
+            try:
+                # Not by its path, under which another file may stand by now.
+                same = f"/proc/self/fd/{handle}"
+                return os.open(same, os.O_DIRECT | (os.O_RDWR if writing else os.O_RDONLY))
+            except OSError as exc:
+                if exc.errno not in _NOT_DIRECT:
+                    raise
+        return None
+
     def close(self, handle: int) -> None:
         os.close(handle)
 
@@ -71,6 +86,15 @@ class Files:
             with _seek_lock:
                 os.lseek(handle, offset, os.SEEK_SET)
                 return os.read(handle, length)
+
+    def read_into(self, handle: int, memory: memoryview, offset: int) -> int:
+        """As `read_at`, into `memory`, as many bytes as it has; how many there were."""
+        if sys.platform != "win32":
+            return os.preadv(handle, [memory], offset)
+        else:
+            data = self.read_at(handle, len(memory), offset)
+            memory[: len(data)] = data
+            return len(data)
 
     def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """One write at `offset`; returns how many bytes it took. Safe beside others' ranges."""

@@ -1,7 +1,8 @@
 """Uploads on their way in: one file in staging/ each, hashed piece by piece as it arrives.
 
-Pieces are written and hashed by pool threads side by side. Their bytes start on the way to the disk
-at once, so that the sync which a commit waits for is short. What lies in staging/ and no log entry
+Pieces are hashed by pool threads side by side, and written one after the other. Their bytes go to
+the disk (`sfsd.direct`) or start on the way to it at once, so that the sync which a commit waits
+for is short. What lies in staging/ and no log entry
 names is dropped at the next start: an upload lives through a lost connection, not a lost daemon.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from protocol import merkle
 from protocol.encoding import Buffer
 from protocol.merkle import PIECE_SIZE
+from sfsd.direct import LARGE, Direct
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
 from sfsd.files import Files
 from sfsd.handles import SharedHandle, Syncs, refused
@@ -51,15 +53,27 @@ class Staged:
         self._syncs = syncs
         self._announced = size
         self._changed = threading.Condition()
+        self._disk = threading.Lock()
         self._pieces: dict[int, tuple[bytes, int]] = {}
         self._contiguous = 0
         self._writing = 0
         self._sealed = False
         self._adopted = False
+        self._direct: Direct | None = None
         try:
-            self._shared = SharedHandle(files, files.open_new(self.path))
+            handle = files.open_new(self.path)
+            self._shared = SharedHandle(files, handle)
+            if size >= LARGE:
+                self._open_direct(handle)
         except OSError as exc:
             raise refused(exc, "a new upload") from exc
+
+    def _open_direct(self, handle: int) -> None:
+        try:
+            self._direct = Direct(self._files, handle, writing=True)
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, index: int, piece: Buffer) -> None:
         """Piece `index` of the ciphertext: 1 MiB, or 1 byte to 1 MiB for the last.
@@ -74,20 +88,29 @@ class Staged:
             room = self._files.free(self.path.parent) - FLOOR
             if room < 0:
                 raise StoreFullError("writing an upload: the disk is nearly full")
-            if index % _RESERVE == 0:
-                self._reserve(handle, index * PIECE_SIZE, room)
-            try:
-                self._files.write_all_at(handle, piece, index * PIECE_SIZE)
-            except OSError as exc:
-                raise refused(exc, "writing an upload") from exc
             leaf = merkle.leaf_hash(piece)
-            if index % _WRITE_BACK == _WRITE_BACK - 1:
-                first = index - _WRITE_BACK + 1
-                self._files.start_writing_back(handle, first * PIECE_SIZE, _WRITE_BACK * PIECE_SIZE)
+            # One at a time: the kernel lets no two write to one file at once, and has the others
+            # spin for it, which takes a core from whoever hashes the next piece.
+            with self._disk:
+                self._store(handle, index, piece, room)
             with self._changed:
                 self._pieces[index] = (leaf, length)
                 while self._contiguous in self._pieces:
                     self._contiguous += 1
+
+    def _store(self, handle: int, index: int, piece: Buffer, room: int) -> None:
+        offset = index * PIECE_SIZE
+        if index % _RESERVE == 0:
+            self._reserve(handle, offset, room)
+        try:
+            if self._direct is not None and self._direct.write(piece, offset):
+                return
+            self._files.write_all_at(handle, piece, offset)
+        except OSError as exc:
+            raise refused(exc, "writing an upload") from exc
+        if index % _WRITE_BACK == _WRITE_BACK - 1:
+            first = index - _WRITE_BACK + 1
+            self._files.start_writing_back(handle, first * PIECE_SIZE, _WRITE_BACK * PIECE_SIZE)
 
     def _reserve(self, handle: int, offset: int, room: int) -> None:
         """Room for a few pieces from `offset` on, within what was announced: a little, as nobody
@@ -138,19 +161,24 @@ class Staged:
     def adopted(self) -> None:
         """For the store: the bytes stand under another name, and it will drop this one."""
         self._adopted = True
-        self._shared.close()
+        self._close()
 
     def discard(self) -> None:
         """Drop the upload and its file, unless it was committed. Twice is fine.
 
         Raises StoreRefusedError if the file cannot be removed (the next start drops it).
         """
-        self._shared.close()
+        self._close()
         if not self._adopted:
             try:
                 self._files.remove(self.path)
             except OSError as exc:
                 raise refused(exc, "dropping an upload") from exc
+
+    def _close(self) -> None:
+        self._shared.close()
+        if self._direct is not None:
+            self._direct.close()
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from protocol.encoding import Buffer
 from protocol.merkle import PIECE_SIZE, PieceHasher
 from sfsd.changes import (
     Adopt,
@@ -29,6 +30,7 @@ from sfsd.changes import (
     digest_of,
     is_ciphertext,
 )
+from sfsd.direct import LARGE, Direct, Recent
 from sfsd.errors import Absent
 from sfsd.files import FULL_DISK, Files
 from sfsd.groups import Builder, Prepared, abandon, drop_stage
@@ -59,18 +61,23 @@ _APPLIED_LAG = 4096
 class Blob:
     """An open file: what it held when it was opened, whatever stands under its path since."""
 
-    def __init__(self, files: Files, handle: int) -> None:
+    def __init__(self, files: Files, handle: int, direct: Direct | None = None) -> None:
         self._files = files
         self._shared = SharedHandle(files, handle)
+        self._direct = direct
         self.size = files.size(handle)
 
-    def read_range(self, offset: int, length: int) -> bytes:
+    def read_range(self, offset: int, length: int) -> Buffer:
         """Up to `length` bytes from `offset`. Any thread.
 
         Raises StagingClosedError once closed, StoreRefusedError if the disk cannot be read.
         """
         with self._shared.use() as handle:
             try:
+                if self._direct is not None:
+                    data = self._direct.read(offset, length)
+                    if data is not None:
+                        return data
                 return self._files.read_at(handle, length, offset)
             except OSError as exc:
                 raise refused(exc, "reading a file") from exc
@@ -78,6 +85,8 @@ class Blob:
     def close(self) -> None:
         """Twice is fine, and so is a read that is still running."""
         self._shared.close()
+        if self._direct is not None:
+            self._direct.close()
 
 
 class DirectoryStore:
@@ -91,6 +100,7 @@ class DirectoryStore:
         self.users = root / "store" / "users"
         self._users_text = str(self.users)
         self.staging = root / "staging"
+        self._recent = Recent()
         self._digests: OrderedDict[str, bytes | None] = OrderedDict()
         self._published = 0
         self._installing: frozenset[str] = frozenset()  # paths of the group being published
@@ -161,7 +171,15 @@ class DirectoryStore:
 
     def open_blob(self, path: str) -> Blob:
         """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
-        return Blob(self.files, self._open(path))
+        handle = self._open(path)
+        try:
+            direct = None
+            if self.files.size(handle) >= LARGE and not self._recent.again(path):
+                direct = Direct(self.files, handle, writing=False)
+            return Blob(self.files, handle, direct)
+        except OSError as exc:
+            self.files.close(handle)
+            raise refused(exc, "opening a file") from exc
 
     def hash_of(self, path: str) -> bytes | None:
         """The digest of the file (`sfsd.changes`), None if there is none; cached.

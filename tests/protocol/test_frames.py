@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 import tracemalloc
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from protocol.frames import (
     cut_for_records,
     frame,
 )
+from protocol.lending import PAGE
 
 EDGES = (1, 2, VIEW_FROM - 1, VIEW_FROM, VIEW_FROM + 1, SCRATCH - 4, SCRATCH, SCRATCH + 1, MAX_BODY)
 
@@ -183,3 +185,35 @@ def test_a_head_shares_a_record_with_what_follows_it(head: int, bulk: int | None
     assert all(rest)
     if rest:
         assert rest[0].obj is pieces[1]
+
+
+def test_a_long_body_ends_where_a_page_ends_so_that_whole_pages_of_bulk_begin_at_one() -> None:
+    bulk = 1 << 20
+    for head in (1, 30, 47, 4096):
+        reader = FrameReader(MAX_BODY)
+        reader.get_buffer()[:4] = (head + bulk).to_bytes(4, "big")
+        reader.buffer_updated(4)
+        assert reader.next_body() is None
+        body = reader.get_buffer()
+        assert len(body) == head + bulk
+        assert ctypes.addressof(ctypes.c_char.from_buffer(body[head:])) % PAGE == 0
+
+
+def test_a_long_body_stays_what_it_was_while_somebody_looks() -> None:
+    reader = FrameReader(MAX_BODY)
+    kept = []
+    for number in range(40):
+        data = bytes([number]) * (MAX_BODY - number)
+        at = 0
+        framed_data = framed([data])
+        while at < len(framed_data):
+            buffer = reader.get_buffer()
+            n = min(len(buffer), len(framed_data) - at)
+            buffer[:n] = framed_data[at : at + n]
+            reader.buffer_updated(n)
+            at += n
+            if (body := reader.next_body()) is not None and number % 3 == 0:
+                kept.append((number, body[-5:]))
+            del body
+    assert [bytes(end) for _, end in kept] == [bytes([number]) * 5 for number, _ in kept]
+    assert len(kept) == 14

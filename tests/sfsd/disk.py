@@ -97,6 +97,12 @@ class Disk(Files):
         self._open[handle] = (node, False)
         return handle
 
+    def open_direct(self, handle: int, *, writing: bool) -> int | None:
+        direct = super().open_direct(handle, writing=writing)
+        if direct is not None and handle in self._open:
+            self._open[direct] = self._open[handle]
+        return direct
+
     def close(self, handle: int) -> None:
         self._open.pop(handle, None)
         super().close(handle)
