@@ -33,7 +33,7 @@ class Lender:
         import mmap
 
         try:
-            memory = self._free.popleft()
+            memory = self._free.pop()  # the last one returned is the likeliest to be in the caches
         except IndexError:
             memory = mmap.mmap(-1, self.size)
         # Every view that is made of this object, and of those views, keeps it; and it the memory.
