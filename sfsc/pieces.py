@@ -20,6 +20,7 @@ from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, Read
 from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
+from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
 from sfsc.segments import Decryptor
@@ -65,6 +66,18 @@ class _Sent:
         return self.offset + len(self.piece)
 
 
+class Workshop(Closing):
+    """What the uploads of one session share: a thread that hashes (which frees the interpreter
+    lock) while the caller encrypts and sends, and the memory of pieces."""
+
+    def __init__(self) -> None:
+        self.buffers = Buffers()
+        self.hasher = ThreadPoolExecutor(1, "sfsc-hash")
+
+    def close(self) -> None:
+        self.hasher.shutdown(cancel_futures=True)
+
+
 class Sending:
     """Sends the pieces of one upload in order, and hashes them. A context: where it is left by an
     exception, the server is told to drop the upload.
@@ -73,15 +86,15 @@ class Sending:
     `UploadLost` where the server has nothing left to go on from, and what a refusal stands for.
     """
 
-    def __init__(self, session: Session, upload: bytes) -> None:
+    def __init__(self, session: Session, upload: bytes, workshop: Workshop) -> None:
         self._session = session
         self._upload = upload
         self._offset = 0
         self._ring: deque[_Sent] = deque()
         self._leaves: list[bytes] = []
-        self._buffers = Buffers()
-        # One thread hashes (which frees the interpreter lock) while this one encrypts and sends.
-        self._hasher = ThreadPoolExecutor(1, "sfsc-hash")
+        self._buffers = workshop.buffers
+        self._hasher = workshop.hasher
+        self._connection = session.connections
 
     def allocate(self, size: int) -> bytearray:
         """Memory for the next piece."""
@@ -90,17 +103,52 @@ class Sending:
     def send(self, piece: memoryview) -> None:
         """Send the next piece, made with `allocate`; waits only while the ring is full."""
         while len(self._ring) >= RING:
-            self._session.surviving(self._collect, self._resume)
+            self._surviving(self._collect)
         leaf = self._hasher.submit(leaf_hash, piece)
         self._ring.append(_Sent(self._offset, piece, leaf))
         self._offset += len(piece)
-        self._session.surviving(self._submit, self._resume)
+        self._surviving(self._submit)
+
+    @property
+    def under_way(self) -> int:
+        """Pieces whose memory is held, since no acknowledgement was taken up."""
+        return len(self._ring)
+
+    def leaves(self) -> list[bytes]:
+        """The leaf hashes of all pieces, whether or not the server has them yet."""
+        return [*self._leaves, *(sent.leaf.result() for sent in self._ring)]
 
     def finish(self) -> list[bytes]:
         """Wait until the server has all pieces; their leaf hashes."""
         while self._ring:
-            self._session.surviving(self._collect, self._resume)
+            self._surviving(self._collect)
         return self._leaves
+
+    def committed(self) -> None:
+        """A version stands that has all pieces: no acknowledgement is waited for any more."""
+        self.abandon()
+        self._acknowledged(self._offset)
+
+    def abandon(self) -> None:
+        """Nobody asks any more what became of the pieces."""
+        if self._connection == self._session.connections:
+            for sent in self._ring:
+                if sent.ticket is not None:
+                    self._session.transport.abandon(sent.ticket)
+
+    def again(self) -> None:
+        """Over another connection, ahead of a commit that was not answered: what the server does
+        not have. Where it has nothing of the upload, its answer to the commit will say why."""
+        with contextlib.suppress(UploadLost):
+            self._resume()
+
+    def _surviving(self, action: Callable[[], None]) -> None:
+        def current() -> None:
+            if self._connection != self._session.connections:  # another was opened elsewhere
+                self._resume()
+            action()
+
+        self._session.surviving(current, lambda: None)
 
     def _submit(self) -> None:
         transport = self._session.transport
@@ -131,6 +179,7 @@ class Sending:
         self._acknowledged(state.offset)
         for sent in self._ring:
             sent.ticket = None
+        self._connection = self._session.connections
         self._submit()
 
     def _state(self, reply: Reply) -> UploadState:
@@ -154,18 +203,14 @@ class Sending:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._hasher.shutdown(cancel_futures=True)
         if error is not None and not isinstance(error, UploadLost):
-            self._abort()
+            self.abort()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         """Free the space at once instead of in an hour, where the connection still stands."""
         with contextlib.suppress(NetworkError):
-            transport = self._session.transport
-            for sent in self._ring:
-                if sent.ticket is not None:
-                    transport.abandon(sent.ticket)
-            answered(transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
+            self.abandon()
+            answered(self._session.transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
 
 
 class Opener:

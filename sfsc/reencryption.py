@@ -22,7 +22,7 @@ from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
 from sfsc.errors import ConflictError, Unreachable
 from sfsc.identity import File
-from sfsc.pieces import Sending, UploadLost
+from sfsc.pieces import Sending, UploadLost, Workshop
 from sfsc.refusals import answered
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
@@ -77,7 +77,7 @@ def _encrypt_anew(
     size = ciphertext_size(blob.metadata.size)
     replaces = source[1] if source[0] == file_id else 0
     begun = session.call(PutOpen(session.account.user, file_id, size, replaces), UploadState)
-    with Sending(session, begun.upload) as stream:
+    with Workshop() as workshop, Sending(session, begun.upload, workshop) as stream:
         for piece in key.encryptor().pieces(plaintext, stream.allocate):
             stream.send(piece)
         root = merkle.root(stream.finish())

@@ -4,12 +4,16 @@ A large upload keeps the pieces that the server has not acknowledged in a ring, 
 connection sends these again. **No segment is ever encrypted twice under one key**: where the server
 has lost what it had, the file begins again from its first byte with a fresh key.
 
+Among many, nothing waits for a large file either: its commit is sent behind its pieces, which the
+server takes up first, and is answered in its turn.
+
 Only the record says what the file becomes. It stands on the file's present head, so it is made
 last, and again when someone was faster; the ciphertext does not change with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +27,7 @@ from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import FileRecord, Reader
 from protocol.values import Value
 from sfsc.changes import MAX_CONFLICTS, landed
+from sfsc.closing import Closing
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import (
     ConflictError,
@@ -33,7 +38,7 @@ from sfsc.errors import (
     Unreadable,
 )
 from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
-from sfsc.pieces import Sending, UploadLost
+from sfsc.pieces import RING, Sending, UploadLost, Workshop
 from sfsc.refusals import answered, refusal
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
@@ -90,6 +95,55 @@ class _Attempt(Value):
     build: Build
 
 
+class _Large:
+    """A large file whose pieces were sent, and its commit with them or next. Its source stays open
+    (`close`) for another beginning."""
+
+    def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
+        self.plaintext = plaintext
+        self.name = name
+        self.expected = expected
+        self.close = contextlib.ExitStack().close
+        self.attempt: _Attempt
+        self.sending: Sending
+
+
+class _Many(Closing):
+    """Files under way, oldest first."""
+
+    def __init__(self, session: Session) -> None:
+        self.window = Window[_Attempt | _Large](session)
+        self.workshop = Workshop()
+        self._large: list[_Large] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a large file may be begun: those under way hold less memory than it may."""
+        return sum(large.sending.under_way for large in self._large) < RING
+
+    def send(self, attempt: _Attempt) -> None:
+        self.window.send(attempt, attempt.request, attempt.content.file_id)
+
+    def commit(self, large: _Large) -> None:
+        """Send the commit of what was sent."""
+        self._large.append(large)
+        attempt = large.attempt
+        again = large.sending.again
+        self.window.send(large, attempt.request, attempt.content.file_id, again)
+
+    def done(self, large: _Large) -> None:
+        self._large.remove(large)
+        large.close()
+
+    def close(self) -> None:
+        self.window.abandon()
+        for large in self._large:
+            large.sending.abandon()
+            large.close()
+        self._large.clear()
+        self.workshop.close()
+
+
 class Uploads:
     """Puts files over one session."""
 
@@ -108,7 +162,9 @@ class Uploads:
             self._session.progress.expect(plaintext.size or 0)
             small = plaintext.small()
             if small is None:
-                done = self._put_large(plaintext, name, expected)
+                with Workshop() as workshop:
+                    large = _Large(plaintext, name, expected)
+                    done = self._commit(large, workshop)
             else:
                 attempt = self._small(plaintext, small, name, self._session.file_id(name), expected)
                 done = self._finish(attempt, self._session.ask(attempt.request))
@@ -138,58 +194,56 @@ class Uploads:
         Each answer is proven to stand in a log that continues the one of the login; that all of
         them stand in one and the same is proven last, and `Fork` raised where they do not.
         """
-        window = Window[_Attempt](self._session)
         failure: SfscError | None = None
-        try:
+        with _Many(self._session) as many:
             for source, name in items:
                 try:
-                    yield from self._put_next(window, source, name_for(source, name))
+                    yield from self._put_next(many, source, name_for(source, name))
                 except SfscError as exc:
                     if skip is not None and isinstance(exc, Unreadable):
                         skip(str(source), exc)
                         continue
                     failure = exc
                     break
-            while window:
+            while many.window:
                 try:
-                    yield from self._answered(window)
+                    yield from self._answered(many)
                 except SfscError as exc:
                     failure = failure or exc
-        finally:
-            window.abandon()
         # Nothing that a server proves after these is worth asking for.
         if not isinstance(failure, IntegrityError | NetworkError):
             self._session.join()
         if failure is not None:
             raise failure
 
-    def _put_next(self, window: Window[_Attempt], source: Source, name: str) -> Iterator[Put]:
+    def _put_next(self, many: _Many, source: Source, name: str) -> Iterator[Put]:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
         file_id = self._session.file_id(name)
-        while window.full or file_id in window:
-            yield from self._answered(window)
-        with opened(source) as plaintext:
+        while many.window.full or file_id in many.window:
+            yield from self._answered(many)
+        with contextlib.ExitStack() as stack:
+            plaintext = stack.enter_context(opened(source))
             small = plaintext.small()
             if small is not None:
-                attempt = self._small(plaintext, small, name, file_id, None)
-                window.send(attempt, attempt.request, file_id)
+                many.send(self._small(plaintext, small, name, file_id, None))
                 return
-            # Beside the small ones that wait for the server's disk; told behind them.
-            done = self._put_large(plaintext, name, None)
-        while window:
-            yield from self._answered(window)
-        yield done
+            while not many.has_room:
+                yield from self._answered(many)
+            large = _Large(plaintext, name, None)
+            self._send(large, many.workshop)
+            large.close = stack.pop_all().close
+            many.commit(large)
 
-    def _answered(self, window: Window[_Attempt]) -> Iterator[Put]:
+    def _answered(self, many: _Many) -> Iterator[Put]:
         """Wait for the oldest, and with it follow up on all that are answered by then: what they
         have taught us is remembered together, before anybody is told."""
         done: list[Put] = []
         failure: SfscError | None = None
         try:
-            done.append(self._follow_up(*window.take()))
-            while window.answered:
-                done.append(self._follow_up(*window.take()))
+            done.append(self._taken(many))
+            while many.window.answered:
+                done.append(self._taken(many))
         except SfscError as exc:
             failure = exc
         finally:
@@ -197,6 +251,15 @@ class Uploads:
         yield from done
         if failure is not None:
             raise failure
+
+    def _taken(self, many: _Many) -> Put:
+        item, reply = many.window.take()
+        if isinstance(item, _Attempt):
+            return self._follow_up(item, reply)
+        try:
+            return self._committed(item, reply, many.workshop)
+        finally:
+            many.done(item)
 
     # --- what is put --------------------------------------------------------------------------
 
@@ -213,31 +276,61 @@ class Uploads:
 
         return self._attempt(content, self._base(content.file_id, expected), build)
 
-    def _put_large(self, plaintext: Input, name: str, expected: int | None) -> Put:
+    def _send(self, large: _Large, workshop: Workshop) -> None:
+        """Send all of a large file, and make its commit. Raises `Unreachable` where the server
+        loses it too often, or once where its source cannot begin again."""
         for _ in range(MAX_BEGINNINGS):
             try:
-                return self._upload(plaintext, name, expected)
+                return self._upload(large, workshop)
             except UploadLost:
-                if not plaintext.begin_again():
+                if not large.plaintext.begin_again():
                     break
         raise Unreachable("the server has lost the upload", "put the file again")
 
-    def _upload(self, plaintext: Input, name: str, expected: int | None) -> Put:
-        key = ContentKey.fresh()
-        file_id = self._session.file_id(name)
+    def _upload(self, large: _Large, workshop: Workshop) -> None:
+        key, plaintext = ContentKey.fresh(), large.plaintext
+        file_id = self._session.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         begun = self._session.call(PutOpen(self._session.account.user, file_id, size), UploadState)
-        with Sending(self._session, begun.upload) as stream:
-            for piece in key.encryptor().pieces(plaintext, stream.allocate):
-                stream.send(piece)
-            root = merkle.root(stream.finish())
-            content = self._content(plaintext, name, file_id, key, root, expected)
+        with Sending(self._session, begun.upload, workshop) as sending:
+            for piece in key.encryptor().pieces(plaintext, sending.allocate):
+                sending.send(piece)
+            root = merkle.root(sending.leaves())
+            content = self._content(plaintext, large.name, file_id, key, root, large.expected)
 
             def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutCommit(begun.upload, body, signature, content.sealed, wraps)
 
-            attempt = self._attempt(content, self._base(content.file_id, expected), build)
-            return self._finish(attempt, self._session.ask(attempt.request))
+            base = self._base(content.file_id, large.expected)
+            large.attempt = self._attempt(content, base, build)
+            large.sending = sending
+
+    def _commit(self, large: _Large, workshop: Workshop) -> Put:
+        """Store a large file, and wait for it."""
+        for _ in range(MAX_BEGINNINGS):
+            self._send(large, workshop)
+            try:
+                with large.sending:
+                    large.sending.finish()
+                    return self._finish(large.attempt, self._session.ask(large.attempt.request))
+            except UploadLost:
+                if not large.plaintext.begin_again():
+                    break
+        raise Unreachable("the server has lost the upload", "put the file again")
+
+    def _committed(self, large: _Large, reply: Reply, workshop: Workshop) -> Put:
+        """Follow up on the answer to a commit that was sent behind its pieces."""
+        try:
+            with large.sending as sending:
+                if isinstance(reply, Error) and reply.code not in ("conflict", "upload-lost"):
+                    sending.finish()  # where a piece was refused, that is the reason
+                done = self._follow_up(large.attempt, reply)
+                sending.committed()
+                return done
+        except UploadLost:
+            if not large.plaintext.begin_again():
+                raise Unreachable("the server has lost the upload", "put the file again") from None
+        return self._commit(large, workshop)
 
     def _content(
         self,

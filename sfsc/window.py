@@ -23,7 +23,9 @@ class _Waiting(Generic[_Item]):
     item: _Item
     request: Request
     key: str
+    again: Callable[[], None] | None
     ticket: Ticket | None = None
+    was_sent: bool = False
 
 
 class Window(Generic[_Item]):
@@ -60,9 +62,12 @@ class Window(Generic[_Item]):
         ticket = self._waiting[0].ticket
         return ticket is not None and self._session.transport.answered(ticket)
 
-    def send(self, item: _Item, request: Request, key: str = "") -> None:
-        """`key`, where there is one, is that of no other item that waits."""
-        waiting = _Waiting(item, request, key)
+    def send(
+        self, item: _Item, request: Request, key: str = "", again: Callable[[], None] | None = None
+    ) -> None:
+        """`key`, where there is one, is that of no other item that waits. `again` does over another
+        connection what must come before the request there."""
+        waiting = _Waiting(item, request, key, again)
         self._waiting.append(waiting)
         self._unsent.append(waiting)
         if key:
@@ -97,7 +102,10 @@ class Window(Generic[_Item]):
         self._drop_foreign_tickets()
         while self._unsent:
             first = self._unsent[0]
+            if first.was_sent and first.again is not None:
+                first.again()
             first.ticket = self._session.transport.submit(first.request)
+            first.was_sent = True
             self._unsent.popleft()
 
     def _oldest(self) -> Reply:
