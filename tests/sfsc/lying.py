@@ -475,7 +475,8 @@ class Simulator:
         staged = self.uploads.get(request.upload)
         if staged is None:
             return Error("upload-lost", "no such upload")
-        assert request.offset == len(staged)
+        if request.offset != len(staged):  # one before it was refused
+            return Error("bad-request", "a piece is missing")
         staged += request.data
         return UploadState(request.upload, len(staged))
 
@@ -492,6 +493,8 @@ class Simulator:
         staged = self.uploads.get(request.upload)
         if staged is None:
             return Error("upload-lost", "no such upload")
+        if FileRecord.parse(request.record).ciphertext_size != len(staged):
+            return Error("bad-request", "the upload is not whole")
         reply = self.store(
             request.record, request.signature, request.metadata, request.wraps, bytes(staged)
         )

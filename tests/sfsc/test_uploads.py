@@ -545,6 +545,110 @@ def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session
     assert [put.name for put in done] == ["many/000", "many/002", "many/003"]
 
 
+def mixture() -> tuple[list[tuple[Source, str | None]], dict[str, bytes]]:
+    """Large files among small ones, as sources and as contents by name."""
+    contents = {f"mixed/{i:02}": os.urandom(BIG if i % 3 == 1 else 10) for i in range(9)}
+    return [(io.BytesIO(content), name) for name, content in contents.items()], contents
+
+
+def check_stored(session: Session, done: list[Put], contents: dict[str, bytes]) -> None:
+    assert [(put.name, put.version) for put in done] == [(name, 1) for name in contents]
+    for name, content in contents.items():
+        assert fetched(session, name) == content
+
+
+def test_nothing_waits_for_a_large_one_among_many(server: Simulator, session: Session) -> None:
+    sources, contents = mixture()
+    many = Uploads(session).put_many(sources)
+    first = next(many)
+    # The answer to the first file, a small one, is taken up once all that is in flight has no room.
+    assert len(server.asked(PutOpen)) > 1
+    check_stored(session, [first, *many], contents)
+
+
+@pytest.mark.parametrize(
+    ("kind", "nth"),
+    [(PutOpen, 1), (Data, 0), (Data, 4), (Data, 7), (PutCommit, 0), (PutCommit, 2), (PutSmall, 3)],
+)
+def test_large_ones_among_many_survive_a_lost_connection(
+    server: Simulator, session: Session, kind: type[Request], nth: int
+) -> None:
+    sources, contents = mixture()
+    server.spoil = once(kind, drop, nth)
+    check_stored(session, list(Uploads(session).put_many(sources)), contents)
+    assert session.connections == 2
+
+
+@pytest.mark.parametrize(("kind", "nth"), [(Data, 0), (Data, 6), (PutOpen, 1), (PutCommit, 1)])
+def test_large_ones_among_many_that_the_server_loses_begin_again(
+    server: Simulator, session: Session, kind: type[Request], nth: int
+) -> None:
+    """The daemon restarts: what was committed stands, what was staged is gone."""
+    sources, contents = mixture()
+    server.spoil = once(kind, lost(server), nth)
+    check_stored(session, list(Uploads(session).put_many(sources)), contents)
+    # No two contents went up under one content_id.
+    ids = [FileRecord.parse(one.record).content_id for one in server.asked(PutCommit)]
+    records = {one.record for one in server.asked(PutCommit)}
+    assert len(records) == len(set(ids))
+
+
+def test_a_large_one_whose_acknowledgement_was_lost_and_overtaken(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    server.spoil = once(PutCommit, drop)
+    session._pause = meanwhile(other)
+    content = os.urandom(BIG)
+    sources: list[tuple[Source, str | None]] = [
+        (io.BytesIO(content), "file"),
+        (io.BytesIO(b"small"), "beside"),
+    ]
+    done = list(Uploads(session).put_many(sources))
+    assert [(put.name, put.version) for put in done] == [("file", 1), ("beside", 1)]
+    assert fetched(session, "file", 1) == content
+
+
+@pytest.mark.parametrize("kind", [Data, PutCommit])
+def test_a_large_one_that_is_refused_among_many(
+    server: Simulator, session: Session, kind: type[Request]
+) -> None:
+    """The reason is told, its room is given back, and the others are stored."""
+    sources, contents = mixture()
+
+    def refuse(request: Request) -> Reply | None:
+        if isinstance(request, kind):
+            server.intercept = lambda _request: None
+            return Error("quota", "full")
+        return None
+
+    server.intercept = refuse
+    many, done = Uploads(session).put_many(sources), list[Put]()
+    with pytest.raises(QuotaExceeded):
+        done.extend(many)
+    assert {put.name for put in done} >= {"mixed/00", "mixed/02"}
+    assert "mixed/01" not in {put.name for put in done}
+    assert len(server.asked(PutAbort)) == 1
+    for one in done:
+        assert fetched(session, one.name) == contents[one.name]
+
+
+def test_sources_are_closed_and_their_memory_bounded(session: Session, tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(30)]
+    for name in names:
+        (tmp_path / name).write_bytes(os.urandom(PIECE + 5))
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+    most, many = 0, Uploads(session).put_many([(tmp_path / name, name) for name in names])
+    done = list[str]()
+    for one in many:
+        done.append(one.name)
+        if before:
+            most = max(most, len(list(Path("/proc/self/fd").iterdir())) - before)
+    assert done == names
+    assert most <= 8  # two pieces each: four hold eight, and one more may be under way
+    if before:
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None:
     def sources() -> Iterator[tuple[Source, str | None]]:
         yield from items(5)
