@@ -136,19 +136,23 @@ class Sending:
                 if sent.ticket is not None:
                     self._session.transport.abandon(sent.ticket)
 
-    def again(self) -> None:
-        """Over another connection, ahead of a commit that was not answered: what the server does
-        not have. Where it has nothing of the upload, its answer to the commit will say why."""
+    def ahead_of_commit(self) -> None:
+        """Have the pieces on this connection, or at the server, before the commit. Where it has
+        lost the upload, its answer to the commit will say why."""
         with contextlib.suppress(UploadLost):
-            self._resume()
+            self._catch_up()
 
     def _surviving(self, action: Callable[[], None]) -> None:
-        def current() -> None:
-            if self._connection != self._session.connections:  # another was opened elsewhere
-                self._resume()
+        def caught_up() -> None:
+            self._catch_up()
             action()
 
-        self._session.surviving(current, lambda: None)
+        self._session.surviving(caught_up, lambda: None)
+
+    def _catch_up(self) -> None:
+        """Where another connection was opened since, here or by others."""
+        if self._connection != self._session.connections:
+            self._resume()
 
     def _submit(self) -> None:
         transport = self._session.transport

@@ -128,8 +128,8 @@ class _Many(Closing):
         """Send the commit of what was sent."""
         self._large.append(large)
         attempt = large.attempt
-        again = large.sending.again
-        self.window.send(large, attempt.request, attempt.content.file_id, again)
+        ahead = large.sending.ahead_of_commit
+        self.window.send(large, attempt.request, attempt.content.file_id, ahead)
 
     def done(self, large: _Large) -> None:
         self._large.remove(large)

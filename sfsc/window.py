@@ -23,9 +23,8 @@ class _Waiting(Generic[_Item]):
     item: _Item
     request: Request
     key: str
-    again: Callable[[], None] | None
+    ahead: Callable[[], None] | None
     ticket: Ticket | None = None
-    was_sent: bool = False
 
 
 class Window(Generic[_Item]):
@@ -63,11 +62,11 @@ class Window(Generic[_Item]):
         return ticket is not None and self._session.transport.answered(ticket)
 
     def send(
-        self, item: _Item, request: Request, key: str = "", again: Callable[[], None] | None = None
+        self, item: _Item, request: Request, key: str = "", ahead: Callable[[], None] | None = None
     ) -> None:
-        """`key`, where there is one, is that of no other item that waits. `again` does over another
-        connection what must come before the request there."""
-        waiting = _Waiting(item, request, key, again)
+        """`key`, where there is one, is that of no other item that waits. `ahead` is called before
+        the request is sent over a connection, for what must come before it there."""
+        waiting = _Waiting(item, request, key, ahead)
         self._waiting.append(waiting)
         self._unsent.append(waiting)
         if key:
@@ -102,10 +101,9 @@ class Window(Generic[_Item]):
         self._drop_foreign_tickets()
         while self._unsent:
             first = self._unsent[0]
-            if first.was_sent and first.again is not None:
-                first.again()
+            if first.ahead is not None:
+                first.ahead()
             first.ticket = self._session.transport.submit(first.request)
-            first.was_sent = True
             self._unsent.popleft()
 
     def _oldest(self) -> Reply:

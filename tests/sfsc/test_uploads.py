@@ -42,6 +42,7 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
+from sfsc.pieces import Sending
 from sfsc.segments import MEBIBYTE, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
@@ -575,6 +576,24 @@ def test_large_ones_among_many_survive_a_lost_connection(
 ) -> None:
     sources, contents = mixture()
     server.spoil = once(kind, drop, nth)
+    check_stored(session, list(Uploads(session).put_many(sources)), contents)
+    assert session.connections == 2
+
+
+def test_a_connection_lost_between_the_pieces_and_their_commit(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, contents = mixture()
+    leaves = Sending.leaves
+
+    def lose(sending: Sending) -> list[bytes]:
+        """All pieces were sent, and none has arrived."""
+        monkeypatch.undo()
+        server.uploads[sending._upload].clear()
+        session.reconnect()
+        return leaves(sending)
+
+    monkeypatch.setattr(Sending, "leaves", lose)
     check_stored(session, list(Uploads(session).put_many(sources)), contents)
     assert session.connections == 2
 
