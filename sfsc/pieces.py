@@ -25,10 +25,13 @@ from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
 from sfsc.segments import Decryptor
 from sfsc.session import Session
-from sfsc.transport import Ticket
+from sfsc.transport import MAX_WINDOW, Ticket
 
-RING: Final = 8
-"""Pieces under way: sent and not acknowledged, or asked for and not yet received."""
+_RING: Final = MAX_WINDOW // PIECE
+"""Pieces sent and not acknowledged: all that a window has room for. With half as many client and
+server take turns, where they should work side by side."""
+_ASKED: Final = 8
+"""Pieces asked for and not yet received."""
 _ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
 """Pieces that a worker opens ahead of the one that is being written."""
@@ -102,7 +105,7 @@ class Sending:
 
     def send(self, piece: memoryview) -> None:
         """Send the next piece, made with `allocate`; waits only while the ring is full."""
-        while len(self._ring) >= RING:
+        while len(self._ring) >= _RING:
             self._surviving(self._collect)
         leaf = self._hasher.submit(leaf_hash, piece)
         self._ring.append(_Sent(self._offset, piece, leaf))
@@ -324,7 +327,7 @@ class Fetching:
         """Put down as many pieces as may be under way."""
         if self._next == 0 and len(self._first) == self._opener.piece_size(0):
             self._next = 1
-        while self._next < self._opener.segment_count and len(self._asked) < RING:
+        while self._next < self._opener.segment_count and len(self._asked) < _ASKED:
             self._asked.append((self._next, None))
             self._next += 1
 

@@ -38,7 +38,7 @@ from sfsc.errors import (
     Unreadable,
 )
 from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
-from sfsc.pieces import RING, Sending, UploadLost, Workshop
+from sfsc.pieces import Sending, UploadLost, Workshop
 from sfsc.refusals import answered, refusal
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
@@ -48,6 +48,8 @@ from sfsc.window import Skip, Window
 
 Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
 """(record, signature, wraps) to the request that stores a content under them."""
+_HELD: Final = 8
+"""Pieces in memory of large files whose commit is under way, from which on no other is begun."""
 MAX_BEGINNINGS: Final = 3
 """How often a large file is begun where the server loses what it had."""
 
@@ -118,8 +120,8 @@ class _Many(Closing):
 
     @property
     def has_room(self) -> bool:
-        """Whether a large file may be begun: those under way hold less memory than it may."""
-        return sum(large.sending.under_way for large in self._large) < RING
+        """Whether a large file may be begun beside those under way."""
+        return sum(large.sending.under_way for large in self._large) < _HELD
 
     def send(self, attempt: _Attempt) -> None:
         self.window.send(attempt, attempt.request, attempt.content.file_id)
