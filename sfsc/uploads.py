@@ -99,15 +99,23 @@ class _Attempt(Value):
 
 class _Large:
     """A large file whose pieces were sent, and its commit with them or next. Its source stays open
-    (`close`) for another beginning."""
+    for another beginning, and is closed by `held`."""
 
     def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
         self.plaintext = plaintext
         self.name = name
         self.expected = expected
-        self.close = contextlib.ExitStack().close
+        self.held = contextlib.ExitStack()
         self.attempt: _Attempt
         self.sending: Sending
+        self._beginnings = 1
+
+    def begin_again(self) -> None:
+        """Go back to the first byte of what the server has lost. Raises `Unreachable` where it does
+        so too often, or where the source cannot."""
+        if self._beginnings == MAX_BEGINNINGS or not self.plaintext.begin_again():
+            raise Unreachable("the server has lost the upload", "put the file again")
+        self._beginnings += 1
 
 
 class _Many(Closing):
@@ -135,13 +143,13 @@ class _Many(Closing):
 
     def done(self, large: _Large) -> None:
         self._large.remove(large)
-        large.close()
+        large.held.close()
 
     def close(self) -> None:
         self.window.abandon()
         for large in self._large:
             large.sending.abandon()
-            large.close()
+            large.held.close()
         self._large.clear()
         self.workshop.close()
 
@@ -234,7 +242,7 @@ class Uploads:
                 yield from self._answered(many)
             large = _Large(plaintext, name, None)
             self._send(large, many.workshop)
-            large.close = stack.pop_all().close
+            large.held = stack.pop_all()
             many.commit(large)
 
     def _answered(self, many: _Many) -> Iterator[Put]:
@@ -279,15 +287,12 @@ class Uploads:
         return self._attempt(content, self._base(content.file_id, expected), build)
 
     def _send(self, large: _Large, workshop: Workshop) -> None:
-        """Send all of a large file, and make its commit. Raises `Unreachable` where the server
-        loses it too often, or once where its source cannot begin again."""
-        for _ in range(MAX_BEGINNINGS):
+        """Send all of a large file, and make its commit. Raises as `_Large.begin_again`."""
+        while True:
             try:
                 return self._upload(large, workshop)
             except UploadLost:
-                if not large.plaintext.begin_again():
-                    break
-        raise Unreachable("the server has lost the upload", "put the file again")
+                large.begin_again()
 
     def _upload(self, large: _Large, workshop: Workshop) -> None:
         key, plaintext = ContentKey.fresh(), large.plaintext
@@ -308,17 +313,15 @@ class Uploads:
             large.sending = sending
 
     def _commit(self, large: _Large, workshop: Workshop) -> Put:
-        """Store a large file, and wait for it."""
-        for _ in range(MAX_BEGINNINGS):
+        """Store a large file, and wait for it. Raises as `_Large.begin_again`."""
+        while True:
             self._send(large, workshop)
             try:
                 with large.sending:
                     large.sending.finish()
                     return self._finish(large.attempt, self._session.ask(large.attempt.request))
             except UploadLost:
-                if not large.plaintext.begin_again():
-                    break
-        raise Unreachable("the server has lost the upload", "put the file again")
+                large.begin_again()
 
     def _committed(self, large: _Large, reply: Reply, workshop: Workshop) -> Put:
         """Follow up on the answer to a commit that was sent behind its pieces."""
@@ -330,8 +333,7 @@ class Uploads:
                 sending.committed()
                 return done
         except UploadLost:
-            if not large.plaintext.begin_again():
-                raise Unreachable("the server has lost the upload", "put the file again") from None
+            large.begin_again()
         return self._commit(large, workshop)
 
     def _content(

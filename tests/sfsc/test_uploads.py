@@ -46,7 +46,7 @@ from sfsc.pieces import Sending
 from sfsc.segments import MEBIBYTE, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
-from sfsc.uploads import Put, Uploads
+from sfsc.uploads import MAX_BEGINNINGS, Put, Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 
 S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)
@@ -625,6 +625,21 @@ def test_a_large_one_whose_acknowledgement_was_lost_and_overtaken(
     done = list(Uploads(session).put_many(sources))
     assert [(put.name, put.version) for put in done] == [("file", 1), ("beside", 1)]
     assert fetched(session, "file", 1) == content
+
+
+@pytest.mark.parametrize("kind", [Data, PutCommit])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_large_one_is_begun_three_times_at_most(
+    server: Simulator, session: Session, kind: type[Request], *, many: bool
+) -> None:
+    server.intercept = lambda request: (
+        Error("upload-lost", "gone") if isinstance(request, kind) else None
+    )
+    uploads, source = Uploads(session), io.BytesIO(bytes(BIG))
+    done = uploads.put_many([(source, "file")])
+    with pytest.raises(Unreachable):
+        _ = list(done) if many else uploads.put(source, "file")
+    assert len(server.asked(PutOpen)) == MAX_BEGINNINGS
 
 
 @pytest.mark.parametrize("kind", [Data, PutCommit])
