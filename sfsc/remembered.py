@@ -62,14 +62,8 @@ class Remembered:
 
     def known(self, owner: str, file_ids: Sequence[str]) -> dict[str, Revision | None]:
         """As `State.known`, of files that `owner` shares."""
-        marks = ",".join("?" * len(file_ids))
-        rows = self._state.rows(
-            f"SELECT file_id, rev, hash FROM shared WHERE owner = ? AND file_id IN ({marks})",  # noqa: S608 - marks
-            (owner, *file_ids),
-        )
-        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
-        found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
-        return found
+        query = "SELECT file_id, rev, hash FROM shared WHERE owner = ? AND"
+        return self._state.known_by(query, (owner,), file_ids)
 
     def files(self) -> Iterator[SharedKnown]:
         """Every file of others that is known, in no order."""

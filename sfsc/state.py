@@ -175,11 +175,14 @@ class State(Database):
 
     def known(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
         """The revision that is known of each of a few files; to be asked for as `file` is."""
+        return self.known_by("SELECT file_id, rev, hash FROM file WHERE", (), file_ids)
+
+    def known_by(
+        self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
+    ) -> dict[str, Revision | None]:
+        """As `known`, by a query for (file_id, rev, hash) that goes on with which files."""
         marks = ",".join("?" * len(file_ids))
-        rows = self.rows(
-            f"SELECT file_id, rev, hash FROM file WHERE file_id IN ({marks})",  # noqa: S608 - marks
-            tuple(file_ids),
-        )
+        rows = self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
         found: dict[str, Revision | None] = dict.fromkeys(file_ids)
         found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
         return found
