@@ -121,11 +121,10 @@ class Sending:
         """The leaf hashes of all pieces, whether or not the server has them yet."""
         return [*self._leaves, *(sent.leaf.result() for sent in self._ring)]
 
-    def finish(self) -> list[bytes]:
-        """Wait until the server has all pieces; their leaf hashes."""
+    def finish(self) -> None:
+        """Wait until the server has all pieces."""
         while self._ring:
             self._surviving(self._collect)
-        return self._leaves
 
     def committed(self) -> None:
         """A version stands that has all pieces: no acknowledgement is waited for any more."""
@@ -211,9 +210,9 @@ class Sending:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, UploadLost):
-            self.abort()
+            self._abort()
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         """Free the space at once instead of in an hour, where the connection still stands."""
         with contextlib.suppress(NetworkError):
             self.abandon()
@@ -260,7 +259,7 @@ class Fetching:
         self._first = memoryview(first)[: opener.piece_size(0)]
         self._handle = handle
         self._reopen = reopen
-        self._next = 0
+        self._next = 1 if self._has_first else 0
         self._asked: deque[tuple[int, Ticket | None]] = deque()
         self._connection = session.connections
         self._buffers = Buffers()
@@ -314,7 +313,7 @@ class Fetching:
         return self._opener.open(index, piece, self._buffers.take)
 
     def _pieces(self) -> Iterator[tuple[int, Buffer]]:
-        if len(self._first) == self._opener.piece_size(0):
+        if self._has_first:
             yield 0, self._first
         self._ask()
         while self._asked:
@@ -323,10 +322,13 @@ class Fetching:
             yield index, self._whole(index, data)
             self._ask()
 
+    @property
+    def _has_first(self) -> bool:
+        """Whether piece 0 came whole with GetOpen."""
+        return len(self._first) == self._opener.piece_size(0)
+
     def _ask(self) -> None:
         """Put down as many pieces as may be under way."""
-        if self._next == 0 and len(self._first) == self._opener.piece_size(0):
-            self._next = 1
         while self._next < self._opener.segment_count and len(self._asked) < _ASKED:
             self._asked.append((self._next, None))
             self._next += 1

@@ -80,7 +80,8 @@ def _encrypt_anew(
     with Workshop() as workshop, Sending(session, begun.upload, workshop) as stream:
         for piece in key.encryptor().pieces(plaintext, stream.allocate):
             stream.send(piece)
-        root = merkle.root(stream.finish())
+        stream.finish()
+        root = merkle.root(stream.leaves())
 
         def large(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
             return PutCommit(begun.upload, body, signature, sealed, wraps)
