@@ -43,7 +43,7 @@ class Direct:
         self._files = files
         direct = files.open_direct(handle, writing=writing)
         self._shared = None if direct is None else SharedHandle(files, direct)
-        self._able = direct is not None
+        self._able = True
 
     def write(self, piece: Buffer, offset: int) -> bool:
         """Write a whole piece at a multiple of its size; whether that could be done so. Raises
@@ -89,7 +89,7 @@ class Direct:
         return False
 
 
-class Recent:
+class LastOpened:
     """Which files were opened last. Any thread."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:

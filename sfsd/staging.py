@@ -2,8 +2,8 @@
 
 Pieces are hashed by pool threads side by side, and written one after the other. Their bytes go to
 the disk (`sfsd.direct`) or start on the way to it at once, so that the sync which a commit waits
-for is short. What lies in staging/ and no log entry
-names is dropped at the next start: an upload lives through a lost connection, not a lost daemon.
+for is short. What lies in staging/ and no log entry names is dropped at the next start: an upload
+lives through a lost connection, not a lost daemon.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from sfsd.changes import (
     digest_of,
     is_ciphertext,
 )
-from sfsd.direct import LARGE, Direct, Recent
+from sfsd.direct import LARGE, Direct, LastOpened
 from sfsd.errors import Absent
 from sfsd.files import FULL_DISK, Files
 from sfsd.groups import Builder, Prepared, abandon, drop_stage
@@ -61,11 +61,11 @@ _APPLIED_LAG = 4096
 class Blob:
     """An open file: what it held when it was opened, whatever stands under its path since."""
 
-    def __init__(self, files: Files, handle: int, direct: Direct | None = None) -> None:
+    def __init__(self, files: Files, handle: int, size: int, direct: Direct | None = None) -> None:
         self._files = files
         self._shared = SharedHandle(files, handle)
         self._direct = direct
-        self.size = files.size(handle)
+        self.size = size
 
     def read_range(self, offset: int, length: int) -> Buffer:
         """Up to `length` bytes from `offset`. Any thread.
@@ -100,7 +100,7 @@ class DirectoryStore:
         self.users = root / "store" / "users"
         self._users_text = str(self.users)
         self.staging = root / "staging"
-        self._recent = Recent()
+        self._last_opened = LastOpened()
         self._digests: OrderedDict[str, bytes | None] = OrderedDict()
         self._published = 0
         self._installing: frozenset[str] = frozenset()  # paths of the group being published
@@ -173,10 +173,10 @@ class DirectoryStore:
         """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
         handle = self._open(path)
         try:
-            direct = None
-            if self.files.size(handle) >= LARGE and not self._recent.again(path):
+            size, direct = self.files.size(handle), None
+            if size >= LARGE and not self._last_opened.again(path):
                 direct = Direct(self.files, handle, writing=False)
-            return Blob(self.files, handle, direct)
+            return Blob(self.files, handle, size, direct)
         except OSError as exc:
             self.files.close(handle)
             raise refused(exc, "opening a file") from exc

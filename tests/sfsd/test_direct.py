@@ -18,7 +18,7 @@ from protocol.auditlog import Draft
 from protocol.lending import PAGE, Lender
 from protocol.merkle import PIECE_SIZE
 from sfsd.changes import Adopt, Change, digest_of
-from sfsd.direct import LARGE, SMALLEST, Direct, Recent
+from sfsd.direct import LARGE, SMALLEST, Direct, LastOpened
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
 from sfsd.files import Files
 from sfsd.handles import Syncs
@@ -221,7 +221,7 @@ def blob(folder: Path, files: Way, content: bytes) -> Blob:
     path = folder / "blob"
     path.write_bytes(content)
     handle = files.open_read(path)
-    return Blob(files, handle, Direct(files, handle, writing=False))
+    return Blob(files, handle, files.size(handle), Direct(files, handle, writing=False))
 
 
 _CONTENT = os.urandom(3 * PIECE_SIZE + 4321)
@@ -288,7 +288,7 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
 
 
 def test_recent_forgets_what_was_opened_long_ago() -> None:
-    recent = Recent(2)
+    recent = LastOpened(2)
     assert [recent.again(path) for path in ("a", "b", "a", "c", "b", "c")] == [
         False,
         False,
