@@ -32,7 +32,7 @@ from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_k
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
-from sfsc.verified import verifies
+from sfsc.verified import Signed, verifies
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
@@ -227,6 +227,19 @@ class Owner(Value):
         self._check_signed(signed, record, historic=historic)
         _check_current(record)
         return record
+
+    def signed(self, views: Iterable[FileView]) -> list[Signed]:
+        """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
+        and no judgement."""
+        found = []
+        for view in views:
+            for one in (view.content,) if view.head is None else (view.content, view.head):
+                # Of several, one is the record's own; which, only the record says.
+                if len(one.signatures) == 1 and one.signatures[0].generation in self.signers:
+                    own = one.signatures[0]
+                    public = self.signers[own.generation]
+                    found.append((Label.RECORD, one.record, own.signature, public))
+        return found
 
     def is_undone(self, signed: SignedRecord) -> bool:
         """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""

@@ -21,6 +21,7 @@ from sfsc.identity import Entry, File, has_moved
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
+from sfsc.verified import verifying
 from sfsc.window import Window
 
 
@@ -139,18 +140,33 @@ class Files:
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed(), state.revisions()
-        after = ""
-        while True:
-            page = session.call(List(after, MAX_PAGE, since), Listing)
-            with state.changing():
+        for page in self._pages(since):
+            with verifying(session.account.signed(page.views)), state.changing():
                 for view in page.views:
                     self._take_up(view, known)
-            if page.next == "":
-                break
-            if page.next <= after:
-                raise ProtocolFailure("the server's listing goes round in circles")
-            after = page.next
         state.remember_listed(complete)
+
+    def _pages(self, since: int) -> Iterator[Listing]:
+        """All pages of what changed in the log from `since` on. The server is asked for the next
+        before one is given: it makes that while this one is taken up."""
+        session, after = self._session, ""
+        window = Window[None](session)
+        try:
+            page = session.call(List(after, MAX_PAGE, since), Listing)
+            while page.next:
+                if page.next <= after:
+                    raise ProtocolFailure("the server's listing goes round in circles")
+                after = page.next
+                asked = List(after, MAX_PAGE, since)
+                window.send(None, asked)
+                yield page
+                _, reply = window.take()
+                if isinstance(reply, Error):  # as of keys that were rotated meanwhile
+                    reply = session.ask(asked)
+                page = answered(reply, Listing)
+            yield page
+        finally:
+            window.abandon()
 
     def _take_up(self, view: FileView, known: dict[str, tuple[int, bytes]]) -> None:
         session = self._session

@@ -1,9 +1,17 @@
 """Signatures that were found good in this process, so that none is verified twice: a folder that is
-fetched was listed just before. Nothing that lies on a disk is believed so."""
+fetched was listed just before. Nothing that lies on a disk is believed so.
+
+Of many that came together, `verifying` has some verified by another thread, while who asks for them
+one by one takes them up: Ed25519 leaves the interpreter to others. Nobody is believed by that: who
+asks finds the signature verified, or verifies it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.errors import SignatureError
@@ -11,15 +19,18 @@ from protocol.signatures import Label, verify
 
 MOST: Final = 64 * 1024
 """Signatures that are remembered, about 100 bytes each; past it all are forgotten."""
+_FEW: Final = 8
+"""Signatures that are verified sooner than a thread is there to help."""
 _verified: set[bytes] = set()
+Signed = tuple[Label, bytes, bytes, bytes]
+"""A label, a body, a signature (64 bytes) and a public key (32 bytes)."""
 
 
 def verifies(label: Label, body: bytes, signature: bytes | None, public: bytes | None) -> bool:
     """Whether `signature` (64 bytes) is `public`'s (32 bytes) over `body`; None is nobody's."""
     if signature is None or public is None:
         return False
-    # Of fixed lengths but the last, and no label holds a zero: so no two of these read alike.
-    whole = hashlib.sha256(signature + public + label.value + b"\0" + body).digest()
+    whole = _whole(label, body, signature, public)
     if whole in _verified:
         return True
     try:
@@ -30,3 +41,34 @@ def verifies(label: Label, body: bytes, signature: bytes | None, public: bytes |
         _verified.clear()
     _verified.add(whole)
     return True
+
+
+@contextlib.contextmanager
+def verifying(signed: Sequence[Signed]) -> Iterator[None]:
+    """While the block asks whether these are verified, about in their order, another thread begins
+    at their end: the two meet."""
+    if len(signed) < _FEW:
+        yield
+        return
+    done = threading.Event()
+
+    def backwards() -> None:
+        for one in reversed(signed):
+            # One that is known was come to by the block, and so were all before it.
+            if done.is_set() or _whole(*one) in _verified:
+                return
+            verifies(*one)
+
+    worker = threading.Thread(target=backwards, name="sfsc-verify")
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
+
+
+def _whole(label: Label, body: bytes, signature: bytes, public: bytes) -> bytes:
+    """The name of a signature and all that it is over."""
+    # Of fixed lengths but the last, and no label holds a zero: so no two of these read alike.
+    return hashlib.sha256(signature + public + label.value + b"\0" + body).digest()

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.files import List, Listing, Record
+from protocol.messages import Done, Error, FileView, Reply, Request
+from protocol.messages.files import List, Listing, Record, Stat
 from protocol.records import DELETE, FileRecord
-from sfsc import primitives
+from sfsc import primitives, verified
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -21,6 +21,7 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
+from sfsc.identity import Account, File
 from sfsc.listing import Files
 from sfsc.session import Session
 from sfsc.uploads import Uploads
@@ -122,19 +123,25 @@ def test_a_listing_of_another_history(server: Simulator, session: Session, other
         names(session)
 
 
+@pytest.mark.parametrize("at", [0, -1])
 def test_a_listing_with_a_forged_record(
-    server: Simulator, session: Session, other: Session
+    server: Simulator,
+    session: Session,
+    other: Session,
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(verified, "_FEW", 0)  # one of the two is verified by another thread
     store(session, "a", "b")
 
     def forged(_request: Request, reply: Reply) -> Reply:
-        if not isinstance(reply, Listing):
+        if not isinstance(reply, Listing) or not reply.views:
             return reply
-        first, *rest = reply.views
-        record = FileRecord.parse(first.content.record)
+        views = list(reply.views)
+        record = FileRecord.parse(views[at].content.record)
         body = replace(record, created=1).encode()
-        view = replace(first, content=replace(first.content, record=body))
-        return Listing((view, *rest), reply.next)
+        views[at] = replace(views[at], content=replace(views[at].content, record=body))
+        return Listing(tuple(views), reply.next)
 
     server.spoil = forged
     with pytest.raises(BadRecord):
@@ -166,6 +173,49 @@ def test_a_listing_without_end(server: Simulator, session: Session, after: str) 
     with pytest.raises(ProtocolFailure):
         names(session)
     assert len(server.asked(List)) <= 2
+
+
+def test_the_next_page_is_asked_for_before_one_is_taken_up(
+    server: Simulator, session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(session, *"abcdef")
+    asked: list[int] = []
+    newest = Account.newest
+
+    def noting(
+        account: Account, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
+    ) -> File:
+        other.transport.call(Stat("alice", "0" * 32, 0))  # so that all before it has arrived
+        asked.append(len(server.asked(List)))
+        return newest(account, view, wanted, known)
+
+    before = len(server.asked(List))
+    monkeypatch.setattr(Account, "newest", noting)
+    assert names(other) == list("abcdef")
+    pages = len(server.asked(List)) - before
+    assert pages > 1
+    assert asked[0] == before + 2
+    assert asked[-1] == before + pages
+
+
+def test_a_page_that_was_refused_for_older_keys_is_asked_for_with_newer(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    store(session, *"abcdef")
+    refused: list[Request] = []
+
+    def rotated(request: Request) -> Reply | None:
+        if isinstance(request, List) and request.after and len(refused) < 2:
+            refused.append(request)
+            return Error("stale-generation", "")
+        return None
+
+    renewed: list[int] = []
+    other.renewer = lambda: renewed.append(1)
+    server.intercept = rotated
+    assert names(other) == list("abcdef")
+    assert refused[0] == refused[1]
+    assert renewed == [1]
 
 
 def test_an_interrupted_listing_is_taken_up_again(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from protocol.signatures import Label, SigningKey
+from protocol.signatures import Label, SigningKey, verify
 from sfsc import verified
-from sfsc.verified import verifies
+from sfsc.verified import Signed, verifies, verifying
 
 KEY = SigningKey.from_seed(b"k" * 32)
 OTHER = SigningKey.from_seed(b"o" * 32)
@@ -46,3 +48,49 @@ def test_no_more_are_remembered_than_was_meant(monkeypatch: pytest.MonkeyPatch) 
         body = bytes([number])
         assert verifies(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public)
         assert 0 < len(verified._verified) <= 3
+
+
+def signed(count: int) -> list[Signed]:
+    bodies = [number.to_bytes(2) for number in range(count)]
+    return [(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public) for body in bodies]
+
+
+def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    by: dict[bytes, str] = {}
+    helped = threading.Event()
+
+    def watched(label: Label, body: bytes, signature: bytes, public: bytes) -> None:
+        by[body] = threading.current_thread().name
+        if body == many[-2][1]:
+            helped.set()
+        verify(label, body, signature, public)
+
+    monkeypatch.setattr(verified, "verify", watched)
+    many = signed(64)
+    with verifying(many):
+        assert verifies(*many[0])
+        assert helped.wait(20)
+        assert all(verifies(*one) for one in many)
+    assert len(by) == 64
+    assert by[many[0][1]] == threading.current_thread().name
+    assert by[many[-1][1]] == by[many[-2][1]] == "sfsc-verify"
+    assert "sfsc-verify" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_helper_vouches_for_nothing_that_is_wrong() -> None:
+    many = signed(64)
+    label, body, signature, public = many[50]
+    many[50] = wrong = (label, body + b"!", signature, public)
+    with verifying(many):
+        assert [verifies(*one) for one in many] == [one is not wrong for one in many]
+    with verifying(many):
+        assert [verifies(*one) for one in reversed(many)].count(False) == 1
+    assert not verifies(*wrong)
+
+
+def test_no_thread_is_made_for_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(threading, "Thread")
+    with verifying(signed(7)):
+        pass
+    with verifying([]):
+        pass
