@@ -18,6 +18,7 @@ from sfsd import certificates
 from sfsd.config import Config, Limits
 from sfsd.errors import ListenError
 from sfsd.server import Server
+from sfsd.session import Session as ServerSession
 from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon, login
 from tests.wire import Wire, any_server
 
@@ -105,6 +106,32 @@ def test_an_address_that_is_not_ours(served: Daemon, tls: ssl.SSLContext, host: 
         await server.stop()
 
     served.run(run())
+
+
+def test_an_answer_waits_for_no_acknowledgement(
+    served: Daemon, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    at_once: list[int] = []
+    connection_made = ServerSession.connection_made
+
+    def seen(session: ServerSession, transport: asyncio.BaseTransport) -> None:
+        made.append(transport.get_extra_info("socket"))
+        connection_made(session, transport)
+
+    monkeypatch.setattr(ServerSession, "connection_made", seen)
+
+    async def run() -> None:
+        server = Server(served.world, tls)
+        wire = await operator(await server.start(HERE))
+        (ours,) = made
+        at_once.append(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await wire.close()
+        await server.stop()
+
+    served.run(run())
+    assert all(at_once), "Nagle's algorithm is on"
+    assert len(at_once) == 1
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family only")
