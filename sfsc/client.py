@@ -15,6 +15,7 @@ from sfsc.accounts import (
     take_back_plan,
     whoami,
 )
+from sfsc.attempts import Put
 from sfsc.audit import Event
 from sfsc.downloads import Got
 from sfsc.entrance import connect
@@ -36,7 +37,6 @@ from sfsc.rotation import Plan, Rotated
 from sfsc.session import Session
 from sfsc.sharing import Grant
 from sfsc.store import Status, Store
-from sfsc.uploads import Put
 from sfsc.versions import ExportedKey, Revision
 from sfsc.words import words
 

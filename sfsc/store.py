@@ -18,6 +18,7 @@ from sfsc.accounts import (
     whoami_of,
 )
 from sfsc.adoption import link_of
+from sfsc.attempts import Put
 from sfsc.audit import Audit, Event, Verified
 from sfsc.blobs import Blob
 from sfsc.closing import Closing
@@ -48,7 +49,7 @@ from sfsc.sharing import Grant, Sharing
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
 from sfsc.trees import Trees
-from sfsc.uploads import Put, Uploads
+from sfsc.uploads import Uploads
 from sfsc.versions import ExportedKey, Revision, Versions
 from sfsc.window import Skip
 

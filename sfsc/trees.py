@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from sfsc.attempts import Put
 from sfsc.downloads import Downloads, Got, Item
 from sfsc.envelope import check_name
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
@@ -19,7 +20,7 @@ from sfsc.listing import Files
 from sfsc.places import Tree
 from sfsc.session import Session
 from sfsc.sources import default_name
-from sfsc.uploads import Put, Uploads
+from sfsc.uploads import Uploads
 from sfsc.window import Skip
 
 MAX_DEPTH: Final = 512

@@ -17,6 +17,7 @@ from protocol.messages.log import LogCheckpoint, LogEntries, LogHead, LogItem, L
 from protocol.records import DELETE, FileRecord, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.tlogproof import TlogProof, verify
+from sfsc.attempts import Put
 from sfsc.audit import Audit
 from sfsc.errors import (
     BadReceipt,
@@ -31,7 +32,7 @@ from sfsc.errors import (
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.session import Session
-from sfsc.uploads import Put, Uploads
+from sfsc.uploads import Uploads
 from tests.sfsc.lying import Log, Simulator
 
 

@@ -13,7 +13,7 @@ from sfsc.listing import Files
 from sfsc.session import Session
 from sfsc.versions import Versions
 from tests.sfsc.lying import Simulator
-from tests.sfsc.test_uploads import put
+from tests.sfsc.storing import put
 
 
 def spoiled(server: Simulator, change: object) -> None:

@@ -1,0 +1,60 @@
+"""Putting and getting over one session, and answers that are spoilt once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from protocol.messages import Reply, Request
+from protocol.messages.base import PIECE
+from sfsc.downloads import Downloads
+from sfsc.session import Session
+from sfsc.sources import Source
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Drop, Spoil
+
+BIG = 3 * PIECE + 77
+
+
+def fetched(session: Session, name: str, version: int | None = None) -> bytes:
+    target = io.BytesIO()
+    Downloads(session).get(name, target, version=version)
+    return target.getvalue()
+
+
+def put(session: Session, content: bytes, name: str = "file", **how: int) -> int:
+    return Uploads(session).put(io.BytesIO(content), name, **how).version
+
+
+def once(kind: type[Request], spoil: Spoil, nth: int = 0) -> Spoil:
+    """A hook that spoils the answer number `nth` to `kind`, and no other."""
+    count = 0
+
+    def hook(request: Request, reply: Reply) -> Reply:
+        nonlocal count
+        if isinstance(request, kind):
+            count += 1
+            if count == nth + 1:
+                return spoil(request, reply)
+        return reply
+
+    return hook
+
+
+def drop(_request: Request, _reply: Reply) -> Reply:
+    raise Drop
+
+
+def meanwhile(other: Session) -> Callable[[float], None]:
+    """A pause before the next connection in which another device puts the same file, once."""
+    waiting = [b"theirs"]
+
+    def pause(_seconds: float) -> None:
+        if waiting:
+            put(other, waiting.pop())
+
+    return pause
+
+
+def items(count: int, size: int = 10) -> list[tuple[Source, str | None]]:
+    return [(io.BytesIO(b"%d" % i * size), f"many/{i:03}") for i in range(count)]

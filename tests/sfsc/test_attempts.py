@@ -1,0 +1,218 @@
+"""What a version is put onto, what proves that it was, and what a lost answer leaves open."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+
+import pytest
+
+from protocol.messages import Done, Error, Reply, Request
+from protocol.messages.files import History
+from protocol.messages.log import LogProof
+from protocol.messages.uploads import (
+    PutCommit,
+    PutOpen,
+    PutSmall,
+)
+from protocol.records import FileRecord
+from sfsc.changes import MAX_CONFLICTS
+from sfsc.errors import (
+    BadReceipt,
+    ConflictError,
+    Fork,
+    QuotaExceeded,
+    Rollback,
+)
+from sfsc.listing import Files
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
+
+
+def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
+    """And one that proves each receipt from the one before."""
+    before = len(server.requests)
+    assert [put(session, b"%d" % i) for i in range(4)] == [1, 2, 3, 4]
+    assert (len(server.asked(PutSmall)), len(server.asked(LogProof))) == (4, 3)
+    assert len(server.requests) == before + 7
+    assert fetched(session, "file") == b"3"
+    assert fetched(session, "file", 2) == b"1"
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_who_comes_second_comes_last(
+    server: Simulator, session: Session, other: Session, size: int
+) -> None:
+    first, second = os.urandom(size), os.urandom(size)
+    assert put(session, first) == 1
+    assert put(other, second) == 2, "nothing is known there: a conflict shows the head"
+    assert fetched(session, "file") == second
+    assert put(session, first) == 3
+    sent = server.asked(PutSmall if size == 5 else PutCommit)
+    # The conflict cost one more record, not one more upload: the ciphertext is the same.
+    assert len(sent) == 4
+    assert len(server.asked(PutOpen)) == (0 if size == 5 else 3)
+    records = [FileRecord.parse(request.record) for request in sent]
+    assert [record.rev for record in records] == [1, 1, 2, 3]
+    assert records[1].segments_root == records[2].segments_root
+
+
+def test_a_put_that_expects_a_version(session: Session, other: Session) -> None:
+    with pytest.raises(ConflictError):
+        put(session, b"", expected=1)
+    assert put(session, b"", expected=0) == 1
+    with pytest.raises(ConflictError) as caught:
+        put(other, b"", expected=0)
+    assert caught.value.head is not None
+    assert put(other, b"", expected=1) == 2
+    # What is remembered here is older than what the caller has heard of.
+    assert put(session, b"", expected=2) == 3
+    with pytest.raises(ConflictError):
+        put(other, b"", expected=2)
+    Files(session).rm("file")
+    assert put(session, b"", expected=0) == 4
+
+
+def test_endless_conflicts_end(server: Simulator, session: Session) -> None:
+    count = 0
+
+    def faster(request: Request) -> Reply | None:
+        nonlocal count
+        if not isinstance(request, PutSmall):
+            return None
+        count += 1
+        return Error("conflict", "too late", server.view(session.account.file_id("file")))
+
+    put(session, b"first")
+    server.intercept = faster
+    with pytest.raises(ConflictError):
+        put(session, b"second")
+    assert count == MAX_CONFLICTS
+
+
+def test_a_conflict_that_shows_an_old_head_is_a_rollback(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one")
+    old = server.view(session.account.file_id("file"))
+    put(session, b"two")
+    server.intercept = lambda request: (
+        Error("conflict", "", old) if isinstance(request, PutSmall) else None
+    )
+    with pytest.raises(Rollback):
+        put(session, b"three")
+
+
+def test_a_quota_that_is_full(server: Simulator, session: Session) -> None:
+    server.intercept = lambda request: (
+        Error("quota", "full") if isinstance(request, (PutSmall, PutOpen)) else None
+    )
+    for size in (5, BIG):
+        with pytest.raises(QuotaExceeded):
+            put(session, bytes(size))
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_success_is_only_what_the_log_proves(
+    server: Simulator, session: Session, size: int
+) -> None:
+    def unproven(request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Done):
+            return reply
+        return Done(replace(reply.receipt, line=server.log.lines[0]))
+
+    server.spoil = unproven
+    before = session.trust.newest
+    with pytest.raises(BadReceipt):
+        put(session, bytes(size))
+    assert session.trust.newest == before
+    assert session.state.file(session.account.file_id("file")) is None
+
+
+def test_a_receipt_of_another_log(server: Simulator, session: Session) -> None:
+    server.log = server.log.fork(1)
+    server.log.fill(3)
+    with pytest.raises(Fork):
+        put(session, b"")
+
+
+def test_a_log_that_forks_between_two_receipts(server: Simulator, session: Session) -> None:
+    """Both logs continue the one the session opened with, and are of different lengths."""
+    forked = server.log.fork(server.log.size)
+    put(session, b"ours", "a")
+    before = session.trust.newest
+    server.log = forked
+    server.log.fill(4)
+    with pytest.raises(Fork):
+        put(session, b"theirs", "b")
+    assert session.trust.newest == before
+
+
+def test_a_server_that_will_not_prove_that_its_log_is_one(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one", "a")
+    server.spoil = once(LogProof, lambda *_: Error("bad-request", "no"))
+    with pytest.raises(BadReceipt):
+        put(session, b"two", "b")
+
+
+def test_a_connection_lost_between_a_receipt_and_its_proof(
+    server: Simulator, session: Session
+) -> None:
+    put(session, b"one", "a")
+    server.spoil = once(LogProof, drop)
+    done = list(Uploads(session).put_many(items(30)))
+    assert [put.version for put in done] == [1] * 30
+    assert session.connections == 2
+    assert session.trust.newest.size == server.log.size
+
+
+# --- lost connections
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_an_acknowledgement_that_is_lost(server: Simulator, session: Session, size: int) -> None:
+    kind = PutSmall if size == 5 else PutCommit
+    server.spoil = once(kind, drop)
+    content = os.urandom(size)
+    done = Uploads(session).put(io.BytesIO(content), "file")
+    assert done.receipt is not None
+    assert (done.version, session.connections) == (1, 2)
+    sent = server.asked(kind)
+    assert sent[0].record == sent[1].record
+    assert fetched(session, "file") == content
+
+
+@pytest.mark.parametrize("size", [5, BIG])
+def test_an_acknowledgement_lost_and_overtaken(
+    server: Simulator, session: Session, other: Session, size: int
+) -> None:
+    """The put was accepted, its answer lost, and another device has put onto it since."""
+    server.spoil = once(PutSmall if size == 5 else PutCommit, drop)
+    session._pause = meanwhile(other)
+    content = os.urandom(size)
+    done = Uploads(session).put(io.BytesIO(content), "file")
+    assert (done.version, done.receipt) == (1, None)
+    assert len(server.asked(History)) == 1
+    assert fetched(session, "file", 1) == content
+    assert fetched(session, "file") == b"theirs"
+    assert put(session, b"again") == 3
+
+
+def test_a_conflict_after_a_loss_that_was_not_ours(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """The put was lost on its way *to* the server, which has something else by now."""
+
+    def lose(request: Request, reply: Reply) -> Reply:
+        server.files.clear()
+        raise Drop
+
+    server.spoil = once(PutSmall, lose)
+    session._pause = meanwhile(other)
+    assert put(session, b"ours") == 2
+    assert fetched(session, "file", 1) == b"theirs"
