@@ -132,6 +132,8 @@ class Blob:
     def segments(self) -> Iterator[memoryview]:
         """The plaintext in order, each segment valid until the next is asked for. Raises as
         `ready`, and `Tampered` for a piece that is not what was signed."""
+        if self.is_whole and self.size <= PIECE:
+            return iter((self.ready().open(0, self.first),))  # nothing is left to fetch
         return self._begun().segments()
 
     @property

@@ -41,6 +41,11 @@ COMMANDS = {
 """Name and one line of help of every command, in the order of --help."""
 
 
+_LOOK_FOR_CYCLES = 20_000
+"""Objects more than before at which Python looks for cycles among the youngest, not at 700: hardly
+anything of a file is in one."""
+
+
 class Commands(click.Group):
     """Loads ``sfsc.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
 
@@ -86,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     # At its exit Python looks for cycles among all that was loaded, for 50 ms, to free memory that
     # goes with the process. What has to be closed is closed by then: nothing of ours relies on it.
     atexit.register(gc.freeze)
+    gc.set_threshold(_LOOK_FOR_CYCLES)
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
         sys.stdout.flush()

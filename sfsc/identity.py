@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
@@ -38,6 +38,8 @@ SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
 SETTINGS_NAME: Final = "settings"
 """What stands as a name in the settings' metadata."""
+_PARSED: Final = 8192
+"""Records that are kept parsed, about 2 KB each."""
 _TOLD = "keep what you have, and ask the server's operator"
 _UNDONE = "somebody else had your keys then: see `sfsc history`"
 
@@ -356,9 +358,15 @@ def owner_of(chain: Sequence[bytes]) -> Owner:
 
 def _parsed(signed: SignedRecord) -> FileRecord:
     try:
-        return FileRecord.parse(signed.record)
+        return _parsed_body(signed.record)
     except (EncodingError, MessageError) as exc:
         raise BadRecord(f"a file's record is malformed: {exc}") from exc
+
+
+@lru_cache(_PARSED)
+def _parsed_body(body: bytes) -> FileRecord:
+    """Of the same bytes the same: what was listed is often fetched just after."""
+    return FileRecord.parse(body)
 
 
 _Keys = dict[int, bytes]

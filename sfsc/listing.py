@@ -8,7 +8,7 @@ once is not verified again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from protocol.errors import EncodingError, MessageError
 from protocol.messages import Done, Error, FileView, Reply
@@ -142,8 +142,7 @@ class Files:
         since, known = state.listed(), state.revisions()
         for page in self._pages(since):
             with verifying(session.account.signed(page.views)), state.changing():
-                for view in page.views:
-                    self._take_up(view, known)
+                self._take_up(page.views, known)
         state.remember_listed(complete)
 
     def _pages(self, since: int) -> Iterator[Listing]:
@@ -168,15 +167,18 @@ class Files:
         finally:
             window.abandon()
 
-    def _take_up(self, view: FileView, known: dict[str, tuple[int, bytes]]) -> None:
-        session = self._session
-        file = session.account.newest(view, None, None)
-        file.check_not_older(known.get(file.file_id))
-        present = known_file(file)
-        if session.state.has_entry(present.file_id, present.hash):
-            return
-        entry = None if file.deleted else session.account.entry(file).pack()
-        session.state.remember_file(present, entry)
+    def _take_up(self, views: Sequence[FileView], known: dict[str, tuple[int, bytes]]) -> None:
+        session, files = self._session, list[File]()
+        for view in views:
+            file = session.account.newest(view, None, None)
+            file.check_not_older(known.get(file.file_id))
+            files.append(file)
+        cached = session.state.with_entries([file.file_id for file in files])
+        for file in files:
+            present = known_file(file)
+            if cached[file.file_id] != present.known:
+                entry = None if file.deleted else session.account.entry(file).pack()
+                session.state.remember_file(present, entry)
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

@@ -205,13 +205,10 @@ class State(Database):
             (known.file_id, known.rev, known.hash, known.record, known.version, sealed),
         )
 
-    def has_entry(self, file_id: str, record_hash: bytes) -> bool:
-        """Whether what a listing shows of this very record is cached."""
-        row = self.row(
-            "SELECT 1 FROM file WHERE file_id = ? AND hash = ? AND entry NOT NULL",
-            (file_id, record_hash),
-        )
-        return row is not None
+    def with_entries(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
+        """As `known`, where what a listing shows of that very record is cached, else None."""
+        query = "SELECT file_id, rev, hash FROM file WHERE entry NOT NULL AND"
+        return self.known_by(query, (), file_ids)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """(file_id, cached entry) of all files that have one, in no order.

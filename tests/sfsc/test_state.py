@@ -86,13 +86,14 @@ def test_a_statement_that_is_known_stays_as_it_was(path: Path) -> None:
 def test_an_entry_belongs_to_one_record(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        assert state.has_entry("a" * 32, known(1).hash)
-        assert not state.has_entry("a" * 32, known(2).hash)
-        assert not state.has_entry("b" * 32, known(1).hash)
+        both = ["a" * 32, "b" * 32]
+        assert state.with_entries(both) == {"a" * 32: known(1).known, "b" * 32: None}
+        assert state.with_entries([]) == {}
         state.remember_file(known(2), None)
-        assert not state.has_entry("a" * 32, known(2).hash)
+        assert state.with_entries(both) == {"a" * 32: None, "b" * 32: None}
         assert list(state.entries()) == []
         state.remember_file(known(2), b"entry 2")
+        assert state.with_entries(both)["a" * 32] == known(2).known
         assert list(state.entries()) == [("a" * 32, b"entry 2")]
 
 
