@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from benchmarks.measure import SECONDS
+from benchmarks.works import clear
 from sfsc.closing import Closing
 from tests.harness import PASSPHRASE, Client
 
@@ -84,7 +85,7 @@ class _Served(Closing):
         _wait_for(self._port)
 
     def fresh(self) -> None:
-        shutil.rmtree(self._folder / "store")
+        clear(self._folder / "store")
         (self._folder / "store").mkdir()
 
     @abstractmethod
@@ -188,7 +189,7 @@ class Borg(_Served):
 
     def fresh(self) -> None:
         super().fresh()
-        shutil.rmtree(self._folder / "base", ignore_errors=True)
+        clear(self._folder / "base")
         self._borg("init", "-e", "repokey-blake2")
 
     def up(self, source: Path, name: str) -> None:
