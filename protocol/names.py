@@ -57,6 +57,7 @@ def check_file_id(file_id: str) -> None:
         raise MessageError("a file id is not 32 hex digits")
 
 
+@lru_cache(_KNOWN)
 def check_file_name(name: str) -> None:
     """Raise `MessageError` unless `name` is a file name of ours.
 

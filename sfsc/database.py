@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
@@ -199,14 +200,29 @@ _MOVE_AWAY: Final = (
 )
 
 
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the system as `LocalError`."""
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        raise LocalError(f"cannot use {path}: {exc}") from exc
-    except sqlite3.DatabaseError as exc:
-        raise LocalError(f"{path} is damaged: {exc}", _MOVE_AWAY) from exc
-    except OSError as exc:
-        raise LocalError(f"cannot use {path}: {exc.strerror}") from exc
+class translated:  # noqa: N801 - it is used as a function
+    """A context: errors of SQLite and of the system that concern `path` come out as `LocalError`.
+
+    A class, since a generator would cost as much as the query in it.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            raise LocalError(f"cannot use {self._path}: {error}") from error
+        if isinstance(error, sqlite3.DatabaseError):
+            raise LocalError(f"{self._path} is damaged: {error}", _MOVE_AWAY) from error
+        if isinstance(error, OSError):
+            raise LocalError(f"cannot use {self._path}: {error.strerror}") from error

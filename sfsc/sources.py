@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import time
@@ -72,15 +73,20 @@ class Input:
         """Go back to the beginning; False where the source cannot (a pipe)."""
         if self._start is None:
             return False
-        with _reading(self._name):
+        try:
             self._file.seek(self._start)
+        except OSError as exc:
+            raise _unreadable(self._name, exc) from exc
         self._ahead = memoryview(b"")
         self.count = 0
         return True
 
     def _read(self, buffer: memoryview) -> int:
-        with _reading(self._name):
-            count: int | None = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        count: int | None
+        try:
+            count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        except OSError as exc:
+            raise _unreadable(self._name, exc) from exc
         if count is None:
             raise Unreadable(f"{self._name} has nothing to read yet, and does not block")
         return count
@@ -93,14 +99,16 @@ def opened(source: Source) -> Iterator[Input]:
         now = time.time_ns()
         yield Input(source, "the source", mtime=now, mode=None, size=None)
         return
-    path = Path(source)
+    path = os.fspath(source)
     with contextlib.ExitStack() as stack:
-        with _reading(str(path)):
-            file = stack.enter_context(path.open("rb", buffering=0))
+        try:
+            file = stack.enter_context(io.FileIO(path))
             status = os.fstat(file.fileno())
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
         mode = stat.S_IMODE(status.st_mode)
-        yield Input(file, str(path), mtime=status.st_mtime_ns, mode=mode, size=size)
+        yield Input(file, path, mtime=status.st_mtime_ns, mode=mode, size=size)
 
 
 def default_name(source: Source) -> str | None:
@@ -125,9 +133,5 @@ def name_for(source: Source, name: str | None) -> str:
     return chosen
 
 
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise Unreadable(f"cannot read {name}: {exc.strerror}") from exc
+def _unreadable(name: str, exc: OSError) -> Unreadable:
+    return Unreadable(f"cannot read {name}: {exc.strerror}")

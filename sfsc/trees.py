@@ -94,20 +94,20 @@ def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator
         yield Item(entry.name, entry.file_id, entry.version, tree.path / below, place)
 
 
-def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[Path, str]]:
+def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[str, str]]:
     for path, parts in _walk(folder, (), skip):
         name = unicodedata.normalize("NFC", "/".join((prefix, *parts) if prefix else parts))
         try:
             check_name(name)
         except SfscError as exc:
-            skip(str(path), Unreadable(f"cannot be stored under its name: {exc.cause}"))
+            skip(path, Unreadable(f"cannot be stored under its name: {exc.cause}"))
             continue
         yield path, name
 
 
 def _walk(
-    folder: Path, parts: tuple[str, ...], skip: Skip
-) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    folder: str | Path, parts: tuple[str, ...], skip: Skip
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every regular file below `folder`, sorted, with its path from the top."""
     try:
         with os.scandir(folder) as scanned:
@@ -121,9 +121,9 @@ def _walk(
             if len(here) >= MAX_DEPTH:
                 skip(item.path, Unreadable("too many folders in one another"))
             else:
-                yield from _walk(Path(item.path), here, skip)
+                yield from _walk(item.path, here, skip)
         elif item.is_file(follow_symlinks=False):
-            yield Path(item.path), here
+            yield item.path, here
         else:
             what = "a link" if item.is_symlink() else "neither a file nor a folder"
             skip(item.path, Special(f"is {what}, and was not stored"))

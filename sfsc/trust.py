@@ -90,6 +90,7 @@ class Trust:
         self._opened = self.newest
         self._loose: dict[int, Point] = {}  # by size: of receipts, until they are joined
         self._verified = self.newest
+        self._extended: tuple[Point, Point, tuple[bytes, ...]] | None = None
 
     @property
     def newest(self) -> Point:
@@ -328,6 +329,10 @@ class Trust:
         return self._verified
 
     def _extend(self, known: Point, point: Point, proof: tuple[bytes, ...]) -> None:
+        """That `point` continues `known`. The receipts of one commit prove the same by the same:
+        what was proven last is not worked out again."""
+        if self._extended == (known, point, proof):
+            return
         if point.size < known.size:
             raise Rollback(
                 f"the server's log has {point.size} entries, after {known.size} were seen",
@@ -342,6 +347,7 @@ class Trust:
                 TOLD,
                 notes=(known.note, point.note),
             ) from exc
+        self._extended = (known, point, proof)
 
 
 def _server_statement(body: bytes) -> ServerStatement:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import checkpoint
+from protocol import checkpoint, merkle
 from protocol.auditlog import Draft
 from protocol.messages import Receipt
 from protocol.messages.session import Welcome
@@ -324,6 +324,35 @@ def test_a_receipt_that_proves_nothing(
         trust.receipt(spoil(receipt), SENT)
     assert trust.newest == before
     trust.receipt(receipt, SENT)
+
+
+def test_receipts_of_one_commit_share_what_proves_it_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = Log()
+    trust = opened(log)
+    first, second = upload(log), upload(log)
+    worked_out: list[int] = []
+    verify = merkle.verify_consistency
+
+    def counting(
+        old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
+    ) -> None:
+        worked_out.append(new)
+        verify(old, old_root, new, new_root, proof)
+
+    monkeypatch.setattr(merkle, "verify_consistency", counting)
+    for seq in (first, second):
+        trust.receipt(log.receipt(seq, 5), SENT)
+    assert worked_out == [7]
+    for spoil in (spoiled(consistency=()), spoiled(consistency=(bytes(32),))):
+        with pytest.raises(Fork):
+            trust.receipt(spoil(log.receipt(second, 5)), SENT)
+    with pytest.raises(BadReceipt):
+        trust.receipt(spoiled(inclusion=())(log.receipt(second, 5)), SENT)
+    log.fill(1)
+    trust.receipt(log.receipt(second, 5), SENT)
+    assert worked_out == [7, 7, 7, 8]
 
 
 def test_a_receipt_of_a_forked_log() -> None:
