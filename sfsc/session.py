@@ -274,21 +274,13 @@ class Session:
         generation = self.author.generation
 
         def asked() -> Reply:
-            reply = self.unless_stopping(self.transport.call(message))
+            reply = self.transport.call(message)
             # Once renewed, it can only be what was signed with the older key.
             if _is_stale(reply) and self.renewer and self.author.generation == generation:
                 raise refusal(cast(Error, reply))
             return reply
 
         return self.surviving(asked, lambda: None)
-
-    def unless_stopping(self, reply: Reply) -> Reply:
-        """The reply; where the server only says that it is stopping, the connection counts as lost,
-        as it will be in a moment: what was asked is asked again of the one that starts next."""
-        if isinstance(reply, Error) and reply.code == "shutting-down":
-            self.transport.close()
-            raise refusal(reply)
-        return reply
 
     def call(self, message: Request, kind: type[_Reply]) -> _Reply:
         """The answer to a request. Raises what an `Error` stands for."""

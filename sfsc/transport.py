@@ -24,7 +24,7 @@ from protocol.encoding import Buffer
 from protocol.errors import RemoteProtocolError
 from protocol.frames import TLS_RECORD, cut_for_records
 from protocol.invitation import format_address
-from protocol.messages import Reply, Request
+from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Read
 from protocol.messages.session import Welcome
@@ -269,6 +269,11 @@ class Transport(Closing):
         return filled
 
     def _answered(self, ticket: Ticket, message: object) -> None:
+        if isinstance(message, Error) and message.code == "shutting-down":
+            # Of what was asked nothing was done. The connection is lost in a moment: whoever would
+            # ask again on another does so, and finds the server that starts next.
+            self._fail(Unreachable("the server is stopping", _AGAIN))
+            return
         self._in_flight -= self._weights.pop(ticket, 0)
         if ticket in self._abandoned:
             self._abandoned.remove(ticket)

@@ -111,7 +111,7 @@ class Window(Generic[_Item]):
         ticket = self._waiting[0].ticket
         if ticket is None:
             raise ProtocolFailure("a request that was not sent")
-        return self._session.unless_stopping(self._session.transport.result(ticket))
+        return self._session.transport.result(ticket)
 
     def _drop_foreign_tickets(self) -> None:
         """A ticket is of its connection; another may have been opened, here or while an answer was

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +16,11 @@ import sfsc
 from sfsc.client import Store
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, Client, Daemon
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
@@ -88,6 +95,36 @@ def test_a_daemon_that_restarts_under_an_open_store(daemon: Daemon, store: Store
     stream = io.BytesIO()
     store.get("file", stream)
     assert stream.getvalue() == b"afterwards"
+
+
+class Restarting(io.BytesIO):
+    """A file in whose midst the daemon is stopped in order, and started again, once."""
+
+    def __init__(self, daemon: Daemon, content: bytes = b"") -> None:
+        super().__init__(content)
+        self._daemon: Daemon | None = daemon
+
+    def _pass(self) -> None:
+        if self._daemon is not None and self.tell() >= 24 * MEBIBYTE:
+            self._daemon.stop()
+            self._daemon.start()
+            self._daemon = None
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        self._pass()
+        return super().readinto(buffer)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        self._pass()
+        return super().write(data)
+
+
+def test_a_daemon_that_restarts_in_the_midst_of_a_large_file(daemon: Daemon, store: Store) -> None:
+    content = random.Random(7).randbytes(48 * MEBIBYTE)
+    assert store.put(Restarting(daemon, content), name="large").version == 1
+    arrived = Restarting(daemon)
+    store.get("large", arrived)
+    assert arrived.getvalue() == content
 
 
 def test_a_daemon_that_is_gone(daemon: Daemon, alice: Client) -> None:

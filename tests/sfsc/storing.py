@@ -1,11 +1,11 @@
-"""Putting and getting over one session, and answers that are spoilt once."""
+"""Putting and getting over one session, and how an answer is spoilt once."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 
-from protocol.messages import Reply, Request
+from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from sfsc.downloads import Downloads
 from sfsc.session import Session
@@ -43,6 +43,10 @@ def once(kind: type[Request], spoil: Spoil, nth: int = 0) -> Spoil:
 
 def drop(_request: Request, _reply: Reply) -> Reply:
     raise Drop
+
+
+def stopping(_request: Request, _reply: Reply) -> Reply:
+    return Error("shutting-down", "the server is stopping")
 
 
 def meanwhile(other: Session) -> Callable[[float], None]:

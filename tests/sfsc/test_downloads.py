@@ -36,6 +36,7 @@ from sfsc.places import Tree
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
+from tests.sfsc.storing import drop, once, stopping
 
 BIG = 9 * PIECE + 77
 NAME = "docs/report.pdf"
@@ -386,22 +387,13 @@ def test_a_refusal_half_way(
 @pytest.mark.parametrize(
     ("kind", "nth"), [(GetOpen, 0), (GetLeaves, 0), (GetLeaves, 1), (Read, 0), (Read, 3), (Read, 8)]
 )
+@pytest.mark.parametrize("how", [drop, stopping])
 def test_a_lost_connection_is_survived(
-    server: Simulator, session: Session, target: Path, kind: type[Request], nth: int
+    server: Simulator, session: Session, target: Path, kind: type[Request], nth: int, how: Spoil
 ) -> None:
     content = os.urandom(BIG)
     store(session, content)
-    count = 0
-
-    def spoil(request: Request, reply: Reply) -> Reply:
-        nonlocal count
-        if isinstance(request, kind):
-            count += 1
-            if count == nth + 1:
-                raise Drop
-        return reply
-
-    server.spoil = spoil
+    server.spoil = once(kind, how, nth)
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
     assert session.connections == 2

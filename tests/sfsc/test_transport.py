@@ -253,7 +253,7 @@ def test_an_abandoned_reply_is_dropped(pem: tuple[Path, bytes]) -> None:
 
 def test_a_reply_ahead_of_the_end_is_not_lost(pem: tuple[Path, bytes]) -> None:
     def refuse(peer: Peer, request_id: int, message: Request) -> None:
-        peer.say(request_id, Error(code="shutting-down", text="", head=None))
+        peer.say(request_id, Error(code="unavailable", text="", head=None))
         peer.tls.unwrap()
 
     with opened(pem, refuse) as (transport, _):
@@ -263,6 +263,26 @@ def test_a_reply_ahead_of_the_end_is_not_lost(pem: tuple[Path, bytes]) -> None:
         with pytest.raises(Unreachable):
             transport.call(Ping())
         assert not transport.usable
+
+
+def test_a_server_that_is_stopping_is_a_connection_that_is_lost(pem: tuple[Path, bytes]) -> None:
+    """Behind the answers that came before it."""
+
+    def stop(peer: Peer, request_id: int, message: Request) -> None:
+        if request_id > 2:  # 1 was the login
+            peer.say(request_id, Error(code="shutting-down", text="", head=None))
+        else:
+            pong(peer, request_id, message)
+
+    with opened(pem, stop) as (transport, _):
+        first, second, third = (transport.submit(Ping()) for _ in range(3))
+        with pytest.raises(Unreachable) as caught:
+            transport.result(third)
+        assert caught.value.hint
+        assert not transport.usable
+        assert isinstance(transport.result(first), Pong)
+        with pytest.raises(Unreachable):
+            transport.result(second)
 
 
 def test_a_lost_connection(pem: tuple[Path, bytes]) -> None:

@@ -42,7 +42,7 @@ from sfsc.session import Session
 from sfsc.sources import SMALL, Source
 from sfsc.uploads import MAX_BEGINNINGS, Uploads
 from tests.sfsc.lying import Drop, Simulator
-from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
+from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 
 S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)
 
@@ -281,13 +281,24 @@ def test_a_window_survives_a_lost_connection(server: Simulator, session: Session
 def test_a_server_that_is_stopping_is_asked_again_when_it_is_back(
     server: Simulator, session: Session, nth: int
 ) -> None:
-    server.spoil = once(PutSmall, lambda _request, _reply: Error("shutting-down", "stopping"), nth)
+    server.spoil = once(PutSmall, stopping, nth)
     done = list(Uploads(session).put_many(items(30)))
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
-    server.spoil = once(PutSmall, lambda _request, _reply: Error("shutting-down", "stopping"))
+    server.spoil = once(PutSmall, stopping)
     assert put(session, b"alone") == 1
     assert session.connections == 3
+
+
+@pytest.mark.parametrize("kind", [PutOpen, Data, PutCommit])
+def test_pieces_are_sent_again_to_a_server_that_was_stopping(
+    server: Simulator, session: Session, kind: type[Request]
+) -> None:
+    content = os.urandom(BIG)
+    server.spoil = once(kind, stopping)
+    assert put(session, content) == 1
+    assert session.connections == 2
+    assert fetched(session, "file") == content
 
 
 def test_what_fails_ends_it_behind_what_was_sent(
