@@ -18,7 +18,7 @@ from sfsc.identity import Owner
 from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
-from sfsc.segments import HEADER_SIZE, segment_count
+from sfsc.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.session import Session
 from sfsc.state import Revision
 
@@ -129,12 +129,13 @@ class Blob:
         decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
         return Opener(decryptor, self._leaves)
 
-    def segments(self) -> Iterator[memoryview]:
-        """The plaintext in order, each segment valid until the next is asked for. Raises as
-        `ready`, and `Tampered` for a piece that is not what was signed."""
+    def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
+        """The plaintext in order, each segment valid until the next is asked for; of more than one
+        in memory that `allocate` gave, as `Decryptor.open`: on another thread, but in order. Raises
+        as `ready`, and `Tampered` for a piece that is not what was signed."""
         if self.is_whole and self.size <= PIECE:
             return iter((self.ready().open(0, self.first),))  # nothing is left to fetch
-        return self._begun().segments()
+        return self._begun().segments(allocate)
 
     @property
     def is_whole(self) -> bool:

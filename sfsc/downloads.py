@@ -21,6 +21,7 @@ from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
 from sfsc.identity import Owner
+from sfsc.landing import Landing
 from sfsc.places import Place, arriving
 from sfsc.remembered import Remembered
 from sfsc.seen import Seen
@@ -214,7 +215,8 @@ class Downloads:
 
     def _pour(self, blob: Blob, file: BinaryIO) -> None:
         """Write all of it. What `file` raises is the caller's own and goes through."""
-        for segment in blob.segments():
+        room = file.room if isinstance(file, Landing) else None
+        for segment in blob.segments(room):
             size = len(segment)
             while segment:
                 # A raw stream may take less than it is given.

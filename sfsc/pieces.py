@@ -23,7 +23,7 @@ from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, Upload
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
-from sfsc.segments import Decryptor
+from sfsc.segments import Allocate, Decryptor
 from sfsc.session import Session
 from sfsc.transport import MAX_WINDOW, Ticket
 
@@ -229,9 +229,7 @@ class Opener:
         self.segment_count = decryptor.segment_count
         self.piece_size = decryptor.piece_size
 
-    def open(
-        self, index: int, piece: Buffer, allocate: Callable[[int], bytearray] = bytearray
-    ) -> memoryview:
+    def open(self, index: int, piece: Buffer, allocate: Allocate = bytearray) -> memoryview:
         """The plaintext of piece `index`; `allocate` as `Decryptor.open`. Raises `Tampered`."""
         expected = self._leaves[32 * index : 32 * index + 32]
         if not hmac.compare_digest(leaf_hash(piece), expected):
@@ -282,21 +280,23 @@ class Fetching:
                     self._session.transport.abandon(ticket)
         self._asked.clear()
 
-    def segments(self) -> Iterator[memoryview]:
-        """All plaintext in order, a segment at a time, each valid until the next is asked for.
+    def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
+        """All plaintext in order, a segment at a time, each valid until the next is asked for; or
+        in memory that `allocate` gave, as `Decryptor.open`: on another thread, but in order.
 
         Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
         """
+        memory = allocate or self._buffers.take
         if self._opener.segment_count == 1:
             # There is nothing to do meanwhile: a thread would cost more than the work.
             for index, piece in self._pieces():
-                yield self._opener.open(index, piece)
+                yield self._opener.open(index, piece, allocate or bytearray)
             return
         with ThreadPoolExecutor(1, "sfsc-open") as opener:
             opening: deque[Future[memoryview]] = deque()
             try:
                 for index, piece in self._pieces():
-                    opening.append(opener.submit(self._open, index, piece))
+                    opening.append(opener.submit(self._opener.open, index, piece, memory))
                     if len(opening) > _AHEAD:
                         yield from self._opened(opening.popleft())
                 while opening:
@@ -308,9 +308,6 @@ class Fetching:
         plaintext = future.result()
         yield plaintext
         self._buffers.give(plaintext)
-
-    def _open(self, index: int, piece: Buffer) -> memoryview:
-        return self._opener.open(index, piece, self._buffers.take)
 
     def _pieces(self) -> Iterator[tuple[int, Buffer]]:
         if self._has_first:

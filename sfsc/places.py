@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
+from protocol.largefiles import LARGE
 from protocol.names import is_device_name
 from sfsc.closing import Closing
 from sfsc.envelope import Metadata
@@ -92,6 +93,7 @@ class Folder(Closing):
             try:
                 with _writer(made, metadata, durable=durable) as file:
                     yield file
+                    file.flush()
                     if durable:
                         os.fsync(made)
                     if _POSIX:
@@ -212,7 +214,7 @@ def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
 
 
 def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
-    if durable:
+    if durable or metadata.size >= LARGE:
         return cast(BinaryIO, Landing(made, metadata.size))
     return cast(BinaryIO, io.FileIO(made, "wb"))
 

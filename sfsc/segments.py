@@ -28,6 +28,8 @@ HEADER_SIZE: Final = 40
 _SALT_SIZE: Final = 32
 _PREFIX_SIZE: Final = 7
 _MAX_SEGMENTS: Final = 2**32
+Allocate = Callable[[int], bytearray | memoryview]
+"""Memory of so many bytes or more, to be written to."""
 
 
 class Source(Protocol):
@@ -111,7 +113,7 @@ class Encryptor:
         plaintext: Buffer,
         *,
         last: bool,
-        allocate: Callable[[int], bytearray] = bytearray,
+        allocate: Allocate = bytearray,
     ) -> memoryview:
         """The next piece of the blob (≤ S bytes), piece 0 with the header ahead.
 
@@ -136,9 +138,7 @@ class Encryptor:
         self._ended = last
         return piece
 
-    def pieces(
-        self, source: Source, allocate: Callable[[int], bytearray] = bytearray
-    ) -> Iterator[memoryview]:
+    def pieces(self, source: Source, allocate: Allocate = bytearray) -> Iterator[memoryview]:
         """All pieces of the blob of what `source` holds, in order; memory for three segments.
 
         Reads one segment ahead, since only the end of `source` tells which segment is the last.
@@ -193,7 +193,7 @@ class Decryptor:
         self,
         index: int,
         piece: Buffer,
-        allocate: Callable[[int], bytearray] = bytearray,
+        allocate: Allocate = bytearray,
     ) -> memoryview:
         """The plaintext of segment `index`, given its whole piece (piece 0 with the header).
 
@@ -216,9 +216,7 @@ class Decryptor:
             raise Tampered(f"segment {index} does not decrypt") from exc
         return plaintext
 
-    def segments(
-        self, source: Source, allocate: Callable[[int], bytearray] = bytearray
-    ) -> Iterator[memoryview]:
+    def segments(self, source: Source, allocate: Allocate = bytearray) -> Iterator[memoryview]:
         """All plaintext, a segment at a time, of the blob that `source` holds from its beginning.
 
         Raises `Tampered` as `open` does, and for a source that ends early or goes on behind the

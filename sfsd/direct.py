@@ -25,8 +25,6 @@ from protocol.merkle import PIECE_SIZE
 from sfsd.files import Files
 from sfsd.handles import SharedHandle
 
-LARGE: Final = 16 * PIECE_SIZE
-"""Bytes of a file from which on it goes past the cache, page by page."""
 SMALLEST: Final = 64 * 1024
 """Bytes of the shortest read that is worth a disk's answer of its own."""
 _REMEMBERED: Final = 1024

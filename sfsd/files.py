@@ -19,6 +19,8 @@ import sys
 import threading
 from pathlib import Path
 
+from protocol import largefiles
+
 if sys.platform == "darwin":
     import fcntl
 elif sys.platform == "linux":
@@ -33,8 +35,6 @@ _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES}
 )
-_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT})
-"""The file system cannot, or there is no /proc."""
 _seek_lock = threading.Lock()
 
 
@@ -61,15 +61,7 @@ class Files:
     def open_direct(self, handle: int, *, writing: bool) -> int | None:
         """A second handle of an open file, to read or to write past the page cache; None where
         that cannot be had. Memory, offsets and lengths must then be whole pages."""
-        if sys.platform == "linux":
-            try:
-                # Not by its path, under which another file may stand by now.
-                same = f"/proc/self/fd/{handle}"
-                return os.open(same, os.O_DIRECT | (os.O_RDWR if writing else os.O_RDONLY))
-            except OSError as exc:
-                if exc.errno not in _NOT_DIRECT:
-                    raise
-        return None
+        return largefiles.open_direct(handle, writing=writing)
 
     def close(self, handle: int) -> None:
         os.close(handle)
@@ -128,12 +120,9 @@ class Files:
                     raise  # elsewhere it is not to be had, and not needed
 
     def reserve(self, handle: int, offset: int, length: int) -> None:
-        """A hint that all these bytes are to be written; promises nothing, moves no end of a file.
-
-        On Linux it decides at once where they go, not for every page as it is written.
-        """
-        if sys.platform == "linux":
-            filesystem.reserve(handle, offset, length)
+        """A hint that all these bytes are to be written; promises nothing, moves no end of a
+        file."""
+        largefiles.reserve(handle, offset, length)
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size

@@ -1,4 +1,4 @@
-"""Two calls of Linux that Python does not have: syncfs(2) and fallocate(2).
+"""A call of Linux that Python does not have: syncfs(2).
 
 One sync of a whole file system stands for one of each of many files. Only where a failure is
 certain to be told: Linux from 5.8 on, and file systems that are known to write everything back and
@@ -20,8 +20,6 @@ _KERNEL: Final = (5, 8)
 _EXT, _XFS, _BTRFS = 0xEF53, 0x58465342, 0x9123683E
 _TRUSTED: Final = frozenset({_EXT, _XFS, _BTRFS})
 """`f_type` of statfs(2): ext4 and its forebears, XFS, Btrfs."""
-_KEEP_SIZE: Final = 1
-"""`FALLOC_FL_KEEP_SIZE`."""
 _STATFS_SIZE: Final = 256
 """Bytes; the structure is 120 long, and `f_type` is its first word."""
 
@@ -38,28 +36,14 @@ def sync(folder: int) -> bool:
     return True
 
 
-def reserve(handle: int, offset: int, length: int) -> None:
-    """Blocks for these bytes of a file, which becomes no longer; nothing where that cannot be.
-
-    Not `os.posix_fallocate`, which writes to every block where the file system cannot reserve:
-    between the writes of other threads, and over them.
-    """
-    library = _library()
-    if library is not None:
-        library.fallocate64(handle, _KEEP_SIZE, offset, length)
-
-
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The C library, None where it or the kernel has no syncfs that tells, or no fallocate."""
+    """The C library, None where it or the kernel has no syncfs that tells."""
     version = re.match(r"(\d+)\.(\d+)", platform.release())
     if version is None or (int(version[1]), int(version[2])) < _KERNEL:
         return None
     library = ctypes.CDLL(None, use_errno=True)
-    if not all(hasattr(library, name) for name in ("syncfs", "fstatfs", "fallocate64")):
-        return None
-    library.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    return library
+    return library if hasattr(library, "syncfs") and hasattr(library, "fstatfs") else None
 
 
 def _type_of(library: ctypes.CDLL, folder: int) -> int | None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from protocol import merkle
 from protocol.encoding import Buffer
+from protocol.largefiles import LARGE
 from protocol.merkle import PIECE_SIZE
-from sfsd.direct import LARGE, Direct
+from sfsd.direct import Direct
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
 from sfsd.files import Files
 from sfsd.handles import SharedHandle, Syncs, refused

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.encoding import Buffer
+from protocol.largefiles import LARGE
 from protocol.merkle import PIECE_SIZE, PieceHasher
 from sfsd.changes import (
     Adopt,
@@ -30,7 +31,7 @@ from sfsd.changes import (
     digest_of,
     is_ciphertext,
 )
-from sfsd.direct import LARGE, Direct, LastOpened
+from sfsd.direct import Direct, LastOpened
 from sfsd.errors import Absent
 from sfsd.files import FULL_DISK, Files
 from sfsd.groups import Builder, Prepared, abandon, drop_stage

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from protocol.encoding import Buffer
+from protocol.largefiles import LARGE
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsc.direct import Direct
 from sfsc.downloads import Downloads, Item
 from sfsc.errors import (
     BadRecord,
@@ -71,7 +73,7 @@ def refused(session: Session, target: Path, name: str = NAME) -> SfscError:
 # --- where it goes
 
 
-@pytest.mark.parametrize("size", [0, 1000, 256 * 1024, PIECE + 5, BIG])
+@pytest.mark.parametrize("size", [0, 1000, 256 * 1024, PIECE + 5, BIG, LARGE + PIECE + 5])
 def test_into_a_file(session: Session, target: Path, size: int) -> None:
     content = os.urandom(size)
     store(session, content)
@@ -79,6 +81,30 @@ def test_into_a_file(session: Session, target: Path, size: int) -> None:
     assert (got.name, got.version, got.size, got.path) == (NAME, 1, size, target)
     assert target.read_bytes() == content
     assert [file.name for file in target.parent.iterdir()] == ["file"]
+
+
+def test_a_large_file_is_opened_where_it_is_written_from(
+    session: Session, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(LARGE)
+    store(session, content)
+    copied = list[int]()
+
+    class Noted(Direct):
+        def write(self, data: Buffer) -> int:
+            before = len(self._rooms)
+            count = super().write(data)
+            copied.append(before == len(self._rooms))
+            return count
+
+    def beside(descriptor: int) -> Direct:
+        (made,) = target.parent.iterdir()
+        return Noted(descriptor, os.open(made, os.O_RDWR))
+
+    monkeypatch.setattr(Direct, "beside", beside)
+    Downloads(session).get(NAME, target)
+    assert target.read_bytes() == content
+    assert copied == [False] * 17
 
 
 def test_into_a_folder_and_into_the_present_one(
@@ -299,6 +325,15 @@ def test_a_lie_leaves_no_file(server: Simulator, session: Session, target: Path,
     server.spoil = lambda _request, reply: reply
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("at", [1, 9, 16])
+def test_a_lie_within_a_large_file_leaves_no_file(
+    server: Simulator, session: Session, target: Path, at: int
+) -> None:
+    store(session, os.urandom(LARGE))
+    server.spoil = read(lambda data: flip(data, -1), at * PIECE)
+    assert type(refused(session, target)) is Tampered
 
 
 def test_segments_of_the_file_in_another_order(

@@ -11,8 +11,10 @@ from typing import BinaryIO
 
 import pytest
 
+from protocol.largefiles import LARGE
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
+from sfsc.landing import Landing
 from sfsc.places import Folder, Tree, arriving, check_placeable
 
 PLAIN = Metadata("n", 3, None, None)
@@ -48,6 +50,22 @@ def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
     status = (tmp_path / "a").stat()
     assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o754, 1_500_000_000_123_456_789)
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("way", ["in a tree", "at a path"])
+def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str) -> None:
+    content = os.urandom(LARGE + 5)
+    metadata = Metadata("n", len(content), None, None)
+    with Tree(tmp_path) as tree:
+        place = (
+            tree.place("a")(metadata) if way == "in a tree" else arriving(tmp_path / "a", metadata)
+        )
+        with place as file:
+            assert isinstance(file, Landing)
+            view = memoryview(content)
+            while view:  # and nobody flushes it
+                view = view[file.write(view) :]
+    assert everything(tmp_path) == {"a": content}
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:

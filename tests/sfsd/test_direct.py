@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.auditlog import Draft
+from protocol.largefiles import LARGE
 from protocol.lending import PAGE, Lender
 from protocol.merkle import PIECE_SIZE
 from sfsd.changes import Adopt, Change, digest_of
-from sfsd.direct import LARGE, SMALLEST, Direct, LastOpened
+from sfsd.direct import SMALLEST, Direct, LastOpened
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
 from sfsd.files import Files
 from sfsd.handles import Syncs
@@ -297,47 +296,3 @@ def test_recent_forgets_what_was_opened_long_ago() -> None:
         False,
         True,
     ]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
-@pytest.mark.parametrize(
-    ("code", "told"),
-    [(errno.EINVAL, False), (errno.ENOENT, False), (errno.EOPNOTSUPP, False), (errno.EMFILE, True)],
-)
-def test_a_handle_that_cannot_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: bool
-) -> None:
-    files = Files()
-    handle = files.open_new(tmp_path / "x")
-    real: Callable[..., int] = os.open
-
-    def failing(path: str, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(code, os.strerror(code))
-        return real(path, flags, mode)
-
-    monkeypatch.setattr(os, "open", failing)
-    if told:
-        with pytest.raises(OSError):
-            files.open_direct(handle, writing=True)
-    else:
-        assert files.open_direct(handle, writing=True) is None
-    files.close(handle)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
-def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path: Path) -> None:
-    files = Files()
-    path = tmp_path / "x"
-    path.write_bytes(bytes([1]) * PAGE)
-    handle = files.open_read(path)
-    (tmp_path / "y").write_bytes(bytes([2]) * PAGE)
-    files.replace(tmp_path / "y", path)
-    direct = files.open_direct(handle, writing=False)
-    if direct is None:
-        pytest.skip("the file system cannot")
-    memory = _lender.lend()
-    assert files.read_into(direct, memory, 0) == PAGE
-    assert memory[:PAGE] == bytes([1]) * PAGE
-    for one in (handle, direct):
-        files.close(one)

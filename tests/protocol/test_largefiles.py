@@ -1,0 +1,77 @@
+"""Handles past the page cache, and blocks reserved: to be had, or not, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from protocol import largefiles
+from protocol.lending import PAGE, Lender
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(errno.EINVAL, False), (errno.ENOENT, False), (errno.EOPNOTSUPP, False), (errno.EMFILE, True)],
+)
+def test_a_handle_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: bool
+) -> None:
+    real: Callable[..., int] = os.open
+
+    def failing(path: str, flags: int, mode: int = 0o777) -> int:
+        if sys.platform == "linux" and flags & os.O_DIRECT:
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, mode)
+
+    with (tmp_path / "x").open("wb") as file:
+        monkeypatch.setattr(os, "open", failing)
+        if told:
+            with pytest.raises(OSError):
+                largefiles.open_direct(file.fileno(), writing=True)
+        else:
+            assert largefiles.open_direct(file.fileno(), writing=True) is None
+
+
+@linux
+def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes([1]) * PAGE)
+    with path.open("rb") as file:
+        (tmp_path / "y").write_bytes(bytes([2]) * PAGE)
+        (tmp_path / "y").replace(path)
+        direct = largefiles.open_direct(file.fileno(), writing=False)
+        if direct is None:
+            pytest.skip("the file system cannot")
+        memory = Lender(PAGE, keep=1).lend()
+        with open(direct, "rb", buffering=0) as same:
+            assert same.readinto(memory) == PAGE
+        assert bytes(memory) == bytes([1]) * PAGE
+
+
+@linux
+def test_what_is_reserved_has_blocks_and_no_length(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        if not largefiles.reserve(file.fileno(), 0, 1 << 20):
+            pytest.skip("the file system cannot")
+        status = os.fstat(file.fileno())
+        assert (status.st_size, status.st_blocks * 512 >= 1 << 20) == (0, True)
+
+
+def test_what_cannot_be_reserved_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        assert not largefiles.reserve(file.fileno(), 0, 0)
+
+
+@pytest.mark.skipif(sys.platform == "linux", reason="of the others")
+def test_elsewhere_there_is_neither(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        assert largefiles.open_direct(file.fileno(), writing=True) is None
+        assert not largefiles.reserve(file.fileno(), 0, PAGE)
