@@ -32,6 +32,8 @@ _RING: Final = MAX_WINDOW // PIECE
 server take turns, where they should work side by side."""
 _ASKED: Final = 8
 """Pieces asked for and not yet received."""
+MAX_BEGINNINGS: Final = 3
+"""How often a large file is begun where the server loses what it had."""
 _ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
 """Pieces that a worker opens ahead of the one that is being written."""

@@ -22,15 +22,13 @@ from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
 from sfsc.errors import ConflictError, Unreachable
 from sfsc.identity import File
-from sfsc.pieces import Sending, UploadLost, Workshop
+from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.refusals import answered
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
 from sfsc.sources import SMALL
 from sfsc.state import KnownFile
 
-MAX_BEGINNINGS = 3
-"""How often a large version is begun where the server loses what it had."""
 _Done = TypeVar("_Done")
 
 
@@ -43,6 +41,13 @@ class Anew(Value):
     sealed: bytes
     root: bytes
     build: Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+
+
+class Stored(Value):
+    """The exact bytes of the record that a content stands under now, and the wraps with it."""
+
+    body: bytes
+    wraps: tuple[Wrap, ...]
 
 
 def encrypt_anew(
@@ -89,6 +94,30 @@ def _encrypt_anew(
         return commit(Anew(blob, key, sealed, root, large))
 
 
+def store(
+    session: Session, anew: Anew, record: FileRecord, head: FileRecord | None, version: int
+) -> Stored | Error:
+    """Store a content under `record`, which stands on `head` and leaves `version` the newest;
+    proven and remembered, or the server's refusal. Raises `UploadLost`."""
+    wraps = session.wrap(anew.key, head, record.readers)
+    body = record.encode()
+    signature, connection = session.sign(body), session.connections
+    reply = session.ask(anew.build(body, signature, wraps))
+    if not isinstance(reply, Error):
+        session.proven(answered(reply, Done).receipt, record, body, signature)
+        session.join()
+    elif (
+        reply.code not in ("conflict", "upload-lost")
+        or session.connections == connection
+        or not landed(session, record, body)
+    ):
+        if reply.code == "upload-lost":
+            raise UploadLost
+        return reply
+    session.state.remember_file(KnownFile.of(record, body, version), None)
+    return Stored(body, wraps)
+
+
 class Reencryption:
     """Over one session, whose keys are the new ones already."""
 
@@ -103,26 +132,9 @@ class Reencryption:
         session, file_id = self._session, anew.blob.file.file_id
         onto = session.newest(file_id)
         for _ in range(MAX_CONFLICTS):
-            record = self._record(anew, onto)
-            wraps = session.wrap(anew.key, onto.head, record.readers)
-            body = record.encode()
-            signature, connection = session.sign(body), session.connections
-            reply = session.ask(anew.build(body, signature, wraps))
-            if not isinstance(reply, Error):
-                receipt = answered(reply, Done).receipt
-                session.proven(receipt, record, body, signature)
-                session.join()
-                session.state.remember_file(KnownFile.of(record, body, onto.version), None)
+            reply = store(session, anew, self._record(anew, onto), onto.head, onto.version)
+            if isinstance(reply, Stored):
                 return
-            again = session.connections != connection
-            if (
-                again
-                and reply.code in ("conflict", "upload-lost")
-                and landed(session, record, body)
-            ):
-                return
-            if reply.code == "upload-lost":
-                raise UploadLost
             if reply.code != "conflict" or reply.head is None:
                 session.renew(reply)
                 continue

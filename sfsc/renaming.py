@@ -15,21 +15,19 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
-from protocol.messages import Done, Error
+from protocol.messages import Error
 from protocol.messages.files import Stat, Stated
 from protocol.messages.rotation import WrapItem
 from protocol.records import CONTENT_OPS, PURGE, PUT, FileRecord
 from sfsc.blobs import Blob, Wanted
-from sfsc.changes import MAX_CONFLICTS, change_file, landed, purge, tombstone
+from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
 from sfsc.folders import Folders
 from sfsc.identity import SETTINGS, File, has_moved
 from sfsc.moves import Moves
 from sfsc.people import People
-from sfsc.pieces import UploadLost
-from sfsc.reencryption import Anew, encrypt_anew
-from sfsc.refusals import answered
+from sfsc.reencryption import Anew, encrypt_anew, store
 from sfsc.seen import refresh
 from sfsc.session import Session, known_file
 from sfsc.sharing import Sharing
@@ -209,22 +207,13 @@ class Renaming:
                 created=one.content.created,
             )
             head = None if target is None else target.head
-            wraps = session.wrap(anew.key, head, record.readers)
-            body = record.encode()
-            signature, connection = session.sign(body), session.connections
-            reply = session.ask(anew.build(body, signature, wraps))
-            if not isinstance(reply, Error):
-                receipt = answered(reply, Done).receipt
-                session.proven(receipt, record, body, signature)
-                session.join()
-            elif session.connections == connection or not landed(session, record, body):
-                if reply.code == "upload-lost":
-                    raise UploadLost
-                if reply.code != "conflict":
-                    session.renew(reply)
+            stored = store(session, anew, record, head, record.version or 0)
+            if isinstance(stored, Error):
+                if stored.code != "conflict":
+                    session.renew(stored)
                 raise ConflictError(_FASTER, _AGAIN)
-            session.state.remember_file(KnownFile.of(record, body, record.version or 0), None)
-            return File(record, body, record, body, anew.sealed, wraps)
+            body = stored.body
+            return File(record, body, record, body, anew.sealed, stored.wraps)
 
         return encrypt_anew(session, (one.file_id, one.version), to, commit)
 

@@ -30,7 +30,7 @@ from sfsc.errors import (
     Unreadable,
 )
 from sfsc.identity import SETTINGS
-from sfsc.pieces import Sending, UploadLost, Workshop
+from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import Input, Source, name_for, opened
@@ -38,8 +38,6 @@ from sfsc.window import Skip, Window
 
 _HELD: Final = 8
 """Pieces in memory of large files whose commit is under way, from which on no other is begun."""
-MAX_BEGINNINGS: Final = 3
-"""How often a large file is begun where the server loses what it had."""
 
 
 class _Large:

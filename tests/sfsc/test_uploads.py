@@ -36,11 +36,11 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
-from sfsc.pieces import Sending
+from sfsc.pieces import MAX_BEGINNINGS, Sending
 from sfsc.segments import MEBIBYTE, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
-from sfsc.uploads import MAX_BEGINNINGS, Uploads
+from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 
