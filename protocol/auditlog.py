@@ -8,7 +8,6 @@ be hidden in white space, key order or doubled keys. The chain can be checked wi
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
@@ -195,26 +194,40 @@ def verify_chain(
 
 
 def _entry(value: dict[str, Any], digest: bytes) -> Entry:
-    """Raises ValueError, TypeError, AttributeError or KeyError for a field of a wrong form."""
-    _need(_TIME.fullmatch(value["time"]) is not None and _HEX.fullmatch(value["prev"]) is not None)
-    _need(type(value["seq"]) is int and value["seq"] >= 0)
-    _need(all(type(value[key]) is str for key in ("op", "actor")))
-    _need(all(isinstance(value[key], str | None) for key in ("owner", "file", "stage")))
-    _need(all(value[key] is None or type(value[key]) is int for key in ("version", "session")))
-    _need(isinstance(value["detail"], dict))
+    """The entry of an object whose keys are `KEYS`, in order. Raises ValueError, TypeError,
+    AttributeError or KeyError for a field of a wrong form."""
+    seq, time, op, actor, owner, file, version, session, stage, rec, *others = value.values()
+    sigs, salt, detail, prev, _ = others
+    _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
+    _need(type(seq) is int and seq >= 0)
+    _need(type(op) is str and type(actor) is str and type(detail) is dict)
+    for text in (owner, file, stage):
+        _need(text is None or type(text) is str)
+    for number in (version, session):
+        _need(number is None or type(number) is int)
     entry = Entry(
-        **{key: value[key] for key in KEYS[:9]},
-        rec=None if value["rec"] is None else _bytes(value["rec"]),
-        sigs={name: _bytes(text) for name, text in value["sigs"].items()},
-        salt=_bytes(value["salt"]),
-        detail=value["detail"],
-        prev=bytes.fromhex(value["prev"]),
+        seq,
+        time,
+        op,
+        actor,
+        owner,
+        file,
+        version,
+        session,
+        stage,
+        rec=None if rec is None else _bytes(rec),
+        sigs={name: _bytes(text) for name, text in sigs.items()},
+        salt=_bytes(salt),
+        detail=detail,
+        prev=bytes.fromhex(prev),
         hash=digest,
     )
     _need(len(entry.salt) == SALT_SIZE)
-    _need(all(known is None or len(known) == 32 for known in entry.paths.values()))
+    for known in entry.paths.values():
+        _need(known is None or len(known) == 32)
+    for count, last in entry.accounts.values():
+        _need(type(count) is int and len(last) == 32)
     _need(len(entry.records) <= 2)
-    _need(all(type(count) is int and len(known) == 32 for count, known in entry.accounts.values()))
     return entry
 
 
@@ -228,11 +241,11 @@ def _dump(value: Mapping[str, Any]) -> bytes:
 
 
 def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def _bytes(text: str) -> bytes:
-    data = base64.b64decode(text, validate=True)
+    data = binascii.a2b_base64(text, strict_mode=True)
     # Base64 has spellings that decode alike; one of them is ours.
     if _base64(data) != text:
         raise binascii.Error("base64 with stray bits")
@@ -243,5 +256,7 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"a number of a wrong form: {text[:20]}")
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_ENCODER = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False
+)
 _DECODER = json.JSONDecoder(parse_float=_refuse, parse_constant=_refuse)

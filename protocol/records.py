@@ -7,6 +7,7 @@ verified, never a re-encoding**: `parse` reads bytes that a caller keeps and pas
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 
 from protocol import encoding
@@ -61,6 +62,7 @@ def server_id(public_key: bytes) -> bytes:
     return hashlib.sha256(b"sfs/v1/server\0" + public_key).digest()
 
 
+@lru_cache(256)
 def key_id(algorithm: str, public_key: bytes) -> bytes:
     """The name of a wrapping key: SHA-256(algorithm ‖ 0 ‖ public key bytes), 32 bytes."""
     return hashlib.sha256(algorithm.encode() + b"\0" + public_key).digest()

@@ -11,11 +11,10 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsd.changes import Write
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
 from sfsd.journal import Journal
@@ -72,7 +71,7 @@ class WrittenSidecar:
 
     def _encode(self, seq: int) -> bytes:
         """The bytes, as entry `seq` writes them."""
-        self.value = replace(self.value, seq=seq)
+        self.value = changed(self.value, seq=seq)
         raw = self.value.encode(seq)
         self.encoded = _Kept(hashlib.sha256(raw).digest(), self.value, len(raw))
         return raw

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from protocol.auditlog import Draft
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsd import packs
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError
@@ -200,7 +199,7 @@ class Builder:
         paths = {step.path: None if step.digest is None else step.digest.hex() for step in steps}
         staged = any(step.digest is not None for step in steps)
         stage = self._pack if staged else None
-        return replace(draft, stage=stage, detail={**draft.detail, "paths": paths})
+        return changed(draft, stage=stage, detail={**draft.detail, "paths": paths})
 
     def _add_members(self, steps: list[Step]) -> None:
         for step in steps:

@@ -171,6 +171,7 @@ class Journal:
     def _encode(self, drafts: Sequence[Draft]) -> tuple[list[Appended], dict[str, Head]]:
         time = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         prev, heads, appended = self._state.hash, dict[str, Head](), list[Appended]()
+        salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
         for index, draft in enumerate(drafts):
             befores = {user: heads.get(user) or self.account(user) for user in draft.accounts}
             accounts = {user: (count, last.hex()) for user, (count, last) in befores.items()}
@@ -179,7 +180,7 @@ class Journal:
                     draft,
                     seq=self._state.size + index,
                     time=time,
-                    salt=os.urandom(auditlog.SALT_SIZE),
+                    salt=salts[index * auditlog.SALT_SIZE : (index + 1) * auditlog.SALT_SIZE],
                     detail={**draft.detail, "accounts": accounts},
                     prev=prev,
                 )

@@ -16,7 +16,7 @@ to exactly what this module writes is damaged.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +36,7 @@ _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
 _INBOX_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})\.([0-9a-f]{32})")
 _Parsed = TypeVar("_Parsed")
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 def statements_path(user: str) -> str:
@@ -124,24 +124,22 @@ class Sidecar(Value):
         return self.content if self.head is None else self.head
 
     def encode(self, seq: int) -> bytes:
-        """The file's bytes, written by entry `seq`."""
-        return _dump(
-            {
-                "seq": seq,
-                **_signed_json(self.content),
-                "head": None if self.head is None else _signed_json(self.head),
-                "metadata": _optional_text(self.metadata),
-                "wraps": {
-                    wrap.key_id.hex(): {
-                        "user": wrap.user,
-                        "alg": wrap.algorithm,
-                        "wrap": _text(wrap.wrapped),
-                    }
-                    for wrap in self.wraps
-                },
-                "segments": _optional_text(self.leaves),
-            }
-        )
+        """The file's bytes, written by entry `seq`.
+
+        Put together here, at a quarter of an encoder's time: numbers, hex, base64, and names and
+        algorithms, which were checked when their `Wrap` was built, have nothing to be escaped.
+        """
+        wraps = {
+            wrap.key_id.hex(): f'{{"user":"{wrap.user}","alg":"{wrap.algorithm}",'
+            f'"wrap":"{_text(wrap.wrapped)}"}}'
+            for wrap in self.wraps
+        }
+        head = "null" if self.head is None else f"{{{_signed_json(self.head)}}}"
+        return (
+            f'{{"seq":{seq},{_signed_json(self.content)},"head":{head},'
+            f'"metadata":{_optional_json(self.metadata)},"wraps":{{{_members(wraps)}}},'
+            f'"segments":{_optional_json(self.leaves)}}}'
+        ).encode()
 
     def view(self, user: str, last: SignedRecord) -> FileView:
         """What `user`, who may see it, is answered: no wrap but his own, and the file's `last`."""
@@ -300,9 +298,14 @@ def _parse(
     return found
 
 
-def _signed_json(item: SignedRecord) -> dict[str, Any]:
-    signatures = {str(one.generation): _text(one.signature) for one in item.signatures}
-    return {"record": _text(item.record), "signatures": signatures}
+def _signed_json(item: SignedRecord) -> str:
+    """The members that stand for it, to be put between braces."""
+    signatures = {one.generation: f'"{_text(one.signature)}"' for one in item.signatures}
+    return f'"record":"{_text(item.record)}","signatures":{{{_members(signatures)}}}'
+
+
+def _members(values: Mapping[Any, str]) -> str:
+    return ",".join([f'"{key}":{value}' for key, value in values.items()])
 
 
 def _signed(value: Mapping[str, Any]) -> SignedRecord:
@@ -318,15 +321,15 @@ def _dump(value: Mapping[str, Any]) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
-def _optional_text(data: bytes | None) -> str | None:
-    return None if data is None else _text(data)
+def _optional_json(data: bytes | None) -> str:
+    return "null" if data is None else f'"{_text(data)}"'
 
 
 def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _optional_bytes(text: str | None) -> bytes | None:

@@ -59,14 +59,17 @@ class Visibility:
 
     def version(self, user: str, owner: str, file_id: str, version: int) -> Visible:
         """Version `version`, 0 for the newest. Raises as `newest`."""
-        newest = self.newest(user, owner, file_id)
+        return self.older(self.newest(user, owner, file_id), version)
+
+    def older(self, newest: Visible, version: int) -> Visible:
+        """As `version`, of a file whose `newest` version was just found."""
         if version in (0, newest.version):
             return newest
         try:
-            document = newest.head.files.sidecar(file_id, version)
+            document = newest.head.files.sidecar(newest.head.file_id, version)
         except Absent as exc:
             raise not_found() from exc
-        return Visible(user, newest.head, version, document, newest.last)
+        return Visible(newest.user, newest.head, version, document, newest.last)
 
     def _is_reader(self, user: str, last: FileRecord) -> bool:
         now = self._clock()

@@ -71,13 +71,11 @@ def read(world: World, who: Principal, message: Read) -> Bytes:
 
 def _find(world: World, who: Principal, message: GetOpen) -> Visible:
     """The version that was asked for, 0 being the current one; purged ones are not found."""
-    version = message.version
     newest = world.visibility.newest(who.user, message.owner, message.file_id)
-    if version == 0:
-        version = newest.last.current
+    version = message.version or newest.last.current
     if version == 0:
         raise not_found()
-    visible = world.visibility.version(who.user, message.owner, message.file_id, version)
+    visible = world.visibility.older(newest, version)
     if visible.sidecar.metadata is None:
         raise not_found()
     return visible

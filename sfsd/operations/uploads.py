@@ -24,7 +24,7 @@ from protocol.messages.uploads import (
     UploadState,
 )
 from protocol.records import PUT, REENCRYPT, FileRecord
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Adopt, Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar
@@ -242,7 +242,7 @@ def _admit(
         content_ids=head.files.content_ids(record.file_id),
     )
     expect = world.admission.check_wraps(admitted, content.wraps)
-    return replace(admitted, expect={**admitted.expect, **expect})
+    return changed(admitted, expect={**admitted.expect, **expect})
 
 
 def _put(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.values import Value
+from protocol.values import Value, changed
 
 _Item = TypeVar("_Item")
 
@@ -156,6 +156,18 @@ def test_what_the_library_offers_for_dataclasses() -> None:
             assert (x, label) == (1, "a")
         case _:
             pytest.fail("a value is matched by position")
+
+
+def test_what_is_changed_is_what_the_library_replaces() -> None:
+    point, deep = Point(1, "a", b"s", ["t"]), Deep(1)
+    assert changed(point, x=2, label="b") == dataclasses.replace(point, x=2, label="b")
+    assert changed(deep, z=3) == Deep(1, z=3)
+    assert changed(Holder(1), item=2) == Holder(2)
+    assert changed(Empty()) == Empty()
+    with pytest.raises(TypeError):
+        changed(point, y=1)
+    with pytest.raises(ValueError):
+        changed(deep, z=-1)
 
 
 def test_copies_are_built_anew() -> None:

@@ -105,6 +105,12 @@ def test_a_sidecar_is_what_was_written(sidecar: Sidecar) -> None:
     assert parse_sidecar("p", sidecar.encode(sidecar.seq)) == sidecar
 
 
+@given(sidecars)
+def test_a_sidecar_is_what_an_encoder_makes_of_it(sidecar: Sidecar) -> None:
+    raw = sidecar.encode(sidecar.seq)
+    assert json.dumps(json.loads(raw), separators=(",", ":")).encode() == raw
+
+
 @given(sidecars, st.data())
 def test_no_other_bytes_are_the_same_sidecar(sidecar: Sidecar, data: st.DataObject) -> None:
     raw = sidecar.encode(sidecar.seq)

@@ -44,6 +44,17 @@ class Slow(Files):
         return super().open_read(path)
 
 
+class Noting(Files):
+    """Real files; `read` are the names of those that were opened for reading."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def open_read(self, path: Path | str) -> int:
+        self.read.append(Path(path).name)
+        return super().open_read(path)
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Daemon]:
     with daemon(tmp_path) as running:
@@ -62,6 +73,16 @@ def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0
     reply = person.ask(GetOpen(owner, wanted, version))
     assert isinstance(reply, Opened), reply
     return reply
+
+
+def test_an_opening_reads_each_file_once(tmp_path: Path) -> None:
+    files = Noting()
+    with daemon(tmp_path, files=files) as running:
+        person = running.person("ada")
+        person.put(F, b"content")
+        files.read.clear()
+        opened(person)
+        assert sorted(files.read) == [f"{F}.1.ct", f"{F}.1.json"]
 
 
 def test_what_is_opened_is_what_was_stored(ada: Person) -> None:
