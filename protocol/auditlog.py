@@ -94,10 +94,7 @@ class Entry(Value):
     @property
     def paths(self) -> dict[str, bytes | None]:
         """What the entry left under each path it touched: 32 bytes, or None for no file."""
-        stated = self.detail.get("paths", {})
-        return {
-            path: None if known is None else bytes.fromhex(known) for path, known in stated.items()
-        }
+        return _paths(self.detail)
 
     @property
     def records(self) -> tuple[tuple[bytes, dict[str, bytes]], ...]:
@@ -178,6 +175,11 @@ def parse(line: bytes, *, seq: int | None = None) -> Entry:
     return entry
 
 
+def paths_of(line: bytes) -> dict[str, bytes | None]:
+    """`Entry.paths` of a line that is known to be one that `parse` accepts."""
+    return _paths(json.loads(line)["detail"])
+
+
 def verify_chain(
     lines: Iterable[bytes], *, first: int = 0, prev: bytes = GENESIS
 ) -> Iterator[Entry]:
@@ -229,6 +231,11 @@ def _entry(value: dict[str, Any], digest: bytes) -> Entry:
         _need(type(count) is int and len(last) == 32)
     _need(len(entry.records) <= 2)
     return entry
+
+
+def _paths(detail: Mapping[str, Any]) -> dict[str, bytes | None]:
+    stated = detail.get("paths", {})
+    return {path: None if known is None else bytes.fromhex(known) for path, known in stated.items()}
 
 
 def _need(holds: bool) -> None:

@@ -92,11 +92,22 @@ class Documents:
         self._lock = threading.Lock()
         # Lines of the log do not change, and those who ask for files ask in the order in which
         # many were written with one entry.
-        self._paths = lru_cache(_CACHED_ENTRIES)(lambda seq: journal.entry(seq).paths)
+        self._paths = lru_cache(_CACHED_ENTRIES)(journal.paths)
 
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Raises `Absent`, or `DamagedError` where the bytes are not what the log says."""
         return self._load(path, parse_sidecar, _sidecar_seq)
+
+    def known_sidecar(self, path: str) -> Document[Sidecar]:
+        """As `sidecar`, but one that was verified or written here is not read from the disk again.
+
+        For who replaces it: that is compared with the same digest, the one that the store knows.
+        """
+        digest = self._store.known_digest(path)
+        found = None if digest is None else self._find(path, digest)
+        if digest is None or found is None:
+            return self.sidecar(path)
+        return Document(path, digest, found.value)
 
     def wrote(self, sidecar: WrittenSidecar) -> None:
         """It was published: who reads the file, and finds these very bytes, need not parse them."""

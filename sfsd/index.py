@@ -47,6 +47,10 @@ class OwnerFiles(CatchingUp):
         """Raises `Absent`, `DamagedError`."""
         return self._documents.sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
 
+    def known_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
+        """`Documents.known_sidecar`, for who replaces it. Raises as `sidecar`."""
+        return self._documents.known_sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
+
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
         """Up to `limit` (file_id, newest version, seq) in order; seq is 0 where not yet known."""
         self._ensure()

@@ -282,7 +282,7 @@ def _parse(
     encode: Callable[[_Parsed], bytes],
 ) -> _Parsed:
     try:
-        found = build(json.loads(raw))
+        found = build(json.loads(raw.decode("ascii")))
     except (
         ValueError,
         TypeError,

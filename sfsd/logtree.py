@@ -10,6 +10,7 @@ disk too full for it, costs a replay and never an entry.
 from __future__ import annotations
 
 import hashlib
+import struct
 import threading
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -135,12 +136,18 @@ class LogTree:
 
     def offset(self, seq: int) -> int:
         """Where line `seq` begins in the log."""
+        return self.offsets(seq, 1)[0]
+
+    def offsets(self, seq: int, count: int) -> tuple[int, ...]:
+        """Where each of `count` lines begins, from line `seq` on."""
         with self._lock:
-            at = (seq - self._stored) * _OFFSET_SIZE
-            raw = bytes(self._offsets[at : at + _OFFSET_SIZE]) if at >= 0 else None
-        if raw is None:
-            raw = self._files.read_exactly(self._offset_handle, _OFFSET_SIZE, seq * _OFFSET_SIZE)
-        return int.from_bytes(raw, "big")
+            stored = min(count, max(0, self._stored - seq))
+            at = (seq + stored - self._stored) * _OFFSET_SIZE
+            tail = bytes(self._offsets[at : at + (count - stored) * _OFFSET_SIZE])
+        size = stored * _OFFSET_SIZE
+        start = seq * _OFFSET_SIZE
+        raw = self._files.read_exactly(self._offset_handle, size, start) + tail if size else tail
+        return struct.unpack(f">{count}Q", raw)
 
     def mend(self, seq: int, offset: int, completed: bytes) -> None:
         """Overwrite what is stored of line `seq`, which a mark covers."""

@@ -196,6 +196,11 @@ class DirectoryStore:
         self._found(path, digest, published)
         return digest
 
+    def known_digest(self, path: str) -> bytes | None:
+        """As `hash_of` where that need not look at the disk, else None."""
+        with self._lock:
+            return self._digests.get(path)
+
     def _found(self, path: str, digest: bytes | None, published: int) -> None:
         """Remember what was read since `_published` was `published`."""
         with self._lock:

@@ -33,14 +33,14 @@ from protocol.messages.rotation import (
 )
 from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, verify
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.admission import check_wrap
 from sfsd.changes import Change, Effect, Write
 from sfsd.config import DAY
 from sfsd.documents import Document, WrittenSidecar
-from sfsd.errors import Refused
+from sfsd.errors import Absent, Refused
 from sfsd.index import OwnerFiles
 from sfsd.layout import (
     Sidecar,
@@ -259,19 +259,17 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     keys = _Keys.of(user)
     for place, item in enumerate(message.items):
         try:
-            visible = world.visibility.version(user.name, owner, item.file_id, item.version)
-        except Refused:
+            document, relied_on = _standing(world, user.name, item)
+        except (Absent, Refused):
             left.append(place)  # not there, or not shared any more, which look the same
             continue
-        document = visible.document
         # What was read first counts: a later item may have read the same sidecar again since.
-        expect.setdefault(document.path, document.digest)
-        for path, digest in visible.head.expect().items():
+        for path, digest in relied_on.items():
             expect.setdefault(path, digest)
         renewed = _renewed(document.value, item, user.chain.head, keys)
         if renewed is None:
             left.append(place)
-        elif renewed != document.value:
+        elif renewed is not document.value:
             written.append((WrittenSidecar(document.path, renewed), item.version))
     if not written:
         return Rewrapped(None, tuple(left))
@@ -293,15 +291,28 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
 
 
+def _standing(
+    world: World, user: str, item: RewrapItem
+) -> tuple[Document[Sidecar], dict[str, bytes | None]]:
+    """What stands there, and what a change of it relies on: of a version of his own on its sidecar
+    alone, of another's on what the last record says of readers too. Raises `Absent`, `Refused`."""
+    if item.owner == user:
+        document = world.index.of(user).known_sidecar(item.file_id, item.version)
+        return document, {document.path: document.digest}
+    visible = world.visibility.version(user, item.owner, item.file_id, item.version)
+    document = visible.document
+    return document, {document.path: document.digest, **visible.head.expect()}
+
+
 def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -> Sidecar | None:
-    """The sidecar with what the item brings, None where it is about something else by now. A wrap
-    to a key that was undone is none of the user's."""
+    """The sidecar with what the item brings, itself where it has that already, None where it is
+    about something else by now. A wrap to a key that was undone is none of the user's."""
     own = _own_wrap(sidecar, keys.user)
     if own is not None and own.key_id in keys.undone[1]:
         own = None
     if item.owner != keys.user and item.wrap is None and own is not None:
         # What another shared and does not open: a reader may give up his own wrap.
-        return replace(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
+        return changed(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
     if (own is None) != (item.wrap is None):
         return None
     wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
@@ -322,7 +333,9 @@ def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -
             last = _endorsed(last, sidecar.head_record, added)
         else:
             return None
-    return replace(sidecar, wraps=wraps, content=content, head=last)
+    if wraps is sidecar.wraps and content is sidecar.content and last is sidecar.head:
+        return sidecar
+    return changed(sidecar, wraps=wraps, content=content, head=last)
 
 
 def _endorsed(signed: SignedRecord, record: FileRecord, added: GenerationSignature) -> SignedRecord:

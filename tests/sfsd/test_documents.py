@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Entry
 from protocol.messages.accounts import UserAccess
 from sfsd import documents
 from sfsd.documents import Documents, WrittenSidecar
@@ -62,6 +61,33 @@ def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -
     raw = effect.data(9)
     assert effect.digest() == hashlib.sha256(raw).digest()
     assert written.value.seq == 9
+
+
+def test_a_sidecar_that_is_known_is_not_read_again(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada.put(F)
+    store, found = served.world.store, fresh(served)
+    store._digests.clear()
+    first = found.known_sidecar(FIRST)  # of neither the digest nor the content is known
+    assert first == found.sidecar(FIRST)
+    reads: list[str] = []
+    read = store.read_known
+
+    def counted(path: str) -> tuple[bytes, bytes]:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(store, "read_known", counted)
+    assert found.known_sidecar(FIRST) == first
+    assert not reads
+    # Who asks to see it is shown what stands there.
+    assert found.sidecar(FIRST) == first
+    assert reads == [FIRST]
+    ada.put(F)
+    with pytest.raises(Absent):
+        found.known_sidecar(VersionPaths.of("ada", F, 3).sidecar)
+    assert found.known_sidecar(SECOND) == found.sidecar(SECOND)
 
 
 def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
@@ -121,13 +147,13 @@ def test_an_entry_of_the_log_is_parsed_once_for_all_the_files_that_it_wrote(
     ada.put(F)
     ada.put(F)
     asked: list[int] = []
-    entry = served.world.journal.entry
+    paths_of = served.world.journal.paths
 
-    def counted(seq: int) -> Entry:
+    def counted(seq: int) -> dict[str, bytes | None]:
         asked.append(seq)
-        return entry(seq)
+        return paths_of(seq)
 
-    monkeypatch.setattr(served.world.journal, "entry", counted)
+    monkeypatch.setattr(served.world.journal, "paths", counted)
     found = fresh(served)
     monkeypatch.setattr(documents, "CACHED_BYTES", 0)
     for path in (FIRST, SECOND, SECOND, FIRST):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import tempfile
 import threading
 from dataclasses import replace
@@ -308,6 +309,36 @@ def test_a_line_damaged_while_we_run_is_named(journal: Journal, logs: Path) -> N
     assert caught.value.seq == 1
     with pytest.raises(JournalFailedError):
         journal.append([draft()])
+
+
+def test_the_paths_of_an_entry_are_those_of_the_whole_entry(journal: Journal) -> None:
+    detail = {"paths": {"a/b": "ab" * 32, "a/c": None}}
+    journal.append([Draft(op="upload", actor="alice", detail=detail), draft()])
+    seq = journal.size - 2
+    assert journal.paths(seq) == {"a/b": b"\xab" * 32, "a/c": None} == journal.entry(seq).paths
+    assert journal.paths(seq + 1) == {}
+    with pytest.raises(JournalRangeError):
+        journal.paths(seq + 2)
+
+
+def test_a_line_is_judged_again_where_the_tree_has_another(journal: Journal, logs: Path) -> None:
+    journal.append([Draft(op="upload", actor="alice", detail={"paths": {"a": "ab" * 32}})])
+    seq, line = journal.size - 1, journal.line(journal.size - 1)
+    whole = (logs / "audit.jsonl").read_bytes()
+    # White space that no line of ours has, the hash made to fit it: the tree knows no such line.
+    body = line[: line.index(b',"hash":"')].replace(b'"owner":null', b'"owner":  ""')
+    forged = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+    assert len(forged) == len(line)
+    (logs / "audit.jsonl").write_bytes(whole.replace(line, forged))
+    with pytest.raises(JournalDamagedError):
+        journal.paths(seq)
+    (logs / "audit.jsonl").write_bytes(whole.replace(line, line[:-3] + b'0"}'))
+    with pytest.raises(JournalDamagedError):
+        journal.paths(seq)
+    # Where it is the tree that is wrong, the line says what it says.
+    (logs / "audit.jsonl").write_bytes(whole)
+    journal._tree._nodes[:] = bytes(len(journal._tree._nodes))
+    assert journal.paths(seq) == {"a": b"\xab" * 32}
 
 
 def test_a_start_reads_only_what_follows_the_mark(logs: Path) -> None:

@@ -36,6 +36,9 @@ def assert_whole(tree: LogTree, size: int) -> None:
         assert tree.completed_by(seq) == completed
         assert tree.offset(seq) == 100 * seq
         assert tree.agrees(seq, 100 * seq, completed)
+        for count in range(min(5, size - seq) + 1):
+            starts = tuple(100 * one for one in range(seq, seq + count))
+            assert tree.offsets(seq, count) == starts
         assert not tree.agrees(seq, 100 * seq + 1, completed)
         assert not tree.agrees(seq, 100 * seq, completed[:-1] + b"?")
 

@@ -41,8 +41,11 @@ from protocol.records import (
 )
 from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY, Limits
-from sfsd.operations.rotation import KEPT_SIGNATURES
+from sfsd.errors import Stale
+from sfsd.layout import VersionPaths
+from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
 from sfsd.service import Access
+from sfsd.world import Commit
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -480,6 +483,24 @@ def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
     ):
         assert ada.ask(Rewrap((elsewhere,))) == Rewrapped(None, (0,))
     assert len(wraps(ada)) == 1
+
+
+def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: Person) -> None:
+    for text in (b"1", b"2"):
+        ada.put(file_id(1), text)
+    begun(ada)
+    older, _ = wraps(ada)
+    decided = rewrap(served.world, ada.who, Rewrap((rewrapped(ada, older),)))
+    assert isinstance(decided, Commit)
+    sidecar = VersionPaths.of("ada", file_id(1), 1).sidecar
+    user = served.world.accounts.acting("ada")
+    assert decided.change.expect == {**user.expect, sidecar: served.world.store.hash_of(sidecar)}
+    # A newer version beside it changes nothing; the version itself, once purged, is another.
+    ada.put(file_id(1), b"3")
+    assert decided.change.expect[sidecar] == served.world.store.hash_of(sidecar)
+    done(ada.ask(ada.took(ada.signed(ada.record(file_id(1), PURGE, purged=(1,)))).change()))
+    with pytest.raises(Stale):
+        served.world.committer.submit(decided.change).result()
 
 
 @pytest.mark.parametrize(
