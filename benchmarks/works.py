@@ -124,8 +124,8 @@ class Transfers:
 
 def clear(path: Path) -> None:
     """Have nothing stand at `path`. A folder is moved aside, to be deleted with the one it is in:
-    for five minutes after many files were deleted ext4 looks longer for a free inode (0.3 ms for
-    each new file), and whoever is measured next would pay for that."""
+    for minutes after many files were deleted ext4 without a journal looks longer for a free inode
+    (0.3 ms for each new file), and whoever is measured next would pay for that."""
     if path.is_dir():
         path.rename(Path(tempfile.mkdtemp(prefix="cleared-", dir=path.parent)) / path.name)
     path.unlink(missing_ok=True)
