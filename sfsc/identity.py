@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property, lru_cache
-from typing import Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from protocol import encoding
 from protocol.chain import standing
@@ -33,6 +33,9 @@ from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
 from sfsc.verified import Signed, verifies
+
+if TYPE_CHECKING:
+    from protocol.messages.rotation import WrapItem
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
@@ -230,9 +233,9 @@ class Owner(Value):
         _check_current(record)
         return record
 
-    def signed(self, views: Iterable[FileView]) -> list[Signed]:
-        """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
-        and no judgement."""
+    def signed(self, views: Iterable[FileView | WrapItem]) -> list[Signed]:
+        """Of most of these the signatures that `newest`, or `record`, will ask about, for
+        `verifying`: a hint, and no judgement."""
         found = []
         for view in views:
             for one in (view.content,) if view.head is None else (view.content, view.head):

@@ -127,6 +127,12 @@ class Transport(Closing):
         self._enqueue(pieces, at_once=isinstance(message, Read))
         return ticket
 
+    def push(self) -> None:
+        """Send what waits for others to go with it, for who does something else until he needs the
+        answer. What fails is raised where an answer is waited for."""
+        if self.usable:
+            self._move()
+
     def result(self, ticket: Ticket, seconds: float | None = None) -> Reply:
         """The reply to a request; `seconds` bounds the whole wait where it is given."""
         deadline = None if seconds is None else time.monotonic() + seconds

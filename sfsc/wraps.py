@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from typing import Final
 
 from protocol.messages import Error
 from protocol.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
@@ -11,13 +13,21 @@ from sfsc.refusals import answered
 from sfsc.session import Session
 from sfsc.window import Window
 
+_FIRST: Final = 32
+"""Wraps in the first page, which nobody has other work to wait beside."""
+
 
 def wrap_items(session: Session) -> Iterator[WrapItem]:
-    """All versions, by owner, file_id and number; each page is asked for while the one before is
-    worked on. Nothing of it is verified. Raises `ProtocolFailure` for a list without an end."""
+    """All versions, by owner, file_id and number. Nothing of it is verified. Raises
+    `ProtocolFailure` for a list without an end."""
+    return chain.from_iterable(wrap_pages(session))
+
+
+def wrap_pages(session: Session) -> Iterator[tuple[WrapItem, ...]]:
+    """`wrap_items` as they come: each page is asked for while the one before is worked on."""
     window = Window[GetWraps](session)
     try:
-        window.send(first := GetWraps("", MAX_BATCH, all_of_them=True), first)
+        window.send(first := GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True), first)
         while window:
             asked, reply = window.take()
             if isinstance(reply, Error):
@@ -27,6 +37,7 @@ def wrap_items(session: Session) -> Iterator[WrapItem]:
                 if page.next == asked.after:
                     raise ProtocolFailure("the server's wraps go round in circles")
                 window.send(more := GetWraps(page.next, MAX_BATCH, all_of_them=True), more)
-            yield from page.items
+                session.transport.push()
+            yield page.items
     finally:
         window.abandon()

@@ -101,7 +101,8 @@ class Documents:
     def known_sidecar(self, path: str) -> Document[Sidecar]:
         """As `sidecar`, but one that was verified or written here is not read from the disk again.
 
-        For who replaces it: that is compared with the same digest, the one that the store knows.
+        For who replaces it, or asks whether all were replaced: what the committer compares with is
+        the digest that the store knows, and this is what has it.
         """
         digest = self._store.known_digest(path)
         found = None if digest is None else self._find(path, digest)

@@ -48,7 +48,7 @@ class OwnerFiles(CatchingUp):
         return self._documents.sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
 
     def known_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """`Documents.known_sidecar`, for who replaces it. Raises as `sidecar`."""
+        """As `Documents.known_sidecar`. Raises as `sidecar`."""
         return self._documents.known_sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:

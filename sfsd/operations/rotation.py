@@ -8,7 +8,7 @@ of an older generation is left, a second statement says that older ones count no
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, Self
 
@@ -110,7 +110,7 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
     finish = _finish_of(user, message)
     leaves: list[bytes] = []
     keys = _Keys.of(user)
-    for item in wraps_of(world, user.name):
+    for item in wraps_of(world, user.name, known=True):
         if _is_stale(item, keys):
             raise Refused("conflict", "something of an older generation is left")
         wrap = _own_wrap(item.document.value, user.name)
@@ -359,9 +359,12 @@ class _Version(Value):
         return f"{self.owner}.{self.file_id}.{self.version}"
 
 
-def wraps_of(world: World, user: str, after: str = "") -> Iterator[_Version]:
+def wraps_of(
+    world: World, user: str, after: str = "", *, known: bool = False
+) -> Iterator[_Version]:
     """Every version that `user` has or may read, by owner, file_id and number, past the one that
-    the cursor `after` names ("": from the start)."""
+    the cursor `after` names ("": from the start); own ones, where `known`, as
+    `Documents.known_sidecar` gives them."""
     owner, _, rest = after.partition(".")
     file_id, _, number = rest.partition(".")
     if not number.isascii() or not number.isdigit():
@@ -371,7 +374,9 @@ def wraps_of(world: World, user: str, after: str = "") -> Iterator[_Version]:
         yield from _shared_in(world, user, (owner, file_id), version, before=user)
     mine = (file_id, version) if owner == user else ("", 0)
     if owner <= user:
-        yield from _versions(world.index.of(user), *mine)
+        files = world.index.of(user)
+        read = files.known_sidecar if known else files.sidecar
+        yield from _versions(files, *mine, read)
     start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
     yield from _shared_in(world, user, start, version, before=None)
 
@@ -397,16 +402,18 @@ def _shared_in(
         after, notes = notes[-1], []
 
 
-def _versions(files: OwnerFiles, file_id: str, version: int) -> Iterator[_Version]:
+def _versions(
+    files: OwnerFiles, file_id: str, version: int, read: Callable[[str, int], Document[Sidecar]]
+) -> Iterator[_Version]:
     """Every version of every file, in order, past the one named ("": from the start)."""
     owner = files.owner
     if file_id:
         for number in range(version + 1, files.newest(file_id) + 1):
-            yield _Version(owner, file_id, number, files.sidecar(file_id, number))
+            yield _Version(owner, file_id, number, read(file_id, number))
     while page := files.after(file_id, _AHEAD):
         for one, newest, _ in page:
             for number in range(1, newest + 1):
-                yield _Version(owner, one, number, files.sidecar(one, number))
+                yield _Version(owner, one, number, read(one, number))
         file_id = page[-1][0]
 
 

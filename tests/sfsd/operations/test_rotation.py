@@ -531,3 +531,26 @@ def test_purged_versions_and_tombstones_are_endorsed(ada: Person) -> None:
     reply = ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
     assert isinstance(reply, Rewrapped)
     done(ada.ask(finished(ada)))
+
+
+def test_a_finish_looks_at_what_is_known_and_reads_the_rest(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        ada.put(file_id(number), b"content")
+    begun(ada)
+    items = wraps(ada)
+    ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
+    end = finished(ada)
+    store, reads = served.world.store, list[str]()
+    read = store.read_known
+
+    def counted(path: str) -> tuple[bytes, bytes]:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(store, "read_known", counted)
+    forgotten = VersionPaths.of("ada", file_id(1), 1).sidecar
+    del store._digests[forgotten]
+    done(ada.ask(end))
+    assert [path for path in reads if path.endswith("1.json")] == [forgotten]

@@ -1,0 +1,85 @@
+"""All wraps of an account, as they are listed page by page."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from protocol.messages import Reply, Request
+from protocol.messages.accounts import Usage
+from protocol.messages.base import GenerationSignature, SignedRecord
+from protocol.messages.rotation import GetWraps, WrapItem, WrapsPage
+from sfsc import wraps
+from sfsc.errors import ProtocolFailure
+from sfsc.session import Session
+from sfsc.wraps import wrap_items, wrap_pages
+from tests.sfsc.lying import Simulator
+
+
+def listed(count: int) -> list[WrapItem]:
+    content = SignedRecord(b"a record", (GenerationSignature(1, bytes(64)),))
+    return [WrapItem("ada", f"{number:032x}", 1, content, None, None) for number in range(count)]
+
+
+def listing(server: Simulator, items: list[WrapItem]) -> None:
+    """Have the server list these."""
+
+    def page(request: Request) -> Reply | None:
+        if not isinstance(request, GetWraps):
+            return None
+        start = int(request.after or "0")
+        end = start + request.limit
+        return WrapsPage(tuple(items[start:end]), str(end) if end < len(items) else "")
+
+    server.intercept = page
+
+
+def test_the_first_page_is_short(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = listed(9)
+    listing(server, items)
+    assert list(wrap_pages(session)) == [tuple(items)]
+    monkeypatch.setattr(wraps, "_FIRST", 2)
+    monkeypatch.setattr(wraps, "MAX_BATCH", 4)
+    server.requests.clear()
+    assert list(wrap_pages(session)) == [tuple(items[:2]), tuple(items[2:6]), tuple(items[6:])]
+    assert [one.limit for one in server.asked(GetWraps)] == [2, 4, 4]
+    assert list(wrap_items(session)) == items
+
+
+def test_the_next_page_is_asked_for_while_one_is_worked_on(
+    server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wraps, "MAX_BATCH", 1)
+    listing(server, listed(4))
+    page, answers = server.intercept, threading.Event()
+
+    def slow(request: Request) -> Reply | None:
+        if isinstance(request, Usage):
+            assert answers.wait(20)
+        return page(request)
+
+    server.intercept = slow
+    pages = wrap_pages(session)
+    next(pages)
+    others = [session.transport.submit(Usage()) for _ in range(2)]
+    next(pages)
+    # The third was asked for beside these two, and does not wait for more to go with it.
+    answers.set()
+    deadline = time.monotonic() + 10
+    while len(server.asked(GetWraps)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for ticket in others:
+        session.transport.result(ticket)
+    assert len(list(pages)) == 2
+
+
+def test_a_list_without_an_end(server: Simulator, session: Session) -> None:
+    page = WrapsPage(tuple(listed(1)), "round")
+    server.intercept = lambda request: page if isinstance(request, GetWraps) else None
+    with pytest.raises(ProtocolFailure, match="circles"):
+        list(wrap_items(session))
