@@ -247,14 +247,14 @@ class Transport(Closing):
         return moved
 
     def _receive(self) -> bool:
-        """Until nothing is left, in the kernel and in TLS, so that waiting on the socket is safe.
-        The window bounds what can come."""
-        moved = False
-        while filled := self._fill(self._connection.get_buffer(-1)):
-            moved = True
+        """Until nothing is left, in the kernel and in TLS, or a piece has come: whoever waits for
+        it has something to do meanwhile. Only where this is False is waiting on the socket safe."""
+        received = 0
+        while received < PIECE and (filled := self._fill(self._connection.get_buffer(-1))):
+            received += filled
             for incoming in self._connection.buffer_updated(filled):
                 self._answered(Ticket(incoming.request_id), incoming.message)
-        return moved
+        return received > 0
 
     def _fill(self, buffer: memoryview) -> int:
         """Bytes received into `buffer`; 0 where there are none now."""

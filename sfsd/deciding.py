@@ -61,8 +61,8 @@ class Deciding:
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
             decided = await self._decided([decides[place] for place in left], slow=slow)
-            submitted = list[tuple[int, _Submitted[_Answer]]]()
-            stale = list[int]()
+            submitted: list[tuple[int, _Submitted[_Answer]]] = []
+            stale: list[int] = []
             for place, one in zip(left, decided, strict=True):
                 if isinstance(one, _Submitted):
                     submitted.append((place, one))
@@ -93,10 +93,10 @@ class Deciding:
         self, asked: Sequence[Decide[_Answer]]
     ) -> list[_Answer | _Submitted[_Answer] | Failure]:
         """On a pool thread."""
-        decided = list[_Answer | Commit[_Answer] | Failure]()
+        decided: list[_Answer | Commit[_Answer] | Failure] = []
         try:
             for decide in asked:
-                decided.append(_caught(decide))
+                decided.append(_caught(decide))  # noqa: PERF401 - undone where a later one fails
             return self._submit(decided)
         except BaseException:
             # A mistake of ours: what was decided beside it is not made either.
@@ -113,7 +113,7 @@ class Deciding:
     ) -> list[_Answer | _Submitted[_Answer] | Failure]:
         commits = [one for one in decided if isinstance(one, Commit)]
         made = iter(self._committer.submit_all([one.change for one in commits]))
-        outcomes = list[_Answer | _Submitted[_Answer] | Failure]()
+        outcomes: list[_Answer | _Submitted[_Answer] | Failure] = []
         for one in decided:
             if not isinstance(one, Commit):
                 outcomes.append(one)

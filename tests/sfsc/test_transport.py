@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import select
 import socket
 import ssl
 import threading
@@ -239,6 +240,35 @@ def test_the_window_bounds_bytes_and_requests(pem: tuple[Path, bytes]) -> None:
         for ticket in pings:
             transport.result(ticket)
         assert most == MAX_REQUESTS
+
+
+def test_a_piece_that_has_come_waits_for_no_other(
+    pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked for many works on the first while the others come."""
+
+    def fill(peer: Peer, request_id: int, message: Request) -> None:
+        assert isinstance(message, Read)
+        peer.say(request_id, Bytes(data=bytes(message.length)))
+
+    with opened(pem, fill) as (transport, _):
+        receive = transport._fill
+
+        def patient(buffer: memoryview) -> int:
+            """Whatever is on its way is here by the time that it is looked for."""
+            while not (count := receive(buffer)):
+                if not select.select([transport._tls], [], [], 0.3)[0]:
+                    break
+            return int(count)
+
+        first, *others = [
+            transport.submit(Read(handle=bytes(16), offset=i, length=PIECE)) for i in range(4)
+        ]
+        monkeypatch.setattr(transport, "_fill", patient)
+        transport.result(first)
+        assert not transport.answered(others[-1])
+        for ticket in others:
+            assert transport.result(ticket) == Bytes(data=bytes(PIECE))
 
 
 def test_an_abandoned_reply_is_dropped(pem: tuple[Path, bytes]) -> None:
