@@ -35,8 +35,9 @@ from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 Ticket = NewType("Ticket", int)
 """A request under way. `Transport.result` exchanges it for the reply, once."""
 
-MAX_REQUESTS: Final = 64
-"""Requests without an answer: what a daemon gathers in one commit; more would gain nothing."""
+MAX_REQUESTS: Final = 128
+"""Requests without an answer. A daemon makes about half of them durable together while it decides
+the others; each such group costs it syncs and a signature, which we verify, whatever its size."""
 MAX_WINDOW: Final = 16 * PIECE
 """Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
 _CORKED: Final = 16

@@ -38,7 +38,7 @@ from sfsd.store import DirectoryStore
 MAX_GROUP = 256
 """Changes that are made durable together."""
 GATHER = 32
-"""Changes that are enough for a group not to wait for more: half of what one client sends."""
+"""Changes that are enough for a group not to wait for more: a quarter of what one client sends."""
 GATHER_SECONDS = 0.005
 """The longest that a group waits for changes that are being decided."""
 _LOOK_AGAIN = 0.0005

@@ -25,7 +25,7 @@ from sfsd.outgoing import Outgoing
 from sfsd.service import Principal, Service
 from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget, weight_of
 
-MAX_UNDER_WAY: Final = 128
+MAX_UNDER_WAY: Final = 256
 """Requests of one connection that are worked on at once; a client's own window is smaller."""
 MAX_UNSENT: Final = 4 * PIECE
 """Bytes of answers that wait for a peer to take them; past it no further answer is sent."""
