@@ -247,8 +247,11 @@ def test_a_piece_that_has_come_waits_for_no_other(
 ) -> None:
     """Whoever asked for many works on the first while the others come."""
 
+    asked = threading.Event()
+
     def fill(peer: Peer, request_id: int, message: Request) -> None:
         assert isinstance(message, Read)
+        asked.wait(10)
         peer.say(request_id, Bytes(data=bytes(message.length)))
 
     with opened(pem, fill) as (transport, _):
@@ -265,6 +268,7 @@ def test_a_piece_that_has_come_waits_for_no_other(
             transport.submit(Read(handle=bytes(16), offset=i, length=PIECE)) for i in range(4)
         ]
         monkeypatch.setattr(transport, "_fill", patient)
+        asked.set()
         transport.result(first)
         assert not transport.answered(others[-1])
         for ticket in others:
