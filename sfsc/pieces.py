@@ -23,7 +23,7 @@ from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, Upload
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
-from sfsc.segments import Allocate, Decryptor
+from sfsc.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.session import Session
 from sfsc.transport import MAX_WINDOW, Ticket
 
@@ -36,7 +36,7 @@ MAX_BEGINNINGS: Final = 3
 """How often a large file is begun where the server loses what it had."""
 _ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
-"""Pieces that a worker opens ahead of the one that is being written."""
+"""Pieces that a worker makes, or opens, ahead of the one that is being sent or written."""
 
 
 class UploadLost(Exception):
@@ -63,7 +63,7 @@ class Buffers:
 class _Sent:
     offset: int
     piece: memoryview
-    leaf: Future[bytes]
+    leaf: bytes
     ticket: Ticket | None = None
 
     @property
@@ -72,19 +72,19 @@ class _Sent:
 
 
 class Workshop(Closing):
-    """What the uploads of one session share: a thread that hashes (which frees the interpreter
-    lock) while the caller encrypts and sends, and the memory of pieces."""
+    """What the uploads of one session share: a thread that encrypts and hashes (which frees the
+    interpreter lock) while the caller reads and sends, and the memory of pieces."""
 
     def __init__(self) -> None:
         self.buffers = Buffers()
-        self.hasher = ThreadPoolExecutor(1, "sfsc-hash")
+        self.maker = ThreadPoolExecutor(1, "sfsc-make")
 
     def close(self) -> None:
-        self.hasher.shutdown(cancel_futures=True)
+        self.maker.shutdown(cancel_futures=True)
 
 
 class Sending:
-    """Sends the pieces of one upload in order, and hashes them. A context: where it is left by an
+    """Makes the pieces of one upload, and sends them in order. A context: where it is left by an
     exception, the server is told to drop the upload.
 
     A lost connection is survived by sending again what was not acknowledged. Methods raise
@@ -95,21 +95,30 @@ class Sending:
         self._session = session
         self._upload = upload
         self._offset = 0
+        self._making: deque[tuple[memoryview, Future[tuple[memoryview, bytes]]]] = deque()
         self._ring: deque[_Sent] = deque()
         self._leaves: list[bytes] = []
         self._buffers = workshop.buffers
-        self._hasher = workshop.hasher
+        self._maker = workshop.maker
         self._connection = session.connections
 
-    def allocate(self, size: int) -> bytearray:
-        """Memory for the next piece."""
-        return self._buffers.take(size)
+    def send(self, encryptor: Encryptor, source: Source) -> None:
+        """Encrypt all that `source` holds, and send it; waits only while the ring is full."""
+        for portion, last in encryptor.portions(source, self._buffers.take):
+            memory = self._buffers.take(PIECE)
+            made = self._maker.submit(_made, encryptor, portion, last, memory)
+            self._making.append((portion, made))
+            if len(self._making) > _AHEAD:
+                self._send_oldest()
+        while self._making:
+            self._send_oldest()
 
-    def send(self, piece: memoryview) -> None:
-        """Send the next piece, made with `allocate`; waits only while the ring is full."""
+    def _send_oldest(self) -> None:
+        portion, made = self._making.popleft()
+        piece, leaf = made.result()
+        self._buffers.give(portion)
         while len(self._ring) >= _RING:
             self._surviving(self._collect)
-        leaf = self._hasher.submit(leaf_hash, piece)
         self._ring.append(_Sent(self._offset, piece, leaf))
         self._offset += len(piece)
         self._surviving(self._submit)
@@ -121,7 +130,7 @@ class Sending:
 
     def leaves(self) -> list[bytes]:
         """The leaf hashes of all pieces, whether or not the server has them yet."""
-        return [*self._leaves, *(sent.leaf.result() for sent in self._ring)]
+        return [*self._leaves, *(sent.leaf for sent in self._ring)]
 
     def finish(self) -> None:
         """Wait until the server has all pieces."""
@@ -199,7 +208,7 @@ class Sending:
         while self._ring and self._ring[0].end <= offset:
             done = self._ring.popleft()
             self._session.progress.advance(len(done.piece))
-            self._leaves.append(done.leaf.result())
+            self._leaves.append(done.leaf)
             self._buffers.give(done.piece)
 
     def __enter__(self) -> Self:
@@ -219,6 +228,15 @@ class Sending:
         with contextlib.suppress(NetworkError):
             self.abandon()
             answered(self._session.transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
+
+
+def _made(
+    encryptor: Encryptor, portion: memoryview, last: bool, memory: bytearray
+) -> tuple[memoryview, bytes]:
+    """The next piece, in `memory`, and its leaf hash: on the one thread that makes pieces, so in
+    order. What was just written is still in that core's cache when it is hashed."""
+    piece = encryptor.seal(portion, last=last, allocate=lambda _size: memory)
+    return piece, leaf_hash(piece)
 
 
 class Opener:

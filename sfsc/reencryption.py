@@ -83,8 +83,7 @@ def _encrypt_anew(
     replaces = source[1] if source[0] == file_id else 0
     begun = session.call(PutOpen(session.account.user, file_id, size, replaces), UploadState)
     with Workshop() as workshop, Sending(session, begun.upload, workshop) as stream:
-        for piece in key.encryptor().pieces(plaintext, stream.allocate):
-            stream.send(piece)
+        stream.send(key.encryptor(), plaintext)
         stream.finish()
         root = merkle.root(stream.leaves())
 

@@ -14,6 +14,7 @@ No segment's plaintext leaves this module before its tag was checked.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -138,22 +139,32 @@ class Encryptor:
         self._ended = last
         return piece
 
-    def pieces(self, source: Source, allocate: Allocate = bytearray) -> Iterator[memoryview]:
-        """All pieces of the blob of what `source` holds, in order; memory for three segments.
+    def portions(
+        self, source: Source, allocate: Allocate = bytearray
+    ) -> Iterator[tuple[memoryview, bool]]:
+        """What each segment of what `source` holds is to be made of, in order, and whether it is
+        the last: to be sealed as it comes or later. In memory that `allocate` gave, as for `seal`.
 
-        Reads one segment ahead, since only the end of `source` tells which segment is the last.
+        Reads one byte ahead, since only the end of `source` tells which segment is the last.
         """
-        size = self._geometry.segment_size
-        current, ahead = memoryview(bytearray(size)), memoryview(bytearray(size))
-        filled = _fill(source, current[: self.capacity])
-        while True:
-            following = 0
-            if filled == self.capacity:
-                following = _fill(source, ahead[: self._geometry.capacity(self._index + 1)])
-            yield self.seal(current[:filled], last=not following, allocate=allocate)
-            if not following:
+        size, capacity = self._geometry.segment_size, self._geometry.capacity
+        buffer = memoryview(allocate(size))
+        filled = _fill(source, buffer[: capacity(0) + 1])
+        for index in itertools.count():
+            room = capacity(index)
+            if filled <= room:
+                yield buffer[:filled], True
                 return
-            current, ahead, filled = ahead, current, following
+            following = memoryview(allocate(size))
+            following[0] = buffer[room]
+            yield buffer[:room], False
+            buffer = following
+            filled = 1 + _fill(source, buffer[1 : capacity(index + 1) + 1])
+
+    def pieces(self, source: Source) -> Iterator[memoryview]:
+        """All pieces of the blob of what `source` holds, in order."""
+        for portion, last in self.portions(source):
+            yield self.seal(portion, last=last)
 
 
 class Decryptor:

@@ -243,8 +243,7 @@ class Uploads:
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         begun = self._session.call(PutOpen(self._session.account.user, file_id, size), UploadState)
         with Sending(self._session, begun.upload, workshop) as sending:
-            for piece in key.encryptor().pieces(plaintext, sending.allocate):
-                sending.send(piece)
+            sending.send(key.encryptor(), plaintext)
             root = merkle.root(sending.leaves())
             content = Content.of(plaintext, large.name, file_id, key, root, large.expected)
 

@@ -244,10 +244,27 @@ def test_the_caller_cannot_break_the_format() -> None:
 
 
 def test_pieces_go_into_the_callers_buffers() -> None:
-    pool = [bytearray(100), bytearray(100)]
-    views = list(Encryptor(DEK, CONTENT, TINY).pieces(io.BytesIO(bytes(20)), lambda _: pool.pop()))
-    assert _decrypt(b"".join(views), TINY) == bytes(20)
+    pool = [bytearray(100) for _ in range(6)]
+    encryptor = Encryptor(DEK, CONTENT, TINY)
+    portions = list(encryptor.portions(io.BytesIO(bytes(60)), lambda _: pool.pop()))
+    views = [
+        encryptor.seal(portion, last=last, allocate=lambda _: pool.pop())
+        for portion, last in portions
+    ]
+    assert _decrypt(b"".join(views), TINY) == bytes(60)
     assert not pool
+
+
+@pytest.mark.parametrize("size", [0, 8, 9, 56, 57, 60])
+def test_one_byte_is_looked_at_ahead(size: int) -> None:
+    source = io.BytesIO(bytes(range(size)))
+    portions, ends = list[bytes](), list[bool]()
+    for portion, last in Encryptor(DEK, CONTENT, TINY).portions(source):
+        portions.append(bytes(portion))
+        ends.append(last)
+        assert source.tell() == min(size, len(b"".join(portions)) + 1)
+    assert b"".join(portions) == bytes(range(size))
+    assert ends == [False] * (len(ends) - 1) + [True]
 
 
 def test_a_source_that_does_not_block_is_refused() -> None:

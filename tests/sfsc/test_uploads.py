@@ -37,7 +37,7 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.pieces import MAX_BEGINNINGS, Sending
-from sfsc.segments import MEBIBYTE, ciphertext_size
+from sfsc.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
 from sfsc.uploads import Uploads
@@ -63,6 +63,26 @@ def test_what_is_put_comes_back(server: Simulator, session: Session, size: int) 
     assert bool(server.asked(PutSmall)) == (ciphertext_size(size) <= MAX_SMALL)
     assert bool(server.asked(PutCommit)) == (ciphertext_size(size) > MAX_SMALL)
     assert server.uploads == {}
+
+
+def test_pieces_are_made_in_order_by_a_thread_of_their_own(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the caller reads and sends."""
+    made = list[tuple[str, bool]]()
+    seal = Encryptor.seal
+
+    def noted(
+        encryptor: Encryptor, plaintext: Buffer, *, last: bool, allocate: Allocate = bytearray
+    ) -> memoryview:
+        made.append((threading.current_thread().name, last))
+        return seal(encryptor, plaintext, last=last, allocate=allocate)
+
+    monkeypatch.setattr(Encryptor, "seal", noted)
+    content = os.urandom(5 * PIECE)
+    Uploads(session).put(io.BytesIO(content), "big")
+    assert made == [("sfsc-make_0", last) for last in [False] * 5 + [True]]
+    assert fetched(session, "big") == content
 
 
 def test_a_path_has_a_name_a_time_and_a_mode(session: Session, tmp_path: Path) -> None:
