@@ -13,8 +13,13 @@ from pathlib import Path
 
 from sfsd.files import Files
 
-MOST = 256
-"""Handles that wait; past it who replaces closes too."""
+if sys.platform == "linux":
+    import resource
+
+MOST = 4096
+"""Handles that wait, or a quarter of those that the process may have, where that is less; past it
+who replaces closes too. A disk that is told of each block which is given back takes longer for that
+than it takes to replace a small file."""
 TOGETHER = 64
 """Handles that wait for one another before they are closed: who replaces many files would else wake
 the other thread, and wait for it to let go of the interpreter, for each."""
@@ -27,6 +32,7 @@ class Releasing:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._most = min(MOST, _allowed() // 4)
         self._handles: list[int] = []
         self._closing = 0
         self._changed = threading.Condition()
@@ -46,7 +52,7 @@ class Releasing:
     def release(self, handle: int) -> None:
         """Close it, within a second or two."""
         with self._changed:
-            if len(self._handles) + self._closing < MOST:
+            if len(self._handles) + self._closing < self._most:
                 self._handles.append(handle)
                 if len(self._handles) == TOGETHER:
                     self._changed.notify()
@@ -70,3 +76,12 @@ class Releasing:
             self._closing = len(handles)
             self._running = bool(handles)
             return handles
+
+
+def _allowed() -> int:
+    """How many handles the process may have."""
+    if sys.platform == "linux":
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return soft if soft != resource.RLIM_INFINITY else 4 * MOST
+    else:
+        return 0  # none is held

@@ -13,6 +13,9 @@ from sfsd import releasing
 from sfsd.files import Files
 from sfsd.releasing import Releasing
 
+if sys.platform == "linux":
+    import resource
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is held elsewhere")
 
 
@@ -55,6 +58,12 @@ def test_handles_are_closed_behind_and_past_the_most_at_once(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert [name for _, name in files.closed[len(here) :]] == ["releasing"] * (6 - len(here))
+
+
+def test_a_quarter_of_the_handles_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, most in ((1024, 256), (8192, 2048), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _which, soft=soft: (soft, soft))
+        assert Releasing(Files())._most == most
 
 
 def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
