@@ -288,7 +288,7 @@ class Account(Owner):
             private_keys(keyring.generations),
         )
 
-    @property
+    @cached_property
     def own_key(self) -> PublicKey:
         """The key that others, and we, wrap to for us."""
         return next(reversed(self.private_keys.values())).public

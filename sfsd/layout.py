@@ -163,8 +163,10 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
         head=head,
         metadata=_optional_bytes(value["metadata"]),
         wraps=tuple(
-            Wrap(wrap["user"], bytes.fromhex(key_id), wrap["alg"], _bytes(wrap["wrap"]))
-            for key_id, wrap in value["wraps"].items()
+            [
+                Wrap(wrap["user"], bytes.fromhex(key_id), wrap["alg"], _bytes(wrap["wrap"]))
+                for key_id, wrap in value["wraps"].items()
+            ]
         ),
         leaves=_optional_bytes(value["segments"]),
         content_record=content_record,
@@ -310,8 +312,10 @@ def _members(values: Mapping[Any, str]) -> str:
 
 def _signed(value: Mapping[str, Any]) -> SignedRecord:
     signatures = tuple(
-        GenerationSignature(int(generation), _bytes(signature))
-        for generation, signature in value["signatures"].items()
+        [
+            GenerationSignature(int(generation), _bytes(signature))
+            for generation, signature in value["signatures"].items()
+        ]
     )
     return SignedRecord(_bytes(value["record"]), signatures)
 

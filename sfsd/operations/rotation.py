@@ -111,9 +111,9 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
     leaves: list[bytes] = []
     keys = _Keys.of(user)
     for item in wraps_of(world, user.name, known=True):
-        if _is_stale(item, keys):
-            raise Refused("conflict", "something of an older generation is left")
         wrap = _own_wrap(item.document.value, user.name)
+        if _is_stale(item, wrap, keys):
+            raise Refused("conflict", "something of an older generation is left")
         if wrap is not None and wrap.key_id == keys.key_id:
             leaf = wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped)
             leaves.append(merkle.leaf_hash(leaf))
@@ -228,7 +228,7 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     for one in wraps_of(world, user.name, message.after):
         sidecar = one.document.value
         wrap = _own_wrap(sidecar, user.name)
-        if _is_stale(one, keys) or (message.all_of_them and wrap is not None):
+        if _is_stale(one, wrap, keys) or (message.all_of_them and wrap is not None):
             size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
             size += 0 if wrap is None else len(wrap.wrapped)
             if items and size > PAGE_BYTES:
@@ -417,14 +417,14 @@ def _versions(
         file_id = page[-1][0]
 
 
-def _is_stale(one: _Version, keys: _Keys) -> bool:
-    """Whether a wrap or a record of the user's is of an older generation and nothing newer.
+def _is_stale(one: _Version, own: Wrap | None, keys: _Keys) -> bool:
+    """Whether `own`, the user's wrap, or a record of his is of an older generation, and nothing is
+    newer.
 
     What a thief has wrapped for himself, or signed, before his generation was voided cannot be made
     anew by the owner: it counts for nothing, and must not keep him from finishing.
     """
     sidecar, (generations, wrap_keys) = one.document.value, keys.undone
-    own = _own_wrap(sidecar, keys.user)
     if own is not None and own.key_id != keys.key_id and own.key_id not in wrap_keys:
         return True
     if one.owner != keys.user:
@@ -447,7 +447,10 @@ def _records(sidecar: Sidecar) -> list[SignedRecord]:
 
 
 def _own_wrap(sidecar: Sidecar, user: str) -> Wrap | None:
-    return next((wrap for wrap in sidecar.wraps if wrap.user == user), None)
+    for wrap in sidecar.wraps:
+        if wrap.user == user:
+            return wrap
+    return None
 
 
 def _text(data: bytes) -> str:
