@@ -6,10 +6,10 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from protocol import encoding
 from protocol.chain import standing
@@ -33,9 +33,6 @@ from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, PublicKey, file_id
 from sfsc.verified import Signed, verifies
-
-if TYPE_CHECKING:
-    from protocol.messages.rotation import WrapItem
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
@@ -201,13 +198,15 @@ class Owner(Value):
         # What a thief has stored stays there below the record that ended it.
         below = historic or view.head is not None
         passes = below and self.is_undone(view.content)
-        content = self.record(view.content, wanted, historic=passes)
+        read = _parsed(view.content, _parsed_before)
+        content = self._judged(view.content, read, wanted, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_undone(view.head)
-            head = self.record(view.head, content.file_id, historic=passes)
+            read = _parsed(view.head, _parsed_before)
+            head = self._judged(view.head, read, content.file_id, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
@@ -224,7 +223,11 @@ class Owner(Value):
         A `historic` one need not, and may be of a generation that was voided: it is linked by
         hashes to one that was judged without. Raises `BadRecord`.
         """
-        record = _parsed(signed)
+        return self._judged(signed, _parsed(signed), wanted, historic=historic)
+
+    def _judged(
+        self, signed: SignedRecord, record: FileRecord, wanted: str | None, *, historic: bool
+    ) -> FileRecord:
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
             raise BadRecord("a file's record is of another server or user", _TOLD)
         if wanted is not None and record.file_id != wanted:
@@ -233,9 +236,9 @@ class Owner(Value):
         _check_current(record)
         return record
 
-    def signed(self, views: Iterable[FileView | WrapItem]) -> list[Signed]:
-        """Of most of these the signatures that `newest`, or `record`, will ask about, for
-        `verifying`: a hint, and no judgement."""
+    def signed(self, views: Iterable[FileView]) -> list[Signed]:
+        """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
+        and no judgement."""
         found = []
         for view in views:
             for one in (view.content,) if view.head is None else (view.content, view.head):
@@ -359,17 +362,19 @@ def owner_of(chain: Sequence[bytes]) -> Owner:
     return Owner(head.server, head.user, record_hash(chain[0]), *_keys(chain))
 
 
-def _parsed(signed: SignedRecord) -> FileRecord:
-    try:
-        return _parsed_body(signed.record)
-    except (EncodingError, MessageError) as exc:
-        raise BadRecord(f"a file's record is malformed: {exc}") from exc
-
-
 @lru_cache(_PARSED)
-def _parsed_body(body: bytes) -> FileRecord:
+def _parsed_before(body: bytes) -> FileRecord:
     """Of the same bytes the same: what was listed is often fetched just after."""
     return FileRecord.parse(body)
+
+
+def _parsed(
+    signed: SignedRecord, parse: Callable[[bytes], FileRecord] = FileRecord.parse
+) -> FileRecord:
+    try:
+        return parse(signed.record)
+    except (EncodingError, MessageError) as exc:
+        raise BadRecord(f"a file's record is malformed: {exc}") from exc
 
 
 _Keys = dict[int, bytes]

@@ -5,7 +5,6 @@ generation's: what a rotation does between its beginning and its end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +21,7 @@ from protocol.messages.rotation import (
 from protocol.records import record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value
-from sfsc.cores import Cores, spare
+from sfsc.cores import Cores
 from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.identity import Account, Owner
@@ -30,9 +29,8 @@ from sfsc.people import People
 from sfsc.refusals import answered
 from sfsc.session import Session
 from sfsc.trust import Sent
-from sfsc.verified import verifying
 from sfsc.window import Window
-from sfsc.wraps import wrap_pages
+from sfsc.wraps import wrap_items
 
 _BATCHES: Final = 4
 """Batches under way."""
@@ -128,11 +126,10 @@ class Rewrapping:
         self._session = session
         self._people = people
         self._judge = judge
-        self._owner: Owner | None = None
 
     def sweep(self) -> Sweep:
         """Raises as `Renewal`, what `judge` does, and `Distrusted`."""
-        sweep, self._owner = Sweep(), None
+        sweep = Sweep()
         window = Window[_Batch](self._session, _BATCHES)
         try:
             for batch in _batches(self._renewed(sweep)):
@@ -161,24 +158,18 @@ class Rewrapping:
         return Renewal(session.account, session.author.generation, session.signing_key())
 
     def _versions(self, sweep: Sweep) -> Iterator[_Version]:
-        account = self._session.account
-        for page in wrap_pages(self._session):
-            own = [item for item in page if item.owner == account.user]
-            # Where other processes verify, a thread of this one would do it a second time.
-            with nullcontext() if spare() else verifying(account.signed(own)):
-                for item in page:
-                    if self._session.account is not account:
-                        sweep.left += 1  # another machine has rotated: look at all of it again
-                        return
-                    yield self._version(item)
-
-    def _version(self, item: WrapItem) -> _Version:
-        if item.owner == self._session.account.user:
-            self._check(item)
-            return None, item
-        if self._owner is None or self._owner.user != item.owner:
-            self._owner = self._people.find(item.owner).owner
-        return self._owner, item
+        account, owner = self._session.account, None
+        for item in wrap_items(self._session):
+            if self._session.account is not account:
+                sweep.left += 1  # another machine has rotated: all is to be looked at again
+                return
+            if item.owner == account.user:
+                self._check(item)
+                yield None, item
+            else:
+                if owner is None or owner.user != item.owner:
+                    owner = self._people.find(item.owner).owner
+                yield owner, item
 
     def _check(self, item: WrapItem) -> None:
         if self._judge is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Final
 
 from protocol.messages import Error
@@ -18,13 +17,8 @@ _FIRST: Final = 32
 
 
 def wrap_items(session: Session) -> Iterator[WrapItem]:
-    """All versions, by owner, file_id and number. Nothing of it is verified. Raises
-    `ProtocolFailure` for a list without an end."""
-    return chain.from_iterable(wrap_pages(session))
-
-
-def wrap_pages(session: Session) -> Iterator[tuple[WrapItem, ...]]:
-    """`wrap_items` as they come: each page is asked for while the one before is worked on."""
+    """All versions, by owner, file_id and number; each page is asked for while the one before is
+    worked on. Nothing of it is verified. Raises `ProtocolFailure` for a list without an end."""
     window = Window[GetWraps](session)
     try:
         window.send(first := GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True), first)
@@ -38,6 +32,6 @@ def wrap_pages(session: Session) -> Iterator[tuple[WrapItem, ...]]:
                     raise ProtocolFailure("the server's wraps go round in circles")
                 window.send(more := GetWraps(page.next, MAX_BATCH, all_of_them=True), more)
                 session.transport.push()
-            yield page.items
+            yield from page.items
     finally:
         window.abandon()

@@ -14,7 +14,7 @@ from protocol.messages.rotation import GetWraps, WrapItem, WrapsPage
 from sfsc import wraps
 from sfsc.errors import ProtocolFailure
 from sfsc.session import Session
-from sfsc.wraps import wrap_items, wrap_pages
+from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
 
 
@@ -41,13 +41,13 @@ def test_the_first_page_is_short(
 ) -> None:
     items = listed(9)
     listing(server, items)
-    assert list(wrap_pages(session)) == [tuple(items)]
+    assert list(wrap_items(session)) == items
+    assert [one.limit for one in server.asked(GetWraps)] == [32]
     monkeypatch.setattr(wraps, "_FIRST", 2)
     monkeypatch.setattr(wraps, "MAX_BATCH", 4)
     server.requests.clear()
-    assert list(wrap_pages(session)) == [tuple(items[:2]), tuple(items[2:6]), tuple(items[6:])]
-    assert [one.limit for one in server.asked(GetWraps)] == [2, 4, 4]
     assert list(wrap_items(session)) == items
+    assert [one.limit for one in server.asked(GetWraps)] == [2, 4, 4]
 
 
 def test_the_next_page_is_asked_for_while_one_is_worked_on(
@@ -63,7 +63,7 @@ def test_the_next_page_is_asked_for_while_one_is_worked_on(
         return page(request)
 
     server.intercept = slow
-    pages = wrap_pages(session)
+    pages = wrap_items(session)
     next(pages)
     others = [session.transport.submit(Usage()) for _ in range(2)]
     next(pages)
