@@ -28,8 +28,7 @@ from sfsc.session import Session
 from sfsc.transport import MAX_WINDOW, Ticket
 
 _RING: Final = MAX_WINDOW // PIECE
-"""Pieces sent and not acknowledged: all that a window has room for. With half as many client and
-server take turns, where they should work side by side."""
+"""Pieces sent and not acknowledged: all that a window has room for."""
 _ASKED: Final = 8
 """Pieces asked for and not yet received."""
 MAX_BEGINNINGS: Final = 3
