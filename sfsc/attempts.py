@@ -124,10 +124,8 @@ class Attempts:
                 receipt = answered(reply, Done).receipt
                 self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
                 return self._stored(attempt, receipt)
-            if (
-                reply.code in ("conflict", "upload-lost")
-                and self._session.connections != attempt.connection
-                and landed(self._session, attempt.record, attempt.body)
+            if reply.code in ("conflict", "upload-lost") and landed(
+                self._session, attempt.connection, attempt.record, attempt.body
             ):
                 return self._stored(attempt, None)
             if reply.code == "upload-lost":

@@ -90,12 +90,15 @@ def onto(
     )
 
 
-def landed(session: Session, record: FileRecord, body: bytes) -> bool:
-    """Whether the file's history has this very record.
+def landed(session: Session, connection: int, record: FileRecord, body: bytes) -> bool:
+    """Whether the file's history has this very record, which was sent when `connection` was the
+    session's (`Session.connections`) and is refused now.
 
     Of a record sent twice the first may have been accepted, its answer lost with the connection,
-    and something else put upon it since.
+    and something else put upon it since. One that was sent once is not asked about.
     """
+    if session.connections == connection:
+        return False
     reply = session.ask(History(record.owner, record.file_id, record.rev))
     if isinstance(reply, Error) and reply.code == "not-found":
         return False
@@ -134,7 +137,7 @@ def change_file(
         if reply.code != "conflict" or reply.head is None:
             session.renew(reply)
             continue
-        if session.connections != connection and landed(session, record, body):
+        if landed(session, connection, record, body):
             return record, body
         file = session.learn(reply.head, record.file_id, known_file(file))
     raise ConflictError("others keep changing the file", "run the command again")

@@ -57,7 +57,7 @@ class Moves:
                 file, file_id = find_living(session, name), session.file_id(to)
                 target = session.find(file_id)
                 continue
-            if session.connections != connection and landed(session, move.record, move.body):
+            if landed(session, connection, move.record, move.body):
                 return self._moved(move, file)
             shown = FileRecord.parse((reply.head.head or reply.head.content).record).file_id
             if shown == file.file_id:
@@ -82,7 +82,7 @@ class Moves:
         elif reply.code != "conflict":
             session.renew(reply)
             raise ConflictError("the keys were rotated meanwhile", "run the command again")
-        elif session.connections == connection or not landed(session, move.record, move.body):
+        elif not landed(session, connection, move.record, move.body):
             raise ConflictError("the file was changed meanwhile", "run the command again")
         self._moved(move, file)
         arrived = move.request.changes[0]

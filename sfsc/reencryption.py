@@ -17,6 +17,7 @@ from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import REENCRYPT, FileRecord
 from protocol.values import Value
+from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, content_record
@@ -34,13 +35,13 @@ _Done = TypeVar("_Done")
 
 class Anew(Value):
     """The content of a version under a fresh key, but for its record; `build` makes the request
-    that stores it, of (record, signature, wraps)."""
+    that stores it."""
 
     blob: Blob
     key: ContentKey
     sealed: bytes
     root: bytes
-    build: Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+    build: Build
 
 
 class Stored(Value):
@@ -105,10 +106,8 @@ def store(
     if not isinstance(reply, Error):
         session.proven(answered(reply, Done).receipt, record, body, signature)
         session.join()
-    elif (
-        reply.code not in ("conflict", "upload-lost")
-        or session.connections == connection
-        or not landed(session, record, body)
+    elif reply.code not in ("conflict", "upload-lost") or not landed(
+        session, connection, record, body
     ):
         if reply.code == "upload-lost":
             raise UploadLost

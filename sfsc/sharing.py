@@ -252,11 +252,7 @@ class Sharing:
         if not isinstance(reply, Error):
             receipt = answered(reply, Done).receipt
             session.proven(receipt, record, body, attempt.request.signature)
-        elif not (
-            reply.code == "conflict"
-            and session.connections != attempt.connection
-            and landed(session, record, body)
-        ):
+        elif not (reply.code == "conflict" and landed(session, attempt.connection, record, body)):
             return None
         file = attempt.file
         session.state.remember_file(KnownFile.of(record, body, file.version), None)
