@@ -22,7 +22,7 @@ from sfsc.refusals import answered, refusal
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
 from sfsc.verified import verifying
-from sfsc.window import Window
+from sfsc.window import Window, pages
 
 
 class _Deletion(Value):
@@ -148,24 +148,13 @@ class Files:
     def _pages(self, since: int) -> Iterator[Listing]:
         """All pages of what changed in the log from `since` on. The server is asked for the next
         before one is given: it makes that while this one is taken up."""
-        session, after = self._session, ""
-        window = Window[None](session)
-        try:
-            page = session.call(List(after, MAX_PAGE, since), Listing)
-            while page.next:
-                if page.next <= after:
-                    raise ProtocolFailure("the server's listing goes round in circles")
-                after = page.next
-                asked = List(after, MAX_PAGE, since)
-                window.send(None, asked)
-                yield page
-                _, reply = window.take()
-                if isinstance(reply, Error):  # as of keys that were rotated meanwhile
-                    reply = session.ask(asked)
-                page = answered(reply, Listing)
-            yield page
-        finally:
-            window.abandon()
+
+        def more(asked: List, page: Listing) -> List | None:
+            if page.next and page.next <= asked.after:
+                raise ProtocolFailure("the server's listing goes round in circles")
+            return List(page.next, MAX_PAGE, since) if page.next else None
+
+        return pages(self._session, List("", MAX_PAGE, since), Listing, more)
 
     def _take_up(self, views: Sequence[FileView], known: dict[str, tuple[int, bytes]]) -> None:
         session, files = self._session, list[File]()

@@ -4,18 +4,21 @@ things to ask for does not wait for each."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from protocol.messages import Reply, Request
+from protocol.messages import Error, Reply, Request
 from sfsc.errors import ProtocolFailure, SfscError
+from sfsc.refusals import answered
 from sfsc.session import Session
 from sfsc.transport import MAX_REQUESTS, Ticket
 
 Skip = Callable[[str, SfscError], None]
 """Told of each of many that could not be done, by its path or name, and why."""
 _Item = TypeVar("_Item")
+_Request = TypeVar("_Request", bound=Request)
+_Page = TypeVar("_Page", bound=Reply)
 
 
 @dataclass(slots=True)
@@ -121,3 +124,28 @@ class Window(Generic[_Item]):
                 waiting.ticket = None
             self._unsent = deque(self._waiting)
             self._connection = self._session.connections
+
+
+def pages(
+    session: Session,
+    first: _Request,
+    kind: type[_Page],
+    more: Callable[[_Request, _Page], _Request | None],
+) -> Iterator[_Page]:
+    """The answers to `first` and to all that `more` makes of a request and the page it brought,
+    None for the last: each is asked for while the page before is worked on. Raises what `more`
+    does, and what an `Error` stands for."""
+    window = Window[_Request](session)
+    try:
+        window.send(first, first)
+        while window:
+            asked, reply = window.take()
+            if isinstance(reply, Error):
+                reply = session.ask(asked)  # where keys were rotated since, with the new ones
+            page = answered(reply, kind)
+            if (following := more(asked, page)) is not None:
+                window.send(following, following)
+                session.transport.push()
+            yield page
+    finally:
+        window.abandon()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.messages import Error
 from protocol.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
 from sfsc.errors import ProtocolFailure
-from sfsc.refusals import answered
 from sfsc.session import Session
-from sfsc.window import Window
+from sfsc.window import pages
 
 _FIRST: Final = 32
 """Wraps in the first page, which nobody has other work to wait beside."""
@@ -19,19 +17,12 @@ _FIRST: Final = 32
 def wrap_items(session: Session) -> Iterator[WrapItem]:
     """All versions, by owner, file_id and number; each page is asked for while the one before is
     worked on. Nothing of it is verified. Raises `ProtocolFailure` for a list without an end."""
-    window = Window[GetWraps](session)
-    try:
-        window.send(first := GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True), first)
-        while window:
-            asked, reply = window.take()
-            if isinstance(reply, Error):
-                reply = session.ask(asked)  # where keys were rotated since, with the new ones
-            page = answered(reply, WrapsPage)
-            if page.next:
-                if page.next == asked.after:
-                    raise ProtocolFailure("the server's wraps go round in circles")
-                window.send(more := GetWraps(page.next, MAX_BATCH, all_of_them=True), more)
-                session.transport.push()
-            yield from page.items
-    finally:
-        window.abandon()
+
+    def more(asked: GetWraps, page: WrapsPage) -> GetWraps | None:
+        if page.next and page.next == asked.after:
+            raise ProtocolFailure("the server's wraps go round in circles")
+        return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
+
+    first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
+    for page in pages(session, first, WrapsPage, more):
+        yield from page.items
