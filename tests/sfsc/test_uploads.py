@@ -40,6 +40,7 @@ from sfsc.pieces import MAX_BEGINNINGS, Sending
 from sfsc.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
+from sfsc.transport import MAX_WINDOW
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
@@ -180,9 +181,11 @@ def test_a_server_that_forgets_between_pieces(server: Simulator, session: Sessio
         del server.uploads[request.upload][PIECE:]  # type: ignore[attr-defined]
         raise Drop
 
-    server.spoil = once(Data, forget, nth=12)
+    # Pieces are let go of only when the ring is full: by then two more than the server keeps.
+    ring = MAX_WINDOW // PIECE
+    server.spoil = once(Data, forget, nth=ring + 2)
     with pytest.raises(ProtocolFailure):
-        put(session, bytes(16 * PIECE))
+        put(session, bytes((ring + 8) * PIECE))
 
 
 def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
