@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from protocol.encoding import Buffer
+from protocol.lending import Lender
 from protocol.merkle import leaf_hash
 from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
@@ -42,22 +43,6 @@ class UploadLost(Exception):
     """The server no longer has what was uploaded: the file must begin again, under a new key."""
 
 
-class Buffers:
-    """Memory for pieces that is used again; fresh pages would cost as much as encrypting them."""
-
-    def __init__(self) -> None:
-        self._free: list[bytearray] = []
-
-    def take(self, size: int) -> bytearray:
-        """A buffer of at least `size` ≤ 1 MiB bytes."""
-        return self._free.pop() if self._free else bytearray(max(size, PIECE))
-
-    def give(self, piece: memoryview) -> None:
-        """Nobody looks at `piece` any more."""
-        if isinstance(piece.obj, bytearray):
-            self._free.append(piece.obj)
-
-
 @dataclass(slots=True)
 class _Sent:
     offset: int
@@ -75,7 +60,7 @@ class Workshop(Closing):
     interpreter lock) while the caller reads and sends, and the memory of pieces."""
 
     def __init__(self) -> None:
-        self.buffers = Buffers()
+        self.memory = Lender(PIECE, keep=_RING)
         self.maker = ThreadPoolExecutor(1, "sfsc-make")
 
     def close(self) -> None:
@@ -94,33 +79,41 @@ class Sending:
         self._session = session
         self._upload = upload
         self._offset = 0
-        self._making: deque[tuple[memoryview, Future[tuple[memoryview, bytes]]]] = deque()
+        self._making: deque[Future[tuple[memoryview, bytes]]] = deque()
         self._ring: deque[_Sent] = deque()
         self._leaves: list[bytes] = []
-        self._buffers = workshop.buffers
+        self._memory = workshop.memory
         self._maker = workshop.maker
         self._connection = session.connections
 
     def send(self, encryptor: Encryptor, source: Source) -> None:
         """Encrypt all that `source` holds, and send it; waits only while the ring is full."""
-        for portion, last in encryptor.portions(source, self._buffers.take):
-            memory = self._buffers.take(PIECE)
-            made = self._maker.submit(_made, encryptor, portion, last, memory)
-            self._making.append((portion, made))
+        for portion, last in encryptor.portions(source, self._allocate):
+            self._making.append(self._maker.submit(self._made, encryptor, portion, last))
             if len(self._making) > _AHEAD:
                 self._send_oldest()
         while self._making:
             self._send_oldest()
 
     def _send_oldest(self) -> None:
-        portion, made = self._making.popleft()
-        piece, leaf = made.result()
-        self._buffers.give(portion)
+        piece, leaf = self._making.popleft().result()
         while len(self._ring) >= _RING:
             self._surviving(self._collect)
         self._ring.append(_Sent(self._offset, piece, leaf))
         self._offset += len(piece)
         self._surviving(self._submit)
+
+    def _made(
+        self, encryptor: Encryptor, portion: memoryview, last: bool
+    ) -> tuple[memoryview, bytes]:
+        """The next piece and its leaf hash: on the one thread that makes pieces, so in order. What
+        was just written is still in that core's cache when it is hashed."""
+        piece = encryptor.seal(portion, last=last, allocate=self._allocate)
+        return piece, leaf_hash(piece)
+
+    def _allocate(self, _size: int) -> memoryview:
+        """For a segment or its piece, neither of which is longer than 1 MiB."""
+        return self._memory.lend()
 
     @property
     def under_way(self) -> int:
@@ -208,7 +201,6 @@ class Sending:
             done = self._ring.popleft()
             self._session.progress.advance(len(done.piece))
             self._leaves.append(done.leaf)
-            self._buffers.give(done.piece)
 
     def __enter__(self) -> Self:
         return self
@@ -227,15 +219,6 @@ class Sending:
         with contextlib.suppress(NetworkError):
             self.abandon()
             answered(self._session.transport.call(PutAbort(self._upload), _ABORT_SECONDS), Aborted)
-
-
-def _made(
-    encryptor: Encryptor, portion: memoryview, last: bool, memory: bytearray
-) -> tuple[memoryview, bytes]:
-    """The next piece, in `memory`, and its leaf hash: on the one thread that makes pieces, so in
-    order. What was just written is still in that core's cache when it is hashed."""
-    piece = encryptor.seal(portion, last=last, allocate=lambda _size: memory)
-    return piece, leaf_hash(piece)
 
 
 class Opener:
@@ -279,7 +262,7 @@ class Fetching:
         self._next = 1 if self._has_first else 0
         self._asked: deque[tuple[int, Ticket | None]] = deque()
         self._connection = session.connections
-        self._buffers = Buffers()
+        self._memory = Lender(PIECE, keep=2 * _AHEAD)
 
     def ask_ahead(self) -> None:
         """Ask for as many pieces as are under way at once, before `segments` comes to them."""
@@ -300,12 +283,12 @@ class Fetching:
         self._asked.clear()
 
     def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
-        """All plaintext in order, a segment at a time, each valid until the next is asked for; or
-        in memory that `allocate` gave, as `Decryptor.open`: on another thread, but in order.
+        """All plaintext in order, a segment at a time, in memory that is used again when nobody
+        looks at it; or that `allocate` gave, as `Decryptor.open`: on another thread, but in order.
 
         Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
         """
-        memory = allocate or self._buffers.take
+        memory = allocate or (lambda _size: self._memory.lend())
         if self._opener.segment_count == 1:
             # There is nothing to do meanwhile: a thread would cost more than the work.
             for index, piece in self._pieces():
@@ -317,16 +300,11 @@ class Fetching:
                 for index, piece in self._pieces():
                     opening.append(opener.submit(self._opener.open, index, piece, memory))
                     if len(opening) > _AHEAD:
-                        yield from self._opened(opening.popleft())
+                        yield opening.popleft().result()
                 while opening:
-                    yield from self._opened(opening.popleft())
+                    yield opening.popleft().result()
             finally:
                 self.abandon()
-
-    def _opened(self, future: Future[memoryview]) -> Iterator[memoryview]:
-        plaintext = future.result()
-        yield plaintext
-        self._buffers.give(plaintext)
 
     def _pieces(self) -> Iterator[tuple[int, Buffer]]:
         if self._has_first:
