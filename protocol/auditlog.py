@@ -13,11 +13,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field
 from typing import Any, NoReturn
 
 from protocol.errors import LogError
-from protocol.values import Value
+from protocol.values import Value, field
 
 GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
 """32 bytes: what the first entry follows."""

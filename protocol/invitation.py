@@ -13,11 +13,10 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import field
 
 from protocol.errors import MessageError
 from protocol.names import check_user_name
-from protocol.values import Value
+from protocol.values import Value, field
 
 MAX_INVITATION = 1024
 """Characters of the longest invitation."""

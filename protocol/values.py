@@ -8,17 +8,26 @@ first one is built.
 Source text is generated here, and it is safe: all that varies in it are names of classes and
 fields, which Python itself took for identifiers in our own modules, and whole numbers. Defaults,
 types and checks are never written into the text but bound to names.
+
+The library's module is loaded by whoever asks for what only it has: with what it loads itself it
+is a tenth of what a client takes to start.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    import dataclasses
+
+__all__ = ["Mutable", "Source", "Value", "ValueType", "changed", "contents", "field"]
 
 _Value = TypeVar("_Value", bound="Value")
+_ABSENT: Any = object()
+"""Where nothing was stated."""
 
 
 class Source:
@@ -56,7 +65,26 @@ class Source:
         return made
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+class Spec:
+    """What is known of a field beside its type."""
+
+    __slots__ = ("default", "factory", "shown")
+
+    def __init__(self, default: Any, factory: Any, *, shown: bool) -> None:
+        self.default = default
+        self.factory = factory
+        self.shown = shown
+
+
+_PLAIN = Spec(_ABSENT, _ABSENT, shown=True)
+
+
+def field(*, default: Any = _ABSENT, default_factory: Any = _ABSENT, repr: bool = True) -> Any:  # noqa: A002
+    """As ``dataclasses.field``, for the body of a `Value` or a `Mutable`."""
+    return Spec(default, default_factory, shown=repr)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class ValueType(type):
     """Gives a class a slot for each annotation in its body that is not a ClassVar."""
 
@@ -65,7 +93,7 @@ class ValueType(type):
     ) -> ValueType:
         if "__init__" in namespace:
             raise TypeError(f"{name}: a value's __init__ is made, not written")
-        specs: dict[str, dataclasses.Field[Any]] = {}
+        specs: dict[str, Spec] = {}
         for base in bases:
             specs |= getattr(base, "__specs__", {})
         own = [
@@ -74,7 +102,7 @@ class ValueType(type):
             if not str(hint).removeprefix("typing.").startswith("ClassVar")
         ]
         for field in own:
-            specs[field] = _spec(namespace.pop(field, dataclasses.MISSING))
+            specs[field] = _spec(namespace.pop(field)) if field in namespace else _PLAIN
         namespace["__slots__"] = (*namespace.get("__slots__", ()), *own)
         namespace["__specs__"] = specs
         namespace["__match_args__"] = tuple(specs)
@@ -82,24 +110,23 @@ class ValueType(type):
         return super().__new__(mcs, name, bases, namespace, **options)
 
 
-def _spec(stated: Any) -> dataclasses.Field[Any]:
-    """What a class body gives a field: nothing, a default, or ``dataclasses.field(…)``."""
-    if isinstance(stated, dataclasses.Field):
-        if not (stated.init and stated.compare):
-            raise TypeError("a field of a value is always given and always compared")
+def _spec(stated: Any) -> Spec:
+    """What a class body gives a field: a default, or ``field(…)``."""
+    if isinstance(stated, Spec):
         return stated
-    spec: dataclasses.Field[Any] = dataclasses.field(default=stated)
-    return spec
+    if type(stated).__module__ == "dataclasses":
+        raise TypeError("a field of a value is stated by the field() of this module")
+    return Spec(stated, _ABSENT, shown=True)
 
 
-def _first_init(self: Value, *args: Any, **keywords: Any) -> None:
+def _first_init(self: Value | Mutable, *args: Any, **keywords: Any) -> None:
     """Stands in every class until the first is built. Two threads may compile the same."""
     cls = type(self)
     cls.__init__ = _compiled_init(cls)  # type: ignore[method-assign]
     cls.__init__(self, *args, **keywords)
 
 
-def _compiled_init(cls: type[Value]) -> Callable[..., None]:
+def _compiled_init(cls: type[Value | Mutable]) -> Callable[..., None]:
     """``__init__`` of `cls`: its checks, then every slot set, then ``__post_init__``.
 
     Slots are set past ``__setattr__``, which refuses. Setting them by ``object.__setattr__`` is
@@ -108,16 +135,17 @@ def _compiled_init(cls: type[Value]) -> Callable[..., None]:
     source = Source()
     parameters = ["self"]
     for name, spec in cls.__specs__.items():
-        if spec.default_factory is not dataclasses.MISSING:
-            absent = source.bind(dataclasses.MISSING)
+        if spec.factory is not _ABSENT:
+            absent = source.bind(_ABSENT)
             parameters.append(f"{name}={absent}")
             source.add(0, f"if {name} is {absent}:")
-            source.add(1, f"{name} = {source.bind(spec.default_factory)}()")
-        elif spec.default is not dataclasses.MISSING:
+            source.add(1, f"{name} = {source.bind(spec.factory)}()")
+        elif spec.default is not _ABSENT:
             parameters.append(f"{name}={source.bind(spec.default)}")
         else:
             parameters.append(name)
-    cls.write_checks(source)
+    if issubclass(cls, Value):
+        cls.write_checks(source)
     for name in cls.__specs__:
         source.add(0, f"{source.bind(object.__setattr__)}(self, {name!r}, {name})")
     if hasattr(cls, "__post_init__"):
@@ -134,9 +162,12 @@ class _Fields:
         self._made: dict[type, dict[str, dataclasses.Field[Any]]] = {}
 
     def __get__(self, _: Value | None, cls: type[Value]) -> Mapping[str, dataclasses.Field[Any]]:
+        import dataclasses
+
         found = self._made.get(cls)
         if found is None:
-            stated = [(name, Any, _copied(spec)) for name, spec in cls.__specs__.items()]
+            specs = cls.__specs__.items()
+            stated = [(name, Any, _as_the_library_has_it(spec)) for name, spec in specs]
             # Nothing is compiled for this twin; it is made for the fields that the library makes.
             twin: Any = dataclasses.make_dataclass(
                 cls.__name__, stated, init=False, repr=False, eq=False, namespace={"__doc__": ""}
@@ -145,33 +176,43 @@ class _Fields:
         return found
 
 
-def _copied(spec: dataclasses.Field[Any]) -> Any:
-    """A field can be put into one class only."""
-    if spec.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=spec.default_factory, repr=spec.repr)
-    return dataclasses.field(default=spec.default, repr=spec.repr)
+def _as_the_library_has_it(spec: Spec) -> Any:
+    import dataclasses
+
+    if spec.factory is not _ABSENT:
+        return dataclasses.field(default_factory=spec.factory, repr=spec.shown)
+    if spec.default is not _ABSENT:
+        return dataclasses.field(default=spec.default, repr=spec.shown)
+    return dataclasses.field(repr=spec.shown)
 
 
 class Value(metaclass=ValueType):
     """Base of frozen values. Fields are the annotations of the class body, as in a dataclass.
 
     Equal are two of the same class with equal fields. ``dataclasses.replace``, ``fields`` and
-    ``asdict`` work; a field of ``dataclasses.field(repr=False)`` does not show.
+    ``asdict`` work; what is stated as ``field(repr=False)`` does not show.
     """
 
-    __specs__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    __specs__: ClassVar[dict[str, Spec]]
     __match_args__: ClassVar[tuple[str, ...]]
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]] = _Fields()  # type: ignore[assignment]
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    else:
+        __dataclass_fields__ = _Fields()
 
     @classmethod
     def write_checks(cls, source: Source) -> None:
         """Add to ``__init__`` what refuses wrong values; here nothing."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        from dataclasses import FrozenInstanceError
+
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        from dataclasses import FrozenInstanceError
+
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -182,7 +223,7 @@ class Value(metaclass=ValueType):
         return hash(contents(self))
 
     def __repr__(self) -> str:
-        shown = [name for name, spec in type(self).__specs__.items() if spec.repr]
+        shown = [name for name, spec in type(self).__specs__.items() if spec.shown]
         fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
         return f"{type(self).__qualname__}({fields})"
 
@@ -205,7 +246,23 @@ def _reader(cls: type[Value]) -> Callable[[Value], tuple[object, ...]]:
     return lambda value: tuple([getattr(value, name) for name in names])
 
 
-def changed(value: _Value, **fields: object) -> _Value:
-    """As ``dataclasses.replace``, at a third of its time."""
-    found = dict(zip(value.__match_args__, contents(value), strict=True))
-    return type(value)(**(found | fields))
+if TYPE_CHECKING:
+    from dataclasses import replace as changed
+else:
+
+    def changed(value: _Value, **fields: object) -> _Value:
+        """As ``dataclasses.replace``, at a third of its time, and checked by mypy as that is."""
+        found = dict(zip(value.__match_args__, contents(value), strict=True))
+        return type(value)(**(found | fields))
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
+class MutableType(ValueType):
+    """As `ValueType`, for type checkers: fields can be set."""
+
+
+class Mutable(metaclass=MutableType):
+    """Base of classes that are made and compiled as a `Value` is, and whose fields change. Equal is
+    each to itself only."""
+
+    __specs__: ClassVar[dict[str, Spec]]

@@ -89,14 +89,20 @@ __all__ = [
 _ERRORS = frozenset(name for name in __all__ if name in globals())
 
 
-def __getattr__(name: str) -> object:
-    """What needs the cryptography is loaded when first used: help and mistakes do without."""
-    if name == "connect":  # loads the rest by itself, while it unlocks
-        from sfsc.entrance import connect
+if not TYPE_CHECKING:  # to type checkers it would say that there is every name
 
-        return connect
-    if name in __all__ and name not in _ERRORS:
-        from sfsc import client
+    def __getattr__(name: str) -> object:
+        """What needs the cryptography is loaded when first used: help and mistakes do without."""
+        if name == "connect":  # loads the rest by itself, while it unlocks
+            from sfsc.entrance import connect
 
-        return getattr(client, name)
-    raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
+            return connect
+        if name in __all__ and name not in _ERRORS:
+            from sfsc import client
+
+            return getattr(client, name)
+        raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,46 +9,29 @@ from typing import TYPE_CHECKING
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
 from protocol.signatures import SigningKey
-from protocol.values import Value
 from sfsc import enrolment, recovery
-from sfsc.adoption import Opener, TakingBack, adopt, link_of
+from sfsc.adoption import Opener, TakingBack, adopt
 from sfsc.codes import RecoveryCode
-from sfsc.errors import KeyringMissing, UsageError
+from sfsc.errors import UsageError
 from sfsc.home import (
     Home,
     Passphrase,
     check_no_keyring,
     folder,
+    new_passphrase,
     open_state,
     stated_passphrase,
     unlock,
     unlock_file,
 )
-from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey
 from sfsc.recovery import Link
 from sfsc.rotation import Rotated
+from sfsc.who import Whoami, current_of, link_of, whoami_of
 from sfsc.window import Skip
-from sfsc.words import words
 
 if TYPE_CHECKING:
     from sfsc.pem import PemKeys
-
-
-class Whoami(Value):
-    """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
-
-    user: str
-    address: str
-    server_id: bytes
-    fingerprint: bytes
-    generation: int
-    key_type: str
-
-    @property
-    def words(self) -> list[str]:
-        """The fingerprint, a word for each byte."""
-        return words(self.fingerprint)
 
 
 def enrol(
@@ -177,9 +160,7 @@ def export_pem(
     from sfsc.pem import export_pem as export
 
     keyring = unlock(folder(home), passphrase).contents
-    keys = keyring.current
-    if keys is None:
-        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+    keys = current_of(keyring)
     wrapping = PrivateKey(keys.wrap_alg, keys.wrap_private)
     lock = None if no_passphrase else new_passphrase(pem_passphrase)
     return export(link_of(keyring), keys.generation, keys.sign_seed, wrapping, lock)
@@ -213,29 +194,6 @@ def _link(text: str) -> AccountLink:
         raise UsageError(str(exc), "it stands beside the recovery code") from exc
 
 
-def new_passphrase(passphrase: Passphrase) -> str:
-    """The passphrase of a new file. Raises `UsageError` where none is named."""
-    stated = stated_passphrase(passphrase)
-    if stated is None:
-        raise UsageError("a new key file needs a passphrase", "or say that there shall be none")
-    return stated
-
-
 def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
     """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
     return whoami_of(unlock(folder(home), passphrase).contents)
-
-
-def whoami_of(keyring: Keyring) -> Whoami:
-    """Who a keyring is. Raises `KeyringMissing` before the enrolment."""
-    current = keyring.current
-    if current is None:
-        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
-    return Whoami(
-        user=keyring.user,
-        address=keyring.addresses[0],
-        server_id=keyring.server_id,
-        fingerprint=keyring.first,
-        generation=current.generation,
-        key_type=current.wrap_alg,
-    )

@@ -7,12 +7,12 @@ and the log must continue the checkpoint that the account has seen elsewhere.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol.invitation import AccountLink, parse_address
+from protocol.invitation import AccountLink
 from protocol.messages import session as opening
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.messages.rotation import GetBundle, SealedBundle
@@ -156,7 +156,7 @@ class _Opened(Value):
         return cls(chain, bundle)
 
     def keyring(self, link: AccountLink) -> Keyring:
-        device = Device(secrets.token_bytes(16), PrivateKey.generate(XWING).encoded)
+        device = Device(os.urandom(16), PrivateKey.generate(XWING).encoded)
         return Keyring(
             server_id=link.pin,
             addresses=(link.address,),
@@ -188,9 +188,3 @@ def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
 
 def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:
     return proof_in(transport.call(LogProof(CONSISTENCY, *gap)))
-
-
-def link_of(keyring: Keyring) -> AccountLink:
-    """Which account a keyring is of, for paper and for PEM files; no secret."""
-    host, port = parse_address(keyring.addresses[0])
-    return AccountLink(host, port, keyring.user, keyring.server_id, keyring.first)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import field, replace
 from typing import Self
 
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutSmall
 from protocol.records import FileRecord, Reader
-from protocol.values import Value
+from protocol.values import Value, changed, field
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import ConflictError
@@ -209,7 +208,7 @@ class Attempts:
         file_id = self._session.file_id(content.name)
         if file_id != content.file_id and not isinstance(attempt.request, PutSmall):
             raise UploadLost
-        return replace(content, file_id=file_id)
+        return changed(content, file_id=file_id)
 
     def _stored(self, attempt: Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.auditlog import Entry
+from protocol.auditlog import Entry, parse
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.files import MAX_PAGE, List, Listing
 from protocol.messages.log import CONSISTENCY, LogProof
@@ -13,6 +13,7 @@ from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
 from protocol.values import Value
+from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.refusals import proof_in
@@ -170,6 +171,14 @@ class Audit:
                 )
             session.trust.check_continues(theirs, self._consistency(theirs.size))
         return theirs.size, ours.size
+
+    def proof_of(self, put: Put) -> bytes:
+        """A C2SP tlog-proof that the log has what was put; see `proof`."""
+        receipt = put.receipt
+        if receipt is None:
+            return self.proof(put.record, FileRecord.parse(put.record).seen[0])
+        seq = parse(receipt.line).seq
+        return TlogProof(seq, receipt.line, receipt.inclusion, receipt.checkpoint).encode()
 
     def proof(self, body: bytes, since: int) -> bytes:
         """A C2SP tlog-proof of the entry that has the record `body`, which was made when the log

@@ -1,22 +1,15 @@
-"""The library's face: how a `Store` is opened, what needs none, and the names of all of it."""
+"""The library's face: how a `Store` is opened, what needs none, and the names of all of it.
+
+What every program needs that opens a store is loaded with this. A name of what few programs need
+is there too, and loads it when it is first used.
+"""
 
 from __future__ import annotations
 
-from sfsc import proofs
-from sfsc.accounts import (
-    Whoami,
-    enrol,
-    export_pem,
-    import_pem,
-    new_recovery_code,
-    recover,
-    restore,
-    take_back,
-    take_back_plan,
-    whoami,
-)
+import importlib
+from typing import TYPE_CHECKING, Final
+
 from sfsc.attempts import Put
-from sfsc.audit import Event
 from sfsc.downloads import Got
 from sfsc.entrance import connect
 from sfsc.folders import Folder
@@ -29,16 +22,31 @@ from sfsc.home import (
     unlock,
 )
 from sfsc.identity import Entry
-from sfsc.inbox import Shared
 from sfsc.people import Person, parse_fingerprint
-from sfsc.proofs import Proven
-from sfsc.recovery import Link
-from sfsc.rotation import Plan, Rotated
 from sfsc.session import Session
-from sfsc.sharing import Grant
 from sfsc.store import Status, Store
-from sfsc.versions import ExportedKey, Revision
-from sfsc.words import words
+from sfsc.who import Whoami
+
+if TYPE_CHECKING:
+    from sfsc.accounts import (
+        enrol,
+        export_pem,
+        import_pem,
+        new_recovery_code,
+        recover,
+        restore,
+        take_back,
+        take_back_plan,
+        whoami,
+    )
+    from sfsc.audit import Event
+    from sfsc.inbox import Shared
+    from sfsc.proofs import Proven
+    from sfsc.recovery import Link
+    from sfsc.rotation import Plan, Rotated
+    from sfsc.sharing import Grant
+    from sfsc.versions import ExportedKey, Revision
+    from sfsc.words import words
 
 __all__ = [
     "Entry",
@@ -74,10 +82,49 @@ __all__ = [
     "words",
 ]
 
+_LATER: Final = {
+    "Event": "audit",
+    "ExportedKey": "versions",
+    "Grant": "sharing",
+    "Link": "recovery",
+    "Plan": "rotation",
+    "Proven": "proofs",
+    "Revision": "versions",
+    "Rotated": "rotation",
+    "Shared": "inbox",
+    "enrol": "accounts",
+    "export_pem": "accounts",
+    "import_pem": "accounts",
+    "new_recovery_code": "accounts",
+    "recover": "accounts",
+    "restore": "accounts",
+    "take_back": "accounts",
+    "take_back_plan": "accounts",
+    "whoami": "accounts",
+    "words": "words",
+}
+"""Where each name is that the type checker is told of above."""
+
+
+if not TYPE_CHECKING:  # to type checkers it would say that there is every name
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"sfsc.{_LATER[name]}"), name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
     """Verify a file of `Store.proof_of` without the server, and without a key of the account: by
     the log keys that `home` has seen, or by `vkey` (C2SP). Raises `BadReceipt`."""
+    from sfsc import proofs
+
     if vkey is not None:
         return proofs.check(data, [proofs.verifier_of(vkey)])
     return proofs.check(data, proofs.known_verifiers(state_path(folder(home))))

@@ -11,12 +11,11 @@ import binascii
 import hashlib
 import hmac
 import os
-from dataclasses import field
 from typing import Final, Self
 
 from protocol.records import RecoveryKey
 from protocol.signatures import SigningKey
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.errors import UsageError
 from sfsc.primitives import XWING, PrivateKey, recovery_keys
 

@@ -7,13 +7,12 @@ is kept in the keyring before it is sent: a rerun sends the very same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import secrets
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from protocol import chain as rules
 from protocol.messages import Done, Error, Receipt
@@ -21,8 +20,7 @@ from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
-from protocol.values import Value
-from sfsc.codes import RecoveryCode
+from protocol.values import Value, changed
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
@@ -31,6 +29,9 @@ from sfsc.primitives import XWING, PrivateKey, PublicKey
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
 from sfsc.trust import Sent
+
+if TYPE_CHECKING:
+    from sfsc.codes import RecoveryCode
 
 MAX_CONFLICTS: Final = 16
 """How often another machine may be faster."""
@@ -89,12 +90,10 @@ class Devices:
         if path.exists():
             raise LocalError(f"there is a file {path} already", "name another one")
         key = PrivateKey.generate(XWING)
-        device = Device(secrets.token_bytes(16), key.encoded)
+        device = Device(os.urandom(16), key.encoded)
         public = key.public.encoded
         self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
-        KeyringFile.create(
-            path, dataclasses.replace(self._keyring, device=device, pending=None), passphrase
-        )
+        KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)
 
     def has_recovery(self) -> bool:
         """Whether the account has a recovery code."""
@@ -150,7 +149,7 @@ class Devices:
             pending = keyring.pending
             if pending is not None and pending.statement in chain:
                 pending = None  # it was accepted, and the answer lost
-            self._file.save(dataclasses.replace(keyring, statements=chain, pending=pending))
+            self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use(self._keyring)
         if head.oldest == head.generation and _has_old_keys(self._keyring):
             self.drop_old_keys()
@@ -179,13 +178,13 @@ class Devices:
             renewed = _with_begun(keyring, pending, pending.keys)
         else:
             chain, bundle = self._newest_bundle(chain)
-            renewed = dataclasses.replace(
+            renewed = changed(
                 keyring,
                 generations=bundle.generations,
                 name_keys=bundle.name_keys,
                 pins=_pins(keyring.pins, bundle.pins),
             )
-        self._file.save(dataclasses.replace(renewed, statements=chain, pending=None))
+        self._file.save(changed(renewed, statements=chain, pending=None))
         session.use(self._keyring)
         session.reconnect()
         return Statement.parse(chain[-1])
@@ -214,9 +213,7 @@ class Devices:
             raise BadRecord("the account's bundle does not hold the present keys alone")
         if bundle.name_keys != keyring.name_keys[-1:]:
             raise BadRecord("the account's bundle does not hold the present name key alone")
-        renewed = dataclasses.replace(
-            keyring, generations=bundle.generations, name_keys=bundle.name_keys
-        )
+        renewed = changed(keyring, generations=bundle.generations, name_keys=bundle.name_keys)
         self._file.save(renewed)
         self._session.use(self._keyring)
 
@@ -245,7 +242,7 @@ class Devices:
         if pending.keys is not None:
             keyring = _with_begun(keyring, pending, pending.keys)
         statements = (*keyring.statements, pending.statement)
-        accepted = dataclasses.replace(keyring, statements=statements, pending=None)
+        accepted = changed(keyring, statements=statements, pending=None)
         try:
             self._file.save(accepted)
         except ConflictError:
@@ -262,25 +259,25 @@ class Devices:
         beside the account's own key."""
         self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
-            changed = change(self.catch_up())
-            if changed is None:
+            fields = change(self.catch_up())
+            if fields is None:
                 return
-            self._begin(reason, changed, also)
+            self._begin(reason, fields, also)
             if self._send_pending():
                 return
         raise ConflictError("other machines keep changing the account", "run the command again")
 
-    def _begin(self, reason: str, changed: dict[str, object], also: SigningKey | None) -> None:
+    def _begin(self, reason: str, fields: dict[str, object], also: SigningKey | None) -> None:
         """Write the next statement, and keep it before it is sent."""
         keyring, current = self._keyring, self._keyring.current
         if current is None:
             raise LocalError("this keyring is not enrolled yet")
         before = keyring.statements[-1]
         head = Statement.parse(before)
-        draft = _next(head, before, reason, changed)
+        draft = _next(head, before, reason, fields)
         keys = (SigningKey.from_seed(current.sign_seed), *([also] if also is not None else []))
         pending = self.signed(draft, keyring.generations, keys)
-        self._file.save(dataclasses.replace(keyring, pending=pending))
+        self._file.save(changed(keyring, pending=pending))
 
     def signed(
         self,
@@ -301,7 +298,7 @@ class Devices:
             n=draft.n,
             recipients=recipients(draft),
         )
-        body = dataclasses.replace(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
+        body = changed(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
         signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
         return Pending(body, signatures, bundle, keys)
 
@@ -316,7 +313,7 @@ class Devices:
         reply = session.ask(message)
         if isinstance(reply, Error):
             if reply.code in ("conflict", "bad-request", "refused"):
-                self._file.save(dataclasses.replace(keyring, pending=None))
+                self._file.save(changed(keyring, pending=None))
             if reply.code == "conflict":
                 return False
             raise refusal(reply)
@@ -333,9 +330,7 @@ def _with_begun(keyring: Keyring, pending: Pending, keys: GenerationKeys) -> Key
     """With the generation that `pending` began, and the name keys that its bundle, our own, has."""
     own = [PrivateKey(keys.wrap_alg, keys.wrap_private)]
     bundle = open_bundle(pending.bundle, Statement.parse(pending.statement), own)
-    return dataclasses.replace(
-        keyring, generations=(*keyring.generations, keys), name_keys=bundle.name_keys
-    )
+    return changed(keyring, generations=(*keyring.generations, keys), name_keys=bundle.name_keys)
 
 
 def _pins(
@@ -353,12 +348,12 @@ def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, 
     return {"devices": (*head.devices, (device_id, public))}
 
 
-def _next(head: Statement, body: bytes, reason: str, changed: dict[str, object]) -> Statement:
+def _next(head: Statement, body: bytes, reason: str, fields: dict[str, object]) -> Statement:
     """The statement after `head`, whose exact bytes are `body`, but for its bundle."""
-    devices, recovery = changed.get("devices", head.devices), changed.get("recovery", head.recovery)
+    devices, recovery = fields.get("devices", head.devices), fields.get("recovery", head.recovery)
     if not isinstance(devices, tuple) or not isinstance(recovery, RecoveryKey | None):
         raise UsageError("a statement of a wrong form")
-    return dataclasses.replace(
+    return changed(
         head,
         n=head.n + 1,
         devices=devices,

@@ -13,14 +13,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from protocol import largefiles
 from protocol.encoding import Buffer
 from protocol.lending import PAGE, Lender
 from protocol.values import Value
 from sfsc.closing import Closing
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 PORTION: Final = 1024 * 1024
 """Bytes of the longest portion."""
@@ -51,6 +53,8 @@ class Direct(Closing):
         self._rooms: deque[_Room] = deque()
         self._written = 0
         self._rest = b""
+        from concurrent.futures import ThreadPoolExecutor
+
         self._writer = ThreadPoolExecutor(1, "sfsc-write")
         self._writing: deque[Future[None]] = deque()
 

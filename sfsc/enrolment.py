@@ -7,10 +7,9 @@ once the server was judged, and removed where the server has refused the stateme
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
-import secrets
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +20,7 @@ from protocol.messages import Error, Reply
 from protocol.messages import session as opening
 from protocol.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.signatures import Label, SigningKey
+from protocol.values import changed
 from sfsc.envelope import Bundle, seal_bundle
 from sfsc.errors import LocalError, UsageError
 from sfsc.greeting import dial, term
@@ -113,7 +113,7 @@ def _fresh(
 ) -> Keyring:
     """All keys of a new account, and its first statement, pending."""
     device_key = PrivateKey.generate("xwing")
-    device = Device(secrets.token_bytes(16), device_key.encoded)
+    device = Device(os.urandom(16), device_key.encoded)
     keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys = (new_key(),)
     bundle = seal_bundle(
@@ -203,7 +203,7 @@ def _accept(session: opening.Session, trust: Trust, file: KeyringFile) -> None:
     trust.enrolled(session, sent)
     generations = () if pending.keys is None else (pending.keys,)
     file.save(
-        dataclasses.replace(
+        changed(
             file.contents,
             statements=(pending.statement,),
             generations=generations,

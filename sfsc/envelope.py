@@ -13,7 +13,6 @@ The bundle is what a user's other devices and recovery code need to go on: see `
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +34,7 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import SigningKey
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (
@@ -90,7 +89,7 @@ class ContentKey(Value):
     """The DEK of one version's content; `fresh` for a new one, `open_wraps` for a stored one."""
 
     content_id: bytes
-    dek: bytes = dataclasses.field(repr=False)
+    dek: bytes = field(repr=False)
 
     @classmethod
     def fresh(cls) -> ContentKey:
@@ -249,7 +248,7 @@ class Bundle(Struct):
     AS_MAP: ClassVar[bool] = True
 
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
-    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
     pins: tuple[tuple[UserName, Bytes32], ...]
     checkpoint: bytes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Final
 
 from protocol.errors import MessageError
@@ -75,6 +74,8 @@ def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
 def term(limits: opening.Limits, now: int) -> tuple[int, int]:
     """(due, expires) of a key made now: the server's policy, jittered so that not all fall due on
     one day, and clamped to 1 day - 2 years, whatever a server asks for."""
+    import secrets  # with what it loads a millisecond, which only new keys are worth
+
     early = secrets.randbelow(limits.max_age * limits.jitter // 100 + 1)
     due = now + _clamp(limits.max_age - early)
     return due, max(due, now + _clamp(due - now + limits.grace))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sfsc.errors import LocalError, WrongPassphrase
+from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
 from sfsc.primitives import state_key
 
@@ -72,6 +72,14 @@ def stated_passphrase(passphrase: Passphrase) -> str | None:
             return file.read(MAX_PASSPHRASE).removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as exc:
         raise LocalError(f"cannot read the file that {PASSPHRASE_FILE} names") from exc
+
+
+def new_passphrase(passphrase: Passphrase) -> str:
+    """The passphrase of a new file. Raises `UsageError` where none is named."""
+    stated = stated_passphrase(passphrase)
+    if stated is None:
+        raise UsageError("a new key file needs a passphrase", "or say that there shall be none")
+    return stated
 
 
 def unlock(home: Path, passphrase: Passphrase) -> KeyringFile:

@@ -7,7 +7,6 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import field
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
@@ -27,7 +26,7 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring

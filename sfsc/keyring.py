@@ -22,11 +22,9 @@ profile admits that user, SYSTEM and administrators only.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import hmac
 import os
-import secrets
 import struct
 import unicodedata
 from collections.abc import Iterator
@@ -46,7 +44,7 @@ from protocol.fields import (
     UserName,
 )
 from protocol.records import MAX_RECORD, Generation, WrapAlgorithm
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,
@@ -72,9 +70,9 @@ class GenerationKeys(Struct):
     AS_MAP: ClassVar[bool] = True
 
     generation: Generation
-    sign_seed: Bytes32 = dataclasses.field(repr=False)
+    sign_seed: Bytes32 = field(repr=False)
     wrap_alg: WrapAlgorithm
-    wrap_private: Annotated[bytes, AtMost(4096)] = dataclasses.field(repr=False)
+    wrap_private: Annotated[bytes, AtMost(4096)] = field(repr=False)
 
 
 class Device(Struct):
@@ -83,7 +81,7 @@ class Device(Struct):
     AS_MAP: ClassVar[bool] = True
 
     device_id: Bytes16
-    xwing_private: Annotated[bytes, Exactly(96)] = dataclasses.field(repr=False)
+    xwing_private: Annotated[bytes, Exactly(96)] = field(repr=False)
 
 
 class Pending(Struct):
@@ -97,7 +95,7 @@ class Pending(Struct):
 
     statement: _Statement
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
-    bundle: Annotated[bytes, AtMost(64 * 1024)] = dataclasses.field(repr=False)
+    bundle: Annotated[bytes, AtMost(64 * 1024)] = field(repr=False)
     keys: GenerationKeys | None
 
 
@@ -118,7 +116,7 @@ class Keyring(Struct):
     first: Bytes32
     statements: Annotated[tuple[_Statement, ...], AtMost(8192)]
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
-    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = dataclasses.field(repr=False)
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
     device: Device
     pending: Pending | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
@@ -159,11 +157,11 @@ class _Lock(Value):
     """A header, and the key that it and the passphrase give."""
 
     header: bytes
-    key: bytes = dataclasses.field(repr=False)
+    key: bytes = field(repr=False)
 
     @classmethod
     def make(cls, passphrase: str | None, cost: Cost) -> _Lock:
-        salt = secrets.token_bytes(16)
+        salt = os.urandom(16)
         if passphrase is None:
             kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
         elif not passphrase:
@@ -314,7 +312,7 @@ def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
     stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
     if len(stored) > MAX_KEYRING:
         raise LocalError(f"a keyring of {len(stored)} bytes")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         with open(os.open(temporary, flags, 0o600), "wb") as file:

@@ -6,13 +6,12 @@ the old name, where `history` and `restore` find them.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import MOVE, FileRecord
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
@@ -87,7 +86,7 @@ class Moves:
         self._moved(move, file)
         arrived = move.request.changes[0]
         return (
-            dataclasses.replace(file, head=move.left, head_body=move.buried[0]),
+            changed(file, head=move.left, head_body=move.buried[0]),
             File(move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps),
         )
 
@@ -127,7 +126,7 @@ class _Move(Value):
     ) -> _Move:
         """To `file_id`, under another `name` where one is given."""
         key, metadata = session.account.open(file)
-        renamed = metadata if name is None else dataclasses.replace(metadata, name=name)
+        renamed = metadata if name is None else changed(metadata, name=name)
         sealed = key.seal_metadata(renamed)
         record = _moved_record(session, file, target, key, sealed, file_id)
         body = record.encode()

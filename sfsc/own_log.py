@@ -8,7 +8,6 @@ login, all before it follow, and none can be left out or put in.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from protocol import auditlog
@@ -25,6 +24,7 @@ from protocol.messages.log import (
     LogProof,
 )
 from protocol.records import FileRecord
+from protocol.values import Mutable
 from sfsc.errors import BadReceipt, BadRecord, ProtocolFailure, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
@@ -35,8 +35,7 @@ RECORDS: Final = frozenset(LOGGED_AS.values())
 """Entries of these ops hold signed records of files."""
 
 
-@dataclass(slots=True)
-class _Chain:
+class _Chain(Mutable):
     """How far an account's entries were followed: their number, and the hash of the last."""
 
     user: str

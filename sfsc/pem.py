@@ -9,7 +9,6 @@ Loads the serialization of `cryptography`, which no other command needs.
 from __future__ import annotations
 
 import re
-from dataclasses import field
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.errors import UnsupportedKey, WrongPassphrase
 from sfsc.primitives import PrivateKey
 

@@ -9,7 +9,6 @@ go to its other machines.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +17,7 @@ from protocol.errors import MessageError
 from protocol.messages.sharing import Identity, Lookup
 from protocol.names import check_user_name
 from protocol.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsc.envelope import Recipient
 from sfsc.errors import (
     BrokenChain,
@@ -188,11 +187,11 @@ class People:
             pins = [pin for pin in keyring.pins if pin[0] != person.user]
             bisect.insort(pins, (person.user, person.fingerprint))
             try:
-                self._file.save(dataclasses.replace(keyring, pins=tuple(pins)))
+                self._file.save(changed(keyring, pins=tuple(pins)))
             except ConflictError:
                 self._file.reload()  # another process of this machine was faster
                 continue
-            found = dataclasses.replace(person, pinned=True)
+            found = changed(person, pinned=True)
             self._people[person.user, person.fingerprint] = found
             return found
         raise ConflictError("other processes keep changing the keyring", "run the command again")

@@ -9,10 +9,8 @@ import contextlib
 import hmac
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from protocol.encoding import Buffer
 from protocol.lending import Lender
@@ -21,12 +19,16 @@ from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, Read
 from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
+from protocol.values import Mutable
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
 from sfsc.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.session import Session
 from sfsc.transport import MAX_WINDOW, Ticket
+
+if TYPE_CHECKING:  # loads logging and more: for what is longer than a piece
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _RING: Final = MAX_WINDOW // PIECE
 """Pieces sent and not acknowledged: all that a window has room for."""
@@ -43,8 +45,7 @@ class UploadLost(Exception):
     """The server no longer has what was uploaded: the file must begin again, under a new key."""
 
 
-@dataclass(slots=True)
-class _Sent:
+class _Sent(Mutable):
     offset: int
     piece: memoryview
     leaf: bytes
@@ -61,10 +62,20 @@ class Workshop(Closing):
 
     def __init__(self) -> None:
         self.memory = Lender(PIECE, keep=_RING)
-        self.maker = ThreadPoolExecutor(1, "sfsc-make")
+        self._maker: ThreadPoolExecutor | None = None
+
+    @property
+    def maker(self) -> ThreadPoolExecutor:
+        """Of one thread, so that what it is given is done in order."""
+        if self._maker is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._maker = ThreadPoolExecutor(1, "sfsc-make")
+        return self._maker
 
     def close(self) -> None:
-        self.maker.shutdown(cancel_futures=True)
+        if self._maker is not None:
+            self._maker.shutdown(cancel_futures=True)
 
 
 class Sending:
@@ -83,13 +94,14 @@ class Sending:
         self._ring: deque[_Sent] = deque()
         self._leaves: list[bytes] = []
         self._memory = workshop.memory
-        self._maker = workshop.maker
+        self._workshop = workshop
         self._connection = session.connections
 
     def send(self, encryptor: Encryptor, source: Source) -> None:
         """Encrypt all that `source` holds, and send it; waits only while the ring is full."""
+        maker = self._workshop.maker
         for portion, last in encryptor.portions(source, self._allocate):
-            self._making.append(self._maker.submit(self._made, encryptor, portion, last))
+            self._making.append(maker.submit(self._made, encryptor, portion, last))
             if len(self._making) > _AHEAD:
                 self._send_oldest()
         while self._making:
@@ -294,6 +306,8 @@ class Fetching:
             for index, piece in self._pieces():
                 yield self._opener.open(index, piece, allocate or bytearray)
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(1, "sfsc-open") as opener:
             opening: deque[Future[memoryview]] = deque()
             try:

@@ -13,7 +13,6 @@ import errno
 import io
 import itertools
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ class Folder(Closing):
         """Use `open`."""
         self.path = path
         self._descriptor = descriptor
-        self._random = secrets.token_hex(8)
+        self._random = os.urandom(8).hex()
         self._count = itertools.count()
 
     @classmethod

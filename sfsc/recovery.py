@@ -9,9 +9,8 @@ are kept before it is sent. From its acceptance on the rest is a rotation, which
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -21,7 +20,7 @@ from protocol.messages import Done, Error
 from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from protocol.records import Statement, record_hash
 from protocol.signatures import SigningKey
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle
@@ -260,7 +259,7 @@ class Recovery:
             for number, keys in sorted(known.items())
             if kept.get(number) == SigningKey.from_seed(keys.sign_seed).public
         )
-        return dataclasses.replace(
+        return changed(
             self._keyring,
             statements=chain,
             generations=generations,
@@ -282,7 +281,7 @@ class Recovery:
             pending, device = self._drafted(chain, first, keyring, key_type)
             # The machine's own key may be the one that was stolen: it gets another.
             self._session.state.change_key(state_key(device.xwing_private))
-            self._file.save(dataclasses.replace(keyring, device=device, pending=pending))
+            self._file.save(changed(keyring, device=device, pending=pending))
             reply = self._session.ask(
                 RotateBegin(pending.statement, pending.signatures, pending.bundle)
             )
@@ -290,7 +289,7 @@ class Recovery:
                 self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
                 self._devices.accept(pending)
                 return
-            self._file.save(dataclasses.replace(self._keyring, pending=None))
+            self._file.save(changed(self._keyring, pending=None))
             if reply.code != "conflict":
                 raise refusal(reply)
         raise ConflictError("somebody keeps continuing the account's chain", "run it again")
@@ -306,12 +305,12 @@ class Recovery:
         head = Statement.parse(before)
         base = head if first is None else Statement.parse(chain[first - 2])
         device_key = PrivateKey.generate(XWING)
-        device = Device(secrets.token_bytes(16), device_key.encoded)
+        device = Device(os.urandom(16), device_key.encoded)
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type or base.wrap_alg)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())
         due, expires = term(self._session.limits, now)
-        draft = dataclasses.replace(
+        draft = changed(
             head,
             n=head.n + 1,
             generation=keys.generation,

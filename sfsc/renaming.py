@@ -10,7 +10,6 @@ old id meanwhile is one version more to move.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
@@ -19,6 +18,7 @@ from protocol.messages import Error
 from protocol.messages.files import Stat, Stated
 from protocol.messages.rotation import WrapItem
 from protocol.records import CONTENT_OPS, PURGE, PUT, FileRecord
+from protocol.values import changed
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.envelope import content_record
@@ -246,7 +246,7 @@ class Renaming:
             raise ConflictError(_FASTER, _AGAIN)
         record, body = made
         session.state.remember_file(KnownFile.of(record, body, file.version), None)
-        return dataclasses.replace(file, head=record, head_body=body)
+        return changed(file, head=record, head_body=body)
 
 
 def _taken(records: Iterable[FileRecord], newer: Collection[str]) -> set[int]:

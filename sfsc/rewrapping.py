@@ -5,7 +5,6 @@ generation's: what a rotation does between its beginning and its end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from protocol import merkle
@@ -20,7 +19,7 @@ from protocol.messages.rotation import (
 )
 from protocol.records import record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
-from protocol.values import Value
+from protocol.values import Mutable, Value, field
 from sfsc.cores import Cores
 from sfsc.envelope import Recipient, open_wraps
 from sfsc.errors import IntegrityError
@@ -39,8 +38,7 @@ _Version = tuple[Owner | None, WrapItem]
 _Renewed = tuple[RewrapItem | None, bytes | None]
 
 
-@dataclass(slots=True)
-class Sweep:
+class Sweep(Mutable):
     """All versions looked through once: how many were wrapped anew or endorsed, and how many were
     changed meanwhile, and are to be looked at again. `leaves` are the leaf hashes of all wraps for
     our present key, in the order of `RotationFinish.root`."""

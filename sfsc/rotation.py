@@ -10,7 +10,6 @@ was read back without them. Of two machines the second helps to finish what the 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -25,18 +24,18 @@ from protocol.messages.rotation import (
 )
 from protocol.records import RotationFinish, Statement, record_hash
 from protocol.signatures import Label, SigningKey
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsc.devices import Devices
+from sfsc.dues import unfinished
 from sfsc.errors import (
     BadRecord,
     ConflictError,
     Destroyed,
-    KeyringMissing,
     NotFound,
     StaleGeneration,
     UsageError,
 )
-from sfsc.greeting import DAY, term
+from sfsc.greeting import term
 from sfsc.identity import Owner
 from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
@@ -48,6 +47,7 @@ from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
 from sfsc.segments import plaintext_size
 from sfsc.session import Session
 from sfsc.theft import Theft, files_of
+from sfsc.who import current_of
 from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 
@@ -111,33 +111,7 @@ class Rotation:
                 record = self._owner(item).record(item.content, item.file_id)
                 versions += 1
                 size += plaintext_size(record.ciphertext_size or 0)
-        return Plan(versions, size, head.generation, head.due, _unfinished(head))
-
-    def is_due(self) -> bool:
-        """Whether the keys are past their `due`, the server asks for new ones, or a rotation was
-        begun and not finished."""
-        head = Statement.parse(self._keyring.statements[-1])
-        notice = self._session.notice
-        return (
-            _unfinished(head)
-            or self._keyring.pending is not None
-            or self._clock() >= head.due
-            or (notice is not None and notice.state != "rotated")
-        )
-
-    def rotate_if_asked(self) -> Rotated | None:
-        """Rotate where that is due. For a server's notice that our own statement does not bear out
-        at most once a day, so that it cannot keep us at it."""
-        if not self.is_due() or self._session.state.distrusted() is not None:
-            return None
-        head, now = Statement.parse(self._keyring.statements[-1]), int(self._clock())
-        own_reason = _unfinished(head) or self._keyring.pending is not None or now >= head.due
-        state = self._session.state
-        if not own_reason:
-            if 0 <= now - state.rotated_at() < DAY:
-                return None
-            state.remember_rotated(now)
-        return self.rotate()
+        return Plan(versions, size, head.generation, head.due, unfinished(head))
 
     def rotate(
         self,
@@ -164,7 +138,7 @@ class Rotation:
         if drop is not None:
             _check_droppable(head, drop, self._keyring.device.device_id)
         begun = self._is_compromised()
-        begins = not _unfinished(head) or drop is not None or compromised > begun
+        begins = not unfinished(head) or drop is not None or compromised > begun
         # One that was begun for some files only brought no new name key.
         whole = compromised and not names
         begins = begins or (whole and len(self._keyring.name_keys) == 1)
@@ -226,7 +200,7 @@ class Rotation:
         if pending is None or pending.keys is None or drop is not None or reason != ROTATE:
             name_keys = (*self._keyring.name_keys, new_key()) if renames else None
             pending = self._new_generation(key_type, drop, reason, name_keys)
-            self._file.save(dataclasses.replace(self._keyring, pending=pending))
+            self._file.save(changed(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
         if pending.statement in self._keyring.statements:
@@ -234,11 +208,11 @@ class Rotation:
         if isinstance(reply, Error):
             if reply.code not in ("conflict", "stale-generation"):
                 if reply.code in ("bad-request", "refused"):
-                    self._file.save(dataclasses.replace(self._keyring, pending=None))
+                    self._file.save(changed(self._keyring, pending=None))
                 raise refusal(reply)
             # Another machine was faster. Its generation counts, and ours was never used.
-            self._file.save(dataclasses.replace(self._keyring, pending=None))
-            if not _unfinished(self._devices.catch_up()):
+            self._file.save(changed(self._keyring, pending=None))
+            if not unfinished(self._devices.catch_up()):
                 raise ConflictError("another machine has rotated the keys just now")
             return
         self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
@@ -247,14 +221,14 @@ class Rotation:
     def _new_generation(
         self, key_type: str, drop: bytes | None, reason: str, name_keys: tuple[bytes, ...] | None
     ) -> Pending:
-        keyring, current = self._keyring, _current(self._keyring)
+        keyring, current = self._keyring, current_of(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())
         due, expires = term(self._session.limits, now)
-        draft = dataclasses.replace(
+        draft = changed(
             head,
             n=head.n + 1,
             generation=keys.generation,
@@ -283,7 +257,8 @@ class Rotation:
             sweep = rewrapping.sweep()
             done += sweep.done
             if not sweep.left:
-                return dataclasses.replace(sweep, done=done)
+                sweep.done = done
+                return sweep
         raise ConflictError("other machines keep changing the account", "run the command again")
 
     def _owner(self, item: WrapItem) -> Owner:
@@ -323,16 +298,16 @@ class Rotation:
     def _finish(self, leaves: Sequence[bytes]) -> int | None:
         """End older generations and name keys; how many wraps there are, None where the server has
         others than `leaves` by now, or something is left to wrap."""
-        session, keyring, current = self._session, self._keyring, _current(self._keyring)
+        session, keyring, current = self._session, self._keyring, current_of(self._keyring)
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
         before = keyring.statements[-1]
         head = Statement.parse(before)
-        if not _unfinished(head):
+        if not unfinished(head):
             self._devices.drop_old_keys()
             return len(leaves)
-        draft = dataclasses.replace(
+        draft = changed(
             head,
             n=head.n + 1,
             oldest=head.generation,
@@ -364,7 +339,7 @@ class Rotation:
         Raises `StaleGeneration` where a rotation is not finished, `BadRecord` where one is left.
         """
         head = self._devices.catch_up()
-        if _unfinished(head):
+        if unfinished(head):
             raise StaleGeneration("a rotation was begun and is not finished", "run `sfsc rotate`")
         account, files = self._session.account, 0
         own = account.own_key.key_id
@@ -385,14 +360,3 @@ def _check_droppable(head: Statement, drop: bytes, own: bytes) -> None:
         raise UsageError("this machine cannot drop itself", "do it on another one")
     if all(one != drop for one, _ in head.devices):
         raise NotFound("the account has no such device", "see `sfsc device list`")
-
-
-def _unfinished(head: Statement) -> bool:
-    """Whether older generations than the newest still count."""
-    return head.oldest != head.generation
-
-
-def _current(keyring: Keyring) -> GenerationKeys:
-    if keyring.current is None:
-        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
-    return keyring.current

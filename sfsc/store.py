@@ -6,52 +6,47 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from protocol import auditlog
 from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.records import FileRecord, Statement
-from protocol.tlogproof import TlogProof
+from protocol.records import Statement
 from protocol.values import Value
-from sfsc.accounts import (
-    Whoami,
-    new_passphrase,
-    whoami_of,
-)
-from sfsc.adoption import link_of
 from sfsc.attempts import Put
-from sfsc.audit import Audit, Event, Verified
 from sfsc.blobs import Blob
 from sfsc.closing import Closing
-from sfsc.codes import RecoveryCode
 from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
+from sfsc.dues import Dues
 from sfsc.envelope import check_name
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.folders import Folder, Folders
 from sfsc.home import (
     Passphrase,
     folder,
+    new_passphrase,
     open_state,
     wants_rotation,
     weakest_wrap,
 )
 from sfsc.identity import Entry
-from sfsc.inbox import Received, Shared
 from sfsc.keyring import KeyringFile
 from sfsc.listing import Files
-from sfsc.moves import Moves
 from sfsc.people import People, Person
-from sfsc.reading import Reader
-from sfsc.rotation import Plan, Rotated, Rotation
+from sfsc.rooms import Rooms
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
-from sfsc.sharing import Grant, Sharing
 from sfsc.sources import Source
 from sfsc.transport import Timeouts
-from sfsc.trees import Trees
 from sfsc.uploads import Uploads
-from sfsc.versions import ExportedKey, Revision, Versions
+from sfsc.who import Whoami, link_of, whoami_of
 from sfsc.window import Skip
+
+if TYPE_CHECKING:  # of rooms that are not loaded yet
+    from sfsc.audit import Event, Verified
+    from sfsc.inbox import Shared
+    from sfsc.rotation import Plan, Rotated
+    from sfsc.sharing import Grant
+    from sfsc.versions import ExportedKey, Revision
 
 
 class Status(Value):
@@ -106,21 +101,17 @@ class Store(Closing):
             self._session.new_readers = self._folders.readers_of
             if self._devices.unsettled:
                 self._devices.settle()
-            self._rotation = Rotation(self._session, file, self._devices, self._people)
-            if auto_rotate if auto_rotate is not None else wants_rotation():
-                self._rotation.rotate_if_asked()
+            self._rooms = Rooms(self._session, file, self._devices, self._people, self._folders)
+            self._dues = Dues(self._session, file)
+            wanted = auto_rotate if auto_rotate is not None else wants_rotation()
+            if wanted and self._dues.asks():
+                self._rooms.rotation.rotate()
         except BaseException:
             self.close()
             raise
         self._uploads = Uploads(self._session)
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
-        self._versions = Versions(self._session)
-        self._moves = Moves(self._session)
-        self._trees = Trees(self._session)
-        self._audit = Audit(self._session)
-        self._sharing = Sharing(self._session, self._people, self._folders)
-        self._received = Received(self._session, self._people)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store a path's or stream's content as the newest version of `name`; with `expected` only
@@ -141,6 +132,8 @@ class Store(Closing):
         return self._reader(Blob.open(self._session, name, version or 0))
 
     def _reader(self, blob: Blob) -> io.BufferedReader:
+        from sfsc.reading import Reader
+
         seen = Seen(self._session)
         seen.note(blob.file)
         seen.prove()
@@ -151,7 +144,7 @@ class Store(Closing):
     ) -> Iterator[Put]:
         """Store every file below `folder`, under `name` or its own path. What cannot be stored is
         told to `skip`; without one it is raised, and ends the work."""
-        return self._trees.put(folder, name, skip or _raise)
+        return self._rooms.trees.put(folder, name, skip or _raise)
 
     def get_tree(
         self,
@@ -165,17 +158,17 @@ class Store(Closing):
         """Fetch every file in the folder `name` ("": all) to its place below `target`; with an
         `owner` those that he shares."""
         if owner is None:
-            return self._trees.get(name, target, skip or _raise)
-        found = self._received.inside(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._trees.get(name, target, skip or _raise, found)
+            return self._rooms.trees.get(name, target, skip or _raise)
+        found = self._rooms.received.inside(owner, name, skip or _raise, first_use=trust_first_use)
+        return self._rooms.trees.get(name, target, skip or _raise, found)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name`."""
-        return self._trees.rm(name)
+        return self._rooms.trees.rm(name)
 
     def mv(self, name: str, to: str) -> Entry:
         """Give the file `name` another name; `ConflictError` where that is taken."""
-        return self._moves.mv(name, to)
+        return self._rooms.moves.mv(name, to)
 
     def ls(self, prefix: str = "") -> Iterator[Entry]:
         """The current version of every file whose name begins with `prefix`, by name."""
@@ -191,24 +184,24 @@ class Store(Closing):
 
     def history(self, name: str) -> list[Revision]:
         """Every record of `name`, oldest first, verified from the first."""
-        return self._versions.history(name)
+        return self._rooms.versions.history(name)
 
     def restore(self, name: str, *, version: int | None = None) -> Entry:
         """Make an old content the newest version; of a deleted file the last, where none is
         named."""
-        return self._versions.restore(name, version)
+        return self._rooms.versions.restore(name, version)
 
     def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
         """The key of one version's content, for another program to open it with."""
-        return self._versions.export(name, version)
+        return self._rooms.versions.export(name, version)
 
     def prune(self, name: str, *, keep: int) -> list[int]:
         """Remove the contents of all versions of `name` but the newest `keep`, for good."""
-        return self._versions.prune(name, keep)
+        return self._rooms.versions.prune(name, keep)
 
     def purge(self, name: str) -> list[int]:
         """Remove the contents of the deleted file `name`, for good."""
-        return self._versions.purge(name)
+        return self._rooms.versions.purge(name)
 
     def share(
         self,
@@ -221,13 +214,13 @@ class Store(Closing):
     ) -> Grant:
         """Let `user` read `name` until `expires` (unix seconds; 0: until it is unshared); with
         `history` its older versions too. `Untrusted` for one who was never verified."""
-        return self._sharing.share(
+        return self._rooms.sharing.share(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
         """Let `user` read `name` no more; with `reencrypt` under a key that he never had."""
-        return self._sharing.unshare(name, user, reencrypt=reencrypt)
+        return self._rooms.sharing.unshare(name, user, reencrypt=reencrypt)
 
     def share_tree(
         self,
@@ -239,17 +232,17 @@ class Store(Closing):
         trust_first_use: bool = False,
     ) -> Iterator[Grant]:
         """Share every file in the folder `name` ("": all), and every one that comes into it."""
-        return self._sharing.share_tree(
+        return self._rooms.sharing.share_tree(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Share the folder `name` and what is in it no more."""
-        return self._sharing.unshare_tree(name, user, reencrypt=reencrypt)
+        return self._rooms.sharing.unshare_tree(name, user, reencrypt=reencrypt)
 
     def readers(self, name: str) -> list[Grant]:
         """Who may read `name` beside us."""
-        return self._sharing.readers(name)
+        return self._rooms.sharing.readers(name)
 
     def shared_folders(self) -> tuple[Folder, ...]:
         """The folders whose new files are shared."""
@@ -258,7 +251,7 @@ class Store(Closing):
     def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
         """What others share with us, by owner and name. What is not right is told to `skip`;
         without one it is raised."""
-        return self._received.all(skip or _raise)
+        return self._rooms.received.all(skip or _raise)
 
     def get_shared(
         self,
@@ -290,7 +283,9 @@ class Store(Closing):
     def _shared(
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
     ) -> Blob:
-        return self._received.open(owner, name, version or 0, file_id=file_id, first_use=first_use)
+        return self._rooms.received.open(
+            owner, name, version or 0, file_id=file_id, first_use=first_use
+        )
 
     def person(self, user: str) -> Person:
         """Whom the server shows as `user`; `pinned` where that is whom we know."""
@@ -303,13 +298,7 @@ class Store(Closing):
 
     def proof_of(self, put: Put) -> bytes:
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
-        if put.receipt is None:
-            since = FileRecord.parse(put.record).seen[0]
-            return self._audit.proof(put.record, since)
-        entry = auditlog.parse(put.receipt.line)
-        receipt = put.receipt
-        proof = TlogProof(entry.seq, receipt.line, receipt.inclusion, receipt.checkpoint)
-        return proof.encode()
+        return self._rooms.audit.proof_of(put)
 
     def audit_log(self, name: str | None = None) -> Iterator[Event]:
         """What the log has of this account, or of the file `name`, oldest first; proven, and
@@ -320,16 +309,16 @@ class Store(Closing):
             check_name(name)
             file_id = self._session.file_id(name)
             names[file_id] = name
-        return self._audit.log(file_id, names)
+        return self._rooms.audit.log(file_id, names)
 
     def audit_verify(self) -> Verified:
         """Check the account's whole history, its records and statements."""
         self._devices.catch_up()
-        return self._audit.verify(self._file.contents.statements)
+        return self._rooms.audit.verify(self._file.contents.statements)
 
     def audit_compare(self, note: bytes) -> tuple[int, int]:
         """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""
-        return self._audit.compare(note)
+        return self._rooms.audit.compare(note)
 
     def checkpoint(self) -> bytes:
         """The newest proven checkpoint, a C2SP signed note, for others to compare."""
@@ -337,11 +326,11 @@ class Store(Closing):
 
     def rotation_plan(self) -> Plan:
         """What `rotate` would do."""
-        return self._rotation.plan()
+        return self._rooms.rotation.plan()
 
     def rotation_is_due(self) -> bool:
         """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
-        return self._rotation.is_due()
+        return self._dues.is_due()
 
     def rotate(
         self,
@@ -355,11 +344,13 @@ class Store(Closing):
         encrypt every content anew as well, or all versions of `names`, and leave a device out."""
         if names and not compromised:
             raise UsageError("only a rotation after a theft is for some files")
-        return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
+        return self._rooms.rotation.rotate(
+            key_type, drop_device, compromised=compromised, names=names
+        )
 
     def verify_rotation(self) -> Rotated:
         """Check that nothing of an older generation than the present is left."""
-        return self._rotation.verify()
+        return self._rooms.rotation.verify()
 
     @property
     def link(self) -> str:
@@ -387,6 +378,8 @@ class Store(Closing):
 
     def set_recovery(self, code: str, old: str | None = None) -> None:
         """Commit the account to a recovery code; where it has one, the `old` one is needed."""
+        from sfsc.codes import RecoveryCode
+
         before = None if old is None else RecoveryCode.parse(old)
         self._devices.set_recovery(RecoveryCode.parse(code), before)
 

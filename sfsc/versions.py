@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import field
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import Metadata, content_record
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError

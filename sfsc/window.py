@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from protocol.messages import Error, Reply, Request
+from protocol.values import Mutable
 from sfsc.errors import ProtocolFailure, SfscError
 from sfsc.refusals import answered
 from sfsc.session import Session
@@ -21,8 +21,7 @@ _Request = TypeVar("_Request", bound=Request)
 _Page = TypeVar("_Page", bound=Reply)
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[_Item]):
+class _Waiting(Mutable, Generic[_Item]):
     item: _Item
     request: Request
     key: str

@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from types import MappingProxyType
 from typing import Protocol
 
 from protocol import merkle
 from protocol.auditlog import Draft
 from protocol.encoding import Buffer
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsd.errors import PathError
 from sfsd.staging import Staged
 

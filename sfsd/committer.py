@@ -16,9 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import field
 
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsd.changes import Change, Write
 from sfsd.errors import (
     EntryTooLongError,

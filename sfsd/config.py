@@ -29,13 +29,12 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Self
 
 from protocol.errors import MessageError
 from protocol.invitation import parse_address
-from protocol.values import Value
+from protocol.values import Value, field
 from sfsd.errors import ConfigError
 
 FILE_NAME = "sfsd.toml"

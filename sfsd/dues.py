@@ -6,10 +6,9 @@ daemon that stood still, or a log that was full, puts no block off.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from protocol.auditlog import Draft
 from protocol.names import SERVER
+from protocol.values import changed
 from sfsd.changes import Change, Write
 from sfsd.layout import account_path
 from sfsd.world import World
@@ -30,5 +29,5 @@ def fallen_due(world: World, name: str) -> Change | None:
         detail={"generation": head.generation, "due": head.due, "expires": head.expires},
         accounts=(name,),
     )
-    told = replace(account, fell_due=head.generation)
+    told = changed(account, fell_due=head.generation)
     return Change(draft, user.expect, (Write(account_path(name), told.encode),))

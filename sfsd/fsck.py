@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,7 @@ from protocol.auditlog import Entry
 from protocol.errors import RemoteProtocolError
 from protocol.merkle import PIECE_SIZE
 from protocol.records import Statement
-from protocol.values import Value
+from protocol.values import Mutable, Value, field
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.files import Files
@@ -45,8 +44,7 @@ class Finding(Value):
     text: str
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Mutable):
     """What the log says: each path's digest and the entry that wrote it; every user's chain."""
 
     paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from dataclasses import dataclass, field
 
+from protocol.values import Mutable, field
 from sfsd.config import Limits
 
 
@@ -37,8 +37,7 @@ def is_local(source: str) -> bool:
     return source.startswith("127.") or source == source_of("::1")
 
 
-@dataclass(slots=True)
-class Gate:
+class Gate(Mutable):
     """Counts connections of each source and in all, before login and after.
 
     The limits on all connections do not turn this machine itself away: while strangers hold every

@@ -4,11 +4,11 @@ what was wrapped for them goes, so that nobody who takes the disk and their keys
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
+from protocol.values import changed
 from sfsd.admission import Head
 from sfsd.changes import Change, Write
 from sfsd.documents import Document
@@ -52,7 +52,7 @@ def _change(world: World, user: str, head: Head) -> Change | None:
     if not found:
         return None
     without = {
-        version: replace(
+        version: changed(
             document.value,
             wraps=tuple(wrap for wrap in document.value.wraps if wrap.user != user),
         )
@@ -61,7 +61,7 @@ def _change(world: World, user: str, head: Head) -> Change | None:
 
     def then(seq: int) -> None:
         for version, sidecar in without.items():
-            head.files.saw(replace(sidecar, seq=seq), version)
+            head.files.saw(changed(sidecar, seq=seq), version)
 
     draft = Draft(
         op="retention",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
+from protocol.values import Mutable, field
 
 SOURCES: Final = 16
 """Sources a minute that are told apart; the others are counted together."""
@@ -24,8 +24,7 @@ MINUTE: Final = 60
 _OTHERS = "others"
 
 
-@dataclass(slots=True)
-class _Group:
+class _Group(Mutable):
     codes: Counter[str] = field(default_factory=Counter)
     users: Counter[str] = field(default_factory=Counter)
 

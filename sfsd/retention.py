@@ -8,14 +8,13 @@ it as the server's own deed, in the history of the file's owner.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
 from protocol.records import DELETE, MAX_PURGED
-from protocol.values import Value
+from protocol.values import Value, changed
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
@@ -105,13 +104,13 @@ def _removal(
     emptied: dict[int, Sidecar] = {}
     for one in gone:
         paths = VersionPaths.of(owner, file_id, one.number)
-        emptied[one.number] = replace(one.document.value, metadata=None, wraps=(), leaves=None)
+        emptied[one.number] = changed(one.document.value, metadata=None, wraps=(), leaves=None)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
         effects.append(Write(paths.sidecar, emptied[one.number].encode))
 
     def then(seq: int) -> None:
         for number in numbers:
-            files.saw(replace(emptied[number], seq=seq), number)
+            files.saw(changed(emptied[number], seq=seq), number)
             files.ledger.drop(file_id, number)
             world.opened.forget(owner, file_id, number)
 

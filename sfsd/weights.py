@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from protocol.messages import Message
@@ -11,6 +10,7 @@ from protocol.messages.downloads import GetLeaves, GetOpen, Read
 from protocol.messages.files import History, List, Record
 from protocol.messages.sharing import Lookup
 from protocol.messages.uploads import Data, PutSmall
+from protocol.values import Mutable
 
 MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
 """Their weight; a client may have the Welcome's window of Data, and Reads beside it."""
@@ -21,8 +21,7 @@ _HEAVY: Final[tuple[type[Message], ...]] = (GetOpen, GetLeaves, List, History, L
 """Requests that are, or whose answers are, up to about 1 MiB long."""
 
 
-@dataclass(slots=True)
-class Budget:
+class Budget(Mutable):
     """Bytes that the requests under way of all connections of a server weigh."""
 
     used: int = 0

@@ -7,7 +7,6 @@ matrix of who may ask for what, and the list of what the log says about it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from protocol.auditlog import Draft
 from protocol.messages import Receipt, Reply, Request
 from protocol.records import ServerStatement, server_id
-from protocol.values import Value
+from protocol.values import Mutable, Value, field
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
 from sfsd.changes import Change
@@ -42,8 +41,7 @@ class Access(Enum):
     OPERATOR = "the operator's key: accounts and the daemon itself, no file"
 
 
-@dataclass(eq=False, slots=True)
-class Principal:
+class Principal(Mutable):
     """Who asks: one open session.
 
     `generation` is of the key that opened it (0: recovery), `session` the seq of its login entry
@@ -75,8 +73,7 @@ class Identity(Value):
         return cls(body, signature, operator_public, statement, server_id(statement.server_pub))
 
 
-@dataclass(slots=True)
-class Vitals:
+class Vitals(Mutable):
     """What only the composition root knows, and keeps up to date for the operator's `status`."""
 
     address: str = ""
@@ -85,8 +82,7 @@ class Vitals:
     sessions: int = 0
 
 
-@dataclass(slots=True)
-class World:
+class World(Mutable):
     """All that operations work on. `clock` gives unix seconds, `root` is the daemon's folder."""
 
     root: Path

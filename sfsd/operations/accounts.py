@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from typing import Final
 
 from protocol import VERSION
@@ -22,6 +21,7 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
+from protocol.values import changed
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused
 from sfsd.layout import Account, account_path, statements_path
@@ -78,7 +78,7 @@ def user_access(world: World, who: Principal, message: UserAccess) -> Commit[Rep
     present = world.accounts.account(message.user)
     if present is None:
         raise Refused("not-found", "no such user")
-    account = replace(present.value, disabled=message.disabled)
+    account = changed(present.value, disabled=message.disabled)
     change = Change(
         draft(
             who,
@@ -99,7 +99,7 @@ def user_quota(world: World, who: Principal, message: UserQuota) -> Commit[Reply
     present = world.accounts.account(message.user)
     if present is None:
         raise Refused("not-found", "no such user")
-    account = replace(present.value, quota=message.quota)
+    account = changed(present.value, quota=message.quota)
     change = Change(
         draft(
             who,
@@ -121,7 +121,7 @@ def force_rotation(world: World, who: Principal, message: ForceRotation) -> Comm
     if present is None or present.value.used_by is None:
         raise Refused("not-found", "no such user, or not enrolled")
     reason = message.reason or "the operator asks for it"
-    account = replace(present.value, forced=reason)
+    account = changed(present.value, forced=reason)
     change = Change(
         draft(
             who,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import field, replace
 
 from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
-from protocol.values import Value
+from protocol.values import Value, changed, field
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
@@ -76,7 +75,7 @@ def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -
 
     def then(seq: int) -> None:
         for _, version, sidecar in decided.sidecars:
-            files.saw(replace(sidecar, seq=seq), version)
+            files.saw(changed(sidecar, seq=seq), version)
             for holding in holding_of(sidecar):
                 files.ledger.hold(holding)
         for version in decided.gone:
@@ -127,7 +126,7 @@ def _delete_to(
     voided, _ = admitted.user.chain.voided_keys()
     if before.current == 0 and before.generation not in voided:
         raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
-    return replace(newest.value, head=admitted.signed, head_record=record)
+    return changed(newest.value, head=admitted.signed, head_record=record)
 
 
 def _restore(
@@ -142,7 +141,7 @@ def _restore(
     _need(source_id == record.file_id, "a restore takes a version of the same file")
     source = content_of(head.files, record.file_id, source_version)
     taken = _take_over(world, admitted, source, head.paths(source_version), change)
-    return replace(taken, detail={"from": source_version})
+    return changed(taken, detail={"from": source_version})
 
 
 def _move(
@@ -175,7 +174,7 @@ def _move(
     taken = _take_over(world, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
-    decided = replace(
+    decided = changed(
         taken,
         sidecars=(*taken.sidecars, (left, left.version, buried)),
         expect={**taken.expect, **gone.expect},
@@ -257,11 +256,11 @@ def _purge(
         # One whose content is gone already, as by retention, may be named all the same.
         document = version_of(head.files, record.file_id, version)
         expect[document.path] = document.digest
-        sidecars[version] = replace(document.value, metadata=None, wraps=(), leaves=None)
+        sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
-    sidecars[head.version] = replace(last, head=admitted.signed, head_record=record)
+    sidecars[head.version] = changed(last, head=admitted.signed, head_record=record)
     return Decided(
         None,
         tuple((head, version, sidecar) for version, sidecar in sidecars.items()),

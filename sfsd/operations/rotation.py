@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final, Self
 
 from protocol import merkle
@@ -186,7 +185,7 @@ def _continue(
         *bundles.keeping(world, user.chain),
     ]
     if statement.reason in RENEWING and user.account.value.forced is not None:
-        released = replace(user.account.value, forced=None)
+        released = changed(user.account.value, forced=None)
         effects.append(Write(account_path(user.name), released.encode))
     change = Change(entry, user.expect, tuple(effects))
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import replace
 from typing import Final
 
 from protocol.errors import SignatureError
@@ -17,6 +16,7 @@ from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Sessio
 from protocol.names import OPERATOR
 from protocol.records import enrol_proof_body, login_body, record_hash
 from protocol.signatures import Label, SigningKey, verify
+from protocol.values import changed
 from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused
@@ -117,7 +117,7 @@ def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Openin
         now=world.now,
     )
     who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
-    used = replace(account, used_by=statement_hash)
+    used = changed(account, used_by=statement_hash)
     change = Change(
         draft(
             who,

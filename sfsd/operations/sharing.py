@@ -6,7 +6,6 @@ dropped reader is refused, and his wraps are gone, from the acknowledgement of t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from protocol.messages import FileView, Reply
@@ -22,6 +21,7 @@ from protocol.messages.sharing import (
     VersionWrap,
 )
 from protocol.records import ACCESS, FileRecord
+from protocol.values import changed
 from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.documents import Document
 from sfsd.errors import Refused
@@ -123,8 +123,8 @@ def _readers(
             expect[document.path] = document.digest
             sidecars[version] = document.value
         kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
-        sidecars[version] = replace(sidecars[version], wraps=kept)
-    last = replace(sidecars[head.version], head=admitted.signed, head_record=record)
+        sidecars[version] = changed(sidecars[version], wraps=kept)
+    last = changed(sidecars[head.version], head=admitted.signed, head_record=record)
     sidecars[head.version] = last
     return Decided(
         version=None,
@@ -152,7 +152,7 @@ def _with_wraps(sidecar: Sidecar, wraps: list[Wrap]) -> Sidecar:
     users = {wrap.user for wrap in wraps}
     kept = [wrap for wrap in sidecar.wraps if wrap.user not in users]
     check_distinct([*kept, *wraps])
-    return replace(sidecar, wraps=(*kept, *wraps))
+    return changed(sidecar, wraps=(*kept, *wraps))
 
 
 def _check_can_open(

@@ -7,7 +7,6 @@ stored by the same request before its answer got lost: it gets the same receipt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from protocol.merkle import leaf_hash
@@ -330,7 +329,7 @@ def _reencrypt(
     )
     written = {version: sidecar}
     if version != head.version and head.document is not None:
-        newest = replace(head.document.value, head=admitted.signed, head_record=record)
+        newest = changed(head.document.value, head=admitted.signed, head_record=record)
         written[head.version] = newest
     leaves = Remove(paths.leaves) if inline else Write(paths.leaves, content.leaves)
     # The sidecars last: who has read the new one finds what it describes (`store.stands`).
@@ -342,7 +341,7 @@ def _reencrypt(
 
     def then(seq: int) -> None:
         for number, one in written.items():
-            files.saw(replace(one, seq=seq), number)
+            files.saw(changed(one, seq=seq), number)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         world.opened.forget(record.owner, record.file_id, version)

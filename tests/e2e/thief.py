@@ -52,7 +52,7 @@ class Thief:
 
     def __init__(self, home: Path) -> None:
         self.store = sfsc.connect(home, auto_rotate=False)
-        self.rotation = self.store._rotation
+        self.rotation = self.store._rooms.rotation
 
     def device(self) -> None:
         """A statement that keeps the generation, and whose bundle is for himself."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import sfsc
+from sfsc import client
 from sfsc.client import Store
 from sfsc.transport import Timeouts
 from tests.sfsc.lying import Simulator
@@ -32,6 +35,34 @@ print(" ".join(name for name in ("cryptography.x509", "asyncio") if name in sys.
 print(early)
 """
 
+RARE = """
+import sys, sfsc.client
+print(*sys.modules)
+"""
+COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
+COSTLY |= {"random", "secrets", "subprocess", "tempfile", "traceback"}
+"""What the standard library takes milliseconds to load, and hardly any program of ours needs."""
+ROOMS = {"accounts", "adoption", "audit", "codes", "cores", "enrolment", "inbox", "moves", "pem"}
+ROOMS |= {"proofs", "reading", "recovery", "reencryption", "renaming", "repair", "rewrapping"}
+ROOMS |= {"rotation", "sharing", "theft", "trees", "versions", "words", "wraps"}
+"""Of `sfsc`, what is loaded when somebody asks for it."""
+
+
+def test_what_few_need_is_not_loaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RARE],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd=Path(sfsc.__file__).parent.parent,
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & (COSTLY | {f"sfsc.{name}" for name in ROOMS})
+    # What every program needs that opens a store; beside Argon2id, where it has a passphrase.
+    assert loaded >= {"sfsc.store", "sfsc.uploads", "sfsc.downloads", "sfsc.listing", "ssl"}
+    for name in ROOMS:  # a room that was renamed is still one
+        assert find_spec(f"sfsc.{name}") is not None
+
 
 def test_importing_it_loads_little() -> None:
     """Nothing beside the standard library but cryptography and msgpack; no X.509 parser (64 ms)."""
@@ -51,7 +82,22 @@ def test_importing_it_loads_little() -> None:
 def test_what_is_public_is_there() -> None:
     for name in sfsc.__all__:
         assert getattr(sfsc, name) is not None
+        assert name in dir(sfsc)
     assert issubclass(sfsc.NotFound, sfsc.SfscError)
+
+
+def test_what_is_public_of_the_client_is_there() -> None:
+    """Also what is loaded when it is first used; each is the one of the module that has it."""
+    assert set(client.__all__) <= set(dir(client))
+    for name in client.__all__:
+        assert getattr(client, name) is getattr(client, name)
+    for name, module in client._LATER.items():
+        assert getattr(client, name) is getattr(import_module(f"sfsc.{module}"), name)
+        assert name in client.__all__
+    with pytest.raises(AttributeError):
+        client.nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError):
+        from sfsc.client import nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:

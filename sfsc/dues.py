@@ -1,0 +1,57 @@
+"""Whether an account's keys are to be replaced now, which each login asks.
+
+Apart from `rotation`, so that this is loaded where they are and not at every start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from protocol.records import Statement
+from sfsc.greeting import DAY
+from sfsc.keyring import KeyringFile
+from sfsc.session import Session
+
+
+class Dues:
+    """Of one account, over one session."""
+
+    def __init__(
+        self, session: Session, file: KeyringFile, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` gives unix seconds."""
+        self._session = session
+        self._file = file
+        self._clock = clock
+
+    def is_due(self) -> bool:
+        """Whether the keys are past their `due`, the server asks for new ones, or a rotation was
+        begun and not finished."""
+        notice = self._session.notice
+        return self._is_ours() or (notice is not None and notice.state != "rotated")
+
+    def asks(self) -> bool:
+        """Whether to rotate without being told to. For a server's notice that our own statement
+        does not bear out at most once a day, so that it cannot keep us at it; that counts as
+        answered then. Never while the server is distrusted."""
+        state = self._session.state
+        if not self.is_due() or state.distrusted() is not None:
+            return False
+        if not self._is_ours():
+            now = int(self._clock())
+            if 0 <= now - state.rotated_at() < DAY:
+                return False
+            state.remember_rotated(now)
+        return True
+
+    def _is_ours(self) -> bool:
+        """Whether what we know ourselves is reason enough."""
+        keyring = self._file.contents
+        head = Statement.parse(keyring.statements[-1])
+        return unfinished(head) or keyring.pending is not None or self._clock() >= head.due
+
+
+def unfinished(head: Statement) -> bool:
+    """Whether older generations than the newest still count."""
+    return head.oldest != head.generation

@@ -1,0 +1,52 @@
+"""Who a keyring is: for its owner, and for paper."""
+
+from __future__ import annotations
+
+from protocol.invitation import AccountLink, parse_address
+from protocol.values import Value
+from sfsc.errors import KeyringMissing
+from sfsc.keyring import GenerationKeys, Keyring
+
+
+class Whoami(Value):
+    """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
+
+    user: str
+    address: str
+    server_id: bytes
+    fingerprint: bytes
+    generation: int
+    key_type: str
+
+    @property
+    def words(self) -> list[str]:
+        """The fingerprint, a word for each byte."""
+        from sfsc.words import words
+
+        return words(self.fingerprint)
+
+
+def whoami_of(keyring: Keyring) -> Whoami:
+    """Who a keyring is. Raises `KeyringMissing` before the enrolment."""
+    current = current_of(keyring)
+    return Whoami(
+        user=keyring.user,
+        address=keyring.addresses[0],
+        server_id=keyring.server_id,
+        fingerprint=keyring.first,
+        generation=current.generation,
+        key_type=current.wrap_alg,
+    )
+
+
+def current_of(keyring: Keyring) -> GenerationKeys:
+    """The private keys in use. Raises `KeyringMissing` before the enrolment."""
+    if keyring.current is None:
+        raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
+    return keyring.current
+
+
+def link_of(keyring: Keyring) -> AccountLink:
+    """Which account a keyring is of, for paper and for PEM files; no secret."""
+    host, port = parse_address(keyring.addresses[0])
+    return AccountLink(host, port, keyring.user, keyring.server_id, keyring.first)

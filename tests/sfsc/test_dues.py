@@ -1,0 +1,88 @@
+"""When keys are to be replaced: by our own statement, by what was begun, by the server's notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from protocol.messages.session import Notice
+from protocol.records import Statement
+from protocol.values import changed
+from sfsc.dues import Dues, unfinished
+from sfsc.home import unlock
+from sfsc.keyring import KeyringFile, Pending
+from sfsc.session import Session
+
+DAY = 86_400
+FORCED = Notice(0, "forced", "a laptop was stolen")
+
+
+@pytest.fixture
+def file(home: Path) -> KeyringFile:
+    return unlock(home, None)
+
+
+def head(file: KeyringFile) -> Statement:
+    return Statement.parse(file.contents.statements[-1])
+
+
+def at(now: float) -> Callable[[], float]:
+    return lambda: now
+
+
+def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
+    due = head(file).due
+    for now, expected in ((due - 1, False), (due - 0.5, False), (due, True), (due + 1.5, True)):
+        dues = Dues(session, file, at(now))
+        assert dues.is_due() is expected
+        assert dues.asks() is expected
+        assert dues.asks() is expected  # nothing of it is remembered
+    assert session.state.rotated_at() == 0
+
+
+def test_what_was_begun_is_finished(session: Session, file: KeyringFile) -> None:
+    statement = file.contents.statements[-1]
+    file.save(changed(file.contents, pending=Pending(statement, (bytes(64),), b"", None)))
+    dues = Dues(session, file, at(0))
+    assert dues.is_due()
+    assert dues.asks()
+
+
+def test_a_generation_that_was_not_ended(session: Session, file: KeyringFile) -> None:
+    begun = changed(head(file), generation=2, n=2, prev=bytes(32))
+    assert unfinished(begun)
+    assert not unfinished(head(file))
+    assert not unfinished(changed(begun, oldest=2))
+    statements = (*file.contents.statements, begun.encode())
+    file.save(changed(file.contents, statements=statements))
+    assert Dues(session, file, at(0)).asks()
+
+
+def test_a_server_is_listened_to_once_a_day(session: Session, file: KeyringFile) -> None:
+    session.notice = FORCED
+    start = head(file).created
+    assert Dues(session, file, at(start)).asks()
+    for later, expected in ((0, False), (DAY - 1, False), (DAY, True), (DAY + 1, False)):
+        dues = Dues(session, file, at(start + later))
+        assert dues.is_due()
+        assert dues.asks() is expected
+    # Of a clock that was set back nobody can say that a day has not passed.
+    assert Dues(session, file, at(start)).asks()
+
+
+def test_keys_that_another_machine_has_rotated_are_not_due(
+    session: Session, file: KeyringFile
+) -> None:
+    session.notice = changed(FORCED, state="rotated")
+    assert not Dues(session, file, at(0)).is_due()
+
+
+def test_nothing_is_rotated_at_a_server_that_is_distrusted(
+    session: Session, file: KeyringFile
+) -> None:
+    session.state.distrust("evidence")
+    dues = Dues(session, file, at(head(file).due))
+    assert dues.is_due()
+    assert not dues.asks()

@@ -1,0 +1,34 @@
+"""Who a keyring is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.invitation import parse_account_link
+from protocol.values import changed
+from sfsc.errors import KeyringMissing
+from sfsc.home import unlock
+from sfsc.who import current_of, link_of, whoami_of
+from sfsc.words import words
+from tests.sfsc.lying import Simulator
+
+
+def test_an_account(server: Simulator, home: Path) -> None:
+    keyring = unlock(home, None).contents
+    me = whoami_of(keyring)
+    assert (me.user, me.address, me.server_id) == ("ada", server.address, server.log.server_id)
+    assert (me.generation, me.key_type, me.fingerprint) == (1, "x25519", keyring.first)
+    assert me.words == words(keyring.first)
+    assert current_of(keyring) is keyring.generations[-1]
+    link = link_of(keyring)
+    assert (link.user, link.first) == ("ada", keyring.first)
+    assert parse_account_link(link.to_text()) == link
+
+
+def test_before_the_enrolment(home: Path) -> None:
+    new = changed(unlock(home, None).contents, generations=())
+    for ask in (whoami_of, current_of):
+        with pytest.raises(KeyringMissing):
+            ask(new)
