@@ -29,10 +29,10 @@ class Doubled:
     secret: bytes = field(default=b"", repr=False)
     bad: int = -1
 
-    def __call__(self, number: int) -> tuple[int, int]:
-        if number == self.bad:
-            raise BadRecord(f"{number} is bad")
-        return 2 * number, os.getpid()
+    def __call__(self, numbers: list[int]) -> list[tuple[int, int]]:
+        if self.bad in numbers:
+            raise BadRecord(f"{self.bad} is bad")
+        return [(2 * number, os.getpid()) for number in numbers]
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +78,27 @@ def test_few_things_start_no_process() -> None:
         assert all(worker._process is None for worker in pool._workers)
 
 
+@pytest.mark.parametrize("count", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+def test_the_function_gets_some_at_a_time(count: int) -> None:
+    asked: list[int] = []
+
+    def lengths(items: list[int]) -> list[int]:
+        asked.append(len(items))
+        return items
+
+    with Cores(lengths, 0) as pool:
+        assert list(pool.map(range(count))) == list(range(count))
+    assert asked == [CHUNK] * (count // CHUNK) + [count % CHUNK] * (count % CHUNK > 0)
+
+
 def test_an_error_is_raised_in_its_place() -> None:
     bad = 9 * CHUNK + 7
     found: list[int] = []
     with Cores(Doubled(bad=bad), 1) as pool, pytest.raises(BadRecord, match=f"{bad} is bad"):
         found.extend(one for one, _ in pool.map(slowly(12 * CHUNK, pool)))
-    assert found == [2 * number for number in range(bad)]
+    # It was called with a few more, which have no answers either.
+    assert bad - CHUNK < len(found) <= bad
+    assert found == [2 * number for number in range(len(found))]
 
 
 def test_what_a_killed_worker_had_is_done_here() -> None:

@@ -1,0 +1,194 @@
+"""What a rotation makes of versions: each its own, whatever stands beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol import merkle
+from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.messages.rotation import RewrapItem, WrapItem
+from protocol.records import PURGE, FileRecord, record_hash
+from protocol.signatures import Label, SigningKey, verify
+from sfsc.envelope import Author, ContentKey, Recipient, content_record, open_wraps
+from sfsc.errors import BadRecord, Tampered
+from sfsc.identity import Account, Owner
+from sfsc.primitives import PrivateKey
+from sfsc.rewrapping import Renewal, Version, leaf_of
+
+SERVER = bytes(32)
+OLD, NEW = PrivateKey.generate("xwing"), PrivateKey.generate("xwing")
+OLD_SIGNING, NEW_SIGNING = SigningKey.generate(), SigningKey.generate()
+SIGNERS = {1: OLD_SIGNING.public, 2: NEW_SIGNING.public}
+KEYS = {OLD.public.key_id: OLD, NEW.public.key_id: NEW}
+ADA = Account(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), (bytes(32),), KEYS)
+BOB_SIGNING = SigningKey.generate()
+BOB_SIGNERS = {1: BOB_SIGNING.public}
+BOB = Owner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
+RENEWAL = Renewal(ADA, 2, NEW_SIGNING)
+
+
+def item(
+    number: int, owner: Owner = ADA, to: PrivateKey = OLD, by: SigningKey = OLD_SIGNING
+) -> WrapItem:
+    """A version of the owner's file of that number, wrapped for ada."""
+    key = ContentKey.fresh()
+    file_id = f"{number:032x}"
+    record = content_record(
+        Author(SERVER, owner.user, owner.user, 1),
+        key,
+        file_id=file_id,
+        head=None,
+        version=1,
+        ciphertext_size=100,
+        segments_root=merkle.EMPTY_ROOT,
+        metadata=b"sealed",
+        readers=(),
+        seen=(0, merkle.EMPTY_ROOT),
+        created=1_800_000_000,
+    )
+    (wrap,) = key.wrap(SERVER, owner.first, [Recipient("ada", to.public)])
+    return WrapItem(owner.user, file_id, 1, signed(record, by), None, wrap)
+
+
+def signed(record: FileRecord, by: SigningKey) -> SignedRecord:
+    body = record.encode()
+    return SignedRecord(body, (GenerationSignature(1, by.sign(Label.RECORD, body)),))
+
+
+def endorsed(one: WrapItem) -> WrapItem:
+    """As it stands once its record is endorsed."""
+    digest = record_hash(one.content.record)
+    added = GenerationSignature(2, NEW_SIGNING.sign(Label.ENDORSE, digest))
+    content = SignedRecord(one.content.record, (*one.content.signatures, added))
+    return WrapItem(one.owner, one.file_id, one.version, content, None, one.wrap)
+
+
+def wrapped(one: WrapItem, wrap: Wrap | None) -> WrapItem:
+    return WrapItem(one.owner, one.file_id, one.version, one.content, one.head, wrap)
+
+
+def tampered(one: WrapItem) -> WrapItem:
+    assert one.wrap is not None
+    wrap = one.wrap
+    other = bytes([wrap.wrapped[0] ^ 1]) + wrap.wrapped[1:]
+    return wrapped(one, Wrap(wrap.user, wrap.key_id, wrap.algorithm, other))
+
+
+def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None:
+    """That what is sent is this version's, and says the same as before under the new keys."""
+    owner, before = version
+    assert sent is not None
+    assert (sent.owner, sent.file_id, sent.version) == (before.owner, before.file_id, 1)
+    assert sent.wrap is not None
+    assert before.wrap is not None
+    record = FileRecord.parse(before.content.record)
+    first = (owner or ADA).first
+    opened = [open_wraps(record, first, (one,), KEYS) for one in (before.wrap, sent.wrap)]
+    assert opened[0] == opened[1]
+    assert sent.wrap.key_id == NEW.public.key_id
+    assert leaf == leaf_of(before, sent.wrap)
+    if owner is not None:
+        assert sent.endorsements == ()
+        return
+    (endorsement,) = sent.endorsements
+    assert endorsement.record_hash == record_hash(before.content.record)
+    verify(Label.ENDORSE, endorsement.record_hash, endorsement.signature, NEW_SIGNING.public)
+
+
+def test_each_gets_its_own() -> None:
+    versions: list[Version] = [
+        (None, item(1)),
+        (BOB, item(2, BOB, by=BOB_SIGNING)),
+        (None, item(3)),
+    ]
+    answers = RENEWAL(versions)
+    assert len(answers) == 3
+    for version, (sent, leaf) in zip(versions, answers, strict=True):
+        check(version, sent, leaf)
+
+
+def test_nothing_is_made_of_nothing() -> None:
+    assert RENEWAL([]) == []
+
+
+def test_what_is_new_already_is_left_alone_and_counted() -> None:
+    first, last = item(1), item(3)
+    done = endorsed(item(2, to=NEW))
+    shared = item(4, BOB, to=NEW, by=BOB_SIGNING)
+    answers = RENEWAL([(None, first), (None, done), (BOB, shared), (None, last)])
+    check((None, first), *answers[0])
+    check((None, last), *answers[3])
+    for one, (sent, leaf) in ((done, answers[1]), (shared, answers[2])):
+        assert one.wrap is not None
+        assert sent is None
+        assert leaf == leaf_of(one, one.wrap)
+
+
+def test_a_new_wrap_stays_where_only_the_record_is_old() -> None:
+    one = item(1, to=NEW)
+    ((sent, leaf),) = RENEWAL([(None, one)])
+    assert sent is not None
+    assert one.wrap is not None
+    assert sent.wrap == one.wrap
+    assert len(sent.endorsements) == 1
+    assert leaf == leaf_of(one, one.wrap)
+
+
+def test_a_version_without_a_wrap_is_endorsed() -> None:
+    one = wrapped(item(1), None)
+    ((sent, leaf),) = RENEWAL([(None, one)])
+    assert sent is not None
+    assert sent.wrap is None
+    assert len(sent.endorsements) == 1
+    assert leaf is None
+
+
+@pytest.mark.parametrize("wrong", ["wrap", "signature", "file"])
+def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> None:
+    good = [item(1, BOB, by=BOB_SIGNING), item(2), item(4, BOB, by=BOB_SIGNING)]
+    bad = item(3, BOB, by=BOB_SIGNING)
+    if wrong == "wrap":
+        bad = tampered(bad)
+    elif wrong == "signature":
+        bad = item(3, BOB, by=OLD_SIGNING)
+    else:
+        bad = WrapItem("bob", f"{9:032x}", 1, bad.content, None, bad.wrap)
+    owners = [BOB, None, BOB]
+    answers = RENEWAL([(BOB, good[0]), (None, good[1]), (BOB, bad), (BOB, good[2])])
+    given_up = answers.pop(2)
+    for owner, one, (sent, leaf) in zip(owners, good, answers, strict=True):
+        check((owner, one), sent, leaf)
+    assert given_up == (RewrapItem("bob", bad.file_id, 1, None, ()), None)
+
+
+def test_of_our_own_nothing_is_given_up() -> None:
+    with pytest.raises(Tampered):
+        RENEWAL([(None, item(1)), (None, tampered(item(2)))])
+    with pytest.raises(BadRecord):
+        RENEWAL([(None, item(1)), (None, item(2, by=BOB_SIGNING))])
+
+
+def test_a_purged_file_has_both_its_records_endorsed() -> None:
+    one = item(1)
+    content = FileRecord.parse(one.content.record)
+    purged = FileRecord(
+        server=SERVER,
+        owner="ada",
+        actor="ada",
+        generation=1,
+        file_id=one.file_id,
+        rev=2,
+        op=PURGE,
+        prev=record_hash(one.content.record),
+        seen=(0, merkle.EMPTY_ROOT),
+        created=1_800_000_001,
+        readers=(),
+        current=content.current,
+        purged=(1,),
+    )
+    head = signed(purged, OLD_SIGNING)
+    ((sent, leaf),) = RENEWAL([(None, WrapItem("ada", one.file_id, 1, one.content, head, None))])
+    assert sent is not None
+    hashes = [endorsement.record_hash for endorsement in sent.endorsements]
+    assert hashes == [record_hash(one.content.record), record_hash(head.record)]
+    assert leaf is None
