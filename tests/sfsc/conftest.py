@@ -14,7 +14,7 @@ from sfsc.session import Session
 from sfsc.transport import Timeouts
 from tests.sfsc.lying import Simulator, simulated
 
-QUICK = Timeouts(connect=5.0, opening=5.0, idle=5.0)
+QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 
 
 @pytest.fixture

@@ -276,6 +276,11 @@ class Simulator:
 
     # --- connections
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection that has not ended here."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def _serve(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.pem)

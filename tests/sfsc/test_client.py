@@ -17,7 +17,7 @@ from sfsc.client import Store
 from sfsc.transport import Timeouts
 from tests.sfsc.lying import Simulator
 
-QUICK = Timeouts(connect=5.0, opening=5.0, idle=5.0)
+QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 
 LOADED = """
 import sys

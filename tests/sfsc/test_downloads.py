@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 from tests.sfsc.storing import drop, once, stopping
+from tests.waiting import until
 
 BIG = 9 * PIECE + 77
 NAME = "docs/report.pdf"
@@ -531,10 +531,7 @@ def test_more_of_a_larger_one_is_asked_for_before_its_turn(
     got = Downloads(session).get_many(items(session, tree), refuse)
     assert [next(got).name for _ in range(2)] == ["a", "b"]
     whole = 1 + BIG // PIECE
-    deadline = time.monotonic() + 10
-    while len(server.asked(Read)) < whole + 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(server.asked(Read)) >= whole + 3, "c was not asked for"
+    until(lambda: len(server.asked(Read)) >= whole + 3)  # c is asked for
     assert set(arrived(tree)) == {"a", "b"}
     assert [one.name for one in got] == ["c", "d", "e", "f", "g"]
     expected = 2 * whole + 3 + 1 + 1

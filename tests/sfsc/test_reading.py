@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-import time
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from sfsc.reading import AHEAD, Reader
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
+from tests.waiting import until
 
 SIZES = [0, 1, 300_000, PIECE - 56, PIECE - 55, 7 * PIECE + 77]
 
@@ -88,9 +88,7 @@ def test_only_what_is_read_is_fetched(server: Simulator, session: Session) -> No
         file.seek(6 * PIECE)
         file.read(10)
         # The answer to one may be here before the server has come to the next.
-        patience = time.monotonic() + 20
-        while len(server.asked(Read)) < 3 and time.monotonic() < patience:
-            time.sleep(0.01)
+        until(lambda: len(server.asked(Read)) >= 3)
         assert [read.offset // PIECE for read in server.asked(Read)] == [5, 6, 7]
     assert len(server.asked(GetOpen)) == 1
 

@@ -43,7 +43,7 @@ WELCOME = Welcome(
 SESSION = Session(checkpoint=b"", consistency=(), receipt=None, notice=None, time=1)
 LOGIN = Login(version=1, user="ada", generation=1, known_size=0, signature=bytes(64))
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-QUICK = Timeouts(connect=2.0, opening=2.0, idle=2.0)
+QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -335,11 +335,11 @@ def test_a_silent_server_times_out(pem: tuple[Path, bytes]) -> None:
     def say_nothing(peer: Peer, request_id: int, message: Request) -> None:
         return
 
-    with opened(pem, say_nothing, Timeouts(2.0, 2.0, 0.1)) as (transport, _):
+    with opened(pem, say_nothing, Timeouts(30.0, 30.0, 0.1)) as (transport, _):
         started = time.monotonic()
         with pytest.raises(TimedOut):
             transport.call(Ping())
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20, "it is not one of the other times"
         with pytest.raises(TimedOut):
             transport.call(Ping())
 
@@ -356,7 +356,7 @@ def test_a_step_of_the_opening_has_its_own_limit(pem: tuple[Path, bytes]) -> Non
 
     with (
         listening(drip) as port,
-        Transport.dial("127.0.0.1", port, Timeouts(2.0, 0.2, 2.0)) as transport,
+        Transport.dial("127.0.0.1", port, Timeouts(30.0, 0.2, 30.0)) as transport,
         pytest.raises(TimedOut),
     ):
         transport.welcome()
@@ -381,9 +381,9 @@ def test_garbage_is_a_protocol_failure(pem: tuple[Path, bytes], garbage: bytes) 
         transport.welcome()
 
 
-def dial_error(serve: Callable[[socket.socket], None]) -> NetworkError:
+def dial_error(serve: Callable[[socket.socket], None], seconds: float = 30.0) -> NetworkError:
     with listening(serve) as port, pytest.raises(NetworkError) as caught:
-        Transport.dial("127.0.0.1", port, Timeouts(0.3, 0.3, 0.3))
+        Transport.dial("127.0.0.1", port, Timeouts(connect=seconds))
     return caught.value
 
 
@@ -409,7 +409,7 @@ def test_who_does_not_speak_at_all() -> None:
     def rude(connected: socket.socket) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
-    assert isinstance(dial_error(silent), TimedOut)
+    assert isinstance(dial_error(silent, 0.3), TimedOut)
     assert isinstance(dial_error(rude), Unreachable)
 
 

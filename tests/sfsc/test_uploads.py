@@ -44,6 +44,7 @@ from sfsc.transport import MAX_WINDOW
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
+from tests.waiting import until
 
 S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)
 
@@ -388,8 +389,10 @@ def test_a_connection_lost_between_the_pieces_and_their_commit(
     leaves = Sending.leaves
 
     def lose(sending: Sending) -> list[bytes]:
-        """All pieces were sent, and none has arrived."""
+        """All pieces were sent, and none is there."""
         monkeypatch.undo()
+        session.close()
+        until(lambda: not server.connected)  # so none is on its way to arrive beside others
         server.uploads[sending._upload].clear()
         session.reconnect()
         return leaves(sending)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from sfsc.errors import ProtocolFailure
 from sfsc.session import Session
 from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
+from tests.waiting import until
 
 
 def listed(count: int) -> list[WrapItem]:
@@ -69,10 +69,7 @@ def test_the_next_page_is_asked_for_while_one_is_worked_on(
     next(pages)
     # The third was asked for beside these two, and does not wait for more to go with it.
     answers.set()
-    deadline = time.monotonic() + 10
-    while len(server.asked(GetWraps)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: len(server.asked(GetWraps)) >= 3)
     for ticket in others:
         session.transport.result(ticket)
     assert len(list(pages)) == 2

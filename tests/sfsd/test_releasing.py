@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from sfsd import releasing
 from sfsd.files import Files
 from sfsd.releasing import Releasing
+from tests.waiting import until
 
 if sys.platform == "linux":
     import resource
@@ -53,10 +53,7 @@ def test_handles_are_closed_behind_and_past_the_most_at_once(
     # Two wait, and one may be about to be closed.
     assert here in (["MainThread"] * 3, ["MainThread"] * 4)
     files.may.set()
-    deadline = time.monotonic() + 30
-    while len(files.closed) < 6 or held._running:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: len(files.closed) >= 6 and not held._running)
     assert [name for _, name in files.closed[len(here) :]] == ["releasing"] * (6 - len(here))
 
 
@@ -75,10 +72,7 @@ def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     handle = held.hold(tmp_path / "a")
     assert handle is not None
     held.release(handle)
-    deadline = time.monotonic() + 30
-    while not files.closed or held._running:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: files.closed and not held._running)
     assert files.closed == [(handle, "releasing")]
 
 
@@ -95,7 +89,4 @@ def test_many_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert handle is not None
         held.release(handle)
         assert count == 3 or len(held._handles) == count
-    deadline = time.monotonic() + 20
-    while len(files.closed) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: len(files.closed) >= 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from sfsd.opened import DESCRIPTORS, HANDLES
 from sfsd.operations.downloads import FIRST_BYTES
 from sfsd.world import OPERATIONS, Commit
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
+from tests.waiting import until
 
 F = file_id(1)
 CONTENT = os.urandom(2 * PIECE + 999)
@@ -239,10 +239,7 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
             (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
             before = served.world.store.hash_of(path)
             served.world.committer.submit(change)
-            deadline = time.monotonic() + WAIT
-            while served.world.store.hash_of(path) == before:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            until(lambda: served.world.store.hash_of(path) != before)
 
         def race(message: GetOpen | Read) -> Reply:
             decided = OPERATIONS[PutSmall].function(
