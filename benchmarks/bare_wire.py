@@ -63,13 +63,18 @@ def server_context(folder: Path) -> ssl.SSLContext:
 
 def connect(port: int, folder: Path, direction: bytes, name: str) -> ssl.SSLSocket:
     """A connection to a pipe's server on which `name` has been asked for in `direction`."""
+    peer = dial(port, folder)
+    peer.sendall(direction + bytes([len(name)]) + name.encode())
+    return peer
+
+
+def dial(port: int, folder: Path) -> ssl.SSLSocket:
+    """A connection to a server with the certificate in `folder`."""
     context = ssl.create_default_context(cafile=str(folder / CERTIFICATE))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     plain = socket.create_connection(("127.0.0.1", port))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    peer = context.wrap_socket(plain, server_hostname="localhost")
-    peer.sendall(direction + bytes([len(name)]) + name.encode())
-    return peer
+    return context.wrap_socket(plain, server_hostname="localhost")
 
 
 class Sender:

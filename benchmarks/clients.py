@@ -1,6 +1,7 @@
-"""64 clients with one small request each, beside one client with 64 requests under way.
+"""64 clients with one small request each, beside one client with 64 requests under way, and both
+beside bare connections that send and get as many bytes.
 
-All are driven by this one thread, so that both cost the asking side the same. The request is Stat
+All are driven by this one thread, so that all cost the asking side the same. The request is Stat
 of one file: authorised and answered from what the daemon has in memory.
 """
 
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
+from benchmarks.bare_echo import ANSWER, REQUEST
+from benchmarks.bare_wire import dial, fill
 from benchmarks.measure import Work
 from protocol.messages.files import Stat, Stated
 from sfsc.closing import Closing
@@ -36,17 +39,15 @@ class Clients(Closing):
         self._sessions = [Session(keyring, self._state) for _ in range(CLIENTS + 1)]
         self._latencies: list[float] = []
 
-    def work(self) -> Work:
-        """The ratio, and on stderr the latencies."""
-        return Work(
-            f"{CLIENTS} clients, Stat",
-            CLIENTS * ROUNDS,
-            "requests",
-            self.many,
-            self.one,
-            f"window of {CLIENTS}",
-            goal=0.9,
-        )
+    def works(self, bare: Bare) -> list[Work]:
+        """The ratio; what of it is the machine's; on stderr the latencies."""
+        name, amount, unit = f"{CLIENTS} clients, Stat", CLIENTS * ROUNDS, "requests"
+        window = f"window of {CLIENTS}"
+        return [
+            Work(name, amount, unit, self.many, self.one, window, goal=0.9),
+            Work(name, amount, unit, self.many, bare.many, f"{CLIENTS} echoes"),
+            Work(f"{window}, Stat", amount, unit, self.one, bare.one, "one echo"),
+        ]
 
     def many(self, turn: int) -> None:
         self._latencies.clear()
@@ -91,6 +92,30 @@ class Clients(Closing):
         for session in self._sessions:
             session.close()
         self._state.close()
+
+
+class Bare(Closing):
+    """As many connections to a bare echo (`bare_echo`)."""
+
+    def __init__(self, port: str, folder: Path) -> None:
+        self._peers = [dial(int(port), folder) for _ in range(CLIENTS)]
+        self._answers = memoryview(bytearray(CLIENTS * ANSWER))
+
+    def many(self, _turn: int) -> None:
+        for _ in range(ROUNDS):
+            for peer in self._peers:
+                peer.sendall(bytes(REQUEST))
+            for peer in self._peers:
+                fill(peer, self._answers[:ANSWER])
+
+    def one(self, _turn: int) -> None:
+        for _ in range(ROUNDS):
+            self._peers[0].sendall(bytes(CLIENTS * REQUEST))
+            fill(self._peers[0], self._answers)
+
+    def close(self) -> None:
+        for peer in self._peers:
+            peer.close()
 
 
 def _check(reply: object) -> None:

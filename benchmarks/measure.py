@@ -115,9 +115,16 @@ class Pipe:
 @contextmanager
 def bare_pipe(folder: Path) -> Iterator[Pipe]:
     """Serve a bare pipe over `folder`."""
+    with serving(folder, "benchmarks.bare_pipe", "serve") as port:
+        yield Pipe(port, folder)
+
+
+@contextmanager
+def serving(folder: Path, module: str, *arguments: str) -> Iterator[str]:
+    """A server that is no product, over `folder`, which is made; its port."""
     folder.mkdir()
     server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bare_pipe", "serve", str(folder)],
+        [sys.executable, "-m", module, *arguments, str(folder)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
@@ -125,6 +132,6 @@ def bare_pipe(folder: Path) -> Iterator[Pipe]:
     with server:
         try:
             assert server.stdout is not None
-            yield Pipe(server.stdout.readline().strip(), folder)
+            yield server.stdout.readline().strip()
         finally:
             server.terminate()

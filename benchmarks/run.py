@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import clients, starts
 from benchmarks.appends import Appends
-from benchmarks.measure import Pipe, Work, bare_pipe, measure
+from benchmarks.measure import Pipe, Work, bare_pipe, measure, serving
 from benchmarks.table import Row, table
 from benchmarks.works import BIG, FILES, Transfers, random_file, real_tree, regular_files
 from benchmarks.works import small_files as many_files
@@ -52,8 +52,13 @@ def groups(client: Client, pipe: Pipe, scratch: Path) -> Iterator[list[Work]]:
     if "appends" in ROWS:
         yield [Appends(scratch / "appends").work()]
     if "clients" in ROWS:
-        with clients.Clients(client.home) as many:
-            yield [many.work()]
+        echo = scratch / "echo"
+        with (
+            serving(echo, "benchmarks.bare_echo") as port,
+            clients.Clients(client.home) as many,
+            clients.Bare(port, echo) as bare,
+        ):
+            yield many.works(bare)
 
 
 def _size(size: int) -> str:
