@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from sfsc.attempts import Put
 from sfsc.downloads import Got
 from sfsc.entrance import connect
-from sfsc.folders import Folder
 from sfsc.home import (
     Home,
     Passphrase,
@@ -22,7 +21,6 @@ from sfsc.home import (
     unlock,
 )
 from sfsc.identity import Entry
-from sfsc.people import Person, parse_fingerprint
 from sfsc.session import Session
 from sfsc.store import Status, Store
 from sfsc.who import Whoami
@@ -40,7 +38,9 @@ if TYPE_CHECKING:
         whoami,
     )
     from sfsc.audit import Event
+    from sfsc.folders import Folder
     from sfsc.inbox import Shared
+    from sfsc.people import Person, parse_fingerprint
     from sfsc.proofs import Proven
     from sfsc.recovery import Link
     from sfsc.rotation import Plan, Rotated
@@ -85,8 +85,10 @@ __all__ = [
 _LATER: Final = {
     "Event": "audit",
     "ExportedKey": "versions",
+    "Folder": "folders",
     "Grant": "sharing",
     "Link": "recovery",
+    "Person": "people",
     "Plan": "rotation",
     "Proven": "proofs",
     "Revision": "versions",
@@ -96,6 +98,7 @@ _LATER: Final = {
     "export_pem": "accounts",
     "import_pem": "accounts",
     "new_recovery_code": "accounts",
+    "parse_fingerprint": "people",
     "recover": "accounts",
     "restore": "accounts",
     "take_back": "accounts",

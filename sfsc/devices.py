@@ -21,6 +21,7 @@ from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value, changed
+from sfsc.dues import has_old_keys
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
@@ -56,17 +57,6 @@ class Devices:
     @property
     def _keyring(self) -> Keyring:
         return self._file.contents
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether something that was begun here waits, old keys are still here that count no more,
-        or this machine has not joined yet."""
-        head, pending = Statement.parse(self._keyring.statements[-1]), self._keyring.pending
-        waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
-        notice = self._session.notice
-        renewed = notice is not None and notice.state == "rotated"
-        ended = head.oldest == head.generation and _has_old_keys(self._keyring)
-        return waits or renewed or ended or not self._joined(head)
 
     def settle(self) -> None:
         """Finish what was begun here, and have this machine join."""
@@ -117,9 +107,6 @@ class Devices:
 
     # --- the chain ----------------------------------------------------------------------------
 
-    def _joined(self, head: Statement) -> bool:
-        return any(one == self._keyring.device.device_id for one, _ in head.devices)
-
     def catch_up(self) -> Statement:
         """The newest statement of ours, followed from those that are known; where it is of another
         generation than this machine has, its keys are taken over, and the session goes on with
@@ -151,7 +138,7 @@ class Devices:
                 pending = None  # it was accepted, and the answer lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use(self._keyring)
-        if head.oldest == head.generation and _has_old_keys(self._keyring):
+        if head.oldest == head.generation and has_old_keys(self._keyring):
             self.drop_old_keys()
         return head
 
@@ -204,7 +191,7 @@ class Devices:
         """Destroy the private keys of older generations, and older name keys, once the account's
         bundle was read back and opens without them, with this machine's own key."""
         keyring = self._keyring
-        if not _has_old_keys(keyring):
+        if not has_old_keys(keyring):
             return
         chain, bundle = self._newest_bundle(keyring.statements)
         if Statement.parse(chain[-1]).generation != keyring.generations[-1].generation:
@@ -320,10 +307,6 @@ class Devices:
         self.prove(answered(reply, Done).receipt, "statement", pending)
         self.accept(pending)
         return True
-
-
-def _has_old_keys(keyring: Keyring) -> bool:
-    return len(keyring.generations) > 1 or len(keyring.name_keys) > 1
 
 
 def _with_begun(keyring: Keyring, pending: Pending, keys: GenerationKeys) -> Keyring:

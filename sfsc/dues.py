@@ -1,6 +1,7 @@
-"""Whether an account's keys are to be replaced now, which each login asks.
+"""What a login finds to be done about an account's keys, and seldom does: finishing what was begun
+with them, and replacing them.
 
-Apart from `rotation`, so that this is loaded where they are and not at every start.
+Apart from `devices` and `rotation`, which do it, so that these are loaded then and not always.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 from protocol.records import Statement
 from sfsc.greeting import DAY
-from sfsc.keyring import KeyringFile
+from sfsc.keyring import Keyring, KeyringFile
 from sfsc.session import Session
 
 
@@ -24,6 +25,18 @@ class Dues:
         self._session = session
         self._file = file
         self._clock = clock
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something that was begun here waits, old keys are still here that count no more,
+        or this machine has not joined yet: what `Devices.settle` is for."""
+        keyring, notice = self._file.contents, self._session.notice
+        head, pending = Statement.parse(keyring.statements[-1]), keyring.pending
+        waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
+        renewed = notice is not None and notice.state == "rotated"
+        ended = not unfinished(head) and has_old_keys(keyring)
+        joined = any(one == keyring.device.device_id for one, _ in head.devices)
+        return waits or renewed or ended or not joined
 
     def is_due(self) -> bool:
         """Whether the keys are past their `due`, the server asks for new ones, or a rotation was
@@ -55,3 +68,8 @@ class Dues:
 def unfinished(head: Statement) -> bool:
     """Whether older generations than the newest still count."""
     return head.oldest != head.generation
+
+
+def has_old_keys(keyring: Keyring) -> bool:
+    """Whether it holds keys of older generations, or older name keys."""
+    return len(keyring.generations) > 1 or len(keyring.name_keys) > 1

@@ -140,7 +140,7 @@ class Folders:
             return
         # Older settings would bring back whom another machine has stopped sharing with.
         if session.readers is not None:
-            session.readers.check_newest(file.head)
+            session.readers().check_newest(file.head)
         self._folders = () if file.deleted else self._read(file)
         self._head, self._version = file.head_body, file.head.current
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from protocol.records import WRAP_ALGORITHMS
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
 from sfsc.primitives import state_key
@@ -20,6 +21,8 @@ HOME: Final = "SFSC_HOME"
 AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
 MIN_WRAP_ALG: Final = "SFSC_MIN_WRAP_ALG"
 MAX_PASSPHRASE: Final = 64 * 1024
+WEAKEST: Final = WRAP_ALGORITHMS[0]
+"""What `min_wrap_alg` is where nobody sets it: every algorithm will do."""
 Home = str | os.PathLike[str] | None
 """The folder of a keyring and of what is remembered, or None: the environment says which."""
 Passphrase = str | Callable[[], str] | None
@@ -36,9 +39,13 @@ def folder(home: Home) -> Path:
     return platformdirs.user_data_path("sfsc", appauthor=False)
 
 
-def weakest_wrap() -> str | None:
-    """What SFSC_MIN_WRAP_ALG says, None for nothing."""
-    return os.environ.get(MIN_WRAP_ALG) or None
+def weakest_wrap(stated: str | None) -> str:
+    """The weakest kind of key to encrypt for: what was `stated`, else what SFSC_MIN_WRAP_ALG says,
+    else any. Raises `UsageError` for none that there is."""
+    weakest = stated or os.environ.get(MIN_WRAP_ALG) or WEAKEST
+    if weakest not in WRAP_ALGORITHMS:
+        raise UsageError(f"no algorithm {weakest}", f"one of {', '.join(WRAP_ALGORITHMS)}")
+    return weakest
 
 
 def wants_rotation() -> bool:

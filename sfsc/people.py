@@ -28,6 +28,7 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
+from sfsc.home import WEAKEST
 from sfsc.identities import follow
 from sfsc.identity import Owner, owner_of
 from sfsc.keyring import KeyringFile
@@ -37,8 +38,6 @@ from sfsc.remembered import Remembered
 from sfsc.session import Session
 from sfsc.trust import TOLD
 
-WEAKEST: Final = WRAP_ALGORITHMS[0]
-"""What `min_wrap_alg` is where nobody sets it: every algorithm will do."""
 _MAX_TRIES: Final = 16
 
 
@@ -67,15 +66,13 @@ class People:
         self,
         session: Session,
         file: KeyringFile,
-        min_wrap_alg: str | None = None,
+        min_wrap_alg: str = WEAKEST,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`min_wrap_alg` is one of `WRAP_ALGORITHMS`, by strength; `clock` gives unix seconds."""
-        if min_wrap_alg is not None and min_wrap_alg not in WRAP_ALGORITHMS:
-            raise UsageError(f"no algorithm {min_wrap_alg}", f"one of {', '.join(WRAP_ALGORITHMS)}")
         self._session = session
         self._file = file
-        self._weakest = min_wrap_alg or WEAKEST
+        self._weakest = min_wrap_alg
         self._clock = clock
         self._remembered = Remembered(session.state)
         self._own_log = OwnLog(session)

@@ -156,7 +156,8 @@ def take_back(
     with opened_by_code(file, state, code, timeouts) as (session, devices):
         Recovery(session, file, devices, code).begin(first)
         session.renewer = devices.catch_up
-        session.readers = people = People(session, file)
+        people = People(session, file)
+        session.readers = lambda: people
         return Rotation(session, file, devices, people).rotate(told=told)
 
 

@@ -1,7 +1,7 @@
 """What a store offers that most programs never ask for: each room is loaded when first entered.
 
 So a start pays for putting, getting and listing, which `store` itself has, and for nothing that a
-user does once a month. A room that is added belongs here unless every login goes through it.
+user does once a month. A room that is added belongs here unless every program enters it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from protocol.records import Reader
     from sfsc.audit import Audit
     from sfsc.devices import Devices
     from sfsc.folders import Folders
@@ -27,19 +28,26 @@ if TYPE_CHECKING:
 class Rooms:
     """Of one store, over its session. For one thread at a time, as that is."""
 
-    def __init__(
-        self,
-        session: Session,
-        file: KeyringFile,
-        devices: Devices,
-        people: People,
-        folders: Folders,
-    ) -> None:
+    def __init__(self, session: Session, file: KeyringFile, min_wrap_alg: str) -> None:
         self._session = session
         self._file = file
-        self._devices = devices
-        self._people = people
-        self._folders = folders
+        self._weakest = min_wrap_alg
+
+    # --- what the session asks for, seldom ----------------------------------------------------
+
+    def renew(self) -> None:
+        """Go on with the newer keys that the account has."""
+        self.devices.catch_up()
+
+    def readers(self) -> People:
+        """Those whom files are wrapped for beside ourselves."""
+        return self.people
+
+    def new_readers(self, name: str) -> tuple[Reader, ...]:
+        """Who may read a new file `name`, since its folder is shared."""
+        return self.folders.readers_of(name)
+
+    # --- the rooms ----------------------------------------------------------------------------
 
     @cached_property
     def audit(self) -> Audit:
@@ -48,28 +56,46 @@ class Rooms:
         return Audit(self._session)
 
     @cached_property
+    def devices(self) -> Devices:
+        from sfsc.devices import Devices
+
+        return Devices(self._session, self._file)
+
+    @cached_property
+    def folders(self) -> Folders:
+        from sfsc.folders import Folders
+
+        return Folders(self._session)
+
+    @cached_property
     def moves(self) -> Moves:
         from sfsc.moves import Moves
 
         return Moves(self._session)
 
     @cached_property
+    def people(self) -> People:
+        from sfsc.people import People
+
+        return People(self._session, self._file, self._weakest)
+
+    @cached_property
     def received(self) -> Received:
         from sfsc.inbox import Received
 
-        return Received(self._session, self._people)
+        return Received(self._session, self.people)
 
     @cached_property
     def rotation(self) -> Rotation:
         from sfsc.rotation import Rotation
 
-        return Rotation(self._session, self._file, self._devices, self._people)
+        return Rotation(self._session, self._file, self.devices, self.people)
 
     @cached_property
     def sharing(self) -> Sharing:
         from sfsc.sharing import Sharing
 
-        return Sharing(self._session, self._people, self._folders)
+        return Sharing(self._session, self.people, self.folders)
 
     @cached_property
     def trees(self) -> Trees:

@@ -141,8 +141,8 @@ class Session:
         self.limits = opening.Limits(0, 0, 0, 0)
         self.renewer: Callable[[], object] | None = None
         """Called where the account has newer keys than this session: it finds and `use`s them."""
-        self.readers: Readers | None = None
-        """Whom files are wrapped for beside ourselves."""
+        self.readers: Callable[[], Readers] | None = None
+        """Gives those whom files are wrapped for beside ourselves."""
         self.new_readers: Callable[[str], tuple[Reader, ...]] = lambda _name: ()
         """Who may read a new file of a name: those whom its folder is shared with."""
         self._timeouts = timeouts
@@ -182,7 +182,7 @@ class Session:
         if self.renewer is None or error.code not in ("stale-generation", "stale-recipient"):
             raise refusal(error)
         if error.code == "stale-recipient" and self.readers is not None:
-            self.readers.forget()
+            self.readers().forget()
         self.renewer()
 
     def wrap(
@@ -194,7 +194,7 @@ class Session:
             return self.account.wrap(key)
         if self.readers is None:
             raise LocalError("nothing here knows other people's keys")
-        return self.account.wrap(key, self.readers.recipients(head, readers))
+        return self.account.wrap(key, self.readers().recipients(head, readers))
 
     # --- opening ------------------------------------------------------------------------------
 

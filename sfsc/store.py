@@ -14,12 +14,10 @@ from protocol.values import Value
 from sfsc.attempts import Put
 from sfsc.blobs import Blob
 from sfsc.closing import Closing
-from sfsc.devices import DeviceInfo, Devices
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
 from sfsc.envelope import check_name
 from sfsc.errors import SfscError, Special, UsageError
-from sfsc.folders import Folder, Folders
 from sfsc.home import (
     Passphrase,
     folder,
@@ -31,7 +29,6 @@ from sfsc.home import (
 from sfsc.identity import Entry
 from sfsc.keyring import KeyringFile
 from sfsc.listing import Files
-from sfsc.people import People, Person
 from sfsc.rooms import Rooms
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
@@ -43,7 +40,10 @@ from sfsc.window import Skip
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.audit import Event, Verified
+    from sfsc.devices import DeviceInfo
+    from sfsc.folders import Folder
     from sfsc.inbox import Shared
+    from sfsc.people import Person
     from sfsc.rotation import Plan, Rotated
     from sfsc.sharing import Grant
     from sfsc.versions import ExportedKey, Revision
@@ -83,26 +83,23 @@ class Store(Closing):
         auto_rotate: bool | None = None,
         min_wrap_alg: str | None = None,
     ) -> None:
-        keyring = file.contents
+        weakest = weakest_wrap(min_wrap_alg)
         self._file = file
-        self._state = open_state(folder(home), keyring)
+        self._state = open_state(folder(home), file.contents)
         try:
-            self._session = Session(keyring, self._state, timeouts, progress=progress)
+            self._session = Session(file.contents, self._state, timeouts, progress=progress)
         except BaseException:
             self._state.close()
             raise
+        self._rooms = Rooms(self._session, file, weakest)
+        self._dues = Dues(self._session, file)
         try:
             self._session.connect()
-            self._devices = Devices(self._session, file)
-            self._session.renewer = self._devices.catch_up
-            self._people = People(self._session, file, min_wrap_alg or weakest_wrap())
-            self._session.readers = self._people
-            self._folders = Folders(self._session)
-            self._session.new_readers = self._folders.readers_of
-            if self._devices.unsettled:
-                self._devices.settle()
-            self._rooms = Rooms(self._session, file, self._devices, self._people, self._folders)
-            self._dues = Dues(self._session, file)
+            self._session.renewer = self._rooms.renew
+            self._session.readers = self._rooms.readers
+            self._session.new_readers = self._rooms.new_readers
+            if self._dues.unsettled:
+                self._rooms.devices.settle()
             wanted = auto_rotate if auto_rotate is not None else wants_rotation()
             if wanted and self._dues.asks():
                 self._rooms.rotation.rotate()
@@ -246,7 +243,7 @@ class Store(Closing):
 
     def shared_folders(self) -> tuple[Folder, ...]:
         """The folders whose new files are shared."""
-        return self._folders.all()
+        return self._rooms.folders.all()
 
     def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
         """What others share with us, by owner and name. What is not right is told to `skip`;
@@ -289,12 +286,12 @@ class Store(Closing):
 
     def person(self, user: str) -> Person:
         """Whom the server shows as `user`; `pinned` where that is whom we know."""
-        return self._people.find(user)
+        return self._rooms.people.find(user)
 
     def verify_person(self, user: str, fingerprint: bytes) -> Person:
         """Remember `user` by a fingerprint (32 bytes) that was compared with him; `BrokenChain`
         where the server shows another."""
-        return self._people.verify(user, fingerprint)
+        return self._rooms.people.verify(user, fingerprint)
 
     def proof_of(self, put: Put) -> bytes:
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
@@ -313,7 +310,7 @@ class Store(Closing):
 
     def audit_verify(self) -> Verified:
         """Check the account's whole history, its records and statements."""
-        self._devices.catch_up()
+        self._rooms.devices.catch_up()
         return self._rooms.audit.verify(self._file.contents.statements)
 
     def audit_compare(self, note: bytes) -> tuple[int, int]:
@@ -359,7 +356,7 @@ class Store(Closing):
 
     def devices(self) -> list[DeviceInfo]:
         """The machines and backups that have the account's keys."""
-        return self._devices.all()
+        return self._rooms.devices.all()
 
     def backup(
         self,
@@ -370,18 +367,18 @@ class Store(Closing):
     ) -> None:
         """Write the account's keys to a new file, which `restore` opens the account with."""
         stated = None if no_passphrase else new_passphrase(passphrase)
-        self._devices.backup(Path(path), stated)
+        self._rooms.devices.backup(Path(path), stated)
 
     def has_recovery(self) -> bool:
         """Whether the account has a recovery code."""
-        return self._devices.has_recovery()
+        return self._rooms.devices.has_recovery()
 
     def set_recovery(self, code: str, old: str | None = None) -> None:
         """Commit the account to a recovery code; where it has one, the `old` one is needed."""
         from sfsc.codes import RecoveryCode
 
         before = None if old is None else RecoveryCode.parse(old)
-        self._devices.set_recovery(RecoveryCode.parse(code), before)
+        self._rooms.devices.set_recovery(RecoveryCode.parse(code), before)
 
     def whoami(self) -> Whoami:
         """Who we are."""

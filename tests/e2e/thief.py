@@ -56,7 +56,7 @@ class Thief:
 
     def device(self) -> None:
         """A statement that keeps the generation, and whose bundle is for himself."""
-        self.store._devices._publish(
+        self.store._rooms.devices._publish(
             "device", lambda head: {"devices": ()} if head.devices else None
         )
 
@@ -66,7 +66,7 @@ class Thief:
     def rewrap(self, *names: str) -> None:
         """Make the wraps of these files for his key."""
         ids = {self.store._session.account.file_id(name) for name in names}
-        rewrapping = Rewrapping(self.store._session, self.store._people, None)
+        rewrapping = Rewrapping(self.store._session, self.store._rooms.people, None)
         items = [one for one in self.rotation._items() if one.file_id in ids]
         renewed = [one for one, _ in rewrapping.renewal()([(None, one) for one in items])]
         self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))

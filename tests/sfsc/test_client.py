@@ -42,9 +42,10 @@ print(*sys.modules)
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
 COSTLY |= {"random", "secrets", "subprocess", "tempfile", "traceback"}
 """What the standard library takes milliseconds to load, and hardly any program of ours needs."""
-ROOMS = {"accounts", "adoption", "audit", "codes", "cores", "enrolment", "inbox", "moves", "pem"}
-ROOMS |= {"proofs", "reading", "recovery", "reencryption", "renaming", "repair", "rewrapping"}
-ROOMS |= {"rotation", "sharing", "theft", "trees", "versions", "words", "wraps"}
+ROOMS = {"accounts", "adoption", "audit", "codes", "cores", "devices", "enrolment", "folders"}
+ROOMS |= {"identities", "inbox", "moves", "own_log", "pem", "people", "proofs", "reading"}
+ROOMS |= {"recovery", "reencryption", "renaming", "repair", "rewrapping", "rotation", "sharing"}
+ROOMS |= {"theft", "trees", "versions", "words", "wraps"}
 """Of `sfsc`, what is loaded when somebody asks for it."""
 
 

@@ -10,7 +10,7 @@ import pytest
 from protocol.messages.session import Notice
 from protocol.records import Statement
 from protocol.values import changed
-from sfsc.dues import Dues, unfinished
+from sfsc.dues import Dues, has_old_keys, unfinished
 from sfsc.home import unlock
 from sfsc.keyring import KeyringFile, Pending
 from sfsc.session import Session
@@ -40,6 +40,43 @@ def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
         assert dues.asks() is expected
         assert dues.asks() is expected  # nothing of it is remembered
     assert session.state.rotated_at() == 0
+
+
+def test_a_machine_that_has_nothing_left_to_do(session: Session, file: KeyringFile) -> None:
+    assert not Dues(session, file).unsettled
+
+
+@pytest.mark.parametrize("state", ["due", "overdue", "forced", "rotated"])
+def test_another_machine_has_rotated(session: Session, file: KeyringFile, state: str) -> None:
+    session.notice = changed(FORCED, state=state)
+    assert Dues(session, file).unsettled is (state == "rotated")
+
+
+def test_a_statement_that_was_kept_and_not_sent(session: Session, file: KeyringFile) -> None:
+    statement, keys = file.contents.statements[-1], file.contents.generations[-1]
+    for of, expected in ((None, True), (keys, False)):  # a rotation is not settled but rotated
+        file.save(changed(file.contents, pending=Pending(statement, (bytes(64),), b"", of)))
+        assert Dues(session, file).unsettled is expected
+
+
+def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
+    (first,) = file.contents.generations
+    newer = changed(first, generation=2)
+    keyring = changed(file.contents, generations=(first, newer))
+    file.save(keyring)
+    assert has_old_keys(file.contents)
+    assert Dues(session, file).unsettled
+    begun = changed(head(file), n=2, generation=2, prev=bytes(32))
+    file.save(changed(keyring, statements=(*keyring.statements, begun.encode())))
+    assert not Dues(session, file).unsettled  # they count while it is not finished
+    file.save(changed(keyring, generations=(first,), name_keys=(bytes(32), bytes(32))))
+    assert Dues(session, file).unsettled
+
+
+def test_a_machine_that_has_not_joined(session: Session, file: KeyringFile) -> None:
+    device = changed(file.contents.device, device_id=bytes(16))
+    file.save(changed(file.contents, device=device))
+    assert Dues(session, file).unsettled
 
 
 def test_what_was_begun_is_finished(session: Session, file: KeyringFile) -> None:

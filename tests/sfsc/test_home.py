@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from protocol.records import record_hash
-from sfsc.errors import KeyringMissing, LocalError, WrongPassphrase
-from sfsc.home import folder, keyring_path, open_state, stated_passphrase, unlock
+from protocol.records import WRAP_ALGORITHMS, record_hash
+from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
+from sfsc.home import (
+    folder,
+    keyring_path,
+    new_passphrase,
+    open_state,
+    stated_passphrase,
+    unlock,
+    weakest_wrap,
+)
 from sfsc.keyring import Cost, Device, Keyring, KeyringFile
 
 KEYRING = Keyring(
@@ -27,7 +35,7 @@ KEYRING = Keyring(
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SFSC_HOME", "SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+    for name in ("SFSC_HOME", "SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE", "SFSC_MIN_WRAP_ALG"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -96,3 +104,24 @@ def test_the_state_lies_beside_and_is_the_accounts(tmp_path: Path) -> None:
     other = Keyring.from_map(KEYRING.to_map() | {"user": "eve"})
     with pytest.raises(LocalError):
         open_state(tmp_path, other)
+
+
+def test_the_weakest_key_to_encrypt_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weakest_wrap(None) == WRAP_ALGORITHMS[0]
+    monkeypatch.setenv("SFSC_MIN_WRAP_ALG", "xwing")
+    assert weakest_wrap(None) == "xwing"
+    assert weakest_wrap("x25519") == "x25519"
+    monkeypatch.setenv("SFSC_MIN_WRAP_ALG", "")
+    assert weakest_wrap(None) == WRAP_ALGORITHMS[0]
+    for wrong in ("rot13", "XWING"):
+        with pytest.raises(UsageError):
+            weakest_wrap(wrong)
+        monkeypatch.setenv("SFSC_MIN_WRAP_ALG", wrong)
+        with pytest.raises(UsageError):
+            weakest_wrap(None)
+
+
+def test_a_new_file_needs_a_passphrase() -> None:
+    assert new_passphrase("secret") == new_passphrase(lambda: "secret") == "secret"
+    with pytest.raises(UsageError):
+        new_passphrase(None)
