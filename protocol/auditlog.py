@@ -45,7 +45,7 @@ TOMBSTONE_SIGS = "tombstone_sigs"
 """In the detail of a move: the record of the file that it left, base64, and its signatures."""
 _HASH_KEY = b',"hash":"'
 _TAIL = len(_HASH_KEY) + 64 + len(b'"}')
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 
 from protocol.errors import CheckpointError, SignatureError
 from protocol.signatures import SigningKey, verify_note
@@ -20,7 +19,6 @@ from protocol.values import Value
 MAX_CHECKPOINT = 4096
 """Bytes of the longest signed note."""
 _ED25519 = b"\x01"
-_SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 _MARK = "— "
 _MAX_SIGNATURES = 16
 
@@ -133,9 +131,15 @@ def _check_signed(text: str, signatures: str, verifier: Verifier) -> None:
         raise CheckpointError("a checkpoint that this log's key did not sign")
 
 
+def is_size(text: str) -> bool:
+    """Whether `text` is a number of at most 16 digits, without a zero ahead of it."""
+    digits = text.isascii() and text.isdigit() and len(text) <= 16
+    return digits and (text[0] != "0" or text == "0")
+
+
 def _parse(text: str) -> Checkpoint:
     lines = text.split("\n")
-    if len(lines) < 4 or not lines[0] or not _SIZE.fullmatch(lines[1]):
+    if len(lines) < 4 or not lines[0] or not is_size(lines[1]):
         raise CheckpointError("a checkpoint that is malformed")
     root = _decode(lines[2])
     if len(root) != 32:

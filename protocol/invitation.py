@@ -23,12 +23,13 @@ MAX_INVITATION = 1024
 TOKEN_SIZE = 32
 """Bytes of the tokens we make."""
 
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?)\]|([0-9A-Za-z._-]+)):(\d{1,5})")
-_INVITATION = re.compile(
+# Compiled when first used, which `re` remembers: a start that meets none of them has no use for it.
+_ADDRESS = r"(?:\[([0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?)\]|([0-9A-Za-z._-]+)):(\d{1,5})"
+_INVITATION = (
     r"sfs://(?P<address>[^/?#@]+)/(?P<user>[^/?#]+)"
     r"\?pin=(?P<pin>[0-9a-f]{64})&token=(?P<token>[0-9A-Za-z_-]{22,86})"
 )
-_ACCOUNT = re.compile(
+_ACCOUNT = (
     r"sfs://(?P<address>[^/?#@]+)/(?P<user>[^/?#]+)"
     r"\?pin=(?P<pin>[0-9a-f]{64})&first=(?P<first>[0-9a-f]{64})"
 )
@@ -36,7 +37,7 @@ _ACCOUNT = re.compile(
 
 def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises `MessageError`."""
-    matched = _ADDRESS.fullmatch(text) if text.isascii() else None
+    matched = re.fullmatch(_ADDRESS, text) if text.isascii() else None
     if matched is None or len(text) > 300 or int(matched[3]) > 65535:
         raise MessageError(f"not an address HOST:PORT: {text[:80]!r}")
     return matched[1] or matched[2], int(matched[3])
@@ -86,7 +87,7 @@ def parse_invitation(text: str) -> Invitation:
     Raises `MessageError`, whose text never repeats what was given: that may be half a secret.
     """
     stripped = text.strip()
-    matched = _INVITATION.fullmatch(stripped) if len(stripped) <= MAX_INVITATION else None
+    matched = re.fullmatch(_INVITATION, stripped) if len(stripped) <= MAX_INVITATION else None
     if matched is None:
         raise MessageError("not an invitation sfs://HOST:PORT/USER?pin=…&token=…")
     host, port = parse_address(matched["address"])
@@ -126,7 +127,7 @@ def parse_account_link(text: str) -> AccountLink:
     """The account that ``sfs://HOST:PORT/USER?pin=SERVER_ID&first=FIRST_STATEMENT_HASH`` names;
     white space around it is ignored. Raises `MessageError`."""
     stripped = text.strip()
-    matched = _ACCOUNT.fullmatch(stripped) if len(stripped) <= MAX_INVITATION else None
+    matched = re.fullmatch(_ACCOUNT, stripped) if len(stripped) <= MAX_INVITATION else None
     if matched is None:
         raise MessageError("not an account sfs://HOST:PORT/USER?pin=…&first=…")
     host, port = parse_address(matched["address"])

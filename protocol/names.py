@@ -21,8 +21,9 @@ MAX_FILE_NAME = 1024
 
 _USER = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _FILE_ID = re.compile(r"[0-9a-f]{32}")
-_FORBIDDEN = re.compile("[\\\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""A backslash, and all of the Unicode categories Cc, Zl and Zp."""
+_FORBIDDEN = frozenset("\\\u2028\u2029") | set(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+"""A backslash, and all of the Unicode categories Cc, Zl and Zp. As an expression it takes long to
+compile, for every start, and matches hardly faster."""
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
 }
@@ -72,7 +73,7 @@ def check_file_name(name: str) -> None:
         raise MessageError(f"a file name of {size} bytes; 1 to {MAX_FILE_NAME} are allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise MessageError("a file name has an empty, '.' or '..' part, or is absolute")
-    if _FORBIDDEN.search(name):
+    if not _FORBIDDEN.isdisjoint(name):
         raise MessageError("a file name holds a control character or a backslash")
     if not unicodedata.is_normalized("NFC", name):
         raise MessageError("a file name is not in Unicode form NFC")

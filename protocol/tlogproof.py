@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 
 from protocol import auditlog, checkpoint, merkle
 from protocol.auditlog import Entry
-from protocol.checkpoint import Checkpoint, Verifier
+from protocol.checkpoint import Checkpoint, Verifier, is_size
 from protocol.errors import ProofError
 from protocol.values import Value
 
 MAX_TLOG_PROOF = 128 * 1024
 """Bytes of the longest proof: the longest line in base64, the longest path and note, with room."""
 _HEADER = "c2sp.org/tlog-proof@v1"
-_INDEX = re.compile(r"index (0|[1-9][0-9]{0,15})")
+_INDEX = "index "
 _EXTRA = "extra "
 
 
@@ -63,11 +62,11 @@ class TlogProof(Value):
             raise ProofError(f"not a file of the form {_HEADER}")
         if len(lines) < 3 or not lines[1].startswith(_EXTRA):
             raise ProofError("a proof without the line of the log")
-        index = _INDEX.fullmatch(lines[2])
-        if index is None:
+        index = lines[2].removeprefix(_INDEX)
+        if index == lines[2] or not is_size(index):
             raise ProofError("a proof without the index of its line")
         path = tuple(map(_decode, lines[3:]))
-        return cls(int(index[1]), _decode(lines[1].removeprefix(_EXTRA)), path, note)
+        return cls(int(index), _decode(lines[1].removeprefix(_EXTRA)), path, note)
 
 
 def verify(proof: TlogProof, verifier: Verifier) -> tuple[Entry, Checkpoint]:

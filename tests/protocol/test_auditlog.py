@@ -158,7 +158,11 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(seq=1.0),
         lambda v: v.update(time="2024-02-29T23:59:59Z"),
         lambda v: v.update(time="2024-02-29T23:59:59.999+00:00"),
+        lambda v: v.update(time="2024-02-29T23:59:59.99٣Z"),  # a digit, and not one of ours
+        lambda v: v.update(time="2024-02-29T23:59:59.99aZ"),
         lambda v: v.update(time=None),
+        lambda v: v.update(time=5),
+        lambda v: v.update(time=["2"]),
         lambda v: v.update(op=None),
         lambda v: v.update(actor=3),
         lambda v: v.update(owner=3),
@@ -181,6 +185,8 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(detail={"accounts": {"a": ["1", "ab" * 32]}}),
         lambda v: v.update(prev="AB" * 32),
         lambda v: v.update(prev="ab" * 31),
+        lambda v: v.update(prev="ab" * 31 + "g0"),
+        lambda v: v.update(prev=["a"] * 64),
         lambda v: v.update(prev=None),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 from hypothesis import given
@@ -174,3 +175,17 @@ def test_caps() -> None:
     refuse(f"{TEXT}\n\n{SIGNATURE}— w {'A' * 4096}\n")
     refuse(b"\xff" + NOTE)
     refuse(b"")
+
+
+@given(st.text("019 _-+٣²\n", max_size=18))
+def test_sizes_are_plain_numbers(text: str) -> None:
+    expected = re.fullmatch(r"0|[1-9][0-9]{0,15}", text) is not None
+    assert checkpoint.is_size(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", False), ("0", True), ("00", False), ("9" * 16, True), ("9" * 17, False), ("٣", False)],
+)
+def test_the_longest_size(text: str, expected: bool) -> None:
+    assert checkpoint.is_size(text) is expected

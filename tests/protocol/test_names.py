@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,25 @@ def test_no_user_names(name: str) -> None:
         check_user_name(name)
     with pytest.raises(MessageError):
         check_principal(name)
+
+
+@given(st.text("azAZ09-_. \n\0é", max_size=34) | st.text("a0-_", min_size=30, max_size=34))
+def test_user_names_are_what_the_expression_says(name: str) -> None:
+    expected = re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", name) is not None
+    assert accepts(check_principal, name) is expected
+
+
+def accepts(check: Callable[[str], None], text: str) -> bool:
+    try:
+        check(text)
+    except MessageError:
+        return False
+    return True
+
+
+@given(st.text("059afgA\n", min_size=30, max_size=34))
+def test_file_ids_are_what_the_expression_says(text: str) -> None:
+    assert accepts(check_file_id, text) is (re.fullmatch("[0-9a-f]{32}", text) is not None)
 
 
 @pytest.mark.parametrize("name", ["operator", "server"])
