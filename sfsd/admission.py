@@ -21,7 +21,7 @@ from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale
 from sfsd.index import OwnerFiles
-from sfsd.layout import Sidecar, VersionPaths, statements_path
+from sfsd.layout import Sidecar, VersionPaths, record_of, statements_path
 
 WRAPPED_SIZES: Final = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
 """Bytes of a DEK wrapped by each algorithm."""
@@ -95,7 +95,7 @@ class Admitted(Value):
 def parse_record(body: bytes) -> FileRecord:
     """Raises `Refused`."""
     try:
-        return FileRecord.parse(body)
+        return record_of(body)
     except RemoteProtocolError as exc:
         raise Refused("bad-request", f"not a file record: {exc}") from exc
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -24,8 +24,8 @@ from sfsd.layout import (
     StoredStatement,
     account_path,
     parse_account,
-    parse_sidecar,
     parse_statements,
+    read_sidecar,
     statements_path,
 )
 from sfsd.store import DirectoryStore
@@ -96,7 +96,13 @@ class Documents:
 
     def sidecar(self, path: str) -> Document[Sidecar]:
         """Raises `Absent`, or `DamagedError` where the bytes are not what the log says."""
-        return self._load(path, parse_sidecar, _sidecar_seq)
+        (found,) = self.sidecars([path])
+        return found
+
+    def sidecars(self, paths: Sequence[str]) -> list[Document[Sidecar]]:
+        """Each as `sidecar` gives it. Each step is taken for all before the next: of many small
+        things that takes three quarters of the time. Raises as `sidecar`."""
+        return self._load_all(paths, read_sidecar, _sidecar_seq)
 
     def known_sidecar(self, path: str) -> Document[Sidecar]:
         """As `sidecar`, but one that was verified or written here is not read from the disk again.
@@ -135,20 +141,29 @@ class Documents:
         if found is not None:
             return Document(path, digest, found.value)
         try:
-            return self._load(path, parse, seq_of)
+            (document,) = self._load_all([path], parse, seq_of)
         except Absent:
             return None
+        return document
 
-    def _load(
-        self, path: str, parse: Callable[[str, bytes], _Any], seq_of: Callable[[_Any], int]
-    ) -> Document[_Any]:
-        raw, digest = self._store.read_known(path)
-        found = self._find(path, digest)
-        if found is None:
-            found = _Kept(digest, parse(path, raw), len(raw))
-            self._verify(path, digest, seq_of(found.value))
+    def _load_all(
+        self,
+        paths: Sequence[str],
+        parse: Callable[[str, bytes], _Any],
+        seq_of: Callable[[_Any], int],
+    ) -> list[Document[_Any]]:
+        loaded: list[tuple[str, _Kept]] = []
+        fresh: list[tuple[str, _Kept]] = []
+        for path, (raw, digest) in [(path, self._store.read_known(path)) for path in paths]:
+            found = self._find(path, digest)
+            if found is None:
+                found = _Kept(digest, parse(path, raw), len(raw))
+                fresh.append((path, found))
+            loaded.append((path, found))
+        for path, found in fresh:
+            self._verify(path, found.digest, seq_of(found.value))
             self._keep(path, found)
-        return Document(path, digest, found.value)
+        return [Document(path, found.digest, found.value) for path, found in loaded]
 
     def _find(self, path: str, digest: bytes) -> _Kept | None:
         with self._lock:

@@ -8,7 +8,7 @@ operation that read too old an answer expects a sidecar to be absent which is th
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sfsd.catching_up import CatchingUp
 from sfsd.documents import Document, Documents
@@ -47,6 +47,11 @@ class OwnerFiles(CatchingUp):
         """Raises `Absent`, `DamagedError`."""
         return self._documents.sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
 
+    def sidecars(self, places: Sequence[tuple[str, int]]) -> list[Document[Sidecar]]:
+        """Those of many (file_id, version), in their order, at less cost. Raises as `sidecar`."""
+        paths = [VersionPaths.of(self.owner, *place).sidecar for place in places]
+        return self._documents.sidecars(paths)
+
     def known_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
         """As `Documents.known_sidecar`. Raises as `sidecar`."""
         return self._documents.known_sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
@@ -73,6 +78,17 @@ class OwnerFiles(CatchingUp):
                 self._seqs[file_id] = max(sidecar.seq, self._seqs.get(file_id, 0))
             if file_id in self._contents and record.content_id is not None:
                 self._contents[file_id][version] = record.content_id
+
+        self._note(change)
+
+    def rewrote(self, seq: int, places: Sequence[tuple[str, int]]) -> None:
+        """Entry `seq` wrote the sidecars of these (file_id, version), which were there, anew; their
+        contents are what they were."""
+
+        def change() -> None:
+            for file_id, version in places:
+                if version == self._newest[file_id]:
+                    self._seqs[file_id] = max(seq, self._seqs.get(file_id, 0))
 
         self._note(change)
 

@@ -20,6 +20,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from protocol.errors import RemoteProtocolError
@@ -31,6 +32,8 @@ from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64
 """Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
+_PARSED: Final = 16 * 1024
+"""Records that are kept parsed, about 2 KB each."""
 
 _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
@@ -106,7 +109,7 @@ class Sidecar(Value):
     `content` is the record that made this version, `head` the file's last record where that is
     another (kept in the newest version's sidecar only). A purged version has `metadata` None and no
     wraps. `leaves` are the ciphertext's leaf hashes, concatenated, None where in a file of their
-    own. `content_record` and `head_record` are the parsed forms, `head_record` of the file's last.
+    own.
     """
 
     seq: int
@@ -115,8 +118,16 @@ class Sidecar(Value):
     metadata: bytes | None
     wraps: tuple[Wrap, ...]
     leaves: bytes | None
-    content_record: FileRecord
-    head_record: FileRecord
+
+    @property
+    def content_record(self) -> FileRecord:
+        """The parsed form of `content`."""
+        return record_of(self.content.record)
+
+    @property
+    def head_record(self) -> FileRecord:
+        """The parsed form of `last`."""
+        return record_of(self.last.record)
 
     @property
     def last(self) -> SignedRecord:
@@ -148,19 +159,38 @@ class Sidecar(Value):
         return FileView(self.seq, self.content, head, self.metadata or b"", own)
 
 
+@lru_cache(_PARSED)
+def record_of(body: bytes) -> FileRecord:
+    """The record that these bytes are; of the same the same. A rotation, which touches all there
+    are, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
+    return FileRecord.parse(body)
+
+
 def parse_sidecar(path: str, raw: bytes) -> Sidecar:
     """The sidecar whose bytes are `raw`. Raises `DamagedError`."""
-    return _parse(path, raw, _sidecar, lambda found: found.encode(found.seq))
+    return _parse(path, raw, _whole_sidecar, lambda found: found.encode(found.seq))
+
+
+def read_sidecar(path: str, raw: bytes) -> Sidecar:
+    """As `parse_sidecar` where `raw` is what that accepts, at half of its time. Of other bytes this
+    may make something all the same: for who then compares their hash with what was written, and is
+    interested in the sidecar only where they agree. Raises `DamagedError`."""
+    return _read(path, raw, _sidecar)
+
+
+def _whole_sidecar(value: dict[str, Any]) -> Sidecar:
+    """Raises as well for records that are none."""
+    found = _sidecar(value)
+    for signed in (found.content, found.last):
+        FileRecord.parse(signed.record)
+    return found
 
 
 def _sidecar(value: dict[str, Any]) -> Sidecar:
-    content = _signed(value)
-    head = None if value["head"] is None else _signed(value["head"])
-    content_record = FileRecord.parse(content.record)
     return Sidecar(
         seq=_number(value["seq"]),
-        content=content,
-        head=head,
+        content=_signed(value),
+        head=None if value["head"] is None else _signed(value["head"]),
         metadata=_optional_bytes(value["metadata"]),
         wraps=tuple(
             [
@@ -169,8 +199,6 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
             ]
         ),
         leaves=_optional_bytes(value["segments"]),
-        content_record=content_record,
-        head_record=content_record if head is None else FileRecord.parse(head.record),
     )
 
 
@@ -283,8 +311,16 @@ def _parse(
     build: Callable[[dict[str, Any]], _Parsed],
     encode: Callable[[_Parsed], bytes],
 ) -> _Parsed:
+    found = _read(path, raw, build)
+    # One content has one form: white space, key order and spellings of base64 hide nothing.
+    if encode(found) != raw:
+        raise DamagedError("not in the one form it has", path=path)
+    return found
+
+
+def _read(path: str, raw: bytes, build: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
     try:
-        found = build(json.loads(raw.decode("ascii")))
+        return build(json.loads(raw.decode("ascii")))
     except (
         ValueError,
         TypeError,
@@ -294,10 +330,6 @@ def _parse(
         RemoteProtocolError,
     ) as exc:
         raise DamagedError("does not parse", path=path) from exc
-    # One content has one form: white space, key order and spellings of base64 hide nothing.
-    if encode(found) != raw:
-        raise DamagedError("not in the one form it has", path=path)
-    return found
 
 
 def _signed_json(item: SignedRecord) -> str:

@@ -126,7 +126,7 @@ def _delete_to(
     voided, _ = admitted.user.chain.voided_keys()
     if before.current == 0 and before.generation not in voided:
         raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
-    return changed(newest.value, head=admitted.signed, head_record=record)
+    return changed(newest.value, head=admitted.signed)
 
 
 def _restore(
@@ -225,8 +225,6 @@ def _take_over(
         metadata=change.metadata,
         wraps=change.wraps,
         leaves=source.value.leaves,
-        content_record=record,
-        head_record=record,
     )
     return Decided(
         head.next_version,
@@ -260,7 +258,7 @@ def _purge(
         paths = head.paths(version)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
-    sidecars[head.version] = changed(last, head=admitted.signed, head_record=record)
+    sidecars[head.version] = changed(last, head=admitted.signed)
     return Decided(
         None,
         tuple((head, version, sidecar) for version, sidecar in sidecars.items()),

@@ -8,7 +8,8 @@ of an older generation is left, a second statement says that older ones count no
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final, Self
 
 from protocol import merkle
@@ -30,7 +31,7 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.records import FileRecord, RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.signatures import Label, verify
 from protocol.values import Value, changed
 from sfsd import bundles
@@ -47,6 +48,7 @@ from sfsd.layout import (
     account_path,
     bundle_path,
     encode_statements,
+    record_of,
     statements_path,
 )
 from sfsd.operations.files import signed_size
@@ -70,6 +72,8 @@ _SCANNED: Final = 4096
 """Versions looked at for one page, whether or not they are in it."""
 _AHEAD: Final = MAX_BATCH
 """Files looked up together: about those of a page, which has most often one version of each."""
+_TOGETHER: Final = 32
+"""Sidecars read together; as many as the first page has that our client asks for."""
 
 
 class _Keys(Value):
@@ -252,10 +256,12 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         "only an owner endorses records",
     )
     files = world.index.of(owner)
-    written: list[tuple[WrittenSidecar, int]] = []
+    written: list[WrittenSidecar] = []
+    rewritten: list[tuple[str, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
     keys = _Keys.of(user)
+    _check(message.items, user.chain.head, keys)
     for place, item in enumerate(message.items):
         try:
             document, relied_on = _standing(world, user.name, item)
@@ -269,13 +275,14 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         if renewed is None:
             left.append(place)
         elif renewed is not document.value:
-            written.append((WrittenSidecar(document.path, renewed), item.version))
+            written.append(WrittenSidecar(document.path, renewed))
+            rewritten.append((item.file_id, item.version))
     if not written:
         return Rewrapped(None, tuple(left))
 
-    def then(_seq: int) -> None:
-        for one, version in written:
-            files.saw(one.value, version)
+    def then(seq: int) -> None:
+        files.rewrote(seq, rewritten)
+        for one in written:
             world.documents.wrote(one)
 
     entry = draft(
@@ -285,9 +292,26 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         detail={"generation": user.chain.head.generation, "count": len(written)},
         accounts=tuple(sorted({owner, user.name})),
     )
-    effects = tuple(one.effect for one, _ in written)
+    effects = tuple([one.effect for one in written])
     change = Change(entry, expect, effects, None, then)
     return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
+
+
+def _check(items: Sequence[RewrapItem], head: Statement, keys: _Keys) -> None:
+    """Raise `Refused` unless all wraps are the user's, for his current key, and all endorsements by
+    it. Of all items first, whatever stands there by now: a check behind other work takes longer."""
+    for item in items:
+        if item.wrap is not None:
+            _need(item.wrap.user == keys.user, "a wrap for somebody else")
+            check_wrap(item.wrap, head, keys.key_id)
+    for item in items:
+        for endorsement in item.endorsements:
+            digest, signature = endorsement.record_hash, endorsement.signature
+            try:
+                verify(Label.ENDORSE, digest, signature, head.sign_pub)
+            except SignatureError as exc:
+                why = "an endorsement that the current key did not make"
+                raise Refused("refused", why) from exc
 
 
 def _standing(
@@ -304,8 +328,9 @@ def _standing(
 
 
 def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -> Sidecar | None:
-    """The sidecar with what the item brings, itself where it has that already, None where it is
-    about something else by now. A wrap to a key that was undone is none of the user's."""
+    """The sidecar with what the item brings, which was checked; itself where it has that already,
+    None where it is about something else by now. A wrap to a key that was undone is none of the
+    user's."""
     own = _own_wrap(sidecar, keys.user)
     if own is not None and own.key_id in keys.undone[1]:
         own = None
@@ -315,21 +340,14 @@ def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -
     if (own is None) != (item.wrap is None):
         return None
     wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
-    if item.wrap is not None and own is not None:
-        check_wrap(item.wrap, head, keys.key_id)
-        if own.key_id != keys.key_id:
-            wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
+    if item.wrap is not None and own is not None and own.key_id != keys.key_id:
+        wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
     for endorsement in item.endorsements:
-        digest, signature = endorsement.record_hash, endorsement.signature
-        try:
-            verify(Label.ENDORSE, digest, signature, head.sign_pub)
-        except SignatureError as exc:
-            raise Refused("refused", "an endorsement that the current key did not make") from exc
-        added = GenerationSignature(head.generation, signature)
-        if digest == record_hash(content.record):
-            content = _endorsed(content, sidecar.content_record, added)
-        elif last is not None and digest == record_hash(last.record):
-            last = _endorsed(last, sidecar.head_record, added)
+        added = GenerationSignature(head.generation, endorsement.signature)
+        if endorsement.record_hash == record_hash(content.record):
+            content = _endorsed(content, added)
+        elif last is not None and endorsement.record_hash == record_hash(last.record):
+            last = _endorsed(last, added)
         else:
             return None
     if wraps is sidecar.wraps and content is sidecar.content and last is sidecar.head:
@@ -337,13 +355,15 @@ def _renewed(sidecar: Sidecar, item: RewrapItem, head: Statement, keys: _Keys) -
     return changed(sidecar, wraps=wraps, content=content, head=last)
 
 
-def _endorsed(signed: SignedRecord, record: FileRecord, added: GenerationSignature) -> SignedRecord:
-    if any(one.generation == added.generation for one in signed.signatures):
+def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
+    kept = signed.signatures
+    if any(one.generation == added.generation for one in kept):
         return signed
-    own = record.generation
-    vouched = sorted(signed.signatures, key=lambda one: (one.generation != own, one.generation))
-    # Its own stays, and the newest of those that vouch for it: each had seen the one before.
-    kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
+    if len(kept) > 1:
+        own = record_of(signed.record).generation
+        vouched = sorted(kept, key=lambda one: (one.generation != own, one.generation))
+        # Its own stays, and the newest of those that vouch for it: each had seen the one before.
+        kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
     return SignedRecord(signed.record, (*kept, added))
 
 
@@ -373,9 +393,7 @@ def wraps_of(
         yield from _shared_in(world, user, (owner, file_id), version, before=user)
     mine = (file_id, version) if owner == user else ("", 0)
     if owner <= user:
-        files = world.index.of(user)
-        read = files.known_sidecar if known else files.sidecar
-        yield from _versions(files, *mine, read)
+        yield from _versions(world.index.of(user), *mine, known=known)
     start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
     yield from _shared_in(world, user, start, version, before=None)
 
@@ -401,18 +419,27 @@ def _shared_in(
         after, notes = notes[-1], []
 
 
-def _versions(
-    files: OwnerFiles, file_id: str, version: int, read: Callable[[str, int], Document[Sidecar]]
-) -> Iterator[_Version]:
+def _versions(files: OwnerFiles, file_id: str, version: int, *, known: bool) -> Iterator[_Version]:
     """Every version of every file, in order, past the one named ("": from the start)."""
-    owner = files.owner
+    places = _places(files, file_id, version)
+    while some := list(islice(places, _TOGETHER)):
+        if known:
+            documents = [files.known_sidecar(*place) for place in some]
+        else:
+            documents = files.sidecars(some)
+        for place, document in zip(some, documents, strict=True):
+            yield _Version(files.owner, *place, document)
+
+
+def _places(files: OwnerFiles, file_id: str, version: int) -> Iterator[tuple[str, int]]:
+    """As `_versions`: file_id and number."""
     if file_id:
         for number in range(version + 1, files.newest(file_id) + 1):
-            yield _Version(owner, file_id, number, read(file_id, number))
+            yield file_id, number
     while page := files.after(file_id, _AHEAD):
         for one, newest, _ in page:
             for number in range(1, newest + 1):
-                yield _Version(owner, one, number, read(one, number))
+                yield one, number
         file_id = page[-1][0]
 
 
@@ -428,12 +455,14 @@ def _is_stale(one: _Version, own: Wrap | None, keys: _Keys) -> bool:
         return True
     if one.owner != keys.user:
         return False  # its records are for its owner to endorse
-    records = [(sidecar.content, sidecar.content_record), (sidecar.head, sidecar.head_record)]
-    return any(
-        all(signature.generation != keys.generation for signature in signed.signatures)
-        for signed, record in records
-        if signed is not None and record.generation not in generations
-    )
+    older = [
+        signed
+        for signed in _records(sidecar)
+        if all(signature.generation != keys.generation for signature in signed.signatures)
+    ]
+    if not generations:
+        return bool(older)  # the usual case, in which no record has to be parsed
+    return any(record_of(signed.record).generation not in generations for signed in older)
 
 
 def _item(one: _Version, wrap: Wrap | None) -> WrapItem:

@@ -124,7 +124,7 @@ def _readers(
             sidecars[version] = document.value
         kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
         sidecars[version] = changed(sidecars[version], wraps=kept)
-    last = changed(sidecars[head.version], head=admitted.signed, head_record=record)
+    last = changed(sidecars[head.version], head=admitted.signed)
     sidecars[head.version] = last
     return Decided(
         version=None,

@@ -267,8 +267,6 @@ def _put(
         metadata=content.metadata,
         wraps=content.wraps,
         leaves=content.leaves if inline else None,
-        content_record=record,
-        head_record=record,
     )
     written = WrittenSidecar(paths.sidecar, sidecar)
     effects = [ciphertext, written.effect]
@@ -324,12 +322,10 @@ def _reencrypt(
         metadata=content.metadata,
         wraps=content.wraps,
         leaves=content.leaves if inline else None,
-        content_record=record,
-        head_record=record,
     )
     written = {version: sidecar}
     if version != head.version and head.document is not None:
-        newest = changed(head.document.value, head=admitted.signed, head_record=record)
+        newest = changed(head.document.value, head=admitted.signed)
         written[head.version] = newest
     leaves = Remove(paths.leaves) if inline else Write(paths.leaves, content.leaves)
     # The sidecars last: who has read the new one finds what it describes (`store.stands`).

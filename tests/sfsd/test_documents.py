@@ -112,6 +112,37 @@ def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person)
         fresh(served).sidecar(SECOND)
 
 
+def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
+    paths = [VersionPaths.of("ada", file_id(n), 1).sidecar for n in range(5)]
+    for number in range(5):
+        ada.put(file_id(number))
+    found = fresh(served)
+    one = found.sidecar(paths[3])
+    many = found.sidecars([*paths, paths[0]])
+    assert [document.path for document in many] == [*paths, paths[0]]
+    assert many == [fresh(served).sidecar(path) for path in (*paths, paths[0])]
+    assert many[3].value is one.value  # it was kept
+    assert found.sidecar(paths[4]).value is many[4].value
+    assert found.sidecars([]) == []
+    with pytest.raises(Absent):
+        found.sidecars([paths[0], VersionPaths.of("ada", file_id(9), 1).sidecar])
+
+
+def test_one_of_many_that_is_damaged_is_told_and_not_kept(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    ada.put(F)
+    target = served.world.store.users / SECOND
+    sound = target.read_bytes()
+    for wrong in (sound[:-1], sound.replace(b'"head":null', b'"head": null'), b"{}", b"\xff"):
+        target.write_bytes(wrong)
+        found = fresh(served)
+        with pytest.raises(DamagedError) as caught:
+            found.sidecars([FIRST, SECOND])
+        assert caught.value.path == SECOND
+        target.write_bytes(sound)
+        assert found.sidecars([FIRST, SECOND])[1].digest == hashlib.sha256(sound).digest()
+
+
 def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
     served: Daemon, ada: Person
 ) -> None:

@@ -46,6 +46,21 @@ def test_a_scan_finds_what_changes_said(served: Daemon, ada: Person) -> None:
     assert [one for one, _, _ in kept.after(file_id(1), 1)] == [file_id(7)]
 
 
+def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) -> None:
+    ada.put(F)
+    ada.put(F)
+    ada.put(file_id(2))
+    files = served.world.index.of("ada")
+    before = {one: seq for one, _, seq in files.after("", 99)}
+    # Of an older version, of the newest ones, and of one of which a later entry is known already.
+    files.rewrote(10**6, [(F, 1)])
+    assert {one: seq for one, _, seq in files.after("", 99)} == before
+    files.rewrote(10**6, [(F, 2), (file_id(2), 1)])
+    files.rewrote(10**6 - 1, [(F, 2)])
+    assert {one: seq for one, _, seq in files.after("", 99)} == dict.fromkeys(before, 10**6)
+    assert [version for _, version, _ in files.after("", 99)] == [2, 1]
+
+
 def test_foreign_names_in_the_folder_are_no_files(served: Daemon, ada: Person) -> None:
     ada.put(F)
     folder = served.world.store.users / "ada" / "files" / "00"

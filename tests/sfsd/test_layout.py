@@ -27,6 +27,7 @@ from sfsd.layout import (
     parse_sidecar,
     parse_sidecar_name,
     parse_statements,
+    read_sidecar,
     statements_path,
 )
 from tests.sfsd.builders import SERVER_ID, file_id
@@ -77,8 +78,6 @@ SIDECAR = Sidecar(
     metadata=b"sealed",
     wraps=(Wrap("ada", HASH, "x25519", b"w" * 80), Wrap("bob", HASH[::-1], "xwing", b"v" * 1168)),
     leaves=HASH,
-    content_record=CONTENT,
-    head_record=CONTENT,
 )
 
 wraps = st.builds(
@@ -90,9 +89,7 @@ wraps = st.builds(
 )
 sidecars = st.builds(
     replace,
-    st.sampled_from(
-        [SIDECAR, replace(SIDECAR, head=signed(TOMBSTONE, 1, 2), head_record=TOMBSTONE)]
-    ),
+    st.sampled_from([SIDECAR, replace(SIDECAR, head=signed(TOMBSTONE, 1, 2))]),
     seq=st.integers(0, 2**53),
     metadata=st.none() | st.binary(max_size=64),
     wraps=st.lists(wraps, max_size=4, unique_by=lambda wrap: wrap.key_id).map(tuple),
@@ -103,6 +100,23 @@ sidecars = st.builds(
 @given(sidecars)
 def test_a_sidecar_is_what_was_written(sidecar: Sidecar) -> None:
     assert parse_sidecar("p", sidecar.encode(sidecar.seq)) == sidecar
+
+
+@given(sidecars)
+def test_a_sidecar_that_is_known_to_be_one_is_read_the_same(sidecar: Sidecar) -> None:
+    raw = sidecar.encode(sidecar.seq)
+    found = read_sidecar("p", raw)
+    assert found == parse_sidecar("p", raw)
+    assert found.content_record == CONTENT
+    assert found.head_record == (CONTENT if found.head is None else TOMBSTONE)
+
+
+@pytest.mark.parametrize("body", [b"", b"no record", TOMBSTONE.encode() + b"x"])
+def test_a_sidecar_of_what_is_no_record_is_damaged(body: bytes) -> None:
+    bad = SignedRecord(body, SIDECAR.content.signatures)
+    for sidecar in (replace(SIDECAR, content=bad), replace(SIDECAR, head=bad)):
+        with pytest.raises(DamagedError):
+            parse_sidecar("p", sidecar.encode(7))
 
 
 @given(sidecars)

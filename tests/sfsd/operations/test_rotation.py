@@ -462,13 +462,22 @@ def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
     begun(ada)
     (item,) = wraps(ada)
     right = rewrapped(ada, item)
+    assert right.wrap is not None
     digest = right.endorsements[0].record_hash
     forged = Endorsement(digest, SigningKey.generate().sign(Label.ENDORSE, digest))
     for code, wrong in (
         ("stale-recipient", replace(right, wrap=ada.wrap(key_id=b"k" * 32))),
         ("bad-request", replace(right, wrap=ada.wrap(wrapped=b"short"))),
+        ("bad-request", replace(right, wrap=replace(right.wrap, user="bob"))),
         ("refused", replace(right, endorsements=(forged,))),
         ("bad-request", replace(right, owner="bob")),
+        # Who has rotated elsewhere meanwhile hears of it, not that his signatures are wrong.
+        (
+            "stale-recipient",
+            replace(right, wrap=ada.wrap(key_id=b"k" * 32), endorsements=(forged,)),
+        ),
+        # Nor is anything believed of what is not there.
+        ("refused", replace(right, version=7, endorsements=(forged,))),
     ):
         refused(ada.ask(Rewrap((wrong,))), code)
     refused(ada.ask(Rewrap((right, right))), "bad-request")
