@@ -400,7 +400,12 @@ def test_a_reader_replaces_his_own_wrap_and_nothing_else(
     # His key is the same, so nothing is to be done; for others there is nothing to do it to.
     assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
     assert eve.ask(Rewrap((RewrapItem("ada", F, 1, eve.wrap(), ()),))) == Rewrapped(None, (0,))
-    refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, ada.wrap(), ()),))), "stale-recipient")
+    for code, wrap in (
+        ("bad-request", ada.wrap()),
+        ("bad-request", bob.wrap(user="ada")),  # under her name, for his key
+        ("stale-recipient", bob.wrap(key_id=ada.wrap().key_id)),
+    ):
+        refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, wrap, ()),))), code)
     assert served.world.index.of("ada").sidecar(F, 1).value.wraps == before
     # One that does not open he may give up.
     reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
