@@ -1,7 +1,10 @@
 """Where fetched files land: whole and verified at their place, or not there at all.
 
 A file is made under a temporary name (0600) in its own folder and takes its place by a rename. A
-tree of files comes from names that a server, or whoever shared them, has chosen: below the folder
+large one gets even that name, where it can be done, only when all of it is there, so that nothing
+stays of one that is cut off by whatever kills us.
+
+A tree of files comes from names that a server, or whoever shared them, has chosen: below the folder
 that was meant, each step of the way is opened as the folder it is and never through a link, so that
 no name leads elsewhere, be it by what stood there before.
 """
@@ -33,6 +36,7 @@ _POSIX: Final = os.name == "posix"
 _FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
+_UNNAMED: Final = os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOREIGN: Final = frozenset('<>:"|?*')
 """What no file name on Windows can hold; a colon would name another stream of a file."""
 Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
@@ -88,11 +92,17 @@ class Folder(Closing):
         file system, those in the block included."""
         with _writing(self.path, name):
             temporary = f".sfsc-{self._random}-{next(self._count)}"
-            made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
+            unnamed = self._unnamed(temporary) if metadata.size >= LARGE else None
+            made = unnamed
+            if made is None:
+                made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
             try:
                 with _writer(made, metadata, durable=durable) as file:
                     yield file
                     file.flush()
+                    if unnamed is not None:
+                        # Before the sync, which is to make it the file of a name.
+                        self._give_name(unnamed, temporary)
                     if durable:
                         os.fsync(made)
                     if _POSIX:
@@ -118,6 +128,27 @@ class Folder(Closing):
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _unnamed(self, trial: str) -> int | None:
+        """A file in this folder without a name, None where there is no such thing.
+
+        That one can be given a name is tried with another, now, under the name `trial`: it would be
+        late to learn of it when a large file is there.
+        """
+        if sys.platform == "linux" and self._descriptor is not None:
+            with contextlib.suppress(OSError):  # what is wrong with the folder shows the other way
+                tried = os.open(".", _UNNAMED, 0o600, dir_fd=self._descriptor)
+                try:
+                    self._give_name(tried, trial)
+                    os.unlink(trial, dir_fd=self._descriptor)
+                finally:
+                    os.close(tried)
+                return os.open(".", _UNNAMED, 0o600, dir_fd=self._descriptor)
+        return None
+
+    def _give_name(self, unnamed: int, name: str) -> None:
+        """Raises OSError, also where something has that name."""
+        os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=self._descriptor)
 
     def _at(self, name: str) -> str:
         return name if self._descriptor is not None else str(self.path / name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 import sfsc
 from sfsc.client import Store
 from tests.e2e.accounts import enrolled
-from tests.harness import PASSPHRASE, Client, Daemon
+from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -32,6 +35,36 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
 def store(alice: Client) -> Iterator[Store]:
     with sfsc.connect(alice.home, passphrase=PASSPHRASE) as opened:
         yield opened
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere its temporary file stays")
+def test_a_download_that_is_killed_leaves_nothing(
+    alice: Client, store: Store, tmp_path: Path
+) -> None:
+    content = random.Random(1).randbytes(20 * MEBIBYTE)
+    store.put(io.BytesIO(content), name="file")
+    target = tmp_path / "folder" / "file"
+    target.parent.mkdir()
+    program = f"""
+import os, signal, sfsc
+from sfsc.landing import Landing
+
+class Killing(Landing):
+    def write(self, data):
+        if self._written > {8 * MEBIBYTE}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().write(data)
+
+import sfsc.places
+sfsc.places.Landing = Killing
+with sfsc.connect({str(alice.home)!r}, passphrase={PASSPHRASE!r}) as store:
+    store.get("file", {str(target)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert list(target.parent.iterdir()) == []
+    store.get("file", target)
+    assert target.read_bytes() == content
 
 
 def test_a_day_of_a_script(daemon: Daemon, store: Store, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
-from sfsc.places import Tree
+from sfsc.places import Folder, Tree
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
@@ -100,6 +100,7 @@ def test_a_large_file_is_opened_where_it_is_written_from(
         (made,) = target.parent.iterdir()
         return Noted(descriptor, os.open(made, os.O_RDWR))
 
+    monkeypatch.setattr(Folder, "_unnamed", lambda *_: None)
     monkeypatch.setattr(Direct, "beside", beside)
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -12,6 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from protocol.largefiles import LARGE
+from sfsc import places
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
 from sfsc.landing import Landing
@@ -68,6 +70,32 @@ def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str)
     assert everything(tmp_path) == {"a": content}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a file without a name is Linux's")
+@pytest.mark.parametrize("lacks", ["nothing", "files without a name", "a name for one later"])
+def test_a_large_file_has_no_name_before_all_of_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    if lacks == "files without a name":
+        monkeypatch.setattr(places, "_UNNAMED", os.O_WRONLY)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "not on this file system")
+
+    if lacks == "a name for one later":
+        monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_bytes(b"old")
+    metadata = Metadata("n", LARGE, 1_500_000_000_000_000_000, 0o640)
+    with arriving(tmp_path / "a", metadata) as file:
+        assert file.write(b"new") == 3
+        there = sorted(path.name for path in tmp_path.iterdir() if path.name != "a")
+        assert [name[:6] for name in there] == ([] if lacks == "nothing" else [".sfsc-"])
+        assert (tmp_path / "a").read_bytes() == b"old"
+    assert everything(tmp_path) == {"a": b"new"}
+    status = (tmp_path / "a").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o640, metadata.mtime)
+    assert status.st_nlink == 1
+
+
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
 
@@ -77,7 +105,12 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with Tree(tmp_path) as tree:
-        for place in (tree.place("a")(PLAIN), arriving(tmp_path / "a", PLAIN)):
+        large = Metadata("n", LARGE, None, None)
+        for place in (
+            tree.place("a")(PLAIN),
+            arriving(tmp_path / "a", PLAIN),
+            arriving(tmp_path / "a", large),
+        ):
             with pytest.raises(KeyboardInterrupt):
                 interrupted(place)
     assert everything(tmp_path) == {"a": b"old"}
