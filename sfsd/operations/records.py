@@ -20,7 +20,8 @@ from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.index import OwnerFiles, holding_of
 from sfsd.layout import Sidecar, VersionPaths
-from sfsd.operations.uploads import inbox_effects, repeated, saw_notes
+from sfsd.operations.contents import inbox_effects, saw_notes
+from sfsd.operations.uploads import repeated
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 

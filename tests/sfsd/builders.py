@@ -26,6 +26,7 @@ from protocol.messages.uploads import Data, PutCommit, PutOpen, PutSmall, Upload
 from protocol.records import (
     DELETE,
     PUT,
+    REENCRYPT,
     FileRecord,
     ServerStatement,
     Statement,
@@ -306,6 +307,12 @@ class Person:
         record = self.record(file_id, c.pop("op", PUT), **(fields | c))
         made = self.signed(record, metadata, (self.wrap(),) if wraps is None else wraps)
         return replace(made, ciphertext=ciphertext)
+
+    def anew(self, file_id: str, number: int, ciphertext: bytes, **changed: Any) -> Version:
+        """Version `number` of a file encrypted anew, onto the file's head."""
+        current = FileRecord.parse(self.heads[file_id]).current
+        fields: dict[str, Any] = {"version": number, "current": current, "op": REENCRYPT}
+        return self.version(file_id, ciphertext, **(fields | changed))
 
     def took(self, version: Version) -> Version:
         """The server took it: the next record goes onto it."""

@@ -15,7 +15,7 @@ from protocol.messages.accounts import UserAccess
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.messages.uploads import PutSmall
-from protocol.records import PURGE, REENCRYPT, FileRecord
+from protocol.records import PURGE, FileRecord
 from sfsd.changes import Change
 from sfsd.config import DAY
 from sfsd.files import Files
@@ -221,11 +221,6 @@ def test_a_ciphertext_or_leaves_that_went_missing_are_damaged(served: Daemon, ad
     refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
 
 
-def encrypted_anew(person: Person, ciphertext: bytes) -> PutSmall:
-    made = person.version(F, ciphertext, op=REENCRYPT, version=1, current=1)
-    return person.took(made).small()
-
-
 def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -> None:
     """Another session's change is published between the look at the sidecar and the bytes."""
     files = Slow()
@@ -243,7 +238,7 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
 
         def race(message: GetOpen | Read) -> Reply:
             decided = OPERATIONS[PutSmall].function(
-                served.world, writer, encrypted_anew(ada, b"new content")
+                served.world, writer, ada.took(ada.anew(F, 1, b"new content")).small()
             )
             assert isinstance(decided, Commit)
             files.first = partial(published, decided.change)
@@ -268,7 +263,7 @@ def test_reading_beside_a_re_encryption(served: Daemon) -> None:
 
     async def both(ciphertext: bytes) -> tuple[Reply, Reply]:
         asked = GetOpen("bob", F, 0)
-        anew = encrypted_anew(bob, ciphertext)
+        anew = bob.took(bob.anew(F, 1, ciphertext)).small()
         return await asyncio.gather(
             served.service.handle(bob.who, asked), served.service.handle(writer, anew)
         )

@@ -13,8 +13,7 @@ import pytest
 from protocol.messages import Error
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.base import PIECE
-from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.files import History, HistoryPage
+from protocol.messages.downloads import GetOpen, Opened
 from protocol.messages.uploads import (
     Aborted,
     Data,
@@ -24,14 +23,13 @@ from protocol.messages.uploads import (
     PutResume,
     UploadState,
 )
-from protocol.records import DELETE, PURGE, REENCRYPT, FileRecord
+from protocol.records import DELETE
 from protocol.signatures import SigningKey
 from sfsd.config import DAY
 from sfsd.pending import LIFETIME, PER_USER
 from tests.sfsd.builders import (
     Daemon,
     Person,
-    Version,
     check_receipt,
     daemon,
     done,
@@ -408,7 +406,7 @@ def test_what_is_encrypted_anew_is_outside_of_the_quota(served: Daemon) -> None:
     assert used(bob) == 2 * PIECE
     # It cannot become anything that would count.
     refused(bob.ask(bob.version(F, new).commit(state.upload)), "bad-request")
-    done(bob.ask(again(bob, 1, new).commit(state.upload)))
+    done(bob.ask(bob.anew(F, 1, new).commit(state.upload)))
     assert used(bob) == 2 * PIECE
     # Two at a time: of a client that died over one, the next try drops what it left.
     tries = []
@@ -467,95 +465,3 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert used(bob) == 7
         check_receipt(done(bob.ask(again.small())), again.body)
         bob.put(F, b"three")
-
-
-# --- contents under a new key
-
-
-def again(person: Person, version: int, ciphertext: bytes, **changed: Any) -> Version:
-    """A version of `F` encrypted anew, onto the file's head."""
-    current = FileRecord.parse(person.heads[F]).current
-    fields: dict[str, Any] = {"version": version, "current": current}
-    return person.version(F, ciphertext, op=REENCRYPT, **(fields | changed))
-
-
-def content(person: Person, version: int) -> bytes:
-    opened = person.ask(GetOpen("ada", F, version))
-    assert isinstance(opened, Opened), opened
-    return bytes(opened.data)
-
-
-def test_a_version_gets_new_bytes_and_stays_what_it_is(served: Daemon, ada: Person) -> None:
-    old = [ada.put(F, b"1" * 60), ada.put(F, b"2" * 70)]
-    for number, size in ((2, 90), (1, 80), (2, 100)):
-        made = again(ada, number, b"n" * size)
-        entry = check_receipt(done(ada.ask(made.small())), made.body)
-        ada.heads[F] = made.body
-        assert (entry.op, entry.version) == ("reencrypt", number)
-        assert content(ada, number) == b"n" * size
-        # The same bytes again get the same receipt.
-        assert check_receipt(done(ada.ask(made.small()))).seq == entry.seq
-    history = ada.ask(History("ada", F, 1))
-    assert isinstance(history, HistoryPage)
-    assert [one.record for one in history.records][:2] == [one.body for one in old]
-    assert len(history.records) == 5
-    usage = ada.ask(Usage())
-    assert isinstance(usage, UsageAnswer)
-    assert usage.used == 180
-    ada.put(F, b"3")
-    assert content(ada, 0) == b"3"
-
-
-def test_a_version_in_the_trash_and_a_large_one(served: Daemon, ada: Person) -> None:
-    ada.put(F, b"1" * 60)
-    ada.delete(F)
-    large = os.urandom(3 * PIECE + 5)
-    made = again(ada, 1, large)
-    upload = ada.upload(F, large)
-    check_receipt(done(ada.ask(made.commit(upload))), made.body)
-    ada.heads[F] = made.body
-    refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
-    assert content(ada, 1) == large[: 256 * 1024]
-
-
-def test_handles_on_the_old_bytes_are_closed(ada: Person) -> None:
-    ada.put(F, b"1" * 60)
-    opened = ada.ask(GetOpen("ada", F, 1))
-    assert isinstance(opened, Opened)
-    done(ada.ask(again(ada, 1, b"n" * 60).small()))
-    refused(ada.ask(Read(opened.handle, 0, 10)), "changed")
-
-
-@pytest.mark.parametrize(
-    ("code", "version", "changed"),
-    [
-        ("not-found", 7, {}),
-        ("bad-request", 1, {"current": 1}),
-        ("bad-request", 1, {"ciphertext_size": 9}),
-        ("bad-request", 1, {"segments_root": bytes(32)}),
-        ("stale-recipient", 1, {"wraps": ()}),
-        ("conflict", 1, {"prev": bytes(32)}),
-    ],
-)
-def test_what_is_not_the_version_anew(
-    ada: Person, code: str, version: int, changed: dict[str, Any]
-) -> None:
-    ada.put(F, b"1" * 60)
-    ada.put(F, b"2" * 60)
-    refused(ada.ask(again(ada, version, b"n" * 60, **changed).small()), code)
-    assert content(ada, 1) == b"1" * 60
-
-
-def test_a_content_id_of_another_version_is_refused(ada: Person) -> None:
-    first = ada.put(F, b"1" * 60)
-    ada.put(F, b"2" * 60)
-    made = again(ada, 2, b"n" * 60, content_id=first.record.content_id)
-    refused(ada.ask(made.small()), "bad-request")
-
-
-def test_a_purged_version_has_nothing_to_encrypt(ada: Person) -> None:
-    ada.put(F, b"1" * 60)
-    ada.put(F, b"2" * 60)
-    purge = ada.signed(ada.record(F, PURGE, purged=(1,)))
-    done(ada.ask(ada.took(purge).change()))
-    refused(ada.ask(again(ada, 1, b"n" * 60).small()), "not-found")

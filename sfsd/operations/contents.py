@@ -1,0 +1,213 @@
+"""What a content does to its file: it becomes the newest version, or takes an older content's place
+under another key. How its bytes come is for `sfsd.operations.uploads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.auditlog import Draft
+from protocol.messages import Done, Reply
+from protocol.messages.base import SignedRecord, Wrap
+from protocol.records import FileRecord
+from protocol.values import Value, changed
+from sfsd.admission import Admitted, Head, check_content
+from sfsd.changes import Change, Effect, Remove, Write
+from sfsd.documents import Document, WrittenSidecar
+from sfsd.errors import Absent, Refused
+from sfsd.index import holding_of
+from sfsd.layout import INLINE_LEAVES, Sidecar, inbox_path
+from sfsd.ledger import Ledger
+from sfsd.world import Commit, Principal, World, draft
+
+
+class Content(Value):
+    """A ciphertext and what belongs to it. `size` in bytes; `leaves` are the leaf hashes of its
+    pieces (32 bytes each), concatenated, `root` is theirs."""
+
+    size: int
+    root: bytes
+    leaves: bytes
+    metadata: bytes
+    wraps: tuple[Wrap, ...]
+
+    @property
+    def has_few_leaves(self) -> bool:
+        """Whether they stand in the sidecar, not in a file of their own."""
+        return len(self.leaves) <= INLINE_LEAVES * 32
+
+    def sidecar(self, signed: SignedRecord) -> Sidecar:
+        """That of the version that `signed` makes of it."""
+        return Sidecar(
+            seq=0,
+            content=signed,
+            head=None,
+            metadata=self.metadata,
+            wraps=self.wraps,
+            leaves=self.leaves if self.has_few_leaves else None,
+        )
+
+
+class Claim(Value):
+    """Quota, taken on the committer's thread; `reserved` bytes where it is given back."""
+
+    reserve: Callable[[], None]
+    ledger: Ledger
+    reserved: int
+
+    def take(self) -> None:
+        self.reserve()
+
+    def give_back(self) -> None:
+        self.ledger.release(self.reserved)
+
+
+def admit(
+    world: World,
+    record: FileRecord,
+    body: bytes,
+    signature: bytes,
+    head: Head,
+    content: Content,
+) -> Admitted:
+    """Every rule of a put; what its wraps rely on is among what the result expects."""
+    admitted = world.admission.admit(record, body, signature, head)
+    check_content(
+        admitted,
+        size=content.size,
+        root=content.root,
+        metadata=content.metadata,
+        content_ids=head.files.content_ids(record.file_id),
+    )
+    expect = world.admission.check_wraps(admitted, content.wraps)
+    return changed(admitted, expect={**admitted.expect, **expect})
+
+
+def add_version(
+    world: World,
+    who: Principal,
+    admitted: Admitted,
+    content: Content,
+    ciphertext: Effect,
+    *,
+    claim: Claim,
+    kept: Callable[[], None],
+    undo: Callable[[], None] | None = None,
+) -> Commit[Reply]:
+    """The change that makes `content` the newest version. `kept` runs once its bytes are held."""
+    record, head = admitted.record, admitted.head
+    version, files = head.next_version, head.files
+    paths = head.paths(version)
+    sidecar = content.sidecar(admitted.signed)
+    written = WrittenSidecar(paths.sidecar, sidecar)
+    effects = [ciphertext, written.effect]
+    if not content.has_few_leaves:
+        effects.append(Write(paths.leaves, content.leaves))
+    added = () if head.document else tuple(reader[0] for reader in record.readers)
+    effects += inbox_effects(world, record, added, ())
+
+    def then(_seq: int) -> None:
+        files.saw(written.value, version)
+        world.documents.wrote(written)
+        for holding in holding_of(sidecar):
+            files.ledger.hold(holding)
+        files.ledger.mark(record.file_id, living=True)
+        saw_notes(world, record, added, ())
+        kept()
+
+    entry = _entry(who, "upload", admitted, version)
+    change = Change(entry, admitted.expect, tuple(effects), claim, then)
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+
+
+def reencrypt(
+    world: World,
+    who: Principal,
+    admitted: Admitted,
+    content: Content,
+    ciphertext: Effect,
+    *,
+    kept: Callable[[], None] = lambda: None,
+    undo: Callable[[], None] | None = None,
+) -> Commit[Reply]:
+    """The change that gives a version, which stays what it is, new bytes under a new key. It needs
+    no more room than before, so no quota is asked for."""
+    record, head, files = admitted.record, admitted.head, admitted.head.files
+    version = record.version or 0
+    target = kept_version(head, version)
+    paths = head.paths(version)
+    sidecar = content.sidecar(admitted.signed)
+    written = {version: sidecar}
+    if version != head.version and head.document is not None:
+        newest = changed(head.document.value, head=admitted.signed)
+        written[head.version] = newest
+    leaves = Remove(paths.leaves) if content.has_few_leaves else Write(paths.leaves, content.leaves)
+    # The sidecars last: who has read the new one finds what it describes (`store.stands`).
+    effects = [
+        ciphertext,
+        leaves,
+        *(Write(head.paths(number).sidecar, one.encode) for number, one in written.items()),
+    ]
+
+    def then(seq: int) -> None:
+        for number, one in written.items():
+            files.saw(changed(one, seq=seq), number)
+        for holding in holding_of(sidecar):
+            files.ledger.hold(holding)
+        world.opened.forget(record.owner, record.file_id, version)
+        kept()
+
+    entry = _entry(who, "reencrypt", admitted, version)
+    # What the record was judged by counts: the target may be that same sidecar, read again since.
+    expect = {target.path: target.digest, **admitted.expect}
+    change = Change(entry, expect, tuple(effects), None, then)
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+
+
+def _entry(who: Principal, op: str, admitted: Admitted, version: int) -> Draft:
+    record = admitted.record
+    return draft(
+        who,
+        op,
+        owner=record.owner,
+        file=record.file_id,
+        version=version,
+        rec=admitted.signed.record,
+        sigs=admitted.sigs,
+        accounts=admitted.accounts,
+    )
+
+
+def kept_version(head: Head, version: int) -> Document[Sidecar]:
+    """A version whose content is there. Raises `Refused`."""
+    try:
+        document = head.files.sidecar(head.file_id, version)
+    except Absent as exc:
+        raise Refused("not-found", "no such version") from exc
+    if document.value.metadata is None:
+        raise Refused("not-found", "the content of this version was removed")
+    return document
+
+
+def inbox_effects(
+    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> list[Effect]:
+    """The notes that users get and lose by a record. Raises `Refused` where one has too many."""
+    for user in added:
+        world.inboxes.of(user).check_room(record.owner)
+    effects: list[Effect] = [
+        Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
+    ]
+    effects += [Remove(inbox_path(user, record.owner, record.file_id)) for user in dropped]
+    return effects
+
+
+def saw_notes(
+    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    """What `inbox_effects` decided was done."""
+    note = (record.owner, record.file_id)
+    for user in added:
+        world.inboxes.of(user).saw(note, present=True)
+    for user in dropped:
+        world.inboxes.of(user).saw(note, present=False)
