@@ -32,7 +32,8 @@ from sfsc.primitives import XWING, PrivateKey
 from sfsc.recovery import last_opened, take_back
 from sfsc.refusals import answered, proof_in
 from sfsc.session import Session
-from sfsc.transport import Timeouts, Transport
+from sfsc.traffic import Timeouts
+from sfsc.transport import Transport
 from sfsc.trust import Trust
 from sfsc.window import Skip
 

@@ -28,7 +28,8 @@ from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered
-from sfsc.transport import Timeouts, Transport
+from sfsc.traffic import Timeouts
+from sfsc.transport import Transport
 from sfsc.trust import Sent, Trust
 
 if TYPE_CHECKING:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sfsc.home import Home, Passphrase, folder, unlock
 
 if TYPE_CHECKING:
     from sfsc.session import Progress
     from sfsc.store import Store
-    from sfsc.transport import Timeouts
+    from sfsc.traffic import Timeouts
+
+
+_NEEDED: Final = ("sfsc.store", "sfsc.transport")
 
 
 def connect(
@@ -38,7 +41,7 @@ def connect(
     """
     where = folder(home)
     # Nothing is handed over: who imports next finds it loaded, or sees why it is not.
-    loading = threading.Thread(target=importlib.import_module, args=("sfsc.store",))
+    loading = threading.Thread(target=_load)
     loading.start()
     try:
         file = unlock(where, passphrase)
@@ -54,3 +57,8 @@ def connect(
         auto_rotate=auto_rotate,
         min_wrap_alg=min_wrap_alg,
     )
+
+
+def _load() -> None:
+    for name in _NEEDED:
+        importlib.import_module(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from protocol.errors import MessageError
 from protocol.invitation import parse_address
@@ -11,8 +11,11 @@ from protocol.records import login_body
 from protocol.signatures import Label, SigningKey
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
 from sfsc.state import State
-from sfsc.transport import Timeouts, Transport
+from sfsc.traffic import Timeouts
 from sfsc.trust import Point, Trust
+
+if TYPE_CHECKING:
+    from sfsc.transport import Transport
 
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
@@ -51,6 +54,8 @@ def trust_from(state: State, pin: bytes) -> Trust:
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
     """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
+    from sfsc.transport import Transport  # loaded by whoever connects; see `traffic`
+
     failure: SfscError | None = None
     for address in addresses:
         try:

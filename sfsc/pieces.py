@@ -25,7 +25,7 @@ from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
 from sfsc.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.session import Session
-from sfsc.transport import MAX_WINDOW, Ticket
+from sfsc.traffic import MAX_WINDOW, Ticket
 
 if TYPE_CHECKING:  # loads logging and more: for what is longer than a piece
     from concurrent.futures import Future, ThreadPoolExecutor

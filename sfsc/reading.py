@@ -17,7 +17,7 @@ from sfsc.blobs import Blob
 from sfsc.refusals import answered
 from sfsc.segments import plaintext_offset, segment_of
 from sfsc.session import Session
-from sfsc.transport import Ticket
+from sfsc.traffic import Ticket
 
 CACHED: Final = 4
 """Segments of 1 MiB kept in the clear."""

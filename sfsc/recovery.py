@@ -42,7 +42,7 @@ from sfsc.refusals import answered, refusal
 from sfsc.rotation import Rotated, Rotation
 from sfsc.session import Session
 from sfsc.state import State
-from sfsc.transport import Timeouts
+from sfsc.traffic import Timeouts
 from sfsc.window import Skip
 
 MAX_CONFLICTS: Final = 64

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.auditlog import Entry as LogEntry
 from protocol.messages import Error, FileView, Receipt, Reply, Request
@@ -51,8 +51,11 @@ from sfsc.identity import Account, File, has_moved
 from sfsc.keyring import Keyring
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
-from sfsc.transport import Timeouts, Transport
+from sfsc.traffic import Timeouts
 from sfsc.trust import Sent, Trust
+
+if TYPE_CHECKING:
+    from sfsc.transport import Transport
 
 MAX_LOSSES: Final = 5
 """Connections that may be lost one after the other over one step of work."""

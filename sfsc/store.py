@@ -33,7 +33,7 @@ from sfsc.rooms import Rooms
 from sfsc.seen import Seen
 from sfsc.session import Progress, Session
 from sfsc.sources import Source
-from sfsc.transport import Timeouts
+from sfsc.traffic import Timeouts
 from sfsc.uploads import Uploads
 from sfsc.who import Whoami, link_of, whoami_of
 from sfsc.window import Skip

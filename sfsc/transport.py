@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from typing import Final, NewType, Self
+from typing import Final, Self
 
 from protocol.connection import WELCOME_ID, Connection, Role
 from protocol.encoding import Buffer
@@ -28,18 +28,10 @@ from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Read
 from protocol.messages.session import Welcome
-from protocol.values import Value
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
+from sfsc.traffic import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
-Ticket = NewType("Ticket", int)
-"""A request under way. `Transport.result` exchanges it for the reply, once."""
-
-MAX_REQUESTS: Final = 128
-"""Requests without an answer. A daemon makes about half of them durable together while it decides
-the others; each such group costs it syncs and a signature, which we verify, whatever its size."""
-MAX_WINDOW: Final = 16 * PIECE
-"""Bytes without an answer, whatever the server's Welcome grants: this is our memory."""
 _CORKED: Final = 16
 _CORKED_SIZE: Final = 4 * TLS_RECORD
 """Small requests, and bytes of them, that wait for one another before they are sent, so that the
@@ -47,15 +39,6 @@ server can take them up together; far fewer than a window has, so that it always
 do."""
 _AGAIN: Final = "run the command again"
 _BUSY: Final = "the server or the network may be overloaded; run the command again"
-
-
-class Timeouts(Value):
-    """Seconds: for TCP and TLS to connect, for each step of opening a session, and for a peer that
-    neither sends nor takes a single byte while something is under way."""
-
-    connect: float = 10.0
-    opening: float = 15.0
-    idle: float = 120.0
 
 
 class Transport(Closing):

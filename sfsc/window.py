@@ -12,7 +12,7 @@ from protocol.values import Mutable
 from sfsc.errors import ProtocolFailure, SfscError
 from sfsc.refusals import answered
 from sfsc.session import Session
-from sfsc.transport import MAX_REQUESTS, Ticket
+from sfsc.traffic import MAX_REQUESTS, Ticket
 
 Skip = Callable[[str, SfscError], None]
 """Told of each of many that could not be done, by its path or name, and why."""

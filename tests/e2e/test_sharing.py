@@ -37,7 +37,8 @@ from sfsc.errors import (
 from sfsc.identity import SETTINGS
 from sfsc.primitives import metadata_key, seal
 from sfsc.segments import HEADER_SIZE
-from sfsc.transport import Ticket, Transport
+from sfsc.traffic import Ticket
+from sfsc.transport import Transport
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment
 

@@ -11,7 +11,7 @@ from protocol.invitation import parse_invitation
 from sfsc import enrolment
 from sfsc.home import open_state, unlock
 from sfsc.session import Session
-from sfsc.transport import Timeouts
+from sfsc.traffic import Timeouts
 from tests.sfsc.lying import Simulator, simulated
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)

@@ -14,7 +14,7 @@ import pytest
 import sfsc
 from sfsc import client
 from sfsc.client import Store
-from sfsc.transport import Timeouts
+from sfsc.traffic import Timeouts
 from tests.sfsc.lying import Simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
@@ -40,12 +40,12 @@ import sys, sfsc.client
 print(*sys.modules)
 """
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
-COSTLY |= {"random", "secrets", "subprocess", "tempfile", "traceback"}
-"""What the standard library takes milliseconds to load, and hardly any program of ours needs."""
+COSTLY |= {"random", "secrets", "selectors", "socket", "ssl", "subprocess", "tempfile", "traceback"}
+"""What the standard library takes milliseconds to load, and few programs need or who connects."""
 ROOMS = {"accounts", "adoption", "audit", "codes", "cores", "devices", "enrolment", "folders"}
 ROOMS |= {"identities", "inbox", "moves", "own_log", "pem", "people", "proofs", "reading"}
 ROOMS |= {"recovery", "reencryption", "renaming", "repair", "rewrapping", "rotation", "sharing"}
-ROOMS |= {"theft", "trees", "versions", "words", "wraps"}
+ROOMS |= {"theft", "transport", "trees", "versions", "words", "wraps"}
 """Of `sfsc`, what is loaded when somebody asks for it."""
 
 
@@ -60,9 +60,24 @@ def test_what_few_need_is_not_loaded() -> None:
     loaded = set(done.stdout.split())
     assert not loaded & (COSTLY | {f"sfsc.{name}" for name in ROOMS})
     # What every program needs that opens a store; beside Argon2id, where it has a passphrase.
-    assert loaded >= {"sfsc.store", "sfsc.uploads", "sfsc.downloads", "sfsc.listing", "ssl"}
+    assert loaded >= {"sfsc.store", "sfsc.uploads", "sfsc.downloads", "sfsc.listing"}
     for name in ROOMS:  # a room that was renamed is still one
         assert find_spec(f"sfsc.{name}") is not None
+
+
+BESIDE = """
+import sys
+from sfsc.entrance import _load
+_load()
+print(*sys.modules)
+"""
+
+
+def test_what_a_login_needs_is_loaded_beside_argon2id() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE], capture_output=True, check=True, text=True
+    )
+    assert set(done.stdout.split()) >= {"sfsc.store", "sfsc.transport", "sqlite3", "ssl"}
 
 
 def test_importing_it_loads_little() -> None:

@@ -31,7 +31,8 @@ from protocol.messages.downloads import Bytes, Read
 from protocol.messages.session import Limits, Login, Ping, Pong, Session, Welcome
 from protocol.messages.uploads import Data, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
-from sfsc.transport import MAX_REQUESTS, Timeouts, Transport, spki_sha256
+from sfsc.traffic import MAX_REQUESTS, Timeouts
+from sfsc.transport import Transport, spki_sha256
 
 WELCOME = Welcome(
     versions=(1,),

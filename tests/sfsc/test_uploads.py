@@ -40,7 +40,7 @@ from sfsc.pieces import MAX_BEGINNINGS, Sending
 from sfsc.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
-from sfsc.transport import MAX_WINDOW
+from sfsc.traffic import MAX_WINDOW
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
