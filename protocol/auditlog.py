@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from protocol.errors import LogError
@@ -119,24 +119,22 @@ def encode(
 
     Raises `LogError` for a line past `MAX_LINE`.
     """
-    body = _dump(
-        {
-            "seq": seq,
-            "time": time,
-            "op": draft.op,
-            "actor": draft.actor,
-            "owner": draft.owner,
-            "file": draft.file,
-            "version": draft.version,
-            "session": draft.session,
-            "stage": draft.stage,
-            "rec": None if draft.rec is None else _base64(draft.rec),
-            "sigs": {name: _base64(signature) for name, signature in draft.sigs.items()},
-            "salt": _base64(salt),
-            "detail": detail,
-            "prev": prev.hex(),
-        }
-    )[:-1]
+    body = _spelled(
+        seq,
+        time,
+        draft.op,
+        draft.actor,
+        draft.owner,
+        draft.file,
+        draft.version,
+        draft.session,
+        draft.stage,
+        None if draft.rec is None else _base64(draft.rec),
+        {name: _base64(signature) for name, signature in draft.sigs.items()},
+        _base64(salt),
+        detail,
+        prev.hex(),
+    )
     if len(body) + _TAIL > MAX_LINE:
         raise LogError(f"a line of {len(body) + _TAIL} bytes; {MAX_LINE} are allowed", seq=seq)
     digest = hashlib.sha256(body).digest()
@@ -164,9 +162,12 @@ def parse(line: bytes, *, seq: int | None = None) -> Entry:
         value = _DECODER.decode(line.decode("ascii"))
         if not isinstance(value, dict) or tuple(value) != KEYS:
             raise LogError("not exactly the keys of an entry", seq=at)
-        if _dump(value) != line:  # other spellings, and keys that stand twice
+        *fields, _ = value.values()
+        # Other spellings, and keys that stand twice. What is in no form that an entry's field has
+        # is refused in either case.
+        if _spelled(*fields) != line[:-_TAIL]:
             raise LogError("not in the one form an entry has", seq=at)
-        entry = _entry(value, digest)
+        entry = _entry(fields, digest)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         raise LogError("malformed", seq=at) from exc
     if seq is not None and entry.seq != seq:
@@ -194,11 +195,11 @@ def verify_chain(
         prev = entry.hash
 
 
-def _entry(value: dict[str, Any], digest: bytes) -> Entry:
-    """The entry of an object whose keys are `KEYS`, in order. Raises ValueError, TypeError,
-    AttributeError or KeyError for a field of a wrong form."""
-    seq, time, op, actor, owner, file, version, session, stage, rec, *others = value.values()
-    sigs, salt, detail, prev, _ = others
+def _entry(fields: Sequence[Any], digest: bytes) -> Entry:
+    """The entry whose values of `KEYS`, but for its hash, are `fields`. Raises ValueError,
+    TypeError, AttributeError or KeyError for a field of a wrong form."""
+    seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
+    sigs, salt, detail, prev = others
     _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
     _need(type(seq) is int and seq >= 0)
     _need(type(op) is str and type(actor) is str and type(detail) is dict)
@@ -242,8 +243,58 @@ def _need(holds: bool) -> None:
         raise ValueError("a field of a wrong form")
 
 
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return _ENCODER.encode(value).encode()
+def _spelled(
+    seq: int,
+    time: str,
+    op: str,
+    actor: str,
+    owner: str | None,
+    file: str | None,
+    version: int | None,
+    session: int | None,
+    stage: str | None,
+    rec: str | None,
+    sigs: Mapping[str, str],
+    salt: str,
+    detail: Mapping[str, Any],
+    prev: str,
+) -> bytes:
+    """The bytes of a line ahead of its hash: an encoder's of these under `KEYS`, at a third of its
+    time. Raises TypeError or ValueError for what JSON cannot hold, or text cannot be."""
+    signed = ",".join([f"{_TEXT(name)}:{_TEXT(one)}" for name, one in sigs.items()])
+    return (
+        f'{{"seq":{seq},"time":{_TEXT(time)},"op":{_TEXT(op)},"actor":{_TEXT(actor)},'
+        f'"owner":{_optional(owner)},"file":{_optional(file)},"version":{_number(version)},'
+        f'"session":{_number(session)},"stage":{_optional(stage)},"rec":{_optional(rec)},'
+        f'"sigs":{{{signed}}},"salt":{_TEXT(salt)},"detail":{_detail(detail)},'
+        f'"prev":{_TEXT(prev)}'
+    ).encode()
+
+
+def _detail(detail: Mapping[str, Any]) -> str:
+    """What nearly every entry has in it is put together here."""
+    members = []
+    for name, value in detail.items():
+        if name == "paths":
+            text = ",".join([f"{_TEXT(path)}:{_optional(known)}" for path, known in value.items()])
+            text = f"{{{text}}}"
+        elif name == "accounts":
+            text = ",".join(
+                [f"{_TEXT(user)}:[{count},{_TEXT(last)}]" for user, (count, last) in value.items()]
+            )
+            text = f"{{{text}}}"
+        else:
+            text = _ENCODER.encode(value)
+        members.append(f"{_TEXT(name)}:{text}")
+    return f"{{{','.join(members)}}}"
+
+
+def _optional(text: str | None) -> str:
+    return "null" if text is None else _TEXT(text)
+
+
+def _number(number: int | None) -> str:
+    return "null" if number is None else str(number)
 
 
 def _base64(data: bytes) -> str:
@@ -265,4 +316,5 @@ def _refuse(text: str) -> NoReturn:
 _ENCODER = json.JSONEncoder(
     separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False
 )
+_TEXT = json.encoder.encode_basestring_ascii
 _DECODER = json.JSONDecoder(parse_float=_refuse, parse_constant=_refuse)

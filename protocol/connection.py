@@ -101,11 +101,11 @@ class Connection:
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.state = State.WELCOME
         self.welcome_sha256 = b""
         self._outstanding: dict[int, type[Message]] = {}
         self._last_id = WELCOME_ID
         self._reader = FrameReader(MAX_OPENING_BODY)
+        self._enter(State.WELCOME)
 
     @property
     def outstanding(self) -> int:
@@ -130,8 +130,8 @@ class Connection:
             while (body := self._reader.next_body()) is not None:
                 messages.append(self._receive(body))
         except RemoteProtocolError:
-            self.state = State.CLOSED
             self._reader = FrameReader(0)  # a place for what may still arrive; it is never read
+            self._enter(State.CLOSED)
             raise
         return messages
 
@@ -178,8 +178,7 @@ class Connection:
 
     def _receive(self, body: memoryview) -> Incoming:
         request_id, message = self._decode(body)
-        legal, _ = _LEGAL[self.role.peer, self.state]
-        if type(message) not in legal:
+        if type(message) not in self._received:
             raise SequenceError(f"{type(message).__name__} while {self.state.value}")
         if self.role is Role.SERVER:
             self._asked(request_id, message)
@@ -221,14 +220,14 @@ class Connection:
 
     def _enter(self, state: State) -> None:
         self.state = state
-        self._reader.limit = _LEGAL[self.role.peer, state][1]
+        self._sent, self._limit = _LEGAL[self.role, state]
+        self._received, self._reader.limit = _LEGAL[self.role.peer, state]
 
     def _check_sending(self, role: Role, message: Message) -> int:
         """The longest body that may be sent now."""
-        legal, limit = _LEGAL[self.role, self.state]
-        if self.role is not role or type(message) not in legal:
+        if self.role is not role or type(message) not in self._sent:
             raise LocalProtocolError(f"{type(message).__name__} while {self.state.value}")
-        return limit
+        return self._limit
 
     def _next_id(self) -> int:
         """Counts up, from 2^32 - 1 to 1, past ids whose reply is still to come."""

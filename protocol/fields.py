@@ -131,16 +131,25 @@ class Struct(Wired):
 
     def to_map(self) -> dict[str, Any]:
         """The msgpack map that stands for this, its keys in the order of the fields."""
-        return _map_writer(type(self))(self)
+        return _map_writer(type(self), type(self).__match_args__)(self)
 
     @classmethod
     def from_map(cls, value: Any) -> Self:
         """The inverse; a missing or unknown key is refused. Raises `MessageError`."""
+        return cls.from_map_of(value, cls.__match_args__)
+
+    def to_map_of(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """As `to_map`, with the fields `names` only, which stand there in their order."""
+        return _map_writer(type(self), names)(self)
+
+    @classmethod
+    def from_map_of(cls, value: Any, names: tuple[str, ...]) -> Self:
+        """The inverse; the other fields have their defaults. Raises as `from_map`."""
         if not isinstance(value, dict):
             raise MessageError(f"{cls.__name__}: not a map")
-        if value.keys() != _keys(cls):
+        if value.keys() != _keys(names):
             raise MessageError(f"{cls.__name__}: not exactly the keys it has")
-        made: Self = _map_reader(cls)(cls, value)
+        made: Self = _map_reader(cls, names)(cls, value)
         return made
 
 
@@ -173,8 +182,8 @@ def _evaluated(hint: str, module: str) -> Any:
 
 
 @cache
-def _keys(cls: type[Struct]) -> frozenset[str]:
-    return frozenset(map(_key, cls.__specs__))
+def _keys(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(_key, names))
 
 
 def _key(name: str) -> str:
@@ -199,20 +208,24 @@ def _array_reader(cls: type[Struct]) -> Callable[[type[Struct], list[Any]], Any]
 
 
 @cache
-def _map_writer(cls: type[Struct]) -> Callable[[Struct], dict[str, Any]]:
+def _map_writer(cls: type[Struct], names: tuple[str, ...]) -> Callable[[Struct], dict[str, Any]]:
     source = Source()
     written = zip(cls.__specs__, _written(source, cls), strict=True)
-    items = ", ".join(f"{_key(name)!r}: {value}" for name, value in written)
+    items = ", ".join(f"{_key(name)!r}: {value}" for name, value in written if name in names)
     source.add(0, f"return {{{items}}}")
     return source.function(cls, "to_map", ["self"])
 
 
 @cache
-def _map_reader(cls: type[Struct]) -> Callable[[type[Struct], dict[str, Any]], Any]:
+def _map_reader(
+    cls: type[Struct], names: tuple[str, ...]
+) -> Callable[[type[Struct], dict[str, Any]], Any]:
     """Of a map with exactly the keys. Building the struct checks what was read."""
     source = Source()
     places = [f"value[{_key(name)!r}]" for name in cls.__specs__]
-    source.add(0, f"return cls({', '.join(_read(source, cls, places))})")
+    read = zip(cls.__specs__, _read(source, cls, places), strict=True)
+    fields = ", ".join(f"{name}={value}" for name, value in read if name in names)
+    source.add(0, f"return cls({fields})")
     return source.function(cls, "from_map", ["cls", "value"])
 
 

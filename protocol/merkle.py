@@ -168,7 +168,8 @@ def inclusion_proof(index: int, size: int, read: NodeReader) -> tuple[bytes, ...
         raise LocalProtocolError(f"no leaf {index} in a tree of {size}")
     path: list[bytes] = []
     first, end = 0, size
-    while end - first > 1:
+    # Down the right edge, where subtrees are not complete, until the leaf is in one that is.
+    while (end - first).bit_count() > 1:
         middle = first + _split(end - first)
         if index < middle:
             path.append(_range_root(middle, end, read))
@@ -176,7 +177,10 @@ def inclusion_proof(index: int, size: int, read: NodeReader) -> tuple[bytes, ...
         else:
             path.append(_range_root(first, middle, read))
             first = middle
-    return tuple(reversed(path))
+    for level in reversed(range((end - first).bit_length() - 1)):
+        path.append(read(level, index >> level ^ 1))  # noqa: PERF401 - behind what is there
+    path.reverse()
+    return tuple(path)
 
 
 def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]:
@@ -214,15 +218,15 @@ def verify_inclusion(
         raise ProofError(f"leaf {index} cannot be in a tree of {size}")
     _check_hashes(proof)
     node, last = index, size - 1
-    computed = leaf
+    computed, sha256 = leaf, hashlib.sha256
     for sibling in proof:
         if last == 0:
             raise ProofError("the inclusion proof is too long")
         if node & 1 or node == last:
-            computed = node_hash(sibling, computed)
+            computed = sha256(b"\x01" + sibling + computed).digest()
             node, last = _skip_to_right_child(node, last)
         else:
-            computed = node_hash(computed, sibling)
+            computed = sha256(b"\x01" + computed + sibling).digest()
         node, last = node >> 1, last >> 1
     if last != 0:
         raise ProofError("the inclusion proof is too short")
@@ -290,7 +294,7 @@ def _skip_to_right_child(node: int, last: int) -> tuple[int, int]:
 
 
 def _check_hashes(proof: Sequence[bytes]) -> None:
-    if len(proof) > MAX_PROOF or any(len(item) != HASH_SIZE for item in proof):
+    if len(proof) > MAX_PROOF or not {HASH_SIZE}.issuperset(map(len, proof)):
         raise ProofError(f"a proof is at most {MAX_PROOF} hashes of {HASH_SIZE} bytes")
 
 

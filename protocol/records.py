@@ -198,8 +198,6 @@ OWN_KEYS: dict[str, tuple[str, ...]] = {
 """The keys a file record has beside the common ones, by its op."""
 CONTENT_OPS = frozenset(op for op, keys in OWN_KEYS.items() if "content_id" in keys)
 _OPTIONAL = frozenset(key for keys in OWN_KEYS.values() for key in keys)
-_ABSENT = dict.fromkeys(_OPTIONAL)
-_OWN_KEY_SETS = {op: frozenset(keys) for op, keys in OWN_KEYS.items()}
 _BELONGS = {
     op: [("from_" if key == "from" else key, key in own) for key in sorted(_OPTIONAL - {"to"})]
     for op, own in OWN_KEYS.items()
@@ -257,9 +255,7 @@ class FileRecord(Record):
             raise MessageError("FileRecord.readers are not sorted, unique and other than the owner")
 
     def to_map(self) -> dict[str, Any]:
-        own = OWN_KEYS[self.op]
-        written = super().to_map()
-        return {key: v for key, v in written.items() if key not in _OPTIONAL or key in own}
+        return self.to_map_of(_FIELDS[self.op])
 
     @classmethod
     def from_map(cls, value: Any) -> Self:
@@ -268,10 +264,20 @@ class FileRecord(Record):
         op = value.get("op")
         if not isinstance(op, str) or op not in OWN_KEYS:
             raise MessageError("FileRecord.op: not one we know")
-        if value.keys() & _OPTIONAL != _OWN_KEY_SETS[op]:
-            raise MessageError("FileRecord: not exactly the keys its op has")
-        # Not super(): slots=True makes a new class, which the implicit form does not know.
-        return super().from_map({**_ABSENT, **value})
+        return cls.from_map_of(value, _FIELDS[op])
+
+
+_FIELDS = {
+    op: tuple(
+        [
+            name
+            for name in FileRecord.__match_args__
+            if (key := name.rstrip("_")) not in _OPTIONAL or key in own
+        ]
+    )
+    for op, own in OWN_KEYS.items()
+}
+"""By op: the fields that its records have."""
 
 
 class RotationFinish(Record):

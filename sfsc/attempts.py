@@ -7,7 +7,7 @@ last, and again when someone was faster; the ciphertext does not change with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from protocol.messages import Done, Error, Receipt, Reply, Request
@@ -103,6 +103,7 @@ class Attempts:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._learnt: list[tuple[KnownFile, bytes]] = []
+        self._looked_up: dict[str, KnownFile | None] = {}
 
     def make(self, content: Content, build: Build) -> Attempt:
         """The first attempt at `content`. Raises `ConflictError` for another head than expected."""
@@ -147,9 +148,17 @@ class Attempts:
         """What was followed up on, in one transaction: it costs as much as a single file would."""
         learnt, self._learnt = self._learnt, []
         if learnt:
-            with self._session.state.changing():
-                for known, entry in learnt:
-                    self._session.state.remember_file(known, entry)
+            self._session.state.remember_files(learnt)
+
+    def look_up(self, file_ids: Sequence[str]) -> None:
+        """Ask together what is known of files that are to be made an attempt at next, once each."""
+        self._looked_up = self._session.state.files(file_ids)
+
+    def _known(self, file_id: str) -> KnownFile | None:
+        # What was looked up counts once: then there is something newer.
+        if file_id in self._looked_up:
+            return self._looked_up.pop(file_id)
+        return self._session.state.file(file_id)
 
     def _onto(self, base: KnownFile | None, content: Content, build: Build) -> Attempt:
         """The record of `content` onto `base`, signed. Raises `ConflictError` for another head than
@@ -191,7 +200,7 @@ class Attempts:
         """The head to put onto: the one remembered, which costs nothing; where that is stale, the
         conflict shows the present one. Where the caller expects a version, the server is asked
         unless the one remembered is that."""
-        known = self._session.state.file(file_id)
+        known = self._known(file_id)
         head = None if known is None else FileRecord.parse(known.record)
         current = 0 if head is None else head.current
         # Of a shared file the present head says whom it is encrypted for: never an older one.
@@ -217,4 +226,5 @@ class Attempts:
         entry = Entry.of(record, record, content.metadata)
         known = KnownFile.of(record, attempt.body, entry.version)
         self._learnt.append((known, entry.pack()))
+        self._looked_up.pop(content.file_id, None)
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -46,6 +46,7 @@ CREATE TABLE shared (
 ) WITHOUT ROWID;
 """
 """What the second version has more: the log followed, other people, their files."""
+_VALUE: Final = "SELECT value FROM meta WHERE key = ?"
 _KEY: Final = "key"
 """Kept under this name: nothing, sealed, which shows whether the key is still the same."""
 
@@ -55,6 +56,7 @@ class Database(Closing):
 
     def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
         self._path = path
+        self._translated = translated(path)
         self._database = database
         self._key = key
 
@@ -135,7 +137,7 @@ class Database(Closing):
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Make several changes one transaction, all or none of which are kept."""
-        with translated(self._path), self._writing():
+        with self._translated, self._writing():
             yield
 
     @contextlib.contextmanager
@@ -175,23 +177,31 @@ class Database(Closing):
 
     def rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
         """Every row that a query finds."""
-        with translated(self._path):
+        with self._translated:
             return self._database.execute(query, values).fetchall()
 
     def run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
         """One statement that changes something."""
-        with translated(self._path):
+        with self._translated:
             self._database.execute(statement, values)
+
+    def run_all(self, statement: str, rows: Sequence[tuple[int | str | bytes | None, ...]]) -> None:
+        """One statement that changes something, for each of `rows`; in a transaction of its own,
+        if in none."""
+        with self._translated, self._writing():
+            self._database.executemany(statement, rows)
 
     def row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
         """The first row that a query finds."""
-        with translated(self._path):
+        with self._translated:
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
     def value(self, key: str) -> bytes | None:
         """One thing that is kept by its name, None for nothing."""
-        row = self.row("SELECT value FROM meta WHERE key = ?", (key,))
+        # Not by `row`: it is asked for whatever is signed.
+        with self._translated:
+            row = self._database.execute(_VALUE, (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
 

@@ -163,11 +163,13 @@ class Files:
             file.check_not_older(known.get(file.file_id))
             files.append(file)
         cached = session.state.with_entries([file.file_id for file in files])
+        learnt: list[tuple[KnownFile, bytes | None]] = []
         for file in files:
             present = known_file(file)
             if cached[file.file_id] != present.known:
                 entry = None if file.deleted else session.account.entry(file).pack()
-                session.state.remember_file(present, entry)
+                learnt.append((present, entry))
+        session.state.remember_files(learnt)
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

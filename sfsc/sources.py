@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import stat
 import time
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from protocol.messages.base import MAX_SMALL
+from sfsc.closing import Closing
 from sfsc.envelope import check_name
 from sfsc.errors import Unreadable, UsageError
 from sfsc.primitives import TAG_SIZE
@@ -24,24 +23,46 @@ SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 Source = str | os.PathLike[str] | BinaryIO
 
 
-class Input:
+class Input(Closing):
     """A source that is being read. `count` is how many bytes were read since its beginning.
 
     `mtime` (nanoseconds) and `mode` are what its metadata shall say, `size` what it has in bytes
-    as far as that is known beforehand. Faults of reading are `Unreadable`.
+    as far as that is known beforehand. Faults of reading are `Unreadable`. The end of a ``with``
+    block closes what `opened` has opened, unless it was to be `kept`.
     """
 
     def __init__(
-        self, file: BinaryIO, name: str, *, mtime: int, mode: int | None, size: int | None
+        self,
+        file: BinaryIO,
+        name: str,
+        *,
+        mtime: int,
+        mode: int | None,
+        size: int | None,
+        start: int | None,
+        owned: bool,
     ) -> None:
+        """`start` is the place in `file` that it begins at, None where it cannot be gone back to;
+        `owned` ones are closed here."""
         self.mtime = mtime
         self.mode = mode
         self.size = size
         self.count = 0
+        self.kept = False
         self._file = file
         self._name = name
-        self._start = file.tell() if file.seekable() else None
+        self._start = start
+        self._owned = owned
         self._ahead = memoryview(b"")
+
+    def __exit__(self, *_error: object) -> None:
+        if not self.kept:
+            self.close()
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        if self._owned:
+            self._file.close()
 
     def small(self) -> bytes | None:
         """All of it, where that is at most `SMALL` bytes; else None, and nothing is lost."""
@@ -92,23 +113,34 @@ class Input:
         return count
 
 
-@contextlib.contextmanager
-def opened(source: Source) -> Iterator[Input]:
-    """The source, ready to be read; a path is opened and closed here. Raises `Unreadable`."""
+def opened(source: Source) -> Input:
+    """The source, ready to be read. Raises `Unreadable`."""
     if not isinstance(source, (str, os.PathLike)):
         now = time.time_ns()
-        yield Input(source, "the source", mtime=now, mode=None, size=None)
-        return
+        start = source.tell() if source.seekable() else None
+        return Input(
+            source, "the source", mtime=now, mode=None, size=None, start=start, owned=False
+        )
     path = os.fspath(source)
-    with contextlib.ExitStack() as stack:
+    try:
+        file = io.FileIO(path)
         try:
-            file = stack.enter_context(io.FileIO(path))
             status = os.fstat(file.fileno())
-        except OSError as exc:
-            raise _unreadable(path, exc) from exc
-        size = status.st_size if stat.S_ISREG(status.st_mode) else None
-        mode = stat.S_IMODE(status.st_mode)
-        yield Input(file, path, mtime=status.st_mtime_ns, mode=mode, size=size)
+            regular = stat.S_ISREG(status.st_mode)
+            return Input(
+                cast(BinaryIO, file),
+                path,
+                mtime=status.st_mtime_ns,
+                mode=stat.S_IMODE(status.st_mode),
+                size=status.st_size if regular else None,
+                start=0 if regular or file.seekable() else None,
+                owned=True,
+            )
+        except BaseException:
+            file.close()
+            raise
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
 
 
 def default_name(source: Source) -> str | None:

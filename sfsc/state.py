@@ -16,7 +16,7 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
@@ -173,6 +173,13 @@ class State(Database):
         row = self.row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
         return None if row is None else KnownFile(file_id, *row)
 
+    def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
+        """As `file`, of each of a few files."""
+        query = "SELECT file_id, rev, hash, record, version FROM file WHERE"
+        found: dict[str, KnownFile | None] = dict.fromkeys(file_ids)
+        found.update((row[0], KnownFile(*row)) for row in self._of(query, (), file_ids))
+        return found
+
     def known(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
         """The revision that is known of each of a few files; to be asked for as `file` is."""
         return self.known_by("SELECT file_id, rev, hash FROM file WHERE", (), file_ids)
@@ -181,11 +188,17 @@ class State(Database):
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> dict[str, Revision | None]:
         """As `known`, by a query for (file_id, rev, hash) that goes on with which files."""
-        marks = ",".join("?" * len(file_ids))
-        rows = self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
         found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        rows = self._of(query, values, file_ids)
         found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
         return found
+
+    def _of(
+        self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """What a query finds that goes on with which files."""
+        marks = ",".join("?" * len(file_ids))
+        return self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
     def revisions(self) -> dict[str, Revision]:
         """(rev, hash of the record) of every known file; to be asked for as `file` is."""
@@ -197,12 +210,26 @@ class State(Database):
 
         An older one than is known changes nothing.
         """
-        sealed = None if entry is None else self.seal(entry, known.file_id)
-        self.run(
+        self.remember_files([(known, entry)])
+
+    def remember_files(self, files: Sequence[tuple[KnownFile, bytes | None]]) -> None:
+        """As `remember_file`, all of them together: that costs about as much as one."""
+        rows = [
+            (
+                known.file_id,
+                known.rev,
+                known.hash,
+                known.record,
+                known.version,
+                None if entry is None else self.seal(entry, known.file_id),
+            )
+            for known, entry in files
+        ]
+        self.run_all(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
             " version = excluded.version, entry = excluded.entry WHERE excluded.rev >= rev",
-            (known.file_id, known.rev, known.hash, known.record, known.version, sealed),
+            rows,
         )
 
     def with_entries(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ from sfsc.window import Skip
 
 MAX_DEPTH: Final = 512
 """Folders in one another; a name of 1,024 bytes has no more."""
+TOGETHER: Final = 32
+"""Files that are looked up together."""
 SharedEntries = tuple[Owner, list[Entry]]
 """A user, and files that he shares."""
 
@@ -44,7 +47,8 @@ class Trees:
         prefix = folder_name(folder) if name is None else name.strip("/")
         if prefix:
             check_name(prefix)
-        return Uploads(self._session).put_many(_sources(folder, prefix, skip), skip=skip)
+        uploads = Uploads(self._session)
+        return uploads.put_many(_foreseen(uploads, _sources(folder, prefix, skip)), skip=skip)
 
     def get(
         self, name: str, target: Path, skip: Skip, shared: SharedEntries | None = None
@@ -92,6 +96,12 @@ def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator
             skip(entry.name, exc)
             continue
         yield Item(entry.name, entry.file_id, entry.version, tree.path / below, place)
+
+
+def _foreseen(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    while some := list(islice(sources, TOGETHER)):
+        uploads.foresee([name for _, name in some])
+        yield from some
 
 
 def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[str, str]]:

@@ -10,9 +10,8 @@ server takes up first, and is answered in its turn.
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from protocol import merkle
@@ -41,14 +40,13 @@ _HELD: Final = 8
 
 
 class _Large:
-    """A large file whose pieces were sent, and its commit with them or next. Its source stays open
-    for another beginning, and is closed by `held`."""
+    """A large file whose pieces were sent, and its commit with them or next. Its source is kept
+    open for another beginning."""
 
     def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
         self.plaintext = plaintext
         self.name = name
         self.expected = expected
-        self.held = contextlib.ExitStack()
         self.attempt: Attempt
         self.sending: Sending
         self._beginnings = 1
@@ -86,13 +84,13 @@ class _Many(Closing):
 
     def done(self, large: _Large) -> None:
         self._large.remove(large)
-        large.held.close()
+        large.plaintext.close()
 
     def close(self) -> None:
         self.window.abandon()
         for large in self._large:
             large.sending.abandon()
-            large.held.close()
+            large.plaintext.close()
         self._large.clear()
         self.workshop.close()
 
@@ -133,6 +131,12 @@ class Uploads:
             done = self._attempts.settle(attempt)
         self._session.join()
         return done
+
+    def foresee(self, names: Sequence[str]) -> None:
+        """That these, all checked, are to be put next: what is known of them is asked together."""
+        account = self._session.account
+        if len(account.name_keys) == 1:  # else where a file is, the server must be asked
+            self._attempts.look_up([account.file_id(name) for name in names])
 
     def put_many(
         self,
@@ -175,8 +179,7 @@ class Uploads:
         file_id = self._session.file_id(name)
         while many.window.full or file_id in many.window:
             yield from self._answered(many)
-        with contextlib.ExitStack() as stack:
-            plaintext = stack.enter_context(opened(source))
+        with opened(source) as plaintext:
             small = plaintext.small()
             if small is not None:
                 many.send(self._small(plaintext, small, name, file_id, None))
@@ -185,7 +188,7 @@ class Uploads:
                 yield from self._answered(many)
             large = _Large(plaintext, name, None)
             self._send(large, many.workshop)
-            large.held = stack.pop_all()
+            plaintext.kept = True
             many.commit(large)
 
     def _answered(self, many: _Many) -> Iterator[Put]:

@@ -43,7 +43,7 @@ class Files:
 
     # Single calls.
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
         """A handle to write to a file that does not exist yet."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, FILE_MODE)
 
@@ -217,7 +217,7 @@ class Files:
         """
         self._write_new(path, data, durable=True)
 
-    def write_new(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+    def write_new(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
         """As `write_new_durable`, but no sync: a kill may leave a part of it, power loss nothing.
         FileExistsError if `path` is there."""
         self._write_new(path, data, durable=False)
@@ -263,7 +263,7 @@ class Files:
 
     def _write_new(
         self,
-        path: Path,
+        path: Path | str,
         data: bytes | bytearray | memoryview,
         *,
         durable: bool,
@@ -280,7 +280,7 @@ class Files:
             finally:
                 self.close(handle)
         except OSError:
-            self.remove(path)
+            self.remove(Path(path))
             raise
 
     def _replace_with(

@@ -8,7 +8,6 @@ say so; what it says may be believed after any failure.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -37,6 +36,7 @@ class Placing:
         self._syncs = syncs
         self._releasing = Releasing(files)
         self._users = users
+        self._users_text = str(users)
         self._staging = staging
         self._lock = threading.Lock()
         self._grown: set[str] = set()  # folders that got a folder since the last sync
@@ -51,18 +51,20 @@ class Placing:
     def install(self, step: Step) -> None:
         """Old or new under the path, never a mixture; where there was nothing, a part of the new
         may be seen until it is done. Not synced. Raises OSError."""
-        target = self._users / step.path
         try:
-            self._install(step, target)
+            self._install(step)
         except FileNotFoundError:
             self._make_folder_of(step.path)
-            self._install(step, target)
+            self._install(step)
 
-    def _install(self, step: Step, target: Path) -> None:
+    def _install(self, step: Step) -> None:
         if step.digest is not None and step.blob is None and not step.replaces:
-            with contextlib.suppress(FileExistsError):
-                self._files.write_new(target, step.data)
-                return
+            try:
+                # A text, not a Path: putting one together would cost more than writing the file.
+                return self._files.write_new(f"{self._users_text}/{step.path}", step.data)
+            except FileExistsError:
+                pass
+        target = self._users / step.path
         before = self._releasing.hold(target)
         try:
             self._replace(step, target)

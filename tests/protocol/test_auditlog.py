@@ -104,7 +104,17 @@ details = st.recursive(
         rec=st.none() | st.binary(max_size=100),
         sigs=st.dictionaries(texts, st.binary(max_size=64), max_size=3),
     ),
-    detail=st.dictionaries(st.text("xyz", min_size=1, max_size=3), details, max_size=3),
+    detail=st.fixed_dictionaries(
+        {},
+        optional={
+            "paths": st.dictionaries(texts, st.none() | st.just("ab" * 32), max_size=3),
+            "note": details,
+            "accounts": st.dictionaries(
+                texts, st.tuples(st.integers(0, 2**40), st.just("cd" * 32)).map(list), max_size=3
+            ),
+            "ü": details,
+        },
+    ),
     seq=st.integers(0, 2**40),
     salt=st.binary(min_size=16, max_size=16),
     prev=st.binary(min_size=32, max_size=32),
@@ -115,6 +125,7 @@ def test_every_draft_makes_one_line_that_parses_back(
     line, digest = auditlog.encode(draft, seq=seq, time=TIME, salt=salt, detail=detail, prev=prev)
     assert b"\n" not in line
     line.decode("ascii")
+    assert line == json.dumps(json.loads(line), separators=(",", ":")).encode()
     entry = auditlog.parse(line)
     assert entry.detail == detail
     assert (entry.seq, entry.salt, entry.prev, entry.hash) == (seq, salt, prev, digest)
@@ -156,6 +167,12 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(seq=True),
         lambda v: v.update(seq="0"),
         lambda v: v.update(seq=1.0),
+        lambda v: v.update(seq=[0]),
+        lambda v: v.update(op=["upload"]),
+        lambda v: v.update(version=[3]),
+        lambda v: v.update(version={}),
+        lambda v: v.update(sigs={"2": ["c3Nz"]}),
+        lambda v: v.update(sigs=[]),
         lambda v: v.update(time="2024-02-29T23:59:59Z"),
         lambda v: v.update(time="2024-02-29T23:59:59.999+00:00"),
         lambda v: v.update(time="2024-02-29T23:59:59.99٣Z"),  # a digit, and not one of ours
@@ -181,7 +198,12 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(detail={"x": float("nan")}),
         lambda v: v.update(detail={"paths": {"a": "ab"}}),
         lambda v: v.update(detail={"paths": ["a"]}),
+        lambda v: v.update(detail={"paths": {"a": 1}}),
+        lambda v: v.update(detail={"paths": "a"}),
         lambda v: v.update(detail={"accounts": {"a": [1]}}),
+        lambda v: v.update(detail={"accounts": {"a": "ab"}}),
+        lambda v: v.update(detail={"accounts": {"a": [[1], "ab" * 32]}}),
+        lambda v: v.update(detail={"accounts": {"a": [1, 2]}}),
         lambda v: v.update(detail={"accounts": {"a": ["1", "ab" * 32]}}),
         lambda v: v.update(prev="AB" * 32),
         lambda v: v.update(prev="ab" * 31),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import pickle
 import subprocess
 import sys
@@ -139,6 +140,39 @@ def test_nothing_is_assigned_or_added() -> None:
     assert point == Point(1)
     for value in (point, Deep(1), Holder(1), Empty()):
         assert not hasattr(value, "__dict__")
+
+
+class Pair(Value, Generic[_Item]):
+    """More than a few fields, and slots of its own beside."""
+
+    __slots__ = ("__dict__",)
+
+    one: _Item
+    two: _Item
+    three: int = 3
+
+    @functools.cached_property
+    def sum(self) -> int:
+        return self.three
+
+
+@pytest.mark.parametrize(
+    ("value", "cls"),
+    [(Point(1), Point), (Deep(1), Deep), (Pair(1, 2), Pair), (Named(1, 2, 3, 4, 5), Named)],
+)
+def test_whoever_sets_the_fields_leaves_the_value_frozen(value: Value, cls: type) -> None:
+    assert value.__class__ is type(value) is cls
+    for name in value.__match_args__:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(value, name)
+
+
+def test_slots_of_its_own() -> None:
+    pair = Pair("a", "b")
+    assert (pair.one, pair.two, pair.three, pair.sum, pair.sum) == ("a", "b", 3, 3, 3)
+    assert copy.copy(pair) == pair == pickle.loads(pickle.dumps(pair))
 
 
 def test_a_secret_does_not_show() -> None:

@@ -42,6 +42,29 @@ def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Se
     assert fetched(session, "file", 2) == b"1"
 
 
+def test_what_was_looked_up_together_counts_once(server: Simulator, session: Session) -> None:
+    """The second put of a name stands on the first, though nothing was known when both were
+    looked up; and one that was put before is known."""
+    put(session, b"before", "old")
+    uploads = Uploads(session)
+    uploads.foresee(["old", "new"])
+    contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
+    assert [done.version for done in uploads.put_many(contents)] == [1, 2, 2]
+    assert len(server.asked(PutSmall)) == 4
+    uploads.foresee(["old"])
+    assert [done.version for done in uploads.put_many([(io.BytesIO(b"4"), "old")])] == [3]
+    uploads.put(io.BytesIO(b"5"), "old")
+    assert (fetched(session, "old"), fetched(session, "new")) == (b"5", b"3")
+
+
+def test_a_put_that_follows_one_that_was_not_foreseen(server: Simulator, session: Session) -> None:
+    uploads = Uploads(session)
+    uploads.foresee(["file"])
+    assert put(session, b"by another way", "file") == 1
+    assert uploads.put(io.BytesIO(b"after"), "file").version == 2, "a conflict shows the head"
+    assert len(server.asked(PutSmall)) == 3
+
+
 @pytest.mark.parametrize("size", [5, BIG])
 def test_who_comes_second_comes_last(
     server: Simulator, session: Session, other: Session, size: int

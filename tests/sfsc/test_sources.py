@@ -149,3 +149,24 @@ def test_a_source_that_does_not_block_is_refused() -> None:
 def test_the_name_where_none_is_given(source: Source, name: str) -> None:
     assert default_name(source) == name
     assert default_name(io.BytesIO()) is None
+
+
+def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    with opened(path) as source:
+        source.kept = True
+    assert source.small() == b"content"
+    assert source.begin_again()
+    assert source.small() == b"content"
+    for _ in range(2):
+        source.close()
+    with opened(path) as other:
+        pass
+    for closed in (source, other):
+        with pytest.raises(ValueError):
+            closed.readinto(memoryview(bytearray(1)))
+    stream = io.BytesIO(b"mine")
+    with opened(stream):
+        pass
+    assert not stream.closed

@@ -7,7 +7,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -56,6 +58,7 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         assert state.revisions() == {"a" * 32: known(3).known}
         assert state.known(["a" * 32, "b" * 32]) == {"a" * 32: known(3).known, "b" * 32: None}
         assert state.known([]) == {}
+        assert state.files(["b" * 32, "a" * 32]) == {"b" * 32: None, "a" * 32: known(3)}
         assert list(state.entries()) == [("a" * 32, b"entry")]
         assert state.listed() == 5
 
@@ -74,6 +77,20 @@ def test_nothing_moves_back(path: Path) -> None:
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
             assert state.listed() == 9
+
+
+def test_many_are_remembered_together_or_not_at_all(path: Path) -> None:
+    first, second = known(2), known(5, "b" * 32)
+    with opened(path) as state:
+        state.remember_file(known(3), b"newer")
+        state.remember_files([])
+        state.remember_files([(first, b"older"), (second, None)])
+        assert state.files(["a" * 32, "b" * 32]) == {"a" * 32: known(3), "b" * 32: second}
+        assert list(state.entries()) == [("a" * 32, b"newer")]
+        wrong = replace(second, file_id="c" * 32, hash=cast(bytes, None))
+        with pytest.raises(LocalError):
+            state.remember_files([(known(1, "d" * 32), None), (wrong, None)])
+        assert state.file("d" * 32) is None
 
 
 def test_a_statement_that_is_known_stays_as_it_was(path: Path) -> None:
@@ -207,6 +224,7 @@ def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from typing import cast
 from sfsc.state import KnownFile, State
 path, number = Path(sys.argv[1]), int(sys.argv[2])
 with State.open(path, bytes(32) + b"ada", b"k" * 32) as state:

@@ -75,7 +75,8 @@ class Disk(Files):
             return True
         raise OSError(code, os.strerror(code))
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
+        path = Path(path)
         self._step("open_new", path)
         handle = super().open_new(path)
         node = self._now[path.parent][path.name] = Node()

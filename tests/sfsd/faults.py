@@ -56,7 +56,8 @@ class FaultyFiles(Files):
                 raise OSError(code, os.strerror(code))
         return None
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
+        path = Path(path)
         handle = super().open_new(path)
         self._names[handle] = path.name
         return handle

@@ -58,7 +58,8 @@ class Gate(Files):
         self._names[handle] = path.name
         return handle
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
+        path = Path(path)
         self._check("open_new", path.name)
         if self.full_until_removed and "users" in path.parts:
             raise OSError(errno.ENOSPC, "no room")

@@ -58,7 +58,7 @@ class Way(Files):
         self.writers = self.most_writers = 0
         self._counting = threading.Lock()
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
         handle = super().open_new(path)
         self.opened.add(handle)
         return handle

@@ -135,7 +135,8 @@ class Counting(Files):
         self.opened.append(f"read {Path(path).name}")
         return super().open_read(path)
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
+        path = Path(path)
         self.opened.append(f"new {path.name}")
         return super().open_new(path)
 
@@ -426,7 +427,8 @@ class Filling(Files):
 
     full = False
 
-    def open_new(self, path: Path) -> int:
+    def open_new(self, path: Path | str) -> int:
+        path = Path(path)
         if self.full:
             raise OSError(errno.ENOSPC, "no room")
         return super().open_new(path)
