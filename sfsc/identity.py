@@ -197,15 +197,15 @@ class Owner(Value):
         # What a thief has stored stays there below the record that ended it.
         below = historic or view.head is not None
         passes = below and self.is_undone(view.content)
-        read = _parsed(view.content, _parsed_before)
-        content = self._judged(view.content, read, wanted, historic=passes)
+        read = parsed(view.content, _parsed_before)
+        content = self.judged(view.content, read, wanted, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_undone(view.head)
-            read = _parsed(view.head, _parsed_before)
-            head = self._judged(view.head, read, content.file_id, historic=passes)
+            read = parsed(view.head, _parsed_before)
+            head = self.judged(view.head, read, content.file_id, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
@@ -222,11 +222,17 @@ class Owner(Value):
         A `historic` one need not, and may be of a generation that was voided: it is linked by
         hashes to one that was judged without. Raises `BadRecord`.
         """
-        return self._judged(signed, _parsed(signed), wanted, historic=historic)
+        return self.judged(signed, parsed(signed), wanted, historic=historic)
 
-    def _judged(
-        self, signed: SignedRecord, record: FileRecord, wanted: str | None, *, historic: bool
+    def judged(
+        self,
+        signed: SignedRecord,
+        record: FileRecord,
+        wanted: str | None,
+        *,
+        historic: bool = False,
     ) -> FileRecord:
+        """As `record`, of what was `parsed` already."""
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
             raise BadRecord("a file's record is of another server or user", _TOLD)
         if wanted is not None and record.file_id != wanted:
@@ -250,7 +256,7 @@ class Owner(Value):
 
     def is_undone(self, signed: SignedRecord) -> bool:
         """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
-        return bool(self.voided) and self.is_voided(_parsed(signed))
+        return bool(self.voided) and self.is_voided(parsed(signed))
 
     def _check_signed(self, signed: SignedRecord, record: FileRecord, *, historic: bool) -> None:
         by_generation = {one.generation: one.signature for one in signed.signatures}
@@ -367,9 +373,10 @@ def _parsed_before(body: bytes) -> FileRecord:
     return FileRecord.parse(body)
 
 
-def _parsed(
+def parsed(
     signed: SignedRecord, parse: Callable[[bytes], FileRecord] = FileRecord.parse
 ) -> FileRecord:
+    """What a record says, be it signed by whomever. Raises `BadRecord`."""
     try:
         return parse(signed.record)
     except (EncodingError, MessageError) as exc:

@@ -23,7 +23,7 @@ from protocol.values import Mutable, Value, field
 from sfsc.cores import Cores
 from sfsc.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
-from sfsc.identity import Account, Owner
+from sfsc.identity import Account, Owner, parsed
 from sfsc.people import People
 from sfsc.refusals import answered
 from sfsc.session import Session
@@ -49,14 +49,15 @@ class Sweep(Mutable):
 
 
 class _Renewed(Mutable):
-    """A version on its way: its `older` records are to be endorsed and its `wrap` made anew, where
-    there is one. `owner` is None where it is ours."""
+    """A version on its way: what is `signed` is to be judged, what of it is `older` endorsed, the
+    `wrap`, where there is one, made anew. `owner` is None where it is ours."""
 
     owner: Owner | None
     item: WrapItem
-    records: list[SignedRecord]
+    signed: list[SignedRecord]
     older: list[SignedRecord]
     wrap: Wrap | None
+    records: list[FileRecord] = field(default_factory=list)
     content: FileRecord | None = None
     key: ContentKey | None = None
     endorsements: tuple[Endorsement, ...] = ()
@@ -80,7 +81,7 @@ class Renewal(Value):
         """Raises `BadRecord`, `Tampered` for a version of ours that is not what was signed."""
         looked_at = [self._look(owner, item) for owner, item in versions]
         renewed = [one for one in looked_at if one is not None]
-        for step in (self._judge, self._open, self._wrap, self._endorse):
+        for step in (self._parse, self._judge, self._open, self._wrap, self._endorse):
             for one in renewed:
                 try:
                     step(one)
@@ -89,6 +90,7 @@ class Renewal(Value):
                         raise
                     # One that does not open is given up, as it never could be read: else who
                     # shares rubbish with us would keep us from ever finishing.
+                    one.signed, one.records = [], []
                     one.content = one.key = one.wrap = None
         return [self._answer(item, one) for (_, item), one in zip(versions, looked_at, strict=True)]
 
@@ -98,24 +100,26 @@ class Renewal(Value):
         if owner is not None:
             # The records of what another shares are for him to endorse.
             renews = wrap is not None and not self._is_new(wrap)
-            return _Renewed(owner, item, [], [], wrap) if renews else None
+            return _Renewed(owner, item, [item.content], [], wrap) if renews else None
         if wrap is not None and self.account.is_lost((wrap,)):
             wrap = None  # a thief has it, and nobody else
         stand = standing_records(self.account, item)
         older = [one for one in stand if not _is_signed_by(one, self.generation)]
         if not older and (wrap is None or self._is_new(wrap)):
             return None
+        if wrap is not None and item.content not in stand:
+            stand.append(item.content)
         return _Renewed(None, item, stand, older, wrap)
 
+    def _parse(self, one: _Renewed) -> None:
+        one.records = [parsed(signed) for signed in one.signed]
+
     def _judge(self, one: _Renewed) -> None:
-        """Its records, all of them that stand, and the one that says what the wrap opens to."""
         whose, item = one.owner or self.account, one.item
-        for signed in one.records:
-            record = whose.record(signed, item.file_id)
+        for signed, record in zip(one.signed, one.records, strict=True):
+            judged = whose.judged(signed, record, item.file_id)
             if signed is item.content:
-                one.content = record
-        if one.content is None and one.wrap is not None:
-            one.content = whose.record(item.content, item.file_id)
+                one.content = judged
 
     def _open(self, one: _Renewed) -> None:
         if one.content is not None and one.wrap is not None:

@@ -143,7 +143,7 @@ def test_a_version_without_a_wrap_is_endorsed() -> None:
     assert leaf is None
 
 
-@pytest.mark.parametrize("wrong", ["wrap", "signature", "file"])
+@pytest.mark.parametrize("wrong", ["wrap", "signature", "file", "record"])
 def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> None:
     good = [item(1, BOB, by=BOB_SIGNING), item(2), item(4, BOB, by=BOB_SIGNING)]
     bad = item(3, BOB, by=BOB_SIGNING)
@@ -151,6 +151,9 @@ def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> 
         bad = tampered(bad)
     elif wrong == "signature":
         bad = item(3, BOB, by=OLD_SIGNING)
+    elif wrong == "record":
+        garbage = SignedRecord(b"no record", bad.content.signatures)
+        bad = WrapItem("bob", bad.file_id, 1, garbage, None, bad.wrap)
     else:
         bad = WrapItem("bob", f"{9:032x}", 1, bad.content, None, bad.wrap)
     owners = [BOB, None, BOB]
