@@ -131,10 +131,11 @@ class OwnerFiles(CatchingUp):
                     yield parsed
 
     def _children(self, folder: str) -> Iterator[str]:
-        after = ""
-        while page := self._store.children(folder, after, _SCAN):
+        page = self._store.children(folder, "", _SCAN)
+        yield from page
+        while len(page) == _SCAN:  # else that was all
+            page = self._store.children(folder, page[-1], _SCAN)
             yield from page
-            after = page[-1]
 
     def _weigh(self) -> tuple[list[Holding], list[str]]:
         holdings: list[Holding] = []
