@@ -7,14 +7,14 @@ from typing import Final
 
 from protocol.auditlog import Entry, parse
 from protocol.errors import RemoteProtocolError, SignatureError
-from protocol.messages.files import MAX_PAGE, List, Listing
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
 from protocol.values import Value
 from sfsc.attempts import Put
-from sfsc.errors import BadRecord, BrokenChain, NotFound, ProtocolFailure, Rollback
+from sfsc.errors import BadRecord, BrokenChain, NotFound, Rollback
+from sfsc.listing import changed_since
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.refusals import proof_in
 from sfsc.session import Session
@@ -134,21 +134,13 @@ class Audit:
 
     def _compare(self, heads: dict[str, tuple[FileRecord, bytes]]) -> int:
         """Every file of the store is in the log with its last record, and the other way round."""
-        session, account = self._session, self._session.account
         missing = dict(heads)
-        after = ""
-        while True:
-            page = session.call(List(after, MAX_PAGE, 0), Listing)
+        for page in changed_since(self._session, 0):
             for view in page.views:
-                file = account.newest(view, None, None)
+                file = self._session.account.newest(view, None, None)
                 _, body = missing.pop(file.file_id, (None, b""))
                 if body != file.head_body:
                     raise Rollback("the store has another last record of a file than the log", TOLD)
-            if page.next == "":
-                break
-            if page.next <= after:
-                raise ProtocolFailure("the server's listing goes round in circles")
-            after = page.next
         if missing:
             raise Rollback(f"the store lacks {len(missing)} files that the log has", TOLD)
         return len(heads)

@@ -33,7 +33,7 @@ from sfsc.people import People, Person
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
 from sfsc.session import Session
-from sfsc.window import Skip
+from sfsc.window import Skip, pages
 
 
 class Shared(Value):
@@ -154,19 +154,18 @@ class Received:
     # --- asking -------------------------------------------------------------------------------
 
     def _items(self, since: int) -> Iterator[SharedFile]:
-        after, last = "", ("", "")
-        while True:
-            page = self._session.call(Inbox(after, MAX_SHARED_PAGE, since), InboxPage)
+        def more(asked: Inbox, page: InboxPage) -> Inbox | None:
+            if page.next and page.next == asked.after:
+                raise ProtocolFailure("the server's inbox goes round in circles")
+            return Inbox(page.next, MAX_SHARED_PAGE, since) if page.next else None
+
+        last = ("", "")
+        for page in pages(self._session, Inbox("", MAX_SHARED_PAGE, since), InboxPage, more):
             for item in page.files:
                 if (item.owner, item.file_id) <= last:
                     raise ProtocolFailure("the server's inbox goes round in circles")
                 last = (item.owner, item.file_id)
                 yield item
-            if page.next == "":
-                return
-            if page.next == after:
-                raise ProtocolFailure("the server's inbox goes round in circles")
-            after = page.next
 
     def _take_up(self, item: SharedFile, known: SharedKnown | None) -> Shared:
         """One file of the inbox, verified, or as it was when it was."""

@@ -140,21 +140,10 @@ class Files:
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed(), state.revisions()
-        for page in self._pages(since):
+        for page in changed_since(session, since):
             with verifying(session.account.signed(page.views)), state.changing():
                 self._take_up(page.views, known)
         state.remember_listed(complete)
-
-    def _pages(self, since: int) -> Iterator[Listing]:
-        """All pages of what changed in the log from `since` on. The server is asked for the next
-        before one is given: it makes that while this one is taken up."""
-
-        def more(asked: List, page: Listing) -> List | None:
-            if page.next and page.next <= asked.after:
-                raise ProtocolFailure("the server's listing goes round in circles")
-            return List(page.next, MAX_PAGE, since) if page.next else None
-
-        return pages(self._session, List("", MAX_PAGE, since), Listing, more)
 
     def _take_up(self, views: Sequence[FileView], known: dict[str, tuple[int, bytes]]) -> None:
         session, files = self._session, list[File]()
@@ -170,6 +159,18 @@ class Files:
                 entry = None if file.deleted else session.account.entry(file).pack()
                 learnt.append((present, entry))
         session.state.remember_files(learnt)
+
+
+def changed_since(session: Session, since: int) -> Iterator[Listing]:
+    """All of our files that changed in the log from entry `since` on, by file_id, in pages; each is
+    asked for while the one before is worked on. Nothing of it is verified."""
+
+    def more(asked: List, page: Listing) -> List | None:
+        if page.next and page.next <= asked.after:
+            raise ProtocolFailure("the server's listing goes round in circles")
+        return List(page.next, MAX_PAGE, since) if page.next else None
+
+    return pages(session, List("", MAX_PAGE, since), Listing, more)
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

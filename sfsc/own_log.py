@@ -25,11 +25,12 @@ from protocol.messages.log import (
 )
 from protocol.records import FileRecord
 from protocol.values import Mutable
-from sfsc.errors import BadReceipt, BadRecord, ProtocolFailure, Rollback
+from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
 from sfsc.state import Followed
 from sfsc.trust import TOLD, Point
+from sfsc.window import pages
 
 RECORDS: Final = frozenset(LOGGED_AS.values())
 """Entries of these ops hold signed records of files."""
@@ -121,9 +122,14 @@ class OwnLog:
 
     def lines(self, first: int) -> Iterator[tuple[Entry, bytes]]:
         """The entries that are ours to read from seq `first` on, and their lines."""
+
+        def more(asked: LogEntries, page: LogPage) -> LogEntries | None:
+            if page.next and page.next <= asked.first:
+                raise BadReceipt("the server's log goes round in circles", TOLD)
+            return LogEntries(page.next, MAX_ENTRIES, True) if page.next else None
+
         last = first - 1
-        while True:
-            page = self._session.call(LogEntries(first, MAX_ENTRIES, True), LogPage)
+        for page in pages(self._session, LogEntries(first, MAX_ENTRIES, True), LogPage, more):
             for item in page.entries:
                 try:
                     entry = auditlog.parse(item.data, seq=item.seq)
@@ -133,11 +139,6 @@ class OwnLog:
                     raise BadReceipt("the log's entries come out of order", TOLD)
                 last = item.seq
                 yield entry, item.data
-            if page.next == 0:
-                return
-            if page.next <= first:
-                raise ProtocolFailure("the server's log goes round in circles")
-            first = page.next
 
     def refresh(self) -> Point:
         """The log as it is now, proven to continue what is known."""
