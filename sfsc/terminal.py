@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import io
-import json
 import os
 import sys
 import time
@@ -53,6 +52,8 @@ def answer(text: str) -> None:
 
 def answer_json(value: Mapping[str, object]) -> None:
     """One JSON object on one line of stdout; ASCII, so it is safe on any terminal."""
+    import json  # a millisecond, which no mistake and no --version is to pay
+
     sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
 
 

@@ -48,7 +48,7 @@ def test_help_loads_no_cryptography() -> None:
     code = (
         "import sys; from sfsc.cli import main; main(['--help']);"
         "print([name for name in sys.modules if name.split('.')[0] in"
-        " ('cryptography', 'msgpack', 'rich', 'sqlite3')], file=sys.stderr)"
+        " ('cryptography', 'json', 'msgpack', 'rich', 'sqlite3')], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
