@@ -169,7 +169,7 @@ class Files:
         else:
             return False
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source: Path | str, target: Path | str) -> None:
         """Give `source` the name `target`, whether or not that exists, in one step."""
         os.replace(source, target)
 
@@ -231,14 +231,14 @@ class Files:
         """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
         self._replace_with(path, data, durable=False)
 
-    def replace_staged(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+    def replace_staged(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
         """As `replace_soon`, for bytes that are durable elsewhere until a sync of `path`: power
         loss may leave zeros. Takes a third of the time where another file has that name."""
         self._replace_with(path, data, durable=False, allocate=True)
 
     def temporary(self, path: Path) -> Path:
         """The name beside `path` under which its next content is made."""
-        return path.with_name(f".{path.name}.tmp")
+        return Path(_temporary(str(path)))
 
     def link_or_copy(self, source: Path, target: Path) -> None:
         """`target` becomes a hard link of `source`, or a copy where links cannot be made.
@@ -285,22 +285,27 @@ class Files:
 
     def _replace_with(
         self,
-        path: Path,
+        path: Path | str,
         data: bytes | bytearray | memoryview,
         *,
         durable: bool,
         allocate: bool = False,
     ) -> None:
-        temporary = self.temporary(path)
+        temporary = _temporary(str(path))
         try:
             self._write_new(temporary, data, durable=durable, allocate=allocate)
         except FileExistsError:
             # One daemon owns a root, so this can only be a crash's leftover. It is not written
             # into: it may be a second name of a file that is in use.
-            self.remove(temporary)
+            self.remove(Path(temporary))
             self._write_new(temporary, data, durable=durable, allocate=allocate)
         try:
             self.replace(temporary, path)
         except OSError:
-            self.remove(temporary)
+            self.remove(Path(temporary))
             raise
+
+
+def _temporary(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.tmp")

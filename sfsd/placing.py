@@ -58,13 +58,13 @@ class Placing:
             self._install(step)
 
     def _install(self, step: Step) -> None:
+        # A text, not a Path: putting one together would cost more than writing the file.
+        target = f"{self._users_text}/{step.path}"
         if step.digest is not None and step.blob is None and not step.replaces:
             try:
-                # A text, not a Path: putting one together would cost more than writing the file.
-                return self._files.write_new(f"{self._users_text}/{step.path}", step.data)
+                return self._files.write_new(target, step.data)
             except FileExistsError:
                 pass
-        target = self._users / step.path
         before = self._releasing.hold(target)
         try:
             self._replace(step, target)
@@ -72,9 +72,9 @@ class Placing:
             if before is not None:
                 self._releasing.release(before)
 
-    def _replace(self, step: Step, target: Path) -> None:
+    def _replace(self, step: Step, target: str) -> None:
         if step.digest is None:
-            self._files.remove(target)
+            self._files.remove(Path(target))
             return
         if step.blob is None:
             self._files.replace_staged(target, step.data)

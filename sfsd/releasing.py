@@ -38,7 +38,7 @@ class Releasing:
         self._changed = threading.Condition()
         self._running = False
 
-    def hold(self, path: Path) -> int | None:
+    def hold(self, path: Path | str) -> int | None:
         """A handle of the file that is there and is about to be replaced, None where there is none
         or holding it would be in the way (Windows). Raises OSError."""
         if sys.platform == "linux":

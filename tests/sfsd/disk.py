@@ -158,7 +158,8 @@ class Disk(Files):
         if self.root in (folder, *folder.parents):
             self._durable[folder] = dict(self._now[folder])
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        source, target = Path(source), Path(target)
         self._step("replace", target)
         super().replace(source, target)
         here, there = self._now[source.parent], self._now[target.parent]

@@ -91,7 +91,8 @@ class FaultyFiles(Files):
         self._take("sync_data", self._names[handle])
         super().sync_data(handle)
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        source, target = Path(source), Path(target)
         self._take("replace", target.name)
         super().replace(source, target)
 

@@ -82,7 +82,8 @@ class Gate(Files):
             assert self.open.wait(WAIT)
         super().sync_data(handle)
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        source, target = Path(source), Path(target)
         self._check("replace", target.name)
         super().replace(source, target)
 

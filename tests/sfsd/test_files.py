@@ -36,7 +36,7 @@ class Faulty(Files):
         self._note("allocate")
         super().allocate(handle, size)
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source: Path | str, target: Path | str) -> None:
         self._note("replace")
         super().replace(source, target)
 
