@@ -25,7 +25,6 @@ An unknown key is refused: a limit that was mistyped must not be a limit that is
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +78,7 @@ class Limits(Value):
     rotations: int = 40
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in dataclasses.fields(self)):
+        for name in self.__match_args__:
             if not 1 <= getattr(self, name) <= 10**6:
                 raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
 
@@ -202,7 +201,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "listen": _text,
     "public": _text,
     "quota": _size,
-    **{f"limits.{item.name}": _number for item in dataclasses.fields(Limits)},
+    **{f"limits.{name}": _number for name in Limits.__match_args__},
     "rotation.max_age": _duration,
     "rotation.grace": _duration,
     "rotation.jitter": _number,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 import sfsc
+from protocol.values import Mutable
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.inbox import show as show_shared
@@ -42,8 +42,7 @@ def command(context: Context, prefix: str, *, long: bool, recursive: bool, share
             _show(item, context, long=long)
 
 
-@dataclasses.dataclass(slots=True)
-class _Folder:
+class _Folder(Mutable):
     """What stands for all files in a folder; `size` in bytes, `mtime` the newest one's."""
 
     name: str
@@ -55,6 +54,9 @@ class _Folder:
         self.files += 1
         self.size += entry.size
         self.mtime = max(self.mtime, entry.mtime)
+
+    def as_object(self) -> dict[str, object]:
+        return {"name": self.name, "files": self.files, "size": self.size, "mtime": self.mtime}
 
 
 def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
@@ -78,9 +80,7 @@ def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
 def _show(item: Entry | _Folder, context: Context, *, long: bool) -> None:
     name = terminal.printable(item.name)
     if context.json:
-        terminal.answer_json(
-            dataclasses.asdict(item) if isinstance(item, _Folder) else as_object(item)
-        )
+        terminal.answer_json(item.as_object() if isinstance(item, _Folder) else as_object(item))
     elif long:
         count = "" if isinstance(item, _Folder) else item.version
         size, modified = terminal.human_size(item.size), terminal.human_time(item.mtime)
