@@ -93,10 +93,10 @@ if not TYPE_CHECKING:  # to type checkers it would say that there is every name
 
     def __getattr__(name: str) -> object:
         """What needs the cryptography is loaded when first used: help and mistakes do without."""
-        if name == "connect":  # loads the rest by itself, while it unlocks
-            from sfsc.entrance import connect
+        if name in ("connect", "whoami"):  # which load by themselves what they need
+            from sfsc import entrance
 
-            return connect
+            return getattr(entrance, name)
         if name in __all__ and name not in _ERRORS:
             from sfsc import client
 

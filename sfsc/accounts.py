@@ -1,4 +1,4 @@
-"""Having an account: becoming a user, being one on another machine, saying who one is."""
+"""Having an account: becoming a user, being one on another machine, taking one back."""
 
 from __future__ import annotations
 
@@ -192,8 +192,3 @@ def _link(text: str) -> AccountLink:
         return parse_account_link(text)
     except MessageError as exc:
         raise UsageError(str(exc), "it stands beside the recovery code") from exc
-
-
-def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
-    """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
-    return whoami_of(unlock(folder(home), passphrase).contents)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sfsc.attempts import Put
 from sfsc.downloads import Got
-from sfsc.entrance import connect
+from sfsc.entrance import connect, whoami
 from sfsc.home import (
     Home,
     Passphrase,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         restore,
         take_back,
         take_back_plan,
-        whoami,
     )
     from sfsc.audit import Event
     from sfsc.folders import Folder
@@ -103,7 +102,6 @@ _LATER: Final = {
     "restore": "accounts",
     "take_back": "accounts",
     "take_back_plan": "accounts",
-    "whoami": "accounts",
     "words": "words",
 }
 """Where each name is that the type checker is told of above."""

@@ -1,8 +1,9 @@
-"""How a `Store` is opened: the keyring unlocked, and all that a store needs loaded meanwhile.
+"""What begins with unlocking a keyring: opening a `Store`, and asking who one is.
 
 Argon2id takes one core for longer than Python takes to load the rest of this package, and leaves
 the interpreter to other threads. So a command that is given its passphrase loads its code beside
-that, and one that asks for it while somebody types. Only what unlocks is imported above.
+that, and one that asks for it while somebody types. Only what unlocks is imported above; all that
+a store needs is loaded meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from sfsc.home import Home, Passphrase, folder, unlock
+from sfsc.who import Whoami, whoami_of
 
 if TYPE_CHECKING:
     from sfsc.session import Progress
@@ -57,6 +59,11 @@ def connect(
         auto_rotate=auto_rotate,
         min_wrap_alg=min_wrap_alg,
     )
+
+
+def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
+    """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
+    return whoami_of(unlock(folder(home), passphrase).contents)
 
 
 def _load() -> None:

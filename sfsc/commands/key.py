@@ -11,7 +11,6 @@ import click
 
 import sfsc
 from sfsc import terminal
-from sfsc.client import parse_fingerprint, words
 from sfsc.commands import Context
 from sfsc.commands.whoami import show as show_identity
 
@@ -57,6 +56,8 @@ def verify(context: Context, user: str, fingerprint: str | None) -> None:
     He sees his own with `sfsc key show`.
     """
     with _connected(context) as store:
+        from sfsc.client import parse_fingerprint, words  # not above: it was loaded meanwhile
+
         if fingerprint is None:
             person = store.person(user)
         else:

@@ -52,3 +52,14 @@ def test_help_loads_no_cryptography() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_no_command_loads_what_is_loaded_beside_argon2id() -> None:
+    code = (
+        "import importlib, sys; from sfsc.cli import COMMANDS\n"
+        "for name in COMMANDS: importlib.import_module('sfsc.commands.' + name.replace('-', '_'))\n"
+        "print([name for name in sys.modules if name.split('.')[0] in"
+        " ('cryptography', 'sqlite3', 'ssl') or name in ('sfsc.client', 'sfsc.home')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -35,6 +35,18 @@ print(" ".join(name for name in ("cryptography.x509", "asyncio") if name in sys.
 print(early)
 """
 
+WHO = """
+import sys, sfsc
+sfsc.whoami
+print("sfsc.store" in sys.modules, "sqlite3" in sys.modules)
+"""
+
+
+def test_who_one_is_needs_no_store() -> None:
+    done = subprocess.run([sys.executable, "-c", WHO], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
 RARE = """
 import sys, sfsc.client
 print(*sys.modules)
