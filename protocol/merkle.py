@@ -166,21 +166,28 @@ def inclusion_proof(index: int, size: int, read: NodeReader) -> tuple[bytes, ...
     """The audit path of leaf `index` in the tree of `size` leaves (RFC 9162 section 2.1.3.1)."""
     if not 0 <= index < size:
         raise LocalProtocolError(f"no leaf {index} in a tree of {size}")
-    path: list[bytes] = []
-    first, end = 0, size
-    # Down the right edge, where subtrees are not complete, until the leaf is in one that is.
-    while (end - first).bit_count() > 1:
-        middle = first + _split(end - first)
-        if index < middle:
-            path.append(_range_root(middle, end, read))
-            end = middle
-        else:
-            path.append(_range_root(first, middle, read))
-            first = middle
-    for level in reversed(range((end - first).bit_length() - 1)):
-        path.append(read(level, index >> level ^ 1))  # noqa: PERF401 - behind what is there
-    path.reverse()
-    return tuple(path)
+    level = peak_level(index, size)
+    return path_in_peak(index, level, read) + path_above_peak(level, size, read)
+
+
+def peak_level(index: int, size: int) -> int:
+    """The level of that complete subtree, of those which a tree of `size` leaves divides into, that
+    has leaf `index`. It begins where `size` and `index` have their digits above `level` alone."""
+    return (index ^ size).bit_length() - 1
+
+
+def path_in_peak(index: int, level: int, read: NodeReader) -> tuple[bytes, ...]:
+    """The part of the audit path of leaf `index` below its complete subtree of that level."""
+    return tuple([read(below, index >> below ^ 1) for below in range(level)])
+
+
+def path_above_peak(level: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
+    """The part above the complete subtree of that level in a tree of `size` leaves: the same for
+    all of its leaves."""
+    first = size >> level + 1 << level + 1
+    right = [read(*node) for node in _peaks(first + (1 << level), size)]
+    left = [read(*node) for node in _peaks(0, first)]
+    return (*([_fold(right)] if right else []), *reversed(left))
 
 
 def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]:

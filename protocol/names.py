@@ -16,6 +16,8 @@ OPERATOR = "operator"
 SERVER = "server"
 _KNOWN = 1024
 """User names that are not looked at again: every record and message has some."""
+_KNOWN_FILES = 8192
+"""Names of files, likewise: who fetches a folder has listed it before."""
 MAX_FILE_NAME = 1024
 """Bytes of UTF-8 in the longest file name."""
 
@@ -24,6 +26,7 @@ _FILE_ID = re.compile(r"[0-9a-f]{32}")
 _FORBIDDEN = frozenset("\\\u2028\u2029") | set(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 """A backslash, and all of the Unicode categories Cc, Zl and Zp. As an expression it takes long to
 compile, for every start, and matches hardly faster."""
+_NO_PARTS = frozenset({"", ".", ".."})
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
 }
@@ -58,7 +61,7 @@ def check_file_id(file_id: str) -> None:
         raise MessageError("a file id is not 32 hex digits")
 
 
-@lru_cache(_KNOWN)
+@lru_cache(_KNOWN_FILES)
 def check_file_name(name: str) -> None:
     """Raise `MessageError` unless `name` is a file name of ours.
 
@@ -71,7 +74,7 @@ def check_file_name(name: str) -> None:
         raise MessageError("a file name is not valid Unicode") from exc
     if not 0 < size <= MAX_FILE_NAME:
         raise MessageError(f"a file name of {size} bytes; 1 to {MAX_FILE_NAME} are allowed")
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if not _NO_PARTS.isdisjoint(name.split("/")):
         raise MessageError("a file name has an empty, '.' or '..' part, or is absolute")
     if not _FORBIDDEN.isdisjoint(name):
         raise MessageError("a file name holds a control character or a backslash")

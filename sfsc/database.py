@@ -46,6 +46,12 @@ CREATE TABLE shared (
 ) WITHOUT ROWID;
 """
 """What the second version has more: the log followed, other people, their files."""
+_PAGE: Final = 1024
+"""Bytes of a page. A file's row is about as long: it would not go into one of SQLite's own 4,096,
+of which a quarter is the longest row, and would take a second nearly for itself, to be written with
+the first for every row that changes, as files are in no order."""
+_MOVED: Final = 4 << 20
+"""Bytes of what was written that are moved to their places, and synced, together."""
 _VALUE: Final = "SELECT value FROM meta WHERE key = ?"
 _KEY: Final = "key"
 """Kept under this name: nothing, sealed, which shows whether the key is still the same."""
@@ -84,7 +90,11 @@ class Database(Closing):
         return opened
 
     def _prepare(self, account: bytes) -> None:
+        # Of a new file only; another keeps what it was made with.
+        self._database.execute(f"PRAGMA page_size = {_PAGE}")
         self._database.execute("PRAGMA journal_mode = WAL")
+        (page,) = self._database.execute("PRAGMA page_size").fetchone()
+        self._database.execute(f"PRAGMA wal_autocheckpoint = {_MOVED // page}")
         # A crash of this process loses nothing; a power cut may lose the last few memories, and
         # what is then remembered is only older, never wrong.
         self._database.execute("PRAGMA synchronous = NORMAL")

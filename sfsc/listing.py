@@ -56,7 +56,7 @@ class Files:
     def _is_arriving(self, entry: Entry) -> bool:
         """Whether a rotation is moving the file to this id, and it still counts under an old one,
         where it may be trash (`Session.file_id`)."""
-        if len(self._session.account.name_keys) == 1:
+        if self._session.has_one_id:
             return False
         ids = self._session.account.file_ids(entry.name)
         for place, older in enumerate(ids[: ids.index(entry.file_id)], 1):

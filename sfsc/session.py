@@ -289,12 +289,19 @@ class Session:
         """The answer to a request. Raises what an `Error` stands for."""
         return answered(self.ask(message), kind)
 
+    @property
+    def has_one_id(self) -> bool:
+        """Whether each name of ours has just one id: no rotation is renaming files."""
+        return len(self.account.name_keys) == 1
+
     def file_id(self, name: str) -> str:
         """The id that our file `name` (checked, or `SETTINGS`) has now, or as a new file gets.
 
         It is asked for only while a rotation moves files to the ids of a new name key: all counts
         under the old one until the last version has moved.
         """
+        if self.has_one_id:
+            return self.account.file_id(name)
         ids = self.account.file_ids(name)
         for place, older in enumerate(ids[:-1], 1):
             with contextlib.suppress(NotFound):

@@ -134,9 +134,8 @@ class Uploads:
 
     def foresee(self, names: Sequence[str]) -> None:
         """That these, all checked, are to be put next: what is known of them is asked together."""
-        account = self._session.account
-        if len(account.name_keys) == 1:  # else where a file is, the server must be asked
-            self._attempts.look_up([account.file_id(name) for name in names])
+        if self._session.has_one_id:  # else the server must be asked for it
+            self._attempts.look_up([self._session.file_id(name) for name in names])
 
     def put_many(
         self,

@@ -7,7 +7,7 @@ reads a chain from the store may rely on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeVar
@@ -48,6 +48,7 @@ _RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
 _RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 _MAX_RSA_SPKI: Final = 600
 _Judged = TypeVar("_Judged")
+_Kept = TypeVar("_Kept")
 
 
 def signing_key_id(public: bytes) -> str:
@@ -93,12 +94,12 @@ class Chain:
 
 
 class User(Value):
-    """One user as the store has him, and what a change that relies on it expects."""
+    """One user as the store has him, and what a change that relies on it expects: his two files."""
 
     name: str
     account: Document[Account]
     chain: Chain
-    expect: dict[str, bytes | None]
+    expect: Mapping[str, bytes | None]
 
 
 class Accounts:
@@ -108,25 +109,29 @@ class Accounts:
         self._documents = documents
         self._index = index
         self._chains: dict[str, tuple[Chain, bytes]] = {}
+        self._users: dict[str, User] = {}
 
     def account(self, name: str) -> Document[Account] | None:
         return self._documents.account(name)
 
     def chain(self, name: str) -> tuple[Chain, bytes] | None:
         """(chain, digest of its file) of an enrolled user. Raises `DamagedError`."""
+        known = self._chains.get(name)
+        if known is not None and self._documents.has(statements_path(name), known[1]):
+            return known
         found = self._documents.statements(name)
         if found is None:
             return None
-        chain, digest = self._chains.get(name, (None, b""))
-        if chain is None or digest != found.digest:
-            if len(self._chains) == _CHAINS:
-                self._chains.clear()
-            chain = Chain(name, found.value)
-            self._chains[name] = chain, found.digest
-        return chain, found.digest
+        known = Chain(name, found.value), found.digest
+        _keep(self._chains, name, known)
+        return known
 
     def find(self, name: str) -> User | None:
         """An enrolled user, disabled or not. Raises `DamagedError`."""
+        known = self._users.get(name)
+        # Whoever has these very files is the same.
+        if known is not None and all(self._documents.has(*one) for one in known.expect.items()):
+            return known
         account, chain = self.account(name), self.chain(name)
         if account is None or chain is None:
             return None
@@ -134,7 +139,9 @@ class Accounts:
             account_path(name): account.digest,
             statements_path(name): chain[1],
         }
-        return User(name, account, chain[0], expect)
+        user = User(name, account, chain[0], expect)
+        _keep(self._users, name, user)
+        return user
 
     def acting(self, name: str) -> User:
         """The user who asks. Raises `Refused` where he was disabled meanwhile."""
@@ -149,6 +156,12 @@ class Accounts:
         quota = 0 if account is None else account.value.quota
         files = self._index.of(name)
         return (files.weigh() if quota else files.ledger), quota
+
+
+def _keep(kept: dict[str, _Kept], name: str, one: _Kept) -> None:
+    if name not in kept and len(kept) >= _CHAINS:
+        kept.clear()
+    kept[name] = one
 
 
 def block_of(user: User, now: float) -> Notice | None:

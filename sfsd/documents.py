@@ -121,6 +121,10 @@ class Documents:
         if sidecar.encoded is not None:
             self._keep(sidecar.path, sidecar.encoded)
 
+    def has(self, path: str, digest: bytes | None) -> bool:
+        """Whether the file at `path` is the one of this digest; None stands for no file."""
+        return self._store.hash_of(path) == digest
+
     def account(self, user: str) -> Document[Account] | None:
         """The account of `user`, None where no such user was ever invited. Raises as `sidecar`."""
         return self._load_or_none(account_path(user), parse_account, _account_seq)

@@ -43,7 +43,7 @@ class Prepared:
     """A group: what became of each change, and the entries and steps of those accepted.
 
     `accepted` and `refused` count changes in the order they were given; `drafts` are complete, the
-    first of them for entry `first_seq`. `pack` is the group's file in staging/ (less ``.pack``),
+    first of them for entry `first_seq`; `count` is how many. `pack` is the group's file in staging/ (less ``.pack``),
     None if nothing had to be staged.
     """
 
@@ -57,10 +57,16 @@ class Prepared:
         self.adopted: list[Staged] = []
         self.linked: list[str] = []
         self.pack: str | None = None
+        self.count = 0
 
     @property
     def last_seq(self) -> int:
-        return self.first_seq + len(self.changes) - 1
+        return self.first_seq + self.count - 1
+
+    def published(self) -> None:
+        """Let go of what is not needed to settle it: there may be many until then."""
+        self.drafts.clear()
+        self.changes.clear()
 
     @property
     def blobs(self) -> list[str]:
@@ -99,7 +105,7 @@ class Builder:
             if change.claim is not None:
                 change.claim.take()
             try:
-                steps = self._steps(change, prepared.first_seq + len(prepared.changes))
+                steps = self._steps(change, prepared.first_seq + prepared.count)
             except SfsdError:
                 if change.claim is not None:
                     change.claim.give_back()
@@ -109,6 +115,7 @@ class Builder:
             return
         prepared.accepted.append(index)
         prepared.changes.append(change)
+        prepared.count += 1
         prepared.drafts.append(self._draft(change.draft, steps))
         for step in steps:
             self._laid_over[step.path] = step.digest

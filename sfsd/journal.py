@@ -43,7 +43,8 @@ _log = logging.getLogger(__name__)
 _CACHED_NODES = 4096
 """Nodes of the tree kept in memory, 32 bytes each."""
 _CACHED_PROOFS = 256
-"""Consistency proofs kept in memory: one for each session that is asking, and the newest size."""
+"""Consistency proofs kept in memory: one for each session that is asking, and the newest size. Of
+inclusion proofs the part that those in the same complete subtree share."""
 _MARK_EVERY = 4096
 """Lines between marks: what a start has to read again at most, but for a last group."""
 
@@ -117,6 +118,7 @@ class Journal:
         # What is complete does not change, and the receipts of one group have most of it in common.
         self._node = lru_cache(_CACHED_NODES)(self._read_node)
         self._consistency = lru_cache(_CACHED_PROOFS)(self._prove_consistency)
+        self._above = lru_cache(_CACHED_PROOFS)(self._path_above)
         self._state, self._accounts = found.state, found.heads
         self._marked = self._trusted = found.trusted
         self.keep_reserve()
@@ -294,7 +296,9 @@ class Journal:
             self._check_size(what.size)
             if not 0 <= what.index < what.size:
                 raise JournalRangeError(f"no entry {what.index} in a log of {what.size}")
-            return merkle.inclusion_proof(what.index, what.size, self._node)
+            level = merkle.peak_level(what.index, what.size)
+            path = merkle.path_in_peak(what.index, level, self._node)
+            return path + self._above(level, what.size)
         self._check_size(what.new)
         if not 0 <= what.old <= what.new:
             raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
@@ -332,6 +336,7 @@ class Journal:
                 self._tree.mend(*difference)
                 self._node.cache_clear()
                 self._consistency.cache_clear()
+                self._above.cache_clear()
         except JournalDamagedError as exc:
             self._failed = str(exc)
             raise
@@ -362,6 +367,9 @@ class Journal:
 
     def _prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
         return merkle.consistency_proof(old, new, self._node)
+
+    def _path_above(self, level: int, size: int) -> tuple[bytes, ...]:
+        return merkle.path_above_peak(level, size, self._node)
 
     def _read_node(self, level: int, index: int) -> bytes:
         try:

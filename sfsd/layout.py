@@ -30,6 +30,8 @@ from protocol.records import FileRecord, Statement
 from protocol.values import Value
 from sfsd.errors import DamagedError
 
+_PATHS: Final = 256
+"""Versions whose paths are kept: whoever decides about one asks several times."""
 INLINE_LEAVES: Final = 64
 """Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
 _PARSED: Final = 16 * 1024
@@ -91,10 +93,11 @@ class VersionPaths(Value):
     ciphertext: str
     leaves: str
 
-    @classmethod
-    def of(cls, owner: str, file_id: str, version: int) -> VersionPaths:
+    @staticmethod
+    @lru_cache(_PATHS)
+    def of(owner: str, file_id: str, version: int) -> VersionPaths:
         stem = f"{owner}/files/{file_id[:2]}/{file_id}.{version}"
-        return cls(f"{stem}.json", f"{stem}.ct", f"{stem}.leaves")
+        return VersionPaths(f"{stem}.json", f"{stem}.ct", f"{stem}.leaves")
 
 
 def parse_sidecar_name(name: str) -> tuple[str, int] | None:

@@ -254,12 +254,17 @@ class Session(asyncio.BufferedProtocol):
         messages = [cast(Request, incoming.message) for incoming in burst]
         answers = self._service.handle_all(cast(Principal, self.principal), messages)
         async for place, reply in answers:
-            await self._reply(burst[place].request_id, reply)
+            if not self._writable.is_set():
+                await self._until_writable()
+            self._send(burst[place].request_id, reply)
 
     async def _reply(self, request_id: int, reply: Reply) -> None:
+        await self._until_writable()
+        self._send(request_id, reply)
+
+    async def _until_writable(self) -> None:
         while not self._writable.is_set():  # it wakes all that wait, and one may fill the line
             await self._writable.wait()
-        self._send(request_id, reply)
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:

@@ -321,6 +321,7 @@ class DirectoryStore:
                 self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
             staged.adopted()
+        prepared.published()
 
     # Behind.
 

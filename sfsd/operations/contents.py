@@ -80,7 +80,7 @@ def admit(
         content_ids=head.files.content_ids(record.file_id),
     )
     expect = world.admission.check_wraps(admitted, content.wraps)
-    return changed(admitted, expect={**admitted.expect, **expect})
+    return changed(admitted, expect={**admitted.expect, **expect}) if expect else admitted
 
 
 def add_version(

@@ -95,7 +95,8 @@ def _version(visible: Visible) -> OpenVersion:
 
 def _answer(world: World, who: Principal, visible: Visible, opened: OpenVersion) -> Opened:
     try:
-        first = world.store.read_range(opened.path, 0, FIRST_BYTES)
+        # Room for no more than there is: what goes with this sidecar is as long as it says.
+        first = world.store.read_range(opened.path, 0, min(opened.size, FIRST_BYTES))
     except Absent as exc:
         _check_unchanged(world, visible)
         raise DamagedError("the ciphertext is not there", path=opened.path) from exc

@@ -162,6 +162,35 @@ def test_the_key_is_changed_and_everything_kept(path: Path) -> None:
         assert state.listed() == 9
 
 
+def test_a_row_goes_into_few_bytes_and_an_older_file_stays_as_it_is(path: Path) -> None:
+    def pages() -> tuple[int, int]:
+        database = sqlite3.connect(path)
+        (size,), (count,) = (
+            database.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count")
+        )
+        database.close()
+        return size, size * count
+
+    with opened(path) as state:
+        empty = pages()[1]
+        for number in range(256):
+            ids = f"{number:032x}"
+            body = bytes(650)
+            state.remember_file(KnownFile(ids, 1, bytes(32), body, 1), bytes(250))
+    assert pages()[0] == 1024
+    assert pages()[1] - empty < 256 * 2048
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA page_size = 4096")
+        database.execute("VACUUM")
+    database.close()
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+    assert pages()[0] == 4096
+    with opened(path) as state:
+        assert state.file("a" * 32) == known(1)
+
+
 def test_another_account_is_refused(path: Path) -> None:
     opened(path).close()
     with pytest.raises(LocalError):

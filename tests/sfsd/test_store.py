@@ -185,13 +185,12 @@ def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: Director
     data = b"x" * 100
     draft = Draft("test", "alice", detail={"note": 1})
     effects = (upload(store, data), Write(SIDE, lambda seq: b"%d" % seq), Remove(COPY))
-    prepared = put(
-        store,
+    changes = (
         Change(Draft("login", "alice")),
         Change(draft, {SIDE: None}, effects),
         change(Remove(COPY)),
-        seq=7,
     )
+    prepared = store.prepare(changes, 7)
     login, mixed, removal = prepared.drafts
     assert login == Draft("login", "alice")
     assert mixed.detail == {
@@ -204,8 +203,10 @@ def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: Director
     }
     assert mixed.stage == prepared.pack
     assert (removal.stage, removal.detail) == (None, {"paths": {COPY: None}})
+    store.publish(prepared)
     assert store.read(SIDE) == b"8"
     assert prepared.last_seq == 9
+    assert (prepared.drafts, prepared.changes) == ([], []), "nobody needs them to settle it"
 
 
 def test_what_changes_no_bytes_stages_none(store: DirectoryStore) -> None:
@@ -216,8 +217,9 @@ def test_what_changes_no_bytes_stages_none(store: DirectoryStore) -> None:
 
 def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
     given = digest_of(BLOB, b"x")
-    prepared = put(store, change(Write(BLOB, b"x", given)))
+    prepared = store.prepare([change(Write(BLOB, b"x", given))], 0)
     assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
+    store.publish(prepared)
     assert store.hash_of(BLOB) == given == store.digest_in_place(BLOB)
 
 

@@ -105,6 +105,22 @@ def test_status_says_how_the_daemon_is(served: Daemon) -> None:
     assert answer.version
 
 
+def test_a_user_is_the_one_that_is_known_until_one_of_his_files_changes(served: Daemon) -> None:
+    served.person("ada")
+    accounts = served.world.accounts
+    known = accounts.find("ada")
+    assert known is not None
+    assert accounts.find("ada") is known
+    assert accounts.chain("ada") == (known.chain, known.expect["ada/statements.json"])
+    done(served.ask(served.operator(), UserAccess("ada", disabled=True, reason="left")))
+    found = accounts.find("ada")
+    assert found is not None
+    assert found.account.value.disabled
+    assert found.expect != known.expect
+    assert accounts.find("nobody") is None
+    assert accounts.chain("nobody") is None
+
+
 def test_a_quota_holds_from_now_on(served: Daemon) -> None:
     ada = served.person("ada", quota=1000)
     ada.put(file_id(1), bytes(600))
