@@ -43,8 +43,8 @@ class Prepared:
     """A group: what became of each change, and the entries and steps of those accepted.
 
     `accepted` and `refused` count changes in the order they were given; `drafts` are complete, the
-    first of them for entry `first_seq`; `count` is how many. `pack` is the group's file in staging/ (less ``.pack``),
-    None if nothing had to be staged.
+    first of them for entry `first_seq`; `count` is how many. `pack` is the group's file in staging/
+    (less ``.pack``), None if nothing had to be staged.
     """
 
     def __init__(self, first_seq: int) -> None:
