@@ -20,7 +20,7 @@ from sfsd.errors import RecoveryError
 from sfsd.files import Files
 from sfsd.groups import Step
 from sfsd.handles import Syncs
-from sfsd.releasing import Releasing
+from sfsd.releasing import ROOM, Releasing
 
 MANY = 16
 """Files from which on one sync of the file system costs less than one of each."""
@@ -70,7 +70,8 @@ class Placing:
             self._replace(step, target)
         finally:
             if before is not None:
-                self._releasing.release(before)
+                # About as large as what takes its place; ciphertexts may be of any size.
+                self._releasing.release(before, size=len(step.data) or ROOM + 1)
 
     def _replace(self, step: Step, target: str) -> None:
         if step.digest is None:

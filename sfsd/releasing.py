@@ -2,29 +2,37 @@
 
 With its last name and its last handle a file gives its blocks back, and for that the file system
 waits until what it is writing just then, for whomever, is on the disk: on a busy one that takes ten
-times as long as giving the name away. So who replaces a file holds it open, and lets go of it here.
+times as long as giving the name away. ext4 then looks at each file that it has lost of late before
+it makes another. So who replaces a file holds it open, and lets go of it here; and as long as more
+come they wait, if they are small: whoever replaces many makes as many.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from pathlib import Path
+from typing import Final
 
 from sfsd.files import Files
 
 if sys.platform == "linux":
     import resource
 
-MOST = 4096
-"""Handles that wait, or a quarter of those that the process may have, where that is less; past it
-who replaces closes too. A disk that is told of each block which is given back takes longer for that
-than it takes to replace a small file."""
-TOGETHER = 64
-"""Handles that wait for one another before they are closed: who replaces many files would else wake
-the other thread, and wait for it to let go of the interpreter, for each."""
+MOST: Final = 16 * 1024
+"""Handles that wait, or fewer where the process may not have as many; past it who replaces closes
+too."""
+OTHERS: Final = 8 * 1024
+"""Handles that are left to everything else, where there are many."""
+ROOM: Final = 64 << 20
+"""Bytes of files that may wait for long, for want of which somebody may be refused meanwhile."""
+TOGETHER: Final = 64
+"""Handles closed at a time while more come, once nearly as many wait as may."""
 _LINGERS = 1.0
-"""Seconds for which the thread waits for more; with nothing to close it ends."""
+"""Seconds without another one after which all are closed; with nothing to close the thread ends."""
+_LONGEST: Final = 10
+"""Times so long that one waits at most, however many come."""
 
 
 class Releasing:
@@ -32,9 +40,12 @@ class Releasing:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._most = min(MOST, _allowed() // 4)
-        self._handles: list[int] = []
+        self._most = most_waiting()
+        self._enough = self._most - min(self._most // 16, 8 * TOGETHER)
+        self._handles: deque[tuple[int, int]] = deque()
         self._closing = 0
+        self._came = False
+        self._bytes = 0
         self._changed = threading.Condition()
         self._running = False
 
@@ -49,12 +60,15 @@ class Releasing:
         else:
             return None
 
-    def release(self, handle: int) -> None:
-        """Close it, within a second or two."""
+    def release(self, handle: int, *, size: int) -> None:
+        """Close it once no more of them come, after some seconds at the latest; within a second or
+        two where `size`, its bytes, make more than `ROOM` of all that wait."""
         with self._changed:
             if len(self._handles) + self._closing < self._most:
-                self._handles.append(handle)
-                if len(self._handles) == TOGETHER:
+                self._handles.append((handle, size))
+                self._came = True
+                self._bytes += size
+                if len(self._handles) == self._enough:
                     self._changed.notify()
                 if not self._running:
                     self._running = True
@@ -71,17 +85,39 @@ class Releasing:
         """Those to close now; none where this thread is to end."""
         with self._changed:
             self._closing = 0
-            self._changed.wait_for(lambda: len(self._handles) >= TOGETHER, _LINGERS)
-            handles, self._handles = self._handles, []
-            self._closing = len(handles)
-            self._running = bool(handles)
-            return handles
+            for _ in range(_LONGEST):
+                self._came = False
+                if self._changed.wait_for(lambda: len(self._handles) >= self._enough, _LINGERS):
+                    return self._take(TOGETHER)
+                if self._bytes > ROOM or not self._came:
+                    break
+            return self._take(len(self._handles))
+
+    def _take(self, count: int) -> list[int]:
+        """The oldest. The lock is held."""
+        taken = [self._handles.popleft() for _ in range(min(count, len(self._handles)))]
+        self._bytes -= sum([size for _, size in taken])
+        self._closing = len(taken)
+        self._running = bool(taken)
+        return [handle for handle, _ in taken]
 
 
-def _allowed() -> int:
-    """How many handles the process may have."""
+def most_waiting() -> int:
+    """How many handles may wait: of few that the process may have a quarter, of many all but those
+    for others."""
     if sys.platform == "linux":
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return soft if soft != resource.RLIM_INFINITY else 4 * MOST
+        if soft == resource.RLIM_INFINITY:
+            return MOST
+        return min(MOST, max(soft // 4, soft - OTHERS))
     else:
         return 0  # none is held
+
+
+def allow_handles() -> None:
+    """Let this process have as many handles as the system's administrator lets it have: by custom
+    programs begin with fewer, for the sake of those that use `select`."""
+    if sys.platform == "linux":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

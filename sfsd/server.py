@@ -22,6 +22,7 @@ from sfsd.changes import Change
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
+from sfsd.releasing import allow_handles
 from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
 from sfsd.service import Service
@@ -251,6 +252,7 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
 
     `ready_file` gets the bound address once connections are accepted, and so does run/address.
     """
+    allow_handles()
     with locked(root), opened(root) as world:
         tls = certificates.load(root / "keys").tls_context()
         # What is loaded by now stays; and of what requests leave, hardly anything is in cycles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from sfsd import releasing
 from sfsd.files import Files
-from sfsd.releasing import Releasing
+from sfsd.releasing import Releasing, allow_handles, most_waiting
 from tests.waiting import until
 
 if sys.platform == "linux":
@@ -48,7 +49,7 @@ def test_handles_are_closed_behind_and_past_the_most_at_once(
     for _ in range(6):
         handle = held.hold(tmp_path / "a")
         assert handle is not None
-        held.release(handle)
+        held.release(handle, size=1)
     here = [name for _, name in files.closed]
     # Two wait, and one may be about to be closed.
     assert here in (["MainThread"] * 3, ["MainThread"] * 4)
@@ -57,10 +58,28 @@ def test_handles_are_closed_behind_and_past_the_most_at_once(
     assert [name for _, name in files.closed[len(here) :]] == ["releasing"] * (6 - len(here))
 
 
-def test_a_quarter_of_the_handles_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    for soft, most in ((1024, 256), (8192, 2048), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)):
-        monkeypatch.setattr(resource, "getrlimit", lambda _which, soft=soft: (soft, soft))
-        assert Releasing(Files())._most == most
+@pytest.mark.parametrize(
+    ("soft", "most"),
+    [
+        (1024, 256),
+        (8192, 2048),
+        (20_000, 20_000 - 8192),
+        (1 << 20, 16 * 1024),
+        (resource.RLIM_INFINITY, 16 * 1024),
+    ],
+)
+def test_handles_are_left_to_others(monkeypatch: pytest.MonkeyPatch, soft: int, most: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
+    assert most_waiting() == most
+
+
+def test_a_daemon_may_have_as_many_handles_as_it_is_let(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 524_288)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, both: limits.append(both))
+    allow_handles()
+    allow_handles()
+    assert limits == [(1024, 524_288), (524_288, 524_288)]
 
 
 def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,22 +90,86 @@ def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     held = Releasing(files)
     handle = held.hold(tmp_path / "a")
     assert handle is not None
-    held.release(handle)
+    held.release(handle, size=1)
     until(lambda: files.closed and not held._running)
     assert files.closed == [(handle, "releasing")]
 
 
-def test_many_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def released(held: Releasing, path: Path, count: int, size: int = 1) -> None:
+    for _ in range(count):
+        handle = held.hold(path)
+        assert handle is not None
+        held.release(handle, size=size)
+
+
+def test_the_oldest_go_once_nearly_as_many_wait_as_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(releasing, "_LINGERS", 30)
+    monkeypatch.setattr(releasing, "MOST", 64)
     monkeypatch.setattr(releasing, "TOGETHER", 3)
     (tmp_path / "a").write_bytes(b"replaced")
     files = Waiting()
     files.may.set()
     held = Releasing(files)
-    for count in (1, 2, 3):
-        assert files.closed == []
-        handle = held.hold(tmp_path / "a")
-        assert handle is not None
-        held.release(handle)
-        assert count == 3 or len(held._handles) == count
-    until(lambda: len(files.closed) >= 3)
+    enough = held._enough
+    assert enough == 60
+    released(held, tmp_path / "a", enough - 1)
+    oldest = [handle for handle, _ in held._handles][:3]
+    assert files.closed == []
+    released(held, tmp_path / "a", 1)
+    until(lambda: len(files.closed) == 3)
+    assert files.closed == [(handle, "releasing") for handle in oldest]
+    assert len(held._handles) == enough - 3
+
+
+def test_small_ones_wait_while_more_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no clock: each look of the thread is made to find that one has come, or none."""
+    looks: list[int] = []
+    (tmp_path / "a").write_bytes(b"replaced")
+    files = Waiting()
+    files.may.set()
+    held = Releasing(files)
+    held._running = True  # the thread is played here
+    more = True
+
+    def look(_full: object, _seconds: float) -> bool:
+        looks.append(len(held._handles))
+        if more:
+            # By the thread that waits, so that the lock is held already, as it is not elsewhere.
+            held._handles.append((0, 1))
+            held._came = True
+        return False
+
+    monkeypatch.setattr(held._changed, "wait_for", look)
+    assert len(held._next()) == 10  # at last, however many come
+    assert looks == list(range(10))
+    held._handles.extend(((0, 1), (0, 1)))
+    more = False
+    assert held._next() == [0, 0]
+    assert held._next() == []
+    assert not held._running
+
+
+def test_large_ones_go_soon_though_more_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"replaced")
+    held = Releasing(Waiting())
+    held._running = True
+    looks = 0
+
+    def look(_full: object, _seconds: float) -> bool:
+        nonlocal looks
+        looks += 1
+        held._came = True
+        return False
+
+    released(held, tmp_path / "a", 2)
+    released(held, tmp_path / "a", 1, size=releasing.ROOM - 1)
+    monkeypatch.setattr(held._changed, "wait_for", look)
+    handles = held._next()
+    assert (len(handles), looks) == (3, 1)
+    assert held._bytes == 0
+    for handle in handles:
+        os.close(handle)
