@@ -13,4 +13,5 @@ import sfsd.operations.records
 import sfsd.operations.rotation
 import sfsd.operations.session
 import sfsd.operations.sharing
-import sfsd.operations.uploads  # noqa: F401
+import sfsd.operations.uploads
+import sfsd.operations.wraps  # noqa: F401

@@ -43,7 +43,7 @@ from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY, Limits
 from sfsd.errors import Stale
 from sfsd.layout import VersionPaths
-from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
+from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap
 from sfsd.service import Access
 from sfsd.world import Commit
 from tests.sfsd.builders import (
