@@ -9,6 +9,7 @@ come they wait, if they are small: whoever replaces many makes as many.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -120,4 +121,6 @@ def allow_handles() -> None:
     if sys.platform == "linux":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            # Refused where the system's own limit was lowered below it: then what there is serves.
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -82,6 +82,18 @@ def test_a_daemon_may_have_as_many_handles_as_it_is_let(monkeypatch: pytest.Monk
     assert limits == [(1024, 524_288), (524_288, 524_288)]
 
 
+@pytest.mark.parametrize("error", [ValueError("not allowed"), PermissionError(1, "no")])
+def test_a_system_that_does_not_let_us_have_more(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    allow_handles()
+
+
 def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releasing, "_LINGERS", 0.01)
     (tmp_path / "a").write_bytes(b"replaced")
