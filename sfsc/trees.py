@@ -100,7 +100,7 @@ def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator
 
 def _foreseen(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     while some := list(islice(sources, TOGETHER)):
-        uploads.foresee([name for _, name in some])
+        uploads.foresee(some)
         yield from some
 
 

@@ -11,6 +11,7 @@ server takes up first, and is answered in its turn.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -29,10 +30,11 @@ from sfsc.errors import (
     Unreadable,
 )
 from sfsc.identity import SETTINGS
+from sfsc.openings import Openings
 from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session
-from sfsc.sources import Input, Source, name_for, opened
+from sfsc.sources import SMALL, Input, Source, name_for, opened
 from sfsc.window import Skip, Window
 
 _HELD: Final = 8
@@ -62,8 +64,9 @@ class _Large:
 class _Many(Closing):
     """Files under way, oldest first."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, openings: Openings) -> None:
         self.window = Window[Attempt | _Large](session)
+        self._openings = openings
         self.workshop = Workshop()
         self._large: list[_Large] = []
 
@@ -88,6 +91,7 @@ class _Many(Closing):
 
     def close(self) -> None:
         self.window.abandon()
+        self._openings.abandon()
         for large in self._large:
             large.sending.abandon()
             large.plaintext.close()
@@ -101,6 +105,7 @@ class Uploads:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._attempts = Attempts(session)
+        self._openings = Openings(session)
 
     def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
         """Store what `source` holds as the newest version of `name`.
@@ -132,10 +137,15 @@ class Uploads:
         self._session.join()
         return done
 
-    def foresee(self, names: Sequence[str]) -> None:
-        """That these, all checked, are to be put next: what is known of them is asked together."""
-        if self._session.has_one_id:  # else the server must be asked for it
-            self._attempts.look_up([self._session.file_id(name) for name in names])
+    def foresee(self, sources: Sequence[tuple[str, str]]) -> None:
+        """That these paths are to be put next, in order, under these names, all checked: what is
+        known of them is asked together, and large ones are opened ahead."""
+        if not self._session.has_one_id:
+            return  # the server must be asked for it
+        ids = [self._session.file_id(name) for _, name in sources]
+        self._attempts.look_up(ids)
+        sizes = [(file_id, _size(path)) for file_id, (path, _) in zip(ids, sources, strict=True)]
+        self._openings.foresee((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
 
     def put_many(
         self,
@@ -151,7 +161,7 @@ class Uploads:
         them stand in one and the same is proven last, and `Fork` raised where they do not.
         """
         failure: SfscError | None = None
-        with _Many(self._session) as many:
+        with _Many(self._session, self._openings) as many:
             for source, name in items:
                 try:
                     yield from self._put_next(many, source, name_for(source, name))
@@ -243,17 +253,21 @@ class Uploads:
         key, plaintext = ContentKey.fresh(), large.plaintext
         file_id = self._session.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
-        begun = self._session.call(PutOpen(self._session.account.user, file_id, size), UploadState)
-        with Sending(self._session, begun.upload, workshop) as sending:
+        upload = self._openings.take(file_id, size) or self._opened(file_id, size)
+        with Sending(self._session, upload, workshop) as sending:
             sending.send(key.encryptor(), plaintext)
             root = merkle.root(sending.leaves())
             content = Content.of(plaintext, large.name, file_id, key, root, large.expected)
 
             def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutCommit(begun.upload, body, signature, content.sealed, wraps)
+                return PutCommit(upload, body, signature, content.sealed, wraps)
 
             large.attempt = self._attempts.make(content, build)
             large.sending = sending
+
+    def _opened(self, file_id: str, size: int) -> bytes:
+        asked = PutOpen(self._session.account.user, file_id, size)
+        return self._session.call(asked, UploadState).upload
 
     def _commit(self, large: _Large, workshop: Workshop) -> Put:
         """Store a large file, and wait for it. Raises as `_Large.begin_again`."""
@@ -278,3 +292,11 @@ class Uploads:
         except UploadLost:
             large.begin_again()
         return self._commit(large, workshop)
+
+
+def _size(path: str) -> int:
+    """Bytes of the file at `path`; 0 where that cannot be told, as whoever opens it will hear."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -47,11 +47,11 @@ def test_what_was_looked_up_together_counts_once(server: Simulator, session: Ses
     looked up; and one that was put before is known."""
     put(session, b"before", "old")
     uploads = Uploads(session)
-    uploads.foresee(["old", "new"])
+    uploads.foresee([("/no", "old"), ("/no", "new")])
     contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
     assert [done.version for done in uploads.put_many(contents)] == [1, 2, 2]
     assert len(server.asked(PutSmall)) == 4
-    uploads.foresee(["old"])
+    uploads.foresee([("/no", "old")])
     assert [done.version for done in uploads.put_many([(io.BytesIO(b"4"), "old")])] == [3]
     uploads.put(io.BytesIO(b"5"), "old")
     assert (fetched(session, "old"), fetched(session, "new")) == (b"5", b"3")
@@ -59,7 +59,7 @@ def test_what_was_looked_up_together_counts_once(server: Simulator, session: Ses
 
 def test_a_put_that_follows_one_that_was_not_foreseen(server: Simulator, session: Session) -> None:
     uploads = Uploads(session)
-    uploads.foresee(["file"])
+    uploads.foresee([("/no", "file")])
     assert put(session, b"by another way", "file") == 1
     assert uploads.put(io.BytesIO(b"after"), "file").version == 2, "a conflict shows the head"
     assert len(server.asked(PutSmall)) == 3

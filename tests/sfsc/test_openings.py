@@ -1,0 +1,120 @@
+"""Large files of a folder are opened before their turn, and nothing depends on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import Error, Reply, Request
+from protocol.messages.base import MAX_SMALL
+from protocol.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
+from sfsc.errors import QuotaExceeded, SfscError
+from sfsc.segments import ciphertext_size
+from sfsc.session import Session
+from sfsc.trees import Trees
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Simulator
+from tests.sfsc.storing import drop, fetched, once
+from tests.waiting import until
+
+LARGE = MAX_SMALL + 5
+NAMES = ("a", "b-large", "c", "d", "e-large", "f")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes(os.urandom(LARGE if "large" in name else 10))
+    return folder
+
+
+def refuse(_what: str, error: SfscError) -> None:
+    raise error
+
+
+def stored(session: Session, tree: Path) -> None:
+    """Put all, in order, and find it as it is."""
+    done = list(Trees(session).put(tree, "", refuse))
+    assert [put.name for put in done] == sorted(path.name for path in tree.iterdir())
+    for put in done:
+        assert fetched(session, put.name) == (tree / put.name).read_bytes()
+
+
+def kinds(server: Simulator, *wanted: type[Request]) -> list[str]:
+    return [type(one).__name__ for one in server.requests if isinstance(one, wanted)]
+
+
+def test_the_next_large_one_is_opened_ahead(
+    server: Simulator, session: Session, tree: Path
+) -> None:
+    stored(session, tree)
+    assert kinds(server, PutOpen, PutSmall, PutCommit) == [
+        *("PutOpen", "PutSmall", "PutOpen", "PutCommit"),
+        *("PutSmall", "PutSmall", "PutCommit", "PutSmall"),
+    ]
+    assert {one.size for one in server.asked(PutOpen)} == {ciphertext_size(LARGE)}
+    assert server.asked(PutAbort) == []
+
+
+def test_one_that_has_changed_is_opened_anew(
+    server: Simulator, session: Session, tree: Path
+) -> None:
+    uploads = Uploads(session)
+    sources = [(str(tree / name), name) for name in NAMES]
+    uploads.foresee(sources)
+    (tree / "b-large").write_bytes(os.urandom(LARGE + 1))
+    done = list(uploads.put_many(sources))
+    assert [put.name for put in done] == list(NAMES)
+    for name in NAMES:
+        assert fetched(session, name) == (tree / name).read_bytes()
+    # The one that was opened for it holds up the other's, and is let go of in the end.
+    assert [one.size - ciphertext_size(LARGE) for one in server.asked(PutOpen)] == [0, 1, 0]
+    until(lambda: len(server.asked(PutAbort)) == 1)
+
+
+def test_what_is_foreseen_and_not_put_is_let_go_of(
+    server: Simulator, session: Session, tree: Path
+) -> None:
+    uploads = Uploads(session)
+    large = [(str(tree / "b-large"), "b-large")]
+    uploads.foresee([*large, (str(tree / "gone"), "gone")])
+    assert [put.name for put in uploads.put_many([(tree / "a", "a")])] == ["a"]
+    until(lambda: len(server.asked(PutAbort)) == 1)
+    uploads.foresee(large)
+    uploads.foresee([])
+    assert [put.version for put in uploads.put_many(large)] == [1]
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_connection_that_is_lost_over_an_opening(
+    server: Simulator, session: Session, tree: Path, nth: int
+) -> None:
+    server.spoil = once(PutOpen, drop, nth)
+    stored(session, tree)
+    assert session.connections == 2
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_an_opening_that_is_refused_is_asked_for_again(
+    server: Simulator, session: Session, tree: Path, nth: int
+) -> None:
+    server.spoil = once(PutOpen, lambda *_: Error("busy", "not now"), nth)
+    stored(session, tree)
+    assert len(server.asked(PutOpen)) == 3
+
+
+def test_a_refusal_that_stays_ends_the_work_in_its_turn(
+    server: Simulator, session: Session, tree: Path
+) -> None:
+    def full(request: Request, reply: Reply) -> Reply:
+        return Error("quota", "full") if isinstance(request, PutOpen) else reply
+
+    server.spoil = full
+    putting = Trees(session).put(tree, "", refuse)
+    assert next(putting).name == "a"
+    with pytest.raises(QuotaExceeded):
+        next(putting)
