@@ -324,6 +324,11 @@ class Simulator:
                 if isinstance(reply, Session):
                     connection.established()
                 tls.sendall(b"".join(connection.respond(incoming.request_id, reply)))
+                if isinstance(reply, Error) and reply.code == "shutting-down":
+                    # Nothing that was sent behind is done while another connection goes on.
+                    while tls.recv(1 << 16):
+                        pass
+                    return
 
     # --- requests
 
