@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,21 +11,10 @@ from sfsd import documents
 from sfsd.documents import Documents, WrittenSidecar
 from sfsd.errors import Absent, DamagedError
 from sfsd.layout import VersionPaths, account_path, parse_account
-from tests.sfsd.builders import Daemon, Person, daemon, done, file_id
+from tests.sfsd.builders import Daemon, Person, done, file_id
 
 F = file_id(1)
 FIRST, SECOND = (VersionPaths.of("ada", F, version).sidecar for version in (1, 2))
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def fresh(served: Daemon) -> Documents:

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from protocol.messages.accounts import UserAccess
 from sfsd.config import DAY
 from sfsd.schedule import Schedule
 from tests.sfsd.builders import Daemon, Person, daemon, done
 from tests.sfsd.operations.test_rotation import begun
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def run(served: Daemon, days: float = 0) -> int:

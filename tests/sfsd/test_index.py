@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,20 +10,9 @@ from protocol.records import FileRecord
 from sfsd import index
 from sfsd.errors import DamagedError
 from sfsd.index import Index
-from tests.sfsd.builders import Daemon, Person, daemon, file_id
+from tests.sfsd.builders import Daemon, Person, file_id
 
 F = file_id(1)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def fresh(served: Daemon) -> Index:

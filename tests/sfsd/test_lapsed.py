@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from protocol.messages.downloads import GetOpen, Opened
 from sfsd import lapsed
 from sfsd.config import DAY
-from tests.sfsd.builders import Daemon, daemon, file_id
+from tests.sfsd.builders import Daemon, file_id
 from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
 from tests.sfsd.test_retention import run
 
 F = file_id(1)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
 
 
 def test_wraps_go_when_the_time_is_over_and_not_before(served: Daemon) -> None:

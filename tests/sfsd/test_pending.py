@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,15 +12,9 @@ from sfsd.errors import Refused, StoreRefusedError
 from sfsd.index import OwnerFiles
 from sfsd.pending import LIFETIME, WINDOW, Upload, Uploads
 from sfsd.staging import Staged
-from tests.sfsd.builders import Clock, Daemon, daemon, file_id
+from tests.sfsd.builders import Clock, Daemon, file_id
 
 F = file_id(1)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

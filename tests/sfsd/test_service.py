@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,17 +99,6 @@ MATRIX: dict[Request, set[Access]] = {
     RotateFinish(b"", (), b"", b"", S): USERS,
     ForceRotation("ada", ""): OPERATORS,
 }
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def test_every_request_has_an_operation_and_a_row_in_the_matrix() -> None:

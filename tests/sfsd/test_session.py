@@ -6,8 +6,7 @@ import asyncio
 import logging
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import pytest
@@ -32,7 +31,7 @@ from sfsd.session import (
     Session,
 )
 from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget
-from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, daemon, login
+from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
 LIMITS = Limits()
 HANDLE = bytes(16)
@@ -263,12 +262,6 @@ class Broken(Service):
         for place in range(len(messages)):
             yield place, Pong(1)
             raise ZeroDivisionError
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as made:
-        yield made
 
 
 def test_the_server_speaks_first_and_then_waits(served: Daemon) -> None:

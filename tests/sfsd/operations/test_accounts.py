@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from protocol.messages.accounts import (
     AccountsPage,
@@ -22,13 +18,7 @@ from protocol.messages.accounts import (
 )
 from protocol.messages.downloads import GetOpen, Opened
 from sfsd.config import DAY
-from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
+from tests.sfsd.builders import Daemon, Person, check_receipt, done, file_id, refused
 
 
 def test_usage_is_the_askers_own(served: Daemon) -> None:

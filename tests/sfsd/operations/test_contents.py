@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from tests.sfsd.builders import (
     Daemon,
     Person,
     check_receipt,
-    daemon,
     done,
     file_id,
     refused,
@@ -26,17 +23,6 @@ from tests.sfsd.builders import (
 
 F = file_id(1)
 LARGE = os.urandom(2 * PIECE + 12345)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def content(person: Person, version: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -53,12 +53,6 @@ class Noting(Files):
     def open_read(self, path: Path | str) -> int:
         self.read.append(Path(path).name)
         return super().open_read(path)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

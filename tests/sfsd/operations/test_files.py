@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,17 +28,6 @@ from tests.sfsd.builders import (
 from tests.sfsd.operations.test_records import restored
 
 F = file_id(1)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def stat(person: Person, wanted: str = F, version: int = 0) -> FileView:

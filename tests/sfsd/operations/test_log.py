@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from protocol import auditlog, merkle
@@ -27,13 +24,7 @@ from protocol.messages.log import (
 from sfsd.changes import Change
 from sfsd.operations import log
 from sfsd.world import Access, Principal
-from tests.sfsd.builders import VERIFIER, Daemon, daemon, refused
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
+from tests.sfsd.builders import VERIFIER, Daemon, refused
 
 
 def page(served: Daemon, who: Principal, first: int, limit: int = 100, *, own: bool) -> LogPage:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,6 @@ from tests.sfsd.test_retention import run
 F, G, H = file_id(1), file_id(2), file_id(3)
 CODE = SigningKey.from_seed(b"c" * 32)
 RECOVERY = RecoveryKey(CODE.public, b"y" * 1216)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,21 +28,9 @@ from tests.sfsd.builders import (
     Daemon,
     Person,
     check_receipt,
-    daemon,
     login,
     refused,
 )
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def invited(served: Daemon, name: str = "bob", **changed: Any) -> Person:

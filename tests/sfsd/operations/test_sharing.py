@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,6 @@ from tests.sfsd.builders import (
 )
 
 F = file_id(1)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
 
 
 def test_a_statement_comes_with_its_place_in_the_log(served: Daemon) -> None:
@@ -131,11 +124,6 @@ def received(person: Person, since: int = 0) -> list[tuple[str, str, bool]]:
 def wrap_owners(served: Daemon, owner: str, version: int) -> set[str]:
     sidecar = served.world.index.of(owner).sidecar(F, version).value
     return {wrap.user for wrap in sidecar.wraps}
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 @pytest.fixture

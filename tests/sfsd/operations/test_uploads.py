@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,6 @@ from tests.sfsd.builders import (
 
 F = file_id(1)
 LARGE = os.urandom(2 * PIECE + 12345)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def ada(served: Daemon) -> Person:
-    return served.person("ada")
 
 
 def fetched(person: Person, wanted: str = F, version: int = 0) -> bytes:
