@@ -21,7 +21,7 @@ from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value, changed
-from sfsc.dues import has_old_keys
+from sfsc.dues import has_old_keys, unfinished
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
@@ -138,7 +138,7 @@ class Devices:
                 pending = None  # it was accepted, and the answer lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
             session.use(self._keyring)
-        if head.oldest == head.generation and has_old_keys(self._keyring):
+        if not unfinished(head) and has_old_keys(self._keyring):
             self.drop_old_keys()
         return head
 

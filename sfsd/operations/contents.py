@@ -5,6 +5,7 @@ under another key. How its bytes come is for `sfsd.operations.uploads`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from protocol.auditlog import Draft
 from protocol.messages import Done, Reply
@@ -115,7 +116,7 @@ def add_version(
         saw_notes(world, record, added, ())
         kept()
 
-    entry = _entry(who, "upload", admitted, version)
+    entry = entry_of(who, "upload", admitted, version)
     change = Change(entry, admitted.expect, tuple(effects), claim, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
 
@@ -157,25 +158,27 @@ def reencrypt(
         world.opened.forget(record.owner, record.file_id, version)
         kept()
 
-    entry = _entry(who, "reencrypt", admitted, version)
+    entry = entry_of(who, "reencrypt", admitted, version)
     # What the record was judged by counts: the target may be that same sidecar, read again since.
     expect = {target.path: target.digest, **admitted.expect}
     change = Change(entry, expect, tuple(effects), None, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
 
 
-def _entry(who: Principal, op: str, admitted: Admitted, version: int) -> Draft:
+def entry_of(
+    who: Principal, op: str, admitted: Admitted, version: int | None, **fields: Any
+) -> Draft:
+    """What the log says of a record that was admitted; `fields` of the draft beside that."""
     record = admitted.record
-    return draft(
-        who,
-        op,
-        owner=record.owner,
-        file=record.file_id,
-        version=version,
-        rec=admitted.signed.record,
-        sigs=admitted.sigs,
-        accounts=admitted.accounts,
-    )
+    known = {
+        "owner": record.owner,
+        "file": record.file_id,
+        "version": version,
+        "rec": admitted.signed.record,
+        "sigs": admitted.sigs,
+        "accounts": admitted.accounts,
+    }
+    return draft(who, op, **(known | fields))
 
 
 def kept_version(head: Head, version: int) -> Document[Sidecar]:

@@ -20,10 +20,10 @@ from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.index import OwnerFiles, holding_of
 from sfsd.layout import Sidecar, VersionPaths
-from sfsd.operations.contents import inbox_effects, saw_notes
+from sfsd.operations.contents import entry_of, inbox_effects, saw_notes
 from sfsd.operations.uploads import repeated
 from sfsd.visibility import not_found
-from sfsd.world import USER, Commit, Principal, World, draft, operation
+from sfsd.world import USER, Commit, Principal, World, operation
 
 
 @operation(Record, access=USER, logged="delete, restore, move or purge")
@@ -87,14 +87,11 @@ def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -
             files.ledger.mark(decided.left, living=False)
         saw_notes(world, record, decided.added, decided.dropped)
 
-    entry = draft(
+    entry = entry_of(
         who,
         record.op,
-        owner=record.owner,
-        file=record.file_id,
-        version=decided.version,
-        rec=admitted.signed.record,
-        sigs=admitted.sigs,
+        admitted,
+        decided.version,
         detail=decided.detail,
         accounts=decided.accounts or admitted.accounts,
     )

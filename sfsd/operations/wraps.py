@@ -30,10 +30,9 @@ from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, record_of
-from sfsd.operations.files import signed_size
+from sfsd.operations.files import PAGE_BYTES, signed_size
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 
-PAGE_BYTES: Final = 960 * 1024
 _OVERHEAD: Final = 1024
 KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
