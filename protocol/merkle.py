@@ -27,6 +27,8 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 NodeReader = Callable[[int, int], bytes]
 """(level, index) to the 32-byte hash of that complete subtree."""
+PathAbove = Callable[[int, int], tuple[bytes, ...]]
+"""(level, size) to the `path_above` of that subtree in a tree of that size."""
 
 
 def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
@@ -162,28 +164,25 @@ def root_at(size: int, read: NodeReader) -> bytes:
     return _range_root(0, size, read)
 
 
-def inclusion_proof(index: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
-    """The audit path of leaf `index` in the tree of `size` leaves (RFC 9162 section 2.1.3.1)."""
+def inclusion_proof(
+    index: int, size: int, read: NodeReader, above: PathAbove | None = None
+) -> tuple[bytes, ...]:
+    """The audit path of leaf `index` in the tree of `size` leaves (RFC 9162 section 2.1.3.1).
+
+    `above` is for who keeps what proofs have in common: `path_above` with `read`.
+    """
     if not 0 <= index < size:
         raise LocalProtocolError(f"no leaf {index} in a tree of {size}")
-    level = peak_level(index, size)
-    return path_in_peak(index, level, read) + path_above_peak(level, size, read)
+    # Of the complete subtrees that the tree divides into, the one which has the leaf: it begins
+    # where `index` and `size` have their digits above `level` alone.
+    level = (index ^ size).bit_length() - 1
+    below = tuple([read(under, index >> under ^ 1) for under in range(level)])
+    return below + (path_above(level, size, read) if above is None else above(level, size))
 
 
-def peak_level(index: int, size: int) -> int:
-    """The level of that complete subtree, of those which a tree of `size` leaves divides into, that
-    has leaf `index`. It begins where `size` and `index` have their digits above `level` alone."""
-    return (index ^ size).bit_length() - 1
-
-
-def path_in_peak(index: int, level: int, read: NodeReader) -> tuple[bytes, ...]:
-    """The part of the audit path of leaf `index` below its complete subtree of that level."""
-    return tuple([read(below, index >> below ^ 1) for below in range(level)])
-
-
-def path_above_peak(level: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
-    """The part above the complete subtree of that level in a tree of `size` leaves: the same for
-    all of its leaves."""
+def path_above(level: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
+    """The part of an audit path above the complete subtree of that level, of those which a tree of
+    `size` leaves divides into: the same for all of its leaves."""
     first = size >> level + 1 << level + 1
     right = [read(*node) for node in _peaks(first + (1 << level), size)]
     left = [read(*node) for node in _peaks(0, first)]

@@ -296,9 +296,7 @@ class Journal:
             self._check_size(what.size)
             if not 0 <= what.index < what.size:
                 raise JournalRangeError(f"no entry {what.index} in a log of {what.size}")
-            level = merkle.peak_level(what.index, what.size)
-            path = merkle.path_in_peak(what.index, level, self._node)
-            return path + self._above(level, what.size)
+            return merkle.inclusion_proof(what.index, what.size, self._node, self._above)
         self._check_size(what.new)
         if not 0 <= what.old <= what.new:
             raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
@@ -369,7 +367,7 @@ class Journal:
         return merkle.consistency_proof(old, new, self._node)
 
     def _path_above(self, level: int, size: int) -> tuple[bytes, ...]:
-        return merkle.path_above_peak(level, size, self._node)
+        return merkle.path_above(level, size, self._node)
 
     def _read_node(self, level: int, index: int) -> bytes:
         try:
