@@ -12,6 +12,7 @@ order, so a later flush of any file on the volume makes earlier names durable to
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -177,9 +178,10 @@ class Files:
         """A second name for one file; FileExistsError if `target` is there."""
         os.link(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path | str) -> None:
         """Remove a file; that it is gone already is fine."""
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def make_folder(self, path: Path) -> None:
         """Make `path` and its missing parents (0700); that it is there already is fine."""
@@ -280,7 +282,7 @@ class Files:
             finally:
                 self.close(handle)
         except OSError:
-            self.remove(Path(path))
+            self.remove(path)
             raise
 
     def _replace_with(
@@ -297,12 +299,12 @@ class Files:
         except FileExistsError:
             # One daemon owns a root, so this can only be a crash's leftover. It is not written
             # into: it may be a second name of a file that is in use.
-            self.remove(Path(temporary))
+            self.remove(temporary)
             self._write_new(temporary, data, durable=durable, allocate=allocate)
         try:
             self.replace(temporary, path)
         except OSError:
-            self.remove(Path(temporary))
+            self.remove(temporary)
             raise
 
 

@@ -75,7 +75,7 @@ class Placing:
 
     def _replace(self, step: Step, target: str) -> None:
         if step.digest is None:
-            self._files.remove(Path(target))
+            self._files.remove(target)
             return
         if step.blob is None:
             self._files.replace_staged(target, step.data)

@@ -171,7 +171,8 @@ class Disk(Files):
         super().link(source, target)
         self._now[target.parent][target.name] = self._now[source.parent][source.name]
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path | str) -> None:
+        path = Path(path)
         self._step("remove", path)
         super().remove(path)
         self._now.get(path.parent, {}).pop(path.name, None)

@@ -96,6 +96,7 @@ class FaultyFiles(Files):
         self._take("replace", target.name)
         super().replace(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path | str) -> None:
+        path = Path(path)
         self._take("remove", path.name)
         super().remove(path)

@@ -87,7 +87,8 @@ class Gate(Files):
         self._check("replace", target.name)
         super().replace(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path | str) -> None:
+        path = Path(path)
         if path.name == self.full_until_removed:
             self.full_until_removed = None
         super().remove(path)
