@@ -8,13 +8,13 @@ be hidden in white space, key order or doubled keys. The chain can be checked wi
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from protocol.base64text import from_text, to_text
 from protocol.errors import LogError
 from protocol.values import Value, field
 
@@ -102,8 +102,8 @@ class Entry(Value):
         own = () if self.rec is None else ((self.rec, self.sigs),)
         if TOMBSTONE not in self.detail:
             return own
-        sigs = {name: _bytes(text) for name, text in self.detail[TOMBSTONE_SIGS].items()}
-        return (*own, (_bytes(self.detail[TOMBSTONE]), sigs))
+        sigs = {name: from_text(text) for name, text in self.detail[TOMBSTONE_SIGS].items()}
+        return (*own, (from_text(self.detail[TOMBSTONE]), sigs))
 
     @property
     def accounts(self) -> dict[str, tuple[int, bytes]]:
@@ -129,9 +129,9 @@ def encode(
         draft.version,
         draft.session,
         draft.stage,
-        None if draft.rec is None else _base64(draft.rec),
-        {name: _base64(signature) for name, signature in draft.sigs.items()},
-        _base64(salt),
+        None if draft.rec is None else to_text(draft.rec),
+        {name: to_text(signature) for name, signature in draft.sigs.items()},
+        to_text(salt),
         detail,
         prev.hex(),
     )
@@ -217,9 +217,9 @@ def _entry(fields: Sequence[Any], digest: bytes) -> Entry:
         version,
         session,
         stage,
-        rec=None if rec is None else _bytes(rec),
-        sigs={name: _bytes(text) for name, text in sigs.items()},
-        salt=_bytes(salt),
+        rec=None if rec is None else from_text(rec),
+        sigs={name: from_text(text) for name, text in sigs.items()},
+        salt=from_text(salt),
         detail=detail,
         prev=bytes.fromhex(prev),
         hash=digest,
@@ -295,18 +295,6 @@ def _optional(text: str | None) -> str:
 
 def _number(number: int | None) -> str:
     return "null" if number is None else str(number)
-
-
-def _base64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
-def _bytes(text: str) -> bytes:
-    data = binascii.a2b_base64(text, strict_mode=True)
-    # Base64 has spellings that decode alike; one of them is ours.
-    if _base64(data) != text:
-        raise binascii.Error("base64 with stray bits")
-    return data
 
 
 def _refuse(text: str) -> NoReturn:

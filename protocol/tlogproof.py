@@ -16,11 +16,9 @@ has one form; anything else is refused, though it may mean the same.
 
 from __future__ import annotations
 
-import base64
-import binascii
-
 from protocol import auditlog, checkpoint, merkle
 from protocol.auditlog import Entry
+from protocol.base64text import from_text, to_text
 from protocol.checkpoint import Checkpoint, Verifier, is_size
 from protocol.errors import ProofError
 from protocol.values import Value
@@ -42,8 +40,8 @@ class TlogProof(Value):
 
     def encode(self) -> bytes:
         """The file. UTF-8."""
-        head = [_HEADER, _EXTRA + _base64(self.line), f"index {self.index}"]
-        return "\n".join([*head, *map(_base64, self.path), "", ""]).encode() + self.note
+        head = [_HEADER, _EXTRA + to_text(self.line), f"index {self.index}"]
+        return "\n".join([*head, *map(to_text, self.path), "", ""]).encode() + self.note
 
     @classmethod
     def parse(cls, data: bytes) -> TlogProof:
@@ -82,15 +80,8 @@ def verify(proof: TlogProof, verifier: Verifier) -> tuple[Entry, Checkpoint]:
     return entry, signed
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 def _decode(text: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as exc:
+        return from_text(text)
+    except ValueError as exc:
         raise ProofError("a proof with bad base64") from exc
-    if _base64(data) != text:  # base64 has spellings that decode alike
-        raise ProofError("a proof with bad base64")
-    return data

@@ -32,7 +32,7 @@ from protocol.records import (
 from protocol.values import Value
 from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
-from sfsd.errors import Refused
+from sfsd.errors import Refused, require
 from sfsd.index import Index
 from sfsd.layout import Account, StoredStatement, account_path, statements_path
 from sfsd.ledger import Ledger
@@ -42,13 +42,12 @@ MAX_LIFE: Final = 730 * DAY
 CLOCK_SKEW: Final = DAY
 MAX_RUN: Final = 2048
 """Statements of a chain, counted anew from each recovery. Clients follow 8,192."""
-_CHAINS: Final = 1024
-"""Users whose chains are kept in memory with what was worked out of them."""
+_USERS: Final = 1024
+"""Users who are kept in memory, with what was worked out of their chains."""
 _RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
 _RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 _MAX_RSA_SPKI: Final = 600
 _Judged = TypeVar("_Judged")
-_Kept = TypeVar("_Kept")
 
 
 def signing_key_id(public: bytes) -> str:
@@ -103,12 +102,11 @@ class User(Value):
 
 
 class Accounts:
-    """Finds users. Safe on several threads; every answer is read anew."""
+    """Finds users. Safe on several threads; every answer is what the store has now."""
 
     def __init__(self, documents: Documents, index: Index) -> None:
         self._documents = documents
         self._index = index
-        self._chains: dict[str, tuple[Chain, bytes]] = {}
         self._users: dict[str, User] = {}
 
     def account(self, name: str) -> Document[Account] | None:
@@ -116,20 +114,18 @@ class Accounts:
 
     def chain(self, name: str) -> tuple[Chain, bytes] | None:
         """(chain, digest of its file) of an enrolled user. Raises `DamagedError`."""
-        known = self._chains.get(name)
-        if known is not None and self._documents.has(statements_path(name), known[1]):
-            return known
+        path, known = statements_path(name), self._users.get(name)
+        if known is not None:
+            digest = known.expect[path]
+            # Whoever has this very file has this chain.
+            if digest is not None and self._documents.has(path, digest):
+                return known.chain, digest
         found = self._documents.statements(name)
-        if found is None:
-            return None
-        known = Chain(name, found.value), found.digest
-        _keep(self._chains, name, known)
-        return known
+        return None if found is None else (Chain(name, found.value), found.digest)
 
     def find(self, name: str) -> User | None:
         """An enrolled user, disabled or not. Raises `DamagedError`."""
         known = self._users.get(name)
-        # Whoever has these very files is the same.
         if known is not None and all(self._documents.has(*one) for one in known.expect.items()):
             return known
         account, chain = self.account(name), self.chain(name)
@@ -140,7 +136,9 @@ class Accounts:
             statements_path(name): chain[1],
         }
         user = User(name, account, chain[0], expect)
-        _keep(self._users, name, user)
+        if name not in self._users and len(self._users) >= _USERS:
+            self._users.clear()
+        self._users[name] = user
         return user
 
     def acting(self, name: str) -> User:
@@ -156,12 +154,6 @@ class Accounts:
         quota = 0 if account is None else account.value.quota
         files = self._index.of(name)
         return (files.weigh() if quota else files.ledger), quota
-
-
-def _keep(kept: dict[str, _Kept], name: str, one: _Kept) -> None:
-    if name not in kept and len(kept) >= _CHAINS:
-        kept.clear()
-    kept[name] = one
 
 
 def block_of(user: User, now: float) -> Notice | None:
@@ -197,9 +189,9 @@ def judge_first(
 ) -> Statement:
     """The first statement of `user`, valid by every rule. Raises `Refused` with the rule."""
     statement = _judged(lambda: check_first(body, (signature,)))
-    _need(statement.server == server_id, "the statement is for another server")
-    _need(statement.user == user, "the statement is another user's")
-    _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
+    require(statement.server == server_id, "the statement is for another server")
+    require(statement.user == user, "the statement is another user's")
+    require(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
     _check_keys(statement)
     check_times(statement, policy, now)
     return statement
@@ -228,10 +220,10 @@ def judge_next(
     if statement.reason != RECOVERY and _since_recovery(chain) >= MAX_RUN:
         # Who has a stolen key can lengthen the chain, but not past where its owner can follow.
         raise Refused("denied", f"{MAX_RUN} statements: only the recovery key continues")
-    _need(statement.reason in reasons, f"{statement.reason} does not come this way")
-    _need(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
+    require(statement.reason in reasons, f"{statement.reason} does not come this way")
+    require(statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "not the bundle's hash")
     if statement.reason in KEEPING:
-        _need(abs(statement.created - now) <= CLOCK_SKEW, "it was not made now; check the clock")
+        require(abs(statement.created - now) <= CLOCK_SKEW, "it was not made now; check the clock")
     else:
         check_times(statement, policy, now)
     _check_keys(statement)
@@ -256,20 +248,22 @@ def _judged(judge: Callable[[], _Judged]) -> _Judged:
 def check_times(statement: Statement, policy: Rotation, now: float) -> None:
     """Raise `Refused` unless `created` is about now and `due` and `expires` are within policy."""
     created, due, expires = statement.created, statement.due, statement.expires
-    _need(abs(created - now) <= CLOCK_SKEW, "the statement was not made now; check the clock")
+    require(abs(created - now) <= CLOCK_SKEW, "the statement was not made now; check the clock")
     longest = min(policy.max_age * (100 + policy.jitter) // 100, MAX_LIFE)
-    _need(0 < due - created <= max(longest, DAY), "due is not within this server's policy")
+    require(0 < due - created <= max(longest, DAY), "due is not within this server's policy")
     most = min(due - created + max(policy.grace, DAY), MAX_LIFE)
-    _need(due - created <= expires - created <= most, "expires is not within this server's policy")
+    require(
+        due - created <= expires - created <= most, "expires is not within this server's policy"
+    )
 
 
 def check_wrap_key(algorithm: str, public: bytes) -> None:
     """Raise `Refused` unless `public` is a key of `algorithm` that others can wrap to."""
     if algorithm in _RAW_SIZES:
-        _need(len(public) == _RAW_SIZES[algorithm], f"not an {algorithm} public key")
-        _need(any(public), f"not an {algorithm} public key")
+        require(len(public) == _RAW_SIZES[algorithm], f"not an {algorithm} public key")
+        require(any(public), f"not an {algorithm} public key")
         return
-    _need(algorithm in WRAP_ALGORITHMS and len(public) <= _MAX_RSA_SPKI, "not a wrapping key")
+    require(algorithm in WRAP_ALGORITHMS and len(public) <= _MAX_RSA_SPKI, "not a wrapping key")
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.serialization import (
@@ -284,22 +278,17 @@ def check_wrap_key(algorithm: str, public: bytes) -> None:
         raise Refused("bad-request", f"not an {algorithm} public key") from exc
     if not isinstance(key, RSAPublicKey) or key.key_size != _RSA_BITS[algorithm]:
         raise Refused("bad-request", f"not an {algorithm} public key")
-    _need(key.public_numbers().e == 65537, "an RSA key with an exponent other than 65537")
+    require(key.public_numbers().e == 65537, "an RSA key with an exponent other than 65537")
     # A key has one spelling, since its name is the hash of its bytes.
     spelled = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    _need(spelled == public, f"not the DER form of an {algorithm} public key")
+    require(spelled == public, f"not the DER form of an {algorithm} public key")
 
 
 def _check_keys(statement: Statement) -> None:
     check_wrap_key(statement.wrap_alg, statement.wrap_pub)
     devices = statement.devices
-    _need(len({device for device, _ in devices}) == len(devices), "a device stands twice")
+    require(len({device for device, _ in devices}) == len(devices), "a device stands twice")
     for _, public in devices:
         check_wrap_key("xwing", public)
     if statement.recovery is not None:
         check_wrap_key("xwing", statement.recovery.xwing_pub)
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)

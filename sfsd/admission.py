@@ -19,7 +19,7 @@ from protocol.signatures import Label, verify
 from protocol.values import Value
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
-from sfsd.errors import Refused, Stale
+from sfsd.errors import Refused, Stale, require
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, VersionPaths, record_of, statements_path
 
@@ -120,8 +120,8 @@ class Admission:
 
         Raises `Refused`: `stale-generation`, `conflict` with the head, `rotation-required`, ….
         """
-        _need(record.server == self._server_id, "the record is for another server")
-        _need(record.actor == record.owner, "only an owner signs records of a file")
+        require(record.server == self._server_id, "the record is for another server")
+        require(record.actor == record.owner, "only an owner signs records of a file")
         user = self._accounts.acting(record.owner)
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
@@ -187,15 +187,15 @@ class Admission:
         present = user.chain.head.generation
         if record.generation < present:
             raise Refused("stale-generation", f"the key's generation is {present} by now")
-        _need(record.generation == present, "a generation that is not there yet")
+        require(record.generation == present, "a generation that is not there yet")
 
     def _check_place(self, record: FileRecord, head: Head, user: str) -> None:
         before = head.record
         if record.rev != (1 if before is None else before.rev + 1) or record.prev != head.hash:
             raise Refused("conflict", "the file has changed", head=head.view(user))
-        _need(record.seen[0] <= self._log_size(), "the record has seen a log longer than ours")
+        require(record.seen[0] <= self._log_size(), "the record has seen a log longer than ours")
         if before is not None and record.op not in (ACCESS, MOVE):
-            _need(record.readers == before.readers, "only an access record changes the readers")
+            require(record.readers == before.readers, "only an access record changes the readers")
 
     def _reader(self, reader: Reader) -> User:
         name, first_hash, _ = reader
@@ -219,25 +219,25 @@ def check_content(
     record, before = admitted.record, admitted.head.record
     if record.op != REENCRYPT:
         version = admitted.head.next_version
-        _need(record.version == version, f"the next version is {version}")
-        _need(record.current == version, "a new version is the current one")
+        require(record.version == version, f"the next version is {version}")
+        require(record.current == version, "a new version is the current one")
     elif before is not None:
-        _need(record.current == before.current, "what is current stays as it is")
-    _need(record.ciphertext_size == size, f"{size} bytes of ciphertext are here")
-    _need(record.segments_root == root, "the ciphertext has another segments_root")
-    _need(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")
-    _need(bool(metadata), "a version needs metadata")
+        require(record.current == before.current, "what is current stays as it is")
+    require(record.ciphertext_size == size, f"{size} bytes of ciphertext are here")
+    require(record.segments_root == root, "the ciphertext has another segments_root")
+    require(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")
+    require(bool(metadata), "a version needs metadata")
     used = [version for version, one in content_ids.items() if one == record.content_id]
     if any(version > admitted.head.version for version in used):
         # Made since the head was read, perhaps from this very request: to be decided again.
         raise Stale((admitted.head.paths(admitted.head.next_version).sidecar,))
-    _need(not used, "the content_id was used before")
+    require(not used, "the content_id was used before")
 
 
 def check_distinct(wraps: Sequence[Wrap]) -> None:
     """Raise `Refused` unless each of a version's `wraps` is another user's, for another key."""
-    _need(len({wrap.user for wrap in wraps}) == len(wraps), "a user has two wraps")
-    _need(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
+    require(len({wrap.user for wrap in wraps}) == len(wraps), "a user has two wraps")
+    require(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
 
 
 def check_wrap(wrap: Wrap, statement: Statement | None, key_id: bytes = b"") -> None:
@@ -247,9 +247,4 @@ def check_wrap(wrap: Wrap, statement: Statement | None, key_id: bytes = b"") -> 
         raise Refused("bad-request", f"{wrap.user} is no reader of this file")
     if wrap.key_id != (key_id or statement.key_id) or wrap.algorithm != statement.wrap_alg:
         raise Refused("stale-recipient", f"the wrap is not for {wrap.user}'s current key")
-    _need(len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm], "a wrap of a wrong length")
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)
+    require(len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm], "a wrap of a wrong length")

@@ -101,6 +101,12 @@ class Refused(SfsdError):
         self.head = head
 
 
+def require(holds: bool, rule: str) -> None:
+    """Raise `Refused` unless `holds`: a request that breaks `rule`, which no honest client does."""
+    if not holds:
+        raise Refused("bad-request", rule)
+
+
 class JournalError(SfsdError):
     """Something about the log file."""
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+from protocol.base64text import to_text
 from protocol.errors import RemoteProtocolError
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
@@ -145,7 +146,7 @@ class Sidecar(Value):
         """
         wraps = {
             wrap.key_id.hex(): f'{{"user":"{wrap.user}","alg":"{wrap.algorithm}",'
-            f'"wrap":"{_text(wrap.wrapped)}"}}'
+            f'"wrap":"{to_text(wrap.wrapped)}"}}'
             for wrap in self.wraps
         }
         head = "null" if self.head is None else f"{{{_signed_json(self.head)}}}"
@@ -278,8 +279,8 @@ def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
         {
             "statements": [
                 {
-                    "statement": _text(item.body),
-                    "signatures": [_text(signature) for signature in item.signatures],
+                    "statement": to_text(item.body),
+                    "signatures": [to_text(signature) for signature in item.signatures],
                     "seq": item.seq,
                 }
                 for item in statements
@@ -337,8 +338,8 @@ def _read(path: str, raw: bytes, build: Callable[[dict[str, Any]], _Parsed]) -> 
 
 def _signed_json(item: SignedRecord) -> str:
     """The members that stand for it, to be put between braces."""
-    signatures = {one.generation: f'"{_text(one.signature)}"' for one in item.signatures}
-    return f'"record":"{_text(item.record)}","signatures":{{{_members(signatures)}}}'
+    signatures = {one.generation: f'"{to_text(one.signature)}"' for one in item.signatures}
+    return f'"record":"{to_text(item.record)}","signatures":{{{_members(signatures)}}}'
 
 
 def _members(values: Mapping[Any, str]) -> str:
@@ -359,15 +360,13 @@ def _dump(value: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(value).encode()
 
 
-def _text(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
 def _optional_json(data: bytes | None) -> str:
-    return "null" if data is None else f'"{_text(data)}"'
+    return "null" if data is None else f'"{to_text(data)}"'
 
 
 def _bytes(text: str) -> bytes:
+    """As `base64text.from_text`, but that the spelling is for who asks to look at: in all of a file
+    at once, or in its hash."""
     return binascii.a2b_base64(text, strict_mode=True)
 
 

@@ -6,10 +6,10 @@ One request carries the signed record, and a move two: what the log has of a mov
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 
 from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
+from protocol.base64text import to_text
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
@@ -17,7 +17,7 @@ from protocol.values import Value, changed, field
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
-from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.index import OwnerFiles, holding_of
 from sfsd.layout import Sidecar, VersionPaths
 from sfsd.operations.contents import entry_of, inbox_effects, saw_notes
@@ -117,9 +117,9 @@ def _delete_to(
 ) -> Sidecar:
     """The newest sidecar with the tombstone in it; `to` is the file_id of a move's other end."""
     record, before = admitted.record, newest.value.head_record
-    _need(not change.metadata and not change.wraps, "a delete brings nothing")
-    _need(record.current == 0, "nothing is current after a delete")
-    _need(record.to == to, "a tombstone names where a move leads, and a delete nothing")
+    require(not change.metadata and not change.wraps, "a delete brings nothing")
+    require(record.current == 0, "nothing is current after a delete")
+    require(record.to == to, "a tombstone names where a move leads, and a delete nothing")
     # What a thief has deleted is his word; the owner may put his own upon it.
     voided, _ = admitted.user.chain.voided_keys()
     if before.current == 0 and before.generation not in voided:
@@ -136,7 +136,7 @@ def _restore(
     """An old content as a new version: the same bytes under a second name."""
     record, head = admitted.record, admitted.head
     source_id, source_version = record.from_ or ("", 0)
-    _need(source_id == record.file_id, "a restore takes a version of the same file")
+    require(source_id == record.file_id, "a restore takes a version of the same file")
     source = content_of(head.files, record.file_id, source_version)
     taken = _take_over(world, admitted, source, head.paths(source_version), change)
     return changed(taken, detail={"from": source_version})
@@ -151,8 +151,8 @@ def _move(
     that of readers whom the file that was there before had.
     """
     record, tombstone = _own(who, arriving), _own(who, leaving)
-    _need((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
-    _need(record.file_id != tombstone.file_id, "a file cannot move onto itself")
+    require((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
+    require(record.file_id != tombstone.file_id, "a file cannot move onto itself")
     files = world.index.of(who.user)
     head = Head.of(files, record.file_id)
     if (receipt := repeated(world, who, head, arriving.record)) is not None:
@@ -166,8 +166,8 @@ def _move(
         raise Refused("conflict", "there is a file of that name", head=head.view(who.user))
     buried = _delete_to(gone, left.document, leaving, to=record.file_id)
     current, readers = left.record.current, left.record.readers
-    _need(record.from_ == (left.file_id, current), "a move takes the current version")
-    _need(record.readers == readers, "a move leaves the readers as they are")
+    require(record.from_ == (left.file_id, current), "a move takes the current version")
+    require(record.readers == readers, "a move leaves the readers as they are")
     source = content_of(files, left.file_id, current)
     taken = _take_over(world, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
@@ -178,8 +178,8 @@ def _move(
         expect={**taken.expect, **gone.expect},
         detail={
             "from": [left.file_id, current],
-            TOMBSTONE: _text(leaving.record),
-            TOMBSTONE_SIGS: {name: _text(one) for name, one in gone.sigs.items()},
+            TOMBSTONE: to_text(leaving.record),
+            TOMBSTONE_SIGS: {name: to_text(one) for name, one in gone.sigs.items()},
         },
         left=left.file_id,
         accounts=tuple(sorted({record.owner, record.actor} | dropped)),
@@ -199,7 +199,7 @@ def _take_over(
     """The content of `source`, which lies at `old`, as the next version of the record's file."""
     record, head = admitted.record, admitted.head
     made = source.value.content_record
-    _need(
+    require(
         (record.content_id, record.dek_commit) == (made.content_id, made.dek_commit),
         "not the content of the version it takes over",
     )
@@ -241,10 +241,10 @@ def _purge(
     """Bytes, metadata and wraps of old versions go for good; their records stay."""
     record, head = admitted.record, admitted.head
     purged = record.purged or ()
-    _need(not change.metadata and not change.wraps, "a purge brings nothing")
-    _need(record.current == newest.value.head_record.current, "a purge leaves current as it is")
-    _need(bool(purged) and list(purged) == sorted(set(purged)), "versions sorted, each once")
-    _need(record.current not in purged, "the current version cannot be purged; delete it first")
+    require(not change.metadata and not change.wraps, "a purge brings nothing")
+    require(record.current == newest.value.head_record.current, "a purge leaves current as it is")
+    require(bool(purged) and list(purged) == sorted(set(purged)), "versions sorted, each once")
+    require(record.current not in purged, "the current version cannot be purged; delete it first")
     sidecars: dict[int, Sidecar] = {}
     expect: dict[str, bytes | None] = {}
     effects: list[Effect] = []
@@ -293,12 +293,3 @@ def _own(who: Principal, change: RecordChange) -> FileRecord:
     if record.owner != who.user:
         raise not_found()
     return record
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)

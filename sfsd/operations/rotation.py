@@ -7,9 +7,8 @@ of an older generation is left, a second statement says that older ones count no
 
 from __future__ import annotations
 
-import base64
-
 from protocol import merkle
+from protocol.base64text import to_text
 from protocol.chain import DEVICE, FINISH, RECOVERY, RECOVERY_KEY, RENEWING
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import Done, Reply
@@ -27,7 +26,7 @@ from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.changes import Change, Effect, Write
 from sfsd.config import DAY
-from sfsd.errors import Refused
+from sfsd.errors import Refused, require
 from sfsd.layout import (
     StoredStatement,
     account_path,
@@ -80,8 +79,8 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
     if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
         raise Refused("conflict", "the store has other wraps by now")
     detail = {
-        "finish": _text(message.finish),
-        "finish_sig": _text(message.finish_signature),
+        "finish": to_text(message.finish),
+        "finish_sig": to_text(message.finish_signature),
         "files": finish.files,
     }
     return _continue(world, who, message, "rotate-finish", frozenset({FINISH}), detail)
@@ -96,7 +95,7 @@ def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
         raise Refused("refused", "the finish is not signed by the current key") from exc
     except RemoteProtocolError as exc:
         raise Refused("bad-request", f"not a finish: {exc}") from exc
-    _need(finish.generation == head.generation, "a finish of another generation")
+    require(finish.generation == head.generation, "a finish of another generation")
     return finish
 
 
@@ -174,12 +173,3 @@ def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle
     with world.store.still():
         chain = world.accounts.acting(who.user).chain
         return SealedBundle(bundles.read(world, chain, message.n or chain.head.n))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)

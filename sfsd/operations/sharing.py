@@ -24,7 +24,7 @@ from protocol.records import ACCESS, FileRecord
 from protocol.values import changed
 from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.documents import Document
-from sfsd.errors import Refused
+from sfsd.errors import Refused, require
 from sfsd.journal import Consistency, Inclusion
 from sfsd.layout import Sidecar, StoredStatement
 from sfsd.operations.files import PAGE_BYTES, size_of
@@ -79,7 +79,7 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
 def set_readers(world: World, who: Principal, message: SetReaders) -> Reply | Commit[Reply]:
     """Other readers, wraps for those who gain, and none for those who lose."""
     record = parse_record(message.record)
-    _need(record.op == ACCESS, f"a {record.op} record does not come this way")
+    require(record.op == ACCESS, f"a {record.op} record does not come this way")
     if record.owner != who.user:
         raise not_found()
     head = Head.of(world.index.of(who.user), record.file_id)
@@ -96,10 +96,10 @@ def _readers(
 ) -> Decided:
     record, head = admitted.record, admitted.head
     before = newest.value.head_record
-    _need(record.current == before.current, "who may read changes nothing else")
+    require(record.current == before.current, "who may read changes nothing else")
     old, new = _names(before), _names(record)
     added, dropped = tuple(sorted(new - old)), tuple(sorted(old - new))
-    _need(
+    require(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
         f"at most {MAX_READERS_CHANGED} readers are changed at once",
     )
@@ -109,7 +109,7 @@ def _readers(
         document = content_of(head.files, record.file_id, version)
         expect[document.path] = document.digest
         sidecars[version] = _with_wraps(document.value, wraps)
-    _need(len(sidecars) <= MAX_TOUCHED, f"at most {MAX_TOUCHED} versions at once")
+    require(len(sidecars) <= MAX_TOUCHED, f"at most {MAX_TOUCHED} versions at once")
     if record.current:
         _check_can_open(sidecars[head.version], record.owner, added, message)
     readers = new | {record.owner}
@@ -160,11 +160,11 @@ def _check_can_open(
 ) -> None:
     """Who is made a reader gets the key of what is current with it."""
     having = {wrap.user for wrap in newest.wraps}
-    _need(owner in having, "the owner keeps his own wrap")
+    require(owner in having, "the owner keeps his own wrap")
     missing = [user for user in added if user not in having]
     if missing:
         raise Refused("stale-recipient", f"no wrap for {', '.join(missing)}")
-    _need(
+    require(
         all(one.wrap.user != owner for one in message.wraps),
         "an owner's own wraps do not come this way",
     )
@@ -202,8 +202,3 @@ def _shared_view(world: World, user: str, owner: str, file_id: str) -> FileView 
 
 def _cursor(owner: str, file_id: str) -> str:
     return f"{owner}.{file_id}"
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)

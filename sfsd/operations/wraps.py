@@ -27,7 +27,7 @@ from sfsd.accounts import User
 from sfsd.admission import check_wrap
 from sfsd.changes import Change
 from sfsd.documents import Document, WrittenSidecar
-from sfsd.errors import Absent, Refused
+from sfsd.errors import Absent, Refused, require
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, record_of
 from sfsd.operations.files import PAGE_BYTES, signed_size
@@ -86,10 +86,10 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     """Each item is compared with what stands there now; what is new already is left as it is."""
     user = world.accounts.acting(who.user)
     places = [(item.owner, item.file_id, item.version) for item in message.items]
-    _need(bool(places) and len(set(places)) == len(places), "each version once")
+    require(bool(places) and len(set(places)) == len(places), "each version once")
     owner = message.items[0].owner
-    _need(all(item.owner == owner for item in message.items), "files of one owner")
-    _need(
+    require(all(item.owner == owner for item in message.items), "files of one owner")
+    require(
         owner == user.name or not any(item.endorsements for item in message.items),
         "only an owner endorses records",
     )
@@ -140,7 +140,7 @@ def _check(items: Sequence[RewrapItem], head: Statement, keys: Keys) -> None:
     it. Of all items first, whatever stands there by now: a check behind other work takes longer."""
     for item in items:
         if item.wrap is not None:
-            _need(item.wrap.user == keys.user, "a wrap for somebody else")
+            require(item.wrap.user == keys.user, "a wrap for somebody else")
             check_wrap(item.wrap, head, keys.key_id)
     for item in items:
         for endorsement in item.endorsements:
@@ -315,8 +315,3 @@ def own_wrap(sidecar: Sidecar, user: str) -> Wrap | None:
         if wrap.user == user:
             return wrap
     return None
-
-
-def _need(holds: bool, rule: str) -> None:
-    if not holds:
-        raise Refused("bad-request", rule)
