@@ -32,6 +32,7 @@
     │   ├── Unreachable
     │   ├── TimedOut
     │   └── ProtocolFailure         the peer does not speak this protocol, or broke it off
+    │       └── Endless             a list of the server's leads back to where it was
     └── KeyringError             8  key or passphrase
         ├── KeyringMissing
         ├── KeyringDamaged
@@ -254,6 +255,10 @@ class TimedOut(NetworkError):
 
 class ProtocolFailure(NetworkError):
     """The peer speaks something else, or broke the protocol."""
+
+
+class Endless(ProtocolFailure):
+    """A list that the server shows in pages leads back to one that it has shown."""
 
 
 class KeyringError(SfscError):

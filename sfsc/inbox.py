@@ -154,16 +154,14 @@ class Received:
     # --- asking -------------------------------------------------------------------------------
 
     def _items(self, since: int) -> Iterator[SharedFile]:
-        def more(asked: Inbox, page: InboxPage) -> Inbox | None:
-            if page.next and page.next == asked.after:
-                raise ProtocolFailure("the server's inbox goes round in circles")
+        def more(page: InboxPage) -> Inbox | None:
             return Inbox(page.next, MAX_SHARED_PAGE, since) if page.next else None
 
         last = ("", "")
         for page in pages(self._session, Inbox("", MAX_SHARED_PAGE, since), InboxPage, more):
             for item in page.files:
                 if (item.owner, item.file_id) <= last:
-                    raise ProtocolFailure("the server's inbox goes round in circles")
+                    raise ProtocolFailure("the server's inbox is out of order")
                 last = (item.owner, item.file_id)
                 yield item
 

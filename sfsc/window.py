@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from protocol.messages import Error, Reply, Request
 from protocol.values import Mutable
-from sfsc.errors import ProtocolFailure, SfscError
+from sfsc.errors import Endless, ProtocolFailure, SfscError
 from sfsc.refusals import answered
 from sfsc.session import Session
 from sfsc.traffic import MAX_REQUESTS, Ticket
@@ -129,12 +129,13 @@ def pages(
     session: Session,
     first: _Request,
     kind: type[_Page],
-    more: Callable[[_Request, _Page], _Request | None],
+    more: Callable[[_Page], _Request | None],
 ) -> Iterator[_Page]:
-    """The answers to `first` and to all that `more` makes of a request and the page it brought,
-    None for the last: each is asked for while the page before is worked on. Raises what `more`
-    does, and what an `Error` stands for."""
+    """The answers to `first` and to all that `more` makes of the page before, None for the last:
+    each is asked for while the page before is worked on. Raises `Endless` where the same would be
+    asked for again, and what an `Error` stands for."""
     window = Window[_Request](session)
+    known = {first}
     try:
         window.send(first, first)
         while window:
@@ -142,7 +143,10 @@ def pages(
             if isinstance(reply, Error):
                 reply = session.ask(asked)  # where keys were rotated since, with the new ones
             page = answered(reply, kind)
-            if (following := more(asked, page)) is not None:
+            if (following := more(page)) is not None:
+                if following in known:
+                    raise Endless("the server's list goes round in circles")
+                known.add(following)
                 window.send(following, following)
                 session.transport.push()
             yield page

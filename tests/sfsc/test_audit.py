@@ -23,6 +23,7 @@ from sfsc.errors import (
     BadReceipt,
     BadRecord,
     BrokenChain,
+    Endless,
     Fork,
     IntegrityError,
     NotFound,
@@ -109,7 +110,7 @@ LIES: dict[str, tuple[Callable[[LogPage], LogPage], type[Exception]]] = {
     "no lines": (hidden, BadReceipt),
     "nothing": (nothing, Rollback),
     "an early end": (half, Rollback),
-    "no end": (circles, BadReceipt),
+    "no end": (circles, Endless),
 }
 
 

@@ -11,7 +11,6 @@ from protocol.messages.accounts import Usage
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.rotation import GetWraps, WrapItem, WrapsPage
 from sfsc import wraps
-from sfsc.errors import ProtocolFailure
 from sfsc.session import Session
 from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
@@ -73,10 +72,3 @@ def test_the_next_page_is_asked_for_while_one_is_worked_on(
     for ticket in others:
         session.transport.result(ticket)
     assert len(list(pages)) == 2
-
-
-def test_a_list_without_an_end(server: Simulator, session: Session) -> None:
-    page = WrapsPage(tuple(listed(1)), "round")
-    server.intercept = lambda request: page if isinstance(request, GetWraps) else None
-    with pytest.raises(ProtocolFailure, match="circles"):
-        list(wrap_items(session))

@@ -1,0 +1,66 @@
+"""Lists that come in pages: each once, and none for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import cycle
+from typing import cast
+
+import pytest
+
+from protocol.messages import Reply, Request
+from protocol.messages.files import List, Listing
+from protocol.messages.log import LogEntries, LogPage
+from protocol.messages.rotation import GetWraps, WrapsPage
+from protocol.messages.sharing import Inbox, InboxPage
+from sfsc.errors import Endless
+from sfsc.inbox import Received
+from sfsc.listing import changed_since
+from sfsc.own_log import OwnLog
+from sfsc.people import People
+from sfsc.session import Session
+from sfsc.window import pages
+from sfsc.wraps import wrap_items
+from tests.sfsc.lying import Simulator
+
+
+def shared(session: Session) -> Iterable[object]:
+    nobody = cast(People, None)  # of empty pages no owner is looked for
+    return Received(session, nobody).all(lambda _what, _why: None)
+
+
+LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable[object]]]] = {
+    "files": (List, Listing((), "a"), Listing((), "b"), lambda one: changed_since(one, 0)),
+    "inbox": (Inbox, InboxPage((), "a.1"), InboxPage((), "b.1"), shared),
+    "log": (LogEntries, LogPage((), 1), LogPage((), 2), lambda one: OwnLog(one).lines(0)),
+    "wraps": (GetWraps, WrapsPage((), "a.1.1"), WrapsPage((), "b.1.1"), wrap_items),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_goes_round_in_circles(
+    server: Simulator, session: Session, name: str, length: int
+) -> None:
+    """To the page it is at, or to one that it showed before that."""
+    kind, one, other, read = LISTS[name]
+    answers = cycle([one, other][:length])
+    server.intercept = lambda asked: next(answers) if isinstance(asked, kind) else None
+    with pytest.raises(Endless, match="circles"):
+        list(read(session))
+    assert len(server.asked(kind)) <= length + 2
+
+
+def test_each_page_is_asked_for_once(server: Simulator, session: Session) -> None:
+    ends = {"": "a", "a": "b", "b": ""}
+
+    def answer(asked: Request) -> Reply | None:
+        return Listing((), ends[asked.after]) if isinstance(asked, List) else None
+
+    server.intercept = answer
+
+    def more(page: Listing) -> List | None:
+        return List(page.next, 1, 0) if page.next else None
+
+    assert [page.next for page in pages(session, List("", 1, 0), Listing, more)] == ["a", "b", ""]
+    assert [asked.after for asked in server.asked(List)] == ["", "a", "b"]
