@@ -14,13 +14,12 @@ from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.values import Value
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
-from sfsc.identity import Owner
+from sfsc.identity import Owner, Revision
 from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
 from sfsc.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.session import Session
-from sfsc.state import Revision
 
 Known = Mapping[str, Revision | None]
 _NOTHING: Final[Known] = MappingProxyType({})
@@ -28,8 +27,8 @@ _NOTHING: Final[Known] = MappingProxyType({})
 
 class Wanted(Value):
     """A version that is asked for: `version` 0 is the current one. `name` was checked; None where
-    only the id is known. `known` is (rev, hash) of what was known of the file before it is asked
-    for; `owner` shares it with us, None for our own."""
+    only the id is known. `known` is what was known of the file before it is asked for; `owner`
+    shares it with us, None for our own."""
 
     name: str | None
     file_id: str

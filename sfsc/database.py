@@ -7,6 +7,7 @@ Several processes may use one file: they wait for each other.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,9 @@ from typing import Any, Final, Self
 
 from sfsc.closing import Closing
 from sfsc.errors import LocalError, Tampered
-from sfsc.primitives import open_sealed, seal
+from sfsc.primitives import known_key, open_sealed, seal
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 BUSY_SECONDS: Final = 20.0
 
 _TABLES: Final = """
@@ -46,6 +47,8 @@ CREATE TABLE shared (
 ) WITHOUT ROWID;
 """
 """What the second version has more: the log followed, other people, their files."""
+_VOUCHED: Final = "ALTER TABLE file ADD COLUMN vouched BLOB"
+"""What the third has: whether a record's signature is known to be good."""
 _PAGE: Final = 1024
 """Bytes of a page. A file's row is about as long: it would not go into one of SQLite's own 4,096,
 of which a quarter is the longest row, and would take a second nearly for itself, to be written with
@@ -65,6 +68,7 @@ class Database(Closing):
         self._translated = translated(path)
         self._database = database
         self._key = key
+        self._known_key = known_key(key)
 
     @classmethod
     def open(cls, path: Path, account: bytes, key: bytes) -> Self:
@@ -105,6 +109,8 @@ class Database(Closing):
                 self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
             if version in (0, 1):
                 self._create(_OTHERS)
+            if version in (0, 1, 2):
+                self._create(_VOUCHED)
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LocalError(
@@ -130,6 +136,7 @@ class Database(Closing):
         """Go on with this key, and forget what is cached under another: a machine that gets a new
         one may be cut before its keyring has it. What files must be, stays."""
         self._key = key
+        self._known_key = known_key(key)
         if self.value(_KEY) is not None:
             for table in ("file", "shared"):
                 self.run(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
@@ -173,6 +180,15 @@ class Database(Closing):
             return open_sealed(self._key, sealed, name.encode())
         except Tampered as exc:
             raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
+
+    def voucher(self, file_id: str, digest: bytes) -> bytes:
+        """16 bytes that say that the signature of a record of the file is good, by the SHA-256 of
+        the record. Nobody can make them who does not have the keyring's key."""
+        return hmac.digest(self._known_key, file_id.encode() + digest, "sha256")[:16]
+
+    def vouches(self, voucher: bytes | None, file_id: str, digest: bytes) -> bool:
+        """Whether it is that `voucher`; None is nobody's."""
+        return voucher is not None and hmac.compare_digest(voucher, self.voucher(file_id, digest))
 
     def number(self, key: str) -> int:
         """A number that only grows; 0 at first."""

@@ -43,6 +43,16 @@ _TOLD = "keep what you have, and ask the server's operator"
 _UNDONE = "somebody else had your keys then: see `sfsc history`"
 
 
+class Revision(Value):
+    """A record of a file that is known, which an answer must not fall behind: its `rev`, and its
+    `hash` (32 bytes). With `vouched`, whoever holds this account's keys has found its signature
+    good before, or made it, so that it needs no second look."""
+
+    rev: int
+    hash: bytes
+    vouched: bool = False
+
+
 class File(Value):
     """One version of a file, every signature verified.
 
@@ -72,12 +82,12 @@ class File(Value):
     def deleted(self) -> bool:
         return self.head.current == 0
 
-    def check_not_older(self, known: tuple[int, bytes] | None) -> None:
-        """Raise `Rollback` or `Fork` where this is older than `known`, (rev, hash) of the newest
-        record that was known *before* the server was asked, or leads there another way."""
+    def check_not_older(self, known: Revision | None) -> None:
+        """Raise `Rollback` or `Fork` where this is older than `known`, the newest record that was
+        known *before* the server was asked, or leads there another way."""
         if known is None:
             return
-        rev, digest = known
+        rev, digest = known.rev, known.hash
         head = self.head
         if head.rev < rev:
             raise Rollback(
@@ -148,7 +158,7 @@ class Owner(Value):
     voided: Mapping[int, bytes]
     voided_wraps: frozenset[bytes]
 
-    def newest(self, view: FileView, wanted: str | None, known: tuple[int, bytes] | None) -> File:
+    def newest(self, view: FileView, wanted: str | None, known: Revision | None) -> File:
         """What Stat, List or a conflict shows: the newest version of the file `wanted`.
 
         `wanted` None stands for any file of his; for `known` see `File.check_not_older`. Raises
@@ -161,9 +171,7 @@ class Owner(Value):
             raise Rollback("the server shows an older version of the file as its newest", _TOLD)
         return file
 
-    def opened(
-        self, view: FileView, wanted: str, version: int, known: tuple[int, bytes] | None
-    ) -> File:
+    def opened(self, view: FileView, wanted: str, version: int, known: Revision | None) -> File:
         """What GetOpen shows: `version` of the file, or with 0 the current one.
 
         Raises as `newest` does, and `NotFound` for the current version of a deleted file.
@@ -190,7 +198,7 @@ class Owner(Value):
         self,
         view: FileView,
         wanted: str | None,
-        known: tuple[int, bytes] | None,
+        known: Revision | None,
         *,
         historic: bool = False,
     ) -> File:
@@ -198,14 +206,14 @@ class Owner(Value):
         below = historic or view.head is not None
         passes = below and self.is_undone(view.content)
         read = parsed(view.content, _parsed_before)
-        content = self.judged(view.content, read, wanted, historic=passes)
+        content = self.judged(view.content, read, wanted, known, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_undone(view.head)
             read = parsed(view.head, _parsed_before)
-            head = self.judged(view.head, read, content.file_id, historic=passes)
+            head = self.judged(view.head, read, content.file_id, known, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
@@ -229,15 +237,16 @@ class Owner(Value):
         signed: SignedRecord,
         record: FileRecord,
         wanted: str | None,
+        known: Revision | None = None,
         *,
         historic: bool = False,
     ) -> FileRecord:
-        """As `record`, of what was `parsed` already."""
+        """As `record`, of what was `parsed` already; `known` of the same file may vouch for it."""
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
             raise BadRecord("a file's record is of another server or user", _TOLD)
         if wanted is not None and record.file_id != wanted:
             raise BadRecord("the server shows the record of another file", _TOLD)
-        self._check_signed(signed, record, historic=historic)
+        self._check_signed(signed, record, known, historic=historic)
         _check_current(record)
         return record
 
@@ -258,17 +267,28 @@ class Owner(Value):
         """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
         return bool(self.voided) and self.is_voided(parsed(signed))
 
-    def _check_signed(self, signed: SignedRecord, record: FileRecord, *, historic: bool) -> None:
+    def _check_signed(
+        self, signed: SignedRecord, record: FileRecord, known: Revision | None, *, historic: bool
+    ) -> None:
         by_generation = {one.generation: one.signature for one in signed.signatures}
         if len(by_generation) != len(signed.signatures):
             raise BadRecord("a file's record has two signatures of one generation", _TOLD)
         own = by_generation.pop(record.generation, None)
         keys = {**self.former, **self.voided} if historic else self.signers
-        if verifies(Label.RECORD, signed.record, own, keys.get(record.generation)):
+        digest = record_hash(signed.record)
+        # Which keys count may have changed since then, so that is asked all the same; whose a
+        # signature is may not: a generation has one key for ever.
+        vouched = known is not None and known.vouched and known.hash == digest
+
+        def is_by(public: bytes | None) -> bool:
+            if vouched:
+                return public is not None
+            return verifies(Label.RECORD, signed.record, own, public)
+
+        if is_by(keys.get(record.generation)):
             return
         # Of older keys an old record stays; that it is old, a key that counts has vouched for.
-        digest = record_hash(signed.record)
-        former = verifies(Label.RECORD, signed.record, own, self.former.get(record.generation))
+        former = is_by(self.former.get(record.generation))
         for generation, signature in by_generation.items():
             public = self.signers.get(generation) if generation > record.generation else None
             if former and verifies(Label.ENDORSE, digest, signature, public):

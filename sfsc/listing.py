@@ -8,16 +8,16 @@ once is not verified again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from protocol.errors import EncodingError, MessageError
 from protocol.messages import Done, Error, FileView, Reply
 from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
-from protocol.records import FileRecord
+from protocol.records import FileRecord, record_hash
 from protocol.values import Value
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound
-from sfsc.identity import Entry, File, has_moved
+from sfsc.identity import Entry, File, Revision, has_moved
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -140,12 +140,24 @@ class Files:
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed(), state.revisions()
+        ids = {revision.hash: file_id for file_id, revision in known.items()}
         for page in changed_since(session, since):
-            with verifying(session.account.signed(page.views)), state.changing():
-                self._take_up(page.views, known)
+            views = self._news(page.views, ids)
+            with verifying(session.account.signed(views)), state.changing():
+                self._take_up(views, known)
         state.remember_listed(complete)
 
-    def _take_up(self, views: Sequence[FileView], known: dict[str, tuple[int, bytes]]) -> None:
+    def _news(self, views: Sequence[FileView], ids: Mapping[bytes, str]) -> list[FileView]:
+        """Those of whose last record no entry is cached. `ids` are the files that are known, by the
+        hash of their last record. Of one that is known and cached there is nothing to be learnt,
+        whatever else the server shows with it, and nothing of it is read."""
+        last = (view.content if view.head is None else view.head for view in views)
+        found = [ids.get(record_hash(one.record)) for one in last]
+        cached = self._session.state.with_entries([one for one in found if one is not None])
+        pairs = zip(views, found, strict=True)
+        return [view for view, one in pairs if one is None or cached[one] is None]
+
+    def _take_up(self, views: Sequence[FileView], known: dict[str, Revision]) -> None:
         session, files = self._session, list[File]()
         for view in views:
             file = session.account.newest(view, None, None)

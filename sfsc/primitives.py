@@ -126,6 +126,11 @@ def state_key(device_private: bytes) -> bytes:
     return _hkdf(device_private, None, b"sfs/v1/state")
 
 
+def known_key(state: bytes) -> bytes:
+    """The key that what was verified is known again by, of the one that names are cached under."""
+    return _hkdf(state, None, b"sfs/v1/state/known")
+
+
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
     """RFC 9106 Argon2id, 32 bytes. The caller caps the cost before it asks for `kib` KiB."""
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id

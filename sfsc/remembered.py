@@ -10,8 +10,8 @@ from typing import Final
 
 from protocol.records import Statement, record_hash
 from protocol.values import Value
-from sfsc.identity import File
-from sfsc.state import Revision, State
+from sfsc.identity import File, Revision
+from sfsc.state import State
 
 _RECEIVED: Final = "received"
 
@@ -33,7 +33,7 @@ class SharedKnown(Value):
 
     @property
     def known(self) -> Revision:
-        return self.rev, self.hash
+        return Revision(self.rev, self.hash)
 
 
 class Remembered:

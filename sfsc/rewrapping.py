@@ -5,6 +5,7 @@ generation's: what a rotation does between its beginning and its end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from protocol import merkle
@@ -20,10 +21,10 @@ from protocol.messages.rotation import (
 from protocol.records import FileRecord, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
 from protocol.values import Mutable, Value, field
-from sfsc.cores import Cores
+from sfsc.cores import CHUNK, Cores
 from sfsc.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
-from sfsc.identity import Account, Owner, parsed
+from sfsc.identity import Account, Owner, Revision, parsed
 from sfsc.people import People
 from sfsc.refusals import answered
 from sfsc.session import Session
@@ -34,7 +35,8 @@ from sfsc.wraps import wrap_items
 _BATCHES: Final = 4
 """Batches under way."""
 _Batch = tuple[RewrapItem, ...]
-Version = tuple[Owner | None, WrapItem]
+Version = tuple[Owner | None, WrapItem, Revision | None]
+"""Whose it is (None: ours), what the server lists, and what is known of the file, if it is ours."""
 Answer = tuple[RewrapItem | None, bytes | None]
 
 
@@ -54,6 +56,7 @@ class _Renewed(Mutable):
 
     owner: Owner | None
     item: WrapItem
+    known: Revision | None
     signed: list[SignedRecord]
     older: list[SignedRecord]
     wrap: Wrap | None
@@ -66,7 +69,7 @@ class _Renewed(Mutable):
 class Renewal(Value):
     """What is made of versions, without a server, by the keys that the account has now.
 
-    Called with some and their owners, None for those that are ours, it gives for each what is to be
+    Called with some, it gives for each what is to be
     sent, None for nothing, and the leaf hash of our wrap as it is then, None where there is none.
 
     Each step is taken for all before the next: a step that finds its code and tables still at hand
@@ -79,7 +82,7 @@ class Renewal(Value):
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
         """Raises `BadRecord`, `Tampered` for a version of ours that is not what was signed."""
-        looked_at = [self._look(owner, item) for owner, item in versions]
+        looked_at = [self._look(*version) for version in versions]
         renewed = [one for one in looked_at if one is not None]
         for step in (self._parse, self._judge, self._open, self._wrap, self._endorse):
             for one in renewed:
@@ -92,15 +95,16 @@ class Renewal(Value):
                     # shares rubbish with us would keep us from ever finishing.
                     one.signed, one.records = [], []
                     one.content = one.key = one.wrap = None
-        return [self._answer(item, one) for (_, item), one in zip(versions, looked_at, strict=True)]
+        pairs = zip(versions, looked_at, strict=True)
+        return [self._answer(item, one) for (_, item, _), one in pairs]
 
-    def _look(self, owner: Owner | None, item: WrapItem) -> _Renewed | None:
+    def _look(self, owner: Owner | None, item: WrapItem, known: Revision | None) -> _Renewed | None:
         """None where there is nothing to be done."""
         wrap = item.wrap
         if owner is not None:
             # The records of what another shares are for him to endorse.
             renews = wrap is not None and not self._is_new(wrap)
-            return _Renewed(owner, item, [item.content], [], wrap) if renews else None
+            return _Renewed(owner, item, known, [item.content], [], wrap) if renews else None
         if wrap is not None and self.account.is_lost((wrap,)):
             wrap = None  # a thief has it, and nobody else
         stand = standing_records(self.account, item)
@@ -109,7 +113,7 @@ class Renewal(Value):
             return None
         if wrap is not None and item.content not in stand:
             stand.append(item.content)
-        return _Renewed(None, item, stand, older, wrap)
+        return _Renewed(None, item, known, stand, older, wrap)
 
     def _parse(self, one: _Renewed) -> None:
         one.records = [parsed(signed) for signed in one.signed]
@@ -117,7 +121,7 @@ class Renewal(Value):
     def _judge(self, one: _Renewed) -> None:
         whose, item = one.owner or self.account, one.item
         for signed, record in zip(one.signed, one.records, strict=True):
-            judged = whose.judged(signed, record, item.file_id)
+            judged = whose.judged(signed, record, item.file_id, one.known)
             if signed is item.content:
                 one.content = judged
 
@@ -197,18 +201,22 @@ class Rewrapping:
         return Renewal(session.account, session.author.generation, session.signing_key())
 
     def _versions(self, sweep: Sweep) -> Iterator[Version]:
-        account, owner = self._session.account, None
-        for item in wrap_items(self._session):
-            if self._session.account is not account:
-                sweep.left += 1  # another machine has rotated: all is to be looked at again
-                return
-            if item.owner == account.user:
-                self._check(item)
-                yield None, item
-            else:
-                if owner is None or owner.user != item.owner:
-                    owner = self._people.find(item.owner).owner
-                yield owner, item
+        session, owner = self._session, None
+        account, items = session.account, wrap_items(session)
+        while some := list(islice(items, CHUNK)):
+            ours = [item.file_id for item in some if item.owner == account.user]
+            known = session.state.known(ours)
+            for item in some:
+                if session.account is not account:
+                    sweep.left += 1  # another machine has rotated: all is to be looked at again
+                    return
+                if item.owner == account.user:
+                    self._check(item)
+                    yield None, item, known[item.file_id]
+                else:
+                    if owner is None or owner.user != item.owner:
+                        owner = self._people.find(item.owner).owner
+                    yield owner, item, None
 
     def _check(self, item: WrapItem) -> None:
         if self._judge is not None:

@@ -47,7 +47,7 @@ from sfsc.errors import (
     Unreachable,
 )
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
-from sfsc.identity import Account, File, has_moved
+from sfsc.identity import Account, File, Revision, has_moved
 from sfsc.keyring import Keyring
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
@@ -355,11 +355,11 @@ class Session:
             self.state.remember_file(known_file(file), None)
         return file
 
-    def learn_head(self, file: File, known: tuple[int, bytes] | None) -> None:
+    def learn_head(self, file: File, known: Revision | None) -> None:
         """Remember the head that any version of a file was shown with, verified, where it says
-        which version is the newest: a put onto it must know. `known` is what was, (rev, hash)."""
+        which version is the newest: a put onto it must know. `known` is what was."""
         head = file.head
-        if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known[0]):
+        if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
             newest = KnownFile.of(head, file.head_body, head.version or 0)
             self.state.remember_file(newest, None)
 

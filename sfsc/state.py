@@ -1,8 +1,9 @@
 """What this client remembers, in ``HOME/state.sqlite3`` (0600), so that nobody can turn back time.
 
 The newest proven checkpoint of the log, every server statement, and of every file the newest
-record that was verified. Beside these, as a cache, what a listing shows of each file; names are
-encrypted under a key that comes from the keyring, since the keyring may be locked and this is not.
+record that was verified. Beside these, as a cache, what a listing shows of each file, and that its
+record's signature was found good; names are encrypted, and that is authenticated, under a key that
+comes from the keyring, since the keyring may be locked and this is not.
 
 Several processes may use one file: writes are short transactions that wait for each other, and
 each only moves forward, so that whoever is late cannot undo what another has learned. Losing the
@@ -22,9 +23,7 @@ from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
 from protocol.values import Value
 from sfsc.database import Database, translated
-
-Revision = tuple[int, bytes]
-"""`rev` of a file's record, and the record's hash: what an answer must not fall behind."""
+from sfsc.identity import Revision
 
 
 class KnownFile(Value):
@@ -46,7 +45,7 @@ class KnownFile(Value):
 
     @property
     def known(self) -> Revision:
-        return self.rev, self.hash
+        return Revision(self.rev, self.hash)
 
 
 class Followed(Value):
@@ -75,10 +74,15 @@ class State(Database):
         """Go on with another key (32 bytes); what is cached of one's own files is kept."""
         with self.changing():
             entries, listed = list(self.entries()), self.listed()
+            rows = self.rows("SELECT vouched, file_id, hash FROM file")
+            vouched = [row[1:] for row in rows if self.vouches(*row)]
             self.use_key(key)
             for file_id, entry in entries:
                 sealed = self.seal(entry, file_id)
                 self.run("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
+            for file_id, digest in vouched:
+                voucher = self.voucher(file_id, digest)
+                self.run("UPDATE file SET vouched = ? WHERE file_id = ?", (voucher, file_id))
             self.remember_listed(listed)
 
     # --- the log ------------------------------------------------------------------------------
@@ -181,16 +185,21 @@ class State(Database):
         return found
 
     def known(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
-        """The revision that is known of each of a few files; to be asked for as `file` is."""
-        return self.known_by("SELECT file_id, rev, hash FROM file WHERE", (), file_ids)
+        """The revision that is known of each of a few files, and whether it is vouched for; to be
+        asked for as `file` is."""
+        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        query = "SELECT file_id, rev, hash, vouched FROM file WHERE"
+        for file_id, rev, digest, voucher in self._of(query, (), file_ids):
+            found[file_id] = Revision(rev, digest, self.vouches(voucher, file_id, digest))
+        return found
 
     def known_by(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> dict[str, Revision | None]:
-        """As `known`, by a query for (file_id, rev, hash) that goes on with which files."""
+        """By a query for (file_id, rev, hash) that goes on with which files; none vouched for."""
         found: dict[str, Revision | None] = dict.fromkeys(file_ids)
-        rows = self._of(query, values, file_ids)
-        found.update((file_id, (rev, digest)) for file_id, rev, digest in rows)
+        for file_id, rev, digest in self._of(query, values, file_ids):
+            found[file_id] = Revision(rev, digest)
         return found
 
     def _of(
@@ -201,12 +210,13 @@ class State(Database):
         return self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
     def revisions(self) -> dict[str, Revision]:
-        """(rev, hash of the record) of every known file; to be asked for as `file` is."""
+        """What is known of every file; to be asked for as `file` is."""
         rows = self.rows("SELECT file_id, rev, hash FROM file")
-        return {file_id: (rev, record_hash) for file_id, rev, record_hash in rows}
+        return {file_id: Revision(rev, digest) for file_id, rev, digest in rows}
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
-        """The newest record of a file, verified, and what a listing shows of it (None: nothing).
+        """The newest record of a file, its signature verified or made here, and what a listing
+        shows of it (None: nothing).
 
         An older one than is known changes nothing.
         """
@@ -222,13 +232,15 @@ class State(Database):
                 known.record,
                 known.version,
                 None if entry is None else self.seal(entry, known.file_id),
+                self.voucher(known.file_id, known.hash),
             )
             for known, entry in files
         ]
         self.run_all(
-            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
-            " version = excluded.version, entry = excluded.entry WHERE excluded.rev >= rev",
+            " version = excluded.version, entry = excluded.entry, vouched = excluded.vouched"
+            " WHERE excluded.rev >= rev",
             rows,
         )
 

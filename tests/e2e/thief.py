@@ -68,7 +68,7 @@ class Thief:
         ids = {self.store._session.account.file_id(name) for name in names}
         rewrapping = Rewrapping(self.store._session, self.store._rooms.people, None)
         items = [one for one in self.rotation._items() if one.file_id in ids]
-        renewed = [one for one, _ in rewrapping.renewal()([(None, one) for one in items])]
+        renewed = [one for one, _ in rewrapping.renewal()([(None, one, None) for one in items])]
         self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))
 
     def finish(self) -> None:

@@ -27,7 +27,7 @@ from sfsc.errors import (
     Rollback,
     Tampered,
 )
-from sfsc.identity import Account, Entry
+from sfsc.identity import Account, Entry, Revision
 from sfsc.keyring import Device, GenerationKeys, Keyring
 from sfsc.primitives import PrivateKey, file_id
 from sfsc.segments import ciphertext_size
@@ -193,7 +193,7 @@ def test_an_older_version_comes_with_the_head() -> None:
     second = version(2, first.body)
     shown = view(first, second.record)
     assert account().opened(shown, FILE_ID, 1, None).content == first.record
-    known = (2, record_hash(second.body))
+    known = Revision(2, record_hash(second.body))
     assert account().opened(shown, FILE_ID, 1, known).head == second.record
 
 
@@ -303,7 +303,7 @@ def test_what_was_seen_is_not_unseen() -> None:
     second = version(2, first.body)
     other = version(2, first.body)
     third = version(3, other.body)
-    seen = (2, record_hash(second.body))
+    seen = Revision(2, record_hash(second.body))
     with pytest.raises(Rollback):
         account().newest(view(first), FILE_ID, seen)
     with pytest.raises(Fork):
@@ -462,6 +462,41 @@ def test_whose_signature_counts(case: str) -> None:
     else:
         with pytest.raises(BadRecord):
             who.record(signed, FILE_ID)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("case", COUNTS)
+def test_what_is_vouched_for_is_asked_only_whose_key_counts(case: str, *, finished: bool) -> None:
+    """Its own signature was good, so what it is does not matter any more; all else does."""
+    signatures, _, _ = COUNTS[case]
+    made = version()
+    shown = FileView(9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
+    known = Revision(1, record_hash(made.body), vouched=True)
+    endorsed = (2, OTHER, ENDORSE) in signatures
+    # A key that does not count is no one's, whoever has vouched for what it signed.
+    never = replace(rotated(finished=finished), signers={2: OTHER.public}, former={})
+    if case != "signed twice by one" and (endorsed or not finished):
+        assert rotated(finished=finished).newest(shown, FILE_ID, known).content == made.record
+    else:
+        with pytest.raises(BadRecord):
+            rotated(finished=finished).newest(shown, FILE_ID, known)
+    with pytest.raises(BadRecord):
+        never.newest(shown, FILE_ID, known)
+
+
+@pytest.mark.parametrize("known", [None, (1, "same", False), (1, "another", True)])
+def test_what_is_not_vouched_for_is_verified(known: tuple[int, str, bool] | None) -> None:
+    made, rest = version(), version().body
+    shown = FileView(9, signed(made.record, OTHER), None, made.metadata, made.wraps)
+    if known is None:
+        revision = None
+    else:
+        rev, which, vouched = known
+        # Of a `rev` below: what is known of the file is the record before this one.
+        body = made.body if which == "same" else rest
+        revision = Revision(rev if which == "same" else 0, record_hash(body), vouched)
+    with pytest.raises(BadRecord):
+        account().newest(shown, FILE_ID, revision)
 
 
 def test_an_old_record_in_a_history_needs_no_endorsement() -> None:

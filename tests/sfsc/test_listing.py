@@ -21,7 +21,7 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.identity import Account, File
+from sfsc.identity import Account, File, Revision
 from sfsc.listing import Files
 from sfsc.session import Session
 from sfsc.uploads import Uploads
@@ -101,6 +101,30 @@ def test_a_listing_that_hides_what_was_put_is_still_answered_from_memory(
     store(session, "a", "b")
     server.spoil = lambda _request, reply: Listing((), "") if isinstance(reply, Listing) else reply
     assert names(session) == ["a", "b"]
+
+
+def test_of_what_is_known_nothing_is_read(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """A listing shows what was put here: whatever comes with the record, nobody looks at it."""
+    store(session, "a", "b")
+    shown: list[int] = []
+
+    def spoilt(_request: Request, reply: Reply) -> Reply:
+        if not isinstance(reply, Listing):
+            return reply
+        shown.append(len(reply.views))
+        views = [replace(view, metadata=b"rubbish") for view in reply.views]
+        return Listing(tuple(views), reply.next)
+
+    server.spoil = spoilt
+    assert names(session) == ["a", "b"]
+    store(session, "a")
+    assert names(session) == ["a", "b"]
+    assert shown == [2, 1]
+    # What the other does not know it reads.
+    with pytest.raises(Tampered):
+        names(other)
 
 
 def test_a_listing_of_an_old_revision(server: Simulator, session: Session) -> None:
@@ -183,7 +207,7 @@ def test_the_next_page_is_asked_for_before_one_is_taken_up(
     newest = Account.newest
 
     def noting(
-        account: Account, view: FileView, wanted: str | None, known: tuple[int, bytes] | None
+        account: Account, view: FileView, wanted: str | None, known: Revision | None
     ) -> File:
         other.transport.call(Stat("alice", "0" * 32, 0))  # so that all before it has arrived
         asked.append(len(server.asked(List)))

@@ -11,7 +11,7 @@ from protocol.records import PURGE, FileRecord, record_hash
 from protocol.signatures import Label, SigningKey, verify
 from sfsc.envelope import Author, ContentKey, Recipient, content_record, open_wraps
 from sfsc.errors import BadRecord, Tampered
-from sfsc.identity import Account, Owner
+from sfsc.identity import Account, Owner, Revision
 from sfsc.primitives import PrivateKey
 from sfsc.rewrapping import Renewal, Version, leaf_of
 
@@ -76,7 +76,7 @@ def tampered(one: WrapItem) -> WrapItem:
 
 def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None:
     """That what is sent is this version's, and says the same as before under the new keys."""
-    owner, before = version
+    owner, before, _ = version
     assert sent is not None
     assert (sent.owner, sent.file_id, sent.version) == (before.owner, before.file_id, 1)
     assert sent.wrap is not None
@@ -97,9 +97,9 @@ def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None
 
 def test_each_gets_its_own() -> None:
     versions: list[Version] = [
-        (None, item(1)),
-        (BOB, item(2, BOB, by=BOB_SIGNING)),
-        (None, item(3)),
+        (None, item(1), None),
+        (BOB, item(2, BOB, by=BOB_SIGNING), None),
+        (None, item(3), None),
     ]
     answers = RENEWAL(versions)
     assert len(answers) == 3
@@ -115,9 +115,11 @@ def test_what_is_new_already_is_left_alone_and_counted() -> None:
     first, last = item(1), item(3)
     done = endorsed(item(2, to=NEW))
     shared = item(4, BOB, to=NEW, by=BOB_SIGNING)
-    answers = RENEWAL([(None, first), (None, done), (BOB, shared), (None, last)])
-    check((None, first), *answers[0])
-    check((None, last), *answers[3])
+    answers = RENEWAL(
+        [(None, first, None), (None, done, None), (BOB, shared, None), (None, last, None)]
+    )
+    check((None, first, None), *answers[0])
+    check((None, last, None), *answers[3])
     for one, (sent, leaf) in ((done, answers[1]), (shared, answers[2])):
         assert one.wrap is not None
         assert sent is None
@@ -126,7 +128,7 @@ def test_what_is_new_already_is_left_alone_and_counted() -> None:
 
 def test_a_new_wrap_stays_where_only_the_record_is_old() -> None:
     one = item(1, to=NEW)
-    ((sent, leaf),) = RENEWAL([(None, one)])
+    ((sent, leaf),) = RENEWAL([(None, one, None)])
     assert sent is not None
     assert one.wrap is not None
     assert sent.wrap == one.wrap
@@ -136,7 +138,7 @@ def test_a_new_wrap_stays_where_only_the_record_is_old() -> None:
 
 def test_a_version_without_a_wrap_is_endorsed() -> None:
     one = wrapped(item(1), None)
-    ((sent, leaf),) = RENEWAL([(None, one)])
+    ((sent, leaf),) = RENEWAL([(None, one, None)])
     assert sent is not None
     assert sent.wrap is None
     assert len(sent.endorsements) == 1
@@ -157,18 +159,33 @@ def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> 
     else:
         bad = WrapItem("bob", f"{9:032x}", 1, bad.content, None, bad.wrap)
     owners = [BOB, None, BOB]
-    answers = RENEWAL([(BOB, good[0]), (None, good[1]), (BOB, bad), (BOB, good[2])])
+    answers = RENEWAL(
+        [(BOB, good[0], None), (None, good[1], None), (BOB, bad, None), (BOB, good[2], None)]
+    )
     given_up = answers.pop(2)
     for owner, one, (sent, leaf) in zip(owners, good, answers, strict=True):
-        check((owner, one), sent, leaf)
+        check((owner, one, None), sent, leaf)
     assert given_up == (RewrapItem("bob", bad.file_id, 1, None, ()), None)
 
 
 def test_of_our_own_nothing_is_given_up() -> None:
     with pytest.raises(Tampered):
-        RENEWAL([(None, item(1)), (None, tampered(item(2)))])
+        RENEWAL([(None, item(1), None), (None, tampered(item(2)), None)])
     with pytest.raises(BadRecord):
-        RENEWAL([(None, item(1)), (None, item(2, by=BOB_SIGNING))])
+        RENEWAL([(None, item(1), None), (None, item(2, by=BOB_SIGNING), None)])
+
+
+def test_a_signature_that_is_vouched_for_is_not_asked_about_again() -> None:
+    good, by_bob = item(1), item(2, by=BOB_SIGNING)  # whose signature it is tells whether one looks
+    digest = record_hash(by_bob.content.record)
+    known = [Revision(1, digest, vouched) for vouched in (True, False)]
+    answers = RENEWAL([(None, good, None), (None, by_bob, known[0])])
+    for one, (sent, leaf) in zip((good, by_bob), answers, strict=True):
+        check((None, one, None), sent, leaf)
+    with pytest.raises(BadRecord):
+        RENEWAL([(None, by_bob, known[1])])
+    with pytest.raises(BadRecord):
+        RENEWAL([(None, by_bob, Revision(1, record_hash(good.content.record), vouched=True))])
 
 
 def test_a_purged_file_has_both_its_records_endorsed() -> None:
@@ -190,7 +207,9 @@ def test_a_purged_file_has_both_its_records_endorsed() -> None:
         purged=(1,),
     )
     head = signed(purged, OLD_SIGNING)
-    ((sent, leaf),) = RENEWAL([(None, WrapItem("ada", one.file_id, 1, one.content, head, None))])
+    ((sent, leaf),) = RENEWAL(
+        [(None, WrapItem("ada", one.file_id, 1, one.content, head, None), None)]
+    )
     assert sent is not None
     hashes = [endorsement.record_hash for endorsement in sent.endorsements]
     assert hashes == [record_hash(one.content.record), record_hash(head.record)]

@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 
 from sfsc.errors import LocalError
+from sfsc.identity import Revision
 from sfsc.state import KnownFile, State
 
 ACCOUNT = bytes(32) + b"ada"
@@ -32,6 +33,10 @@ def opened(path: Path, account: bytes = ACCOUNT, key: bytes = KEY) -> State:
 def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
     record = f"record {rev}{mark}".encode()
     return KnownFile(file_id, rev, record.ljust(32, b"."), record, version=rev)
+
+
+def vouched(rev: int, file_id: str = "a" * 32) -> Revision:
+    return Revision(rev, known(rev, file_id).hash, vouched=True)
 
 
 def test_nothing_is_known_at_first(path: Path) -> None:
@@ -56,7 +61,7 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         assert state.server_statement() == b"statement"
         assert state.file("a" * 32) == known(3)
         assert state.revisions() == {"a" * 32: known(3).known}
-        assert state.known(["a" * 32, "b" * 32]) == {"a" * 32: known(3).known, "b" * 32: None}
+        assert state.known(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
         assert state.known([]) == {}
         assert state.files(["b" * 32, "a" * 32]) == {"b" * 32: None, "a" * 32: known(3)}
         assert list(state.entries()) == [("a" * 32, b"entry")]
@@ -87,7 +92,7 @@ def test_many_are_remembered_together_or_not_at_all(path: Path) -> None:
         state.remember_files([(first, b"older"), (second, None)])
         assert state.files(["a" * 32, "b" * 32]) == {"a" * 32: known(3), "b" * 32: second}
         assert list(state.entries()) == [("a" * 32, b"newer")]
-        wrong = replace(second, file_id="c" * 32, hash=cast(bytes, None))
+        wrong = replace(second, file_id="c" * 32, record=cast(bytes, None))
         with pytest.raises(LocalError):
             state.remember_files([(known(1, "d" * 32), None), (wrong, None)])
         assert state.file("d" * 32) is None
@@ -189,6 +194,68 @@ def test_a_row_goes_into_few_bytes_and_an_older_file_stays_as_it_is(path: Path) 
     assert pages()[0] == 4096
     with opened(path) as state:
         assert state.file("a" * 32) == known(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE file SET hash = zeroblob(32)",
+        "UPDATE file SET vouched = NULL",
+        "UPDATE file SET vouched = zeroblob(16)",
+        "UPDATE file SET vouched = substr(vouched, 1, 15)",
+        "UPDATE file SET vouched = zeroblob(0)",
+        "UPDATE file SET (hash, vouched) = (SELECT hash, vouched FROM file ORDER BY file_id DESC)",
+    ],
+)
+def test_who_can_only_write_the_file_cannot_vouch(path: Path, change: str) -> None:
+    other = "b" * 32
+    with opened(path) as state:
+        state.remember_files([(known(1), b"entry"), (known(1, other, "other"), None)])
+        assert state.known(["a" * 32]) == {"a" * 32: vouched(1)}
+    with sqlite3.connect(path) as database:
+        database.execute(change)
+    database.close()
+    with opened(path) as state:
+        revision = state.known(["a" * 32])["a" * 32]
+        assert revision is not None
+        assert not revision.vouched
+        # Once it is verified again, it is vouched for again.
+        state.remember_file(known(1), None)
+        assert state.known(["a" * 32]) == {"a" * 32: vouched(1)}
+
+
+def test_another_key_vouches_for_nothing_unless_it_takes_over(path: Path) -> None:
+    ids = ["a" * 32, "b" * 32]
+    with opened(path) as state:
+        state.remember_files([(known(1), None), (known(1, ids[1]), None)])
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE file SET vouched = zeroblob(16) WHERE file_id = ?", (ids[1],))
+    database.close()
+    with opened(path) as state:
+        state.change_key(b"K" * 32)
+    with opened(path, key=b"K" * 32) as state:
+        assert state.known(ids) == {ids[0]: vouched(1), ids[1]: known(1, ids[1]).known}
+    with opened(path, key=b"2" * 32) as state:
+        assert state.known(ids) == {one: known(1, one).known for one in ids}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_file_is_taken_over_and_vouches_for_nothing(path: Path, version: int) -> None:
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+        state.remember_listed(5)
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE file DROP COLUMN vouched")
+        if version == 1:
+            for table in ("logged", "statement", "shared"):
+                database.execute(f"DROP TABLE {table}")
+        database.execute(f"PRAGMA user_version = {version}")
+    database.close()
+    with opened(path) as state:
+        assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
+        assert (list(state.entries()), state.listed()) == ([("a" * 32, b"entry")], 5)
+        state.remember_file(known(2), None)
+        assert state.known(["a" * 32]) == {"a" * 32: vouched(2)}
 
 
 def test_another_account_is_refused(path: Path) -> None:
