@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutSmall
 from protocol.records import FileRecord, Reader
+from protocol.signatures import Label
 from protocol.values import Value, changed, field
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
-from sfsc.errors import ConflictError
+from sfsc.errors import ConflictError, SfscError
 from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.pieces import UploadLost
 from sfsc.refusals import answered, refusal
@@ -28,6 +29,7 @@ from sfsc.state import KnownFile
 
 Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
 """(record, signature, wraps) to the request that stores a content under them."""
+_Item = TypeVar("_Item")
 
 
 class Put(Value):
@@ -97,6 +99,41 @@ class Attempt(Value):
     build: Build
 
 
+class Draft:
+    """An attempt at `content` that is being made; each step sets what comes below it."""
+
+    __slots__ = ("base", "body", "build", "content", "head", "readers", "record", "wraps")
+
+    def __init__(self, content: Content, build: Build) -> None:
+        self.content = content
+        self.build = build
+        self.base: KnownFile | None
+        self.head: FileRecord | None
+        self.readers: tuple[Reader, ...]
+        self.wraps: tuple[Wrap, ...]
+        self.record: FileRecord
+        self.body: bytes
+
+
+def step_by_step(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
+    """Take each step for all of `items` before the next: behind other steps, and cryptography above
+    all, a step finds its code and tables gone from the processor's caches, and takes a sixth more.
+
+    One that a step fails for ends it: it goes from `items`, with all behind it, those before it go
+    on, and its error is returned.
+    """
+    failure: SfscError | None = None
+    for step in steps:
+        for place, item in enumerate(items):
+            try:
+                step(item)
+            except SfscError as exc:
+                failure = exc  # one that failed in a step before stood behind this one
+                del items[place:]
+                break
+    return failure
+
+
 class Attempts:
     """Makes them over one session, and follows up on the answers."""
 
@@ -107,7 +144,15 @@ class Attempts:
 
     def make(self, content: Content, build: Build) -> Attempt:
         """The first attempt at `content`. Raises `ConflictError` for another head than expected."""
-        return self._onto(self._base(content.file_id, content.expected), content, build)
+        attempts, failure = self.make_all([Draft(content, build)])
+        if failure is not None:
+            raise failure
+        return attempts[0]
+
+    def make_all(self, drafts: list[Draft]) -> tuple[list[Attempt], SfscError | None]:
+        """The first attempt at each of them, up to the first that fails, and its error. They are
+        to be sent at once: what was signed for a server that has told two stories by now is not."""
+        return self._stepped(drafts, (self._find, *self._steps))
 
     def settle(self, attempt: Attempt) -> Put:
         """Send an attempt, follow up on the answer, and remember what that taught us."""
@@ -161,20 +206,42 @@ class Attempts:
         return self._session.state.file(file_id)
 
     def _onto(self, base: KnownFile | None, content: Content, build: Build) -> Attempt:
-        """The record of `content` onto `base`, signed. Raises `ConflictError` for another head than
-        the caller expected."""
-        session = self._session
-        head = None if base is None else FileRecord.parse(base.record)
+        """Another attempt at `content`, onto `base`. Raises as `make`."""
+        draft = Draft(content, build)
+        draft.base = base
+        attempts, failure = self._stepped([draft], self._steps)
+        if failure is not None:
+            raise failure
+        return attempts[0]
+
+    def _find(self, draft: Draft) -> None:
+        """The head to put onto."""
+        draft.base = self._base(draft.content.file_id, draft.content.expected)
+
+    @property
+    def _steps(self) -> tuple[Callable[[Draft], None], ...]:
+        """From the head to put onto to the record that is to be signed."""
+        return self._place, self._wrap, self._write
+
+    def _place(self, draft: Draft) -> None:
+        """Raises `ConflictError` for another head than the caller expected."""
+        base, content = draft.base, draft.content
+        draft.head = head = None if base is None else FileRecord.parse(base.record)
         current = 0 if head is None else head.current
         if content.expected is not None and content.expected != current:
             raise ConflictError(
                 f"version {current} is current, not {content.expected}",
                 head=None if base is None else base.record,
             )
-        readers = self._new_readers(content) if head is None else head.readers
-        wraps = session.wrap(content.key, head, readers)
-        record = content_record(
-            session.author,
+        draft.readers = self._new_readers(content) if head is None else head.readers
+
+    def _wrap(self, draft: Draft) -> None:
+        draft.wraps = self._session.wrap(draft.content.key, draft.head, draft.readers)
+
+    def _write(self, draft: Draft) -> None:
+        content, base = draft.content, draft.base
+        draft.record = content_record(
+            self._session.author,
             content.key,
             file_id=content.file_id,
             head=None if base is None else base.record,
@@ -182,14 +249,36 @@ class Attempts:
             ciphertext_size=content.ciphertext_size,
             segments_root=content.segments_root,
             metadata=content.sealed,
-            readers=readers,
-            seen=session.seen,
+            readers=draft.readers,
+            seen=self._session.seen,
             created=int(time.time()),
         )
-        body = record.encode()
-        signature = session.sign(body)
-        request = build(body, signature, wraps)
-        return Attempt(content, base, record, body, signature, request, session.connections, build)
+        draft.body = draft.record.encode()
+
+    def _stepped(
+        self, drafts: list[Draft], steps: Sequence[Callable[[Draft], None]]
+    ) -> tuple[list[Attempt], SfscError | None]:
+        failure = step_by_step(drafts, steps)
+        if not drafts:
+            return [], failure
+        try:
+            signing = self._session.signing_key()
+        except SfscError as exc:
+            return [], exc
+        signatures = [signing.sign(Label.RECORD, draft.body) for draft in drafts]
+        return list(map(self._attempt, drafts, signatures)), failure
+
+    def _attempt(self, draft: Draft, signature: bytes) -> Attempt:
+        return Attempt(
+            content=draft.content,
+            base=draft.base,
+            record=draft.record,
+            body=draft.body,
+            signature=signature,
+            request=draft.build(draft.body, signature, draft.wraps),
+            connection=self._session.connections,
+            build=draft.build,
+        )
 
     def _new_readers(self, content: Content) -> tuple[Reader, ...]:
         if self._session.account.is_settings(content.file_id):

@@ -33,7 +33,7 @@ from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.traffic import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
 _CORKED: Final = 16
-_CORKED_SIZE: Final = 4 * TLS_RECORD
+_CORKED_SIZE: Final = 8 * TLS_RECORD
 """Small requests, and bytes of them, that wait for one another before they are sent, so that the
 server can take them up together; far fewer than a window has, so that it always has something to
 do."""

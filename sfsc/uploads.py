@@ -5,7 +5,8 @@ connection sends these again. **No segment is ever encrypted twice under one key
 has lost what it had, the file begins again from its first byte with a fresh key.
 
 Among many, nothing waits for a large file either: its commit is sent behind its pieces, which the
-server takes up first, and is answered in its turn.
+server takes up first, and is answered in its turn. Small ones are gathered, and each step is taken
+for all of them (`attempts.step_by_step`).
 """
 
 from __future__ import annotations
@@ -18,85 +19,26 @@ from typing import Final
 from protocol import merkle
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import Wrap
-from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from sfsc.attempts import Attempt, Attempts, Content, Put
-from sfsc.closing import Closing
+from protocol.messages.uploads import PutCommit, PutOpen, UploadState
+from sfsc.attempts import Attempt, Attempts, Content, Put, step_by_step
 from sfsc.envelope import ContentKey
 from sfsc.errors import (
     IntegrityError,
     NetworkError,
     SfscError,
-    Unreachable,
     Unreadable,
 )
 from sfsc.identity import SETTINGS
 from sfsc.openings import Openings
-from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
+from sfsc.pieces import Sending, UploadLost, Workshop
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session
-from sfsc.sources import SMALL, Input, Source, name_for, opened
-from sfsc.window import Skip, Window
+from sfsc.sources import SMALL, Source, name_for, opened
+from sfsc.together import Large, Many, Small
+from sfsc.window import Skip
 
-_HELD: Final = 8
-"""Pieces in memory of large files whose commit is under way, from which on no other is begun."""
-
-
-class _Large:
-    """A large file whose pieces were sent, and its commit with them or next. Its source is kept
-    open for another beginning."""
-
-    def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
-        self.plaintext = plaintext
-        self.name = name
-        self.expected = expected
-        self.attempt: Attempt
-        self.sending: Sending
-        self._beginnings = 1
-
-    def begin_again(self) -> None:
-        """Go back to the first byte of what the server has lost. Raises `Unreachable` where it does
-        so too often, or where the source cannot."""
-        if self._beginnings == MAX_BEGINNINGS or not self.plaintext.begin_again():
-            raise Unreachable("the server has lost the upload", "put the file again")
-        self._beginnings += 1
-
-
-class _Many(Closing):
-    """Files under way, oldest first."""
-
-    def __init__(self, session: Session, openings: Openings) -> None:
-        self.window = Window[Attempt | _Large](session)
-        self._openings = openings
-        self.workshop = Workshop()
-        self._large: list[_Large] = []
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a large file may be begun beside those under way."""
-        return sum(large.sending.under_way for large in self._large) < _HELD
-
-    def send(self, attempt: Attempt) -> None:
-        self.window.send(attempt, attempt.request, attempt.content.file_id)
-
-    def commit(self, large: _Large) -> None:
-        """Send the commit of what was sent."""
-        self._large.append(large)
-        attempt = large.attempt
-        ahead = large.sending.ahead_of_commit
-        self.window.send(large, attempt.request, attempt.content.file_id, ahead)
-
-    def done(self, large: _Large) -> None:
-        self._large.remove(large)
-        large.plaintext.close()
-
-    def close(self) -> None:
-        self.window.abandon()
-        self._openings.abandon()
-        for large in self._large:
-            large.sending.abandon()
-            large.plaintext.close()
-        self._large.clear()
-        self.workshop.close()
+_LAST: Final = (IntegrityError, NetworkError)
+"""After these nothing is sent any more, and nothing that the server proves is worth asking for."""
 
 
 class Uploads:
@@ -119,11 +61,11 @@ class Uploads:
             small = plaintext.small()
             if small is None:
                 with Workshop() as workshop:
-                    large = _Large(plaintext, name, expected)
+                    large = Large(plaintext, name, expected)
                     done = self._commit(large, workshop)
             else:
-                attempt = self._small(plaintext, small, name, self._session.file_id(name), expected)
-                done = self._attempts.settle(attempt)
+                file_id = self._session.file_id(name)
+                done = self._store(Small(plaintext, small, name, file_id, expected))
         self._session.join()
         return done
 
@@ -132,8 +74,8 @@ class Uploads:
         Raises `ConflictError` where another machine was faster."""
         with opened(io.BytesIO(data)) as plaintext:
             file_id = self._session.file_id(SETTINGS)
-            attempt = self._small(plaintext, plaintext.small() or b"", SETTINGS, file_id, expected)
-            done = self._attempts.settle(attempt)
+            small = plaintext.small() or b""
+            done = self._store(Small(plaintext, small, SETTINGS, file_id, expected))
         self._session.join()
         return done
 
@@ -161,7 +103,7 @@ class Uploads:
         them stand in one and the same is proven last, and `Fork` raised where they do not.
         """
         failure: SfscError | None = None
-        with _Many(self._session, self._openings) as many:
+        with Many(self._session, self._openings) as many:
             for source, name in items:
                 try:
                     yield from self._put_next(many, source, name_for(source, name))
@@ -171,38 +113,53 @@ class Uploads:
                         continue
                     failure = exc
                     break
-            while many.window:
+            if isinstance(failure, _LAST):
+                many.gathered.clear()
+            while many.window or many.gathered:
                 try:
                     yield from self._answered(many)
                 except SfscError as exc:
                     failure = failure or exc
-        # Nothing that a server proves after these is worth asking for.
-        if not isinstance(failure, IntegrityError | NetworkError):
+        if not isinstance(failure, _LAST):
             self._session.join()
         if failure is not None:
             raise failure
 
-    def _put_next(self, many: _Many, source: Source, name: str) -> Iterator[Put]:
+    def _put_next(self, many: Many, source: Source, name: str) -> Iterator[Put]:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
         file_id = self._session.file_id(name)
-        while many.window.full or file_id in many.window:
+        while many.full or file_id in many:
             yield from self._answered(many)
         with opened(source) as plaintext:
             small = plaintext.small()
             if small is not None:
-                many.send(self._small(plaintext, small, name, file_id, None))
+                many.gathered.append(Small(plaintext, small, name, file_id))
+                if many.are_enough:
+                    self._send_gathered(many)
                 return
+            self._send_gathered(many)
             while not many.has_room:
                 yield from self._answered(many)
-            large = _Large(plaintext, name, None)
+            large = Large(plaintext, name, None)
             self._send(large, many.workshop)
             plaintext.kept = True
             many.commit(large)
 
-    def _answered(self, many: _Many) -> Iterator[Put]:
+    def _send_gathered(self, many: Many) -> None:
+        """Encrypt, sign and send what was gathered; where that fails for one, those before it."""
+        gathered, many.gathered = many.gathered, []
+        attempts, failure = self._made(gathered)
+        for attempt in attempts:
+            many.send(attempt)
+        self._session.transport.push()
+        if failure is not None:
+            raise failure
+
+    def _answered(self, many: Many) -> Iterator[Put]:
         """Wait for the oldest, and with it follow up on all that are answered by then: what they
         have taught us is remembered together, before anybody is told."""
+        self._send_gathered(many)
         done: list[Put] = []
         failure: SfscError | None = None
         try:
@@ -217,7 +174,7 @@ class Uploads:
         if failure is not None:
             raise failure
 
-    def _taken(self, many: _Many) -> Put:
+    def _taken(self, many: Many) -> Put:
         item, reply = many.window.take()
         if isinstance(item, Attempt):
             return self._attempts.follow_up(item, reply)
@@ -228,28 +185,28 @@ class Uploads:
 
     # --- what is put --------------------------------------------------------------------------
 
-    def _small(
-        self, plaintext: Input, whole: bytes, name: str, file_id: str, expected: int | None
-    ) -> Attempt:
-        key = ContentKey.fresh()
-        ciphertext = key.encryptor().seal(whole, last=True)
-        root = merkle.root([merkle.leaf_hash(ciphertext)])
-        content = Content.of(plaintext, name, file_id, key, root, expected)
+    def _made(self, small: list[Small]) -> tuple[list[Attempt], SfscError | None]:
+        """An attempt at each, up to the first that fails, and its error."""
+        failure = step_by_step(small, (Small.encrypt, Small.describe))
+        attempts, earlier = self._attempts.make_all([one.draft for one in small])
+        return attempts, earlier or failure
 
-        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-            return PutSmall(body, signature, content.sealed, wraps, ciphertext)
+    def _store(self, small: Small) -> Put:
+        """Store a small file, and wait for it."""
+        attempts, failure = self._made([small])
+        if failure is not None:
+            raise failure
+        return self._attempts.settle(attempts[0])
 
-        return self._attempts.make(content, build)
-
-    def _send(self, large: _Large, workshop: Workshop) -> None:
-        """Send all of a large file, and make its commit. Raises as `_Large.begin_again`."""
+    def _send(self, large: Large, workshop: Workshop) -> None:
+        """Send all of a large file, and make its commit. Raises as `Large.begin_again`."""
         while True:
             try:
                 return self._upload(large, workshop)
             except UploadLost:
                 large.begin_again()
 
-    def _upload(self, large: _Large, workshop: Workshop) -> None:
+    def _upload(self, large: Large, workshop: Workshop) -> None:
         key, plaintext = ContentKey.fresh(), large.plaintext
         file_id = self._session.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
@@ -269,8 +226,8 @@ class Uploads:
         asked = PutOpen(self._session.account.user, file_id, size)
         return self._session.call(asked, UploadState).upload
 
-    def _commit(self, large: _Large, workshop: Workshop) -> Put:
-        """Store a large file, and wait for it. Raises as `_Large.begin_again`."""
+    def _commit(self, large: Large, workshop: Workshop) -> Put:
+        """Store a large file, and wait for it. Raises as `Large.begin_again`."""
         while True:
             self._send(large, workshop)
             try:
@@ -280,7 +237,7 @@ class Uploads:
             except UploadLost:
                 large.begin_again()
 
-    def _committed(self, large: _Large, reply: Reply, workshop: Workshop) -> Put:
+    def _committed(self, large: Large, reply: Reply, workshop: Workshop) -> Put:
         """Follow up on the answer to a commit that was sent behind its pieces."""
         try:
             with large.sending as sending:

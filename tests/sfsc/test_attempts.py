@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.files import History
@@ -17,11 +20,13 @@ from protocol.messages.uploads import (
     PutSmall,
 )
 from protocol.records import FileRecord
+from sfsc.attempts import step_by_step
 from sfsc.changes import MAX_CONFLICTS
 from sfsc.errors import (
     BadReceipt,
     ConflictError,
     Fork,
+    LocalError,
     QuotaExceeded,
     Rollback,
 )
@@ -239,3 +244,25 @@ def test_a_conflict_after_a_loss_that_was_not_ours(
     session._pause = meanwhile(other)
     assert put(session, b"ours") == 2
     assert fetched(session, "file", 1) == b"theirs"
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=6))
+def test_each_step_is_taken_for_all_up_to_the_first_that_fails(fails: list[list[bool]]) -> None:
+    """Against the plain reading: one after the other, until a step of one fails."""
+    taken: list[tuple[int, int]] = []
+
+    def step(number: int) -> Callable[[int], None]:
+        def take(item: int) -> None:
+            if fails[item][number]:
+                raise LocalError(f"item {item}")
+            taken.append((number, item))
+
+        return take
+
+    items = list(range(len(fails)))
+    failure = step_by_step(items, [step(number) for number in range(3)])
+    first = next((item for item in range(len(fails)) if any(fails[item])), len(fails))
+    assert items == list(range(first))
+    assert failure is None if first == len(fails) else str(failure) == f"item {first}"
+    assert taken == sorted(taken)
+    assert {(number, item) for number in range(3) for item in items} <= set(taken)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.encoding import Buffer
-from protocol.messages import Error, Reply, Request
+from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.base import MAX_SMALL, PIECE
 from protocol.messages.files import Stat
 from protocol.messages.uploads import (
@@ -27,6 +27,8 @@ from protocol.messages.uploads import (
 from protocol.records import FileRecord
 from sfsc.attempts import Put
 from sfsc.errors import (
+    BadReceipt,
+    Distrusted,
     LocalError,
     ProtocolFailure,
     QuotaExceeded,
@@ -348,6 +350,38 @@ def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session
     assert [put.name for put in done] == ["many/000", "many/002", "many/003"]
 
 
+def test_nothing_that_is_gathered_is_signed_for_a_server_of_two_stories(
+    server: Simulator, session: Session
+) -> None:
+    def sources() -> Iterator[tuple[Source, str | None]]:
+        yield from items(5)  # of which two wait for others
+        session.state.distrust("evidence")  # as another process does
+
+    many, done = Uploads(session).put_many(sources()), list[Put]()
+    with pytest.raises(Distrusted):
+        done.extend(many)
+    assert [put.name for put in done] == ["many/000", "many/001", "many/002"]
+    assert len(server.asked(PutSmall)) == 3
+
+
+def test_nothing_that_is_gathered_is_sent_to_a_server_that_lies(
+    server: Simulator, session: Session
+) -> None:
+    def unproven(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, PutSmall) and isinstance(reply, Done):
+            return Done(replace(reply.receipt, inclusion=(bytes(32),)))
+        return reply
+
+    def sources() -> Iterator[tuple[Source, str | None]]:
+        yield from items(5)
+        yield io.BytesIO(b"again"), "many/000"  # the first must be answered before
+
+    server.spoil = unproven
+    with pytest.raises(BadReceipt):
+        list(Uploads(session).put_many(sources()))
+    assert len(server.asked(PutSmall)) == 5
+
+
 def mixture() -> tuple[list[tuple[Source, str | None]], dict[str, bytes]]:
     """Large files among small ones, as sources and as contents by name."""
     contents = {f"mixed/{i:02}": os.urandom(BIG if i % 3 == 1 else 10) for i in range(9)}
@@ -489,7 +523,7 @@ def test_sources_are_closed_and_their_memory_bounded(session: Session, tmp_path:
 
 def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None:
     def sources() -> Iterator[tuple[Source, str | None]]:
-        yield from items(5)
+        yield from items(7)  # none of which waits for others
         current = session.keyring.current
         assert current is not None
         newer = replace(current, generation=2, sign_seed=b"n" * 32)
@@ -497,7 +531,7 @@ def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None
 
     done = list(Uploads(session).put_many(sources()))
     # What was signed with the older key stands in the log with that key's signature.
-    assert [FileRecord.parse(put.record).generation for put in done] == [1] * 5
+    assert [FileRecord.parse(put.record).generation for put in done] == [1] * 7
     assert session.author.generation == 2
 
 
