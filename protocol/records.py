@@ -34,6 +34,9 @@ MAX_READERS = 256
 MAX_DEVICES = 16
 MAX_VOIDS = 64
 MAX_PURGED = 512
+PURGED_AT_ONCE = 128
+"""Versions that a purge names, and what removes as much: the line that the log has of it must have
+room for three paths of each, however long the owner's name."""
 MAX_WRAPPED_KEY = 1184
 XWING_PUBLIC_SIZE = 1216
 WRAP_ALGORITHMS = ("rsa2048", "rsa3072", "rsa4096", "x25519", "xwing")

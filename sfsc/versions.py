@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.messages.files import History, HistoryPage, Stat, Stated
-from protocol.records import MAX_PURGED, MOVE, RESTORE, FileRecord, record_hash
+from protocol.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
 from protocol.values import Value, field
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import Metadata, content_record
@@ -153,7 +153,7 @@ class Versions:
         def build(onto: File) -> Built | None:
             nonlocal chosen
             # What is there is read anew for each try: another device may purge as well.
-            chosen = self._old(onto, keep)[:MAX_PURGED]
+            chosen = self._old(onto, keep)[:PURGED_AT_ONCE]
             return (purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
 
         while (made := change_file(self._session, file, build)) is not None:

@@ -12,7 +12,7 @@ from protocol.values import changed
 from sfsd.admission import Head
 from sfsd.changes import Change, Write
 from sfsd.documents import Document
-from sfsd.errors import DamagedError
+from sfsd.errors import Absent, DamagedError
 from sfsd.layout import Sidecar
 from sfsd.world import World
 
@@ -28,7 +28,7 @@ def lapsed(world: World, user: str) -> Iterator[Change]:
         for owner, file_id in notes:
             try:
                 change = _change(world, user, Head.of(world.index.of(owner), file_id))
-            except DamagedError:
+            except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
             if change is not None:
                 yield change

@@ -13,13 +13,13 @@ from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
-from protocol.records import DELETE, MAX_PURGED
+from protocol.records import DELETE, PURGED_AT_ONCE
 from protocol.values import Value, changed
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
 from sfsd.documents import Document
-from sfsd.errors import DamagedError
+from sfsd.errors import Absent, DamagedError
 from sfsd.index import OwnerFiles
 from sfsd.lapsed import lapsed
 from sfsd.layout import Sidecar, VersionPaths
@@ -40,10 +40,8 @@ class _Version(Value):
 
 
 def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
-    """Every change that the policy asks for now, of one owner; a file at a time.
-
-    A file whose sidecars are damaged is left alone.
-    """
+    """Every change that the policy asks for now, of one owner; each to be made before the next is
+    asked for. A file whose sidecars are damaged, or missing, is left alone."""
     if (change := expired(world, owner)) is not None:
         yield change
     yield from lapsed(world, owner)
@@ -54,17 +52,15 @@ def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
     while page := files.after(after, _PAGE):
         for file_id, newest, _ in page:
             try:
-                change = _due(world, files, file_id, newest, policy)
-            except DamagedError:
+                yield from _due(world, files, file_id, newest, policy)
+            except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
-            if change is not None:
-                yield change
         after = page[-1][0]
 
 
 def _due(
     world: World, files: OwnerFiles, file_id: str, newest: int, policy: Retention
-) -> Change | None:
+) -> Iterator[Change]:
     head = files.sidecar(file_id, newest)
     versions = [_Version(newest, head)]
     if newest > 1:
@@ -75,8 +71,11 @@ def _due(
     if _is_old_trash(world, head.value, policy):
         why, gone = TRASH, kept
     current = head.value.head_record.current
-    gone = [one for one in gone if one.number != current][:MAX_PURGED]
-    return _removal(world, files, head, newest, gone, why) if gone else None
+    # The oldest first, and so the head, which every change relies on, in none but the last.
+    gone = [one for one in reversed(gone) if one.number != current]
+    for start in range(0, len(gone), PURGED_AT_ONCE):
+        some = gone[start : start + PURGED_AT_ONCE]
+        yield _removal(world, files, head, newest, some, why)
 
 
 def _is_old_trash(world: World, head: Sidecar, policy: Retention) -> bool:
@@ -99,7 +98,7 @@ def _removal(
 ) -> Change:
     record = head.value.head_record
     owner, file_id = record.owner, record.file_id
-    numbers = sorted(one.number for one in gone)
+    numbers = [one.number for one in gone]
     effects: list[Effect] = []
     emptied: dict[int, Sidecar] = {}
     for one in gone:

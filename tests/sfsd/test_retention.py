@@ -170,3 +170,31 @@ def test_one_damaged_file_stops_nothing(tmp_path: Path) -> None:
 def test_policies_that_cannot_be(policy: tuple[int, int]) -> None:
     with pytest.raises(ConfigError):
         Retention(*policy)
+
+
+def test_a_missing_file_stops_nothing(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=1) as served:
+        ada, bob = served.person("ada"), served.person("bob")
+        for person in (ada, bob):
+            person.put(F, b"1")
+            person.put(F, b"2")
+        (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
+        assert run(served) == 1
+        assert not there(bob, F, 1)
+
+
+def test_as_many_versions_as_a_line_of_the_log_has_room_for(tmp_path: Path) -> None:
+    with kept_for(tmp_path, versions=1) as served:
+        ada = served.person("a" * 32)
+        for number in range(300):
+            ada.put(F, bytes([number % 256]))
+        assert run(served) == 3
+        purged = [entry.detail["purged"] for entry in served.entries("retention")]
+        assert [number for some in purged for number in some] == list(range(1, 300))
+        assert used(ada) == 1
+        ada.delete(F)
+    with kept_for(tmp_path, served.clock, days=1) as served:
+        ada.served = served
+        ada.who = ada.log_in()
+        served.clock.now += 2 * DAY
+        assert (run(served), used(ada)) == (1, 0)

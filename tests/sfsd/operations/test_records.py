@@ -13,7 +13,7 @@ from protocol.messages import FileView
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.downloads import GetOpen, Opened
 from protocol.messages.files import History, HistoryPage, Record, Stat, Stated
-from protocol.records import ACCESS, DELETE, MOVE, PURGE, RESTORE
+from protocol.records import ACCESS, DELETE, MOVE, PURGE, PURGED_AT_ONCE, RESTORE
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -202,6 +202,15 @@ def test_a_purge_takes_bytes_and_wraps_and_leaves_records(served: Daemon, ada: P
     assert usage(ada) == (100, 1)
     refused(ada.ask(restored(ada, 1).change()), "not-found")
     ada.put(F, b"onward")
+
+
+def test_a_purge_of_as_many_versions_as_clients_ask_for_at_once(served: Daemon) -> None:
+    ada = served.person("a" * 32)
+    for number in range(PURGED_AT_ONCE):
+        ada.put(F, bytes([number]))
+    ada.delete(F)
+    purged = tuple(range(1, PURGED_AT_ONCE + 1))
+    done(ada.ask(ada.signed(ada.record(F, PURGE, purged=purged)).change()))
 
 
 def test_a_deleted_file_is_purged_whole(served: Daemon, ada: Person) -> None:
