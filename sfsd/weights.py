@@ -8,8 +8,10 @@ from protocol.messages import Message
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import GetLeaves, GetOpen, Read
 from protocol.messages.files import History, List, Record
-from protocol.messages.sharing import Lookup
-from protocol.messages.uploads import Data, PutSmall
+from protocol.messages.log import LogEntries
+from protocol.messages.rotation import GetWraps, NewStatement, Rewrap, RotateBegin, RotateFinish
+from protocol.messages.sharing import Inbox, Lookup, SetReaders
+from protocol.messages.uploads import Data, PutCommit, PutSmall
 from protocol.values import Mutable
 
 MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
@@ -17,8 +19,15 @@ MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
 MAX_BYTES_IN_ALL: Final = 256 * PIECE
 """The weight of all connections' requests. Past it each connection goes on one at a time."""
 _OTHER_WEIGHT: Final = 16 * 1024
-_HEAVY: Final[tuple[type[Message], ...]] = (GetOpen, GetLeaves, List, History, Lookup, Record)
-"""Requests that are, or whose answers are, up to about 1 MiB long."""
+_WRAP_WEIGHT: Final = 1280
+"""Of a wrap, its key's name and the user's."""
+_ITEM_WEIGHT: Final = 1536
+"""Of a wrap that is made anew, and two endorsements."""
+_HEAVY: Final[tuple[type[Message], ...]] = (
+    *(GetOpen, GetLeaves, List, History, Lookup, Inbox, LogEntries, GetWraps),
+    *(Record, NewStatement, RotateBegin, RotateFinish),
+)
+"""Requests that are, or whose answers are, up to about 1 MiB long; and some that are rare."""
 
 
 class Budget(Mutable):
@@ -35,5 +44,17 @@ def weight_of(message: Message) -> int:
     if isinstance(message, Data):
         return len(message.data)
     if isinstance(message, PutSmall):
-        return _OTHER_WEIGHT + len(message.ciphertext)
+        return _weight_of_put(message) + len(message.ciphertext)
+    if isinstance(message, PutCommit):
+        return _weight_of_put(message)
+    if isinstance(message, Rewrap):
+        return _OTHER_WEIGHT + _ITEM_WEIGHT * len(message.items)
+    if isinstance(message, SetReaders):
+        return _OTHER_WEIGHT + len(message.record) + _WRAP_WEIGHT * len(message.wraps)
     return PIECE if isinstance(message, _HEAVY) else _OTHER_WEIGHT
+
+
+def _weight_of_put(message: PutSmall | PutCommit) -> int:
+    """But for its ciphertext."""
+    brought = len(message.record) + len(message.metadata) + _WRAP_WEIGHT * len(message.wraps)
+    return _OTHER_WEIGHT + brought

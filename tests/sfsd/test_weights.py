@@ -1,0 +1,74 @@
+"""What requests weigh: as much, about, as they or their answers make the daemon hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.messages import Message
+from protocol.messages.base import MAX_SMALL, MAX_WRAPS, PIECE, Wrap
+from protocol.messages.downloads import GetLeaves, GetOpen, Read
+from protocol.messages.files import History, List, Record
+from protocol.messages.log import LogEntries
+from protocol.messages.rotation import (
+    MAX_BATCH,
+    Endorsement,
+    GetWraps,
+    NewStatement,
+    Rewrap,
+    RewrapItem,
+    RotateBegin,
+    RotateFinish,
+)
+from protocol.messages.session import Ping
+from protocol.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
+from protocol.messages.uploads import Data, PutCommit, PutSmall
+from protocol.records import MAX_WRAPPED_KEY
+from sfsd.weights import weight_of
+from tests.sfsd.builders import file_id
+
+F, U, S = file_id(1), bytes(16), bytes(64)
+WRAP = Wrap("ada", bytes(32), "xwing", bytes(MAX_WRAPPED_KEY))
+ITEM = RewrapItem("ada", F, 1, WRAP, (Endorsement(bytes(32), S),) * 2)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        GetOpen("ada", F, 0),
+        GetLeaves(U, 0),
+        List("", 1, 0),
+        History("ada", F, 1),
+        Lookup("ada", 1),
+        LogEntries(0, 1, own=True),
+        GetWraps("", 1, all_of_them=False),
+        Inbox("", 1, 0),
+    ],
+)
+def test_who_is_answered_with_a_page_weighs_one(message: Message) -> None:
+    assert weight_of(message) >= 960 * 1024
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PutSmall(bytes(32 * 1024), S, bytes(4096), (WRAP,) * MAX_WRAPS, bytes(MAX_SMALL)),
+        PutCommit(U, bytes(32 * 1024), S, bytes(4096), (WRAP,) * MAX_WRAPS),
+        Data(U, 0, bytes(PIECE)),
+        Read(U, 0, PIECE),
+        Rewrap((ITEM,) * MAX_BATCH),
+        SetReaders(bytes(32 * 1024), S, (VersionWrap(1, WRAP),) * 256),
+        Record(()),
+        NewStatement(bytes(32 * 1024), (S, S), bytes(64 * 1024)),
+        RotateBegin(bytes(32 * 1024), (S, S), bytes(64 * 1024)),
+        RotateFinish(bytes(32 * 1024), (S, S), bytes(64 * 1024), bytes(32 * 1024), S),
+    ],
+)
+def test_who_brings_much_weighs_as_much(message: Message) -> None:
+    brought = sum(map(len, map(repr, message.to_array()))) // 4  # a byte is written as four signs
+    assert weight_of(message) >= brought * 9 // 10
+
+
+def test_what_is_small_weighs_little() -> None:
+    small = PutSmall(bytes(600), S, bytes(200), (WRAP,), bytes(1024))
+    for message in (Ping(), small, Rewrap((ITEM,))):
+        assert weight_of(message) <= 24 * 1024
