@@ -15,7 +15,7 @@ from typing import Final
 
 from protocol.connection import Connection, Role
 from protocol.encoding import Buffer
-from protocol.errors import RemoteProtocolError
+from protocol.errors import MessageError, RemoteProtocolError
 from protocol.invitation import parse_address
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.session import VERSION, Login, Session, Welcome
@@ -65,11 +65,13 @@ def running_address(root: Path) -> str | None:
 
 def _address(root: Path) -> str:
     try:
-        return (root / "run" / "address").read_text().strip()
-    except OSError as exc:
+        address = (root / "run" / "address").read_text().strip()
+        parse_address(address)  # a power loss may have left nothing of it, or zeros
+    except (OSError, UnicodeDecodeError, MessageError) as exc:
         raise UnreachableError(
             f"a process holds {root}, but serves no address yet", "wait until the daemon is ready"
         ) from exc
+    return address
 
 
 def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:

@@ -14,11 +14,16 @@
     connections_per_address = 64
     idle_seconds = 600  # without a request
     write_seconds = 60  # without taking anything of an answer
+    rotations = 40  # that one account begins within 30 days
 
     [rotation]  # policy for users' keys
     max_age = "90d"
     grace = "30d"
     jitter = 10  # percent of max_age
+
+    [retention]  # what goes by itself; 0: nothing
+    trash_days = 0  # content of files deleted so long ago
+    versions = 0  # all but so many of a file's newest
 
 An unknown key is refused: a limit that was mistyped must not be a limit that is not there.
 """
@@ -126,7 +131,7 @@ class Config(Value):
         check_address(self.listen, "listen")
         if self.public:
             check_address(self.public, "public")
-            if self.public.endswith(":0"):
+            if parse_address(self.public)[1] == 0:
                 raise ConfigError("public: nobody can connect to port 0")
 
     @classmethod

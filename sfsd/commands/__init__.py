@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+
+from protocol.errors import MessageError
+from protocol.names import check_user_name
 
 
 def printable(text: str) -> str:
@@ -28,6 +31,29 @@ def answer_json(value: Mapping[str, object]) -> None:
 def human_time(seconds: int) -> str:
     """Unix seconds as ``2026-11-24 09:30Z``; a dash for 0, which stands for never."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ") if seconds else "-"
+
+
+def user_name(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
+    """The callback of an argument that names a user."""
+    if name is not None:
+        try:
+            check_user_name(name)
+        except MessageError as exc:
+            raise click.BadParameter(str(exc)) from exc
+    return name
+
+
+def _reason(_context: click.Context, _option: click.Parameter, reason: str) -> str:
+    from protocol.fields import MAX_TEXT  # loads what --help has no use for
+
+    if len(reason.encode(errors="replace")) > MAX_TEXT:
+        raise click.BadParameter(f"a reason has at most {MAX_TEXT} bytes")
+    return reason
+
+
+def reason_option(shown: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """``--reason``, which `shown` explains."""
+    return click.option("--reason", default="", callback=_reason, help=shown)
 
 
 root_option = click.option(

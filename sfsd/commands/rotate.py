@@ -9,14 +9,14 @@ import click
 
 from protocol.messages.accounts import AccountsPage, ForceRotation, UserList
 from sfsd import administration
-from sfsd.commands import answer, root_option
+from sfsd.commands import answer, reason_option, root_option, user_name
 from sfsd.errors import ConfigError
 
 
 @click.command()
-@click.argument("name", metavar="USER", required=False)
+@click.argument("name", metavar="USER", required=False, callback=user_name)
 @click.option("--all", "everyone", is_flag=True, help="Every enrolled user.")
-@click.option("--reason", default="", help="Told to the user, and logged.")
+@reason_option("Told to the user, and logged.")
 @root_option
 def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> None:
     """Let USER only read until he has rotated his keys. His next sfsc command does it."""

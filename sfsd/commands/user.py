@@ -10,7 +10,6 @@ from typing import cast
 
 import click
 
-from protocol.errors import MessageError
 from protocol.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.messages.accounts import (
     Account,
@@ -21,9 +20,16 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.names import check_user_name
 from sfsd import administration, certificates
-from sfsd.commands import answer, answer_json, human_time, json_option, root_option
+from sfsd.commands import (
+    answer,
+    answer_json,
+    human_time,
+    json_option,
+    reason_option,
+    root_option,
+    user_name,
+)
 from sfsd.config import Config, parse_duration, parse_size
 from sfsd.errors import ConfigError
 
@@ -35,15 +41,7 @@ def command() -> None:
     """Invite users, look at them, disable and enable them."""
 
 
-def _checked(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
-    try:
-        check_user_name(name)
-    except MessageError as exc:
-        raise click.BadParameter(str(exc)) from exc
-    return name
-
-
-_name = click.argument("name", callback=_checked)
+_name = click.argument("name", callback=user_name)
 
 
 @command.command()
@@ -128,7 +126,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @command.command()
 @_name
 @root_option
-@click.option("--reason", default="", help="For the log.")
+@reason_option("For the log.")
 def disable(name: str, root: Path, reason: str) -> None:
     """Refuse NAME from now on, and close the sessions he has."""
     administration.ask(root, [UserAccess(name, True, reason)])
@@ -137,7 +135,7 @@ def disable(name: str, root: Path, reason: str) -> None:
 @command.command()
 @_name
 @root_option
-@click.option("--reason", default="", help="For the log.")
+@reason_option("For the log.")
 def enable(name: str, root: Path, reason: str) -> None:
     """Let NAME in again."""
     administration.ask(root, [UserAccess(name, False, reason)])

@@ -15,6 +15,7 @@ from protocol.invitation import parse_invitation
 from protocol.messages.accounts import UserAdd
 from sfsd import administration, certificates
 from sfsd.config import DAY
+from sfsd.root import locked
 
 Sfsd = Callable[..., Any]
 
@@ -120,3 +121,20 @@ def test_disable_and_enable(root: Path, sfsd: Sfsd) -> None:
     ops = [json.loads(line)["op"] for line in sfsd("audit", "log", "--json").lines]
     assert ops.count("user-add") == 1
     assert len(ops) >= 4
+
+
+@pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"\xff\xfe", b"nowhere\n"])
+def test_an_address_that_is_cut_is_none(root: Path, sfsd: Sfsd, left: bytes) -> None:
+    """As after a power loss: it was never synced."""
+    (root / "sfsd.toml").write_text("")
+    (root / "run").mkdir(exist_ok=True)
+    (root / "run" / "address").write_bytes(left)
+    with locked(root):
+        answer = sfsd("user", "add", "ada", code=7)
+    assert "hint: " in answer.err
+
+
+@pytest.mark.parametrize("port", ["0", "00"])
+def test_nobody_is_invited_to_port_0(root: Path, sfsd: Sfsd, port: str) -> None:
+    (root / "sfsd.toml").write_text(f'public = "files.example:{port}"\n')
+    assert "port 0" in sfsd("user", "add", "ada", code=1).err
