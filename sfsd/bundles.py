@@ -22,7 +22,7 @@ from sfsd.accounts import Chain
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
-from sfsd.layout import bundle_path, kept_bundle_path, parse_kept_bundle
+from sfsd.layout import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
 from sfsd.world import World
 
 KEPT_DAYS: Final = 30
@@ -72,7 +72,7 @@ def expired(world: World, owner: str) -> Change | None:
     found = world.accounts.chain(owner)
     if found is None:
         return None
-    chain = found[0]
+    chain, digest = found
     gone = [
         n
         for n in _kept(world, owner)
@@ -87,7 +87,9 @@ def expired(world: World, owner: str) -> Change | None:
         detail={"bundles": gone, "why": "bundles"},
         accounts=(owner,),
     )
-    return Change(draft, effects=tuple(Remove(kept_bundle_path(owner, n)) for n in gone))
+    # Of a chain that has grown since, others are kept.
+    expect = {statements_path(owner): digest}
+    return Change(draft, expect, tuple(Remove(kept_bundle_path(owner, n)) for n in gone))
 
 
 def _kept(world: World, user: str) -> list[int]:

@@ -18,7 +18,7 @@ from protocol.signatures import Label, SigningKey
 from sfsd import bundles
 from sfsd.accounts import MAX_RUN
 from sfsd.config import DAY
-from sfsd.errors import Refused
+from sfsd.errors import Refused, Stale
 from sfsd.world import Principal
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
 from tests.sfsd.operations.test_rotation import (
@@ -235,3 +235,14 @@ def test_sessions_of_older_generations_are_closed(
     done(ada.ask(renewed(ada, reason)))
     assert gone == ([sessions[1]] if closed else [])
     assert not isinstance(served.ask(asker, Ping()), Refused)
+
+
+def test_a_bundle_that_a_rotation_keeps_is_not_removed_with_old_ones(served: Daemon) -> None:
+    """What was decided on a chain that has grown since is decided again."""
+    ada = served.person("ada")
+    begun(ada)
+    served.clock.now += bundles.KEPT_DAYS * DAY
+    change = bundles.expired(served.world, "ada")
+    assert change is not None
+    begun(ada)
+    assert isinstance(served.world.committer.submit(change).exception(), Stale)
