@@ -210,8 +210,13 @@ class DirectoryStore:
 
     def digest_in_place(self, path: str) -> bytes | None:
         """As `hash_of`, from the bytes that stand there now."""
-        if not os.path.exists(f"{self._users_text}/{path}"):
-            return None  # the common case for a path that must be new, without an exception's cost
+        try:
+            # The common case, a path that must be new, without what opening a file takes.
+            os.stat(f"{self._users_text}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise refused(exc, "looking at a file") from exc
         try:
             if not is_ciphertext(path):
                 return digest_of(path, self.read(path))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -541,3 +542,16 @@ def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -
         time.sleep(0.05)
         done.set()
         assert watching.result(10) == {b"x" * 5000}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_file_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Who is told that there is none may put another in its place."""
+    store = DirectoryStore(tmp_path)
+    (store.users / "ada").mkdir()
+    (store.users / "ada" / "a").symlink_to("a")  # round and round
+    with pytest.raises(StoreRefusedError):
+        store.hash_of("ada/a")
+    assert store.hash_of("ada/b") is None
+    (store.users / "ada" / "c").write_bytes(b"")
+    assert store.hash_of("ada/c/d") is None
