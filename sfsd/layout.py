@@ -37,6 +37,10 @@ INLINE_LEAVES: Final = 64
 """Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
 _PARSED: Final = 16 * 1024
 """Records that are kept parsed, about 2 KB each."""
+_LONG: Final = 2048
+"""Bytes of a record from which on it counts as one of those that have many readers."""
+_LONG_PARSED: Final = 256
+"""Of these records, up to 100 KB each."""
 
 _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
@@ -163,11 +167,14 @@ class Sidecar(Value):
         return FileView(self.seq, self.content, head, self.metadata or b"", own)
 
 
-@lru_cache(_PARSED)
 def record_of(body: bytes) -> FileRecord:
-    """The record that these bytes are; of the same the same. A rotation, which touches all there
-    are, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
-    return FileRecord.parse(body)
+    """The record that these bytes are; of the same the same, while it is kept. A rotation, which
+    touches all there are, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
+    return _record_of(body) if len(body) < _LONG else _long_record_of(body)
+
+
+_record_of = lru_cache(_PARSED)(FileRecord.parse)
+_long_record_of = lru_cache(_LONG_PARSED)(FileRecord.parse)
 
 
 def parse_sidecar(path: str, raw: bytes) -> Sidecar:

@@ -65,6 +65,8 @@ class Upload:
         if self.replaces:
             return  # it takes the place of a version that has just as many
         with self._condition:
+            if self._closed:  # while a piece was on its way: nobody would give it back any more
+                raise Refused("upload-lost", "the upload is gone")
             more = size - self._reserved
             if more > 0:
                 self.files.ledger.reserve(more, quota)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import DELETE, PUT, FileRecord, Statement, record_hash
+from protocol.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
 from sfsd.changes import check_path
 from sfsd.errors import DamagedError
 from sfsd.layout import (
@@ -28,6 +28,7 @@ from sfsd.layout import (
     parse_sidecar_name,
     parse_statements,
     read_sidecar,
+    record_of,
     statements_path,
 )
 from tests.sfsd.builders import SERVER_ID, file_id
@@ -250,3 +251,16 @@ def test_paths_are_paths_of_the_store() -> None:
 @pytest.mark.parametrize("name", ["", f"{F}.ct", f"{F}.0.json", f"{F}.01.json", f"x{F}.1.json"])
 def test_other_names_are_no_sidecars(name: str) -> None:
     assert parse_sidecar_name(name) is None
+
+
+def test_of_long_records_few_are_kept_in_memory() -> None:
+    """What strangers send, 16,000 of it, must not be 32 KiB each, and three times that parsed."""
+    short = record(PURGE, purged=(1,)).encode()
+    assert record_of(short) is record_of(short)
+    readers = tuple((f"user{number:03}", HASH, 0) for number in range(256))
+    first = record(PURGE, purged=(1,), readers=readers).encode()
+    kept = record_of(first)
+    for number in range(2, 1000):
+        record_of(record(PURGE, purged=(number,), readers=readers).encode())
+    assert record_of(short) is record_of(short)
+    assert record_of(first) is not kept

@@ -148,3 +148,11 @@ def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> N
     assert uploads.drop_idle() == 1
     assert code_of(uploads.get, "ada", idle.upload_id) == "upload-lost"
     assert uploads.get("ada", busy.upload_id) is busy
+
+
+def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles) -> None:
+    """As for a piece that was on its way when the upload was dropped."""
+    upload = uploads.open(files, F, 0, 0)
+    upload.finish()
+    assert code_of(upload.reserve, 100, 0) == "upload-lost"
+    assert files.ledger.used == 0
