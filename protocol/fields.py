@@ -76,6 +76,11 @@ class OneOf(Value):
             raise MessageError(f"not one of {', '.join(self.values)}")
 
 
+def shortened(text: str) -> str:
+    """`text`, less what a field of type `Text` has no room for at its end."""
+    return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
+
+
 def empty_or_hash(value: Any) -> None:
     """A SHA-256, or nothing where there is nothing before."""
     if len(value) not in (0, 32):
@@ -92,7 +97,8 @@ FileId = Annotated[str, check_file_id]
 Count = Annotated[int, Between(0, 2**53)]
 """A size, offset, number or time. Below 2^53, so that JSON readers of any kind keep it exact."""
 Positive = Annotated[int, Between(1, 2**53)]
-Text = Annotated[str, AtMost(512)]
+MAX_TEXT = 512
+Text = Annotated[str, AtMost(MAX_TEXT)]
 
 
 class Struct(Wired):

@@ -8,6 +8,7 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 ├── RequestRefusedError       an operator's request was not done; has `.code`
 ├── Refused                   a request is not done, and its asker is told; has `.code`, `.head`
 ├── JournalError              the log file
+│   ├── JournalUnreadableError  the disk does not give what the log has
 │   ├── JournalRangeError     a seq or size that the log does not have
 │   ├── EntryTooLongError     a draft whose line would pass 64 KiB; has `.index`
 │   ├── JournalRefusedError   a group was taken back; the log is whole and goes on
@@ -109,6 +110,10 @@ def require(holds: bool, rule: str) -> None:
 
 class JournalError(SfsdError):
     """Something about the log file."""
+
+
+class JournalUnreadableError(JournalError):
+    """The log, or the cache of its tree, cannot be read from the disk."""
 
 
 class JournalRangeError(JournalError):

@@ -33,6 +33,7 @@ from sfsd.errors import (
     JournalFailedError,
     JournalFullError,
     JournalRangeError,
+    JournalUnreadableError,
 )
 from sfsd.files import Files
 from sfsd.logfile import RESERVE_SIZE, LogFile, Reserve
@@ -239,7 +240,8 @@ class Journal:
         self._tree.close()
         self._file.close()
 
-    # Reading and proving: any thread. A file that cannot be read raises JournalError.
+    # Reading and proving: any thread. What cannot be read raises
+    # `JournalUnreadableError`.
 
     def line(self, seq: int) -> bytes:
         """Line `seq` without its newline. Raises `JournalRangeError`."""
@@ -361,7 +363,7 @@ class Journal:
         try:
             return self._tree.offsets(seq, count)
         except (OSError, EOFError) as exc:
-            raise JournalError("logs/tree cannot be read") from exc
+            raise JournalUnreadableError("logs/tree cannot be read") from exc
 
     def _prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
         return merkle.consistency_proof(old, new, self._node)
@@ -373,7 +375,7 @@ class Journal:
         try:
             return self._tree.node(level, index)
         except (OSError, EOFError) as exc:
-            raise JournalError("logs/tree cannot be read") from exc
+            raise JournalUnreadableError("logs/tree cannot be read") from exc
 
     def _check_size(self, size: int) -> None:
         if not 0 <= size <= self._state.size:

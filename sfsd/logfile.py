@@ -16,7 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.auditlog import MAX_LINE
-from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
+from sfsd.errors import (
+    JournalFailedError,
+    JournalFullError,
+    JournalRefusedError,
+    JournalUnreadableError,
+)
 from sfsd.files import FULL_DISK, Files
 
 RESERVE_SIZE = 16 * 1024 * 1024
@@ -62,11 +67,11 @@ class LogFile:
         self.end = end
 
     def read(self, start: int, end: int) -> bytes:
-        """Raises `JournalError` if the bytes cannot be read or are not there."""
+        """Raises `JournalUnreadableError` if the bytes cannot be read or are not there."""
         try:
             return self._files.read_exactly(self._handle, end - start, start)
         except (OSError, EOFError) as exc:
-            raise JournalError(f"the log cannot be read at byte {start}") from exc
+            raise JournalUnreadableError(f"the log cannot be read at byte {start}") from exc
 
     def lines(self, start: int, end: int) -> Iterator[bytes]:
         """The lines in [start, end), newlines left out; a last one without newline is left out.

@@ -14,13 +14,15 @@ from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.chain import COMPROMISED, RECOVERY
+from protocol.fields import shortened
 from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.accounts import UserAccess
+from protocol.messages.accounts import Usage, UserAccess, UserList, UserShow
 from protocol.messages.downloads import GetLeaves, Read
 from protocol.messages.files import History, List
 from protocol.messages.log import LogEntries
-from protocol.messages.rotation import GetWraps, RotateBegin
+from protocol.messages.rotation import GetWraps, RotateBegin, RotateFinish
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
+from protocol.messages.sharing import Inbox
 from protocol.messages.uploads import Data
 from protocol.records import Statement
 from sfsd.changes import Change
@@ -32,6 +34,7 @@ from sfsd.errors import (
     JournalDamagedError,
     JournalFailedError,
     JournalRefusedError,
+    JournalUnreadableError,
     Refused,
     SfsdError,
     ShuttingDown,
@@ -45,7 +48,10 @@ from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 
 __all__ = ["Access", "Principal", "Service"]
 
-_SLOW: Final = (Data, Read, GetLeaves, List, History, LogEntries, GetWraps)
+_SLOW: Final = (
+    *(Data, Read, GetLeaves, List, History, Inbox, LogEntries, GetWraps, RotateFinish),
+    *(Usage, UserList, UserShow),
+)
 """Requests whose operation may wait for the disk many times, or for a MiB of it."""
 _ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
@@ -54,6 +60,7 @@ _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     DamagedError: ("damaged", "what is stored is not what the log says"),
     JournalDamagedError: ("damaged", "the log is not what was written"),
     ShuttingDown: ("shutting-down", "the server is stopping; nothing was done"),
+    JournalUnreadableError: ("unavailable", "the log cannot be read"),
     JournalFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
     StoreFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
     JournalRefusedError: ("unavailable", "it could not be written; nothing was done"),
@@ -212,7 +219,7 @@ class Service:
 def _error_of(exc: Failure) -> Error:
     """What the asker is told. An error that has no code is a mistake of ours and is raised."""
     if isinstance(exc, Refused):
-        return Error(exc.code, exc.cause[:500], exc.head)
+        return Error(exc.code, shortened(exc.cause), exc.head)
     if isinstance(exc, OSError):
         return Error("unavailable", "the server's disk failed; it may have been done")
     for kind in type(exc).__mro__:

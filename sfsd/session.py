@@ -276,7 +276,7 @@ class Session(asyncio.BufferedProtocol):
                 message, welcome_sha256=self._connection.welcome_sha256, address=self._address
             )
         except Refused as exc:
-            self._refuse(request_id, Error(exc.code, exc.cause[:500]))
+            self._refuse(request_id, Error(exc.code, exc.cause))
             return
         if self._transport is None or self._transport.is_closing():
             self._service.closed(principal)

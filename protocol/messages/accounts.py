@@ -124,7 +124,7 @@ class ForceRotation(Request):
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     user: UserName
-    reason: Annotated[str, AtMost(512)]
+    reason: Text
 
 
 @message(103)

@@ -16,6 +16,7 @@ from protocol.fields import (
     OneOf,
     Signature,
     Struct,
+    Text,
     UserName,
     field_count,
 )
@@ -205,7 +206,7 @@ class Error(Reply):
     """
 
     code: Annotated[str, OneOf(ERROR_CODES)]
-    text: Annotated[str, AtMost(512)]
+    text: Text
     head: FileView | None = None
 
 

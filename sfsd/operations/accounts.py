@@ -6,6 +6,7 @@ import shutil
 from typing import Final
 
 from protocol import VERSION
+from protocol.fields import shortened
 from protocol.messages import Done, Reply
 from protocol.messages import accounts as messages
 from protocol.messages.accounts import (
@@ -163,7 +164,7 @@ def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # no
         sessions=vitals.sessions,
         users=len(world.store.children("")),
         disk_free=shutil.disk_usage(world.root).free,
-        failed=(world.failed or "")[:512],
+        failed=shortened(world.failed or ""),
     )
 
 

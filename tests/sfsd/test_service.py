@@ -262,3 +262,36 @@ def test_a_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         refused(ada.ask(put.small()), "unavailable")
         # What it had reserved of the quota was given back.
         assert isinstance(ada.ask(put.small()), Done)
+
+
+def test_an_answer_that_is_too_long_for_its_message_is_cut(served: Daemon, ada: Person) -> None:
+    reason = "話" * 170  # 510 bytes, and more with what is said before it
+    done(served.ask(served.operator(), ForceRotation("ada", reason)))
+    refused(ada.ask(ada.version(F, b"x").small()), "rotation-required")
+
+
+class UnreadableLog(FaultyFiles):
+    """From `broken` on, nothing of the log can be read."""
+
+    broken = False
+
+    def read_at(self, handle: int, length: int, offset: int) -> bytes:
+        if self.broken and self._names.get(handle) == "audit.jsonl":
+            raise OSError(errno.EIO, "broken")
+        return super().read_at(handle, length, offset)
+
+
+def test_a_log_that_cannot_be_read_is_said_to_the_asker(tmp_path: Path) -> None:
+    files = UnreadableLog()
+    with daemon(tmp_path, files=files) as served:
+        ada = served.person("ada")
+        ada.put(F)
+        files.broken = True
+        refused(ada.ask(LogEntries(0, 10, own=True)), "unavailable")
+        assert isinstance(ada.ask(Stat("ada", F, 0)), Stated)
+
+
+@pytest.mark.parametrize("message", [RotateFinish(b"", (), b"", b"", S), Inbox("", 1, 0), Usage()])
+def test_who_reads_all_of_an_account_holds_up_nobody(served: Daemon, message: Request) -> None:
+    """It is not decided in one go with others, nor by a thread that counts as free."""
+    assert not served.service.is_swift(message)
