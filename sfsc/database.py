@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from sfsc.closing import Closing
 from sfsc.errors import LocalError, Tampered
-from sfsc.primitives import known_key, open_sealed, seal
+from sfsc.primitives import Sealer, known_key
 
 SCHEMA: Final = 3
 BUSY_SECONDS: Final = 20.0
@@ -67,8 +67,7 @@ class Database(Closing):
         self._path = path
         self._translated = translated(path)
         self._database = database
-        self._key = key
-        self._known_key = known_key(key)
+        self._use(key)
 
     @classmethod
     def open(cls, path: Path, account: bytes, key: bytes) -> Self:
@@ -128,20 +127,24 @@ class Database(Closing):
 
     def _opens(self, sealed: bytes) -> bool:
         try:
-            return open_sealed(self._key, sealed, _KEY.encode()) == b""
+            return self._sealer.open(sealed, _KEY.encode()) == b""
         except Tampered:
             return False
 
     def use_key(self, key: bytes) -> None:
         """Go on with this key, and forget what is cached under another: a machine that gets a new
         one may be cut before its keyring has it. What files must be, stays."""
-        self._key = key
-        self._known_key = known_key(key)
+        self._use(key)
         if self.value(_KEY) is not None:
             for table in ("file", "shared"):
                 self.run(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
             self.run("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self.seal(b"", _KEY)))
+
+    def _use(self, key: bytes) -> None:
+        self._key = key
+        self._sealer = Sealer(key)
+        self._known_key = known_key(key)
 
     def _create(self, tables: str) -> None:
         for statement in tables.split(";"):
@@ -172,12 +175,12 @@ class Database(Closing):
 
     def seal(self, plain: bytes, name: str) -> bytes:
         """Bytes to keep, encrypted under the keyring's key for what `name` is about."""
-        return seal(self._key, plain, name.encode())
+        return self._sealer.seal(plain, name.encode())
 
     def unseal(self, sealed: bytes, name: str) -> bytes:
         """The inverse. Raises `LocalError`: the file was tampered with, or the keyring changed."""
         try:
-            return open_sealed(self._key, sealed, name.encode())
+            return self._sealer.open(sealed, name.encode())
         except Tampered as exc:
             raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
 

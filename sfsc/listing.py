@@ -44,10 +44,14 @@ class Files:
     def ls(self, prefix: str = "") -> Iterator[Entry]:
         """The current version of every file whose name begins with `prefix`, by name."""
         self._follow()
+        # What does not have these bytes in it has no such name, and is not read. No name has a lone
+        # surrogate, so that no more than that is lost where a prefix does.
+        part = prefix.encode(errors="surrogatepass")
         found = [
             entry
             for file_id, packed in self._session.state.entries()
-            if not self._session.account.is_settings(file_id)
+            if part in packed
+            and not self._session.account.is_settings(file_id)
             and (entry := _unpack(file_id, packed)).name.startswith(prefix)
             and not self._is_arriving(entry)
         ]
@@ -140,8 +144,10 @@ class Files:
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed(), state.revisions()
-        ids = {revision.hash: file_id for file_id, revision in known.items()}
+        ids: dict[bytes, str] = {}
         for page in changed_since(session, since):
+            if page.views and not ids:
+                ids = {revision.hash: file_id for file_id, revision in known.items()}
             views = self._news(page.views, ids)
             with verifying(session.account.signed(views)), state.changing():
                 self._take_up(views, known)

@@ -186,18 +186,35 @@ class Aead:
             raise Tampered("the data does not decrypt") from exc
 
 
+class Sealer:
+    """AES-256-GCM under one 32-byte key, with random nonces: for few messages a key (< 2^32)."""
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal(self, plaintext: bytes, associated_data: bytes) -> bytes:
+        """`nonce[12] ‖ ciphertext ‖ tag[16]`."""
+        nonce = os.urandom(NONCE_SIZE)
+        return nonce + self._cipher.encrypt(nonce, plaintext, associated_data)
+
+    def open(self, sealed: bytes, associated_data: bytes) -> bytes:
+        """Undo `seal`. Raises `Tampered`."""
+        try:
+            return self._cipher.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
+        except (InvalidTag, ValueError) as exc:  # ValueError: too short to hold a nonce
+            raise Tampered("the sealed data does not open") from exc
+
+
 def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """`nonce[12] ‖ ciphertext ‖ tag[16]` under a random nonce: for few messages a key (< 2^32)."""
-    nonce = os.urandom(NONCE_SIZE)
-    return nonce + AESGCM(key).encrypt(nonce, plaintext, associated_data)
+    """As `Sealer.seal`, once."""
+    return Sealer(key).seal(plaintext, associated_data)
 
 
 def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
-    """Undo `seal`. Raises `Tampered`."""
-    try:
-        return AESGCM(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
-    except (InvalidTag, ValueError) as exc:  # ValueError: too short to hold a nonce
-        raise Tampered("the sealed data does not open") from exc
+    """As `Sealer.open`, once. Raises `Tampered`."""
+    return Sealer(key).open(sealed, associated_data)
 
 
 # --- wrap keys ------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ def test_names_come_sorted_and_by_prefix(session: Session, other: Session) -> No
     for device in (session, other):
         assert names(device) == ["a", "a/1", "a/2", "b", "ä"]
         assert names(device, "a/") == ["a/1", "a/2"]
-        assert names(device, "nothing") == []
+        assert names(device, "/2") == names(device, "2") == []
+        assert names(device, "nothing") == names(device, "\udc80") == []
 
 
 def test_an_entry_says_what_was_stored(session: Session, other: Session) -> None:
