@@ -107,11 +107,6 @@ class Connection:
         self._reader = FrameReader(MAX_OPENING_BODY)
         self._enter(State.WELCOME)
 
-    @property
-    def outstanding(self) -> int:
-        """How many requests wait for their reply."""
-        return len(self._outstanding)
-
     def get_buffer(self, hint: int) -> memoryview:  # noqa: ARG002 - the signature is asyncio's
         """Where to receive the next bytes; never empty. `hint` is asyncio's wish and not needed."""
         return self._reader.get_buffer()

@@ -77,8 +77,10 @@ class ProofError(RemoteProtocolError):
 
 
 class LogError(RemoteProtocolError):
-    """A log line that does not parse, hash or chain. `seq` is the first wrong entry."""
+    """A log line that does not parse, hash or chain. `seq` is the first wrong entry, `problem` what
+    is wrong with it."""
 
-    def __init__(self, message: str, *, seq: int) -> None:
-        super().__init__(f"entry {seq}: {message}")
+    def __init__(self, problem: str, *, seq: int) -> None:
+        super().__init__(f"entry {seq}: {problem}")
+        self.problem = problem
         self.seq = seq

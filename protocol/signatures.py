@@ -17,8 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from protocol.errors import SignatureError
 
-SIGNATURE_SIZE = 64
-PUBLIC_KEY_SIZE = 32
 SEED_SIZE = 32
 
 

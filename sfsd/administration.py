@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from protocol.connection import Connection, Role
 from protocol.encoding import Buffer
 from protocol.errors import MessageError, RemoteProtocolError
 from protocol.invitation import parse_address
 from protocol.messages import Error, Message, Reply, Request
+from protocol.messages.accounts import Account, AccountsPage, UserList
 from protocol.messages.session import VERSION, Login, Session, Welcome
 from protocol.names import OPERATOR
 from protocol.records import login_body
@@ -52,6 +53,17 @@ def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
             return _in_process(root, messages)
     except RootBusyError:
         return _over_the_wire(root, messages)
+
+
+def accounts(root: Path) -> Iterator[Account]:
+    """All, the invited ones too, by name. Raises as `ask`."""
+    after = ""
+    while True:
+        page = cast(AccountsPage, ask(root, [UserList(after)])[0])
+        yield from page.accounts
+        if not page.next:
+            return
+        after = page.next
 
 
 def running_address(root: Path) -> str | None:

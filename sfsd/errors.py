@@ -34,9 +34,10 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from protocol.errors import LogError
     from protocol.messages import FileView
 
 _EXIT_CODES = {
@@ -150,6 +151,11 @@ class JournalDamagedError(JournalError):
             f"entry {seq}: {message}", "keep logs/ as it is, and compare it with a backup"
         )
         self.seq = seq
+
+    @classmethod
+    def of(cls, exc: LogError) -> Self:
+        """The same as an error of this package."""
+        return cls(exc.problem, seq=exc.seq)
 
 
 class StoreError(SfsdError):

@@ -258,7 +258,7 @@ class Journal:
         try:
             return auditlog.parse(self.line(seq), seq=seq)
         except LogError as exc:
-            raise JournalDamagedError(str(exc), seq=seq) from exc
+            raise JournalDamagedError.of(exc) from exc
 
     def paths(self, seq: int) -> dict[str, bytes | None]:
         """`Entry.paths` of entry `seq`, at half of what the whole entry takes. Raises as `entry`.
@@ -270,7 +270,7 @@ class Journal:
         try:
             leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))
         except LogError as exc:
-            raise JournalDamagedError(str(exc), seq=seq) from exc
+            raise JournalDamagedError.of(exc) from exc
         if self._read_node(0, seq) != leaf:
             return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` mends it
         return auditlog.paths_of(line)

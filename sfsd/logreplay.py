@@ -86,7 +86,7 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
             _take_heads(heads, entry)
         except LogError as exc:
             if size < signed.size:
-                raise _damaged(exc, exc.seq) from exc
+                raise JournalDamagedError.of(exc) from exc
             break
         tree.append(entry.hash, end)
         size, end, last = size + 1, end + len(line) + 1, entry.hash
@@ -132,7 +132,7 @@ def compare(
     except LogError as exc:
         # Of a line that was rewritten along with its hash, the tree still has the leaf.
         seq = min([exc.seq] + [seq for seq, _, _ in differences])
-        raise _damaged(exc, seq) from exc
+        raise JournalDamagedError(exc.problem, seq=seq) from exc
     return differences
 
 
@@ -155,7 +155,3 @@ def _take_heads(heads: dict[str, Head], entry: Entry) -> None:
         if head != heads.get(user, NO_ENTRY):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)
     heads |= {user: (count + 1, entry.hash) for user, (count, _) in entry.accounts.items()}
-
-
-def _damaged(exc: LogError, seq: int) -> JournalDamagedError:
-    return JournalDamagedError(str(exc).removeprefix(f"entry {exc.seq}: "), seq=seq)

@@ -81,7 +81,7 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
         try:
             entry = auditlog.parse(line, seq=seq)
         except LogError as exc:
-            raise JournalDamagedError(str(exc), seq=seq) from exc
+            raise JournalDamagedError.of(exc) from exc
         for path, digest in entry.paths.items():
             try:
                 check_path(path)

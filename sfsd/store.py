@@ -19,18 +19,7 @@ from pathlib import Path
 from protocol.encoding import Buffer
 from protocol.largefiles import LARGE
 from protocol.merkle import PIECE_SIZE, PieceHasher
-from sfsd.changes import (
-    Adopt,
-    Change,
-    Claim,
-    Effect,
-    Link,
-    Remove,
-    Write,
-    check_path,
-    digest_of,
-    is_ciphertext,
-)
+from sfsd.changes import Change, check_path, digest_of, is_ciphertext
 from sfsd.direct import Direct, LastOpened
 from sfsd.errors import Absent
 from sfsd.files import FULL_DISK, Files
@@ -38,20 +27,6 @@ from sfsd.groups import Builder, Prepared, abandon, drop_stage
 from sfsd.handles import SharedHandle, Syncs, refused
 from sfsd.placing import Placing
 from sfsd.staging import Staged
-
-__all__ = [
-    "Adopt",
-    "Blob",
-    "Change",
-    "Claim",
-    "DirectoryStore",
-    "Effect",
-    "Link",
-    "Prepared",
-    "Remove",
-    "Staged",
-    "Write",
-]
 
 _CACHED_DIGESTS = 1 << 16
 """About 200 bytes each."""

@@ -193,7 +193,7 @@ def verify_log(root: Path, each: Callable[[Entry], None] = lambda _entry: None) 
         if differs is not None and differs < exc.seq:
             # Changed with its hash made anew: the chain breaks only at the next one.
             raise JournalDamagedError("not what was written", seq=differs) from exc
-        raise damaged(exc) from exc
+        raise JournalDamagedError.of(exc) from exc
     if frontier.size and not signed.size:
         raise JournalDamagedError("there is a log, and no checkpoint vouches for it", seq=0)
     if frontier.size < signed.size:
@@ -217,11 +217,6 @@ class _Leaves:
         start = merkle.node_position(0, seq) * merkle.HASH_SIZE
         known = self._nodes[start : start + merkle.HASH_SIZE]
         return len(known) < merkle.HASH_SIZE or known == leaf
-
-
-def damaged(exc: LogError) -> JournalDamagedError:
-    """The same as an error of this package."""
-    return JournalDamagedError(str(exc).partition(": ")[2], seq=exc.seq)
 
 
 def _signed(root: Path) -> checkpoint.Checkpoint:

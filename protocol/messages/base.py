@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Annotated, ClassVar, TypeVar
 
 from protocol import encoding
+from protocol.auditlog import MAX_LINE
+from protocol.checkpoint import MAX_CHECKPOINT
 from protocol.encoding import Buffer
 from protocol.errors import LocalProtocolError, MessageError, UnknownMessage
 from protocol.fields import (
@@ -20,25 +22,23 @@ from protocol.fields import (
     UserName,
     field_count,
 )
+from protocol.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
 from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
 
-PIECE = 1024 * 1024
+PIECE = PIECE_SIZE
 """Bytes of a segment, of a Data message, of the longest Read, and of a leaf of segments_root."""
 MAX_SMALL = 256 * 1024
 """Bytes of the longest ciphertext that a PutSmall carries."""
 MAX_METADATA = 4096
 MAX_WRAPS = 257
-MAX_LINE = 64 * 1024
 MAX_BUNDLE = 64 * 1024
-MAX_CHECKPOINT = 4096
-MAX_PROOF = 128
 LEAVES_PER_PAGE = 16 * 1024
 
 Metadata = Annotated[bytes, AtMost(MAX_METADATA)]
 RecordBytes = Annotated[bytes, AtMost(MAX_RECORD)]
 Proof = Annotated[tuple[Bytes32, ...], AtMost(MAX_PROOF)]
 Checkpoint = Annotated[bytes, AtMost(MAX_CHECKPOINT)]
-Leaves = Annotated[bytes, AtMost(LEAVES_PER_PAGE * 32)]
+Leaves = Annotated[bytes, AtMost(LEAVES_PER_PAGE * HASH_SIZE)]
 """Leaf hashes of a blob, 32 bytes each, concatenated."""
 UploadId = Bytes16
 Handle = Bytes16

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from protocol.auditlog import MAX_LINE
 from protocol.fields import AtMost, Between, Count, OneOf, Struct
-from protocol.messages.base import MAX_LINE, Checkpoint, Proof, Reply, Request, message
+from protocol.messages.base import Checkpoint, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000
 """Entries in one page; the server sends fewer where a page would pass a frame."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from protocol.auditlog import MAX_LINE
 from protocol.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.messages.base import (
     Checkpoint,
@@ -30,7 +31,7 @@ class SignedStatement(Struct):
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
     index: Count
-    line: Annotated[bytes, AtMost(64 * 1024)]
+    line: Annotated[bytes, AtMost(MAX_LINE)]
     inclusion: Proof
 
 

@@ -17,8 +17,8 @@ from protocol.messages.log import LogCheckpoint, LogHead
 from protocol.values import Value
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.errors import ConfigError
-from sfsd.verification import complete_lines, damaged, verify_links, verify_log
+from sfsd.errors import ConfigError, JournalDamagedError
+from sfsd.verification import complete_lines, verify_links, verify_log
 
 _STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
 _STEP_FACTS: Final = ("generation", "reason", "files")
@@ -84,11 +84,7 @@ def log(
 ) -> None:
     """Print the log, one entry a line: when, who, what."""
     wanted = _Filter(user, file_id, ops, since, until)
-    for seq, line in enumerate(complete_lines(root, follow=follow)):
-        try:
-            entry = auditlog.parse(line, seq=seq)
-        except LogError as exc:
-            raise damaged(exc) from exc
+    for entry, line in _entries(root, follow=follow):
         if not wanted.wants(entry):
             continue
         if as_json:
@@ -141,7 +137,7 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
 
     The signed statements are in the entries: `sfsd audit log --json --user USER`.
     """
-    steps = [entry for entry in _entries(root) if entry.owner == user and entry.op in _STEPS]
+    steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _STEPS]
     if not steps:
         raise ConfigError(f"the log has nothing of a user {user}", "see `sfsd user list`")
     wrapped = 0
@@ -164,9 +160,10 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
         answer(f"not finished: {wrapped} versions wrapped so far")
 
 
-def _entries(root: Path) -> Iterator[Entry]:
-    for seq, line in enumerate(complete_lines(root)):
+def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[Entry, bytes]]:
+    """Every entry and its line."""
+    for seq, line in enumerate(complete_lines(root, follow=follow)):
         try:
-            yield auditlog.parse(line, seq=seq)
+            yield auditlog.parse(line, seq=seq), line
         except LogError as exc:
-            raise damaged(exc) from exc
+            raise JournalDamagedError.of(exc) from exc

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import click
 
-from protocol.messages.accounts import AccountsPage, ForceRotation, UserList
+from protocol.messages.accounts import ForceRotation
 from sfsd import administration
 from sfsd.commands import answer, reason_option, root_option, user_name
 from sfsd.errors import ConfigError
@@ -29,11 +28,4 @@ def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> Non
 
 
 def _enrolled(root: Path) -> list[str]:
-    found: list[str] = []
-    after = ""
-    while True:
-        page = cast(AccountsPage, administration.ask(root, [UserList(after)])[0])
-        found += [account.user for account in page.accounts if account.fingerprint]
-        if not page.next:
-            return found
-        after = page.next
+    return [account.user for account in administration.accounts(root) if account.fingerprint]

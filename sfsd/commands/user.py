@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +15,6 @@ from protocol.messages.accounts import (
     AccountsPage,
     UserAccess,
     UserAdd,
-    UserList,
     UserQuota,
     UserShow,
 )
@@ -84,22 +82,12 @@ def _public_address(root: Path, config: Config) -> str:
 @json_option
 def list_(root: Path, as_json: bool) -> None:
     """List all accounts, the invited ones too."""
-    for account in _accounts(root):
+    for account in administration.accounts(root):
         if as_json:
             answer_json(_as_object(account))
         else:
             state = _state(account)
             answer(f"{account.user:<32} {state:<9} {account.files:>8} {account.used:>15}")
-
-
-def _accounts(root: Path) -> Iterator[Account]:
-    after = ""
-    while True:
-        page = cast(AccountsPage, administration.ask(root, [UserList(after)])[0])
-        yield from page.accounts
-        if not page.next:
-            return
-        after = page.next
 
 
 @command.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from typing import Final
 
 from protocol import VERSION
@@ -24,6 +25,7 @@ from protocol.messages.accounts import (
 )
 from protocol.values import changed
 from sfsd.changes import Change, Write
+from sfsd.documents import Document
 from sfsd.errors import Refused
 from sfsd.layout import Account, account_path, statements_path
 from sfsd.world import OPERATOR, USER, Commit, Principal, World, draft, operation
@@ -80,18 +82,8 @@ def user_access(world: World, who: Principal, message: UserAccess) -> Commit[Rep
     if present is None:
         raise Refused("not-found", "no such user")
     account = changed(present.value, disabled=message.disabled)
-    change = Change(
-        draft(
-            who,
-            "user-access",
-            owner=message.user,
-            detail={"disabled": message.disabled, "reason": message.reason},
-            accounts=(message.user,),
-        ),
-        expect={present.path: present.digest},
-        effects=(Write(present.path, account.encode),),
-    )
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    detail = {"disabled": message.disabled, "reason": message.reason}
+    return _replace(world, who, "user-access", message.user, present, account, detail)
 
 
 @operation(UserQuota, access=OPERATOR, logged="user-quota")
@@ -101,18 +93,8 @@ def user_quota(world: World, who: Principal, message: UserQuota) -> Commit[Reply
     if present is None:
         raise Refused("not-found", "no such user")
     account = changed(present.value, quota=message.quota)
-    change = Change(
-        draft(
-            who,
-            "user-quota",
-            owner=message.user,
-            detail={"quota": message.quota, "before": present.value.quota},
-            accounts=(message.user,),
-        ),
-        expect={present.path: present.digest},
-        effects=(Write(present.path, account.encode),),
-    )
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    detail = {"quota": message.quota, "before": present.value.quota}
+    return _replace(world, who, "user-quota", message.user, present, account, detail)
 
 
 @operation(ForceRotation, access=OPERATOR, logged="rotate-force")
@@ -123,18 +105,7 @@ def force_rotation(world: World, who: Principal, message: ForceRotation) -> Comm
         raise Refused("not-found", "no such user, or not enrolled")
     reason = message.reason or "the operator asks for it"
     account = changed(present.value, forced=reason)
-    change = Change(
-        draft(
-            who,
-            "rotate-force",
-            owner=message.user,
-            detail={"reason": reason},
-            accounts=(message.user,),
-        ),
-        expect={present.path: present.digest},
-        effects=(Write(present.path, account.encode),),
-    )
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    return _replace(world, who, "rotate-force", message.user, present, account, {"reason": reason})
 
 
 @operation(UserList, access=OPERATOR)
@@ -166,6 +137,24 @@ def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # no
         disk_free=shutil.disk_usage(world.root).free,
         failed=shortened(world.failed or ""),
     )
+
+
+def _replace(
+    world: World,
+    who: Principal,
+    op: str,
+    user: str,
+    present: Document[Account],
+    account: Account,
+    detail: Mapping[str, object],
+) -> Commit[Reply]:
+    """`account` in the place of what there is; logged in any case, be it the same."""
+    change = Change(
+        draft(who, op, owner=user, detail=detail, accounts=(user,)),
+        expect={present.path: present.digest},
+        effects=(Write(present.path, account.encode),),
+    )
+    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
 
 
 def _shown(world: World, name: str) -> messages.Account | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.auditlog import Draft
+from protocol.merkle import HASH_SIZE
 from protocol.messages import Done, Reply
 from protocol.messages.base import SignedRecord, Wrap
 from protocol.records import FileRecord
@@ -35,7 +36,7 @@ class Content(Value):
     @property
     def has_few_leaves(self) -> bool:
         """Whether they stand in the sidecar, not in a file of their own."""
-        return len(self.leaves) <= INLINE_LEAVES * 32
+        return len(self.leaves) <= INLINE_LEAVES * HASH_SIZE
 
     def sidecar(self, signed: SignedRecord) -> Sidecar:
         """That of the version that `signed` makes of it."""

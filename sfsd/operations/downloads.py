@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocol.merkle import HASH_SIZE, PIECE_SIZE
 from protocol.messages import Reply
 from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
@@ -19,7 +20,6 @@ from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 FIRST_BYTES: Final = 256 * 1024
 """Bytes of the blob that come with its opening: small files need no second round trip."""
-_HASH: Final = 32
 
 
 @operation(GetOpen, access=USER, logged="download")
@@ -51,7 +51,7 @@ def get_open(world: World, who: Principal, message: GetOpen) -> Reply | Commit[R
 @operation(GetLeaves, access=USER)
 def get_leaves(world: World, who: Principal, message: GetLeaves) -> LeavesPage:
     _, visible, opened = _reopen(world, who, message.handle)
-    count = -(-opened.size // (1 << 20))
+    count = -(-opened.size // PIECE_SIZE)
     if message.first > count:
         raise Refused("bad-request", f"the blob has {count} leaves")
     leaves = _leaves(world, visible, message.first)
@@ -109,7 +109,7 @@ def _answer(world: World, who: Principal, visible: Visible, opened: OpenVersion)
 def _leaves(world: World, visible: Visible, first: int) -> bytes:
     """One page of leaf hashes from leaf `first` on."""
     inline = visible.sidecar.leaves
-    start, length = first * _HASH, LEAVES_PER_PAGE * _HASH
+    start, length = first * HASH_SIZE, LEAVES_PER_PAGE * HASH_SIZE
     if inline is not None:
         return inline[start : start + length]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol import auditlog
+from protocol import auditlog, checkpoint
 from protocol.errors import LogError
 from protocol.messages.log import (
     INCLUSION,
@@ -19,7 +19,6 @@ from protocol.messages.log import (
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
 from sfsd.journal import Consistency, Inclusion
-from sfsd.operations.session import checkpoint_size
 from sfsd.world import EVERYONE, Access, Principal, World, operation
 
 PAGE_BYTES: Final = 1024 * 1024
@@ -32,9 +31,9 @@ SCAN: Final = 32 * 1024
 
 @operation(LogHead, access=EVERYONE)
 def log_head(world: World, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
-    checkpoint = world.journal.checkpoint()
-    proven = Consistency(who.known_size, checkpoint_size(checkpoint))
-    return LogCheckpoint(checkpoint, world.journal.prove(proven))
+    note = world.journal.checkpoint()
+    proven = Consistency(who.known_size, checkpoint.read(note).size)
+    return LogCheckpoint(note, world.journal.prove(proven))
 
 
 @operation(LogProof, access=EVERYONE)
@@ -70,7 +69,7 @@ def _items(world: World, who: Principal, wanted: range, *, own: bool) -> Iterato
             elif not own:
                 yield LogItem(seq, auditlog.line_hash(line, seq=seq))
         except LogError as exc:
-            raise JournalDamagedError(str(exc), seq=seq) from exc
+            raise JournalDamagedError.of(exc) from exc
 
 
 def _may_read(who: Principal, seq: int, line: bytes) -> bool:

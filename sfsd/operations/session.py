@@ -10,6 +10,7 @@ import hashlib
 import hmac
 from typing import Final
 
+from protocol import checkpoint
 from protocol.errors import SignatureError
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
@@ -197,17 +198,12 @@ def _session(
 
     A client that has seen a longer log than there is gets no proof, and knows what that means.
     """
-    checkpoint = world.journal.checkpoint() if receipt is None else receipt.checkpoint
-    size = checkpoint_size(checkpoint)
+    note = world.journal.checkpoint() if receipt is None else receipt.checkpoint
+    size = checkpoint.read(note).size
     who.known_size = size
     consistency = world.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
     notice = None if user is None else notice_of(user, world.now, who.generation)
-    return Session(checkpoint, consistency, receipt, notice, world.now)
-
-
-def checkpoint_size(note: bytes) -> int:
-    """The size that a note of our own log states, in its second line."""
-    return int(note.split(b"\n", 2)[1])
+    return Session(note, consistency, receipt, notice, world.now)
 
 
 def _check_version(version: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocol import checkpoint
 from protocol.messages import FileView, Reply
 from protocol.messages.base import Wrap
 from protocol.messages.sharing import (
@@ -29,7 +30,6 @@ from sfsd.journal import Consistency, Inclusion
 from sfsd.layout import Sidecar, StoredStatement
 from sfsd.operations.files import PAGE_BYTES, size_of
 from sfsd.operations.records import Decided, commit, content_of
-from sfsd.operations.session import checkpoint_size
 from sfsd.operations.uploads import repeated
 from sfsd.visibility import not_found
 from sfsd.world import OWN_KEYS, USER, Access, Commit, Principal, World, operation
@@ -54,8 +54,8 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
     links = chain[0].links
     first = max(message.first, 1) - 1
     page = links[first : first + PER_PAGE]
-    checkpoint = world.journal.checkpoint()
-    size = checkpoint_size(checkpoint)
+    note = world.journal.checkpoint()
+    size = checkpoint.read(note).size
 
     def proven(link: StoredStatement) -> SignedStatement:
         return SignedStatement(
@@ -69,7 +69,7 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
     statements = tuple(proven(link) for link in page)
     consistency = world.journal.prove(Consistency(who.known_size, size))
     end = first + len(page)
-    return Identity(statements, checkpoint, consistency, end + 1 if end < len(links) else 0)
+    return Identity(statements, note, consistency, end + 1 if end < len(links) else 0)
 
 
 # --- readers ----------------------------------------------------------------------------------

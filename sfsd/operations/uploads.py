@@ -60,8 +60,8 @@ def put_open(world: World, who: Principal, message: PutOpen) -> UploadState:
         raise Refused("not-found", "no such file")
     world.accounts.acting(who.user)
     _check_writable(world)
-    ledger, quota = world.accounts.quota(who.user)
-    del ledger  # loaded where there is a quota; the upload finds it through its owner's files
+    # The ledger is loaded where there is a quota; the upload finds it through its owner's files.
+    _, quota = world.accounts.quota(who.user)
     files = world.index.of(who.user)
     if message.version:
         _check_replaces(Head.of(files, message.file_id), message)

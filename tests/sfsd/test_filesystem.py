@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from protocol.auditlog import Draft
+from sfsd.changes import Change, Write
 from sfsd.errors import StoreFailedError
 from sfsd.files import Files
 from sfsd.placing import MANY
-from sfsd.store import Change, DirectoryStore, Write
+from sfsd.store import DirectoryStore
 
 if sys.platform != "linux":
     pytest.skip("syncfs is Linux's", allow_module_level=True)

@@ -545,3 +545,14 @@ TestJournalModel.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_a_damaged_entry_is_named_once(journal: Journal, logs: Path) -> None:
+    journal.append(drafts(2))
+    path = logs / "audit.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"time":"2', b'"time":"3')
+    path.write_bytes(b"".join(lines))
+    for read in (journal.entry, journal.paths):
+        with pytest.raises(JournalDamagedError, match=r"^entry 1: (?!entry)"):
+            read(1)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from protocol.auditlog import MAX_LINE
+from protocol.checkpoint import MAX_CHECKPOINT
 from protocol.encoding import MAX_BODY
 from protocol.errors import MessageError
+from protocol.merkle import MAX_PROOF
 from protocol.messages import encode
-from protocol.messages.base import MAX_CHECKPOINT, MAX_LINE, MAX_PROOF
 from protocol.messages.log import (
     MAX_ENTRIES,
     LogCheckpoint,
