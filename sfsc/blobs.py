@@ -3,7 +3,7 @@ ciphertext still to come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -13,8 +13,9 @@ from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.values import Value
-from sfsc.errors import ConflictError, NotFound, ProtocolFailure, Tampered
-from sfsc.identity import Owner, Revision
+from sfsc.envelope import ContentKey, Metadata
+from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
+from sfsc.identity import File, Owner, Revision
 from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
@@ -74,37 +75,81 @@ class Wanted(Value):
         return cls(name, file_id, version, known[file_id], request, owner)
 
 
-class Blob:
-    """`file` and `metadata` are verified when it is built; `opener` once it was made `ready`."""
+class Answer:
+    """What came for `wanted`, over the connection that stands; each step of judging it sets what
+    comes below it."""
 
     def __init__(self, session: Session, wanted: Wanted, reply: Reply) -> None:
-        """From the reply to `wanted.request`.
+        self.session = session
+        self.wanted = wanted
+        self.reply = reply
+        self.connection = session.connections
+        self.opened: Opened
+        self.file: File
+        self.key: ContentKey
+        self.metadata: Metadata
 
-        Raises `NotFound`, `IntegrityError`, and `KeyringError` where we have no key for it.
-        """
-        self._session = session
-        name, version = wanted.name, wanted.version
-        if isinstance(reply, Error) and reply.code == "not-found":
-            name = name or "the file"
+    def verify(self) -> None:
+        wanted = self.wanted
+        if isinstance(self.reply, Error) and self.reply.code == "not-found":
+            name, version = wanted.name or "the file", wanted.version
             which = f"{name} has no version {version}" if version else f"there is no file {name}"
             raise NotFound(which, "`sfsc ls` shows what there is")
-        opened = answered(reply, Opened)
-        self.owner = wanted.owner
-        owner = wanted.owner or session.account
-        self.file = owner.opened(opened.view, wanted.file_id, version, wanted.known)
-        self._key, self.metadata = session.account.open(self.file, wanted.owner)
-        if name is not None and self.metadata.name != name:
+        self.opened = answered(self.reply, Opened)
+        owner = wanted.owner or self.session.account
+        self.file = owner.opened(self.opened.view, wanted.file_id, wanted.version, wanted.known)
+
+    def unwrap(self) -> None:
+        self.key = self.session.account.unwrap(self.file, self.wanted.owner)
+
+    def describe(self) -> None:
+        wanted = self.wanted
+        self.metadata = self.session.account.described(self.key, self.file, wanted.owner)
+        if wanted.name is not None and self.metadata.name != wanted.name:
             raise Tampered("the server gave another file than the one asked for")
-        if wanted.owner is None:
-            session.learn_head(self.file, wanted.known)
+
+    def learn(self) -> None:
+        if self.wanted.owner is None:
+            self.session.learn_head(self.file, self.wanted.known)
         else:
-            Remembered(session.state).remember_file(SharedKnown.of(self.file, None))
+            Remembered(self.session.state).remember_file(SharedKnown.of(self.file, None))
+
+
+class Blob:
+    """Build with `open`, `ask` or `judged`: `file` and `metadata` are verified then, the hashes of
+    its pieces once it was made `ready`."""
+
+    def __init__(self, answer: Answer) -> None:
+        """Of one that was judged."""
+        self._session = answer.session
+        self.owner = answer.wanted.owner
+        self.file = answer.file
+        self.metadata = answer.metadata
         self.size = self.file.content.ciphertext_size or 0
-        self.handle = opened.handle
-        self.first: Buffer = opened.data
-        self._leaves = opened.leaves
-        self._connection = session.connections
+        self.handle = answer.opened.handle
+        self.first: Buffer = answer.opened.data
+        self._key = answer.key
+        self._leaves = answer.opened.leaves
+        self._connection = answer.connection
         self._fetching: Fetching | None = None
+
+    @classmethod
+    def judged(cls, answers: Sequence[Answer]) -> list[Blob | SfscError]:
+        """What each of the answers gives, or why it gives nothing: `NotFound`, `IntegrityError`, or
+        `KeyringError` where we have no key for it.
+
+        Each step is taken for all before the next: behind other steps, and cryptography above all,
+        it finds its code and tables gone from the processor's caches, and takes a sixth more.
+        """
+        failures: dict[int, SfscError] = {}
+        for step in (Answer.verify, Answer.unwrap, Answer.describe, Answer.learn):
+            for place, answer in enumerate(answers):
+                if place not in failures:
+                    try:
+                        step(answer)
+                    except SfscError as exc:
+                        failures[place] = exc
+        return [failures.get(place) or cls(answer) for place, answer in enumerate(answers)]
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
@@ -119,8 +164,11 @@ class Blob:
 
     @classmethod
     def ask(cls, session: Session, wanted: Wanted) -> Blob:
-        """Asked for and answered."""
-        return cls(session, wanted, session.ask(wanted.request))
+        """Asked for and answered. Raises as `judged` gives."""
+        (blob,) = cls.judged([Answer(session, wanted, session.ask(wanted.request))])
+        if isinstance(blob, SfscError):
+            raise blob
+        return blob
 
     def ready(self) -> Opener:
         """All leaf hashes, checked against the record; then pieces can be opened in any order."""

@@ -14,10 +14,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
-from protocol.messages import Reply
 from protocol.messages.base import PIECE
 from protocol.values import Value
-from sfsc.blobs import Blob, Wanted
+from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import NetworkError, SfscError, UsageError
 from sfsc.identity import Owner
@@ -81,17 +80,24 @@ class _Opened(Value):
 
 
 class _Line:
-    """Those that were opened and wait for their turn. `ahead` are the bytes, about, that were asked
-    for before it."""
+    """Those that were `judged`, and before them those that wait for their turn. `ahead` are the
+    bytes, about, that were asked for before it."""
 
     def __init__(self) -> None:
         self.ahead = 0
+        self.judged: deque[_Opened] = deque()
         self._waiting: deque[_Opened] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self.judged)
+
+    @property
+    def has_next(self) -> bool:
+        """Whether there is one to `take`."""
+        return bool(self._waiting)
 
     def add(self, one: _Opened) -> None:
+        """The first that was judged, asked ahead by now."""
         self.ahead += one.ahead
         self._waiting.append(one)
 
@@ -150,17 +156,17 @@ class Downloads:
         their signers had seen of the log is proven last, all together.
         """
         window = Window[_Asked](self._session, AHEAD)
-        opened = _Line()
+        line = _Line()
         try:
             for asked in self._wanted(items, owner):
-                if len(window) + len(opened) >= AHEAD:
-                    yield from self._placed(self._next(window, opened), skip)
+                if len(window) + len(line) >= AHEAD:
+                    yield from self._placed(self._next(window, line), skip)
                 window.send(asked, asked[1].request)
-            while window or opened:
-                yield from self._placed(self._next(window, opened), skip)
+            while window or line:
+                yield from self._placed(self._next(window, line), skip)
         finally:
             window.abandon()
-            opened.abandon()
+            line.abandon()
         self._seen.prove()
 
     def _wanted(self, items: Iterable[Item], owner: Owner | None) -> Iterator[_Asked]:
@@ -179,23 +185,36 @@ class Downloads:
                     asked = item.file_id, item.version, item.name
                     yield item, Wanted.shared(session, owner, *asked, known)
 
-    def _next(self, window: Window[_Asked], opened: _Line) -> _Opened:
+    def _next(self, window: Window[_Asked], line: _Line) -> _Opened:
         """The oldest. Those behind it that were answered are opened too, and where they did not
         come whole, the rest is asked for: it comes while those before it are written."""
-        while not opened or (opened.ahead < _ASKED_AHEAD and window.answered):
-            (item, wanted), reply = window.take()
-            opened.add(_Opened(item, self._opened(wanted, reply)))
-        return opened.take()
+        while not line.has_next or (line.ahead < _ASKED_AHEAD and (line.judged or window.answered)):
+            if not line.judged:
+                line.judged.extend(self._judged(window))
+            line.add(self._asked_ahead(line.judged.popleft()))
+        return line.take()
 
-    def _opened(self, wanted: Wanted, reply: Reply) -> Blob | SfscError:
+    def _judged(self, window: Window[_Asked]) -> Iterator[_Opened]:
+        """All that are answered, and one at least."""
+        items: list[Item] = []
+        answers: list[Answer] = []
+        while not answers or window.answered:
+            (item, wanted), reply = window.take()
+            items.append(item)
+            answers.append(Answer(self._session, wanted, reply))
+        return map(_Opened, items, Blob.judged(answers))
+
+    def _asked_ahead(self, one: _Opened) -> _Opened:
+        blob = one.blob
+        if isinstance(blob, SfscError):
+            return one
         try:
-            blob = Blob(self._session, wanted, reply)
             self._seen.note(blob.file)
             if not blob.is_whole:
                 blob.ask_ahead()
         except SfscError as exc:
-            return exc
-        return blob
+            return _Opened(one.item, exc)
+        return one
 
     def _placed(self, one: _Opened, skip: Skip) -> Iterator[Got]:
         item, blob = one.item, one.blob

@@ -346,14 +346,22 @@ class Account(Owner):
         where this machine has no key for it. A name of ours that does not belong to the file's id
         is refused: else one file could be given for another.
         """
+        key = self.unwrap(file, owner)
+        return key, self.described(key, file, owner)
+
+    def unwrap(self, file: File, owner: Owner | None = None) -> ContentKey:
+        """The first half of `open`."""
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
             raise BadRecord("this version was made with a key that was undone", _UNDONE)
-        key = open_wraps(file.content, whose.first, file.wraps, self.private_keys)
+        return open_wraps(file.content, whose.first, file.wraps, self.private_keys)
+
+    def described(self, key: ContentKey, file: File, owner: Owner | None = None) -> Metadata:
+        """The second half of `open`."""
         metadata = key.open_metadata(file.content, file.metadata)
         if owner is None and not self._belongs(metadata.name, file.file_id):
             raise Tampered("the file's name does not belong to it", _TOLD)
-        return key, metadata
+        return metadata
 
     def _belongs(self, name: str, wanted: str) -> bool:
         if any(file_id(key, name) == wanted for key in self.name_keys):

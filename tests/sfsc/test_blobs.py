@@ -1,0 +1,83 @@
+"""Files that are opened: many answers judged together, each by itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.messages import Error, Reply
+from protocol.messages.downloads import Opened
+from protocol.values import changed
+from sfsc.blobs import Answer, Blob, Wanted
+from sfsc.errors import BadRecord, NotFound, SfscError, Tampered
+from sfsc.session import Session
+from sfsc.uploads import Uploads
+from tests.sfsc.lying import Simulator
+
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture
+def stored(session: Session) -> Session:
+    for name in NAMES:
+        Uploads(session).put(io.BytesIO(name.encode()), name)
+    return session
+
+
+def asked(session: Session) -> Iterator[tuple[Wanted, Opened]]:
+    for name in NAMES:
+        wanted = Wanted.of(session, name, 0)
+        reply = session.ask(wanted.request)
+        assert isinstance(reply, Opened)
+        yield wanted, reply
+
+
+def judged(session: Session, answers: list[tuple[Wanted, Reply]]) -> list[Blob | SfscError]:
+    return Blob.judged([Answer(session, wanted, reply) for wanted, reply in answers])
+
+
+def test_each_gives_its_own(stored: Session) -> None:
+    blobs = judged(stored, list(asked(stored)))
+    assert [b"".join(blob.segments()) for blob in blobs if isinstance(blob, Blob)] == [
+        name.encode() for name in NAMES
+    ]
+    assert judged(stored, []) == []
+
+
+def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
+    answers = list(asked(stored))
+    first = answers[0][1]
+    spoilt: list[tuple[Wanted, Reply]] = list(answers)
+    # Of another file; with metadata of another version; not there at all.
+    spoilt[1] = (answers[1][0], first)
+    spoilt[2] = (
+        answers[2][0],
+        changed(answers[2][1], view=changed(answers[2][1].view, metadata=first.view.metadata)),
+    )
+    spoilt[3] = (answers[3][0], Error("not-found", "there is none"))
+    kinds = [type(one) for one in judged(stored, spoilt)]
+    assert kinds == [Blob, BadRecord, Tampered, NotFound, Blob]
+
+
+def test_another_name_than_the_one_asked_for(stored: Session) -> None:
+    """Of two ids of one name, as while files are renamed, each answer says what it is the answer
+    to."""
+    ((wanted, reply), *_) = list(asked(stored))
+    (blob,) = judged(stored, [(changed(wanted, name="b"), reply)])
+    assert isinstance(blob, Tampered)
+
+
+def test_what_was_answered_before_a_connection_was_lost_is_asked_for_again(
+    server: Simulator, stored: Session
+) -> None:
+    """A handle is of its connection, whenever its answer is judged."""
+    wanted, reply = next(asked(stored))
+    answer = Answer(stored, wanted, changed(reply, leaves=b"", data=b""))
+    stored.reconnect()
+    (blob,) = Blob.judged([answer])
+    assert isinstance(blob, Blob)
+    before = len(server.requests)
+    assert b"".join(blob.segments()) == b"a"
+    assert server.requests[before:][0] == changed(wanted.request, version=1)
