@@ -9,6 +9,7 @@ from protocol.messages import FileView
 from protocol.messages.base import SignedRecord
 from protocol.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.index import OwnerFiles
+from sfsd.layout import Sidecar
 from sfsd.world import USER, Principal, World, operation
 
 PAGE_BYTES: Final = 960 * 1024
@@ -18,6 +19,8 @@ _SIGNATURE: Final = 80
 _SCANNED: Final = 4096
 """Files looked at for one page of a listing, whether or not they are in it."""
 _TOGETHER: Final = 256
+_READ: Final = 32
+"""Sidecars that are read together."""
 
 
 @operation(Stat, access=USER)
@@ -32,13 +35,8 @@ def list_files(world: World, who: Principal, message: List) -> Listing:
     views: list[FileView] = []
     size = scanned = 0
     last = message.after
-    for file_id, version, seq in _scan(files, message.after):
+    for file_id, sidecar in _scan(files, message.after, message.since_seq):
         scanned += 1
-        sidecar = None
-        if not 0 < seq < message.since_seq:
-            sidecar = files.sidecar(file_id, version).value
-            if sidecar.seq != seq:
-                files.saw(sidecar, version)
         if sidecar is not None and sidecar.seq >= message.since_seq:
             view = sidecar.view(who.user, sidecar.last)
             size += size_of(view)
@@ -49,11 +47,22 @@ def list_files(world: World, who: Principal, message: List) -> Listing:
     return Listing(tuple(views), last if scanned == _SCANNED else "")
 
 
-def _scan(files: OwnerFiles, after: str) -> Iterator[tuple[str, int, int]]:
-    """Up to `_SCANNED` files, of which few are looked up before they are asked for."""
+def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Sidecar | None]]:
+    """Up to `_SCANNED` files, of which few are read before they are asked for; None for one that is
+    known to be older than entry `since`."""
     for _ in range(_SCANNED // _TOGETHER):
         page = files.after(after, _TOGETHER)
-        yield from page
+        for start in range(0, len(page), _READ):
+            some = page[start : start + _READ]
+            places = [one[:2] for one in some if not 0 < one[2] < since]
+            found = iter(files.sidecars(places))
+            for file_id, version, seq in some:
+                sidecar = None
+                if not 0 < seq < since:
+                    sidecar = next(found).value
+                    if sidecar.seq != seq:
+                        files.saw(sidecar, version)
+                yield file_id, sidecar
         if len(page) < _TOGETHER:
             return
         after = page[-1][0]
