@@ -140,6 +140,7 @@ def renew_tls(folder: Path, now: int, files: Files | None = None) -> Keys:
     certificate has no key, and it is done again.
     """
     files = files or Files()
+    _server_key(folder)  # before anything is replaced that needs its signature
     private, certificate = _self_signed(now)
     files.replace_durable(folder / "tls.key", private)
     files.replace_durable(folder / "tls.crt", certificate)
@@ -152,6 +153,7 @@ def renew_log(folder: Path, now: int, files: Files | None = None) -> Keys:
     For who holds the root's lock. Where it is cut, `restate` goes on. Raises `ConfigError`.
     """
     files = files or Files()
+    _server_key(folder)  # before anything is replaced that needs its signature
     fresh = SigningKey.generate().seed.hex().encode() + b"\n"
     files.replace_durable(folder / _NEXT_LOG_KEY, fresh)
     return restate(folder, now, files)
@@ -176,6 +178,8 @@ def _finish_log(folder: Path, now: int, files: Files) -> None:
 
 def _sign_anew(note: Path, old: Verifier, new: Verifier, key: SigningKey, files: Files) -> None:
     data = note.read_bytes()
+    if not data.strip(b"\0"):
+        return  # a power loss has left nothing of it, and a start does without
     try:
         signed = checkpoint.verify(data, old)
     except CheckpointError:
@@ -208,9 +212,7 @@ def operator_key(folder: Path) -> SigningKey:
 
 def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
     """Sign statement `n` about the keys that lie there."""
-    server = _read_key(folder / "server.key")
-    if n > 1 and server.public != ServerStatement.parse(read_statement(folder)[0]).server_pub:
-        raise ConfigError("keys/server.key is not this server's", _HINT)
+    server = _server_key(folder) if n > 1 else _read_key(folder / "server.key")
     origin = origin_of(server_id(server.public))
     body = ServerStatement(
         server_pub=server.public,
@@ -222,6 +224,14 @@ def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
     signature = server.sign(Label.SERVER_STATEMENT, body)
     lines = b"\n".join(map(base64.b64encode, (body, signature))) + b"\n"
     files.replace_durable(folder / "server.statement", lines)
+
+
+def _server_key(folder: Path) -> SigningKey:
+    """The key that signs successors of the statement in force. Raises `ConfigError`."""
+    server = _read_key(folder / "server.key")
+    if server.public != ServerStatement.parse(read_statement(folder)[0]).server_pub:
+        raise ConfigError("keys/server.key is not this server's", _HINT)
+    return server
 
 
 def _self_signed(now: int) -> tuple[bytes, bytes]:
@@ -254,12 +264,16 @@ def _self_signed(now: int) -> tuple[bytes, bytes]:
 def spki_sha256(certificate: bytes) -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo (RFC 5280) of a certificate in DER, 32 bytes.
 
-    Raises ValueError for what is no certificate.
+    Raises ValueError for what is no certificate, or has a key of an unknown kind.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
-    public = x509.load_der_x509_certificate(certificate).public_key()
+    try:
+        public = x509.load_der_x509_certificate(certificate).public_key()
+    except UnsupportedAlgorithm as exc:
+        raise ValueError("a certificate with a key of an unknown kind") from exc
     spki = public.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

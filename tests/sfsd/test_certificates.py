@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -231,3 +232,42 @@ def test_a_statement_is_verified_before_it_is_used(folder: Path) -> None:
     (folder / "server.statement").write_bytes(lines[0] + b"\n" + lines[1][:-8] + b"AAAAAA==\n")
     with pytest.raises(ConfigError):
         certificates.load(folder)
+
+
+@pytest.mark.parametrize("left", [b"", bytes(200)])
+def test_a_log_key_is_taken_over_where_a_power_loss_left_no_checkpoint(
+    folder: Path, left: bytes
+) -> None:
+    """The daemon starts without one, so it must after the key was replaced too."""
+    before = certificates.load(folder)
+    logs = folder.parent / "logs"
+    logs.mkdir()
+    (logs / "checkpoint").write_bytes(left)
+    after = certificates.renew_log(folder, NOW + 5)
+    assert (after.n, after.log_key.public != before.log_key.public) == (2, True)
+    assert certificates.restate(folder, NOW + 9).statement == after.statement
+
+
+@pytest.mark.parametrize("renew", [certificates.renew_log, certificates.renew_tls])
+def test_without_the_server_key_nothing_is_replaced(
+    folder: Path, renew: Callable[[Path, int], certificates.Keys]
+) -> None:
+    """Else the next start would need it as well."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for other in (None, SigningKey.generate().seed.hex()):
+        (folder / "server.key").unlink(missing_ok=True)
+        if other is not None:
+            (folder / "server.key").write_text(other)
+        with pytest.raises(ConfigError, match=r"server\.key"):
+            renew(folder, NOW + 5)
+        left = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert {**left, "server.key": before["server.key"]} == before
+        certificates.restate(folder, NOW + 9).tls_context()
+
+
+def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
+    der = ssl.PEM_cert_to_DER_cert((folder / "tls.crt").read_text())
+    known, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    assert known in der
+    with pytest.raises(ValueError, match="kind"):
+        certificates.spki_sha256(der.replace(known, unknown))
