@@ -23,8 +23,9 @@ from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.files import Files
 from sfsd.handles import Syncs
-from sfsd.layout import StoredStatement, encode_statements, parse_sidecar, parse_statements
+from sfsd.layout import StoredStatement, encode_statements, parse_sidecar
 from sfsd.placing import Placing
+from sfsd.recovery import Stage, Wanted
 from sfsd.verification import verify_log
 
 STRAY: Final = "stray"
@@ -45,15 +46,18 @@ class Finding(Value):
 
 
 class _Known(Mutable):
-    """What the log says: each path's digest and the entry that wrote it; every user's chain."""
+    """What the log says: each path's digest and the entry that wrote it; every user's chain; and
+    what entries past `applied` touch, which may still be in the stage."""
 
+    applied: int
     paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
-    last: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, Wanted] = field(default_factory=dict)
 
     def take(self, entry: Entry) -> None:
         for path, digest in entry.paths.items():
-            self.last[path] = entry.seq
+            if entry.seq > self.applied:
+                self.waiting[path] = Wanted(entry.seq, path, digest, entry.stage)
             if digest is None:
                 self.paths.pop(path, None)
             else:
@@ -79,7 +83,8 @@ class Fsck:
         self._read_data = read_data
         self._repair = repair
         self._files = Files()
-        self._known = _Known()
+        self._known = _Known(self._applied())
+        self._stage = Stage(self._files, root / "staging")
         self._sizes: dict[str, int] = {}
         self.checked = 0
 
@@ -92,27 +97,37 @@ class Fsck:
             return
         if verified.cache_differs is not None:
             yield self._drop_cache(verified.cache_differs)
-        waiting = self._waiting(verified.entries)
+        present = set(self._walk())
+        wanted = self._known.waiting.values()
+        waiting = {one.path: one.seq for one in wanted if self._waits(one, present)}
         if waiting:
             text = "entries wait to be installed; a start of the daemon does it"
             yield Finding("waiting", "staging", min(waiting.values()), False, text)
-        present = set(self._walk())
         for path in sorted(present | self._known.paths.keys(), key=_sidecars_first):
             if path not in waiting:
                 self.checked += 1
                 yield from self._check(path, there=path in present)
 
-    def _waiting(self, entries: int) -> dict[str, int]:
-        """Paths that entries past the mark touch, whose files may still be in the stage."""
+    def _applied(self) -> int:
+        """Every entry up to this seq is in place; -1 where that is not known."""
+        syncs, staging = Syncs(self._files), self._root / "staging"
         try:
-            syncs = Syncs(self._files)
-            staging = self._root / "staging"
-            applied = Placing(self._files, syncs, users=self._users, staging=staging).applied
+            return Placing(self._files, syncs, users=self._users, staging=staging).applied
         except (OSError, RecoveryError):
-            applied = -1
-        if applied >= entries - 1:
-            return {}
-        return {path: seq for path, seq in self._known.last.items() if seq > applied}
+            return -1
+
+    def _waits(self, want: Wanted, present: set[str]) -> bool:
+        """Whether a start will make the path what the log says, and it is not so yet."""
+        there = want.path in present
+        if want.digest is None:
+            return there
+        if there and self._is(want.path, want.digest):
+            return False
+        try:
+            self._stage.find(want)
+        except RecoveryError:
+            return False
+        return True
 
     def _walk(self) -> Iterator[str]:
         for folder, _, names in os.walk(self._users):
@@ -211,9 +226,7 @@ class Fsck:
         chain = self._known.chains.get(user)
         if not chain:
             return None
-        encoded = encode_statements(chain)
-        parse_statements(f"{user}/statements.json", encoded)
-        return encoded
+        return encode_statements(chain)
 
     def _put_aside(self, path: str) -> Finding:
         text = "the log knows nothing of it"

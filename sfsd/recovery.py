@@ -36,7 +36,9 @@ class Recovered(Value):
     dropped: int
 
 
-class _Wanted(Value):
+class Wanted(Value):
+    """What entry `seq` says must stand under `path`; `stage` names the pack that has it staged."""
+
     seq: int
     path: str
     digest: bytes | None
@@ -63,7 +65,7 @@ def _recover(store: DirectoryStore, journal: Journal) -> Recovered:
             path="logs/audit.jsonl",
         )
     wanted = _wanted(store, journal)
-    stage = _Stage(store.files, store.staging)
+    stage = Stage(store.files, store.staging)
     installed = sum([_restore(store, stage, want) for want in wanted.values()])
     entries = last - store.placing.applied
     if entries:
@@ -73,9 +75,9 @@ def _recover(store: DirectoryStore, journal: Journal) -> Recovered:
     return Recovered(entries, installed, _drop_staged(store))
 
 
-def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
+def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, Wanted]:
     """What entries past the mark say of each path; the last word counts."""
-    wanted: dict[str, _Wanted] = {}
+    wanted: dict[str, Wanted] = {}
     first = store.placing.applied + 1
     for seq, line in enumerate(journal.lines(first), first):
         try:
@@ -87,11 +89,11 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, _Wanted]:
                 check_path(path)
             except PathError as exc:
                 raise RecoveryError(f"named by entry {seq}", path=path) from exc
-            wanted[path] = _Wanted(seq, path, digest, entry.stage)
+            wanted[path] = Wanted(seq, path, digest, entry.stage)
     return wanted
 
 
-def _restore(store: DirectoryStore, stage: _Stage, want: _Wanted) -> bool:
+def _restore(store: DirectoryStore, stage: Stage, want: Wanted) -> bool:
     """Make the path what is wanted; whether anything had to be done."""
     store.placing.remove_temporary(want.path)
     if store.digest_in_place(want.path) == want.digest:
@@ -100,7 +102,7 @@ def _restore(store: DirectoryStore, stage: _Stage, want: _Wanted) -> bool:
     return True
 
 
-class _Stage:
+class Stage:
     """What is in staging/, each pack opened when an entry asks for it."""
 
     def __init__(self, files: Files, folder: Path) -> None:
@@ -108,7 +110,7 @@ class _Stage:
         self._folder = folder
         self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
 
-    def find(self, want: _Wanted) -> Step:
+    def find(self, want: Wanted) -> Step:
         """How to install what is wanted, its digest checked. Raises `RecoveryError`."""
         problem = f"entry {want.seq} wrote it, and its bytes are neither in place nor staged"
         if want.stage is None or want.digest is None or not _STAGE.fullmatch(want.stage):

@@ -198,3 +198,13 @@ def test_who_is_repaired_is_served_again(daemon: Daemon, served: Served, tmp_pat
         assert client.run("ls").lines == ["b", "big"]
         client.run("get", "big", "-o", tmp_path / "big")
         assert (tmp_path / "big").stat().st_size == 70 * MIB
+
+
+def test_what_waits_for_a_start_is_in_the_stage(daemon: Daemon) -> None:
+    """Without the mark all entries may wait; what is neither in place nor staged does not."""
+    (daemon.root / "staging" / "applied").unlink()
+    assert found(daemon, "--read-data", code=0) == []
+    lost, changed = named(daemon, ".ct"), named(daemon, "1.json")
+    remove(lost)
+    flip(changed)
+    assert set(found(daemon)) == {("missing", lost.name, False), ("changed", changed.name, False)}
