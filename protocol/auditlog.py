@@ -225,10 +225,10 @@ def _entry(fields: Sequence[Any], digest: bytes) -> Entry:
         hash=digest,
     )
     _need(len(entry.salt) == SALT_SIZE)
-    for known in entry.paths.values():
-        _need(known is None or len(known) == 32)
-    for count, last in entry.accounts.values():
-        _need(type(count) is int and len(last) == 32)
+    for known in detail.get("paths", {}).values():
+        _need(known is None or _HEX.fullmatch(known) is not None)
+    for count, last in detail.get("accounts", {}).values():
+        _need(type(count) is int and _HEX.fullmatch(last) is not None)
     _need(len(entry.records) <= 2)
     return entry
 

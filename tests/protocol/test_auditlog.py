@@ -336,3 +336,20 @@ def test_the_records_of_an_entry() -> None:
         (Draft("login", "alice"), ()),
     ):
         assert auditlog.parse(encode(draft)[0]).records == records
+
+
+@pytest.mark.parametrize("spelled", [str.upper, lambda text: " ".join([text[:2], text[2:]])])
+@pytest.mark.parametrize("where", ["paths", "accounts"])
+def test_a_hash_in_the_detail_has_one_spelling(where: str, spelled: Callable[[str], str]) -> None:
+    """Else something could be hidden in it."""
+    text = "ab" * 32
+    for known in (text, spelled(text)):
+        detail = {where: {"ada": known if where == "paths" else [0, known]}}
+        line, _ = auditlog.encode(
+            Draft("test", "ada"), seq=0, time=TIME, salt=bytes(16), detail=detail, prev=GENESIS
+        )
+        if known == text:
+            auditlog.parse(line)
+        else:
+            with pytest.raises(LogError):
+                auditlog.parse(line)
