@@ -80,7 +80,9 @@ class Releasing:
     def _run(self) -> None:
         while handles := self._next():
             for handle in handles:
-                self._files.close(handle)
+                # What could not be written of a file without a name is nobody's loss.
+                with contextlib.suppress(OSError):
+                    self._files.close(handle)
 
     def _next(self) -> list[int]:
         """Those to close now; none where this thread is to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -185,3 +186,29 @@ def test_large_ones_go_soon_though_more_come(
     assert held._bytes == 0
     for handle in handles:
         os.close(handle)
+
+
+def test_one_that_cannot_be_closed_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releasing, "_LINGERS", 0.01)
+
+    class Failing(Files):
+        def __init__(self) -> None:
+            self.closed: list[int] = []
+
+        def close(self, handle: int) -> None:
+            super().close(handle)
+            self.closed.append(handle)
+            if len(self.closed) == 1:
+                raise OSError(errno.EIO, "broken")
+
+    files = Failing()
+    held = Releasing(files)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"")
+        handle = held.hold(tmp_path / name)
+        assert handle is not None
+        held.release(handle, size=1)
+        until(lambda: not held._running)
+    assert len(files.closed) == 2
