@@ -5,7 +5,6 @@ import hashlib
 import os
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -520,28 +519,32 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
 def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -> None:
     """A scan of a folder finds the name while the bytes are still written."""
 
+    folder, _, name = SIDE.rpartition("/")
+    begun, looking, done = (threading.Event() for _ in range(3))
+
     class Slow(Files):
         def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
-            time.sleep(0.001)
-            return super().write(handle, memoryview(data)[:100])
+            written = super().write(handle, memoryview(data)[:100])
+            if not begun.is_set() and name in slow.children(folder):
+                begun.set()
+                assert looking.wait(10)
+                done.wait(0.2)  # long enough for a reader that does not wait for the rest
+            return written
 
-    store = DirectoryStore(tmp_path, Slow())
-    folder, _, name = SIDE.rpartition("/")
-    done = threading.Event()
+    slow = DirectoryStore(tmp_path, Slow())
 
-    def watch() -> set[bytes]:
-        seen: set[bytes] = set()
-        while not done.is_set():
-            if name in store.children(folder):
-                seen.add(store.read(SIDE))
-        return seen
+    def look() -> bytes:
+        assert begun.wait(10)
+        looking.set()
+        try:
+            return slow.read(SIDE)
+        finally:
+            done.set()
 
     with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        put(store, change(Write(SIDE, b"x" * 5000)))
-        time.sleep(0.05)
-        done.set()
-        assert watching.result(10) == {b"x" * 5000}
+        reading = pool.submit(look)
+        put(slow, change(Write(SIDE, b"x" * 5000)))
+        assert reading.result(10) == b"x" * 5000
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
