@@ -12,7 +12,6 @@ chain drives out his own.
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from typing import Final
 
 from protocol.auditlog import Draft
@@ -101,10 +100,5 @@ def _in_force(world: World, chain: Chain, n: int) -> float:
     return end - _logged(world, chain, n)
 
 
-def logged(world: World, seq: int) -> float:
-    """When entry `seq` was logged, by this server's clock and not by who signed it."""
-    return datetime.fromisoformat(world.journal.entry(seq).time).timestamp()
-
-
 def _logged(world: World, chain: Chain, n: int) -> float:
-    return logged(world, chain.links[n - 1].seq)
+    return world.logged(chain.links[n - 1].seq)

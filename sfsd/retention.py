@@ -8,21 +8,20 @@ it as the server's own deed, in the history of the file's owner.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Final
 
 from protocol.auditlog import Draft
 from protocol.names import SERVER
 from protocol.records import DELETE, PURGED_AT_ONCE
 from protocol.values import Value, changed
+from sfsd.admission import Head
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError
-from sfsd.index import OwnerFiles
 from sfsd.lapsed import lapsed
-from sfsd.layout import Sidecar, VersionPaths
+from sfsd.layout import Sidecar
 from sfsd.world import World
 
 _PAGE: Final = 256
@@ -50,32 +49,32 @@ def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
     files = world.index.of(owner)
     after = ""
     while page := files.after(after, _PAGE):
-        for file_id, newest, _ in page:
+        for file_id, _, _ in page:
             try:
-                yield from _due(world, files, file_id, newest, policy)
+                yield from _due(world, Head.of(files, file_id), policy)
             except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
         after = page[-1][0]
 
 
-def _due(
-    world: World, files: OwnerFiles, file_id: str, newest: int, policy: Retention
-) -> Iterator[Change]:
-    head = files.sidecar(file_id, newest)
-    versions = [_Version(newest, head)]
-    if newest > 1:
-        older = range(newest - 1, 0, -1)
-        versions += [_Version(number, files.sidecar(file_id, number)) for number in older]
+def _due(world: World, head: Head, policy: Retention) -> Iterator[Change]:
+    if head.document is None:
+        return
+    newest = head.document
+    versions = [_Version(head.version, newest)]
+    versions += [
+        _Version(number, head.files.sidecar(head.file_id, number))
+        for number in range(head.version - 1, 0, -1)
+    ]
     kept = [one for one in versions if one.kept]
     why, gone = VERSIONS, kept[policy.versions :] if policy.versions else []
-    if _is_old_trash(world, head.value, policy):
+    if _is_old_trash(world, newest.value, policy):
         why, gone = TRASH, kept
-    current = head.value.head_record.current
+    current = newest.value.head_record.current
     # The oldest first, and so the head, which every change relies on, in none but the last.
     gone = [one for one in reversed(gone) if one.number != current]
     for start in range(0, len(gone), PURGED_AT_ONCE):
-        some = gone[start : start + PURGED_AT_ONCE]
-        yield _removal(world, files, head, newest, some, why)
+        yield _removal(world, head, gone[start : start + PURGED_AT_ONCE], why)
 
 
 def _is_old_trash(world: World, head: Sidecar, policy: Retention) -> bool:
@@ -84,25 +83,16 @@ def _is_old_trash(world: World, head: Sidecar, policy: Retention) -> bool:
     record = head.head_record
     if not policy.trash_days or record.op != DELETE or record.to is not None:
         return False
-    deleted = datetime.fromisoformat(world.journal.entry(head.seq).time).timestamp()
-    return world.now - deleted >= policy.trash_days * DAY
+    return world.now - world.logged(head.seq) >= policy.trash_days * DAY
 
 
-def _removal(
-    world: World,
-    files: OwnerFiles,
-    head: Document[Sidecar],
-    newest: int,
-    gone: list[_Version],
-    why: str,
-) -> Change:
-    record = head.value.head_record
-    owner, file_id = record.owner, record.file_id
+def _removal(world: World, head: Head, gone: list[_Version], why: str) -> Change:
+    owner, file_id, files = head.files.owner, head.file_id, head.files
     numbers = [one.number for one in gone]
     effects: list[Effect] = []
     emptied: dict[int, Sidecar] = {}
     for one in gone:
-        paths = VersionPaths.of(owner, file_id, one.number)
+        paths = head.paths(one.number)
         emptied[one.number] = changed(one.document.value, metadata=None, wraps=(), leaves=None)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
         effects.append(Write(paths.sidecar, emptied[one.number].encode))
@@ -121,7 +111,5 @@ def _removal(
         detail={"purged": numbers, "why": why},
         accounts=(owner,),
     )
-    next_one = VersionPaths.of(owner, file_id, newest + 1).sidecar
-    expect: dict[str, bytes | None] = {next_one: None, head.path: head.digest}
-    expect |= {one.document.path: one.document.digest for one in gone}
+    expect = {one.document.path: one.document.digest for one in gone} | head.expect()
     return Change(draft, expect, tuple(effects), None, then)

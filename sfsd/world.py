@@ -7,6 +7,7 @@ matrix of who may ask for what, and the list of what the log says about it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
@@ -152,6 +153,10 @@ class World(Mutable):
     def receipt(self, seq: int, who: Principal) -> Receipt:
         """Proof for `who` that entry `seq` stands in the log."""
         return self.journal.receipt(seq, who.known_size)
+
+    def logged(self, seq: int) -> float:
+        """When entry `seq` was logged, by this server's clock and not by who signed it."""
+        return datetime.fromisoformat(self.journal.entry(seq).time).timestamp()
 
 
 _Answer = TypeVar("_Answer")

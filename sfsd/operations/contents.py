@@ -182,12 +182,17 @@ def entry_of(
     return draft(who, op, **(known | fields))
 
 
-def kept_version(head: Head, version: int) -> Document[Sidecar]:
-    """A version whose content is there. Raises `Refused`."""
+def version_of(head: Head, version: int) -> Document[Sidecar]:
+    """Raises `Refused` where the file has no such version."""
     try:
-        document = head.files.sidecar(head.file_id, version)
+        return head.files.sidecar(head.file_id, version)
     except Absent as exc:
         raise Refused("not-found", "no such version") from exc
+
+
+def kept_version(head: Head, version: int) -> Document[Sidecar]:
+    """A version whose content is there. Raises `Refused`."""
+    document = version_of(head, version)
     if document.value.metadata is None:
         raise Refused("not-found", "the content of this version was removed")
     return document

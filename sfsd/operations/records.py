@@ -18,9 +18,15 @@ from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused, require
-from sfsd.index import OwnerFiles, holding_of
+from sfsd.index import holding_of
 from sfsd.layout import Sidecar, VersionPaths
-from sfsd.operations.contents import entry_of, inbox_effects, saw_notes
+from sfsd.operations.contents import (
+    entry_of,
+    inbox_effects,
+    kept_version,
+    saw_notes,
+    version_of,
+)
 from sfsd.operations.uploads import repeated
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, operation
@@ -137,7 +143,7 @@ def _restore(
     record, head = admitted.record, admitted.head
     source_id, source_version = record.from_ or ("", 0)
     require(source_id == record.file_id, "a restore takes a version of the same file")
-    source = content_of(head.files, record.file_id, source_version)
+    source = kept_version(head, source_version)
     taken = _take_over(world, admitted, source, head.paths(source_version), change)
     return changed(taken, detail={"from": source_version})
 
@@ -168,7 +174,7 @@ def _move(
     current, readers = left.record.current, left.record.readers
     require(record.from_ == (left.file_id, current), "a move takes the current version")
     require(record.readers == readers, "a move leaves the readers as they are")
-    source = content_of(files, left.file_id, current)
+    source = kept_version(left, current)
     taken = _take_over(world, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
@@ -250,7 +256,7 @@ def _purge(
     effects: list[Effect] = []
     for version in purged:
         # One whose content is gone already, as by retention, may be named all the same.
-        document = version_of(head.files, record.file_id, version)
+        document = version_of(head, version)
         expect[document.path] = document.digest
         sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
@@ -265,20 +271,6 @@ def _purge(
         purged,
         {"purged": list(purged)},
     )
-
-
-def version_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
-    try:
-        return files.sidecar(file_id, version)
-    except Absent as exc:
-        raise not_found() from exc
-
-
-def content_of(files: OwnerFiles, file_id: str, version: int) -> Document[Sidecar]:
-    document = version_of(files, file_id, version)
-    if document.value.metadata is None:
-        raise not_found()
-    return document
 
 
 def _leaves(world: World, path: str) -> bytes:

@@ -158,7 +158,7 @@ def _check_not_too_often(world: World, user: User) -> None:
     since = world.now - bundles.KEPT_DAYS * DAY
     begun = 0
     for link in reversed(user.chain.links):
-        if link.statement.reason == RECOVERY or bundles.logged(world, link.seq) < since:
+        if link.statement.reason == RECOVERY or world.logged(link.seq) < since:
             break
         begun += link.statement.reason in RENEWING
     if begun >= world.config.limits.rotations:

@@ -28,8 +28,9 @@ from sfsd.documents import Document
 from sfsd.errors import Refused, require
 from sfsd.journal import Consistency, Inclusion
 from sfsd.layout import Sidecar, StoredStatement
+from sfsd.operations.contents import kept_version
 from sfsd.operations.files import PAGE_BYTES, size_of
-from sfsd.operations.records import Decided, commit, content_of
+from sfsd.operations.records import Decided, commit
 from sfsd.operations.uploads import repeated
 from sfsd.visibility import not_found
 from sfsd.world import OWN_KEYS, USER, Access, Commit, Principal, World, operation
@@ -106,7 +107,7 @@ def _readers(
     expect = world.admission.check_readers(admitted, [one.wrap for one in message.wraps])
     sidecars = {head.version: newest.value}
     for version, wraps in _by_version(message.wraps).items():
-        document = content_of(head.files, record.file_id, version)
+        document = kept_version(head, version)
         expect[document.path] = document.digest
         sidecars[version] = _with_wraps(document.value, wraps)
     require(len(sidecars) <= MAX_TOUCHED, f"at most {MAX_TOUCHED} versions at once")
