@@ -114,7 +114,7 @@ class Transport(Closing):
     def push(self) -> None:
         """Send what waits for others to go with it, for who does something else until he needs the
         answer. What fails is raised where an answer is waited for."""
-        if self.usable:
+        if self.usable and (self._corked or self._outgoing):
             self._move()
 
     def result(self, ticket: Ticket, seconds: float | None = None) -> Reply:

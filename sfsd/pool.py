@@ -67,6 +67,7 @@ class Pool:
         Whoever cancels the answer does not cancel these, nor the call.
         """
         future = self._future()
+        waiting = [_Call(call, future, slow=False)]
         left = len(made)
         counting = threading.Lock()
 
@@ -76,7 +77,9 @@ class Pool:
                 left -= 1
                 last = left == 0
             if last:
-                self._put(_Call(call, future, slow=False))
+                # Taken out, for what was made keeps this function, and the call what was made: as
+                # a cycle, all that a request brought would stay until somebody looks for cycles.
+                self._put(waiting.pop())
 
         for one in made:
             one.add_done_callback(one_is_done)

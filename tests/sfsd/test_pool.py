@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -92,3 +94,19 @@ def test_who_cancels_an_answer_cancels_neither_the_seq_nor_the_call() -> None:
             return await asyncio.to_thread(ran.wait, SECONDS)
 
     assert asyncio.run(cancelled())
+
+
+def test_what_was_made_goes_with_its_answer(request: pytest.FixtureRequest) -> None:
+    gc.disable()  # nobody looks for cycles
+    request.addfinalizer(gc.enable)
+
+    async def answered() -> weakref.ref[Future[int]]:
+        async with pool(1) as made:
+            seq: Future[int] = Future()
+            answer = made.after([seq], seq.result)
+            seq.set_result(7)
+            assert await answer == 7
+            await made.run(lambda: None)  # so that the thread lets go of the call before
+            return weakref.ref(seq)
+
+    assert asyncio.run(answered())() is None
