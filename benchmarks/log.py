@@ -20,7 +20,8 @@ from pathlib import Path
 
 from protocol.auditlog import Draft
 from sfsd import certificates
-from sfsd.journal import Consistency, Journal
+from sfsd.journal import Journal
+from sfsd.proofs import Consistency
 from sfsd.store import DirectoryStore
 from sfsd.verification import verify_links, verify_log
 from tests.harness import Daemon

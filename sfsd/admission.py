@@ -21,7 +21,8 @@ from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require
 from sfsd.index import OwnerFiles
-from sfsd.layout import Sidecar, VersionPaths, record_of, statements_path
+from sfsd.layout import Sidecar, record_of
+from sfsd.paths import VersionPaths, statements_path
 
 WRAPPED_SIZES: Final = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
 """Bytes of a DEK wrapped by each algorithm."""

@@ -20,7 +20,7 @@ from sfsd.accounts import Chain
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
-from sfsd.layout import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
+from sfsd.paths import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
 from sfsd.world import World
 
 KEPT_DAYS: Final = 30

@@ -22,12 +22,11 @@ from sfsd.layout import (
     Account,
     Sidecar,
     StoredStatement,
-    account_path,
     parse_account,
     parse_statements,
     read_sidecar,
-    statements_path,
 )
+from sfsd.paths import account_path, statements_path
 from sfsd.store import DirectoryStore
 
 CACHED_BYTES = 40 << 20

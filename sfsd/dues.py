@@ -10,7 +10,7 @@ from protocol.auditlog import Draft
 from protocol.names import SERVER
 from protocol.values import changed
 from sfsd.changes import Change, Write
-from sfsd.layout import account_path
+from sfsd.paths import account_path
 from sfsd.world import World
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
-from sfsd.layout import inbox_folder, parse_inbox_name
+from sfsd.paths import inbox_folder, parse_inbox_name
 from sfsd.recent import Recent
 from sfsd.store import DirectoryStore
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from sfsd.catching_up import CatchingUp
 from sfsd.documents import Document, Documents
 from sfsd.errors import DamagedError
-from sfsd.layout import Sidecar, VersionPaths, files_folder, parse_sidecar_name
+from sfsd.layout import Sidecar
 from sfsd.ledger import Holding, Ledger
+from sfsd.paths import VersionPaths, files_folder, parse_sidecar_name
 from sfsd.recent import Recent
 from sfsd.store import DirectoryStore
 

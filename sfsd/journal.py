@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 
 from protocol import auditlog, checkpoint, merkle
@@ -39,13 +38,9 @@ from sfsd.files import Files
 from sfsd.logfile import RESERVE_SIZE, LogFile, Reserve
 from sfsd.logreplay import NO_ENTRY, Head, State
 from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
+from sfsd.proofs import Consistency, Inclusion, Proofs
 
 _log = logging.getLogger(__name__)
-_CACHED_NODES = 4096
-"""Nodes of the tree kept in memory, 32 bytes each."""
-_CACHED_PROOFS = 256
-"""Consistency proofs kept in memory: one for each session that is asking, and the newest size. Of
-inclusion proofs the part that those in the same complete subtree share."""
 _MARK_EVERY = 4096
 """Lines between marks: what a start has to read again at most, but for a last group."""
 
@@ -56,20 +51,6 @@ class Appended(Value):
     seq: int
     hash: bytes
     line: bytes
-
-
-class Inclusion(Value):
-    """That line `index` stands in the log of `size` lines."""
-
-    index: int
-    size: int
-
-
-class Consistency(Value):
-    """That the log of `new` lines continues the log of `old`."""
-
-    old: int
-    new: int
 
 
 def now() -> datetime:
@@ -116,10 +97,7 @@ class Journal:
         except (JournalError, OSError):
             self._close_files()
             raise
-        # What is complete does not change, and the receipts of one group have most of it in common.
-        self._node = lru_cache(_CACHED_NODES)(self._read_node)
-        self._consistency = lru_cache(_CACHED_PROOFS)(self._prove_consistency)
-        self._above = lru_cache(_CACHED_PROOFS)(self._path_above)
+        self._proofs = Proofs(self._tree)
         self._state, self._accounts = found.state, found.heads
         self._marked = self._trusted = found.trusted
         self.keep_reserve()
@@ -271,7 +249,7 @@ class Journal:
             leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))
         except LogError as exc:
             raise JournalDamagedError.of(exc) from exc
-        if self._read_node(0, seq) != leaf:
+        if self._proofs.node(0, seq) != leaf:
             return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` mends it
         return auditlog.paths_of(line)
 
@@ -290,7 +268,7 @@ class Journal:
     def root_at(self, size: int) -> bytes:
         """The Merkle root of the first `size` lines. Raises `JournalRangeError`."""
         self._check_size(size)
-        return merkle.root_at(size, self._node)
+        return self._proofs.root_at(size)
 
     def prove(self, what: Inclusion | Consistency) -> tuple[bytes, ...]:
         """A proof of O(log n) hashes. Raises `JournalRangeError`."""
@@ -298,11 +276,11 @@ class Journal:
             self._check_size(what.size)
             if not 0 <= what.index < what.size:
                 raise JournalRangeError(f"no entry {what.index} in a log of {what.size}")
-            return merkle.inclusion_proof(what.index, what.size, self._node, self._above)
-        self._check_size(what.new)
-        if not 0 <= what.old <= what.new:
-            raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
-        return self._consistency(what.old, what.new)
+        else:
+            self._check_size(what.new)
+            if not 0 <= what.old <= what.new:
+                raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
+        return self._proofs.of(what)
 
     def receipt(self, seq: int, since: int) -> Receipt:
         """Proof that entry `seq` is logged, from a checkpoint of size `since` on.
@@ -334,9 +312,7 @@ class Journal:
             differences = logreplay.compare(self._file, self._tree, upto, stop or threading.Event())
             for difference in differences:
                 self._tree.mend(*difference)
-                self._node.cache_clear()
-                self._consistency.cache_clear()
-                self._above.cache_clear()
+                self._proofs.forget()
         except JournalDamagedError as exc:
             self._failed = str(exc)
             raise
@@ -362,18 +338,6 @@ class Journal:
     def _starts(self, seq: int, count: int) -> tuple[int, ...]:
         try:
             return self._tree.offsets(seq, count)
-        except (OSError, EOFError) as exc:
-            raise JournalUnreadableError("logs/tree cannot be read") from exc
-
-    def _prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
-        return merkle.consistency_proof(old, new, self._node)
-
-    def _path_above(self, level: int, size: int) -> tuple[bytes, ...]:
-        return merkle.path_above(level, size, self._node)
-
-    def _read_node(self, level: int, index: int) -> bytes:
-        try:
-            return self._tree.node(level, index)
         except (OSError, EOFError) as exc:
             raise JournalUnreadableError("logs/tree cannot be read") from exc
 

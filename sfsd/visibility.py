@@ -12,7 +12,8 @@ from sfsd.admission import Head
 from sfsd.documents import Document
 from sfsd.errors import Absent, Refused
 from sfsd.index import Index
-from sfsd.layout import Sidecar, VersionPaths
+from sfsd.layout import Sidecar
+from sfsd.paths import VersionPaths
 
 
 class Visible(Value):

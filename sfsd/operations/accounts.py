@@ -27,7 +27,8 @@ from protocol.values import changed
 from sfsd.changes import Change, Write
 from sfsd.documents import Document
 from sfsd.errors import Refused
-from sfsd.layout import Account, account_path, statements_path
+from sfsd.layout import Account
+from sfsd.paths import account_path, statements_path
 from sfsd.world import OPERATOR, USER, Commit, Principal, World, draft, operation
 
 PER_PAGE: Final = 256

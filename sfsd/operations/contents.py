@@ -18,8 +18,9 @@ from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused
 from sfsd.index import holding_of
-from sfsd.layout import INLINE_LEAVES, Sidecar, inbox_path
+from sfsd.layout import INLINE_LEAVES, Sidecar
 from sfsd.ledger import Ledger
+from sfsd.paths import inbox_path
 from sfsd.world import Commit, Principal, World, draft
 
 

@@ -18,7 +18,7 @@ from protocol.messages.log import (
     LogProven,
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
-from sfsd.journal import Consistency, Inclusion
+from sfsd.proofs import Consistency, Inclusion
 from sfsd.world import EVERYONE, Access, Principal, World, operation
 
 PAGE_BYTES: Final = 1024 * 1024

@@ -19,7 +19,7 @@ from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.index import holding_of
-from sfsd.layout import Sidecar, VersionPaths
+from sfsd.layout import Sidecar
 from sfsd.operations.contents import (
     entry_of,
     inbox_effects,
@@ -28,6 +28,7 @@ from sfsd.operations.contents import (
     version_of,
 )
 from sfsd.operations.uploads import repeated
+from sfsd.paths import VersionPaths
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, operation
 

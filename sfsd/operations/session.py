@@ -21,14 +21,9 @@ from protocol.values import changed
 from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused
-from sfsd.journal import Consistency
-from sfsd.layout import (
-    StoredStatement,
-    account_path,
-    bundle_path,
-    encode_statements,
-    statements_path,
-)
+from sfsd.layout import StoredStatement, encode_statements
+from sfsd.paths import account_path, bundle_path, statements_path
+from sfsd.proofs import Consistency
 from sfsd.world import EVERYONE, Access, Commit, Principal, World, draft, operation
 
 Opening = tuple[Principal, Session]

@@ -10,7 +10,8 @@ from protocol.auditlog import GENESIS, Draft, Entry
 from protocol.checkpoint import Checkpoint, Verifier
 from protocol.signatures import SigningKey
 from sfsd.files import Files
-from sfsd.journal import Consistency, Inclusion, Journal
+from sfsd.journal import Journal
+from sfsd.proofs import Consistency, Inclusion
 
 KEY = SigningKey.from_seed(bytes(32))
 ORIGIN = checkpoint.origin_of(bytes(32))

@@ -24,7 +24,8 @@ from sfsd.errors import (
     JournalRangeError,
     JournalRefusedError,
 )
-from sfsd.journal import Consistency, Inclusion, Journal
+from sfsd.journal import Journal
+from sfsd.proofs import Consistency, Inclusion
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal
 

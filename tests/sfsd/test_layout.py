@@ -11,25 +11,17 @@ from hypothesis import strategies as st
 
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
-from sfsd.changes import check_path
 from sfsd.errors import DamagedError
 from sfsd.layout import (
     Account,
     Sidecar,
     StoredStatement,
-    VersionPaths,
-    account_path,
-    bundle_path,
     encode_statements,
-    files_folder,
-    inbox_path,
     parse_account,
     parse_sidecar,
-    parse_sidecar_name,
     parse_statements,
     read_sidecar,
     record_of,
-    statements_path,
 )
 from tests.sfsd.builders import SERVER_ID, file_id
 
@@ -227,30 +219,6 @@ def test_a_view_has_the_askers_wraps_only() -> None:
     assert SIDECAR.view("ada", head).head == head
     purged = replace(SIDECAR, metadata=None, wraps=())
     assert purged.view("ada", head).metadata == b""
-
-
-def test_paths_are_paths_of_the_store() -> None:
-    paths = VersionPaths.of("ada", F, 12)
-    assert paths.sidecar == f"ada/files/ab/{F}.12.json"
-    assert (paths.ciphertext, paths.leaves) == (
-        f"ada/files/ab/{F}.12.ct",
-        f"ada/files/ab/{F}.12.leaves",
-    )
-    assert parse_sidecar_name(paths.sidecar.rsplit("/", 1)[1]) == (F, 12)
-    for path in (
-        paths.sidecar,
-        statements_path("a_b-c"),
-        account_path("ada"),
-        bundle_path("ada"),
-        files_folder("ada"),
-        inbox_path("bob", "ada", F),
-    ):
-        check_path(path)
-
-
-@pytest.mark.parametrize("name", ["", f"{F}.ct", f"{F}.0.json", f"{F}.01.json", f"x{F}.1.json"])
-def test_other_names_are_no_sidecars(name: str) -> None:
-    assert parse_sidecar_name(name) is None
 
 
 def test_of_long_records_few_are_kept_in_memory() -> None:

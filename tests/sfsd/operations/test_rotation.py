@@ -41,8 +41,8 @@ from protocol.records import (
 from protocol.signatures import Label, SigningKey
 from sfsd.config import DAY, Limits
 from sfsd.errors import Stale
-from sfsd.layout import VersionPaths
 from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap
+from sfsd.paths import VersionPaths
 from sfsd.service import Access
 from sfsd.world import Commit
 from tests.sfsd.builders import (

@@ -1,0 +1,67 @@
+"""Proofs out of the cached tree: what they prove, and what is kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from protocol import merkle
+from sfsd.errors import JournalUnreadableError
+from sfsd.files import Files
+from sfsd.logtree import LogTree, Mark
+from sfsd.proofs import Consistency, Inclusion, Proofs
+
+SIZE = 37
+HASHES = [hashlib.sha256(b"%d" % number).digest() for number in range(SIZE)]
+LEAVES = [merkle.leaf_hash(one) for one in HASHES]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> LogTree:
+    made = LogTree(tmp_path, Files())
+    made.cut(0)
+    for number, one in enumerate(HASHES):
+        made.append(one, number * 100)
+    return made
+
+
+def test_what_is_proven_holds(tree: LogTree) -> None:
+    proofs = Proofs(tree)
+    for _ in range(2):  # from the tree, and from memory
+        for size in range(1, SIZE + 1):
+            root = merkle.root(LEAVES[:size])
+            assert proofs.root_at(size) == root
+            for index in range(size):
+                path = proofs.of(Inclusion(index, size))
+                merkle.verify_inclusion(LEAVES[index], index, size, path, root)
+            for old in range(size + 1):
+                proof = proofs.of(Consistency(old, size))
+                merkle.verify_consistency(old, merkle.root(LEAVES[:old]), size, root, proof)
+
+
+def test_after_the_tree_was_mended_nothing_of_before_is_shown(
+    tree: LogTree, tmp_path: Path
+) -> None:
+    root = tree.root()
+    tree.save_mark(Mark(SIZE, SIZE * 100, HASHES[-1], root, ()))
+    at = merkle.node_position(0, 4) * merkle.HASH_SIZE
+    nodes = bytearray((tmp_path / "nodes").read_bytes())
+    right = bytes(nodes[at : at + 32])
+    nodes[at : at + 32] = bytes(32)
+    (tmp_path / "nodes").write_bytes(nodes)
+    proofs = Proofs(tree)
+    wanted = Inclusion(5, SIZE)
+    assert proofs.of(wanted)[0] == bytes(32)
+    tree.mend(4, 400, right)
+    assert proofs.of(wanted)[0] == bytes(32), "kept"
+    proofs.forget()
+    merkle.verify_inclusion(LEAVES[5], 5, SIZE, proofs.of(wanted), root)
+
+
+def test_a_tree_that_was_cut_cannot_be_read(tree: LogTree, tmp_path: Path) -> None:
+    tree.save_mark(Mark(SIZE, SIZE * 100, HASHES[-1], tree.root(), ()))
+    (tmp_path / "nodes").write_bytes(b"")
+    with pytest.raises(JournalUnreadableError):
+        Proofs(tree).of(Inclusion(5, SIZE))
