@@ -255,13 +255,14 @@ class Files:
             self._copy_new(source, target)
 
     def _copy_new(self, source: Path, target: Path) -> None:
-        handle = self.open_new(target)
-        try:
-            with open(source, "rb") as reader, os.fdopen(handle, "wb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
-        except OSError:
-            self.remove(target)
-            raise
+        with open(source, "rb") as reader:
+            handle = self.open_new(target)
+            try:
+                with os.fdopen(handle, "wb") as writer:
+                    shutil.copyfileobj(reader, writer, 1 << 20)
+            except OSError:
+                self.remove(target)
+                raise
 
     def _write_new(
         self,

@@ -151,6 +151,13 @@ class Upload:
         with self._condition:
             self._committing = False
 
+    def give_up(self) -> bool:
+        """No more bytes and no commit from now on, unless it is being committed: then its bytes may
+        be in the log by now."""
+        with self._condition:
+            self._closed = self._closed or not self._committing
+            return not self._committing
+
     def finish(self) -> None:
         """Nothing is reserved any more: the bytes are held by a version, or dropped."""
         with self._condition:
@@ -185,7 +192,7 @@ class Uploads:
         # died over one begins it again, and the one that waits for him no more is dropped.
         replacing = [one for one in own if one.replaces and not one.committing]
         if replaces and len(replacing) >= REPLACING:
-            self._drop(min(replacing, key=lambda one: one.last_bytes))
+            self._drop_unless_committed(min(replacing, key=lambda one: one.last_bytes))
         upload_id = secrets.token_bytes(16)
         upload = Upload(upload_id, files, file_id, size, self._stage(upload_id, size), replaces)
         upload.last_bytes = self._clock()
@@ -230,9 +237,14 @@ class Uploads:
                 for one in self._uploads.values()
                 if one.last_bytes < oldest and not one.committing
             ]
-        for upload in idle:
-            self._drop(upload)
-        return len(idle)
+        return sum([self._drop_unless_committed(upload) for upload in idle])
+
+    def _drop_unless_committed(self, upload: Upload) -> bool:
+        """Whether it was dropped. A commit may have begun since it was looked at."""
+        if not upload.give_up():
+            return False
+        self._drop(upload)
+        return True
 
     def _drop(self, upload: Upload) -> None:
         with self._lock:

@@ -120,6 +120,18 @@ def test_link_copies_where_links_cannot_be_made(tmp_path: Path) -> None:
         files.link_or_copy(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_copy_of_what_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
+    files = Faulty("link", errno.EPERM)
+    free = os.dup(0)
+    os.close(free)
+    with pytest.raises(FileNotFoundError):
+        files.link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == []
+    again = os.dup(0)
+    os.close(again)
+    assert again == free
+
+
 def test_link_reports_other_failures(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):

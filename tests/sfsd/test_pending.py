@@ -156,3 +156,45 @@ def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles)
     upload.finish()
     assert code_of(upload.reserve, 100, 0) == "upload-lost"
     assert files.ledger.used == 0
+
+
+@pytest.mark.parametrize("look", ["for idle ones", "for those that replace"])
+def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
+    served: Daemon, uploads: Uploads, files: OwnerFiles, look: str
+) -> None:
+    """Its bytes may be in the log by the time that its file would be removed."""
+
+    class Raced(Upload):
+        """A commit of it begins as soon as it was looked at."""
+
+        @property
+        def last_bytes(self) -> float:
+            return 0.0 if look == "for idle ones" else served.clock.now - 1
+
+        @last_bytes.setter
+        def last_bytes(self, at: float) -> None:
+            pass
+
+        @property
+        def committing(self) -> bool:
+            if self._committing:
+                return True
+            self.begin_commit()
+            return False
+
+    first, _ = (uploads.open(files, F, 10, 0, replaces=1) for _ in range(2))
+    first.write(0, b"x" * 10, 0)
+    first.__class__ = Raced
+    if look == "for idle ones":
+        assert uploads.drop_idle() == 0
+    else:
+        uploads.open(files, F, 10, 0, replaces=1)
+    assert first._committing
+    assert first.whole()[0] == 10
+    assert first.staged.path.exists()
+
+
+def test_what_was_dropped_is_not_committed(uploads: Uploads, files: OwnerFiles) -> None:
+    upload = uploads.open(files, F, 0, 0)
+    assert upload.give_up()
+    assert code_of(upload.begin_commit) == "upload-lost"
