@@ -75,7 +75,7 @@ def history(world: World, who: Principal, message: History) -> HistoryPage:
     page: list[SignedRecord] = []
     size = 0
     for record in records:
-        size += len(record.record) + _OVERHEAD
+        size += signed_size(record) + _OVERHEAD
         if page and size > PAGE_BYTES:
             break
         page.append(record)

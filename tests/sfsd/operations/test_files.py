@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import FileView
+from protocol.encoding import MAX_BODY
+from protocol.frames import frame
+from protocol.messages import FileView, encode
+from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import (
+    MAX_PAGE,
     History,
     HistoryPage,
     List,
@@ -17,6 +21,7 @@ from protocol.messages.files import (
 )
 from protocol.records import PURGE, FileRecord
 from sfsd.operations import files
+from sfsd.operations.wraps import KEPT_SIGNATURES
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -184,3 +189,16 @@ def test_a_long_history_comes_in_pages(ada: Person) -> None:
     assert isinstance(reply, HistoryPage)
     assert (len(reply.records), reply.next) == (256, 257)
     assert [one.record for one in reply.records] + revisions(ada, reply.next) == bodies
+
+
+def test_a_history_that_was_endorsed_often_fits_its_pages(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = ada.put(F).body + bytes(400)
+    signatures = tuple(GenerationSignature(2**31, bytes(64)) for _ in range(KEPT_SIGNATURES))
+    many = [SignedRecord(body, signatures)] * MAX_PAGE
+    monkeypatch.setattr(served.world.histories, "records", lambda _head, _first: many)
+    page = ada.ask(History("ada", F, 1))
+    assert isinstance(page, HistoryPage), page
+    assert len(page.records) > 128
+    assert sum(map(len, frame(encode(1, page)))) <= MAX_BODY
