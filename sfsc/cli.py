@@ -6,7 +6,9 @@ import atexit
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ import click
 from protocol import VERSION
 from sfsc.commands import Context
 from sfsc.errors import SfscError, UsageError
-from sfsc.terminal import report, say
+from sfsc.terminal import answering, report, say
 
 COMMANDS = {
     "init": "Enrol on a server with an invitation.",
@@ -92,23 +94,62 @@ def main(arguments: list[str] | None = None) -> int:
     # goes with the process. What has to be closed is closed by then: nothing of ours relies on it.
     atexit.register(gc.freeze)
     gc.set_threshold(_LOOK_FOR_CYCLES)
+    _open_closed_streams()
+    _end_in_order()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
-        sys.stdout.flush()
+        with answering():
+            sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
         exc.show(sys.stderr)
         return UsageError.exit_code
     except SfscError as exc:
         report(exc)
+        _drop_answer()
         return exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        say("sfsc: interrupted")
-        return 130
+    except (click.Abort, KeyboardInterrupt) as exc:
+        # click makes an Abort of what interrupts it, and keeps that as its cause.
+        terminated = isinstance(exc, _Terminated) or isinstance(exc.__cause__, _Terminated)
+        say("sfsc: terminated" if terminated else "sfsc: interrupted")
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     except BrokenPipeError:
-        # Who read our answer has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_answer()
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come. Like ^C it leaves no upload half open and no file half written."""
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM (``timeout``, systemd, a shutdown) end a command as ^C does, not where it stands:
+    the server would hold room for what was being stored for an hour more. Only where nobody else
+    has decided about it."""
+    of_main = threading.current_thread() is threading.main_thread()
+    if of_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+
+        def terminate(_signal: int, _frame: object) -> None:
+            raise _Terminated
+
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def _open_closed_streams() -> None:
+    """Who starts us with a stream closed (``>&-``) wants nothing of it. Its number is taken, so
+    that no file or socket of ours gets that, and with it what others write there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def _drop_answer() -> None:
+    """Where nobody takes the rest of the answer, Python would complain once more when it flushes at
+    exit, with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -89,15 +89,21 @@ class Devices:
         """Whether the account has a recovery code."""
         return self.catch_up().recovery is not None
 
+    def check_recovery(self, code: RecoveryCode | None) -> Statement:
+        """The account's newest statement. Raises `Denied` where it is committed to another recovery
+        code than `code`."""
+        head = self.catch_up()
+        if head.recovery is not None and (code is None or code.public != head.recovery):
+            raise Denied("the account's recovery code is another", "the old code is needed")
+        return head
+
     def set_recovery(self, code: RecoveryCode, old: RecoveryCode | None) -> None:
         """Commit the account to `code`; where it has one already, the `old` one must sign.
 
         Raises `Denied` for another old code than the committed.
         """
-        head = self.catch_up()
+        head = self.check_recovery(old)
         wanted = code.public
-        if head.recovery is not None and (old is None or old.public != head.recovery):
-            raise Denied("the account's recovery code is another", "the old code is needed")
 
         def change(head: Statement) -> dict[str, object] | None:
             return None if head.recovery == wanted else {"recovery": wanted}

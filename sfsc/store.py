@@ -373,6 +373,13 @@ class Store(Closing):
         """Whether the account has a recovery code."""
         return self._rooms.devices.has_recovery()
 
+    def check_recovery(self, code: str) -> None:
+        """Raise `UsageError` where `code` is mistyped, `Denied` where the account's recovery code
+        is another."""
+        from sfsc.codes import RecoveryCode
+
+        self._rooms.devices.check_recovery(RecoveryCode.parse(code))
+
     def set_recovery(self, code: str, old: str | None = None) -> None:
         """Commit the account to a recovery code; where it has one, the `old` one is needed."""
         from sfsc.codes import RecoveryCode

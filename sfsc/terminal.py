@@ -6,13 +6,14 @@ so that nobody else's bytes move a cursor, change a title or hide what was said.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import io
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,16 +46,35 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Around what writes to stdout: a fault of it is a `LocalError`, as with any other file. That
+    whoever read the answer has left (`BrokenPipeError`) is none: `sfsc ls | head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        hint = "what was done is done; only its answer is not whole"
+        raise LocalError(f"cannot write to stdout: {exc.strerror}", hint) from exc
+
+
+def write(text: str) -> None:
+    """Text as it is, on stdout."""
+    with answering():
+        sys.stdout.write(text)
+
+
 def answer(text: str) -> None:
     """One line of the answer, on stdout. The caller has made foreign text printable."""
-    sys.stdout.write(text + "\n")
+    write(text + "\n")
 
 
 def answer_json(value: Mapping[str, object]) -> None:
     """One JSON object on one line of stdout; ASCII, so it is safe on any terminal."""
     import json  # a millisecond, which no mistake and no --version is to pay
 
-    sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
+    write(json.dumps(value, separators=(",", ":")) + "\n")
 
 
 def say(text: str) -> None:
@@ -214,7 +234,7 @@ def write_private(path: Path, data: bytes) -> None:
     """A new file (0600) with `data`, synced; `-` is stdout. Raises `LocalError`, also where there
     is one already."""
     if str(path) == "-":
-        sys.stdout.write(data.decode())
+        write(data.decode())
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:

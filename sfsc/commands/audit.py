@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -95,7 +94,7 @@ def check(context: Context, file: BinaryIO, vkey: str | None) -> None:
 def checkpoint_(context: Context) -> None:
     """Print the newest proven state of the log, signed by the server, for others to compare."""
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
-        sys.stdout.write(store.checkpoint().decode())
+        terminal.write(store.checkpoint().decode())
 
 
 @command.command()

@@ -41,7 +41,8 @@ def command(
         for name in names:
             owner, inner = split_owner(store, name)
             if owner is None:
-                store.get(inner, sys.stdout.buffer, version=version)
+                with terminal.answering():
+                    store.get(inner, sys.stdout.buffer, version=version)
                 continue
             _shared(store, owner, inner, version, file_id, first_use=trust_first_use)
 
@@ -55,14 +56,15 @@ def _shared(
     *,
     first_use: bool,
 ) -> None:
-    trusting(
-        lambda trust: store.get_shared(
-            owner,
-            name,
-            sys.stdout.buffer,
-            version=version,
-            file_id=file_id,
-            trust_first_use=trust,
-        ),
-        first_use=first_use,
-    )
+    with terminal.answering():
+        trusting(
+            lambda trust: store.get_shared(
+                owner,
+                name,
+                sys.stdout.buffer,
+                version=version,
+                file_id=file_id,
+                trust_first_use=trust,
+            ),
+            first_use=first_use,
+        )

@@ -70,20 +70,21 @@ def command(
             last = PurePosixPath(name).name
             path = Path(output) if output is not None else Path(last)
             target = path / last if path.is_dir() else path
-        if owner is None:
-            got = store.get(name, target, version=version)
-        else:
-            got = trusting(
-                lambda first_use: store.get_shared(
-                    owner,
-                    name,
-                    target,
-                    version=version,
-                    file_id=file_id,
-                    trust_first_use=first_use,
-                ),
-                first_use=trust_first_use,
-            )
+        with terminal.answering():
+            if owner is None:
+                got = store.get(name, target, version=version)
+            else:
+                got = trusting(
+                    lambda first_use: store.get_shared(
+                        owner,
+                        name,
+                        target,
+                        version=version,
+                        file_id=file_id,
+                        trust_first_use=first_use,
+                    ),
+                    first_use=trust_first_use,
+                )
     if output != "-":
         _show(got, context)
 

@@ -114,7 +114,10 @@ def recovery(context: Context) -> None:
     Where there is one already, the old code is asked for, and is worth nothing afterwards.
     """
     with _connected(context) as store:
-        old = terminal.ask_secret("The present recovery code: ") if store.has_recovery() else None
+        old = None
+        if store.has_recovery():
+            old = terminal.ask_secret("The present recovery code: ")
+            store.check_recovery(old)  # else a code would be shown, and printed, that is none
         # Shown before it counts: a code that nobody has seen must never be the account's.
         code = sfsc.new_recovery_code()
         link = store.link
@@ -124,7 +127,8 @@ def recovery(context: Context) -> None:
             for line in ("", "account", f"  {link}", "recovery code", f"  {code}", ""):
                 terminal.answer(line)
             terminal.answer(terminal.qr(f"{link}\n{code}"))
-        sys.stdout.flush()
+        with terminal.answering():
+            sys.stdout.flush()
         store.set_recovery(code, old)
     terminal.say("print it, and keep it where nobody else looks; `sfsc init --recovery` uses it")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sfsc.keyring import KeyringFile
 from sfsc.segments import MEBIBYTE
 from tests.e2e.proxy import proxied
 from tests.harness import Client, Daemon, Result, command, environment
+from tests.waiting import until
 
 MIB = 1024 * 1024
 S = MEBIBYTE.capacity(0)
@@ -306,6 +308,46 @@ def test_an_upload_that_is_given_up_leaves_nothing(
     assert alice.run("ls").lines == []
     alice.run("put", "-", "--name", "file", stdin=b"whole")
     assert alice.run("get", "file", "-o", "-").stdout == b"whole"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_upload_in_order(
+    daemon: Daemon, alice: Client, number: signal.Signals
+) -> None:
+    """The server is told, and holds no room for it: else the quota is as good as used for an hour.
+
+    SIGTERM is what ``timeout``, systemd and a shutdown send.
+    """
+    daemon.run("user", "quota", "alice", "20MiB")
+    process = alice.start("put", "-", "--name", "file")
+    assert process.stdin is not None
+    process.stdin.write(content(12 * MIB))
+    process.stdin.flush()
+    until(lambda: list((daemon.root / "staging").glob("*.ct")))
+    process.send_signal(number)
+    _out, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.decode().split() == ["sfsc:", {2: "interrupted", 15: "terminated"}[number]]
+    alice.run("put", "-", "--name", "file", stdin=content(12 * MIB))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("get", "file", "-o", "-"), ("cat", "file"), ("ls",)])
+def test_a_full_disk_behind_stdout(alice: Client, arguments: tuple[str, ...]) -> None:
+    alice.run("put", "-", "--name", "file", stdin=b"content")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*command("sfsc"), *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment({"SFSC_HOME": str(alice.home)}),
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"sfsc: cannot write to stdout: No space left on device\nhint: ")
+    assert b"Traceback" not in done.stderr
+    assert b"ignored" not in done.stderr
 
 
 def test_a_reader_who_leaves_early(alice: Client) -> None:

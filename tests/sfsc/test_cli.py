@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import click
 import pytest
 
 from sfsc.cli import COMMANDS, main
+from tests.harness import command, environment
 
 
 def test_every_command_is_there_with_a_help_of_its_own() -> None:
@@ -41,6 +44,17 @@ def test_no_keyring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == ""
     assert captured.err.startswith("sfsc: ")
     assert "hint: " in captured.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell's way of closing a stream")
+def test_streams_that_were_closed(tmp_path: Path) -> None:
+    home = environment({"SFSC_HOME": str(tmp_path / "none")})
+    line = shlex.join(command("sfsc"))
+    for closed, code in ((f"{line} --help >&-", 0), (f"{line} ls <&- >&- 2>&-", 8)):
+        done = subprocess.run(
+            ["/bin/sh", "-c", closed], stderr=subprocess.PIPE, env=home, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, b"")
 
 
 def test_help_loads_no_cryptography() -> None:
