@@ -9,7 +9,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from protocol import auditlog
 from protocol.auditlog import Draft
 from protocol.names import SERVER
 from sfsd import certificates
@@ -93,6 +92,6 @@ def _is_logged(journal: Journal, statement: bytes) -> bool:
         return True
     marker = f'"op":"{STATED}"'.encode()
     return any(
-        marker in line and auditlog.parse(line, seq=seq).rec == statement
+        marker in line and journal.entry(seq).rec == statement
         for seq, line in enumerate(journal.lines())
     )

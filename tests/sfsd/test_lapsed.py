@@ -47,3 +47,16 @@ def test_many_versions_take_several_turns(served: Daemon, monkeypatch: pytest.Mo
     served.clock.now = until
     assert [run(served), run(served), run(served)] == [1, 1, 0]
     assert wrap_owners(served, "ada", 1) == wrap_owners(served, "ada", 2) == {"ada"}
+
+
+def test_a_missing_file_stops_nothing(served: Daemon) -> None:
+    ada, cat, bob = (served.person(name) for name in ("ada", "cat", "bob"))
+    until = int(served.clock.now) + DAY
+    for owner in (ada, cat):
+        for content in (b"1", b"2"):
+            owner.put(F, content)
+        shared(owner, reader(bob, until), wraps={2: [bob.wrap()]})
+    (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
+    served.clock.now = until
+    assert run(served) == 1
+    assert wrap_owners(served, "cat", 2) == {"cat"}

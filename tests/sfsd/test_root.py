@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from protocol.auditlog import Draft
 from protocol.records import ServerStatement
 from protocol.signatures import SigningKey
 from sfsd import certificates
+from sfsd.changes import Change
 from sfsd.cli import main
-from sfsd.errors import ConfigError, RootBusyError
+from sfsd.errors import ConfigError, JournalDamagedError, RootBusyError
 from sfsd.root import STATED, locked, opened
 
 
@@ -71,4 +73,17 @@ def test_a_log_of_another_key_is_refused(root: Path) -> None:
     stated(root)
     (root / "keys" / "log.key").write_text(SigningKey.generate().seed.hex())
     with locked(root), pytest.raises(ConfigError), opened(root):
+        pass
+
+
+def test_a_log_that_is_damaged_where_a_statement_is_looked_for(root: Path) -> None:
+    """A start takes on trust what lies before its mark, but for what it looks at."""
+    stated(root)
+    new_key(root)
+    with locked(root), opened(root) as world:
+        world.committer.submit(Change(Draft(op="start", actor="server"))).result()
+    path = root / "logs" / "audit.jsonl"
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)
+    with locked(root), pytest.raises(JournalDamagedError), opened(root):
         pass
