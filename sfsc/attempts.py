@@ -229,10 +229,13 @@ class Attempts:
         draft.head = head = None if base is None else FileRecord.parse(base.record)
         current = 0 if head is None else head.current
         if content.expected is not None and content.expected != current:
-            raise ConflictError(
-                f"version {current} is current, not {content.expected}",
-                head=None if base is None else base.record,
+            name = content.metadata.name
+            cause = (
+                f"version {current} of {name} is current, not {content.expected}"
+                if current and content.expected
+                else (f"there is a file {name} already" if current else f"there is no file {name}")
             )
+            raise ConflictError(cause, head=None if base is None else base.record)
         draft.readers = self._new_readers(content) if head is None else head.readers
 
     def _wrap(self, draft: Draft) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.errors import MessageError
+from protocol.messages import Error
 from protocol.messages.sharing import Identity, Lookup
 from protocol.names import check_user_name
 from protocol.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
@@ -34,6 +35,7 @@ from sfsc.identity import Owner, owner_of
 from sfsc.keyring import KeyringFile
 from sfsc.own_log import OwnLog
 from sfsc.primitives import PublicKey
+from sfsc.refusals import answered
 from sfsc.remembered import Remembered
 from sfsc.session import Session
 from sfsc.trust import TOLD
@@ -158,9 +160,12 @@ class People:
     def _first_shown(self, user: str) -> bytes:
         # Once a session: it must stay the one that somebody was asked about.
         if user not in self._shown:
-            page = self._session.call(Lookup(user, 1), Identity)
-            if not page.statements:
-                raise NotFound(f"there is no user {user}", "ask the operator for the name")
+            reply = self._session.ask(Lookup(user, 1))
+            missing = isinstance(reply, Error) and reply.code == "not-found"
+            page = None if missing else answered(reply, Identity)
+            if page is None or not page.statements:
+                hint = "ask the operator; of your own, a file that has a colon is YOU:NAME"
+                raise NotFound(f"there is no user {user}", hint)
             self._shown[user] = record_hash(page.statements[0].statement)
         return self._shown[user]
 

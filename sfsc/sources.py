@@ -161,7 +161,14 @@ def name_for(source: Source, name: str | None) -> str:
     chosen = default_name(source) if name is None else name
     if chosen is None:
         raise UsageError("what has no path needs a name")
-    check_name(chosen)
+    try:
+        check_name(chosen)
+    except UsageError as exc:
+        if name is not None:
+            raise
+        # Of several sources: which, and what can be done without renaming it.
+        cause = f"{source!s} cannot be stored under its own name: {exc.cause}"
+        raise UsageError(cause, "give it one with --name") from exc
     return chosen
 
 

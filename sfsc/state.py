@@ -12,7 +12,6 @@ file loses memory, not data: what the server then shows is taken as new.
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from protocol.auditlog import GENESIS
 from protocol.records import FileRecord, record_hash
 from protocol.values import Value
 from sfsc.database import Database, translated
+from sfsc.errors import LocalError
 from sfsc.identity import Revision
 
 
@@ -297,7 +297,8 @@ def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
     first; for who checks a proof without any key. Raises `LocalError`."""
     with translated(path):
         if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+            hint = "name the log's key with --vkey: `sfsc status` shows it where there is one"
+            raise LocalError(f"there is no account in {path.parent}", hint)
         database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             (account,) = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()

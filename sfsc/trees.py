@@ -125,8 +125,15 @@ def _walk(
     except OSError as exc:
         skip(str(folder), Unreadable(f"cannot be read: {exc.strerror}"))
         return
+    names: set[str] = set()
     for item in found:
         here = (*parts, item.name)
+        name = unicodedata.normalize("NFC", item.name)
+        if name in names:
+            # Else it would be a new version of the other one, which nobody has asked for.
+            skip(item.path, Unreadable("has the name of another, which only spells it otherwise"))
+            continue
+        names.add(name)
         if item.is_dir(follow_symlinks=False):
             if len(here) >= MAX_DEPTH:
                 skip(item.path, Unreadable("too many folders in one another"))

@@ -106,8 +106,21 @@ def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | Bina
             path = Path(file)
             # Looked at before anything is sent: a missing fifth file is no half-done command.
             if not path.is_file():
-                raise LocalError(f"no such file: {file}", "a folder is stored with -r")
+                raise _no_file(file)
             yield path, name
+
+
+def _no_file(file: str) -> LocalError:
+    """What is under the path `file`, which is no regular file."""
+    path = Path(file)
+    if path.is_dir():
+        return LocalError(f"{file} is a folder", "a folder is stored with -r")
+    if path.exists():
+        hint = "what a program writes is stored by `… | sfsc put - --name NAME`"
+        return LocalError(f"{file} is neither a file nor a folder", hint)
+    if path.is_symlink():
+        return LocalError(f"{file} is a link to nothing")
+    return LocalError(f"no such file: {file}")
 
 
 def _show(done: Put, *, as_json: bool) -> None:

@@ -36,7 +36,9 @@ def test_a_receipt_is_checked_anywhere(daemon: Daemon, alice: Client, tmp_path: 
         stranger.run("--json", "audit", "check", proof, "--vkey", str(status["log_vkey"]))
     )
     assert same == told
-    stranger.run("audit", "check", proof, code=1)
+    refused = stranger.run("audit", "check", proof, code=1).stderr
+    assert refused.startswith("sfsc: there is no account in ")
+    assert "--vkey" in refused
     stranger.run("audit", "check", proof, "--vkey", "nonsense", code=2)
 
 

@@ -130,6 +130,23 @@ def test_names_that_cannot_be_stored_are_named(alice: Client, tmp_path: Path) ->
     assert failed.stderr.count("cannot be stored under its name") == 3
     assert "new\\nline" in failed.stderr
     assert alice.run("ls", "-R").lines == ["t/fine"]
+    one = alice.run("put", "t/fine", "t/new\nline", cwd=tmp_path, code=2)
+    assert one.stderr.startswith("sfsc: t/new\\nline cannot be stored under its own name: ")
+    assert "--name" in one.stderr
+
+
+def test_names_that_only_unicode_tells_apart(alice: Client, tmp_path: Path) -> None:
+    """One of the two is stored; the other would silently be a new version of it."""
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    for folder in ("t", f"t/{composed}", f"t/{taken_apart}"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / taken_apart[::-1]).write_bytes(b"in a folder")
+    if len(os.listdir(tmp_path / "t")) < 3:
+        pytest.skip("this file system takes them for one name")
+    failed = alice.run("put", "-r", "t", cwd=tmp_path, code=1)
+    assert failed.stderr.count("only spells it otherwise") == 1
+    assert len(failed.lines) == 2
+    assert all("version 1" in line for line in failed.lines)
 
 
 def test_names_of_devices_are_fetched_one_by_one(alice: Client, tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_a_put_that_must_not_overwrite(alice: Client, tmp_path: Path) -> None:
     refused = alice.run("put", "one", "two", "one", "--no-overwrite", cwd=tmp_path, code=6)
     assert b"one  version 1" in refused.stdout
     assert b"two" not in refused.stdout
+    assert "there is a file two already" in refused.stderr
+    never = alice.run("put", "one", "--name", "new", "--if-version", "3", cwd=tmp_path, code=6)
+    assert "there is no file new" in never.stderr
+    other = alice.run("put", "one", "--if-version", "3", cwd=tmp_path, code=6)
+    assert "version 1 of one is current, not 3" in other.stderr
     alice.run("put", "one", "--if-version", "1", cwd=tmp_path)
     alice.run("put", "two", "--name", "one", "--if-version", "1", cwd=tmp_path, code=6)
     assert alice.run("cat", "one").stdout == b"one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,35 @@ def test_missing_local_file(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "here").write_text("x")
     blames(alice.run("put", "here", "not-here", code=1, cwd=tmp_path), "not-here")
     assert alice.run("ls").lines == [], "half of a command was done"
+
+
+def test_what_is_no_file(alice: Client, tmp_path: Path) -> None:
+    """Each is called what it is, and the hint leads on."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "lost").symlink_to("nowhere")
+    assert (
+        "\nhint: a folder is stored with -r"
+        in alice.run("put", "folder", code=1, cwd=tmp_path).stderr
+    )
+    assert "lost is a link to nothing" in alice.run("put", "lost", code=1, cwd=tmp_path).stderr
+    missing = alice.run("put", "missing", code=1, cwd=tmp_path).stderr
+    assert "no such file: missing" in missing
+    assert "-r" not in missing
+    assert "sfsc put - --name" in alice.run("put", os.devnull, code=1).stderr
+
+
+def test_a_user_who_is_not_there(alice: Client) -> None:
+    alice.run("put", "-", "--name", "file", stdin=b"")
+    for arguments in (
+        ("share", "file", "nobody"),
+        ("get", "nobody:file"),
+        ("key", "verify", "nobody"),
+    ):
+        refused = alice.run(*arguments, code=3)
+        blames(refused, "there is no user nobody")
+        assert "sfsc ls" not in refused.stderr
+    # A name with a colon looks like another user's file.
+    assert "YOU:NAME" in alice.run("get", "a:b", code=3).stderr
 
 
 def test_disabled_user(daemon: Daemon, alice: Client) -> None:
