@@ -34,7 +34,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from protocol.errors import MessageError
 from protocol.invitation import parse_address
@@ -45,6 +45,7 @@ FILE_NAME = "sfsd.toml"
 MAX_CONFIG = 64 * 1024
 DAY = 86_400
 
+_T = TypeVar("_T")
 _SIZE = re.compile(r"(\d{1,16})\s*(?:([KMGTP])i?B?|B)?", re.IGNORECASE)
 _UNITS = {unit: 1024**power for power, unit in enumerate("KMGTP", 1)}
 _DURATION = re.compile(r"(\d{1,9})\s*([smhdw])")
@@ -128,11 +129,9 @@ class Config(Value):
     retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
-        check_address(self.listen, "listen")
+        _named("listen", lambda: listening(self.listen))
         if self.public:
-            check_address(self.public, "public")
-            if parse_address(self.public)[1] == 0:
-                raise ConfigError("public: nobody can connect to port 0")
+            _named("public", lambda: reachable(self.public))
 
     @classmethod
     def load(cls, root: Path) -> Self:
@@ -168,12 +167,20 @@ class Config(Value):
         return cls(**top, limits=limits, rotation=rotation, retention=retention)
 
 
-def check_address(address: str, name: str) -> None:
-    """Raise `ConfigError` unless `address` is ``HOST:PORT``; `name` is the setting's."""
+def listening(address: str) -> str:
+    """`address`, which is ``HOST:PORT``; port 0 is any that is free. Raises `ConfigError`."""
     try:
         parse_address(address)
     except MessageError as exc:
-        raise ConfigError(f"{name}: {exc}") from exc
+        raise ConfigError(str(exc)) from exc
+    return address
+
+
+def reachable(address: str) -> str:
+    """`address`, where users reach the daemon. Raises `ConfigError`."""
+    if parse_address(listening(address))[1] == 0:
+        raise ConfigError("nobody can connect to port 0")
+    return address
 
 
 def initial_text(public: str) -> str:
@@ -214,12 +221,13 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "retention.versions": _number,
 }
 """Every setting by its full name, and how its TOML value is read."""
+_TABLES = ("limits", "rotation", "retention")
 
 
 def _flat(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The settings of a document by full name; a table that is not ours stays whole."""
     for name, value in document.items():
-        if isinstance(value, dict) and name in ("limits", "rotation", "retention"):
+        if isinstance(value, dict) and name in _TABLES:
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())
         else:
             yield name, value
@@ -227,10 +235,17 @@ def _flat(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 def _converted(name: str, value: object) -> str | int:
     convert = _SETTINGS.get(name)
+    if convert is None and name in _TABLES:
+        raise ConfigError(f"{name}: not a table", f"write it as a line [{name}] above its settings")
     if convert is None:
-        raise ConfigError(f"unknown setting {name[:60]!r}")
+        raise ConfigError(f"unknown setting {name[:60]!r}", "docs/format.md lists them all")
+    return _named(name, lambda: convert(value))
+
+
+def _named(name: str, read: Callable[[], _T]) -> _T:
+    """What `read` gives. Raises its `ConfigError` with the setting's `name` ahead."""
     try:
-        return convert(value)
+        return read()
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc.cause}", exc.hint) from exc
 

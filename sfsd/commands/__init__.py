@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from protocol.errors import MessageError
 from protocol.names import check_user_name
+from sfsd.errors import ConfigError
+
+_T = TypeVar("_T")
 
 
 def printable(text: str) -> str:
@@ -41,6 +45,18 @@ def user_name(_context: click.Context, _parameter: click.Parameter, name: str | 
         except MessageError as exc:
             raise click.BadParameter(str(exc)) from exc
     return name
+
+
+def parsed(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
+    """The callback of an argument that `parse` reads; what it refuses is a mistake of usage."""
+
+    def read(_context: click.Context, _parameter: click.Parameter, text: str | None) -> _T | None:
+        try:
+            return None if text is None else parse(text)
+        except ConfigError as exc:
+            raise click.BadParameter("; ".join(filter(None, (exc.cause, exc.hint)))) from exc
+
+    return read
 
 
 def _reason(_context: click.Context, _option: click.Parameter, reason: str) -> str:

@@ -17,7 +17,7 @@ from protocol.messages.log import LogCheckpoint, LogHead
 from protocol.values import Value
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.errors import ConfigError, JournalDamagedError
+from sfsd.errors import JournalDamagedError, RequestRefusedError
 from sfsd.verification import complete_lines, verify_links, verify_log
 
 _STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
@@ -139,7 +139,8 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
     """
     steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _STEPS]
     if not steps:
-        raise ConfigError(f"the log has nothing of a user {user}", "see `sfsd user list`")
+        cause, hint = f"the log has nothing of a user {user}", "see `sfsd user list`"
+        raise RequestRefusedError(cause, hint, code="not-found")
     wrapped = 0
     for entry in steps:
         if entry.op == "rewrap":

@@ -8,20 +8,24 @@ from pathlib import Path
 import click
 
 from sfsd import certificates, config
-from sfsd.commands import root_option
+from sfsd.commands import parsed, root_option
 from sfsd.errors import ConfigError
 from sfsd.files import Files
 
 
 @click.command()
 @root_option
-@click.option("--public", default="", metavar="HOST:PORT", help="Where users reach the daemon.")
-def command(root: Path, public: str) -> None:
+@click.option(
+    "--public",
+    metavar="HOST:PORT",
+    callback=parsed(config.reachable),
+    help="Where users reach the daemon.",
+)
+def command(root: Path, public: str | None) -> None:
     """Make a new root: keys, settings, and empty folders. Prints the server's id.
 
     Back up keys/: without it a new server is another one to every client.
     """
-    config.Config(public=public)  # refuses what no user could connect to
     settings = root / config.FILE_NAME
     if settings.exists():
         raise ConfigError(f"{root} is a root already", "choose another folder")
@@ -31,5 +35,5 @@ def command(root: Path, public: str) -> None:
         files.make_folder(root / name)
     keys = certificates.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is no root, so an init that was cut is never served.
-    files.replace_durable(settings, config.initial_text(public).encode())
+    files.replace_durable(settings, config.initial_text(public or "").encode())
     click.echo(keys.server_id.hex())

@@ -9,7 +9,6 @@ import click
 from protocol.messages.accounts import ForceRotation
 from sfsd import administration
 from sfsd.commands import answer, reason_option, root_option, user_name
-from sfsd.errors import ConfigError
 
 
 @click.command()
@@ -20,7 +19,7 @@ from sfsd.errors import ConfigError
 def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> None:
     """Let USER only read until he has rotated his keys. His next sfsc command does it."""
     if (name is None) != everyone:
-        raise ConfigError("a USER, or --all", "give one of the two")
+        raise click.UsageError("a USER, or --all: give one of the two")
     names = _enrolled(root) if name is None else [name]
     administration.ask(root, [ForceRotation(one, reason) for one in names])
     for one in names:

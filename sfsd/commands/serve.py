@@ -8,13 +8,18 @@ from pathlib import Path
 import click
 
 from sfsd import config
-from sfsd.commands import root_option
+from sfsd.commands import parsed, root_option
 from sfsd.server import serve
 
 
 @click.command()
 @root_option
-@click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=parsed(config.listening),
+    help="Where to listen; port 0 takes a free one.",
+)
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -23,6 +28,4 @@ from sfsd.server import serve
 def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """Serve the root until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if listen is not None:
-        config.check_address(listen, "--listen")
     serve(root, listen, ready_file)

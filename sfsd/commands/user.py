@@ -24,6 +24,7 @@ from sfsd.commands import (
     answer_json,
     human_time,
     json_option,
+    parsed,
     reason_option,
     root_option,
     user_name,
@@ -45,9 +46,19 @@ _name = click.argument("name", callback=user_name)
 @command.command()
 @_name
 @root_option
-@click.option("--quota", help="Most that the user may store, such as 50G; 0 is no limit.")
-@click.option("--expires", default="7d", show_default=True, help="How long the invitation holds.")
-def add(name: str, root: Path, quota: str | None, expires: str) -> None:
+@click.option(
+    "--quota",
+    callback=parsed(parse_size),
+    help="Most that the user may store, such as 50G; 0 is no limit.",
+)
+@click.option(
+    "--expires",
+    default="7d",
+    show_default=True,
+    callback=parsed(parse_duration),
+    help="How long the invitation holds.",
+)
+def add(name: str, root: Path, quota: int | None, expires: int) -> None:
     """Invite NAME. Prints the invitation and nothing else: it holds a secret, works once, expires.
 
     A name that was invited and has not enrolled gets a new invitation; the old one is void.
@@ -59,8 +70,8 @@ def add(name: str, root: Path, quota: str | None, expires: str) -> None:
     request = UserAdd(
         user=name,
         token_sha256=invitation.token_sha256,
-        expires=int(time.time()) + parse_duration(expires),
-        quota=config.quota if quota is None else parse_size(quota),
+        expires=int(time.time()) + expires,
+        quota=config.quota if quota is None else quota,
     )
     administration.ask(root, [request])
     click.echo(invitation.to_text())
@@ -131,11 +142,11 @@ def enable(name: str, root: Path, reason: str) -> None:
 
 @command.command("quota")
 @_name
-@click.argument("size")
+@click.argument("size", callback=parsed(parse_size))
 @root_option
-def set_quota(name: str, size: str, root: Path) -> None:
+def set_quota(name: str, size: int, root: Path) -> None:
     """Let NAME keep SIZE bytes of ciphertext (10GB, 512MiB; 0: no limit). What is there stays."""
-    administration.ask(root, [UserQuota(name, parse_size(size))])
+    administration.ask(root, [UserQuota(name, size)])
 
 
 def _state(account: Account) -> str:

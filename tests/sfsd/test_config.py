@@ -13,10 +13,11 @@ from sfsd.config import (
     Config,
     Limits,
     Rotation,
-    check_address,
     initial_text,
+    listening,
     parse_duration,
     parse_size,
+    reachable,
 )
 from sfsd.errors import ConfigError
 
@@ -131,5 +132,23 @@ def test_no_durations(text: str) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(ConfigError):
-        check_address("nowhere", "--listen")
+    for read, text in ((listening, "nowhere"), (reachable, "nowhere"), (reachable, "here:0")):
+        with pytest.raises(ConfigError):
+            read(text)
+    assert listening("here:0") == "here:0"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"limits = 5", "limits: not a table"),
+        (b"[[retention]]", "retention: not a table"),
+        (b"[limit]", "unknown setting 'limit'"),
+        (b'public = "here:0"', "public: nobody can connect to port 0"),
+        (b'[rotation]\ngrace = "1"', "rotation.grace: not a duration: '1'"),
+    ],
+)
+def test_what_is_wrong_is_named(text: bytes, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse(text)
+    assert caught.value.cause == said

@@ -200,3 +200,7 @@ def test_a_log_that_is_no_log(log: Path, sfsd: Sfsd) -> None:
 def test_no_log_yet(root: Path, sfsd: Sfsd) -> None:
     for verb in ("log", "verify"):
         assert "hint: " in sfsd("audit", verb, code=1).err
+
+
+def test_the_rotations_of_nobody(log: Path, sfsd: Sfsd) -> None:
+    assert "hint: " in sfsd("audit", "rotation", "nobody", code=3).err

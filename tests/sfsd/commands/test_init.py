@@ -60,7 +60,7 @@ def test_keys_without_settings_are_not_overwritten(root: Path, sfsd: Sfsd) -> No
 
 @pytest.mark.parametrize("address", ["files.example", "files.example:0", "a b:1", "x:99999"])
 def test_a_public_address_that_is_none(tmp_path: Path, sfsd: Sfsd, address: str) -> None:
-    sfsd("init", "--root", tmp_path / "new", "--public", address, code=1)
+    sfsd("init", "--root", tmp_path / "new", "--public", address, code=2)
     assert not (tmp_path / "new").exists()
 
 

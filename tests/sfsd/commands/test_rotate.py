@@ -25,7 +25,7 @@ def test_a_reason_that_is_too_long(root: Path, sfsd: Sfsd, arguments: tuple[str,
 
 
 def test_one_or_all(root: Path, sfsd: Sfsd) -> None:
-    sfsd("rotate", code=1)
-    sfsd("rotate", "ada", "--all", code=1)
+    sfsd("rotate", code=2)
+    sfsd("rotate", "ada", "--all", code=2)
     sfsd("rotate", "ada", code=3)
     assert sfsd("rotate", "--all").lines == []

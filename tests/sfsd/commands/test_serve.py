@@ -20,7 +20,7 @@ def test_no_root(tmp_path: Path, sfsd: Sfsd) -> None:
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:99999"])
 def test_an_address_that_is_none(root: Path, sfsd: Sfsd, address: str) -> None:
-    assert "--listen" in sfsd("serve", "--listen", address, code=1).err
+    assert "--listen" in sfsd("serve", "--listen", address, code=2).err
 
 
 def test_a_root_that_is_served_already(root: Path, sfsd: Sfsd) -> None:
