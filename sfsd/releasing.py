@@ -18,7 +18,7 @@ from typing import Final
 
 from sfsd.files import Files
 
-if sys.platform == "linux":
+if sys.platform != "win32":
     import resource
 
 MOST: Final = 16 * 1024
@@ -30,6 +30,9 @@ ROOM: Final = 64 << 20
 """Bytes of files that may wait for long, for want of which somebody may be refused meanwhile."""
 TOGETHER: Final = 64
 """Handles closed at a time while more come, once nearly as many wait as may."""
+_OPEN_MAX: Final = 10_240
+"""Handles that macOS lets a process have where it states no limit; it begins with 256, fewer than
+the connections that a daemon accepts."""
 _LINGERS = 1.0
 """Seconds without another one after which all are closed; with nothing to close the thread ends."""
 _LONGEST: Final = 10
@@ -120,9 +123,12 @@ def most_waiting() -> int:
 def allow_handles() -> None:
     """Let this process have as many handles as the system's administrator lets it have: by custom
     programs begin with fewer, for the sake of those that use `select`."""
-    if sys.platform == "linux":
+    if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
+        most = hard
+        if sys.platform == "darwin":
+            most = max(soft, min(hard, _OPEN_MAX))
+        if soft != most:
             # Refused where the system's own limit was lowered below it: then what there is serves.
             with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

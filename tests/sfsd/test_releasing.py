@@ -83,6 +83,25 @@ def test_a_daemon_may_have_as_many_handles_as_it_is_let(monkeypatch: pytest.Monk
     assert limits == [(1024, 524_288), (524_288, 524_288)]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((256, 2**63 - 1), (10_240, 2**63 - 1)),
+        ((256, 4096), (4096, 4096)),
+        ((60_000, 2**63 - 1), None),
+    ],
+)
+def test_on_macos_it_asks_for_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[int, int], after: tuple[int, int] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, both: asked.append(both))
+    allow_handles()
+    assert asked == ([] if after is None else [after])
+
+
 @pytest.mark.parametrize("error", [ValueError("not allowed"), PermissionError(1, "no")])
 def test_a_system_that_does_not_let_us_have_more(
     monkeypatch: pytest.MonkeyPatch, error: Exception
