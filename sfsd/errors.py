@@ -20,7 +20,7 @@ SfsdError                     has `.cause`, `.hint` and the command's `.exit_cod
 │   ├── Absent                nothing is stored under a path; has `.path`
 │   ├── DamagedError          stored bytes are not what the log says; has `.path`
 │   ├── FoundDamageError      `fsck` has found differences, and some are left
-│   ├── StagingClosedError    an upload that was dropped, or committed already
+│   ├── StagingClosedError    an open file, mostly an upload, that was closed meanwhile
 │   ├── IncompleteError       an upload that lacks pieces
 │   ├── PackError             a pack in staging/ that does not parse
 │   ├── RecoveryError         the store cannot be made what the log says; has `.path`
@@ -191,7 +191,8 @@ class Absent(StoreError):
 
 
 class StagingClosedError(StoreError):
-    """The staged upload takes no more bytes: it was committed, dropped or closed."""
+    """An open file was closed meanwhile: an upload's, which was committed or dropped and takes no
+    more bytes, or a download's, for which others were opened."""
 
 
 class IncompleteError(StoreError):

@@ -14,6 +14,7 @@ from protocol.records import FileRecord
 from sfsd.admission import Head
 from sfsd.errors import DamagedError
 from sfsd.journal import Journal
+from sfsd.layout import record_of
 
 
 class Histories:
@@ -35,17 +36,21 @@ class Histories:
             sidecar = head.files.sidecar(head.file_id, version).value
             found[sidecar.content_record.rev] = sidecar.content
             found.setdefault(sidecar.head_record.rev, sidecar.last)
-        if any(rev not in found for rev in wanted):
-            found.update(self._logged(head, head.document.value.seq))
+        if missing := [rev for rev in wanted if rev not in found]:
+            # Whoever signed the one before had seen so much of the log: all else came after that.
+            known = max((rev for rev in found if rev < missing[0]), default=0)
+            begin = record_of(found[known].record).seen[0] if known else 0
+            # What a sidecar has was endorsed since; what stands in the log alone never is.
+            found = self._logged(head, begin, head.document.value.seq) | found
         if any(rev not in found for rev in wanted):
             raise DamagedError("the log lacks a record of this file", path=head.document.path)
         return [found[rev] for rev in wanted]
 
-    def _logged(self, head: Head, last: int) -> dict[int, SignedRecord]:
-        """Every record of the file in the log up to entry `last`, by revision."""
+    def _logged(self, head: Head, first: int, last: int) -> dict[int, SignedRecord]:
+        """Every record of the file in the log from entry `first` up to `last`, by revision."""
         found: dict[int, SignedRecord] = {}
         mark = head.file_id.encode()  # of a move also the file it left, which its detail names
-        for seq, line in enumerate(self._journal.lines(0, last + 1)):
+        for seq, line in enumerate(self._journal.lines(first, last + 1), first):
             if mark not in line:
                 continue
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,28 @@ def test_history_finds_in_the_log_what_no_sidecar_has(ada: Person) -> None:
     assert revisions(ada) == bodies
     assert revisions(ada, first=3) == bodies[2:]
     assert revisions(ada, first=99) == []
+
+
+def test_a_history_is_looked_for_no_further_back_than_it_goes(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2, 9):
+        ada.put(file_id(number))
+    seen = served.world.journal.size
+    bodies = [ada.put(F, number, seen=(seen, bytes(32))).body for number in (b"1", b"2")]
+    purge = ada.took(ada.signed(ada.record(F, PURGE, purged=(1,))))
+    done(ada.ask(purge.change()))
+    bodies += [purge.body, ada.delete(F).body]
+    looked: list[int] = []
+    lines = served.world.journal.lines
+
+    def noted(first: int = 0, end: int | None = None) -> Iterator[bytes]:
+        looked.append(first)
+        return lines(first, end)
+
+    monkeypatch.setattr(served.world.journal, "lines", noted)
+    assert revisions(ada) == bodies
+    assert looked == [seen]
 
 
 def test_a_long_history_comes_in_pages(ada: Person) -> None:
