@@ -7,7 +7,6 @@ import json
 import ssl
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,47 +66,45 @@ GARBAGE = bytes(range(256)) * 400
 OVERSIZED = struct.pack(">I", 2**31)
 
 
-async def rude(address: str, data: bytes, *, tls: bool) -> float:
-    """Seconds until a stranger who sends `data` and waits is disconnected."""
-    began = time.monotonic()
+async def rude(address: str, data: bytes, *, tls: bool) -> None:
+    """A stranger sends `data`, waits, and is disconnected before long."""
     async with await Wire.connect(address, any_server() if tls else None) as wire:
         try:
             await wire.send(data)
         except GONE:
             pass
         await wire.ended(15)
-    return time.monotonic() - began
 
 
 def test_strangers_are_gone_in_time(guarded: Daemon, carol: Client) -> None:
     """Slow, silent, half a frame, garbage, too long a frame; through TLS and without."""
 
-    async def run() -> list[float]:
+    async def run() -> None:
         tries = [(data, tls) for data in (b"", HALF, GARBAGE, OVERSIZED) for tls in (True, False)]
-        return await asyncio.gather(*(rude(guarded.address, data, tls=tls) for data, tls in tries))
+        await asyncio.gather(*(rude(guarded.address, data, tls=tls) for data, tls in tries))
 
-    assert max(asyncio.run(run())) < 10
+    asyncio.run(run())
     assert connections(guarded) == 0
     carol.run("ls")
 
 
 def test_bytes_that_trickle_win_no_time(guarded: Daemon) -> None:
-    async def run() -> float:
-        began = time.monotonic()
+    async def run() -> bool:
+        """Whether he is cut off before he is through, which would take three times as long."""
         async with await Wire.welcomed(guarded.address) as wire:
             _, pieces = wire.connection.request(wire.login(SigningKey.generate(), b"", b""))
             for byte in b"".join(pieces)[:-1]:
                 try:
                     await wire.send(bytes([byte]))
                     await wire.ended(0.1)
-                    break
                 except TimeoutError:
                     continue
                 except GONE:
-                    break
-        return time.monotonic() - began
+                    pass
+                return True
+        return False
 
-    assert asyncio.run(run()) < 8
+    assert asyncio.run(run())
 
 
 def test_only_tls_1_3(guarded: Daemon, carol: Client) -> None:
@@ -233,13 +230,11 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
                 offset = number % 12 * 1024 * 1024
                 _, pieces = wire.connection.request(Read(opened.handle, offset, 1024 * 1024))
                 wire.writer.write(b"".join(pieces))
-            began = time.monotonic()
             await asyncio.to_thread(carol.run, "get", "big", "-o", tmp_path / "out")
             assert (tmp_path / "out").stat().st_size == 12 * 1024 * 1024
             async with asyncio.timeout(30):
                 while await asyncio.to_thread(connections, guarded):
                     pass  # each look is a process of its own
-            assert time.monotonic() - began < 30
 
     before = resident(guarded)
     asyncio.run(run())
