@@ -133,8 +133,9 @@ def reencrypt(
     kept: Callable[[], None] = lambda: None,
     undo: Callable[[], None] | None = None,
 ) -> Commit[Reply]:
-    """The change that gives a version, which stays what it is, new bytes under a new key. It needs
-    no more room than before, so no quota is asked for."""
+    """The change that gives a version, which stays what it is, new bytes under a new key. No quota
+    is asked for: a rotation must not fail on one, though a content that several versions shared is
+    held twice from then on."""
     record, head, files = admitted.record, admitted.head, admitted.head.files
     version = record.version or 0
     target = kept_version(head, version)
