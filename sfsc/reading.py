@@ -28,8 +28,8 @@ AHEAD: Final = 4
 class Reader(io.RawIOBase):
     """One version, as it was when it was opened. `name`, `version` and `size` (bytes) say which.
 
-    Reads raise `Tampered` for what is not what was signed, and `NetworkError`. For one thread, and
-    between its calls the session may do other things.
+    Reads raise `Tampered` for what is not what was signed, and `NetworkError`. They take the
+    session's turn, and between them the session may do other things.
     """
 
     def __init__(self, session: Session, blob: Blob) -> None:
@@ -72,7 +72,8 @@ class Reader(io.RawIOBase):
         if count <= 0:
             return 0
         index = segment_of(self._position)
-        segment = self._segment(index)
+        with self._session.turn:
+            segment = self._segment(index)
         start = self._position - plaintext_offset(index)
         part = segment[start : start + count]
         view[: len(part)] = part

@@ -53,6 +53,7 @@ from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
 from sfsc.traffic import Timeouts
 from sfsc.trust import Sent, Trust
+from sfsc.turns import Turn
 
 if TYPE_CHECKING:
     from sfsc.transport import Transport
@@ -150,6 +151,7 @@ class Session:
         """Who may read a new file of a name: those whom its folder is shared with."""
         self._timeouts = timeouts
         self._pause = pause
+        self.turn = Turn()
         self.progress = progress or _Nobody()
         self._transport: Transport | None = None
         self.connections = 0

@@ -114,8 +114,11 @@ class Input(Closing):
 
 
 def opened(source: Source) -> Input:
-    """The source, ready to be read. Raises `Unreadable`."""
+    """The source, ready to be read. Raises `Unreadable`, and `UsageError` for what is none."""
     if not isinstance(source, (str, os.PathLike)):
+        if not hasattr(source, "readinto"):
+            hint = 'open the file with "rb"; bytes are a file by io.BytesIO'
+            raise UsageError(f"a path or a binary file is stored, no {type(source).__name__}", hint)
         now = time.time_ns()
         start = source.tell() if source.seekable() else None
         return Input(

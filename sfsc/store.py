@@ -34,6 +34,7 @@ from sfsc.seen import Seen
 from sfsc.session import Progress, Session
 from sfsc.sources import Source
 from sfsc.traffic import Timeouts
+from sfsc.turns import one_at_a_time
 from sfsc.uploads import Uploads
 from sfsc.who import Whoami, link_of, whoami_of
 from sfsc.window import Skip
@@ -70,8 +71,10 @@ class Status(Value):
     log_vkey: str
 
 
+@one_at_a_time
 class Store(Closing):
-    """One account on its server. For one thread at a time; build with `connect`."""
+    """One account on its server, for one thread at a time: another is refused (`UsageError`). Build
+    with `connect`."""
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class Store(Closing):
         except BaseException:
             self._state.close()
             raise
+        self.turn = self._session.turn
         self._rooms = Rooms(self._session, file, weakest)
         self._dues = Dues(self._session, file)
         try:
@@ -411,6 +415,7 @@ class Store(Closing):
 
     def close(self) -> None:
         """Log out. Twice does no harm."""
+        self.turn.ended = True
         self._session.close()
         self._state.close()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,3 +211,60 @@ def test_a_server_whose_disk_was_turned_back(daemon: Daemon, alice: Client, tmp_
     with pytest.raises(sfsc.IntegrityError):
         sfsc.connect(alice.home, passphrase=PASSPHRASE)
     alice.run("ls", code=5)
+
+
+def test_threads_that_share_a_store_are_refused_and_the_server_is_not_blamed(
+    alice: Client, store: Store
+) -> None:
+    """Mixed up, answers look like those of a server that lies: they were kept as evidence."""
+    refused: list[sfsc.SfscError] = []
+    stored: list[str] = []
+
+    def work(number: int) -> None:
+        for count in range(20):
+            name = f"{number}/{count}"
+            try:
+                store.put(io.BytesIO(b"content"), name=name)
+                stored.append(name)
+            except sfsc.SfscError as exc:
+                refused.append(exc)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {type(exc) for exc in refused} <= {sfsc.UsageError}
+    assert len(refused) + len(stored) == 8 * 20
+    assert sorted(entry.name for entry in store.ls()) == sorted(stored)
+    with (
+        store.open(stored[0]) as file,
+        concurrent(store, io.BytesIO(b"more")),
+        pytest.raises(sfsc.UsageError),
+    ):
+        file.read()
+    assert not (alice.home / "evidence").exists()
+    store.close()
+    with pytest.raises(sfsc.UsageError, match="closed"):
+        store.stat(stored[0])
+
+
+@contextlib.contextmanager
+def concurrent(store: Store, source: io.BytesIO) -> Iterator[None]:
+    """Another thread is in the middle of a put, from its first read on to the end of the block."""
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def readinto(self, buffer: WriteableBuffer, /) -> int:
+            began.set()
+            go_on.wait()
+            return source.readinto(buffer)
+
+    thread = threading.Thread(target=lambda: store.put(Slow(), name="slow"))
+    thread.start()
+    began.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+        thread.join()

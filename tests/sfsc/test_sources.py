@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfsc.errors import LocalError
+from sfsc.errors import LocalError, UsageError
 from sfsc.sources import SMALL, Input, Source, default_name, opened
 
 
@@ -170,3 +170,9 @@ def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
     with opened(stream):
         pass
     assert not stream.closed
+
+
+@pytest.mark.parametrize("source", [b"bytes", io.StringIO("text"), 5])
+def test_what_is_no_source(source: object) -> None:
+    with pytest.raises(UsageError, match="a path or a binary file is stored"):
+        opened(cast("Source", source))

@@ -1,0 +1,100 @@
+"""Whoever comes while another thread is at it is refused, and nobody is blamed for the mix-up."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from sfsc.errors import UsageError
+from sfsc.turns import Turn, one_at_a_time
+
+_T = TypeVar("_T")
+
+
+@one_at_a_time
+class Worker:
+    def __init__(self) -> None:
+        self.turn = Turn()
+        self.let_go = 0
+
+    def both(self, action: Callable[[], _T]) -> _T:
+        """Calls back."""
+        return action()
+
+    def many(self, action: Callable[[], object]) -> Iterator[object]:
+        try:
+            yield 1
+            yield action()
+        finally:
+            self.let_go += 1
+
+    def file(self) -> io.BytesIO:
+        return io.BytesIO(b"content")
+
+    def close(self) -> str:
+        self.turn.ended = True
+        return "closed"
+
+
+def elsewhere(action: Callable[[], object]) -> object:
+    """What `action` gives, or raises, in another thread."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(action())
+        except UsageError as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+def test_one_thread_at_a_time() -> None:
+    worker = Worker()
+    refused = worker.both(lambda: elsewhere(lambda: worker.both(lambda: "mixed up")))
+    assert isinstance(refused, UsageError)
+    assert "each thread" in refused.hint
+    # One after the other may, and one may call again within.
+    assert elsewhere(lambda: worker.both(lambda: "done")) == "done"
+    assert worker.both(lambda: worker.both(lambda: "within")) == "within"
+    assert Worker.both.__doc__ == "Calls back."
+
+
+def test_each_step_of_many_takes_its_turn() -> None:
+    worker = Worker()
+    steps = worker.many(lambda: elsewhere(lambda: worker.both(lambda: "mixed up")))
+    assert next(steps) == 1
+    assert elsewhere(lambda: worker.both(lambda: "between")) == "between"
+    assert isinstance(next(steps), UsageError)
+    assert list(steps) == []
+    assert worker.let_go == 1
+
+
+def test_who_stops_early_lets_go() -> None:
+    worker = Worker()
+    steps = worker.many(lambda: None)
+    next(steps)
+    worker.close()
+    del steps
+    assert worker.let_go == 1
+
+
+def test_a_file_is_no_list_of_steps() -> None:
+    assert Worker().file().read() == b"content"
+
+
+def test_after_the_end() -> None:
+    worker = Worker()
+    steps = worker.many(lambda: None)
+    assert worker.close() == worker.close() == "closed"
+    with pytest.raises(UsageError, match="closed"):
+        worker.both(lambda: None)
+    with pytest.raises(UsageError, match="closed"):
+        next(steps)
