@@ -161,7 +161,7 @@ class Audit:
                     TOLD,
                     notes=(theirs.note, ours.note),
                 )
-            session.trust.check_continues(theirs, self._consistency(theirs.size))
+            session.trust.check_continues(theirs, ours, self._consistency(theirs.size, ours.size))
         return theirs.size, ours.size
 
     def proof_of(self, put: Put) -> bytes:
@@ -174,21 +174,19 @@ class Audit:
 
     def proof(self, body: bytes, since: int) -> bytes:
         """A C2SP tlog-proof of the entry that has the record `body`, which was made when the log
-        had `since` entries. Raises `NotFound` where the log has none."""
+        had `since` entries. Raises `NotFound` where the log has none, `BadReceipt`."""
         for entry, line in self._own.lines(since):
             if any(record == body for record, _ in entry.records):
-                point = self._own.refresh()
-                inclusion = self._own.inclusion(entry.seq, point)
+                point, inclusion = self._own.prove(entry)
                 return TlogProof(entry.seq, line, inclusion, point.note).encode()
         raise NotFound("the log has no such change")
 
     # --- asking -------------------------------------------------------------------------------
 
-    def _consistency(self, size: int) -> tuple[bytes, ...]:
-        newest = self._session.trust.newest.size
-        if size in (0, newest):
+    def _consistency(self, old: int, new: int) -> tuple[bytes, ...]:
+        if old in (0, new):
             return ()
-        return proof_in(self._session.ask(LogProof(CONSISTENCY, size, newest)))
+        return proof_in(self._session.ask(LogProof(CONSISTENCY, old, new)))
 
 
 def _event(entry: Entry, names: dict[str, str]) -> Event:

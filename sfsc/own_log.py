@@ -77,7 +77,7 @@ class OwnLog:
             found.append(entry)
         if not any(entry.rec == self._session.login_record for entry in found):
             raise Rollback("the log does not show this session's own login", TOLD)
-        self._prove(found[-1])
+        self.prove(found[-1])
         return found
 
     def follow(self) -> None:
@@ -147,10 +147,10 @@ class OwnLog:
         session.join()
         return session.trust.newest
 
-    def inclusion(self, seq: int, point: Point) -> tuple[bytes, ...]:
-        """The proof that the log of `point` has entry `seq`."""
-        return proof_in(self._session.ask(LogProof(INCLUSION, seq, point.size)))
-
-    def _prove(self, entry: Entry) -> None:
+    def prove(self, entry: Entry) -> tuple[Point, tuple[bytes, ...]]:
+        """The log as it is now, and the proof that it has `entry`, verified. Raises `BadReceipt`,
+        and as `refresh`."""
         point = self.refresh()
-        self._session.trust.check_included(entry, point, self.inclusion(entry.seq, point))
+        proof = proof_in(self._session.ask(LogProof(INCLUSION, entry.seq, point.size)))
+        self._session.trust.check_included(entry, point, proof)
+        return point, proof

@@ -53,28 +53,29 @@ class Seen:
         self._open.clear()
 
     def _ask(self, points: list[Point]) -> None:
+        # Of one point for all: where the connection is lost meanwhile, the next one has a newer.
         newest = self._session.trust.newest
         window = Window[Point](self._session)
         try:
             for point in points:
                 if point.size >= newest.size:
-                    self._judge(point, ())
+                    self._judge(point, newest, ())
                     continue
                 if window.full:
-                    self._answer(window)
+                    self._answer(window, newest)
                 window.send(point, LogProof(CONSISTENCY, point.size, newest.size))
             while window:
-                self._answer(window)
+                self._answer(window, newest)
         finally:
             window.abandon()
 
-    def _answer(self, window: Window[Point]) -> None:
+    def _answer(self, window: Window[Point], newest: Point) -> None:
         point, reply = window.take()
-        self._judge(point, proof_in(reply))
+        self._judge(point, newest, proof_in(reply))
 
-    def _judge(self, point: Point, proof: tuple[bytes, ...]) -> None:
+    def _judge(self, point: Point, newest: Point, proof: tuple[bytes, ...]) -> None:
         with self._session.judging():
-            self._session.trust.check_continues(point, proof)
+            self._session.trust.check_continues(point, newest, proof)
 
 
 def refresh(session: Session) -> None:

@@ -259,9 +259,10 @@ class Trust:
         key did not sign it."""
         return self._point(note)
 
-    def check_continues(self, known: Point, consistency: tuple[bytes, ...]) -> None:
-        """That the newest proven log continues `known`. Raises `Rollback`, `Fork`."""
-        self._extend(known, self.newest, consistency)
+    def check_continues(self, known: Point, point: Point, consistency: tuple[bytes, ...]) -> None:
+        """That the log of a proven `point`, which was the newest when the proof was asked for,
+        continues `known`. Raises `Rollback`, `Fork`."""
+        self._extend(known, point, consistency)
 
     def check_included(self, entry: Entry, point: Point, proof: tuple[bytes, ...]) -> None:
         """That the log of a proven `point` has the entry. Raises `BadReceipt`."""

@@ -13,7 +13,15 @@ from protocol import auditlog, checkpoint
 from protocol.auditlog import Draft
 from protocol.messages import Error, Reply, Request
 from protocol.messages.files import List, Listing
-from protocol.messages.log import LogCheckpoint, LogEntries, LogHead, LogItem, LogPage
+from protocol.messages.log import (
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
 from protocol.records import DELETE, FileRecord, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.tlogproof import TlogProof, verify
@@ -34,6 +42,7 @@ from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.session import Session
 from sfsc.uploads import Uploads
+from tests.sfsc import storing
 from tests.sfsc.lying import Log, Simulator
 
 
@@ -313,7 +322,30 @@ def test_a_server_that_answers_the_comparison_with_a_lie(
         Audit(session).compare(twin.checkpoint())
 
 
+def test_a_connection_that_is_lost_while_it_is_compared(
+    server: Simulator, session: Session
+) -> None:
+    """The next login finds a longer log than the proof was asked for."""
+    note = server.log.checkpoint()
+    put(session, "a")
+    server.spoil = storing.once(LogProof, storing.drop)
+    theirs, ours = Audit(session).compare(note)
+    assert theirs < ours
+    assert session.state.distrusted() is None
+
+
 # --- proofs that travel
+
+
+def test_a_proof_that_is_none(server: Simulator, session: Session) -> None:
+    done = put(session, "a")
+
+    def hook(_request: Request, reply: Reply) -> Reply:
+        return LogProven(reply.proof[1:]) if isinstance(reply, LogProven) else reply
+
+    server.spoil = hook
+    with pytest.raises(BadReceipt):
+        Audit(session).proof(done.record, FileRecord.parse(done.record).seen[0])
 
 
 def test_a_proof_of_what_lost_its_receipt(server: Simulator, session: Session) -> None:

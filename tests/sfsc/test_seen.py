@@ -16,6 +16,7 @@ from sfsc.seen import Seen
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator
+from tests.sfsc.storing import drop, once
 
 
 def put(session: Session, name: str, content: bytes = b"content") -> None:
@@ -57,6 +58,22 @@ def test_a_signer_who_has_seen_more_than_we(
     assert get(other, "2") == b"content"
     assert len(server.asked(LogHead)) == before + 1
     assert other.trust.newest.size == server.log.size
+
+
+def test_a_connection_that_is_lost_while_it_is_proven(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """The next login finds a longer log than the proofs were asked for: that is no second story."""
+    seen = Seen(other)
+    for number in range(3):
+        put(session, f"{number}")
+    other.reconnect()
+    for number in range(3):
+        seen.note(Blob.open(other, f"{number}", 0).file)
+    server.spoil = once(LogProof, drop, 1)
+    seen.prove()
+    assert other.connections == 3
+    assert other.state.distrusted() is None
 
 
 @pytest.mark.parametrize("longer", [0, 3, 30])
