@@ -39,6 +39,8 @@ PURGED_AT_ONCE = 128
 room for three paths of each, however long the owner's name."""
 MAX_WRAPPED_KEY = 1184
 XWING_PUBLIC_SIZE = 1216
+WRAPPED_SIZES = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
+"""Bytes of a DEK wrapped by each algorithm."""
 WRAP_ALGORITHMS = ("rsa2048", "rsa3072", "rsa4096", "x25519", "xwing")
 STATEMENT_REASONS = (
     "enrol",

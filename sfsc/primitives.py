@@ -67,7 +67,6 @@ CONTENT_ID_SIZE: Final = 16
 SEAL_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
 
 XWING: Final = "xwing"
-WRAP_SIZES: Final = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
 PUBLIC_SIZES: Final = {"xwing": 1216, "x25519": 32, "rsa2048": 294, "rsa3072": 422, "rsa4096": 550}
 
 _DEK_SALT: Final = hashlib.sha256(b"sfs/v1/dek").digest()
@@ -243,7 +242,8 @@ class PublicKey:
         self.key_id = key_id(alg, encoded)
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
-        """`secret` (32 bytes) for this key alone, bound to `info`; sizes in `WRAP_SIZES`."""
+        """`secret` (32 bytes) for this key alone, bound to `info`; sizes in
+        `protocol.records.WRAPPED_SIZES`."""
         if self.alg in _RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         try:

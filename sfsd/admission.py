@@ -14,7 +14,16 @@ from typing import Final
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import ACCESS, MOVE, REENCRYPT, FileRecord, Reader, Statement, record_hash
+from protocol.records import (
+    ACCESS,
+    MOVE,
+    REENCRYPT,
+    WRAPPED_SIZES,
+    FileRecord,
+    Reader,
+    Statement,
+    record_hash,
+)
 from protocol.signatures import Label, verify
 from protocol.values import Value
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
@@ -24,8 +33,6 @@ from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, record_of
 from sfsd.paths import VersionPaths, statements_path
 
-WRAPPED_SIZES: Final = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
-"""Bytes of a DEK wrapped by each algorithm."""
 SKEW: Final = 600
 """Seconds by which clocks of clients and server may differ."""
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS, key_id
+from protocol.records import WRAP_ALGORITHMS, WRAPPED_SIZES, key_id
 from sfsc import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 
@@ -102,7 +102,7 @@ def test_aead_between_buffers() -> None:
 def test_wrap_round_trip_and_sizes(private: primitives.PrivateKey) -> None:
     wrapped = private.public.wrap(KEY, INFO)
     assert private.unwrap(wrapped, INFO) == KEY
-    assert len(wrapped) == primitives.WRAP_SIZES[private.alg]
+    assert len(wrapped) == WRAPPED_SIZES[private.alg]
     assert len(private.public.encoded) == primitives.PUBLIC_SIZES[private.alg]
     assert private.public.key_id == key_id(private.alg, private.public.encoded)
     assert private.public.wrap(KEY, INFO) != wrapped
