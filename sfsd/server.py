@@ -56,6 +56,7 @@ class Server:
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._failed: str | None = None
 
     async def start(self, listen: str) -> str:
         """Accept connections on ``HOST:PORT``; returns the address bound. Raises `ListenError`."""
@@ -197,6 +198,7 @@ class Server:
                 await self.service.tick()
             except (SfsdError, OSError) as exc:
                 _log.warning("housekeeping: %s", exc)
+            self._tell_failure()
             if turn % _REPORT_TICKS == 0:
                 self._report()
 
@@ -210,7 +212,15 @@ class Server:
             except (SfsdError, OSError) as exc:
                 _log.warning("retention: %s", exc)
 
+    def _tell_failure(self) -> None:
+        """Once: those who ask are refused from then on, and the operator may look here first."""
+        if self._failed is None and (failed := self.world.failed) is not None:
+            self._failed = failed
+            _log.critical("until a restart nothing is changed or fetched any more: %s", failed)
+
     def _report(self) -> None:
+        if report := self.service.unwritten.report():
+            _log.warning("could not be written since the last report: %s", report)
         if report := self._incidents.report():
             _log.info("turned away or cut off since the last report: %s", report)
 

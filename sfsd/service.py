@@ -33,6 +33,7 @@ from sfsd.errors import (
     EntryTooLongError,
     JournalDamagedError,
     JournalFailedError,
+    JournalFullError,
     JournalRefusedError,
     JournalUnreadableError,
     Refused,
@@ -40,8 +41,10 @@ from sfsd.errors import (
     ShuttingDown,
     StagingClosedError,
     StoreFailedError,
+    StoreFullError,
     StoreRefusedError,
 )
+from sfsd.gate import Incidents
 from sfsd.operations.session import enrol, log_in
 from sfsd.pending import WINDOW
 from sfsd.world import OPERATIONS, Access, Commit, Principal, World
@@ -56,6 +59,7 @@ _SLOW: Final = (
 _ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes that mean someone tried what he may not; the log has them by source and minute."""
+_FULL: Final = ("unavailable", "the server's disk is full; nothing was done")
 _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     DamagedError: ("damaged", "what is stored is not what the log says"),
     JournalDamagedError: ("damaged", "the log is not what was written"),
@@ -63,6 +67,8 @@ _CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
     JournalUnreadableError: ("unavailable", "the log cannot be read"),
     JournalFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
     StoreFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
+    JournalFullError: _FULL,
+    StoreFullError: _FULL,
     JournalRefusedError: ("unavailable", "it could not be written; nothing was done"),
     StoreRefusedError: ("unavailable", "it could not be written; nothing was done"),
     EntryTooLongError: ("bad-request", "its log entry would be too long"),
@@ -76,11 +82,12 @@ class Service:
     """What a session talks to. All methods are for the loop's thread.
 
     `on_revoke(user, which)` is set by the server: it closes those of a user's sessions, all where
-    `which` is None.
+    `which` is None. `unwritten` counts by cause what the disk did not take.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.unwritten = Incidents()
         self.on_revoke: Revoke = lambda _user, _which: None
         self._deciding = Deciding(world.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
@@ -170,6 +177,8 @@ class Service:
             error = _error_of(outcome)
             if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
                 self.world.refusals.note(who.address, who.user, error.code)
+            if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
+                self.unwritten.count(outcome.cause)
             return error
         if isinstance(outcome, Done):
             self._revoke(who, message)

@@ -15,6 +15,7 @@ import pytest
 from protocol.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.messages.session import Ping, Pong, Session
 from sfsd import certificates
+from sfsd import server as server_module
 from sfsd.config import Config, Limits
 from sfsd.errors import ListenError
 from sfsd.server import Server
@@ -280,3 +281,29 @@ def test_what_was_turned_away_is_told_in_one_line(
         served.run(run())
     (record,) = caplog.records
     assert "no TLS: 20" in record.getMessage()
+
+
+def test_what_the_disk_did_not_take_is_told(
+    served: Daemon,
+    tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever operates it looks here first; the failure that lasts is told once."""
+    monkeypatch.setattr(server_module, "_TICK_SECONDS", 0.001)
+    monkeypatch.setattr(type(served.world), "failed", property(lambda _world: "a sync failed"))
+
+    async def run() -> None:
+        server = Server(served.world, tls)
+        await server.start(HERE)
+        server.service.unwritten.count("the disk is full")
+        server.service.unwritten.count("the disk is full")
+        await until(lambda: len(caplog.records) >= 2)
+        await server.stop()
+
+    with caplog.at_level(logging.WARNING, "sfsd"):
+        served.run(run())
+    told = sorted((record.levelno, record.getMessage()) for record in caplog.records)
+    assert [level for level, _ in told] == [logging.WARNING, logging.CRITICAL]
+    assert told[0][1].endswith("the disk is full: 2")
+    assert told[1][1].endswith("a sync failed")

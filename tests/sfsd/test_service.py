@@ -259,7 +259,11 @@ def test_a_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         ada = served.person("ada", quota=10_000)
         files.fail("write", "audit.jsonl", errno.ENOSPC)
         put = ada.version(F, b"x" * 6000)
-        refused(ada.ask(put.small()), "unavailable")
+        error = refused(ada.ask(put.small()), "unavailable")
+        assert "disk is full" in error.text
+        told = served.service.unwritten.report()
+        assert told is not None
+        assert "disk is full" in told
         # What it had reserved of the quota was given back.
         assert isinstance(ada.ask(put.small()), Done)
 
