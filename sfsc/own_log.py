@@ -7,11 +7,12 @@ login, all before it follow, and none can be left out or put in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
 from typing import Final
 
 from protocol import auditlog
-from protocol.auditlog import GENESIS, Entry
+from protocol.auditlog import Entry
 from protocol.errors import LogError, RemoteProtocolError
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.log import (
@@ -28,7 +29,7 @@ from protocol.values import Mutable
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
-from sfsc.state import Followed
+from sfsc.state import NOTHING, Followed
 from sfsc.trust import TOLD, Point
 from sfsc.window import pages
 
@@ -66,40 +67,60 @@ class OwnLog:
         Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
         login is left out.
         """
-        return self._entries(0, _Chain(self._session.account.user, 0, GENESIS))
+        return self._entries(NOTHING)[0]
 
-    def _entries(self, first: int, chain: _Chain) -> list[Entry]:
+    def _entries(self, before: Followed, *, beyond: bool = True) -> tuple[list[Entry], Followed]:
+        """The account's entries behind `before`, those `beyond` this session's login too or not,
+        and the place behind them."""
+        chain = _Chain(self._session.account.user, before.count, before.last)
         found: list[Entry] = []
-        for entry, _ in self.lines(first):
-            if chain.user not in entry.accounts:
-                continue  # one that is shown for another reason, as what we did elsewhere
-            chain.take(entry)
-            found.append(entry)
-        if not any(entry.rec == self._session.login_record for entry in found):
+        shown = False
+        with contextlib.closing(self.lines(before.next_seq)) as lines:
+            for entry, _ in lines:
+                if chain.user not in entry.accounts:
+                    continue  # one that is shown for another reason, as what we did elsewhere
+                chain.take(entry)
+                found.append(entry)
+                shown = shown or entry.rec == self._session.login_record
+                if shown and not beyond:
+                    break
+        if not shown:
             raise Rollback("the log does not show this session's own login", TOLD)
         self.prove(found[-1])
-        return found
+        return found, Followed(found[-1].seq + 1, chain.count, chain.last)
 
     def follow(self) -> None:
         """Learn the newest record of each of our files that was logged before this session began,
         so that an older one cannot be shown for it. Once a login; only what is new is read.
 
+        What was logged since does not count: what the server was asked for meanwhile may be older.
         Raises as `entries`, and `BadRecord` for a change of our files that we did not sign.
         """
         session = self._session
-        if self._followed == session.login_record:
-            return
-        before = session.state.followed() or Followed(0, 0, GENESIS)
-        chain = _Chain(session.account.user, before.count, before.last)
-        entries = self._entries(before.next_seq, chain)
+        while self._followed != session.login_record:
+            login, before = session.login_record, session.state.followed()
+            if before.next_seq >= session.trust.opened.size or self._follow_on(before):
+                self._followed = login
+
+    def _follow_on(self, before: Followed) -> bool:
+        """Follow from there to this session's login; False where another process of this machine
+        did so at the same time, from whose end on it is to be tried again."""
+        try:
+            entries, now = self._entries(before, beyond=False)
+        except Rollback:
+            if before == NOTHING:
+                raise
+            # It may have followed past our login: then all from the beginning on leads there.
+            _, login = self._entries(NOTHING, beyond=False)
+            if login.next_seq > before.next_seq:
+                raise
+            return True
         newest: dict[str, int] = {}
         for entry in entries:
-            if entry.owner == chain.user and entry.op in RECORDS:
+            if entry.owner == self._session.account.user and entry.op in RECORDS:
                 for record, _ in self.records(entry):
                     newest[record.file_id] = record.rev
-        followed = Followed(entries[-1].seq + 1, chain.count, chain.last)
-        session.state.remember_followed(before, followed, newest)
-        self._followed = session.login_record
+        return self._session.state.remember_followed(before, now, newest)
 
     def records(self, entry: Entry) -> list[tuple[FileRecord, bytes]]:
         """The records of an entry of our files, each with its exact bytes, and signed by a key of
@@ -120,7 +141,7 @@ class OwnLog:
 
     # --- asking -------------------------------------------------------------------------------
 
-    def lines(self, first: int) -> Iterator[tuple[Entry, bytes]]:
+    def lines(self, first: int) -> Generator[tuple[Entry, bytes]]:
         """The entries that are ours to read from seq `first` on, and their lines."""
 
         def more(page: LogPage) -> LogEntries | None:

@@ -65,6 +65,8 @@ class Followed(Value):
 
 
 _FOLLOWED: Final = struct.Struct(">QQ32s")
+NOTHING: Final = Followed(0, 0, GENESIS)
+"""Where nothing was followed yet."""
 
 
 class State(Database):
@@ -267,17 +269,17 @@ class State(Database):
 
     # --- the account's own log ----------------------------------------------------------------
 
-    def followed(self) -> Followed | None:
-        """How far the log of this account was followed; None where it never was."""
+    def followed(self) -> Followed:
+        """How far the log of this account was followed."""
         value = self.value("followed")
-        return None if value is None else Followed.unpack(value)
+        return NOTHING if value is None else Followed.unpack(value)
 
-    def remember_followed(self, before: Followed, now: Followed, newest: dict[str, int]) -> None:
+    def remember_followed(self, before: Followed, now: Followed, newest: dict[str, int]) -> bool:
         """That it was followed from `before` to `now`, and the last `rev` of each file in between.
-        Nothing where another process has followed it meanwhile: that one goes on from there."""
+        False, and nothing, where another process has followed it meanwhile."""
         with self.changing():
-            if (self.followed() or Followed(0, 0, GENESIS)) != before:
-                return
+            if self.followed() != before:
+                return False
             for file_id, rev in newest.items():
                 self.run(
                     "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
@@ -285,6 +287,7 @@ class State(Database):
                     (file_id, rev),
                 )
             self.run("INSERT OR REPLACE INTO meta VALUES ('followed', ?)", (now.pack(),))
+            return True
 
     def logged(self, file_id: str) -> int:
         """The last `rev` of a file that the log is known to have; 0 for none."""

@@ -101,6 +101,11 @@ class Trust:
         self._newest = point
         self._proven.add((point.size, point.root))
 
+    @property
+    def opened(self) -> Point:
+        """The log as it was when the present session began, this login in it."""
+        return self._opened
+
     def has_proven(self, seen: tuple[int, bytes]) -> bool:
         """Whether (size, root) was once the newest proven point here."""
         return seen in self._proven

@@ -6,18 +6,26 @@ That no entry can be left out or put in is tested with `Audit`, which reads the 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from protocol.auditlog import Draft
 from protocol.messages import Reply, Request
 from protocol.messages.log import LogEntries, LogPage
+from protocol.messages.session import Login
 from sfsc.errors import BadReceipt, Rollback
+from sfsc.home import state_path
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.own_log import OwnLog
+from sfsc.primitives import state_key
 from sfsc.session import Session
+from sfsc.state import NOTHING, Followed, State
 from sfsc.uploads import Uploads
+from tests.sfsc.conftest import QUICK, opened
 from tests.sfsc.lying import Simulator
 
 
@@ -62,7 +70,6 @@ def test_only_what_is_new_is_read_and_once_a_login(server: Simulator, session: S
     session.reconnect()
     log.follow()
     followed = session.state.followed()
-    assert followed is not None
     assert len(firsts) == 1
     assert firsts[0] > 0
     assert session.state.logged(file_id) == 2
@@ -90,3 +97,87 @@ def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
         OwnLog(session).follow()
     server.spoil = lambda _request, reply: reply
     OwnLog(session).follow()
+
+
+# --- several processes with one home
+
+
+@pytest.fixture
+def beside(home: Path, session: Session) -> Iterator[Session]:
+    """Another process of the machine that `session` is on, which logged in after it."""
+    assert session.connections
+    yield from opened(home)
+
+
+def test_what_was_logged_since_the_login_does_not_count(session: Session, other: Session) -> None:
+    """A file that was looked at before the log was read may have been changed in between."""
+    file_id = put(session, "a")
+    session.reconnect()
+    file = session.newest(file_id)
+    put(other, "a")
+    OwnLog(session).follow()
+    assert session.state.logged(file_id) == file.head.rev == 1
+    session.reconnect()
+    OwnLog(session).follow()
+    assert session.state.logged(file_id) == 2
+
+
+def test_another_process_has_followed_past_this_login(
+    server: Simulator, session: Session, beside: Session
+) -> None:
+    put(session, "a")
+    OwnLog(beside).follow()
+    firsts = asked(server)
+    OwnLog(session).follow()
+    assert firsts == []
+
+
+def test_another_process_has_followed_at_the_same_time(
+    server: Simulator, home: Path, session: Session
+) -> None:
+    """What is logged between its login and ours is followed all the same."""
+    file_id = put(session, "a")
+    keyring = session.keyring
+
+    class Slow(State):
+        def remember_followed(self, *what: Any) -> bool:
+            if self.followed() == NOTHING:
+                OwnLog(session).follow()
+            return super().remember_followed(*what)
+
+    account = keyring.server_id + keyring.user.encode()
+    key = state_key(keyring.device.xwing_private)
+    with Slow.open(state_path(home), account, key) as state:
+        late = Session(keyring, state, QUICK)
+        put(session, "a")
+        late.connect()
+        OwnLog(late).follow()
+        assert state.logged(file_id) == 2
+        assert state.followed().count == server.log.heads["ada"][0]
+        late.close()
+
+
+def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Session) -> None:
+    """Another has followed past our login, but not to the log that we were shown with it."""
+    put(session, "a")
+    state, places = session.state, list[Followed]()
+
+    def committed_together(request: Request, reply: Reply) -> Reply:
+        if not isinstance(request, Login):
+            return reply
+        server.log.append(Draft(op="login", actor="ada", rec=b"theirs", accounts=("ada",)))
+        places.append(Followed(server.log.size, *server.log.heads["ada"]))
+        server.log.fill(3)
+        server._here.opened = server.log.size
+        return server.log.session(request.known_size)
+
+    server.spoil = committed_together
+    session.reconnect()
+    assert state.remember_followed(NOTHING, places[0], {})
+    server.spoil = lambda _request, reply: reply
+    OwnLog(session).follow()
+    # A server that shows the login nowhere has left it out.
+    session.reconnect()
+    spoil(server, lambda page: LogPage(page.entries[:-1], page.next))
+    with pytest.raises(Rollback):
+        OwnLog(session).follow()
