@@ -1,4 +1,5 @@
-"""Descriptors that threads share, and syncs of which the first failure is the last.
+"""Descriptors that threads share, how many there may be, and syncs of which the first failure is
+the last.
 
 A sync that fails leaves unknown what is on the disk: the kernel may have dropped the pages and
 called them clean, so that a second sync would succeed and lie. From the first failure on, every
@@ -7,11 +8,12 @@ called them clean, so that a second sync would succeed and lie. From the first f
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from sfsd.errors import (
     StagingClosedError,
@@ -20,6 +22,14 @@ from sfsd.errors import (
     StoreRefusedError,
 )
 from sfsd.files import FULL_DISK, Files
+
+if sys.platform != "win32":
+    import resource
+
+_UNLIMITED: Final = 1 << 20
+"""What counts for one that the system does not limit."""
+_WINDOWS: Final = 8192
+"""What the C library of Windows has room for."""
 
 
 def refused(exc: OSError, doing: str) -> StoreRefusedError:
@@ -70,6 +80,39 @@ class Syncs:
             self._files.sync_folder(path)
         except OSError as exc:
             self.fail("syncing a folder", exc)
+
+
+def allowed() -> int:
+    """How many descriptors this process may have open at once."""
+    if sys.platform == "win32":
+        return _WINDOWS
+    else:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+class Share:
+    """Of these descriptors what users may hold beyond a request, all together; the rest is for
+    connections, the log and the store: where the committer finds none, nothing changes any more.
+    Safe on several threads."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """`most` at once, by default a quarter of what is `allowed`."""
+        self._left = allowed() // 4 if most is None else most
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        """Whether there were as many; whoever has them gives them back."""
+        with self._lock:
+            if count > self._left:
+                return False
+            self._left -= count
+            return True
+
+    def give(self, count: int) -> None:
+        """They are closed."""
+        with self._lock:
+            self._left += count
 
 
 class SharedHandle:

@@ -16,12 +16,15 @@ from typing import Final
 from protocol.encoding import Buffer
 from protocol.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
+from sfsd.handles import Share
 from sfsd.store import Blob
 
 HANDLES: Final = 1024
 """Handles a session keeps; older ones answer `changed`."""
-DESCRIPTORS: Final = 16
-"""Descriptors a session keeps open."""
+FILES: Final = 16
+"""Files a session keeps open."""
+PER_FILE: Final = 2
+"""Descriptors of one: it may be read past the page cache too."""
 
 
 class OpenVersion(Value):
@@ -38,8 +41,9 @@ class OpenVersion(Value):
 class SessionHandles:
     """Of one session. Safe on several threads."""
 
-    def __init__(self, open_blob: Callable[[str], Blob]) -> None:
+    def __init__(self, open_blob: Callable[[str], Blob], share: Share) -> None:
         self._open_blob = open_blob
+        self._share = share
         self._lock = threading.Lock()
         self._handles: OrderedDict[bytes, OpenVersion] = OrderedDict()
         self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
@@ -105,33 +109,46 @@ class SessionHandles:
             if opened is None:
                 raise Refused("changed", "no such handle; open the file again")
             if name not in self._blobs:
-                try:
-                    self._blobs[name] = self._open_blob(opened.path)
-                except Absent as exc:
-                    raise Refused("changed", "this version has no content any more") from exc
-                while len(self._blobs) > DESCRIPTORS:
-                    self._close(next(iter(self._blobs)))
+                self._blobs[name] = self._open(opened.path)
             self._blobs.move_to_end(name)
             return self._blobs[name]
+
+    def _open(self, path: str) -> Blob:
+        """In the place of the one that was not used for longest, where there is no room beside."""
+        if len(self._blobs) == FILES:
+            self._close(next(iter(self._blobs)))
+        while not self._share.take(PER_FILE):
+            if not self._blobs:
+                raise Refused("busy", "too many files are open; try again")
+            self._close(next(iter(self._blobs)))
+        try:
+            return self._open_blob(path)
+        except BaseException as exc:
+            self._share.give(PER_FILE)
+            if isinstance(exc, Absent):
+                raise Refused("changed", "this version has no content any more") from exc
+            raise
 
     def _close(self, name: bytes) -> None:
         blob = self._blobs.pop(name, None)
         if blob is not None:
             blob.close()
+            self._share.give(PER_FILE)
 
 
 class Opened:
     """The handles of every open session, by the seq of its login entry."""
 
-    def __init__(self, open_blob: Callable[[str], Blob]) -> None:
+    def __init__(self, open_blob: Callable[[str], Blob], share: Share) -> None:
         self._open_blob = open_blob
+        self._share = share
         self._lock = threading.Lock()
         self._sessions: dict[int, SessionHandles] = {}
 
     def begin(self, session: int) -> None:
         """A session was opened."""
         with self._lock:
-            self._sessions[session] = SessionHandles(self._open_blob)
+            self._sessions[session] = SessionHandles(self._open_blob, self._share)
 
     def of(self, session: int) -> SessionHandles:
         """Raises `Refused` where the session has ended: a request of it may still be running."""

@@ -8,6 +8,7 @@ may arrive here in any order; what a client is told is how far they come without
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -17,12 +18,15 @@ from protocol.encoding import Buffer
 from protocol.merkle import root
 from protocol.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
+from sfsd.handles import Share
 from sfsd.index import OwnerFiles
 from sfsd.staging import Staged
 
 LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""
 PER_USER: Final = 64
+PER_UPLOAD: Final = 2
+"""Descriptors of one: it may be written past the page cache too."""
 REPLACING: Final = 2
 """Uploads of one user that encrypt a version anew: two machines may be at it."""
 WINDOW: Final = 16 * 1024 * 1024
@@ -173,8 +177,11 @@ class Upload:
 class Uploads:
     """All uploads of the daemon. Safe on several threads."""
 
-    def __init__(self, stage: Callable[[bytes, int], Staged], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, stage: Callable[[bytes, int], Staged], share: Share, clock: Callable[[], float]
+    ) -> None:
         self._stage = stage
+        self._share = share
         self._clock = clock
         self._lock = threading.Lock()
         self._uploads: dict[bytes, Upload] = {}
@@ -193,6 +200,20 @@ class Uploads:
         replacing = [one for one in own if one.replaces and not one.committing]
         if replaces and len(replacing) >= REPLACING:
             self._drop_unless_committed(min(replacing, key=lambda one: one.last_bytes))
+        if not self._share.take(PER_UPLOAD):
+            raise Refused("busy", "too many files are open; try again")
+        try:
+            upload = self._begin(files, file_id, size, quota, replaces)
+        except BaseException:
+            self._share.give(PER_UPLOAD)
+            raise
+        with self._lock:
+            self._uploads[upload.upload_id] = upload
+        return upload
+
+    def _begin(
+        self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int
+    ) -> Upload:
         upload_id = secrets.token_bytes(16)
         upload = Upload(upload_id, files, file_id, size, self._stage(upload_id, size), replaces)
         upload.last_bytes = self._clock()
@@ -201,8 +222,6 @@ class Uploads:
         except Refused:
             upload.staged.discard()
             raise
-        with self._lock:
-            self._uploads[upload_id] = upload
         return upload
 
     def get(self, user: str, upload_id: bytes) -> Upload:
@@ -218,10 +237,11 @@ class Uploads:
         upload.last_bytes = self._clock()
 
     def forget(self, upload: Upload) -> None:
-        """It became a version: let go of it."""
-        with self._lock:
-            self._uploads.pop(upload.upload_id, None)
+        """It became a version, and its descriptors were closed: let go of it."""
+        known = self._remove(upload)
         upload.finish()
+        if known:
+            self._share.give(PER_UPLOAD)
 
     def abort(self, upload: Upload) -> None:
         """Drop it and its bytes. Raises `Refused` while it is being committed."""
@@ -247,10 +267,15 @@ class Uploads:
         return True
 
     def _drop(self, upload: Upload) -> None:
-        with self._lock:
-            self._uploads.pop(upload.upload_id, None)
+        known = self._remove(upload)
         upload.finish()
-        try:
+        # A file that stays is in staging/; the next start drops what no entry names.
+        with contextlib.suppress(StoreRefusedError):
             upload.staged.discard()
-        except StoreRefusedError:
-            return  # the file stays in staging/; the next start drops what no entry names
+        if known:
+            self._share.give(PER_UPLOAD)
+
+    def _remove(self, upload: Upload) -> bool:
+        """Whether it was still there."""
+        with self._lock:
+            return self._uploads.pop(upload.upload_id, None) is not None

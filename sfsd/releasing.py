@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from sfsd.files import Files
+from sfsd.handles import allowed
 
 if sys.platform != "win32":
     import resource
@@ -111,13 +112,10 @@ class Releasing:
 def most_waiting() -> int:
     """How many handles may wait: of few that the process may have a quarter, of many all but those
     for others."""
-    if sys.platform == "linux":
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == resource.RLIM_INFINITY:
-            return MOST
-        return min(MOST, max(soft // 4, soft - OTHERS))
-    else:
+    if sys.platform != "linux":
         return 0  # none is held
+    most = allowed()
+    return min(MOST, max(most // 4, most - OTHERS))
 
 
 def allow_handles() -> None:

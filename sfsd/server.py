@@ -17,11 +17,14 @@ from typing import Final
 from protocol.auditlog import Draft
 from protocol.invitation import format_address, parse_address
 from protocol.names import SERVER
+from protocol.values import changed
 from sfsd import certificates
 from sfsd.changes import Change
+from sfsd.config import Limits
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
+from sfsd.handles import allowed
 from sfsd.releasing import allow_handles
 from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
@@ -49,7 +52,7 @@ class Server:
         self.world = world
         self.service = Service(world)
         self._tls = tls
-        self._gate = Gate(world.config.limits)
+        self._gate = Gate(_within_handles(world.config.limits))
         self._budget = Budget()
         self._incidents = Incidents()
         self._sources: dict[Session, str] = {}
@@ -276,6 +279,19 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
         finally:
             stop.set()
             verifier.join()
+
+
+def _within_handles(limits: Limits) -> Limits:
+    """A quarter of the handles that this process may have is for connections: what the others leave
+    to the log and the store must never run out, since then nothing changes any more."""
+    most = max(1, allowed() // 4)
+    if limits.connections <= most:
+        return limits
+    _log.warning(
+        "%d connections are let in, not %d: this process may have no more than %d handles",
+        *(most, limits.connections, allowed()),
+    )
+    return changed(limits, connections=most)
 
 
 async def _serve(world: World, tls: ssl.SSLContext, listen: str, ready_file: Path | None) -> None:

@@ -22,6 +22,7 @@ from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.documents import Documents
+from sfsd.handles import Share
 from sfsd.history import Histories
 from sfsd.inboxes import Inboxes
 from sfsd.index import Index
@@ -120,6 +121,7 @@ class World(Mutable):
         documents = Documents(store, journal)
         index = Index(store, documents)
         accounts = Accounts(documents, index)
+        share = Share()
         return cls(
             root=root,
             config=config,
@@ -132,8 +134,8 @@ class World(Mutable):
             index=index,
             inboxes=Inboxes(store),
             accounts=accounts,
-            uploads=Uploads(store.stage, clock),
-            opened=Opened(store.open_blob),
+            uploads=Uploads(store.stage, share, clock),
+            opened=Opened(store.open_blob, share),
             admission=Admission(identity.server_id, accounts, lambda: journal.size, clock),
             visibility=Visibility(accounts, index, clock),
             histories=Histories(journal),

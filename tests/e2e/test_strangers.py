@@ -15,11 +15,16 @@ import pytest
 import sfsc
 from protocol.messages import Error
 from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.session import Ping, Pong, Session
+from protocol.messages.session import Ping, Pong
+from protocol.messages.session import Session as Entered
+from protocol.messages.uploads import PutOpen
 from protocol.signatures import SigningKey
+from sfsc.home import open_state
 from sfsc.keyring import KeyringFile
+from sfsc.session import Session
 from sfsd import certificates
-from tests.harness import PASSPHRASE, Client, Daemon
+from sfsd.pending import PER_USER
+from tests.harness import PASSPHRASE, Client, Daemon, command
 from tests.wire import GONE, Wire, any_server
 
 LIMITS = """
@@ -156,7 +161,7 @@ def test_logged_in_connections_of_one_address_are_capped(guarded: Daemon) -> Non
     async def enter() -> Wire:
         wire = await Wire.welcomed(guarded.address)
         reply = await wire.ask(wire.login(key, keys.server_id, keys.spki_sha256))
-        assert isinstance(reply, Session)
+        assert isinstance(reply, Entered)
         return wire
 
     async def run() -> None:
@@ -221,7 +226,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
     async def run() -> None:
         async with await Wire.welcomed(guarded.address) as wire:
             entered = await wire.ask(wire.login(key, keyring.server_id, spki, user="carol"))
-            assert isinstance(entered, Session)
+            assert isinstance(entered, Entered)
             opened = await wire.ask(GetOpen("carol", file_id, 0))
             assert isinstance(opened, Opened)
             # 500 MiB are asked for, and not one byte of them is read.
@@ -250,3 +255,29 @@ def resident(daemon: Daemon) -> int:
         return 0
     (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(peak.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's limit")
+def test_who_holds_all_files_that_he_may_stops_nobody_else(tmp_path: Path) -> None:
+    """Where the system lets a daemon have few handles: what is never to run out is the log's."""
+    few = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh", *command("sfsd"))
+    daemon = Daemon(tmp_path / "root", program=few)
+    daemon.init()
+    with daemon:
+        assert "32 connections are let in" in daemon.log_path.read_text()
+        mallory, carol = (daemon.client(name, tmp_path / name) for name in ("mallory", "carol"))
+        (tmp_path / "file").write_bytes(b"x" * 4096)
+        keyring = KeyringFile.open(mallory.home / "keyring", PASSPHRASE).contents
+        with open_state(mallory.home, keyring) as state:
+            session = Session(keyring, state)
+            session.connect()
+            asked = PutOpen("mallory", "0" * 32, 16 * 1024 * 1024)
+            answers = [session.ask(asked) for _ in range(PER_USER)]
+            refused = [one.code for one in answers if isinstance(one, Error)]
+            assert 0 < len(refused) < PER_USER
+            assert set(refused) == {"busy"}
+            carol.run("put", "file", cwd=tmp_path)
+            carol.run("get", "file", "-o", tmp_path / "out")
+            session.close()
+        assert (tmp_path / "out").read_bytes() == b"x" * 4096
+        assert json.loads(daemon.run("status", "--json").text)["failed"] == ""

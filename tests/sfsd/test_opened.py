@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from sfsd.errors import Refused
-from sfsd.opened import DESCRIPTORS, HANDLES, Opened, OpenVersion
+from sfsd.handles import Share
+from sfsd.opened import FILES, HANDLES, PER_FILE, Opened, OpenVersion
 from sfsd.store import DirectoryStore
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> DirectoryStore:
     store = DirectoryStore(tmp_path)
-    for number in range(DESCRIPTORS + 4):
+    for number in range(FILES + 4):
         (store.users / f"{number}.ct").write_bytes(b"content %d" % number)
     return store
 
@@ -24,9 +25,9 @@ def version(number: int) -> OpenVersion:
     return OpenVersion("ada", f"{number:032x}", 1, bytes(16), 9, f"{number}.ct")
 
 
-def begun(store: DirectoryStore) -> Opened:
+def begun(store: DirectoryStore, share: Share | None = None) -> Opened:
     """Sessions 1 and 2 are open."""
-    opened = Opened(store.open_blob)
+    opened = Opened(store.open_blob, share or Share())
     opened.begin(1)
     opened.begin(2)
     return opened
@@ -40,12 +41,36 @@ def changed(session: object, name: bytes) -> None:
 
 def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
     session = begun(store).of(1)
-    names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
+    names = [session.add(version(number)) for number in range(FILES + 4)]
     for _ in range(2):
         for number, name in enumerate(names):
             assert session.read(name, 8, 9) == b"%d" % number
-    assert len(session._blobs) == DESCRIPTORS
+    assert len(session._blobs) == FILES
     session.close()
+
+
+def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> None:
+    share = Share(3 * PER_FILE)
+    opened = begun(store, share)
+    first, second = opened.of(1), opened.of(2)
+    names = [first.add(version(number)) for number in range(4)]
+    for number, name in enumerate(names):
+        assert first.read(name, 8, 9) == b"%d" % number
+    assert len(first._blobs) == 3
+    other = second.add(version(5))
+    with pytest.raises(Refused) as caught:
+        second.read(other, 0, 1)
+    assert caught.value.code == "busy"
+    # Who has some goes on with these; what he gives back is there for others.
+    assert first.read(names[0], 8, 9) == b"0"
+    first.forget("ada", version(0).file_id, 1)
+    assert second.read(other, 8, 9) == b"5"
+    (store.users / "6.ct").unlink()
+    changed(second, second.add(version(6)))
+    opened.close(1)
+    opened.close(2)
+    assert share.take(3 * PER_FILE)
+    assert not share.take(1)
 
 
 def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
@@ -89,7 +114,7 @@ def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) ->
 
 def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryStore) -> None:
     session = begun(store).of(1)
-    names = [session.add(version(number)) for number in range(DESCRIPTORS + 4)]
+    names = [session.add(version(number)) for number in range(FILES + 4)]
     wrong: list[int] = []
 
     def work() -> None:

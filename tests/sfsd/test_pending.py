@@ -9,8 +9,9 @@ import pytest
 from protocol.encoding import Buffer
 from protocol.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
+from sfsd.handles import Share
 from sfsd.index import OwnerFiles
-from sfsd.pending import LIFETIME, WINDOW, Upload, Uploads
+from sfsd.pending import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
 from sfsd.staging import Staged
 from tests.sfsd.builders import Clock, Daemon, file_id
 
@@ -139,7 +140,7 @@ def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: O
 
 def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> None:
     clock = Clock(0.0)
-    uploads = Uploads(served.world.store.stage, clock)
+    uploads = Uploads(served.world.store.stage, Share(), clock)
     files = served.world.index.of("ada")
     busy, idle = (uploads.open(files, F, 0, 0) for _ in range(2))
     busy.write(0, b"all", 0)
@@ -148,6 +149,29 @@ def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> N
     assert uploads.drop_idle() == 1
     assert code_of(uploads.get, "ada", idle.upload_id) == "upload-lost"
     assert uploads.get("ada", busy.upload_id) is busy
+
+
+def test_of_what_descriptors_there_are_uploads_have_no_more(
+    served: Daemon, files: OwnerFiles
+) -> None:
+    share, clock = Share(3 * PER_UPLOAD), Clock(0.0)
+    uploads = Uploads(served.world.store.stage, share, clock)
+    files.weigh()
+    assert code_of(uploads.open, files, F, 11, 10) == "quota"
+    dropped, idle, committed = (uploads.open(files, F, 0, 0) for _ in range(3))
+    assert code_of(uploads.open, files, F, 0, 0) == "busy"
+    uploads.abort(dropped)
+    another = uploads.open(files, F, 0, 0)
+    assert code_of(uploads.open, files, F, 0, 0) == "busy"
+    committed.write(0, b"all", 0)
+    committed.begin_commit()
+    uploads.forget(committed)
+    uploads.forget(committed)
+    clock.now = LIFETIME + 1.0
+    assert code_of(uploads.get, "ada", idle.upload_id) == "upload-lost"
+    assert code_of(uploads.get, "ada", another.upload_id) == "upload-lost"
+    assert share.take(3 * PER_UPLOAD)
+    assert not share.take(1)
 
 
 def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles) -> None:

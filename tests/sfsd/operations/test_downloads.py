@@ -19,7 +19,7 @@ from protocol.records import PURGE, FileRecord
 from sfsd.changes import Change
 from sfsd.config import DAY
 from sfsd.files import Files
-from sfsd.opened import DESCRIPTORS, HANDLES
+from sfsd.opened import FILES, HANDLES
 from sfsd.operations.downloads import FIRST_BYTES
 from sfsd.world import OPERATIONS, Commit
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
@@ -176,7 +176,7 @@ def test_handles_answer_changed_once_the_content_has_gone(ada: Person) -> None:
 
 
 def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person) -> None:
-    handles = [opened(ada).handle for _ in range(DESCRIPTORS + 3)]
+    handles = [opened(ada).handle for _ in range(FILES + 3)]
     for _ in range(2):
         for handle in handles:
             assert ada.ask(Read(handle, 0, 4)) == Bytes(CONTENT[:4])

@@ -1,0 +1,35 @@
+"""How many descriptors there may be, and who may have them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from sfsd.handles import Share, allowed
+
+if sys.platform != "win32":
+    import resource
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it states no limit")
+@pytest.mark.parametrize(
+    ("soft", "most"), [(256, 256), (524_288, 524_288), (resource.RLIM_INFINITY, 1 << 20)]
+)
+def test_what_the_system_allows(monkeypatch: pytest.MonkeyPatch, soft: int, most: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
+    assert allowed() == most
+    share = Share()
+    assert share.take(most // 4)
+    assert not share.take(1)
+
+
+def test_a_share_is_taken_whole_or_not_at_all() -> None:
+    share = Share(5)
+    assert share.take(2)
+    assert not share.take(4)
+    assert share.take(3)
+    assert not share.take(1)
+    share.give(2)
+    assert not share.take(3)
+    assert share.take(2)
