@@ -209,7 +209,8 @@ _BELONGS = {
 }
 """By op: the fields that are there or are None (`to` of a delete is either)."""
 
-Version = Annotated[int, Between(1, 2**31)]
+MAX_VERSION = 2**31
+Version = Annotated[int, Between(1, MAX_VERSION)]
 Reader = tuple[UserName, Bytes32, Count]
 """(user, hash of that user's first statement, expiry in unix seconds or 0 for none)."""
 

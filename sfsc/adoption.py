@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from protocol.invitation import AccountLink
@@ -32,6 +31,7 @@ from sfsc.primitives import XWING, PrivateKey
 from sfsc.recovery import last_opened, take_back
 from sfsc.refusals import answered, proof_in
 from sfsc.session import Session
+from sfsc.times import human_time
 from sfsc.traffic import Timeouts
 from sfsc.transport import Transport
 from sfsc.trust import Trust
@@ -179,7 +179,7 @@ def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:
 
 def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
     signed = Statement.parse(chain[first - 1])
-    when = datetime.fromtimestamp(signed.created, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    when = human_time(signed.created)
     return TakenOver(
         f"the account's keys are sealed without its recovery code since statement {first} "
         f"({signed.reason}, {when}): somebody else has signed with them",

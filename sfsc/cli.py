@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     atexit.register(gc.freeze)
     gc.set_threshold(_LOOK_FOR_CYCLES)
     _open_closed_streams()
+    _take_any_text()
     _end_in_order()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
@@ -141,6 +143,14 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def _take_any_text() -> None:
+    """A name that the encoding of stdout has no letters for, as a pipe's on Windows, is shown with
+    escapes, and bytes on stdin that are no text are no answer: neither ends in a traceback."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # a program that calls us may have put another
+            stream.reconfigure(errors=errors)
 
 
 def _drop_answer() -> None:

@@ -17,8 +17,8 @@ from typing import BinaryIO, Final
 from protocol.messages.base import PIECE
 from protocol.values import Value
 from sfsc.blobs import Answer, Blob, Wanted
-from sfsc.envelope import check_name
-from sfsc.errors import NetworkError, SfscError, UsageError
+from sfsc.envelope import check_name, version_asked
+from sfsc.errors import NetworkError, SfscError
 from sfsc.identity import Owner
 from sfsc.landing import Landing
 from sfsc.places import Place, arriving
@@ -127,9 +127,7 @@ class Downloads:
         made or changed.
         """
         check_name(name)
-        if version is not None and version < 1:
-            raise UsageError(f"there is no version {version}", "versions count from 1")
-        return self.fetch(Blob.open(self._session, name, version or 0), target)
+        return self.fetch(Blob.open(self._session, name, version_asked(version)), target)
 
     def fetch(self, blob: Blob, target: Target | None = None) -> Got:
         """As `get`, what was opened already: a file of ours, or one that is shared with us."""

@@ -26,6 +26,7 @@ from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from protocol.names import check_file_name
 from protocol.records import (
     CONTENT_OPS,
+    MAX_VERSION,
     MAX_WRAPPED_KEY,
     PUT,
     FileRecord,
@@ -35,7 +36,7 @@ from protocol.records import (
 )
 from protocol.signatures import SigningKey
 from protocol.values import Value, field
-from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
+from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (
     PrivateKey,
@@ -76,6 +77,18 @@ def check_name(name: str) -> None:
         check_file_name(name)
     except MessageError as exc:
         raise UsageError(str(exc)) from exc
+
+
+def version_asked(version: int | None) -> int:
+    """What a server is asked for a file's `version` by; 0, the current one, for None. Raises
+    `UsageError` and `NotFound` for one that no file has."""
+    if version is None:
+        return 0
+    if version < 1:
+        raise UsageError(f"there is no version {version}", "versions count from 1")
+    if version > MAX_VERSION:
+        raise NotFound(f"there is no version {version}", "see `sfsc history`")
+    return version
 
 
 class Recipient(Value):

@@ -16,17 +16,20 @@ from protocol.fields import Count, Struct
 from protocol.messages import Error, FileView
 from protocol.messages.files import Stat, Stated
 from protocol.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
+from protocol.names import check_file_id
 from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import (
     BadRecord,
     ConflictError,
+    IntegrityError,
     LocalError,
     NetworkError,
     NotFound,
     ProtocolFailure,
     SfscError,
+    UsageError,
 )
 from sfsc.identity import Entry, File, Owner
 from sfsc.people import People, Person
@@ -106,9 +109,12 @@ class Received:
         """A file that `owner` shares, by its name; by its id too where he has several of that name.
 
         Raises `NotFound`, `Untrusted` for an owner who was never verified, unless `first_use`, and
-        `ConflictError`, which lists their ids, where the name is that of several.
+        `ConflictError`, which lists their ids, where the name is that of several; where it is that
+        of none, what is wrong with a file of the owner whose name could not be read.
         """
         check_name(name)
+        if file_id is not None:
+            _check_id(file_id)
         person = self._people.trusted(owner, first_use=first_use)
         wanted = file_id or self._find(person, name)
         asked = Wanted.shared(self._session, person.owner, wanted, version, name)
@@ -135,11 +141,19 @@ class Received:
         return person.owner, list(found.values())
 
     def _find(self, person: Person, name: str) -> str:
+        wrong: list[SfscError] = []
+
+        def note(what: str, error: SfscError) -> None:
+            if what.startswith(f"{person.user}:") and isinstance(error, IntegrityError):
+                wrong.append(error)
+
         ids = [
             one.entry.file_id
-            for one in self.all(lambda _what, _why: None)
+            for one in self.all(note)
             if one.owner == person.user and one.entry.name == name
         ]
+        if not ids and wrong:
+            raise wrong[0]  # it may be the very file: nobody is told that there is none
         if not ids:
             raise NotFound(
                 f"{person.user} shares no file {name}", "`sfsc inbox` shows what there is"
@@ -200,3 +214,10 @@ class Received:
             if (user, first) == (account.user, account.first):
                 return expires
         raise BadRecord("the server shows a file that its owner does not share with us")
+
+
+def _check_id(file_id: str) -> None:
+    try:
+        check_file_id(file_id)
+    except MessageError as exc:
+        raise UsageError(str(exc), "`sfsc inbox --json` shows the ids") from exc

@@ -15,7 +15,7 @@ from protocol.values import Value, changed
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.identity import Entry, File
+from sfsc.identity import Entry, File, parsed
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
@@ -58,7 +58,7 @@ class Moves:
                 continue
             if landed(session, connection, move.record, move.body):
                 return self._moved(move, file)
-            shown = FileRecord.parse((reply.head.head or reply.head.content).record).file_id
+            shown = parsed(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
                 file = session.learn(reply.head, shown, known_file(file))
             else:

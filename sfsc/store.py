@@ -16,7 +16,7 @@ from sfsc.blobs import Blob
 from sfsc.closing import Closing
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
-from sfsc.envelope import check_name
+from sfsc.envelope import check_name, version_asked
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.home import (
     Passphrase,
@@ -130,7 +130,7 @@ class Store(Closing):
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """A version as a seekable file; only what is read of it is fetched."""
         check_name(name)
-        return self._reader(Blob.open(self._session, name, version or 0))
+        return self._reader(Blob.open(self._session, name, version_asked(version)))
 
     def _reader(self, blob: Blob) -> io.BufferedReader:
         from sfsc.reading import Reader
@@ -285,7 +285,7 @@ class Store(Closing):
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
     ) -> Blob:
         return self._rooms.received.open(
-            owner, name, version or 0, file_id=file_id, first_use=first_use
+            owner, name, version_asked(version), file_id=file_id, first_use=first_use
         )
 
     def person(self, user: str) -> Person:

@@ -14,12 +14,12 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sfsc.closing import Closing
 from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     import rich.progress
@@ -178,11 +178,6 @@ def human_size(size: int) -> str:
     raise AssertionError("the last unit takes any size")
 
 
-def human_time(seconds: int) -> str:
-    """Unix seconds as ``2026-11-24 09:30:00Z``."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
 def until(expires: int) -> str:
     """`` until 2027-01-31 23:59:59Z`` for a grant that ends, nothing for one that does not (0)."""
     return f" until {human_time(expires)}" if expires else ""
@@ -238,10 +233,15 @@ def write_private(path: Path, data: bytes) -> None:
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        with open(os.open(path, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink()  # half of a key is none, and would stand in the way of the next try
+            raise
     except OSError as exc:
         raise LocalError(f"cannot write {path}: {exc.strerror}", "name another file") from exc
 

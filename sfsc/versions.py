@@ -10,7 +10,7 @@ from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
 from protocol.values import Value, field
 from sfsc.changes import Built, change_file, find, purge
-from sfsc.envelope import Metadata, content_record
+from sfsc.envelope import Metadata, content_record, version_asked
 from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
 from sfsc.identity import Entry, File
 from sfsc.segments import plaintext_size
@@ -83,7 +83,7 @@ class Versions:
         file = find(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
-        source = self._version(file, version or file.version)
+        source = self._version(file, version_asked(version) or file.version)
         build, metadata = self.restoring(source)
         made, body = change_file(self._session, file, build)
         entry = Entry.of(made, made, metadata)
@@ -125,7 +125,7 @@ class Versions:
         file = find(self._session, name)
         if version is None and file.deleted:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
-        shown = self._version(file, version or file.version)
+        shown = self._version(file, version_asked(version) or file.version)
         key, _ = self._session.account.open(shown)
         return ExportedKey(
             key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)

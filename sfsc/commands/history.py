@@ -10,6 +10,7 @@ import click
 import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     from sfsc.client import Revision
@@ -43,7 +44,7 @@ def command(context: Context, name: str, prune: int | None) -> None:
 
 
 def _line(one: Revision) -> str:
-    when = terminal.human_time(one.created)
+    when = human_time(one.created)
     undone = "  (by a stolen key, undone)" if one.voided else ""
     if one.version is None or one.size is None:
         about = f"versions {', '.join(map(str, one.purged))}" if one.purged else ""

@@ -10,6 +10,7 @@ import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.stat import as_object
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     from sfsc.client import Shared
@@ -41,7 +42,7 @@ def show(item: Shared, context: Context, *, long: bool) -> None:
     if not long:
         terminal.answer(name)
         return
-    size, modified = terminal.human_size(entry.size), terminal.human_time(entry.mtime)
+    size, modified = terminal.human_size(entry.size), human_time(entry.mtime)
     until = f" {terminal.until(item.expires)}" if item.expires else ""
     unverified = "" if item.verified else "  unverified"
     terminal.answer(f"{entry.version:>4}  {size:>11}  {modified}  {name}{until}{unverified}")

@@ -13,6 +13,7 @@ from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.inbox import show as show_shared
 from sfsc.commands.stat import as_object
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     from sfsc.client import Entry
@@ -83,7 +84,7 @@ def _show(item: Entry | _Folder, context: Context, *, long: bool) -> None:
         terminal.answer_json(item.as_object() if isinstance(item, _Folder) else as_object(item))
     elif long:
         count = "" if isinstance(item, _Folder) else item.version
-        size, modified = terminal.human_size(item.size), terminal.human_time(item.mtime)
+        size, modified = terminal.human_size(item.size), human_time(item.mtime)
         terminal.answer(f"{count:>4}  {size:>11}  {modified}  {name}")
     else:
         terminal.answer(name)

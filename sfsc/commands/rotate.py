@@ -14,6 +14,7 @@ from protocol.records import WRAP_ALGORITHMS
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.errors import NotFound, UsageError
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     from sfsc.client import Link, Plan, Rotated, Store
@@ -125,7 +126,7 @@ def _lines(links: list[Link]) -> Iterator[str]:
     """The account's statements; of many that are undone, the first and how many."""
     for one in links:
         undone = "  undone" if one.undone else ""
-        when = terminal.human_time(one.created)
+        when = human_time(one.created)
         about = f"generation {one.generation}, {one.devices} devices"
         yield f"{one.n:>4}  {when}  {one.reason:<12} {about}{undone}"
 
@@ -145,7 +146,7 @@ def show(done: Rotated, *, as_json: bool) -> None:
         return
     terminal.answer(f"generation  {done.generation}, {done.key_type}")
     terminal.answer(f"wrapped     {done.wrapped} versions here; all {done.files} are of it")
-    terminal.answer(f"rotate by   {terminal.human_time(done.due)}")
+    terminal.answer(f"rotate by   {human_time(done.due)}")
 
 
 def _show_plan(plan: Plan, *, as_json: bool) -> None:
@@ -155,7 +156,7 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
     size = terminal.human_size(plan.size)
     terminal.answer(f"to wrap     {plan.versions} versions; their {size} stay where they are")
     terminal.answer(f"generation  {plan.generation}{', begun and not finished' * plan.begun}")
-    terminal.answer(f"due         {terminal.human_time(plan.due)}")
+    terminal.answer(f"due         {human_time(plan.due)}")
     seconds = plan.versions / _VERSIONS_A_SECOND
     terminal.answer(f"time        about {max(1, round(seconds))} s")
 

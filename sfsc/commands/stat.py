@@ -9,6 +9,7 @@ import click
 import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
+from sfsc.times import human_time
 
 if TYPE_CHECKING:
     from sfsc.client import Entry
@@ -28,8 +29,8 @@ def command(context: Context, name: str) -> None:
     terminal.answer(f"name        {terminal.printable(entry.name)}")
     terminal.answer(f"version     {entry.version} (revision {entry.revision})")
     terminal.answer(f"size        {entry.size} bytes, {entry.ciphertext_size} encrypted")
-    terminal.answer(f"modified    {terminal.human_time(entry.mtime)}")
-    terminal.answer(f"stored      {terminal.human_time(entry.created)}")
+    terminal.answer(f"modified    {human_time(entry.mtime)}")
+    terminal.answer(f"stored      {human_time(entry.created)}")
     terminal.answer(f"file id     {entry.file_id}")
     for one in readers:
         terminal.answer(f"shared      with {one.user}{terminal.until(one.expires)}")

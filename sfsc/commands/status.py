@@ -7,6 +7,7 @@ import click
 import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
+from sfsc.times import human_time
 
 
 @click.command(short_help="Show the server, your usage and your keys' age.")
@@ -39,5 +40,5 @@ def command(context: Context) -> None:
     terminal.answer(f"stored    {status.files} files, {used}, {quota}")
     terminal.answer(f"log       {status.log_size} entries, consistent with what was seen before")
     terminal.answer(f"log key   {terminal.printable(status.log_vkey)}")
-    due = terminal.human_time(status.due)
+    due = human_time(status.due)
     terminal.answer(f"keys      generation {status.generation}, to be rotated by {due}")

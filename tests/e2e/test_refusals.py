@@ -207,6 +207,25 @@ def test_names_that_cannot_be(alice: Client, tmp_path: Path, name: str) -> None:
     assert alice.run("ls").lines == []
 
 
+def test_versions_and_ids_that_cannot_be(alice: Client, bob: Client) -> None:
+    alice.run("put", "-", "--name", "f", stdin=b"x")
+    alice.run("share", "f", "bob", "--trust-first-use")
+    for program in ("get", "cat", "restore"):
+        blames(alice.run(program, "f", "--version", "3000000000", code=3), "no version 3000000000")
+        if program != "restore":
+            blames(bob.run(program, "alice:f", "--id", "zz", "--trust-first-use", code=2), "--json")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_that_has_no_letters_for_a_name(
+    alice: Client, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    alice.run("put", "-", "--name", "\u65e5\u672c", stdin=b"x")
+    assert alice.run("ls").lines == ["\\u65e5\\u672c"]
+    blames(alice.run("init", "-", stdin=b"sfs://\xff\n", code=2))
+
+
 def test_usage(alice: Client) -> None:
     assert "Traceback" not in alice.run("put", code=2).stderr
     assert "Traceback" not in alice.run("frobnicate", code=2).stderr

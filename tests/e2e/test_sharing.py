@@ -480,6 +480,13 @@ def test_a_reader_that_the_server_added(trio: Trio) -> None:
         pytest.raises(BadRecord, match="does not share"),
     ):
         store.inbox()
+    # Who asks for it by its name is not told that there is none.
+    with (
+        lying(lambda reply: page if isinstance(reply, InboxPage) else reply),
+        connect(trio.cyd) as store,
+        pytest.raises(BadRecord, match="does not share"),
+    ):
+        store.get_shared("ada", "shared", io.BytesIO(), trust_first_use=True)
 
     def with_cyd(reply: Reply) -> Reply:
         if not isinstance(reply, Stated):

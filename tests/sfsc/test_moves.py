@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ import pytest
 from protocol.messages import Error, Reply, Request
 from protocol.messages.files import Record
 from sfsc.downloads import Downloads
-from sfsc.errors import BadReceipt, ConflictError, Denied, NotFound, Unreachable, UsageError
+from sfsc.errors import (
+    BadReceipt,
+    BadRecord,
+    ConflictError,
+    Denied,
+    NotFound,
+    Unreachable,
+    UsageError,
+)
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.session import Session
@@ -100,6 +109,19 @@ def test_who_is_overtaken_goes_on_from_there(
     entry = Moves(session).mv("a", "b")
     assert (entry.version, get(other, "b")) == (2, b"newer")
     assert steps == []
+
+
+def test_a_conflict_with_what_is_no_record(server: Simulator, session: Session) -> None:
+    put(session, "a")
+    view = server.view(session.account.file_id("a"))
+    nonsense = replace(view, content=replace(view.content, record=b"nonsense"))
+
+    def hook(request: Request) -> Reply | None:
+        return Error("conflict", "", nonsense) if isinstance(request, Record) else None
+
+    server.intercept = hook
+    with pytest.raises(BadRecord):
+        Moves(session).mv("a", "b")
 
 
 def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other: Session) -> None:

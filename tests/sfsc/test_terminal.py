@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sfsc import terminal
-from sfsc.errors import KeyringError, NotFound, SfscError
+from sfsc.errors import KeyringError, LocalError, NotFound, SfscError
 
 HOSTILE = [
     ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
@@ -74,8 +77,23 @@ def test_sizes(size: int, shown: str) -> None:
     assert terminal.human_size(size) == shown
 
 
-def test_time() -> None:
-    assert terminal.human_time(1_764_000_000) == "2025-11-24 16:00:00Z"
+@pytest.mark.skipif(os.name == "nt", reason="no such limit")
+def test_half_of_a_private_file_does_not_stay(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "key"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(LocalError):
+            terminal.write_private(path, bytes(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not path.exists()
+    terminal.write_private(path, bytes(200))
+    assert path.read_bytes() == bytes(200)
 
 
 def test_an_error_says_cause_then_hint(capsys: pytest.CaptureFixture[str]) -> None:
