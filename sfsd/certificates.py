@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -116,6 +117,14 @@ def load(folder: Path) -> Keys:
             "the next start of `sfsd serve` states it: restart the daemon if one runs",
         )
     return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
+
+
+def exposed(folder: Path) -> list[str]:
+    """Names of the key files that others on this machine may read, as after a copy that did not
+    keep the rights. Nothing where rights are not of that kind (Windows)."""
+    if os.name != "posix" or not folder.stat().st_mode & 0o011:
+        return []
+    return sorted(path.name for path in folder.glob("*.key") if path.stat().st_mode & 0o044)
 
 
 def restate(folder: Path, now: int, files: Files | None = None) -> Keys:

@@ -208,8 +208,8 @@ class RecoveryError(StoreError):
 
     exit_code = 5
 
-    def __init__(self, message: str, *, path: str) -> None:
-        super().__init__(f"{path}: {message}")
+    def __init__(self, message: str, *, path: str, hint: str | None = None) -> None:
+        super().__init__(f"{path}: {message}", hint)
         self.path = path
 
 

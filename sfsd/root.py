@@ -16,13 +16,15 @@ from sfsd.certificates import Keys
 from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.config import Config
-from sfsd.errors import RootBusyError
+from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.files import Files
 from sfsd.journal import Journal
 from sfsd.recovery import recover
 from sfsd.store import DirectoryStore
 from sfsd.world import Identity, World
 
+USERS = "store/users"
+"""Below the root, from `init` on."""
 STATED = "server-statement"
 """The op of the entry that holds a statement of this server."""
 
@@ -65,6 +67,7 @@ def opened(
     keys = certificates.restate(root / "keys", int(clock()), files)
     journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)
     try:
+        _check_mounted(root, journal)
         store = DirectoryStore(root, files)
         recover(store, journal)
         committer = Committer(store, journal)
@@ -77,6 +80,17 @@ def opened(
             committer.close()
     finally:
         journal.close()
+
+
+def _check_mounted(root: Path, journal: Journal) -> None:
+    """Raise `RecoveryError` where there is a log and no store at all, as where its disk is not
+    mounted: in an empty store anybody who is invited anew could be anyone."""
+    if journal.size and not (root / USERS).is_dir():
+        raise RecoveryError(
+            f"not there, and the log has {journal.size} entries",
+            path=USERS,
+            hint="mount the disk that it lies on, or bring it back from a backup of the root",
+        )
 
 
 def _log_statement(world: World, keys: Keys) -> None:

@@ -268,6 +268,8 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
     allow_handles()
     with locked(root), opened(root) as world:
         tls = certificates.load(root / "keys").tls_context()
+        if exposed := certificates.exposed(root / "keys"):
+            _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
         # What is loaded by now stays; and of what requests leave, hardly anything is in cycles.
         gc.freeze()
         gc.set_threshold(_LOOK_FOR_CYCLES)

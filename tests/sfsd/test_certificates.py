@@ -271,3 +271,14 @@ def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
     assert known in der
     with pytest.raises(ValueError, match="kind"):
         certificates.spki_sha256(der.replace(known, unknown))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of another kind")
+def test_keys_that_others_may_read(folder: Path) -> None:
+    assert certificates.exposed(folder) == []
+    (folder / "log.key").chmod(0o644)
+    (folder / "tls.key").chmod(0o640)
+    (folder / "tls.crt").chmod(0o644)
+    assert certificates.exposed(folder) == []  # nobody gets into the folder
+    folder.chmod(0o755)
+    assert certificates.exposed(folder) == ["log.key", "tls.key"]

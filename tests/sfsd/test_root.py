@@ -12,7 +12,7 @@ from protocol.signatures import SigningKey
 from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.cli import main
-from sfsd.errors import ConfigError, JournalDamagedError, RootBusyError
+from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
 from sfsd.root import STATED, locked, opened
 
 
@@ -87,3 +87,17 @@ def test_a_log_that_is_damaged_where_a_statement_is_looked_for(root: Path) -> No
     path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)
     with locked(root), pytest.raises(JournalDamagedError), opened(root):
         pass
+
+
+def test_a_store_that_is_not_mounted(root: Path) -> None:
+    """Else it would be served empty: whoever is invited then could take anyone's name."""
+    stated(root)
+    (root / "store").rename(root / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(RecoveryError, match="store/users: not there") as caught:
+            stated(root)
+        assert caught.value.hint
+        (root / "store").mkdir(exist_ok=True)  # what its disk is mounted on
+    (root / "store").rmdir()
+    (root / "elsewhere").rename(root / "store")
+    assert stated(root)
