@@ -41,10 +41,12 @@ Change = Callable[[Statement], dict[str, object] | None]
 
 
 class DeviceInfo(Value):
-    """One device of the account; `here` whether it is this machine's."""
+    """One device of the account; `here` whether it is this machine's, `since` when the statement
+    that first names it was made (unix seconds): what tells a lost one from the others."""
 
     device_id: bytes
     here: bool
+    since: int
 
 
 class Devices:
@@ -70,7 +72,12 @@ class Devices:
     def all(self) -> list[DeviceInfo]:
         """The account's devices as of now, each a machine or a backup."""
         here = self._keyring.device.device_id
-        return [DeviceInfo(one, one == here) for one, _ in self.catch_up().devices]
+        head = self.catch_up()
+        since: dict[bytes, int] = {}
+        for statement in (*map(Statement.parse, self._keyring.statements), head):
+            for device_id, _ in statement.devices:
+                since.setdefault(device_id, statement.created)
+        return [DeviceInfo(one, one == here, since[one]) for one, _ in head.devices]
 
     def backup(self, path: Path, passphrase: str | None) -> None:
         """Make a device of its own for the file `path`, and write the keyring there with its key.

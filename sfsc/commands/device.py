@@ -35,12 +35,14 @@ def drop(context: Context, device: str) -> None:
 @command.command("list")
 @click.pass_obj
 def list_(context: Context) -> None:
-    """List them. A `key backup` is one too."""
+    """List them, and since when each has your keys. A `key backup` is one too."""
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
         devices = store.devices()
     for device in devices:
         if context.json:
-            terminal.answer_json({"device": device.device_id.hex(), "here": device.here})
+            about = {"device": device.device_id.hex(), "here": device.here}
+            terminal.answer_json({**about, "since": device.since})
         else:
             here = "  this machine" if device.here else ""
-            terminal.answer(f"{device.device_id.hex()}{here}")
+            since = terminal.human_time(device.since)
+            terminal.answer(f"{device.device_id.hex()}  since {since}{here}")

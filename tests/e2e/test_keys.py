@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -112,6 +114,10 @@ def test_a_backup_makes_another_device(
     is_alice(third)
     devices = objects(alice.run("--json", "device", "list"))
     assert len({one["device"] for one in devices}) == 4
+    # Who has lost one tells it by its day.
+    (enrolled_at,) = [cast("int", one["since"]) for one in devices if one["here"]]
+    assert all(enrolled_at <= cast("int", one["since"]) <= time.time() for one in devices)
+    assert all("  since 20" in line for line in alice.run("device", "list").lines)
     fresh.run("key", "restore", file, code=1)
 
 
