@@ -8,6 +8,7 @@ import sfsc
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.rotate import find_device, show
+from sfsc.times import human_time
 
 
 @click.group(short_help="Show the machines that have your keys.")
@@ -44,5 +45,5 @@ def list_(context: Context) -> None:
             terminal.answer_json({**about, "since": device.since})
         else:
             here = "  this machine" if device.here else ""
-            since = terminal.human_time(device.since)
+            since = human_time(device.since)
             terminal.answer(f"{device.device_id.hex()}  since {since}{here}")
