@@ -17,17 +17,19 @@ from sfsc.errors import LocalError
 FOLDER: Final = "evidence"
 
 
-def save(home: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> Path:
-    """Write the file, (0600), unless these two notes are in one already; its path.
-
-    `about` says which server and user, `what` the judgement; `notes` are the checkpoint that was
-    known and the one that was shown. Raises `LocalError`.
-    """
+def place(home: Path, notes: tuple[bytes, bytes]) -> Path:
+    """Where these two are kept: the checkpoint that was known and the one that was shown."""
     known, shown = notes
     name = hashlib.sha256(known + b"\0" + shown).hexdigest()[:16]
-    path = home / FOLDER / f"{name}.txt"
-    if path.exists():
-        return path
+    return home / FOLDER / f"{name}.txt"
+
+
+def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
+    """Write `notes` to their `place` (0600), unless they are there already: whole, or not at all.
+
+    `about` says which server and user, `what` the judgement. Raises `LocalError`.
+    """
+    known, shown = notes
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = (
         f"sfs evidence\n{about}\nfound {now}\n{what}\n\n"
@@ -35,15 +37,26 @@ def save(home: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> Path:
         f"known before:\n\n{_shown(known)}\nshown then:\n\n{_shown(shown)}"
     )
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(path, flags, 0o600), "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(path, text.encode())
     except OSError as exc:
         raise LocalError(f"cannot write the evidence {path}: {exc.strerror}") from exc
-    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    arriving = path.with_suffix(f".{os.urandom(4).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(arriving, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        arriving.replace(path)
+    except BaseException:
+        arriving.unlink(missing_ok=True)
+        raise
 
 
 def _shown(note: bytes) -> str:

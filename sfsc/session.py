@@ -419,15 +419,22 @@ class Session:
             yield
         except (Rollback, Fork) as exc:
             if exc.notes is not None and exc.evidence is None:
-                exc.evidence = self.state.distrusted() or self._keep(exc.cause, exc.notes)
-                exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
+                try:
+                    exc.evidence = self.state.distrusted() or self._keep(exc.cause, exc.notes)
+                    exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
+                except LocalError as fault:
+                    # What was found is told all the same: a full disk must not hide it.
+                    exc.hint = f"{exc.hint} ({fault.cause})"
             raise
 
     def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
         about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
-        path = str(evidence.save(self.state.folder, about, what, notes))
-        self.state.distrust(path)
-        return path
+        path = evidence.place(self.state.folder, notes)
+        try:
+            evidence.save(path, about, what, notes)
+        finally:
+            self.state.distrust(str(path))
+        return str(path)
 
     def check_trusted(self) -> None:
         """Raise `Distrusted` where the server has told two stories."""
