@@ -82,9 +82,9 @@ class Reader(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._drop_foreign()
-            for ticket in self._asked.values():
-                self._session.transport.abandon(ticket)
+            if self._connection == self._session.connections:
+                for ticket in self._asked.values():
+                    self._session.transport.abandon(ticket)
             self._asked.clear()
             self._segments.clear()
         super().close()
@@ -96,7 +96,7 @@ class Reader(io.RawIOBase):
     def _segment(self, index: int) -> memoryview:
         found = self._segments.get(index)
         if found is None:
-            piece = self._session.surviving(lambda: self._fetch(index), self._again)
+            piece = self._session.surviving(lambda: self._fetch(index), lambda: None)
             found = self._segments[index] = self._opener.open(index, piece)
             if len(self._segments) > CACHED:
                 self._segments.popitem(last=False)
@@ -120,13 +120,9 @@ class Reader(io.RawIOBase):
             transport.abandon(self._asked.pop(passed))
         return answered(transport.result(self._asked.pop(index)), Bytes).data
 
-    def _again(self) -> None:
-        self._drop_foreign()
-        self._blob.reopen()
-
     def _drop_foreign(self) -> None:
         """Tickets and the handle are of one connection; another call may have opened a new one."""
         if self._connection != self._session.connections:
             self._asked.clear()
-            self._connection = self._session.connections
             self._blob.reopen()
+            self._connection = self._session.connections

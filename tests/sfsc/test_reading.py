@@ -10,15 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.messages import Reply, Request
+from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
 from sfsc.blobs import Blob
-from sfsc.errors import NotFound, Tampered
+from sfsc.errors import NotFound, Tampered, Unreachable
 from sfsc.reading import AHEAD, Reader
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.storing import once
 from tests.waiting import until
 
 SIZES = [0, 1, 300_000, PIECE - 56, PIECE - 55, 7 * PIECE + 77]
@@ -124,6 +125,38 @@ def test_a_connection_that_is_lost_on_the_way(server: Simulator, session: Sessio
         Uploads(session).put(io.BytesIO(b"more"), "other")
         assert file.read() == content
     assert session.connections > 3
+
+
+def test_what_is_closed_after_its_connection_asks_for_nothing(
+    server: Simulator, session: Session
+) -> None:
+    stored(session, 7 * PIECE)
+    file = reader(session)
+    file.read(5)
+    session.reconnect()
+    before = len(server.requests)
+    file.close()
+    assert len(server.requests) == before
+
+
+def test_a_version_that_could_not_be_opened_again_at_once(
+    server: Simulator, session: Session
+) -> None:
+    """The next read tries it anew, and does not use the handle of a connection that is gone."""
+    content = stored(session, 7 * PIECE)
+    with reader(session) as file:
+        file.seek(3 * PIECE)
+        session.reconnect()
+        server.requests.clear()
+        server.spoil = once(GetOpen, lambda _request, _reply: Error("busy", "later"))
+        with pytest.raises(Unreachable):
+            file.read(5)
+        assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
+        assert len(server.asked(GetOpen)) == 2
+        session.transport.close()
+        file.seek(5 * PIECE)
+        file.read(5)
+        assert len(server.asked(GetOpen)) == 3
 
 
 def test_another_version_than_the_one_opened_is_not_read(
