@@ -11,7 +11,7 @@ from protocol.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_h
 from protocol.values import Value, field
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import Metadata, content_record, version_asked
-from sfsc.errors import BadRecord, NotFound, Rollback, UsageError
+from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
 from sfsc.identity import Entry, File
 from sfsc.segments import plaintext_size
 from sfsc.session import Session, known_file
@@ -151,9 +151,11 @@ class Versions:
         chosen: list[int] = []
 
         def build(onto: File) -> Built | None:
-            nonlocal chosen
+            nonlocal chosen, file
+            if keep == 0 and not onto.deleted:
+                raise ConflictError("the file is there again", "it was put or restored meanwhile")
             # What is there is read anew for each try: another device may purge as well.
-            chosen = self._old(onto, keep)[:PURGED_AT_ONCE]
+            file, chosen = onto, self._old(onto, keep)[:PURGED_AT_ONCE]
             return (purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
 
         while (made := change_file(self._session, file, build)) is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from protocol.messages import Reply, Request
-from protocol.messages.files import HistoryPage
-from sfsc.errors import BadRecord, NotFound, Rollback
+from protocol.messages.files import HistoryPage, Record
+from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
 from sfsc.listing import Files
 from sfsc.session import Session
 from sfsc.versions import Versions
@@ -90,3 +91,45 @@ def test_the_history_of_another_file(server: Simulator, session: Session) -> Non
     spoiled(server, lambda _page: {"records": other})
     with pytest.raises(BadRecord):
         Versions(session).history("file")
+
+
+# --- another device is faster
+
+
+def overtaken(server: Simulator, step: Callable[[], object]) -> None:
+    """Another device does `step` just before the next record of ours comes."""
+    steps = [step]
+
+    def hook(request: Request) -> Reply | None:
+        if isinstance(request, Record) and steps:
+            done = steps.pop()
+            server._lock.release()
+            done()
+            server._lock.acquire()
+        return None
+
+    server.intercept = hook
+
+
+def test_a_version_that_came_while_older_ones_are_removed(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    for content in (b"1", b"2", b"3"):
+        put(session, content)
+    overtaken(server, lambda: put(other, b"theirs"))
+    assert Versions(session).prune("file", 1) == [1, 2, 3]
+    known = session.state.file(session.account.file_id("file"))
+    assert known is not None
+    assert known.version == 4
+    assert put(session, b"5") == 5
+
+
+def test_a_file_that_is_there_again_is_not_removed_for_good(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    put(session, b"1")
+    Files(session).rm("file")
+    overtaken(server, lambda: put(other, b"2"))
+    with pytest.raises(ConflictError):
+        Versions(session).purge("file")
+    assert all(one.op != "purge" for one in Versions(session).history("file"))
