@@ -18,7 +18,7 @@ from protocol.values import Value
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound
 from sfsc.identity import Entry, File, Revision, has_moved
-from sfsc.refusals import answered, refusal
+from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.state import KnownFile
 from sfsc.verified import verifying
@@ -127,7 +127,7 @@ class Files:
         session, made = self._session, deletion.made
         if isinstance(reply, Error):
             if reply.code != "conflict":
-                raise refusal(reply)
+                session.renew(reply)
             with contextlib.suppress(NotFound):
                 self.rm(deletion.entry.name)
             return deletion.entry

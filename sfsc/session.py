@@ -326,7 +326,8 @@ class Session:
         """
         known = self.state.file(file_id)
         reply = self.ask(Stat(self.account.user, file_id, 0))
-        if isinstance(reply, Error) and reply.code == "not-found" and known is not None:
+        missing = isinstance(reply, Error) and reply.code == "not-found"
+        if missing and (known is not None or self.state.logged(file_id)):
             # Records are never removed: not by rm, not by purge.
             raise Rollback("the server no longer knows a file that it had")
         return self._learn(answered(reply, Stated).view, file_id, known)

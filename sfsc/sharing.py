@@ -73,10 +73,12 @@ class Sharing:
         """Let `user` read `name` no more, from its acknowledgement on. With `reencrypt` the present
         version gets a new key as well: one that he kept opens nothing that is there.
 
-        Raises `NotFound` where he is no reader of it.
+        Raises `NotFound` where he is no reader of it, `Rollback` where a server says so that hides
+        what the log has.
         """
+        self._people.follow()
         file = find(self._session, name)
-        if not _reads(file, user):
+        if not self._reads(file, user):
             raise NotFound(f"{name} is not shared with {user}", "`sfsc stat` shows its readers")
         self._dropped(self._change(file, _dropping(user)), user, reencrypt=reencrypt)
         return Grant(name, user, 0)
@@ -104,11 +106,17 @@ class Sharing:
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Share the `folder` no more, nor any file in it."""
         prefix = _prefix(folder)
+        self._people.follow()
         self._folders.unshare(prefix, user)
-        files = (file for file in self._inside(prefix) if _reads(file, user))
+        files = (file for file in self._inside(prefix) if self._reads(file, user))
         for file in self._changed_many(files, _dropping(user)):
             self._dropped(file, user, reencrypt=reencrypt)
             yield Grant(self._session.account.entry(file).name, user, 0)
+
+    def _reads(self, file: File, user: str) -> bool:
+        """Whether he does by its last record. Raises `Rollback` where the log has a later one."""
+        self._people.check_newest(file.head)
+        return any(reader[0] == user for reader in file.head.readers)
 
     def readers(self, name: str) -> list[Grant]:
         """Who may read `name` beside us, by user."""
@@ -291,10 +299,6 @@ def _dropping(user: str) -> _Change:
         return tuple(one for one in head.readers if one[0] != user)
 
     return _Change(readers, lambda _file: [])
-
-
-def _reads(file: File, user: str) -> bool:
-    return any(reader[0] == user for reader in file.head.readers)
 
 
 def _prefix(folder: str) -> str:

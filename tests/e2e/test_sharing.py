@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -613,6 +614,35 @@ def test_an_unshare_that_is_hidden_from_another_machine(
         put(store, "hidden", b"not for ben")
     with connect(trio.ben) as store, pytest.raises(NotFound):
         fetched(store, "ada", "hidden")
+
+
+def test_a_share_that_is_hidden_from_who_ends_it(trio: Trio, tmp_path: Path) -> None:
+    """Another machine is told that there is no such share: by an older record, or by none."""
+    with connect(trio.ada) as store:
+        put(store, "given/away", b"")
+        old = captured(trio.ada, Stated, lambda _store: store.stat("given/away"))
+        store.share("given/away", "ben")
+        list(store.share_tree("given", "ben"))
+    assert isinstance(old, Stated)
+    file_id = file_id_of(old.view)
+
+    def back_then(reply: Reply) -> Reply:
+        is_it = isinstance(reply, Stated) and file_id_of(reply.view) == file_id
+        return old if is_it else reply
+
+    def hidden(reply: Reply) -> Reply:
+        return Error("not-found", "") if isinstance(reply, Stated) else reply
+
+    def unshare_all(store: sfsc.Store) -> None:
+        list(store.unshare_tree("given", "ben"))
+
+    def unshare(store: sfsc.Store) -> None:
+        store.unshare("given/away", "ben")
+
+    for number, (lie, action) in enumerate(product((back_then, hidden), (unshare, unshare_all))):
+        second = another_machine(trio.ada, tmp_path / str(number))
+        with lying(lie), connect(second) as store, pytest.raises(Rollback):
+            action(store)
 
 
 def test_an_older_list_of_shared_folders_is_refused(

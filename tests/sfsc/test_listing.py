@@ -325,6 +325,26 @@ def test_a_deletion_that_another_has_made(
     assert names(other) == []
 
 
+def test_deletions_that_were_refused_for_older_keys(server: Simulator, session: Session) -> None:
+    """Keys were rotated elsewhere: what was signed with the older ones is signed anew."""
+    for name in ("a", "b", "c"):
+        store(session, name)
+    refused, renewed = [b"", b""], list[None]()
+    session.renewer = lambda: renewed.append(None)
+
+    def refuse(request: Request) -> Reply | None:
+        if isinstance(request, Record) and refused:
+            refused.pop()
+            return Error("stale-generation", "rotated")
+        return None
+
+    server.intercept = refuse
+    files = Files(session)
+    assert [one.name for one in files.rm_many(list(files.ls()))] == ["a", "b", "c"]
+    assert len(renewed) == 2
+    assert names(session) == []
+
+
 def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) -> None:
     store(session, "a")
     lost: list[Request] = []
