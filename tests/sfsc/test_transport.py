@@ -32,7 +32,7 @@ from protocol.messages.session import Limits, Login, Ping, Pong, Session, Welcom
 from protocol.messages.uploads import Data, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.traffic import MAX_REQUESTS, Timeouts
-from sfsc.transport import Transport, spki_sha256
+from sfsc.transport import CORK, Transport, spki_sha256
 
 WELCOME = Welcome(
     versions=(1,),
@@ -212,6 +212,44 @@ def test_whatever_the_size_the_bytes_arrive(pem: tuple[Path, bytes], size: int) 
     with opened(pem, keep) as (transport, _):
         transport.call(Data(upload=bytes(16), offset=0, data=memoryview(sent)))
     assert got == [sent]
+
+
+def stored(peer: Peer, request_id: int, message: Request) -> None:
+    assert isinstance(message, Data)
+    peer.say(request_id, UploadState(message.upload, message.offset + len(message.data)))
+
+
+def test_what_is_sent_together_is_handed_over_together(
+    pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never held back when it is all there."""
+    told: list[int] = []
+    plain = ssl.SSLSocket.setsockopt
+
+    def noted(tls: ssl.SSLSocket, level: int, option: int, value: int) -> None:
+        if option == CORK:
+            told.append(value)
+        plain(tls, level, option, value)
+
+    monkeypatch.setattr(ssl.SSLSocket, "setsockopt", noted)
+    with opened(pem, stored) as (transport, _):
+        for size in (1000, PIECE):  # one record; bulk fills segments by itself
+            transport.call(Data(bytes(16), 0, bytes(size)))
+        assert told == []
+        tickets = [transport.submit(Data(bytes(16), 0, bytes(10_000))) for _ in range(5)]
+        for ticket in tickets:
+            transport.result(ticket)
+    assert told == ([] if CORK is None else [1, 0])
+
+
+def test_where_tcp_cannot_hold_anything_back(
+    pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfsc.transport.CORK", None)
+    with opened(pem, stored) as (transport, _):
+        tickets = [transport.submit(Data(bytes(16), n, bytes(10_000))) for n in range(5)]
+        replies = [transport.result(ticket) for ticket in tickets]
+    assert replies == [UploadState(bytes(16), n + 10_000) for n in range(5)]
 
 
 def test_the_window_bounds_bytes_and_requests(pem: tuple[Path, bytes]) -> None:
