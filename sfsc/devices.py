@@ -21,12 +21,12 @@ from protocol.messages.sharing import Identity
 from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value, changed
-from sfsc.dues import has_old_keys, unfinished
+from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
 from sfsc.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.primitives import XWING, PrivateKey, PublicKey
+from sfsc.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
 from sfsc.trust import Sent
@@ -66,8 +66,30 @@ class Devices:
         if self._keyring.pending is not None and self._keyring.pending.keys is None:
             self._send_pending()
         device = self._keyring.device
-        public = PrivateKey(XWING, device.xwing_private).public.encoded
+        public = public_of(device)
         self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+
+    def renew_key(self) -> Statement:
+        """Give this machine another key of its own, since somebody may have a copy of the present
+        one; the account's newest statement.
+
+        Where that is cut between the two, the machine has the old key still, and joins with it.
+        """
+        key = PrivateKey.generate(XWING)
+        device = Device(self._keyring.device.device_id, key.encoded)
+        public = key.public.encoded
+        # Not kept before it is sent: of a machine that loses to another's rotation only the old key
+        # opens what that one has sealed.
+        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+        self._session.state.change_key(state_key(key.encoded))
+        for _ in range(MAX_CONFLICTS):
+            try:
+                self._file.save(changed(self._keyring, device=device))
+            except ConflictError:
+                self._file.reload()  # another process of this machine was faster
+                continue
+            return self.catch_up()
+        raise ConflictError("other processes keep changing the keyring", "run the command again")
 
     def all(self) -> list[DeviceInfo]:
         """The account's devices as of now, each a machine or a backup."""
@@ -337,11 +359,13 @@ def _pins(
 
 
 def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, object] | None:
-    if any(one == device_id for one, _ in head.devices):
+    """In the place of another key that this device had."""
+    if (device_id, public) in head.devices:
         return None
-    if len(head.devices) >= MAX_DEVICES:
+    others = tuple(one for one in head.devices if one[0] != device_id)
+    if len(others) >= MAX_DEVICES:
         raise UsageError(f"the account has {MAX_DEVICES} devices already", "see `sfsc device list`")
-    return {"devices": (*head.devices, (device_id, public))}
+    return {"devices": (*others, (device_id, public))}
 
 
 def _next(head: Statement, body: bytes, reason: str, fields: dict[str, object]) -> Statement:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from protocol.records import Statement
 from sfsc.greeting import DAY
-from sfsc.keyring import Keyring, KeyringFile
+from sfsc.keyring import Device, Keyring, KeyringFile
+from sfsc.primitives import XWING, PrivateKey
 from sfsc.session import Session
 
 
@@ -35,7 +36,8 @@ class Dues:
         waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
         renewed = notice is not None and notice.state == "rotated"
         ended = not unfinished(head) and has_old_keys(keyring)
-        joined = any(one == keyring.device.device_id for one, _ in head.devices)
+        # With this very key: one that was to replace it may have been lost on the way here.
+        joined = (keyring.device.device_id, public_of(keyring.device)) in head.devices
         return waits or renewed or ended or not joined
 
     def is_due(self) -> bool:
@@ -73,3 +75,8 @@ def unfinished(head: Statement) -> bool:
 def has_old_keys(keyring: Keyring) -> bool:
     """Whether it holds keys of older generations, or older name keys."""
     return len(keyring.generations) > 1 or len(keyring.name_keys) > 1
+
+
+def public_of(device: Device) -> bytes:
+    """What bundles are sealed to for this machine, as a statement names it."""
+    return PrivateKey(XWING, device.xwing_private).public.encoded

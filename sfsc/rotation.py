@@ -25,8 +25,8 @@ from protocol.messages.rotation import (
 from protocol.records import RotationFinish, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.values import Value, changed
-from sfsc.devices import Devices
-from sfsc.dues import unfinished
+from sfsc.devices import MAX_CONFLICTS, Devices
+from sfsc.dues import public_of, unfinished
 from sfsc.errors import (
     BadRecord,
     ConflictError,
@@ -37,7 +37,7 @@ from sfsc.errors import (
 )
 from sfsc.greeting import term
 from sfsc.identity import Owner
-from sfsc.keyring import GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
 from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered, refusal
@@ -53,8 +53,7 @@ from sfsc.wraps import wrap_items
 
 MAX_SWEEPS: Final = 16
 """How often all is looked through again for what other machines have made meanwhile."""
-_BATCHES: Final = 4
-"""Batches under way."""
+_AGAIN: Final = "run the command again"
 
 
 class Plan(Value):
@@ -142,6 +141,9 @@ class Rotation:
         # One that was begun for some files only brought no new name key.
         whole = compromised and not names
         begins = begins or (whole and len(self._keyring.name_keys) == 1)
+        if compromised and begins:
+            # In a copy of the keyring is this machine's own key too: the bundle would open with it.
+            head = self._devices.renew_key()
         if compromised:
             chosen = files_of(self._session, names) if names else None
             self._choose(chosen, head.generation + begins, begun=begun)
@@ -188,14 +190,31 @@ class Rotation:
             if files is not None:
                 now = Statement.parse(self._keyring.statements[-1])
                 return Rotated(now.generation, wrapped, files, now.wrap_alg, now.due)
-        raise ConflictError("other machines keep changing the account", "run the command again")
+        raise ConflictError("other machines keep changing the account", _AGAIN)
 
     # --- begin --------------------------------------------------------------------------------
 
     def _begin(
         self, key_type: str, drop: bytes | None, reason: str, *, renames: bool = False
     ) -> None:
-        """Have the next generation accepted, or go on with the one that another machine began."""
+        """Have the next generation accepted, or where any will do, go on with the one that another
+        machine began. Raises `ConflictError` where that one will not do, or is finished."""
+        for _ in range(MAX_CONFLICTS):
+            before = current_of(self._keyring).generation
+            if self._has_begun(key_type, drop, reason, renames=renames):
+                return
+            head = self._devices.catch_up()
+            if head.generation == before:
+                continue  # a machine has joined or left meanwhile: onto that
+            # Another machine's generation counts, and ours was never used. It will do for new keys;
+            # nobody is locked out by it, and no content is encrypted anew.
+            if drop is None and reason == ROTATE and unfinished(head):
+                return
+            raise ConflictError("another machine has rotated the keys just now", _AGAIN)
+        raise ConflictError("other machines keep changing the account", _AGAIN)
+
+    def _has_begun(self, key_type: str, drop: bytes | None, reason: str, *, renames: bool) -> bool:
+        """Send the beginning of a generation. False where another machine was faster."""
         pending = self._keyring.pending
         if pending is None or pending.keys is None or drop is not None or reason != ROTATE:
             name_keys = (*self._keyring.name_keys, new_key()) if renames else None
@@ -204,19 +223,17 @@ class Rotation:
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
         if pending.statement in self._keyring.statements:
-            return  # accepted, and the answer lost: the chain was followed to it meanwhile
+            return True  # accepted, and the answer lost: the chain was followed to it meanwhile
         if isinstance(reply, Error):
             if reply.code not in ("conflict", "stale-generation"):
                 if reply.code in ("bad-request", "refused"):
                     self._file.save(changed(self._keyring, pending=None))
                 raise refusal(reply)
-            # Another machine was faster. Its generation counts, and ours was never used.
             self._file.save(changed(self._keyring, pending=None))
-            if not unfinished(self._devices.catch_up()):
-                raise ConflictError("another machine has rotated the keys just now")
-            return
+            return False
         self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
         self._devices.accept(pending)
+        return True
 
     def _new_generation(
         self, key_type: str, drop: bytes | None, reason: str, name_keys: tuple[bytes, ...] | None
@@ -235,7 +252,7 @@ class Rotation:
             sign_pub=signing.public,
             wrap_alg=wrapping.alg,
             wrap_pub=wrapping.public.encoded,
-            devices=tuple(one for one in head.devices if one[0] != drop),
+            devices=_devices(head, keyring.device, drop),
             voids=(),
             created=now,
             due=due,
@@ -259,7 +276,7 @@ class Rotation:
             if not sweep.left:
                 sweep.done = done
                 return sweep
-        raise ConflictError("other machines keep changing the account", "run the command again")
+        raise ConflictError("other machines keep changing the account", _AGAIN)
 
     def _owner(self, item: WrapItem) -> Owner:
         """Whose file it is."""
@@ -353,6 +370,16 @@ class Rotation:
                 raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
             files += 1
         return Rotated(head.generation, 0, files, head.wrap_alg, head.due)
+
+
+def _devices(head: Statement, own: Device, drop: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of `head` without the one that is dropped. Of this machine the key that it has: who has
+    a copy of an older one may have joined with that meanwhile."""
+    return tuple(
+        (device_id, public_of(own) if device_id == own.device_id else public)
+        for device_id, public in head.devices
+        if device_id != drop
+    )
 
 
 def _check_droppable(head: Statement, drop: bytes, own: bytes) -> None:

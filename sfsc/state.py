@@ -73,18 +73,16 @@ class State(Database):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
 
     def change_key(self, key: bytes) -> None:
-        """Go on with another key (32 bytes); what is cached of one's own files is kept."""
+        """Go on with another key (32 bytes), since the one before may be in other hands. What is
+        cached of one's own files is kept; no record is vouched for, until it is verified again: who
+        has a key can vouch in advance for what a signing key is to have signed that he never gets.
+        """
         with self.changing():
             entries, listed = list(self.entries()), self.listed()
-            rows = self.rows("SELECT vouched, file_id, hash FROM file")
-            vouched = [row[1:] for row in rows if self.vouches(*row)]
             self.use_key(key)
             for file_id, entry in entries:
                 sealed = self.seal(entry, file_id)
                 self.run("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
-            for file_id, digest in vouched:
-                voucher = self.voucher(file_id, digest)
-                self.run("UPDATE file SET vouched = ? WHERE file_id = ?", (voucher, file_id))
             self.remember_listed(listed)
 
     # --- the log ------------------------------------------------------------------------------

@@ -7,20 +7,26 @@ import io
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sfsc
+from protocol.chain import ROTATE
 from protocol.messages.base import SignedRecord
-from protocol.records import FileRecord
+from protocol.records import FileRecord, Statement
 from sfsc.envelope import private_keys
-from sfsc.errors import BadRecord
+from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account
+from sfsc.keyring import Pending
+from sfsc.rotation import Rotation
 from sfsc.theft import Theft
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, tried
+from tests.e2e.thief import copied
 from tests.harness import Client, Daemon, environment
 
 
@@ -63,6 +69,116 @@ def test_only_the_named_files_get_new_contents(daemon: Daemon, alice: Client) ->
     alice.run("rotate", NAMES[3], code=2)
     (done,) = objects(alice.run("--json", "rotate", "--plan"))
     assert (done["generation"], done["begun"]) == (2, False)
+
+
+def test_a_copy_of_the_keyring_opens_nothing_afterwards(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The machine's own key is in it, and the new bundle would be sealed to that."""
+    thief = copied(alice, tmp_path / "thief")
+    (device,) = objects(alice.run("--json", "device", "list"))
+    alice.run("rotate", "--compromised", NAMES[3])
+    for _ in range(2):
+        assert "not sealed for this machine" in thief.run("ls", code=8).stderr
+    check_all(alice)
+    assert objects(alice.run("--json", "device", "list")) == [device]
+
+
+CUT = """
+import os, signal, sys
+import sfsc
+from sfsc.state import State
+
+State.change_key = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True)
+"""
+
+
+def test_it_is_killed_before_the_machine_has_its_new_key(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The account names the new one already. It joins with the old one again, so that another
+    machine's rotation does not lock it out, and the next try replaces that."""
+    alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
+    other, thief = Client(tmp_path / "other"), copied(alice, tmp_path / "thief")
+    other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
+    process = subprocess.run(
+        [sys.executable, "-c", CUT, str(alice.home)],
+        capture_output=True,
+        env=environment({}),
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    alice.run("ls")
+    other.run("rotate")
+    alice.run("ls")
+    assert len(objects(alice.run("--json", "device", "list"))) == 3
+    alice.run("rotate", "--compromised", NAMES[3])
+    thief.run("ls", code=8)
+    check_all(other)
+    check_all(alice)
+
+
+def before_it_begins(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> list[int]:
+    """Do `action` once, when a rotation has made its statement; grows with each that is made."""
+    made, new_generation = list[int](), Rotation._new_generation
+
+    def slow(self: Rotation, *given: Any) -> Pending:
+        pending = new_generation(self, *given)
+        made.append(Statement.parse(pending.statement).n)
+        if len(made) == 1:
+            action()
+        return pending
+
+    monkeypatch.setattr(Rotation, "_new_generation", slow)
+    return made
+
+
+def test_the_copy_is_used_meanwhile(
+    daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joins again, as any machine does whose key the account does not name."""
+    thief = copied(alice, tmp_path / "thief")
+
+    def join() -> None:
+        with sfsc.connect(thief.home) as store:
+            store._rooms.devices.settle()
+
+    made = before_it_begins(monkeypatch, join)
+    with sfsc.connect(alice.home) as store:
+        store.rotate(compromised=True, names=[NAMES[3]])
+    assert made == [3, 4]
+    thief.run("ls", code=8)
+    check_all(alice)
+
+
+@pytest.mark.parametrize("compromised", [True, False])
+def test_another_machine_rotates_meanwhile(
+    daemon: Daemon,
+    alice: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    compromised: bool,
+) -> None:
+    """What was asked for was not done, and is not said to be: its rotation drops nobody."""
+    alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
+    other = Client(tmp_path / "other")
+    other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
+    devices = objects(alice.run("--json", "device", "list"))
+    dropped = next(bytes.fromhex(str(one["device"])) for one in devices if not one["here"])
+
+    def begin() -> None:
+        with sfsc.connect(other.home, auto_rotate=False) as store:
+            store._rooms.rotation._begin("xwing", None, ROTATE)
+
+    before_it_begins(monkeypatch, begin)
+    drop = None if compromised else dropped
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        with pytest.raises(ConflictError):
+            store.rotate(compromised=compromised, drop_device=drop)
+        store.rotate(compromised=compromised, drop_device=drop)
+        assert (dropped in [one.device_id for one in store.devices()]) is compromised
 
 
 KILLED = """
