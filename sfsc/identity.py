@@ -167,7 +167,9 @@ class Owner(Value):
         file = self._verified(view, wanted, known)
         # Another record that made content would have made a version newer than this one.
         made = file.head.op in CONTENT_OPS - {REENCRYPT}  # which may be of an older version
-        if made and file.head_body != file.content_body:
+        older = made and file.head_body != file.content_body
+        # Any other says which is current, and of a file that is there that is the newest.
+        if older or file.head.current not in (0, file.version):
             raise Rollback("the server shows an older version of the file as its newest", _TOLD)
         return file
 

@@ -25,6 +25,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import struct
 import unicodedata
 from collections.abc import Iterator
@@ -312,6 +313,7 @@ def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
     stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
     if len(stored) > MAX_KEYRING:
         raise LocalError(f"a keyring of {len(stored)} bytes")
+    _remove_left(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
@@ -331,6 +333,15 @@ def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
     if _unseal(_read(path), lock) != contents:
         raise LocalError(f"the keyring at {path} is not what was written")
     return stored
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what writers that were killed have left, who holds the lock: each is a copy of keys,
+    which would outlive those that are dropped."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
+    for left in path.parent.iterdir():
+        if name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

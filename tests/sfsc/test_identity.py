@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from protocol import merkle
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.records import DELETE, FileRecord, Statement, record_hash
+from protocol.records import ACCESS, DELETE, REENCRYPT, FileRecord, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsc.envelope import Author, ContentKey, Metadata, Recipient, content_record
 from sfsc.errors import (
@@ -137,6 +137,11 @@ def tombstone(head: FileRecord) -> FileRecord:
         readers=(),
         current=0,
     )
+
+
+def access(head: FileRecord) -> FileRecord:
+    """Other readers: a record that makes no content, and says which version is current."""
+    return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current)
 
 
 def signed(
@@ -284,6 +289,14 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
     ),
     "an older version as the newest": (
         lambda made: view(made, version(2, made.body).record),
+        Rollback,
+    ),
+    "an older version below a head that has no content": (
+        lambda made: view(made, access(version(2, made.body).record)),
+        Rollback,
+    ),
+    "an older version that was encrypted anew": (
+        lambda made: view(made.changed(op=REENCRYPT, rev=3, prev=bytes(32), current=2)),
         Rollback,
     ),
 }

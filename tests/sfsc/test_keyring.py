@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import stat
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,31 @@ def test_save_replaces(path: Path) -> None:
     file.save(CONTENTS)
     assert KeyringFile.open(path, "horse").contents == CONTENTS
     assert {p.name for p in path.parent.iterdir()} <= {"keyring", ".keyring.lock"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
+def test_what_a_killed_writer_has_left_goes_with_the_next_write(path: Path) -> None:
+    """It holds keys that may be dropped by then; what has another name is somebody else's."""
+    path = path.with_name("keyring [a*]")
+    file = KeyringFile.create(path, CONTENTS, None)
+    program = """
+import os, signal, sys
+from pathlib import Path
+from sfsc.keyring import KeyringFile
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+file = KeyringFile.open(Path(sys.argv[1]), None)
+file.save(file.contents)
+"""
+    killed = subprocess.run([sys.executable, "-c", program, path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    others = {f".{path.name}.{'0' * 15}", f".{path.name}.{'0' * 17}", f".keyring.{'0' * 16}"}
+    for name in others:
+        path.with_name(name).touch()
+    kept = {path.name, f".{path.name}.lock", *others}
+    assert len({one.name for one in path.parent.iterdir()} - kept) == 1
+    file.save(LATER)
+    assert {one.name for one in path.parent.iterdir()} <= kept
+    assert KeyringFile.open(path, None).contents == LATER
 
 
 def test_save_does_not_undo_what_another_process_saved(path: Path) -> None:
