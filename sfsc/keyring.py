@@ -165,8 +165,6 @@ class _Lock(Value):
         salt = os.urandom(16)
         if passphrase is None:
             kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
-        elif not passphrase:
-            raise UsageError("an empty passphrase locks nothing", "say --no-passphrase instead")
         else:
             kdf, numbers = _ARGON2ID, (cost.passes, cost.lanes, cost.kib)
             secret = _stretch(passphrase, salt, *numbers)
@@ -263,9 +261,22 @@ def needs_passphrase(path: Path) -> bool:
     return bool(_parse_header(_read(path)[:_HEADER_SIZE])[2] == _ARGON2ID)
 
 
+def passphrase_bytes(passphrase: str) -> bytes:
+    """A passphrase as UTF-8; bytes of an environment that are not UTF-8 stand for themselves.
+
+    Raises `UsageError` for an empty one, and for surrogates that stand for no byte.
+    """
+    if not passphrase:
+        raise UsageError("an empty passphrase locks nothing", "say --no-passphrase instead")
+    try:
+        return passphrase.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise UsageError("the passphrase is no text", "type it again") from exc
+
+
 def _stretch(passphrase: str, salt: bytes, passes: int, lanes: int, kib: int) -> bytes:
     # NFC: keyboards of different systems compose the same letter differently.
-    text = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
+    text = passphrase_bytes(unicodedata.normalize("NFC", passphrase))
     return argon2id(text, salt, passes=passes, lanes=lanes, kib=kib)
 
 

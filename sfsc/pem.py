@@ -28,10 +28,13 @@ from cryptography.hazmat.primitives.serialization import (
 from protocol.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
 from protocol.values import Value, field
-from sfsc.errors import UnsupportedKey, WrongPassphrase
+from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
+from sfsc.keyring import passphrase_bytes
 from sfsc.primitives import PrivateKey
 
 MAX_PEM: Final = 64 * 1024
+MAX_SECRET: Final = 1023
+"""Bytes of the longest passphrase that OpenSSL reads."""
 _BLOCK: Final = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n[A-Za-z0-9+/=\r\n:, -]+?-----END \1-----"
 )
@@ -54,7 +57,7 @@ def export_pem(
     link: AccountLink, generation: int, seed: bytes, wrapping: PrivateKey, passphrase: str | None
 ) -> bytes:
     """The PEM file of an account. None as `passphrase` encrypts nothing. Raises `UnsupportedKey`
-    for an X-Wing key."""
+    for an X-Wing key, `UsageError` for a passphrase that is empty, or longer than others read."""
     if wrapping.alg == "xwing":
         raise UnsupportedKey("an xwing key has no PEM form", "use `sfsc key backup` instead")
     if wrapping.alg == "x25519":
@@ -67,7 +70,10 @@ def export_pem(
         private = loaded
     lock: KeySerializationEncryption = NoEncryption()
     if passphrase is not None:
-        lock = BestAvailableEncryption(passphrase.encode())
+        secret = passphrase_bytes(passphrase)
+        if len(secret) > MAX_SECRET:
+            raise UsageError(f"a PEM key's passphrase has at most {MAX_SECRET} bytes")
+        lock = BestAvailableEncryption(secret)
     signing = Ed25519PrivateKey.from_private_bytes(seed)
     blocks = (
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock) for key in (signing, private)
@@ -108,7 +114,7 @@ def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
 
 
 def _load(block: bytes, passphrase: str | None) -> object:
-    secret = None if passphrase is None or not is_encrypted(block) else passphrase.encode()
+    secret = passphrase_bytes(passphrase) if passphrase and is_encrypted(block) else None
     try:
         return load_pem_private_key(block, secret)
     except TypeError as exc:

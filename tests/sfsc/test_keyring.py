@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import stat
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -117,10 +117,17 @@ def test_a_passphrase_may_be_composed_either_way(path: Path) -> None:
     assert KeyringFile.open(path, "pa\u0308ss").contents == CONTENTS
 
 
-def test_an_empty_passphrase_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("passphrase", ["", "\ud800"])
+def test_a_passphrase_that_is_none_is_refused(path: Path, passphrase: str) -> None:
     with pytest.raises(UsageError):
-        KeyringFile.create(path, CONTENTS, "")
+        KeyringFile.create(path, CONTENTS, passphrase, CHEAP)
     assert not path.exists()
+
+
+def test_bytes_of_an_environment_are_a_passphrase(path: Path) -> None:
+    """What is not UTF-8 there comes as surrogates."""
+    KeyringFile.create(path, CONTENTS, "p\udcff", CHEAP)
+    assert KeyringFile.open(path, "p\udcff").contents == CONTENTS
 
 
 def test_missing(path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.invitation import AccountLink
-from sfsc.errors import KeyringError, UnsupportedKey, WrongPassphrase
+from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.pem import export_pem, is_encrypted, load_pem
 from sfsc.primitives import PrivateKey
 
@@ -50,6 +50,20 @@ def test_round_trip(alg: str, passphrase: str | None) -> None:
         for wrong in (None, "another", ""):
             with pytest.raises(WrongPassphrase):
                 load_pem(data, wrong)
+
+
+def test_bytes_of_an_environment_are_a_passphrase() -> None:
+    """What is not UTF-8 there comes as surrogates."""
+    data = export_pem(LINK, 1, SEED, PrivateKey.generate("x25519"), "p\udcff")
+    assert load_pem(data, "p\udcff").seed == SEED
+    with pytest.raises(WrongPassphrase):
+        load_pem(data, "p")
+
+
+@pytest.mark.parametrize("passphrase", ["", "\ud800", "é" * 512])
+def test_a_passphrase_that_locks_nothing(passphrase: str) -> None:
+    with pytest.raises(UsageError):
+        export_pem(LINK, 1, SEED, PrivateKey.generate("x25519"), passphrase)
 
 
 def test_xwing_has_no_pem_form() -> None:
