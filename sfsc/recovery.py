@@ -215,9 +215,9 @@ class Recovery:
             # What this machine has keys of was not kept from it.
             good = max(opened.n, self._last_known(chain))
             first = good + 1 if good < len(chain) else None
-        known = {one.generation: one for one in self._keyring.generations}
-        known |= {one.generation: one for one in opened.bundle.generations}
         # A bundle that opens may have been made to mislead: what this machine knows stays known.
+        known = {one.generation: one for one in opened.bundle.generations}
+        known |= {one.generation: one for one in self._keyring.generations}
         shown = opened.bundle.name_keys
         ours = tuple(one for one in self._keyring.name_keys if one not in shown)
         return chain, first, self._with(chain, first, known, (*ours, *shown))

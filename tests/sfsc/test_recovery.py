@@ -6,17 +6,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from protocol.messages.rotation import SealedBundle
 from protocol.records import Statement, record_hash
+from protocol.signatures import SigningKey
 from sfsc.codes import RecoveryCode
+from sfsc.devices import Devices
 from sfsc.envelope import Bundle, seal_bundle
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
-from sfsc.keyring import GenerationKeys
+from sfsc.keyring import GenerationKeys, KeyringFile
 from sfsc.primitives import PrivateKey
-from sfsc.recovery import KEPT_SECONDS, last_opened, links
-from tests.sfsc.test_identity import SERVER, SIGNING, WRAPPING, statement
+from sfsc.recovery import KEPT_SECONDS, Recovery, last_opened, links
+from sfsc.session import Session
+from tests.sfsc.test_identity import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
 
 CODE = RecoveryCode(b"c" * 32)
 NOW = 1_800_000_000
@@ -32,9 +38,16 @@ class Account:
         for n in range(1, good + bad + 1):
             self.add(n, CODE.wrapping if n <= good else WRAPPING, NOW - age)
 
-    def add(self, n: int, recipient: PrivateKey, created: int, reason: str = "device") -> None:
+    def add(
+        self,
+        n: int,
+        recipient: PrivateKey,
+        created: int,
+        reason: str = "device",
+        keys: tuple[GenerationKeys, ...] = KEYS,
+    ) -> None:
         sealed = seal_bundle(
-            Bundle(KEYS, (b"n" * 32,), (), b""),
+            Bundle(keys, (b"n" * 32,), (), b""),
             server=SERVER,
             user="ada",
             n=n,
@@ -43,7 +56,13 @@ class Account:
         prev = record_hash(self.bodies[-1]) if self.bodies else b""
         digest = hashlib.sha256(sealed).digest()
         first = Statement.parse(statement(bundle_sha256=digest, created=created, n=n, prev=prev))
-        made = replace(first, reason="enrol" if n == 1 else reason)
+        generation, signing = keys[-1].generation, SigningKey.from_seed(keys[-1].sign_seed)
+        made = replace(
+            first,
+            reason="enrol" if n == 1 else reason,
+            generation=generation,
+            sign_pub=signing.public,
+        )
         self.bodies.append(made.encode())
         self.bundles[n] = sealed
 
@@ -115,6 +134,24 @@ def test_what_an_earlier_recovery_has_decided_stays() -> None:
     assert account.opened(first=6) == 5
     with pytest.raises(UsageError):
         account.opened(first=5)
+
+
+def test_a_bundle_that_misleads_takes_no_key_from_a_machine() -> None:
+    """A thief who begins a generation can put what he likes in the place of the keys before it."""
+    account, machine = Account(1, 0), keyring()
+    his = GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded)
+    bad = (replace(KEYS[0], wrap_private=b"?" * 32), his)
+    account.add(2, CODE.wrapping, NOW, "rotate", bad)
+    chain = tuple(account.bodies)
+    session = cast(Session, SimpleNamespace(call=lambda asked, _: answer(account, asked.n)))
+    file = cast(KeyringFile, SimpleNamespace(contents=machine))
+    devices = cast(Devices, SimpleNamespace(follow=lambda _: chain))
+    _, first, found = Recovery(session, file, devices, CODE, lambda: NOW).look()
+    assert (first, found.generations) == (None, (KEYS[0], his))
+
+
+def answer(account: Account, n: int) -> SealedBundle:
+    return SealedBundle(account.fetch(n))
 
 
 def test_a_person_is_shown_what_would_be_undone() -> None:
