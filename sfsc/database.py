@@ -186,7 +186,8 @@ class Database(Closing):
 
     def voucher(self, file_id: str, digest: bytes) -> bytes:
         """16 bytes that say that the signature of a record of the file is good, by the SHA-256 of
-        the record. Nobody can make them who does not have the keyring's key."""
+        the record; or the same of what else has a name. Nobody can make them who does not have the
+        keyring's key."""
         return hmac.digest(self._known_key, file_id.encode() + digest, "sha256")[:16]
 
     def vouches(self, voucher: bytes | None, file_id: str, digest: bytes) -> bool:

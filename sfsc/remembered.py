@@ -5,10 +5,11 @@ verified, so that nobody can turn back time there either.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from protocol.records import Statement, record_hash
+from protocol.records import record_hash
 from protocol.values import Value
 from sfsc.identity import File, Revision
 from sfsc.state import State
@@ -43,22 +44,32 @@ class Remembered:
         self._state = state
 
     def chain(self, user: str) -> tuple[bytes, ...]:
-        """The statements of `user` that were followed; none where he is not known."""
+        """The statements of `user` that were followed; none where he is not known, or where they
+        are others than were remembered under this keyring's key: their signatures are not kept, and
+        what is known is not verified again."""
         rows = self._state.rows("SELECT body FROM statement WHERE user = ? ORDER BY n", (user,))
-        return tuple(bytes(body) for (body,) in rows)
+        chain, name = tuple(bytes(body) for (body,) in rows), _chain_name(user)
+        vouched = self._state.vouches(self._state.value(name), name, _digest(chain))
+        return chain if vouched else ()
 
     def remember_chain(self, user: str, chain: tuple[bytes, ...]) -> None:
-        """A chain that was followed from what was known."""
+        """A chain that was followed from what was known; nothing where as much or more is here."""
         with self._state.changing():
-            for body in chain[len(self.chain(user)) :]:
-                n = Statement.parse(body).n
-                self._state.run(
-                    "INSERT INTO statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, n, body)
-                )
+            known = self.chain(user)
+            if len(known) >= len(chain) or chain[: len(known)] != known:
+                return  # of two that part, who asks next finds out
+            if not known:
+                self.forget_chain(user)
+            for n, body in enumerate(chain[len(known) :], len(known) + 1):
+                self._state.run("INSERT INTO statement VALUES (?, ?, ?)", (user, n, body))
+            name = _chain_name(user)
+            voucher = self._state.voucher(name, _digest(chain))
+            self._state.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, voucher))
 
     def forget_chain(self, user: str) -> None:
         """What was known of somebody who was never pinned."""
         self._state.run("DELETE FROM statement WHERE user = ?", (user,))
+        self._state.run("DELETE FROM meta WHERE key = ?", (_chain_name(user),))
 
     def known(self, owner: str, file_ids: Sequence[str]) -> dict[str, Revision | None]:
         """As `State.known`, of files that `owner` shares."""
@@ -97,6 +108,15 @@ class Remembered:
             return known
         entry = self._state.unseal(bytes(sealed), _name(known))
         return SharedKnown(owner, file_id, rev, bytes(digest), entry)
+
+
+def _chain_name(user: str) -> str:
+    """What the voucher of a chain stands under; no file_id has a colon."""
+    return f"chain:{user}"
+
+
+def _digest(chain: Sequence[bytes]) -> bytes:
+    return hashlib.sha256(b"".join([record_hash(body) for body in chain])).digest()
 
 
 def _name(known: SharedKnown) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.messages import Done, Error, FileView, Reply, Request
 from protocol.messages.files import List, Listing, Record, Stat
-from protocol.records import DELETE, FileRecord
+from protocol.records import DELETE, FileRecord, record_hash
 from sfsc import primitives, verified
 from sfsc.errors import (
     BadReceipt,
@@ -368,3 +368,30 @@ def test_a_deletion_that_the_log_does_not_prove(server: Simulator, session: Sess
     )
     with pytest.raises(BadReceipt):
         Files(session).rm("a")
+
+
+def test_what_somebody_has_written_into_the_state_is_not_signed_upon(
+    server: Simulator, session: Session
+) -> None:
+    """A tombstone takes over the readers, and what is restored is encrypted for them."""
+    store(session, "a")
+    (entry,) = Files(session).ls()
+    known = session.state.file(entry.file_id)
+    assert known is not None
+    record = FileRecord.parse(known.record)
+    forged = replace(record, readers=(("eve", bytes(32), 0),)).encode()
+    sent: list[FileRecord] = []
+
+    def spoil(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, Record):
+            sent.extend(FileRecord.parse(change.record) for change in request.changes)
+        return reply
+
+    server.spoil = spoil
+    session.state.run("UPDATE file SET record = ?, hash = ?", (forged, record_hash(forged)))
+    with pytest.raises(Fork):
+        list(Files(session).rm_many([entry]))
+    assert not sent
+    session.state.run("UPDATE file SET hash = ?", (known.hash,))
+    assert list(Files(session).rm_many([entry])) == [entry]
+    assert [one.readers for one in sent] == [()]

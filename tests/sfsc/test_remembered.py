@@ -41,6 +41,45 @@ def test_a_chain_grows(tmp_path: Path) -> None:
         assert remembered.chain("alice") == ()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE statement SET body = (SELECT body FROM statement WHERE n = 1) WHERE n = 2",
+        "DELETE FROM statement WHERE n = 2",
+        "INSERT INTO statement SELECT user, 3, body FROM statement WHERE n = 2",
+        "UPDATE statement SET user = 'bob'",
+        "UPDATE statement SET user = 'bob'; UPDATE meta SET key = 'chain:bob' WHERE key LIKE '%:%'",
+        "DELETE FROM meta WHERE key = 'chain:alice'",
+        "UPDATE meta SET value = zeroblob(16) WHERE key = 'chain:alice'",
+    ],
+)
+def test_who_can_only_write_the_file_adds_nobody_s_key(tmp_path: Path, change: str) -> None:
+    """What is remembered is not verified again: files would be encrypted for a key of his."""
+    with opened(tmp_path) as state:
+        Remembered(state).remember_chain("alice", CHAIN)
+        for one in change.split("; "):
+            state.run(one, ())
+        for user in ("alice", "bob"):
+            assert Remembered(state).chain(user) == ()
+        Remembered(state).remember_chain("alice", CHAIN)
+        assert Remembered(state).chain("alice") == CHAIN
+
+
+def test_a_chain_under_another_key_is_followed_anew(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        Remembered(state).remember_chain("alice", CHAIN)
+        state.change_key(b"K" * 32)
+        assert Remembered(state).chain("alice") == ()
+
+
+def test_a_chain_of_which_another_process_knows_another_end(tmp_path: Path) -> None:
+    """A mixture would be nobody's."""
+    with opened(tmp_path) as state:
+        Remembered(state).remember_chain("alice", CHAIN)
+        Remembered(state).remember_chain("alice", (CHAIN[0], b"another", b"third"))
+        assert Remembered(state).chain("alice") == CHAIN
+
+
 def test_a_file_never_goes_back(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = Remembered(state)
