@@ -169,9 +169,13 @@ class Database(Closing):
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            self._roll_back()
             raise
         self._database.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._database.in_transaction:  # a full disk has ended it
+            self._database.execute("ROLLBACK")
 
     def seal(self, plain: bytes, name: str) -> bytes:
         """Bytes to keep, encrypted under the keyring's key for what `name` is about."""

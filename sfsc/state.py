@@ -248,7 +248,9 @@ class State(Database):
         self.run_all(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
-            " version = excluded.version, entry = excluded.entry, vouched = excluded.vouched"
+            " version = excluded.version, vouched = excluded.vouched,"
+            # That of the same record stays: no later listing would bring it again.
+            " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
             " WHERE excluded.rev >= rev",
             rows,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -117,6 +118,16 @@ def test_an_entry_belongs_to_one_record(path: Path) -> None:
         state.remember_file(known(2), b"entry 2")
         assert state.with_entries(both)["a" * 32] == known(2).known
         assert list(state.entries()) == [("a" * 32, b"entry 2")]
+
+
+def test_an_entry_stays_where_another_process_learns_the_same(path: Path) -> None:
+    """It was asked for before the listing that has brought the entry, and no other will."""
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+        state.remember_file(known(1), None)
+        assert list(state.entries()) == [("a" * 32, b"entry")]
+        state.remember_file(known(1, mark="!"), None)
+        assert list(state.entries()) == []
 
 
 def test_names_are_not_readable_on_disk(path: Path) -> None:
@@ -313,6 +324,25 @@ def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
         with state.changing():
             state.remember_file(known(1), b"entry")
         assert state.file("a" * 32) == known(1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limit")
+def test_a_full_disk_is_called_that(path: Path) -> None:
+    import resource
+
+    many = [(known(1, f"{number:032x}"), bytes(1000)) for number in range(9000)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with opened(path) as state:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+            with pytest.raises(LocalError, match=r"disk I/O error|full$"):
+                state.remember_files(many)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+        state.remember_files(many[:1])
+        assert state.file(many[0][0].file_id) == many[0][0]
 
 
 WRITER = """
