@@ -105,7 +105,7 @@ class Audit:
                 TOLD,
                 pinned=self._session.account.first.hex(),
             )
-        files = self._compare(heads)
+        files = self._compare(heads, entries)
         size = self._session.trust.newest.size
         return Verified(len(entries), size, records, len(logged), files)
 
@@ -132,15 +132,22 @@ class Audit:
             raise BadRecord(f"entry {seq} of the log is not the next change of its file", TOLD)
         heads[record.file_id] = record, body
 
-    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]]) -> int:
-        """Every file of the store is in the log with its last record, and the other way round."""
-        missing = dict(heads)
+    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[Entry]) -> int:
+        """Every file of the store is in the log with its last record, and the other way round; of
+        what was changed since `entries` were read, the log must have that very record by now."""
+        missing, others = dict(heads), set[bytes]()
         for page in changed_since(self._session, 0):
             for view in page.views:
                 file = self._session.account.newest(view, None, None)
                 _, body = missing.pop(file.file_id, (None, b""))
                 if body != file.head_body:
-                    raise Rollback("the store has another last record of a file than the log", TOLD)
+                    others.add(file.head_body)
+        if others:
+            others.difference_update(
+                body for entry in self._own.later(entries) for body, _ in entry.records
+            )
+        if others:
+            raise Rollback("the store has another last record of a file than the log", TOLD)
         if missing:
             raise Rollback(f"the store lacks {len(missing)} files that the log has", TOLD)
         return len(heads)

@@ -75,11 +75,8 @@ class OwnLog:
         chain = _Chain(self._session.account.user, before.count, before.last)
         found: list[Entry] = []
         shown = False
-        with contextlib.closing(self.lines(before.next_seq)) as lines:
-            for entry, _ in lines:
-                if chain.user not in entry.accounts:
-                    continue  # one that is shown for another reason, as what we did elsewhere
-                chain.take(entry)
+        with contextlib.closing(self._behind(chain, before.next_seq)) as entries:
+            for entry in entries:
                 found.append(entry)
                 shown = shown or entry.rec == self._session.login_record
                 if shown and not beyond:
@@ -88,6 +85,23 @@ class OwnLog:
             raise Rollback("the log does not show this session's own login", TOLD)
         self.prove(found[-1])
         return found, Followed(found[-1].seq + 1, chain.count, chain.last)
+
+    def later(self, entries: list[Entry]) -> list[Entry]:
+        """The account's entries behind these, which are its first. Raises as `entries`."""
+        chain = _Chain(self._session.account.user, len(entries), entries[-1].hash)
+        found = list(self._behind(chain, entries[-1].seq + 1))
+        if found:
+            self.prove(found[-1])
+        return found
+
+    def _behind(self, chain: _Chain, first: int) -> Generator[Entry]:
+        """The account's entries from seq `first` on, each the next one of the `chain`."""
+        with contextlib.closing(self.lines(first)) as lines:
+            for entry, _ in lines:
+                # One that is not of it is shown for another reason, as what we did elsewhere.
+                if chain.user in entry.accounts:
+                    chain.take(entry)
+                    yield entry
 
     def follow(self) -> None:
         """Learn the newest record of each of our files that was logged before this session began,

@@ -255,6 +255,42 @@ def test_a_store_that_has_a_file_the_log_has_not(server: Simulator, session: Ses
         audit(server, session)
 
 
+def test_another_machine_changes_files_meanwhile(
+    server: Simulator, session: Session, other: Session
+) -> None:
+    """What it puts between the reading of the log and of the store is in the log by then."""
+    work(session)
+    steps: list[Callable[[], object]] = [
+        lambda: put(other, "new"),
+        lambda: put(other, "c", b"other content"),
+        lambda: Files(other).rm("new"),
+    ]
+
+    def hook(request: Request) -> Reply | None:
+        if isinstance(request, List):
+            server._lock.release()
+            while steps:
+                steps.pop(0)()
+            server._lock.acquire()
+        return None
+
+    server.intercept = hook
+    assert audit(server, session)
+    # A server that keeps them out of the log is found out all the same.
+    size = server.log.size
+    steps.append(lambda: put(other, "newer"))
+
+    def hidden(_request: Request, reply: Reply) -> Reply:
+        if isinstance(reply, LogPage):
+            kept = tuple(one for one in reply.entries if one.seq < size)
+            return LogPage(kept, reply.next if reply.next <= size else 0)
+        return reply
+
+    server.spoil = hidden
+    with pytest.raises(Rollback, match="another last record"):
+        audit(server, session)
+
+
 def test_a_listing_without_end(server: Simulator, session: Session) -> None:
     put(session, "a")
 
