@@ -1,7 +1,8 @@
 """What proves that a server has told two stories, kept in a file for people to look at.
 
-Two checkpoints, both signed with the log's key, that cannot both be true of one log. The file is
-text, lies in HOME/evidence and is never removed by us.
+Two checkpoints, both signed with the log's key, that cannot both be true of one log; or instead of
+the first the record of whoever had seen it, which a server takes only where it is true of its log.
+The file is text, lies in HOME/evidence and is never removed by us.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = (
         f"sfs evidence\n{about}\nfound {now}\n{what}\n\n"
-        f"Both of these are signed with the log's key, and cannot both be true of one log.\n\n"
+        f"Both of these are signed, and cannot both be true of one log.\n\n"
         f"known before:\n\n{_shown(known)}\nshown then:\n\n{_shown(shown)}"
     )
     try:

@@ -109,18 +109,21 @@ def parse_record(body: bytes) -> FileRecord:
 
 
 class Admission:
-    """The rules, on what is known of users. `log_size` says how long the log is."""
+    """The rules, on what is known of users. `log_size` says how long the log is, `log_root` under
+    which root its first so many lines are."""
 
     def __init__(
         self,
         server_id: bytes,
         accounts: Accounts,
         log_size: Callable[[], int],
+        log_root: Callable[[int], bytes],
         clock: Callable[[], float],
     ) -> None:
         self._server_id = server_id
         self._accounts = accounts
         self._log_size = log_size
+        self._log_root = log_root
         self._clock = clock
 
     def admit(self, record: FileRecord, body: bytes, signature: bytes, head: Head) -> Admitted:
@@ -201,7 +204,12 @@ class Admission:
         before = head.record
         if record.rev != (1 if before is None else before.rev + 1) or record.prev != head.hash:
             raise Refused("conflict", "the file has changed", head=head.view(user))
-        require(record.seen[0] <= self._log_size(), "the record has seen a log longer than ours")
+        size, root = record.seen
+        require(size <= self._log_size(), "the record has seen a log longer than ours")
+        # Whoever reads the file has it proven, and takes us for a liar where it is not so: that is
+        # not for a user to bring about.
+        holds = not size or root == self._log_root(size)
+        require(holds, "the record has seen another log than ours")
         if before is not None and record.op not in (ACCESS, MOVE):
             require(record.readers == before.readers, "only an access record changes the readers")
 

@@ -18,7 +18,8 @@ _NODES: Final = 4096
 """Nodes of the tree kept in memory, 32 bytes each."""
 _PROOFS: Final = 256
 """Consistency proofs kept in memory: one for each session that is asking, and the newest size. Of
-inclusion proofs the part that those in the same complete subtree share."""
+inclusion proofs the part that those in the same complete subtree share. Roots: those that records
+have seen."""
 
 
 class Inclusion(Value):
@@ -44,6 +45,8 @@ class Proofs:
         self._node = lru_cache(_NODES)(self.node)
         self._consistency = lru_cache(_PROOFS)(self._prove_consistency)
         self._above = lru_cache(_PROOFS)(self._path_above)
+        self.root_at = lru_cache(_PROOFS)(self._root_at)
+        """The root of the first so many lines."""
 
     def node(self, level: int, index: int) -> bytes:
         """A `merkle.NodeReader`: as it stands in the tree now."""
@@ -52,7 +55,7 @@ class Proofs:
         except (OSError, EOFError) as exc:
             raise JournalUnreadableError("logs/tree cannot be read") from exc
 
-    def root_at(self, size: int) -> bytes:
+    def _root_at(self, size: int) -> bytes:
         return merkle.root_at(size, self._node)
 
     def of(self, what: Inclusion | Consistency) -> tuple[bytes, ...]:
@@ -62,7 +65,7 @@ class Proofs:
 
     def forget(self) -> None:
         """The tree was mended."""
-        for kept in (self._node, self._consistency, self._above):
+        for kept in (self._node, self._consistency, self._above, self.root_at):
             kept.cache_clear()
 
     def _prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:

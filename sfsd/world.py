@@ -136,7 +136,9 @@ class World(Mutable):
             accounts=accounts,
             uploads=Uploads(store.stage, share, clock),
             opened=Opened(store.open_blob, share),
-            admission=Admission(identity.server_id, accounts, lambda: journal.size, clock),
+            admission=Admission(
+                identity.server_id, accounts, lambda: journal.size, journal.root_at, clock
+            ),
             visibility=Visibility(accounts, index, clock),
             histories=Histories(journal),
             refusals=RefusalLog(clock),

@@ -190,7 +190,8 @@ def test_a_history_is_looked_for_no_further_back_than_it_goes(
     for number in range(2, 9):
         ada.put(file_id(number))
     seen = served.world.journal.size
-    bodies = [ada.put(F, number, seen=(seen, bytes(32))).body for number in (b"1", b"2")]
+    point = seen, served.world.journal.root_at(seen)
+    bodies = [ada.put(F, number, seen=point).body for number in (b"1", b"2")]
     purge = ada.took(ada.signed(ada.record(F, PURGE, purged=(1,))))
     done(ada.ask(purge.change()))
     bodies += [purge.body, ada.delete(F).body]

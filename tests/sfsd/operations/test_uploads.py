@@ -86,6 +86,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
         {"rev": 2, "prev": bytes(32)},
     ),
     "a log longer than ours": ("bad-request", {"seen": (10**6, bytes(32))}),
+    "another log than ours": ("bad-request", {"seen": (1, bytes(32))}),
     "a version too high": ("bad-request", {"version": 2, "current": 2}),
     "another version current": ("bad-request", {"current": 0}),
     "another size": ("bad-request", {"ciphertext_size": 57}),
