@@ -8,12 +8,12 @@ The file is text, lies in HOME/evidence and is never removed by us.
 from __future__ import annotations
 
 import hashlib
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from sfsc.errors import LocalError
+from sfsc.replacing import make_folder, replace
 
 FOLDER: Final = "evidence"
 
@@ -39,25 +39,10 @@ def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
     )
     try:
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(path, text.encode())
+            make_folder(path.parent)
+            replace(path, text.encode())
     except OSError as exc:
         raise LocalError(f"cannot write the evidence {path}: {exc.strerror}") from exc
-
-
-def _write(path: Path, data: bytes) -> None:
-    arriving = path.with_suffix(f".{os.urandom(4).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(arriving, flags, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        arriving.replace(path)
-    except BaseException:
-        arriving.unlink(missing_ok=True)
-        raise
 
 
 def _shown(note: bytes) -> str:

@@ -14,9 +14,7 @@ The file is ``header[106] ‖ nonce[12] ‖ ciphertext ‖ tag[16]``, big-endian
 key and check are HKDF of Argon2id(passphrase, salt), or of the salt itself without a passphrase;
 then whoever can read the file has the keys, and the header says so.
 
-A file is replaced, never changed: temp file, fsync, rename, fsync of the folder, read back. It is
-made with mode 0600; on Windows it inherits the access list of its folder, which below a user's
-profile admits that user, SYSTEM and administrators only.
+A file is replaced, never changed (`sfsc.replacing`), and read back.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ import contextlib
 import hashlib
 import hmac
 import os
-import re
 import struct
 import unicodedata
 from collections.abc import Iterator
@@ -56,6 +53,7 @@ from sfsc.errors import (
     WrongPassphrase,
 )
 from sfsc.primitives import argon2id, keyring_keys, open_sealed, seal
+from sfsc.replacing import make_folder, remove_left, replace
 
 MAX_KEYRING: Final = 64 * 1024 * 1024
 """Bytes of the longest keyring file: a thief who fills a chain must not keep its owner from it."""
@@ -215,7 +213,7 @@ class KeyringFile:
         """
         lock = _Lock.make(passphrase, cost or Cost())
         with _translated(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             with _exclusive(path):
                 if path.exists():
                     raise LocalError(f"there is a keyring at {path} already")
@@ -324,35 +322,12 @@ def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
     stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
     if len(stored) > MAX_KEYRING:
         raise LocalError(f"a keyring of {len(stored)} bytes")
-    _remove_left(path)
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    try:
-        with open(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(stored)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    # Copies of keys that may be dropped by now; who holds the lock is the only writer.
+    remove_left(path)
+    replace(path, stored)
     if _unseal(_read(path), lock) != contents:
         raise LocalError(f"the keyring at {path} is not what was written")
     return stored
-
-
-def _remove_left(path: Path) -> None:
-    """Remove what writers that were killed have left, who holds the lock: each is a copy of keys,
-    which would outlive those that are dropped."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
-    for left in path.parent.iterdir():
-        if name.fullmatch(left.name):
-            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

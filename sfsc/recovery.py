@@ -118,7 +118,9 @@ def _must_be_kept(parsed: list[Statement], n: int, now: float) -> bool:
     successor is not that old, while there are not so many that some had to go."""
     if n == len(parsed):
         return True
-    return len(parsed) < KEPT_MOST and now - parsed[n].created < KEPT_SECONDS
+    # None was made before those it stands on, whatever the thief says of his.
+    succeeded = max(one.created for one in parsed[: n + 1])
+    return len(parsed) < KEPT_MOST and now - succeeded < KEPT_SECONDS
 
 
 def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:

@@ -7,7 +7,7 @@ older generation counts only where the log had it before the rotation began.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from protocol.chain import COMPROMISED
 from protocol.messages.base import SignedRecord
@@ -15,7 +15,8 @@ from protocol.messages.rotation import WrapItem
 from protocol.records import PUT, REENCRYPT, FileRecord, Statement, record_hash
 from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
-from sfsc.own_log import OwnLog
+from sfsc.identity import parsed
+from sfsc.own_log import RECORDS, OwnLog
 from sfsc.reencryption import Reencryption
 from sfsc.session import Session
 from sfsc.trust import TOLD
@@ -32,15 +33,24 @@ class Theft:
             body for body in reversed(statements) if Statement.parse(body).reason == COMPROMISED
         )
         self._generation = Statement.parse(begun).generation
-        self._before = self._logged_before(begun)
+        generations = {body: Statement.parse(body).generation for body in statements}
+        self._before = self._logged_before(begun, generations)
 
-    def _logged_before(self, begun: bytes) -> frozenset[bytes]:
-        """Hashes of all records of this account that the log had before the rotation began."""
-        found: set[bytes] = set()
+    def _logged_before(self, begun: bytes, generations: Mapping[bytes, int]) -> frozenset[bytes]:
+        """Hashes of all records of this account that the log had before the rotation began, each
+        before its own key was ended: that may be by an earlier one, which was not finished.
+        `generations` are those of the chain's statements."""
+        user, newest, found = self._session.account.user, 0, set[bytes]()
         for entry in OwnLog(self._session).entries():
             if entry.rec == begun:
                 return frozenset(found)
-            found.update(record_hash(body) for body, _ in entry.records)
+            newest = max(newest, generations.get(entry.rec or b"", 0))
+            if entry.owner == user and entry.op in RECORDS:
+                # Whose signature each has is asked where it is taken over.
+                signed = [SignedRecord(body, ()) for body, _ in entry.records]
+                found |= {
+                    record_hash(one.record) for one in signed if parsed(one).generation >= newest
+                }
         raise BadReceipt("the log does not have the beginning of this rotation", TOLD)
 
     def check(self, signed: SignedRecord) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 import sfsc
-from protocol.chain import ROTATE
+from protocol.chain import COMPROMISED, ROTATE
 from protocol.messages.base import SignedRecord
 from protocol.records import FileRecord, Statement
 from sfsc.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account
 from sfsc.keyring import Pending
+from sfsc.own_log import OwnLog
 from sfsc.rotation import Rotation
 from sfsc.theft import Theft
 from tests.e2e.accounts import enrolled
@@ -237,6 +238,38 @@ def test_a_record_that_came_later(alice: Client) -> None:
             known.check(early)
             with pytest.raises(BadRecord):
                 known.check(signed_with_the_old_key(head("later")))
+
+
+def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
+    """What a first rotation had ended, a second upon it does not bring back."""
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        session, rotation = store._session, store._rooms.rotation
+        entries = OwnLog(session).entries
+
+        def theft_with(body: bytes) -> Theft:
+            """With the first record that the log has of the first generation's successor for it."""
+            theirs = entries()
+            at = next(
+                at
+                for at, one in enumerate(theirs)
+                if one.op == "upload" and FileRecord.parse(one.rec or b"").generation == 2
+            )
+            theirs[at] = dataclasses.replace(theirs[at], rec=body)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(OwnLog, "entries", lambda _: theirs)
+                return Theft(session, keyring(alice).statements)
+
+        store._rooms.devices.catch_up()
+        rotation._begin("xwing", None, COMPROMISED)
+        store.put(io.BytesIO(b"new"), name="between")
+        body = session.newest(session.account.file_id("between")).head_body
+        rotation._begin("xwing", None, COMPROMISED)
+        own = SignedRecord(body, ())
+        theft_with(body).check(own)
+        his = signed_with_the_old_key(own)
+        theft = theft_with(his.record)
+        with pytest.raises(BadRecord):
+            theft.check(his)
 
 
 def signed_with_the_old_key(signed: SignedRecord) -> SignedRecord:

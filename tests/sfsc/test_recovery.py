@@ -113,6 +113,15 @@ def test_what_was_kept_long_enough_may_be_gone() -> None:
         account.opened()
 
 
+def test_a_thief_who_says_that_his_statement_is_old() -> None:
+    """With a server that is on his side: it would be free to keep back what is before it."""
+    account = Account(3, 0)
+    account.add(4, WRAPPING, 0)
+    del account.bundles[3]
+    with pytest.raises(Rollback):
+        account.opened()
+
+
 def test_of_many_the_server_may_have_dropped_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfsc.recovery.KEPT_MOST", 6)
     account = Account(2, 5)

@@ -1,0 +1,65 @@
+"""Small private files of ours, each written whole or not at all, and there after a power cut: temp
+file, fsync, rename, fsync of the folder; of a folder that is made, the one above it is synced too.
+
+Made with mode 0600, folders with 0700. On Windows they inherit the access list of their folder,
+which below a user's profile admits that user, SYSTEM and administrators only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+if sys.platform == "darwin":
+    import fcntl
+
+_RANDOM = 8
+
+
+def replace(path: Path, data: bytes) -> None:
+    """`path` is `data` from now on. Raises OSError: then it is that, or what it was before."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(_RANDOM).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def remove_left(path: Path) -> None:
+    """Remove what those who were killed while they replaced `path` have left; nobody does now."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _RANDOM}}}")
+    for left in path.parent.iterdir():
+        if name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """With all that is missing above it."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in missing:
+        _sync_folder(one.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _sync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    if sys.platform == "darwin":  # there `fsync` leaves data in the drive's cache
+        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(handle)

@@ -1,0 +1,79 @@
+"""Small private files: whole or not at all, and there after a power cut."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfsc.replacing import make_folder, remove_left, replace
+
+
+def test_it_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for data in (b"", b"more", b"x" * 100_000, b"less"):
+        replace(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    with pytest.raises(OSError):
+        replace(path, b"data")
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        replace(tmp_path / "missing" / "a", b"data")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_modes(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_folder(tmp_path / "home")
+        replace(tmp_path / "home" / "a", b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "home" / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_left_goes_and_what_has_another_name_stays(tmp_path: Path) -> None:
+    path = tmp_path / "key [a*].x"
+    left = {f".{path.name}.{'0' * 16}", f".{path.name}.0123456789abcdef"}
+    others = {
+        path.name,
+        f".{path.name}.lock",
+        f".{path.name}.{'0' * 15}",
+        f".{path.name}.{'0' * 17}",
+        f".key a.x.{'0' * 16}",
+        f".key [a*]yx.{'0' * 16}",
+    }
+    for name in left | others:
+        (tmp_path / name).touch()
+    remove_left(path)
+    assert {one.name for one in tmp_path.iterdir()} == others
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another call syncs")
+def test_names_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def noting(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    folder = tmp_path / "a" / "b"
+    make_folder(folder)
+    assert set(synced) == {tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino}
+    synced.clear()
+    make_folder(folder)
+    assert not synced
+    replace(folder / "file", b"data")
+    # The file before its name, and that after it.
+    assert synced == [(folder / "file").stat().st_ino, folder.stat().st_ino]
