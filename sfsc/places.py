@@ -85,13 +85,29 @@ class Folder(Closing):
                 raise Unplaceable(f"{path} is a link or a file, and should be a folder") from exc
             return Folder(path, opened)
 
+    def folds_case(self) -> bool:
+        """Whether names that differ in nothing but case are one here. Raises `LocalError`."""
+        with _writing(self.path):
+            name = self._temporary()
+            os.close(os.open(self._at(name), _NEW, 0o600, dir_fd=self._descriptor))
+            try:
+                os.stat(self._at(name.upper()), dir_fd=self._descriptor)
+            except FileNotFoundError:
+                return False
+            finally:
+                os.unlink(self._at(name), dir_fd=self._descriptor)
+            return True
+
+    def _temporary(self) -> str:
+        return f".sfsc-{self._random}-{next(self._count)}"
+
     @contextlib.contextmanager
     def arriving(self, name: str, metadata: Metadata, *, durable: bool) -> Iterator[BinaryIO]:
         """A file to write that takes its place as `name` when the block ends well, and else is
         gone. With `durable` it is on the disk by then. Raises `LocalError` for every fault of the
         file system, those in the block included."""
         with _writing(self.path, name):
-            temporary = f".sfsc-{self._random}-{next(self._count)}"
+            temporary = self._temporary()
             unnamed = self._unnamed(temporary) if metadata.size >= LARGE else None
             made = unnamed
             if made is None:
@@ -160,13 +176,21 @@ class Tree(Closing):
     A context; the last folder that was used stays open, since names come sorted.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises `LocalError`."""
+    def __init__(self, path: Path, *, folds_case: bool | None = None) -> None:
+        """With `folds_case` names that differ in nothing but case may be one there; None: that is
+        found out. Raises `LocalError`."""
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
         self._top = Folder.open(path)
         self._parts: list[str] = []
         self._last = self._top
+        self._placed: dict[str, str] | None = None  # by what their names have in common
+        try:
+            if self._top.folds_case() if folds_case is None else folds_case:
+                self._placed = {}
+        except BaseException:
+            self._top.close()
+            raise
 
     @property
     def path(self) -> Path:
@@ -178,9 +202,22 @@ class Tree(Closing):
         *parts, last = check_placeable(name)
 
         def arriving(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
-            return self._folder(parts).arriving(last, metadata, durable=False)
+            folder = self._folder(parts)
+            self._check_no_other(name)
+            return folder.arriving(last, metadata, durable=False)
 
         return arriving
+
+    def _check_no_other(self, name: str) -> None:
+        """Raise `Unplaceable` where the place of `name` is that of another, which came before."""
+        if self._placed is None:
+            return
+        other = self._placed.setdefault(name.casefold(), name)
+        if other == name:
+            return
+        with contextlib.suppress(OSError):  # one of them is not there: two places, or none yet
+            if (self.path / other).samefile(self.path / name):
+                raise Unplaceable(f"{name} would take the place of {other}, which is another file")
 
     def _folder(self, parts: list[str]) -> Folder:
         if parts != self._parts:

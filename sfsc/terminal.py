@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     return "".join(_escape(char) if _unsafe(char) else char for char in text)
 
 
+def lines_for_people(text: str) -> str:
+    """As `printable`, of a text whose lines stay lines."""
+    return "".join(f"{printable(line)}\n" for line in text.removesuffix("\n").split("\n"))
+
+
 def _unsafe(char: str) -> bool:
     return unicodedata.category(char) in _UNSAFE
 

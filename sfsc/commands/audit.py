@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -94,7 +95,9 @@ def check(context: Context, file: BinaryIO, vkey: str | None) -> None:
 def checkpoint_(context: Context) -> None:
     """Print the newest proven state of the log, signed by the server, for others to compare."""
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
-        terminal.write(store.checkpoint().decode())
+        note = store.checkpoint().decode()
+    # A server may sign lines beside those that we know: to a terminal they go as all foreign text.
+    terminal.write(terminal.lines_for_people(note) if sys.stdout.isatty() else note)
 
 
 @command.command()

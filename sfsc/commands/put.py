@@ -65,6 +65,9 @@ def command(
     items = list(_items([file for file in files if Path(file) not in folders], name))
     if receipt is not None and (len(items) != 1 or folders):
         raise UsageError("--receipt is for one file", "put the files one by one")
+    if receipt is not None and receipt.exists():
+        # Before the file is stored: an error behind that would look as if it was not.
+        raise LocalError(f"there is a file {receipt} already", "name another file")
     failures = terminal.Failures()
     with (
         terminal.Bar() as bar,

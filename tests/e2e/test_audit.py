@@ -46,6 +46,7 @@ def test_a_receipt_that_was_tampered_with(alice: Client, tmp_path: Path) -> None
     proof = tmp_path / "proof"
     alice.run("put", "-", "--name", "a", "--receipt", proof, stdin=b"content")
     alice.run("put", "-", "--name", "b", "--receipt", proof, stdin=b"x", code=1)  # it is there
+    alice.run("stat", "b", code=3)  # and so nothing was stored
     text = proof.read_bytes()
     lines = text.split(b"\n")
     wrong = [

@@ -44,6 +44,37 @@ def test_a_tree_of_files(tmp_path: Path) -> None:
     assert everything(tmp_path / "a" / "b") == expected
 
 
+def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
+    """Where they are one, the second is not put in the first one's place."""
+    with Folder.open(tmp_path) as folder:
+        folds = folder.folds_case()
+    (tmp_path / "case").write_bytes(b"")
+    assert folds == (tmp_path / "CASE").exists()
+    with Tree(tmp_path / "tree") as tree:
+        write(tree, "a/Name", b"first")
+        if folds:
+            with pytest.raises(Unplaceable):
+                write(tree, "A/name", b"second")
+        else:
+            write(tree, "A/name", b"second")
+    assert everything(tmp_path / "tree")["a/Name"] == b"first"
+    assert all(not path.name.startswith(".sfsc") for path in tmp_path.rglob("*"))
+
+
+@posix
+def test_a_name_whose_place_is_that_of_another(tmp_path: Path) -> None:
+    """As on a file system that takes two names for one, told by a link that has both."""
+    with Tree(tmp_path, folds_case=True) as tree:
+        for name in ("Name", "NAMES", "Name"):
+            write(tree, name, b"first")
+        os.link(tmp_path / "Name", tmp_path / "name")
+        with pytest.raises(Unplaceable):
+            write(tree, "name", b"second")
+        write(tree, "names", b"second")
+    assert (tmp_path / "Name").read_bytes() == b"first"
+    assert (tmp_path / "names").read_bytes() == b"second"
+
+
 @posix
 def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
     with Tree(tmp_path) as tree:

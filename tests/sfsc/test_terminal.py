@@ -61,6 +61,10 @@ def test_json_is_one_ascii_line(value: dict[str, str]) -> None:
     assert json.loads(written) == value
 
 
+def test_lines_stay_lines() -> None:
+    assert terminal.lines_for_people("a\n\u2014 b\x1b[2J\r\n") == "a\n\u2014 b\\x1b[2J\\r\n"
+
+
 @pytest.mark.parametrize(
     ("size", "shown"),
     [
