@@ -25,13 +25,18 @@ from sfsc.trust import TOLD
 
 _Reply = TypeVar("_Reply", bound=Reply)
 
+# What is deleted is trash, and counts as what is there.
+_ROOM: Final = (
+    "make room by `rm --purge` or `history --prune`, or ask the operator: `sfsd user quota`; an"
+    " upload that was broken off is dropped within the hour"
+)
 _REFUSALS: Final[dict[str, tuple[type[SfscError], str | None]]] = {
     "not-allowed": (Denied, None),
     "refused": (Denied, "the operator can tell why: `sfsd user show`"),
     "denied": (Denied, None),
     "token": (TokenRefused, "ask the operator for a new invitation: `sfsd user add`"),
     "not-found": (NotFound, None),
-    "quota": (QuotaExceeded, "delete something, or ask the operator: `sfsd user quota`"),
+    "quota": (QuotaExceeded, _ROOM),
     "damaged": (Damaged, "the operator finds out more with `sfsd fsck`"),
     "conflict": (ConflictError, "look what is there now, and run the command again"),
     "changed": (ConflictError, "run the command again"),

@@ -78,7 +78,11 @@ class Ledger(CatchingUp):
         """Take `size` bytes out of `quota` bytes (0: no limit). Raises `Refused`."""
         with self._lock:
             if quota and self._held + self._reserved + size > quota:
-                raise Refused("quota", f"{size:,} bytes more would pass the quota of {quota:,}")
+                # What is reserved shows in no listing: who has nothing to delete learns why.
+                also = f"; {self._reserved:,} are held for uploads" if self._reserved else ""
+                raise Refused(
+                    "quota", f"{size:,} bytes more would pass the quota of {quota:,}{also}"
+                )
             self._reserved += size
 
     def release(self, size: int) -> None:

@@ -52,8 +52,8 @@ def command(
     is absolute or climbs out of the present folder is stored under its last part.
 
     With -r a FILE that is a folder is stored with all that is in it, below its own path or --name.
-    Links, pipes and devices in it are left out; what cannot be read is named, and the others are
-    stored all the same: exit code 1.
+    Links, pipes, devices and empty folders in it are left out; what cannot be read is named, and
+    the others are stored all the same: exit code 1.
 
     With --if-version and --no-overwrite, a FILE whose name has another version is not stored: exit
     code 6. It ends there; what stands before it was stored.

@@ -98,7 +98,11 @@ def test_full_quota(daemon: Daemon, tmp_path: Path) -> None:
     blames(carol.run("put", "b", code=4, cwd=tmp_path), "quota")
     blames(carol.run("put", "big", code=4, cwd=tmp_path), "quota")
     assert carol.run("ls").lines == ["a"]
+    # What is deleted is trash, and counts: the hint says what helps.
     carol.run("rm", "a")
+    blames(carol.run("put", "b", code=4, cwd=tmp_path), "rm --purge")
+    carol.run("rm", "--purge", "a")
+    carol.run("put", "b", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("size", [100, 600_000, 3_000_000])

@@ -109,3 +109,13 @@ def test_a_load_that_fails_may_be_tried_again() -> None:
     ledger.load(lambda: ([holding(1)], []))
     ledger.load(fail)  # not asked again
     assert ledger.used == 5
+
+
+def test_who_has_nothing_to_delete_learns_what_holds_the_room() -> None:
+    ledger = Ledger()
+    with pytest.raises(Refused) as full:
+        ledger.reserve(2000, 1500)
+    assert full.value.cause == "2,000 bytes more would pass the quota of 1,500"
+    ledger.reserve(1200, 1500)
+    with pytest.raises(Refused, match="; 1,200 are held for uploads"):
+        ledger.reserve(1000, 1500)
