@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, Final
 
@@ -35,7 +36,7 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import SigningKey
-from protocol.values import Value, field
+from protocol.values import Value, changed, field
 from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (
@@ -249,6 +250,8 @@ def content_record(
 # --- the bundle -----------------------------------------------------------------------------
 
 _MAX_GENERATIONS: Final = 64
+_LONGER: Final = 4
+"""Bytes that msgpack's header of a long array or bin has more than that of a short one."""
 
 
 class Bundle(Struct):
@@ -284,18 +287,27 @@ def seal_bundle(
 
     `recipients` are the statement's devices, its recovery key and its own wrap key. K's info
     without a recipient is the associated data of what K seals, so that no bundle passes for that
-    of another statement. Raises `LocalError` past 64 KiB.
+    of another statement. Of pins that are too many only the first are in it: another machine asks
+    about the others again. Raises `LocalError` where the rest is past 64 KiB.
     """
     key = new_key()
     keys = tuple(
         (public.key_id, public.wrap(key, bundle_info(server, user, n, public.key_id)))
         for public in recipients
     )
-    body = seal(key, encoding.pack(bundle.to_map()), bundle_info(server, user, n, b""))
-    try:
-        packed = encoding.pack(_SealedBundle(keys, body).to_map())
-    except MessageError as exc:
-        raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
+
+    def sealed(pins: tuple[tuple[str, bytes], ...]) -> bytes:
+        body = encoding.pack(changed(bundle, pins=pins).to_map())
+        body = seal(key, body, bundle_info(server, user, n, b""))
+        try:
+            return encoding.pack(_SealedBundle(keys, body).to_map())
+        except MessageError as exc:
+            raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
+
+    # What is longer than these: the headers of an array and of a bin, for more that is in them.
+    room = MAX_BUNDLE - len(sealed(())) - 2 * _LONGER
+    sizes = itertools.accumulate(len(encoding.pack(pin)) for pin in bundle.pins)
+    packed = sealed(bundle.pins[: sum(size <= room for size in sizes)])
     if len(packed) > MAX_BUNDLE:
         raise LocalError(f"the account's bundle has grown to {len(packed)} bytes")
     return packed

@@ -32,7 +32,7 @@ from sfsc.envelope import (
     seal_bundle,
 )
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
-from sfsc.keyring import GenerationKeys
+from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import PrivateKey, PublicKey
 from sfsc.segments import ciphertext_size
 
@@ -396,7 +396,18 @@ def test_a_large_bundle_fits_a_message() -> None:
     assert MAX_BUNDLE * 0.9 < len(_sealed(_with_pins(1400))) <= MAX_BUNDLE
 
 
-@pytest.mark.parametrize("pins", [1480, 2500])
-def test_a_bundle_past_its_limit_is_not_sent(pins: int) -> None:
+@pytest.mark.parametrize("pins", [1400, 1450, 1460, 1480, 2500, MAX_PINS])
+@pytest.mark.parametrize("devices", [1, 17])
+def test_of_more_people_than_fit_the_first_are_in_it(pins: int, devices: int) -> None:
+    """Else who knows many could not rotate his keys any more."""
+    bundle = _with_pins(pins)
+    sealed = _sealed(bundle, 1, *([DEVICE.public] * devices), WRAP.public)
+    found = open_bundle(sealed, _statement(sealed), [WRAP])
+    assert found.pins == bundle.pins[: len(found.pins)]
+    assert dataclasses.replace(found, pins=()) == dataclasses.replace(bundle, pins=())
+    assert len(found.pins) == pins or MAX_BUNDLE - 50 < len(sealed) <= MAX_BUNDLE
+
+
+def test_a_bundle_past_its_limit_is_not_sent() -> None:
     with pytest.raises(LocalError):
-        _sealed(_with_pins(pins))
+        _sealed(dataclasses.replace(BUNDLE, checkpoint=bytes(MAX_BUNDLE)))
