@@ -18,10 +18,14 @@ OTHER = bytes(range(1, 33))
 INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
 
 
-def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
-    """RFC 5869 for 32 bytes of output, from its text."""
+def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int = 32) -> bytes:
+    """RFC 5869, from its text."""
     prk = hmac.digest(salt or bytes(32), secret, "sha256")
-    return hmac.digest(prk, info + b"\x01", "sha256")
+    made = last = b""
+    for count in range(1, 1 + size // 32):
+        last = hmac.digest(prk, last + info + bytes([count]), "sha256")
+        made += last
+    return made
 
 
 @pytest.fixture(scope="module", params=WRAP_ALGORITHMS)
@@ -43,6 +47,10 @@ def private(request: pytest.FixtureRequest) -> primitives.PrivateKey:
         (primitives.segment_key(KEY, b"s" * 32, b"c" * 16), _hkdf(KEY, b"s" * 32, b"c" * 16)),
         (primitives.keyring_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/keyring/seal")),
         (primitives.keyring_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/keyring/check")),
+        (primitives.recovery_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/recovery/sign")),
+        (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/recovery/xwing", 96)),
+        (primitives.state_key(b"d" * 96), _hkdf(b"d" * 96, b"", b"sfs/v1/state")),
+        (primitives.known_key(KEY), _hkdf(KEY, b"", b"sfs/v1/state/known")),
     ],
 )
 def test_derivations(derived: bytes, formula: bytes) -> None:

@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from protocol.records import WRAP_ALGORITHMS, key_id
+from protocol.records import WRAP_ALGORITHMS, Statement, key_id
+from protocol.signatures import SigningKey
 from sfsc import primitives
-from sfsc.envelope import ContentKey, Metadata
+from sfsc.codes import RecoveryCode
+from sfsc.envelope import Bundle, ContentKey, Metadata, seal_bundle
 from sfsc.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.segments import Encryptor
 
@@ -121,6 +123,52 @@ def _keyring_file(passphrase: str | None) -> str:
         return path.read_bytes().hex()
 
 
+RECOVERY = RecoveryCode(drawn("recovery code", 32))
+BUNDLE = Bundle(keyring().generations, keyring().name_keys, keyring().pins, drawn("note", 50))
+
+
+def _bundle() -> str:
+    code, own, known = RECOVERY.wrapping.public, _private("xwing", {}).public, keyring()
+    recipients = [own, code]
+    sealed = seal_bundle(BUNDLE, server=SERVER, user=known.user, n=7, recipients=recipients)
+    return sealed.hex()
+
+
+def statement(sealed: str) -> Statement:
+    """Whose bundle it is; signed by nobody."""
+    (keys,), own = keyring().generations, _private("xwing", {}).public
+    return Statement(
+        server=SERVER,
+        user=keyring().user,
+        n=7,
+        generation=keys.generation,
+        oldest=1,
+        sign_pub=SigningKey.from_seed(keys.sign_seed).public,
+        wrap_alg=own.alg,
+        wrap_pub=own.encoded,
+        devices=(),
+        recovery=RECOVERY.public,
+        voids=(),
+        bundle_sha256=hashlib.sha256(bytes.fromhex(sealed)).digest(),
+        created=1_700_000_000,
+        due=1_700_000_001,
+        expires=1_700_000_002,
+        prev=drawn("statement before", 32),
+        reason="recovery-key",
+    )
+
+
+def _recovery(kept: Json) -> Json:
+    sealed = kept.get("bundle") or _bundle()
+    return {
+        "code": RECOVERY.text,
+        "public": RECOVERY.public.sign_pub.hex(),
+        "xwing_key_id": RECOVERY.wrapping.public.key_id.hex(),
+        "statement": statement(sealed).encode().hex(),
+        "bundle": sealed,
+    }
+
+
 def generate(kept: Json) -> Json:
     """The whole file; `kept` is the one that is there, or empty."""
     files = kept.get("keyring_files", {})
@@ -140,6 +188,7 @@ def generate(kept: Json) -> Json:
             "passphrase": files.get("passphrase") or _keyring_file(PASSPHRASE),
             "no_passphrase": files.get("no_passphrase") or _keyring_file(None),
         },
+        "recovery": _recovery(kept.get("recovery", {})),
     }
 
 

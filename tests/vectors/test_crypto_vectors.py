@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS, FileRecord
+from protocol.records import WRAP_ALGORITHMS, FileRecord, Statement
 from sfsc import primitives
-from sfsc.envelope import Author, ContentKey, Metadata, content_record
+from sfsc.codes import RecoveryCode
+from sfsc.envelope import Author, ContentKey, Metadata, content_record, open_bundle
 from sfsc.keyring import KeyringFile
 from sfsc.segments import ciphertext_size
 
@@ -72,3 +73,16 @@ def test_keyring_files_open(kind: str, tmp_path: Path) -> None:
     path.write_bytes(bytes.fromhex(VECTORS["keyring_files"][kind]))
     passphrase = VECTORS["derivations"]["passphrase"] if kind == "passphrase" else None
     assert KeyringFile.open(path, passphrase).contents.to_map() == GENERATOR["keyring"]().to_map()
+
+
+@pytest.mark.parametrize("by", ["code", "own key"])
+def test_the_bundle_opens(by: str) -> None:
+    """With a code that was printed, or with the keys that an older keyring has."""
+    case = VECTORS["recovery"]
+    code = RecoveryCode.parse(case["code"])
+    own = primitives.PrivateKey("xwing", bytes.fromhex(VECTORS["wraps"]["xwing"]["private"]))
+    statement = Statement.parse(bytes.fromhex(case["statement"]))
+    assert code.public == statement.recovery
+    sealed = bytes.fromhex(case["bundle"])
+    found = open_bundle(sealed, statement, [code.wrapping if by == "code" else own])
+    assert found.to_map() == GENERATOR["BUNDLE"].to_map()
