@@ -60,11 +60,33 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"sfsc.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
+        _let_answer_in_json(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _let_answer_in_json(command: click.Command) -> None:
+    """Let --json stand behind the command too, where `sfsd` has it. Twice does no harm."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _let_answer_in_json(inner)
+    elif all("--json" not in one.opts for one in command.params):
+        json = click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_answer_in_json,
+            help="Answer in JSON, one object a line.",
+        )
+        command.params.append(json)
+
+
+def _answer_in_json(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.obj = Context(ctx.ensure_object(Context).home, True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -251,16 +251,17 @@ def write_private(path: Path, data: bytes) -> None:
         raise LocalError(f"cannot write {path}: {exc.strerror}", "name another file") from exc
 
 
-def new_passphrase() -> str | None:
-    """A passphrase for a new keyring, typed twice; None where the environment names it.
+def new_passphrase(of: str = "") -> str | None:
+    """A passphrase for a new keyring, or for what `of` says, typed twice; None where the
+    environment names it.
 
     Raises `UsageError` when the two differ or nothing was typed.
     """
     if _is_named():
         return None
-    first = _prompt("New passphrase: ")
+    first = _prompt(f"New passphrase{of}: ")
     if not first:
-        raise UsageError("an empty passphrase", "say `sfsc init --no-passphrase` if you want none")
+        raise UsageError("an empty passphrase", "say --no-passphrase if you want none")
     if first != _prompt("Once more: "):
         raise UsageError("the two passphrases differ", "nothing was written; start again")
     return first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -79,7 +78,7 @@ def command(
         _recover(context, undo_from, take_back=take_back, no_passphrase=no_passphrase)
         return
     if invitation == "-":
-        invitation = sys.stdin.readline()
+        invitation = terminal.ask("The invitation: ")
     keys = None if pem is None else pem.read(_MAX_KEY_FILE + 1)
     lock = None if no_passphrase else terminal.new_passphrase()
     of_keys = terminal.passphrase_source("Passphrase of the key file: ")

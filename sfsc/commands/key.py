@@ -82,7 +82,7 @@ def backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
     It stays good when your keys are rotated. `sfsc key restore FILE` opens the account with it on
     another machine, again and again. It counts as one of your devices.
     """
-    passphrase = None if no_passphrase else terminal.new_passphrase()
+    passphrase = None if no_passphrase else terminal.new_passphrase(" of the backup")
     with _connected(context) as store:
         store.backup(file, passphrase=passphrase, no_passphrase=no_passphrase)
     terminal.say(
@@ -145,7 +145,7 @@ def export(context: Context, file: Path, *, no_passphrase: bool) -> None:
     pem = sfsc.export_pem(
         context.home,
         passphrase=terminal.passphrase_source(),
-        pem_passphrase=None if no_passphrase else terminal.new_passphrase(),
+        pem_passphrase=None if no_passphrase else terminal.new_passphrase(" of the key file"),
         no_passphrase=no_passphrase,
     )
     terminal.write_private(file, pem)

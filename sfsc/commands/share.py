@@ -97,7 +97,8 @@ def trusting(action: Callable[[bool], _Done], *, first_use: bool) -> _Done:
         if not terminal.is_interactive():
             raise
         terminal.say(f"sfsc: {terminal.printable(exc.cause)}")
-        if terminal.ask("Have you compared this fingerprint with him? [y/N] ").lower() != "y":
+        said = terminal.ask("Have you compared this fingerprint with him? [y/N] ")
+        if said.strip().lower() not in ("y", "yes"):
             raise
         return action(True)
 

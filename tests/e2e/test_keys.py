@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from protocol.records import WRAP_ALGORITHMS
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
-from tests.harness import Client, Daemon
+from tests.harness import Client, Daemon, command, environment
 
 OPEN = "--no-passphrase"
 
@@ -251,3 +252,24 @@ def test_a_machine_that_dies_while_it_joins(daemon: Daemon, alice: Client, tmp_p
         finished += 1
         assert machine.run("cat", "kept/a").stdout == b"precious"
     assert len(objects(alice.run("--json", "device", "list"))) == 2 + finished
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a terminal of the kind that Unix has")
+def test_who_pastes_an_invitation_is_asked_for_it(daemon: Daemon, fresh: Client) -> None:
+    ours, its = os.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as keyboard, os.fdopen(its, "rb") as stdin:
+        process = subprocess.Popen(
+            [*command("sfsc"), "init", "-", OPEN],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment({"SFSC_HOME": str(fresh.home)}),
+        )
+        keyboard.write(daemon.add_user("alice").encode() + b"\n")
+        _out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, b"The invitation: ")
+    (me,) = objects(fresh.run("whoami", "--json"))
+    assert me["user"] == "alice"
+    assert objects(fresh.run("device", "list", "--json")) == objects(
+        fresh.run("--json", "device", "list")
+    )

@@ -124,3 +124,17 @@ def test_no_terminal_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
         source()
     with pytest.raises(SfscError):
         terminal.new_passphrase()
+
+
+def test_a_prompt_says_what_the_new_passphrase_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[str] = []
+
+    def prompt(text: str) -> str:
+        asked.append(text)
+        return "secret"
+
+    monkeypatch.setattr(terminal, "_prompt", prompt)
+    assert terminal.new_passphrase(" of the backup") == "secret"
+    assert asked == ["New passphrase of the backup: ", "Once more: "]
