@@ -151,7 +151,7 @@ class Downloads:
         with us, None for our own.
 
         One that fails is told to `skip`, and the work goes on, unless it is the connection. What
-        their signers had seen of the log is proven last, all together.
+        their signers had seen of the log is proven last, or where there is much of it.
         """
         window = Window[_Asked](self._session, AHEAD)
         line = _Line()
@@ -160,6 +160,8 @@ class Downloads:
                 if len(window) + len(line) >= AHEAD:
                     yield from self._placed(self._next(window, line), skip)
                 window.send(asked, asked[1].request)
+                if self._seen.are_many:
+                    self._seen.prove()
             while window or line:
                 yield from self._placed(self._next(window, line), skip)
         finally:

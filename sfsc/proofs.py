@@ -10,7 +10,7 @@ from protocol.errors import CheckpointError, LogError, ProofError, RemoteProtoco
 from protocol.records import ServerStatement, server_id
 from protocol.tlogproof import TlogProof
 from protocol.values import Value
-from sfsc.errors import BadReceipt, UsageError
+from sfsc.errors import BadReceipt, LocalError, UsageError
 from sfsc.state import kept_server_statements
 
 
@@ -66,8 +66,12 @@ def known_verifiers(state: Path) -> list[Verifier]:
     The file is this user's own; each statement must still name the server that is pinned there.
     """
     pin, bodies = kept_server_statements(state)
-    statements = [ServerStatement.parse(body) for body in bodies]
-    found = [Verifier.parse(one.log_vkey) for one in statements if server_id(one.server_pub) == pin]
+    try:
+        statements = [ServerStatement.parse(body) for body in bodies]
+        ours = [one for one in statements if server_id(one.server_pub) == pin]
+        found = [Verifier.parse(one.log_vkey) for one in ours]
+    except RemoteProtocolError as exc:
+        raise LocalError(f"{state} is damaged: {exc}") from exc
     return [one for one in found if one.name == origin_of(pin)]
 
 

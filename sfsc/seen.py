@@ -17,6 +17,8 @@ from sfsc.session import Session
 from sfsc.trust import Point
 from sfsc.window import Window
 
+_MANY: Final = 4096
+"""Points, of about 2 KB each, that should not wait for more to be proven."""
 _REMEMBERED: Final = 65_536
 """Points of the log that were proven and are not asked about again."""
 
@@ -38,6 +40,11 @@ class Seen:
 
     def _is_noted(self, seen: tuple[int, bytes]) -> bool:
         return seen in self._open or seen in self._proven or self._session.trust.has_proven(seen)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether what was noted should be proven now, and not be kept in memory until the end."""
+        return len(self._open) >= _MANY
 
     def prove(self) -> None:
         """Have the log proven to continue all that was noted. Raises `Fork` and `Rollback`."""

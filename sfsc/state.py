@@ -313,8 +313,10 @@ def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
             raise LocalError(f"there is no account in {path.parent}", hint)
         database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
-            (account,) = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
+            found = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
+            if found is None:
+                raise sqlite3.DatabaseError("it does not say whose it is")
             rows = database.execute("SELECT statement FROM server_statement ORDER BY n DESC")
-            return bytes(account[:32]), [bytes(body) for (body,) in rows]
+            return bytes(found[0][:32]), [bytes(body) for (body,) in rows]
         finally:
             database.close()

@@ -134,13 +134,22 @@ def _walk(
             skip(item.path, Unreadable("has the name of another, which only spells it otherwise"))
             continue
         names.add(name)
-        if item.is_dir(follow_symlinks=False):
-            if len(here) >= MAX_DEPTH:
-                skip(item.path, Unreadable("too many folders in one another"))
-            else:
-                yield from _walk(item.path, here, skip)
-        elif item.is_file(follow_symlinks=False):
+        try:
+            is_dir, is_file = _kind(item)
+        except OSError as exc:
+            skip(item.path, Unreadable(f"cannot be looked at: {exc.strerror}"))
+            continue
+        if is_dir and len(here) >= MAX_DEPTH:
+            skip(item.path, Unreadable("too many folders in one another"))
+        elif is_dir:
+            yield from _walk(item.path, here, skip)
+        elif is_file:
             yield item.path, here
         else:
             what = "a link" if item.is_symlink() else "neither a file nor a folder"
             skip(item.path, Special(f"is {what}, and was not stored"))
+
+
+def _kind(item: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Whether it is a folder, or a file. Raises OSError: some file systems must be asked for it."""
+    return item.is_dir(follow_symlinks=False), item.is_file(follow_symlinks=False)

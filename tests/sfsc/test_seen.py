@@ -9,11 +9,13 @@ import pytest
 
 from protocol.messages import Error, Reply, Request
 from protocol.messages.log import LogHead, LogProof
+from sfsc import seen as seen_module
 from sfsc.blobs import Blob
 from sfsc.downloads import Downloads
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.seen import Seen
 from sfsc.session import Session
+from sfsc.trees import Trees
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import drop, once
@@ -74,6 +76,24 @@ def test_a_connection_that_is_lost_while_it_is_proven(
     seen.prove()
     assert other.connections == 3
     assert other.state.distrusted() is None
+
+
+def test_of_many_files_it_is_not_all_kept_until_the_end(
+    server: Simulator,
+    session: Session,
+    other: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen_module, "_MANY", 4)
+    for number in range(50):
+        put(session, f"d/{number:02}")
+    server.requests.clear()
+    asked = list[int]()
+    for _ in Trees(other).get("d", tmp_path / "out", lambda _what, _why: None):
+        asked.append(len(server.asked(LogProof)))
+    assert 0 < asked[0] <= asked[-1] < len(server.asked(LogProof))
+    assert len(list((tmp_path / "out" / "d").iterdir())) == 50
 
 
 @pytest.mark.parametrize("longer", [0, 3, 30])

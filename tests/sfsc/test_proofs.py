@@ -1,0 +1,29 @@
+"""Log keys that are remembered; that proofs are checked by them is tested with the programs."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sfsc.errors import LocalError
+from sfsc.home import state_path
+from sfsc.proofs import known_verifiers
+from sfsc.session import Session
+
+
+def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:
+    path = state_path(home)
+    (verifier,) = known_verifiers(path)
+    assert verifier.vkey == session.trust.log_vkey
+    session.state.close()
+    for change in (
+        "UPDATE server_statement SET statement = x'80'",
+        "DELETE FROM meta WHERE key = 'account'",
+    ):
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute(change)
+        with pytest.raises(LocalError):
+            known_verifiers(path)
