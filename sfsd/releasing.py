@@ -112,10 +112,11 @@ class Releasing:
 def most_waiting() -> int:
     """How many handles may wait: of few that the process may have a quarter, of many all but those
     for others."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        most = allowed()
+        return min(MOST, max(most // 4, most - OTHERS))
+    else:
         return 0  # none is held
-    most = allowed()
-    return min(MOST, max(most // 4, most - OTHERS))
 
 
 def allow_handles() -> None:
