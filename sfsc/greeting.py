@@ -47,8 +47,8 @@ def signed_login(transport: Transport, server: bytes, user: str, generation: int
 
 def trust_from(state: State, pin: bytes) -> Trust:
     """What is believed of the server `pin` (its server_id), going on from what is remembered."""
-    newest, note = state.checkpoint(), state.checkpoint_note()
-    point = Point(*newest, note) if newest is not None and note is not None else None
+    newest = state.checkpoint()
+    point = None if newest is None else Point(*newest)
     return Trust(pin, statement=state.server_statement(), newest=point)
 
 

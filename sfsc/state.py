@@ -87,15 +87,11 @@ class State(Database):
 
     # --- the log ------------------------------------------------------------------------------
 
-    def checkpoint(self) -> tuple[int, bytes] | None:
-        """Size and root (32 bytes) of the newest proven checkpoint."""
-        row = self.row("SELECT size, root FROM checkpoint")
-        return None if row is None else (row[0], row[1])
-
-    def checkpoint_note(self) -> bytes | None:
-        """The signed note of the newest proven checkpoint."""
-        row = self.row("SELECT note FROM checkpoint")
-        return None if row is None else row[0]
+    def checkpoint(self) -> tuple[int, bytes, bytes] | None:
+        """Size and root (32 bytes) of the newest proven checkpoint, and the signed note that says
+        so; of one moment, since other processes remember newer ones."""
+        row = self.row("SELECT size, root, note FROM checkpoint")
+        return None if row is None else (row[0], row[1], row[2])
 
     def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
         """A checkpoint that was proven from an earlier one; nothing where a newer one is here."""

@@ -24,6 +24,7 @@ from sfsc.attempts import Attempt, Attempts, Content, Put, step_by_step
 from sfsc.envelope import ContentKey
 from sfsc.errors import (
     IntegrityError,
+    LocalError,
     NetworkError,
     SfscError,
     Unreadable,
@@ -180,6 +181,9 @@ class Uploads:
             return self._attempts.follow_up(item, reply)
         try:
             return self._committed(item, reply, many.workshop)
+        except Unreadable as exc:
+            # Read again from its beginning: it is not the source whose turn it is, nor left out.
+            raise LocalError(exc.cause, exc.hint) from exc
         finally:
             many.done(item)
 

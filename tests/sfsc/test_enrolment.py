@@ -63,7 +63,7 @@ def test_a_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
     private = PrivateKey(key_type, keyring.current.wrap_private)
     assert statement.key_id == key_id(key_type, private.public.encoded)
     with open_state(fresh, keyring) as state:
-        assert state.checkpoint() == (1, server.log.root(1))
+        assert state.checkpoint() == (1, server.log.root(1), server.log.checkpoint(1))
 
 
 def test_what_is_sent(server: Simulator, fresh: Path) -> None:

@@ -36,7 +36,8 @@ def dropping(kind: type[Request], times: int) -> tuple[list[Request], Spoil]:
 
 def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, home: Path) -> None:
     assert session.trust.newest.size == server.log.size
-    assert session.state.checkpoint() == (server.log.size, server.log.root(server.log.size))
+    log = server.log
+    assert session.state.checkpoint() == (log.size, log.root(log.size), log.checkpoint())
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
     with open_state(home, session.keyring) as state:
         again = Session(session.keyring, state, QUICK)

@@ -43,7 +43,6 @@ def vouched(rev: int, file_id: str = "a" * 32) -> Revision:
 def test_nothing_is_known_at_first(path: Path) -> None:
     with opened(path) as state:
         assert state.checkpoint() is None
-        assert state.checkpoint_note() is None
         assert state.server_statement() is None
         assert state.file("a" * 32) is None
         assert state.listed() == 0
@@ -57,8 +56,7 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         state.remember_file(known(3), b"entry")
         state.remember_listed(5)
     with opened(path) as state:
-        assert state.checkpoint() == (7, b"r" * 32)
-        assert state.checkpoint_note() == b"note"
+        assert state.checkpoint() == (7, b"r" * 32, b"note")
         assert state.server_statement() == b"statement"
         assert state.file("a" * 32) == known(3)
         assert state.revisions() == {"a" * 32: known(3).known}
@@ -77,8 +75,7 @@ def test_nothing_moves_back(path: Path) -> None:
             state.remember_file(known(step), b"entry %d" % step)
             state.remember_listed(step)
         for state in (late, early):
-            assert state.checkpoint() == (9, b"\x09" * 32)
-            assert state.checkpoint_note() == b"note 9"
+            assert state.checkpoint() == (9, b"\x09" * 32, b"note 9")
             assert state.server_statement() == b"statement 9"
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
@@ -368,6 +365,5 @@ def test_many_processes_write_at_once(path: Path) -> None:
     ]
     assert [process.wait(60) for process in running] == [0] * 4
     with opened(path) as state:
-        assert state.checkpoint() == (239, bytes(32))
-        assert state.checkpoint_note() == b"note 239"
+        assert state.checkpoint() == (239, bytes(32), b"note 239")
         assert list(state.entries()) == [("a" * 32, b"entry 239")]

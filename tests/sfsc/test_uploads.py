@@ -576,3 +576,18 @@ def test_one_source_that_breaks_among_many(server: Simulator, session: Session, 
     assert server.uploads == {}
     with pytest.raises(Unreadable):
         list(Uploads(session).put_many([(Broken(bytes(size)), "b")]))
+
+
+def test_one_source_that_breaks_when_it_is_read_again(server: Simulator, session: Session) -> None:
+    """It is not the one whose turn it is, which would be left out for it."""
+
+    class Once(io.BytesIO):
+        def seek(self, *_place: int) -> int:
+            raise OSError(5, "Input/output error")
+
+    server.spoil = once(PutCommit, lost(server))
+    items: list[tuple[Source, str | None]] = [(Once(bytes(BIG)), "a"), (io.BytesIO(b"2"), "a")]
+    told: list[SfscError] = []
+    with pytest.raises(LocalError, match="cannot read"):
+        list(Uploads(session).put_many(items, skip=lambda _what, error: told.append(error)))
+    assert told == []
