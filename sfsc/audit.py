@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.auditlog import Entry, parse
+from protocol.checkpoint import Verifier
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import FileRecord, Statement, record_hash
@@ -13,9 +14,10 @@ from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
 from protocol.values import Value
 from sfsc.attempts import Put
-from sfsc.errors import BadRecord, BrokenChain, NotFound, Rollback
+from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since
 from sfsc.own_log import RECORDS, OwnLog
+from sfsc.proofs import verifiers_in
 from sfsc.refusals import proof_in
 from sfsc.session import Session
 from sfsc.trust import TOLD
@@ -156,11 +158,12 @@ class Audit:
 
     def compare(self, note: bytes) -> tuple[int, int]:
         """Check that the log of somebody else's checkpoint `note` is the one we see; (his size,
-        ours). Raises `BadRecord` for a note that the log's key did not sign, `Fork`, `Rollback`."""
+        ours). Raises `BadRecord` for a note that no key of the log has signed, `Fork`,
+        `Rollback`."""
         session = self._session
         self._own.refresh()
         with session.judging():
-            theirs = session.trust.point(note)
+            theirs = session.trust.point(note, self._log_keys())
             ours = session.trust.newest
             if theirs.size > ours.size:
                 raise Rollback(
@@ -170,6 +173,13 @@ class Audit:
                 )
             session.trust.check_continues(theirs, ours, self._consistency(theirs.size, ours.size))
         return theirs.size, ours.size
+
+    def _log_keys(self) -> list[Verifier]:
+        state = self._session.state
+        try:
+            return verifiers_in(self._session.trust.pin, state.server_statements())
+        except RemoteProtocolError as exc:
+            raise LocalError(f"what is kept of the server's statements is damaged: {exc}") from exc
 
     def proof_of(self, put: Put) -> bytes:
         """A C2SP tlog-proof that the log has what was put; see `proof`."""

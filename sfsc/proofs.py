@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from protocol import tlogproof
@@ -62,16 +63,23 @@ def check(data: bytes, verifiers: list[Verifier]) -> Proven:
 
 def known_verifiers(state: Path) -> list[Verifier]:
     """The keys of the server's log that the state file at `state` has ever seen, newest first.
-
-    The file is this user's own; each statement must still name the server that is pinned there.
-    """
+    Raises `LocalError`."""
     pin, bodies = kept_server_statements(state)
     try:
-        statements = [ServerStatement.parse(body) for body in bodies]
-        ours = [one for one in statements if server_id(one.server_pub) == pin]
-        found = [Verifier.parse(one.log_vkey) for one in ours]
+        return verifiers_in(pin, bodies)
     except RemoteProtocolError as exc:
         raise LocalError(f"{state} is damaged: {exc}") from exc
+
+
+def verifiers_in(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
+    """The keys of the server's log that these statements name, in their order.
+
+    They were kept by this user; each must still be of the server that is pinned. Raises
+    RemoteProtocolError.
+    """
+    statements = [ServerStatement.parse(body) for body in bodies]
+    ours = [one for one in statements if server_id(one.server_pub) == pin]
+    found = [Verifier.parse(one.log_vkey) for one in ours]
     return [one for one in found if one.name == origin_of(pin)]
 
 

@@ -107,6 +107,11 @@ class State(Database):
         row = self.row("SELECT statement FROM server_statement ORDER BY n DESC LIMIT 1")
         return None if row is None else row[0]
 
+    def server_statements(self) -> list[bytes]:
+        """Every server statement that was ever in force here, newest first."""
+        rows = self.rows("SELECT statement FROM server_statement ORDER BY n DESC")
+        return [bytes(body) for (body,) in rows]
+
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
         """All are kept: a stored receipt is checked with the log key that was in force then."""
         self.run(

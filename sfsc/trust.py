@@ -9,7 +9,7 @@ A judgement that raises has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -259,10 +259,20 @@ class Trust:
         self._extend(self._opened, point, consistency)
         self._take(point)
 
-    def point(self, note: bytes) -> Point:
-        """What a checkpoint says that somebody else has seen. Raises `BadRecord` where the log's
-        key did not sign it."""
-        return self._point(note)
+    @staticmethod
+    def point(note: bytes, keys: Iterable[Verifier]) -> Point:
+        """What a checkpoint says that somebody else has seen: it may be from before the log had the
+        key that it has now. Raises `BadRecord` where none of `keys` has signed it."""
+        failure: CheckpointError | None = None
+        for key in keys:
+            try:
+                checkpoint = notes.verify(note, key)
+            except CheckpointError as exc:
+                failure = exc
+                continue
+            return Point(checkpoint.size, checkpoint.root, note)
+        hint = "it should be an `audit checkpoint` of somebody else at the same server"
+        raise BadRecord(f"this is no checkpoint of this server's log: {failure}", hint)
 
     def check_continues(self, known: Point, point: Point, consistency: tuple[bytes, ...]) -> None:
         """That the log of a proven `point`, which was the newest when the proof was asked for,

@@ -216,6 +216,24 @@ def forked(daemon: Daemon, alice: Client, tmp_path: Path) -> tuple[Daemon, Clien
     return twin, alice, apart
 
 
+def test_a_checkpoint_from_before_the_log_had_another_key(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """Else an operator who does as he should would stand there as one who has told two stories."""
+    note = tmp_path / "note"
+    note.write_bytes(alice.run("audit", "checkpoint").stdout)
+    daemon.stop()
+    daemon.run("rotate-keys", "log")
+    daemon.start()
+    put(alice, "more")
+    assert "one log" in alice.run("audit", "compare", note).text
+    note.write_bytes(b"nonsense")
+    refused = alice.run("audit", "compare", note, code=5).stderr
+    assert "this is no checkpoint" in refused
+    assert not (alice.home / "evidence").exists()
+    put(alice, "still trusted")
+
+
 def test_two_people_compare(
     forked: tuple[Daemon, Client, Client], daemon: Daemon, tmp_path: Path
 ) -> None:
