@@ -585,7 +585,12 @@ def test_one_source_that_breaks_when_it_is_read_again(server: Simulator, session
         def seek(self, *_place: int) -> int:
             raise OSError(5, "Input/output error")
 
-    server.spoil = once(PutCommit, lost(server))
+    refused = [Error("upload-lost", "no such upload")]
+
+    def refuse(request: Request) -> Reply | None:
+        return refused.pop() if isinstance(request, PutCommit) and refused else None
+
+    server.intercept = refuse
     items: list[tuple[Source, str | None]] = [(Once(bytes(BIG)), "a"), (io.BytesIO(b"2"), "a")]
     told: list[SfscError] = []
     with pytest.raises(LocalError, match="cannot read"):
