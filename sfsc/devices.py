@@ -242,7 +242,10 @@ class Devices:
     def prove(self, receipt: Receipt, op: str, pending: Pending) -> None:
         """That the log has a statement of ours as it was sent. Raises as `Trust.receipt`."""
         keyring, session = self._keyring, self._session
-        _, signers = rules.check_next(keyring.statements, pending.statement, pending.signatures)
+        before = keyring.statements
+        if pending.statement in before:  # the chain was followed to it meanwhile
+            before = before[: before.index(pending.statement)]
+        _, signers = rules.check_next(before, pending.statement, pending.signatures)
         named = zip(signers, pending.signatures, strict=True)
         sent = Sent(
             op=op,
@@ -261,6 +264,8 @@ class Devices:
         """What was kept as pending is the newest statement; where it began a generation, the
         session goes on with it."""
         keyring = self._keyring
+        if pending.statement in keyring.statements:
+            return  # the chain was followed to it meanwhile
         if pending.keys is not None:
             keyring = _with_begun(keyring, pending, pending.keys)
         statements = (*keyring.statements, pending.statement)
@@ -327,15 +332,15 @@ class Devices:
     def _send_pending(self) -> bool:
         """Send what is kept; whether it stands in the log now. Where the chain has grown instead
         it is dropped."""
-        keyring, session = self._keyring, self._session
-        pending = keyring.pending
+        pending = self._keyring.pending
         if pending is None:
             return True
         message = NewStatement(pending.statement, pending.signatures, pending.bundle)
-        reply = session.ask(message)
+        reply = self._session.ask(message)
         if isinstance(reply, Error):
             if reply.code in ("conflict", "bad-request", "refused"):
-                self._file.save(changed(keyring, pending=None))
+                # What the keyring holds may be newer than when this was sent.
+                self._file.save(changed(self._keyring, pending=None))
             if reply.code == "conflict":
                 return False
             raise refusal(reply)

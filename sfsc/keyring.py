@@ -125,15 +125,6 @@ class Keyring(Struct):
         """The newest generation that the server has accepted; None before the enrolment."""
         return self.generations[-1] if self.generations else None
 
-    def generation(self, number: int) -> GenerationKeys | None:
-        """The keys of generation `number`, if this machine has them."""
-        return next((keys for keys in self.generations if keys.generation == number), None)
-
-    @property
-    def name_key(self) -> bytes:
-        """The key that new file_ids are made with."""
-        return self.name_keys[-1]
-
 
 # --- the file -------------------------------------------------------------------------------
 

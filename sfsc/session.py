@@ -188,7 +188,18 @@ class Session:
             raise refusal(error)
         if error.code == "stale-recipient" and self.readers is not None:
             self.readers().forget()
-        self.renewer()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Have newer keys found. All that this asks for is allowed with older ones: a server that
+        calls it stale too is not renewed for again, and again within that."""
+        renewer, self.renewer = self.renewer, None
+        if renewer is None:
+            return
+        try:
+            renewer()
+        finally:
+            self.renewer = renewer
 
     def wrap(
         self, key: ContentKey, head: FileRecord | None, readers: tuple[Reader, ...]
@@ -253,7 +264,7 @@ class Session:
                 if self.renewer is None or lost == MAX_LOSSES:
                     raise
                 lost += 1
-                self.renewer()
+                self._renew()
             except LOST:
                 # An answer like "busy" is of the same class, but the connection is there.
                 if self.transport.usable or lost == MAX_LOSSES:
@@ -315,8 +326,8 @@ class Session:
     def has_other_ids(self, name_keys: tuple[bytes, ...]) -> bool:
         """Whether the account has other name keys by now than these, so that what was not found
         may be found; asked before somebody is told that there is no file."""
-        if self.account.name_keys == name_keys and self.renewer is not None:
-            self.renewer()
+        if self.account.name_keys == name_keys:
+            self._renew()
         return self.account.name_keys != name_keys
 
     def newest(self, file_id: str) -> File:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from protocol.chain import COMPROMISED
 from protocol.messages.base import SignedRecord
 from protocol.messages.rotation import WrapItem
-from protocol.records import PUT, REENCRYPT, FileRecord, Statement, record_hash
+from protocol.records import PUT, REENCRYPT, Statement, record_hash
 from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.identity import parsed
@@ -55,7 +55,7 @@ class Theft:
 
     def check(self, signed: SignedRecord) -> None:
         """Raise `BadRecord` for a record of an older key that is not from before its end."""
-        if FileRecord.parse(signed.record).generation >= self._generation:
+        if parsed(signed).generation >= self._generation:
             return  # of a key made since: another device was dropped before this was finished
         if record_hash(signed.record) not in self._before:
             raise BadRecord("a record of the old key that was logged after it was ended", TOLD)

@@ -11,7 +11,16 @@ from typing import cast
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS
+import sfsc
+from protocol.messages import Error, Reply, Request
+from protocol.messages.files import Stat
+from protocol.messages.rotation import NewStatement
+from protocol.messages.sharing import Lookup
+from protocol.records import WRAP_ALGORITHMS, Statement
+from sfsc.errors import StaleGeneration
+from sfsc.home import unlock
+from sfsc.keyring import Keyring, KeyringFile
+from sfsc.transport import Transport
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.harness import Client, Daemon, command, environment
@@ -273,3 +282,74 @@ def test_who_pastes_an_invitation_is_asked_for_it(daemon: Daemon, fresh: Client)
     assert objects(fresh.run("device", "list", "--json")) == objects(
         fresh.run("--json", "device", "list")
     )
+
+
+def test_a_server_that_takes_a_statement_and_calls_it_stale(
+    daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain is followed to it then; what comes as its receipt is judged all the same."""
+    call, sent = Transport.call, list[Request]()
+
+    def lying(self: Transport, message: Request, seconds: float | None = None) -> Reply:
+        reply = call(self, message, seconds)
+        if isinstance(message, NewStatement):
+            sent.append(message)
+            if len(sent) == 1:
+                return Error("stale-generation", "")
+        return reply
+
+    monkeypatch.setattr(Transport, "call", lying)
+    with sfsc.connect(alice.home) as store:
+        store.set_recovery(sfsc.new_recovery_code())
+        assert store.has_recovery()
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+    statements = unlock(alice.home, alice.passphrase).contents.statements
+    assert [Statement.parse(body).n for body in statements] == [1, 2]
+
+
+def test_a_keyring_never_goes_back(
+    daemon: Daemon, alice: Client, fresh: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine rotates while a statement is on its way; it is made again, upon that."""
+    alice.run("key", "backup", tmp_path / "backup", OPEN)
+    fresh.run("key", "restore", tmp_path / "backup", OPEN)
+    call, save, saved, sent = Transport.call, KeyringFile.save, list[int](), list[Request]()
+
+    def late(self: Transport, message: Request, seconds: float | None = None) -> Reply:
+        if isinstance(message, NewStatement):
+            sent.append(message)
+            if len(sent) == 1:
+                fresh.run("rotate")
+        return call(self, message, seconds)
+
+    def noting(self: KeyringFile, contents: Keyring) -> None:
+        save(self, contents)
+        saved.append(contents.generations[-1].generation)
+
+    monkeypatch.setattr(Transport, "call", late)
+    monkeypatch.setattr(KeyringFile, "save", noting)
+    with sfsc.connect(alice.home) as store:
+        store.set_recovery(sfsc.new_recovery_code())
+        assert store.has_recovery()
+    assert saved == sorted(saved)
+    assert (saved[0], saved[-1]) == (1, 2)
+    assert len(sent) > 1
+
+
+def test_a_server_that_calls_everything_stale(
+    daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, asked = Transport.call, list[Request]()
+
+    def lying(self: Transport, message: Request, seconds: float | None = None) -> Reply:
+        asked.append(message)
+        if isinstance(message, Lookup | Stat):
+            return Error("stale-generation", "")
+        return call(self, message, seconds)
+
+    with sfsc.connect(alice.home) as store:
+        monkeypatch.setattr(Transport, "call", lying)
+        with pytest.raises(StaleGeneration):
+            store.stat("kept/a")
+    assert len(asked) < 20

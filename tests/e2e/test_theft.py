@@ -238,6 +238,8 @@ def test_a_record_that_came_later(alice: Client) -> None:
             known.check(early)
             with pytest.raises(BadRecord):
                 known.check(signed_with_the_old_key(head("later")))
+            with pytest.raises(BadRecord):
+                known.check(SignedRecord(b"\x80", ()))
 
 
 def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:

@@ -81,7 +81,7 @@ def test_what_is_sent(server: Simulator, fresh: Path) -> None:
         assert (bundle.generations, bundle.name_keys) == (keyring.generations, keyring.name_keys)
     assert statement.devices[0][0] == keyring.device.device_id
     sent = message.statement + bytes(message.bundle) + message.signature + message.proof
-    for secret in (server.token, keyring.name_key, keyring.device.xwing_private[:32]):
+    for secret in (server.token, *keyring.name_keys, keyring.device.xwing_private[:32]):
         assert secret not in sent
 
 
