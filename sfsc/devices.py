@@ -106,7 +106,7 @@ class Devices:
 
         Raises `LocalError` where there is such a file already.
         """
-        if path.exists():
+        if os.path.exists(path):
             raise LocalError(f"there is a file {path} already", "name another one")
         key = PrivateKey.generate(XWING)
         device = Device(os.urandom(16), key.encoded)

@@ -253,4 +253,5 @@ def _got(blob: Blob, path: Path | None) -> Got:
 def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     last = PurePosixPath(name).name
     path = Path(last if target is None else target)
-    return path / last if path.is_dir() else path
+    # Not `Path.is_dir`, which raises what the file system says of a name that is too long for it.
+    return path / last if os.path.isdir(path) else path

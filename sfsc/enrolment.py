@@ -92,7 +92,7 @@ def enrol(
 
 def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> KeyringFile | None:
     """The keyring of an enrolment that was cut, None where there is none."""
-    if not keyring_path(home).exists():
+    if not os.path.exists(keyring_path(home)):
         return None
     file = KeyringFile.open(keyring_path(home), passphrase)
     known = file.contents

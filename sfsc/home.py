@@ -99,7 +99,7 @@ def unlock(home: Path, passphrase: Passphrase) -> KeyringFile:
 
 def check_no_keyring(home: Path) -> None:
     """Raise `LocalError` where `home` has an account already."""
-    if keyring_path(home).exists():
+    if os.path.exists(keyring_path(home)):
         raise LocalError(f"there is a keyring in {home} already", "use another --home")
 
 

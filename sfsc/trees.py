@@ -42,7 +42,7 @@ class Trees:
         """Store every regular file below `folder` as `name`/its path below (None: the folder's own
         path; "": the path below alone). Links are not followed, and told to `skip` as all else
         that cannot be stored. Raises `Unreadable` where `folder` is none."""
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise Unreadable(f"{folder} is no folder")
         prefix = folder_name(folder) if name is None else name.strip("/")
         if prefix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -69,7 +70,7 @@ def command(
         if output != "-":
             last = PurePosixPath(name).name
             path = Path(output) if output is not None else Path(last)
-            target = path / last if path.is_dir() else path
+            target = path / last if os.path.isdir(path) else path
         with terminal.answering():
             if owner is None:
                 got = store.get(name, target, version=version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,13 +60,13 @@ def command(
     code 6. It ends there; what stands before it was stored.
     """
     expected = _expected(files, if_version, no_overwrite=no_overwrite)
-    folders = [Path(file) for file in files if recursive and Path(file).is_dir()]
+    folders = [Path(file) for file in files if recursive and os.path.isdir(file)]
     if folders and (expected is not None or (name is not None and len(files) > 1)):
         raise UsageError("a folder is stored whole, and one under --name", "leave something out")
     items = list(_items([file for file in files if Path(file) not in folders], name))
     if receipt is not None and (len(items) != 1 or folders):
         raise UsageError("--receipt is for one file", "put the files one by one")
-    if receipt is not None and receipt.exists():
+    if receipt is not None and os.path.exists(receipt):
         # Before the file is stored: an error behind that would look as if it was not.
         raise LocalError(f"there is a file {receipt} already", "name another file")
     failures = terminal.Failures()
@@ -108,20 +109,19 @@ def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | Bina
         else:
             path = Path(file)
             # Looked at before anything is sent: a missing fifth file is no half-done command.
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise _no_file(file)
             yield path, name
 
 
 def _no_file(file: str) -> LocalError:
     """What is under the path `file`, which is no regular file."""
-    path = Path(file)
-    if path.is_dir():
+    if os.path.isdir(file):
         return LocalError(f"{file} is a folder", "a folder is stored with -r")
-    if path.exists():
+    if os.path.exists(file):
         hint = "what a program writes is stored by `… | sfsc put - --name NAME`"
         return LocalError(f"{file} is neither a file nor a folder", hint)
-    if path.is_symlink():
+    if os.path.islink(file):
         return LocalError(f"{file} is a link to nothing")
     return LocalError(f"no such file: {file}")
 

@@ -211,6 +211,25 @@ def test_names_that_cannot_be(alice: Client, tmp_path: Path, name: str) -> None:
     assert alice.run("ls").lines == []
 
 
+def test_paths_that_no_file_system_has(alice: Client, tmp_path: Path) -> None:
+    long = "x" * 300
+    alice.run("put", "-", "--name", long, stdin=b"x")
+    for words in (
+        ("put", long),
+        ("put", "-r", long),
+        ("get", long),
+        ("get", long, "-o", long),
+        ("get", "-r", "/", "-o", long),
+        ("key", "backup", long, "--no-passphrase"),
+        ("put", "-", "--name", "f", "--receipt", long),
+    ):
+        failed = alice.run(*words, code=1, cwd=tmp_path)
+        assert "Traceback" not in failed.stderr
+        assert failed.stderr.startswith("sfsc: "), failed.stderr
+    other = Client(tmp_path / long)
+    blames(other.run("ls", code=1))
+
+
 def test_versions_and_ids_that_cannot_be(alice: Client, bob: Client) -> None:
     alice.run("put", "-", "--name", "f", stdin=b"x")
     alice.run("share", "f", "bob", "--trust-first-use")
