@@ -173,7 +173,8 @@ class Attempts:
                 self._session, attempt.connection, attempt.record, attempt.body
             ):
                 return self._stored(attempt, None)
-            if reply.code == "upload-lost":
+            # Of a small one nothing can be lost: a server that says so is not to be asked again.
+            if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):
                 raise UploadLost
             if not left:
                 raise refusal(reply)

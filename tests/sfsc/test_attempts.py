@@ -29,6 +29,7 @@ from sfsc.errors import (
     LocalError,
     QuotaExceeded,
     Rollback,
+    Unreachable,
 )
 from sfsc.listing import Files
 from sfsc.session import Session
@@ -132,6 +133,20 @@ def test_a_conflict_that_shows_an_old_head_is_a_rollback(
     )
     with pytest.raises(Rollback):
         put(session, b"three")
+
+
+def test_a_small_one_that_the_server_says_it_has_lost(server: Simulator, session: Session) -> None:
+    """There was nothing to lose: that is no reason to begin again, and no traceback."""
+
+    def lost(request: Request) -> Reply | None:
+        return Error("upload-lost", "") if isinstance(request, PutSmall) else None
+
+    server.intercept = lost
+    with pytest.raises(Unreachable):
+        put(session, b"content")
+    with pytest.raises(Unreachable):
+        list(Uploads(session).put_many(items(3)))
+    assert len(server.asked(PutSmall)) == 1 + 3
 
 
 def test_a_quota_that_is_full(server: Simulator, session: Session) -> None:
