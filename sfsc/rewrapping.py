@@ -41,7 +41,7 @@ Answer = tuple[RewrapItem | None, bytes | None]
 
 
 class Sweep(Mutable):
-    """All versions looked through once: how many were wrapped anew or endorsed, and how many were
+    """All versions looked through once: how many of those with a wrap were done, and how many were
     changed meanwhile, and are to be looked at again. `leaves` are the leaf hashes of all wraps for
     our present key, in the order of `RotationFinish.root`."""
 
@@ -231,8 +231,11 @@ class Rewrapping:
             sent = Sent("rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {})
             with self._session.judging():
                 self._session.trust.receipt(answer.receipt, sent)
-        sweep.done += len(batch) - len(answer.left)
-        sweep.left += len(answer.left)
+        left = frozenset(answer.left)
+        sweep.done += sum(
+            [one.wrap is not None for place, one in enumerate(batch) if place not in left]
+        )
+        sweep.left += len(left)
 
 
 def standing_records(account: Account, item: WrapItem) -> list[SignedRecord]:

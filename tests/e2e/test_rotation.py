@@ -109,6 +109,14 @@ def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tupl
     return wraps, opened
 
 
+def test_what_has_no_wrap_any_more_is_not_counted(alice: Client, tmp_path: Path) -> None:
+    (tmp_path / "gone").write_bytes(b"soon")
+    alice.run("put", "gone", cwd=tmp_path)
+    alice.run("rm", "--purge", "gone")
+    (done,) = objects(alice.run("--json", "rotate"))
+    assert (done["wrapped"], done["files"]) == (16, 16)
+
+
 def test_a_rotation_with_another_core(
     daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
