@@ -26,9 +26,10 @@ Source = str | os.PathLike[str] | BinaryIO
 class Input(Closing):
     """A source that is being read. `count` is how many bytes were read since its beginning.
 
-    `mtime` (nanoseconds) and `mode` are what its metadata shall say, `size` what it has in bytes
-    as far as that is known beforehand. Faults of reading are `Unreadable`. The end of a ``with``
-    block closes what `opened` has opened, unless it was to be `kept`.
+    `mtime` (nanoseconds, None for a time that they have no room for) and `mode` are what its
+    metadata shall say, `size` what it has in bytes as far as that is known beforehand. Faults of
+    reading are `Unreadable`. The end of a ``with`` block closes what `opened` has opened, unless it
+    was to be `kept`.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Input(Closing):
         file: BinaryIO,
         name: str,
         *,
-        mtime: int,
+        mtime: int | None,
         mode: int | None,
         size: int | None,
         start: int | None,
@@ -133,7 +134,7 @@ def opened(source: Source) -> Input:
             return Input(
                 cast(BinaryIO, file),
                 path,
-                mtime=status.st_mtime_ns,
+                mtime=_in_range(status.st_mtime_ns),
                 mode=stat.S_IMODE(status.st_mode),
                 size=status.st_size if regular else None,
                 start=0 if regular or file.seekable() else None,
@@ -144,6 +145,11 @@ def opened(source: Source) -> Input:
             raise
     except OSError as exc:
         raise _unreadable(path, exc) from exc
+
+
+def _in_range(mtime: int) -> int | None:
+    # Past the year 2262 a clock has gone wrong, which is no reason to store nothing.
+    return mtime if -(2**63) <= mtime < 2**63 else None
 
 
 def default_name(source: Source) -> str | None:

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfsc.blobs import Blob
 from sfsc.errors import LocalError, UsageError
+from sfsc.session import Session
 from sfsc.sources import SMALL, Input, Source, default_name, opened
+from sfsc.uploads import Uploads
 
 
 class Trickle(io.RawIOBase):
@@ -108,7 +111,7 @@ def test_a_path_knows_its_size_time_and_mode(tmp_path: Path) -> None:
 def test_a_stream_knows_none_of_these() -> None:
     with opened(io.BytesIO(b"")) as source:
         assert (source.size, source.mode) == (None, None)
-        assert source.mtime > 1_700_000_000_000_000_000
+        assert (source.mtime or 0) > 1_700_000_000_000_000_000
 
 
 @pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="devices")
@@ -176,3 +179,23 @@ def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
 def test_what_is_no_source(source: object) -> None:
     with pytest.raises(UsageError, match="a path or a binary file is stored"):
         opened(cast("Source", source))
+
+
+@pytest.mark.parametrize(
+    ("mtime", "said"), [(-(10**18), -(10**18)), (9 * 10**18, 9 * 10**18), (10**19, None)]
+)
+def test_a_file_from_a_future_that_has_no_number(
+    tmp_path: Path, session: Session, mtime: int, said: int | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    try:
+        os.utime(path, ns=(mtime, mtime))
+    except OverflowError:
+        pytest.skip("this system has no such time")
+    if path.stat().st_mtime_ns != mtime:
+        pytest.skip("this file system has no such time")
+    with opened(path) as source:
+        assert source.mtime == said
+    Uploads(session).put(path, "file")
+    assert Blob.open(session, "file", 0).metadata.mtime == said
