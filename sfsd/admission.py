@@ -239,6 +239,7 @@ def check_content(
         require(record.current == version, "a new version is the current one")
     elif before is not None:
         require(record.current == before.current, "what is current stays as it is")
+    require(size > 0, "a ciphertext is never empty")  # it would count as no quota
     require(record.ciphertext_size == size, f"{size} bytes of ciphertext are here")
     require(record.segments_root == root, "the ciphertext has another segments_root")
     require(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")

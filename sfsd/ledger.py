@@ -3,6 +3,9 @@
 Bytes are *held* by versions of files or *reserved* by uploads and puts that are on their way. A put
 reserves before its change is made, on the committer thread, so that two puts cannot both take the
 last of a quota.
+
+A content is known by its content_id, which its owner chooses: two that are stored under one id
+would count once. So where there is a quota no id is taken that another content has.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class Ledger(CatchingUp):
         self._living: set[str] = set()
         self._held = 0
         self._reserved = 0
+        self._coming: set[bytes] = set()
 
     def load(self, read: Callable[[], tuple[Iterable[Holding], Iterable[str]]]) -> None:
         """At first use. `read` gives all that is held, and the file_ids with a current version."""
@@ -89,6 +93,23 @@ class Ledger(CatchingUp):
         """Give back what was reserved: it is not needed, or it is held by now."""
         with self._lock:
             self._reserved -= size
+
+    def announce(self, content_id: bytes) -> None:
+        """A content of this id is on its way. Raises `Refused` where another has that id."""
+        with self._lock:
+            if content_id in self._holders or content_id in self._coming:
+                raise Refused("bad-request", "the content_id was used before")
+            self._coming.add(content_id)
+
+    def retract(self, content_id: bytes) -> None:
+        """It is held by now, or does not come."""
+        with self._lock:
+            self._coming.discard(content_id)
+
+    def is_shared(self, content_id: bytes) -> bool:
+        """Whether several versions have this content."""
+        with self._lock:
+            return self._holders.get(content_id, 0) > 1
 
     def _enter(self, holding: Holding) -> None:
         self._versions[holding.file_id, holding.version] = (holding.content_id, holding.size)

@@ -16,7 +16,7 @@ from protocol.values import Value, changed
 from sfsd.admission import Admitted, Head, check_content
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar
-from sfsd.errors import Absent, Refused
+from sfsd.errors import Absent, Refused, require
 from sfsd.index import holding_of
 from sfsd.layout import INLINE_LEAVES, Sidecar
 from sfsd.ledger import Ledger
@@ -52,17 +52,34 @@ class Content(Value):
 
 
 class Claim(Value):
-    """Quota, taken on the committer's thread; `reserved` bytes where it is given back."""
+    """Quota, taken on the committer's thread for a content that counts: `reserve` takes it, and
+    `reserved` bytes are given back where it was not needed, or is held by then.
 
-    reserve: Callable[[], None]
+    Without a `quota` (0) nothing is counted, and the ids of all that is there are not known.
+    """
+
     ledger: Ledger
+    quota: int
+    content_id: bytes
+    reserve: Callable[[], None]
     reserved: int
 
     def take(self) -> None:
-        self.reserve()
+        if self.quota:
+            self.ledger.announce(self.content_id)
+        try:
+            self.reserve()
+        except Refused:
+            self._retract()
+            raise
 
     def give_back(self) -> None:
+        self._retract()
         self.ledger.release(self.reserved)
+
+    def _retract(self) -> None:
+        if self.quota:
+            self.ledger.retract(self.content_id)
 
 
 def admit(
@@ -94,7 +111,7 @@ def add_version(
     ciphertext: Effect,
     *,
     claim: Claim,
-    kept: Callable[[], None],
+    kept: Callable[[], None] = lambda: None,
     undo: Callable[[], None] | None = None,
 ) -> Commit[Reply]:
     """The change that makes `content` the newest version. `kept` runs once its bytes are held."""
@@ -114,6 +131,7 @@ def add_version(
         world.documents.wrote(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
+        claim.give_back()
         files.ledger.mark(record.file_id, living=True)
         saw_notes(world, record, added, ())
         kept()
@@ -133,12 +151,14 @@ def reencrypt(
     kept: Callable[[], None] = lambda: None,
     undo: Callable[[], None] | None = None,
 ) -> Commit[Reply]:
-    """The change that gives a version, which stays what it is, new bytes under a new key. No quota
-    is asked for: a rotation must not fail on one, though a content that several versions shared is
-    held twice from then on."""
+    """The change that gives a version, which stays what it is, as many new bytes under a new key.
+    No quota is asked for: a rotation must not fail on one. A content that several versions shared
+    is held twice from then on, for which there is as much room again (decision 0027)."""
     record, head, files = admitted.record, admitted.head, admitted.head.files
     version = record.version or 0
     target = kept_version(head, version)
+    check_size_kept(target.value, content.size)
+    claim = _claim_anew(world, record, target.value, content.size, files.ledger)
     paths = head.paths(version)
     sidecar = content.sidecar(admitted.signed)
     written = {version: sidecar}
@@ -158,14 +178,40 @@ def reencrypt(
             files.saw(changed(one, seq=seq), number)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
+        claim.give_back()
         world.opened.forget(record.owner, record.file_id, version)
         kept()
 
     entry = entry_of(who, "reencrypt", admitted, version)
     # What the record was judged by counts: the target may be that same sidecar, read again since.
     expect = {target.path: target.digest, **admitted.expect}
-    change = Change(entry, expect, tuple(effects), None, then)
+    change = Change(entry, expect, tuple(effects), claim, then)
     return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+
+
+def check_size_kept(before: Sidecar, size: int) -> None:
+    """Raise `Refused` unless a version that is encrypted anew is as long as it was, as the same
+    plaintext is: else who has no quota left would make it longer."""
+    had = before.content_record.ciphertext_size
+    require(size == had, f"that version has {had} bytes")
+
+
+def _claim_anew(
+    world: World, record: FileRecord, before: Sidecar, size: int, ledger: Ledger
+) -> Claim:
+    _, quota = world.accounts.quota(record.owner)
+
+    def reserve() -> None:
+        try:
+            ledger.reserve(size, 2 * quota)
+        except Refused as exc:
+            why = "the content that versions share would be held twice, past twice the quota"
+            raise Refused(exc.code, f"{why}; purge one of them") from exc
+
+    content_id = record.content_id or b""
+    if not quota or not ledger.is_shared(before.content_record.content_id or b""):
+        return Claim(ledger, quota, content_id, lambda: None, 0)
+    return Claim(ledger, quota, content_id, reserve, size)
 
 
 def entry_of(

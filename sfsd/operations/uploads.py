@@ -24,7 +24,15 @@ from protocol.records import PUT, REENCRYPT, FileRecord
 from sfsd.admission import Head, parse_record
 from sfsd.changes import Adopt, Write
 from sfsd.errors import Refused
-from sfsd.operations.contents import Claim, Content, add_version, admit, kept_version, reencrypt
+from sfsd.operations.contents import (
+    Claim,
+    Content,
+    add_version,
+    admit,
+    check_size_kept,
+    kept_version,
+    reencrypt,
+)
 from sfsd.pending import Upload
 from sfsd.world import USER, Commit, Principal, World, operation
 
@@ -49,8 +57,13 @@ def put_small(world: World, who: Principal, message: PutSmall) -> Reply | Commit
         admit(world, record, message.record, message.signature, head, content),
         content,
         Write(path, ciphertext, leaf),
-        claim=Claim(partial(ledger.reserve, content.size, quota), ledger, content.size),
-        kept=lambda: ledger.release(content.size),
+        claim=Claim(
+            ledger,
+            quota,
+            record.content_id or b"",
+            partial(ledger.reserve, content.size, quota),
+            content.size,
+        ),
     )
 
 
@@ -71,9 +84,7 @@ def put_open(world: World, who: Principal, message: PutOpen) -> UploadState:
 
 def _check_replaces(head: Head, message: PutOpen) -> None:
     """Raise `Refused` unless there is such a version, of just this size."""
-    record = kept_version(head, message.version).value.content_record
-    if record.ciphertext_size != message.size:
-        raise Refused("bad-request", f"that version has {record.ciphertext_size} bytes")
+    check_size_kept(kept_version(head, message.version).value, message.size)
 
 
 @operation(Data, access=USER)
@@ -143,7 +154,9 @@ def _commit(
         admit(world, record, message.record, message.signature, head, content),
         content,
         Adopt(head.paths(head.next_version).ciphertext, upload.staged),
-        claim=Claim(partial(upload.reserve, size, quota), ledger, 0),
+        claim=Claim(
+            ledger, quota, record.content_id or b"", partial(upload.reserve, size, quota), 0
+        ),
         kept=partial(world.uploads.forget, upload),
         undo=upload.end_commit,
     )

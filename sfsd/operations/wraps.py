@@ -31,6 +31,7 @@ from sfsd.errors import Absent, Refused, require
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar, record_of
 from sfsd.operations.files import PAGE_BYTES, signed_size
+from sfsd.paths import parse_inbox_name
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 _OVERHEAD: Final = 1024
@@ -220,11 +221,7 @@ def wraps_of(world: World, user: str, after: str = "", *, known: bool = False) -
     """Every version that `user` has or may read, by owner, file_id and number, past the one that
     the cursor `after` names ("": from the start); own ones, where `known`, as
     `Documents.known_sidecar` gives them."""
-    owner, _, rest = after.partition(".")
-    file_id, _, number = rest.partition(".")
-    if not number.isascii() or not number.isdigit():
-        owner, file_id, number = "", "", "0"
-    version = int(number[:10])
+    owner, file_id, version = _place(after)
     if owner < user:
         yield from _shared_in(world, user, (owner, file_id), version, before=user)
     mine = (file_id, version) if owner == user else ("", 0)
@@ -232,6 +229,15 @@ def wraps_of(world: World, user: str, after: str = "", *, known: bool = False) -
         yield from _versions(world.index.of(user), *mine, known=known)
     start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
     yield from _shared_in(world, user, start, version, before=None)
+
+
+def _place(cursor: str) -> tuple[str, str, int]:
+    """(owner, file_id, version) that a cursor names; that of the start for what is none."""
+    name, _, number = cursor.rpartition(".")
+    note = parse_inbox_name(name)  # what no user and no file can be called is not looked for
+    if note is None or not number.isascii() or not number.isdigit():
+        return "", "", 0
+    return *note, int(number[:10])
 
 
 def _shared_in(

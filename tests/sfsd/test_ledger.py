@@ -28,6 +28,21 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: dict[tuple[str, int], int] = {}
         self.living: set[str] = set()
         self.reserved = 0
+        self.coming: set[int] = set()
+
+    @rule(content=contents)
+    def announce(self, content: int) -> None:
+        if content in self.coming or content in self.held.values():
+            with pytest.raises(Refused, match="used before"):
+                self.ledger.announce(bytes([content]) * 16)
+        else:
+            self.ledger.announce(bytes([content]) * 16)
+            self.coming.add(content)
+
+    @rule(content=contents)
+    def retract(self, content: int) -> None:
+        self.ledger.retract(bytes([content]) * 16)
+        self.coming.discard(content)
 
     @rule(file_id=files, version=versions, content=contents)
     def hold(self, file_id: str, version: int, content: int) -> None:
@@ -67,6 +82,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def adds_up(self) -> None:
         assert self.ledger.used == self.total
         assert self.ledger.files == len(self.living)
+        for content in range(5):
+            shared = list(self.held.values()).count(content) > 1
+            assert self.ledger.is_shared(bytes([content]) * 16) == shared
 
 
 TestLedger = LedgerMachine.TestCase

@@ -263,7 +263,7 @@ def test_reading_beside_a_re_encryption(served: Daemon) -> None:
         )
 
     for turn in range(30):
-        reply, answer = served.run(both(b"%d" % turn * 100))
+        reply, answer = served.run(both(b"%02d" % turn * 50))
         done(answer)
         assert isinstance(reply, Opened), reply
         assert segments_root(bytes(reply.data)) == parsed(reply).segments_root

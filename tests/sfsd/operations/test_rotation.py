@@ -199,6 +199,15 @@ def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ad
     assert generations == [1, *range(newest - KEPT_SIGNATURES + 2, newest + 1)]
 
 
+@pytest.mark.parametrize("after", ["b\0b.00.1", f"ada/.{file_id(1)}.1", "../x.0.1", "ada.1", "é"])
+def test_a_cursor_that_names_no_place_is_the_start(ada: Person, after: str) -> None:
+    """It is looked for nowhere: what it says is anybody's text, and no path of the store."""
+    ada.put(file_id(1))
+    page = ada.ask(GetWraps(after, 1, all_of_them=True))
+    assert isinstance(page, WrapsPage)
+    assert [item.file_id for item in page.items] == [file_id(1)]
+
+
 def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
     """A thief would push out what the owner has endorsed, and his bundles."""
     served.world.config = replace(served.world.config, limits=Limits(rotations=3))

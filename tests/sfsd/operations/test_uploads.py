@@ -454,3 +454,8 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert used(bob) == 7
         check_receipt(done(bob.ask(again.small())), again.body)
         bob.put(F, b"three")
+
+
+def test_a_ciphertext_is_never_empty(ada: Person) -> None:
+    """It would count as no quota, and its metadata and wraps lie on the disk all the same."""
+    refused(ada.ask(ada.version(F, b"").small()), "bad-request")
