@@ -37,6 +37,9 @@ _FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CL
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
 _UNNAMED: Final = os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_SUCH_THING: Final = frozenset(
+    {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+)
 _FOREIGN: Final = frozenset('<>:"|?*')
 """What no file name on Windows can hold; a colon would name another stream of a file."""
 Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
@@ -289,10 +292,23 @@ def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
 def _restore(target: int | str, metadata: Metadata) -> None:
     """Time and permissions of the source, where it had any; else it stays with its owner alone."""
     if metadata.mode is not None:
-        os.chmod(target, metadata.mode & _PERMISSIONS)
+        with _where_there_are_such():
+            os.chmod(target, metadata.mode & _PERMISSIONS)
     if metadata.mtime is not None:
-        with contextlib.suppress(OverflowError):  # a time that this system cannot hold
+        with _where_there_are_such():
             os.utime(target, ns=(metadata.mtime, metadata.mtime))
+
+
+@contextlib.contextmanager
+def _where_there_are_such() -> Iterator[None]:
+    """A file system without permissions (FAT), or that cannot hold a time, still holds the file."""
+    try:
+        yield
+    except OverflowError:
+        return
+    except OSError as exc:
+        if exc.errno not in _NO_SUCH_THING:
+            raise
 
 
 def _is_link(path: Path) -> bool:

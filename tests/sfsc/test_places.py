@@ -85,6 +85,25 @@ def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("call", ["chmod", "utime"])
+def test_a_file_system_without_permissions_or_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    faults = [OSError(errno.EPERM, "no such thing"), OverflowError(), OSError(errno.EIO, "broken")]
+
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(os, call, refuse)
+    metadata = Metadata("n", 3, 10**18, 0o644)
+    with Tree(tmp_path) as tree:
+        for name in ("a", "b"):
+            write(tree, name, metadata=metadata)
+        with pytest.raises(LocalError):
+            write(tree, "c", metadata=metadata)
+    assert sorted(everything(tmp_path)) == ["a", "b"]
+
+
 @pytest.mark.parametrize("way", ["in a tree", "at a path"])
 def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str) -> None:
     content = os.urandom(LARGE + 5)
