@@ -138,6 +138,7 @@ class Rotation:
             _check_droppable(head, drop, self._keyring.device.device_id)
         begun = self._is_compromised()
         begins = not unfinished(head) or drop is not None or compromised > begun
+        begins = begins or key_type not in (None, head.wrap_alg)
         # One that was begun for some files only brought no new name key.
         whole = compromised and not names
         begins = begins or (whole and len(self._keyring.name_keys) == 1)
@@ -149,8 +150,7 @@ class Rotation:
             self._choose(chosen, head.generation + begins, begun=begun)
         if begins:
             reason = COMPROMISED if compromised else ROTATE
-            algorithm = key_type or self._people.at_least(head.wrap_alg)
-            self._begin(algorithm, drop, reason, renames=whole)
+            self._begin(key_type, drop, reason, renames=whole)
         destroyed: list[str] = []
         if RECOVERY in self._reasons():
             Repair(self._session, self._people, self._keyring.statements).run(
@@ -195,7 +195,7 @@ class Rotation:
     # --- begin --------------------------------------------------------------------------------
 
     def _begin(
-        self, key_type: str, drop: bytes | None, reason: str, *, renames: bool = False
+        self, key_type: str | None, drop: bytes | None, reason: str, *, renames: bool = False
     ) -> None:
         """Have the next generation accepted, or where any will do, go on with the one that another
         machine began. Raises `ConflictError` where that one will not do, or is finished."""
@@ -207,16 +207,21 @@ class Rotation:
             if head.generation == before:
                 continue  # a machine has joined or left meanwhile: onto that
             # Another machine's generation counts, and ours was never used. It will do for new keys;
-            # nobody is locked out by it, and no content is encrypted anew.
-            if drop is None and reason == ROTATE and unfinished(head):
+            # nobody is locked out by it, no content is encrypted anew, and they are of its kind.
+            will_do = drop is None and reason == ROTATE and key_type in (None, head.wrap_alg)
+            if will_do and unfinished(head):
                 return
             raise ConflictError("another machine has rotated the keys just now", _AGAIN)
         raise ConflictError("other machines keep changing the account", _AGAIN)
 
-    def _has_begun(self, key_type: str, drop: bytes | None, reason: str, *, renames: bool) -> bool:
+    def _has_begun(
+        self, key_type: str | None, drop: bytes | None, reason: str, *, renames: bool
+    ) -> bool:
         """Send the beginning of a generation. False where another machine was faster."""
         pending = self._keyring.pending
-        if pending is None or pending.keys is None or drop is not None or reason != ROTATE:
+        kept = None if pending is None else pending.keys
+        again = kept is not None and key_type in (None, kept.wrap_alg)
+        if pending is None or not again or drop is not None or reason != ROTATE:
             name_keys = (*self._keyring.name_keys, new_key()) if renames else None
             pending = self._new_generation(key_type, drop, reason, name_keys)
             self._file.save(changed(self._keyring, pending=pending))
@@ -236,12 +241,17 @@ class Rotation:
         return True
 
     def _new_generation(
-        self, key_type: str, drop: bytes | None, reason: str, name_keys: tuple[bytes, ...] | None
+        self,
+        key_type: str | None,
+        drop: bytes | None,
+        reason: str,
+        name_keys: tuple[bytes, ...] | None,
     ) -> Pending:
         keyring, current = self._keyring, current_of(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
-        signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type)
+        algorithm = key_type or self._people.at_least(head.wrap_alg)
+        signing, wrapping = SigningKey.generate(), PrivateKey.generate(algorithm)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())
         due, expires = term(self._session.limits, now)

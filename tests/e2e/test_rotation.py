@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import sfsc
+from protocol.chain import ROTATE
 from sfsc import cores, wraps
 from sfsc.envelope import private_keys
 from sfsc.errors import Tampered
@@ -362,3 +364,23 @@ def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path
     thief.run("rotate", code=8)
     check_all(owner)
     owner.run("audit", "verify")
+
+
+@pytest.mark.parametrize("cut", ["kept", "begun"])
+def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) -> None:
+    """What is asked for is done, and not what was begun in its place."""
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        rotation = store._rooms.rotation
+        if cut == "begun":
+            rotation._begin("x25519", None, ROTATE)
+        else:
+            pending = rotation._new_generation("x25519", None, ROTATE, None)
+            rotation._file.save(dataclasses.replace(rotation._keyring, pending=pending))
+    (done,) = objects(alice.run("--json", "rotate", "--key-type", "rsa2048"))
+    assert (done["key_type"], done["generation"]) == ("rsa2048", 2 + (cut == "begun"))
+    check_all(alice)
+    # Where no kind is asked for, what was begun is finished.
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        store._rooms.rotation._begin("x25519", None, ROTATE)
+    (done,) = objects(alice.run("--json", "rotate"))
+    assert (done["key_type"], done["generation"]) == ("x25519", 3 + (cut == "begun"))
