@@ -67,6 +67,7 @@ class Database(Closing):
         self._path = path
         self._translated = translated(path)
         self._database = database
+        self._mark = b""
         self._use(key)
 
     @classmethod
@@ -121,15 +122,34 @@ class Database(Closing):
                 "use another --home, or move this file away",
             )
         with self._writing():
-            sealed = self.value(_KEY)
-            if sealed is None or not self._opens(sealed):
+            if not self.go_on_with(self._key):
                 self.use_key(self._key)
 
-    def _opens(self, sealed: bytes) -> bool:
+    def go_on_with(self, key: bytes) -> bool:
+        """Use this key if it is the one that things are kept under, as where another process of
+        this machine has changed it; whether it is."""
+        sealed = self.value(_KEY)
         try:
-            return self._sealer.open(sealed, _KEY.encode()) == b""
+            if sealed is None or Sealer(key).open(sealed, _KEY.encode()):
+                return False
         except Tampered:
             return False
+        self._use(key)
+        self._mark = sealed
+        return True
+
+    def check_current(self) -> None:
+        """Raise `LocalError` unless it `is_current`."""
+        if not self.is_current:
+            raise LocalError(
+                "another process has given this machine other keys", "run the command again"
+            )
+
+    @property
+    def is_current(self) -> bool:
+        """Whether things are kept under the key that is used here. Not so once another process of
+        this machine has changed it: from then on none of them opens here, nor may one be added."""
+        return self.value(_KEY) == self._mark
 
     def use_key(self, key: bytes) -> None:
         """Go on with this key, and forget what is cached under another: a machine that gets a new
@@ -139,7 +159,8 @@ class Database(Closing):
             for table in ("file", "shared"):
                 self.run(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
             self.run("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
-        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self.seal(b"", _KEY)))
+        self._mark = self.seal(b"", _KEY)
+        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self._mark))
 
     def _use(self, key: bytes) -> None:
         self._key = key
@@ -182,10 +203,11 @@ class Database(Closing):
         return self._sealer.seal(plain, name.encode())
 
     def unseal(self, sealed: bytes, name: str) -> bytes:
-        """The inverse. Raises `LocalError`: the file was tampered with, or the keyring changed."""
+        """The inverse. Raises `LocalError`: the file was tampered with, or the key changed."""
         try:
             return self._sealer.open(sealed, name.encode())
         except Tampered as exc:
+            self.check_current()
             raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
 
     def voucher(self, file_id: str, digest: bytes) -> bytes:
@@ -204,8 +226,9 @@ class Database(Closing):
         return 0 if value is None else int.from_bytes(value, "big")
 
     def remember_number(self, key: str, value: int) -> None:
-        """Where it is more than is known."""
+        """Where it is more than is known. Raises as `check_current`: it is about what is cached."""
         with self.changing():
+            self.check_current()
             if value > self.number(key):
                 self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
 

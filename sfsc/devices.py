@@ -199,6 +199,9 @@ class Devices:
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
             renewed = _with_begun(keyring, pending, pending.keys)
         else:
+            # Another process of this machine may have made it, and given the machine another key of
+            # its own: with the one before, nothing would open.
+            self._file.check_unchanged()
             chain, bundle = self._newest_bundle(chain)
             renewed = changed(
                 keyring,

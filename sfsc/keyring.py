@@ -227,11 +227,16 @@ class KeyringFile:
         since it was read here; `LocalError` when it cannot be written.
         """
         with _translated(self.path), _exclusive(self.path):
-            if hashlib.sha256(_read(self.path)).digest() != self._stored_sha256:
-                raise ConflictError("another sfsc has changed the keyring", "run the command again")
+            self.check_unchanged()
             stored = _write(self.path, contents, self._lock)
         self.contents = contents
         self._stored_sha256 = hashlib.sha256(stored).digest()
+
+    def check_unchanged(self) -> None:
+        """Raise `ConflictError` when another process has replaced the file since it was read here,
+        `LocalError` when it cannot be read."""
+        if hashlib.sha256(_read(self.path)).digest() != self._stored_sha256:
+            raise ConflictError("another sfsc has changed the keyring", "run the command again")
 
     def reload(self) -> None:
         """Take over what another process of this machine has written since.

@@ -83,14 +83,16 @@ class Remembered:
 
     def remember_file(self, known: SharedKnown) -> None:
         """The newest record of a file of another's, verified; an older one changes nothing."""
-        sealed = None if known.entry is None else self._state.seal(known.entry, _name(known))
-        self._state.run(
-            "INSERT INTO shared VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " rev = excluded.rev, hash = excluded.hash,"
-            " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
-            " WHERE excluded.rev >= rev",
-            (known.owner, known.file_id, known.rev, known.hash, sealed),
-        )
+        with self._state.changing():
+            cached = known.entry is not None and self._state.is_current  # as `State.remember_files`
+            sealed = self._state.seal(known.entry or b"", _name(known)) if cached else None
+            self._state.run(
+                "INSERT INTO shared VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " rev = excluded.rev, hash = excluded.hash,"
+                " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
+                " WHERE excluded.rev >= rev",
+                (known.owner, known.file_id, known.rev, known.hash, sealed),
+            )
 
     def received(self) -> int:
         """Log size up to which the entries of shared files are complete; 0 at first."""

@@ -7,6 +7,7 @@ which below a user's profile admits that user, SYSTEM and administrators only.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -60,6 +61,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _sync(handle: int) -> None:
     if sys.platform == "darwin":  # there `fsync` leaves data in the drive's cache
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(handle)
+        try:
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:
+                raise
+        else:
+            return
+        # A share of another machine has no more than `fsync`.
+    os.fsync(handle)

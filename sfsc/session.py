@@ -49,6 +49,7 @@ from sfsc.errors import (
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File, Revision, has_moved
 from sfsc.keyring import Keyring
+from sfsc.primitives import state_key
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
 from sfsc.traffic import Timeouts
@@ -171,6 +172,9 @@ class Session:
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
+        if keyring.device != self.keyring.device:
+            # Another process of this machine may have got the new key, and changed the state's.
+            self.state.go_on_with(state_key(keyring.device.xwing_private))
         # For good: what was begun with an old id may end after the last of them is forgotten.
         self._renames = self._renames or keyring.name_keys != self.keyring.name_keys
         self.keyring = keyring

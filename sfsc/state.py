@@ -234,27 +234,30 @@ class State(Database):
 
     def remember_files(self, files: Sequence[tuple[KnownFile, bytes | None]]) -> None:
         """As `remember_file`, all of them together: that costs about as much as one."""
-        rows = [
-            (
-                known.file_id,
-                known.rev,
-                known.hash,
-                known.record,
-                known.version,
-                None if entry is None else self.seal(entry, known.file_id),
-                self.voucher(known.file_id, known.hash),
+        with self.changing():
+            # Under a key of before it would open for nobody. Who has the present one lists it anew.
+            cached = self.is_current
+            rows = [
+                (
+                    known.file_id,
+                    known.rev,
+                    known.hash,
+                    known.record,
+                    known.version,
+                    self.seal(entry, known.file_id) if cached and entry is not None else None,
+                    self.voucher(known.file_id, known.hash),
+                )
+                for known, entry in files
+            ]
+            self.run_all(
+                "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
+                " version = excluded.version, vouched = excluded.vouched,"
+                # That of the same record stays: no later listing would bring it again.
+                " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
+                " WHERE excluded.rev >= rev",
+                rows,
             )
-            for known, entry in files
-        ]
-        self.run_all(
-            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
-            " version = excluded.version, vouched = excluded.vouched,"
-            # That of the same record stays: no later listing would bring it again.
-            " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
-            " WHERE excluded.rev >= rev",
-            rows,
-        )
 
     def with_entries(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
         """As `known`, where what a listing shows of that very record is cached, else None."""

@@ -85,6 +85,18 @@ def test_a_copy_of_the_keyring_opens_nothing_afterwards(
     assert objects(alice.run("--json", "device", "list")) == [device]
 
 
+def test_another_process_of_the_machine_goes_on_meanwhile(daemon: Daemon, alice: Client) -> None:
+    """It has begun with the machine's key of before: what it remembers is for all of them."""
+    with sfsc.connect(alice.home) as store:
+        before = {entry.name for entry in store.ls()}
+        alice.run("rotate", "--compromised", NAMES[3])
+        store.put(io.BytesIO(b"new"), name="new")
+        assert {entry.name for entry in store.ls()} == before | {"new"}
+        alice.run("rotate", "--compromised", NAMES[3])
+        store.put(io.BytesIO(b"newer"), name="newer")
+    assert set(alice.run("ls", "-R").lines) == before | {"new", "newer"}
+
+
 CUT = """
 import os, signal, sys
 import sfsc

@@ -80,6 +80,17 @@ def test_a_chain_of_which_another_process_knows_another_end(tmp_path: Path) -> N
         assert Remembered(state).chain("alice") == CHAIN
 
 
+def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
+    """What is remembered under the one before is for nobody, and keeps nobody from the rest."""
+    with opened(tmp_path) as late:
+        with opened(tmp_path) as state:
+            state.change_key(b"K" * 32)
+            Remembered(late).remember_file(known(1, b"entry"))
+            assert list(Remembered(state).files()) == [known(1)]
+        with pytest.raises(LocalError, match="another process"):
+            Remembered(late).remember_received(5)
+
+
 def test_a_file_never_goes_back(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = Remembered(state)

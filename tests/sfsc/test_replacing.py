@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sfsc import replacing
 from sfsc.replacing import make_folder, remove_left, replace
 
 
@@ -77,3 +80,30 @@ def test_names_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     replace(folder / "file", b"data")
     # The file before its name, and that after it.
     assert synced == [(folder / "file").stat().st_ino, folder.stat().st_ino]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such call")
+@pytest.mark.parametrize("failing", [None, errno.ENOTSUP, errno.EIO])
+def test_on_macos_the_drive_is_asked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int | None
+) -> None:
+    """Where it cannot be, as on a share, what there is serves; a fault stays one."""
+    asked: list[str] = []
+
+    def full(_handle: int, _command: int) -> None:
+        asked.append("full")
+        if failing is not None:
+            raise OSError(failing, os.strerror(failing))
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(
+        replacing, "fcntl", SimpleNamespace(fcntl=full, F_FULLFSYNC=51), raising=False
+    )
+    monkeypatch.setattr(os, "fsync", lambda _handle: asked.append("plain"))
+    if failing == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            replace(tmp_path / "a", b"data")
+        assert (asked, list(tmp_path.iterdir())) == (["full"], [])
+        return
+    replace(tmp_path / "a", b"data")
+    assert asked == (["full"] * 2 if failing is None else ["full", "plain"] * 2)

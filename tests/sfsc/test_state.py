@@ -245,6 +245,32 @@ def test_another_key_vouches_for_nothing(path: Path) -> None:
         assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
 
 
+def test_another_process_has_changed_the_key(path: Path) -> None:
+    """What is remembered under the one before is for nobody, and keeps nobody from the rest."""
+    first, second = "a" * 32, "b" * 32
+    with opened(path) as late:
+        with opened(path) as state:
+            state.remember_file(known(1), b"entry")
+            state.change_key(b"K" * 32)
+            state.remember_listed(5)
+        late.remember_files([(known(1), b"older"), (known(1, second), b"entry")])
+        assert late.file(second) == known(1, second)
+        with pytest.raises(LocalError, match="another process"):
+            list(late.entries())
+        with pytest.raises(LocalError, match="another process"):
+            late.remember_listed(9)
+        with opened(path, key=b"K" * 32) as state:
+            assert (list(state.entries()), state.listed()) == ([(first, b"entry")], 5)
+            assert state.file(second) == known(1, second)
+        # Once it has the key, it goes on.
+        assert not late.go_on_with(b"2" * 32)
+        assert late.go_on_with(b"K" * 32)
+        late.remember_file(known(1, second), b"entry")
+        assert dict(late.entries()) == {first: b"entry", second: b"entry"}
+        assert late.known([second]) == {second: vouched(1, second)}
+        late.remember_listed(9)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_older_file_is_taken_over_and_vouches_for_nothing(path: Path, version: int) -> None:
     with opened(path) as state:

@@ -13,10 +13,11 @@ if sys.platform != "win32":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it states no limit")
-@pytest.mark.parametrize(
-    ("soft", "most"), [(256, 256), (524_288, 524_288), (resource.RLIM_INFINITY, 1 << 20)]
-)
-def test_what_the_system_allows(monkeypatch: pytest.MonkeyPatch, soft: int, most: int) -> None:
+@pytest.mark.parametrize(("stated", "most"), [(256, 256), (524_288, 524_288), (None, 1 << 20)])
+def test_what_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch, stated: int | None, most: int
+) -> None:
+    soft = resource.RLIM_INFINITY if stated is None else stated
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
     assert allowed() == most
     share = Share()
