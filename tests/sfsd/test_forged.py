@@ -1,0 +1,500 @@
+"""Every field of every signed record wrong in turn: refused with a typed error, and the store, the
+log, the stage and the quota stay as they were, to the byte; then the right one is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import encoding
+from protocol.messages import Error, Request
+from protocol.messages.accounts import Usage
+from protocol.messages.base import Wrap
+from protocol.messages.files import Record
+from protocol.messages.rotation import (
+    Endorsement,
+    NewStatement,
+    Rewrap,
+    Rewrapped,
+    RotateBegin,
+    RotateFinish,
+)
+from protocol.messages.sharing import SetReaders, VersionWrap
+from protocol.records import (
+    ACCESS,
+    DELETE,
+    MOVE,
+    PURGE,
+    REENCRYPT,
+    RESTORE,
+    FileRecord,
+    record_hash,
+)
+from protocol.signatures import Label, SigningKey
+from protocol.values import changed
+from sfsd.config import DAY
+from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
+from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
+
+F, G, H, NEW = map(file_id, range(1, 5))
+"""F has three versions, the first of them purged, and a reader; G one; H one that was deleted."""
+
+
+@dataclass
+class Scene:
+    served: Daemon
+    ada: Person
+    eve: Person
+    zoe: Person
+    joe: Person
+    root: Path
+
+    def state(self) -> object:
+        """All that a refused request must leave as it is."""
+        folder, world = self.root / "store", self.served.world
+        stored = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        usage = [self.served.ask(one.who, Usage()) for one in (self.ada, self.eve)]
+        ledger = world.index.of("ada").ledger
+        staged = sorted(path.name for path in (self.root / "staging").glob("*.ct"))
+        log = (self.root / "logs" / "audit.jsonl").read_bytes()
+        return stored, usage, ledger.used, staged, world.journal.size, hashlib.sha256(log).digest()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with daemon(tmp_path) as served:
+        ada, eve = served.person("ada", quota=10_000), served.person("eve", quota=10_000)
+        zoe, joe = served.person("zoe"), served.person("joe")
+        for number in (1, 2, 3):
+            readers = (("eve", eve.first_hash, 0),)
+            ada.put(F, b"%d" % number * 60, readers=readers, wraps=(ada.wrap(), eve.wrap()))
+        ada.took(purge := ada.signed(ada.record(F, PURGE, purged=(1,))))
+        done(ada.ask(purge.change()))
+        ada.put(G, b"g" * 60)
+        ada.put(H, b"h" * 60)
+        ada.delete(H)
+        eve.put(F)
+        yield Scene(served, ada, eve, zoe, joe, tmp_path)
+
+
+Ask = Callable[[Version], Request]
+Build = Callable[[Scene], tuple[Version, Ask]]
+
+
+def small(made: Version) -> Request:
+    return made.small()
+
+
+def one(made: Version) -> Request:
+    return made.change()
+
+
+def put(scene: Scene) -> tuple[Version, Ask]:
+    ada = scene.ada
+    return ada.version(F, b"4" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
+
+
+def first_put(scene: Scene) -> tuple[Version, Ask]:
+    return scene.ada.version(NEW, b"n" * 60), small
+
+
+def committed(scene: Scene) -> tuple[Version, Ask]:
+    ada = scene.ada
+    upload = ada.upload(F, b"4" * 60)
+    made = ada.version(F, b"4" * 60, wraps=(ada.wrap(), scene.eve.wrap()))
+    return made, lambda made: made.commit(upload)
+
+
+def anew(scene: Scene) -> tuple[Version, Ask]:
+    ada = scene.ada
+    return ada.anew(F, 2, b"n" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
+
+
+def delete(scene: Scene) -> tuple[Version, Ask]:
+    return scene.ada.signed(scene.ada.record(F, DELETE, current=0)), one
+
+
+def source(ada: Person, file: str, number: int) -> dict[str, Any]:
+    made = ada.made[file, number].record
+    kept = ("content_id", "ciphertext_size", "segments_root", "dek_commit")
+    return {"from_": (file, number)} | {name: getattr(made, name) for name in kept}
+
+
+def restore(scene: Scene) -> tuple[Version, Ask]:
+    ada = scene.ada
+    wraps = (ada.wrap(), scene.eve.wrap())
+    return ada.version(F, b"", op=RESTORE, wraps=wraps, **source(ada, F, 2)), one
+
+
+def moving(scene: Scene) -> tuple[Version, Version]:
+    ada = scene.ada
+    made = ada.version(
+        NEW,
+        b"",
+        op=MOVE,
+        readers=ada.made[F, 3].record.readers,
+        wraps=(ada.wrap(), scene.eve.wrap()),
+        **source(ada, F, 3),
+    )
+    return made, ada.signed(ada.record(F, DELETE, current=0, to=NEW))
+
+
+def arriving(scene: Scene) -> tuple[Version, Ask]:
+    made, gone = moving(scene)
+    return made, lambda made: Record((*made.change().changes, *gone.change().changes))
+
+
+def leaving(scene: Scene) -> tuple[Version, Ask]:
+    made, gone = moving(scene)
+    return gone, lambda gone: Record((*made.change().changes, *gone.change().changes))
+
+
+def purge(scene: Scene) -> tuple[Version, Ask]:
+    return scene.ada.signed(scene.ada.record(F, PURGE, purged=(2,))), one
+
+
+def access(scene: Scene) -> tuple[Version, Ask]:
+    """Zoe comes, eve goes."""
+    made = scene.ada.signed(
+        scene.ada.record(F, ACCESS, readers=(("zoe", scene.zoe.first_hash, 0),)),
+        wraps=(scene.zoe.wrap(),),
+    )
+    return made, lambda made: SetReaders(
+        made.body, made.signature, tuple(VersionWrap(3, wrap) for wrap in made.wraps)
+    )
+
+
+BUILDS: dict[str, Build] = {
+    build.__name__: build
+    for build in (
+        *(put, first_put, committed, anew, delete, restore, arriving, leaving, purge, access),
+    )
+}
+FAR = 2**53
+EVERY: dict[str, Any] = {
+    "server": [bytes(32), SERVER_ID[:31], "x"],
+    "owner": ["eve", "nobody", "zoe", "operator", "", 7],
+    "actor": ["eve", "server", "operator", "nobody"],
+    "generation": [0, 2, 2**31, -1, True],
+    "file_id": [G, H, file_id(99), "../x", F.upper() + "z", F[:-1]],
+    "rev": [0, 1, 3, 5, 9, FAR, FAR + 1],
+    "op": ["put", "delete", "restore", "move", "access", "reencrypt", "purge", "endorse", None],
+    "prev": [b"", bytes(32), "G's", bytes(31)],
+    "seen": [[10**6, bytes(32)], [1, bytes(32)], [FAR, bytes(32)], [1], [-1, bytes(32)]],
+    "created": [-1, FAR + 1, 1.5, "now"],
+    "readers": [
+        "doubled",
+        "unsorted",
+        "with the owner",
+        "of another first statement",
+        "unknown",
+        "expired already, and added",
+        [["eve"]],
+        [["eve", bytes(32), -1]],
+        None,
+    ],
+    "current": [-1, 1, 7, 2**31, 2**31 + 1],
+    "content_id": [b"", bytes(15), "another version's", "of what was purged"],
+    "version": [0, 1, 3, 5, 2**31, 2**31 + 1, -4],
+    "ciphertext_size": [0, 59, 61, FAR, FAR + 1, -60],
+    "segments_root": [bytes(32), bytes(31)],
+    "dek_commit": [bytes(31), None],
+    "metadata_sha256": [bytes(32), b""],
+    "from": [[F, 1], [F, 9], [G, 1], [H, 1], [NEW, 1], [F, 0], [F, 2**31], [file_id(99), 1], F],
+    "to": [F, G, file_id(99), "x", 1],
+    "purged": [[], [3], [2, 2], [2, 3], [3, 2], [9], [0], [2, 2**31], list(range(1, 514))],
+    "more": [1],
+}
+"""What is tried in the place of each field, be it one that a record of that op has or not."""
+
+
+def readers_of(scene: Scene, made: FileRecord, how: str) -> list[list[Any]]:
+    eve, zoe = (["eve", scene.eve.first_hash, 0], ["zoe", scene.zoe.first_hash, 0])
+    return {
+        "doubled": [eve, eve],
+        "unsorted": [zoe, eve],
+        "with the owner": [["ada", scene.ada.first_hash, 0], eve],
+        "of another first statement": [["eve", scene.zoe.first_hash, 0]],
+        "unknown": [["nobody", scene.eve.first_hash, 0]],
+        "expired already, and added": [*map(list, made.readers), ["zz", scene.zoe.first_hash, 1]],
+    }[how]
+
+
+def instead(scene: Scene, made: FileRecord, field: str, value: Any) -> Any:  # noqa: ANN401
+    """`value`, or what it stands for."""
+    if field == "readers" and isinstance(value, str):
+        return readers_of(scene, made, value)
+    if value == "G's":
+        return record_hash(scene.ada.heads[G])
+    if value == "another version's":
+        return scene.ada.made[F, 3 if made.op != RESTORE else 2].record.content_id
+    if value == "of what was purged":
+        return scene.ada.made[F, 1].record.content_id
+    return value
+
+
+def unpacked(body: bytes) -> dict[str, Any]:
+    found = encoding.unpack(body, limit=1 << 16, elements=1 << 12)
+    assert isinstance(found, dict)
+    return found
+
+
+def forged(scene: Scene, made: Version, field: str, value: Any) -> Version | None:  # noqa: ANN401
+    """The version with that in its record, signed as well; None where that is what it had."""
+    body = unpacked(made.body)
+    wrong = instead(scene, made.record, field, value)
+    if field in body and body[field] == wrong and type(body[field]) is type(wrong):
+        return None
+    raw = encoding.pack(body | {field: wrong})
+    return replace(made, body=raw, signature=scene.ada.key.sign(Label.RECORD, raw))
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_field_wrong_in_turn(scene: Scene, name: str) -> None:
+    made, ask = BUILDS[name](scene)
+    before = scene.state()
+    tried = 0
+    for field, values in EVERY.items():
+        for value in values:
+            wrong = forged(scene, made, field, value)
+            if wrong is None or (name, field, value) in RIGHT:
+                continue
+            reply = scene.ada.ask(ask(wrong))
+            assert isinstance(reply, Error), (field, value, type(reply))
+            assert reply.code in CODES, (field, value, reply)
+            tried += 1
+    assert tried > 60
+    assert scene.state() == before
+    done(scene.ada.ask(ask(made)))
+
+
+CODES = {"bad-request", "conflict", "not-found", "refused", "stale-recipient", "stale-generation"}
+
+
+RIGHT: list[tuple[str, str, Any]] = [
+    ("first_put", "file_id", file_id(99)),
+    ("first_put", "content_id", "of what was purged"),
+    ("anew", "version", 3),
+]
+"""What is another request, and a good one."""
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_field_left_out(scene: Scene, name: str) -> None:
+    made, ask = BUILDS[name](scene)
+    before = scene.state()
+    body = unpacked(made.body)
+    for field in body:
+        raw = encoding.pack({key: value for key, value in body.items() if key != field})
+        wrong = replace(made, body=raw, signature=scene.ada.key.sign(Label.RECORD, raw))
+        reply = scene.ada.ask(ask(wrong))
+        assert isinstance(reply, Error)
+        assert reply.code == "bad-request", (field, reply)
+    assert scene.state() == before
+    done(scene.ada.ask(ask(made)))
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_what_goes_with_a_record_wrong_in_turn(scene: Scene, name: str) -> None:
+    made, ask = BUILDS[name](scene)
+    before = scene.state()
+    for what, wrong in beside(scene, made).items():
+        reply = scene.ada.ask(ask(wrong))
+        assert isinstance(reply, Error), (what, reply)
+        assert reply.code in CODES, (what, reply)
+    assert scene.state() == before
+    done(scene.ada.ask(ask(made)))
+
+
+def beside(scene: Scene, made: Version) -> dict[str, Version]:
+    """Signature, metadata, wraps and ciphertext, each wrong in some way."""
+    stranger = SigningKey.generate()
+    wrongs = {
+        "a stranger's signature": replace(made, signature=stranger.sign(Label.RECORD, made.body)),
+        "a signature for another use": replace(
+            made, signature=scene.ada.key.sign(Label.ENDORSE, made.body)
+        ),
+        "a wrap for nobody": replace(made, wraps=(*made.wraps, scene.ada.wrap(user="nobody"))),
+        "a wrap for no reader": replace(made, wraps=(*made.wraps, scene.joe.wrap())),
+        "other metadata": replace(made, metadata=made.metadata + b"?"),
+    }
+    if made.record.op == ACCESS:
+        del wrongs["other metadata"]  # it brings none
+    if made.ciphertext and made.record.op in ("put", REENCRYPT):
+        wrongs["no metadata"] = replace(made, metadata=b"")
+    if made.wraps:
+        wrongs |= wrong_wraps(made)
+    return wrongs
+
+
+def wrong_wraps(made: Version) -> dict[str, Version]:
+    first, *others = made.wraps
+
+    def having(*wraps: Wrap) -> Version:
+        return replace(made, wraps=(*wraps, *others))
+
+    return {
+        "none": replace(made, wraps=()),
+        "one is missing": replace(made, wraps=made.wraps[1:]),
+        "for another key": having(replace(first, key_id=bytes(32))),
+        "of another algorithm": having(replace(first, algorithm="xwing", wrapped=bytes(1168))),
+        "too short": having(replace(first, wrapped=first.wrapped[:-1])),
+        "too long": having(replace(first, wrapped=first.wrapped + b"?")),
+        "two": having(first, first),
+        "two that differ": having(first, replace(first, wrapped=bytes(80))),
+    }
+
+
+# --- statements -------------------------------------------------------------------------------
+
+STATEMENT: dict[str, Any] = {
+    "server": [bytes(32), b""],
+    "user": ["eve", "nobody", "operator", ""],
+    "n": [0, 1, 3, 4, FAR],
+    "generation": [0, 3, 2**31, 2**31 + 1],
+    "oldest": [0, 3, 2**31],
+    "sign_pub": [bytes(32), bytes(31)],
+    "wrap_alg": ["xwing", "rsa2048", "rot13", None],
+    "wrap_pub": [b"", bytes(32), b"x" * 31, b"x" * 1216],
+    "devices": [
+        [[b"d" * 16, bytes(1216)]],
+        [[b"d" * 16, b"x"]],
+        [[b"d" * 16, b"x" * 1216]] * 2,
+        [[b"%016d" % n, b"x" * 1216] for n in range(17)],
+        [[b"d", b"x" * 1216]],
+    ],
+    "recovery": [
+        {"sign_pub": bytes(32), "xwing_pub": b"x"},
+        {"sign_pub": bytes(31), "xwing_pub": b"x" * 1216},
+        {"sign_pub": bytes(32), "xwing_pub": bytes(1216)},
+        {"sign_pub": bytes(32)},
+        1,
+    ],
+    "voids": [[bytes(32)], [bytes(31)], [bytes(32)] * 65],
+    "bundle_sha256": [bytes(32), b""],
+    "created": [0, FAR, 1_800_000_000 + 3 * DAY, 1_800_000_000 - 3 * DAY],
+    "due": [0, FAR, 1_800_000_000 + 900 * DAY, 1_800_000_000],
+    "expires": [0, FAR, 1_800_000_000 + 900 * DAY, 1_800_000_000],
+    "prev": [b"", bytes(32), bytes(31)],
+    "reason": ["enrol", "finish", "recovery", "compromise", 7],
+    "more": [1],
+}
+Signed = NewStatement | RotateBegin | RotateFinish
+STEPS: dict[str, Callable[[Person], Signed]] = {
+    "device": lambda ada: onto(ada.first, ada.key, devices=((b"e" * 16, b"x" * 1216),)),
+    "rotate": renewed,
+    "finish": finished,
+}
+
+
+def rotated(scene: Scene) -> None:
+    begun(scene.ada)
+    while items := wraps(scene.ada):
+        scene.ada.ask(Rewrap(tuple(rewrapped(scene.ada, item) for item in items)))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_field_of_a_statement_wrong_in_turn(scene: Scene, name: str) -> None:
+    ada = scene.ada
+    if name == "finish":
+        rotated(scene)
+    made = STEPS[name](ada)
+    keys = (ada.next_key, ada.key) if name == "rotate" else (ada.key,)
+    before, body, tried = scene.state(), unpacked(made.statement), 0
+    for field, values in STATEMENT.items():
+        for value in values:
+            if body.get(field) == value:
+                continue
+            raw = encoding.pack(body | {field: value})
+            signatures = tuple(key.sign(Label.STATEMENT, raw) for key in keys)
+            reply = ada.ask(changed(made, statement=raw, signatures=signatures))
+            assert isinstance(reply, Error), (field, value)
+            assert reply.code in CODES, (field, value, reply)
+            tried += 1
+    assert tried > 50
+    for signatures in ((), made.signatures[:-1], made.signatures[::-1], (bytes(64),) * 2):
+        if signatures != made.signatures:
+            assert isinstance(ada.ask(changed(made, signatures=signatures)), Error), signatures
+    assert isinstance(ada.ask(changed(made, bundle=b"another")), Error)
+    assert scene.state() == before
+    done(ada.ask(made))
+
+
+def test_every_field_of_a_finish_wrong_in_turn(scene: Scene) -> None:
+    rotated(scene)
+    made = finished(scene.ada)
+    before, body = scene.state(), unpacked(made.finish)
+    wrongs = {
+        "generation": [0, 1, 3, -1],
+        "files": [0, body["files"] + 1, body["files"] - 1, FAR, -1],
+        "root": [bytes(32), bytes(31)],
+        "as_of_seq": [-1, FAR + 1],
+        "more": [1],
+    }
+    for field, values in wrongs.items():
+        for value in values:
+            raw = encoding.pack(body | {field: value})
+            signature = scene.ada.key.sign(Label.ROTATION_FINISH, raw)
+            reply = scene.ada.ask(changed(made, finish=raw, finish_signature=signature))
+            assert isinstance(reply, Error), (field, value)
+            assert reply.code in CODES
+    other = scene.ada.key.sign(Label.STATEMENT, made.finish)
+    assert isinstance(scene.ada.ask(changed(made, finish_signature=other)), Error)
+    assert scene.state() == before
+    done(scene.ada.ask(made))
+
+
+def test_what_is_no_rewrap_of_ones_own(scene: Scene) -> None:
+    """Of others' wraps, others' files, what is not there; with others' signatures."""
+    begun(scene.ada)
+    ada, eve = scene.ada, scene.eve
+    item = wraps(ada)[-1]
+    right = rewrapped(ada, item)
+    (one, *_) = right.endorsements
+    assert right.wrap is not None
+    assert item.wrap is not None
+    before = scene.state()
+    wrongs = {
+        "another's wrap": changed(right, wrap=eve.wrap()),
+        "an old key's": changed(right, wrap=changed(right.wrap, key_id=item.wrap.key_id)),
+        "too short": changed(right, wrap=changed(right.wrap, wrapped=b"x")),
+        "signed by another": changed(
+            right,
+            endorsements=(changed(one, signature=eve.key.sign(Label.ENDORSE, one.record_hash)),),
+        ),
+        "signed as a record": changed(
+            right,
+            endorsements=(changed(one, signature=ada.key.sign(Label.RECORD, one.record_hash)),),
+        ),
+        "another's record": changed(right, owner="eve", file_id=F),
+    }
+    for what, wrong in wrongs.items():
+        reply = ada.ask(Rewrap((wrong,)))
+        assert isinstance(reply, Error), what
+        assert reply.code in CODES
+    assert isinstance(ada.ask(Rewrap(())), Error)
+    assert isinstance(ada.ask(Rewrap((right, right))), Error)
+    left = {
+        "of no version": changed(right, version=99),
+        "of no file": changed(right, file_id=file_id(99)),
+        "without its wrap": changed(right, wrap=None),
+        "of another record": changed(
+            right,
+            endorsements=(Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32))),),
+        ),
+        "of another's file": changed(right, owner="eve", file_id=F, version=1, endorsements=()),
+    }
+    for what, other in left.items():
+        assert ada.ask(Rewrap((other,))) == Rewrapped(None, (0,)), what
+    assert scene.state() == before
+    assert ada.ask(Rewrap((right,))) != Rewrapped(None, (0,))
