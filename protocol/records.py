@@ -34,9 +34,10 @@ MAX_READERS = 256
 MAX_DEVICES = 16
 MAX_VOIDS = 64
 MAX_PURGED = 512
-PURGED_AT_ONCE = 128
+PURGED_AT_ONCE = 96
 """Versions that a purge names, and what removes as much: the line that the log has of it must have
-room for three paths of each, however long the owner's name."""
+room for three paths of each, however long the owner's name, and a record with as many readers as
+there may be."""
 MAX_WRAPPED_KEY = 1184
 XWING_PUBLIC_SIZE = 1216
 WRAPPED_SIZES = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}

@@ -132,8 +132,10 @@ class SessionHandles:
     def _close(self, name: bytes) -> None:
         blob = self._blobs.pop(name, None)
         if blob is not None:
-            blob.close()
-            self._share.give(PER_FILE)
+            try:
+                blob.close()
+            finally:  # of what cannot be closed the descriptor is gone too
+                self._share.give(PER_FILE)
 
 
 class Opened:

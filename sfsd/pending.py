@@ -269,11 +269,13 @@ class Uploads:
     def _drop(self, upload: Upload) -> None:
         known = self._remove(upload)
         upload.finish()
-        # A file that stays is in staging/; the next start drops what no entry names.
-        with contextlib.suppress(StoreRefusedError):
-            upload.staged.discard()
-        if known:
-            self._share.give(PER_UPLOAD)
+        try:
+            # A file that stays is in staging/; the next start drops what no entry names.
+            with contextlib.suppress(StoreRefusedError):
+                upload.staged.discard()
+        finally:  # of what cannot be closed the descriptor is gone too
+            if known:
+                self._share.give(PER_UPLOAD)
 
     def _remove(self, upload: Upload) -> bool:
         """Whether it was still there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> Non
     opened.close(2)
     assert share.take(3 * PER_FILE)
     assert not share.take(1)
+
+
+def test_what_cannot_be_closed_is_given_back(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = Share(PER_FILE)
+    session = begun(store, share).of(1)
+    session.read(session.add(version(1)), 0, 1)
+    close = store.files.close
+
+    def failing(handle: int) -> None:
+        close(handle)
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(store.files, "close", failing)
+    with pytest.raises(OSError, match="broken"):
+        session.close()
+    assert share.take(PER_FILE)
 
 
 def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import pytest
@@ -172,6 +173,25 @@ def test_of_what_descriptors_there_are_uploads_have_no_more(
     assert code_of(uploads.get, "ada", another.upload_id) == "upload-lost"
     assert share.take(3 * PER_UPLOAD)
     assert not share.take(1)
+
+
+def test_what_cannot_be_closed_is_given_back(
+    served: Daemon, files: OwnerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = Share(PER_UPLOAD)
+    store = served.world.store
+    uploads = Uploads(store.stage, share, Clock(0.0))
+    upload, close = uploads.open(files, F, 0, 0), store.files.close
+
+    def failing(handle: int) -> None:
+        close(handle)
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.files, "close", failing)
+        with pytest.raises(OSError, match="broken"):
+            uploads.abort(upload)
+    assert share.take(PER_UPLOAD)
 
 
 def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from protocol import auditlog
+from protocol.auditlog import GENESIS, MAX_LINE, Draft
 from protocol.messages import FileView
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.downloads import GetOpen, Opened
 from protocol.messages.files import History, HistoryPage, Record, Stat, Stated
-from protocol.records import ACCESS, DELETE, MOVE, PURGE, PURGED_AT_ONCE, RESTORE
+from protocol.records import ACCESS, DELETE, MAX_READERS, MOVE, PURGE, PURGED_AT_ONCE, RESTORE
+from sfsd.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,
     Person,
@@ -211,6 +214,37 @@ def test_a_purge_of_as_many_versions_as_clients_ask_for_at_once(served: Daemon) 
     ada.delete(F)
     purged = tuple(range(1, PURGED_AT_ONCE + 1))
     done(ada.ask(ada.signed(ada.record(F, PURGE, purged=purged)).change()))
+
+
+def test_a_line_has_room_for_a_purge_of_what_many_read(ada: Person) -> None:
+    """However many, and whatever they and the owner are called."""
+    owner, purged = "a" * 32, tuple(range(100_001, 100_001 + PURGED_AT_ONCE))
+    readers = tuple((f"{number:032}", bytes(32), 2**40) for number in range(MAX_READERS))
+    record = ada.record(F, PURGE, owner=owner, actor=owner, readers=readers, purged=purged)
+    paths: dict[str, str | None] = {}
+    for number in purged:
+        version = VersionPaths.of(owner, F, number)
+        paths |= {version.sidecar: "0" * 64, version.ciphertext: None, version.leaves: None}
+    draft = Draft(
+        op="purge",
+        actor=owner,
+        owner=owner,
+        file=F,
+        session=10**9,
+        stage="0" * 32,
+        rec=record.encode(),
+        sigs={"0" * 64: bytes(64)},
+    )
+    detail = {"purged": purged, "accounts": {owner: [10**9, "0" * 64]}, "paths": paths}
+    line, _ = auditlog.encode(
+        draft,
+        seq=10**9,
+        time="2026-11-26T09:30:00.000Z",
+        salt=bytes(16),
+        detail=detail,
+        prev=GENESIS,
+    )
+    assert len(line) <= MAX_LINE
 
 
 def test_a_deleted_file_is_purged_whole(served: Daemon, ada: Person) -> None:
