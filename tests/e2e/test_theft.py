@@ -165,6 +165,21 @@ def test_the_copy_is_used_meanwhile(
     check_all(alice)
 
 
+def test_another_process_puts_while_the_key_is_changed(
+    daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the machine has its new key, and before its rotation begins: nothing is stale yet."""
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        names = {entry.name for entry in store.ls()}
+        before_it_begins(monkeypatch, lambda: store.put(io.BytesIO(b"new"), name="new"))
+        with sfsc.connect(alice.home) as rotating:
+            rotating.rotate(compromised=True, names=[NAMES[3]])
+        assert set(alice.run("ls").lines) == {*names, "new"}
+        store.put(io.BytesIO(b"newer"), name="newer")
+    assert set(alice.run("ls").lines) == {*names, "new", "newer"}
+    alice.run("audit", "verify")
+
+
 @pytest.mark.parametrize("compromised", [True, False])
 def test_another_machine_rotates_meanwhile(
     daemon: Daemon,
