@@ -153,14 +153,17 @@ class Blob:
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
-        """A file of our own, asked for and answered."""
-        name_keys = session.account.name_keys
+        """A file of our own, asked for and answered. Raises as `ask`, and `Rollback` where the
+        server no longer knows a file that it had."""
+        name_keys, wanted = session.account.name_keys, Wanted.of(session, name, version)
         try:
-            return cls.ask(session, Wanted.of(session, name, version))
+            return cls.ask(session, wanted)
         except NotFound:
-            if not session.has_other_ids(name_keys):
-                raise
-            return cls.open(session, name, version)
+            if session.has_other_ids(name_keys):
+                return cls.open(session, name, version)
+            if wanted.known is not None:
+                session.newest(wanted.file_id)  # what was deleted is known all the same
+            raise
 
     @classmethod
     def ask(cls, session: Session, wanted: Wanted) -> Blob:

@@ -11,7 +11,8 @@ from protocol.messages import Error, Reply
 from protocol.messages.downloads import Opened
 from protocol.values import changed
 from sfsc.blobs import Answer, Blob, Wanted
-from sfsc.errors import BadRecord, NotFound, SfscError, Tampered
+from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
+from sfsc.listing import Files
 from sfsc.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator
@@ -59,6 +60,22 @@ def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
     spoilt[3] = (answers[3][0], Error("not-found", "there is none"))
     kinds = [type(one) for one in judged(stored, spoilt)]
     assert kinds == [Blob, BadRecord, Tampered, NotFound, Blob]
+
+
+def test_a_file_that_the_server_no_longer_knows(
+    server: Simulator, stored: Session, other: Session
+) -> None:
+    """That there is none is believed of one that is not known, or was deleted."""
+    Files(stored).rm("b")
+    Files(other).rm("c")
+    for name in ("b", "c", "never"):
+        with pytest.raises(NotFound):
+            Blob.open(stored, name, 0)
+    with pytest.raises(NotFound):
+        Blob.open(stored, "a", 2)
+    del server.files[stored.account.file_id("a")]
+    with pytest.raises(Rollback):
+        Blob.open(stored, "a", 0)
 
 
 def test_another_name_than_the_one_asked_for(stored: Session) -> None:
