@@ -25,8 +25,6 @@ if sys.platform != "win32":
 MOST: Final = 16 * 1024
 """Handles that wait, or fewer where the process may not have as many; past it who replaces closes
 too."""
-OTHERS: Final = 8 * 1024
-"""Handles that are left to everything else, where there are many."""
 ROOM: Final = 64 << 20
 """Bytes of files that may wait for long, for want of which somebody may be refused meanwhile."""
 TOGETHER: Final = 64
@@ -110,11 +108,10 @@ class Releasing:
 
 
 def most_waiting() -> int:
-    """How many handles may wait: of few that the process may have a quarter, of many all but those
-    for others."""
+    """How many handles may wait: a quarter of those that the process may have, as connections and
+    what users hold have one each. The fourth is for the log and the store."""
     if sys.platform == "linux":
-        most = allowed()
-        return min(MOST, max(most // 4, most - OTHERS))
+        return min(MOST, allowed() // 4)
     else:
         return 0  # none is held
 

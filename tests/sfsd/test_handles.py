@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from sfsd.config import Limits
 from sfsd.handles import Share, allowed
+from sfsd.releasing import most_waiting
+from sfsd.server import _within_handles
 
 if sys.platform != "win32":
     import resource
@@ -23,6 +26,20 @@ def test_what_the_system_allows(
     share = Share()
     assert share.take(most // 4)
     assert not share.take(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing waits to be closed elsewhere")
+@pytest.mark.parametrize("soft", [128, 1024, 12_000, 16_384, 24_576, 32_768, 65_536, 1 << 20])
+def test_a_quarter_is_left_for_the_log_and_the_store(
+    monkeypatch: pytest.MonkeyPatch, soft: int
+) -> None:
+    """However many connections were asked for, and whatever users hold."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
+    connections = _within_handles(Limits(connections=1_000_000)).connections
+    share = Share()
+    assert share.take(soft // 4)
+    assert not share.take(1)
+    assert connections + most_waiting() + soft // 4 <= soft - soft // 4
 
 
 def test_a_share_is_taken_whole_or_not_at_all() -> None:
