@@ -1,0 +1,421 @@
+"""Several users against one daemon, in any order and right or wrong, compared with a dictionary.
+
+The model knows of each file who may read it, its versions and which of them have a content, and of
+each user what counts as quota. It says beforehand what each request is answered; what is refused
+must change nothing, and after every restart log and store must be sound.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from protocol.messages import Done, Error, Reply, Request
+from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.messages.base import Wrap
+from protocol.messages.downloads import GetOpen, Opened, Read
+from protocol.messages.files import List, Listing, Record
+from protocol.messages.rotation import Rewrap, Rewrapped
+from protocol.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
+from protocol.messages.uploads import PutOpen
+from protocol.records import (
+    ACCESS,
+    DELETE,
+    MOVE,
+    PURGE,
+    PUT,
+    RESTORE,
+    FileRecord,
+    Reader,
+    ServerStatement,
+)
+from protocol.signatures import Label
+from sfsd.config import DAY
+from sfsd.fsck import Fsck
+from sfsd.verification import verify_log
+from tests.conftest import FUZZ_EXAMPLES
+from tests.sfsd.builders import (
+    SERVER_KEY,
+    SPKI,
+    VERIFIER,
+    Clock,
+    Daemon,
+    Person,
+    Version,
+    daemon,
+    file_id,
+)
+from tests.sfsd.operations.test_rotation import begun, finished, rewrapped, wraps
+from tests.sfsd.worlds import memory
+
+NAMES = ("ada", "bob", "eve")
+FILES = tuple(map(file_id, (1, 2, 3)))
+QUOTA = 600
+
+name = st.sampled_from(NAMES)
+file = st.sampled_from(FILES)
+number = st.integers(1, 4)
+group = st.sets(name)
+size = st.integers(1, 250)
+
+
+@dataclass
+class Kept:
+    """A version; `data` is None once it is purged."""
+
+    made: Version
+    data: bytes | None
+    wrapped: set[str]
+
+
+@dataclass
+class File:
+    readers: tuple[Reader, ...] = ()
+    current: int = 0
+    versions: dict[int, Kept] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        return {reader[0] for reader in self.readers}
+
+
+class Users(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.root = Path(tempfile.mkdtemp(dir=memory()))
+        self.clock = Clock()
+        self.stack = ExitStack()
+        self._keep_statement()
+        self.served: Daemon = self.stack.enter_context(daemon(self.root, self.clock))
+        self.people = {one: self.served.person(one, quota=QUOTA) for one in NAMES}
+        self.first = {one: person.first_hash for one, person in self.people.items()}
+        self.files: dict[tuple[str, str], File] = {}
+        self.past: list[tuple[str, Request, Version]] = []
+
+    def _keep_statement(self) -> None:
+        """What those who verify the log find its key by."""
+        body = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000).encode()
+        signature = SERVER_KEY.sign(Label.SERVER_STATEMENT, body)
+        lines = b"\n".join(map(base64.b64encode, (body, signature)))
+        (self.root / "keys").mkdir()
+        (self.root / "keys" / "server.statement").write_bytes(lines)
+
+    def teardown(self) -> None:
+        if hasattr(self, "root"):
+            try:
+                self.stack.close()
+                self._check_sound()
+            finally:
+                shutil.rmtree(self.root)
+
+    def _check_sound(self) -> None:
+        verify_log(self.root)
+        assert list(Fsck(self.root, read_data=True).run()) == []
+
+    # --- what the model says ---
+
+    def _wraps(self, owner: str, readers: set[str]) -> tuple[Wrap, ...]:
+        return tuple(self.people[one].wrap() for one in sorted({owner} | readers))
+
+    def _used(self, owner: str) -> int:
+        contents = {
+            kept.made.record.content_id: len(kept.data)
+            for (whose, _), found in self.files.items()
+            for kept in found.versions.values()
+            if whose == owner and kept.data is not None
+        }
+        return sum(contents.values())
+
+    def _shares(self, owner: str, content_id: bytes | None) -> int:
+        return sum(
+            kept.made.record.content_id == content_id and kept.data is not None
+            for (whose, _), found in self.files.items()
+            for kept in found.versions.values()
+            if whose == owner
+        )
+
+    # --- asking ---
+
+    def _ask(self, who: str, request: Request, made: Version, expected: str) -> bool:
+        """Whether it was done, as `expected` ("" for done, else a code) says."""
+        before = self.served.world.journal.size
+        reply = self.people[who].ask(request)
+        if expected:
+            self._is_refused(reply, expected, before)
+            return False
+        assert isinstance(reply, Done), reply
+        assert self.served.world.journal.size == before + 1
+        self.people[who].took(made)
+        self.past.append((who, request, made))
+        return True
+
+    def _is_refused(self, reply: Reply, code: str, log_size: int) -> None:
+        assert isinstance(reply, Error), reply
+        assert reply.code == code, reply
+        assert self.served.world.journal.size == log_size
+
+    @rule(owner=name, file=file, size=size, large=st.booleans())
+    def put(self, owner: str, file: str, size: int, *, large: bool) -> None:
+        ada, found = self.people[owner], self.files.get((owner, file), File())
+        data = os.urandom(size)
+        full = self._used(owner) + size > QUOTA
+        if large and full:
+            assert isinstance(ada.ask(PutOpen(owner, file, size)), Error)
+            return
+        made = ada.version(file, data, readers=found.readers, wraps=self._wraps(owner, found.names))
+        upload = ada.upload(file, data) if large else b""
+        request = made.commit(upload) if large else made.small()
+        if self._ask(owner, request, made, "quota" if full else ""):
+            self._has(owner, file, made, data, found.names | {owner})
+
+    @rule(owner=name, file=file, size=size)
+    def put_what_counts_as_another(self, owner: str, file: str, size: int) -> None:
+        """Under the content_id of what is there, in this file or another: that counts once."""
+        ada, found = self.people[owner], self.files.get((owner, file), File())
+        kept = [
+            one.made.record.content_id
+            for (whose, _), other in self.files.items()
+            for one in other.versions.values()
+            if whose == owner and one.data is not None
+        ]
+        if kept:
+            made = ada.version(
+                file,
+                os.urandom(size),
+                readers=found.readers,
+                wraps=self._wraps(owner, found.names),
+                content_id=kept[0],
+            )
+            self._ask(owner, made.small(), made, "bad-request")
+
+    def _has(self, owner: str, file: str, made: Version, data: bytes, wrapped: set[str]) -> None:
+        found = self.files.setdefault((owner, file), File())
+        version = made.record.version or 0
+        found.versions[version] = Kept(made, data, set(wrapped))
+        found.current, found.readers = made.record.current, made.record.readers
+
+    @rule(owner=name, file=file)
+    def delete(self, owner: str, file: str) -> None:
+        found = self.files.get((owner, file))
+        made = self.people[owner].signed(self.people[owner].record(file, DELETE, current=0))
+        expected = "not-found" if found is None else "" if found.current else "conflict"
+        if self._ask(owner, made.change(), made, expected) and found:
+            found.current = 0
+
+    def _taken_over(self, ada: Person, op: str, kept: Kept, at: tuple[str, int], new: str) -> Any:  # noqa: ANN401
+        old = kept.made.record
+        same = ("content_id", "ciphertext_size", "segments_root", "dek_commit")
+        fields = {one: getattr(old, one) for one in same}
+        found = self.files[ada.name, at[0]]
+        return ada.version(
+            new,
+            b"",
+            op=op,
+            from_=at,
+            readers=found.readers,
+            wraps=self._wraps(ada.name, found.names),
+            **fields,
+        )
+
+    @rule(owner=name, file=file, version=number)
+    def restore(self, owner: str, file: str, version: int) -> None:
+        ada, found = self.people[owner], self.files.get((owner, file), File())
+        if not found.versions:
+            return
+        kept = found.versions.get(version)
+        source = kept or found.versions[1]
+        made = self._taken_over(ada, RESTORE, source, (file, version), file)
+        expected = "not-found" if kept is None or kept.data is None else ""
+        if self._ask(owner, made.change(), made, expected) and kept and kept.data is not None:
+            self._has(owner, file, made, kept.data, found.names | {owner})
+
+    @rule(owner=name, old=file, new=file)
+    def move(self, owner: str, old: str, new: str) -> None:
+        ada = self.people[owner]
+        found, target = self.files.get((owner, old), File()), self.files.get((owner, new), File())
+        if not found.current or old == new:
+            return
+        kept = found.versions[found.current]
+        made = self._taken_over(ada, MOVE, kept, (old, found.current), new)
+        gone = ada.signed(ada.record(old, DELETE, current=0, to=new))
+        request = Record((*made.change().changes, *gone.change().changes))
+        if self._ask(owner, request, made, "conflict" if target.current else ""):
+            ada.took(gone)
+            found.current = 0
+            assert kept.data is not None
+            self._has(owner, new, made, kept.data, found.names | {owner})
+
+    @rule(owner=name, file=file, versions=st.sets(number, max_size=3))
+    def purge(self, owner: str, file: str, versions: set[int]) -> None:
+        ada, found = self.people[owner], self.files.get((owner, file))
+        made = ada.signed(ada.record(file, PURGE, purged=tuple(sorted(versions))))
+        if found is None:
+            expected = "not-found"
+        elif not versions or found.current in versions:
+            expected = "bad-request"
+        else:
+            expected = "" if versions <= found.versions.keys() else "not-found"
+        if self._ask(owner, made.change(), made, expected) and found:
+            for version in versions:
+                found.versions[version].data = None
+                found.versions[version].wrapped.clear()
+
+    @rule(owner=name, file=file, readers=group)
+    def share(self, owner: str, file: str, readers: set[str]) -> None:
+        ada, found = self.people[owner], self.files.get((owner, file))
+        names = sorted(readers - {owner})
+        made = ada.signed(
+            ada.record(file, ACCESS, readers=tuple((one, self.first[one], 0) for one in names))
+        )
+        new = [] if found is None or not found.current else sorted(set(names) - found.names)
+        given = tuple(VersionWrap(found.current, self.people[one].wrap()) for one in new if found)
+        request = SetReaders(made.body, made.signature, given)
+        if self._ask(owner, request, made, "not-found" if found is None else "") and found:
+            found.readers = made.record.readers
+            if found.current:
+                found.versions[found.current].wrapped |= set(new)
+            for kept in found.versions.values():
+                kept.wrapped &= {owner, *names}
+
+    @rule(owner=name, file=file, version=number, more=st.sampled_from([0, 0, 0, 1]))
+    def encrypt_anew(self, owner: str, file: str, version: int, more: int) -> None:
+        ada, found = self.people[owner], self.files.get((owner, file))
+        if found is None:
+            return
+        kept = found.versions.get(version)
+        had = b"" if kept is None or kept.data is None else kept.data
+        data = os.urandom(len(had) + more or 1)
+        given = self._wraps(owner, found.names)
+        made = ada.anew(file, version, data, wraps=given)
+        expected = ""
+        if kept is None or kept.data is None:
+            expected = "not-found"
+        elif more:
+            expected = "bad-request"
+        elif self._shares(owner, kept.made.record.content_id) > 1:
+            expected = "quota" if self._used(owner) + len(data) > 2 * QUOTA else ""
+        if self._ask(owner, made.small(), made, expected):
+            found.versions[version] = Kept(made, data, found.names | {owner})
+
+    # --- what nobody may ---
+
+    @rule(who=name, owner=name, file=file, op=st.sampled_from([PUT, DELETE, ACCESS, PURGE]))
+    def meddle(self, who: str, owner: str, file: str, op: str) -> None:
+        """Another's file, with a record that is right onto its head, signed by oneself."""
+        if who == owner or (owner, file) not in self.files:
+            return
+        bob, ada = self.people[who], self.people[owner]
+        before = self.served.world.journal.size
+        match op:
+            case "put":
+                body = ada.version(file, b"x", readers=self.files[owner, file].readers)
+            case "purge":
+                body = ada.signed(ada.record(file, PURGE, purged=(1,)))
+            case _:
+                body = ada.signed(ada.record(file, op))
+        requests: dict[str, Callable[[], Request]] = {
+            PUT: body.small,
+            ACCESS: lambda: SetReaders(body.body, body.signature, ()),
+        }
+        self._is_refused(bob.ask(requests.get(op, body.change)()), "not-found", before)
+
+    @precondition(lambda self: bool(getattr(self, "past", ())))
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        """What was done before, once more: the same receipt, or none."""
+        who, request, made = data.draw(st.sampled_from(self.past))
+        before = self.served.world.journal.size
+        reply = self.people[who].ask(request)
+        assert self.served.world.journal.size == before
+        if self.people[who].heads[made.record.file_id] != made.body:
+            assert isinstance(reply, Error), reply
+
+    # --- reading ---
+
+    @rule(who=name, owner=name, file=file, version=st.integers(0, 4))
+    def get(self, who: str, owner: str, file: str, version: int) -> None:
+        found = self.files.get((owner, file), File())
+        wanted = version or found.current
+        kept = found.versions.get(wanted) if who == owner or who in found.names else None
+        reply = self.people[who].ask(GetOpen(owner, file, version))
+        if kept is None or kept.data is None:
+            assert isinstance(reply, Error)
+            assert reply.code == "not-found"
+            return
+        assert isinstance(reply, Opened), reply
+        assert bytes(reply.data) == kept.data
+        assert reply.view.content.record == kept.made.body
+        assert {wrap.user for wrap in reply.view.wraps} == kept.wrapped & {who}
+        read = self.people[who].ask(Read(reply.handle, 0, 1 << 20))
+        assert bytes(read.data) == kept.data  # type: ignore[attr-defined]
+
+    # --- keys and the daemon ---
+
+    @rule(who=name, finish=st.booleans())
+    def rotate(self, who: str, *, finish: bool) -> None:
+        self.clock.now += DAY  # within a month of which there may be forty
+        for person in self.people.values():
+            person.who = person.log_in()
+        ada = self.people[who]
+        begun(ada)
+        while items := wraps(ada):
+            for owner in {item.owner for item in items}:
+                own = owner == who
+                asked = [
+                    rewrapped(ada, item, **({} if own else {"endorsements": ()}))
+                    for item in items
+                    if item.owner == owner
+                ]
+                reply = ada.ask(Rewrap(tuple(asked)))
+                assert isinstance(reply, Rewrapped), reply
+                assert reply.left == ()
+        if finish:
+            ended = finished(ada)
+            assert isinstance(ada.ask(ended), Done)
+            ada.first = type(ada.first).parse(ended.statement)
+
+    @rule()
+    def restart(self) -> None:
+        self.stack.close()
+        self._check_sound()
+        self.stack = ExitStack()
+        self.served = self.stack.enter_context(daemon(self.root, self.clock))
+        for person in self.people.values():
+            person.served = self.served
+            person.who = person.log_in()
+
+    @precondition(lambda self: hasattr(self, "people"))
+    @invariant()
+    def each_sees_and_uses_what_is_his(self) -> None:
+        for one, person in self.people.items():
+            usage = person.ask(Usage())
+            assert isinstance(usage, UsageAnswer)
+            own = {file: found for (owner, file), found in self.files.items() if owner == one}
+            living = sum(found.current != 0 for found in own.values())
+            assert (usage.used, usage.files) == (self._used(one), living)
+            listing = person.ask(List("", 256, 0))
+            assert isinstance(listing, Listing)
+            seen = {FileRecord.parse(view.content.record).file_id for view in listing.views}
+            assert seen == own.keys()
+            page = person.ask(Inbox("", 256, 0))
+            assert isinstance(page, InboxPage)
+            assert {(each.owner, each.file_id) for each in page.files} == {
+                place for place, found in self.files.items() if found.current and one in found.names
+            }
+
+
+TestUsers = Users.TestCase
+TestUsers.settings = settings(
+    stateful_step_count=30, max_examples=int(FUZZ_EXAMPLES) if FUZZ_EXAMPLES else 16
+)
