@@ -169,9 +169,7 @@ class Attempts:
                 receipt = answered(reply, Done).receipt
                 self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
                 return self._stored(attempt, receipt)
-            if reply.code in ("conflict", "upload-lost") and landed(
-                self._session, attempt.connection, attempt.record, attempt.body
-            ):
+            if landed(self._session, attempt.connection, reply, attempt.record, attempt.body):
                 return self._stored(attempt, None)
             # Of a small one nothing can be lost: a server that says so is not to be asked again.
             if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):

@@ -19,6 +19,9 @@ from sfsc.session import Session, known_file
 
 MAX_CONFLICTS: Final = 16
 """How often someone may be faster before a change gives up."""
+_MAY_HAVE_LANDED: Final = frozenset({"conflict", "upload-lost", "stale-generation"})
+"""What is answered to a record that was accepted before: something else was put upon it since, the
+upload it was of is gone, or keys were rotated."""
 Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 """A record, and the sealed metadata and the wraps that go with it."""
 
@@ -90,14 +93,16 @@ def onto(
     )
 
 
-def landed(session: Session, connection: int, record: FileRecord, body: bytes) -> bool:
+def landed(
+    session: Session, connection: int, refused: Error, record: FileRecord, body: bytes
+) -> bool:
     """Whether the file's history has this very record, which was sent when `connection` was the
-    session's (`Session.connections`) and is refused now.
+    session's (`Session.connections`) and is `refused` now.
 
     Of a record sent twice the first may have been accepted, its answer lost with the connection,
     and something else put upon it since. One that was sent once is not asked about.
     """
-    if session.connections == connection:
+    if session.connections == connection or refused.code not in _MAY_HAVE_LANDED:
         return False
     reply = session.ask(History(record.owner, record.file_id, record.rev))
     if isinstance(reply, Error) and reply.code == "not-found":
@@ -134,10 +139,10 @@ def change_file(
             session.proven(answered(reply, Done).receipt, record, body, signature)
             session.join()
             return record, body
+        if landed(session, connection, reply, record, body):
+            return record, body
         if reply.code != "conflict" or reply.head is None:
             session.renew(reply)
             continue
-        if landed(session, connection, record, body):
-            return record, body
         file = session.learn(reply.head, record.file_id, known_file(file))
     raise ConflictError("others keep changing the file", "run the command again")

@@ -51,13 +51,13 @@ class Moves:
             if not isinstance(reply, Error):
                 self._prove(move, reply)
                 return self._moved(move, file)
+            if landed(session, connection, reply, move.record, move.body):
+                return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
                 session.renew(reply)
                 file, file_id = find_living(session, name), session.file_id(to)
                 target = session.find(file_id)
                 continue
-            if landed(session, connection, move.record, move.body):
-                return self._moved(move, file)
             shown = parsed(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
                 file = session.learn(reply.head, shown, known_file(file))
@@ -78,10 +78,10 @@ class Moves:
         reply = session.ask(move.request)
         if not isinstance(reply, Error):
             self._prove(move, reply)
-        elif reply.code != "conflict":
-            session.renew(reply)
-            raise ConflictError("the keys were rotated meanwhile", "run the command again")
-        elif not landed(session, connection, move.record, move.body):
+        elif not landed(session, connection, reply, move.record, move.body):
+            if reply.code != "conflict":
+                session.renew(reply)
+                raise ConflictError("the keys were rotated meanwhile", "run the command again")
             raise ConflictError("the file was changed meanwhile", "run the command again")
         self._moved(move, file)
         arrived = move.request.changes[0]

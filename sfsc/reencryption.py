@@ -106,9 +106,7 @@ def store(
     if not isinstance(reply, Error):
         session.proven(answered(reply, Done).receipt, record, body, signature)
         session.join()
-    elif reply.code not in ("conflict", "upload-lost") or not landed(
-        session, connection, record, body
-    ):
+    elif not landed(session, connection, reply, record, body):
         if reply.code == "upload-lost":
             raise UploadLost
         return reply

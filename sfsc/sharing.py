@@ -260,7 +260,7 @@ class Sharing:
         if not isinstance(reply, Error):
             receipt = answered(reply, Done).receipt
             session.proven(receipt, record, body, attempt.request.signature)
-        elif not (reply.code == "conflict" and landed(session, attempt.connection, record, body)):
+        elif not landed(session, attempt.connection, reply, record, body):
             return None
         file = attempt.file
         session.state.remember_file(KnownFile.of(record, body, file.version), None)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.files import History
+from protocol.messages.files import History, Record
 from protocol.messages.log import LogProof
 from protocol.messages.uploads import (
     PutCommit,
@@ -32,8 +32,10 @@ from sfsc.errors import (
     Unreachable,
 )
 from sfsc.listing import Files
+from sfsc.moves import Moves
 from sfsc.session import Session
 from sfsc.uploads import Uploads
+from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
@@ -281,3 +283,45 @@ def test_each_step_is_taken_for_all_up_to_the_first_that_fails(fails: list[list[
     assert failure is None if first == len(fails) else str(failure) == f"item {first}"
     assert taken == sorted(taken)
     assert {(number, item) for number in range(3) for item in items} <= set(taken)
+
+
+ACTIONS: dict[str, Callable[[Session], object]] = {
+    "put": lambda session: put(session, b"again"),
+    "put a large one": lambda session: put(session, os.urandom(BIG)),
+    "rm": lambda session: Files(session).rm("file"),
+    "mv": lambda session: Moves(session).mv("file", "other"),
+    "restore": lambda session: Versions(session).restore("file", 1),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_was_accepted_before_keys_were_rotated_is_not_done_twice(
+    server: Simulator, session: Session, action: str
+) -> None:
+    """The answer was lost with its connection, and the next one was opened with older keys."""
+    for content in (b"1", b"2"):
+        put(session, content)
+    sent: list[Request] = []
+
+    def renew() -> None:
+        current = session.keyring.current
+        assert current is not None
+        newer = replace(current, generation=2, sign_seed=b"n" * 32)
+        session.use(replace(session.keyring, generations=(current, newer)))
+
+    def stale(request: Request) -> Reply | None:
+        if not isinstance(request, PutSmall | PutCommit | Record):
+            return None
+        sent.append(request)
+        return Error("stale-generation", "rotated") if len(sent) > 1 else None
+
+    def lose(request: Request, reply: Reply) -> Reply:
+        if isinstance(request, PutSmall | PutCommit | Record) and len(sent) == 1:
+            raise Drop
+        return reply
+
+    session.renewer = renew
+    server.intercept, server.spoil = stale, lose
+    ACTIONS[action](session)
+    assert len(server.files[session.account.file_id("file")].records) == 3
+    assert session.author.generation == 2
