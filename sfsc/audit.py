@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.auditlog import Entry, parse
@@ -80,14 +80,15 @@ class Audit:
 
     # --- verifying ----------------------------------------------------------------------------
 
-    def verify(self, statements: tuple[bytes, ...]) -> Verified:
-        """Check the account's whole history; `statements` is its chain as it was followed.
+    def verify(self, chain: Callable[[], tuple[bytes, ...]]) -> Verified:
+        """Check the account's whole history; `chain` follows its statements to the last one.
 
         Every change of its files bears a signature of its own and follows from the one before;
         what the log has last of each file is what the store has; every statement in its name is
         one of the chain's. Raises `BadRecord`, `BrokenChain`, `Rollback`, and as `entries`.
         """
         user, entries = self._session.account.user, self.entries()
+        statements = chain()  # those that the log has until here, and so all keys, are among them
         heads: dict[str, tuple[FileRecord, bytes]] = {}
         logged: list[bytes] = []
         records = 0
@@ -101,7 +102,14 @@ class Audit:
                 for body, sigs in entry.records:
                     self._follow(heads, body, sigs, keys, entry.seq)
                     records += 1
-        if tuple(logged) != statements:
+        known = len(logged)
+        if known < len(statements):  # another machine has made some since: they are in the log too
+            logged += [
+                entry.rec or b""
+                for entry in self._own.later(entries)
+                if entry.owner == user and entry.op in _STATEMENTS
+            ]
+        if known > len(statements) or tuple(logged[: len(statements)]) != statements:
             raise BrokenChain(
                 "the log has statements in this name that are not of its chain",
                 TOLD,
@@ -109,7 +117,7 @@ class Audit:
             )
         files = self._compare(heads, entries)
         size = self._session.trust.newest.size
-        return Verified(len(entries), size, records, len(logged), files)
+        return Verified(len(entries), size, records, len(statements), files)
 
     def _follow(
         self,

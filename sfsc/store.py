@@ -314,8 +314,12 @@ class Store(Closing):
 
     def audit_verify(self) -> Verified:
         """Check the account's whole history, its records and statements."""
-        self._rooms.devices.catch_up()
-        return self._rooms.audit.verify(self._file.contents.statements)
+
+        def chain() -> tuple[bytes, ...]:
+            self._rooms.devices.catch_up()
+            return self._file.contents.statements
+
+        return self._rooms.audit.verify(chain)
 
     def audit_compare(self, note: bytes) -> tuple[int, int]:
         """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""

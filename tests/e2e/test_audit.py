@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import sfsc
+from protocol.auditlog import Entry
+from sfsc.own_log import OwnLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
-from tests.harness import Client, Daemon, Result
+from tests.harness import PASSPHRASE, Client, Daemon, Result
 
 OPEN = "--no-passphrase"
 
@@ -256,3 +259,24 @@ def test_two_people_compare(
         operator = daemon.run("audit", "checkpoint")
         note.write_bytes(operator.stdout)
         alice.run("audit", "compare", note)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_keys_that_are_rotated_while_a_history_is_verified(
+    alice: Client, monkeypatch: pytest.MonkeyPatch, *, first: bool
+) -> None:
+    """Before the log is read, or behind that: neither is tampering."""
+    entries = OwnLog.entries
+
+    def rotated(own: OwnLog) -> list[Entry]:
+        found = [] if first else entries(own)
+        alice.run("rotate")
+        put(alice, "b")
+        return entries(own) if first else found
+
+    with sfsc.connect(alice.home, passphrase=PASSPHRASE) as store:
+        put(alice, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnLog, "entries", rotated)
+            assert store.audit_verify().statements == 3
+        assert store.audit_verify().files == 2

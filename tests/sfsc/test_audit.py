@@ -22,7 +22,7 @@ from protocol.messages.log import (
     LogProof,
     LogProven,
 )
-from protocol.records import DELETE, FileRecord, record_hash
+from protocol.records import DELETE, FileRecord, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from protocol.tlogproof import TlogProof, verify
 from sfsc.attempts import Put
@@ -58,12 +58,12 @@ def work(session: Session) -> None:
 
 
 def audit(server: Simulator, session: Session) -> object:
-    return Audit(session).verify((server.statement,))
+    return Audit(session).verify(lambda: (server.statement,))
 
 
 def test_a_history_that_holds(server: Simulator, session: Session) -> None:
     work(session)
-    found = Audit(session).verify((server.statement,))
+    found = Audit(session).verify(lambda: (server.statement,))
     assert (found.records, found.statements, found.files) == (6, 1, 3)
     assert found.entries == server.log.heads["ada"][0]
     assert found.log_size == server.log.size
@@ -207,6 +207,26 @@ def test_a_change_without_a_signature(server: Simulator, session: Session) -> No
     server.log.append(draft)
     with pytest.raises(BadRecord):
         audit(server, session)
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_statement_that_is_made_meanwhile(
+    server: Simulator, session: Session, *, logged: bool
+) -> None:
+    """Between the reading of the log and of the chain: the log must have it by then."""
+    put(session, "a")
+    newer = replace(Statement.parse(server.statement), n=2, prev=bytes(32)).encode()
+
+    def chain() -> tuple[bytes, ...]:
+        if logged:
+            server.log.append(Draft("statement", "ada", "ada", rec=newer, accounts=("ada",)))
+        return server.statement, newer
+
+    if logged:
+        assert Audit(session).verify(chain).statements == 2
+    else:
+        with pytest.raises(BrokenChain):
+            Audit(session).verify(chain)
 
 
 def test_a_statement_in_our_name(server: Simulator, session: Session) -> None:
