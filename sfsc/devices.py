@@ -149,17 +149,22 @@ class Devices:
 
         Raises `KeyringError` where this machine is no longer one of the account's devices.
         """
+        if not self._session.state.is_current:
+            self._reread()
         for _ in range(MAX_CONFLICTS):
             try:
                 return self._catch_up()
             except ConflictError:
-                # Another process of this machine has written the keyring: go on from what it has.
-                before = self._session.author.generation
-                self._file.reload()
-                self._session.use(self._keyring)
-                if self._session.author.generation != before:
-                    self._session.reconnect()
+                self._reread()
         raise ConflictError("other processes keep changing the keyring", "run the command again")
+
+    def _reread(self) -> None:
+        """Another process of this machine has written the keyring: go on from what it has."""
+        before = self._session.author.generation
+        self._file.reload()
+        self._session.use(self._keyring)
+        if self._session.author.generation != before:
+            self._session.reconnect()
 
     def _catch_up(self) -> Statement:
         keyring, session = self._keyring, self._session

@@ -81,6 +81,7 @@ class Received:
         to `skip`, as OWNER:FILE_ID, and left out.
         """
         session, remembered = self._session, self._remembered
+        session.keep_up()
         complete = session.trust.newest.size
         known = {(one.owner, one.file_id): one for one in remembered.files()}
         since, whole = remembered.received(), True

@@ -142,6 +142,7 @@ class Files:
     def _follow(self) -> None:
         """Bring what is remembered up to date: all that changed since the last listing."""
         session, state = self._session, self._session.state
+        session.keep_up()
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed(), state.revisions()

@@ -194,6 +194,12 @@ class Session:
             self.readers().forget()
         self._renew()
 
+    def keep_up(self) -> None:
+        """For who needs what is cached: where another process of this machine has changed the key
+        that it is kept under, have that found."""
+        if not self.state.is_current:
+            self._renew()
+
     def _renew(self) -> None:
         """Have newer keys found. All that this asks for is allowed with older ones: a server that
         calls it stale too is not renewed for again, and again within that."""

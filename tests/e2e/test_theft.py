@@ -171,9 +171,17 @@ def test_another_process_puts_while_the_key_is_changed(
     """After the machine has its new key, and before its rotation begins: nothing is stale yet."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         names = {entry.name for entry in store.ls()}
-        before_it_begins(monkeypatch, lambda: store.put(io.BytesIO(b"new"), name="new"))
+        shown = list[set[str]]()
+
+        def put_and_look() -> None:
+            store.put(io.BytesIO(b"new"), name="new")
+            shown.append({entry.name for entry in store.ls()})
+            assert store.inbox() == []
+
+        before_it_begins(monkeypatch, put_and_look)
         with sfsc.connect(alice.home) as rotating:
             rotating.rotate(compromised=True, names=[NAMES[3]])
+        assert shown == [names | {"new"}]
         assert set(alice.run("ls").lines) == {*names, "new"}
         store.put(io.BytesIO(b"newer"), name="newer")
     assert set(alice.run("ls").lines) == {*names, "new", "newer"}
