@@ -71,8 +71,8 @@ def parse_duration(text: str) -> int:
 
 
 class Limits(Value):
-    """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days.
-    Every one is at least 1."""
+    """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days
+    (of statements that keep its keys there may be twice as many). Every one is at least 1."""
 
     login_seconds: int = 10
     unauthenticated: int = 64

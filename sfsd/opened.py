@@ -23,6 +23,8 @@ HANDLES: Final = 1024
 """Handles a session keeps; older ones answer `changed`."""
 FILES: Final = 16
 """Files a session keeps open."""
+LOGGED: Final = 4096
+"""Downloads that a session is known to have in the log. Who goes on has them there once more."""
 PER_FILE: Final = 2
 """Descriptors of one: it may be read past the page cache too."""
 
@@ -47,7 +49,7 @@ class SessionHandles:
         self._lock = threading.Lock()
         self._handles: OrderedDict[bytes, OpenVersion] = OrderedDict()
         self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
-        self._logged: set[OpenVersion] = set()
+        self._logged: OrderedDict[OpenVersion, None] = OrderedDict()
 
     def add(self, opened: OpenVersion) -> bytes:
         """The 16-byte name of a new handle."""
@@ -83,7 +85,9 @@ class SessionHandles:
 
     def logged(self, opened: OpenVersion) -> None:
         with self._lock:
-            self._logged.add(opened)
+            self._logged[opened] = None
+            if len(self._logged) > LOGGED:
+                self._logged.popitem(last=False)
 
     def forget(self, owner: str, file_id: str, version: int) -> None:
         """A version's content goes: its handles answer `changed` from now on."""

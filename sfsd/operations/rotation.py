@@ -7,9 +7,11 @@ of an older generation is left, a second statement says that older ones count no
 
 from __future__ import annotations
 
+from typing import Final
+
 from protocol import merkle
 from protocol.base64text import to_text
-from protocol.chain import DEVICE, FINISH, RECOVERY, RECOVERY_KEY, RENEWING
+from protocol.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
 from protocol.errors import RemoteProtocolError, SignatureError
 from protocol.messages import Done, Reply
 from protocol.messages.rotation import (
@@ -41,6 +43,9 @@ from sfsd.world import (
     draft,
     operation,
 )
+
+RECOVERIES: Final = 8
+"""Of one account in the time for which earlier bundles are kept."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement")
@@ -117,8 +122,7 @@ def _continue(
         now=world.now,
     )
 
-    if statement.reason in RENEWING - {RECOVERY}:
-        _check_not_too_often(world, user)
+    _check_not_too_often(world, user, statement.reason)
 
     def chain(seq: int) -> bytes:
         added = StoredStatement(message.statement, message.signatures, seq, statement)
@@ -146,19 +150,40 @@ def _continue(
     return Commit(change, lambda seq: Done(world.receipt(seq, who)))
 
 
-def _check_not_too_often(world: World, user: User) -> None:
-    """Raise `Refused` past `limits.rotations` in the time for which earlier bundles are kept. By
-    default fewer than signatures: a thief who rotates on and on does not push out the owner's last
-    endorsement before it can be recovered."""
-    since = world.now - bundles.KEPT_DAYS * DAY
-    begun = 0
+def _check_not_too_often(world: World, user: User, reason: str) -> None:
+    """Raise `Refused` where too many such statements came in the time for which earlier bundles are
+    kept: of rotations `limits.rotations`, twice as many that keep the keys, a few recoveries.
+
+    All of a chain is written anew with each, by the thread that makes everybody's changes, so none
+    may be long because nothing bounds it. By default rotations are fewer than signatures: a thief
+    who rotates on and on does not push out the owner's last endorsement before it can be recovered.
+    Whatever he used up, a recovery gives back, of which only the owner has the key.
+    """
+    head, most, days = user.chain.head, world.config.limits.rotations, bundles.KEPT_DAYS
+    if reason == FINISH:
+        # So there are no more of these than of rotations.
+        require(head.oldest < head.generation, "no older generation counts any more")
+    elif reason == RECOVERY:
+        if _lately(world, user, frozenset({RECOVERY}), since_recovery=False) >= RECOVERIES:
+            raise Refused("denied", f"{RECOVERIES} recoveries within {days} days; wait")
+    elif reason in RENEWING:
+        if (begun := _lately(world, user, RENEWING)) >= most:
+            raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
+    elif (added := _lately(world, user, KEEPING - {FINISH})) >= 2 * most:
+        raise Refused("denied", f"{added} statements within {days} days; wait, or recover")
+
+
+def _lately(
+    world: World, user: User, reasons: frozenset[str], *, since_recovery: bool = True
+) -> int:
+    """How many of the chain's statements are of these reasons, of those of the last days."""
+    since, found = world.now - bundles.KEPT_DAYS * DAY, 0
     for link in reversed(user.chain.links):
-        if link.statement.reason == RECOVERY or world.logged(link.seq) < since:
+        recovers = link.statement.reason == RECOVERY
+        if (recovers and since_recovery) or world.logged(link.seq) < since:
             break
-        begun += link.statement.reason in RENEWING
-    if begun >= world.config.limits.rotations:
-        days = bundles.KEPT_DAYS
-        raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
+        found += link.statement.reason in reasons
+    return found
 
 
 @operation(GetBundle, access=OWN_KEYS)

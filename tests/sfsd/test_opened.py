@@ -149,3 +149,17 @@ def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryS
         thread.join()
     assert wrong == []
     session.close()
+
+
+def test_a_session_that_never_ends_does_not_grow(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfsd.opened.LOGGED", 3)
+    session = begun(store).of(1)
+    for number in range(5):
+        session.logged(version(number))
+    assert [session.is_logged(version(number)) for number in range(5)] == [
+        False,
+        False,
+        *[True] * 3,
+    ]

@@ -205,6 +205,22 @@ def test_a_chain_that_is_full_takes_the_recovery_key(
     done(ada.ask(onto(ada.first, ada.key, devices=(device,), bundle=b"mine")))
 
 
+def test_nobody_recovers_on_and_on(
+    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfsd.operations.rotation.RECOVERIES", 2)
+    for _ in range(2):
+        served.clock.now += DAY
+        begun(ada)
+        done(served.ask(by_code(served), recovered(ada, record_hash(ada.first.encode()))))
+        adopt(ada)
+    begun(ada)
+    again = recovered(ada, record_hash(ada.first.encode()))
+    refused(served.ask(by_code(served), again), "denied")
+    served.clock.now += 30 * DAY
+    done(served.ask(by_code(served), recovered(ada, record_hash(ada.first.encode()))))
+
+
 def test_a_damaged_bundle_does_not_stop_the_chain(served: Daemon, ada: Person) -> None:
     (served.world.store.users / "ada" / "bundle").write_bytes(b"another")
     begun(ada)

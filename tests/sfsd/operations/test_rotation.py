@@ -219,6 +219,30 @@ def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
     begun(ada)
 
 
+def test_nobody_lengthens_his_chain_on_and_on(served: Daemon, ada: Person) -> None:
+    """All of it is written anew with each statement, and everybody's changes wait meanwhile."""
+    served.world.config = replace(served.world.config, limits=Limits(rotations=2))
+
+    def joined(number: int) -> NewStatement:
+        now = int(served.clock.now)
+        device = (bytes([number]) * 16, DEVICE[1])
+        return onto(ada.first, ada.key, devices=(device,), created=now)
+
+    for number in range(4):
+        served.clock.now += DAY
+        made = joined(number)
+        done(ada.ask(made))
+        ada.first = Statement.parse(made.statement)
+    refused(ada.ask(joined(9)), "denied")
+    begun(ada)  # who may have to rotate still may, and end it
+    ended = finished(ada)
+    done(ada.ask(ended))
+    ada.first = Statement.parse(ended.statement)
+    refused(ada.ask(finished(ada)), "bad-request")  # once for each rotation
+    served.clock.now += 28 * DAY  # the first of them are past
+    done(ada.ask(joined(9)))
+
+
 # --- rotation
 
 
