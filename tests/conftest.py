@@ -1,8 +1,9 @@
-"""What every test run shares: how hard hypothesis tries."""
+"""What every test run shares: how hard hypothesis tries, and that ^C reaches what is tested."""
 
 from __future__ import annotations
 
 import os
+import signal
 from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
@@ -28,3 +29,7 @@ def _profile() -> str:
 
 
 settings.load_profile(_profile())
+
+# What a script runs in the background is deaf to ^C, and so is whatever that starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
