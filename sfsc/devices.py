@@ -81,13 +81,14 @@ class Devices:
         # Not kept before it is sent: of a machine that loses to another's rotation only the old key
         # opens what that one has sealed.
         self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
-        self._session.state.change_key(state_key(key.encoded))
         for _ in range(MAX_CONFLICTS):
             try:
                 self._file.save(changed(self._keyring, device=device))
             except ConflictError:
                 self._file.reload()  # another process of this machine was faster
                 continue
+            # Behind that: who finds the state under another key finds that in the keyring.
+            self._session.state.change_key(state_key(key.encoded))
             return self.catch_up()
         raise ConflictError("other processes keep changing the keyring", "run the command again")
 

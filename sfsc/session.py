@@ -172,8 +172,8 @@ class Session:
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
-        if keyring.device != self.keyring.device:
-            # Another process of this machine may have got the new key, and changed the state's.
+        if not self.state.is_current:
+            # Another process of this machine has got a key of its own, and changed the state's.
             self.state.go_on_with(state_key(keyring.device.xwing_private))
         # For good: what was begun with an old id may end after the last of them is forgotten.
         self._renames = self._renames or keyring.name_keys != self.keyring.name_keys

@@ -78,6 +78,8 @@ class State(Database):
         has a key can vouch in advance for what a signing key is to have signed that he never gets.
         """
         with self.changing():
+            if self.go_on_with(key):
+                return  # another process has begun with it already
             entries, listed = list(self.entries()), self.listed()
             self.use_key(key)
             for file_id, entry in entries:

@@ -100,23 +100,37 @@ def test_another_process_of_the_machine_goes_on_meanwhile(daemon: Daemon, alice:
 CUT = """
 import os, signal, sys
 import sfsc
+from sfsc.keyring import KeyringFile
 from sfsc.state import State
 
-State.change_key = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+def cut(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save(file, contents, save=KeyringFile.save):
+    if contents.device != file.contents.device:
+        cut()
+    save(file, contents)
+
+if sys.argv[2] == "keyring":
+    KeyringFile.save = save
+else:
+    State.change_key = cut
 sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True)
 """
 
 
+@pytest.mark.parametrize("before", ["keyring", "state"])
 def test_it_is_killed_before_the_machine_has_its_new_key(
-    daemon: Daemon, alice: Client, tmp_path: Path
+    daemon: Daemon, alice: Client, tmp_path: Path, before: str
 ) -> None:
     """The account names the new one already. It joins with the old one again, so that another
-    machine's rotation does not lock it out, and the next try replaces that."""
+    machine's rotation does not lock it out, and the next try replaces that. Where its state alone
+    does not have it yet, what is cached there is listed anew."""
     alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
     other, thief = Client(tmp_path / "other"), copied(alice, tmp_path / "thief")
     other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
     process = subprocess.run(
-        [sys.executable, "-c", CUT, str(alice.home)],
+        [sys.executable, "-c", CUT, str(alice.home), before],
         capture_output=True,
         env=environment({}),
         check=False,

@@ -245,6 +245,16 @@ def test_another_key_vouches_for_nothing(path: Path) -> None:
         assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
 
 
+def test_another_process_has_begun_with_the_new_key(path: Path) -> None:
+    """It has found it in the keyring, and the state under the one before."""
+    with opened(path) as state:
+        state.remember_file(known(1), b"entry")
+        with opened(path, key=b"K" * 32) as other:
+            other.remember_file(known(2), b"newer")
+            state.change_key(b"K" * 32)
+            assert list(other.entries()) == list(state.entries()) == [("a" * 32, b"newer")]
+
+
 def test_another_process_has_changed_the_key(path: Path) -> None:
     """What is remembered under the one before is for nobody, and keeps nobody from the rest."""
     first, second = "a" * 32, "b" * 32
