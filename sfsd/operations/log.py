@@ -21,6 +21,7 @@ from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
 from sfsd.proofs import Consistency, Inclusion
 from sfsd.world import EVERYONE, Access, Principal, World, operation
 
+READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024
 """Bytes of one page's entries; a frame holds 4 KiB more."""
 _ITEM_OVERHEAD: Final = 15
@@ -45,8 +46,9 @@ def log_proof(world: World, who: Principal, message: LogProof) -> LogProven:  # 
         raise Refused("bad-request", str(exc)) from exc
 
 
-@operation(LogEntries, access=EVERYONE)
+@operation(LogEntries, access=READERS)
 def log_entries(world: World, who: Principal, message: LogEntries) -> LogPage:
+    """Not for an older key: what its account does is nothing to who stole it, or a token, once."""
     size = world.journal.size
     end = min(size, message.first + SCAN)
     entries: list[LogItem] = []

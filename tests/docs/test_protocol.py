@@ -31,6 +31,7 @@ from protocol.records import (
 )
 from protocol.signatures import Label
 from sfsd import world
+from sfsd.operations import log
 from sfsd.world import OPERATIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,6 +49,7 @@ SESSIONS = {
     world.OWN_KEYS: "user, old key, recovery",
     world.STATEMENTS: "user, recovery",
     world.OPERATOR: "operator",
+    log.READERS: "user, operator",
 }
 
 

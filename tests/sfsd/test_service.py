@@ -83,7 +83,7 @@ MATRIX: dict[Request, set[Access]] = {
     Inbox("", 1, 0): USERS,
     Usage(): USERS,
     LogHead(): EVERYONE,
-    LogEntries(0, 1, own=True): EVERYONE,
+    LogEntries(0, 1, own=True): {Access.FULL, Access.OPERATOR},
     LogProof(CONSISTENCY, 0, 0): EVERYONE,
     UserList(""): OPERATORS,
     UserShow("ada"): OPERATORS,
