@@ -7,6 +7,7 @@ One request carries the signed record, and a move two: what the log has of a mov
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.base64text import to_text
@@ -31,6 +32,9 @@ from sfsd.operations.uploads import repeated
 from sfsd.paths import VersionPaths
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, operation
+
+STRIPPED: Final = 32
+"""Versions whose wraps a move removes: its log line names each beside two records."""
 
 
 @operation(Record, access=USER, logged="delete, restore, move or purge")
@@ -179,10 +183,19 @@ def _move(
     taken = _take_over(world, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
+    stripped = _without_wraps(head, dropped)
     decided = changed(
         taken,
-        sidecars=(*taken.sidecars, (left, left.version, buried)),
-        expect={**taken.expect, **gone.expect},
+        sidecars=(
+            *taken.sidecars,
+            *((head, version, sidecar) for version, (_, sidecar) in stripped.items()),
+            (left, left.version, buried),
+        ),
+        expect={
+            **taken.expect,
+            **gone.expect,
+            **{document.path: document.digest for document, _ in stripped.values()},
+        },
         detail={
             "from": [left.file_id, current],
             TOMBSTONE: to_text(leaving.record),
@@ -194,6 +207,20 @@ def _move(
         dropped=tuple(sorted(dropped)),
     )
     return commit(world, who, made, decided)
+
+
+def _without_wraps(head: Head, dropped: set[str]) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
+    """By number: the versions that have wraps of `dropped`, as they are and without these. What is
+    past `STRIPPED` goes with the next access record; none can be read meanwhile."""
+    found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
+    for version in range(head.version if dropped else 0, 0, -1):
+        document = head.files.sidecar(head.file_id, version)
+        wraps = tuple(wrap for wrap in document.value.wraps if wrap.user not in dropped)
+        if wraps != document.value.wraps:
+            found[version] = document, changed(document.value, wraps=wraps)
+        if len(found) == STRIPPED:
+            break
+    return found
 
 
 def _take_over(

@@ -250,11 +250,14 @@ class Users(RuleBasedStateMachine):
         made = self._taken_over(ada, MOVE, kept, (old, found.current), new)
         gone = ada.signed(ada.record(old, DELETE, current=0, to=new))
         request = Record((*made.change().changes, *gone.change().changes))
+        dropped = target.names - found.names
         if self._ask(owner, request, made, "conflict" if target.current else ""):
             ada.took(gone)
             found.current = 0
             assert kept.data is not None
             self._has(owner, new, made, kept.data, found.names | {owner})
+            for other in self.files[owner, new].versions.values():
+                other.wrapped -= dropped
 
     @rule(owner=name, file=file, versions=st.sets(number, max_size=3))
     def purge(self, owner: str, file: str, versions: set[int]) -> None:
@@ -408,6 +411,10 @@ class Users(RuleBasedStateMachine):
             assert isinstance(listing, Listing)
             seen = {FileRecord.parse(view.content.record).file_id for view in listing.views}
             assert seen == own.keys()
+            for file, found in own.items():
+                for number, kept in found.versions.items():
+                    sidecar = self.served.world.index.of(one).sidecar(file, number).value
+                    assert {wrap.user for wrap in sidecar.wraps} == kept.wrapped
             page = person.ask(Inbox("", 256, 0))
             assert isinstance(page, InboxPage)
             assert {(each.owner, each.file_id) for each in page.files} == {

@@ -394,3 +394,28 @@ def test_nobody_moves_what_is_not_his(served: Daemon, ada: Person) -> None:
     theirs = move(bob)
     for wrong in (both(made, gone), both(theirs[0], gone), both(made, theirs[1])):
         refused(bob.ask(wrong), "not-found")
+
+
+def wrapped_for(served: Daemon, wanted: str, version: int) -> set[str]:
+    sidecar = served.world.index.of("ada").sidecar(wanted, version).value
+    return {wrap.user for wrap in sidecar.wraps}
+
+
+def test_who_is_dropped_by_a_move_leaves_no_wrap_behind(served: Daemon, ada: Person) -> None:
+    """The name had readers whom the file that takes it has not."""
+    bob = served.person("bob")
+    for number in (1, 2):
+        readers = (("bob", bob.first_hash, 0),)
+        ada.put(G, b"%d" % number * 60, readers=readers, wraps=(ada.wrap(), bob.wrap()))
+    ada.delete(G)
+    ada.put(F, b"moves" * 20)
+    made, gone = move(ada)
+    entry = check_receipt(done(ada.ask(both(made, gone))), made.body)
+    assert {"ada", "bob"} == set(entry.accounts)
+    assert [wrapped_for(served, G, number) for number in (1, 2, 3)] == [{"ada"}] * 3
+    assert (stat(ada, G, 2).content.record, stat(ada, G, 1).metadata) == (
+        ada.made[G, 2].body,
+        ada.made[G, 1].metadata,
+    )
+    refused(bob.ask(GetOpen("ada", G, 1)), "not-found")
+    assert usage(ada) == (220, 1)
