@@ -153,7 +153,10 @@ class Files:
             views = self._news(page.views, ids)
             with verifying(session.account.signed(views)), state.changing():
                 self._take_up(views, known)
-        state.remember_listed(complete)
+        if state.is_current:
+            state.remember_listed(complete)
+        else:
+            self._follow()  # it was changed under our hands, and these are not cached
 
     def _news(self, views: Sequence[FileView], ids: Mapping[bytes, str]) -> list[FileView]:
         """Those of whose last record no entry is cached. `ids` are the files that are known, by the

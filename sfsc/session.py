@@ -196,9 +196,10 @@ class Session:
 
     def keep_up(self) -> None:
         """For who needs what is cached: where another process of this machine has changed the key
-        that it is kept under, have that found."""
+        that it is kept under, have that found. Raises `LocalError` where it is not."""
         if not self.state.is_current:
             self._renew()
+            self.state.check_current()
 
     def _renew(self) -> None:
         """Have newer keys found. All that this asks for is allowed with older ones: a server that

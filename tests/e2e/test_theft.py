@@ -15,12 +15,14 @@ import pytest
 
 import sfsc
 from protocol.chain import COMPROMISED, ROTATE
+from protocol.messages import FileView
 from protocol.messages.base import SignedRecord
 from protocol.records import FileRecord, Statement
 from sfsc.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account
 from sfsc.keyring import Pending
+from sfsc.listing import Files
 from sfsc.own_log import OwnLog
 from sfsc.rotation import Rotation
 from sfsc.theft import Theft
@@ -200,6 +202,26 @@ def test_another_process_puts_while_the_key_is_changed(
         store.put(io.BytesIO(b"newer"), name="newer")
     assert set(alice.run("ls").lines) == {*names, "new", "newer"}
     alice.run("audit", "verify")
+
+
+def test_the_key_is_changed_while_another_process_lists(
+    daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    news, rotations = Files._news, [NAMES[3]]
+
+    def slow(self: Files, *given: Any) -> list[FileView]:
+        if rotations:
+            alice.run("rotate", "--compromised", rotations.pop())
+        return news(self, *given)
+
+    with sfsc.connect(alice.home, auto_rotate=False) as store:
+        names = {entry.name for entry in store.ls()}
+        alice.run("put", "-", "--name", "new", stdin=b"new")
+        monkeypatch.setattr(Files, "_news", slow)
+        store.put(io.BytesIO(b"newer"), name="newer")
+        assert {entry.name for entry in store.ls()} == names | {"new", "newer"}
+    assert not rotations
+    assert set(alice.run("ls").lines) == names | {"new", "newer"}
 
 
 @pytest.mark.parametrize("compromised", [True, False])
