@@ -29,6 +29,7 @@ from sfsc.closing import Closing
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
 from sfsc.landing import Landing
+from sfsc.replacing import sync
 
 _PERMISSIONS: Final = 0o777
 """No set-user-id, set-group-id or sticky bit comes back from a server."""
@@ -123,7 +124,7 @@ class Folder(Closing):
                         # Before the sync, which is to make it the file of a name.
                         self._give_name(unnamed, temporary)
                     if durable:
-                        os.fsync(made)
+                        sync(made)
                     if _POSIX:
                         _restore(made, metadata)
                 if not _POSIX:
@@ -140,7 +141,7 @@ class Folder(Closing):
                 raise
             if durable and self._descriptor is not None:
                 # Windows cannot open a folder; there the rename itself is journalled.
-                os.fsync(self._descriptor)
+                sync(self._descriptor)
 
     def close(self) -> None:
         """Twice does no harm."""

@@ -27,7 +27,7 @@ def replace(path: Path, data: bytes) -> None:
         with open(os.open(temporary, flags, 0o600), "wb") as file:
             file.write(data)
             file.flush()
-            _sync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,12 +54,13 @@ def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
         handle = os.open(folder, os.O_RDONLY)
         try:
-            _sync(handle)
+            sync(handle)
         finally:
             os.close(handle)
 
 
-def _sync(handle: int) -> None:
+def sync(handle: int) -> None:
+    """What is in the open file or folder is on the disk when this returns. Raises OSError."""
     if sys.platform == "darwin":  # there `fsync` leaves data in the drive's cache
         try:
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from sfsc.closing import Closing
 from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
+from sfsc.replacing import sync
 from sfsc.times import human_time
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def write_private(path: Path, data: bytes) -> None:
             with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
         except BaseException:
             path.unlink()  # half of a key is none, and would stand in the way of the next try
             raise
