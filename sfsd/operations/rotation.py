@@ -44,8 +44,9 @@ from sfsd.world import (
     operation,
 )
 
-RECOVERIES: Final = 8
-"""Of one account in the time for which earlier bundles are kept."""
+PER_RECOVERY: Final = 5
+"""Of recoveries an account may make so many times fewer than of rotations. Who is robbed more often
+than that needs the operator, who can set `limits.rotations` higher."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement")
@@ -152,7 +153,7 @@ def _continue(
 
 def _check_not_too_often(world: World, user: User, reason: str) -> None:
     """Raise `Refused` where too many such statements came in the time for which earlier bundles are
-    kept: of rotations `limits.rotations`, twice as many that keep the keys, a few recoveries.
+    kept: of rotations `limits.rotations`, twice as many that keep the keys, a fifth of recoveries.
 
     All of a chain is written anew with each, by the thread that makes everybody's changes, so none
     may be long because nothing bounds it. By default rotations are fewer than signatures: a thief
@@ -164,8 +165,10 @@ def _check_not_too_often(world: World, user: User, reason: str) -> None:
         # So there are no more of these than of rotations.
         require(head.oldest < head.generation, "no older generation counts any more")
     elif reason == RECOVERY:
-        if _lately(world, user, frozenset({RECOVERY}), since_recovery=False) >= RECOVERIES:
-            raise Refused("denied", f"{RECOVERIES} recoveries within {days} days; wait")
+        recoveries = max(1, most // PER_RECOVERY)
+        if _lately(world, user, frozenset({RECOVERY}), since_recovery=False) >= recoveries:
+            why = f"{recoveries} recoveries within {days} days"
+            raise Refused("denied", f"{why}; the operator may set limits.rotations higher")
     elif reason in RENEWING:
         if (begun := _lately(world, user, RENEWING)) >= most:
             raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")

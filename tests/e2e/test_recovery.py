@@ -324,6 +324,10 @@ def test_killed_on_the_way(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path
 ) -> None:
     """At each of many steps; a rerun, or whatever command comes next, finishes."""
+    daemon.stop()
+    with (daemon.root / "sfsd.toml").open("a") as file:
+        file.write("\n[limits]\nrotations = 1000\n")  # more than anybody needs
+    daemon.start()
     at, robbed = 1, 0
     while True:
         robbed += 1

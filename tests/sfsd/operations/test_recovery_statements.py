@@ -17,7 +17,7 @@ from protocol.records import RecoveryKey, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from sfsd import bundles
 from sfsd.accounts import MAX_RUN
-from sfsd.config import DAY
+from sfsd.config import DAY, Limits
 from sfsd.errors import Refused, Stale
 from sfsd.world import Principal
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
@@ -205,10 +205,8 @@ def test_a_chain_that_is_full_takes_the_recovery_key(
     done(ada.ask(onto(ada.first, ada.key, devices=(device,), bundle=b"mine")))
 
 
-def test_nobody_recovers_on_and_on(
-    served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sfsd.operations.rotation.RECOVERIES", 2)
+def test_nobody_recovers_on_and_on(served: Daemon, ada: Person) -> None:
+    served.world.config = replace(served.world.config, limits=Limits(rotations=10))
     for _ in range(2):
         served.clock.now += DAY
         begun(ada)
