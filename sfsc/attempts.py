@@ -99,6 +99,18 @@ class Attempt(Value):
     build: Build
 
 
+Made = tuple[list[Attempt], SfscError | None]
+"""Those that could be made, up to the first that could not, and its error."""
+
+
+def only(made: Made) -> Attempt:
+    """The one that was to be made. Raises its error."""
+    attempts, failure = made
+    if failure is not None:
+        raise failure
+    return attempts[0]
+
+
 class Draft:
     """An attempt at `content` that is being made; each step sets what comes below it."""
 
@@ -144,12 +156,9 @@ class Attempts:
 
     def make(self, content: Content, build: Build) -> Attempt:
         """The first attempt at `content`. Raises `ConflictError` for another head than expected."""
-        attempts, failure = self.make_all([Draft(content, build)])
-        if failure is not None:
-            raise failure
-        return attempts[0]
+        return only(self.make_all([Draft(content, build)]))
 
-    def make_all(self, drafts: list[Draft]) -> tuple[list[Attempt], SfscError | None]:
+    def make_all(self, drafts: list[Draft]) -> Made:
         """The first attempt at each of them, up to the first that fails, and its error. They are
         to be sent at once: what was signed for a server that has told two stories by now is not."""
         return self._stepped(drafts, (self._find, *self._steps))
@@ -208,10 +217,7 @@ class Attempts:
         """Another attempt at `content`, onto `base`. Raises as `make`."""
         draft = Draft(content, build)
         draft.base = base
-        attempts, failure = self._stepped([draft], self._steps)
-        if failure is not None:
-            raise failure
-        return attempts[0]
+        return only(self._stepped([draft], self._steps))
 
     def _find(self, draft: Draft) -> None:
         """The head to put onto."""
@@ -257,9 +263,7 @@ class Attempts:
         )
         draft.body = draft.record.encode()
 
-    def _stepped(
-        self, drafts: list[Draft], steps: Sequence[Callable[[Draft], None]]
-    ) -> tuple[list[Attempt], SfscError | None]:
+    def _stepped(self, drafts: list[Draft], steps: Sequence[Callable[[Draft], None]]) -> Made:
         failure = step_by_step(drafts, steps)
         if not drafts:
             return [], failure

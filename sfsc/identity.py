@@ -277,10 +277,9 @@ class Owner(Value):
             raise BadRecord("a file's record has two signatures of one generation", _TOLD)
         own = by_generation.pop(record.generation, None)
         keys = {**self.former, **self.voided} if historic else self.signers
-        digest = record_hash(signed.record)
         # Which keys count may have changed since then, so that is asked all the same; whose a
         # signature is may not: a generation has one key for ever.
-        vouched = known is not None and known.vouched and known.hash == digest
+        vouched = known is not None and known.vouched and known.hash == record_hash(signed.record)
 
         def is_by(public: bytes | None) -> bool:
             if vouched:
@@ -290,6 +289,7 @@ class Owner(Value):
         if is_by(keys.get(record.generation)):
             return
         # Of older keys an old record stays; that it is old, a key that counts has vouched for.
+        digest = record_hash(signed.record)
         former = is_by(self.former.get(record.generation))
         for generation, signature in by_generation.items():
             public = self.signers.get(generation) if generation > record.generation else None

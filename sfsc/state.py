@@ -65,6 +65,7 @@ class Followed(Value):
 
 
 _FOLLOWED: Final = struct.Struct(">QQ32s")
+_SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n DESC"
 NOTHING: Final = Followed(0, 0, GENESIS)
 """Where nothing was followed yet."""
 
@@ -106,13 +107,12 @@ class State(Database):
 
     def server_statement(self) -> bytes | None:
         """The newest server statement."""
-        row = self.row("SELECT statement FROM server_statement ORDER BY n DESC LIMIT 1")
+        row = self.row(_SERVER_STATEMENTS)
         return None if row is None else row[0]
 
     def server_statements(self) -> list[bytes]:
         """Every server statement that was ever in force here, newest first."""
-        rows = self.rows("SELECT statement FROM server_statement ORDER BY n DESC")
-        return [bytes(body) for (body,) in rows]
+        return [bytes(body) for (body,) in self.rows(_SERVER_STATEMENTS)]
 
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
         """All are kept: a stored receipt is checked with the log key that was in force then."""
@@ -182,12 +182,12 @@ class State(Database):
 
     def vouched_file(self, file_id: str) -> KnownFile | None:
         """As `file`, where its very record is vouched for: what it says may be signed again."""
-        known = self.file(file_id)
-        if known is None:
+        query = "SELECT vouched, rev, hash, record, version FROM file WHERE file_id = ?"
+        row = self.row(query, (file_id,))
+        if row is None:
             return None
-        row = self.row("SELECT vouched FROM file WHERE file_id = ?", (file_id,))
-        voucher = None if row is None else row[0]
-        return known if self.vouches(voucher, file_id, record_hash(known.record)) else None
+        known = KnownFile(file_id, *row[1:])
+        return known if self.vouches(row[0], file_id, record_hash(known.record)) else None
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
         """As `file`, of each of a few files."""
@@ -322,7 +322,7 @@ def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
             found = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
             if found is None:
                 raise sqlite3.DatabaseError("it does not say whose it is")
-            rows = database.execute("SELECT statement FROM server_statement ORDER BY n DESC")
+            rows = database.execute(_SERVER_STATEMENTS)
             return bytes(found[0][:32]), [bytes(body) for (body,) in rows]
         finally:
             database.close()

@@ -20,7 +20,7 @@ from protocol import merkle
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, UploadState
-from sfsc.attempts import Attempt, Attempts, Content, Put, step_by_step
+from sfsc.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
 from sfsc.envelope import ContentKey
 from sfsc.errors import (
     IntegrityError,
@@ -189,7 +189,7 @@ class Uploads:
 
     # --- what is put --------------------------------------------------------------------------
 
-    def _made(self, small: list[Small]) -> tuple[list[Attempt], SfscError | None]:
+    def _made(self, small: list[Small]) -> Made:
         """An attempt at each, up to the first that fails, and its error."""
         failure = step_by_step(small, (Small.encrypt, Small.describe))
         attempts, earlier = self._attempts.make_all([one.draft for one in small])
@@ -197,10 +197,7 @@ class Uploads:
 
     def _store(self, small: Small) -> Put:
         """Store a small file, and wait for it."""
-        attempts, failure = self._made([small])
-        if failure is not None:
-            raise failure
-        return self._attempts.settle(attempts[0])
+        return self._attempts.settle(only(self._made([small])))
 
     def _send(self, large: Large, workshop: Workshop) -> None:
         """Send all of a large file, and make its commit. Raises as `Large.begin_again`."""

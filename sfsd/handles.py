@@ -91,14 +91,20 @@ def allowed() -> int:
         return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
+def quarter() -> int:
+    """How many of these each of three may have: connections, what users hold beyond a request, and
+    replaced files that wait to be closed. The fourth is for the log and the store."""
+    return allowed() // 4
+
+
 class Share:
     """Of these descriptors what users may hold beyond a request, all together; the rest is for
     connections, the log and the store: where the committer finds none, nothing changes any more.
     Safe on several threads."""
 
     def __init__(self, most: int | None = None) -> None:
-        """`most` at once, by default a quarter of what is `allowed`."""
-        self._left = allowed() // 4 if most is None else most
+        """`most` at once, by default a `quarter`."""
+        self._left = quarter() if most is None else most
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:

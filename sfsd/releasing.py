@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from sfsd.files import Files
-from sfsd.handles import allowed
+from sfsd.handles import quarter
 
 if sys.platform != "win32":
     import resource
@@ -108,10 +108,9 @@ class Releasing:
 
 
 def most_waiting() -> int:
-    """How many handles may wait: a quarter of those that the process may have, as connections and
-    what users hold have one each. The fourth is for the log and the store."""
+    """How many handles may wait."""
     if sys.platform == "linux":
-        return min(MOST, allowed() // 4)
+        return min(MOST, quarter())
     else:
         return 0  # none is held
 

@@ -24,7 +24,7 @@ from sfsd.config import Limits
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
-from sfsd.handles import allowed
+from sfsd.handles import allowed, quarter
 from sfsd.releasing import allow_handles
 from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
@@ -284,9 +284,9 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
 
 
 def _within_handles(limits: Limits) -> Limits:
-    """A quarter of the handles that this process may have is for connections: what the others leave
-    to the log and the store must never run out, since then nothing changes any more."""
-    most = max(1, allowed() // 4)
+    """No more connections than their `quarter` of the handles: those of the log and the store must
+    never run out, since then nothing changes any more."""
+    most = max(1, quarter())
     if limits.connections <= most:
         return limits
     _log.warning(
