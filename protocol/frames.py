@@ -14,9 +14,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from protocol.buffers.lending import PAGE, Lender
 from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.errors import FrameError, LocalProtocolError
-from protocol.lending import PAGE, Lender
 
 MAX_OPENING_BODY = 16 * 1024
 """Bytes of the longest body before the other side is known."""

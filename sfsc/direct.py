@@ -15,9 +15,9 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
-from protocol import largefiles
+from protocol.buffers import largefiles
+from protocol.buffers.lending import PAGE, Lender
 from protocol.encoding import Buffer
-from protocol.lending import PAGE, Lender
 from protocol.values import Value
 from sfsc.closing import Closing
 

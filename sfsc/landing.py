@@ -14,8 +14,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from protocol import largefiles
-from protocol.largefiles import LARGE
+from protocol.buffers import largefiles
+from protocol.buffers.largefiles import LARGE
 from sfsc.direct import Direct
 
 if TYPE_CHECKING:

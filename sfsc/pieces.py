@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from protocol.buffers.lending import Lender
 from protocol.encoding import Buffer
-from protocol.lending import Lender
 from protocol.merkle import leaf_hash
 from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
-from protocol.largefiles import LARGE
+from protocol.buffers.largefiles import LARGE
 from protocol.names import is_device_name
 from sfsc.closing import Closing
 from sfsc.envelope import Metadata

@@ -19,8 +19,8 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
+from protocol.buffers.lending import PAGE, Lender
 from protocol.encoding import Buffer
-from protocol.lending import PAGE, Lender
 from protocol.merkle import PIECE_SIZE
 from sfsd.files import Files
 from sfsd.handles import SharedHandle

@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 
-from protocol import largefiles
+from protocol.buffers import largefiles
 
 if sys.platform == "darwin":
     import fcntl

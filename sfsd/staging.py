@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 
 from protocol import merkle
+from protocol.buffers.largefiles import LARGE
 from protocol.encoding import Buffer
-from protocol.largefiles import LARGE
 from protocol.merkle import PIECE_SIZE
 from sfsd.direct import Direct
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError

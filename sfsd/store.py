@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from protocol.buffers.largefiles import LARGE
 from protocol.encoding import Buffer
-from protocol.largefiles import LARGE
 from protocol.merkle import PIECE_SIZE, PieceHasher
 from sfsd.changes import Change, check_path, digest_of, is_ciphertext
 from sfsd.direct import Direct, LastOpened

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.buffers.lending import PAGE
 from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.errors import FrameError, LocalProtocolError
 from protocol.frames import (
@@ -21,7 +22,6 @@ from protocol.frames import (
     cut_for_records,
     frame,
 )
-from protocol.lending import PAGE
 
 EDGES = (1, 2, VIEW_FROM - 1, VIEW_FROM, VIEW_FROM + 1, SCRATCH - 4, SCRATCH, SCRATCH + 1, MAX_BODY)
 

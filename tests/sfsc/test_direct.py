@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import largefiles
+from protocol.buffers import largefiles
+from protocol.buffers.lending import PAGE
 from protocol.encoding import Buffer
-from protocol.lending import PAGE
 from sfsc import direct
 from sfsc.direct import PORTION, Direct
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import largefiles
-from protocol.largefiles import LARGE
+from protocol.buffers import largefiles
+from protocol.buffers.largefiles import LARGE
 from sfsc import landing
 from sfsc.landing import Landing
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pytest
 
-from protocol.largefiles import LARGE
+from protocol.buffers.largefiles import LARGE
 from sfsc import places
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.auditlog import Draft
-from protocol.largefiles import LARGE
-from protocol.lending import PAGE, Lender
+from protocol.buffers.largefiles import LARGE
+from protocol.buffers.lending import PAGE, Lender
 from protocol.merkle import PIECE_SIZE
 from sfsd.changes import Adopt, Change, digest_of
 from sfsd.direct import SMALLEST, Direct, LastOpened

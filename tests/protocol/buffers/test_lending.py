@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from protocol.lending import PAGE, Lender
+from protocol.buffers.lending import PAGE, Lender
 
 
 def address(view: memoryview) -> int:

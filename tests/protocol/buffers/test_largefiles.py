@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import largefiles
-from protocol.lending import PAGE, Lender
+from protocol.buffers import largefiles
+from protocol.buffers.lending import PAGE, Lender
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
 
