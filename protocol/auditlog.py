@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from protocol.base64text import from_text, to_text
-from protocol.errors import LogError
-from protocol.values import Value, field
+from protocol.codec.base64text import from_text, to_text
+from protocol.codec.errors import LogError
+from protocol.codec.values import Value, field
 
 GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
 """32 bytes: what the first entry follows."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from protocol.errors import ChainError, SignatureError
+from protocol.codec.errors import ChainError, SignatureError
 from protocol.records import Statement, record_hash
 from protocol.signatures import Label, verify
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 
-from protocol.base64text import from_text, to_text
-from protocol.errors import CheckpointError, SignatureError
+from protocol.codec.base64text import from_text, to_text
+from protocol.codec.errors import CheckpointError, SignatureError
+from protocol.codec.values import Value
 from protocol.signatures import SigningKey, verify_note
-from protocol.values import Value
 
 MAX_CHECKPOINT = 4096
 """Bytes of the longest signed note."""

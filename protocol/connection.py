@@ -12,17 +12,17 @@ import hashlib
 from enum import Enum
 from typing import ClassVar
 
-from protocol.encoding import MAX_BODY, Buffer
-from protocol.errors import (
+from protocol.codec.encoding import MAX_BODY, Buffer
+from protocol.codec.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     SequenceError,
     UnknownMessage,
 )
+from protocol.codec.values import Value
 from protocol.frames import MAX_OPENING_BODY, FrameReader, frame
 from protocol.messages import Error, Message, Reply, Request, decode, encode, registered
 from protocol.messages.session import OPENING, Session, Welcome
-from protocol.values import Value
 
 MAX_OUTSTANDING = 1024
 """Requests that may wait for their reply on one connection."""

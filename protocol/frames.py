@@ -15,8 +15,8 @@ import struct
 from collections.abc import Iterator
 
 from protocol.buffers.lending import PAGE, Lender
-from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
-from protocol.errors import FrameError, LocalProtocolError
+from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
+from protocol.codec.errors import FrameError, LocalProtocolError
 
 MAX_OPENING_BODY = 16 * 1024
 """Bytes of the longest body before the other side is known."""

@@ -14,9 +14,9 @@ import binascii
 import hashlib
 import re
 
-from protocol.errors import MessageError
-from protocol.names import check_user_name
-from protocol.values import Value, field
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_user_name
+from protocol.codec.values import Value, field
 
 MAX_INVITATION = 1024
 """Characters of the longest invitation."""

@@ -10,9 +10,9 @@ import hashlib
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 
-from protocol import encoding
-from protocol.errors import MessageError
-from protocol.fields import (
+from protocol.codec import encoding
+from protocol.codec.errors import MessageError
+from protocol.codec.fields import (
     AtMost,
     Between,
     Bytes16,

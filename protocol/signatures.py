@@ -15,7 +15,7 @@ from functools import lru_cache
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
 
 SEED_SIZE = 32
 

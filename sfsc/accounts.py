@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
 from protocol.invitation import AccountLink, parse_account_link
 from protocol.signatures import SigningKey
 from sfsc import enrolment, recovery

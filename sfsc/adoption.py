@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from protocol.codec.values import Value
 from protocol.invitation import AccountLink
 from protocol.messages import session as opening
 from protocol.messages.log import CONSISTENCY, LogProof
@@ -18,7 +19,6 @@ from protocol.messages.rotation import GetBundle, SealedBundle
 from protocol.messages.sharing import Identity, Lookup
 from protocol.records import Statement
 from protocol.signatures import SigningKey
-from protocol.values import Value
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle

@@ -7,12 +7,12 @@ from typing import Final
 
 from protocol.auditlog import Entry, parse
 from protocol.checkpoint import Verifier
-from protocol.errors import RemoteProtocolError, SignatureError
+from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.values import Value
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records import FileRecord, Statement, record_hash
 from protocol.signatures import Label, verify
 from protocol.tlogproof import TlogProof
-from protocol.values import Value
 from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since

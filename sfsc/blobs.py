@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from protocol import merkle
-from protocol.encoding import Buffer
+from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
 from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.values import Value
 from sfsc.envelope import ContentKey, Metadata
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
 from sfsc.identity import File, Owner, Revision

@@ -13,9 +13,9 @@ import hmac
 import os
 from typing import Final, Self
 
+from protocol.codec.values import Value, field
 from protocol.records import RecoveryKey
 from protocol.signatures import SigningKey
-from protocol.values import Value, field
 from sfsc.errors import UsageError
 from sfsc.primitives import XWING, PrivateKey, recovery_keys
 

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, Generic, TypeVar, cast
 
-from protocol.values import Value
+from protocol.codec.values import Value
 from sfsc.closing import Closing
 from sfsc.errors import SfscError
 

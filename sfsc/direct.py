@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from protocol.buffers import largefiles
 from protocol.buffers.lending import PAGE, Lender
-from protocol.encoding import Buffer
-from protocol.values import Value
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
 from sfsc.closing import Closing
 
 if TYPE_CHECKING:

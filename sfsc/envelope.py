@@ -19,12 +19,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, Final
 
-from protocol import encoding
-from protocol.encoding import Buffer
-from protocol.errors import EncodingError, MessageError
-from protocol.fields import AtMost, Between, Bytes32, Count, Struct, UserName
+from protocol.codec import encoding
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import AtMost, Between, Bytes32, Count, Struct, UserName
+from protocol.codec.names import check_file_name
+from protocol.codec.values import Value, changed, field
 from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
-from protocol.names import check_file_name
 from protocol.records import (
     CONTENT_OPS,
     MAX_VERSION,
@@ -36,7 +37,6 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import SigningKey
-from protocol.values import Value, changed, field
 from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (

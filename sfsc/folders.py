@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Annotated, ClassVar, Final
 
-from protocol import encoding
-from protocol.errors import EncodingError, MessageError
-from protocol.fields import AtMost, Bytes32, Count, Struct, UserName
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records import Reader
 from sfsc.blobs import Blob, Wanted
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
 from protocol.invitation import parse_address
 from protocol.messages import session as opening
 from protocol.records import login_body

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.chain import check_first, check_next
-from protocol.errors import RemoteProtocolError
+from protocol.codec.errors import RemoteProtocolError
 from protocol.messages.sharing import Identity, Lookup
 from protocol.records import Statement, record_hash
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback

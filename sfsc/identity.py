@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
-from protocol import encoding
 from protocol.chain import standing
-from protocol.errors import EncodingError, MessageError
-from protocol.fields import Count, FileId, Struct
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import Count, FileId, Struct
+from protocol.codec.names import check_file_name
+from protocol.codec.values import Value, field
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord, Wrap
-from protocol.names import check_file_name
 from protocol.records import (
     CONTENT_OPS,
     DELETE,
@@ -26,7 +27,6 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label
-from protocol.values import Value, field
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring

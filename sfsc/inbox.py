@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from protocol import encoding
-from protocol.errors import EncodingError, MessageError
-from protocol.fields import Count, Struct
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import Count, Struct
+from protocol.codec.names import check_file_id
+from protocol.codec.values import Value
 from protocol.messages import Error, FileView
 from protocol.messages.files import Stat, Stated
 from protocol.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
-from protocol.names import check_file_id
-from protocol.values import Value
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import (

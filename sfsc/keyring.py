@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
-from protocol import encoding
-from protocol.errors import EncodingError, MessageError
-from protocol.fields import (
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import (
     AtMost,
     Bytes16,
     Bytes32,
@@ -41,8 +41,8 @@ from protocol.fields import (
     Text,
     UserName,
 )
+from protocol.codec.values import Value, field
 from protocol.records import MAX_RECORD, Generation, WrapAlgorithm
-from protocol.values import Value, field
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,

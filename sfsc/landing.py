@@ -21,7 +21,7 @@ from sfsc.direct import Direct
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from protocol.encoding import Buffer
+    from protocol.codec.encoding import Buffer
 
 _BEGIN: Final = 8 << 20
 """Bytes that are handed to the disk together; a file that is no longer is left to the sync."""

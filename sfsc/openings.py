@@ -10,8 +10,8 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable
 
+from protocol.codec.values import Value
 from protocol.messages.uploads import PutAbort, PutOpen, UploadState
-from protocol.values import Value
 from sfsc.errors import NetworkError
 from sfsc.session import Session
 from sfsc.traffic import Ticket

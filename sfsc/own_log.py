@@ -13,7 +13,8 @@ from typing import Final
 
 from protocol import auditlog
 from protocol.auditlog import Entry
-from protocol.errors import LogError, RemoteProtocolError
+from protocol.codec.errors import LogError, RemoteProtocolError
+from protocol.codec.values import Mutable
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.log import (
     INCLUSION,
@@ -25,7 +26,6 @@ from protocol.messages.log import (
     LogProof,
 )
 from protocol.records import FileRecord
-from protocol.values import Mutable
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session

@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
+from protocol.codec.values import Value, field
 from protocol.invitation import AccountLink, parse_account_link
-from protocol.values import Value, field
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keyring import passphrase_bytes
 from sfsc.primitives import PrivateKey

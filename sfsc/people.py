@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_user_name
+from protocol.codec.values import Value, changed
 from protocol.messages import Error
 from protocol.messages.sharing import Identity, Lookup
-from protocol.names import check_user_name
 from protocol.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
-from protocol.values import Value, changed
 from sfsc.envelope import Recipient
 from sfsc.errors import (
     BrokenChain,

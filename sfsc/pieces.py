@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from protocol.buffers.lending import Lender
-from protocol.encoding import Buffer
-from protocol.merkle import leaf_hash
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import leaf_hash
+from protocol.codec.values import Mutable
 from protocol.messages import Error, Reply
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, Read
 from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
-from protocol.values import Mutable
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.largefiles import LARGE
-from protocol.names import is_device_name
+from protocol.codec.names import is_device_name
 from sfsc.closing import Closing
 from sfsc.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable

@@ -49,7 +49,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from protocol.records import WRAP_ALGORITHMS, key_id
 from sfsc.errors import LocalError, Tampered, UnsupportedKey
 

@@ -10,7 +10,7 @@ import io
 from collections import OrderedDict
 from typing import Final
 
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, Read
 from sfsc.blobs import Blob

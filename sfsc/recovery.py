@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.chain import RECOVERY, standing
+from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error
 from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from protocol.records import Statement, record_hash
 from protocol.signatures import SigningKey
-from protocol.values import Value, changed
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle

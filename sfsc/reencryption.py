@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from protocol import merkle
+from protocol.codec import merkle
+from protocol.codec.values import Value
 from protocol.messages import Done, Error, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records import REENCRYPT, FileRecord
-from protocol.values import Value
 from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed

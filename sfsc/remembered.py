@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from protocol.codec.values import Value
 from protocol.records import record_hash
-from protocol.values import Value
 from sfsc.identity import File, Revision
 from sfsc.state import State
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.chain import FINISH, RECOVERY, RENEWING, standing
+from protocol.codec.values import Value
 from protocol.messages.files import Stat, Stated
 from protocol.records import (
     ACCESS,
@@ -23,7 +24,6 @@ from protocol.records import (
     Statement,
     record_hash,
 )
-from protocol.values import Value
 from sfsc.changes import Built, change_file, tombstone
 from sfsc.envelope import Metadata
 from sfsc.errors import (

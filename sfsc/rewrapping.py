@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from protocol import merkle
+from protocol.codec import merkle
+from protocol.codec.values import Mutable, Value, field
 from protocol.messages.base import SignedRecord, Wrap
 from protocol.messages.rotation import (
     MAX_BATCH,
@@ -20,7 +21,6 @@ from protocol.messages.rotation import (
 )
 from protocol.records import FileRecord, record_hash, wrap_leaf
 from protocol.signatures import Label, SigningKey
-from protocol.values import Mutable, Value, field
 from sfsc.cores import CHUNK, Cores
 from sfsc.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError

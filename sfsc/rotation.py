@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from protocol import merkle
 from protocol.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
+from protocol.codec import merkle
+from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error
 from protocol.messages.rotation import (
     RotateBegin,
@@ -24,7 +25,6 @@ from protocol.messages.rotation import (
 )
 from protocol.records import RotationFinish, Statement, record_hash
 from protocol.signatures import Label, SigningKey
-from protocol.values import Value, changed
 from sfsc.devices import MAX_CONFLICTS, Devices
 from sfsc.dues import public_of, unfinished
 from sfsc.errors import (

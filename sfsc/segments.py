@@ -19,8 +19,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from protocol.encoding import Buffer
-from protocol.values import Value
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
 from sfsc.errors import LocalError, Tampered
 from sfsc.primitives import TAG_SIZE, Aead, segment_key
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from protocol.auditlog import GENESIS
+from protocol.codec.values import Value
 from protocol.records import FileRecord, record_hash
-from protocol.values import Value
 from sfsc.database import Database, translated
 from sfsc.errors import LocalError
 from sfsc.identity import Revision

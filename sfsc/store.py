@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocol.codec.values import Value
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.records import Statement
-from protocol.values import Value
 from sfsc.attempts import Put
 from sfsc.blobs import Blob
 from sfsc.closing import Closing

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol import merkle
+from protocol.codec import merkle
 from protocol.messages import Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutSmall

@@ -19,9 +19,9 @@ import time
 from collections import deque
 from typing import Final, Self
 
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import RemoteProtocolError
 from protocol.connection import WELCOME_ID, Connection, Role
-from protocol.encoding import Buffer
-from protocol.errors import RemoteProtocolError
 from protocol.frames import TLS_RECORD, cut_for_records
 from protocol.invitation import format_address
 from protocol.messages import Error, Reply, Request

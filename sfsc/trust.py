@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
-from protocol import auditlog, merkle
+from protocol import auditlog
 from protocol import checkpoint as notes
 from protocol.auditlog import Entry
 from protocol.checkpoint import Verifier, origin_of
-from protocol.errors import (
+from protocol.codec import merkle
+from protocol.codec.errors import (
     CheckpointError,
     EncodingError,
     LogError,
@@ -25,12 +26,12 @@ from protocol.errors import (
     ProofError,
     SignatureError,
 )
+from protocol.codec.values import Value
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Session, Welcome
 from protocol.messages.sharing import Identity
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import Label, verify
-from protocol.values import Value
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

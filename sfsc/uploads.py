@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from protocol import merkle
+from protocol.codec import merkle
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, UploadState

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
 from protocol.signatures import Label, verify
 
 MOST: Final = 64 * 1024

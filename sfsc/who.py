@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from protocol.codec.values import Value
 from protocol.invitation import AccountLink, parse_address
-from protocol.values import Value
 from sfsc.errors import KeyringMissing
 from sfsc.keyring import GenerationKeys, Keyring
 

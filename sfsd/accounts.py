@@ -20,7 +20,8 @@ from protocol.chain import (
     standing,
     voided,
 )
-from protocol.errors import RemoteProtocolError, SignatureError
+from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.values import Value
 from protocol.messages.session import Notice
 from protocol.records import (
     WRAP_ALGORITHMS,
@@ -29,7 +30,6 @@ from protocol.records import (
     key_id,
     record_hash,
 )
-from protocol.values import Value
 from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
 from sfsd.errors import Refused, require

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, cast
 
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import MessageError, RemoteProtocolError
+from protocol.codec.names import OPERATOR
 from protocol.connection import Connection, Role
-from protocol.encoding import Buffer
-from protocol.errors import MessageError, RemoteProtocolError
 from protocol.invitation import parse_address
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.accounts import Account, AccountsPage, UserList
 from protocol.messages.session import VERSION, Login, Session, Welcome
-from protocol.names import OPERATOR
 from protocol.records import login_body
 from protocol.signatures import Label
 from sfsd import certificates

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from protocol.errors import RemoteProtocolError, SignatureError
+from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.values import Value
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records import (
@@ -25,7 +26,6 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label, verify
-from protocol.values import Value
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require

@@ -15,7 +15,7 @@ import hashlib
 from typing import Final
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
+from protocol.codec.names import SERVER
 from sfsd.accounts import Chain
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY

@@ -27,10 +27,10 @@ from typing import TypeVar
 
 from protocol import checkpoint
 from protocol.checkpoint import Verifier, origin_of
-from protocol.errors import CheckpointError, RemoteProtocolError
+from protocol.codec.errors import CheckpointError, RemoteProtocolError
+from protocol.codec.values import Value
 from protocol.records import ServerStatement, server_id
 from protocol.signatures import SEED_SIZE, Label, SigningKey, verify
-from protocol.values import Value
 from sfsd.errors import ConfigError
 from sfsd.files import Files
 

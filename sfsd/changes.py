@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from protocol import merkle
 from protocol.auditlog import Draft
-from protocol.encoding import Buffer
-from protocol.values import Value, field
+from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value, field
 from sfsd.errors import PathError
 from sfsd.staging import Staged
 

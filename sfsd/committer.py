@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from protocol.values import Value, field
+from protocol.codec.values import Value, field
 from sfsd.changes import Change, Write
 from sfsd.errors import (
     EntryTooLongError,

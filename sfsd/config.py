@@ -36,9 +36,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
+from protocol.codec.values import Value, field
 from protocol.invitation import parse_address
-from protocol.values import Value, field
 from sfsd.errors import ConfigError
 
 FILE_NAME = "sfsd.toml"

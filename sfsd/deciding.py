@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from protocol.values import Value
+from protocol.codec.values import Value
 from sfsd.committer import Committer
 from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.pool import Pool

@@ -20,8 +20,8 @@ from collections import OrderedDict
 from typing import Final
 
 from protocol.buffers.lending import PAGE, Lender
-from protocol.encoding import Buffer
-from protocol.merkle import PIECE_SIZE
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.files import Files
 from sfsd.handles import SharedHandle
 

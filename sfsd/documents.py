@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from protocol.values import Value, changed
+from protocol.codec.values import Value, changed
 from sfsd.changes import Write
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
 from sfsd.journal import Journal

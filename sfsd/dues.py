@@ -7,8 +7,8 @@ daemon that stood still, or a log that was full, puts no block off.
 from __future__ import annotations
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
-from protocol.values import changed
+from protocol.codec.names import SERVER
+from protocol.codec.values import changed
 from sfsd.changes import Change, Write
 from sfsd.paths import account_path
 from sfsd.world import World

@@ -37,7 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from protocol.errors import LogError
+    from protocol.codec.errors import LogError
     from protocol.messages import FileView
 
 _EXIT_CODES = {

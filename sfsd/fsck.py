@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from protocol import merkle
 from protocol.auditlog import Entry
-from protocol.errors import RemoteProtocolError
-from protocol.merkle import PIECE_SIZE
+from protocol.codec import merkle
+from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.merkle import PIECE_SIZE
+from protocol.codec.values import Mutable, Value, field
 from protocol.records import Statement
-from protocol.values import Mutable, Value, field
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.files import Files

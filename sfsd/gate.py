@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 
-from protocol.values import Mutable, field
+from protocol.codec.values import Mutable, field
 from sfsd.config import Limits
 
 

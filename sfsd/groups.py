@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from protocol.auditlog import Draft
-from protocol.values import Value, changed
+from protocol.codec.values import Value, changed
 from sfsd import packs
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError

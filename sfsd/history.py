@@ -7,7 +7,7 @@ Most are in its sidecars: the record that made each version, and the last one. W
 from __future__ import annotations
 
 from protocol import auditlog
-from protocol.errors import LogError
+from protocol.codec.errors import LogError
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import MAX_PAGE
 from protocol.records import FileRecord

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol import auditlog, checkpoint, merkle
+from protocol import auditlog, checkpoint
 from protocol.auditlog import Draft, Entry
-from protocol.errors import LogError
+from protocol.codec import merkle
+from protocol.codec.errors import LogError
+from protocol.codec.values import Value
 from protocol.messages.base import Receipt
 from protocol.signatures import SigningKey
-from protocol.values import Value
 from sfsd import logreplay
 from sfsd.errors import (
     EntryTooLongError,

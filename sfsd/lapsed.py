@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
-from protocol.values import changed
+from protocol.codec.names import SERVER
+from protocol.codec.values import changed
 from sfsd.admission import Head
 from sfsd.changes import Change, Write
 from sfsd.documents import Document

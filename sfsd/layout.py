@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-from protocol.base64text import to_text
-from protocol.errors import RemoteProtocolError
+from protocol.codec.base64text import to_text
+from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.values import Value
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records import FileRecord, Statement
-from protocol.values import Value
 from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64

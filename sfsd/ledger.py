@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from protocol.values import Value
+from protocol.codec.values import Value
 from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
 

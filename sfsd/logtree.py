@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from protocol import merkle
-from protocol.errors import RemoteProtocolError
-from protocol.fields import AtMost, Bytes32, Count, Principal
-from protocol.merkle import HASH_SIZE, node_count
+from protocol.codec import merkle
+from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.fields import AtMost, Bytes32, Count, Principal
+from protocol.codec.merkle import HASH_SIZE, node_count
 from protocol.records import Record
 from sfsd.files import Files
 

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from protocol.encoding import Buffer
-from protocol.values import Value
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
 from sfsd.handles import Share
 from sfsd.store import Blob

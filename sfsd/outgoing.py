@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from protocol.frames import TLS_RECORD, cut_for_records
 
 CHUNK: Final = 256 * 1024

@@ -18,8 +18,8 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
-from protocol.encoding import Buffer
-from protocol.values import Value
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
 from sfsd.changes import check_path
 from sfsd.errors import PackError, PathError
 from sfsd.files import Files

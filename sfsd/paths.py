@@ -18,7 +18,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from protocol.values import Value
+from protocol.codec.values import Value
 
 _KEPT: Final = 256
 """Versions whose paths are kept: whoever decides about one asks several times."""

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from protocol.encoding import Buffer
-from protocol.merkle import root
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import root
 from protocol.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.handles import Share

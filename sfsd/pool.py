@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
-from protocol.values import Value
+from protocol.codec.values import Value
 
 WAITING_EACH: Final = 16
 """Calls that wait for one awake thread before another is woken; most take a tenth of a ms."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from protocol import merkle
-from protocol.values import Value
+from protocol.codec import merkle
+from protocol.codec.values import Value
 from sfsd.errors import JournalUnreadableError
 from sfsd.logtree import LogTree
 

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 
 from protocol import auditlog
-from protocol.errors import LogError
-from protocol.merkle import PIECE_SIZE, PieceHasher
-from protocol.values import Value
+from protocol.codec.errors import LogError
+from protocol.codec.merkle import PIECE_SIZE, PieceHasher
+from protocol.codec.values import Value
 from sfsd import packs
 from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
-from protocol.values import Mutable, field
+from protocol.codec.names import SERVER
+from protocol.codec.values import Mutable, field
 
 SOURCES: Final = 16
 """Sources a minute that are told apart; the others are counted together."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
+from protocol.codec.names import SERVER
+from protocol.codec.values import Value, changed
 from protocol.records import DELETE, PURGED_AT_ONCE
-from protocol.values import Value, changed
 from sfsd.admission import Head
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write

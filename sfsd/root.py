@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from protocol.auditlog import Draft
-from protocol.names import SERVER
+from protocol.codec.names import SERVER
 from sfsd import certificates
 from sfsd.certificates import Keys
 from sfsd.changes import Change

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from protocol.auditlog import Draft
+from protocol.codec.names import SERVER
+from protocol.codec.values import changed
 from protocol.invitation import format_address, parse_address
-from protocol.names import SERVER
-from protocol.values import changed
 from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.config import Limits

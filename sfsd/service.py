@@ -14,7 +14,7 @@ from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.chain import COMPROMISED, RECOVERY
-from protocol.fields import shortened
+from protocol.codec.fields import shortened
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.accounts import Usage, UserAccess, UserList, UserShow
 from protocol.messages.downloads import GetLeaves, Read

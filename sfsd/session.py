@@ -14,8 +14,8 @@ import logging
 from collections import deque
 from typing import Final, Protocol, cast
 
+from protocol.codec.errors import RemoteProtocolError
 from protocol.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
-from protocol.errors import RemoteProtocolError
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.session import Enroll, Login

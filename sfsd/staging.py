@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from protocol import merkle
 from protocol.buffers.largefiles import LARGE
-from protocol.encoding import Buffer
-from protocol.merkle import PIECE_SIZE
+from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.direct import Direct
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
 from sfsd.files import Files

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.buffers.largefiles import LARGE
-from protocol.encoding import Buffer
-from protocol.merkle import PIECE_SIZE, PieceHasher
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from sfsd.changes import Change, check_path, digest_of, is_ciphertext
 from sfsd.direct import Direct, LastOpened
 from sfsd.errors import Absent

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from protocol import auditlog, checkpoint, merkle
+from protocol import auditlog, checkpoint
 from protocol.auditlog import Entry
 from protocol.checkpoint import Verifier
-from protocol.errors import LogError
+from protocol.codec import merkle
+from protocol.codec.errors import LogError
+from protocol.codec.values import Value
 from protocol.records import ServerStatement
-from protocol.values import Value
 from sfsd import certificates
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint

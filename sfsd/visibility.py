@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from protocol.codec.values import Value
 from protocol.messages import FileView
 from protocol.records import FileRecord
-from protocol.values import Value
 from sfsd.accounts import Accounts
 from sfsd.admission import Head
 from sfsd.documents import Document

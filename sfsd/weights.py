@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocol.codec.values import Mutable
 from protocol.messages import Message
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import GetLeaves, GetOpen, Read
@@ -12,7 +13,6 @@ from protocol.messages.log import LogEntries
 from protocol.messages.rotation import GetWraps, NewStatement, Rewrap, RotateBegin, RotateFinish
 from protocol.messages.sharing import Inbox, Lookup, SetReaders
 from protocol.messages.uploads import Data, PutCommit, PutSmall
-from protocol.values import Mutable
 
 MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
 """Their weight; a client may have the Welcome's window of Data, and Reads beside it."""

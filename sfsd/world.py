@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
 from protocol.auditlog import Draft
+from protocol.codec.values import Mutable, Value, field
 from protocol.messages import Receipt, Reply, Request
 from protocol.records import ServerStatement, server_id
-from protocol.values import Mutable, Value, field
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
 from sfsd.changes import Change

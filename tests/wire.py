@@ -6,11 +6,11 @@ import asyncio
 import ssl
 from typing import Self
 
+from protocol.codec.names import OPERATOR
 from protocol.connection import Connection, Role
 from protocol.invitation import parse_address
 from protocol.messages import Message, Request
 from protocol.messages.session import VERSION, Login
-from protocol.names import OPERATOR
 from protocol.records import login_body
 from protocol.signatures import Label, SigningKey
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, ClassVar, TypeVar
 
-from protocol import encoding
 from protocol.auditlog import MAX_LINE
 from protocol.checkpoint import MAX_CHECKPOINT
-from protocol.encoding import Buffer
-from protocol.errors import LocalProtocolError, MessageError, UnknownMessage
-from protocol.fields import (
+from protocol.codec import encoding
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import LocalProtocolError, MessageError, UnknownMessage
+from protocol.codec.fields import (
     AtMost,
     Bytes16,
     Bytes32,
@@ -22,7 +22,7 @@ from protocol.fields import (
     UserName,
     field_count,
 )
-from protocol.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
+from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
 from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
 
 PIECE = PIECE_SIZE

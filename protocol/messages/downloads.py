@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.encoding import Buffer
-from protocol.fields import AtMost, Between, Count, FileId, UserName
+from protocol.codec.encoding import Buffer
+from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
 from protocol.messages.base import PIECE, FileView, Handle, Leaves, Reply, Request, message
 
 

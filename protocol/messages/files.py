@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.messages.base import (
     Done,
     FileView,

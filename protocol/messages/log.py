@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from protocol.auditlog import MAX_LINE
-from protocol.fields import AtMost, Between, Count, OneOf, Struct
+from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
 from protocol.messages.base import Checkpoint, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000

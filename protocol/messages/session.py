@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.fields import (
+from protocol.codec.fields import (
     AtMost,
     Between,
     Bytes32,

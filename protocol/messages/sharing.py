@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from protocol.auditlog import MAX_LINE
-from protocol.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.messages.base import (
     Checkpoint,
     Done,

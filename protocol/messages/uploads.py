@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.encoding import Buffer
-from protocol.fields import AtMost, Between, Count, FileId, Signature, UserName
+from protocol.codec.encoding import Buffer
+from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, UserName
 from protocol.messages.base import (
     MAX_SMALL,
     PIECE,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protocol.values import Value
+from protocol.codec.values import Value
 
 if TYPE_CHECKING:
     from sfsc.client import Store

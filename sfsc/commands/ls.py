@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from protocol.values import Mutable
+from protocol.codec.values import Mutable
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.inbox import show as show_shared

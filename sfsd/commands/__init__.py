@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import click
 
-from protocol.errors import MessageError
-from protocol.names import check_user_name
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_user_name
 from sfsd.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -60,7 +60,7 @@ def parsed(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
 
 
 def _reason(_context: click.Context, _option: click.Parameter, reason: str) -> str:
-    from protocol.fields import MAX_TEXT  # loads what --help has no use for
+    from protocol.codec.fields import MAX_TEXT  # loads what --help has no use for
 
     if len(reason.encode(errors="replace")) > MAX_TEXT:
         raise click.BadParameter(f"a reason has at most {MAX_TEXT} bytes")

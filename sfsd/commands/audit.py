@@ -12,9 +12,9 @@ import click
 
 from protocol import auditlog
 from protocol.auditlog import Entry
-from protocol.errors import LogError
+from protocol.codec.errors import LogError
+from protocol.codec.values import Value
 from protocol.messages.log import LogCheckpoint, LogHead
-from protocol.values import Value
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import JournalDamagedError, RequestRefusedError

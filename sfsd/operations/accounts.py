@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from protocol import VERSION
-from protocol.fields import shortened
+from protocol.codec.fields import shortened
+from protocol.codec.values import changed
 from protocol.messages import Done, Reply
 from protocol.messages import accounts as messages
 from protocol.messages.accounts import (
@@ -23,7 +24,6 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.values import changed
 from sfsd.changes import Change, Write
 from sfsd.documents import Document
 from sfsd.errors import Refused

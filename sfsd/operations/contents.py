@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.auditlog import Draft
-from protocol.merkle import HASH_SIZE
+from protocol.codec.merkle import HASH_SIZE
+from protocol.codec.values import Value, changed
 from protocol.messages import Done, Reply
 from protocol.messages.base import SignedRecord, Wrap
 from protocol.records import FileRecord
-from protocol.values import Value, changed
 from sfsd.admission import Admitted, Head, check_content
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar

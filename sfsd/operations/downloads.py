@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol.merkle import HASH_SIZE, PIECE_SIZE
+from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
 from protocol.messages import Reply
 from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read

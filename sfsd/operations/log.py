@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol import auditlog, checkpoint
-from protocol.errors import LogError
+from protocol.codec.errors import LogError
 from protocol.messages.log import (
     INCLUSION,
     LogCheckpoint,

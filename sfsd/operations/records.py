@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
-from protocol.base64text import to_text
+from protocol.codec.base64text import to_text
+from protocol.codec.values import Value, changed, field
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
-from protocol.values import Value, changed, field
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document

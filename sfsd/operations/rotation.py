@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol import merkle
-from protocol.base64text import to_text
 from protocol.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
-from protocol.errors import RemoteProtocolError, SignatureError
+from protocol.codec import merkle
+from protocol.codec.base64text import to_text
+from protocol.codec.errors import RemoteProtocolError, SignatureError
+from protocol.codec.values import changed
 from protocol.messages import Done, Reply
 from protocol.messages.rotation import (
     GetBundle,
@@ -23,7 +24,6 @@ from protocol.messages.rotation import (
 )
 from protocol.records import RotationFinish, wrap_leaf
 from protocol.signatures import Label, verify
-from protocol.values import changed
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.changes import Change, Effect, Write

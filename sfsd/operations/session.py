@@ -11,13 +11,13 @@ import hmac
 from typing import Final
 
 from protocol import checkpoint
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
+from protocol.codec.names import OPERATOR
+from protocol.codec.values import changed
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
-from protocol.names import OPERATOR
 from protocol.records import enrol_proof_body, login_body, record_hash
 from protocol.signatures import Label, SigningKey, verify
-from protocol.values import changed
 from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol import checkpoint
+from protocol.codec.values import changed
 from protocol.messages import FileView, Reply
 from protocol.messages.base import Wrap
 from protocol.messages.sharing import (
@@ -22,7 +23,6 @@ from protocol.messages.sharing import (
     VersionWrap,
 )
 from protocol.records import ACCESS, FileRecord
-from protocol.values import changed
 from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.documents import Document
 from sfsd.errors import Refused, require

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from protocol.merkle import leaf_hash
+from protocol.codec.merkle import leaf_hash
 from protocol.messages import Done, Reply
 from protocol.messages.uploads import (
     Aborted,

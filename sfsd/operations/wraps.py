@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final, Self
 
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
+from protocol.codec.values import Value, changed
 from protocol.messages import Reply
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.messages.rotation import (
@@ -22,7 +23,6 @@ from protocol.messages.rotation import (
 )
 from protocol.records import Statement, record_hash
 from protocol.signatures import Label, verify
-from protocol.values import Value, changed
 from sfsd.accounts import User
 from sfsd.admission import check_wrap
 from sfsd.changes import Change

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 import sfsd.operations  # noqa: F401 - fills the table
+from protocol.codec.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
+from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.connection import _LEGAL, MAX_OUTSTANDING, Role, State
-from protocol.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
-from protocol.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
 from protocol.frames import MAX_OPENING_BODY
 from protocol.messages import Message, Request, registered
 from protocol.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
 from protocol.messages.session import OPENING
-from protocol.names import check_file_id, check_principal, check_user_name
 from protocol.records import (
     MAX_RECORD,
     OWN_KEYS,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol import encoding
+from protocol.codec import encoding
 from protocol.messages import Error, FileView, Reply
 from protocol.messages.downloads import Opened
 from protocol.messages.files import Stated

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from sfsc import primitives, segments
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import peak, through

@@ -1,6 +1,6 @@
 """Hypothesis strategies for every `Struct`, derived from the fields that it declares.
 
-A field type or cap that this does not know fails loudly, as it does in `protocol.fields`.
+A field type or cap that this does not know fails loudly, as it does in `protocol.codec.fields`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from hypothesis import strategies as st
 
-from protocol.encoding import VIEW_FROM, Buffer
-from protocol.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
-from protocol.names import check_file_id, check_principal, check_user_name
+from protocol.codec.encoding import VIEW_FROM, Buffer
+from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
+from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.records import OWN_KEYS, FileRecord, Statement
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol import auditlog
 from protocol.auditlog import GENESIS, KEYS, MAX_LINE, Draft
-from protocol.errors import LogError
+from protocol.codec.errors import LogError
 
 TIME = "2024-02-29T23:59:59.999Z"
 SALT = bytes(range(16))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.chain import check_first, check_next
-from protocol.errors import ChainError, RemoteProtocolError, SignatureError
+from protocol.codec.errors import ChainError, RemoteProtocolError, SignatureError
 from protocol.records import RecoveryKey, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.chain import check_next, standing, voided
-from protocol.errors import ChainError, SignatureError
+from protocol.codec.errors import ChainError, SignatureError
 from protocol.records import RecoveryKey, Statement, record_hash
 from protocol.signatures import Label, SigningKey
 from tests.protocol.test_chain import CODE, FIRST, KEY, RECOVERY, following

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol import checkpoint
 from protocol.checkpoint import Checkpoint, Verifier
-from protocol.errors import CheckpointError
+from protocol.codec.errors import CheckpointError
 from protocol.signatures import SigningKey
 
 # golang.org/x/mod/sumdb/note: the key and note of its tests.

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding
+from protocol.codec import encoding
+from protocol.codec.encoding import MAX_BODY, Buffer
+from protocol.codec.errors import (
+    EncodingError,
+    FrameError,
+    LocalProtocolError,
+    MessageError,
+    RemoteProtocolError,
+    SequenceError,
+    UnknownMessage,
+)
 from protocol.connection import (
     MAX_OUTSTANDING,
     WELCOME_ID,
@@ -18,16 +28,6 @@ from protocol.connection import (
     Role,
     State,
     Unknown,
-)
-from protocol.encoding import MAX_BODY, Buffer
-from protocol.errors import (
-    EncodingError,
-    FrameError,
-    LocalProtocolError,
-    MessageError,
-    RemoteProtocolError,
-    SequenceError,
-    UnknownMessage,
 )
 from protocol.frames import MAX_OPENING_BODY
 from protocol.messages import Error, Message, Receipt, Reply, Request, encode, registered

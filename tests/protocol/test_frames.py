@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.buffers.lending import PAGE
-from protocol.encoding import MAX_BODY, VIEW_FROM, Buffer
-from protocol.errors import FrameError, LocalProtocolError
+from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
+from protocol.codec.errors import FrameError, LocalProtocolError
 from protocol.frames import (
     MAX_OPENING_BODY,
     SCRATCH,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
 from protocol.invitation import Invitation, format_address, parse_address, parse_invitation
 
 PIN = bytes(range(32))

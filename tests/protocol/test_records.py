@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding, records
-from protocol.errors import EncodingError, MessageError, RemoteProtocolError
+from protocol import records
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError, RemoteProtocolError
 from protocol.records import (
     CONTENT_OPS,
     MAX_DEVICES,

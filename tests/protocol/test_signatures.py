@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
 from protocol.signatures import (
     SEED_SIZE,
     Label,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import auditlog, checkpoint, merkle, tlogproof
+from protocol import auditlog, checkpoint, tlogproof
 from protocol.auditlog import Draft
 from protocol.checkpoint import Checkpoint, Verifier
-from protocol.errors import CheckpointError, LogError, ProofError
+from protocol.codec import merkle
+from protocol.codec.errors import CheckpointError, LogError, ProofError
 from protocol.signatures import SigningKey
 from protocol.tlogproof import TlogProof
 

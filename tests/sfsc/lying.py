@@ -30,8 +30,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from protocol import auditlog, checkpoint, merkle
+from protocol import auditlog, checkpoint
 from protocol.auditlog import Draft
+from protocol.codec import merkle
 from protocol.connection import Connection, Role
 from protocol.messages import Done, Error, FileView, Receipt, Reply, Request
 from protocol.messages.accounts import Usage, UsageAnswer

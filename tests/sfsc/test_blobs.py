@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.messages import Error, Reply
 from protocol.messages.downloads import Opened
-from protocol.values import changed
 from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.listing import Files

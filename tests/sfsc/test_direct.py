@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocol.buffers import largefiles
 from protocol.buffers.lending import PAGE
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from sfsc import direct
 from sfsc.direct import PORTION, Direct
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.buffers.largefiles import LARGE
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding
+from protocol.codec import encoding
+from protocol.codec.names import MAX_FILE_NAME
 from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
-from protocol.names import MAX_FILE_NAME
 from protocol.records import WRAP_ALGORITHMS, FileRecord, Statement, record_hash
 from protocol.signatures import SigningKey
 from sfsc import primitives

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol import merkle
 from protocol.auditlog import Draft
+from protocol.codec import merkle
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records import Statement, key_id, record_hash
 from protocol.signatures import Label, SigningKey

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import merkle
+from protocol.codec import merkle
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.records import ACCESS, DELETE, REENCRYPT, FileRecord, Statement, record_hash

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding
-from protocol.errors import MessageError
+from protocol.codec import encoding
+from protocol.codec.errors import MessageError
 from sfsc import keyring
 from sfsc.errors import (
     ConflictError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol import merkle
+from protocol.codec import merkle
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.messages.rotation import RewrapItem, WrapItem
 from protocol.records import PURGE, FileRecord, record_hash

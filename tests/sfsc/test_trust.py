@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import checkpoint, merkle
+from protocol import checkpoint
 from protocol.auditlog import Draft
+from protocol.codec import merkle
 from protocol.messages import Receipt
 from protocol.messages.session import Welcome
 from protocol.signatures import Label, SigningKey

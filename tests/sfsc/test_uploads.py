@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.base import MAX_SMALL, PIECE
 from protocol.messages.files import Stat

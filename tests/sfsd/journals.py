@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol import auditlog, checkpoint, merkle
+from protocol import auditlog, checkpoint
 from protocol.auditlog import GENESIS, Draft, Entry
 from protocol.checkpoint import Checkpoint, Verifier
+from protocol.codec import merkle
 from protocol.signatures import SigningKey
 from sfsd.files import Files
 from sfsd.journal import Journal

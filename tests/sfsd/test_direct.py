@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from protocol.auditlog import Draft
 from protocol.buffers.largefiles import LARGE
 from protocol.buffers.lending import PAGE, Lender
-from protocol.merkle import PIECE_SIZE
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.changes import Adopt, Change, digest_of
 from sfsd.direct import SMALLEST, Direct, LastOpened
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from protocol import encoding
+from protocol.codec import encoding
+from protocol.codec.values import changed
 from protocol.messages import Error, Request
 from protocol.messages.accounts import Usage
 from protocol.messages.base import Wrap
@@ -37,7 +38,6 @@ from protocol.records import (
     record_hash,
 )
 from protocol.signatures import Label, SigningKey
-from protocol.values import changed
 from sfsd.config import DAY
 from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps

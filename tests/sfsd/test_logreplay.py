@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import checkpoint, merkle
+from protocol import checkpoint
+from protocol.codec import merkle
 from protocol.signatures import SigningKey
 from sfsd.errors import JournalDamagedError, JournalFailedError
 from sfsd.journal import Journal

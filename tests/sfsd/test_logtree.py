@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import merkle
-from protocol.merkle import Frontier
+from protocol.codec import merkle
+from protocol.codec.merkle import Frontier
 from sfsd.files import Files
 from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
 from tests.sfsd.faults import FaultyFiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from protocol.encoding import Buffer
+from protocol.codec.encoding import Buffer
 from sfsd.outgoing import CHUNK, Outgoing
 
 

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from protocol.encoding import Buffer
-from protocol.merkle import PIECE_SIZE as PIECE
+from protocol.codec.encoding import Buffer
+from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
 from sfsd.handles import Share
 from sfsd.index import OwnerFiles

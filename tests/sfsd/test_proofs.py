@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import merkle
+from protocol.codec import merkle
 from sfsd.errors import JournalUnreadableError
 from sfsd.files import Files
 from sfsd.logtree import LogTree, Mark

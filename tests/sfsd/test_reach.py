@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec.values import changed
 from protocol.messages import Error, Request
 from protocol.messages.accounts import UserAccess
 from protocol.messages.base import Wrap
@@ -29,7 +30,6 @@ from protocol.messages.uploads import (
     UploadState,
 )
 from protocol.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
-from protocol.values import changed
 from sfsd.config import DAY
 from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused

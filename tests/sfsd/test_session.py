@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
+from protocol.codec.encoding import pack
 from protocol.connection import Connection, Role
-from protocol.encoding import pack
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.accounts import Status, StatusAnswer
 from protocol.messages.base import PIECE

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.merkle import PIECE_SIZE
+from protocol.codec import merkle
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.changes import digest_of
 from sfsd.errors import (
     IncompleteError,

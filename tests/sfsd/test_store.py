@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.auditlog import Draft
-from protocol.merkle import PIECE_SIZE
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import (
     Absent,

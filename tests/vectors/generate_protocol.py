@@ -15,8 +15,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from protocol import auditlog, records
-from protocol.encoding import Buffer
-from protocol.fields import Struct
+from protocol.codec.encoding import Buffer
+from protocol.codec.fields import Struct
 from protocol.frames import frame
 from protocol.messages import Message, encode
 from protocol.signatures import Label

@@ -11,7 +11,8 @@ import hashlib
 import hmac
 from typing import Any
 
-from protocol import auditlog, checkpoint, merkle, records
+from protocol import auditlog, checkpoint, records
+from protocol.codec import merkle
 from protocol.connection import WELCOME_ID
 from protocol.messages import (
     Done,

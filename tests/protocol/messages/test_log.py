@@ -9,9 +9,9 @@ import pytest
 
 from protocol.auditlog import MAX_LINE
 from protocol.checkpoint import MAX_CHECKPOINT
-from protocol.encoding import MAX_BODY
-from protocol.errors import MessageError
-from protocol.merkle import MAX_PROOF
+from protocol.codec.encoding import MAX_BODY
+from protocol.codec.errors import MessageError
+from protocol.codec.merkle import MAX_PROOF
 from protocol.messages import encode
 from protocol.messages.log import (
     MAX_ENTRIES,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
 from protocol.frames import MAX_OPENING_BODY
 from protocol.messages import encode
 from protocol.messages.base import MAX_BUNDLE

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import auditlog, merkle
-from protocol.errors import ProofError
+from protocol import auditlog
+from protocol.codec import merkle
+from protocol.codec.errors import ProofError
 from protocol.messages.accounts import UserAdd
 from sfsd import administration
 from sfsd.errors import JournalDamagedError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.encoding import MAX_BODY
+from protocol.codec.encoding import MAX_BODY
 from protocol.frames import frame
 from protocol.messages import FileView, encode
 from protocol.messages.base import GenerationSignature, SignedRecord

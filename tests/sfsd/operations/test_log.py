@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from protocol import auditlog, merkle
+from protocol import auditlog
 from protocol.auditlog import Draft
 from protocol.checkpoint import Checkpoint, verify
-from protocol.encoding import MAX_BODY
+from protocol.codec import merkle
+from protocol.codec.encoding import MAX_BODY
 from protocol.messages import encode
 from protocol.messages.log import (
     CONSISTENCY,

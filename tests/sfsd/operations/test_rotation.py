@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from protocol import merkle
+from protocol.codec import merkle
 from protocol.messages import Reply
 from protocol.messages.accounts import ForceRotation, Usage
 from protocol.messages.downloads import GetOpen, Opened

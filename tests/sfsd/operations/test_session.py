@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol import merkle
 from protocol.checkpoint import verify
+from protocol.codec import merkle
 from protocol.messages import Done
 from protocol.messages.accounts import UserAccess
 from protocol.messages.session import Enroll, Login, Ping, Pong

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog, merkle
+from protocol import auditlog
 from protocol.checkpoint import verify
+from protocol.codec import merkle
 from protocol.messages import Error
 from protocol.messages.base import Wrap
 from protocol.messages.downloads import GetOpen, Opened, Read

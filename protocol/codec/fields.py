@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Self
 
-from protocol.codecs import Cap, Codec, Wired, codec_of, wrong_length
-from protocol.errors import MessageError
-from protocol.names import check_file_id, check_principal, check_user_name
-from protocol.values import Source, Value, ValueType
+from protocol.codec.codecs import Cap, Codec, Wired, codec_of, wrong_length
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_file_id, check_principal, check_user_name
+from protocol.codec.values import Source, Value, ValueType
 
 
 class Exactly(Cap):

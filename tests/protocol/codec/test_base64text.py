@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.base64text import from_text, to_text
+from protocol.codec.base64text import from_text, to_text
 
 
 @given(st.binary(max_size=100))

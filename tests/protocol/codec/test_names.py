@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import MessageError
-from protocol.names import (
+from protocol.codec.errors import MessageError
+from protocol.codec.names import (
     MAX_FILE_NAME,
     check_file_id,
     check_file_name,

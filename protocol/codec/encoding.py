@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgpack
 
-from protocol.errors import EncodingError
+from protocol.codec.errors import EncodingError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from protocol.errors import LocalProtocolError, ProofError
+from protocol.codec.errors import LocalProtocolError, ProofError
 
 HASH_SIZE = 32
 PIECE_SIZE = 1024 * 1024

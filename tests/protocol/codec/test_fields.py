@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.encoding import Buffer
-from protocol.errors import MessageError
-from protocol.fields import (
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import MessageError
+from protocol.codec.fields import (
     AtMost,
     Between,
     Bytes16,
@@ -30,8 +30,8 @@ from protocol.fields import (
     UserName,
     field_count,
 )
+from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
-from tests.protocol.test_encoding import VALUES
 
 
 class Part(Struct):

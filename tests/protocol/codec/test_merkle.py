@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.errors import LocalProtocolError, ProofError
-from protocol.merkle import Frontier, PieceHasher
+from protocol.codec import merkle
+from protocol.codec.errors import LocalProtocolError, ProofError
+from protocol.codec.merkle import Frontier, PieceHasher
 
 # The eight-leaf tree of the certificate-transparency project's own tests.
 CT_LEAVES = [

@@ -1,6 +1,6 @@
 """How values of a declared type are checked, written to msgpack and read from it: the code for it.
 
-Used by `protocol.fields` alone, where the types that a field may have are listed. Each type gives
+Used by `protocol.codec.fields` alone, where the types that a field may have are listed. Each type gives
 pieces of source text, which stand in functions that are compiled for a whole class.
 """
 
@@ -10,9 +10,9 @@ import types
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
-from protocol.encoding import Buffer
-from protocol.errors import MessageError
-from protocol.values import Source, Value
+from protocol.codec.encoding import Buffer
+from protocol.codec.errors import MessageError
+from protocol.codec.values import Source, Value
 
 Check = Callable[[Any], None]
 WriteCheck = Callable[[Source, int, str], None]

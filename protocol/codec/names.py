@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from protocol.errors import MessageError
+from protocol.codec.errors import MessageError
 
 OPERATOR = "operator"
 SERVER = "server"

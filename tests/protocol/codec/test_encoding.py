@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import encoding
-from protocol.errors import EncodingError
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError
 
 Plain: TypeAlias = "bool | int | str | bytes | list[Plain] | dict[str, Plain] | None"
 

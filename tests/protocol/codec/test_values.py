@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.values import Mutable, Value, changed, field
+from protocol.codec.values import Mutable, Value, changed, field
 
 _Item = TypeVar("_Item")
 
