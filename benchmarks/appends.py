@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.measure import Work
 from protocol.auditlog import Draft
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.files import Files

@@ -13,7 +13,7 @@ import hashlib
 from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import CheckpointError, SignatureError
 from protocol.codec.values import Value
-from protocol.signatures import SigningKey, verify_note
+from protocol.records.signatures import SigningKey, verify_note
 
 MAX_CHECKPOINT = 4096
 """Bytes of the longest signed note."""

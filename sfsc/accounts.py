@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.codec.errors import MessageError
-from protocol.invitation import AccountLink, parse_account_link
-from protocol.signatures import SigningKey
+from protocol.records.invitation import AccountLink, parse_account_link
+from protocol.records.signatures import SigningKey
 from sfsc import enrolment, recovery
 from sfsc.adoption import Opener, TakingBack, adopt
 from sfsc.codes import RecoveryCode

@@ -14,8 +14,8 @@ from protocol.codec.values import Value, changed, field
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutSmall
-from protocol.records import FileRecord, Reader
-from protocol.signatures import Label
+from protocol.records.records import FileRecord, Reader
+from protocol.records.signatures import Label
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import ConflictError, SfscError

@@ -10,8 +10,8 @@ from protocol.checkpoint import Verifier
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.messages.log import CONSISTENCY, LogProof
-from protocol.records import FileRecord, Statement, record_hash
-from protocol.signatures import Label, verify
+from protocol.records.records import FileRecord, Statement, record_hash
+from protocol.records.signatures import Label, verify
 from protocol.tlogproof import TlogProof
 from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback

@@ -14,8 +14,8 @@ import os
 from typing import Final, Self
 
 from protocol.codec.values import Value, field
-from protocol.records import RecoveryKey
-from protocol.signatures import SigningKey
+from protocol.records.records import RecoveryKey
+from protocol.records.signatures import SigningKey
 from sfsc.errors import UsageError
 from sfsc.primitives import XWING, PrivateKey, recovery_keys
 

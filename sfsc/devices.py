@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protocol import chain as rules
 from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error, Receipt
 from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.messages.sharing import Identity
-from protocol.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records import chain as rules
+from protocol.records.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError

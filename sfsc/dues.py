@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from protocol.records import Statement
+from protocol.records.records import Statement
 from sfsc.greeting import DAY
 from sfsc.keyring import Device, Keyring, KeyringFile
 from sfsc.primitives import XWING, PrivateKey

@@ -70,6 +70,6 @@ def _load() -> None:
     for name in _NEEDED:
         importlib.import_module(name)
     # The first key has `cryptography` load its backend, for 4 ms.
-    from protocol.signatures import SigningKey
+    from protocol.records.signatures import SigningKey
 
     SigningKey.from_seed(bytes(32))

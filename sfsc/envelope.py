@@ -26,7 +26,7 @@ from protocol.codec.fields import AtMost, Between, Bytes32, Count, Struct, UserN
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, changed, field
 from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
-from protocol.records import (
+from protocol.records.records import (
     CONTENT_OPS,
     MAX_VERSION,
     MAX_WRAPPED_KEY,
@@ -36,7 +36,7 @@ from protocol.records import (
     Statement,
     record_hash,
 )
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
-from protocol.records import Reader
+from protocol.records.records import Reader
 from sfsc.blobs import Blob, Wanted
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.identity import SETTINGS, File

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protocol.records import WRAP_ALGORITHMS
+from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
 from sfsc.primitives import state_key

@@ -8,10 +8,10 @@ import hmac
 from collections.abc import Callable
 from typing import Final
 
-from protocol.chain import check_first, check_next
 from protocol.codec.errors import RemoteProtocolError
 from protocol.messages.sharing import Identity, Lookup
-from protocol.records import Statement, record_hash
+from protocol.records.chain import check_first, check_next
+from protocol.records.records import Statement, record_hash
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
 from sfsc.trust import TOLD, Trust
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
-from protocol.chain import standing
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, FileId, Struct
@@ -18,7 +17,8 @@ from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord, Wrap
-from protocol.records import (
+from protocol.records.chain import standing
+from protocol.records.records import (
     CONTENT_OPS,
     DELETE,
     REENCRYPT,
@@ -26,7 +26,7 @@ from protocol.records import (
     Statement,
     record_hash,
 )
-from protocol.signatures import Label
+from protocol.records.signatures import Label
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring

@@ -42,7 +42,7 @@ from protocol.codec.fields import (
     UserName,
 )
 from protocol.codec.values import Value, field
-from protocol.records import MAX_RECORD, Generation, WrapAlgorithm
+from protocol.records.records import MAX_RECORD, Generation, WrapAlgorithm
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,

@@ -11,7 +11,7 @@ import time
 from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error, Reply
 from protocol.messages.files import Record, RecordChange
-from protocol.records import MOVE, FileRecord
+from protocol.records.records import MOVE, FileRecord
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError

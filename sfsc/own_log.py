@@ -25,7 +25,7 @@ from protocol.messages.log import (
     LogPage,
     LogProof,
 )
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session

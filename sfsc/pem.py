@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
-from protocol.invitation import AccountLink, parse_account_link
+from protocol.records.invitation import AccountLink, parse_account_link
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keyring import passphrase_bytes
 from sfsc.primitives import PrivateKey

@@ -18,7 +18,7 @@ from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, changed
 from protocol.messages import Error
 from protocol.messages.sharing import Identity, Lookup
-from protocol.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
+from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
 from sfsc.envelope import Recipient
 from sfsc.errors import (
     BrokenChain,

@@ -50,7 +50,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.codec.encoding import Buffer
-from protocol.records import WRAP_ALGORITHMS, key_id
+from protocol.records.records import WRAP_ALGORITHMS, key_id
 from sfsc.errors import LocalError, Tampered, UnsupportedKey
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class PublicKey:
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
         """`secret` (32 bytes) for this key alone, bound to `info`; sizes in
-        `protocol.records.WRAPPED_SIZES`."""
+        `protocol.records.records.WRAPPED_SIZES`."""
         if self.alg in _RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         try:

@@ -9,7 +9,7 @@ from protocol import tlogproof
 from protocol.checkpoint import Verifier, origin_of
 from protocol.codec.errors import CheckpointError, LogError, ProofError, RemoteProtocolError
 from protocol.codec.values import Value
-from protocol.records import ServerStatement, server_id
+from protocol.records.records import ServerStatement, server_id
 from protocol.tlogproof import TlogProof
 from sfsc.errors import BadReceipt, LocalError, UsageError
 from sfsc.state import kept_server_statements

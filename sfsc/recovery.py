@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from protocol.chain import RECOVERY, standing
 from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error
 from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
-from protocol.records import Statement, record_hash
-from protocol.signatures import SigningKey
+from protocol.records.chain import RECOVERY, standing
+from protocol.records.records import Statement, record_hash
+from protocol.records.signatures import SigningKey
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle

@@ -16,7 +16,7 @@ from protocol.codec.values import Value
 from protocol.messages import Done, Error, Request
 from protocol.messages.base import Wrap
 from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from protocol.records import REENCRYPT, FileRecord
+from protocol.records.records import REENCRYPT, FileRecord
 from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed

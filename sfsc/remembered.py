@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
-from protocol.records import record_hash
+from protocol.records.records import record_hash
 from sfsc.identity import File, Revision
 from sfsc.state import State
 

@@ -18,7 +18,7 @@ from protocol.codec.values import changed
 from protocol.messages import Error
 from protocol.messages.files import Stat, Stated
 from protocol.messages.rotation import WrapItem
-from protocol.records import CONTENT_OPS, PURGE, PUT, FileRecord
+from protocol.records.records import CONTENT_OPS, PURGE, PUT, FileRecord
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.envelope import content_record

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from protocol.chain import FINISH, RECOVERY, RENEWING, standing
 from protocol.codec.values import Value
 from protocol.messages.files import Stat, Stated
-from protocol.records import (
+from protocol.records.chain import FINISH, RECOVERY, RENEWING, standing
+from protocol.records.records import (
     ACCESS,
     CONTENT_OPS,
     PURGE,

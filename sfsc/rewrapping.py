@@ -19,8 +19,8 @@ from protocol.messages.rotation import (
     Rewrapped,
     WrapItem,
 )
-from protocol.records import FileRecord, record_hash, wrap_leaf
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import FileRecord, record_hash, wrap_leaf
+from protocol.records.signatures import Label, SigningKey
 from sfsc.cores import CHUNK, Cores
 from sfsc.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError

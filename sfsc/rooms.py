@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from protocol.records import Reader
+    from protocol.records.records import Reader
     from sfsc.audit import Audit
     from sfsc.devices import Devices
     from sfsc.folders import Folders

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from protocol.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
 from protocol.codec import merkle
 from protocol.codec.values import Value, changed
 from protocol.messages import Done, Error
@@ -23,8 +22,9 @@ from protocol.messages.rotation import (
     RotateFinish,
     WrapItem,
 )
-from protocol.records import RotationFinish, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
+from protocol.records.records import RotationFinish, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsc.devices import MAX_CONFLICTS, Devices
 from sfsc.dues import public_of, unfinished
 from sfsc.errors import (

@@ -10,7 +10,7 @@ import base64
 from typing import Final
 
 from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsc.identity import File
 from sfsc.refusals import proof_in
 from sfsc.session import Session

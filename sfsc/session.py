@@ -19,7 +19,7 @@ from protocol.messages import session as opening
 from protocol.messages.base import Wrap
 from protocol.messages.files import Stat, Stated
 from protocol.messages.log import CONSISTENCY, LogProof
-from protocol.records import (
+from protocol.records.records import (
     ACCESS,
     DELETE,
     MOVE,
@@ -30,8 +30,8 @@ from protocol.records import (
     FileRecord,
     Reader,
 )
-from protocol.records import key_id as hash_of_key
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import key_id as hash_of_key
+from protocol.records.signatures import Label, SigningKey
 from sfsc import evidence
 from sfsc.envelope import Author, ContentKey, Recipient
 from sfsc.errors import (

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from protocol.auditlog import GENESIS
 from protocol.codec.values import Value
-from protocol.records import FileRecord, record_hash
+from protocol.records.records import FileRecord, record_hash
 from sfsc.database import Database, translated
 from sfsc.errors import LocalError
 from sfsc.identity import Revision

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from protocol.codec.values import Value
 from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.records import Statement
+from protocol.records.records import Statement
 from sfsc.attempts import Put
 from sfsc.blobs import Blob
 from sfsc.closing import Closing

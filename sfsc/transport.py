@@ -23,11 +23,11 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.errors import RemoteProtocolError
 from protocol.connection import WELCOME_ID, Connection, Role
 from protocol.frames import TLS_RECORD, cut_for_records
-from protocol.invitation import format_address
 from protocol.messages import Error, Reply, Request
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Read
 from protocol.messages.session import Welcome
+from protocol.records.invitation import format_address
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.traffic import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts

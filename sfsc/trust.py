@@ -30,8 +30,8 @@ from protocol.codec.values import Value
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Session, Welcome
 from protocol.messages.sharing import Identity
-from protocol.records import ServerStatement, server_id
-from protocol.signatures import Label, verify
+from protocol.records.records import ServerStatement, server_id
+from protocol.records.signatures import Label, verify
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

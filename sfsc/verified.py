@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.codec.errors import SignatureError
-from protocol.signatures import Label, verify
+from protocol.records.signatures import Label, verify
 
 MOST: Final = 64 * 1024
 """Signatures that are remembered, about 100 bytes each; past it all are forgotten."""

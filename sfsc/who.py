@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.codec.values import Value
-from protocol.invitation import AccountLink, parse_address
+from protocol.records.invitation import AccountLink, parse_address
 from sfsc.errors import KeyringMissing
 from sfsc.keyring import GenerationKeys, Keyring
 

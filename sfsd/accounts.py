@@ -12,18 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeVar
 
-from protocol.chain import (
-    KEEPING,
-    RECOVERY,
-    check_first,
-    check_next,
-    standing,
-    voided,
-)
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.messages.session import Notice
-from protocol.records import (
+from protocol.records.chain import KEEPING, RECOVERY, check_first, check_next, standing, voided
+from protocol.records.records import (
     WRAP_ALGORITHMS,
     XWING_PUBLIC_SIZE,
     Statement,

@@ -17,12 +17,12 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError, RemoteProtocolError
 from protocol.codec.names import OPERATOR
 from protocol.connection import Connection, Role
-from protocol.invitation import parse_address
 from protocol.messages import Error, Message, Reply, Request
 from protocol.messages.accounts import Account, AccountsPage, UserList
 from protocol.messages.session import VERSION, Login, Session, Welcome
-from protocol.records import login_body
-from protocol.signatures import Label
+from protocol.records.invitation import parse_address
+from protocol.records.records import login_body
+from protocol.records.signatures import Label
 from sfsd import certificates
 from sfsd.certificates import Keys
 from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError

@@ -15,7 +15,7 @@ from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import (
+from protocol.records.records import (
     ACCESS,
     MOVE,
     REENCRYPT,
@@ -25,7 +25,7 @@ from protocol.records import (
     Statement,
     record_hash,
 )
-from protocol.signatures import Label, verify
+from protocol.records.signatures import Label, verify
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require

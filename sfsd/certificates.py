@@ -29,8 +29,8 @@ from protocol import checkpoint
 from protocol.checkpoint import Verifier, origin_of
 from protocol.codec.errors import CheckpointError, RemoteProtocolError
 from protocol.codec.values import Value
-from protocol.records import ServerStatement, server_id
-from protocol.signatures import SEED_SIZE, Label, SigningKey, verify
+from protocol.records.records import ServerStatement, server_id
+from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify
 from sfsd.errors import ConfigError
 from sfsd.files import Files
 

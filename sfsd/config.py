@@ -38,7 +38,7 @@ from typing import Any, Self, TypeVar
 
 from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
-from protocol.invitation import parse_address
+from protocol.records.invitation import parse_address
 from sfsd.errors import ConfigError
 
 FILE_NAME = "sfsd.toml"

@@ -18,7 +18,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
-from protocol.records import Statement
+from protocol.records.records import Statement
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.files import Files

@@ -10,7 +10,7 @@ from protocol import auditlog
 from protocol.codec.errors import LogError
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import MAX_PAGE
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsd.admission import Head
 from sfsd.errors import DamagedError
 from sfsd.journal import Journal

@@ -24,7 +24,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.messages.base import Receipt
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsd import logreplay
 from sfsd.errors import (
     EntryTooLongError,

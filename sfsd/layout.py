@@ -18,7 +18,7 @@ from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.values import Value
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import FileRecord, Statement
+from protocol.records.records import FileRecord, Statement
 from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64

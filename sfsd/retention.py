@@ -13,7 +13,7 @@ from typing import Final
 from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
-from protocol.records import DELETE, PURGED_AT_ONCE
+from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.admission import Head
 from sfsd.bundles import expired
 from sfsd.changes import Change, Effect, Remove, Write

@@ -17,7 +17,7 @@ from typing import Final
 from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
-from protocol.invitation import format_address, parse_address
+from protocol.records.invitation import format_address, parse_address
 from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.config import Limits

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
-from protocol.chain import COMPROMISED, RECOVERY
 from protocol.codec.fields import shortened
 from protocol.messages import Done, Error, Reply, Request
 from protocol.messages.accounts import Usage, UserAccess, UserList, UserShow
@@ -24,7 +23,8 @@ from protocol.messages.rotation import GetWraps, RotateBegin, RotateFinish
 from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.messages.sharing import Inbox
 from protocol.messages.uploads import Data
-from protocol.records import Statement
+from protocol.records.chain import COMPROMISED, RECOVERY
+from protocol.records.records import Statement
 from sfsd.changes import Change
 from sfsd.deciding import Deciding, Failure
 from sfsd.errors import (

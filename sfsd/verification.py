@@ -19,7 +19,7 @@ from protocol.checkpoint import Verifier
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
-from protocol.records import ServerStatement
+from protocol.records.records import ServerStatement
 from sfsd import certificates
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint

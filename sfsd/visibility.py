@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from protocol.codec.values import Value
 from protocol.messages import FileView
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsd.accounts import Accounts
 from sfsd.admission import Head
 from sfsd.documents import Document

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from protocol.auditlog import Draft
 from protocol.codec.values import Mutable, Value, field
 from protocol.messages import Receipt, Reply, Request
-from protocol.records import ServerStatement, server_id
+from protocol.records.records import ServerStatement, server_id
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
 from sfsd.changes import Change

@@ -8,11 +8,11 @@ from typing import Self
 
 from protocol.codec.names import OPERATOR
 from protocol.connection import Connection, Role
-from protocol.invitation import parse_address
 from protocol.messages import Message, Request
 from protocol.messages.session import VERSION, Login
-from protocol.records import login_body
-from protocol.signatures import Label, SigningKey
+from protocol.records.invitation import parse_address
+from protocol.records.records import login_body
+from protocol.records.signatures import Label, SigningKey
 
 SECONDS = 20.0
 GONE = (ConnectionError, ssl.SSLError, BrokenPipeError)

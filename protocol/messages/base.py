@@ -23,7 +23,7 @@ from protocol.codec.fields import (
     field_count,
 )
 from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
-from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
 
 PIECE = PIECE_SIZE
 """Bytes of a segment, of a Data message, of the longest Read, and of a leaf of segments_root."""

@@ -26,7 +26,7 @@ from protocol.messages.base import (
     Wrap,
     message,
 )
-from protocol.records import Version
+from protocol.records.records import Version
 
 MAX_BATCH = 256
 """Wraps in one page, and in one `Rewrap`."""

@@ -17,7 +17,7 @@ from protocol.messages.base import (
     Wrap,
     message,
 )
-from protocol.records import Version
+from protocol.records.records import Version
 
 MAX_SHARED_PAGE = 256
 """Entries in one page of an inbox."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
-from protocol.records import WRAP_ALGORITHMS
+from protocol.records.records import WRAP_ALGORITHMS
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.commands.whoami import show

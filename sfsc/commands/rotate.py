@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from protocol.records import WRAP_ALGORITHMS
+from protocol.records.records import WRAP_ALGORITHMS
 from sfsc import terminal
 from sfsc.commands import Context
 from sfsc.errors import NotFound, UsageError

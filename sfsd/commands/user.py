@@ -9,7 +9,6 @@ from typing import cast
 
 import click
 
-from protocol.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.messages.accounts import (
     Account,
     AccountsPage,
@@ -18,6 +17,7 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
+from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from sfsd import administration, certificates
 from sfsd.commands import (
     answer,

@@ -12,7 +12,7 @@ from protocol.codec.merkle import HASH_SIZE
 from protocol.codec.values import Value, changed
 from protocol.messages import Done, Reply
 from protocol.messages.base import SignedRecord, Wrap
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsd.admission import Admitted, Head, check_content
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar

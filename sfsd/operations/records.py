@@ -14,7 +14,7 @@ from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
-from protocol.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
+from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError, SignatureError
@@ -22,8 +21,9 @@ from protocol.messages.rotation import (
     RotateFinish,
     SealedBundle,
 )
-from protocol.records import RotationFinish, wrap_leaf
-from protocol.signatures import Label, verify
+from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
+from protocol.records.records import RotationFinish, wrap_leaf
+from protocol.records.signatures import Label, verify
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.changes import Change, Effect, Write

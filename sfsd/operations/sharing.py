@@ -22,7 +22,7 @@ from protocol.messages.sharing import (
     SignedStatement,
     VersionWrap,
 )
-from protocol.records import ACCESS, FileRecord
+from protocol.records.records import ACCESS, FileRecord
 from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.documents import Document
 from sfsd.errors import Refused, require

@@ -20,7 +20,7 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import PUT, REENCRYPT, FileRecord
+from protocol.records.records import PUT, REENCRYPT, FileRecord
 from sfsd.admission import Head, parse_record
 from sfsd.changes import Adopt, Write
 from sfsd.errors import Refused

@@ -21,8 +21,8 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.records import Statement, record_hash
-from protocol.signatures import Label, verify
+from protocol.records.records import Statement, record_hash
+from protocol.records.signatures import Label, verify
 from sfsd.accounts import User
 from sfsd.admission import check_wrap
 from sfsd.changes import Change

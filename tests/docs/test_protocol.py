@@ -20,7 +20,7 @@ from protocol.frames import MAX_OPENING_BODY
 from protocol.messages import Message, Request, registered
 from protocol.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
 from protocol.messages.session import OPENING
-from protocol.records import (
+from protocol.records.records import (
     MAX_RECORD,
     OWN_KEYS,
     FileRecord,
@@ -29,7 +29,7 @@ from protocol.records import (
     ServerStatement,
     Statement,
 )
-from protocol.signatures import Label
+from protocol.records.signatures import Label
 from sfsd import world
 from sfsd.operations import log
 from sfsd.world import OPERATIONS

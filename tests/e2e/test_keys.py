@@ -16,7 +16,7 @@ from protocol.messages import Error, Reply, Request
 from protocol.messages.files import Stat
 from protocol.messages.rotation import NewStatement
 from protocol.messages.sharing import Lookup
-from protocol.records import WRAP_ALGORITHMS, Statement
+from protocol.records.records import WRAP_ALGORITHMS, Statement
 from sfsc.errors import StaleGeneration
 from sfsc.home import unlock
 from sfsc.keyring import Keyring, KeyringFile

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS
+from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.keyring import KeyringFile
 from sfsc.segments import MEBIBYTE
 from tests.e2e.proxy import proxied

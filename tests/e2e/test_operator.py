@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.invitation import parse_invitation
+from protocol.records.invitation import parse_invitation
 from sfsc.errors import SfscError
 from sfsd import certificates
 from sfsd.root import locked

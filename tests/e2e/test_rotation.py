@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sfsc
-from protocol.chain import ROTATE
+from protocol.records.chain import ROTATE
 from sfsc import cores, wraps
 from sfsc.envelope import private_keys
 from sfsc.errors import Tampered

@@ -20,7 +20,7 @@ from protocol.messages import Error, FileView, Reply
 from protocol.messages.downloads import Opened
 from protocol.messages.files import Stated
 from protocol.messages.sharing import Identity, InboxPage, SharedFile
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsc.commands.share import parse_expiry
 from sfsc.envelope import ContentKey, Metadata
 from sfsc.errors import (

@@ -18,7 +18,7 @@ from protocol.messages.downloads import GetOpen, Opened, Read
 from protocol.messages.session import Ping, Pong
 from protocol.messages.session import Session as Entered
 from protocol.messages.uploads import PutOpen
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsc.home import open_state
 from sfsc.keyring import KeyringFile
 from sfsc.session import Session

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import sfsc
-from protocol.chain import COMPROMISED, ROTATE
 from protocol.messages import FileView
 from protocol.messages.base import SignedRecord
-from protocol.records import FileRecord, Statement
+from protocol.records.chain import COMPROMISED, ROTATE
+from protocol.records.records import FileRecord, Statement
 from sfsc.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account

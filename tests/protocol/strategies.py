@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocol.codec.encoding import VIEW_FROM, Buffer
 from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
 from protocol.codec.names import check_file_id, check_principal, check_user_name
-from protocol.records import OWN_KEYS, FileRecord, Statement
+from protocol.records.records import OWN_KEYS, FileRecord, Statement
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 

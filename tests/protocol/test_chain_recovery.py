@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from protocol.chain import check_next, standing, voided
 from protocol.codec.errors import ChainError, SignatureError
-from protocol.records import RecoveryKey, Statement, record_hash
-from protocol.signatures import Label, SigningKey
-from tests.protocol.test_chain import CODE, FIRST, KEY, RECOVERY, following
+from protocol.records.chain import check_next, standing, voided
+from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
+from tests.protocol.records.test_chain import CODE, FIRST, KEY, RECOVERY, following
 
 THIEF, OWNER, AGAIN, LATER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(10, 14))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from protocol import checkpoint
 from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec.errors import CheckpointError
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 
 # golang.org/x/mod/sumdb/note: the key and note of its tests.
 PETER = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"

@@ -13,7 +13,7 @@ from protocol.auditlog import Draft
 from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError, ProofError
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from protocol.tlogproof import TlogProof
 
 KEY = SigningKey.from_seed(bytes(range(32)))

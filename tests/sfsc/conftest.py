@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.invitation import parse_invitation
+from protocol.records.invitation import parse_invitation
 from sfsc import enrolment
 from sfsc.home import open_state, unlock
 from sfsc.session import Session

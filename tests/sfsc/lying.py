@@ -70,7 +70,7 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import (
+from protocol.records.records import (
     FileRecord,
     ServerStatement,
     Statement,
@@ -79,7 +79,7 @@ from protocol.records import (
     record_hash,
     server_id,
 )
-from protocol.signatures import Label, SigningKey
+from protocol.records.signatures import Label, SigningKey
 
 SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
 TIME = "2026-11-25T00:00:00.000Z"

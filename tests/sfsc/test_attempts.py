@@ -19,7 +19,7 @@ from protocol.messages.uploads import (
     PutOpen,
     PutSmall,
 )
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsc.attempts import step_by_step
 from sfsc.changes import MAX_CONFLICTS
 from sfsc.errors import (

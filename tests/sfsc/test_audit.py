@@ -22,8 +22,8 @@ from protocol.messages.log import (
     LogProof,
     LogProven,
 )
-from protocol.records import DELETE, FileRecord, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import DELETE, FileRecord, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
 from protocol.tlogproof import TlogProof, verify
 from sfsc.attempts import Put
 from sfsc.audit import Audit

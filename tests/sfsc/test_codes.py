@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.signatures import Label, verify
+from protocol.records.signatures import Label, verify
 from sfsc.codes import RecoveryCode
 from sfsc.errors import UsageError
 from sfsc.primitives import PublicKey

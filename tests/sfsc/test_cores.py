@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsc import cores
 from sfsc.cores import CHUNK, Cores
 from sfsc.errors import BadRecord

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.codec.values import changed
 from protocol.messages.session import Notice
-from protocol.records import Statement
+from protocol.records.records import Statement
 from sfsc.dues import Dues, has_old_keys, unfinished
 from sfsc.home import unlock
 from sfsc.keyring import KeyringFile, Pending

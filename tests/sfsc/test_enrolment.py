@@ -11,8 +11,14 @@ import pytest
 
 from protocol.messages import Error, Reply, Request
 from protocol.messages.session import Enroll, Limits, Session
-from protocol.records import WRAP_ALGORITHMS, Statement, enrol_proof_body, key_id, record_hash
-from protocol.signatures import Label, verify
+from protocol.records.records import (
+    WRAP_ALGORITHMS,
+    Statement,
+    enrol_proof_body,
+    key_id,
+    record_hash,
+)
+from protocol.records.signatures import Label, verify
 from sfsc.enrolment import enrol, invited
 from sfsc.envelope import open_bundle
 from sfsc.errors import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS, record_hash
+from protocol.records.records import WRAP_ALGORITHMS, record_hash
 from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
 from sfsc.home import (
     folder,

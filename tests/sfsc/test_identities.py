@@ -12,8 +12,8 @@ import pytest
 from protocol.auditlog import Draft
 from protocol.codec import merkle
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
-from protocol.records import Statement, key_id, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import Statement, key_id, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsc.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,

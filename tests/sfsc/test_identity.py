@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from protocol.codec import merkle
 from protocol.messages import FileView
 from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.records import ACCESS, DELETE, REENCRYPT, FileRecord, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import (
+    ACCESS,
+    DELETE,
+    REENCRYPT,
+    FileRecord,
+    Statement,
+    record_hash,
+)
+from protocol.records.signatures import Label, SigningKey
 from sfsc.envelope import Author, ContentKey, Metadata, Recipient, content_record
 from sfsc.errors import (
     BadRecord,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.invitation import AccountLink
+from protocol.records.invitation import AccountLink
 from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.pem import export_pem, is_encrypted, load_pem
 from sfsc.primitives import PrivateKey

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS, WRAPPED_SIZES, key_id
+from protocol.records.records import WRAP_ALGORITHMS, WRAPPED_SIZES, key_id
 from sfsc import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 

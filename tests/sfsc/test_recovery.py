@@ -12,8 +12,8 @@ from typing import cast
 import pytest
 
 from protocol.messages.rotation import SealedBundle
-from protocol.records import Statement, record_hash
-from protocol.signatures import SigningKey
+from protocol.records.records import Statement, record_hash
+from protocol.records.signatures import SigningKey
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, seal_bundle

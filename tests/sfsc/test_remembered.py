@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.records import Statement
+from protocol.records.records import Statement
 from sfsc.errors import LocalError
 from sfsc.remembered import Remembered, SharedKnown
 from sfsc.state import State

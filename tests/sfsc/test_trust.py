@@ -14,7 +14,7 @@ from protocol.auditlog import Draft
 from protocol.codec import merkle
 from protocol.messages import Receipt
 from protocol.messages.session import Welcome
-from protocol.signatures import Label, SigningKey
+from protocol.records.signatures import Label, SigningKey
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

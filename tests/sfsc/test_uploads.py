@@ -24,7 +24,7 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsc.attempts import Put
 from sfsc.errors import (
     BadReceipt,

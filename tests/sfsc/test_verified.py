@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from protocol.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify
 from sfsc import verified
 from sfsc.verified import Signed, verifies, verifying
 

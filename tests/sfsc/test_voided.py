@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from protocol.messages import FileView
-from protocol.records import record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsc.errors import BadRecord
 from sfsc.identity import Account
 from sfsc.keyring import GenerationKeys

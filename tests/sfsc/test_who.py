@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
-from protocol.invitation import parse_account_link
+from protocol.records.invitation import parse_account_link
 from sfsc.errors import KeyringMissing
 from sfsc.home import unlock
 from sfsc.who import current_of, link_of, whoami_of

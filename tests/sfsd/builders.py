@@ -24,7 +24,7 @@ from protocol.messages.base import PIECE, Wrap
 from protocol.messages.files import Record, RecordChange
 from protocol.messages.session import VERSION, Enroll, Login, Session
 from protocol.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
-from protocol.records import (
+from protocol.records.records import (
     DELETE,
     PUT,
     REENCRYPT,
@@ -36,7 +36,7 @@ from protocol.records import (
     record_hash,
     server_id,
 )
-from protocol.signatures import Label, SigningKey
+from protocol.records.signatures import Label, SigningKey
 from sfsd.committer import Committer
 from sfsd.config import DAY, Config
 from sfsd.files import Files

@@ -9,7 +9,7 @@ from protocol import auditlog, checkpoint
 from protocol.auditlog import GENESIS, Draft, Entry
 from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec import merkle
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsd.files import Files
 from sfsd.journal import Journal
 from sfsd.proofs import Consistency, Inclusion

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from protocol.records import RecoveryKey, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsd.accounts import Chain, check_wrap_key, judge_first, signing_key_id
 from sfsd.config import DAY, Rotation
 from sfsd.errors import Refused

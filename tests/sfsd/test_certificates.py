@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 
 from protocol.checkpoint import Verifier
-from protocol.records import ServerStatement, server_id
-from protocol.signatures import Label, SigningKey, verify
+from protocol.records.records import ServerStatement, server_id
+from protocol.records.signatures import Label, SigningKey, verify
 from sfsd import certificates
 from sfsd.errors import ConfigError
 

@@ -27,7 +27,7 @@ from protocol.messages.rotation import (
     RotateFinish,
 )
 from protocol.messages.sharing import SetReaders, VersionWrap
-from protocol.records import (
+from protocol.records.records import (
     ACCESS,
     DELETE,
     MOVE,
@@ -37,7 +37,7 @@ from protocol.records import (
     FileRecord,
     record_hash,
 )
-from protocol.signatures import Label, SigningKey
+from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY
 from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps

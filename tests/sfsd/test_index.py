@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from protocol.records import FileRecord
+from protocol.records.records import FileRecord
 from sfsd import index
 from sfsd.errors import DamagedError
 from sfsd.index import Index

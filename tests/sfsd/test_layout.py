@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
+from protocol.records.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
 from sfsd.errors import DamagedError
 from sfsd.layout import (
     Account,

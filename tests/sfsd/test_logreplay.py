@@ -13,7 +13,7 @@ import pytest
 
 from protocol import checkpoint
 from protocol.codec import merkle
-from protocol.signatures import SigningKey
+from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError, JournalFailedError
 from sfsd.journal import Journal
 from tests.sfsd.faults import Crash, FaultyFiles

@@ -29,7 +29,7 @@ from protocol.messages.uploads import (
     PutResume,
     UploadState,
 )
-from protocol.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
+from protocol.records.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
 from sfsd.config import DAY
 from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused

@@ -12,7 +12,7 @@ import pytest
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.downloads import GetOpen
 from protocol.messages.files import Stat, Stated
-from protocol.records import PURGE
+from protocol.records.records import PURGE
 from sfsd.config import DAY, Config, Retention
 from sfsd.errors import ConfigError
 from sfsd.schedule import AFTER_START, LOOK, Schedule

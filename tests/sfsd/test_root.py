@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from protocol.auditlog import Draft
-from protocol.records import ServerStatement
-from protocol.signatures import SigningKey
+from protocol.records.records import ServerStatement
+from protocol.records.signatures import SigningKey
 from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.cli import main

@@ -35,8 +35,8 @@ from protocol.messages.rotation import (
 from protocol.messages.session import OPENING, Ping
 from protocol.messages.sharing import Inbox, Lookup, SetReaders
 from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
-from protocol.records import RecoveryKey
-from protocol.signatures import Label, SigningKey, verify
+from protocol.records.records import RecoveryKey
+from protocol.records.signatures import Label, SigningKey, verify
 from sfsd.errors import Refused
 from sfsd.pending import WINDOW
 from sfsd.world import OPERATIONS, Access, Principal

@@ -29,7 +29,7 @@ from protocol.messages.files import List, Listing, Record
 from protocol.messages.rotation import Rewrap, Rewrapped
 from protocol.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
 from protocol.messages.uploads import PutOpen
-from protocol.records import (
+from protocol.records.records import (
     ACCESS,
     DELETE,
     MOVE,
@@ -40,7 +40,7 @@ from protocol.records import (
     Reader,
     ServerStatement,
 )
-from protocol.signatures import Label
+from protocol.records.signatures import Label
 from sfsd.config import DAY
 from sfsd.fsck import Fsck
 from sfsd.verification import verify_log

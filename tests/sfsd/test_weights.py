@@ -22,7 +22,7 @@ from protocol.messages.rotation import (
 from protocol.messages.session import Ping
 from protocol.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
 from protocol.messages.uploads import Data, PutCommit, PutSmall
-from protocol.records import MAX_WRAPPED_KEY
+from protocol.records.records import MAX_WRAPPED_KEY
 from sfsd.weights import weight_of
 from tests.sfsd.builders import file_id
 

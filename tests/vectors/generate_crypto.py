@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from protocol.records import WRAP_ALGORITHMS, Statement, key_id
-from protocol.signatures import SigningKey
+from protocol.records.records import WRAP_ALGORITHMS, Statement, key_id
+from protocol.records.signatures import SigningKey
 from sfsc import primitives
 from sfsc.codes import RecoveryCode
 from sfsc.envelope import Bundle, ContentKey, Metadata, seal_bundle

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from typing import Any
 
-from protocol import auditlog, checkpoint, records
+from protocol import auditlog, checkpoint
 from protocol.codec import merkle
 from protocol.connection import WELCOME_ID
 from protocol.messages import (
@@ -31,8 +31,15 @@ from protocol.messages import (
     uploads,
 )
 from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import FileRecord, RecoveryKey, RotationFinish, ServerStatement, Statement
-from protocol.signatures import Label, SigningKey
+from protocol.records import records
+from protocol.records.records import (
+    FileRecord,
+    RecoveryKey,
+    RotationFinish,
+    ServerStatement,
+    Statement,
+)
+from protocol.records.signatures import Label, SigningKey
 
 NOW = 1_767_225_600  # 2026-01-01T00:00:00Z
 DAY = 86_400

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from protocol.records import WRAP_ALGORITHMS, FileRecord, Statement
+from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
 from sfsc import primitives
 from sfsc.codes import RecoveryCode
 from sfsc.envelope import Author, ContentKey, Metadata, content_record, open_bundle

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog, checkpoint, records
+from protocol import auditlog, checkpoint
 from protocol.codec import merkle
 from protocol.codec.errors import SignatureError
 from protocol.frames import FrameReader
 from protocol.messages import decode, registered
-from protocol.signatures import Label, SigningKey, verify
+from protocol.records import records
+from protocol.records.signatures import Label, SigningKey, verify
 from tests.vectors import protocol_examples
 
 HERE = Path(__file__).parent

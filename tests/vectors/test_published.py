@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from protocol.codec.errors import SignatureError
-from protocol.signatures import verify_note
+from protocol.records.signatures import verify_note
 from sfsc import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 

@@ -24,7 +24,7 @@ from protocol.messages.base import LEAVES_PER_PAGE
 from protocol.messages.downloads import Bytes, LeavesPage
 from protocol.messages.session import Ping, Pong
 from protocol.messages.uploads import Data
-from protocol.records import FileRecord, Statement
+from protocol.records.records import FileRecord, Statement
 from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
 from tests.vectors.protocol_examples import MESSAGES

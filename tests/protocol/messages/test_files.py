@@ -22,7 +22,7 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
 from tests.vectors.protocol_examples import ENDORSED, VIEW
 
 WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))

@@ -14,7 +14,7 @@ from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
 from protocol.messages import encode
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
-from protocol.records import MAX_RECORD
+from protocol.records.records import MAX_RECORD
 
 PROOF = (bytes(32),) * MAX_PROOF
 STATEMENT = SignedStatement(bytes(MAX_RECORD), (bytes(64),) * 2, 2**53, bytes(MAX_LINE), PROOF)

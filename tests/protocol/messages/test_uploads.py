@@ -21,7 +21,7 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records import MAX_RECORD, MAX_WRAPPED_KEY
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
 
 WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))
 RECORD = bytes(MAX_RECORD)

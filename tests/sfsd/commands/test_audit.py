@@ -14,7 +14,7 @@ import pytest
 from protocol import auditlog
 from protocol.checkpoint import Verifier, verify
 from protocol.messages.accounts import UserAccess, UserAdd
-from protocol.records import ServerStatement
+from protocol.records.records import ServerStatement
 from sfsd import administration, certificates
 from tests.sfsd.rewriting import rewritten
 

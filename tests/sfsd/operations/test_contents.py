@@ -12,7 +12,7 @@ from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import GetOpen, Opened, Read
 from protocol.messages.files import History, HistoryPage
-from protocol.records import PURGE, RESTORE
+from protocol.records.records import PURGE, RESTORE
 from tests.sfsd.builders import (
     Daemon,
     Person,

@@ -15,7 +15,7 @@ from protocol.messages.accounts import UserAccess
 from protocol.messages.base import PIECE
 from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.messages.uploads import PutSmall
-from protocol.records import PURGE, FileRecord
+from protocol.records.records import PURGE, FileRecord
 from sfsd.changes import Change
 from sfsd.config import DAY
 from sfsd.files import Files

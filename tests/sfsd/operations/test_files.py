@@ -20,7 +20,7 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.records import PURGE, FileRecord
+from protocol.records.records import PURGE, FileRecord
 from sfsd.operations import files
 from sfsd.operations.wraps import KEPT_SIGNATURES
 from tests.sfsd.builders import (

@@ -15,7 +15,15 @@ from protocol.messages import FileView
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.downloads import GetOpen, Opened
 from protocol.messages.files import History, HistoryPage, Record, Stat, Stated
-from protocol.records import ACCESS, DELETE, MAX_READERS, MOVE, PURGE, PURGED_AT_ONCE, RESTORE
+from protocol.records.records import (
+    ACCESS,
+    DELETE,
+    MAX_READERS,
+    MOVE,
+    PURGE,
+    PURGED_AT_ONCE,
+    RESTORE,
+)
 from sfsd.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,

@@ -13,8 +13,8 @@ import pytest
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.rotation import GetBundle, Rewrap, Rewrapped, RotateBegin, SealedBundle
 from protocol.messages.session import Ping
-from protocol.records import RecoveryKey, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsd import bundles
 from sfsd.accounts import MAX_RUN
 from sfsd.config import DAY, Limits

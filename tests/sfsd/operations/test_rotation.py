@@ -29,7 +29,7 @@ from protocol.messages.rotation import (
     WrapsPage,
 )
 from protocol.messages.sharing import Identity, Lookup
-from protocol.records import (
+from protocol.records.records import (
     DELETE,
     PURGE,
     RecoveryKey,
@@ -38,7 +38,7 @@ from protocol.records import (
     record_hash,
     wrap_leaf,
 )
-from protocol.signatures import Label, SigningKey
+from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY, Limits
 from sfsd.errors import Stale
 from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap

@@ -13,8 +13,8 @@ from protocol.messages import Done
 from protocol.messages.accounts import UserAccess
 from protocol.messages.session import Enroll, Login, Ping, Pong
 from protocol.messages.uploads import PutOpen
-from protocol.records import RecoveryKey, login_body, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.records import RecoveryKey, login_body, record_hash
+from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.world import Access

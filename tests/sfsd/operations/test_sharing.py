@@ -22,7 +22,7 @@ from protocol.messages.sharing import (
     SetReaders,
     VersionWrap,
 )
-from protocol.records import ACCESS, Reader
+from protocol.records.records import ACCESS, Reader
 from sfsd import inboxes
 from sfsd.config import DAY
 from sfsd.errors import Stale

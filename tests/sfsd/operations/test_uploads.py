@@ -22,8 +22,8 @@ from protocol.messages.uploads import (
     PutResume,
     UploadState,
 )
-from protocol.records import DELETE
-from protocol.signatures import SigningKey
+from protocol.records.records import DELETE
+from protocol.records.signatures import SigningKey
 from sfsd.config import DAY
 from sfsd.pending import LIFETIME, PER_USER
 from tests.sfsd.builders import (

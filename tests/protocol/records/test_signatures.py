@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.errors import SignatureError
-from protocol.signatures import (
-    SEED_SIZE,
-    Label,
-    SigningKey,
-    verify,
-    verify_note,
-)
+from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify, verify_note
 
 KEY = SigningKey.from_seed(bytes(range(32)))
 OTHER = SigningKey.from_seed(bytes(32))

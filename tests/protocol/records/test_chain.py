@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from protocol.chain import check_first, check_next
 from protocol.codec.errors import ChainError, RemoteProtocolError, SignatureError
-from protocol.records import RecoveryKey, Statement, record_hash
-from protocol.signatures import Label, SigningKey
+from protocol.records.chain import check_first, check_next
+from protocol.records.records import RecoveryKey, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
 
 KEY, NEXT, CODE, OTHER_CODE, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(5))
 RECOVERY = RecoveryKey(CODE.public, b"x" * 1216)

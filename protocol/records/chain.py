@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from protocol.codec.errors import ChainError, SignatureError
-from protocol.records import Statement, record_hash
-from protocol.signatures import Label, verify
+from protocol.records.records import Statement, record_hash
+from protocol.records.signatures import Label, verify
 
 DEVICE: Final = "device"
 RECOVERY_KEY: Final = "recovery-key"

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.errors import MessageError
-from protocol.invitation import Invitation, format_address, parse_address, parse_invitation
+from protocol.records.invitation import (
+    Invitation,
+    format_address,
+    parse_address,
+    parse_invitation,
+)
 
 PIN = bytes(range(32))
 TOKEN = b"\xff" * 32

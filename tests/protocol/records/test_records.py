@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import records
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError, RemoteProtocolError
-from protocol.records import (
+from protocol.records import records
+from protocol.records.records import (
     CONTENT_OPS,
     MAX_DEVICES,
     MAX_PURGED,

@@ -1,0 +1,1 @@
+"""Signed records: file records, identity chains, signatures, invitations."""
