@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measure import Work
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from protocol.records.signatures import SigningKey
 from sfsd.changes import Change
 from sfsd.committer import Committer

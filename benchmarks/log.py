@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from sfsd import certificates
 from sfsd.journal import Journal
 from sfsd.proofs import Consistency

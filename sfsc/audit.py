@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from protocol.auditlog import Entry, parse
-from protocol.checkpoint import Verifier
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
+from protocol.log.auditlog import Entry, parse
+from protocol.log.checkpoint import Verifier
+from protocol.log.tlogproof import TlogProof
 from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify
-from protocol.tlogproof import TlogProof
 from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since

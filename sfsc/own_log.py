@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import Generator
 from typing import Final
 
-from protocol import auditlog
-from protocol.auditlog import Entry
 from protocol.codec.errors import LogError, RemoteProtocolError
 from protocol.codec.values import Mutable
+from protocol.log import auditlog
+from protocol.log.auditlog import Entry
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.log import (
     INCLUSION,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from protocol import tlogproof
-from protocol.checkpoint import Verifier, origin_of
 from protocol.codec.errors import CheckpointError, LogError, ProofError, RemoteProtocolError
 from protocol.codec.values import Value
+from protocol.log import tlogproof
+from protocol.log.checkpoint import Verifier, origin_of
+from protocol.log.tlogproof import TlogProof
 from protocol.records.records import ServerStatement, server_id
-from protocol.tlogproof import TlogProof
 from sfsc.errors import BadReceipt, LocalError, UsageError
 from sfsc.state import kept_server_statements
 

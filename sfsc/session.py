@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from protocol.auditlog import Entry as LogEntry
+from protocol.log.auditlog import Entry as LogEntry
 from protocol.messages import Error, FileView, Receipt, Reply, Request
 from protocol.messages import session as opening
 from protocol.messages.base import Wrap

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from protocol.auditlog import GENESIS
 from protocol.codec.values import Value
+from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
 from sfsc.database import Database, translated
 from sfsc.errors import LocalError

@@ -13,10 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
-from protocol import auditlog
-from protocol import checkpoint as notes
-from protocol.auditlog import Entry
-from protocol.checkpoint import Verifier, origin_of
 from protocol.codec import merkle
 from protocol.codec.errors import (
     CheckpointError,
@@ -27,6 +23,10 @@ from protocol.codec.errors import (
     SignatureError,
 )
 from protocol.codec.values import Value
+from protocol.log import auditlog
+from protocol.log import checkpoint as notes
+from protocol.log.auditlog import Entry
+from protocol.log.checkpoint import Verifier, origin_of
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Session, Welcome
 from protocol.messages.sharing import Identity

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
+from protocol.log.auditlog import Draft
 from sfsd.accounts import Chain
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY

@@ -25,10 +25,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from protocol import checkpoint
-from protocol.checkpoint import Verifier, origin_of
 from protocol.codec.errors import CheckpointError, RemoteProtocolError
 from protocol.codec.values import Value
+from protocol.log import checkpoint
+from protocol.log.checkpoint import Verifier, origin_of
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify
 from sfsd.errors import ConfigError

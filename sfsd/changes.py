@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from protocol.auditlog import Draft
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
+from protocol.log.auditlog import Draft
 from sfsd.errors import PathError
 from sfsd.staging import Staged
 

@@ -6,9 +6,9 @@ daemon that stood still, or a log that was full, puts no block off.
 
 from __future__ import annotations
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
+from protocol.log.auditlog import Draft
 from sfsd.changes import Change, Write
 from sfsd.paths import account_path
 from sfsd.world import World

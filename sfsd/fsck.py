@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from protocol.auditlog import Entry
 from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
+from protocol.log.auditlog import Entry
 from protocol.records.records import Statement
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from protocol.auditlog import Draft
 from protocol.codec.values import Value, changed
+from protocol.log.auditlog import Draft
 from sfsd import packs
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError

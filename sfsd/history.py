@@ -6,8 +6,8 @@ Most are in its sidecars: the record that made each version, and the last one. W
 
 from __future__ import annotations
 
-from protocol import auditlog
 from protocol.codec.errors import LogError
+from protocol.log import auditlog
 from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.messages.files import MAX_PAGE
 from protocol.records.records import FileRecord

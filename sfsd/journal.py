@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Draft, Entry
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Draft, Entry
 from protocol.messages.base import Receipt
 from protocol.records.signatures import SigningKey
 from sfsd import logreplay

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
+from protocol.log.auditlog import Draft
 from sfsd.admission import Head
 from sfsd.changes import Change, Write
 from sfsd.documents import Document

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from protocol.auditlog import MAX_LINE
+from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import (
     JournalFailedError,
     JournalFullError,

@@ -11,11 +11,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Entry
 from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError
 from protocol.codec.values import Value
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Entry
 from sfsd.errors import JournalDamagedError
 from sfsd.logfile import LogFile
 from sfsd.logtree import LogTree, Mark

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from protocol import auditlog
 from protocol.codec.errors import LogError
 from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from protocol.codec.values import Value
+from protocol.log import auditlog
 from sfsd import packs
 from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import Mutable, field
+from protocol.log.auditlog import Draft
 
 SOURCES: Final = 16
 """Sources a minute that are told apart; the others are counted together."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
+from protocol.log.auditlog import Draft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.admission import Head
 from sfsd.bundles import expired

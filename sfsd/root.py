@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
+from protocol.log.auditlog import Draft
 from sfsd import certificates
 from sfsd.certificates import Keys
 from sfsd.changes import Change

@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
-from protocol.auditlog import Draft
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
+from protocol.log.auditlog import Draft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import certificates
 from sfsd.changes import Change

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Entry
-from protocol.checkpoint import Verifier
 from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Entry
+from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement
 from sfsd import certificates
 from sfsd.errors import ConfigError, JournalDamagedError

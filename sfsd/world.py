@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
-from protocol.auditlog import Draft
 from protocol.codec.values import Mutable, Value, field
+from protocol.log.auditlog import Draft
 from protocol.messages import Receipt, Reply, Request
 from protocol.records.records import ServerStatement, server_id
 from sfsd.accounts import Accounts

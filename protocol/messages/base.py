@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, ClassVar, TypeVar
 
-from protocol.auditlog import MAX_LINE
-from protocol.checkpoint import MAX_CHECKPOINT
 from protocol.codec import encoding
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import LocalProtocolError, MessageError, UnknownMessage
@@ -23,6 +21,8 @@ from protocol.codec.fields import (
     field_count,
 )
 from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
+from protocol.log.auditlog import MAX_LINE
+from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
 
 PIECE = PIECE_SIZE

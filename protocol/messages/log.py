@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.auditlog import MAX_LINE
 from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
+from protocol.log.auditlog import MAX_LINE
 from protocol.messages.base import Checkpoint, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from protocol.auditlog import MAX_LINE
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.log.auditlog import MAX_LINE
 from protocol.messages.base import (
     Checkpoint,
     Done,

@@ -10,10 +10,10 @@ from typing import Final, cast
 
 import click
 
-from protocol import auditlog
-from protocol.auditlog import Entry
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
+from protocol.log import auditlog
+from protocol.log.auditlog import Entry
 from protocol.messages.log import LogCheckpoint, LogHead
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option

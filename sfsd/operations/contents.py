@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from protocol.auditlog import Draft
 from protocol.codec.merkle import HASH_SIZE
 from protocol.codec.values import Value, changed
+from protocol.log.auditlog import Draft
 from protocol.messages import Done, Reply
 from protocol.messages.base import SignedRecord, Wrap
 from protocol.records.records import FileRecord

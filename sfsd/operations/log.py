@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol import auditlog, checkpoint
 from protocol.codec.errors import LogError
+from protocol.log import auditlog, checkpoint
 from protocol.messages.log import (
     INCLUSION,
     LogCheckpoint,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from protocol.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
+from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.messages import Done, Reply
 from protocol.messages.files import Record, RecordChange
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord

@@ -10,10 +10,10 @@ import hashlib
 import hmac
 from typing import Final
 
-from protocol import checkpoint
 from protocol.codec.errors import SignatureError
 from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
+from protocol.log import checkpoint
 from protocol.messages import Receipt
 from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
 from protocol.records.records import enrol_proof_body, login_body, record_hash

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol import checkpoint
 from protocol.codec.values import changed
+from protocol.log import checkpoint
 from protocol.messages import FileView, Reply
 from protocol.messages.base import Wrap
 from protocol.messages.sharing import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.auditlog import Entry
+from protocol.log.auditlog import Entry
 from sfsc.own_log import OwnLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through

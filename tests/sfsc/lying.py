@@ -30,10 +30,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Draft
 from protocol.codec import merkle
 from protocol.connection import Connection, Role
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Draft
 from protocol.messages import Done, Error, FileView, Receipt, Reply, Request
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Draft
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Draft
+from protocol.log.tlogproof import TlogProof, verify
 from protocol.messages import Error, Reply, Request
 from protocol.messages.files import List, Listing
 from protocol.messages.log import (
@@ -24,7 +25,6 @@ from protocol.messages.log import (
 )
 from protocol.records.records import DELETE, FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
-from protocol.tlogproof import TlogProof, verify
 from sfsc.attempts import Put
 from sfsc.audit import Audit
 from sfsc.errors import (

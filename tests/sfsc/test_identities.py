@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol.auditlog import Draft
 from protocol.codec import merkle
+from protocol.log.auditlog import Draft
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey

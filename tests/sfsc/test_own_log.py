@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from protocol.messages import Reply, Request
 from protocol.messages.log import LogEntries, LogPage
 from protocol.messages.session import Login

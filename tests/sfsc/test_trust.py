@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import checkpoint
-from protocol.auditlog import Draft
 from protocol.codec import merkle
+from protocol.log import checkpoint
+from protocol.log.auditlog import Draft
 from protocol.messages import Receipt
 from protocol.messages.session import Welcome
 from protocol.records.signatures import Label, SigningKey

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from protocol import auditlog
-from protocol.auditlog import Entry
-from protocol.checkpoint import Verifier, origin_of, verify
 from protocol.codec import merkle
+from protocol.log import auditlog
+from protocol.log.auditlog import Entry
+from protocol.log.checkpoint import Verifier, origin_of, verify
 from protocol.messages import Done, Error, Receipt, Reply, Request
 from protocol.messages.accounts import UserAdd
 from protocol.messages.base import PIECE, Wrap

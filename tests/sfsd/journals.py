@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import GENESIS, Draft, Entry
-from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec import merkle
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import GENESIS, Draft, Entry
+from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 from sfsd.files import Files
 from sfsd.journal import Journal

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from protocol import auditlog
-from protocol.auditlog import Draft
+from protocol.log import auditlog
+from protocol.log.auditlog import Draft
 
 
 def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 
-from protocol.checkpoint import Verifier
+from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import Label, SigningKey, verify
 from sfsd import certificates

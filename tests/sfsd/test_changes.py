@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
 from protocol.codec import merkle
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.log.auditlog import Draft
 from sfsd.changes import Adopt, Change, Link, Remove, Write, check_path, digest_of
 from sfsd.errors import PathError
 from sfsd.store import DirectoryStore

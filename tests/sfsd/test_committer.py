@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import checkpoint
-from protocol.auditlog import MAX_LINE, Draft
+from protocol.log import checkpoint
+from protocol.log.auditlog import MAX_LINE, Draft
 from sfsd import committer
 from sfsd.changes import Change, Effect, Write, digest_of
 from sfsd.committer import MAX_GROUP, CommitPoint, Committer, Submitted

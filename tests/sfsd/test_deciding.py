@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from sfsd.changes import Change, Write
 from sfsd.committer import Committer
 from sfsd.deciding import ATTEMPTS, Deciding, Failure

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.auditlog import Draft
 from protocol.buffers.largefiles import LARGE
 from protocol.buffers.lending import PAGE, Lender
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.log.auditlog import Draft
 from sfsd.changes import Adopt, Change, digest_of
 from sfsd.direct import SMALLEST, Direct, LastOpened
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError

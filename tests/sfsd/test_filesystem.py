@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from sfsd.changes import Change, Write
 from sfsd.errors import StoreFailedError
 from sfsd.files import Files

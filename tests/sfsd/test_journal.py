@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import GENESIS, MAX_LINE, Draft
 from protocol.codec import merkle
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import GENESIS, MAX_LINE, Draft
 from sfsd.errors import (
     EntryTooLongError,
     JournalDamagedError,

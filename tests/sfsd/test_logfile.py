@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import MAX_LINE
+from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
 from sfsd.files import Files
 from sfsd.logfile import LogFile, Reserve

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import checkpoint
 from protocol.codec import merkle
+from protocol.log import checkpoint
 from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError, JournalFailedError
 from sfsd.journal import Journal

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from sfsd.errors import (
     JournalFailedError,
     RecoveryError,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
 from sfsd import certificates

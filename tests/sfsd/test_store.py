@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.auditlog import Draft
 from protocol.codec.merkle import PIECE_SIZE
+from protocol.log.auditlog import Draft
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import (
     Absent,

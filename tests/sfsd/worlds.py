@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.auditlog import Draft
+from protocol.log.auditlog import Draft
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.committer import CommitPoint, Submitted
 from sfsd.errors import SfsdError, Stale

@@ -14,10 +14,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from protocol import auditlog
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import Struct
 from protocol.frames import frame
+from protocol.log import auditlog
 from protocol.messages import Message, encode
 from protocol.records import records
 from protocol.records.signatures import Label

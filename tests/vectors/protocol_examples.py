@@ -11,9 +11,9 @@ import hashlib
 import hmac
 from typing import Any
 
-from protocol import auditlog, checkpoint
 from protocol.codec import merkle
 from protocol.connection import WELCOME_ID
+from protocol.log import auditlog, checkpoint
 from protocol.messages import (
     Done,
     Error,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog, checkpoint
 from protocol.codec import merkle
 from protocol.codec.errors import SignatureError
 from protocol.frames import FrameReader
+from protocol.log import auditlog, checkpoint
 from protocol.messages import decode, registered
 from protocol.records import records
 from protocol.records.signatures import Label, SigningKey, verify

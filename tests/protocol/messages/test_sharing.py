@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from protocol.auditlog import MAX_LINE
-from protocol.checkpoint import MAX_CHECKPOINT
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
+from protocol.log.auditlog import MAX_LINE
+from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.messages import encode
 from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records.records import MAX_RECORD

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog
-from protocol.checkpoint import Verifier, verify
+from protocol.log import auditlog
+from protocol.log.checkpoint import Verifier, verify
 from protocol.messages.accounts import UserAccess, UserAdd
 from protocol.records.records import ServerStatement
 from sfsd import administration, certificates

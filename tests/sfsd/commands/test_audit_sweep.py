@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import auditlog
 from protocol.codec import merkle
 from protocol.codec.errors import ProofError
+from protocol.log import auditlog
 from protocol.messages.accounts import UserAdd
 from sfsd import administration
 from sfsd.errors import JournalDamagedError

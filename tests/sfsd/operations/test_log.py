@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from protocol import auditlog
-from protocol.auditlog import Draft
-from protocol.checkpoint import Checkpoint, verify
 from protocol.codec import merkle
 from protocol.codec.encoding import MAX_BODY
+from protocol.log import auditlog
+from protocol.log.auditlog import Draft
+from protocol.log.checkpoint import Checkpoint, verify
 from protocol.messages import encode
 from protocol.messages.log import (
     CONSISTENCY,

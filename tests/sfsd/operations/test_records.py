@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog
-from protocol.auditlog import GENESIS, MAX_LINE, Draft
+from protocol.log import auditlog
+from protocol.log.auditlog import GENESIS, MAX_LINE, Draft
 from protocol.messages import FileView
 from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.messages.downloads import GetOpen, Opened

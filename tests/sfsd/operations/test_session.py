@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.checkpoint import verify
 from protocol.codec import merkle
+from protocol.log.checkpoint import verify
 from protocol.messages import Done
 from protocol.messages.accounts import UserAccess
 from protocol.messages.session import Enroll, Login, Ping, Pong

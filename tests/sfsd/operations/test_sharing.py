@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from protocol import auditlog
-from protocol.checkpoint import verify
 from protocol.codec import merkle
+from protocol.log import auditlog
+from protocol.log.checkpoint import verify
 from protocol.messages import Error
 from protocol.messages.base import Wrap
 from protocol.messages.downloads import GetOpen, Opened, Read

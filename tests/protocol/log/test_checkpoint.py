@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import checkpoint
-from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec.errors import CheckpointError
+from protocol.log import checkpoint
+from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 
 # golang.org/x/mod/sumdb/note: the key and note of its tests.

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import auditlog, checkpoint, tlogproof
-from protocol.auditlog import Draft
-from protocol.checkpoint import Checkpoint, Verifier
 from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError, ProofError
+from protocol.log import auditlog, checkpoint, tlogproof
+from protocol.log.auditlog import Draft
+from protocol.log.checkpoint import Checkpoint, Verifier
+from protocol.log.tlogproof import TlogProof
 from protocol.records.signatures import SigningKey
-from protocol.tlogproof import TlogProof
 
 KEY = SigningKey.from_seed(bytes(range(32)))
 ORIGIN = checkpoint.origin_of(b"\xab" * 32)

@@ -16,13 +16,13 @@ has one form; anything else is refused, though it may mean the same.
 
 from __future__ import annotations
 
-from protocol import auditlog, checkpoint
-from protocol.auditlog import Entry
-from protocol.checkpoint import Checkpoint, Verifier, is_size
 from protocol.codec import merkle
 from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import ProofError
 from protocol.codec.values import Value
+from protocol.log import auditlog, checkpoint
+from protocol.log.auditlog import Entry
+from protocol.log.checkpoint import Checkpoint, Verifier, is_size
 
 MAX_TLOG_PROOF = 128 * 1024
 """Bytes of the longest proof: the longest line in base64, the longest path and note, with room."""

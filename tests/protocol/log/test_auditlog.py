@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import auditlog
-from protocol.auditlog import GENESIS, KEYS, MAX_LINE, Draft
 from protocol.codec.errors import LogError
+from protocol.log import auditlog
+from protocol.log.auditlog import GENESIS, KEYS, MAX_LINE, Draft
 
 TIME = "2024-02-29T23:59:59.999Z"
 SALT = bytes(range(16))

@@ -1,0 +1,1 @@
+"""The audit log's formats: lines, checkpoints, inclusion proofs."""
