@@ -18,7 +18,7 @@ from typing import Final, Self
 from benchmarks.bare_echo import ANSWER, REQUEST
 from benchmarks.bare_wire import dial, fill
 from benchmarks.measure import Work
-from protocol.messages.files import Stat, Stated
+from protocol.wire.messages.files import Stat, Stated
 from sfsc.closing import Closing
 from sfsc.home import folder, open_state, unlock
 from sfsc.session import Session

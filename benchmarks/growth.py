@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import sfsc
-from protocol.messages.files import MAX_PAGE, List, Listing
+from protocol.wire.messages.files import MAX_PAGE, List, Listing
 from sfsc.home import folder, open_state, unlock
 from sfsc.session import Session
 from tests.harness import Client, Daemon

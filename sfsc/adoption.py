@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.codec.values import Value
-from protocol.messages import session as opening
-from protocol.messages.log import CONSISTENCY, LogProof
-from protocol.messages.rotation import GetBundle, SealedBundle
-from protocol.messages.sharing import Identity, Lookup
 from protocol.records.invitation import AccountLink
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages import session as opening
+from protocol.wire.messages.log import CONSISTENCY, LogProof
+from protocol.wire.messages.rotation import GetBundle, SealedBundle
+from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle

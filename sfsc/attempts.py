@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Self, TypeVar
 
 from protocol.codec.values import Value, changed, field
-from protocol.messages import Done, Error, Receipt, Reply, Request
-from protocol.messages.base import Wrap
-from protocol.messages.uploads import PutSmall
 from protocol.records.records import FileRecord, Reader
 from protocol.records.signatures import Label
+from protocol.wire.messages import Done, Error, Receipt, Reply, Request
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.uploads import PutSmall
 from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.envelope import ContentKey, Metadata, content_record
 from sfsc.errors import ConflictError, SfscError

@@ -10,9 +10,9 @@ from protocol.codec.values import Value
 from protocol.log.auditlog import Entry, parse
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
-from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify
+from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since

@@ -10,9 +10,9 @@ from typing import Final
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
-from protocol.messages import Error, Reply
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsc.envelope import ContentKey, Metadata
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
 from sfsc.identity import File, Owner, Revision

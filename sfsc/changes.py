@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final, overload
 
-from protocol.messages import Done, Error
-from protocol.messages.base import Wrap
-from protocol.messages.files import History, HistoryPage, Record, RecordChange
 from protocol.records.records import DELETE, PURGE, FileRecord, Reader, record_hash
+from protocol.wire.messages import Done, Error
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
 from sfsc.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.identity import File

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from protocol.codec.values import Value, changed
-from protocol.messages import Done, Error, Receipt
-from protocol.messages.rotation import GetBundle, NewStatement, SealedBundle
-from protocol.messages.sharing import Identity
 from protocol.records import chain as rules
 from protocol.records.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Done, Error, Receipt
+from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
+from protocol.wire.messages.sharing import Identity
 from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from protocol.codec.values import Value
-from protocol.messages.base import PIECE
+from protocol.wire.messages.base import PIECE
 from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.envelope import check_name, version_asked
 from sfsc.errors import NetworkError, SfscError

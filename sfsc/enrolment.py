@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
 from protocol.codec.values import changed
-from protocol.messages import Error, Reply
-from protocol.messages import session as opening
 from protocol.records.invitation import Invitation, parse_invitation
 from protocol.records.records import Statement, enrol_proof_body, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages import session as opening
 from sfsc.envelope import Bundle, seal_bundle
 from sfsc.errors import LocalError, UsageError
 from sfsc.greeting import dial, term

@@ -25,7 +25,6 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Between, Bytes32, Count, Struct, UserName
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, changed, field
-from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from protocol.records.records import (
     CONTENT_OPS,
     MAX_VERSION,
@@ -37,6 +36,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
 from sfsc.primitives import (

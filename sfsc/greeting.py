@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from protocol.codec.errors import MessageError
-from protocol.messages import session as opening
 from protocol.records.invitation import parse_address
 from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
 from sfsc.state import State
 from sfsc.traffic import Timeouts

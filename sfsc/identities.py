@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError
-from protocol.messages.sharing import Identity, Lookup
 from protocol.records.chain import check_first, check_next
 from protocol.records.records import Statement, record_hash
+from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
 from sfsc.trust import TOLD, Trust
 

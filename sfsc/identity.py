@@ -15,8 +15,6 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, FileId, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
-from protocol.messages import FileView
-from protocol.messages.base import SignedRecord, Wrap
 from protocol.records.chain import standing
 from protocol.records.records import (
     CONTENT_OPS,
@@ -27,6 +25,8 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsc.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keyring import Keyring

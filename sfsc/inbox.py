@@ -15,9 +15,9 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, Struct
 from protocol.codec.names import check_file_id
 from protocol.codec.values import Value
-from protocol.messages import Error, FileView
-from protocol.messages.files import Stat, Stated
-from protocol.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
+from protocol.wire.messages import Error, FileView
+from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
 from sfsc.blobs import Blob, Wanted
 from sfsc.envelope import check_name
 from sfsc.errors import (

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.values import Value
-from protocol.messages import Done, Error, FileView, Reply
-from protocol.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
 from protocol.records.records import FileRecord, record_hash
+from protocol.wire.messages import Done, Error, FileView, Reply
+from protocol.wire.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound
 from sfsc.identity import Entry, File, Revision, has_moved

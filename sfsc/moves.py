@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 
 from protocol.codec.values import Value, changed
-from protocol.messages import Done, Error, Reply
-from protocol.messages.files import Record, RecordChange
 from protocol.records.records import MOVE, FileRecord
+from protocol.wire.messages import Done, Error, Reply
+from protocol.wire.messages.files import Record, RecordChange
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError

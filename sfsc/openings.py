@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from protocol.codec.values import Value
-from protocol.messages.uploads import PutAbort, PutOpen, UploadState
+from protocol.wire.messages.uploads import PutAbort, PutOpen, UploadState
 from sfsc.errors import NetworkError
 from sfsc.session import Session
 from sfsc.traffic import Ticket

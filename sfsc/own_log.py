@@ -15,8 +15,9 @@ from protocol.codec.errors import LogError, RemoteProtocolError
 from protocol.codec.values import Mutable
 from protocol.log import auditlog
 from protocol.log.auditlog import Entry
-from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.messages.log import (
+from protocol.records.records import FileRecord
+from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.log import (
     INCLUSION,
     MAX_ENTRIES,
     LogCheckpoint,
@@ -25,7 +26,6 @@ from protocol.messages.log import (
     LogPage,
     LogProof,
 )
-from protocol.records.records import FileRecord
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session

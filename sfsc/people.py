@@ -16,9 +16,9 @@ from typing import Final
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, changed
-from protocol.messages import Error
-from protocol.messages.sharing import Identity, Lookup
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
+from protocol.wire.messages import Error
+from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.envelope import Recipient
 from sfsc.errors import (
     BrokenChain,

@@ -16,10 +16,10 @@ from protocol.buffers.lending import Lender
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import Mutable
-from protocol.messages import Error, Reply
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, Read
-from protocol.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, Read
+from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered

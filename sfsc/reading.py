@@ -11,8 +11,8 @@ from collections import OrderedDict
 from typing import Final
 
 from protocol.codec.encoding import Buffer
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, Read
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, Read
 from sfsc.blobs import Blob
 from sfsc.refusals import answered
 from sfsc.segments import plaintext_offset, segment_of

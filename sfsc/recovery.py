@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.codec.values import Value, changed
-from protocol.messages import Done, Error
-from protocol.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from protocol.records.chain import RECOVERY, standing
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages import Done, Error
+from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, open_bundle

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from protocol.codec import merkle
 from protocol.codec.values import Value
-from protocol.messages import Done, Error, Request
-from protocol.messages.base import Wrap
-from protocol.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records.records import REENCRYPT, FileRecord
+from protocol.wire.messages import Done, Error, Request
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed

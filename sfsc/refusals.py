@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from protocol.messages import Error, Reply
-from protocol.messages.log import LogProven
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.log import LogProven
 from sfsc.errors import (
     BadReceipt,
     ConflictError,

@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from protocol.codec.values import changed
-from protocol.messages import Error
-from protocol.messages.files import Stat, Stated
-from protocol.messages.rotation import WrapItem
 from protocol.records.records import CONTENT_OPS, PURGE, PUT, FileRecord
+from protocol.wire.messages import Error
+from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.rotation import WrapItem
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.envelope import content_record

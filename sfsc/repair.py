@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
-from protocol.messages.files import Stat, Stated
 from protocol.records.chain import FINISH, RECOVERY, RENEWING, standing
 from protocol.records.records import (
     ACCESS,
@@ -24,6 +23,7 @@ from protocol.records.records import (
     Statement,
     record_hash,
 )
+from protocol.wire.messages.files import Stat, Stated
 from sfsc.changes import Built, change_file, tombstone
 from sfsc.envelope import Metadata
 from sfsc.errors import (

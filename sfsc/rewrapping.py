@@ -10,8 +10,10 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.values import Mutable, Value, field
-from protocol.messages.base import SignedRecord, Wrap
-from protocol.messages.rotation import (
+from protocol.records.records import FileRecord, record_hash, wrap_leaf
+from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages.base import SignedRecord, Wrap
+from protocol.wire.messages.rotation import (
     MAX_BATCH,
     Endorsement,
     Rewrap,
@@ -19,8 +21,6 @@ from protocol.messages.rotation import (
     Rewrapped,
     WrapItem,
 )
-from protocol.records.records import FileRecord, record_hash, wrap_leaf
-from protocol.records.signatures import Label, SigningKey
 from sfsc.cores import CHUNK, Cores
 from sfsc.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError

@@ -16,15 +16,11 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.values import Value, changed
-from protocol.messages import Done, Error
-from protocol.messages.rotation import (
-    RotateBegin,
-    RotateFinish,
-    WrapItem,
-)
 from protocol.records.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
 from protocol.records.records import RotationFinish, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Done, Error
+from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
 from sfsc.devices import MAX_CONFLICTS, Devices
 from sfsc.dues import public_of, unfinished
 from sfsc.errors import (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 from typing import Final
 
-from protocol.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from protocol.records.records import FileRecord
+from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from sfsc.identity import File
 from sfsc.refusals import proof_in
 from sfsc.session import Session

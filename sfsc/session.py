@@ -14,11 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from protocol.log.auditlog import Entry as LogEntry
-from protocol.messages import Error, FileView, Receipt, Reply, Request
-from protocol.messages import session as opening
-from protocol.messages.base import Wrap
-from protocol.messages.files import Stat, Stated
-from protocol.messages.log import CONSISTENCY, LogProof
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -32,6 +27,11 @@ from protocol.records.records import (
 )
 from protocol.records.records import key_id as hash_of_key
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
+from protocol.wire.messages import session as opening
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc import evidence
 from sfsc.envelope import Author, ContentKey, Recipient
 from sfsc.errors import (

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast
 
 from protocol.codec.values import Value
-from protocol.messages import Done, Error, Reply
-from protocol.messages.files import Stat, Stated
-from protocol.messages.sharing import SetReaders, VersionWrap
 from protocol.records.records import ACCESS, FileRecord, Reader
+from protocol.wire.messages import Done, Error, Reply
+from protocol.wire.messages.files import Stat, Stated
+from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.changes import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError

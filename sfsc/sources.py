@@ -10,7 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from protocol.messages.base import MAX_SMALL
+from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
 from sfsc.envelope import check_name
 from sfsc.errors import Unreadable, UsageError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.codec.values import Value
-from protocol.messages.accounts import Usage, UsageAnswer
 from protocol.records.records import Statement
+from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.attempts import Put
 from sfsc.blobs import Blob
 from sfsc.closing import Closing

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from protocol.messages.base import SignedRecord
-from protocol.messages.rotation import WrapItem
 from protocol.records.chain import COMPROMISED
 from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
+from protocol.wire.messages.base import SignedRecord
+from protocol.wire.messages.rotation import WrapItem
 from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.identity import parsed

@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec import merkle
-from protocol.messages import Request
-from protocol.messages.base import Wrap
-from protocol.messages.uploads import PutSmall
+from protocol.wire.messages import Request
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.uploads import PutSmall
 from sfsc.attempts import Attempt, Content, Draft
 from sfsc.closing import Closing
 from sfsc.envelope import ContentKey

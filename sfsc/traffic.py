@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NewType
 
 from protocol.codec.values import Value
-from protocol.messages.base import PIECE
+from protocol.wire.messages.base import PIECE
 
 Ticket = NewType("Ticket", int)
 """A request under way. `Transport.result` exchanges it for the reply, once."""

@@ -21,13 +21,13 @@ from typing import Final, Self
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import RemoteProtocolError
-from protocol.connection import WELCOME_ID, Connection, Role
-from protocol.frames import TLS_RECORD, cut_for_records
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Read
-from protocol.messages.session import Welcome
 from protocol.records.invitation import format_address
+from protocol.wire.connection import WELCOME_ID, Connection, Role
+from protocol.wire.frames import TLS_RECORD, cut_for_records
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Read
+from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.traffic import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts

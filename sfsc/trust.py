@@ -27,11 +27,11 @@ from protocol.log import auditlog
 from protocol.log import checkpoint as notes
 from protocol.log.auditlog import Entry
 from protocol.log.checkpoint import Verifier, origin_of
-from protocol.messages import Receipt
-from protocol.messages.session import VERSION, Session, Welcome
-from protocol.messages.sharing import Identity
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import Label, verify
+from protocol.wire.messages import Receipt
+from protocol.wire.messages.session import VERSION, Session, Welcome
+from protocol.wire.messages.sharing import Identity
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

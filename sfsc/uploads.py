@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from protocol.codec import merkle
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import Wrap
-from protocol.messages.uploads import PutCommit, PutOpen, UploadState
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.uploads import PutCommit, PutOpen, UploadState
 from sfsc.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
 from sfsc.envelope import ContentKey
 from sfsc.errors import (

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.codec.values import Value, field
-from protocol.messages.files import History, HistoryPage, Stat, Stated
 from protocol.records.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
+from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from sfsc.changes import Built, change_file, find, purge
 from sfsc.envelope import Metadata, content_record, version_asked
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from protocol.codec.values import Mutable
-from protocol.messages import Error, Reply, Request
+from protocol.wire.messages import Error, Reply, Request
 from sfsc.errors import Endless, ProtocolFailure, SfscError
 from sfsc.refusals import answered
 from sfsc.session import Session

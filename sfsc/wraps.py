@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
+from protocol.wire.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
 from sfsc.session import Session
 from sfsc.window import pages
 

@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.messages.session import Notice
 from protocol.records.chain import KEEPING, RECOVERY, check_first, check_next, standing, voided
 from protocol.records.records import (
     WRAP_ALGORITHMS,
@@ -23,6 +22,7 @@ from protocol.records.records import (
     key_id,
     record_hash,
 )
+from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
 from sfsd.errors import Refused, require

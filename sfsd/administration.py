@@ -16,13 +16,13 @@ from typing import Final, cast
 from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError, RemoteProtocolError
 from protocol.codec.names import OPERATOR
-from protocol.connection import Connection, Role
-from protocol.messages import Error, Message, Reply, Request
-from protocol.messages.accounts import Account, AccountsPage, UserList
-from protocol.messages.session import VERSION, Login, Session, Welcome
 from protocol.records.invitation import parse_address
 from protocol.records.records import login_body
 from protocol.records.signatures import Label
+from protocol.wire.connection import Connection, Role
+from protocol.wire.messages import Error, Message, Reply, Request
+from protocol.wire.messages.accounts import Account, AccountsPage, UserList
+from protocol.wire.messages.session import VERSION, Login, Session, Welcome
 from sfsd import certificates
 from sfsd.certificates import Keys
 from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError

@@ -13,8 +13,6 @@ from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.messages import FileView
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records.records import (
     ACCESS,
     MOVE,
@@ -26,6 +24,8 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, verify
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from protocol.codec.errors import LogError
-    from protocol.messages import FileView
+    from protocol.wire.messages import FileView
 
 _EXIT_CODES = {
     "not-found": 3,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from protocol.codec.errors import LogError
 from protocol.log import auditlog
-from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.messages.files import MAX_PAGE
 from protocol.records.records import FileRecord
+from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.files import MAX_PAGE
 from sfsd.admission import Head
 from sfsd.errors import DamagedError
 from sfsd.journal import Journal

@@ -23,8 +23,8 @@ from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Draft, Entry
-from protocol.messages.base import Receipt
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.base import Receipt
 from sfsd import logreplay
 from sfsd.errors import (
     EntryTooLongError,

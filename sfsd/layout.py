@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.values import Value
-from protocol.messages import FileView
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records.records import FileRecord, Statement
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.codec.encoding import Buffer
-from protocol.frames import TLS_RECORD, cut_for_records
+from protocol.wire.frames import TLS_RECORD, cut_for_records
 
 CHUNK: Final = 256 * 1024
 """Bytes that the transport is given at once, and has waiting before it is given no more."""

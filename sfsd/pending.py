@@ -16,7 +16,7 @@ from typing import Final
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import root
-from protocol.messages.base import PIECE
+from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.handles import Share
 from sfsd.index import OwnerFiles

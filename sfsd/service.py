@@ -14,17 +14,17 @@ from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.fields import shortened
-from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.accounts import Usage, UserAccess, UserList, UserShow
-from protocol.messages.downloads import GetLeaves, Read
-from protocol.messages.files import History, List
-from protocol.messages.log import LogEntries
-from protocol.messages.rotation import GetWraps, RotateBegin, RotateFinish
-from protocol.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
-from protocol.messages.sharing import Inbox
-from protocol.messages.uploads import Data
 from protocol.records.chain import COMPROMISED, RECOVERY
 from protocol.records.records import Statement
+from protocol.wire.messages import Done, Error, Reply, Request
+from protocol.wire.messages.accounts import Usage, UserAccess, UserList, UserShow
+from protocol.wire.messages.downloads import GetLeaves, Read
+from protocol.wire.messages.files import History, List
+from protocol.wire.messages.log import LogEntries
+from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish
+from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
+from protocol.wire.messages.sharing import Inbox
+from protocol.wire.messages.uploads import Data
 from sfsd.changes import Change
 from sfsd.deciding import Deciding, Failure
 from sfsd.errors import (

@@ -15,10 +15,10 @@ from collections import deque
 from typing import Final, Protocol, cast
 
 from protocol.codec.errors import RemoteProtocolError
-from protocol.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
-from protocol.messages import Error, Message, Reply, Request
-from protocol.messages.base import PIECE
-from protocol.messages.session import Enroll, Login
+from protocol.wire.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
+from protocol.wire.messages import Error, Message, Reply, Request
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import Limits
 from sfsd.errors import Refused
 from sfsd.outgoing import Outgoing

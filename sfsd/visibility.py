@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protocol.codec.values import Value
-from protocol.messages import FileView
 from protocol.records.records import FileRecord
+from protocol.wire.messages import FileView
 from sfsd.accounts import Accounts
 from sfsd.admission import Head
 from sfsd.documents import Document

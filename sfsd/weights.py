@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec.values import Mutable
-from protocol.messages import Message
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import GetLeaves, GetOpen, Read
-from protocol.messages.files import History, List, Record
-from protocol.messages.log import LogEntries
-from protocol.messages.rotation import GetWraps, NewStatement, Rewrap, RotateBegin, RotateFinish
-from protocol.messages.sharing import Inbox, Lookup, SetReaders
-from protocol.messages.uploads import Data, PutCommit, PutSmall
+from protocol.wire.messages import Message
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import GetLeaves, GetOpen, Read
+from protocol.wire.messages.files import History, List, Record
+from protocol.wire.messages.log import LogEntries
+from protocol.wire.messages.rotation import (
+    GetWraps,
+    NewStatement,
+    Rewrap,
+    RotateBegin,
+    RotateFinish,
+)
+from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders
+from protocol.wire.messages.uploads import Data, PutCommit, PutSmall
 
 MAX_BYTES_UNDER_WAY: Final = 24 * PIECE
 """Their weight; a client may have the Welcome's window of Data, and Reads beside it."""

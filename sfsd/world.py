@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import Draft
-from protocol.messages import Receipt, Reply, Request
 from protocol.records.records import ServerStatement, server_id
+from protocol.wire.messages import Receipt, Reply, Request
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
 from sfsd.changes import Change

@@ -7,12 +7,12 @@ import ssl
 from typing import Self
 
 from protocol.codec.names import OPERATOR
-from protocol.connection import Connection, Role
-from protocol.messages import Message, Request
-from protocol.messages.session import VERSION, Login
 from protocol.records.invitation import parse_address
 from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.connection import Connection, Role
+from protocol.wire.messages import Message, Request
+from protocol.wire.messages.session import VERSION, Login
 
 SECONDS = 20.0
 GONE = (ConnectionError, ssl.SSLError, BrokenPipeError)

@@ -14,7 +14,7 @@ from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog
 from protocol.log.auditlog import Entry
-from protocol.messages.log import LogCheckpoint, LogHead
+from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import JournalDamagedError, RequestRefusedError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from protocol.messages.accounts import ForceRotation
+from protocol.wire.messages.accounts import ForceRotation
 from sfsd import administration
 from sfsd.commands import answer, reason_option, root_option, user_name
 

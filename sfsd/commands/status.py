@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-from protocol.messages.accounts import Status, StatusAnswer
+from protocol.wire.messages.accounts import Status, StatusAnswer
 from sfsd import administration
 from sfsd.commands import answer, answer_json, human_time, json_option, root_option
 

@@ -9,7 +9,8 @@ from typing import cast
 
 import click
 
-from protocol.messages.accounts import (
+from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
+from protocol.wire.messages.accounts import (
     Account,
     AccountsPage,
     UserAccess,
@@ -17,7 +18,6 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from sfsd import administration, certificates
 from sfsd.commands import (
     answer,

@@ -9,9 +9,9 @@ from typing import Final
 from protocol import VERSION
 from protocol.codec.fields import shortened
 from protocol.codec.values import changed
-from protocol.messages import Done, Reply
-from protocol.messages import accounts as messages
-from protocol.messages.accounts import (
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages import accounts as messages
+from protocol.wire.messages.accounts import (
     AccountsPage,
     ForceRotation,
     Status,

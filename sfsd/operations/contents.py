@@ -10,9 +10,9 @@ from typing import Any
 from protocol.codec.merkle import HASH_SIZE
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import Draft
-from protocol.messages import Done, Reply
-from protocol.messages.base import SignedRecord, Wrap
 from protocol.records.records import FileRecord
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsd.admission import Admitted, Head, check_content
 from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.documents import Document, WrittenSidecar

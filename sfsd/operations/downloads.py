@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
-from protocol.messages import Reply
-from protocol.messages.base import LEAVES_PER_PAGE
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages import Reply
+from protocol.wire.messages.base import LEAVES_PER_PAGE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.changes import Change
 from sfsd.errors import Absent, DamagedError, Refused, Stale
 from sfsd.opened import OpenVersion, SessionHandles

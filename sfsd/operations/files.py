@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.messages import FileView
-from protocol.messages.base import SignedRecord
-from protocol.messages.files import History, HistoryPage, List, Listing, Stat, Stated
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import SignedRecord
+from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.index import OwnerFiles
 from sfsd.layout import Sidecar
 from sfsd.world import USER, Principal, World, operation

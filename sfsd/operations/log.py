@@ -7,7 +7,7 @@ from typing import Final
 
 from protocol.codec.errors import LogError
 from protocol.log import auditlog, checkpoint
-from protocol.messages.log import (
+from protocol.wire.messages.log import (
     INCLUSION,
     LogCheckpoint,
     LogEntries,

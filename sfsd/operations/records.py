@@ -12,9 +12,9 @@ from typing import Final
 from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
 from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
-from protocol.messages import Done, Reply
-from protocol.messages.files import Record, RecordChange
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.files import Record, RecordChange
 from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document

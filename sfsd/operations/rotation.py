@@ -13,17 +13,17 @@ from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import changed
-from protocol.messages import Done, Reply
-from protocol.messages.rotation import (
+from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
+from protocol.records.records import RotationFinish, wrap_leaf
+from protocol.records.signatures import Label, verify
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.rotation import (
     GetBundle,
     NewStatement,
     RotateBegin,
     RotateFinish,
     SealedBundle,
 )
-from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
-from protocol.records.records import RotationFinish, wrap_leaf
-from protocol.records.signatures import Label, verify
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
 from sfsd.changes import Change, Effect, Write

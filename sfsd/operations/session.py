@@ -14,10 +14,10 @@ from protocol.codec.errors import SignatureError
 from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
 from protocol.log import checkpoint
-from protocol.messages import Receipt
-from protocol.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
 from protocol.records.records import enrol_proof_body, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey, verify
+from protocol.wire.messages import Receipt
+from protocol.wire.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
 from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused

@@ -10,9 +10,10 @@ from typing import Final
 
 from protocol.codec.values import changed
 from protocol.log import checkpoint
-from protocol.messages import FileView, Reply
-from protocol.messages.base import Wrap
-from protocol.messages.sharing import (
+from protocol.records.records import ACCESS, FileRecord
+from protocol.wire.messages import FileView, Reply
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.sharing import (
     Identity,
     Inbox,
     InboxPage,
@@ -22,7 +23,6 @@ from protocol.messages.sharing import (
     SignedStatement,
     VersionWrap,
 )
-from protocol.records.records import ACCESS, FileRecord
 from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.documents import Document
 from sfsd.errors import Refused, require

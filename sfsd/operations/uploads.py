@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 from protocol.codec.merkle import leaf_hash
-from protocol.messages import Done, Reply
-from protocol.messages.uploads import (
+from protocol.records.records import PUT, REENCRYPT, FileRecord
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.uploads import (
     Aborted,
     Data,
     PutAbort,
@@ -20,7 +21,6 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records.records import PUT, REENCRYPT, FileRecord
 from sfsd.admission import Head, parse_record
 from sfsd.changes import Adopt, Write
 from sfsd.errors import Refused

@@ -10,9 +10,11 @@ from typing import Final, Self
 
 from protocol.codec.errors import SignatureError
 from protocol.codec.values import Value, changed
-from protocol.messages import Reply
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.messages.rotation import (
+from protocol.records.records import Statement, record_hash
+from protocol.records.signatures import Label, verify
+from protocol.wire.messages import Reply
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.rotation import (
     MAX_BATCH,
     GetWraps,
     Rewrap,
@@ -21,8 +23,6 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.records.records import Statement, record_hash
-from protocol.records.signatures import Label, verify
 from sfsd.accounts import User
 from sfsd.admission import check_wrap
 from sfsd.changes import Change

@@ -15,11 +15,6 @@ import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
 from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
 from protocol.codec.names import check_file_id, check_principal, check_user_name
-from protocol.connection import _LEGAL, MAX_OUTSTANDING, Role, State
-from protocol.frames import MAX_OPENING_BODY
-from protocol.messages import Message, Request, registered
-from protocol.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
-from protocol.messages.session import OPENING
 from protocol.records.records import (
     MAX_RECORD,
     OWN_KEYS,
@@ -30,6 +25,11 @@ from protocol.records.records import (
     Statement,
 )
 from protocol.records.signatures import Label
+from protocol.wire.connection import _LEGAL, MAX_OUTSTANDING, Role, State
+from protocol.wire.frames import MAX_OPENING_BODY
+from protocol.wire.messages import Message, Request, registered
+from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
+from protocol.wire.messages.session import OPENING
 from sfsd import world
 from sfsd.operations import log
 from sfsd.world import OPERATIONS

@@ -22,7 +22,7 @@ from pathlib import Path
 import sfsc
 import sfsc.rewrapping
 import sfsd.committer
-from protocol.messages.log import LogProof, LogProven
+from protocol.wire.messages.log import LogProof, LogProven
 from sfsc.keyring import KeyringFile
 from sfsc.state import State
 from sfsc.transport import Transport

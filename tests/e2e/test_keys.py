@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 
 import sfsc
-from protocol.messages import Error, Reply, Request
-from protocol.messages.files import Stat
-from protocol.messages.rotation import NewStatement
-from protocol.messages.sharing import Lookup
 from protocol.records.records import WRAP_ALGORITHMS, Statement
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.files import Stat
+from protocol.wire.messages.rotation import NewStatement
+from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import StaleGeneration
 from sfsc.home import unlock
 from sfsc.keyring import Keyring, KeyringFile

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.envelope import open_bundle
 from sfsc.errors import KeyringError, SfscError
 from sfsc.home import unlock

@@ -16,11 +16,11 @@ import pytest
 
 import sfsc
 from protocol.codec import encoding
-from protocol.messages import Error, FileView, Reply
-from protocol.messages.downloads import Opened
-from protocol.messages.files import Stated
-from protocol.messages.sharing import Identity, InboxPage, SharedFile
 from protocol.records.records import FileRecord
+from protocol.wire.messages import Error, FileView, Reply
+from protocol.wire.messages.downloads import Opened
+from protocol.wire.messages.files import Stated
+from protocol.wire.messages.sharing import Identity, InboxPage, SharedFile
 from sfsc.commands.share import parse_expiry
 from sfsc.envelope import ContentKey, Metadata
 from sfsc.errors import (

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.messages import Error
-from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.session import Ping, Pong
-from protocol.messages.session import Session as Entered
-from protocol.messages.uploads import PutOpen
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages import Error
+from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.session import Ping, Pong
+from protocol.wire.messages.session import Session as Entered
+from protocol.wire.messages.uploads import PutOpen
 from sfsc.home import open_state
 from sfsc.keyring import KeyringFile
 from sfsc.session import Session

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import sfsc
-from protocol.messages import FileView
-from protocol.messages.base import SignedRecord
 from protocol.records.chain import COMPROMISED, ROTATE
 from protocol.records.records import FileRecord, Statement
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import SignedRecord
 from sfsc.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account

@@ -10,10 +10,10 @@ from pathlib import Path
 from unittest import mock
 
 import sfsc
-from protocol.messages.rotation import Rewrap
 from protocol.records.chain import ROTATE
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.rotation import Rewrap
 from sfsc import devices
 from sfsc.keyring import GenerationKeys, Pending
 from sfsc.primitives import PublicKey

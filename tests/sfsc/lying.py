@@ -31,45 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from protocol.codec import merkle
-from protocol.connection import Connection, Role
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Draft
-from protocol.messages import Done, Error, FileView, Receipt, Reply, Request
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.messages.files import (
-    History,
-    HistoryPage,
-    List,
-    Listing,
-    Record,
-    RecordChange,
-    Stat,
-    Stated,
-)
-from protocol.messages.log import (
-    INCLUSION,
-    LogCheckpoint,
-    LogEntries,
-    LogHead,
-    LogItem,
-    LogPage,
-    LogProof,
-    LogProven,
-)
-from protocol.messages.session import Enroll, Limits, Login, Session, Welcome
-from protocol.messages.sharing import Identity, Lookup, SignedStatement
-from protocol.messages.uploads import (
-    Aborted,
-    Data,
-    PutAbort,
-    PutCommit,
-    PutOpen,
-    PutResume,
-    PutSmall,
-    UploadState,
-)
 from protocol.records.records import (
     FileRecord,
     ServerStatement,
@@ -80,6 +43,43 @@ from protocol.records.records import (
     server_id,
 )
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.connection import Connection, Role
+from protocol.wire.messages import Done, Error, FileView, Receipt, Reply, Request
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.files import (
+    History,
+    HistoryPage,
+    List,
+    Listing,
+    Record,
+    RecordChange,
+    Stat,
+    Stated,
+)
+from protocol.wire.messages.log import (
+    INCLUSION,
+    LogCheckpoint,
+    LogEntries,
+    LogHead,
+    LogItem,
+    LogPage,
+    LogProof,
+    LogProven,
+)
+from protocol.wire.messages.session import Enroll, Limits, Login, Session, Welcome
+from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
+from protocol.wire.messages.uploads import (
+    Aborted,
+    Data,
+    PutAbort,
+    PutCommit,
+    PutOpen,
+    PutResume,
+    PutSmall,
+    UploadState,
+)
 
 SPKI = hashlib.sha256(b"the TLS key of tests without TLS").digest()
 TIME = "2026-11-25T00:00:00.000Z"

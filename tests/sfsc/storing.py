@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import PIECE
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import PIECE
 from sfsc.downloads import Downloads
 from sfsc.session import Session
 from sfsc.sources import Source

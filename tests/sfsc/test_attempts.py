@@ -11,15 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.files import History, Record
-from protocol.messages.log import LogProof
-from protocol.messages.uploads import (
-    PutCommit,
-    PutOpen,
-    PutSmall,
-)
 from protocol.records.records import FileRecord
+from protocol.wire.messages import Done, Error, Reply, Request
+from protocol.wire.messages.files import History, Record
+from protocol.wire.messages.log import LogProof
+from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
 from sfsc.attempts import step_by_step
 from sfsc.changes import MAX_CONFLICTS
 from sfsc.errors import (

@@ -12,9 +12,11 @@ import pytest
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Draft
 from protocol.log.tlogproof import TlogProof, verify
-from protocol.messages import Error, Reply, Request
-from protocol.messages.files import List, Listing
-from protocol.messages.log import (
+from protocol.records.records import DELETE, FileRecord, Statement, record_hash
+from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.files import List, Listing
+from protocol.wire.messages.log import (
     LogCheckpoint,
     LogEntries,
     LogHead,
@@ -23,8 +25,6 @@ from protocol.messages.log import (
     LogProof,
     LogProven,
 )
-from protocol.records.records import DELETE, FileRecord, Statement, record_hash
-from protocol.records.signatures import Label, SigningKey
 from sfsc.attempts import Put
 from sfsc.audit import Audit
 from sfsc.errors import (

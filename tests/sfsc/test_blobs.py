@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.codec.values import changed
-from protocol.messages import Error, Reply
-from protocol.messages.downloads import Opened
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.downloads import Opened
 from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.listing import Files

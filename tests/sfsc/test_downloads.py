@@ -13,9 +13,9 @@ import pytest
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsc.direct import Direct
 from sfsc.downloads import Downloads, Item
 from sfsc.errors import (

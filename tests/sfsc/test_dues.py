@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
-from protocol.messages.session import Notice
 from protocol.records.records import Statement
+from protocol.wire.messages.session import Notice
 from sfsc.dues import Dues, has_old_keys, unfinished
 from sfsc.home import unlock
 from sfsc.keyring import KeyringFile, Pending

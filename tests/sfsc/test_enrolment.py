@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.session import Enroll, Limits, Session
 from protocol.records.records import (
     WRAP_ALGORITHMS,
     Statement,
@@ -19,6 +17,8 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, verify
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.session import Enroll, Limits, Session
 from sfsc.enrolment import enrol, invited
 from sfsc.envelope import open_bundle
 from sfsc.errors import (

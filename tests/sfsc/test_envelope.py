@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from protocol.codec import encoding
 from protocol.codec.names import MAX_FILE_NAME
-from protocol.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement, record_hash
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from sfsc import primitives
 from sfsc.envelope import (
     Author,

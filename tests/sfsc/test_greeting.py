@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.messages.session import Limits
+from protocol.wire.messages.session import Limits
 from sfsc.greeting import DAY, term
 
 NOW = 1_800_000_000

@@ -11,9 +11,9 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.log.auditlog import Draft
-from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
 from sfsc.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,

@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import merkle
-from protocol.messages import FileView
-from protocol.messages.base import GenerationSignature, SignedRecord
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -24,6 +22,8 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import FileView
+from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from sfsc.envelope import Author, ContentKey, Metadata, Recipient, content_record
 from sfsc.errors import (
     BadRecord,

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.messages import Done, Error, FileView, Reply, Request
-from protocol.messages.files import List, Listing, Record, Stat
 from protocol.records.records import DELETE, FileRecord, record_hash
+from protocol.wire.messages import Done, Error, FileView, Reply, Request
+from protocol.wire.messages.files import List, Listing, Record, Stat
 from sfsc import primitives, verified
 from sfsc.errors import (
     BadReceipt,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.files import Record
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.files import Record
 from sfsc.downloads import Downloads
 from sfsc.errors import (
     BadReceipt,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import MAX_SMALL
-from protocol.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import MAX_SMALL
+from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
 from sfsc.errors import QuotaExceeded, SfscError
 from sfsc.segments import ciphertext_size
 from sfsc.session import Session

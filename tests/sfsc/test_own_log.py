@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from protocol.log.auditlog import Draft
-from protocol.messages import Reply, Request
-from protocol.messages.log import LogEntries, LogPage
-from protocol.messages.session import Login
+from protocol.wire.messages import Reply, Request
+from protocol.wire.messages.log import LogEntries, LogPage
+from protocol.wire.messages.session import Login
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.home import state_path
 from sfsc.listing import Files

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
 from sfsc.blobs import Blob
 from sfsc.errors import NotFound, Tampered, Unreachable
 from sfsc.reading import AHEAD, Reader

@@ -11,9 +11,9 @@ from typing import cast
 
 import pytest
 
-from protocol.messages.rotation import SealedBundle
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
+from protocol.wire.messages.rotation import SealedBundle
 from sfsc.codes import RecoveryCode
 from sfsc.devices import Devices
 from sfsc.envelope import Bundle, seal_bundle

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from protocol.codec import merkle
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.messages.rotation import RewrapItem, WrapItem
 from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey, verify
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.envelope import Author, ContentKey, Recipient, content_record, open_wraps
 from sfsc.errors import BadRecord, Tampered
 from sfsc.identity import Account, Owner, Revision

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.log import LogHead, LogProof
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.log import LogHead, LogProof
 from sfsc import seen as seen_module
 from sfsc.blobs import Blob
 from sfsc.downloads import Downloads

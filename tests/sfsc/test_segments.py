@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.messages.base import PIECE
+from protocol.wire.messages.base import PIECE
 from sfsc import segments
 from sfsc.errors import LocalError, Tampered
 from sfsc.segments import HEADER_SIZE, MEBIBYTE, SEGMENT_SIZE, Decryptor, Encryptor, Geometry

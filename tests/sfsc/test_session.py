@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Error, Reply, Request
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.base import ERROR_CODES
-from protocol.messages.files import Stat
-from protocol.messages.session import Login, Welcome
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.base import ERROR_CODES
+from protocol.wire.messages.files import Stat
+from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
 from sfsc.home import open_state, unlock
 from sfsc.refusals import refusal

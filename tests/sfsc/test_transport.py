@@ -24,12 +24,12 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.connection import Connection, Role
-from protocol.messages import Error, Reply, Request
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, Read
-from protocol.messages.session import Limits, Login, Ping, Pong, Session, Welcome
-from protocol.messages.uploads import Data, UploadState
+from protocol.wire.connection import Connection, Role
+from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, Read
+from protocol.wire.messages.session import Limits, Login, Ping, Pong, Session, Welcome
+from protocol.wire.messages.uploads import Data, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
 from sfsc.traffic import MAX_REQUESTS, Timeouts
 from sfsc.transport import CORK, Transport, spki_sha256

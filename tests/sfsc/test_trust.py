@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from protocol.codec import merkle
 from protocol.log import checkpoint
 from protocol.log.auditlog import Draft
-from protocol.messages import Receipt
-from protocol.messages.session import Welcome
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Receipt
+from protocol.wire.messages.session import Welcome
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

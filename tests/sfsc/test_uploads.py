@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.encoding import Buffer
-from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.base import MAX_SMALL, PIECE
-from protocol.messages.files import Stat
-from protocol.messages.uploads import (
+from protocol.records.records import FileRecord
+from protocol.wire.messages import Done, Error, Reply, Request
+from protocol.wire.messages.base import MAX_SMALL, PIECE
+from protocol.wire.messages.files import Stat
+from protocol.wire.messages.uploads import (
     Data,
     PutAbort,
     PutCommit,
@@ -24,7 +25,6 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records.records import FileRecord
 from sfsc.attempts import Put
 from sfsc.errors import (
     BadReceipt,

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.messages import Reply, Request
-from protocol.messages.files import HistoryPage, Record
+from protocol.wire.messages import Reply, Request
+from protocol.wire.messages.files import HistoryPage, Record
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
 from sfsc.listing import Files
 from sfsc.session import Session

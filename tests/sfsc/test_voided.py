@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import FileView
 from protocol.records.records import record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import FileView
 from sfsc.errors import BadRecord
 from sfsc.identity import Account
 from sfsc.keyring import GenerationKeys

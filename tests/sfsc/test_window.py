@@ -8,11 +8,11 @@ from typing import cast
 
 import pytest
 
-from protocol.messages import Reply, Request
-from protocol.messages.files import List, Listing
-from protocol.messages.log import LogEntries, LogPage
-from protocol.messages.rotation import GetWraps, WrapsPage
-from protocol.messages.sharing import Inbox, InboxPage
+from protocol.wire.messages import Reply, Request
+from protocol.wire.messages.files import List, Listing
+from protocol.wire.messages.log import LogEntries, LogPage
+from protocol.wire.messages.rotation import GetWraps, WrapsPage
+from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsc.errors import Endless
 from sfsc.inbox import Received
 from sfsc.listing import changed_since

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from protocol.messages import Reply, Request
-from protocol.messages.accounts import Usage
-from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.messages.rotation import GetWraps, WrapItem, WrapsPage
+from protocol.wire.messages import Reply, Request
+from protocol.wire.messages.accounts import Usage
+from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.rotation import GetWraps, WrapItem, WrapsPage
 from sfsc import wraps
 from sfsc.session import Session
 from sfsc.wraps import wrap_items

@@ -18,12 +18,6 @@ from protocol.codec import merkle
 from protocol.log import auditlog
 from protocol.log.auditlog import Entry
 from protocol.log.checkpoint import Verifier, origin_of, verify
-from protocol.messages import Done, Error, Receipt, Reply, Request
-from protocol.messages.accounts import UserAdd
-from protocol.messages.base import PIECE, Wrap
-from protocol.messages.files import Record, RecordChange
-from protocol.messages.session import VERSION, Enroll, Login, Session
-from protocol.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from protocol.records.records import (
     DELETE,
     PUT,
@@ -37,6 +31,12 @@ from protocol.records.records import (
     server_id,
 )
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Done, Error, Receipt, Reply, Request
+from protocol.wire.messages.accounts import UserAdd
+from protocol.wire.messages.base import PIECE, Wrap
+from protocol.wire.messages.files import Record, RecordChange
+from protocol.wire.messages.session import VERSION, Enroll, Login, Session
+from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.committer import Committer
 from sfsd.config import DAY, Config
 from sfsd.files import Files

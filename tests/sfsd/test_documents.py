@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from protocol.messages.accounts import UserAccess
+from protocol.wire.messages.accounts import UserAccess
 from sfsd import documents
 from sfsd.documents import Documents, WrittenSidecar
 from sfsd.errors import Absent, DamagedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from protocol.messages.accounts import UserAccess
+from protocol.wire.messages.accounts import UserAccess
 from sfsd.config import DAY
 from sfsd.schedule import Schedule
 from tests.sfsd.builders import Daemon, Person, daemon, done

@@ -14,19 +14,6 @@ import pytest
 
 from protocol.codec import encoding
 from protocol.codec.values import changed
-from protocol.messages import Error, Request
-from protocol.messages.accounts import Usage
-from protocol.messages.base import Wrap
-from protocol.messages.files import Record
-from protocol.messages.rotation import (
-    Endorsement,
-    NewStatement,
-    Rewrap,
-    Rewrapped,
-    RotateBegin,
-    RotateFinish,
-)
-from protocol.messages.sharing import SetReaders, VersionWrap
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -38,6 +25,19 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Error, Request
+from protocol.wire.messages.accounts import Usage
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.files import Record
+from protocol.wire.messages.rotation import (
+    Endorsement,
+    NewStatement,
+    Rewrap,
+    Rewrapped,
+    RotateBegin,
+    RotateFinish,
+)
+from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsd.config import DAY
 from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done, file_id
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import GetOpen, Opened
 from sfsd import lapsed
 from sfsd.config import DAY
 from tests.sfsd.builders import Daemon, file_id

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.records.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError
 from sfsd.layout import (
     Account,

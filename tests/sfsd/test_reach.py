@@ -14,22 +14,16 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.values import changed
-from protocol.messages import Error, Request
-from protocol.messages.accounts import UserAccess
-from protocol.messages.base import Wrap
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.messages.files import History, List, Record, Stat
-from protocol.messages.log import INCLUSION, LogEntries, LogProof
-from protocol.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
-from protocol.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
-from protocol.messages.uploads import (
-    Data,
-    PutAbort,
-    PutOpen,
-    PutResume,
-    UploadState,
-)
 from protocol.records.records import ACCESS, DELETE, MOVE, PURGE, PUT, REENCRYPT, RESTORE
+from protocol.wire.messages import Error, Request
+from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.files import History, List, Record, Stat
+from protocol.wire.messages.log import INCLUSION, LogEntries, LogProof
+from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
+from protocol.wire.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
+from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
 from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.downloads import GetOpen
-from protocol.messages.files import Stat, Stated
 from protocol.records.records import PURGE
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.downloads import GetOpen
+from protocol.wire.messages.files import Stat, Stated
 from sfsd.config import DAY, Config, Retention
 from sfsd.errors import ConfigError
 from sfsd.schedule import AFTER_START, LOOK, Schedule

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages.accounts import Status, StatusAnswer, UserAccess
-from protocol.messages.session import Ping, Pong, Session
+from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
+from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import certificates
 from sfsd import server as server_module
 from sfsd.config import Config, Limits

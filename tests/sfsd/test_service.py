@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.connection import Unknown
-from protocol.messages import Done, Error, Request, registered
-from protocol.messages.accounts import (
+from protocol.records.records import RecoveryKey
+from protocol.records.signatures import Label, SigningKey, verify
+from protocol.wire.connection import Unknown
+from protocol.wire.messages import Done, Error, Request, registered
+from protocol.wire.messages.accounts import (
     ForceRotation,
     Status,
     StatusAnswer,
@@ -21,10 +23,10 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
-from protocol.messages.files import History, List, Listing, Record, Stat, Stated
-from protocol.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
-from protocol.messages.rotation import (
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
+from protocol.wire.messages.files import History, List, Listing, Record, Stat, Stated
+from protocol.wire.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
+from protocol.wire.messages.rotation import (
     GetBundle,
     GetWraps,
     NewStatement,
@@ -32,11 +34,16 @@ from protocol.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from protocol.messages.session import OPENING, Ping
-from protocol.messages.sharing import Inbox, Lookup, SetReaders
-from protocol.messages.uploads import Data, PutAbort, PutCommit, PutOpen, PutResume, PutSmall
-from protocol.records.records import RecoveryKey
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.wire.messages.session import OPENING, Ping
+from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders
+from protocol.wire.messages.uploads import (
+    Data,
+    PutAbort,
+    PutCommit,
+    PutOpen,
+    PutResume,
+    PutSmall,
+)
 from sfsd.errors import Refused
 from sfsd.pending import WINDOW
 from sfsd.world import OPERATIONS, Access, Principal

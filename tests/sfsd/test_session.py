@@ -12,15 +12,15 @@ from typing import cast
 import pytest
 
 from protocol.codec.encoding import pack
-from protocol.connection import Connection, Role
-from protocol.messages import Error, Message, Reply, Request
-from protocol.messages.accounts import Status, StatusAnswer
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, GetOpen, Read
-from protocol.messages.files import Stat
-from protocol.messages.session import Ping, Pong, Welcome
-from protocol.messages.session import Session as Opened
-from protocol.messages.uploads import Data, PutSmall
+from protocol.wire.connection import Connection, Role
+from protocol.wire.messages import Error, Message, Reply, Request
+from protocol.wire.messages.accounts import Status, StatusAnswer
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetOpen, Read
+from protocol.wire.messages.files import Stat
+from protocol.wire.messages.session import Ping, Pong, Welcome
+from protocol.wire.messages.session import Session as Opened
+from protocol.wire.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
 from sfsd.outgoing import CHUNK
 from sfsd.service import Principal, Service

@@ -21,14 +21,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protocol.messages import Done, Error, Reply, Request
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.base import Wrap
-from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.files import List, Listing, Record
-from protocol.messages.rotation import Rewrap, Rewrapped
-from protocol.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
-from protocol.messages.uploads import PutOpen
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -41,6 +33,14 @@ from protocol.records.records import (
     ServerStatement,
 )
 from protocol.records.signatures import Label
+from protocol.wire.messages import Done, Error, Reply, Request
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.files import List, Listing, Record
+from protocol.wire.messages.rotation import Rewrap, Rewrapped
+from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
+from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.fsck import Fsck
 from sfsd.verification import verify_log

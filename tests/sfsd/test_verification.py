@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.messages.accounts import UserAdd
+from protocol.wire.messages.accounts import UserAdd
 from sfsd import administration, verification
 from sfsd.cli import main
 from sfsd.errors import ConfigError, JournalDamagedError

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.messages import Message
-from protocol.messages.base import MAX_SMALL, MAX_WRAPS, PIECE, Wrap
-from protocol.messages.downloads import GetLeaves, GetOpen, Read
-from protocol.messages.files import History, List, Record
-from protocol.messages.log import LogEntries
-from protocol.messages.rotation import (
+from protocol.records.records import MAX_WRAPPED_KEY
+from protocol.wire.messages import Message
+from protocol.wire.messages.base import MAX_SMALL, MAX_WRAPS, PIECE, Wrap
+from protocol.wire.messages.downloads import GetLeaves, GetOpen, Read
+from protocol.wire.messages.files import History, List, Record
+from protocol.wire.messages.log import LogEntries
+from protocol.wire.messages.rotation import (
     MAX_BATCH,
     Endorsement,
     GetWraps,
@@ -19,10 +20,9 @@ from protocol.messages.rotation import (
     RotateBegin,
     RotateFinish,
 )
-from protocol.messages.session import Ping
-from protocol.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
-from protocol.messages.uploads import Data, PutCommit, PutSmall
-from protocol.records.records import MAX_WRAPPED_KEY
+from protocol.wire.messages.session import Ping
+from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
+from protocol.wire.messages.uploads import Data, PutCommit, PutSmall
 from sfsd.weights import weight_of
 from tests.sfsd.builders import file_id
 

@@ -16,11 +16,11 @@ if __name__ == "__main__":
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import Struct
-from protocol.frames import frame
 from protocol.log import auditlog
-from protocol.messages import Message, encode
 from protocol.records import records
 from protocol.records.signatures import Label
+from protocol.wire.frames import frame
+from protocol.wire.messages import Message, encode
 from tests.vectors import protocol_examples as examples
 
 PATH = Path(__file__).with_name("protocol.json")

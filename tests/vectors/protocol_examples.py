@@ -12,9 +12,18 @@ import hmac
 from typing import Any
 
 from protocol.codec import merkle
-from protocol.connection import WELCOME_ID
 from protocol.log import auditlog, checkpoint
-from protocol.messages import (
+from protocol.records import records
+from protocol.records.records import (
+    FileRecord,
+    RecoveryKey,
+    RotationFinish,
+    ServerStatement,
+    Statement,
+)
+from protocol.records.signatures import Label, SigningKey
+from protocol.wire.connection import WELCOME_ID
+from protocol.wire.messages import (
     Done,
     Error,
     FileView,
@@ -30,16 +39,7 @@ from protocol.messages import (
     sharing,
     uploads,
 )
-from protocol.messages.base import GenerationSignature, SignedRecord, Wrap
-from protocol.records import records
-from protocol.records.records import (
-    FileRecord,
-    RecoveryKey,
-    RotationFinish,
-    ServerStatement,
-    Statement,
-)
-from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 
 NOW = 1_767_225_600  # 2026-01-01T00:00:00Z
 DAY = 86_400

@@ -13,11 +13,11 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.errors import SignatureError
-from protocol.frames import FrameReader
 from protocol.log import auditlog, checkpoint
-from protocol.messages import decode, registered
 from protocol.records import records
 from protocol.records.signatures import Label, SigningKey, verify
+from protocol.wire.frames import FrameReader
+from protocol.wire.messages import decode, registered
 from tests.vectors import protocol_examples
 
 HERE = Path(__file__).parent

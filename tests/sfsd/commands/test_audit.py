@@ -13,8 +13,8 @@ import pytest
 
 from protocol.log import auditlog
 from protocol.log.checkpoint import Verifier, verify
-from protocol.messages.accounts import UserAccess, UserAdd
 from protocol.records.records import ServerStatement
+from protocol.wire.messages.accounts import UserAccess, UserAdd
 from sfsd import administration, certificates
 from tests.sfsd.rewriting import rewritten
 

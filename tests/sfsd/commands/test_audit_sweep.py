@@ -17,7 +17,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.errors import ProofError
 from protocol.log import auditlog
-from protocol.messages.accounts import UserAdd
+from protocol.wire.messages.accounts import UserAdd
 from sfsd import administration
 from sfsd.errors import JournalDamagedError
 from sfsd.verification import verify_links

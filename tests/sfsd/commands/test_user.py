@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from protocol.messages.accounts import UserAdd
 from protocol.records.invitation import parse_invitation
+from protocol.wire.messages.accounts import UserAdd
 from sfsd import administration, certificates
 from sfsd.config import DAY
 from sfsd.root import locked

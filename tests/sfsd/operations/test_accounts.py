@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from protocol.messages.accounts import (
+from protocol.wire.messages.accounts import (
     AccountsPage,
     Status,
     StatusAnswer,
@@ -16,7 +16,7 @@ from protocol.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from protocol.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.downloads import GetOpen, Opened
 from sfsd.config import DAY
 from tests.sfsd.builders import Daemon, Person, check_receipt, done, file_id, refused
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.files import History, HistoryPage
 from protocol.records.records import PURGE, RESTORE
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.files import History, HistoryPage
 from tests.sfsd.builders import (
     Daemon,
     Person,

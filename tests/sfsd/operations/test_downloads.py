@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Done, Reply
-from protocol.messages.accounts import UserAccess
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from protocol.messages.uploads import PutSmall
 from protocol.records.records import PURGE, FileRecord
+from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages.uploads import PutSmall
 from sfsd.changes import Change
 from sfsd.config import DAY
 from sfsd.files import Files

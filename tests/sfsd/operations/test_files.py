@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.encoding import MAX_BODY
-from protocol.frames import frame
-from protocol.messages import FileView, encode
-from protocol.messages.base import GenerationSignature, SignedRecord
-from protocol.messages.files import (
+from protocol.records.records import PURGE, FileRecord
+from protocol.wire.frames import frame
+from protocol.wire.messages import FileView, encode
+from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.files import (
     MAX_PAGE,
     History,
     HistoryPage,
@@ -20,7 +21,6 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.records.records import PURGE, FileRecord
 from sfsd.operations import files
 from sfsd.operations.wraps import KEPT_SIGNATURES
 from tests.sfsd.builders import (

@@ -9,8 +9,8 @@ from protocol.codec.encoding import MAX_BODY
 from protocol.log import auditlog
 from protocol.log.auditlog import Draft
 from protocol.log.checkpoint import Checkpoint, verify
-from protocol.messages import encode
-from protocol.messages.log import (
+from protocol.wire.messages import encode
+from protocol.wire.messages.log import (
     CONSISTENCY,
     INCLUSION,
     MAX_ENTRIES,

@@ -11,10 +11,6 @@ import pytest
 
 from protocol.log import auditlog
 from protocol.log.auditlog import GENESIS, MAX_LINE, Draft
-from protocol.messages import FileView
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.downloads import GetOpen, Opened
-from protocol.messages.files import History, HistoryPage, Record, Stat, Stated
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -24,6 +20,10 @@ from protocol.records.records import (
     PURGED_AT_ONCE,
     RESTORE,
 )
+from protocol.wire.messages import FileView
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.files import History, HistoryPage, Record, Stat, Stated
 from sfsd.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,

@@ -10,11 +10,17 @@ from typing import Any
 
 import pytest
 
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.rotation import GetBundle, Rewrap, Rewrapped, RotateBegin, SealedBundle
-from protocol.messages.session import Ping
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.rotation import (
+    GetBundle,
+    Rewrap,
+    Rewrapped,
+    RotateBegin,
+    SealedBundle,
+)
+from protocol.wire.messages.session import Ping
 from sfsd import bundles
 from sfsd.accounts import MAX_RUN
 from sfsd.config import DAY, Limits

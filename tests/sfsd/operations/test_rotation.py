@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
-from protocol.messages import Reply
-from protocol.messages.accounts import ForceRotation, Usage
-from protocol.messages.downloads import GetOpen, Opened
-from protocol.messages.rotation import (
+from protocol.records.records import (
+    DELETE,
+    PURGE,
+    RecoveryKey,
+    RotationFinish,
+    Statement,
+    record_hash,
+    wrap_leaf,
+)
+from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Reply
+from protocol.wire.messages.accounts import ForceRotation, Usage
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.rotation import (
     Endorsement,
     GetBundle,
     GetWraps,
@@ -28,17 +38,7 @@ from protocol.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from protocol.messages.sharing import Identity, Lookup
-from protocol.records.records import (
-    DELETE,
-    PURGE,
-    RecoveryKey,
-    RotationFinish,
-    Statement,
-    record_hash,
-    wrap_leaf,
-)
-from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, Limits
 from sfsd.errors import Stale
 from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap

@@ -9,12 +9,12 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.log.checkpoint import verify
-from protocol.messages import Done
-from protocol.messages.accounts import UserAccess
-from protocol.messages.session import Enroll, Login, Ping, Pong
-from protocol.messages.uploads import PutOpen
 from protocol.records.records import RecoveryKey, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Done
+from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.session import Enroll, Login, Ping, Pong
+from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.errors import Refused
 from sfsd.world import Access

@@ -10,11 +10,12 @@ import pytest
 from protocol.codec import merkle
 from protocol.log import auditlog
 from protocol.log.checkpoint import verify
-from protocol.messages import Error
-from protocol.messages.base import Wrap
-from protocol.messages.downloads import GetOpen, Opened, Read
-from protocol.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
-from protocol.messages.sharing import (
+from protocol.records.records import ACCESS, Reader
+from protocol.wire.messages import Error
+from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.downloads import GetOpen, Opened, Read
+from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrapped, WrapsPage
+from protocol.wire.messages.sharing import (
     Identity,
     Inbox,
     InboxPage,
@@ -22,7 +23,6 @@ from protocol.messages.sharing import (
     SetReaders,
     VersionWrap,
 )
-from protocol.records.records import ACCESS, Reader
 from sfsd import inboxes
 from sfsd.config import DAY
 from sfsd.errors import Stale

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import Error
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.base import PIECE
-from protocol.messages.downloads import GetOpen, Opened
-from protocol.messages.uploads import (
+from protocol.records.records import DELETE
+from protocol.records.signatures import SigningKey
+from protocol.wire.messages import Error
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.uploads import (
     Aborted,
     Data,
     PutAbort,
@@ -22,8 +24,6 @@ from protocol.messages.uploads import (
     PutResume,
     UploadState,
 )
-from protocol.records.records import DELETE
-from protocol.records.signatures import SigningKey
 from sfsd.config import DAY
 from sfsd.pending import LIFETIME, PER_USER
 from tests.sfsd.builders import (

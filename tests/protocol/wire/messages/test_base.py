@@ -19,12 +19,21 @@ from protocol.codec.errors import (
     UnknownMessage,
 )
 from protocol.codec.fields import Struct, field_count, hints
-from protocol.messages import Error, Message, Reply, Request, base, decode, encode, registered
-from protocol.messages.base import LEAVES_PER_PAGE
-from protocol.messages.downloads import Bytes, LeavesPage
-from protocol.messages.session import Ping, Pong
-from protocol.messages.uploads import Data
 from protocol.records.records import FileRecord, Statement
+from protocol.wire.messages import (
+    Error,
+    Message,
+    Reply,
+    Request,
+    base,
+    decode,
+    encode,
+    registered,
+)
+from protocol.wire.messages.base import LEAVES_PER_PAGE
+from protocol.wire.messages.downloads import Bytes, LeavesPage
+from protocol.wire.messages.session import Ping, Pong
+from protocol.wire.messages.uploads import Data
 from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
 from tests.vectors.protocol_examples import MESSAGES

@@ -20,9 +20,9 @@ from protocol.codec.errors import (
     UnknownMessage,
 )
 from protocol.codec.values import Value
-from protocol.frames import MAX_OPENING_BODY, FrameReader, frame
-from protocol.messages import Error, Message, Reply, Request, decode, encode, registered
-from protocol.messages.session import OPENING, Session, Welcome
+from protocol.wire.frames import MAX_OPENING_BODY, FrameReader, frame
+from protocol.wire.messages import Error, Message, Reply, Request, decode, encode, registered
+from protocol.wire.messages.session import OPENING, Session, Welcome
 
 MAX_OUTSTANDING = 1024
 """Requests that may wait for their reply on one connection."""

@@ -9,9 +9,9 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
-from protocol.messages import encode
-from protocol.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE
-from protocol.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from protocol.wire.messages import encode
+from protocol.wire.messages.base import LEAVES_PER_PAGE, MAX_SMALL, PIECE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from tests.vectors.protocol_examples import VIEW
 
 OPENED = Opened(bytes(16), VIEW, bytes(LEAVES_PER_PAGE * 32), bytes(MAX_SMALL))

@@ -12,9 +12,9 @@ from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
-from protocol.messages import encode
-from protocol.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.records.records import MAX_RECORD
+from protocol.wire.messages import encode
+from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
 
 PROOF = (bytes(32),) * MAX_PROOF
 STATEMENT = SignedStatement(bytes(MAX_RECORD), (bytes(64),) * 2, 2**53, bytes(MAX_LINE), PROOF)

@@ -9,9 +9,10 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
-from protocol.messages import Done, encode
-from protocol.messages.base import MAX_METADATA, MAX_SMALL, MAX_WRAPS, PIECE, Wrap
-from protocol.messages.uploads import (
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
+from protocol.wire.messages import Done, encode
+from protocol.wire.messages.base import MAX_METADATA, MAX_SMALL, MAX_WRAPS, PIECE, Wrap
+from protocol.wire.messages.uploads import (
     Aborted,
     Data,
     PutAbort,
@@ -21,7 +22,6 @@ from protocol.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
 
 WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))
 RECORD = bytes(MAX_RECORD)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocol.buffers.lending import PAGE
 from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.codec.errors import FrameError, LocalProtocolError
-from protocol.frames import (
+from protocol.wire.frames import (
     MAX_OPENING_BODY,
     SCRATCH,
     TLS_RECORD,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, Text, UserName
-from protocol.messages.base import Done, Reply, Request, message
+from protocol.wire.messages.base import Done, Reply, Request, message
 
 
 @message(97)

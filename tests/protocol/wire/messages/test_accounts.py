@@ -9,8 +9,8 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
-from protocol.messages import Done, encode
-from protocol.messages.accounts import (
+from protocol.wire.messages import Done, encode
+from protocol.wire.messages.accounts import (
     AccountsPage,
     Status,
     StatusAnswer,

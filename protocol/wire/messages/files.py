@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
-from protocol.messages.base import (
+from protocol.wire.messages.base import (
     Done,
     FileView,
     Metadata,

@@ -16,7 +16,7 @@ from protocol.codec.fields import (
     Text,
     UserName,
 )
-from protocol.messages.base import (
+from protocol.wire.messages.base import (
     MAX_BUNDLE,
     Checkpoint,
     Message,

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.log.auditlog import MAX_LINE
-from protocol.messages.base import (
+from protocol.records.records import Version
+from protocol.wire.messages.base import (
     Checkpoint,
     Done,
     FileView,
@@ -17,7 +18,6 @@ from protocol.messages.base import (
     Wrap,
     message,
 )
-from protocol.records.records import Version
 
 MAX_SHARED_PAGE = 256
 """Entries in one page of an inbox."""

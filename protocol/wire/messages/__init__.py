@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from protocol.messages import accounts, downloads, files, log, rotation, session, sharing, uploads
-from protocol.messages.base import (
+from protocol.wire.messages import (
+    accounts,
+    downloads,
+    files,
+    log,
+    rotation,
+    session,
+    sharing,
+    uploads,
+)
+from protocol.wire.messages.base import (
     Done,
     Error,
     FileView,

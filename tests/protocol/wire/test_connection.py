@@ -20,7 +20,7 @@ from protocol.codec.errors import (
     SequenceError,
     UnknownMessage,
 )
-from protocol.connection import (
+from protocol.wire.connection import (
     MAX_OUTSTANDING,
     WELCOME_ID,
     Connection,
@@ -29,11 +29,11 @@ from protocol.connection import (
     State,
     Unknown,
 )
-from protocol.frames import MAX_OPENING_BODY
-from protocol.messages import Error, Message, Receipt, Reply, Request, encode, registered
-from protocol.messages.accounts import Usage, UsageAnswer
-from protocol.messages.downloads import Bytes, Read
-from protocol.messages.session import (
+from protocol.wire.frames import MAX_OPENING_BODY
+from protocol.wire.messages import Error, Message, Receipt, Reply, Request, encode, registered
+from protocol.wire.messages.accounts import Usage, UsageAnswer
+from protocol.wire.messages.downloads import Bytes, Read
+from protocol.wire.messages.session import (
     OPENING,
     Enroll,
     Limits,
@@ -43,7 +43,7 @@ from protocol.messages.session import (
     Session,
     Welcome,
 )
-from protocol.messages.uploads import Data, UploadState
+from protocol.wire.messages.uploads import Data, UploadState
 from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples
 

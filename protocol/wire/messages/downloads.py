@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
-from protocol.messages.base import PIECE, FileView, Handle, Leaves, Reply, Request, message
+from protocol.wire.messages.base import PIECE, FileView, Handle, Leaves, Reply, Request, message
 
 
 @message(49)

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, UserName
-from protocol.messages.base import (
+from protocol.wire.messages.base import (
     MAX_SMALL,
     PIECE,
     Done,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from protocol.codec.errors import MessageError
-from protocol.frames import MAX_OPENING_BODY
-from protocol.messages import encode
-from protocol.messages.base import MAX_BUNDLE
-from protocol.messages.session import (
+from protocol.wire.frames import MAX_OPENING_BODY
+from protocol.wire.messages import encode
+from protocol.wire.messages.base import MAX_BUNDLE
+from protocol.wire.messages.session import (
     OPENING,
     Enroll,
     Limits,

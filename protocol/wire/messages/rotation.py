@@ -15,7 +15,8 @@ from protocol.codec.fields import (
     Struct,
     UserName,
 )
-from protocol.messages.base import (
+from protocol.records.records import Version
+from protocol.wire.messages.base import (
     MAX_BUNDLE,
     Done,
     Receipt,
@@ -26,7 +27,6 @@ from protocol.messages.base import (
     Wrap,
     message,
 )
-from protocol.records.records import Version
 
 MAX_BATCH = 256
 """Wraps in one page, and in one `Rewrap`."""

@@ -12,8 +12,8 @@ from protocol.codec.errors import MessageError
 from protocol.codec.merkle import MAX_PROOF
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
-from protocol.messages import encode
-from protocol.messages.log import (
+from protocol.wire.messages import encode
+from protocol.wire.messages.log import (
     MAX_ENTRIES,
     LogCheckpoint,
     LogEntries,

@@ -9,9 +9,10 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.codec.errors import MessageError
-from protocol.messages import Done, encode
-from protocol.messages.base import MAX_METADATA, MAX_WRAPS, GenerationSignature, Wrap
-from protocol.messages.files import (
+from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
+from protocol.wire.messages import Done, encode
+from protocol.wire.messages.base import MAX_METADATA, MAX_WRAPS, GenerationSignature, Wrap
+from protocol.wire.messages.files import (
     MAX_PAGE,
     History,
     HistoryPage,
@@ -22,7 +23,6 @@ from protocol.messages.files import (
     Stat,
     Stated,
 )
-from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY
 from tests.vectors.protocol_examples import ENDORSED, VIEW
 
 WRAP = Wrap("u" * 32, bytes(32), "rsa4096", bytes(MAX_WRAPPED_KEY))

@@ -1,0 +1,1 @@
+"""What travels on a connection: frames, the connection's state machine, messages."""
