@@ -17,7 +17,7 @@ from protocol.log.auditlog import Draft
 from protocol.records.signatures import SigningKey
 from sfsd.changes import Change
 from sfsd.committer import Committer
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.store import DirectoryStore
 

@@ -32,7 +32,7 @@ from protocol.log.checkpoint import Verifier, origin_of
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify
 from sfsd.errors import ConfigError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 _HINT = "restore ROOT/keys from a backup; a new root would be another server to every client"
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

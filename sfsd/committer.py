@@ -29,7 +29,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreFullError,
 )
-from sfsd.files import FULL_DISK
+from sfsd.fs.files import FULL_DISK
 from sfsd.groups import Prepared
 from sfsd.journal import Journal
 from sfsd.store import DirectoryStore

@@ -21,8 +21,8 @@ from protocol.log.auditlog import Entry
 from protocol.records.records import Statement
 from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
-from sfsd.files import Files
-from sfsd.handles import Syncs
+from sfsd.fs.descriptors import Syncs
+from sfsd.fs.files import Files
 from sfsd.layout import StoredStatement, encode_statements, parse_sidecar
 from sfsd.placing import Placing
 from sfsd.recovery import Stage, Wanted

@@ -17,8 +17,8 @@ from protocol.log.auditlog import Draft
 from sfsd import packs
 from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError
-from sfsd.files import Files
-from sfsd.handles import Syncs, refused
+from sfsd.fs.descriptors import Syncs, refused
+from sfsd.fs.files import Files
 from sfsd.staging import Staged
 
 _MARGIN = 1 << 20

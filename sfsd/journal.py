@@ -35,7 +35,7 @@ from sfsd.errors import (
     JournalRangeError,
     JournalUnreadableError,
 )
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.logfile import RESERVE_SIZE, LogFile, Reserve
 from sfsd.logreplay import NO_ENTRY, Head, State
 from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark

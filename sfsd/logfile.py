@@ -22,7 +22,7 @@ from sfsd.errors import (
     JournalRefusedError,
     JournalUnreadableError,
 )
-from sfsd.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, Files
 
 RESERVE_SIZE = 16 * 1024 * 1024
 _CHUNK = 1 << 20

@@ -20,7 +20,7 @@ from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.fields import AtMost, Bytes32, Count, Principal
 from protocol.codec.merkle import HASH_SIZE, node_count
 from protocol.records.records import Record
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 _OFFSET_SIZE = 8
 _DIGEST_SIZE = 32

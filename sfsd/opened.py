@@ -16,7 +16,7 @@ from typing import Final
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
-from sfsd.handles import Share
+from sfsd.fs.descriptors import Share
 from sfsd.store import Blob
 
 HANDLES: Final = 1024

@@ -22,7 +22,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsd.changes import check_path
 from sfsd.errors import PackError, PathError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 MAGIC = b"sfs-pack"
 VERSION = 1

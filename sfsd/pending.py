@@ -18,7 +18,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import root
 from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
-from sfsd.handles import Share
+from sfsd.fs.descriptors import Share
 from sfsd.index import OwnerFiles
 from sfsd.staging import Staged
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sfsd.errors import RecoveryError
-from sfsd.files import Files
+from sfsd.fs.descriptors import Syncs
+from sfsd.fs.files import Files
 from sfsd.groups import Step
-from sfsd.handles import Syncs
 from sfsd.releasing import ROOM, Releasing
 
 MANY = 16

@@ -18,9 +18,9 @@ from protocol.log import auditlog
 from sfsd import packs
 from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
-from sfsd.files import Files
+from sfsd.fs.descriptors import refused
+from sfsd.fs.files import Files
 from sfsd.groups import Step
-from sfsd.handles import refused
 from sfsd.journal import Journal
 from sfsd.store import DirectoryStore
 

@@ -16,8 +16,8 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from sfsd.files import Files
-from sfsd.handles import quarter
+from sfsd.fs.descriptors import quarter
+from sfsd.fs.files import Files
 
 if sys.platform != "win32":
     import resource

@@ -17,7 +17,7 @@ from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.recovery import recover
 from sfsd.store import DirectoryStore

@@ -22,9 +22,9 @@ from sfsd import certificates
 from sfsd.changes import Change
 from sfsd.config import Limits
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
-from sfsd.files import Files
+from sfsd.fs.descriptors import allowed, quarter
+from sfsd.fs.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
-from sfsd.handles import allowed, quarter
 from sfsd.releasing import allow_handles
 from sfsd.root import locked, opened
 from sfsd.schedule import Schedule

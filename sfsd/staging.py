@@ -1,7 +1,7 @@
 """Uploads on their way in: one file in staging/ each, hashed piece by piece as it arrives.
 
 Pieces are hashed by pool threads side by side, and written one after the other. Their bytes go to
-the disk (`sfsd.direct`) or start on the way to it at once, so that the sync which a commit waits
+the disk (`sfsd.fs.direct_io`) or start on the way to it at once, so that the sync which a commit waits
 for is short. What lies in staging/ and no log entry names is dropped at the next start: an upload
 lives through a lost connection, not a lost daemon.
 """
@@ -18,10 +18,10 @@ from protocol.buffers.largefiles import LARGE
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
-from sfsd.direct import Direct
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
-from sfsd.files import Files
-from sfsd.handles import SharedHandle, Syncs, refused
+from sfsd.fs.descriptors import SharedHandle, Syncs, refused
+from sfsd.fs.direct_io import Direct
+from sfsd.fs.files import Files
 
 UPLOAD_ID_SIZE = 16
 MAX_PIECES = 1 << 24

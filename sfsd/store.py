@@ -20,11 +20,11 @@ from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from sfsd.changes import Change, check_path, digest_of, is_ciphertext
-from sfsd.direct import Direct, LastOpened
 from sfsd.errors import Absent
-from sfsd.files import FULL_DISK, Files
+from sfsd.fs.descriptors import SharedHandle, Syncs, refused
+from sfsd.fs.direct_io import Direct, LastOpened
+from sfsd.fs.files import FULL_DISK, Files
 from sfsd.groups import Builder, Prepared, abandon, drop_stage
-from sfsd.handles import SharedHandle, Syncs, refused
 from sfsd.placing import Placing
 from sfsd.staging import Staged
 

@@ -22,7 +22,7 @@ from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.documents import Documents
-from sfsd.handles import Share
+from sfsd.fs.descriptors import Share
 from sfsd.history import Histories
 from sfsd.inboxes import Inboxes
 from sfsd.index import Index

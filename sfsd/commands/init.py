@@ -10,7 +10,7 @@ import click
 from sfsd import certificates, config
 from sfsd.commands import parsed, root_option
 from sfsd.errors import ConfigError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 
 @click.command()

@@ -39,7 +39,7 @@ from protocol.wire.messages.session import VERSION, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.committer import Committer
 from sfsd.config import DAY, Config
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.recovery import recover
 from sfsd.service import Principal, Service

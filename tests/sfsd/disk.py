@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from random import Random
 
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from tests.sfsd.faults import Crash
 
 SECTOR = 512

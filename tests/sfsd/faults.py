@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 
 class Crash(BaseException):

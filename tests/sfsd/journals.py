@@ -10,7 +10,7 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import GENESIS, Draft, Entry
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.proofs import Consistency, Inclusion
 

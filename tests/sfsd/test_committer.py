@@ -24,7 +24,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreFullError,
 )
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.store import DirectoryStore
 from tests.sfsd import journals

@@ -7,7 +7,7 @@ import pytest
 
 from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.logfile import LogFile, Reserve
 from tests.sfsd.faults import FaultyFiles
 

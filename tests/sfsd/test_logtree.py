@@ -9,7 +9,7 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.merkle import Frontier
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
 from tests.sfsd.faults import FaultyFiles
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfsd.errors import Refused
-from sfsd.handles import Share
+from sfsd.fs.descriptors import Share
 from sfsd.opened import FILES, HANDLES, PER_FILE, Opened, OpenVersion
 from sfsd.store import DirectoryStore
 

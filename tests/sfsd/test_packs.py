@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sfsd import packs
 from sfsd.errors import PackError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.packs import Member
 
 # One member that stands in the pack and one that lies beside it, byte for byte.

@@ -10,7 +10,7 @@ import pytest
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
-from sfsd.handles import Share
+from sfsd.fs.descriptors import Share
 from sfsd.index import OwnerFiles
 from sfsd.pending import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
 from sfsd.staging import Staged

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.codec import merkle
 from sfsd.errors import JournalUnreadableError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.logtree import LogTree, Mark
 from sfsd.proofs import Consistency, Inclusion, Proofs
 

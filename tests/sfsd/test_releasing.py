@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfsd import releasing
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.releasing import Releasing, allow_handles, most_waiting
 from tests.waiting import until
 

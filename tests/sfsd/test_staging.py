@@ -19,8 +19,8 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.files import Files
-from sfsd.handles import Syncs
+from sfsd.fs.descriptors import Syncs
+from sfsd.fs.files import Files
 from sfsd.staging import FLOOR, MAX_PIECES, Staged
 from tests.sfsd.disk import Disk
 

@@ -23,7 +23,7 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.groups import Prepared
 from sfsd.store import DirectoryStore
 from tests.sfsd.disk import Disk

@@ -18,7 +18,7 @@ from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPa
 from protocol.wire.messages.uploads import PutSmall
 from sfsd.changes import Change
 from sfsd.config import DAY
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.opened import FILES, HANDLES
 from sfsd.operations.downloads import FIRST_BYTES
 from sfsd.world import OPERATIONS, Commit

@@ -21,7 +21,7 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, Files
 
 if sys.platform != "win32":
     import resource

@@ -17,10 +17,10 @@ from protocol.buffers.lending import PAGE, Lender
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import Draft
 from sfsd.changes import Adopt, Change, digest_of
-from sfsd.direct import SMALLEST, Direct, LastOpened
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
-from sfsd.files import Files
-from sfsd.handles import Syncs
+from sfsd.fs.descriptors import Syncs
+from sfsd.fs.direct_io import SMALLEST, Direct, LastOpened
+from sfsd.fs.files import Files
 from sfsd.staging import Staged
 from sfsd.store import Blob, DirectoryStore
 

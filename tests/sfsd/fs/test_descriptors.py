@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sfsd.config import Limits
-from sfsd.handles import Share, allowed
+from sfsd.fs.descriptors import Share, allowed
 from sfsd.releasing import most_waiting
 from sfsd.server import _within_handles
 

@@ -12,14 +12,14 @@ import pytest
 from protocol.log.auditlog import Draft
 from sfsd.changes import Change, Write
 from sfsd.errors import StoreFailedError
-from sfsd.files import Files
+from sfsd.fs.files import Files
 from sfsd.placing import MANY
 from sfsd.store import DirectoryStore
 
 if sys.platform != "linux":
     pytest.skip("syncfs is Linux's", allow_module_level=True)
 
-from sfsd import filesystem
+from sfsd.fs import syncfs
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def folder(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     """Nothing is remembered of the kernel of another test."""
-    filesystem._library.cache_clear()
+    syncfs._library.cache_clear()
     yield
-    filesystem._library.cache_clear()
+    syncfs._library.cache_clear()
 
 
 @pytest.mark.parametrize(("release", "told"), [("5.7.19", False), ("5.8.0", True), ("6.1", True)])
@@ -42,30 +42,30 @@ def test_a_kernel_that_does_not_tell_of_failures_is_not_asked(
     release: str, told: bool, monkeypatch: pytest.MonkeyPatch, forgetful: None
 ) -> None:
     monkeypatch.setattr(platform, "release", lambda: release)
-    assert (filesystem._library() is not None) is told
+    assert (syncfs._library() is not None) is told
 
 
 def test_a_file_system_that_is_not_known_is_not_asked(
     folder: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "_TRUSTED", frozenset[int]())
-    assert filesystem.sync(folder) is False
+    monkeypatch.setattr(syncfs, "_TRUSTED", frozenset[int]())
+    assert syncfs.sync(folder) is False
 
 
 def test_proc_is_not_trusted() -> None:
     handle = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        assert filesystem.sync(handle) is False
+        assert syncfs.sync(handle) is False
     finally:
         os.close(handle)
 
 
 def test_a_failure_is_raised(folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = filesystem._library()
+    found = syncfs._library()
     assert found is not None
-    monkeypatch.setattr(filesystem, "_type_of", lambda *_: filesystem._EXT)
+    monkeypatch.setattr(syncfs, "_type_of", lambda *_: syncfs._EXT)
     with pytest.raises(OSError) as raised:
-        filesystem.sync(-1)
+        syncfs.sync(-1)
     assert raised.value.errno == errno.EBADF
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.files import Files
+from sfsd.fs.files import Files
 
 
 class Faulty(Files):

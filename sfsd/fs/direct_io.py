@@ -22,8 +22,8 @@ from typing import Final
 from protocol.buffers.lending import PAGE, Lender
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
-from sfsd.files import Files
-from sfsd.handles import SharedHandle
+from sfsd.fs.descriptors import SharedHandle
+from sfsd.fs.files import Files
 
 SMALLEST: Final = 64 * 1024
 """Bytes of the shortest read that is worth a disk's answer of its own."""

@@ -25,7 +25,7 @@ from protocol.buffers import largefiles
 if sys.platform == "darwin":
     import fcntl
 elif sys.platform == "linux":
-    from sfsd import filesystem
+    from sfsd.fs import syncfs
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -166,7 +166,7 @@ class Files:
         bytes were lost.
         """
         if sys.platform == "linux":
-            return filesystem.sync(folder)
+            return syncfs.sync(folder)
         else:
             return False
 

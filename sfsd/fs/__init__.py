@@ -1,0 +1,1 @@
+"""System calls: files, durability, descriptors, direct I/O."""
