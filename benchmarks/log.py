@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.log.auditlog import Draft
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.journal import Journal
 from sfsd.proofs import Consistency
 from sfsd.store import DirectoryStore
@@ -44,7 +44,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def open_journal(root: Path) -> Journal:
-    keys = certificates.load(root / "keys")
+    keys = server_keys.load(root / "keys")
     return Journal(root / "logs", keys.log_key, keys.origin)
 
 

@@ -23,10 +23,10 @@ from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.accounts import Account, AccountsPage, UserList
 from protocol.wire.messages.session import VERSION, Login, Session, Welcome
-from sfsd import certificates
-from sfsd.certificates import Keys
+from sfsd import server_keys
+from sfsd.datadir import locked, opened
 from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError
-from sfsd.root import locked, opened
+from sfsd.server_keys import Keys
 from sfsd.service import Access, Principal, Service
 
 SECONDS: Final = 30.0
@@ -127,7 +127,7 @@ def _reachable(host: str, port: int) -> tuple[str, int]:
 
 
 def _talk(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
-    known = certificates.load(root / "keys")
+    known = server_keys.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # No authority vouches for the peer: it must show the very key that this root's statement names.
@@ -144,7 +144,7 @@ def _talk(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list
 
 def _shown_spki(tls: ssl.SSLSocket) -> bytes | None:
     try:
-        return certificates.spki_sha256(tls.getpeercert(binary_form=True) or b"")
+        return server_keys.spki_sha256(tls.getpeercert(binary_form=True) or b"")
     except ValueError:
         return None
 
@@ -174,7 +174,7 @@ class _Client:
             user=OPERATOR,
             generation=GENERATION,
         )
-        signature = certificates.operator_key(root / "keys").sign(Label.LOGIN, body)
+        signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
         reply = _granted(self._call(Login(VERSION, OPERATOR, GENERATION, 0, signature)))
         if not isinstance(reply, Session):
             raise UnreachableError("the daemon does not open a session")

@@ -18,15 +18,15 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
 from protocol.records.invitation import format_address, parse_address
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.changes import Change
 from sfsd.config import Limits
+from sfsd.datadir import locked, opened
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
 from sfsd.releasing import allow_handles
-from sfsd.root import locked, opened
 from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Session
@@ -267,8 +267,8 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """
     allow_handles()
     with locked(root), opened(root) as world:
-        tls = certificates.load(root / "keys").tls_context()
-        if exposed := certificates.exposed(root / "keys"):
+        tls = server_keys.load(root / "keys").tls_context()
+        if exposed := server_keys.exposed(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
         # What is loaded by now stays; and of what requests leave, hardly anything is in cycles.
         gc.freeze()

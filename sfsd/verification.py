@@ -20,7 +20,7 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Entry
 from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.logreplay import stored_checkpoint
 
@@ -222,7 +222,7 @@ class _Leaves:
 
 def _signed(root: Path) -> checkpoint.Checkpoint:
     """The stored checkpoint, of size 0 where there is none."""
-    vkey = ServerStatement.parse(certificates.read_statement(root / "keys")[0]).log_vkey
+    vkey = ServerStatement.parse(server_keys.read_statement(root / "keys")[0]).log_vkey
     try:
         return stored_checkpoint(root / "logs" / "checkpoint", Verifier.parse(vkey))
     except OSError as exc:

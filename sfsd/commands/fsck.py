@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from sfsd.commands import answer, answer_json, json_option, root_option
+from sfsd.datadir import locked
 from sfsd.errors import FoundDamageError
 from sfsd.fsck import Fsck
-from sfsd.root import locked
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sfsd import certificates, config
+from sfsd import config, server_keys
 from sfsd.commands import parsed, root_option
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
@@ -33,7 +33,7 @@ def command(root: Path, public: str | None) -> None:
     # One by one: a parent that is made in passing gets other rights than 0700.
     for name in ("", "keys", "staging", "run", "logs", "store", "store/users"):
         files.make_folder(root / name)
-    keys = certificates.create(root / "keys", int(time.time()), files)
+    keys = server_keys.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is no root, so an init that was cut is never served.
     files.replace_durable(settings, config.initial_text(public or "").encode())
     click.echo(keys.server_id.hex())

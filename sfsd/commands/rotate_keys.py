@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.commands import answer, root_option
-from sfsd.root import locked
+from sfsd.datadir import locked
 
 
 @click.command()
@@ -23,6 +23,6 @@ def command(root: Path, which: str) -> None:
     """
     with locked(root):
         now = int(time.time())
-        renew = certificates.renew_tls if which == "tls" else certificates.renew_log
+        renew = server_keys.renew_tls if which == "tls" else server_keys.renew_log
         keys = renew(root / "keys", now)
         answer(f"statement {keys.n} names the new {which} key")

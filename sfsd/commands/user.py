@@ -18,7 +18,7 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from sfsd import administration, certificates
+from sfsd import administration, server_keys
 from sfsd.commands import (
     answer,
     answer_json,
@@ -65,7 +65,7 @@ def add(name: str, root: Path, quota: int | None, expires: int) -> None:
     """
     config = Config.load(root)
     host, port = parse_address(_public_address(root, config))
-    pin = certificates.load(root / "keys").server_id
+    pin = server_keys.load(root / "keys").server_id
     invitation = Invitation(host, port, name, pin, secrets.token_bytes(TOKEN_SIZE))
     request = UserAdd(
         user=name,

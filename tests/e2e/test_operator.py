@@ -16,8 +16,8 @@ import pytest
 import sfsc
 from protocol.records.invitation import parse_invitation
 from sfsc.errors import SfscError
-from sfsd import certificates
-from sfsd.root import locked
+from sfsd import server_keys
+from sfsd.datadir import locked
 from tests.e2e.accounts import new_root
 from tests.harness import Client, CommandFailed, Daemon, Result
 
@@ -197,15 +197,15 @@ def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
 def test_another_tls_key_is_stated_and_clients_go_on(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    before = certificates.load(daemon.root / "keys")
-    certificates.create(tmp_path / "new", int(time.time()))
+    before = server_keys.load(daemon.root / "keys")
+    server_keys.create(tmp_path / "new", int(time.time()))
     for name in ("tls.key", "tls.crt"):
         (daemon.root / "keys" / name).write_bytes((tmp_path / "new" / name).read_bytes())
     alice.run("ls")
     blames(daemon.run("status", code=1), "restart")
     daemon.stop()
     daemon.start()
-    assert certificates.load(daemon.root / "keys").spki_sha256 != before.spki_sha256
+    assert server_keys.load(daemon.root / "keys").spki_sha256 != before.spki_sha256
     alice.run("ls")
     daemon.run("status")
     daemon.run("audit", "verify")

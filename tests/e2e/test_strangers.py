@@ -22,7 +22,7 @@ from protocol.wire.messages.uploads import PutOpen
 from sfsc.home import open_state
 from sfsc.keyring import KeyringFile
 from sfsc.session import Session
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.pending import PER_USER
 from tests.harness import PASSPHRASE, Client, Daemon, command
 from tests.wire import GONE, Wire, any_server
@@ -155,8 +155,8 @@ def test_a_flood_from_one_address_stops_nobody_else(guarded: Daemon, carol: Clie
 
 
 def test_logged_in_connections_of_one_address_are_capped(guarded: Daemon) -> None:
-    keys = certificates.load(guarded.root / "keys")
-    key = certificates.operator_key(guarded.root / "keys")
+    keys = server_keys.load(guarded.root / "keys")
+    key = server_keys.operator_key(guarded.root / "keys")
 
     async def enter() -> Wire:
         wire = await Wire.welcomed(guarded.address)
@@ -185,7 +185,7 @@ def test_logged_in_connections_of_one_address_are_capped(guarded: Daemon) -> Non
 
 
 def test_refused_logins_are_logged_together(guarded: Daemon) -> None:
-    keys = certificates.load(guarded.root / "keys")
+    keys = server_keys.load(guarded.root / "keys")
 
     async def refuse() -> None:
         async with await Wire.welcomed(guarded.address) as wire:
@@ -221,7 +221,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
     keyring = KeyringFile.open(carol.home / "keyring", PASSPHRASE).contents
     assert keyring.current is not None
     key = SigningKey.from_seed(keyring.current.sign_seed)
-    spki = certificates.load(guarded.root / "keys").spki_sha256
+    spki = server_keys.load(guarded.root / "keys").spki_sha256
 
     async def run() -> None:
         async with await Wire.welcomed(guarded.address) as wire:

@@ -14,8 +14,8 @@ import pytest
 
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
-from sfsd import certificates
 from sfsd import server as server_module
+from sfsd import server_keys
 from sfsd.config import Config, Limits
 from sfsd.errors import ListenError
 from sfsd.server import Server
@@ -36,7 +36,7 @@ HERE = "127.0.0.1:0"
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     folder = tmp_path_factory.mktemp("keys") / "keys"
-    return certificates.create(folder, 1_800_000_000).tls_context()
+    return server_keys.create(folder, 1_800_000_000).tls_context()
 
 
 @pytest.fixture

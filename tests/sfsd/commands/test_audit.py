@@ -15,7 +15,7 @@ from protocol.log import auditlog
 from protocol.log.checkpoint import Verifier, verify
 from protocol.records.records import ServerStatement
 from protocol.wire.messages.accounts import UserAccess, UserAdd
-from sfsd import administration, certificates
+from sfsd import administration, server_keys
 from tests.sfsd.rewriting import rewritten
 
 Sfsd = Callable[..., Any]
@@ -107,7 +107,7 @@ def test_lines_as_they_come(log: Path, root: Path) -> None:
 def test_the_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
     note = sfsd("audit", "checkpoint").out.encode()
     told = json.loads(sfsd("audit", "verify", "--json").out)
-    statement = certificates.read_statement(root / "keys")[0]
+    statement = server_keys.read_statement(root / "keys")[0]
     verifier = Verifier.parse(ServerStatement.parse(statement).log_vkey)
     point = verify(note, verifier)
     assert (point.size, point.root.hex()) == (told["entries"], told["root"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.config import Config
 
 Sfsd = Callable[..., Any]
@@ -22,7 +22,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_new_root(tmp_path: Path, sfsd: Sfsd) -> None:
     root = tmp_path / "new"
     answer = sfsd("init", "--root", root, "--public", "[2001:db8::1]:7373")
-    assert answer.lines == [certificates.load(root / "keys").server_id.hex()]
+    assert answer.lines == [server_keys.load(root / "keys").server_id.hex()]
     assert Config.load(root).public == "[2001:db8::1]:7373"
     folders = {path.name for path in root.iterdir()}
     assert folders == {"keys", "staging", "store", "run", "logs", "sfsd.toml"}

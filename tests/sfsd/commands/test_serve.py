@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfsd.root import locked
+from sfsd.datadir import locked
 
 Sfsd = Callable[..., Any]
 

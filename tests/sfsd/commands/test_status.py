@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sfsd.root import locked
+from sfsd.datadir import locked
 
 Sfsd = Callable[..., Any]
 

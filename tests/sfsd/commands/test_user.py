@@ -13,9 +13,9 @@ import pytest
 
 from protocol.records.invitation import parse_invitation
 from protocol.wire.messages.accounts import UserAdd
-from sfsd import administration, certificates
+from sfsd import administration, server_keys
 from sfsd.config import DAY
-from sfsd.root import locked
+from sfsd.datadir import locked
 
 Sfsd = Callable[..., Any]
 
@@ -32,7 +32,7 @@ def test_an_invitation_and_nothing_else(root: Path, sfsd: Sfsd) -> None:
     assert (len(answer.lines), answer.err) == (1, "")
     invitation = parse_invitation(answer.out)
     assert (invitation.host, invitation.port, invitation.user) == ("files.example", 7373, "ada")
-    assert invitation.pin == certificates.load(root / "keys").server_id
+    assert invitation.pin == server_keys.load(root / "keys").server_id
     assert len(invitation.token) == 32
 
 

@@ -11,8 +11,7 @@ from filelock import FileLock, Timeout
 
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import Draft
-from sfsd import certificates
-from sfsd.certificates import Keys
+from sfsd import server_keys
 from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.config import Config
@@ -20,6 +19,7 @@ from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.journal import Journal
 from sfsd.recovery import recover
+from sfsd.server_keys import Keys
 from sfsd.store import DirectoryStore
 from sfsd.world import Identity, World
 
@@ -64,7 +64,7 @@ def opened(
     """
     files = files or Files()
     config = Config.load(root)
-    keys = certificates.restate(root / "keys", int(clock()), files)
+    keys = server_keys.restate(root / "keys", int(clock()), files)
     journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)
     try:
         _check_mounted(root, journal)

@@ -9,11 +9,11 @@ import pytest
 from protocol.log.auditlog import Draft
 from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.changes import Change
 from sfsd.cli import main
+from sfsd.datadir import STATED, locked, opened
 from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
-from sfsd.root import STATED, locked, opened
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_successor_is_logged_too(root: Path) -> None:
 def new_key(root: Path) -> None:
     """Another TLS key and certificate, taken from a root of its own."""
     other = root.with_name("other")
-    certificates.create(other, 1_800_000_000)
+    server_keys.create(other, 1_800_000_000)
     for name in ("tls.key", "tls.crt"):
         (root / "keys" / name).write_bytes((other / name).read_bytes())
 

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import Label, SigningKey, verify
-from sfsd import certificates
+from sfsd import server_keys
 from sfsd.errors import ConfigError
 
 NOW = 1_800_000_000
@@ -29,7 +29,7 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    certificates.create(tmp_path / "keys", NOW)
+    server_keys.create(tmp_path / "keys", NOW)
     return tmp_path / "keys"
 
 
@@ -95,7 +95,7 @@ def replace_tls(
 
 
 def test_what_is_made(folder: Path) -> None:
-    keys = certificates.load(folder)
+    keys = server_keys.load(folder)
     assert {path.name for path in folder.iterdir()} == FILES
     if os.name == "posix":
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -106,13 +106,13 @@ def test_what_is_made(folder: Path) -> None:
     assert keys.server_id == server_id(statement.server_pub)
     assert keys.origin == f"sfs/{keys.server_id.hex()}"
     assert statement.log_vkey == Verifier(keys.origin, keys.log_key.public).vkey
-    assert certificates.operator_key(folder).public == keys.operator_public
+    assert server_keys.operator_key(folder).public == keys.operator_public
     seeds = {(folder / f"{name}.key").read_text() for name in ("server", "log", "operator")}
     assert len(seeds) == 3
 
 
 def test_two_roots_are_two_servers(tmp_path: Path) -> None:
-    one, two = (certificates.create(tmp_path / name, NOW) for name in ("one", "two"))
+    one, two = (server_keys.create(tmp_path / name, NOW) for name in ("one", "two"))
     assert one.server_id != two.server_id
     assert one.spki_sha256 != two.spki_sha256
 
@@ -120,16 +120,16 @@ def test_two_roots_are_two_servers(tmp_path: Path) -> None:
 def test_keys_are_never_overwritten(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ConfigError):
-        certificates.create(folder, NOW)
+        server_keys.create(folder, NOW)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_tls_shows_the_key_that_is_stated(folder: Path) -> None:
-    keys = certificates.load(folder)
+    keys = server_keys.load(folder)
     session = handshake(keys.tls_context(), trusting())
     shown = session.getpeercert(binary_form=True)
     assert shown is not None
-    assert certificates.spki_sha256(shown) == keys.spki_sha256
+    assert server_keys.spki_sha256(shown) == keys.spki_sha256
     assert session.version() == "TLSv1.3"
     assert keys.tls_context().num_tickets == 0
 
@@ -138,7 +138,7 @@ def test_older_tls_is_refused(folder: Path) -> None:
     client = trusting()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
-        handshake(certificates.load(folder).tls_context(), client)
+        handshake(server_keys.load(folder).tls_context(), client)
 
 
 def test_the_certificate_does_not_expire(folder: Path) -> None:
@@ -148,25 +148,25 @@ def test_the_certificate_does_not_expire(folder: Path) -> None:
 
 
 def test_a_certificate_for_the_same_key_changes_nothing(folder: Path) -> None:
-    before = certificates.load(folder)
+    before = server_keys.load(folder)
     replace_tls(folder)
-    assert certificates.restate(folder, NOW + 5).statement == before.statement
+    assert server_keys.restate(folder, NOW + 5).statement == before.statement
     shown = handshake(before.tls_context(), trusting()).getpeercert()
     assert shown == {}, "not verified, so not shown parsed"
 
 
 def test_a_certificate_for_another_key_is_stated(folder: Path) -> None:
-    before = certificates.load(folder)
+    before = server_keys.load(folder)
     shown = replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
-        certificates.load(folder)
-    after = certificates.restate(folder, NOW + 5)
+        server_keys.load(folder)
+    after = server_keys.restate(folder, NOW + 5)
     statement = ServerStatement.parse(after.statement)
     assert (statement.n, statement.created) == (2, NOW + 5)
     assert after.server_id == before.server_id
-    assert after.spki_sha256 == certificates.spki_sha256(shown)
+    assert after.spki_sha256 == server_keys.spki_sha256(shown)
     assert after.spki_sha256 != before.spki_sha256
-    assert certificates.restate(folder, NOW + 9).statement == after.statement
+    assert server_keys.restate(folder, NOW + 9).statement == after.statement
     handshake(after.tls_context(), trusting())
 
 
@@ -174,7 +174,7 @@ def test_another_log_key_is_refused(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     (folder / "log.key").write_text(SigningKey.generate().seed.hex())
     with pytest.raises(ConfigError) as caught:
-        certificates.restate(folder, NOW)
+        server_keys.restate(folder, NOW)
     assert "log.key" in caught.value.cause
     assert (folder / "server.statement").read_bytes() == before
 
@@ -183,24 +183,24 @@ def test_a_certificate_without_its_key_is_not_stated(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate(), with_key=False)
     with pytest.raises(ConfigError):
-        certificates.restate(folder, NOW)
+        server_keys.restate(folder, NOW)
     assert (folder / "server.statement").read_bytes() == before
 
 
 def test_the_server_key_may_be_elsewhere(folder: Path) -> None:
-    before = certificates.load(folder)
+    before = server_keys.load(folder)
     (folder / "server.key").unlink()
-    assert certificates.restate(folder, NOW).statement == before.statement
+    assert server_keys.restate(folder, NOW).statement == before.statement
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
-        certificates.restate(folder, NOW)
+        server_keys.restate(folder, NOW)
 
 
 def test_another_servers_key_states_nothing(folder: Path) -> None:
     (folder / "server.key").write_text(SigningKey.generate().seed.hex())
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
-        certificates.restate(folder, NOW)
+        server_keys.restate(folder, NOW)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"server.key", "operator.key", "tls.key"}))
@@ -212,7 +212,7 @@ def test_a_broken_file_is_named_and_not_quoted(
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        certificates.load(folder)
+        server_keys.load(folder)
     assert name in caught.value.cause
     assert "rubbish" not in caught.value.cause
     assert caught.value.hint
@@ -221,9 +221,9 @@ def test_a_broken_file_is_named_and_not_quoted(
 @pytest.mark.parametrize("name", ["operator.key", "tls.key"])
 def test_keys_that_are_read_when_used(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"secret-rubbish")
-    keys = certificates.load(folder)
+    keys = server_keys.load(folder)
     with pytest.raises(ConfigError) as caught:
-        _ = certificates.operator_key(folder) if name == "operator.key" else keys.tls_context()
+        _ = server_keys.operator_key(folder) if name == "operator.key" else keys.tls_context()
     assert "rubbish" not in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_a_statement_is_verified_before_it_is_used(folder: Path) -> None:
     lines = (folder / "server.statement").read_bytes().split()
     (folder / "server.statement").write_bytes(lines[0] + b"\n" + lines[1][:-8] + b"AAAAAA==\n")
     with pytest.raises(ConfigError):
-        certificates.load(folder)
+        server_keys.load(folder)
 
 
 @pytest.mark.parametrize("left", [b"", bytes(200)])
@@ -239,18 +239,18 @@ def test_a_log_key_is_taken_over_where_a_power_loss_left_no_checkpoint(
     folder: Path, left: bytes
 ) -> None:
     """The daemon starts without one, so it must after the key was replaced too."""
-    before = certificates.load(folder)
+    before = server_keys.load(folder)
     logs = folder.parent / "logs"
     logs.mkdir()
     (logs / "checkpoint").write_bytes(left)
-    after = certificates.renew_log(folder, NOW + 5)
+    after = server_keys.renew_log(folder, NOW + 5)
     assert (after.n, after.log_key.public != before.log_key.public) == (2, True)
-    assert certificates.restate(folder, NOW + 9).statement == after.statement
+    assert server_keys.restate(folder, NOW + 9).statement == after.statement
 
 
-@pytest.mark.parametrize("renew", [certificates.renew_log, certificates.renew_tls])
+@pytest.mark.parametrize("renew", [server_keys.renew_log, server_keys.renew_tls])
 def test_without_the_server_key_nothing_is_replaced(
-    folder: Path, renew: Callable[[Path, int], certificates.Keys]
+    folder: Path, renew: Callable[[Path, int], server_keys.Keys]
 ) -> None:
     """Else the next start would need it as well."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -262,7 +262,7 @@ def test_without_the_server_key_nothing_is_replaced(
             renew(folder, NOW + 5)
         left = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert {**left, "server.key": before["server.key"]} == before
-        certificates.restate(folder, NOW + 9).tls_context()
+        server_keys.restate(folder, NOW + 9).tls_context()
 
 
 def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
@@ -270,15 +270,15 @@ def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
     known, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
     assert known in der
     with pytest.raises(ValueError, match="kind"):
-        certificates.spki_sha256(der.replace(known, unknown))
+        server_keys.spki_sha256(der.replace(known, unknown))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="rights of another kind")
 def test_keys_that_others_may_read(folder: Path) -> None:
-    assert certificates.exposed(folder) == []
+    assert server_keys.exposed(folder) == []
     (folder / "log.key").chmod(0o644)
     (folder / "tls.key").chmod(0o640)
     (folder / "tls.crt").chmod(0o644)
-    assert certificates.exposed(folder) == []  # nobody gets into the folder
+    assert server_keys.exposed(folder) == []  # nobody gets into the folder
     folder.chmod(0o755)
-    assert certificates.exposed(folder) == ["log.key", "tls.key"]
+    assert server_keys.exposed(folder) == ["log.key", "tls.key"]
