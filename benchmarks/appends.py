@@ -18,7 +18,7 @@ from protocol.records.signatures import SigningKey
 from sfsd.changes import Change
 from sfsd.committer import Committer
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.store import DirectoryStore
 
 CLIENTS: Final = 64

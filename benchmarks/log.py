@@ -20,10 +20,10 @@ from pathlib import Path
 
 from protocol.log.auditlog import Draft
 from sfsd import server_keys
-from sfsd.journal import Journal
-from sfsd.proofs import Consistency
+from sfsd.log.journal import Journal
+from sfsd.log.proofs import Consistency
+from sfsd.log.verify import verify_links, verify_log
 from sfsd.store import DirectoryStore
-from sfsd.verification import verify_links, verify_log
 from tests.harness import Daemon
 
 ENTRIES = int(os.environ.get("BENCH_ENTRIES", "1000000"))

@@ -31,7 +31,7 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import FULL_DISK
 from sfsd.groups import Prepared
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.store import DirectoryStore
 
 MAX_GROUP = 256

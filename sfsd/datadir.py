@@ -17,7 +17,7 @@ from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.recovery import recover
 from sfsd.server_keys import Keys
 from sfsd.store import DirectoryStore

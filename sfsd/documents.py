@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 from protocol.codec.values import Value, changed
 from sfsd.changes import Write
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
-from sfsd.journal import Journal
 from sfsd.layout import (
     Account,
     Sidecar,
@@ -26,6 +25,7 @@ from sfsd.layout import (
     parse_statements,
     read_sidecar,
 )
+from sfsd.log.journal import Journal
 from sfsd.paths import account_path, statements_path
 from sfsd.store import DirectoryStore
 

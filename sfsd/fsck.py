@@ -24,9 +24,9 @@ from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.files import Files
 from sfsd.layout import StoredStatement, encode_statements, parse_sidecar
+from sfsd.log.verify import verify_log
 from sfsd.placing import Placing
 from sfsd.recovery import Stage, Wanted
-from sfsd.verification import verify_log
 
 STRAY: Final = "stray"
 """Folder in the root that takes what the log knows nothing of."""

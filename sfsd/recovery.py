@@ -21,7 +21,7 @@ from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
 from sfsd.fs.descriptors import refused
 from sfsd.fs.files import Files
 from sfsd.groups import Step
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.store import DirectoryStore
 
 _STAGE = re.compile(r"[0-9a-f]{32}")

@@ -26,7 +26,7 @@ from sfsd.fs.descriptors import Share
 from sfsd.history import Histories
 from sfsd.inboxes import Inboxes
 from sfsd.index import Index
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.opened import Opened
 from sfsd.pending import Uploads
 from sfsd.refusals import RefusalLog

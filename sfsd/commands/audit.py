@@ -18,7 +18,7 @@ from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd import administration
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.errors import JournalDamagedError, RequestRefusedError
-from sfsd.verification import complete_lines, verify_links, verify_log
+from sfsd.log.verify import complete_lines, verify_links, verify_log
 
 _STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
 _STEP_FACTS: Final = ("generation", "reason", "files")

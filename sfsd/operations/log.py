@@ -18,7 +18,7 @@ from protocol.wire.messages.log import (
     LogProven,
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
-from sfsd.proofs import Consistency, Inclusion
+from sfsd.log.proofs import Consistency, Inclusion
 from sfsd.world import EVERYONE, Access, Principal, World, operation
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})

@@ -22,8 +22,8 @@ from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.changes import Change, Write
 from sfsd.errors import Refused
 from sfsd.layout import StoredStatement, encode_statements
+from sfsd.log.proofs import Consistency
 from sfsd.paths import account_path, bundle_path, statements_path
-from sfsd.proofs import Consistency
 from sfsd.world import EVERYONE, Access, Commit, Principal, World, draft, operation
 
 Opening = tuple[Principal, Session]

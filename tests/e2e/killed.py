@@ -28,8 +28,8 @@ from sfsc.state import State
 from sfsc.transport import Transport
 from sfsd import cli
 from sfsd.committer import Committer
-from sfsd.journal import Journal
-from sfsd.logfile import LogFile
+from sfsd.log.file import LogFile
+from sfsd.log.journal import Journal
 from sfsd.store import DirectoryStore
 
 BATCH = 3

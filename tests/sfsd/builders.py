@@ -40,7 +40,7 @@ from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, U
 from sfsd.committer import Committer
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.recovery import recover
 from sfsd.service import Principal, Service
 from sfsd.store import DirectoryStore

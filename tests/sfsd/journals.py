@@ -11,8 +11,8 @@ from protocol.log.auditlog import GENESIS, Draft, Entry
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
-from sfsd.proofs import Consistency, Inclusion
+from sfsd.log.journal import Journal
+from sfsd.log.proofs import Consistency, Inclusion
 
 KEY = SigningKey.from_seed(bytes(32))
 ORIGIN = checkpoint.origin_of(bytes(32))

@@ -25,7 +25,7 @@ from sfsd.errors import (
     StoreFullError,
 )
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.store import DirectoryStore
 from tests.sfsd import journals
 from tests.sfsd.worlds import check_start, stored

@@ -43,7 +43,7 @@ from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, Version
 from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.fsck import Fsck
-from sfsd.verification import verify_log
+from sfsd.log.verify import verify_log
 from tests.conftest import FUZZ_EXAMPLES
 from tests.sfsd.builders import (
     SERVER_KEY,

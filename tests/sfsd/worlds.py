@@ -14,7 +14,7 @@ from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.committer import CommitPoint, Submitted
 from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from sfsd.recovery import Recovered, recover
 from sfsd.store import DirectoryStore
 from tests.sfsd import journals

@@ -20,7 +20,7 @@ from protocol.log import auditlog
 from protocol.wire.messages.accounts import UserAdd
 from sfsd import administration
 from sfsd.errors import JournalDamagedError
-from sfsd.verification import verify_links
+from sfsd.log.verify import verify_links
 from tests.sfsd.rewriting import rewritten
 
 ENTRIES = 50

@@ -15,7 +15,7 @@ from protocol.codec import merkle
 from protocol.log import checkpoint
 from protocol.records.signatures import SigningKey
 from sfsd.errors import JournalDamagedError, JournalFailedError
-from sfsd.journal import Journal
+from sfsd.log.journal import Journal
 from tests.sfsd.faults import Crash, FaultyFiles
 from tests.sfsd.journals import KEY, ORIGIN, check, draft, drafts, open_journal
 

@@ -17,8 +17,8 @@ from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Entry
 from sfsd.errors import JournalDamagedError
-from sfsd.logfile import LogFile
-from sfsd.logtree import LogTree, Mark
+from sfsd.log.file import LogFile
+from sfsd.log.tree import LogTree, Mark
 
 Head = tuple[int, bytes]
 """Of an account: how many entries it has, and the last one's hash (`GENESIS` for none)."""

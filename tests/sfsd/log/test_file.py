@@ -8,7 +8,7 @@ import pytest
 from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
 from sfsd.fs.files import Files
-from sfsd.logfile import LogFile, Reserve
+from sfsd.log.file import LogFile, Reserve
 from tests.sfsd.faults import FaultyFiles
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from protocol.codec import merkle
 from protocol.codec.values import Value
 from sfsd.errors import JournalUnreadableError
-from sfsd.logtree import LogTree
+from sfsd.log.tree import LogTree
 
 _NODES: Final = 4096
 """Nodes of the tree kept in memory, 32 bytes each."""

@@ -10,7 +10,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.merkle import Frontier
 from sfsd.fs.files import Files
-from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, Mark
 from tests.sfsd.faults import FaultyFiles
 
 HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(70)]

@@ -22,7 +22,7 @@ from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement
 from sfsd import server_keys
 from sfsd.errors import ConfigError, JournalDamagedError
-from sfsd.logreplay import stored_checkpoint
+from sfsd.log.replay import stored_checkpoint
 
 _PART: Final = 16 * 1024 * 1024
 """Bytes of the log that are verified at a time."""

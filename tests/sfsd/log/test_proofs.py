@@ -10,8 +10,8 @@ import pytest
 from protocol.codec import merkle
 from sfsd.errors import JournalUnreadableError
 from sfsd.fs.files import Files
-from sfsd.logtree import LogTree, Mark
-from sfsd.proofs import Consistency, Inclusion, Proofs
+from sfsd.log.proofs import Consistency, Inclusion, Proofs
+from sfsd.log.tree import LogTree, Mark
 
 SIZE = 37
 HASHES = [hashlib.sha256(b"%d" % number).digest() for number in range(SIZE)]

@@ -25,7 +25,6 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import Draft, Entry
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import Receipt
-from sfsd import logreplay
 from sfsd.errors import (
     EntryTooLongError,
     JournalDamagedError,
@@ -36,10 +35,11 @@ from sfsd.errors import (
     JournalUnreadableError,
 )
 from sfsd.fs.files import Files
-from sfsd.logfile import RESERVE_SIZE, LogFile, Reserve
-from sfsd.logreplay import NO_ENTRY, Head, State
-from sfsd.logtree import MAX_ACCOUNTS, LogTree, Mark
-from sfsd.proofs import Consistency, Inclusion, Proofs
+from sfsd.log import replay
+from sfsd.log.file import RESERVE_SIZE, LogFile, Reserve
+from sfsd.log.proofs import Consistency, Inclusion, Proofs
+from sfsd.log.replay import NO_ENTRY, Head, State
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, Mark
 
 _log = logging.getLogger(__name__)
 _MARK_EVERY = 4096
@@ -91,8 +91,8 @@ class Journal:
         self._tree = LogTree(folder / "tree", self._files)
         try:
             verifier = checkpoint.Verifier(origin, key.public)
-            signed = logreplay.stored_checkpoint(folder / "checkpoint", verifier)
-            found = logreplay.replay(self._file, self._tree, signed)
+            signed = replay.stored_checkpoint(folder / "checkpoint", verifier)
+            found = replay.replay(self._file, self._tree, signed)
             self._file.cut(found.state.end)
             self._files.sync_folder(folder)
         except (JournalError, OSError):
@@ -310,7 +310,7 @@ class Journal:
 
     def _verify(self, upto: State, stop: threading.Event | None) -> None:
         try:
-            differences = logreplay.compare(self._file, self._tree, upto, stop or threading.Event())
+            differences = replay.compare(self._file, self._tree, upto, stop or threading.Event())
             for difference in differences:
                 self._tree.mend(*difference)
                 self._proofs.forget()

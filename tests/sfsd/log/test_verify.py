@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.wire.messages.accounts import UserAdd
-from sfsd import administration, verification
+from sfsd import administration
 from sfsd.cli import main
 from sfsd.errors import ConfigError, JournalDamagedError
-from sfsd.verification import complete_lines, verify_links, verify_log
+from sfsd.log import verify
+from sfsd.log.verify import complete_lines, verify_links, verify_log
 from tests.sfsd.rewriting import rewritten
 
 ENTRIES = 40
@@ -51,8 +52,8 @@ def verdict(root: Path, *, strict: bool) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("part", [1, 700, 5_000, 1 << 24])
 def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_PART", part)
-    monkeypatch.setattr(verification, "_FEW", 10**6)
+    monkeypatch.setattr(verify, "_PART", part)
+    monkeypatch.setattr(verify, "_FEW", 10**6)
     assert verdict(root, strict=False) == verdict(root, strict=True)
     assert verify_links(root).entries == ENTRIES
     # What is being written behind the last newline is not looked at.
@@ -61,8 +62,8 @@ def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.Monk
 
 
 def test_on_several_processors(root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_PART", 4_000)
-    monkeypatch.setattr(verification, "_FEW", 0)
+    monkeypatch.setattr(verify, "_PART", 4_000)
+    monkeypatch.setattr(verify, "_FEW", 0)
     assert verdict(root, strict=False) == verdict(root, strict=True)
     changed = bytearray(log)
     changed[len(log) // 2] ^= 1
@@ -99,8 +100,8 @@ def test_the_same_verdict_whatever_was_done(root: Path, log: bytes, part: int, s
             changed = b"".join(lines)
     (root / "logs" / "audit.jsonl").write_bytes(changed)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification, "_PART", part)
-        patched.setattr(verification, "_FEW", 10**6)
+        patched.setattr(verify, "_PART", part)
+        patched.setattr(verify, "_FEW", 10**6)
         found = verdict(root, strict=False)
     assert found == verdict(root, strict=True)
     assert found[0] == "damaged" or changed == log

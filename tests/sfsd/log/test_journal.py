@@ -25,8 +25,8 @@ from sfsd.errors import (
     JournalRangeError,
     JournalRefusedError,
 )
-from sfsd.journal import Journal
-from sfsd.proofs import Consistency, Inclusion
+from sfsd.log.journal import Journal
+from sfsd.log.proofs import Consistency, Inclusion
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal
 
