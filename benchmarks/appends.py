@@ -15,11 +15,11 @@ from typing import Final
 from benchmarks.measure import Work
 from protocol.log.auditlog import Draft
 from protocol.records.signatures import SigningKey
-from sfsd.changes import Change
-from sfsd.committer import Committer
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change
+from sfsd.storage.committer import Committer
+from sfsd.storage.store import DirectoryStore
 
 CLIENTS: Final = 64
 ENTRIES: Final = 20_000

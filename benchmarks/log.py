@@ -23,7 +23,7 @@ from sfsd import server_keys
 from sfsd.log.journal import Journal
 from sfsd.log.proofs import Consistency
 from sfsd.log.verify import verify_links, verify_log
-from sfsd.store import DirectoryStore
+from sfsd.storage.store import DirectoryStore
 from tests.harness import Daemon
 
 ENTRIES = int(os.environ.get("BENCH_ENTRIES", "1000000"))

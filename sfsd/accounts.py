@@ -27,9 +27,9 @@ from sfsd.config import DAY, Rotation
 from sfsd.documents import Document, Documents
 from sfsd.errors import Refused, require
 from sfsd.index import Index
-from sfsd.layout import Account, StoredStatement
 from sfsd.ledger import Ledger
-from sfsd.paths import account_path, statements_path
+from sfsd.storage.json_files import Account, StoredStatement
+from sfsd.storage.paths import account_path, statements_path
 
 MAX_LIFE: Final = 730 * DAY
 """Seconds; with one day the clamp of `due` and `expires` (DESIGN section 3)."""

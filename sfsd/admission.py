@@ -30,8 +30,8 @@ from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require
 from sfsd.index import OwnerFiles
-from sfsd.layout import Sidecar, record_of
-from sfsd.paths import VersionPaths, statements_path
+from sfsd.storage.json_files import Sidecar, record_of
+from sfsd.storage.paths import VersionPaths, statements_path
 
 SKEW: Final = 600
 """Seconds by which clocks of clients and server may differ."""

@@ -12,15 +12,15 @@ from filelock import FileLock, Timeout
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import Draft
 from sfsd import server_keys
-from sfsd.changes import Change
-from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.recovery import recover
 from sfsd.server_keys import Keys
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change
+from sfsd.storage.committer import Committer
+from sfsd.storage.crash_recovery import recover
+from sfsd.storage.store import DirectoryStore
 from sfsd.world import Identity, World
 
 USERS = "store/users"

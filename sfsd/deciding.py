@@ -15,9 +15,9 @@ from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from protocol.codec.values import Value
-from sfsd.committer import Committer
 from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.pool import Pool
+from sfsd.storage.committer import Committer
 from sfsd.world import Commit
 
 THREADS: Final = 8

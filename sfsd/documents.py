@@ -15,9 +15,10 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from protocol.codec.values import Value, changed
-from sfsd.changes import Write
 from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeError
-from sfsd.layout import (
+from sfsd.log.journal import Journal
+from sfsd.storage.change import Write
+from sfsd.storage.json_files import (
     Account,
     Sidecar,
     StoredStatement,
@@ -25,9 +26,8 @@ from sfsd.layout import (
     parse_statements,
     read_sidecar,
 )
-from sfsd.log.journal import Journal
-from sfsd.paths import account_path, statements_path
-from sfsd.store import DirectoryStore
+from sfsd.storage.paths import account_path, statements_path
+from sfsd.storage.store import DirectoryStore
 
 CACHED_BYTES = 40 << 20
 """Of the files that are kept parsed in memory; one of a single reader is 3 KiB, and takes about

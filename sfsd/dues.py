@@ -9,8 +9,8 @@ from __future__ import annotations
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
-from sfsd.changes import Change, Write
-from sfsd.paths import account_path
+from sfsd.storage.change import Change, Write
+from sfsd.storage.paths import account_path
 from sfsd.world import World
 
 

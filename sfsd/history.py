@@ -13,8 +13,8 @@ from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE
 from sfsd.admission import Head
 from sfsd.errors import DamagedError
-from sfsd.layout import record_of
 from sfsd.log.journal import Journal
+from sfsd.storage.json_files import record_of
 
 
 class Histories:

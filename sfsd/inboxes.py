@@ -11,9 +11,9 @@ from typing import Final
 
 from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
-from sfsd.paths import inbox_folder, parse_inbox_name
 from sfsd.recent import Recent
-from sfsd.store import DirectoryStore
+from sfsd.storage.paths import inbox_folder, parse_inbox_name
+from sfsd.storage.store import DirectoryStore
 
 USERS: Final = 256
 """Users whose notes are kept in memory; 200 bytes a note."""

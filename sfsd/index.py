@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from sfsd.catching_up import CatchingUp
 from sfsd.documents import Document, Documents
 from sfsd.errors import DamagedError
-from sfsd.layout import Sidecar
 from sfsd.ledger import Holding, Ledger
-from sfsd.paths import VersionPaths, files_folder, parse_sidecar_name
 from sfsd.recent import Recent
-from sfsd.store import DirectoryStore
+from sfsd.storage.json_files import Sidecar
+from sfsd.storage.paths import VersionPaths, files_folder, parse_sidecar_name
+from sfsd.storage.store import DirectoryStore
 
 USERS = 256
 """Users whose files are kept in memory; 100 bytes a file."""

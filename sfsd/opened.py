@@ -17,7 +17,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
 from sfsd.fs.descriptors import Share
-from sfsd.store import Blob
+from sfsd.storage.store import Blob
 
 HANDLES: Final = 1024
 """Handles a session keeps; older ones answer `changed`."""

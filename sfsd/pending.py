@@ -20,7 +20,7 @@ from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.fs.descriptors import Share
 from sfsd.index import OwnerFiles
-from sfsd.staging import Staged
+from sfsd.storage.upload_file import Staged
 
 LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""

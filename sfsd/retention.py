@@ -16,12 +16,12 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.admission import Head
 from sfsd.bundles import expired
-from sfsd.changes import Change, Effect, Remove, Write
 from sfsd.config import DAY, Retention
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError
 from sfsd.lapsed import lapsed
-from sfsd.layout import Sidecar
+from sfsd.storage.change import Change, Effect, Remove, Write
+from sfsd.storage.json_files import Sidecar
 from sfsd.world import World
 
 _PAGE: Final = 256

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from sfsd.changes import Change
 from sfsd.config import DAY, Retention
 from sfsd.dues import fallen_due
 from sfsd.errors import DamagedError, Stale
 from sfsd.retention import due
+from sfsd.storage.change import Change
 from sfsd.world import World
 
 AFTER_START: Final = 60.0

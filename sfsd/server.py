@@ -19,17 +19,17 @@ from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
-from sfsd.changes import Change
 from sfsd.config import Limits
 from sfsd.datadir import locked, opened
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
-from sfsd.releasing import allow_handles
 from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Session
+from sfsd.storage.change import Change
+from sfsd.storage.releasing import allow_handles
 from sfsd.weights import Budget
 from sfsd.world import Principal, World
 

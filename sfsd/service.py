@@ -25,7 +25,6 @@ from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish
 from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.sharing import Inbox
 from protocol.wire.messages.uploads import Data
-from sfsd.changes import Change
 from sfsd.deciding import Deciding, Failure
 from sfsd.errors import (
     Absent,
@@ -47,6 +46,7 @@ from sfsd.errors import (
 from sfsd.gate import Incidents
 from sfsd.operations.session import enrol, log_in
 from sfsd.pending import WINDOW
+from sfsd.storage.change import Change
 from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 
 __all__ = ["Access", "Principal", "Service"]

@@ -12,8 +12,8 @@ from sfsd.admission import Head
 from sfsd.documents import Document
 from sfsd.errors import Absent, Refused
 from sfsd.index import Index
-from sfsd.layout import Sidecar
-from sfsd.paths import VersionPaths
+from sfsd.storage.json_files import Sidecar
+from sfsd.storage.paths import VersionPaths
 
 
 class Visible(Value):

@@ -18,8 +18,6 @@ from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Receipt, Reply, Request
 from sfsd.accounts import Accounts
 from sfsd.admission import Admission
-from sfsd.changes import Change
-from sfsd.committer import Committer
 from sfsd.config import Config
 from sfsd.documents import Documents
 from sfsd.fs.descriptors import Share
@@ -30,7 +28,9 @@ from sfsd.log.journal import Journal
 from sfsd.opened import Opened
 from sfsd.pending import Uploads
 from sfsd.refusals import RefusalLog
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change
+from sfsd.storage.committer import Committer
+from sfsd.storage.store import DirectoryStore
 from sfsd.visibility import Visibility
 
 

@@ -10,7 +10,7 @@ import click
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.datadir import locked
 from sfsd.errors import FoundDamageError
-from sfsd.fsck import Fsck
+from sfsd.storage.fsck import Fsck
 
 
 @click.command()

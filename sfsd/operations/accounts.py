@@ -24,11 +24,11 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from sfsd.changes import Change, Write
 from sfsd.documents import Document
 from sfsd.errors import Refused
-from sfsd.layout import Account
-from sfsd.paths import account_path, statements_path
+from sfsd.storage.change import Change, Write
+from sfsd.storage.json_files import Account
+from sfsd.storage.paths import account_path, statements_path
 from sfsd.world import OPERATOR, USER, Commit, Principal, World, draft, operation
 
 PER_PAGE: Final = 256

@@ -9,7 +9,7 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.index import OwnerFiles
-from sfsd.layout import Sidecar
+from sfsd.storage.json_files import Sidecar
 from sfsd.world import USER, Principal, World, operation
 
 PAGE_BYTES: Final = 960 * 1024

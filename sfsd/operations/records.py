@@ -16,11 +16,9 @@ from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.admission import Admitted, Head, check_content, parse_record
-from sfsd.changes import Change, Effect, Link, Remove, Write
 from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.index import holding_of
-from sfsd.layout import Sidecar
 from sfsd.operations.contents import (
     entry_of,
     inbox_effects,
@@ -29,7 +27,9 @@ from sfsd.operations.contents import (
     version_of,
 )
 from sfsd.operations.uploads import repeated
-from sfsd.paths import VersionPaths
+from sfsd.storage.change import Change, Effect, Link, Remove, Write
+from sfsd.storage.json_files import Sidecar
+from sfsd.storage.paths import VersionPaths
 from sfsd.visibility import not_found
 from sfsd.world import USER, Commit, Principal, World, operation
 

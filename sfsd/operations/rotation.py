@@ -26,12 +26,12 @@ from protocol.wire.messages.rotation import (
 )
 from sfsd import bundles
 from sfsd.accounts import User, judge_next
-from sfsd.changes import Change, Effect, Write
 from sfsd.config import DAY
 from sfsd.errors import Refused, require
-from sfsd.layout import StoredStatement, encode_statements
 from sfsd.operations.wraps import Keys, is_stale, own_wrap, wraps_of
-from sfsd.paths import account_path, bundle_path, statements_path
+from sfsd.storage.change import Change, Effect, Write
+from sfsd.storage.json_files import StoredStatement, encode_statements
+from sfsd.storage.paths import account_path, bundle_path, statements_path
 from sfsd.world import (
     OWN_KEYS,
     STATEMENTS,

@@ -22,7 +22,6 @@ from protocol.wire.messages.uploads import (
     UploadState,
 )
 from sfsd.admission import Head, parse_record
-from sfsd.changes import Adopt, Write
 from sfsd.errors import Refused
 from sfsd.operations.contents import (
     Claim,
@@ -34,6 +33,7 @@ from sfsd.operations.contents import (
     reencrypt,
 )
 from sfsd.pending import Upload
+from sfsd.storage.change import Adopt, Write
 from sfsd.world import USER, Commit, Principal, World, operation
 
 

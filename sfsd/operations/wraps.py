@@ -25,13 +25,13 @@ from protocol.wire.messages.rotation import (
 )
 from sfsd.accounts import User
 from sfsd.admission import check_wrap
-from sfsd.changes import Change
 from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused, require
 from sfsd.index import OwnerFiles
-from sfsd.layout import Sidecar, record_of
 from sfsd.operations.files import PAGE_BYTES, signed_size
-from sfsd.paths import parse_inbox_name
+from sfsd.storage.change import Change
+from sfsd.storage.json_files import Sidecar, record_of
+from sfsd.storage.paths import parse_inbox_name
 from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 _OVERHEAD: Final = 1024

@@ -21,16 +21,16 @@ from pathlib import Path
 
 import sfsc
 import sfsc.rewrapping
-import sfsd.committer
+import sfsd.storage.committer
 from protocol.wire.messages.log import LogProof, LogProven
 from sfsc.keyring import KeyringFile
 from sfsc.state import State
 from sfsc.transport import Transport
 from sfsd import cli
-from sfsd.committer import Committer
 from sfsd.log.file import LogFile
 from sfsd.log.journal import Journal
-from sfsd.store import DirectoryStore
+from sfsd.storage.committer import Committer
+from sfsd.storage.store import DirectoryStore
 
 BATCH = 3
 SETTLE_AFTER = 0.005
@@ -88,7 +88,7 @@ class Steps:
 
 
 def serve(steps: Steps, arguments: list[str]) -> None:
-    setattr(sfsd.committer, "MAX_GROUP", 1)  # noqa: B010 - mypy sees a constant
+    setattr(sfsd.storage.committer, "MAX_GROUP", 1)  # noqa: B010 - mypy sees a constant
     (Committer.__init__.__kwdefaults__ or {})["settle_after"] = SETTLE_AFTER
     steps.around(DirectoryStore, "prepare", "prepare", "prepared")
     steps.around(LogFile, "append", "append", "appended")

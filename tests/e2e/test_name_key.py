@@ -17,7 +17,7 @@ from sfsc.identity import SETTINGS, Account
 from sfsc.keyring import Keyring
 from sfsc.renaming import Renaming
 from sfsc.theft import Theft
-from sfsd.layout import parse_sidecar
+from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.test_rotation import keyring, read
 from tests.e2e.test_rotation_sweep import MOST, Swept
 from tests.harness import Client, Daemon

@@ -16,7 +16,7 @@ from sfsc.envelope import open_bundle
 from sfsc.errors import KeyringError, SfscError
 from sfsc.home import unlock
 from sfsc.primitives import PrivateKey
-from sfsd.layout import parse_statements
+from sfsd.storage.json_files import parse_statements
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.e2e.test_rotation import read

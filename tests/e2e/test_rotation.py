@@ -18,7 +18,7 @@ from sfsc.errors import Tampered
 from sfsc.home import unlock
 from sfsc.keyring import Keyring
 from sfsc.primitives import PrivateKey, wrap_info
-from sfsd.layout import parse_sidecar
+from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.harness import Client, Daemon, command, environment

@@ -37,13 +37,13 @@ from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
 from protocol.wire.messages.session import VERSION, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
-from sfsd.committer import Committer
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.recovery import recover
 from sfsd.service import Principal, Service
-from sfsd.store import DirectoryStore
+from sfsd.storage.committer import Committer
+from sfsd.storage.crash_recovery import recover
+from sfsd.storage.store import DirectoryStore
 from sfsd.world import Identity, World
 
 WELCOME = hashlib.sha256(b"this welcome").digest()

@@ -15,7 +15,7 @@ from protocol.records.signatures import Label, SigningKey
 from sfsd.accounts import Chain, check_wrap_key, judge_first, signing_key_id
 from sfsd.config import DAY, Rotation
 from sfsd.errors import Refused
-from sfsd.layout import StoredStatement
+from sfsd.storage.json_files import StoredStatement
 from tests.sfsd.builders import SERVER_ID
 
 KEY = SigningKey.from_seed(bytes(32))

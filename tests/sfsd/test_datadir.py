@@ -10,10 +10,10 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
 from sfsd import server_keys
-from sfsd.changes import Change
 from sfsd.cli import main
 from sfsd.datadir import STATED, locked, opened
 from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
+from sfsd.storage.change import Change
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from protocol.log.auditlog import Draft
-from sfsd.changes import Change, Write
-from sfsd.committer import Committer
 from sfsd.deciding import ATTEMPTS, Deciding, Failure
 from sfsd.errors import Refused
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change, Write
+from sfsd.storage.committer import Committer
+from sfsd.storage.store import DirectoryStore
 from sfsd.world import Commit
 from tests.sfsd import journals
 

@@ -10,8 +10,8 @@ from protocol.wire.messages.accounts import UserAccess
 from sfsd import documents
 from sfsd.documents import Documents, WrittenSidecar
 from sfsd.errors import Absent, DamagedError
-from sfsd.layout import parse_account
-from sfsd.paths import VersionPaths, account_path
+from sfsd.storage.json_files import parse_account
+from sfsd.storage.paths import VersionPaths, account_path
 from tests.sfsd.builders import Daemon, Person, done, file_id
 
 F = file_id(1)

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sfsd.changes import digest_of
+from sfsd.storage.change import digest_of
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.worlds import Copy, Drop, Put, Step, Upload, World, check_start, memory, stored

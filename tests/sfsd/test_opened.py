@@ -11,7 +11,7 @@ import pytest
 from sfsd.errors import Refused
 from sfsd.fs.descriptors import Share
 from sfsd.opened import FILES, HANDLES, PER_FILE, Opened, OpenVersion
-from sfsd.store import DirectoryStore
+from sfsd.storage.store import DirectoryStore
 
 
 @pytest.fixture

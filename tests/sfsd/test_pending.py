@@ -13,7 +13,7 @@ from sfsd.errors import Refused, StoreRefusedError
 from sfsd.fs.descriptors import Share
 from sfsd.index import OwnerFiles
 from sfsd.pending import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
-from sfsd.staging import Staged
+from sfsd.storage.upload_file import Staged
 from tests.sfsd.builders import Clock, Daemon, file_id
 
 F = file_id(1)

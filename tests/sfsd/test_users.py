@@ -42,8 +42,8 @@ from protocol.wire.messages.rotation import Rewrap, Rewrapped
 from protocol.wire.messages.sharing import Inbox, InboxPage, SetReaders, VersionWrap
 from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
-from sfsd.fsck import Fsck
 from sfsd.log.verify import verify_log
+from sfsd.storage.fsck import Fsck
 from tests.conftest import FUZZ_EXAMPLES
 from tests.sfsd.builders import (
     SERVER_KEY,

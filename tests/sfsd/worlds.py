@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.log.auditlog import Draft
-from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.committer import CommitPoint, Submitted
 from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.recovery import Recovered, recover
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
+from sfsd.storage.committer import CommitPoint, Submitted
+from sfsd.storage.crash_recovery import Recovered, recover
+from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
 State = dict[str, bytes]

@@ -8,8 +8,8 @@ import pytest
 
 from sfsd.config import Limits
 from sfsd.fs.descriptors import Share, allowed
-from sfsd.releasing import most_waiting
 from sfsd.server import _within_handles
+from sfsd.storage.releasing import most_waiting
 
 if sys.platform != "win32":
     import resource

@@ -16,13 +16,13 @@ from protocol.buffers.largefiles import LARGE
 from protocol.buffers.lending import PAGE, Lender
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import Draft
-from sfsd.changes import Adopt, Change, digest_of
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.direct_io import SMALLEST, Direct, LastOpened
 from sfsd.fs.files import Files
-from sfsd.staging import Staged
-from sfsd.store import Blob, DirectoryStore
+from sfsd.storage.change import Adopt, Change, digest_of
+from sfsd.storage.store import Blob, DirectoryStore
+from sfsd.storage.upload_file import Staged
 
 ID = bytes(range(16))
 SIZE = LARGE + 2 * PIECE_SIZE + 5

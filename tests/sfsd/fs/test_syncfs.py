@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from protocol.log.auditlog import Draft
-from sfsd.changes import Change, Write
 from sfsd.errors import StoreFailedError
 from sfsd.fs.files import Files
-from sfsd.placing import MANY
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change, Write
+from sfsd.storage.install import MANY
+from sfsd.storage.store import DirectoryStore
 
 if sys.platform != "linux":
     pytest.skip("syncfs is Linux's", allow_module_level=True)

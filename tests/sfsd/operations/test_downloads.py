@@ -16,11 +16,11 @@ from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from protocol.wire.messages.uploads import PutSmall
-from sfsd.changes import Change
 from sfsd.config import DAY
 from sfsd.fs.files import Files
 from sfsd.opened import FILES, HANDLES
 from sfsd.operations.downloads import FIRST_BYTES
+from sfsd.storage.change import Change
 from sfsd.world import OPERATIONS, Commit
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
 from tests.waiting import until

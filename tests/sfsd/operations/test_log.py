@@ -22,8 +22,8 @@ from protocol.wire.messages.log import (
     LogProof,
     LogProven,
 )
-from sfsd.changes import Change
 from sfsd.operations import log
+from sfsd.storage.change import Change
 from sfsd.world import Access, Principal
 from tests.sfsd.builders import VERIFIER, Daemon, refused
 

@@ -24,7 +24,7 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.files import History, HistoryPage, Record, Stat, Stated
-from sfsd.paths import VersionPaths
+from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,
     Person,

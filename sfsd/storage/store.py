@@ -3,7 +3,7 @@
 `DirectoryStore` reads on any thread; changes come from the committer alone, in three steps that
 would fit an object store too: `prepare` makes a group durable beside the store, the journal makes
 it true, `publish` makes it visible. What was published is made durable in place behind everyone's
-back (`settle`), and only then is the stage dropped. `sfsd.recovery` finishes what a crash cut off.
+back (`settle`), and only then is the stage dropped. `sfsd.storage.crash_recovery` finishes what a crash cut off.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE, PieceHasher
-from sfsd.changes import Change, check_path, digest_of, is_ciphertext
 from sfsd.errors import Absent
 from sfsd.fs.descriptors import SharedHandle, Syncs, refused
 from sfsd.fs.direct_io import Direct, LastOpened
 from sfsd.fs.files import FULL_DISK, Files
-from sfsd.groups import Builder, Prepared, abandon, drop_stage
-from sfsd.placing import Placing
-from sfsd.staging import Staged
+from sfsd.storage.change import Change, check_path, digest_of, is_ciphertext
+from sfsd.storage.install import Placing
+from sfsd.storage.prepare import Builder, Prepared, abandon, drop_stage
+from sfsd.storage.upload_file import Staged
 
 _CACHED_DIGESTS = 1 << 16
 """About 200 bytes each."""
@@ -158,7 +158,7 @@ class DirectoryStore:
             raise refused(exc, "opening a file") from exc
 
     def hash_of(self, path: str) -> bytes | None:
-        """The digest of the file (`sfsd.changes`), None if there is none; cached.
+        """The digest of the file (`sfsd.storage.change`), None if there is none; cached.
 
         What is not cached is read. Raises `PathError`, StoreRefusedError.
         """

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from protocol.codec import merkle
 from protocol.codec.merkle import PIECE_SIZE
-from sfsd.changes import digest_of
 from sfsd.errors import (
     IncompleteError,
     StagingClosedError,
@@ -21,7 +20,8 @@ from sfsd.errors import (
 )
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.files import Files
-from sfsd.staging import FLOOR, MAX_PIECES, Staged
+from sfsd.storage.change import digest_of
+from sfsd.storage.upload_file import FLOOR, MAX_PIECES, Staged
 from tests.sfsd.disk import Disk
 
 ID = bytes(range(16))

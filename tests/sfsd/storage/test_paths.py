@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sfsd.changes import check_path
-from sfsd.paths import (
+from sfsd.storage.change import check_path
+from sfsd.storage.paths import (
     VersionPaths,
     account_path,
     bundle_path,

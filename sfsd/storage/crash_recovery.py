@@ -15,14 +15,14 @@ from protocol.codec.errors import LogError
 from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from protocol.codec.values import Value
 from protocol.log import auditlog
-from sfsd import packs
-from sfsd.changes import check_path, digest_of
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
 from sfsd.fs.descriptors import refused
 from sfsd.fs.files import Files
-from sfsd.groups import Step
 from sfsd.log.journal import Journal
-from sfsd.store import DirectoryStore
+from sfsd.storage import packs
+from sfsd.storage.change import check_path, digest_of
+from sfsd.storage.prepare import Step
+from sfsd.storage.store import DirectoryStore
 
 _STAGE = re.compile(r"[0-9a-f]{32}")
 _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")

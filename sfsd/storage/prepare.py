@@ -14,12 +14,12 @@ from pathlib import Path
 
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import Draft
-from sfsd import packs
-from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import SfsdError, Stale, StoreFullError
 from sfsd.fs.descriptors import Syncs, refused
 from sfsd.fs.files import Files
-from sfsd.staging import Staged
+from sfsd.storage import packs
+from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
+from sfsd.storage.upload_file import Staged
 
 _MARGIN = 1 << 20
 """Bytes for the names and folders that installing a group may need beside its contents."""

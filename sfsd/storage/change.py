@@ -20,7 +20,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
 from protocol.log.auditlog import Draft
 from sfsd.errors import PathError
-from sfsd.staging import Staged
+from sfsd.storage.upload_file import Staged
 
 MAX_PATH = 255
 """Bytes of the longest path."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from sfsd.errors import RecoveryError
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.files import Files
-from sfsd.groups import Step
-from sfsd.releasing import ROOM, Releasing
+from sfsd.storage.prepare import Step
+from sfsd.storage.releasing import ROOM, Releasing
 
 MANY = 16
 """Files from which on one sync of the file system costs less than one of each."""

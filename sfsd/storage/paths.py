@@ -9,7 +9,7 @@
     <user>/files/<ab>/<file_id>.<version>.ct|.json|.leaves       ciphertext, Sidecar, leaf hashes
     <user>/inbox/<owner>.<file_id>                               empty
 
-What the JSON files hold is for `sfsd.layout`.
+What the JSON files hold is for `sfsd.storage.json_files`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,6 @@ import pytest
 
 from protocol.log import checkpoint
 from protocol.log.auditlog import MAX_LINE, Draft
-from sfsd import committer
-from sfsd.changes import Change, Effect, Write, digest_of
-from sfsd.committer import MAX_GROUP, CommitPoint, Committer, Submitted
 from sfsd.errors import (
     EntryTooLongError,
     JournalFailedError,
@@ -26,7 +23,10 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.store import DirectoryStore
+from sfsd.storage import committer
+from sfsd.storage.change import Change, Effect, Write, digest_of
+from sfsd.storage.committer import MAX_GROUP, CommitPoint, Committer, Submitted
+from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 from tests.sfsd.worlds import check_start, stored
 

@@ -8,9 +8,9 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import Draft
-from sfsd.changes import Adopt, Change, Link, Remove, Write, check_path, digest_of
 from sfsd.errors import PathError
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Adopt, Change, Link, Remove, Write, check_path, digest_of
+from sfsd.storage.store import DirectoryStore
 
 FILE_ID = "0123456789abcdef" * 2
 

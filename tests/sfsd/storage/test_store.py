@@ -12,7 +12,6 @@ import pytest
 
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import Draft
-from sfsd.changes import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.errors import (
     Absent,
     PathError,
@@ -24,8 +23,9 @@ from sfsd.errors import (
     StoreRefusedError,
 )
 from sfsd.fs.files import Files
-from sfsd.groups import Prepared
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
+from sfsd.storage.prepare import Prepared
+from sfsd.storage.store import DirectoryStore
 from tests.sfsd.disk import Disk
 
 SIDE, BLOB, COPY = "alice/files/01/01.1.json", "alice/files/01/01.1.ct", "alice/files/02/02.1.ct"

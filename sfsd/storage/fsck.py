@@ -19,14 +19,14 @@ from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import Entry
 from protocol.records.records import Statement
-from sfsd.changes import is_ciphertext
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.files import Files
-from sfsd.layout import StoredStatement, encode_statements, parse_sidecar
 from sfsd.log.verify import verify_log
-from sfsd.placing import Placing
-from sfsd.recovery import Stage, Wanted
+from sfsd.storage.change import is_ciphertext
+from sfsd.storage.crash_recovery import Stage, Wanted
+from sfsd.storage.install import Placing
+from sfsd.storage.json_files import StoredStatement, encode_statements, parse_sidecar
 
 STRAY: Final = "stray"
 """Folder in the root that takes what the log knows nothing of."""

@@ -9,7 +9,7 @@
 
 Numbers are big-endian. Kind 0 is a member whose bytes stand in the pack; kind 1 is a ciphertext in
 a file of its own, ``staging/<upload id in hex>.ct``. `digest` is what the log's `detail.paths` says
-(`sfsd.changes.digest_of`), so contents are checked against it and not hashed a second time.
+(`sfsd.storage.change.digest_of`), so contents are checked against it and not hashed a second time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
-from sfsd.changes import check_path
 from sfsd.errors import PackError, PathError
 from sfsd.fs.files import Files
+from sfsd.storage.change import check_path
 
 MAGIC = b"sfs-pack"
 VERSION = 1

@@ -21,7 +21,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreRefusedError,
 )
-from sfsd.recovery import Recovered
+from sfsd.storage.crash_recovery import Recovered
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sfsd import releasing
 from sfsd.fs.files import Files
-from sfsd.releasing import Releasing, allow_handles, most_waiting
+from sfsd.storage import releasing
+from sfsd.storage.releasing import Releasing, allow_handles, most_waiting
 from tests.waiting import until
 
 if sys.platform != "linux":

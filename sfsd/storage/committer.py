@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from protocol.codec.values import Value, field
-from sfsd.changes import Change, Write
 from sfsd.errors import (
     EntryTooLongError,
     JournalError,
@@ -30,9 +29,10 @@ from sfsd.errors import (
     StoreFullError,
 )
 from sfsd.fs.files import FULL_DISK
-from sfsd.groups import Prepared
 from sfsd.log.journal import Journal
-from sfsd.store import DirectoryStore
+from sfsd.storage.change import Change, Write
+from sfsd.storage.prepare import Prepared
+from sfsd.storage.store import DirectoryStore
 
 MAX_GROUP = 256
 """Changes that are made durable together."""

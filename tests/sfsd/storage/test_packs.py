@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfsd import packs
 from sfsd.errors import PackError
 from sfsd.fs.files import Files
-from sfsd.packs import Member
+from sfsd.storage import packs
+from sfsd.storage.packs import Member
 
 # One member that stands in the pack and one that lies beside it, byte for byte.
 DIGEST, BLOB = bytes(range(32)), "ab" * 16

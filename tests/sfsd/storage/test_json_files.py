@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocol.records.records import DELETE, PURGE, PUT, FileRecord, Statement, record_hash
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError
-from sfsd.layout import (
+from sfsd.storage.json_files import (
     Account,
     Sidecar,
     StoredStatement,
