@@ -24,10 +24,10 @@ from protocol.records.records import (
 )
 from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, Rotation
-from sfsd.documents import Document, Documents
 from sfsd.errors import Refused, require
-from sfsd.index import Index
-from sfsd.ledger import Ledger
+from sfsd.state.documents import Document, Documents
+from sfsd.state.file_index import Index
+from sfsd.state.quota import Ledger
 from sfsd.storage.json_files import Account, StoredStatement
 from sfsd.storage.paths import account_path, statements_path
 

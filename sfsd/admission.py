@@ -27,9 +27,9 @@ from protocol.records.signatures import Label, verify
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.accounts import Accounts, User, block_of, signing_key_id
-from sfsd.documents import Document
 from sfsd.errors import Refused, Stale, require
-from sfsd.index import OwnerFiles
+from sfsd.state.documents import Document
+from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar, record_of
 from sfsd.storage.paths import VersionPaths, statements_path
 

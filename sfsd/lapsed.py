@@ -10,8 +10,8 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
 from sfsd.admission import Head
-from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError
+from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Sidecar
 from sfsd.world import World

@@ -17,9 +17,9 @@ from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.admission import Head
 from sfsd.bundles import expired
 from sfsd.config import DAY, Retention
-from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError
 from sfsd.lapsed import lapsed
+from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
 from sfsd.world import World

@@ -45,7 +45,7 @@ from sfsd.errors import (
 )
 from sfsd.gate import Incidents
 from sfsd.operations.session import enrol, log_in
-from sfsd.pending import WINDOW
+from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 

@@ -9,9 +9,9 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
 from sfsd.accounts import Accounts
 from sfsd.admission import Head
-from sfsd.documents import Document
 from sfsd.errors import Absent, Refused
-from sfsd.index import Index
+from sfsd.state.documents import Document
+from sfsd.state.file_index import Index
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 

@@ -24,8 +24,8 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from sfsd.documents import Document
 from sfsd.errors import Refused
+from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Account
 from sfsd.storage.paths import account_path, statements_path

@@ -14,10 +14,10 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsd.admission import Admitted, Head, check_content
-from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused, require
-from sfsd.index import holding_of
-from sfsd.ledger import Ledger
+from sfsd.state.documents import Document, WrittenSidecar
+from sfsd.state.file_index import holding_of
+from sfsd.state.quota import Ledger
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import INLINE_LEAVES, Sidecar
 from sfsd.storage.paths import inbox_path

@@ -13,7 +13,7 @@ from protocol.wire.messages import Reply
 from protocol.wire.messages.base import LEAVES_PER_PAGE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, Refused, Stale
-from sfsd.opened import OpenVersion, SessionHandles
+from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 from sfsd.visibility import Visible, not_found
 from sfsd.world import USER, Commit, Principal, World, draft, operation

@@ -8,7 +8,7 @@ from typing import Final
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
-from sfsd.index import OwnerFiles
+from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar
 from sfsd.world import USER, Principal, World, operation
 

@@ -16,9 +16,7 @@ from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.admission import Admitted, Head, check_content, parse_record
-from sfsd.documents import Document
 from sfsd.errors import Absent, DamagedError, Refused, require
-from sfsd.index import holding_of
 from sfsd.operations.contents import (
     entry_of,
     inbox_effects,
@@ -27,6 +25,8 @@ from sfsd.operations.contents import (
     version_of,
 )
 from sfsd.operations.uploads import repeated
+from sfsd.state.documents import Document
+from sfsd.state.file_index import holding_of
 from sfsd.storage.change import Change, Effect, Link, Remove, Write
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths

@@ -32,7 +32,7 @@ from sfsd.operations.contents import (
     kept_version,
     reencrypt,
 )
-from sfsd.pending import Upload
+from sfsd.state.uploads import Upload
 from sfsd.storage.change import Adopt, Write
 from sfsd.world import USER, Commit, Principal, World, operation
 

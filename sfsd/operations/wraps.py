@@ -25,10 +25,10 @@ from protocol.wire.messages.rotation import (
 )
 from sfsd.accounts import User
 from sfsd.admission import check_wrap
-from sfsd.documents import Document, WrittenSidecar
 from sfsd.errors import Absent, Refused, require
-from sfsd.index import OwnerFiles
 from sfsd.operations.files import PAGE_BYTES, signed_size
+from sfsd.state.documents import Document, WrittenSidecar
+from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change
 from sfsd.storage.json_files import Sidecar, record_of
 from sfsd.storage.paths import parse_inbox_name

@@ -23,7 +23,7 @@ from sfsc.home import open_state
 from sfsc.keyring import KeyringFile
 from sfsc.session import Session
 from sfsd import server_keys
-from sfsd.pending import PER_USER
+from sfsd.state.uploads import PER_USER
 from tests.harness import PASSPHRASE, Client, Daemon, command
 from tests.wire import GONE, Wire, any_server
 

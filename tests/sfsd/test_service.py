@@ -45,7 +45,7 @@ from protocol.wire.messages.uploads import (
     PutSmall,
 )
 from sfsd.errors import Refused
-from sfsd.pending import WINDOW
+from sfsd.state.uploads import WINDOW
 from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import (
     ADDRESS,

@@ -23,11 +23,11 @@ from protocol.wire.messages.sharing import (
     SetReaders,
     VersionWrap,
 )
-from sfsd import inboxes
 from sfsd.config import DAY
 from sfsd.errors import Stale
 from sfsd.operations import sharing
 from sfsd.operations.records import Decided
+from sfsd.state import inbox_index
 from sfsd.world import Access, Commit
 from tests.sfsd.builders import (
     VERIFIER,
@@ -244,7 +244,7 @@ def test_too_many_at_once(
     monkeypatch.setattr(sharing, "MAX_READERS_CHANGED", 0)
     refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "bad-request")
     monkeypatch.undo()
-    monkeypatch.setattr(inboxes, "MAX_FROM_ONE", 1)
+    monkeypatch.setattr(inbox_index, "MAX_FROM_ONE", 1)
     ada.put(file_id(2), b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
     refused(ada.ask(change(ada, reader(bob), wraps={1: [bob.wrap()]})[1]), "quota")
     eve = served.person("eve")

@@ -25,7 +25,7 @@ from protocol.wire.messages.uploads import (
     UploadState,
 )
 from sfsd.config import DAY
-from sfsd.pending import LIFETIME, PER_USER
+from sfsd.state.uploads import LIFETIME, PER_USER
 from tests.sfsd.builders import (
     Daemon,
     Person,

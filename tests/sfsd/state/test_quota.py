@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sfsd.errors import Refused
-from sfsd.ledger import Holding, Ledger
+from sfsd.state.quota import Holding, Ledger
 
 files = st.sampled_from(["a", "b", "c"])
 versions = st.integers(1, 3)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 
-from sfsd.catching_up import CatchingUp
-from sfsd.documents import Document, Documents
 from sfsd.errors import DamagedError
-from sfsd.ledger import Holding, Ledger
-from sfsd.recent import Recent
+from sfsd.state.documents import Document, Documents
+from sfsd.state.load_once import CatchingUp
+from sfsd.state.quota import Holding, Ledger
+from sfsd.state.user_cache import Recent
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths, files_folder, parse_sidecar_name
 from sfsd.storage.store import DirectoryStore

@@ -10,7 +10,7 @@ import pytest
 
 from sfsd.errors import Refused
 from sfsd.fs.descriptors import Share
-from sfsd.opened import FILES, HANDLES, PER_FILE, Opened, OpenVersion
+from sfsd.state.read_handles import FILES, HANDLES, PER_FILE, Opened, OpenVersion
 from sfsd.storage.store import DirectoryStore
 
 
@@ -154,7 +154,7 @@ def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryS
 def test_a_session_that_never_ends_does_not_grow(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfsd.opened.LOGGED", 3)
+    monkeypatch.setattr("sfsd.state.read_handles.LOGGED", 3)
     session = begun(store).of(1)
     for number in range(5):
         session.logged(version(number))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from protocol.codec.values import Value
-from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
+from sfsd.state.load_once import CatchingUp
 
 
 class Holding(Value):

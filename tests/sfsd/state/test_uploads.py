@@ -11,8 +11,8 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
 from sfsd.fs.descriptors import Share
-from sfsd.index import OwnerFiles
-from sfsd.pending import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
+from sfsd.state.file_index import OwnerFiles
+from sfsd.state.uploads import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
 from sfsd.storage.upload_file import Staged
 from tests.sfsd.builders import Clock, Daemon, file_id
 

@@ -7,9 +7,9 @@ import gc
 import pytest
 
 from protocol.records.records import FileRecord
-from sfsd import index
 from sfsd.errors import DamagedError
-from sfsd.index import Index
+from sfsd.state import file_index
+from sfsd.state.file_index import Index
 from tests.sfsd.builders import Daemon, Person, file_id
 
 F = file_id(1)
@@ -46,7 +46,7 @@ def test_a_folder_is_read_until_it_ends(
         asked.append(folder)
         return children(folder, after, limit)
 
-    monkeypatch.setattr(index, "_SCAN", scan)
+    monkeypatch.setattr(file_index, "_SCAN", scan)
     monkeypatch.setattr(served.world.store, "children", counted)
     files = fresh(served).of("ada")
     assert [one for one, _, _ in files.after("", 9)] == [file_id(1), file_id(2)]
@@ -100,7 +100,7 @@ def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: 
 def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
     served: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "USERS", 2)
+    monkeypatch.setattr(file_index, "USERS", 2)
     found = fresh(served)
     held = found.of("ada")
     for other in ("bob", "eve", "kim"):
@@ -117,6 +117,6 @@ def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
 def test_what_a_version_weighs(served: Daemon, ada: Person) -> None:
     put = ada.put(F, bytes(77))
     sidecar = served.world.index.of("ada").sidecar(F, 1).value
-    (holding,) = index.holding_of(sidecar)
+    (holding,) = file_index.holding_of(sidecar)
     assert (holding.file_id, holding.version, holding.size) == (F, 1, 77)
     assert holding.content_id == FileRecord.parse(put.body).content_id

@@ -19,7 +19,7 @@ from protocol.codec.merkle import root
 from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.fs.descriptors import Share
-from sfsd.index import OwnerFiles
+from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.upload_file import Staged
 
 LIFETIME: Final = 3600

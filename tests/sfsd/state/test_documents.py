@@ -7,9 +7,9 @@ import hashlib
 import pytest
 
 from protocol.wire.messages.accounts import UserAccess
-from sfsd import documents
-from sfsd.documents import Documents, WrittenSidecar
 from sfsd.errors import Absent, DamagedError
+from sfsd.state import documents
+from sfsd.state.documents import Documents, WrittenSidecar
 from sfsd.storage.json_files import parse_account
 from sfsd.storage.paths import VersionPaths, account_path
 from tests.sfsd.builders import Daemon, Person, done, file_id

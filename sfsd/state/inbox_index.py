@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 from typing import Final
 
-from sfsd.catching_up import CatchingUp
 from sfsd.errors import Refused
-from sfsd.recent import Recent
+from sfsd.state.load_once import CatchingUp
+from sfsd.state.user_cache import Recent
 from sfsd.storage.paths import inbox_folder, parse_inbox_name
 from sfsd.storage.store import DirectoryStore
 

@@ -1,0 +1,1 @@
+"""In-memory views that follow the log."""
