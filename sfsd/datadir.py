@@ -16,12 +16,12 @@ from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
+from sfsd.rules.context import Identity, World
 from sfsd.server_keys import Keys
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore
-from sfsd.world import Identity, World
 
 USERS = "store/users"
 """Below the root, from `init` on."""

@@ -17,8 +17,8 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from protocol.codec.values import Value
 from sfsd.errors import Refused, SfsdError, Stale
 from sfsd.pool import Pool
+from sfsd.rules.context import Commit
 from sfsd.storage.committer import Committer
-from sfsd.world import Commit
 
 THREADS: Final = 8
 ATTEMPTS: Final = 16

@@ -9,9 +9,9 @@ from __future__ import annotations
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
+from sfsd.rules.context import World
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
-from sfsd.world import World
 
 
 def fallen_due(world: World, name: str) -> Change | None:

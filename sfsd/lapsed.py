@@ -9,12 +9,12 @@ from typing import Final
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import Draft
-from sfsd.admission import Head
 from sfsd.errors import Absent, DamagedError
+from sfsd.rules.context import World
+from sfsd.rules.record_rules import Head
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Sidecar
-from sfsd.world import World
 
 MAX_TOUCHED: Final = 128
 """Versions of one change: a log line names each. What is left is met the next time."""

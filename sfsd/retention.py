@@ -14,15 +14,15 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import Draft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
-from sfsd.admission import Head
-from sfsd.bundles import expired
 from sfsd.config import DAY, Retention
 from sfsd.errors import Absent, DamagedError
 from sfsd.lapsed import lapsed
+from sfsd.rules.bundles import expired
+from sfsd.rules.context import World
+from sfsd.rules.record_rules import Head
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
-from sfsd.world import World
 
 _PAGE: Final = 256
 TRASH: Final = "trash"

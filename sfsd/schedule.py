@@ -12,8 +12,8 @@ from sfsd.config import DAY, Retention
 from sfsd.dues import fallen_due
 from sfsd.errors import DamagedError, Stale
 from sfsd.retention import due
+from sfsd.rules.context import World
 from sfsd.storage.change import Change
-from sfsd.world import World
 
 AFTER_START: Final = 60.0
 """Seconds until the first run: whoever waits for the daemon comes first."""

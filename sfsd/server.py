@@ -25,13 +25,13 @@ from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdErro
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
+from sfsd.rules.context import Principal, World
 from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Session
 from sfsd.storage.change import Change
 from sfsd.storage.releasing import allow_handles
 from sfsd.weights import Budget
-from sfsd.world import Principal, World
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0

@@ -45,9 +45,9 @@ from sfsd.errors import (
 )
 from sfsd.gate import Incidents
 from sfsd.operations.session import enrol, log_in
+from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, World
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
-from sfsd.world import OPERATIONS, Access, Commit, Principal, World
 
 __all__ = ["Access", "Principal", "Service"]
 

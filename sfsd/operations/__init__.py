@@ -1,6 +1,6 @@
 """One function per request: rule of access, change and log entry side by side.
 
-Importing this package fills the table of `sfsd.world`.
+Importing this package fills the table of `sfsd.rules.context`.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from sfsd.errors import Refused
+from sfsd.rules.context import OPERATOR, USER, Commit, Principal, World, draft, operation
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Account
 from sfsd.storage.paths import account_path, statements_path
-from sfsd.world import OPERATOR, USER, Commit, Principal, World, draft, operation
 
 PER_PAGE: Final = 256
 

@@ -13,15 +13,15 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import SignedRecord, Wrap
-from sfsd.admission import Admitted, Head, check_content
 from sfsd.errors import Absent, Refused, require
+from sfsd.rules.context import Commit, Principal, World, draft
+from sfsd.rules.record_rules import Admitted, Head, check_content
 from sfsd.state.documents import Document, WrittenSidecar
 from sfsd.state.file_index import holding_of
 from sfsd.state.quota import Ledger
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import INLINE_LEAVES, Sidecar
 from sfsd.storage.paths import inbox_path
-from sfsd.world import Commit, Principal, World, draft
 
 
 class Content(Value):

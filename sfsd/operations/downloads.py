@@ -13,10 +13,10 @@ from protocol.wire.messages import Reply
 from protocol.wire.messages.base import LEAVES_PER_PAGE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, Refused, Stale
+from sfsd.rules.access import Visible, not_found
+from sfsd.rules.context import USER, Commit, Principal, World, draft, operation
 from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
-from sfsd.visibility import Visible, not_found
-from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 FIRST_BYTES: Final = 256 * 1024
 """Bytes of the blob that come with its opening: small files need no second round trip."""

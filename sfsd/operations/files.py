@@ -8,9 +8,9 @@ from typing import Final
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
+from sfsd.rules.context import USER, Principal, World, operation
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar
-from sfsd.world import USER, Principal, World, operation
 
 PAGE_BYTES: Final = 960 * 1024
 """Bytes of a page, counted generously; with its envelope it stays below a frame."""

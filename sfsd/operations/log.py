@@ -19,7 +19,7 @@ from protocol.wire.messages.log import (
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
 from sfsd.log.proofs import Consistency, Inclusion
-from sfsd.world import EVERYONE, Access, Principal, World, operation
+from sfsd.rules.context import EVERYONE, Access, Principal, World, operation
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024

@@ -15,7 +15,6 @@ from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.files import Record, RecordChange
-from sfsd.admission import Admitted, Head, check_content, parse_record
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.contents import (
     entry_of,
@@ -25,13 +24,14 @@ from sfsd.operations.contents import (
     version_of,
 )
 from sfsd.operations.uploads import repeated
+from sfsd.rules.access import not_found
+from sfsd.rules.context import USER, Commit, Principal, World, operation
+from sfsd.rules.record_rules import Admitted, Head, check_content, parse_record
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
 from sfsd.storage.change import Change, Effect, Link, Remove, Write
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
-from sfsd.visibility import not_found
-from sfsd.world import USER, Commit, Principal, World, operation
 
 STRIPPED: Final = 32
 """Versions whose wraps a move removes: its log line names each beside two records."""

@@ -24,15 +24,11 @@ from protocol.wire.messages.rotation import (
     RotateFinish,
     SealedBundle,
 )
-from sfsd import bundles
-from sfsd.accounts import User, judge_next
 from sfsd.config import DAY
 from sfsd.errors import Refused, require
 from sfsd.operations.wraps import Keys, is_stale, own_wrap, wraps_of
-from sfsd.storage.change import Change, Effect, Write
-from sfsd.storage.json_files import StoredStatement, encode_statements
-from sfsd.storage.paths import account_path, bundle_path, statements_path
-from sfsd.world import (
+from sfsd.rules import bundles
+from sfsd.rules.context import (
     OWN_KEYS,
     STATEMENTS,
     USER,
@@ -43,6 +39,10 @@ from sfsd.world import (
     draft,
     operation,
 )
+from sfsd.rules.users import User, judge_next
+from sfsd.storage.change import Change, Effect, Write
+from sfsd.storage.json_files import StoredStatement, encode_statements
+from sfsd.storage.paths import account_path, bundle_path, statements_path
 
 PER_RECOVERY: Final = 5
 """Of recoveries an account may make so many times fewer than of rotations. Who is robbed more often

@@ -18,13 +18,13 @@ from protocol.records.records import enrol_proof_body, login_body, record_hash
 from protocol.records.signatures import Label, SigningKey, verify
 from protocol.wire.messages import Receipt
 from protocol.wire.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
-from sfsd.accounts import User, judge_first, notice_of, signing_key_id
 from sfsd.errors import Refused
 from sfsd.log.proofs import Consistency
+from sfsd.rules.context import EVERYONE, Access, Commit, Principal, World, draft, operation
+from sfsd.rules.users import User, judge_first, notice_of, signing_key_id
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, statements_path
-from sfsd.world import EVERYONE, Access, Commit, Principal, World, draft, operation
 
 Opening = tuple[Principal, Session]
 

@@ -23,17 +23,17 @@ from protocol.wire.messages.sharing import (
     SignedStatement,
     VersionWrap,
 )
-from sfsd.admission import Admitted, Head, check_distinct, parse_record
 from sfsd.errors import Refused, require
 from sfsd.log.proofs import Consistency, Inclusion
 from sfsd.operations.contents import kept_version
 from sfsd.operations.files import PAGE_BYTES, size_of
 from sfsd.operations.records import Decided, commit
 from sfsd.operations.uploads import repeated
+from sfsd.rules.access import not_found
+from sfsd.rules.context import OWN_KEYS, USER, Access, Commit, Principal, World, operation
+from sfsd.rules.record_rules import Admitted, Head, check_distinct, parse_record
 from sfsd.state.documents import Document
 from sfsd.storage.json_files import Sidecar, StoredStatement
-from sfsd.visibility import not_found
-from sfsd.world import OWN_KEYS, USER, Access, Commit, Principal, World, operation
 
 PER_PAGE: Final = 8
 MAX_TOUCHED: Final = 128

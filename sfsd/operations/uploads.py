@@ -1,6 +1,6 @@
 """Storing a file: in one message, or in pieces and a commit.
 
-Everything a record must satisfy is in `sfsd.admission`. A record that is the head already was
+Everything a record must satisfy is in `sfsd.rules.record_rules`. A record that is the head already was
 stored by the same request before its answer got lost: it gets the same receipt.
 """
 
@@ -21,7 +21,6 @@ from protocol.wire.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from sfsd.admission import Head, parse_record
 from sfsd.errors import Refused
 from sfsd.operations.contents import (
     Claim,
@@ -32,9 +31,10 @@ from sfsd.operations.contents import (
     kept_version,
     reencrypt,
 )
+from sfsd.rules.context import USER, Commit, Principal, World, operation
+from sfsd.rules.record_rules import Head, parse_record
 from sfsd.state.uploads import Upload
 from sfsd.storage.change import Adopt, Write
-from sfsd.world import USER, Commit, Principal, World, operation
 
 
 @operation(PutSmall, access=USER, logged="upload or reencrypt")

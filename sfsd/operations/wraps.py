@@ -23,16 +23,16 @@ from protocol.wire.messages.rotation import (
     WrapItem,
     WrapsPage,
 )
-from sfsd.accounts import User
-from sfsd.admission import check_wrap
 from sfsd.errors import Absent, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
+from sfsd.rules.context import USER, Commit, Principal, World, draft, operation
+from sfsd.rules.record_rules import check_wrap
+from sfsd.rules.users import User
 from sfsd.state.documents import Document, WrittenSidecar
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change
 from sfsd.storage.json_files import Sidecar, record_of
 from sfsd.storage.paths import parse_inbox_name
-from sfsd.world import USER, Commit, Principal, World, draft, operation
 
 _OVERHEAD: Final = 1024
 KEPT_SIGNATURES: Final = 48

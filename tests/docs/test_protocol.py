@@ -30,9 +30,9 @@ from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import Message, Request, registered
 from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
 from protocol.wire.messages.session import OPENING
-from sfsd import world
 from sfsd.operations import log
-from sfsd.world import OPERATIONS
+from sfsd.rules import context
+from sfsd.rules.context import OPERATIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text("utf-8")
@@ -44,11 +44,11 @@ FRAMES = {
 }
 LARGEST = 2**53
 SESSIONS = {
-    world.EVERYONE: "everyone",
-    world.USER: "user",
-    world.OWN_KEYS: "user, old key, recovery",
-    world.STATEMENTS: "user, recovery",
-    world.OPERATOR: "operator",
+    context.EVERYONE: "everyone",
+    context.USER: "user",
+    context.OWN_KEYS: "user, old key, recovery",
+    context.STATEMENTS: "user, recovery",
+    context.OPERATOR: "operator",
     log.READERS: "user, operator",
 }
 

@@ -10,10 +10,10 @@ import pytest
 from protocol.log.auditlog import Draft
 from sfsd.deciding import ATTEMPTS, Deciding, Failure
 from sfsd.errors import Refused
+from sfsd.rules.context import Commit
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
-from sfsd.world import Commit
 from tests.sfsd import journals
 
 Decision = str | Failure | Commit[str | Failure]

@@ -25,7 +25,7 @@ from protocol.wire.messages.rotation import GetWraps, Rewrap, RewrapItem, Rewrap
 from protocol.wire.messages.sharing import Inbox, InboxPage, Lookup, SetReaders
 from protocol.wire.messages.uploads import Data, PutAbort, PutOpen, PutResume, UploadState
 from sfsd.config import DAY
-from sfsd.world import OPERATIONS, Access, Principal
+from sfsd.rules.context import OPERATIONS, Access, Principal
 from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, refused
 
 SHARED, PRIVATE, DROPPED, EXPIRED, DELETED, MOVED, UNKNOWN = map(file_id, range(1, 8))

@@ -45,8 +45,8 @@ from protocol.wire.messages.uploads import (
     PutSmall,
 )
 from sfsd.errors import Refused
+from sfsd.rules.context import OPERATIONS, Access, Principal
 from sfsd.state.uploads import WINDOW
-from sfsd.world import OPERATIONS, Access, Principal
 from tests.sfsd.builders import (
     ADDRESS,
     SERVER_KEY,

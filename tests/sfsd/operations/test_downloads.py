@@ -19,9 +19,9 @@ from protocol.wire.messages.uploads import PutSmall
 from sfsd.config import DAY
 from sfsd.fs.files import Files
 from sfsd.operations.downloads import FIRST_BYTES
+from sfsd.rules.context import OPERATIONS, Commit
 from sfsd.state.read_handles import FILES, HANDLES
 from sfsd.storage.change import Change
-from sfsd.world import OPERATIONS, Commit
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused, segments_root
 from tests.waiting import until
 

@@ -23,8 +23,8 @@ from protocol.wire.messages.log import (
     LogProven,
 )
 from sfsd.operations import log
+from sfsd.rules.context import Access, Principal
 from sfsd.storage.change import Change
-from sfsd.world import Access, Principal
 from tests.sfsd.builders import VERIFIER, Daemon, refused
 
 

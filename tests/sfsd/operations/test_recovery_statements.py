@@ -21,11 +21,11 @@ from protocol.wire.messages.rotation import (
     SealedBundle,
 )
 from protocol.wire.messages.session import Ping
-from sfsd import bundles
-from sfsd.accounts import MAX_RUN
 from sfsd.config import DAY, Limits
 from sfsd.errors import Refused, Stale
-from sfsd.world import Principal
+from sfsd.rules import bundles
+from sfsd.rules.context import Principal
+from sfsd.rules.users import MAX_RUN
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
 from tests.sfsd.operations.test_rotation import (
     begun,
@@ -197,7 +197,7 @@ def test_a_chain_that_is_full_takes_the_recovery_key(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MAX_RUN == 2048
-    monkeypatch.setattr("sfsd.accounts.MAX_RUN", 4)
+    monkeypatch.setattr("sfsd.rules.users.MAX_RUN", 4)
     _, first = robbed(ada)
     device = (b"d" * 16, b"x" * 1216)
     made = onto(ada.first, ada.key, devices=(device,), bundle=b"his")

@@ -17,7 +17,7 @@ from protocol.wire.messages.session import Enroll, Login, Ping, Pong
 from protocol.wire.messages.uploads import PutOpen
 from sfsd.config import DAY
 from sfsd.errors import Refused
-from sfsd.world import Access
+from sfsd.rules.context import Access
 from tests.sfsd.builders import (
     ADDRESS,
     OPERATOR_KEY,

@@ -27,8 +27,8 @@ from sfsd.config import DAY
 from sfsd.errors import Stale
 from sfsd.operations import sharing
 from sfsd.operations.records import Decided
+from sfsd.rules.context import Access, Commit
 from sfsd.state import inbox_index
-from sfsd.world import Access, Commit
 from tests.sfsd.builders import (
     VERIFIER,
     Daemon,

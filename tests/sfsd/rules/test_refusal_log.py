@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfsd.refusals import NAMES, SOURCES, RefusalLog
+from sfsd.rules.refusal_log import NAMES, SOURCES, RefusalLog
 from tests.sfsd.builders import Clock
 
 

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
-from sfsd.accounts import Chain, check_wrap_key, judge_first, signing_key_id
 from sfsd.config import DAY, Rotation
 from sfsd.errors import Refused
+from sfsd.rules.users import Chain, check_wrap_key, judge_first, signing_key_id
 from sfsd.storage.json_files import StoredStatement
 from tests.sfsd.builders import SERVER_ID
 

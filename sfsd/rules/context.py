@@ -16,13 +16,14 @@ from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import Draft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Receipt, Reply, Request
-from sfsd.accounts import Accounts
-from sfsd.admission import Admission
 from sfsd.config import Config
 from sfsd.fs.descriptors import Share
-from sfsd.history import Histories
 from sfsd.log.journal import Journal
-from sfsd.refusals import RefusalLog
+from sfsd.rules.access import Visibility
+from sfsd.rules.history import Histories
+from sfsd.rules.record_rules import Admission
+from sfsd.rules.refusal_log import RefusalLog
+from sfsd.rules.users import Accounts
 from sfsd.state.documents import Documents
 from sfsd.state.file_index import Index
 from sfsd.state.inbox_index import Inboxes
@@ -31,7 +32,6 @@ from sfsd.state.uploads import Uploads
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
-from sfsd.visibility import Visibility
 
 
 class Access(Enum):

@@ -11,9 +11,9 @@ from protocol.log import auditlog
 from protocol.records.records import FileRecord
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE
-from sfsd.admission import Head
 from sfsd.errors import DamagedError
 from sfsd.log.journal import Journal
+from sfsd.rules.record_rules import Head
 from sfsd.storage.json_files import record_of
 
 

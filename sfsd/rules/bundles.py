@@ -16,12 +16,12 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.log.auditlog import Draft
-from sfsd.accounts import Chain
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
+from sfsd.rules.context import World
+from sfsd.rules.users import Chain
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.paths import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
-from sfsd.world import World
 
 KEPT_DAYS: Final = 30
 """Since its successor was logged."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from sfsd.accounts import Accounts
-from sfsd.admission import Head
 from sfsd.errors import Absent, Refused
+from sfsd.rules.record_rules import Head
+from sfsd.rules.users import Accounts
 from sfsd.state.documents import Document
 from sfsd.state.file_index import Index
 from sfsd.storage.json_files import Sidecar

@@ -26,8 +26,8 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
-from sfsd.accounts import Accounts, User, block_of, signing_key_id
 from sfsd.errors import Refused, Stale, require
+from sfsd.rules.users import Accounts, User, block_of, signing_key_id
 from sfsd.state.documents import Document
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar, record_of
