@@ -44,7 +44,7 @@ from sfsd.errors import (
     StoreRefusedError,
 )
 from sfsd.gate import Incidents
-from sfsd.operations.session import enrol, log_in
+from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, World
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change

@@ -9,9 +9,9 @@ import sfsd.operations.accounts
 import sfsd.operations.downloads
 import sfsd.operations.files
 import sfsd.operations.log
+import sfsd.operations.login
 import sfsd.operations.records
 import sfsd.operations.rotation
-import sfsd.operations.session
 import sfsd.operations.sharing
 import sfsd.operations.uploads
 import sfsd.operations.wraps  # noqa: F401

@@ -16,14 +16,14 @@ from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.errors import Absent, DamagedError, Refused, require
-from sfsd.operations.contents import (
+from sfsd.operations.uploads import repeated
+from sfsd.operations.versions import (
     entry_of,
     inbox_effects,
     kept_version,
     saw_notes,
     version_of,
 )
-from sfsd.operations.uploads import repeated
 from sfsd.rules.access import not_found
 from sfsd.rules.context import USER, Commit, Principal, World, operation
 from sfsd.rules.record_rules import Admitted, Head, check_content, parse_record

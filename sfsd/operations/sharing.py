@@ -25,10 +25,10 @@ from protocol.wire.messages.sharing import (
 )
 from sfsd.errors import Refused, require
 from sfsd.log.proofs import Consistency, Inclusion
-from sfsd.operations.contents import kept_version
 from sfsd.operations.files import PAGE_BYTES, size_of
 from sfsd.operations.records import Decided, commit
 from sfsd.operations.uploads import repeated
+from sfsd.operations.versions import kept_version
 from sfsd.rules.access import not_found
 from sfsd.rules.context import OWN_KEYS, USER, Access, Commit, Principal, World, operation
 from sfsd.rules.record_rules import Admitted, Head, check_distinct, parse_record

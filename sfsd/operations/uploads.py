@@ -22,7 +22,7 @@ from protocol.wire.messages.uploads import (
     UploadState,
 )
 from sfsd.errors import Refused
-from sfsd.operations.contents import (
+from sfsd.operations.versions import (
     Claim,
     Content,
     add_version,
