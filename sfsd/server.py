@@ -25,8 +25,8 @@ from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdErro
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
 from sfsd.gate import Gate, Incidents, plain, source_of
+from sfsd.jobs.scheduler import Schedule
 from sfsd.rules.context import Principal, World
-from sfsd.schedule import Schedule
 from sfsd.service import Service
 from sfsd.session import Session
 from sfsd.storage.change import Change

@@ -27,6 +27,7 @@ from sfsd.rules import bundles
 from sfsd.rules.context import Principal
 from sfsd.rules.users import MAX_RUN
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
+from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_rotation import (
     begun,
     finished,
@@ -35,7 +36,6 @@ from tests.sfsd.operations.test_rotation import (
     rewrapped,
     wraps,
 )
-from tests.sfsd.test_retention import run
 
 F, G, H = file_id(1), file_id(2), file_id(3)
 CODE = SigningKey.from_seed(b"c" * 32)

@@ -16,7 +16,7 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.config import DAY, Retention
 from sfsd.errors import Absent, DamagedError
-from sfsd.lapsed import lapsed
+from sfsd.jobs.expired_readers import lapsed
 from sfsd.rules.bundles import expired
 from sfsd.rules.context import World
 from sfsd.rules.record_rules import Head

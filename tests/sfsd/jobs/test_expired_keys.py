@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.wire.messages.accounts import UserAccess
 from sfsd.config import DAY
-from sfsd.schedule import Schedule
+from sfsd.jobs.scheduler import Schedule
 from tests.sfsd.builders import Daemon, Person, daemon, done
 from tests.sfsd.operations.test_rotation import begun
 

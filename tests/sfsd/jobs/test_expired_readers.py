@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from protocol.wire.messages.downloads import GetOpen, Opened
-from sfsd import lapsed
 from sfsd.config import DAY
+from sfsd.jobs import expired_readers
 from tests.sfsd.builders import Daemon, file_id
+from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
-from tests.sfsd.test_retention import run
 
 F = file_id(1)
 
@@ -38,7 +38,7 @@ def test_wraps_go_when_the_time_is_over_and_not_before(served: Daemon) -> None:
 
 
 def test_many_versions_take_several_turns(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lapsed, "MAX_TOUCHED", 1)
+    monkeypatch.setattr(expired_readers, "MAX_TOUCHED", 1)
     ada, bob = served.person("ada"), served.person("bob")
     until = int(served.clock.now) + DAY
     for content in (b"1", b"2"):

@@ -15,7 +15,7 @@ from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.config import DAY, Config, Retention
 from sfsd.errors import ConfigError
-from sfsd.schedule import AFTER_START, LOOK, Schedule
+from sfsd.jobs.scheduler import AFTER_START, LOOK, Schedule
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import both, move, restored
 

@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Final
 
 from sfsd.config import DAY, Retention
-from sfsd.dues import fallen_due
 from sfsd.errors import DamagedError, Stale
-from sfsd.retention import due
+from sfsd.jobs.expired_keys import fallen_due
+from sfsd.jobs.retention import due
 from sfsd.rules.context import World
 from sfsd.storage.change import Change
 
