@@ -26,8 +26,8 @@ from protocol.wire.messages.session import VERSION, Login, Session, Welcome
 from sfsd import server_keys
 from sfsd.datadir import locked, opened
 from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError
+from sfsd.net.dispatch import Access, Principal, Service
 from sfsd.server_keys import Keys
-from sfsd.service import Access, Principal, Service
 
 SECONDS: Final = 30.0
 GENERATION: Final = 1

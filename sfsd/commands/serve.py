@@ -9,7 +9,7 @@ import click
 
 from sfsd import config
 from sfsd.commands import parsed, root_option
-from sfsd.server import serve
+from sfsd.net.listener import serve
 
 
 @click.command()

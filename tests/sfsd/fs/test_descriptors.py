@@ -8,7 +8,7 @@ import pytest
 
 from sfsd.config import Limits
 from sfsd.fs.descriptors import Share, allowed
-from sfsd.server import _within_handles
+from sfsd.net.listener import _within_handles
 from sfsd.storage.releasing import most_waiting
 
 if sys.platform != "win32":

@@ -41,9 +41,9 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, Limits
 from sfsd.errors import Stale
+from sfsd.net.dispatch import Access
 from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap
 from sfsd.rules.context import Commit
-from sfsd.service import Access
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
     Daemon,

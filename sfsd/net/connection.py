@@ -21,9 +21,9 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import Limits
 from sfsd.errors import Refused
-from sfsd.outgoing import Outgoing
-from sfsd.service import Principal, Service
-from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget, weight_of
+from sfsd.net.dispatch import Principal, Service
+from sfsd.net.memory_budget import MAX_BYTES_UNDER_WAY, Budget, weight_of
+from sfsd.net.write_queue import Outgoing
 
 MAX_UNDER_WAY: Final = 256
 """Requests of one connection that are worked on at once; a client's own window is smaller."""

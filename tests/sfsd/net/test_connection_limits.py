@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfsd.config import Limits
-from sfsd.gate import Gate, Incidents, is_local, plain, source_of
+from sfsd.net.connection_limits import Gate, Incidents, is_local, plain, source_of
 
 LIMITS = Limits(
     unauthenticated=5, unauthenticated_per_address=3, connections=8, connections_per_address=4

@@ -24,14 +24,14 @@ from sfsd.datadir import locked, opened
 from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
-from sfsd.gate import Gate, Incidents, plain, source_of
 from sfsd.jobs.scheduler import Schedule
+from sfsd.net.connection import Session
+from sfsd.net.connection_limits import Gate, Incidents, plain, source_of
+from sfsd.net.dispatch import Service
+from sfsd.net.memory_budget import Budget
 from sfsd.rules.context import Principal, World
-from sfsd.service import Service
-from sfsd.session import Session
 from sfsd.storage.change import Change
 from sfsd.storage.releasing import allow_handles
-from sfsd.weights import Budget
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from protocol.codec.values import Value
 from sfsd.errors import Refused, SfsdError, Stale
-from sfsd.pool import Pool
+from sfsd.net.thread_pool import Pool
 from sfsd.rules.context import Commit
 from sfsd.storage.committer import Committer
 

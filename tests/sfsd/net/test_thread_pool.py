@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from sfsd.pool import Pool
+from sfsd.net.thread_pool import Pool
 
 SECONDS = 10.0
 

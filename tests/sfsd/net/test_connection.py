@@ -22,15 +22,10 @@ from protocol.wire.messages.session import Ping, Pong, Welcome
 from protocol.wire.messages.session import Session as Opened
 from protocol.wire.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
-from sfsd.outgoing import CHUNK
-from sfsd.service import Principal, Service
-from sfsd.session import (
-    MAX_BURST,
-    MAX_UNDER_WAY,
-    MAX_UNSENT,
-    Session,
-)
-from sfsd.weights import MAX_BYTES_UNDER_WAY, Budget
+from sfsd.net.connection import MAX_BURST, MAX_UNDER_WAY, MAX_UNSENT, Session
+from sfsd.net.dispatch import Principal, Service
+from sfsd.net.memory_budget import MAX_BYTES_UNDER_WAY, Budget
+from sfsd.net.write_queue import CHUNK
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
 LIMITS = Limits()

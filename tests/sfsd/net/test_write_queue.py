@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from protocol.codec.encoding import Buffer
-from sfsd.outgoing import CHUNK, Outgoing
+from sfsd.net.write_queue import CHUNK, Outgoing
 
 
 class Pipe(asyncio.Transport):

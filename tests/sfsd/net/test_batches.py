@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.log.auditlog import Draft
-from sfsd.deciding import ATTEMPTS, Deciding, Failure
 from sfsd.errors import Refused
+from sfsd.net.batches import ATTEMPTS, Deciding, Failure
 from sfsd.rules.context import Commit
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer

@@ -23,7 +23,7 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.session import Ping
 from protocol.wire.messages.sharing import Inbox, Lookup, SetReaders, VersionWrap
 from protocol.wire.messages.uploads import Data, PutCommit, PutSmall
-from sfsd.weights import weight_of
+from sfsd.net.memory_budget import weight_of
 from tests.sfsd.builders import file_id
 
 F, U, S = file_id(1), bytes(16), bytes(64)

@@ -25,7 +25,6 @@ from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish
 from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.sharing import Inbox
 from protocol.wire.messages.uploads import Data
-from sfsd.deciding import Deciding, Failure
 from sfsd.errors import (
     Absent,
     DamagedError,
@@ -43,7 +42,8 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.gate import Incidents
+from sfsd.net.batches import Deciding, Failure
+from sfsd.net.connection_limits import Incidents
 from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, World
 from sfsd.state.uploads import WINDOW

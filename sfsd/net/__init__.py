@@ -1,0 +1,1 @@
+"""Sockets, connections and dispatch to worker threads."""
