@@ -15,8 +15,7 @@ from protocol.codec.values import Value
 from protocol.log import auditlog
 from protocol.log.auditlog import Entry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
-from sfsd import administration
-from sfsd.commands import answer, answer_json, json_option, root_option
+from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
 from sfsd.errors import JournalDamagedError, RequestRefusedError
 from sfsd.log.verify import complete_lines, verify_links, verify_log
 
@@ -97,7 +96,7 @@ def log(
 @root_option
 def checkpoint_(root: Path) -> None:
     """Print the signed note of the log's present size, for others to keep and compare."""
-    head = cast(LogCheckpoint, administration.ask(root, [LogHead()])[0])
+    head = cast(LogCheckpoint, operator_client.ask(root, [LogHead()])[0])
     click.echo(head.checkpoint, nl=False)
 
 

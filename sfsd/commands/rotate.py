@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from protocol.wire.messages.accounts import ForceRotation
-from sfsd import administration
-from sfsd.commands import answer, reason_option, root_option, user_name
+from sfsd.commands import answer, operator_client, reason_option, root_option, user_name
 
 
 @click.command()
@@ -21,10 +20,10 @@ def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> Non
     if (name is None) != everyone:
         raise click.UsageError("a USER, or --all: give one of the two")
     names = _enrolled(root) if name is None else [name]
-    administration.ask(root, [ForceRotation(one, reason) for one in names])
+    operator_client.ask(root, [ForceRotation(one, reason) for one in names])
     for one in names:
         answer(one)
 
 
 def _enrolled(root: Path) -> list[str]:
-    return [account.user for account in administration.accounts(root) if account.fingerprint]
+    return [account.user for account in operator_client.accounts(root) if account.fingerprint]

@@ -8,8 +8,7 @@ from typing import cast
 import click
 
 from protocol.wire.messages.accounts import Status, StatusAnswer
-from sfsd import administration
-from sfsd.commands import answer, answer_json, human_time, json_option, root_option
+from sfsd.commands import answer, answer_json, human_time, json_option, operator_client, root_option
 
 
 @click.command()
@@ -17,7 +16,7 @@ from sfsd.commands import answer, answer_json, human_time, json_option, root_opt
 @json_option
 def command(root: Path, as_json: bool) -> None:
     """Show where the daemon listens, since when, and how full log and disk are."""
-    status = cast(StatusAnswer, administration.ask(root, [Status()])[0])
+    status = cast(StatusAnswer, operator_client.ask(root, [Status()])[0])
     if as_json:
         answer_json(
             {

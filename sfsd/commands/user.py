@@ -18,12 +18,13 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from sfsd import administration, server_keys
+from sfsd import server_keys
 from sfsd.commands import (
     answer,
     answer_json,
     human_time,
     json_option,
+    operator_client,
     parsed,
     reason_option,
     root_option,
@@ -73,13 +74,13 @@ def add(name: str, root: Path, quota: int | None, expires: int) -> None:
         expires=int(time.time()) + expires,
         quota=config.quota if quota is None else quota,
     )
-    administration.ask(root, [request])
+    operator_client.ask(root, [request])
     click.echo(invitation.to_text())
 
 
 def _public_address(root: Path, config: Config) -> str:
     """Where the invitation sends the user. Raises `ConfigError` where nothing says it."""
-    address = config.public or administration.running_address(root)
+    address = config.public or operator_client.running_address(root)
     if address is None or parse_address(address)[0] in _EVERYWHERE:
         raise ConfigError(
             "nothing says at which address users reach this daemon",
@@ -93,7 +94,7 @@ def _public_address(root: Path, config: Config) -> str:
 @json_option
 def list_(root: Path, as_json: bool) -> None:
     """List all accounts, the invited ones too."""
-    for account in administration.accounts(root):
+    for account in operator_client.accounts(root):
         if as_json:
             answer_json(_as_object(account))
         else:
@@ -107,7 +108,7 @@ def list_(root: Path, as_json: bool) -> None:
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
     """Show one account."""
-    page = cast(AccountsPage, administration.ask(root, [UserShow(name)])[0])
+    page = cast(AccountsPage, operator_client.ask(root, [UserShow(name)])[0])
     (account,) = page.accounts
     if as_json:
         answer_json(_as_object(account))
@@ -128,7 +129,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @reason_option("For the log.")
 def disable(name: str, root: Path, reason: str) -> None:
     """Refuse NAME from now on, and close the sessions he has."""
-    administration.ask(root, [UserAccess(name, True, reason)])
+    operator_client.ask(root, [UserAccess(name, True, reason)])
 
 
 @command.command()
@@ -137,7 +138,7 @@ def disable(name: str, root: Path, reason: str) -> None:
 @reason_option("For the log.")
 def enable(name: str, root: Path, reason: str) -> None:
     """Let NAME in again."""
-    administration.ask(root, [UserAccess(name, False, reason)])
+    operator_client.ask(root, [UserAccess(name, False, reason)])
 
 
 @command.command("quota")
@@ -146,7 +147,7 @@ def enable(name: str, root: Path, reason: str) -> None:
 @root_option
 def set_quota(name: str, size: int, root: Path) -> None:
     """Let NAME keep SIZE bytes of ciphertext (10GB, 512MiB; 0: no limit). What is there stays."""
-    administration.ask(root, [UserQuota(name, size)])
+    operator_client.ask(root, [UserQuota(name, size)])
 
 
 def _state(account: Account) -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from protocol.records.invitation import parse_invitation
 from protocol.wire.messages.accounts import UserAdd
-from sfsd import administration, server_keys
+from sfsd import server_keys
+from sfsd.commands import operator_client
 from sfsd.config import DAY
 from sfsd.datadir import locked
 
@@ -100,7 +101,7 @@ def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
 
 def test_more_accounts_than_a_page(root: Path, sfsd: Sfsd) -> None:
     names = [f"user{number:03}" for number in range(260)]
-    administration.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
+    operator_client.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
     assert [line.split()[0] for line in sfsd("user", "list").lines] == names
 
 
