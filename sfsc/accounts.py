@@ -12,6 +12,7 @@ from protocol.records.signatures import SigningKey
 from sfsc import enrolment, recovery
 from sfsc.adoption import Opener, TakingBack, adopt
 from sfsc.codes import RecoveryCode
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
 from sfsc.home import (
     Home,
@@ -24,7 +25,6 @@ from sfsc.home import (
     unlock,
     unlock_file,
 )
-from sfsc.primitives import PrivateKey
 from sfsc.recovery import Link
 from sfsc.rotation import Rotated
 from sfsc.who import Whoami, current_of, link_of, whoami_of

@@ -17,12 +17,12 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutSmall
 from sfsc.changes import MAX_CONFLICTS, landed
-from sfsc.envelope import ContentKey, Metadata, content_record
+from sfsc.crypto.envelope import ContentKey, Metadata, content_record
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, SfscError
 from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.pieces import UploadLost
 from sfsc.refusals import answered, refusal
-from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
 from sfsc.sources import Input
 from sfsc.state import KnownFile

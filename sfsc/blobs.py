@@ -13,13 +13,13 @@ from protocol.codec.values import Value
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsc.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
 from sfsc.identity import File, Owner, Revision
 from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered, SharedKnown
-from sfsc.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.session import Session
 
 Known = Mapping[str, Revision | None]

@@ -11,7 +11,7 @@ from protocol.records.records import DELETE, PURGE, FileRecord, Reader, record_h
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
-from sfsc.envelope import check_name
+from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.identity import File
 from sfsc.refusals import answered

@@ -16,8 +16,8 @@ from typing import Final, Self
 from protocol.codec.values import Value, field
 from protocol.records.records import RecoveryKey
 from protocol.records.signatures import SigningKey
+from sfsc.crypto.primitives import XWING, PrivateKey, recovery_keys
 from sfsc.errors import UsageError
-from sfsc.primitives import XWING, PrivateKey, recovery_keys
 
 CODE_SIZE: Final = 32
 _CHECK_SIZE: Final = 3

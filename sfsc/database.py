@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
+from sfsc.crypto.primitives import Sealer, known_key
 from sfsc.errors import LocalError, Tampered
-from sfsc.primitives import Sealer, known_key
 
 SCHEMA: Final = 3
 BUSY_SECONDS: Final = 20.0

@@ -21,12 +21,12 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Receipt
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.wire.messages.sharing import Identity
+from sfsc.crypto.envelope import Bundle, open_bundle, seal_bundle
+from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.dues import has_old_keys, public_of, unfinished
-from sfsc.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
 from sfsc.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
 from sfsc.trust import Sent

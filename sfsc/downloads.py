@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
 from sfsc.blobs import Answer, Blob, Wanted
-from sfsc.envelope import check_name, version_asked
+from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.errors import NetworkError, SfscError
 from sfsc.identity import Owner
 from sfsc.landing import Landing

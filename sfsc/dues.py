@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 
 from protocol.records.records import Statement
+from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.greeting import DAY
 from sfsc.keyring import Device, Keyring, KeyringFile
-from sfsc.primitives import XWING, PrivateKey
 from sfsc.session import Session
 
 

@@ -21,12 +21,12 @@ from protocol.records.records import Statement, enrol_proof_body, key_id, record
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
-from sfsc.envelope import Bundle, seal_bundle
+from sfsc.crypto.envelope import Bundle, seal_bundle
+from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.errors import LocalError, UsageError
 from sfsc.greeting import dial, term
 from sfsc.home import keyring_path, open_state
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered
 from sfsc.traffic import Timeouts
 from sfsc.transport import Transport

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from protocol.records.records import WRAP_ALGORITHMS
+from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
-from sfsc.primitives import state_key
 
 if TYPE_CHECKING:
     from sfsc.state import State

@@ -19,7 +19,7 @@ from protocol.wire.messages import Error, FileView
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
 from sfsc.blobs import Blob, Wanted
-from sfsc.envelope import check_name
+from sfsc.crypto.envelope import check_name
 from sfsc.errors import (
     BadRecord,
     ConflictError,

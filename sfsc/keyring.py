@@ -43,6 +43,7 @@ from protocol.codec.fields import (
 )
 from protocol.codec.values import Value, field
 from protocol.records.records import MAX_RECORD, Generation, WrapAlgorithm
+from sfsc.crypto.primitives import argon2id, keyring_keys, open_sealed, seal
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,
@@ -52,7 +53,6 @@ from sfsc.errors import (
     UsageError,
     WrongPassphrase,
 )
-from sfsc.primitives import argon2id, keyring_keys, open_sealed, seal
 from sfsc.replacing import make_folder, remove_left, replace
 
 MAX_KEYRING: Final = 64 * 1024 * 1024

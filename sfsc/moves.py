@@ -13,7 +13,7 @@ from protocol.records.records import MOVE, FileRecord
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
-from sfsc.envelope import ContentKey, Metadata, check_name, content_record
+from sfsc.crypto.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.identity import Entry, File, parsed
 from sfsc.refusals import answered

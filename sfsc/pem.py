@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
 from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
 from protocol.records.invitation import AccountLink, parse_account_link
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keyring import passphrase_bytes
-from sfsc.primitives import PrivateKey
 
 MAX_PEM: Final = 64 * 1024
 MAX_SECRET: Final = 1023

@@ -19,7 +19,8 @@ from protocol.codec.values import Value, changed
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
 from protocol.wire.messages import Error
 from protocol.wire.messages.sharing import Identity, Lookup
-from sfsc.envelope import Recipient
+from sfsc.crypto.envelope import Recipient
+from sfsc.crypto.primitives import PublicKey
 from sfsc.errors import (
     BrokenChain,
     ConflictError,
@@ -34,7 +35,6 @@ from sfsc.identities import follow
 from sfsc.identity import Owner, owner_of
 from sfsc.keyring import KeyringFile
 from sfsc.own_log import OwnLog
-from sfsc.primitives import PublicKey
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered
 from sfsc.session import Session

@@ -21,9 +21,9 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
 from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
 from sfsc.closing import Closing
+from sfsc.crypto.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.refusals import answered
-from sfsc.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.session import Session
 from sfsc.traffic import MAX_WINDOW, Ticket
 

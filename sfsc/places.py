@@ -26,7 +26,7 @@ from typing import BinaryIO, Final, Self, cast
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.names import is_device_name
 from sfsc.closing import Closing
-from sfsc.envelope import Metadata
+from sfsc.crypto.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
 from sfsc.landing import Landing
 from sfsc.replacing import sync

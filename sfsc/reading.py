@@ -14,8 +14,8 @@ from protocol.codec.encoding import Buffer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
 from sfsc.blobs import Blob
+from sfsc.crypto.segments import plaintext_offset, segment_of
 from sfsc.refusals import answered
-from sfsc.segments import plaintext_offset, segment_of
 from sfsc.session import Session
 from sfsc.traffic import Ticket
 

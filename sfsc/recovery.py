@@ -22,8 +22,9 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.codes import RecoveryCode
+from sfsc.crypto.envelope import Bundle, open_bundle
+from sfsc.crypto.primitives import XWING, PrivateKey, state_key
 from sfsc.devices import Devices
-from sfsc.envelope import Bundle, open_bundle
 from sfsc.errors import (
     ConflictError,
     Denied,
@@ -37,7 +38,6 @@ from sfsc.errors import (
 from sfsc.greeting import DAY, term
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
-from sfsc.primitives import XWING, PrivateKey, state_key
 from sfsc.refusals import answered, refusal
 from sfsc.rotation import Rotated, Rotation
 from sfsc.session import Session

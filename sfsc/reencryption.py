@@ -20,12 +20,12 @@ from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadS
 from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, landed
-from sfsc.envelope import ContentKey, content_record
+from sfsc.crypto.envelope import ContentKey, content_record
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, Unreachable
 from sfsc.identity import File
 from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.refusals import answered
-from sfsc.segments import ciphertext_size
 from sfsc.session import Session, known_file
 from sfsc.sources import SMALL
 from sfsc.state import KnownFile

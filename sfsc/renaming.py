@@ -21,7 +21,7 @@ from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.blobs import Blob, Wanted
 from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
-from sfsc.envelope import content_record
+from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
 from sfsc.folders import Folders
 from sfsc.identity import SETTINGS, File, has_moved

@@ -25,7 +25,7 @@ from protocol.records.records import (
 )
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.changes import Built, change_file, tombstone
-from sfsc.envelope import Metadata
+from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadRecord,
     Destroyed,

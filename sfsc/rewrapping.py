@@ -21,8 +21,8 @@ from protocol.wire.messages.rotation import (
     Rewrapped,
     WrapItem,
 )
-from sfsc.cores import CHUNK, Cores
-from sfsc.envelope import ContentKey, Recipient, open_wraps
+from sfsc.crypto.cores import CHUNK, Cores
+from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.identity import Account, Owner, Revision, parsed
 from sfsc.people import People

@@ -21,6 +21,8 @@ from protocol.records.records import RotationFinish, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
+from sfsc.crypto.primitives import PrivateKey, new_key
+from sfsc.crypto.segments import plaintext_size
 from sfsc.devices import MAX_CONFLICTS, Devices
 from sfsc.dues import public_of, unfinished
 from sfsc.errors import (
@@ -35,12 +37,10 @@ from sfsc.greeting import term
 from sfsc.identity import Owner
 from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
-from sfsc.primitives import PrivateKey, new_key
 from sfsc.refusals import answered, refusal
 from sfsc.renaming import Renaming
 from sfsc.repair import Repair
 from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
-from sfsc.segments import plaintext_size
 from sfsc.session import Session
 from sfsc.theft import Theft, files_of
 from sfsc.who import current_of

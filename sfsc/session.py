@@ -33,7 +33,8 @@ from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc import evidence
-from sfsc.envelope import Author, ContentKey, Recipient
+from sfsc.crypto.envelope import Author, ContentKey, Recipient
+from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
     ConflictError,
     Distrusted,
@@ -49,7 +50,6 @@ from sfsc.errors import (
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File, Revision, has_moved
 from sfsc.keyring import Keyring
-from sfsc.primitives import state_key
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
 from sfsc.traffic import Timeouts

@@ -15,7 +15,7 @@ from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.changes import MAX_CONFLICTS, find, find_living, landed, onto
-from sfsc.envelope import Recipient, check_name
+from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.folders import Folder, Folders
 from sfsc.identity import File

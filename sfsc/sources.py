@@ -12,10 +12,10 @@ from typing import BinaryIO, Final, cast
 
 from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
-from sfsc.envelope import check_name
+from sfsc.crypto.envelope import check_name
+from sfsc.crypto.primitives import TAG_SIZE
+from sfsc.crypto.segments import HEADER_SIZE
 from sfsc.errors import Unreadable, UsageError
-from sfsc.primitives import TAG_SIZE
-from sfsc.segments import HEADER_SIZE
 
 SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 """Bytes of the longest plaintext whose ciphertext goes in one message."""

@@ -14,9 +14,9 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.attempts import Put
 from sfsc.blobs import Blob
 from sfsc.closing import Closing
+from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
-from sfsc.envelope import check_name, version_asked
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.home import (
     Passphrase,

@@ -12,7 +12,7 @@ from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutSmall
 from sfsc.attempts import Attempt, Content, Draft
 from sfsc.closing import Closing
-from sfsc.envelope import ContentKey
+from sfsc.crypto.envelope import ContentKey
 from sfsc.errors import Unreachable
 from sfsc.openings import Openings
 from sfsc.pieces import MAX_BEGINNINGS, Sending, Workshop

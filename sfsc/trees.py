@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from sfsc.attempts import Put
+from sfsc.crypto.envelope import check_name
 from sfsc.downloads import Downloads, Got, Item
-from sfsc.envelope import check_name
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
 from sfsc.identity import Entry, Owner
 from sfsc.listing import Files

@@ -21,7 +21,8 @@ from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutCommit, PutOpen, UploadState
 from sfsc.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
-from sfsc.envelope import ContentKey
+from sfsc.crypto.envelope import ContentKey
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
     IntegrityError,
     LocalError,
@@ -32,7 +33,6 @@ from sfsc.errors import (
 from sfsc.identity import SETTINGS
 from sfsc.openings import Openings
 from sfsc.pieces import Sending, UploadLost, Workshop
-from sfsc.segments import ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source, name_for, opened
 from sfsc.together import Large, Many, Small

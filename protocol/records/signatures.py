@@ -54,7 +54,7 @@ class SigningKey:
         return self._key.private_bytes_raw()
 
     def __reduce__(self) -> tuple[Callable[[bytes], SigningKey], tuple[bytes]]:
-        """For a process of ours (`sfsc.cores`), and nobody else: the seed."""
+        """For a process of ours (`sfsc.crypto.cores`), and nobody else: the seed."""
         return SigningKey.from_seed, (self.seed,)
 
     def sign(self, label: Label, body: bytes) -> bytes:

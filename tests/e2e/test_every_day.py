@@ -16,7 +16,7 @@ import pytest
 
 import sfsc
 from sfsc.client import Store
-from sfsc.segments import MEBIBYTE
+from sfsc.crypto.segments import MEBIBYTE
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import content, objects, peak, stored, through, write
 from tests.harness import Client, Daemon, command, environment

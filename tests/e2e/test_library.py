@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sfsc
-from sfsc import primitives
 from sfsc.client import Store
+from sfsc.crypto import primitives
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
 

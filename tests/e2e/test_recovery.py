@@ -12,10 +12,10 @@ import pytest
 
 import sfsc
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from sfsc.envelope import open_bundle
+from sfsc.crypto.envelope import open_bundle
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, SfscError
 from sfsc.home import unlock
-from sfsc.primitives import PrivateKey
 from sfsd.storage.json_files import parse_statements
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

@@ -12,12 +12,13 @@ import pytest
 
 import sfsc
 from protocol.records.chain import ROTATE
-from sfsc import cores, wraps
-from sfsc.envelope import private_keys
+from sfsc import wraps
+from sfsc.crypto import cores
+from sfsc.crypto.envelope import private_keys
+from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
 from sfsc.home import unlock
 from sfsc.keyring import Keyring
-from sfsc.primitives import PrivateKey, wrap_info
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc.envelope import private_keys
+from sfsc.crypto.envelope import private_keys
 from sfsc.home import unlock
 from sfsc.keyring import Keyring
 from tests.e2e.accounts import enrolled, new_root

@@ -22,7 +22,9 @@ from protocol.wire.messages.downloads import Opened
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.sharing import Identity, InboxPage, SharedFile
 from sfsc.commands.share import parse_expiry
-from sfsc.envelope import ContentKey, Metadata
+from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.primitives import metadata_key, seal
+from sfsc.crypto.segments import HEADER_SIZE
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -36,8 +38,6 @@ from sfsc.errors import (
     WeakRecipient,
 )
 from sfsc.identity import SETTINGS
-from sfsc.primitives import metadata_key, seal
-from sfsc.segments import HEADER_SIZE
 from sfsc.traffic import Ticket
 from sfsc.transport import Transport
 from tests.e2e.accounts import enrolled, new_root

@@ -16,7 +16,7 @@ import pytest
 
 import sfsc
 from protocol.codec.encoding import Buffer
-from sfsc import primitives, segments
+from sfsc.crypto import primitives, segments
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import peak, through
 from tests.harness import Client, Daemon

@@ -18,7 +18,7 @@ from protocol.records.chain import COMPROMISED, ROTATE
 from protocol.records.records import FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
-from sfsc.envelope import private_keys
+from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account
 from sfsc.keyring import Pending

@@ -15,8 +15,8 @@ from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
 from sfsc import devices
+from sfsc.crypto.primitives import PublicKey
 from sfsc.keyring import GenerationKeys, Pending
-from sfsc.primitives import PublicKey
 from sfsc.rewrapping import Rewrapping
 from tests.harness import Client
 

@@ -19,8 +19,9 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
+from sfsc.crypto.envelope import open_bundle
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.enrolment import enrol, invited
-from sfsc.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,
     KeyringError,
@@ -35,7 +36,6 @@ from sfsc.errors import (
 from sfsc.greeting import DAY
 from sfsc.home import open_state, unlock
 from sfsc.keyring import Keyring
-from sfsc.primitives import PrivateKey
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator
 

@@ -14,7 +14,7 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
-from sfsc.envelope import open_bundle
+from sfsc.crypto.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,
     BrokenChain,

@@ -24,7 +24,9 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
-from sfsc.envelope import Author, ContentKey, Metadata, Recipient, content_record
+from sfsc.crypto.envelope import Author, ContentKey, Metadata, Recipient, content_record
+from sfsc.crypto.primitives import PrivateKey, file_id
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
     BadRecord,
     Fork,
@@ -36,8 +38,6 @@ from sfsc.errors import (
 )
 from sfsc.identity import Account, Entry, Revision
 from sfsc.keyring import Device, GenerationKeys, Keyring
-from sfsc.primitives import PrivateKey, file_id
-from sfsc.segments import ciphertext_size
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32

@@ -10,7 +10,8 @@ import pytest
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply, Request
 from protocol.wire.messages.files import List, Listing, Record, Stat
-from sfsc import primitives, verified
+from sfsc import verified
+from sfsc.crypto import primitives
 from sfsc.errors import (
     BadReceipt,
     BadRecord,

@@ -10,8 +10,8 @@ import pytest
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import MAX_SMALL
 from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
-from sfsc.segments import ciphertext_size
 from sfsc.session import Session
 from sfsc.trees import Trees
 from sfsc.uploads import Uploads

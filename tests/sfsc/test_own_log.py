@@ -16,12 +16,12 @@ from protocol.log.auditlog import Draft
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.session import Login
+from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.home import state_path
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.own_log import OwnLog
-from sfsc.primitives import state_key
 from sfsc.session import Session
 from sfsc.state import NOTHING, Followed, State
 from sfsc.uploads import Uploads

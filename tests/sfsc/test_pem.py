@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.records.invitation import AccountLink
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.pem import export_pem, is_encrypted, load_pem
-from sfsc.primitives import PrivateKey
 
 LINK = AccountLink("files.example", 7373, "ada", b"p" * 32, b"f" * 32)
 SEED = bytes(range(32))

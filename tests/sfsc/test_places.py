@@ -14,7 +14,7 @@ import pytest
 
 from protocol.buffers.largefiles import LARGE
 from sfsc import places
-from sfsc.envelope import Metadata
+from sfsc.crypto.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
 from sfsc.landing import Landing
 from sfsc.places import Folder, Tree, arriving, check_placeable

@@ -26,6 +26,7 @@ from protocol.wire.messages.uploads import (
     UploadState,
 )
 from sfsc.attempts import Put
+from sfsc.crypto.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.errors import (
     BadReceipt,
     Distrusted,
@@ -39,7 +40,6 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.pieces import MAX_BEGINNINGS, Sending
-from sfsc.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source
 from sfsc.traffic import MAX_WINDOW

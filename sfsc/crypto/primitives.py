@@ -288,7 +288,7 @@ class PrivateKey:
         raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
     def __reduce__(self) -> tuple[type[PrivateKey], tuple[str, bytes]]:
-        """For a process of ours (`sfsc.cores`), and nobody else: the private encoding."""
+        """For a process of ours (`sfsc.crypto.cores`), and nobody else: the private encoding."""
         return PrivateKey, (self.alg, self.encoded)
 
     def decrypt(self, wrapped: bytes, info: bytes) -> bytes:

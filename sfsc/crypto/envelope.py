@@ -37,9 +37,7 @@ from protocol.records.records import (
 )
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
-from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
-from sfsc.keyring import MAX_PINS, GenerationKeys
-from sfsc.primitives import (
+from sfsc.crypto.primitives import (
     PrivateKey,
     PublicKey,
     bundle_info,
@@ -51,7 +49,9 @@ from sfsc.primitives import (
     seal,
     wrap_info,
 )
-from sfsc.segments import Decryptor, Encryptor, plaintext_size
+from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
+from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
+from sfsc.keyring import MAX_PINS, GenerationKeys
 
 _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]

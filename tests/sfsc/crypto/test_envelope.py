@@ -17,8 +17,8 @@ from protocol.codec.names import MAX_FILE_NAME
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
-from sfsc import primitives
-from sfsc.envelope import (
+from sfsc.crypto import primitives
+from sfsc.crypto.envelope import (
     Author,
     Bundle,
     ContentKey,
@@ -31,10 +31,10 @@ from sfsc.envelope import (
     private_keys,
     seal_bundle,
 )
+from sfsc.crypto.primitives import PrivateKey, PublicKey
+from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
 from sfsc.keyring import MAX_PINS, GenerationKeys
-from sfsc.primitives import PrivateKey, PublicKey
-from sfsc.segments import ciphertext_size
 
 SERVER, FIRST = b"S" * 32, b"F" * 32
 AUTHOR = Author(SERVER, "ann", "ann", 1)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from protocol.records.signatures import SigningKey
-from sfsc import cores
-from sfsc.cores import CHUNK, Cores
+from sfsc.crypto import cores
+from sfsc.crypto.cores import CHUNK, Cores
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord
-from sfsc.primitives import PrivateKey
 from tests.harness import REPOSITORY
 
 
@@ -124,7 +124,7 @@ def test_a_worker_is_told_secrets_by_its_pipe_only() -> None:
 def test_workers_end_with_their_parent() -> None:
     program = (
         "import os, signal\n"
-        "from tests.sfsc.test_cores import *\n"
+        "from tests.sfsc.crypto.test_cores import *\n"
         "cores.ENOUGH = 3\n"
         "pool = Cores(Doubled(), 1)\n"
         "list(pool.map(slowly(6 * CHUNK, pool)))\n"

@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.wire.messages.base import PIECE
-from sfsc import segments
+from sfsc.crypto import segments
+from sfsc.crypto.segments import (
+    HEADER_SIZE,
+    MEBIBYTE,
+    SEGMENT_SIZE,
+    Decryptor,
+    Encryptor,
+    Geometry,
+)
 from sfsc.errors import LocalError, Tampered
-from sfsc.segments import HEADER_SIZE, MEBIBYTE, SEGMENT_SIZE, Decryptor, Encryptor, Geometry
 
 DEK = bytes(range(32))
 CONTENT = b"content-id-is-16"

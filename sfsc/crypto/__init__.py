@@ -1,0 +1,1 @@
+"""Cryptographic primitives and the segment cipher."""
