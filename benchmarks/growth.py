@@ -23,7 +23,7 @@ from pathlib import Path
 
 import sfsc
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
-from sfsc.home import folder, open_state, unlock
+from sfsc.keys.home import folder, open_state, unlock
 from sfsc.session import Session
 from tests.harness import Client, Daemon
 

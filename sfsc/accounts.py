@@ -11,10 +11,10 @@ from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.signatures import SigningKey
 from sfsc import enrolment, recovery
 from sfsc.adoption import Opener, TakingBack, adopt
-from sfsc.codes import RecoveryCode
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
-from sfsc.home import (
+from sfsc.keys.account_info import Whoami, current_of, link_of, whoami_of
+from sfsc.keys.home import (
     Home,
     Passphrase,
     check_no_keyring,
@@ -25,13 +25,13 @@ from sfsc.home import (
     unlock,
     unlock_file,
 )
+from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import Link
 from sfsc.rotation import Rotated
-from sfsc.who import Whoami, current_of, link_of, whoami_of
 from sfsc.window import Skip
 
 if TYPE_CHECKING:
-    from sfsc.pem import PemKeys
+    from sfsc.keys.pem import PemKeys
 
 
 def enrol(
@@ -157,7 +157,7 @@ def export_pem(
 ) -> bytes:
     """The private keys in use as PEM, encrypted unless `no_passphrase`. Raises `UnsupportedKey` for
     an X-Wing key."""
-    from sfsc.pem import export_pem as export
+    from sfsc.keys.pem import export_pem as export
 
     keyring = unlock(folder(home), passphrase).contents
     keys = current_of(keyring)
@@ -167,7 +167,7 @@ def export_pem(
 
 
 def _loaded(pem: bytes, passphrase: Passphrase) -> PemKeys:
-    from sfsc.pem import is_encrypted, load_pem
+    from sfsc.keys.pem import is_encrypted, load_pem
 
     return load_pem(pem, stated_passphrase(passphrase) if is_encrypted(pem) else None)
 

@@ -19,15 +19,15 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
-from sfsc.codes import RecoveryCode
 from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.devices import Devices
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.greeting import dial, login
-from sfsc.home import check_no_keyring, keyring_path, open_state
 from sfsc.identities import follow, newest_bundle
-from sfsc.keyring import Device, Keyring, KeyringFile
+from sfsc.keys.home import check_no_keyring, keyring_path, open_state
+from sfsc.keys.keyring import Device, Keyring, KeyringFile
+from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import last_opened, take_back
 from sfsc.refusals import answered, proof_in
 from sfsc.session import Session

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Final
 from sfsc.attempts import Put
 from sfsc.downloads import Got
 from sfsc.entrance import connect, whoami
-from sfsc.home import (
-    Home,
-    Passphrase,
-    folder,
-    open_state,
-    state_path,
-    unlock,
-)
 from sfsc.identity import Entry
+from sfsc.keys.account_info import Whoami
+from sfsc.keys.home import Home, Passphrase, folder, open_state, state_path, unlock
 from sfsc.session import Session
 from sfsc.store import Status, Store
-from sfsc.who import Whoami
 
 if TYPE_CHECKING:
     from sfsc.accounts import (
@@ -39,13 +32,13 @@ if TYPE_CHECKING:
     from sfsc.audit import Event
     from sfsc.folders import Folder
     from sfsc.inbox import Shared
+    from sfsc.keys.pgp_words import words
     from sfsc.people import Person, parse_fingerprint
     from sfsc.proofs import Proven
     from sfsc.recovery import Link
     from sfsc.rotation import Plan, Rotated
     from sfsc.sharing import Grant
     from sfsc.versions import ExportedKey, Revision
-    from sfsc.words import words
 
 __all__ = [
     "Entry",

@@ -26,13 +26,13 @@ from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.identities import follow, newest_bundle
-from sfsc.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
 from sfsc.trust import Sent
 
 if TYPE_CHECKING:
-    from sfsc.codes import RecoveryCode
+    from sfsc.keys.recovery_code import RecoveryCode
 
 MAX_CONFLICTS: Final = 16
 """How often another machine may be faster."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from protocol.records.records import Statement
 from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.greeting import DAY
-from sfsc.keyring import Device, Keyring, KeyringFile
+from sfsc.keys.keyring import Device, Keyring, KeyringFile
 from sfsc.session import Session
 
 

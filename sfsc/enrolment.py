@@ -25,15 +25,15 @@ from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.errors import LocalError, UsageError
 from sfsc.greeting import dial, term
-from sfsc.home import keyring_path, open_state
-from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.home import keyring_path, open_state
+from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.refusals import answered
 from sfsc.traffic import Timeouts
 from sfsc.transport import Transport
 from sfsc.trust import Sent, Trust
 
 if TYPE_CHECKING:
-    from sfsc.pem import PemKeys
+    from sfsc.keys.pem import PemKeys
 
 _GENERATION: Final = 1
 

@@ -12,8 +12,8 @@ import importlib
 import threading
 from typing import TYPE_CHECKING, Final
 
-from sfsc.home import Home, Passphrase, folder, unlock
-from sfsc.who import Whoami, whoami_of
+from sfsc.keys.account_info import Whoami, whoami_of
+from sfsc.keys.home import Home, Passphrase, folder, unlock
 
 if TYPE_CHECKING:
     from sfsc.session import Progress

@@ -30,7 +30,7 @@ from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
 from sfsc.crypto.primitives import PrivateKey, PublicKey, file_id
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
-from sfsc.keyring import Keyring
+from sfsc.keys.keyring import Keyring
 from sfsc.verified import Signed, verifies
 
 SETTINGS: Final = "\0settings"

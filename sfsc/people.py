@@ -30,10 +30,10 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
-from sfsc.home import WEAKEST
 from sfsc.identities import follow
 from sfsc.identity import Owner, owner_of
-from sfsc.keyring import KeyringFile
+from sfsc.keys.home import WEAKEST
+from sfsc.keys.keyring import KeyringFile
 from sfsc.own_log import OwnLog
 from sfsc.refusals import answered
 from sfsc.remembered import Remembered

@@ -21,7 +21,6 @@ from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
-from sfsc.codes import RecoveryCode
 from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey, state_key
 from sfsc.devices import Devices
@@ -36,7 +35,8 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.greeting import DAY, term
-from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.people import People
 from sfsc.refusals import answered, refusal
 from sfsc.rotation import Rotated, Rotation

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sfsc.devices import Devices
     from sfsc.folders import Folders
     from sfsc.inbox import Received
-    from sfsc.keyring import KeyringFile
+    from sfsc.keys.keyring import KeyringFile
     from sfsc.moves import Moves
     from sfsc.people import People
     from sfsc.rotation import Rotation

@@ -35,7 +35,8 @@ from sfsc.errors import (
 )
 from sfsc.greeting import term
 from sfsc.identity import Owner
-from sfsc.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.account_info import current_of
+from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
 from sfsc.refusals import answered, refusal
 from sfsc.renaming import Renaming
@@ -43,7 +44,6 @@ from sfsc.repair import Repair
 from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
 from sfsc.session import Session
 from sfsc.theft import Theft, files_of
-from sfsc.who import current_of
 from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 

@@ -49,7 +49,7 @@ from sfsc.errors import (
 )
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.identity import Account, File, Revision, has_moved
-from sfsc.keyring import Keyring
+from sfsc.keys.keyring import Keyring
 from sfsc.refusals import answered, proof_in, refusal
 from sfsc.state import KnownFile, State
 from sfsc.traffic import Timeouts

@@ -18,7 +18,9 @@ from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
 from sfsc.errors import SfscError, Special, UsageError
-from sfsc.home import (
+from sfsc.identity import Entry
+from sfsc.keys.account_info import Whoami, link_of, whoami_of
+from sfsc.keys.home import (
     Passphrase,
     folder,
     new_passphrase,
@@ -26,8 +28,7 @@ from sfsc.home import (
     wants_rotation,
     weakest_wrap,
 )
-from sfsc.identity import Entry
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
 from sfsc.listing import Files
 from sfsc.rooms import Rooms
 from sfsc.seen import Seen
@@ -36,7 +37,6 @@ from sfsc.sources import Source
 from sfsc.traffic import Timeouts
 from sfsc.turns import one_at_a_time
 from sfsc.uploads import Uploads
-from sfsc.who import Whoami, link_of, whoami_of
 from sfsc.window import Skip
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
@@ -384,13 +384,13 @@ class Store(Closing):
     def check_recovery(self, code: str) -> None:
         """Raise `UsageError` where `code` is mistyped, `Denied` where the account's recovery code
         is another."""
-        from sfsc.codes import RecoveryCode
+        from sfsc.keys.recovery_code import RecoveryCode
 
         self._rooms.devices.check_recovery(RecoveryCode.parse(code))
 
     def set_recovery(self, code: str, old: str | None = None) -> None:
         """Commit the account to a recovery code; where it has one, the `old` one is needed."""
-        from sfsc.codes import RecoveryCode
+        from sfsc.keys.recovery_code import RecoveryCode
 
         before = None if old is None else RecoveryCode.parse(old)
         self._rooms.devices.set_recovery(RecoveryCode.parse(code), before)

@@ -271,14 +271,14 @@ def new_passphrase(of: str = "") -> str | None:
 def _is_named() -> bool:
     """Whether the environment says what the passphrase is."""
     # Here, not above: it loads the cryptography, which help and mistakes do without.
-    from sfsc.home import PASSPHRASE, PASSPHRASE_FILE
+    from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
 
     return PASSPHRASE in os.environ or PASSPHRASE_FILE in os.environ
 
 
 def _prompt(text: str) -> str:
     if not sys.stdin.isatty():
-        from sfsc.home import PASSPHRASE, PASSPHRASE_FILE
+        from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
 
         hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
         raise KeyringError("a passphrase is needed and there is no terminal", hint)

@@ -51,7 +51,7 @@ from sfsc.crypto.primitives import (
 )
 from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
 from sfsc.errors import BadRecord, KeyringError, LocalError, NotFound, Tampered, UsageError
-from sfsc.keyring import MAX_PINS, GenerationKeys
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
 _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]
 _Mode = Annotated[int, Between(0, 0o7777)]

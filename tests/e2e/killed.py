@@ -23,7 +23,7 @@ import sfsc
 import sfsc.rewrapping
 import sfsd.storage.committer
 from protocol.wire.messages.log import LogProof, LogProven
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
 from sfsc.state import State
 from sfsc.transport import Transport
 from sfsd import cli

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sfsc.home import unlock
+from sfsc.keys.home import unlock
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, environment
 

@@ -18,8 +18,8 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import NewStatement
 from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import StaleGeneration
-from sfsc.home import unlock
-from sfsc.keyring import Keyring, KeyringFile
+from sfsc.keys.home import unlock
+from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.transport import Transport
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

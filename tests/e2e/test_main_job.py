@@ -14,7 +14,7 @@ import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.crypto.segments import MEBIBYTE
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
 from tests.e2e.proxy import proxied
 from tests.harness import Client, Daemon, Result, command, environment
 from tests.waiting import until

@@ -14,7 +14,7 @@ import pytest
 import sfsc
 from sfsc.errors import ConflictError, NotFound
 from sfsc.identity import SETTINGS, Account
-from sfsc.keyring import Keyring
+from sfsc.keys.keyring import Keyring
 from sfsc.renaming import Renaming
 from sfsc.theft import Theft
 from sfsd.storage.json_files import parse_sidecar

@@ -15,7 +15,7 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.crypto.envelope import open_bundle
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, SfscError
-from sfsc.home import unlock
+from sfsc.keys.home import unlock
 from sfsd.storage.json_files import parse_statements
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

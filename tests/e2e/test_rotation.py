@@ -17,8 +17,8 @@ from sfsc.crypto import cores
 from sfsc.crypto.envelope import private_keys
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
-from sfsc.home import unlock
-from sfsc.keyring import Keyring
+from sfsc.keys.home import unlock
+from sfsc.keys.keyring import Keyring
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

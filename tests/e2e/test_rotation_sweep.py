@@ -20,8 +20,8 @@ import pytest
 
 import sfsc
 from sfsc.crypto.envelope import private_keys
-from sfsc.home import unlock
-from sfsc.keyring import Keyring
+from sfsc.keys.home import unlock
+from sfsc.keys.keyring import Keyring
 from tests.e2e.accounts import enrolled, new_root
 from tests.e2e.test_rotation import tried
 from tests.harness import Daemon, environment

@@ -19,8 +19,8 @@ from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.session import Ping, Pong
 from protocol.wire.messages.session import Session as Entered
 from protocol.wire.messages.uploads import PutOpen
-from sfsc.home import open_state
-from sfsc.keyring import KeyringFile
+from sfsc.keys.home import open_state
+from sfsc.keys.keyring import KeyringFile
 from sfsc.session import Session
 from sfsd import server_keys
 from sfsd.state.uploads import PER_USER

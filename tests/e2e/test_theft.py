@@ -21,7 +21,7 @@ from protocol.wire.messages.base import SignedRecord
 from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.identity import Account
-from sfsc.keyring import Pending
+from sfsc.keys.keyring import Pending
 from sfsc.listing import Files
 from sfsc.own_log import OwnLog
 from sfsc.rotation import Rotation

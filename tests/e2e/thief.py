@@ -16,7 +16,7 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
 from sfsc import devices
 from sfsc.crypto.primitives import PublicKey
-from sfsc.keyring import GenerationKeys, Pending
+from sfsc.keys.keyring import GenerationKeys, Pending
 from sfsc.rewrapping import Rewrapping
 from tests.harness import Client
 

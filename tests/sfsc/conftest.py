@@ -9,7 +9,7 @@ import pytest
 
 from protocol.records.invitation import parse_invitation
 from sfsc import enrolment
-from sfsc.home import open_state, unlock
+from sfsc.keys.home import open_state, unlock
 from sfsc.session import Session
 from sfsc.traffic import Timeouts
 from tests.sfsc.lying import Simulator, simulated

@@ -11,8 +11,8 @@ from protocol.codec.values import changed
 from protocol.records.records import Statement
 from protocol.wire.messages.session import Notice
 from sfsc.dues import Dues, has_old_keys, unfinished
-from sfsc.home import unlock
-from sfsc.keyring import KeyringFile, Pending
+from sfsc.keys.home import unlock
+from sfsc.keys.keyring import KeyringFile, Pending
 from sfsc.session import Session
 
 DAY = 86_400

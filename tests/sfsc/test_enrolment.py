@@ -34,8 +34,8 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.greeting import DAY
-from sfsc.home import open_state, unlock
-from sfsc.keyring import Keyring
+from sfsc.keys.home import open_state, unlock
+from sfsc.keys.keyring import Keyring
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator
 

@@ -37,7 +37,7 @@ from sfsc.errors import (
     Tampered,
 )
 from sfsc.identity import Account, Entry, Revision
-from sfsc.keyring import Device, GenerationKeys, Keyring
+from sfsc.keys.keyring import Device, GenerationKeys, Keyring
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32

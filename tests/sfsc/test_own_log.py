@@ -18,7 +18,7 @@ from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.session import Login
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
-from sfsc.home import state_path
+from sfsc.keys.home import state_path
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.own_log import OwnLog

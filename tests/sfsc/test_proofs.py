@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.home import state_path
+from sfsc.keys.home import state_path
 from sfsc.proofs import known_verifiers
 from sfsc.session import Session
 

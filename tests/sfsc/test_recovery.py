@@ -14,12 +14,12 @@ import pytest
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
-from sfsc.codes import RecoveryCode
 from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.devices import Devices
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
-from sfsc.keyring import GenerationKeys, KeyringFile
+from sfsc.keys.keyring import GenerationKeys, KeyringFile
+from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import KEPT_SECONDS, Recovery, last_opened, links
 from sfsc.session import Session
 from tests.sfsc.test_identity import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement

@@ -13,7 +13,7 @@ from protocol.wire.messages.base import ERROR_CODES
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
-from sfsc.home import open_state, unlock
+from sfsc.keys.home import open_state, unlock
 from sfsc.refusals import refusal
 from sfsc.session import MAX_LOSSES, Session
 from sfsc.state import KnownFile

@@ -13,7 +13,7 @@ from protocol.wire.messages import FileView
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord
 from sfsc.identity import Account
-from sfsc.keyring import GenerationKeys
+from sfsc.keys.keyring import GenerationKeys
 from tests.sfsc.test_identity import (
     ENDORSE,
     FILE_ID,

@@ -16,11 +16,11 @@ from typing import Any
 
 from protocol.records.records import WRAP_ALGORITHMS, Statement, key_id
 from protocol.records.signatures import SigningKey
-from sfsc.codes import RecoveryCode
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import Bundle, ContentKey, Metadata, seal_bundle
 from sfsc.crypto.segments import Encryptor
-from sfsc.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.recovery_code import RecoveryCode
 
 PATH = Path(__file__).with_name("crypto.json")
 Json = dict[str, Any]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
-from sfsc.codes import RecoveryCode
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import Author, ContentKey, Metadata, content_record, open_bundle
 from sfsc.crypto.segments import ciphertext_size
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
+from sfsc.keys.recovery_code import RecoveryCode
 
 HERE = Path(__file__).parent
 GENERATOR = runpy.run_path(str(HERE / "generate_crypto.py"))

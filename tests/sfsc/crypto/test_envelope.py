@@ -34,7 +34,7 @@ from sfsc.crypto.envelope import (
 from sfsc.crypto.primitives import PrivateKey, PublicKey
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
-from sfsc.keyring import MAX_PINS, GenerationKeys
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
 SERVER, FIRST = b"S" * 32, b"F" * 32
 AUTHOR = Author(SERVER, "ann", "ann", 1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from protocol.records.invitation import AccountLink
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
-from sfsc.pem import export_pem, is_encrypted, load_pem
+from sfsc.keys.pem import export_pem, is_encrypted, load_pem
 
 LINK = AccountLink("files.example", 7373, "ada", b"p" * 32, b"f" * 32)
 SEED = bytes(range(32))

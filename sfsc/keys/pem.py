@@ -30,7 +30,7 @@ from protocol.codec.values import Value, field
 from protocol.records.invitation import AccountLink, parse_account_link
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
-from sfsc.keyring import passphrase_bytes
+from sfsc.keys.keyring import passphrase_bytes
 
 MAX_PEM: Final = 64 * 1024
 MAX_SECRET: Final = 1023

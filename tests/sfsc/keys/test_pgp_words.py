@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfsc.words import words
+from sfsc.keys.pgp_words import words
 
 
 def test_a_word_for_each_byte_at_each_place() -> None:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
-from sfsc import keyring
 from sfsc.crypto.primitives import SEAL_OVERHEAD
 from sfsc.errors import (
     ConflictError,
@@ -28,7 +27,16 @@ from sfsc.errors import (
     UsageError,
     WrongPassphrase,
 )
-from sfsc.keyring import MAX_PINS, Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys import keyring
+from sfsc.keys.keyring import (
+    MAX_PINS,
+    Cost,
+    Device,
+    GenerationKeys,
+    Keyring,
+    KeyringFile,
+    Pending,
+)
 
 CHEAP = Cost(passes=1, lanes=1, kib=64)
 KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 96)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink, parse_address
 from sfsc.errors import KeyringMissing
-from sfsc.keyring import GenerationKeys, Keyring
+from sfsc.keys.keyring import GenerationKeys, Keyring
 
 
 class Whoami(Value):
@@ -21,7 +21,7 @@ class Whoami(Value):
     @property
     def words(self) -> list[str]:
         """The fingerprint, a word for each byte."""
-        from sfsc.words import words
+        from sfsc.keys.pgp_words import words
 
         return words(self.fingerprint)
 

@@ -9,9 +9,9 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.invitation import parse_account_link
 from sfsc.errors import KeyringMissing
-from sfsc.home import unlock
-from sfsc.who import current_of, link_of, whoami_of
-from sfsc.words import words
+from sfsc.keys.account_info import current_of, link_of, whoami_of
+from sfsc.keys.home import unlock
+from sfsc.keys.pgp_words import words
 from tests.sfsc.lying import Simulator
 
 

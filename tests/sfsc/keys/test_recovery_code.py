@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.records.signatures import Label, verify
-from sfsc.codes import RecoveryCode
 from sfsc.crypto.primitives import PublicKey
 from sfsc.errors import UsageError
+from sfsc.keys.recovery_code import RecoveryCode
 
 CODE = RecoveryCode(bytes(range(32)))
 EXPECTED = "1e987c3eabad20b60ffdb75cfba8afa78b090f7f7112cfbb1b7df3fc84e18d8f"

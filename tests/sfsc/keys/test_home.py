@@ -8,7 +8,7 @@ import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, record_hash
 from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
-from sfsc.home import (
+from sfsc.keys.home import (
     folder,
     keyring_path,
     new_passphrase,
@@ -17,7 +17,7 @@ from sfsc.home import (
     unlock,
     weakest_wrap,
 )
-from sfsc.keyring import Cost, Device, Keyring, KeyringFile
+from sfsc.keys.keyring import Cost, Device, Keyring, KeyringFile
 
 KEYRING = Keyring(
     server_id=bytes(32),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
-from sfsc.keyring import Keyring, KeyringFile, needs_passphrase
+from sfsc.keys.keyring import Keyring, KeyringFile, needs_passphrase
 
 if TYPE_CHECKING:
     from sfsc.state import State
