@@ -24,7 +24,6 @@ from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.devices import Devices
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.greeting import dial, login
-from sfsc.identities import follow, newest_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path, open_state
 from sfsc.keys.keyring import Device, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
@@ -34,7 +33,8 @@ from sfsc.session import Session
 from sfsc.times import human_time
 from sfsc.traffic import Timeouts
 from sfsc.transport import Transport
-from sfsc.trust import Trust
+from sfsc.trust.identity_chain import follow, newest_bundle
+from sfsc.trust.server_log import Trust
 from sfsc.window import Skip
 
 

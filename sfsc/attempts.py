@@ -20,12 +20,12 @@ from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.crypto.envelope import ContentKey, Metadata, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, SfscError
-from sfsc.identity import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.pieces import UploadLost
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session, known_file
 from sfsc.sources import Input
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
+from sfsc.trust.state import KnownFile
 
 Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
 """(record, signature, wraps) to the request that stores a content under them."""

@@ -20,7 +20,7 @@ from sfsc.own_log import RECORDS, OwnLog
 from sfsc.proofs import verifiers_in
 from sfsc.refusals import proof_in
 from sfsc.session import Session
-from sfsc.trust import TOLD
+from sfsc.trust.server_log import TOLD
 
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 

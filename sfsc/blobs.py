@@ -16,11 +16,11 @@ from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPa
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
-from sfsc.identity import File, Owner, Revision
 from sfsc.pieces import Fetching, Opener
 from sfsc.refusals import answered
-from sfsc.remembered import Remembered, SharedKnown
 from sfsc.session import Session
+from sfsc.trust.file_records import File, Owner, Revision
+from sfsc.trust.peer_state import Remembered, SharedKnown
 
 Known = Mapping[str, Revision | None]
 _NOTHING: Final[Known] = MappingProxyType({})

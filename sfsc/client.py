@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 from sfsc.attempts import Put
 from sfsc.downloads import Got
 from sfsc.entrance import connect, whoami
-from sfsc.identity import Entry
 from sfsc.keys.account_info import Whoami
 from sfsc.keys.home import Home, Passphrase, folder, open_state, state_path, unlock
 from sfsc.session import Session
 from sfsc.store import Status, Store
+from sfsc.trust.file_records import Entry
 
 if TYPE_CHECKING:
     from sfsc.accounts import (

@@ -25,11 +25,11 @@ from sfsc.crypto.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
-from sfsc.identities import follow, newest_bundle
 from sfsc.keys.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.refusals import answered, refusal
 from sfsc.session import Session
-from sfsc.trust import Sent
+from sfsc.trust.identity_chain import follow, newest_bundle
+from sfsc.trust.server_log import Sent
 
 if TYPE_CHECKING:
     from sfsc.keys.recovery_code import RecoveryCode

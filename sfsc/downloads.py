@@ -19,12 +19,12 @@ from protocol.wire.messages.base import PIECE
 from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.errors import NetworkError, SfscError
-from sfsc.identity import Owner
 from sfsc.landing import Landing
 from sfsc.places import Place, arriving
-from sfsc.remembered import Remembered
 from sfsc.seen import Seen
 from sfsc.session import Session
+from sfsc.trust.file_records import Owner
+from sfsc.trust.peer_state import Remembered
 from sfsc.window import Skip, Window
 
 AHEAD: Final = 32

@@ -30,7 +30,7 @@ from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pend
 from sfsc.refusals import answered
 from sfsc.traffic import Timeouts
 from sfsc.transport import Transport
-from sfsc.trust import Sent, Trust
+from sfsc.trust.server_log import Sent, Trust
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys

@@ -10,9 +10,9 @@ from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
-from sfsc.state import State
 from sfsc.traffic import Timeouts
-from sfsc.trust import Point, Trust
+from sfsc.trust.server_log import Point, Trust
+from sfsc.trust.state import State
 
 if TYPE_CHECKING:
     from sfsc.transport import Transport

@@ -31,11 +31,11 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
-from sfsc.identity import Entry, File, Owner
 from sfsc.people import People, Person
 from sfsc.refusals import answered
-from sfsc.remembered import Remembered, SharedKnown
 from sfsc.session import Session
+from sfsc.trust.file_records import Entry, File, Owner
+from sfsc.trust.peer_state import Remembered, SharedKnown
 from sfsc.window import Skip, pages
 
 

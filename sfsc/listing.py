@@ -17,11 +17,11 @@ from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
 from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound
-from sfsc.identity import Entry, File, Revision, has_moved
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
-from sfsc.state import KnownFile
-from sfsc.verified import verifying
+from sfsc.trust.file_records import Entry, File, Revision, has_moved
+from sfsc.trust.signature_cache import verifying
+from sfsc.trust.state import KnownFile
 from sfsc.window import Window, pages
 
 

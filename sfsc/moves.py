@@ -15,10 +15,10 @@ from protocol.wire.messages.files import Record, RecordChange
 from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.crypto.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.identity import Entry, File, parsed
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import Entry, File, parsed
+from sfsc.trust.state import KnownFile
 
 
 class Moves:

@@ -29,8 +29,8 @@ from protocol.wire.messages.log import (
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.refusals import proof_in
 from sfsc.session import LOGGED_AS, Session
-from sfsc.state import NOTHING, Followed
-from sfsc.trust import TOLD, Point
+from sfsc.trust.server_log import TOLD, Point
+from sfsc.trust.state import NOTHING, Followed
 from sfsc.window import pages
 
 RECORDS: Final = frozenset(LOGGED_AS.values())

@@ -30,15 +30,15 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
-from sfsc.identities import follow
-from sfsc.identity import Owner, owner_of
 from sfsc.keys.home import WEAKEST
 from sfsc.keys.keyring import KeyringFile
 from sfsc.own_log import OwnLog
 from sfsc.refusals import answered
-from sfsc.remembered import Remembered
 from sfsc.session import Session
-from sfsc.trust import TOLD
+from sfsc.trust.file_records import Owner, owner_of
+from sfsc.trust.identity_chain import follow
+from sfsc.trust.peer_state import Remembered
+from sfsc.trust.server_log import TOLD
 
 _MAX_TRIES: Final = 16
 

@@ -12,7 +12,7 @@ from protocol.log.checkpoint import Verifier, origin_of
 from protocol.log.tlogproof import TlogProof
 from protocol.records.records import ServerStatement, server_id
 from sfsc.errors import BadReceipt, LocalError, UsageError
-from sfsc.state import kept_server_statements
+from sfsc.trust.state import kept_server_statements
 
 
 class Proven(Value):

@@ -41,8 +41,8 @@ from sfsc.people import People
 from sfsc.refusals import answered, refusal
 from sfsc.rotation import Rotated, Rotation
 from sfsc.session import Session
-from sfsc.state import State
 from sfsc.traffic import Timeouts
+from sfsc.trust.state import State
 from sfsc.window import Skip
 
 MAX_CONFLICTS: Final = 64

@@ -23,12 +23,12 @@ from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.crypto.envelope import ContentKey, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, Unreachable
-from sfsc.identity import File
 from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
 from sfsc.sources import SMALL
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import File
+from sfsc.trust.state import KnownFile
 
 _Done = TypeVar("_Done")
 

@@ -21,7 +21,7 @@ from sfsc.errors import (
     TokenRefused,
     Unreachable,
 )
-from sfsc.trust import TOLD
+from sfsc.trust.server_log import TOLD
 
 _Reply = TypeVar("_Reply", bound=Reply)
 

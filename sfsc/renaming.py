@@ -24,14 +24,14 @@ from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
 from sfsc.folders import Folders
-from sfsc.identity import SETTINGS, File, has_moved
 from sfsc.moves import Moves
 from sfsc.people import People
 from sfsc.reencryption import Anew, encrypt_anew, store
 from sfsc.seen import refresh
 from sfsc.session import Session, known_file
 from sfsc.sharing import Sharing
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import SETTINGS, File, has_moved
+from sfsc.trust.state import KnownFile
 from sfsc.versions import Versions
 
 _FASTER: Final = "another machine was faster"

@@ -35,13 +35,13 @@ from sfsc.errors import (
     Rollback,
 )
 from sfsc.folders import Folders
-from sfsc.identity import Entry, File
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.people import People
 from sfsc.session import Session
 from sfsc.sharing import Sharing
-from sfsc.state import KnownFile
-from sfsc.trust import TOLD
+from sfsc.trust.file_records import Entry, File
+from sfsc.trust.server_log import TOLD
+from sfsc.trust.state import KnownFile
 from sfsc.versions import Versions
 from sfsc.window import Skip
 from sfsc.wraps import wrap_items

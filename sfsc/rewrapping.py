@@ -24,11 +24,11 @@ from protocol.wire.messages.rotation import (
 from sfsc.crypto.cores import CHUNK, Cores
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
-from sfsc.identity import Account, Owner, Revision, parsed
 from sfsc.people import People
 from sfsc.refusals import answered
 from sfsc.session import Session
-from sfsc.trust import Sent
+from sfsc.trust.file_records import Account, Owner, Revision, parsed
+from sfsc.trust.server_log import Sent
 from sfsc.window import Window
 from sfsc.wraps import wrap_items
 

@@ -34,7 +34,6 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.greeting import term
-from sfsc.identity import Owner
 from sfsc.keys.account_info import current_of
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
@@ -44,6 +43,7 @@ from sfsc.repair import Repair
 from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
 from sfsc.session import Session
 from sfsc.theft import Theft, files_of
+from sfsc.trust.file_records import Owner
 from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 

@@ -11,10 +11,10 @@ from typing import Final
 
 from protocol.records.records import FileRecord
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
-from sfsc.identity import File
 from sfsc.refusals import proof_in
 from sfsc.session import Session
-from sfsc.trust import Point
+from sfsc.trust.file_records import File
+from sfsc.trust.server_log import Point
 from sfsc.window import Window
 
 _MANY: Final = 4096

@@ -48,12 +48,12 @@ from sfsc.errors import (
     Unreachable,
 )
 from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
-from sfsc.identity import Account, File, Revision, has_moved
 from sfsc.keys.keyring import Keyring
 from sfsc.refusals import answered, proof_in, refusal
-from sfsc.state import KnownFile, State
 from sfsc.traffic import Timeouts
-from sfsc.trust import Sent, Trust
+from sfsc.trust.file_records import Account, File, Revision, has_moved
+from sfsc.trust.server_log import Sent, Trust
+from sfsc.trust.state import KnownFile, State
 from sfsc.turns import Turn
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from sfsc.changes import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.folders import Folder, Folders
-from sfsc.identity import File
 from sfsc.listing import Files
 from sfsc.people import People, Person
 from sfsc.reencryption import Reencryption
 from sfsc.refusals import answered
 from sfsc.session import Session, known_file
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import File
+from sfsc.trust.state import KnownFile
 from sfsc.window import Window
 
 PER_CHANGE: Final = 128

@@ -18,7 +18,6 @@ from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
 from sfsc.errors import SfscError, Special, UsageError
-from sfsc.identity import Entry
 from sfsc.keys.account_info import Whoami, link_of, whoami_of
 from sfsc.keys.home import (
     Passphrase,
@@ -35,6 +34,7 @@ from sfsc.seen import Seen
 from sfsc.session import Progress, Session
 from sfsc.sources import Source
 from sfsc.traffic import Timeouts
+from sfsc.trust.file_records import Entry
 from sfsc.turns import one_at_a_time
 from sfsc.uploads import Uploads
 from sfsc.window import Skip

@@ -15,11 +15,11 @@ from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
-from sfsc.identity import parsed
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.reencryption import Reencryption
 from sfsc.session import Session
-from sfsc.trust import TOLD
+from sfsc.trust.file_records import parsed
+from sfsc.trust.server_log import TOLD
 from sfsc.versions import Versions
 
 

@@ -16,11 +16,11 @@ from sfsc.attempts import Put
 from sfsc.crypto.envelope import check_name
 from sfsc.downloads import Downloads, Got, Item
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
-from sfsc.identity import Entry, Owner
 from sfsc.listing import Files
 from sfsc.places import Tree
 from sfsc.session import Session
 from sfsc.sources import default_name
+from sfsc.trust.file_records import Entry, Owner
 from sfsc.uploads import Uploads
 from sfsc.window import Skip
 

@@ -30,12 +30,12 @@ from sfsc.errors import (
     SfscError,
     Unreadable,
 )
-from sfsc.identity import SETTINGS
 from sfsc.openings import Openings
 from sfsc.pieces import Sending, UploadLost, Workshop
 from sfsc.session import Session
 from sfsc.sources import SMALL, Source, name_for, opened
 from sfsc.together import Large, Many, Small
+from sfsc.trust.file_records import SETTINGS
 from sfsc.window import Skip
 
 _LAST: Final = (IntegrityError, NetworkError)

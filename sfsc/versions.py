@@ -13,9 +13,9 @@ from sfsc.changes import Built, change_file, find, purge
 from sfsc.crypto.envelope import Metadata, content_record, version_asked
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
-from sfsc.identity import Entry, File
 from sfsc.session import Session, known_file
-from sfsc.state import KnownFile
+from sfsc.trust.file_records import Entry, File
+from sfsc.trust.state import KnownFile
 
 MAX_REVISIONS: Final = 1_000_000
 """Records of one file that are followed; a server that shows more goes round in circles."""

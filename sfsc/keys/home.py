@@ -13,7 +13,7 @@ from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keys.keyring import Keyring, KeyringFile, needs_passphrase
 
 if TYPE_CHECKING:
-    from sfsc.state import State
+    from sfsc.trust.state import State
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -118,7 +118,7 @@ def unlock_file(path: Path, passphrase: Passphrase) -> KeyringFile:
 def open_state(home: Path, keyring: Keyring) -> State:
     """What this client remembers of the keyring's account. Raises `LocalError`."""
     # Here, not above: a database is not needed to unlock, which the rest of a start waits for.
-    from sfsc.state import State
+    from sfsc.trust.state import State
 
     account = keyring.server_id + keyring.user.encode()
     return State.open(state_path(home), account, state_key(keyring.device.xwing_private))

@@ -13,10 +13,10 @@ import pytest
 
 import sfsc
 from sfsc.errors import ConflictError, NotFound
-from sfsc.identity import SETTINGS, Account
 from sfsc.keys.keyring import Keyring
 from sfsc.renaming import Renaming
 from sfsc.theft import Theft
+from sfsc.trust.file_records import SETTINGS, Account
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.test_rotation import keyring, read
 from tests.e2e.test_rotation_sweep import MOST, Swept

@@ -20,12 +20,12 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
-from sfsc.identity import Account
 from sfsc.keys.keyring import Pending
 from sfsc.listing import Files
 from sfsc.own_log import OwnLog
 from sfsc.rotation import Rotation
 from sfsc.theft import Theft
+from sfsc.trust.file_records import Account
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, tried

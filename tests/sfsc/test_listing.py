@@ -10,7 +10,6 @@ import pytest
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply, Request
 from protocol.wire.messages.files import List, Listing, Record, Stat
-from sfsc import verified
 from sfsc.crypto import primitives
 from sfsc.errors import (
     BadReceipt,
@@ -22,9 +21,10 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.identity import Account, File, Revision
 from sfsc.listing import Files
 from sfsc.session import Session
+from sfsc.trust import signature_cache
+from sfsc.trust.file_records import Account, File, Revision
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 
@@ -157,7 +157,7 @@ def test_a_listing_with_a_forged_record(
     at: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verified, "_FEW", 0)  # one of the two is verified by another thread
+    monkeypatch.setattr(signature_cache, "_FEW", 0)  # one of the two is verified by another thread
     store(session, "a", "b")
 
     def forged(_request: Request, reply: Reply) -> Reply:

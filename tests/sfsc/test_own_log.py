@@ -23,7 +23,7 @@ from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.own_log import OwnLog
 from sfsc.session import Session
-from sfsc.state import NOTHING, Followed, State
+from sfsc.trust.state import NOTHING, Followed, State
 from sfsc.uploads import Uploads
 from tests.sfsc.conftest import QUICK, opened
 from tests.sfsc.lying import Simulator

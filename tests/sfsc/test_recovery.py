@@ -22,7 +22,7 @@ from sfsc.keys.keyring import GenerationKeys, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import KEPT_SECONDS, Recovery, last_opened, links
 from sfsc.session import Session
-from tests.sfsc.test_identity import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
+from tests.sfsc.trust.test_file_records import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
 
 CODE = RecoveryCode(b"c" * 32)
 NOW = 1_800_000_000

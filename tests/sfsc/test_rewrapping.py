@@ -12,8 +12,8 @@ from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.crypto.envelope import Author, ContentKey, Recipient, content_record, open_wraps
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord, Tampered
-from sfsc.identity import Account, Owner, Revision
 from sfsc.rewrapping import Renewal, Version, leaf_of
+from sfsc.trust.file_records import Account, Owner, Revision
 
 SERVER = bytes(32)
 OLD, NEW = PrivateKey.generate("xwing"), PrivateKey.generate("xwing")

@@ -16,7 +16,7 @@ from sfsc import errors
 from sfsc.keys.home import open_state, unlock
 from sfsc.refusals import refusal
 from sfsc.session import MAX_LOSSES, Session
-from sfsc.state import KnownFile
+from sfsc.trust.state import KnownFile
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator, Spoil
 

@@ -12,9 +12,9 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord
-from sfsc.identity import Account
 from sfsc.keys.keyring import GenerationKeys
-from tests.sfsc.test_identity import (
+from sfsc.trust.file_records import Account
+from tests.sfsc.trust.test_file_records import (
     ENDORSE,
     FILE_ID,
     OTHER,

@@ -13,7 +13,7 @@ from protocol.records.chain import check_first, check_next
 from protocol.records.records import Statement, record_hash
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
-from sfsc.trust import TOLD, Trust
+from sfsc.trust.server_log import TOLD, Trust
 
 MAX_STATEMENTS: Final = 8192
 """Of one user. Ten years of weekly rotations are 1,600; a server takes 2,048, and as many again

@@ -15,8 +15,8 @@ from typing import cast
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.identity import Revision
-from sfsc.state import KnownFile, State
+from sfsc.trust.file_records import Revision
+from sfsc.trust.state import KnownFile, State
 
 ACCOUNT = bytes(32) + b"ada"
 KEY = b"k" * 32

@@ -36,8 +36,8 @@ from sfsc.errors import (
     Rollback,
     Tampered,
 )
-from sfsc.identity import Account, Entry, Revision
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring
+from sfsc.trust.file_records import Account, Entry, Revision
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32

@@ -8,8 +8,8 @@ import pytest
 
 from protocol.records.records import Statement
 from sfsc.errors import LocalError
-from sfsc.remembered import Remembered, SharedKnown
-from sfsc.state import State
+from sfsc.trust.peer_state import Remembered, SharedKnown
+from sfsc.trust.state import State
 from tests.vectors import protocol_examples
 
 ACCOUNT = bytes(32) + b"ada"

@@ -11,8 +11,8 @@ from typing import Final
 
 from protocol.codec.values import Value
 from protocol.records.records import record_hash
-from sfsc.identity import File, Revision
-from sfsc.state import State
+from sfsc.trust.file_records import File, Revision
+from sfsc.trust.state import State
 
 _RECEIVED: Final = "received"
 

@@ -24,7 +24,7 @@ from sfsc.errors import (
     Rollback,
     WrongServer,
 )
-from sfsc.trust import Point, Sent, Trust
+from sfsc.trust.server_log import Point, Sent, Trust
 from tests.sfsc.lying import SPKI, Log
 
 RECORD = b"the exact bytes that were signed"

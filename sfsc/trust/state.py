@@ -21,9 +21,9 @@ from typing import Any, Final, Self
 from protocol.codec.values import Value
 from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
-from sfsc.database import Database, translated
 from sfsc.errors import LocalError
-from sfsc.identity import Revision
+from sfsc.trust.database import Database, translated
+from sfsc.trust.file_records import Revision
 
 
 class KnownFile(Value):

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from protocol.records.signatures import Label, SigningKey, verify
-from sfsc import verified
-from sfsc.verified import Signed, verifies, verifying
+from sfsc.trust import signature_cache
+from sfsc.trust.signature_cache import Signed, verifies, verifying
 
 KEY = SigningKey.from_seed(b"k" * 32)
 OTHER = SigningKey.from_seed(b"o" * 32)
@@ -15,7 +15,7 @@ BODY = b"a record"
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> None:
-    verified._verified.clear()
+    signature_cache._verified.clear()
 
 
 def test_what_was_found_good_vouches_for_itself_only() -> None:
@@ -32,22 +32,22 @@ def test_what_was_found_good_vouches_for_itself_only() -> None:
             assert not verifies(Label.RECORD, BODY, bytes(changed), KEY.public)
         assert not verifies(Label.RECORD, BODY, None, KEY.public)
         assert not verifies(Label.RECORD, BODY, signature, None)
-    assert len(verified._verified) == 1
+    assert len(signature_cache._verified) == 1
 
 
 def test_it_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = KEY.sign(Label.RECORD, BODY)
     assert verifies(Label.RECORD, BODY, signature, KEY.public)
-    monkeypatch.delattr(verified, "verify")
+    monkeypatch.delattr(signature_cache, "verify")
     assert verifies(Label.RECORD, BODY, signature, KEY.public)
 
 
 def test_no_more_are_remembered_than_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verified, "MOST", 3)
+    monkeypatch.setattr(signature_cache, "MOST", 3)
     for number in range(10):
         body = bytes([number])
         assert verifies(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public)
-        assert 0 < len(verified._verified) <= 3
+        assert 0 < len(signature_cache._verified) <= 3
 
 
 def signed(count: int) -> list[Signed]:
@@ -65,7 +65,7 @@ def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
             helped.set()
         verify(label, body, signature, public)
 
-    monkeypatch.setattr(verified, "verify", watched)
+    monkeypatch.setattr(signature_cache, "verify", watched)
     many = signed(64)
     with verifying(many):
         assert verifies(*many[0])

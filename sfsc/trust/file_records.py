@@ -31,7 +31,7 @@ from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps, pr
 from sfsc.crypto.primitives import PrivateKey, PublicKey, file_id
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.keyring import Keyring
-from sfsc.verified import Signed, verifies
+from sfsc.trust.signature_cache import Signed, verifies
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""

@@ -24,8 +24,8 @@ from sfsc.errors import (
     Rollback,
     Tampered,
 )
-from sfsc.identities import follow, newest_bundle
-from sfsc.trust import Trust
+from sfsc.trust.identity_chain import follow, newest_bundle
+from sfsc.trust.server_log import Trust
 from tests.sfsc.lying import SPKI, Log
 
 KEY, NEXT, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(3))

@@ -1,0 +1,1 @@
+"""What was verified, and what is remembered against rollback."""
