@@ -21,7 +21,7 @@ from benchmarks.measure import Work
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.closing import Closing
 from sfsc.keys.home import folder, open_state, unlock
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from tests.harness import PASSPHRASE
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import sfsc
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
 from sfsc.keys.home import folder, open_state, unlock
-from sfsc.session import Session
+from sfsc.session.session import Session
 from tests.harness import Client, Daemon
 
 FEW = int(os.environ.get("BENCH_FEW", "1000"))

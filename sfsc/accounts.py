@@ -28,7 +28,7 @@ from sfsc.keys.home import (
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import Link
 from sfsc.rotation import Rotated
-from sfsc.window import Skip
+from sfsc.session.pipeline import Skip
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys

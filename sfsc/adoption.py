@@ -23,19 +23,19 @@ from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.devices import Devices
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
-from sfsc.greeting import dial, login
 from sfsc.keys.home import check_no_keyring, keyring_path, open_state
 from sfsc.keys.keyring import Device, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import last_opened, take_back
-from sfsc.refusals import answered, proof_in
-from sfsc.session import Session
+from sfsc.session.handshake import dial, login
+from sfsc.session.limits import Timeouts
+from sfsc.session.pipeline import Skip
+from sfsc.session.server_errors import answered, proof_in
+from sfsc.session.session import Session
+from sfsc.session.transport import Transport
 from sfsc.times import human_time
-from sfsc.traffic import Timeouts
-from sfsc.transport import Transport
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Trust
-from sfsc.window import Skip
 
 
 class Opener(Value):

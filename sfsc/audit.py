@@ -18,8 +18,8 @@ from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.proofs import verifiers_in
-from sfsc.refusals import proof_in
-from sfsc.session import Session
+from sfsc.session.server_errors import proof_in
+from sfsc.session.session import Session
 from sfsc.trust.server_log import TOLD
 
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})

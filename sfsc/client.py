@@ -14,7 +14,7 @@ from sfsc.downloads import Got
 from sfsc.entrance import connect, whoami
 from sfsc.keys.account_info import Whoami
 from sfsc.keys.home import Home, Passphrase, folder, open_state, state_path, unlock
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.store import Status, Store
 from sfsc.trust.file_records import Entry
 

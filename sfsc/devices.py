@@ -26,8 +26,8 @@ from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.dues import has_old_keys, public_of, unfinished
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.keys.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.refusals import answered, refusal
-from sfsc.session import Session
+from sfsc.session.server_errors import answered, refusal
+from sfsc.session.session import Session
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Sent
 

@@ -22,10 +22,10 @@ from sfsc.errors import NetworkError, SfscError
 from sfsc.landing import Landing
 from sfsc.places import Place, arriving
 from sfsc.seen import Seen
-from sfsc.session import Session
+from sfsc.session.pipeline import Skip, Window
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Owner
 from sfsc.trust.peer_state import Remembered
-from sfsc.window import Skip, Window
 
 AHEAD: Final = 32
 """Files that are asked for before the first has arrived; each answer brings up to 256 KiB."""

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from protocol.records.records import Statement
 from sfsc.crypto.primitives import XWING, PrivateKey
-from sfsc.greeting import DAY
 from sfsc.keys.keyring import Device, Keyring, KeyringFile
-from sfsc.session import Session
+from sfsc.session.handshake import DAY
+from sfsc.session.session import Session
 
 
 class Dues:

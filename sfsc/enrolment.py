@@ -24,12 +24,12 @@ from protocol.wire.messages import session as opening
 from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.errors import LocalError, UsageError
-from sfsc.greeting import dial, term
 from sfsc.keys.home import keyring_path, open_state
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.refusals import answered
-from sfsc.traffic import Timeouts
-from sfsc.transport import Transport
+from sfsc.session.handshake import dial, term
+from sfsc.session.limits import Timeouts
+from sfsc.session.server_errors import answered
+from sfsc.session.transport import Transport
 from sfsc.trust.server_log import Sent, Trust
 
 if TYPE_CHECKING:

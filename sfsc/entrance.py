@@ -16,12 +16,12 @@ from sfsc.keys.account_info import Whoami, whoami_of
 from sfsc.keys.home import Home, Passphrase, folder, unlock
 
 if TYPE_CHECKING:
-    from sfsc.session import Progress
+    from sfsc.session.limits import Timeouts
+    from sfsc.session.session import Progress
     from sfsc.store import Store
-    from sfsc.traffic import Timeouts
 
 
-_NEEDED: Final = ("sfsc.store", "sfsc.transport")
+_NEEDED: Final = ("sfsc.store", "sfsc.session.transport")
 
 
 def connect(

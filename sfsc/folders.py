@@ -16,7 +16,7 @@ from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import Reader
 from sfsc.blobs import Blob, Wanted
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trust.file_records import SETTINGS, File
 from sfsc.uploads import Uploads
 

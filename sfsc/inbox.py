@@ -32,11 +32,11 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.people import People, Person
-from sfsc.refusals import answered
-from sfsc.session import Session
+from sfsc.session.pipeline import Skip, pages
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, File, Owner
 from sfsc.trust.peer_state import Remembered, SharedKnown
-from sfsc.window import Skip, pages
 
 
 class Shared(Value):

@@ -15,14 +15,14 @@ from protocol.codec.values import Value
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
-from sfsc.changes import Built, change_file, find_living, tombstone
 from sfsc.errors import LocalError, NotFound
-from sfsc.refusals import answered
-from sfsc.session import Session, known_file
+from sfsc.session.commit import Built, change_file, find_living, tombstone
+from sfsc.session.pipeline import Window, pages
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, File, Revision, has_moved
 from sfsc.trust.signature_cache import verifying
 from sfsc.trust.state import KnownFile
-from sfsc.window import Window, pages
 
 
 class _Deletion(Value):

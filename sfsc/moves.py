@@ -12,11 +12,11 @@ from protocol.codec.values import Value, changed
 from protocol.records.records import MOVE, FileRecord
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Record, RecordChange
-from sfsc.changes import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.crypto.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.refusals import answered
-from sfsc.session import Session, known_file
+from sfsc.session.commit import MAX_CONFLICTS, find_living, landed, tombstone
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, File, parsed
 from sfsc.trust.state import KnownFile
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from protocol.codec.values import Value
 from protocol.wire.messages.uploads import PutAbort, PutOpen, UploadState
 from sfsc.errors import NetworkError
-from sfsc.session import Session
-from sfsc.traffic import Ticket
+from sfsc.session.limits import Ticket
+from sfsc.session.session import Session
 
 
 class _Asked(Value):

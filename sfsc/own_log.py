@@ -27,11 +27,11 @@ from protocol.wire.messages.log import (
     LogProof,
 )
 from sfsc.errors import BadReceipt, BadRecord, Rollback
-from sfsc.refusals import proof_in
-from sfsc.session import LOGGED_AS, Session
+from sfsc.session.pipeline import pages
+from sfsc.session.server_errors import proof_in
+from sfsc.session.session import LOGGED_AS, Session
 from sfsc.trust.server_log import TOLD, Point
 from sfsc.trust.state import NOTHING, Followed
-from sfsc.window import pages
 
 RECORDS: Final = frozenset(LOGGED_AS.values())
 """Entries of these ops hold signed records of files."""

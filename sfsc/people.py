@@ -33,8 +33,8 @@ from sfsc.errors import (
 from sfsc.keys.home import WEAKEST
 from sfsc.keys.keyring import KeyringFile
 from sfsc.own_log import OwnLog
-from sfsc.refusals import answered
-from sfsc.session import Session
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Owner, owner_of
 from sfsc.trust.identity_chain import follow
 from sfsc.trust.peer_state import Remembered

@@ -23,9 +23,9 @@ from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutResume, U
 from sfsc.closing import Closing
 from sfsc.crypto.segments import Allocate, Decryptor, Encryptor, Source
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
-from sfsc.refusals import answered
-from sfsc.session import Session
-from sfsc.traffic import MAX_WINDOW, Ticket
+from sfsc.session.limits import MAX_WINDOW, Ticket
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 
 if TYPE_CHECKING:  # loads logging and more: for what is longer than a piece
     from concurrent.futures import Future, ThreadPoolExecutor

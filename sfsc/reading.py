@@ -15,9 +15,9 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
 from sfsc.blobs import Blob
 from sfsc.crypto.segments import plaintext_offset, segment_of
-from sfsc.refusals import answered
-from sfsc.session import Session
-from sfsc.traffic import Ticket
+from sfsc.session.limits import Ticket
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 
 CACHED: Final = 4
 """Segments of 1 MiB kept in the clear."""

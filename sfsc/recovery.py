@@ -34,16 +34,16 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.greeting import DAY, term
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.people import People
-from sfsc.refusals import answered, refusal
 from sfsc.rotation import Rotated, Rotation
-from sfsc.session import Session
-from sfsc.traffic import Timeouts
+from sfsc.session.handshake import DAY, term
+from sfsc.session.limits import Timeouts
+from sfsc.session.pipeline import Skip
+from sfsc.session.server_errors import answered, refusal
+from sfsc.session.session import Session
 from sfsc.trust.state import State
-from sfsc.window import Skip
 
 MAX_CONFLICTS: Final = 64
 """How often somebody may continue the chain while it is taken back; a server ends that as well."""

@@ -19,13 +19,13 @@ from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
 from sfsc.attempts import Build
 from sfsc.blobs import Blob, Wanted
-from sfsc.changes import MAX_CONFLICTS, landed
 from sfsc.crypto.envelope import ContentKey, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, Unreachable
 from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
-from sfsc.refusals import answered
-from sfsc.session import Session, known_file
+from sfsc.session.commit import MAX_CONFLICTS, landed
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session, known_file
 from sfsc.sources import SMALL
 from sfsc.trust.file_records import File
 from sfsc.trust.state import KnownFile

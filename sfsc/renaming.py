@@ -20,7 +20,6 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.blobs import Blob, Wanted
-from sfsc.changes import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
 from sfsc.folders import Folders
@@ -28,7 +27,8 @@ from sfsc.moves import Moves
 from sfsc.people import People
 from sfsc.reencryption import Anew, encrypt_anew, store
 from sfsc.seen import refresh
-from sfsc.session import Session, known_file
+from sfsc.session.commit import MAX_CONFLICTS, change_file, purge, tombstone
+from sfsc.session.session import Session, known_file
 from sfsc.sharing import Sharing
 from sfsc.trust.file_records import SETTINGS, File, has_moved
 from sfsc.trust.state import KnownFile

@@ -24,7 +24,6 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.files import Stat, Stated
-from sfsc.changes import Built, change_file, tombstone
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadRecord,
@@ -37,13 +36,14 @@ from sfsc.errors import (
 from sfsc.folders import Folders
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.people import People
-from sfsc.session import Session
+from sfsc.session.commit import Built, change_file, tombstone
+from sfsc.session.pipeline import Skip
+from sfsc.session.session import Session
 from sfsc.sharing import Sharing
 from sfsc.trust.file_records import Entry, File
 from sfsc.trust.server_log import TOLD
 from sfsc.trust.state import KnownFile
 from sfsc.versions import Versions
-from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)

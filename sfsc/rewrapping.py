@@ -25,11 +25,11 @@ from sfsc.crypto.cores import CHUNK, Cores
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.people import People
-from sfsc.refusals import answered
-from sfsc.session import Session
+from sfsc.session.pipeline import Window
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Account, Owner, Revision, parsed
 from sfsc.trust.server_log import Sent
-from sfsc.window import Window
 from sfsc.wraps import wrap_items
 
 _BATCHES: Final = 4

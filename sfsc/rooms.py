@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sfsc.moves import Moves
     from sfsc.people import People
     from sfsc.rotation import Rotation
-    from sfsc.session import Session
+    from sfsc.session.session import Session
     from sfsc.sharing import Sharing
     from sfsc.trees import Trees
     from sfsc.versions import Versions

@@ -33,18 +33,18 @@ from sfsc.errors import (
     StaleGeneration,
     UsageError,
 )
-from sfsc.greeting import term
 from sfsc.keys.account_info import current_of
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.people import People
-from sfsc.refusals import answered, refusal
 from sfsc.renaming import Renaming
 from sfsc.repair import Repair
 from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
-from sfsc.session import Session
+from sfsc.session.handshake import term
+from sfsc.session.pipeline import Skip
+from sfsc.session.server_errors import answered, refusal
+from sfsc.session.session import Session
 from sfsc.theft import Theft, files_of
 from sfsc.trust.file_records import Owner
-from sfsc.window import Skip
 from sfsc.wraps import wrap_items
 
 MAX_SWEEPS: Final = 16

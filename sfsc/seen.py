@@ -11,11 +11,11 @@ from typing import Final
 
 from protocol.records.records import FileRecord
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
-from sfsc.refusals import proof_in
-from sfsc.session import Session
+from sfsc.session.pipeline import Window
+from sfsc.session.server_errors import proof_in
+from sfsc.session.session import Session
 from sfsc.trust.file_records import File
 from sfsc.trust.server_log import Point
-from sfsc.window import Window
 
 _MANY: Final = 4096
 """Points, of about 2 KB each, that should not wait for more to be proven."""

@@ -14,18 +14,18 @@ from protocol.records.records import ACCESS, FileRecord, Reader
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
-from sfsc.changes import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.folders import Folder, Folders
 from sfsc.listing import Files
 from sfsc.people import People, Person
 from sfsc.reencryption import Reencryption
-from sfsc.refusals import answered
-from sfsc.session import Session, known_file
+from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
+from sfsc.session.pipeline import Window
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import File
 from sfsc.trust.state import KnownFile
-from sfsc.window import Window
 
 PER_CHANGE: Final = 128
 """Versions that one change of the readers touches."""

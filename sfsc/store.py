@@ -31,13 +31,13 @@ from sfsc.keys.keyring import KeyringFile
 from sfsc.listing import Files
 from sfsc.rooms import Rooms
 from sfsc.seen import Seen
-from sfsc.session import Progress, Session
+from sfsc.session.limits import Timeouts
+from sfsc.session.pipeline import Skip
+from sfsc.session.session import Progress, Session
 from sfsc.sources import Source
-from sfsc.traffic import Timeouts
 from sfsc.trust.file_records import Entry
 from sfsc.turns import one_at_a_time
 from sfsc.uploads import Uploads
-from sfsc.window import Skip
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.audit import Event, Verified

@@ -13,11 +13,11 @@ from protocol.records.chain import COMPROMISED
 from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
-from sfsc.changes import find
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.own_log import RECORDS, OwnLog
 from sfsc.reencryption import Reencryption
-from sfsc.session import Session
+from sfsc.session.commit import find
+from sfsc.session.session import Session
 from sfsc.trust.file_records import parsed
 from sfsc.trust.server_log import TOLD
 from sfsc.versions import Versions

@@ -16,10 +16,10 @@ from sfsc.crypto.envelope import ContentKey
 from sfsc.errors import Unreachable
 from sfsc.openings import Openings
 from sfsc.pieces import MAX_BEGINNINGS, Sending, Workshop
-from sfsc.session import Session
+from sfsc.session.limits import MAX_REQUESTS
+from sfsc.session.pipeline import Window
+from sfsc.session.session import Session
 from sfsc.sources import Input
-from sfsc.traffic import MAX_REQUESTS
-from sfsc.window import Window
 
 _HELD: Final = 8
 """Pieces in memory of large files whose commit is under way, from which on no other is begun."""

@@ -18,11 +18,11 @@ from sfsc.downloads import Downloads, Got, Item
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
 from sfsc.listing import Files
 from sfsc.places import Tree
-from sfsc.session import Session
+from sfsc.session.pipeline import Skip
+from sfsc.session.session import Session
 from sfsc.sources import default_name
 from sfsc.trust.file_records import Entry, Owner
 from sfsc.uploads import Uploads
-from sfsc.window import Skip
 
 MAX_DEPTH: Final = 512
 """Folders in one another; a name of 1,024 bytes has no more."""

@@ -32,11 +32,11 @@ from sfsc.errors import (
 )
 from sfsc.openings import Openings
 from sfsc.pieces import Sending, UploadLost, Workshop
-from sfsc.session import Session
+from sfsc.session.pipeline import Skip
+from sfsc.session.session import Session
 from sfsc.sources import SMALL, Source, name_for, opened
 from sfsc.together import Large, Many, Small
 from sfsc.trust.file_records import SETTINGS
-from sfsc.window import Skip
 
 _LAST: Final = (IntegrityError, NetworkError)
 """After these nothing is sent any more, and nothing that the server proves is worth asking for."""

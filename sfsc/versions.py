@@ -9,11 +9,11 @@ from typing import Final
 from protocol.codec.values import Value, field
 from protocol.records.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
-from sfsc.changes import Built, change_file, find, purge
 from sfsc.crypto.envelope import Metadata, content_record, version_asked
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
-from sfsc.session import Session, known_file
+from sfsc.session.commit import Built, change_file, find, purge
+from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, File
 from sfsc.trust.state import KnownFile
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.wire.messages.rotation import MAX_BATCH, GetWraps, WrapItem, WrapsPage
-from sfsc.session import Session
-from sfsc.window import pages
+from sfsc.session.pipeline import pages
+from sfsc.session.session import Session
 
 _FIRST: Final = 32
 """Wraps in the first page, which nobody has other work to wait beside."""

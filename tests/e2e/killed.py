@@ -24,7 +24,7 @@ import sfsc.rewrapping
 import sfsd.storage.committer
 from protocol.wire.messages.log import LogProof, LogProven
 from sfsc.keys.keyring import KeyringFile
-from sfsc.transport import Transport
+from sfsc.session.transport import Transport
 from sfsc.trust.state import State
 from sfsd import cli
 from sfsd.log.file import LogFile

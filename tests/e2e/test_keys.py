@@ -20,7 +20,7 @@ from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import StaleGeneration
 from sfsc.keys.home import unlock
 from sfsc.keys.keyring import Keyring, KeyringFile
-from sfsc.transport import Transport
+from sfsc.session.transport import Transport
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.harness import Client, Daemon, command, environment

@@ -37,8 +37,8 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
-from sfsc.traffic import Ticket
-from sfsc.transport import Transport
+from sfsc.session.limits import Ticket
+from sfsc.session.transport import Transport
 from sfsc.trust.file_records import SETTINGS
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, command, environment

@@ -21,7 +21,7 @@ from protocol.wire.messages.session import Session as Entered
 from protocol.wire.messages.uploads import PutOpen
 from sfsc.keys.home import open_state
 from sfsc.keys.keyring import KeyringFile
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsd import server_keys
 from sfsd.state.uploads import PER_USER
 from tests.harness import PASSPHRASE, Client, Daemon, command

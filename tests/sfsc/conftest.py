@@ -10,8 +10,8 @@ import pytest
 from protocol.records.invitation import parse_invitation
 from sfsc import enrolment
 from sfsc.keys.home import open_state, unlock
-from sfsc.session import Session
-from sfsc.traffic import Timeouts
+from sfsc.session.limits import Timeouts
+from sfsc.session.session import Session
 from tests.sfsc.lying import Simulator, simulated
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from sfsc.downloads import Downloads
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.sources import Source
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Spoil

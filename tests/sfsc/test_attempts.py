@@ -17,7 +17,6 @@ from protocol.wire.messages.files import History, Record
 from protocol.wire.messages.log import LogProof
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
 from sfsc.attempts import step_by_step
-from sfsc.changes import MAX_CONFLICTS
 from sfsc.errors import (
     BadReceipt,
     ConflictError,
@@ -29,7 +28,8 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.moves import Moves
-from sfsc.session import Session
+from sfsc.session.commit import MAX_CONFLICTS
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator

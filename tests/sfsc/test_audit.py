@@ -40,7 +40,7 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.moves import Moves
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc import storing
 from tests.sfsc.lying import Log, Simulator

@@ -13,7 +13,7 @@ from protocol.wire.messages.downloads import Opened
 from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.listing import Files
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator
 

@@ -14,7 +14,7 @@ import pytest
 import sfsc
 from sfsc import client
 from sfsc.client import Store
-from sfsc.traffic import Timeouts
+from sfsc.session.limits import Timeouts
 from tests.sfsc.lying import Simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
@@ -94,7 +94,7 @@ def test_what_a_login_needs_is_loaded_beside_argon2id() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BESIDE], capture_output=True, check=True, text=True
     )
-    assert set(done.stdout.split()) >= {"sfsc.store", "sfsc.transport", "sqlite3", "ssl"}
+    assert set(done.stdout.split()) >= {"sfsc.store", "sfsc.session.transport", "sqlite3", "ssl"}
 
 
 def test_importing_it_loads_little() -> None:

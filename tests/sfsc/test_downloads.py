@@ -34,7 +34,7 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.places import Folder, Tree
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 from tests.sfsc.storing import drop, once, stopping

@@ -13,7 +13,7 @@ from protocol.wire.messages.session import Notice
 from sfsc.dues import Dues, has_old_keys, unfinished
 from sfsc.keys.home import unlock
 from sfsc.keys.keyring import KeyringFile, Pending
-from sfsc.session import Session
+from sfsc.session.session import Session
 
 DAY = 86_400
 FORCED = Notice(0, "forced", "a laptop was stolen")

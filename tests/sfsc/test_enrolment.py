@@ -33,9 +33,9 @@ from sfsc.errors import (
     UsageError,
     WrongServer,
 )
-from sfsc.greeting import DAY
 from sfsc.keys.home import open_state, unlock
 from sfsc.keys.keyring import Keyring
+from sfsc.session.handshake import DAY
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator
 

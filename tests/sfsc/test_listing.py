@@ -22,7 +22,7 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trust import signature_cache
 from sfsc.trust.file_records import Account, File, Revision
 from sfsc.uploads import Uploads

@@ -23,7 +23,7 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.moves import Moves
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator

@@ -12,7 +12,7 @@ from protocol.wire.messages.base import MAX_SMALL
 from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trees import Trees
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator

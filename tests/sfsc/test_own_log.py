@@ -22,7 +22,7 @@ from sfsc.keys.home import state_path
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.own_log import OwnLog
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trust.state import NOTHING, Followed, State
 from sfsc.uploads import Uploads
 from tests.sfsc.conftest import QUICK, opened

@@ -11,7 +11,7 @@ import pytest
 from sfsc.errors import LocalError
 from sfsc.keys.home import state_path
 from sfsc.proofs import known_verifiers
-from sfsc.session import Session
+from sfsc.session.session import Session
 
 
 def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:

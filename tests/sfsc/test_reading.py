@@ -16,7 +16,7 @@ from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened,
 from sfsc.blobs import Blob
 from sfsc.errors import NotFound, Tampered, Unreachable
 from sfsc.reading import AHEAD, Reader
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import once

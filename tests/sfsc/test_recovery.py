@@ -21,7 +21,7 @@ from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, U
 from sfsc.keys.keyring import GenerationKeys, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.recovery import KEPT_SECONDS, Recovery, last_opened, links
-from sfsc.session import Session
+from sfsc.session.session import Session
 from tests.sfsc.trust.test_file_records import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
 
 CODE = RecoveryCode(b"c" * 32)

@@ -14,7 +14,7 @@ from sfsc.blobs import Blob
 from sfsc.downloads import Downloads
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.seen import Seen
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trees import Trees
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator

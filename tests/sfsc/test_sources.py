@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sfsc.blobs import Blob
 from sfsc.errors import LocalError, UsageError
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.sources import SMALL, Input, Source, default_name, opened
 from sfsc.uploads import Uploads
 

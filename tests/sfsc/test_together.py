@@ -9,10 +9,10 @@ import pytest
 
 from sfsc.attempts import Attempts
 from sfsc.openings import Openings
-from sfsc.session import Session
+from sfsc.session.limits import MAX_REQUESTS
+from sfsc.session.session import Session
 from sfsc.sources import opened
 from sfsc.together import Many, Small
-from sfsc.traffic import MAX_REQUESTS
 
 
 def small(number: int, size: int) -> Small:

@@ -10,7 +10,7 @@ import pytest
 
 from sfsc import trees
 from sfsc.errors import SfscError, Unreadable
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.trees import Trees
 
 

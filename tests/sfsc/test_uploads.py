@@ -40,9 +40,9 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.pieces import MAX_BEGINNINGS, Sending
-from sfsc.session import Session
+from sfsc.session.limits import MAX_WINDOW
+from sfsc.session.session import Session
 from sfsc.sources import SMALL, Source
-from sfsc.traffic import MAX_WINDOW
 from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping

@@ -11,7 +11,7 @@ from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.rotation import GetWraps, WrapItem, WrapsPage
 from sfsc import wraps
-from sfsc.session import Session
+from sfsc.session.session import Session
 from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
 from tests.waiting import until

@@ -31,8 +31,8 @@ from protocol.wire.messages.downloads import Bytes, Read
 from protocol.wire.messages.session import Limits, Login, Ping, Pong, Session, Welcome
 from protocol.wire.messages.uploads import Data, UploadState
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
-from sfsc.traffic import MAX_REQUESTS, Timeouts
-from sfsc.transport import CORK, Transport, spki_sha256
+from sfsc.session.limits import MAX_REQUESTS, Timeouts
+from sfsc.session.transport import CORK, Transport, spki_sha256
 
 WELCOME = Welcome(
     versions=(1,),
@@ -245,7 +245,7 @@ def test_what_is_sent_together_is_handed_over_together(
 def test_where_tcp_cannot_hold_anything_back(
     pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfsc.transport.CORK", None)
+    monkeypatch.setattr("sfsc.session.transport.CORK", None)
     with opened(pem, stored) as (transport, _):
         tickets = [transport.submit(Data(bytes(16), n, bytes(10_000))) for n in range(5)]
         replies = [transport.result(ticket) for ticket in tickets]

@@ -8,48 +8,48 @@ from pathlib import Path
 
 import pytest
 
-from sfsc import evidence
 from sfsc.errors import Distrusted, Fork, LocalError
-from sfsc.session import Session
+from sfsc.session import fork_evidence
+from sfsc.session.session import Session
 from tests.sfsc.lying import Simulator
 
 NOTES = (b"known\n", b"shown \xff\n")
 
 
 def test_kept_once(tmp_path: Path) -> None:
-    path = evidence.place(tmp_path, NOTES)
-    evidence.save(path, "about", "what", NOTES)
+    path = fork_evidence.place(tmp_path, NOTES)
+    fork_evidence.save(path, "about", "what", NOTES)
     text = path.read_text()
     assert "known\n" in text
     assert "shown \\xff\n" in text
-    evidence.save(path, "about", "otherwise", NOTES)
+    fork_evidence.save(path, "about", "otherwise", NOTES)
     assert path.read_text() == text
     assert list(path.parent.iterdir()) == [path]
-    assert evidence.place(tmp_path, NOTES[::-1]) != path
+    assert fork_evidence.place(tmp_path, NOTES[::-1]) != path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
 def test_half_of_it_is_not_taken_for_all(tmp_path: Path) -> None:
     import resource
 
-    path = evidence.place(tmp_path, NOTES)
+    path = fork_evidence.place(tmp_path, NOTES)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         with pytest.raises(LocalError):
-            evidence.save(path, "about", "what", NOTES)
+            fork_evidence.save(path, "about", "what", NOTES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert list(path.parent.iterdir()) == []
-    evidence.save(path, "about", "what", NOTES)
+    fork_evidence.save(path, "about", "what", NOTES)
     assert path.exists()
 
 
 def test_it_cannot_be_kept(server: Simulator, session: Session, home: Path) -> None:
     """What was found is the error that is told, and nothing is signed any more."""
-    (home / evidence.FOLDER).write_bytes(b"in the way")
+    (home / fork_evidence.FOLDER).write_bytes(b"in the way")
     session.close()
     server.log = server.log.fork(1)
     server.log.fill(5)

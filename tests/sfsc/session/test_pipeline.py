@@ -18,8 +18,8 @@ from sfsc.inbox import Received
 from sfsc.listing import changed_since
 from sfsc.own_log import OwnLog
 from sfsc.people import People
-from sfsc.session import Session
-from sfsc.window import pages
+from sfsc.session.pipeline import pages
+from sfsc.session.session import Session
 from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
 

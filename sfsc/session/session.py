@@ -32,7 +32,6 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc import evidence
 from sfsc.crypto.envelope import Author, ContentKey, Recipient
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
@@ -47,17 +46,18 @@ from sfsc.errors import (
     StaleGeneration,
     Unreachable,
 )
-from sfsc.greeting import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.keys.keyring import Keyring
-from sfsc.refusals import answered, proof_in, refusal
-from sfsc.traffic import Timeouts
+from sfsc.session import fork_evidence
+from sfsc.session.handshake import LOST, dial, greet, login, signed_login, trust_from
+from sfsc.session.limits import Timeouts
+from sfsc.session.server_errors import answered, proof_in, refusal
 from sfsc.trust.file_records import Account, File, Revision, has_moved
 from sfsc.trust.server_log import Sent, Trust
 from sfsc.trust.state import KnownFile, State
 from sfsc.turns import Turn
 
 if TYPE_CHECKING:
-    from sfsc.transport import Transport
+    from sfsc.session.transport import Transport
 
 MAX_LOSSES: Final = 5
 """Connections that may be lost one after the other over one step of work."""
@@ -452,9 +452,9 @@ class Session:
 
     def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
         about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
-        path = evidence.place(self.state.folder, notes)
+        path = fork_evidence.place(self.state.folder, notes)
         try:
-            evidence.save(path, about, what, notes)
+            fork_evidence.save(path, about, what, notes)
         finally:
             self.state.distrust(str(path))
         return str(path)

@@ -10,12 +10,12 @@ from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
-from sfsc.traffic import Timeouts
+from sfsc.session.limits import Timeouts
 from sfsc.trust.server_log import Point, Trust
 from sfsc.trust.state import State
 
 if TYPE_CHECKING:
-    from sfsc.transport import Transport
+    from sfsc.session.transport import Transport
 
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
@@ -54,7 +54,7 @@ def trust_from(state: State, pin: bytes) -> Trust:
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
     """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
-    from sfsc.transport import Transport  # loaded by whoever connects; see `traffic`
+    from sfsc.session.transport import Transport  # loaded by whoever connects; see `traffic`
 
     failure: SfscError | None = None
     for address in addresses:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.wire.messages.session import Limits
-from sfsc.greeting import DAY, term
+from sfsc.session.handshake import DAY, term
 
 NOW = 1_800_000_000
 LONGEST = 730 * DAY

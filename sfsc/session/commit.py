@@ -13,8 +13,8 @@ from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
-from sfsc.refusals import answered
-from sfsc.session import Session, known_file
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import File
 
 MAX_CONFLICTS: Final = 16

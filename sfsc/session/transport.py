@@ -30,7 +30,7 @@ from protocol.wire.messages.downloads import Read
 from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
-from sfsc.traffic import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
+from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
 _CORKED: Final = 16
 _CORKED_SIZE: Final = 8 * TLS_RECORD

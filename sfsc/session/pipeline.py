@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 from protocol.codec.values import Mutable
 from protocol.wire.messages import Error, Reply, Request
 from sfsc.errors import Endless, ProtocolFailure, SfscError
-from sfsc.refusals import answered
-from sfsc.session import Session
-from sfsc.traffic import MAX_REQUESTS, Ticket
+from sfsc.session.limits import MAX_REQUESTS, Ticket
+from sfsc.session.server_errors import answered
+from sfsc.session.session import Session
 
 Skip = Callable[[str, SfscError], None]
 """Told of each of many that could not be done, by its path or name, and why."""

@@ -1,0 +1,1 @@
+"""One login that survives lost connections."""
