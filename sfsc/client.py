@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
-    from sfsc.audit import Event
     from sfsc.folders import Folder
     from sfsc.inbox import Shared
     from sfsc.keys.pgp_words import words
+    from sfsc.log.audit import Event
+    from sfsc.log.receipts import Proven
     from sfsc.people import Person, parse_fingerprint
-    from sfsc.proofs import Proven
     from sfsc.recovery import Link
     from sfsc.rotation import Plan, Rotated
     from sfsc.sharing import Grant
@@ -117,11 +117,11 @@ def __dir__() -> list[str]:
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
     """Verify a file of `Store.proof_of` without the server, and without a key of the account: by
     the log keys that `home` has seen, or by `vkey` (C2SP). Raises `BadReceipt`."""
-    from sfsc import proofs
+    from sfsc.log import receipts
 
     if vkey is not None:
-        return proofs.check(data, [proofs.verifier_of(vkey)])
-    return proofs.check(data, proofs.known_verifiers(state_path(folder(home))))
+        return receipts.check(data, [receipts.verifier_of(vkey)])
+    return receipts.check(data, receipts.known_verifiers(state_path(folder(home))))
 
 
 def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:

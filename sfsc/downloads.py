@@ -20,8 +20,8 @@ from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.errors import NetworkError, SfscError
 from sfsc.landing import Landing
+from sfsc.log.seen_checkpoints import Seen
 from sfsc.places import Place, arriving
-from sfsc.seen import Seen
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Owner

@@ -32,7 +32,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.home import WEAKEST
 from sfsc.keys.keyring import KeyringFile
-from sfsc.own_log import OwnLog
+from sfsc.log.account_log import OwnLog
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Owner, owner_of

@@ -23,10 +23,10 @@ from sfsc.blobs import Blob, Wanted
 from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
 from sfsc.folders import Folders
+from sfsc.log.seen_checkpoints import refresh
 from sfsc.moves import Moves
 from sfsc.people import People
 from sfsc.reencryption import Anew, encrypt_anew, store
-from sfsc.seen import refresh
 from sfsc.session.commit import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.session.session import Session, known_file
 from sfsc.sharing import Sharing

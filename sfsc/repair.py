@@ -34,7 +34,7 @@ from sfsc.errors import (
     Rollback,
 )
 from sfsc.folders import Folders
-from sfsc.own_log import RECORDS, OwnLog
+from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.people import People
 from sfsc.session.commit import Built, change_file, tombstone
 from sfsc.session.pipeline import Skip

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from protocol.records.records import Reader
-    from sfsc.audit import Audit
     from sfsc.devices import Devices
     from sfsc.folders import Folders
     from sfsc.inbox import Received
     from sfsc.keys.keyring import KeyringFile
+    from sfsc.log.audit import Audit
     from sfsc.moves import Moves
     from sfsc.people import People
     from sfsc.rotation import Rotation
@@ -51,7 +51,7 @@ class Rooms:
 
     @cached_property
     def audit(self) -> Audit:
-        from sfsc.audit import Audit
+        from sfsc.log.audit import Audit
 
         return Audit(self._session)
 

@@ -29,8 +29,8 @@ from sfsc.keys.home import (
 )
 from sfsc.keys.keyring import KeyringFile
 from sfsc.listing import Files
+from sfsc.log.seen_checkpoints import Seen
 from sfsc.rooms import Rooms
-from sfsc.seen import Seen
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
@@ -40,10 +40,10 @@ from sfsc.turns import one_at_a_time
 from sfsc.uploads import Uploads
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
-    from sfsc.audit import Event, Verified
     from sfsc.devices import DeviceInfo
     from sfsc.folders import Folder
     from sfsc.inbox import Shared
+    from sfsc.log.audit import Event, Verified
     from sfsc.people import Person
     from sfsc.rotation import Plan, Rotated
     from sfsc.sharing import Grant

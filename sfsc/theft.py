@@ -14,7 +14,7 @@ from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
-from sfsc.own_log import RECORDS, OwnLog
+from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.reencryption import Reencryption
 from sfsc.session.commit import find
 from sfsc.session.session import Session

@@ -9,7 +9,7 @@ import pytest
 
 import sfsc
 from protocol.log.auditlog import Entry
-from sfsc.own_log import OwnLog
+from sfsc.log.account_log import OwnLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
 from tests.harness import PASSPHRASE, Client, Daemon, Result

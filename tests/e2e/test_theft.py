@@ -22,7 +22,7 @@ from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.keys.keyring import Pending
 from sfsc.listing import Files
-from sfsc.own_log import OwnLog
+from sfsc.log.account_log import OwnLog
 from sfsc.rotation import Rotation
 from sfsc.theft import Theft
 from sfsc.trust.file_records import Account

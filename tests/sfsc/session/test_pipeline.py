@@ -16,7 +16,7 @@ from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsc.errors import Endless
 from sfsc.inbox import Received
 from sfsc.listing import changed_since
-from sfsc.own_log import OwnLog
+from sfsc.log.account_log import OwnLog
 from sfsc.people import People
 from sfsc.session.pipeline import pages
 from sfsc.session.session import Session

@@ -16,8 +16,8 @@ from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since
-from sfsc.own_log import RECORDS, OwnLog
-from sfsc.proofs import verifiers_in
+from sfsc.log.account_log import RECORDS, OwnLog
+from sfsc.log.receipts import verifiers_in
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import Session
 from sfsc.trust.server_log import TOLD

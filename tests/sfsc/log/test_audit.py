@@ -26,7 +26,6 @@ from protocol.wire.messages.log import (
     LogProven,
 )
 from sfsc.attempts import Put
-from sfsc.audit import Audit
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -39,6 +38,7 @@ from sfsc.errors import (
     Rollback,
 )
 from sfsc.listing import Files
+from sfsc.log.audit import Audit
 from sfsc.moves import Moves
 from sfsc.session.session import Session
 from sfsc.uploads import Uploads

@@ -20,8 +20,8 @@ from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.keys.home import state_path
 from sfsc.listing import Files
+from sfsc.log.account_log import OwnLog
 from sfsc.moves import Moves
-from sfsc.own_log import OwnLog
 from sfsc.session.session import Session
 from sfsc.trust.state import NOTHING, Followed, State
 from sfsc.uploads import Uploads

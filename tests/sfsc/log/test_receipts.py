@@ -10,7 +10,7 @@ import pytest
 
 from sfsc.errors import LocalError
 from sfsc.keys.home import state_path
-from sfsc.proofs import known_verifiers
+from sfsc.log.receipts import known_verifiers
 from sfsc.session.session import Session
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.log import LogHead, LogProof
-from sfsc import seen as seen_module
 from sfsc.blobs import Blob
 from sfsc.downloads import Downloads
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
-from sfsc.seen import Seen
+from sfsc.log import seen_checkpoints as seen_module
+from sfsc.log.seen_checkpoints import Seen
 from sfsc.session.session import Session
 from sfsc.trees import Trees
 from sfsc.uploads import Uploads

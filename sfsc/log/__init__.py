@@ -1,0 +1,1 @@
+"""This account in the audit log."""
