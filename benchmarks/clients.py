@@ -22,7 +22,7 @@ from protocol.wire.messages.files import Stat, Stated
 from sfsc.closing import Closing
 from sfsc.keys.home import folder, open_state, unlock
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.upload import Uploads
 from tests.harness import PASSPHRASE
 
 CLIENTS: Final = 64

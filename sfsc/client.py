@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Final
 
-from sfsc.attempts import Put
-from sfsc.downloads import Got
 from sfsc.entrance import connect, whoami
 from sfsc.keys.account_info import Whoami
 from sfsc.keys.home import Home, Passphrase, folder, open_state, state_path, unlock
 from sfsc.session.session import Session
 from sfsc.store import Status, Store
+from sfsc.transfer.attempts import Put
+from sfsc.transfer.download import Got
 from sfsc.trust.file_records import Entry
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import Reader
-from sfsc.blobs import Blob, Wanted
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
+from sfsc.transfer.blob import Blob, Wanted
+from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import SETTINGS, File
-from sfsc.uploads import Uploads
 
 MAX_FOLDERS: Final = 256
 """Shared folders of one account, counted once for each user."""

@@ -18,7 +18,6 @@ from protocol.codec.values import Value
 from protocol.wire.messages import Error, FileView
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
-from sfsc.blobs import Blob, Wanted
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import (
     BadRecord,
@@ -35,6 +34,7 @@ from sfsc.people import People, Person
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
+from sfsc.transfer.blob import Blob, Wanted
 from sfsc.trust.file_records import Entry, File, Owner
 from sfsc.trust.peer_state import Remembered, SharedKnown
 

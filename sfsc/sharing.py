@@ -19,11 +19,11 @@ from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.folders import Folder, Folders
 from sfsc.listing import Files
 from sfsc.people import People, Person
-from sfsc.reencryption import Reencryption
 from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
+from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import File
 from sfsc.trust.state import KnownFile
 

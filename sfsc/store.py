@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 from protocol.codec.values import Value
 from protocol.records.records import Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from sfsc.attempts import Put
-from sfsc.blobs import Blob
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, version_asked
-from sfsc.downloads import Downloads, Got, Target
 from sfsc.dues import Dues
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.keys.account_info import Whoami, link_of, whoami_of
@@ -34,10 +31,13 @@ from sfsc.rooms import Rooms
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
-from sfsc.sources import Source
+from sfsc.transfer.attempts import Put
+from sfsc.transfer.blob import Blob
+from sfsc.transfer.download import Downloads, Got, Target
+from sfsc.transfer.source import Source
+from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import Entry
 from sfsc.turns import one_at_a_time
-from sfsc.uploads import Uploads
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.devices import DeviceInfo
@@ -133,7 +133,7 @@ class Store(Closing):
         return self._reader(Blob.open(self._session, name, version_asked(version)))
 
     def _reader(self, blob: Blob) -> io.BufferedReader:
-        from sfsc.reading import Reader
+        from sfsc.transfer.reader import Reader
 
         seen = Seen(self._session)
         seen.note(blob.file)

@@ -12,17 +12,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from sfsc.attempts import Put
 from sfsc.crypto.envelope import check_name
-from sfsc.downloads import Downloads, Got, Item
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
 from sfsc.listing import Files
-from sfsc.places import Tree
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.sources import default_name
+from sfsc.transfer.attempts import Put
+from sfsc.transfer.destination import Tree
+from sfsc.transfer.download import Downloads, Got, Item
+from sfsc.transfer.source import default_name
+from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import Entry, Owner
-from sfsc.uploads import Uploads
 
 MAX_DEPTH: Final = 512
 """Folders in one another; a name of 1,024 bytes has no more."""

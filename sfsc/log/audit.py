@@ -13,13 +13,13 @@ from protocol.log.tlogproof import TlogProof
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc.attempts import Put
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.listing import changed_since
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.log.receipts import verifiers_in
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import Session
+from sfsc.transfer.attempts import Put
 from sfsc.trust.server_log import TOLD
 
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})

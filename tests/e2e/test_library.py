@@ -57,8 +57,8 @@ class Killing(Landing):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().write(data)
 
-import sfsc.places
-sfsc.places.Landing = Killing
+import sfsc.transfer.destination
+sfsc.transfer.destination.Landing = Killing
 with sfsc.connect({str(alice.home)!r}, passphrase={PASSPHRASE!r}) as store:
     store.get("file", {str(target)!r})
 """

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
-from sfsc.downloads import Downloads
 from sfsc.session.session import Session
-from sfsc.sources import Source
-from sfsc.uploads import Uploads
+from sfsc.transfer.download import Downloads
+from sfsc.transfer.source import Source
+from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Spoil
 
 BIG = 3 * PIECE + 77

@@ -72,7 +72,12 @@ def test_what_few_need_is_not_loaded() -> None:
     loaded = set(done.stdout.split())
     assert not loaded & (COSTLY | {f"sfsc.{name}" for name in ROOMS})
     # What every program needs that opens a store; beside Argon2id, where it has a passphrase.
-    assert loaded >= {"sfsc.store", "sfsc.uploads", "sfsc.downloads", "sfsc.listing"}
+    assert loaded >= {
+        "sfsc.store",
+        "sfsc.transfer.upload",
+        "sfsc.transfer.download",
+        "sfsc.listing",
+    }
     for name in ROOMS:  # a room that was renamed is still one
         assert find_spec(f"sfsc.{name}") is not None
 

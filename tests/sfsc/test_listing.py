@@ -23,9 +23,9 @@ from sfsc.errors import (
 )
 from sfsc.listing import Files
 from sfsc.session.session import Session
+from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache
 from sfsc.trust.file_records import Account, File, Revision
-from sfsc.uploads import Uploads
 from tests.sfsc.lying import Drop, Simulator
 
 

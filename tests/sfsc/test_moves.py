@@ -11,7 +11,6 @@ import pytest
 
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import Record
-from sfsc.downloads import Downloads
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -24,7 +23,8 @@ from sfsc.errors import (
 from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.download import Downloads
+from sfsc.transfer.upload import Uploads
 from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator
 

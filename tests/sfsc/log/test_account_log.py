@@ -23,8 +23,8 @@ from sfsc.listing import Files
 from sfsc.log.account_log import OwnLog
 from sfsc.moves import Moves
 from sfsc.session.session import Session
+from sfsc.transfer.upload import Uploads
 from sfsc.trust.state import NOTHING, Followed, State
-from sfsc.uploads import Uploads
 from tests.sfsc.conftest import QUICK, opened
 from tests.sfsc.lying import Simulator
 

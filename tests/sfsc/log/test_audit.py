@@ -25,7 +25,6 @@ from protocol.wire.messages.log import (
     LogProof,
     LogProven,
 )
-from sfsc.attempts import Put
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -41,7 +40,8 @@ from sfsc.listing import Files
 from sfsc.log.audit import Audit
 from sfsc.moves import Moves
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.attempts import Put
+from sfsc.transfer.upload import Uploads
 from tests.sfsc import storing
 from tests.sfsc.lying import Log, Simulator
 

@@ -10,8 +10,8 @@ import pytest
 
 from protocol.buffers import largefiles
 from protocol.buffers.largefiles import LARGE
-from sfsc import landing
-from sfsc.landing import Landing
+from sfsc.transfer import local_io
+from sfsc.transfer.local_io import Landing
 
 MIB = 1 << 20
 
@@ -74,7 +74,7 @@ def test_reserves_a_stretch_at_a_time_and_never_past_the_end(
         return real(descriptor, offset, length)
 
     monkeypatch.setattr(largefiles, "reserve", reserve)
-    monkeypatch.setattr(landing, "_AHEAD", 4 * MIB)
+    monkeypatch.setattr(local_io, "_AHEAD", 4 * MIB)
     size = 9 * MIB + 7
     content = os.urandom(size)
     land(tmp_path / "a", content, size, MIB)

@@ -16,8 +16,6 @@ from protocol.codec.encoding import Buffer
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsc.direct import Direct
-from sfsc.downloads import Downloads, Item
 from sfsc.errors import (
     BadRecord,
     ConflictError,
@@ -33,9 +31,11 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
-from sfsc.places import Folder, Tree
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.destination import Folder, Tree
+from sfsc.transfer.direct import Direct
+from sfsc.transfer.download import Downloads, Item
+from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 from tests.sfsc.storing import drop, once, stopping
 from tests.waiting import until

@@ -16,7 +16,6 @@ from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.files import History, Record
 from protocol.wire.messages.log import LogProof
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall
-from sfsc.attempts import step_by_step
 from sfsc.errors import (
     BadReceipt,
     ConflictError,
@@ -30,7 +29,8 @@ from sfsc.listing import Files
 from sfsc.moves import Moves
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.attempts import step_by_step
+from sfsc.transfer.upload import Uploads
 from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put

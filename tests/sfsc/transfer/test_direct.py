@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from protocol.buffers import largefiles
 from protocol.buffers.lending import PAGE
 from protocol.codec.encoding import Buffer
-from sfsc import direct
-from sfsc.direct import PORTION, Direct
+from sfsc.transfer import direct
+from sfsc.transfer.direct import PORTION, Direct
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 

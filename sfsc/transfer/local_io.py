@@ -1,6 +1,6 @@
 """A large file that is written from its beginning to its end and then synced, at little cost.
 
-It goes past the page cache where that can be done (`sfsc.direct`). Elsewhere its bytes start on
+It goes past the page cache where that can be done (`sfsc.transfer.direct`). Elsewhere its bytes start on
 their way to the disk as they come, so that the disk works while the network does and the sync at
 the end is short. Blocks are reserved a stretch ahead: which block a page goes to is then decided
 once, not for every page as it is written, and a full disk is found earlier. All of these are hints;
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.buffers import largefiles
 from protocol.buffers.largefiles import LARGE
-from sfsc.direct import Direct
+from sfsc.transfer.direct import Direct
 
 if TYPE_CHECKING:
     from collections.abc import Callable

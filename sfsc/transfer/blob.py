@@ -16,9 +16,9 @@ from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPa
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
 from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
-from sfsc.pieces import Fetching, Opener
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
+from sfsc.transfer.chunks import Fetching, Opener
 from sfsc.trust.file_records import File, Owner, Revision
 from sfsc.trust.peer_state import Remembered, SharedKnown
 

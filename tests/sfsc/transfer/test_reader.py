@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
-from sfsc.blobs import Blob
 from sfsc.errors import NotFound, Tampered, Unreachable
-from sfsc.reading import AHEAD, Reader
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.blob import Blob
+from sfsc.transfer.reader import AHEAD, Reader
+from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import once
 from tests.waiting import until

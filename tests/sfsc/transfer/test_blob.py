@@ -10,11 +10,11 @@ import pytest
 from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.downloads import Opened
-from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.listing import Files
 from sfsc.session.session import Session
-from sfsc.uploads import Uploads
+from sfsc.transfer.blob import Answer, Blob, Wanted
+from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Simulator
 
 NAMES = ["a", "b", "c", "d", "e"]

@@ -10,16 +10,16 @@ from protocol.codec import merkle
 from protocol.wire.messages import Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutSmall
-from sfsc.attempts import Attempt, Content, Draft
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import ContentKey
 from sfsc.errors import Unreachable
-from sfsc.openings import Openings
-from sfsc.pieces import MAX_BEGINNINGS, Sending, Workshop
 from sfsc.session.limits import MAX_REQUESTS
 from sfsc.session.pipeline import Window
 from sfsc.session.session import Session
-from sfsc.sources import Input
+from sfsc.transfer.attempts import Attempt, Content, Draft
+from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, Workshop
+from sfsc.transfer.openings import Openings
+from sfsc.transfer.source import Input
 
 _HELD: Final = 8
 """Pieces in memory of large files whose commit is under way, from which on no other is begun."""

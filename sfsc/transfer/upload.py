@@ -20,7 +20,6 @@ from protocol.codec import merkle
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutCommit, PutOpen, UploadState
-from sfsc.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
 from sfsc.crypto.envelope import ContentKey
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
@@ -30,12 +29,13 @@ from sfsc.errors import (
     SfscError,
     Unreadable,
 )
-from sfsc.openings import Openings
-from sfsc.pieces import Sending, UploadLost, Workshop
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.sources import SMALL, Source, name_for, opened
-from sfsc.together import Large, Many, Small
+from sfsc.transfer.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
+from sfsc.transfer.chunks import Sending, UploadLost, Workshop
+from sfsc.transfer.openings import Openings
+from sfsc.transfer.source import SMALL, Source, name_for, opened
+from sfsc.transfer.together import Large, Many, Small
 from sfsc.trust.file_records import SETTINGS
 
 _LAST: Final = (IntegrityError, NetworkError)

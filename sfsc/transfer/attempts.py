@@ -19,11 +19,11 @@ from protocol.wire.messages.uploads import PutSmall
 from sfsc.crypto.envelope import ContentKey, Metadata, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, SfscError
-from sfsc.pieces import UploadLost
 from sfsc.session.commit import MAX_CONFLICTS, landed
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session, known_file
-from sfsc.sources import Input
+from sfsc.transfer.chunks import UploadLost
+from sfsc.transfer.source import Input
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 

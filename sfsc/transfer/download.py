@@ -16,14 +16,14 @@ from typing import BinaryIO, Final
 
 from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
-from sfsc.blobs import Answer, Blob, Wanted
 from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.errors import NetworkError, SfscError
-from sfsc.landing import Landing
 from sfsc.log.seen_checkpoints import Seen
-from sfsc.places import Place, arriving
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
+from sfsc.transfer.blob import Answer, Blob, Wanted
+from sfsc.transfer.destination import Place, arriving
+from sfsc.transfer.local_io import Landing
 from sfsc.trust.file_records import Owner
 from sfsc.trust.peer_state import Remembered
 

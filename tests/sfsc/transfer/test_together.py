@@ -7,12 +7,12 @@ import weakref
 
 import pytest
 
-from sfsc.attempts import Attempts
-from sfsc.openings import Openings
 from sfsc.session.limits import MAX_REQUESTS
 from sfsc.session.session import Session
-from sfsc.sources import opened
-from sfsc.together import Many, Small
+from sfsc.transfer.attempts import Attempts
+from sfsc.transfer.openings import Openings
+from sfsc.transfer.source import opened
+from sfsc.transfer.together import Many, Small
 
 
 def small(number: int, size: int) -> Small:

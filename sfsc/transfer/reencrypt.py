@@ -17,16 +17,16 @@ from protocol.records.records import REENCRYPT, FileRecord
 from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
-from sfsc.attempts import Build
-from sfsc.blobs import Blob, Wanted
 from sfsc.crypto.envelope import ContentKey, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, Unreachable
-from sfsc.pieces import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.session.commit import MAX_CONFLICTS, landed
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.sources import SMALL
+from sfsc.transfer.attempts import Build
+from sfsc.transfer.blob import Blob, Wanted
+from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
+from sfsc.transfer.source import SMALL
 from sfsc.trust.file_records import File
 from sfsc.trust.state import KnownFile
 

@@ -25,7 +25,6 @@ from protocol.wire.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from sfsc.attempts import Put
 from sfsc.crypto.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
 from sfsc.errors import (
     BadReceipt,
@@ -39,11 +38,12 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.listing import Files
-from sfsc.pieces import MAX_BEGINNINGS, Sending
 from sfsc.session.limits import MAX_WINDOW
 from sfsc.session.session import Session
-from sfsc.sources import SMALL, Source
-from sfsc.uploads import Uploads
+from sfsc.transfer.attempts import Put
+from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending
+from sfsc.transfer.source import SMALL, Source
+from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 from tests.waiting import until

@@ -13,8 +13,8 @@ from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmal
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
 from sfsc.session.session import Session
+from sfsc.transfer.upload import Uploads
 from sfsc.trees import Trees
-from sfsc.uploads import Uploads
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import drop, fetched, once
 from tests.waiting import until

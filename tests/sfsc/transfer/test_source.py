@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfsc.blobs import Blob
 from sfsc.errors import LocalError, UsageError
 from sfsc.session.session import Session
-from sfsc.sources import SMALL, Input, Source, default_name, opened
-from sfsc.uploads import Uploads
+from sfsc.transfer.blob import Blob
+from sfsc.transfer.source import SMALL, Input, Source, default_name, opened
+from sfsc.transfer.upload import Uploads
 
 
 class Trickle(io.RawIOBase):

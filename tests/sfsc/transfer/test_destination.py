@@ -13,11 +13,11 @@ from typing import BinaryIO
 import pytest
 
 from protocol.buffers.largefiles import LARGE
-from sfsc import places
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
-from sfsc.landing import Landing
-from sfsc.places import Folder, Tree, arriving, check_placeable
+from sfsc.transfer import destination
+from sfsc.transfer.destination import Folder, Tree, arriving, check_placeable
+from sfsc.transfer.local_io import Landing
 
 PLAIN = Metadata("n", 3, None, None)
 posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
@@ -126,7 +126,7 @@ def test_a_large_file_has_no_name_before_all_of_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
     if lacks == "files without a name":
-        monkeypatch.setattr(places, "_UNNAMED", os.O_WRONLY)
+        monkeypatch.setattr(destination, "_UNNAMED", os.O_WRONLY)
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "not on this file system")

@@ -13,11 +13,11 @@ from typing import Final
 from protocol.codec.encoding import Buffer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
-from sfsc.blobs import Blob
 from sfsc.crypto.segments import plaintext_offset, segment_of
 from sfsc.session.limits import Ticket
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
+from sfsc.transfer.blob import Blob
 
 CACHED: Final = 4
 """Segments of 1 MiB kept in the clear."""

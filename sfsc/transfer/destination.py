@@ -28,8 +28,8 @@ from protocol.codec.names import is_device_name
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
-from sfsc.landing import Landing
 from sfsc.replacing import sync
+from sfsc.transfer.local_io import Landing
 
 _PERMISSIONS: Final = 0o777
 """No set-user-id, set-group-id or sticky bit comes back from a server."""

@@ -1,0 +1,1 @@
+"""File contents up and down."""
