@@ -29,16 +29,16 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
-    from sfsc.folders import Folder
-    from sfsc.inbox import Shared
+    from sfsc.files.contacts import Person, parse_fingerprint
+    from sfsc.files.history import ExportedKey, Revision
+    from sfsc.files.inbox import Shared
+    from sfsc.files.shared_folders import Folder
+    from sfsc.files.sharing import Grant
     from sfsc.keys.pgp_words import words
     from sfsc.log.audit import Event
     from sfsc.log.receipts import Proven
-    from sfsc.people import Person, parse_fingerprint
     from sfsc.recovery import Link
     from sfsc.rotation import Plan, Rotated
-    from sfsc.sharing import Grant
-    from sfsc.versions import ExportedKey, Revision
 
 __all__ = [
     "Entry",

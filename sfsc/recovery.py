@@ -34,9 +34,9 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
+from sfsc.files.contacts import People
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.people import People
 from sfsc.rotation import Rotated, Rotation
 from sfsc.session.handshake import DAY, term
 from sfsc.session.limits import Timeouts

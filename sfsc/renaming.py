@@ -21,18 +21,18 @@ from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
-from sfsc.folders import Folders
+from sfsc.files.contacts import People
+from sfsc.files.history import Versions
+from sfsc.files.rename import Moves
+from sfsc.files.shared_folders import Folders
+from sfsc.files.sharing import Sharing
 from sfsc.log.seen_checkpoints import refresh
-from sfsc.moves import Moves
-from sfsc.people import People
 from sfsc.session.commit import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.session.session import Session, known_file
-from sfsc.sharing import Sharing
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.reencrypt import Anew, encrypt_anew, store
 from sfsc.trust.file_records import SETTINGS, File, has_moved
 from sfsc.trust.state import KnownFile
-from sfsc.versions import Versions
 
 _FASTER: Final = "another machine was faster"
 _AGAIN: Final = "run the command again"

@@ -33,17 +33,17 @@ from sfsc.errors import (
     NotFound,
     Rollback,
 )
-from sfsc.folders import Folders
+from sfsc.files.contacts import People
+from sfsc.files.history import Versions
+from sfsc.files.shared_folders import Folders
+from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, OwnLog
-from sfsc.people import People
 from sfsc.session.commit import Built, change_file, tombstone
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.sharing import Sharing
 from sfsc.trust.file_records import Entry, File
 from sfsc.trust.server_log import TOLD
 from sfsc.trust.state import KnownFile
-from sfsc.versions import Versions
 from sfsc.wraps import wrap_items
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)

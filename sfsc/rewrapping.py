@@ -24,7 +24,7 @@ from protocol.wire.messages.rotation import (
 from sfsc.crypto.cores import CHUNK, Cores
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
-from sfsc.people import People
+from sfsc.files.contacts import People
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from protocol.records.records import Reader
     from sfsc.devices import Devices
-    from sfsc.folders import Folders
-    from sfsc.inbox import Received
+    from sfsc.files.contacts import People
+    from sfsc.files.history import Versions
+    from sfsc.files.inbox import Received
+    from sfsc.files.rename import Moves
+    from sfsc.files.shared_folders import Folders
+    from sfsc.files.sharing import Sharing
+    from sfsc.files.tree import Trees
     from sfsc.keys.keyring import KeyringFile
     from sfsc.log.audit import Audit
-    from sfsc.moves import Moves
-    from sfsc.people import People
     from sfsc.rotation import Rotation
     from sfsc.session.session import Session
-    from sfsc.sharing import Sharing
-    from sfsc.trees import Trees
-    from sfsc.versions import Versions
 
 
 class Rooms:
@@ -63,25 +63,25 @@ class Rooms:
 
     @cached_property
     def folders(self) -> Folders:
-        from sfsc.folders import Folders
+        from sfsc.files.shared_folders import Folders
 
         return Folders(self._session)
 
     @cached_property
     def moves(self) -> Moves:
-        from sfsc.moves import Moves
+        from sfsc.files.rename import Moves
 
         return Moves(self._session)
 
     @cached_property
     def people(self) -> People:
-        from sfsc.people import People
+        from sfsc.files.contacts import People
 
         return People(self._session, self._file, self._weakest)
 
     @cached_property
     def received(self) -> Received:
-        from sfsc.inbox import Received
+        from sfsc.files.inbox import Received
 
         return Received(self._session, self.people)
 
@@ -93,18 +93,18 @@ class Rooms:
 
     @cached_property
     def sharing(self) -> Sharing:
-        from sfsc.sharing import Sharing
+        from sfsc.files.sharing import Sharing
 
         return Sharing(self._session, self.people, self.folders)
 
     @cached_property
     def trees(self) -> Trees:
-        from sfsc.trees import Trees
+        from sfsc.files.tree import Trees
 
         return Trees(self._session)
 
     @cached_property
     def versions(self) -> Versions:
-        from sfsc.versions import Versions
+        from sfsc.files.history import Versions
 
         return Versions(self._session)

@@ -33,9 +33,9 @@ from sfsc.errors import (
     StaleGeneration,
     UsageError,
 )
+from sfsc.files.contacts import People
 from sfsc.keys.account_info import current_of
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.people import People
 from sfsc.renaming import Renaming
 from sfsc.repair import Repair
 from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records

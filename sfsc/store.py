@@ -15,6 +15,7 @@ from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.dues import Dues
 from sfsc.errors import SfscError, Special, UsageError
+from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, link_of, whoami_of
 from sfsc.keys.home import (
     Passphrase,
@@ -25,7 +26,6 @@ from sfsc.keys.home import (
     weakest_wrap,
 )
 from sfsc.keys.keyring import KeyringFile
-from sfsc.listing import Files
 from sfsc.log.seen_checkpoints import Seen
 from sfsc.rooms import Rooms
 from sfsc.session.limits import Timeouts
@@ -41,13 +41,13 @@ from sfsc.turns import one_at_a_time
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.devices import DeviceInfo
-    from sfsc.folders import Folder
-    from sfsc.inbox import Shared
+    from sfsc.files.contacts import Person
+    from sfsc.files.history import ExportedKey, Revision
+    from sfsc.files.inbox import Shared
+    from sfsc.files.shared_folders import Folder
+    from sfsc.files.sharing import Grant
     from sfsc.log.audit import Event, Verified
-    from sfsc.people import Person
     from sfsc.rotation import Plan, Rotated
-    from sfsc.sharing import Grant
-    from sfsc.versions import ExportedKey, Revision
 
 
 class Status(Value):

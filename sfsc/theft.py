@@ -14,13 +14,13 @@ from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
+from sfsc.files.history import Versions
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import find
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import parsed
 from sfsc.trust.server_log import TOLD
-from sfsc.versions import Versions
 
 
 class Theft:

@@ -14,7 +14,7 @@ from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
-from sfsc.listing import changed_since
+from sfsc.files.listing import changed_since
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.log.receipts import verifiers_in
 from sfsc.session.server_errors import proof_in

@@ -20,8 +20,8 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
+from sfsc.files.listing import Files
 from sfsc.keys.keyring import Pending
-from sfsc.listing import Files
 from sfsc.log.account_log import OwnLog
 from sfsc.rotation import Rotation
 from sfsc.theft import Theft

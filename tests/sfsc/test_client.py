@@ -76,7 +76,7 @@ def test_what_few_need_is_not_loaded() -> None:
         "sfsc.store",
         "sfsc.transfer.upload",
         "sfsc.transfer.download",
-        "sfsc.listing",
+        "sfsc.files.listing",
     }
     for name in ROOMS:  # a room that was renamed is still one
         assert find_spec(f"sfsc.{name}") is not None

@@ -18,10 +18,10 @@ from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.session import Login
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
+from sfsc.files.listing import Files
+from sfsc.files.rename import Moves
 from sfsc.keys.home import state_path
-from sfsc.listing import Files
 from sfsc.log.account_log import OwnLog
-from sfsc.moves import Moves
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.state import NOTHING, Followed, State

@@ -36,9 +36,9 @@ from sfsc.errors import (
     ProtocolFailure,
     Rollback,
 )
-from sfsc.listing import Files
+from sfsc.files.listing import Files
+from sfsc.files.rename import Moves
 from sfsc.log.audit import Audit
-from sfsc.moves import Moves
 from sfsc.session.session import Session
 from sfsc.transfer.attempts import Put
 from sfsc.transfer.upload import Uploads

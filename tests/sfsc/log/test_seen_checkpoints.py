@@ -10,13 +10,13 @@ import pytest
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.log import LogHead, LogProof
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
+from sfsc.files.tree import Trees
 from sfsc.log import seen_checkpoints as seen_module
 from sfsc.log.seen_checkpoints import Seen
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.upload import Uploads
-from sfsc.trees import Trees
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import drop, once
 

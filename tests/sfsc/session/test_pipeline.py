@@ -14,10 +14,10 @@ from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.rotation import GetWraps, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsc.errors import Endless
-from sfsc.inbox import Received
-from sfsc.listing import changed_since
+from sfsc.files.contacts import People
+from sfsc.files.inbox import Received
+from sfsc.files.listing import changed_since
 from sfsc.log.account_log import OwnLog
-from sfsc.people import People
 from sfsc.session.pipeline import pages
 from sfsc.session.session import Session
 from sfsc.wraps import wrap_items

@@ -25,13 +25,13 @@ from sfsc.errors import (
     Rollback,
     Unreachable,
 )
-from sfsc.listing import Files
-from sfsc.moves import Moves
+from sfsc.files.history import Versions
+from sfsc.files.listing import Files
+from sfsc.files.rename import Moves
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
 from sfsc.transfer.attempts import step_by_step
 from sfsc.transfer.upload import Uploads
-from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 

@@ -11,7 +11,7 @@ from protocol.codec.values import changed
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.downloads import Opened
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
-from sfsc.listing import Files
+from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Answer, Blob, Wanted
 from sfsc.transfer.upload import Uploads

@@ -30,7 +30,7 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.listing import Files
+from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.destination import Folder, Tree
 from sfsc.transfer.direct import Direct

@@ -12,9 +12,9 @@ from protocol.wire.messages.base import MAX_SMALL
 from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import QuotaExceeded, SfscError
+from sfsc.files.tree import Trees
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from sfsc.trees import Trees
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import drop, fetched, once
 from tests.waiting import until

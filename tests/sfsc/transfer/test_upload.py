@@ -37,7 +37,7 @@ from sfsc.errors import (
     Unreadable,
     UsageError,
 )
-from sfsc.listing import Files
+from sfsc.files.listing import Files
 from sfsc.session.limits import MAX_WINDOW
 from sfsc.session.session import Session
 from sfsc.transfer.attempts import Put

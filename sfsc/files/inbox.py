@@ -30,7 +30,7 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
-from sfsc.people import People, Person
+from sfsc.files.contacts import People, Person
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session

@@ -10,9 +10,9 @@ import pytest
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.files import HistoryPage, Record
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
-from sfsc.listing import Files
+from sfsc.files.history import Versions
+from sfsc.files.listing import Files
 from sfsc.session.session import Session
-from sfsc.versions import Versions
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import put
 

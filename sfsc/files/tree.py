@@ -14,7 +14,7 @@ from typing import Final
 
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import NotFound, SfscError, Special, Unreadable
-from sfsc.listing import Files
+from sfsc.files.listing import Files
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.transfer.attempts import Put

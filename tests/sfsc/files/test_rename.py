@@ -20,12 +20,12 @@ from sfsc.errors import (
     Unreachable,
     UsageError,
 )
-from sfsc.listing import Files
-from sfsc.moves import Moves
+from sfsc.files.history import Versions
+from sfsc.files.listing import Files
+from sfsc.files.rename import Moves
 from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.upload import Uploads
-from sfsc.versions import Versions
 from tests.sfsc.lying import Drop, Simulator
 
 

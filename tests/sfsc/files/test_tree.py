@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sfsc import trees
 from sfsc.errors import SfscError, Unreadable
+from sfsc.files import tree
+from sfsc.files.tree import Trees
 from sfsc.session.session import Session
-from sfsc.trees import Trees
 
 
 def test_a_file_that_cannot_be_looked_at(
@@ -22,14 +22,14 @@ def test_a_file_that_cannot_be_looked_at(
     folder.mkdir()
     for name in ("a", "b", "c"):
         (folder / name).write_bytes(b"")
-    looked_at = trees._kind
+    looked_at = tree._kind
 
     def kind(item: os.DirEntry[str]) -> tuple[bool, bool]:
         if item.name == "b":
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return looked_at(item)
 
-    monkeypatch.setattr(trees, "_kind", kind)
+    monkeypatch.setattr(tree, "_kind", kind)
     told: list[tuple[str, SfscError]] = []
     stored = Trees(session).put(folder, "d", lambda what, why: told.append((what, why)))
     assert [one.name for one in stored] == ["d/a", "d/c"]

@@ -21,7 +21,7 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.listing import Files
+from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache

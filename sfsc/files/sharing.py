@@ -16,9 +16,9 @@ from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.folders import Folder, Folders
-from sfsc.listing import Files
-from sfsc.people import People, Person
+from sfsc.files.contacts import People, Person
+from sfsc.files.listing import Files
+from sfsc.files.shared_folders import Folder, Folders
 from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import answered

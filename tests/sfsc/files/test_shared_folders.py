@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfsc.folders import Folder, readers_of
+from sfsc.files.shared_folders import Folder, readers_of
 
 A, B = b"a" * 32, b"b" * 32
 
