@@ -19,7 +19,7 @@ from sfsc.transfer.download import Got
 from sfsc.trust.file_records import Entry
 
 if TYPE_CHECKING:
-    from sfsc.accounts import (
+    from sfsc.account.lifecycle import (
         enrol,
         export_pem,
         import_pem,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         take_back,
         take_back_plan,
     )
+    from sfsc.account.recover import Link
+    from sfsc.account.rotate import Plan, Rotated
     from sfsc.files.contacts import Person, parse_fingerprint
     from sfsc.files.history import ExportedKey, Revision
     from sfsc.files.inbox import Shared
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from sfsc.keys.pgp_words import words
     from sfsc.log.audit import Event
     from sfsc.log.receipts import Proven
-    from sfsc.recovery import Link
-    from sfsc.rotation import Plan, Rotated
 
 __all__ = [
     "Entry",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from protocol.records.records import Reader
-    from sfsc.devices import Devices
+    from sfsc.account.devices import Devices
+    from sfsc.account.rotate import Rotation
     from sfsc.files.contacts import People
     from sfsc.files.history import Versions
     from sfsc.files.inbox import Received
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sfsc.files.tree import Trees
     from sfsc.keys.keyring import KeyringFile
     from sfsc.log.audit import Audit
-    from sfsc.rotation import Rotation
     from sfsc.session.session import Session
 
 
@@ -57,7 +57,7 @@ class Rooms:
 
     @cached_property
     def devices(self) -> Devices:
-        from sfsc.devices import Devices
+        from sfsc.account.devices import Devices
 
         return Devices(self._session, self._file)
 
@@ -87,7 +87,7 @@ class Rooms:
 
     @cached_property
     def rotation(self) -> Rotation:
-        from sfsc.rotation import Rotation
+        from sfsc.account.rotate import Rotation
 
         return Rotation(self._session, self._file, self.devices, self.people)
 

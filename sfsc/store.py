@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from protocol.codec.values import Value
 from protocol.records.records import Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
+from sfsc.account.key_status import Dues
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, version_asked
-from sfsc.dues import Dues
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, link_of, whoami_of
@@ -40,14 +40,14 @@ from sfsc.trust.file_records import Entry
 from sfsc.turns import one_at_a_time
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
-    from sfsc.devices import DeviceInfo
+    from sfsc.account.devices import DeviceInfo
+    from sfsc.account.rotate import Plan, Rotated
     from sfsc.files.contacts import Person
     from sfsc.files.history import ExportedKey, Revision
     from sfsc.files.inbox import Shared
     from sfsc.files.shared_folders import Folder
     from sfsc.files.sharing import Grant
     from sfsc.log.audit import Event, Verified
-    from sfsc.rotation import Plan, Rotated
 
 
 class Status(Value):

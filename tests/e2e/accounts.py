@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from sfsc.enrolment import enrol, invited
+from sfsc.account.enrol import enrol, invited
 from sfsd.commands import init, user
 from tests.harness import Client, Daemon
 

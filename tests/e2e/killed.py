@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sfsc
-import sfsc.rewrapping
+import sfsc.account.rewrap
 import sfsd.storage.committer
 from protocol.wire.messages.log import LogProof, LogProven
 from sfsc.keys.keyring import KeyringFile
@@ -100,7 +100,7 @@ def serve(steps: Steps, arguments: list[str]) -> None:
 
 
 def rotate(steps: Steps, home: str, compromised: bool) -> None:
-    setattr(sfsc.rewrapping, "MAX_BATCH", BATCH)  # noqa: B010 - mypy sees a constant
+    setattr(sfsc.account.rewrap, "MAX_BATCH", BATCH)  # noqa: B010 - mypy sees a constant
     replace = Path.replace
 
     def replacing(path: Path, target: Path) -> Path:

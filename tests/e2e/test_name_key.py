@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import sfsc
+from sfsc.account.compromise import Theft
+from sfsc.account.renaming import Renaming
 from sfsc.errors import ConflictError, NotFound
 from sfsc.keys.keyring import Keyring
-from sfsc.renaming import Renaming
-from sfsc.theft import Theft
 from sfsc.trust.file_records import SETTINGS, Account
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.test_rotation import keyring, read

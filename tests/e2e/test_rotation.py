@@ -12,7 +12,7 @@ import pytest
 
 import sfsc
 from protocol.records.chain import ROTATE
-from sfsc import wraps
+from sfsc.account import wraps
 from sfsc.crypto import cores
 from sfsc.crypto.envelope import private_keys
 from sfsc.crypto.primitives import PrivateKey, wrap_info

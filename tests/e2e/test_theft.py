@@ -18,13 +18,13 @@ from protocol.records.chain import COMPROMISED, ROTATE
 from protocol.records.records import FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
+from sfsc.account.compromise import Theft
+from sfsc.account.rotate import Rotation
 from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.files.listing import Files
 from sfsc.keys.keyring import Pending
 from sfsc.log.account_log import OwnLog
-from sfsc.rotation import Rotation
-from sfsc.theft import Theft
 from sfsc.trust.file_records import Account
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects

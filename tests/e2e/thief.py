@@ -14,10 +14,10 @@ from protocol.records.chain import ROTATE
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
-from sfsc import devices
+from sfsc.account import devices
+from sfsc.account.rewrap import Rewrapping
 from sfsc.crypto.primitives import PublicKey
 from sfsc.keys.keyring import GenerationKeys, Pending
-from sfsc.rewrapping import Rewrapping
 from tests.harness import Client
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.records.invitation import parse_invitation
-from sfsc import enrolment
+from sfsc.account import enrol
 from sfsc.keys.home import open_state, unlock
 from sfsc.session.limits import Timeouts
 from sfsc.session.session import Session
@@ -28,7 +28,7 @@ def home(server: Simulator, tmp_path: Path) -> Path:
     """Where ada's keys are; she is enrolled."""
     folder = tmp_path / "home"
     invitation = parse_invitation(server.invitation("ada"))
-    enrolment.enrol(invitation, folder, "x25519", None, timeouts=QUICK)
+    enrol.enrol(invitation, folder, "x25519", None, timeouts=QUICK)
     return folder
 
 

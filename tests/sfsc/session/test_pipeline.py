@@ -13,6 +13,7 @@ from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.rotation import GetWraps, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage
+from sfsc.account.wraps import wrap_items
 from sfsc.errors import Endless
 from sfsc.files.contacts import People
 from sfsc.files.inbox import Received
@@ -20,7 +21,6 @@ from sfsc.files.listing import changed_since
 from sfsc.log.account_log import OwnLog
 from sfsc.session.pipeline import pages
 from sfsc.session.session import Session
-from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
 
 

@@ -9,10 +9,10 @@ from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey, verify
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
+from sfsc.account.rewrap import Renewal, Version, leaf_of
 from sfsc.crypto.envelope import Author, ContentKey, Recipient, content_record, open_wraps
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord, Tampered
-from sfsc.rewrapping import Renewal, Version, leaf_of
 from sfsc.trust.file_records import Account, Owner, Revision
 
 SERVER = bytes(32)

@@ -14,13 +14,13 @@ import pytest
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
+from sfsc.account.devices import Devices
+from sfsc.account.recover import KEPT_SECONDS, Recovery, last_opened, links
 from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey
-from sfsc.devices import Devices
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
 from sfsc.keys.keyring import GenerationKeys, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.recovery import KEPT_SECONDS, Recovery, last_opened, links
 from sfsc.session.session import Session
 from tests.sfsc.trust.test_file_records import OTHER, SERVER, SIGNING, WRAPPING, keyring, statement
 
@@ -123,7 +123,7 @@ def test_a_thief_who_says_that_his_statement_is_old() -> None:
 
 
 def test_of_many_the_server_may_have_dropped_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfsc.recovery.KEPT_MOST", 6)
+    monkeypatch.setattr("sfsc.account.recover.KEPT_MOST", 6)
     account = Account(2, 5)
     del account.bundles[5]
     assert account.opened() == 2

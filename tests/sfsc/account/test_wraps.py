@@ -10,9 +10,9 @@ from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.rotation import GetWraps, WrapItem, WrapsPage
-from sfsc import wraps
+from sfsc.account import wraps
+from sfsc.account.wraps import wrap_items
 from sfsc.session.session import Session
-from sfsc.wraps import wrap_items
 from tests.sfsc.lying import Simulator
 from tests.waiting import until
 

@@ -24,6 +24,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.files import Stat, Stated
+from sfsc.account.wraps import wrap_items
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadRecord,
@@ -44,7 +45,6 @@ from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, File
 from sfsc.trust.server_log import TOLD
 from sfsc.trust.state import KnownFile
-from sfsc.wraps import wrap_items
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
 _How = tuple[str, int]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from protocol.codec.errors import MessageError
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.signatures import SigningKey
-from sfsc import enrolment, recovery
-from sfsc.adoption import Opener, TakingBack, adopt
+from sfsc.account import enrol, recover
+from sfsc.account.join import Opener, TakingBack, adopt
+from sfsc.account.recover import Link
+from sfsc.account.rotate import Rotated
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
 from sfsc.keys.account_info import Whoami, current_of, link_of, whoami_of
@@ -26,8 +28,6 @@ from sfsc.keys.home import (
     unlock_file,
 )
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.recovery import Link
-from sfsc.rotation import Rotated
 from sfsc.session.pipeline import Skip
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def enrol(
     The passphrase is given, or asked for by a function, or named by the environment;
     `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
     """
-    invited = enrolment.invited(invitation)
+    invited = enrol.invited(invitation)
     stated = None if no_passphrase else new_passphrase(passphrase)
     brought = None if pem is None else _loaded(pem, pem_passphrase)
-    return whoami_of(enrolment.enrol(invited, folder(home), key_type, stated, brought))
+    return whoami_of(enrol.enrol(invited, folder(home), key_type, stated, brought))
 
 
 def new_recovery_code() -> str:
@@ -98,7 +98,7 @@ def take_back(
     parsed, where = RecoveryCode.parse(code), folder(home)
     file = unlock(where, passphrase)
     with open_state(where, file.contents) as state:
-        return recovery.take_back(file, state, parsed, first=undo_from, told=told)
+        return recover.take_back(file, state, parsed, first=undo_from, told=told)
 
 
 def take_back_plan(
@@ -109,10 +109,10 @@ def take_back_plan(
     file = unlock(where, passphrase)
     with (
         open_state(where, file.contents) as state,
-        recovery.opened_by_code(file, state, parsed) as (session, devices),
+        recover.opened_by_code(file, state, parsed) as (session, devices),
     ):
-        chain, first, _ = recovery.Recovery(session, file, devices, parsed).look(undo_from)
-        return recovery.links(chain, first)
+        chain, first, _ = recover.Recovery(session, file, devices, parsed).look(undo_from)
+        return recover.links(chain, first)
 
 
 def restore(

@@ -10,7 +10,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.records import Statement
 from protocol.wire.messages.session import Notice
-from sfsc.dues import Dues, has_old_keys, unfinished
+from sfsc.account.key_status import Dues, has_old_keys, unfinished
 from sfsc.keys.home import unlock
 from sfsc.keys.keyring import KeyringFile, Pending
 from sfsc.session.session import Session

@@ -21,10 +21,15 @@ from protocol.records.records import RotationFinish, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
+from sfsc.account.compromise import Theft, files_of
+from sfsc.account.devices import MAX_CONFLICTS, Devices
+from sfsc.account.key_status import public_of, unfinished
+from sfsc.account.renaming import Renaming
+from sfsc.account.rewrap import Rewrapping, Sweep, leaf_of, standing_records
+from sfsc.account.undo_attacker import Repair
+from sfsc.account.wraps import wrap_items
 from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.crypto.segments import plaintext_size
-from sfsc.devices import MAX_CONFLICTS, Devices
-from sfsc.dues import public_of, unfinished
 from sfsc.errors import (
     BadRecord,
     ConflictError,
@@ -36,16 +41,11 @@ from sfsc.errors import (
 from sfsc.files.contacts import People
 from sfsc.keys.account_info import current_of
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
-from sfsc.renaming import Renaming
-from sfsc.repair import Repair
-from sfsc.rewrapping import Rewrapping, Sweep, leaf_of, standing_records
 from sfsc.session.handshake import term
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session
-from sfsc.theft import Theft, files_of
 from sfsc.trust.file_records import Owner
-from sfsc.wraps import wrap_items
 
 MAX_SWEEPS: Final = 16
 """How often all is looked through again for what other machines have made meanwhile."""

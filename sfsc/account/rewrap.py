@@ -21,6 +21,7 @@ from protocol.wire.messages.rotation import (
     Rewrapped,
     WrapItem,
 )
+from sfsc.account.wraps import wrap_items
 from sfsc.crypto.cores import CHUNK, Cores
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
@@ -30,7 +31,6 @@ from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Account, Owner, Revision, parsed
 from sfsc.trust.server_log import Sent
-from sfsc.wraps import wrap_items
 
 _BATCHES: Final = 4
 """Batches under way."""

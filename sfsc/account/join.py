@@ -19,14 +19,14 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
+from sfsc.account.devices import Devices
+from sfsc.account.recover import last_opened, take_back
 from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey
-from sfsc.devices import Devices
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.home import check_no_keyring, keyring_path, open_state
 from sfsc.keys.keyring import Device, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.recovery import last_opened, take_back
 from sfsc.session.handshake import dial, login
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip

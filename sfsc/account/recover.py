@@ -21,9 +21,10 @@ from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
+from sfsc.account.devices import Devices
+from sfsc.account.rotate import Rotated, Rotation
 from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey, state_key
-from sfsc.devices import Devices
 from sfsc.errors import (
     ConflictError,
     Denied,
@@ -37,7 +38,6 @@ from sfsc.errors import (
 from sfsc.files.contacts import People
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.rotation import Rotated, Rotation
 from sfsc.session.handshake import DAY, term
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip

@@ -19,9 +19,9 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
+from sfsc.account.enrol import enrol, invited
 from sfsc.crypto.envelope import open_bundle
 from sfsc.crypto.primitives import PrivateKey
-from sfsc.enrolment import enrol, invited
 from sfsc.errors import (
     BadReceipt,
     KeyringError,

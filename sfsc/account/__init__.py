@@ -1,0 +1,1 @@
+"""Enrol, devices, rotation and recovery of an account."""
