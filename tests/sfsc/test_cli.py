@@ -18,7 +18,7 @@ from tests.harness import command, environment
 
 def test_every_command_is_there_with_a_help_of_its_own() -> None:
     for name in COMMANDS:
-        module = importlib.import_module(f"sfsc.commands.{name.replace('-', '_')}")
+        module = importlib.import_module(f"sfsc.cli.commands.{name.replace('-', '_')}")
         assert isinstance(module.command, click.Command)
         assert module.command.help
 
@@ -71,7 +71,7 @@ def test_help_loads_no_cryptography() -> None:
 def test_no_command_loads_what_is_loaded_beside_argon2id() -> None:
     code = (
         "import importlib, sys; from sfsc.cli import COMMANDS\n"
-        "for name in COMMANDS: importlib.import_module('sfsc.commands.' + name.replace('-', '_'))\n"
+        "for name in COMMANDS: importlib.import_module('sfsc.cli.commands.' + name.replace('-', '_'))\n"
         "print([name for name in sys.modules if name.split('.')[0] in"
         " ('cryptography', 'sqlite3', 'ssl') or name in ('sfsc.client', 'sfsc.keys.home')])"
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
 from sfsc.times import human_time
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context, split_owner
-from sfsc.commands.share import shared_options, trusting
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context, split_owner
+from sfsc.cli.commands.share import shared_options, trusting
 
 if TYPE_CHECKING:
     from sfsc.client import Store

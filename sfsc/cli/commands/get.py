@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context, split_owner
-from sfsc.commands.share import shared_options, trusting
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context, split_owner
+from sfsc.cli.commands.share import shared_options, trusting
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:

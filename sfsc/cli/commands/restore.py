@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.stat import as_object
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.stat import as_object
 
 
 @click.command(short_help="Bring a deleted file or an old version back.")

@@ -9,10 +9,10 @@ import click
 
 import sfsc
 from protocol.codec.values import Mutable
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.inbox import show as show_shared
-from sfsc.commands.stat import as_object
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.inbox import show as show_shared
+from sfsc.cli.commands.stat import as_object
 from sfsc.times import human_time
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.whoami import show as show_identity
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.whoami import show as show_identity
 
 if TYPE_CHECKING:
     from sfsc.client import Store

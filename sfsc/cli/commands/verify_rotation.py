@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.rotate import show
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.rotate import show
 
 
 @click.command(short_help="Check that nothing of an older key is left.")

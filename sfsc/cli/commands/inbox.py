@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.stat import as_object
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.stat import as_object
 from sfsc.times import human_time
 
 if TYPE_CHECKING:

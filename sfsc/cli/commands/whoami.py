@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
 
 if TYPE_CHECKING:
     from sfsc.client import Whoami

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import click
 
 import sfsc
 from protocol.records.records import WRAP_ALGORITHMS
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.whoami import show
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.whoami import show
 from sfsc.errors import TakenOver, UsageError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sfsc import terminal
-from sfsc.commands.share import trusting
+from sfsc.cli import terminal
+from sfsc.cli.commands.share import trusting
 from sfsc.errors import Untrusted
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 
 from protocol import VERSION
-from sfsc.commands import Context
+from sfsc.cli.commands import Context
+from sfsc.cli.terminal import answering, report, say
 from sfsc.errors import SfscError, UsageError
-from sfsc.terminal import answering, report, say
 
 COMMANDS = {
     "init": "Enrol on a server with an invitation.",
@@ -50,7 +50,7 @@ anything of a file is in one."""
 
 
 class Commands(click.Group):
-    """Loads ``sfsc.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
+    """Loads ``sfsc.cli.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -58,7 +58,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"sfsc.commands.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(f"sfsc.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         _let_answer_in_json(command)
         return command

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfsc import terminal
+from sfsc.cli import terminal
 from sfsc.errors import KeyringError, LocalError, NotFound, SfscError
 
 HOSTILE = [

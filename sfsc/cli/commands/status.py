@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
 from sfsc.times import human_time
 
 

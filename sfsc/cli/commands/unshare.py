@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.share import show
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.share import show
 
 
 @click.command(short_help="Take that back.")

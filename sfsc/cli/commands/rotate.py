@@ -11,8 +11,8 @@ import click
 
 import sfsc
 from protocol.records.records import WRAP_ALGORITHMS
-from sfsc import terminal
-from sfsc.commands import Context
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
 from sfsc.times import human_time
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import sfsc
-from sfsc import terminal
-from sfsc.commands import Context
-from sfsc.commands.rotate import find_device, show
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.rotate import find_device, show
 from sfsc.times import human_time
 
 
