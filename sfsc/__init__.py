@@ -29,7 +29,7 @@ from sfsc.errors import (
 )
 
 if TYPE_CHECKING:
-    from sfsc.client import (
+    from sfsc.api import (
         Entry,
         Got,
         Grant,
@@ -98,9 +98,9 @@ if not TYPE_CHECKING:  # to type checkers it would say that there is every name
 
             return getattr(entrance, name)
         if name in __all__ and name not in _ERRORS:
-            from sfsc import client
+            from sfsc import api
 
-            return getattr(client, name)
+            return getattr(api, name)
         raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
 
 

@@ -31,13 +31,13 @@ from sfsc.rooms import Rooms
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
+from sfsc.threadguard import one_at_a_time
 from sfsc.transfer.attempts import Put
 from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import Entry
-from sfsc.turns import one_at_a_time
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.account.devices import DeviceInfo

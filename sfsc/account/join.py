@@ -33,7 +33,7 @@ from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, proof_in
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Trust
 

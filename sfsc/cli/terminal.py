@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sfsc.atomicfile import sync
 from sfsc.closing import Closing
 from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
-from sfsc.replacing import sync
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     import rich.progress

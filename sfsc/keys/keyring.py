@@ -14,7 +14,7 @@ The file is ``header[106] ‖ nonce[12] ‖ ciphertext ‖ tag[16]``, big-endian
 key and check are HKDF of Argon2id(passphrase, salt), or of the salt itself without a passphrase;
 then whoever can read the file has the keys, and the header says so.
 
-A file is replaced, never changed (`sfsc.replacing`), and read back.
+A file is replaced, never changed (`sfsc.atomicfile`), and read back.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from protocol.codec.fields import (
 )
 from protocol.codec.values import Value, field
 from protocol.records.records import MAX_RECORD, Generation, WrapAlgorithm
+from sfsc.atomicfile import make_folder, remove_left, replace
 from sfsc.crypto.primitives import argon2id, keyring_keys, open_sealed, seal
 from sfsc.errors import (
     ConflictError,
@@ -53,7 +54,6 @@ from sfsc.errors import (
     UsageError,
     WrongPassphrase,
 )
-from sfsc.replacing import make_folder, remove_left, replace
 
 MAX_KEYRING: Final = 64 * 1024 * 1024
 """Bytes of the longest keyring file: a thief who fills a chain must not keep its owner from it."""

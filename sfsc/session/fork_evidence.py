@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from sfsc.atomicfile import make_folder, replace
 from sfsc.errors import LocalError
-from sfsc.replacing import make_folder, replace
 
 FOLDER: Final = "evidence"
 

@@ -51,10 +51,10 @@ from sfsc.session import fork_evidence
 from sfsc.session.handshake import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import answered, proof_in, refusal
+from sfsc.threadguard import Turn
 from sfsc.trust.file_records import Account, File, Revision, has_moved
 from sfsc.trust.server_log import Sent, Trust
 from sfsc.trust.state import KnownFile, State
-from sfsc.turns import Turn
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport

@@ -25,10 +25,10 @@ from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.names import is_device_name
+from sfsc.atomicfile import sync
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import LocalError, Unplaceable
-from sfsc.replacing import sync
 from sfsc.transfer.local_io import Landing
 
 _PERMISSIONS: Final = 0o777

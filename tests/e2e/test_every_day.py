@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc.client import Store
+from sfsc.api import Store
 from sfsc.crypto.segments import MEBIBYTE
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import content, objects, peak, stored, through, write

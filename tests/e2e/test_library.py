@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sfsc
-from sfsc.client import Store
+from sfsc.api import Store
 from sfsc.crypto import primitives
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon

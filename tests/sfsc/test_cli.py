@@ -73,7 +73,7 @@ def test_no_command_loads_what_is_loaded_beside_argon2id() -> None:
         "import importlib, sys; from sfsc.cli import COMMANDS\n"
         "for name in COMMANDS: importlib.import_module('sfsc.cli.commands.' + name.replace('-', '_'))\n"
         "print([name for name in sys.modules if name.split('.')[0] in"
-        " ('cryptography', 'sqlite3', 'ssl') or name in ('sfsc.client', 'sfsc.keys.home')])"
+        " ('cryptography', 'sqlite3', 'ssl') or name in ('sfsc.api', 'sfsc.keys.home')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

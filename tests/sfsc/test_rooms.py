@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sfsc
 from sfsc.rooms import Rooms
-from tests.sfsc.test_client import QUICK
+from tests.sfsc.test_api import QUICK
 
 
 def test_each_is_built_once_and_is_what_it_is_declared_to_be(home: Path) -> None:

@@ -15,7 +15,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Event
+    from sfsc.api import Event
 
 _MAX_FILE = 256 * 1024
 

@@ -8,7 +8,7 @@ import sfsc
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.rotate import find_device, show
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 
 @click.group(short_help="Show the machines that have your keys.")

@@ -16,7 +16,7 @@ from sfsc.cli.commands.share import shared_options, trusting
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Got
+    from sfsc.api import Got
 
 
 @click.command(short_help="Fetch and decrypt a file.")

@@ -10,10 +10,10 @@ import click
 import sfsc
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
-    from sfsc.client import Revision
+    from sfsc.api import Revision
 
 
 @click.command(short_help="Show every version of a file.")

@@ -10,10 +10,10 @@ import sfsc
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.stat import as_object
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
-    from sfsc.client import Shared
+    from sfsc.api import Shared
 
 
 @click.command(short_help="List what others share with you.")

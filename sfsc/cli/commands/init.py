@@ -14,7 +14,7 @@ from sfsc.cli.commands.whoami import show
 from sfsc.errors import TakenOver, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Whoami
+    from sfsc.api import Whoami
 
 _MAX_KEY_FILE = 64 * 1024
 

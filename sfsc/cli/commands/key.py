@@ -15,7 +15,7 @@ from sfsc.cli.commands import Context
 from sfsc.cli.commands.whoami import show as show_identity
 
 if TYPE_CHECKING:
-    from sfsc.client import Store
+    from sfsc.api import Store
 
 _WORDS_A_LINE = 8
 
@@ -56,7 +56,7 @@ def verify(context: Context, user: str, fingerprint: str | None) -> None:
     He sees his own with `sfsc key show`.
     """
     with _connected(context) as store:
-        from sfsc.client import parse_fingerprint, words  # not above: it was loaded meanwhile
+        from sfsc.api import parse_fingerprint, words  # not above: it was loaded meanwhile
 
         if fingerprint is None:
             person = store.person(user)

@@ -13,10 +13,10 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.inbox import show as show_shared
 from sfsc.cli.commands.stat import as_object
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
-    from sfsc.client import Entry
+    from sfsc.api import Entry
 
 
 @click.command(short_help="List your files.")

@@ -16,7 +16,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Put
+    from sfsc.api import Put
 
 
 @click.command(short_help="Encrypt and store files.")

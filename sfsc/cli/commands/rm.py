@@ -13,7 +13,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Store
+    from sfsc.api import Store
 
 
 @click.command(short_help="Delete files.")

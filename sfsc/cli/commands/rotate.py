@@ -14,10 +14,10 @@ from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
-    from sfsc.client import Link, Plan, Rotated, Store
+    from sfsc.api import Link, Plan, Rotated, Store
 
 
 @click.command(short_help="Replace your keys.")

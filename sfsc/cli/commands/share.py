@@ -16,7 +16,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import Untrusted, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.client import Grant, Store
+    from sfsc.api import Grant, Store
 
 _Done = TypeVar("_Done")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}

@@ -9,10 +9,10 @@ import click
 import sfsc
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
-    from sfsc.client import Entry
+    from sfsc.api import Entry
 
 
 @click.command(short_help="Show what is known about a file.")

@@ -7,7 +7,7 @@ import click
 import sfsc
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 
 @click.command(short_help="Show the server, your usage and your keys' age.")

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from sfsc.errors import UsageError
-from sfsc.turns import Turn, one_at_a_time
+from sfsc.threadguard import Turn, one_at_a_time
 
 _T = TypeVar("_T")
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sfsc import replacing
-from sfsc.replacing import make_folder, remove_left, replace
+from sfsc import atomicfile
+from sfsc.atomicfile import make_folder, remove_left, replace
 
 
 def test_it_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_on_macos_the_drive_is_asked_too(
 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(
-        replacing, "fcntl", SimpleNamespace(fcntl=full, F_FULLFSYNC=51), raising=False
+        atomicfile, "fcntl", SimpleNamespace(fcntl=full, F_FULLFSYNC=51), raising=False
     )
     monkeypatch.setattr(os, "fsync", lambda _handle: asked.append("plain"))
     if failing == errno.EIO:

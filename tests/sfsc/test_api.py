@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc import client
-from sfsc.client import Store
+from sfsc import api
+from sfsc.api import Store
 from sfsc.session.limits import Timeouts
 from tests.sfsc.lying import Simulator
 
@@ -48,7 +48,7 @@ def test_who_one_is_needs_no_store() -> None:
 
 
 RARE = """
-import sys, sfsc.client
+import sys, sfsc.api
 print(*sys.modules)
 """
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
@@ -126,16 +126,16 @@ def test_what_is_public_is_there() -> None:
 
 def test_what_is_public_of_the_client_is_there() -> None:
     """Also what is loaded when it is first used; each is the one of the module that has it."""
-    assert set(client.__all__) <= set(dir(client))
-    for name in client.__all__:
-        assert getattr(client, name) is getattr(client, name)
-    for name, module in client._LATER.items():
-        assert getattr(client, name) is getattr(import_module(f"sfsc.{module}"), name)
-        assert name in client.__all__
+    assert set(api.__all__) <= set(dir(api))
+    for name in api.__all__:
+        assert getattr(api, name) is getattr(api, name)
+    for name, module in api._LATER.items():
+        assert getattr(api, name) is getattr(import_module(f"sfsc.{module}"), name)
+        assert name in api.__all__
     with pytest.raises(AttributeError):
-        client.nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: B018
+        api.nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
-        from sfsc.client import nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: F401
+        from sfsc.api import nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfsc.times import human_time
+from sfsc.timefmt import human_time
 
 
 @pytest.mark.parametrize(
