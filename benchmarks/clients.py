@@ -20,9 +20,10 @@ from benchmarks.bare_wire import dial, fill
 from benchmarks.measure import Work
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.closing import Closing
-from sfsc.keys.home import folder, open_state, unlock
+from sfsc.keys.home import folder, unlock
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
+from sfsc.trust.state import open_state
 from tests.harness import PASSPHRASE
 
 CLIENTS: Final = 64

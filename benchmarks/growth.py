@@ -23,8 +23,9 @@ from pathlib import Path
 
 import sfsc
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
-from sfsc.keys.home import folder, open_state, unlock
+from sfsc.keys.home import folder, unlock
 from sfsc.session.session import Session
+from sfsc.trust.state import open_state
 from tests.harness import Client, Daemon
 
 FEW = int(os.environ.get("BENCH_FEW", "1000"))

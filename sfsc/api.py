@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from sfsc.entrance import connect, whoami
 from sfsc.keys.account_info import Whoami
-from sfsc.keys.home import Home, Passphrase, folder, open_state, state_path, unlock
+from sfsc.keys.home import Home, Passphrase, folder, unlock
 from sfsc.session.session import Session
 from sfsc.store import Status, Store
 from sfsc.transfer.attempts import Put
 from sfsc.transfer.download import Got
 from sfsc.trust.file_records import Entry
+from sfsc.trust.state import open_state, state_path
 
 if TYPE_CHECKING:
     from sfsc.account.lifecycle import (
@@ -75,27 +76,27 @@ __all__ = [
 ]
 
 _LATER: Final = {
-    "Event": "audit",
-    "ExportedKey": "versions",
-    "Folder": "folders",
-    "Grant": "sharing",
-    "Link": "recovery",
-    "Person": "people",
-    "Plan": "rotation",
-    "Proven": "proofs",
-    "Revision": "versions",
-    "Rotated": "rotation",
-    "Shared": "inbox",
-    "enrol": "accounts",
-    "export_pem": "accounts",
-    "import_pem": "accounts",
-    "new_recovery_code": "accounts",
-    "parse_fingerprint": "people",
-    "recover": "accounts",
-    "restore": "accounts",
-    "take_back": "accounts",
-    "take_back_plan": "accounts",
-    "words": "words",
+    "Event": "log.audit",
+    "ExportedKey": "files.history",
+    "Folder": "files.shared_folders",
+    "Grant": "files.sharing",
+    "Link": "account.recover",
+    "Person": "files.contacts",
+    "Plan": "account.rotate",
+    "Proven": "log.receipts",
+    "Revision": "files.history",
+    "Rotated": "account.rotate",
+    "Shared": "files.inbox",
+    "enrol": "account.lifecycle",
+    "export_pem": "account.lifecycle",
+    "import_pem": "account.lifecycle",
+    "new_recovery_code": "account.lifecycle",
+    "parse_fingerprint": "files.contacts",
+    "recover": "account.lifecycle",
+    "restore": "account.lifecycle",
+    "take_back": "account.lifecycle",
+    "take_back_plan": "account.lifecycle",
+    "words": "keys.pgp_words",
 }
 """Where each name is that the type checker is told of above."""
 

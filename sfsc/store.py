@@ -17,14 +17,7 @@ from sfsc.crypto.envelope import check_name, version_asked
 from sfsc.errors import SfscError, Special, UsageError
 from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, link_of, whoami_of
-from sfsc.keys.home import (
-    Passphrase,
-    folder,
-    new_passphrase,
-    open_state,
-    wants_rotation,
-    weakest_wrap,
-)
+from sfsc.keys.home import Passphrase, folder, new_passphrase, wants_rotation, weakest_wrap
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.seen_checkpoints import Seen
 from sfsc.rooms import Rooms
@@ -38,6 +31,7 @@ from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import Entry
+from sfsc.trust.state import open_state
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.account.devices import DeviceInfo
@@ -299,7 +293,7 @@ class Store(Closing):
 
     def proof_of(self, put: Put) -> bytes:
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
-        return self._rooms.audit.proof_of(put)
+        return self._rooms.audit.proof_of(put.receipt, put.record)
 
     def audit_log(self, name: str | None = None) -> Iterator[Event]:
         """What the log has of this account, or of the file `name`, oldest first; proven, and

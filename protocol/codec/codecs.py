@@ -1,7 +1,7 @@
 """How values of a declared type are checked, written to msgpack and read from it: the code for it.
 
-Used by `protocol.codec.fields` alone, where the types that a field may have are listed. Each type gives
-pieces of source text, which stand in functions that are compiled for a whole class.
+Used by `protocol.codec.fields` alone, which lists the types that a field may have. Each type gives
+pieces of source text, which become part of functions that are compiled for a whole class.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ class Statement(Record):
 
     `generation` counts key generations, `oldest` is the lowest whose signatures count. `devices`
     are (device id 16 bytes, X-Wing public key 1,216 bytes). `voids` is empty, or the hash of the
-    first statement that this one undoes, with all after it (`protocol.records.chain`). `prev` is the hash
-    of statement n-1, empty for the first. Times are unix seconds.
+    first statement that this one undoes, with all after it (`protocol.records.chain`). `prev` is
+    the hash of statement n-1, empty for the first. Times are unix seconds.
     """
 
     server: Bytes32

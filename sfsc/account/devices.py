@@ -22,9 +22,9 @@ from protocol.wire.messages import Done, Error, Receipt
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
 from protocol.wire.messages.sharing import Identity
 from sfsc.account.key_status import has_old_keys, public_of, unfinished
-from sfsc.crypto.envelope import Bundle, open_bundle, seal_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
+from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
 from sfsc.keys.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session

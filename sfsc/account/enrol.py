@@ -21,16 +21,17 @@ from protocol.records.records import Statement, enrol_proof_body, key_id, record
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
-from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.errors import LocalError, UsageError
-from sfsc.keys.home import keyring_path, open_state
+from sfsc.keys.bundle import Bundle, seal_bundle
+from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.session.handshake import dial, term
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import answered
 from sfsc.session.transport import Transport
 from sfsc.trust.server_log import Sent, Trust
+from sfsc.trust.state import open_state
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _GENERATION: Final = 1
 
 
-def invited(text: str) -> Invitation:
+def invited_by(text: str) -> Invitation:
     """The invitation that `text` is. Raises `UsageError`, which does not repeat it."""
     try:
         return parse_invitation(text)
@@ -46,7 +47,7 @@ def invited(text: str) -> Invitation:
         raise UsageError(str(exc), "paste the whole line that `sfsd user add` printed") from exc
 
 
-def enrol(
+def enrol_account(
     invitation: Invitation,
     home: Path,
     key_type: str,

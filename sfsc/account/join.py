@@ -20,11 +20,11 @@ from protocol.wire.messages.log import CONSISTENCY, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
-from sfsc.account.recover import last_opened, take_back
-from sfsc.crypto.envelope import Bundle, open_bundle
+from sfsc.account.recover import last_opened, take_back_account
 from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
-from sfsc.keys.home import check_no_keyring, keyring_path, open_state
+from sfsc.keys.bundle import Bundle, open_bundle
+from sfsc.keys.home import check_no_keyring, keyring_path
 from sfsc.keys.keyring import Device, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import dial, login
@@ -36,6 +36,7 @@ from sfsc.session.transport import Transport
 from sfsc.timefmt import human_time
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Trust
+from sfsc.trust.state import open_state
 
 
 class Opener(Value):
@@ -93,7 +94,7 @@ def adopt(
         state.remember_checkpoint(newest.size, newest.root, newest.note)
         if taking is not None and opener.code is not None:
             told, first = taking.told, taking.first
-            take_back(file, state, opener.code, first=first, timeouts=timeouts, told=told)
+            take_back_account(file, state, opener.code, first=first, timeouts=timeouts, told=told)
             return file
         session = Session(file.contents, state, timeouts)
         try:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from protocol.codec.errors import MessageError
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.signatures import SigningKey
-from sfsc.account import enrol, recover
+from sfsc.account.enrol import enrol_account, invited_by
 from sfsc.account.join import Opener, TakingBack, adopt
-from sfsc.account.recover import Link
+from sfsc.account.recover import Link, Recovery, links, opened_by_code, take_back_account
 from sfsc.account.rotate import Rotated
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
@@ -22,13 +22,13 @@ from sfsc.keys.home import (
     check_no_keyring,
     folder,
     new_passphrase,
-    open_state,
     stated_passphrase,
     unlock,
     unlock_file,
 )
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.pipeline import Skip
+from sfsc.trust.state import open_state
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -44,16 +44,16 @@ def enrol(
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> Whoami:
-    """Become the user whom `invitation` names; see `enrolment.enrol`. With `pem` under keys of
+    """Become the user whom `invitation` names; see `enrol_account`. With `pem` under keys of
     one's own: RSA or X25519 to wrap to, Ed25519 to sign with, either or both.
 
     The passphrase is given, or asked for by a function, or named by the environment;
     `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
     """
-    invited = enrol.invited(invitation)
+    invited = invited_by(invitation)
     stated = None if no_passphrase else new_passphrase(passphrase)
     brought = None if pem is None else _loaded(pem, pem_passphrase)
-    return whoami_of(enrol.enrol(invited, folder(home), key_type, stated, brought))
+    return whoami_of(enrol_account(invited, folder(home), key_type, stated, brought))
 
 
 def new_recovery_code() -> str:
@@ -98,7 +98,7 @@ def take_back(
     parsed, where = RecoveryCode.parse(code), folder(home)
     file = unlock(where, passphrase)
     with open_state(where, file.contents) as state:
-        return recover.take_back(file, state, parsed, first=undo_from, told=told)
+        return take_back_account(file, state, parsed, first=undo_from, told=told)
 
 
 def take_back_plan(
@@ -109,10 +109,10 @@ def take_back_plan(
     file = unlock(where, passphrase)
     with (
         open_state(where, file.contents) as state,
-        recover.opened_by_code(file, state, parsed) as (session, devices),
+        opened_by_code(file, state, parsed) as (session, devices),
     ):
-        chain, first, _ = recover.Recovery(session, file, devices, parsed).look(undo_from)
-        return recover.links(chain, first)
+        chain, first, _ = Recovery(session, file, devices, parsed).look(undo_from)
+        return links(chain, first)
 
 
 def restore(

@@ -23,7 +23,6 @@ from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.account.devices import Devices
 from sfsc.account.rotate import Rotated, Rotation
-from sfsc.crypto.envelope import Bundle, open_bundle
 from sfsc.crypto.primitives import XWING, PrivateKey, state_key
 from sfsc.errors import (
     ConflictError,
@@ -36,6 +35,7 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.files.contacts import People
+from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import DAY, term
@@ -141,7 +141,7 @@ def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:
     ]
 
 
-def take_back(
+def take_back_account(
     file: KeyringFile,
     state: State,
     code: RecoveryCode,

@@ -50,7 +50,7 @@ anything of a file is in one."""
 
 
 class Commands(click.Group):
-    """Loads ``sfsc.cli.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
+    """Imports ``sfsc.cli.commands.NAME`` when NAME is called; --help imports no command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -42,7 +42,7 @@ _START: Final = """
 import signal, sys, pickle
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:], sys.pycache_prefix, sys.dont_write_bytecode = pickle.load(sys.stdin.buffer)
-from sfsc.cores import serve
+from sfsc.crypto.cores import serve
 serve()
 """
 _Item = TypeVar("_Item")

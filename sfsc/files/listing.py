@@ -14,10 +14,10 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
-from protocol.wire.messages.files import MAX_PAGE, List, Listing, Record, RecordChange
+from protocol.wire.messages.files import Record, RecordChange
 from sfsc.errors import LocalError, NotFound
 from sfsc.session.commit import Built, change_file, find_living, tombstone
-from sfsc.session.pipeline import Window, pages
+from sfsc.session.pipeline import Window, changed_since
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, File, Revision, has_moved
@@ -182,16 +182,6 @@ class Files:
                 entry = None if file.deleted else session.account.entry(file).pack()
                 learnt.append((present, entry))
         session.state.remember_files(learnt)
-
-
-def changed_since(session: Session, since: int) -> Iterator[Listing]:
-    """All of our files that changed in the log from entry `since` on, by file_id, in pages; each is
-    asked for while the one before is worked on. Nothing of it is verified."""
-
-    def more(page: Listing) -> List | None:
-        return List(page.next, MAX_PAGE, since) if page.next else None
-
-    return pages(session, List("", MAX_PAGE, since), Listing, more)
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

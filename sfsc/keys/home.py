@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from protocol.records.records import WRAP_ALGORITHMS
-from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
-from sfsc.keys.keyring import Keyring, KeyringFile, needs_passphrase
-
-if TYPE_CHECKING:
-    from sfsc.trust.state import State
+from sfsc.keys.keyring import KeyringFile, needs_passphrase
 
 PASSPHRASE: Final = "SFSC_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_FILE: Final = "SFSC_PASSPHRASE_FILE"  # noqa: S105
@@ -51,10 +47,6 @@ def weakest_wrap(stated: str | None) -> str:
 def wants_rotation() -> bool:
     """Whether keys that are due are rotated without being asked: SFSC_AUTO_ROTATE is not 0."""
     return os.environ.get(AUTO_ROTATE, "1") != "0"
-
-
-def state_path(home: Path) -> Path:
-    return home / "state.sqlite3"
 
 
 def keyring_path(home: Path) -> Path:
@@ -113,12 +105,3 @@ def unlock_file(path: Path, passphrase: Passphrase) -> KeyringFile:
             "the keyring is locked with a passphrase", f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
         )
     return KeyringFile.open(path, stated)
-
-
-def open_state(home: Path, keyring: Keyring) -> State:
-    """What this client remembers of the keyring's account. Raises `LocalError`."""
-    # Here, not above: a database is not needed to unlock, which the rest of a start waits for.
-    from sfsc.trust.state import State
-
-    account = keyring.server_id + keyring.user.encode()
-    return State.open(state_path(home), account, state_key(keyring.device.xwing_private))

@@ -12,14 +12,14 @@ from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify
+from protocol.wire.messages.base import Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
-from sfsc.files.listing import changed_since
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.log.receipts import verifiers_in
+from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import Put
 from sfsc.trust.server_log import TOLD
 
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
@@ -189,11 +189,10 @@ class Audit:
         except RemoteProtocolError as exc:
             raise LocalError(f"what is kept of the server's statements is damaged: {exc}") from exc
 
-    def proof_of(self, put: Put) -> bytes:
-        """A C2SP tlog-proof that the log has what was put; see `proof`."""
-        receipt = put.receipt
+    def proof_of(self, receipt: Receipt | None, record: bytes) -> bytes:
+        """Return a C2SP tlog-proof that the log holds `record`; without a receipt see `proof`."""
         if receipt is None:
-            return self.proof(put.record, FileRecord.parse(put.record).seen[0])
+            return self.proof(record, FileRecord.parse(record).seen[0])
         seq = parse(receipt.line).seq
         return TlogProof(seq, receipt.line, receipt.inclusion, receipt.checkpoint).encode()
 

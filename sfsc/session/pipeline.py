@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from protocol.codec.values import Mutable
 from protocol.wire.messages import Error, Reply, Request
+from protocol.wire.messages.files import MAX_PAGE, List, Listing
 from sfsc.errors import Endless, ProtocolFailure, SfscError
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.server_errors import answered
@@ -152,3 +153,13 @@ def pages(
             yield page
     finally:
         window.abandon()
+
+
+def changed_since(session: Session, since: int) -> Iterator[Listing]:
+    """All of our files that changed in the log from entry `since` on, by file_id, in pages; each is
+    asked for while the one before is worked on. Nothing of it is verified."""
+
+    def more(page: Listing) -> List | None:
+        return List(page.next, MAX_PAGE, since) if page.next else None
+
+    return pages(session, List("", MAX_PAGE, since), Listing, more)

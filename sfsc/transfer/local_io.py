@@ -1,7 +1,7 @@
 """A large file that is written from its beginning to its end and then synced, at little cost.
 
-It goes past the page cache where that can be done (`sfsc.transfer.direct`). Elsewhere its bytes start on
-their way to the disk as they come, so that the disk works while the network does and the sync at
+It bypasses the page cache if that is possible (`sfsc.transfer.direct`). Otherwise its bytes start
+on their way to the disk as they come, so that the disk works while the network does and the sync at
 the end is short. Blocks are reserved a stretch ahead: which block a page goes to is then decided
 once, not for every page as it is written, and a full disk is found earlier. All of these are hints;
 what is on the disk is the sync's word alone.

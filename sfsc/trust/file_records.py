@@ -27,9 +27,10 @@ from protocol.records.records import (
 from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord, Wrap
-from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps, private_keys
+from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps
 from sfsc.crypto.primitives import PrivateKey, PublicKey, file_id
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
+from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring
 from sfsc.trust.signature_cache import Signed, verifies
 

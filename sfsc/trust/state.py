@@ -21,7 +21,9 @@ from typing import Any, Final, Self
 from protocol.codec.values import Value
 from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
+from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError
+from sfsc.keys.keyring import Keyring
 from sfsc.trust.database import Database, translated
 from sfsc.trust.file_records import Revision
 
@@ -308,6 +310,16 @@ class State(Database):
         """The last `rev` of a file that the log is known to have; 0 for none."""
         row = self.row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
         return 0 if row is None else int(row[0])
+
+
+def state_path(home: Path) -> Path:
+    return home / "state.sqlite3"
+
+
+def open_state(home: Path, keyring: Keyring) -> State:
+    """Open what this client remembers of the keyring's account. Raises `LocalError`."""
+    account = keyring.server_id + keyring.user.encode()
+    return State.open(state_path(home), account, state_key(keyring.device.xwing_private))
 
 
 def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:

@@ -50,7 +50,7 @@ class Direct:
             return False
         with self._shared.use() as handle:
             try:
-                # What was received as the bulk of a frame begins at a page (`protocol.wire.frames`).
+                # A frame's bulk is received at a page boundary (`protocol.wire.frames`).
                 self._files.write_all_at(handle, piece, offset)
             except OSError as exc:
                 return self._not_so(exc)

@@ -1,7 +1,7 @@
 """Storing a file: in one message, or in pieces and a commit.
 
-Everything a record must satisfy is in `sfsd.rules.record_rules`. A record that is the head already was
-stored by the same request before its answer got lost: it gets the same receipt.
+Everything a record must satisfy is in `sfsd.rules.record_rules`. If a record already is the head,
+the same request stored it before its answer got lost: it gets the same receipt.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 `DirectoryStore` reads on any thread; changes come from the committer alone, in three steps that
 would fit an object store too: `prepare` makes a group durable beside the store, the journal makes
-it true, `publish` makes it visible. What was published is made durable in place behind everyone's
-back (`settle`), and only then is the stage dropped. `sfsd.storage.crash_recovery` finishes what a crash cut off.
+it true, `publish` makes it visible. What was published is made durable in place in the
+background (`settle`), and only then is the stage dropped. `sfsd.storage.crash_recovery` finishes
+what a crash cut off.
 """
 
 from __future__ import annotations

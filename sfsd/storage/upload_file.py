@@ -1,9 +1,9 @@
 """Uploads on their way in: one file in staging/ each, hashed piece by piece as it arrives.
 
 Pieces are hashed by pool threads side by side, and written one after the other. Their bytes go to
-the disk (`sfsd.fs.direct_io`) or start on the way to it at once, so that the sync which a commit waits
-for is short. What lies in staging/ and no log entry names is dropped at the next start: an upload
-lives through a lost connection, not a lost daemon.
+the disk (`sfsd.fs.direct_io`) or start on the way to it at once, so that the sync which a commit
+waits for is short. A file in staging/ that no log entry names is dropped at the next start: an
+upload survives a lost connection, but not a restart of the daemon.
 """
 
 from __future__ import annotations

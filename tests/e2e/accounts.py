@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from sfsc.account.enrol import enrol, invited
+from sfsc.account.enrol import enrol_account, invited_by
 from sfsd.commands import init, user
 from tests.harness import Client, Daemon
 
@@ -25,8 +25,8 @@ def enrolled(
 ) -> Client:
     """A new user of a served root. Without a passphrase: stretching one takes longer than all else
     that a command does."""
-    invitation = invited(_called(user.command, daemon.root, "add", name).strip())
-    enrol(invitation, home, key_type, passphrase)
+    invitation = invited_by(_called(user.command, daemon.root, "add", name).strip())
+    enrol_account(invitation, home, key_type, passphrase)
     return Client(home)
 
 

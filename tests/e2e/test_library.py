@@ -49,7 +49,7 @@ def test_a_download_that_is_killed_leaves_nothing(
     target.parent.mkdir()
     program = f"""
 import os, signal, sfsc
-from sfsc.landing import Landing
+from sfsc.transfer.local_io import Landing
 
 class Killing(Landing):
     def write(self, data):

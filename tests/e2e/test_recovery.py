@@ -12,9 +12,9 @@ import pytest
 
 import sfsc
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from sfsc.crypto.envelope import open_bundle
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, SfscError
+from sfsc.keys.bundle import open_bundle
 from sfsc.keys.home import unlock
 from sfsd.storage.json_files import parse_statements
 from tests.e2e.accounts import enrolled
@@ -287,8 +287,8 @@ def test_bundles_of_before_open_nothing_of_now(daemon: Daemon, alice: Client) ->
 
 KILLED = """
 import os, signal, sys
-from sfsc.transport import Transport
-from sfsc.keyring import KeyringFile
+from sfsc.session.transport import Transport
+from sfsc.keys.keyring import KeyringFile
 import sfsc
 
 at, home, code = int(sys.argv[1]), sys.argv[2], sys.stdin.readline().strip()

@@ -14,9 +14,9 @@ import sfsc
 from protocol.records.chain import ROTATE
 from sfsc.account import wraps
 from sfsc.crypto import cores
-from sfsc.crypto.envelope import private_keys
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
+from sfsc.keys.bundle import private_keys
 from sfsc.keys.home import unlock
 from sfsc.keys.keyring import Keyring
 from sfsd.storage.json_files import parse_sidecar

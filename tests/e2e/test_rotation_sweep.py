@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc.crypto.envelope import private_keys
+from sfsc.keys.bundle import private_keys
 from sfsc.keys.home import unlock
 from sfsc.keys.keyring import Keyring
 from tests.e2e.accounts import enrolled, new_root

@@ -19,9 +19,9 @@ from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.session import Ping, Pong
 from protocol.wire.messages.session import Session as Entered
 from protocol.wire.messages.uploads import PutOpen
-from sfsc.keys.home import open_state
 from sfsc.keys.keyring import KeyringFile
 from sfsc.session.session import Session
+from sfsc.trust.state import open_state
 from sfsd import server_keys
 from sfsd.state.uploads import PER_USER
 from tests.harness import PASSPHRASE, Client, Daemon, command

@@ -20,9 +20,9 @@ from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.account.compromise import Theft
 from sfsc.account.rotate import Rotation
-from sfsc.crypto.envelope import private_keys
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.files.listing import Files
+from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Pending
 from sfsc.log.account_log import OwnLog
 from sfsc.trust.file_records import Account
@@ -102,8 +102,8 @@ def test_another_process_of_the_machine_goes_on_meanwhile(daemon: Daemon, alice:
 CUT = """
 import os, signal, sys
 import sfsc
-from sfsc.keyring import KeyringFile
-from sfsc.state import State
+from sfsc.keys.keyring import KeyringFile
+from sfsc.trust.state import State
 
 def cut(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -256,7 +256,7 @@ def test_another_machine_rotates_meanwhile(
 KILLED = """
 import os, signal, sys
 import sfsc
-from sfsc.reencryption import Reencryption
+from sfsc.transfer.reencrypt import Reencryption
 
 count, version = 0, Reencryption.version
 

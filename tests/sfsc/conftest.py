@@ -9,9 +9,10 @@ import pytest
 
 from protocol.records.invitation import parse_invitation
 from sfsc.account import enrol
-from sfsc.keys.home import open_state, unlock
+from sfsc.keys.home import unlock
 from sfsc.session.limits import Timeouts
 from sfsc.session.session import Session
+from sfsc.trust.state import open_state
 from tests.sfsc.lying import Simulator, simulated
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
@@ -28,7 +29,7 @@ def home(server: Simulator, tmp_path: Path) -> Path:
     """Where ada's keys are; she is enrolled."""
     folder = tmp_path / "home"
     invitation = parse_invitation(server.invitation("ada"))
-    enrol.enrol(invitation, folder, "x25519", None, timeouts=QUICK)
+    enrol.enrol_account(invitation, folder, "x25519", None, timeouts=QUICK)
     return folder
 
 

@@ -87,7 +87,7 @@ import sys
 from sfsc.entrance import _load
 _load()
 before = set(sys.modules)
-from protocol.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify
 key = SigningKey.from_seed(bytes(range(32)))
 verify(Label.LOGIN, b"", key.sign(Label.LOGIN, b""), key.public)
 assert before == set(sys.modules)  # cryptography has loaded its backend too

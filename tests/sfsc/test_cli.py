@@ -71,7 +71,8 @@ def test_help_loads_no_cryptography() -> None:
 def test_no_command_loads_what_is_loaded_beside_argon2id() -> None:
     code = (
         "import importlib, sys; from sfsc.cli import COMMANDS\n"
-        "for name in COMMANDS: importlib.import_module('sfsc.cli.commands.' + name.replace('-', '_'))\n"
+        "for name in COMMANDS:"
+        " importlib.import_module('sfsc.cli.commands.' + name.replace('-', '_'))\n"
         "print([name for name in sys.modules if name.split('.')[0] in"
         " ('cryptography', 'sqlite3', 'ssl') or name in ('sfsc.api', 'sfsc.keys.home')])"
     )

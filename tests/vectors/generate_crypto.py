@@ -17,8 +17,9 @@ from typing import Any
 from protocol.records.records import WRAP_ALGORITHMS, Statement, key_id
 from protocol.records.signatures import SigningKey
 from sfsc.crypto import primitives
-from sfsc.crypto.envelope import Bundle, ContentKey, Metadata, seal_bundle
+from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import Encryptor
+from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
 from sfsc.keys.recovery_code import RecoveryCode
 

@@ -12,8 +12,9 @@ import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
 from sfsc.crypto import primitives
-from sfsc.crypto.envelope import Author, ContentKey, Metadata, content_record, open_bundle
+from sfsc.crypto.envelope import Author, ContentKey, Metadata, content_record
 from sfsc.crypto.segments import ciphertext_size
+from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 

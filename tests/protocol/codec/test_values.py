@@ -59,7 +59,7 @@ class Empty(Value):
 
 WITHOUT_THE_LIBRARY = """
 import sys
-from protocol.values import Mutable, Value, changed, field
+from protocol.codec.values import Mutable, Value, changed, field
 
 class Point(Value):
     x: int

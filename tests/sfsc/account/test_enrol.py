@@ -19,8 +19,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
-from sfsc.account.enrol import enrol, invited
-from sfsc.crypto.envelope import open_bundle
+from sfsc.account.enrol import enrol_account, invited_by
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import (
     BadReceipt,
@@ -33,16 +32,18 @@ from sfsc.errors import (
     UsageError,
     WrongServer,
 )
-from sfsc.keys.home import open_state, unlock
+from sfsc.keys.bundle import open_bundle
+from sfsc.keys.home import unlock
 from sfsc.keys.keyring import Keyring
 from sfsc.session.handshake import DAY
+from sfsc.trust.state import open_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator
 
 
 def become(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
-    invitation = invited(server.invitation(user))
-    return enrol(invitation, home, how.get("key_type", "x25519"), None, timeouts=QUICK)
+    invitation = invited_by(server.invitation(user))
+    return enrol_account(invitation, home, how.get("key_type", "x25519"), None, timeouts=QUICK)
 
 
 @pytest.fixture
@@ -123,30 +124,30 @@ def test_the_keys_have_a_term(server: Simulator, fresh: Path, limits: Limits) ->
 
 
 def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, fresh: Path) -> None:
-    invitation = invited(server.invitation("ada"))
+    invitation = invited_by(server.invitation("ada"))
     server.log = Log()
     with pytest.raises(WrongServer):
-        enrol(invitation, fresh, "x25519", None, timeouts=QUICK)
+        enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert server.requests == []
     assert not (fresh / "keyring").exists()
 
 
 def test_nobody_there(server: Simulator, fresh: Path) -> None:
-    invitation = replace(invited(server.invitation("ada")), port=1)
+    invitation = replace(invited_by(server.invitation("ada")), port=1)
     with pytest.raises(Unreachable):
-        enrol(invitation, fresh, "x25519", None, timeouts=QUICK)
+        enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert not (fresh / "keyring").exists()
 
 
 @pytest.mark.parametrize("text", ["", "sfs://", "https://example.org/ada?pin=00&token=11"])
 def test_what_is_no_invitation(text: str) -> None:
     with pytest.raises(UsageError):
-        invited(text)
+        invited_by(text)
 
 
 def test_a_malformed_invitation_is_not_repeated() -> None:
     with pytest.raises(UsageError) as caught:
-        invited("sfs://host:1/ada?pin=00&token=verysecret")
+        invited_by("sfs://host:1/ada?pin=00&token=verysecret")
     assert "verysecret" not in caught.value.cause
     assert "verysecret" not in (caught.value.hint or "")
 
@@ -252,7 +253,7 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
 
 
 def test_a_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
-    enrol(invited(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK)
+    enrol_account(invited_by(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK)
     assert unlock(fresh, "secret").contents.user == "ada"
     with pytest.raises(KeyringError):
         unlock(fresh, "wrong")

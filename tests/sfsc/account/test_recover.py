@@ -16,9 +16,9 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
 from sfsc.account.devices import Devices
 from sfsc.account.recover import KEPT_SECONDS, Recovery, last_opened, links
-from sfsc.crypto.envelope import Bundle, seal_bundle
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
+from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import GenerationKeys, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.session import Session

@@ -20,20 +20,17 @@ from protocol.wire.messages.base import MAX_BUNDLE, MAX_METADATA, Wrap
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import (
     Author,
-    Bundle,
     ContentKey,
     Metadata,
     Recipient,
     check_name,
     content_record,
-    open_bundle,
     open_wraps,
-    private_keys,
-    seal_bundle,
 )
 from sfsc.crypto.primitives import PrivateKey, PublicKey
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered, UsageError
+from sfsc.keys.bundle import Bundle, open_bundle, private_keys, seal_bundle
 from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
 SERVER, FIRST = b"S" * 32, b"F" * 32

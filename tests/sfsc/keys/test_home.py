@@ -12,12 +12,12 @@ from sfsc.keys.home import (
     folder,
     keyring_path,
     new_passphrase,
-    open_state,
     stated_passphrase,
     unlock,
     weakest_wrap,
 )
 from sfsc.keys.keyring import Cost, Device, Keyring, KeyringFile
+from sfsc.trust.state import open_state
 
 KEYRING = Keyring(
     server_id=bytes(32),

@@ -236,7 +236,7 @@ def test_what_a_killed_writer_has_left_goes_with_the_next_write(path: Path) -> N
     program = """
 import os, signal, sys
 from pathlib import Path
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 file = KeyringFile.open(Path(sys.argv[1]), None)
 file.save(file.contents)
@@ -307,7 +307,7 @@ def test_writers_in_two_processes_lose_nothing(path: Path) -> None:
 import dataclasses, sys
 from pathlib import Path
 from sfsc.errors import ConflictError
-from sfsc.keyring import KeyringFile
+from sfsc.keys.keyring import KeyringFile
 path, name = Path(sys.argv[1]), sys.argv[2]
 for number in range(10):
     while True:

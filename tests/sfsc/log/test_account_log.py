@@ -20,11 +20,10 @@ from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.files.listing import Files
 from sfsc.files.rename import Moves
-from sfsc.keys.home import state_path
 from sfsc.log.account_log import OwnLog
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.state import NOTHING, Followed, State
+from sfsc.trust.state import NOTHING, Followed, State, state_path
 from tests.sfsc.conftest import QUICK, opened
 from tests.sfsc.lying import Simulator
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.keys.home import state_path
 from sfsc.log.receipts import known_verifiers
 from sfsc.session.session import Session
+from sfsc.trust.state import state_path
 
 
 def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:

@@ -17,9 +17,8 @@ from sfsc.account.wraps import wrap_items
 from sfsc.errors import Endless
 from sfsc.files.contacts import People
 from sfsc.files.inbox import Received
-from sfsc.files.listing import changed_since
 from sfsc.log.account_log import OwnLog
-from sfsc.session.pipeline import pages
+from sfsc.session.pipeline import changed_since, pages
 from sfsc.session.session import Session
 from tests.sfsc.lying import Simulator
 

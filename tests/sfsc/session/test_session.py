@@ -13,10 +13,10 @@ from protocol.wire.messages.base import ERROR_CODES
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
-from sfsc.keys.home import open_state, unlock
+from sfsc.keys.home import unlock
 from sfsc.session.server_errors import refusal
 from sfsc.session.session import MAX_LOSSES, Session
-from sfsc.trust.state import KnownFile
+from sfsc.trust.state import KnownFile, open_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator, Spoil
 

@@ -14,7 +14,6 @@ from protocol.log.auditlog import Draft
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
-from sfsc.crypto.envelope import open_bundle
 from sfsc.errors import (
     BadReceipt,
     BrokenChain,
@@ -24,6 +23,7 @@ from sfsc.errors import (
     Rollback,
     Tampered,
 )
+from sfsc.keys.bundle import open_bundle
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Trust
 from tests.sfsc.lying import SPKI, Log

@@ -382,7 +382,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from typing import cast
-from sfsc.state import KnownFile, State
+from sfsc.trust.state import KnownFile, State
 path, number = Path(sys.argv[1]), int(sys.argv[2])
 with State.open(path, bytes(32) + b"ada", b"k" * 32) as state:
     for step in range(60):

@@ -123,8 +123,8 @@ def test_a_line_spelled_otherwise_and_signed_for_is_found_by_the_strict_check(
 def test_no_log_at_all(tmp_path: Path) -> None:
     assert main(["init", "--root", str(tmp_path), "--public", "files.example:7373"]) == 0
     (tmp_path / "logs" / "audit.jsonl").unlink(missing_ok=True)
-    for verify in (verify_links, verify_log):
+    for verification in (verify_links, verify_log):
         with pytest.raises(ConfigError):
-            verify(tmp_path)
+            verification(tmp_path)
     with pytest.raises(ConfigError):
         list(complete_lines(tmp_path))

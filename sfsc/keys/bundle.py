@@ -1,0 +1,149 @@
+"""The bundle: what an account's other devices and its recovery code need to go on.
+
+Each statement commits to one bundle, which is sealed for the statement's devices, its recovery key
+and its own wrap key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Final
+
+from protocol.codec import encoding
+from protocol.codec.errors import EncodingError, MessageError
+from protocol.codec.fields import AtMost, Bytes32, Struct, UserName
+from protocol.codec.values import changed, field
+from protocol.records.records import MAX_WRAPPED_KEY, Statement
+from protocol.records.signatures import SigningKey
+from protocol.wire.messages.base import MAX_BUNDLE
+from sfsc.crypto.primitives import (
+    PrivateKey,
+    PublicKey,
+    bundle_info,
+    new_key,
+    open_sealed,
+    seal,
+)
+from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys
+
+_MAX_GENERATIONS: Final = 64
+_LONGER: Final = 4
+"""Bytes that msgpack's header of a long array or bin has more than that of a short one."""
+
+
+class Bundle(Struct):
+    """What an account's other devices and its recovery code need to go on with.
+
+    No device's and no recovery private key. `generations` and `name_keys` oldest first; `pins` are
+    (user, hash of that user's first statement); `checkpoint` the last one proven, empty for none.
+    """
+
+    AS_MAP: ClassVar[bool] = True
+
+    generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
+    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
+    pins: tuple[tuple[UserName, Bytes32], ...]
+    checkpoint: bytes
+
+
+class _SealedBundle(Struct):
+    """On the wire: the bundle under K, and K for each recipient (key_id, wrapped K)."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    keys: Annotated[
+        tuple[tuple[Bytes32, Annotated[bytes, AtMost(MAX_WRAPPED_KEY)]], ...], AtMost(18)
+    ]
+    sealed: Annotated[bytes, AtMost(MAX_BUNDLE)]
+
+
+def seal_bundle(
+    bundle: Bundle, *, server: bytes, user: str, n: int, recipients: Iterable[PublicKey]
+) -> bytes:
+    """The bundle of statement `n` of `user`, which holds the SHA-256 of what this returns.
+
+    `recipients` are the statement's devices, its recovery key and its own wrap key. K's info
+    without a recipient is the associated data of what K seals, so that no bundle passes for that
+    of another statement. Of pins that are too many only the first are in it: another machine asks
+    about the others again. Raises `LocalError` where the rest is past 64 KiB.
+    """
+    key = new_key()
+    keys = tuple(
+        (public.key_id, public.wrap(key, bundle_info(server, user, n, public.key_id)))
+        for public in recipients
+    )
+
+    def sealed(pins: tuple[tuple[str, bytes], ...]) -> bytes:
+        body = encoding.pack(changed(bundle, pins=pins).to_map())
+        body = seal(key, body, bundle_info(server, user, n, b""))
+        try:
+            return encoding.pack(_SealedBundle(keys, body).to_map())
+        except MessageError as exc:
+            raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
+
+    # What is longer than these: the headers of an array and of a bin, for more that is in them.
+    room = MAX_BUNDLE - len(sealed(())) - 2 * _LONGER
+    sizes = itertools.accumulate(len(encoding.pack(pin)) for pin in bundle.pins)
+    packed = sealed(bundle.pins[: sum(size <= room for size in sizes)])
+    if len(packed) > MAX_BUNDLE:
+        raise LocalError(f"the account's bundle has grown to {len(packed)} bytes")
+    return packed
+
+
+def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey]) -> Bundle:
+    """The bundle that `statement` (already verified) commits to, opened with one of `keys`.
+
+    Raises `Tampered` when it is another or does not open, `BadRecord` when its keys are not those
+    the statement makes current, and `KeyringError` when it is sealed for none of `keys`.
+    """
+    if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
+        raise Tampered("the account's bundle is not the one its statement names")
+    try:
+        parts = _SealedBundle.from_map(encoding.unpack(sealed, limit=MAX_BUNDLE))
+        key = _bundle_key(parts, statement, keys)
+        aad = bundle_info(statement.server, statement.user, statement.n, b"")
+        body = open_sealed(key, parts.sealed, aad)
+        bundle = Bundle.from_map(encoding.unpack(body, limit=MAX_BUNDLE, elements=MAX_PINS))
+    except (EncodingError, MessageError) as exc:
+        raise BadRecord(f"the account's bundle is malformed: {exc}") from exc
+    _check_current(bundle, statement)
+    return bundle
+
+
+_DROPPED: Final = (
+    "it was dropped: `sfsc init --recovery` in an empty --home joins again; "
+    "if somebody else did that, `sfsc rotate --recovery` takes the account back"
+)
+
+
+def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[PrivateKey]) -> bytes:
+    by_id = {key.public.key_id: key for key in keys}
+    for recipient, wrapped in parts.keys:
+        if recipient in by_id:
+            info = bundle_info(statement.server, statement.user, statement.n, recipient)
+            return by_id[recipient].unwrap(wrapped, info)
+    raise KeyringError("the account's keys are not sealed for this machine", _DROPPED)
+
+
+def _check_current(bundle: Bundle, statement: Statement) -> None:
+    """The newest keys in the bundle are the ones the statement makes public."""
+    newest = bundle.generations[-1] if bundle.generations else None
+    if (
+        newest is None
+        or not bundle.name_keys
+        or newest.generation != statement.generation
+        or SigningKey.from_seed(newest.sign_seed).public != statement.sign_pub
+        or newest.wrap_alg != statement.wrap_alg
+        or PrivateKey(newest.wrap_alg, newest.wrap_private).public.encoded != statement.wrap_pub
+    ):
+        raise BadRecord("the account's bundle does not hold the keys of its statement")
+
+
+def private_keys(generations: Iterable[GenerationKeys]) -> dict[bytes, PrivateKey]:
+    """Return the wrap keys of these generations by key_id. Raises `UnsupportedKey`."""
+    keys = [PrivateKey(entry.wrap_alg, entry.wrap_private) for entry in generations]
+    return {key.public.key_id: key for key in keys}
