@@ -1,7 +1,7 @@
-"""``make demo``: a real daemon, two users, real files, and what the server's disk gives away.
+"""``make demo``: a real daemon, two users, real files, and what the server's disk reveals.
 
-Every step does what it says with the installed programs and fails the demo, with an exit code,
-when it did not hold. It works in a temporary folder; DEMO_DIR names one to keep instead.
+Every step runs the installed programs and checks its own claim; if the claim fails, the demo ends
+with an exit code. It works in a temporary folder; DEMO_DIR names a folder to keep instead.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SECONDS = 300.0
 
 
 class DemoError(Exception):
-    """Something that the demo promises to show is not so."""
+    """A claim of the demo does not hold."""
 
 
 @dataclass
 class Stage:
-    """What the steps share: the folder, the programs, and which files were stored."""
+    """State shared by the steps: the folder, the programs, and the names of the stored files."""
 
     folder: Path
     daemon: Daemon = field(init=False)
@@ -61,9 +61,9 @@ class Stage:
 
 
 def real_files() -> tuple[Path, list[str]]:
-    """A folder of this machine with at least 500 files, and which of them to store.
+    """Return a folder of this machine with at least 500 files, and the names of those to store.
 
-    Raises `DemoError` where there is none.
+    Raises `DemoError` if there is no such folder.
     """
     for folder in (Path("/usr/share/doc"), Path(sysconfig.get_paths()["stdlib"])):
         found = sorted(
@@ -73,7 +73,7 @@ def real_files() -> tuple[Path, list[str]]:
         )
         if len(found) >= 500:
             return folder, found[:FILES]
-    raise DemoError("neither /usr/share/doc nor Python's library has 500 files here")
+    raise DemoError("neither /usr/share/doc nor Python's library has 500 files")
 
 
 def say(text: str) -> None:
@@ -109,7 +109,7 @@ def store_tree(stage: Stage) -> None:
 
 
 def fetch_tree(stage: Stage) -> None:
-    """She fetches them with the library, and each is compared byte for byte"""
+    """Alice fetches them with the library, and each is compared byte for byte"""
     with sfsc.connect(stage.alice.home, passphrase=PASSPHRASE) as store:
         for name in stage.names:
             target = stage.fetched / name
@@ -120,7 +120,7 @@ def fetch_tree(stage: Stage) -> None:
 
 
 def big_file(stage: Stage) -> None:
-    """A file of 256 MiB goes up and comes back"""
+    """A file of 256 MiB is stored and fetched"""
     with stage.big.open("wb") as file:
         for _ in range(BIG >> 20):
             file.write(os.urandom(1 << 20))
@@ -134,9 +134,9 @@ def big_file(stage: Stage) -> None:
 
 
 def same(one: Path, other: Path) -> None:
-    """Raise `DemoError` unless both files hold the same bytes."""
+    """Raise `DemoError` unless both files have the same content."""
     if not filecmp.cmp(one, other, shallow=False):
-        raise DemoError(f"{other} is not what {one} is")
+        raise DemoError(f"{other} differs from {one}")
 
 
 def verify_log(stage: Stage) -> None:
@@ -192,7 +192,7 @@ def search_disk(stage: Stage) -> None:
 
 
 def samples(paths: Iterable[Path]) -> Iterator[bytes]:
-    """`SAMPLE` bytes from a random place in each file that has them, and varied ones there."""
+    """Yield `SAMPLE` bytes from a random place in each file, unless too short or too uniform."""
     for path in paths:
         size = path.stat().st_size
         if size < 4 * SAMPLE:
@@ -204,7 +204,7 @@ def samples(paths: Iterable[Path]) -> Iterator[bytes]:
 
 
 def every_day(stage: Stage) -> None:
-    """A file is renamed and comes back; a folder is stored and fetched whole"""
+    """A file is renamed, deleted and restored; a folder is stored and fetched whole"""
     name = stage.names[0]
     stage.alice.run("mv", name, "renamed")
     stage.alice.run("rm", "renamed")
@@ -241,7 +241,7 @@ def recover_elsewhere(stage: Stage) -> None:
 
 
 def share_and_take_back(stage: Stage) -> None:
-    """Alice lets bob read a file, and takes it back"""
+    """Alice shares a file with bob, then stops sharing it"""
     name, copy = stage.names[0], stage.folder / "bobs-copy"
     for one, other, user in (
         (stage.alice, stage.bob, "bob"),
@@ -261,7 +261,7 @@ def share_and_take_back(stage: Stage) -> None:
 
 
 def rotate_keys(stage: Stage) -> None:
-    """Alice's keys are rotated: new keys, every file wrapped anew, no content moved"""
+    """Alice's keys are rotated: new keys, every file key wrapped again, no content moved"""
     for command in (["rotate", "--plan"], ["rotate"], ["verify-rotation"]):
         say(f"$ sfsc {' '.join(command)}")
         for line in stage.alice.run(*command, seconds=SECONDS).lines:
@@ -274,7 +274,7 @@ def rotate_keys(stage: Stage) -> None:
 
 
 def refuse_stranger(stage: Stage) -> None:
-    """Bob is refused what is alice's"""
+    """Bob is refused alice's files"""
     target = stage.folder / "stolen"
     for name in (stage.names[0], BIG_NAME):
         result = stage.bob.run("get", name, "-o", target, code=3)
@@ -316,7 +316,7 @@ STEPS = [
 
 
 def play(folder: Path) -> None:
-    """All steps, in order, over `folder`."""
+    """Run all steps, in order, in `folder`."""
     stage = Stage(folder)
     try:
         for number, step in enumerate(STEPS, 1):
@@ -340,7 +340,7 @@ def main() -> int:
     except (DemoError, AssertionError) as exc:
         print(f"\ndemo: FAILED: {exc}", file=sys.stderr)
         return 1
-    print("\ndemo: all steps held")
+    print("\ndemo: all steps passed")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Looks for thousands of byte strings in whatever lies in a folder, in one pass over each file."""
+"""Search files for thousands of byte strings, in one pass over each file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 BLOCK = 8
 SHORTEST = 2 * BLOCK - 1
-"""Bytes that a needle must have: then it covers one aligned block wherever it stands."""
+"""Minimum length of a needle in bytes: it then covers an aligned block at any position."""
 
 
 def search(needles: Iterable[bytes], paths: Iterable[Path]) -> Iterator[tuple[bytes, Path]]:
-    """Every needle that stands anywhere in one of the files, with that file.
+    """Yield every needle that occurs in one of the files, together with that file.
 
-    Raises `ValueError` for a needle below `SHORTEST` bytes: it could be missed.
+    Raises `ValueError` for a needle of less than `SHORTEST` bytes: it could be missed.
     """
     by_block: dict[int, set[bytes]] = {}
     for needle in needles:
@@ -37,10 +37,10 @@ def search(needles: Iterable[bytes], paths: Iterable[Path]) -> Iterator[tuple[by
 
 
 def forms(word: bytes) -> Iterator[bytes]:
-    """`word`, its hex, and its base64 at any place in a text; those long enough to look for."""
+    """Yield `word`, its hex, and its base64 at any offset, if long enough to search for."""
     written = [word, word.hex().encode()]
     for lead in range(3):
         text = base64.b64encode(bytes(lead) + word)
-        # The first and last characters mix with the neighbours' bits.
+        # The first and last characters also encode bits of the bytes next to the word.
         written.append(text[4 if lead else 0 : len(text) - 4])
     yield from (form for form in written if len(form) >= SHORTEST)
