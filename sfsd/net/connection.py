@@ -22,7 +22,7 @@ from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import Limits
 from sfsd.errors import Refused
 from sfsd.net.dispatch import Principal, Service
-from sfsd.net.memory_budget import MAX_BYTES_UNDER_WAY, Budget, weight_of
+from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
 from sfsd.net.write_queue import Outgoing
 
 MAX_UNDER_WAY: Final = 256
@@ -63,7 +63,7 @@ class Session(asyncio.BufferedProtocol):
         address: str,
         *,
         deadline: float,
-        budget: Budget,
+        budget: MemoryBudget,
         keeper: Keeper,
     ) -> None:
         """`address` is the peer's IP, `deadline` the loop's time by which login must be done."""
@@ -199,8 +199,8 @@ class Session(asyncio.BufferedProtocol):
         return (
             self._writable.is_set()
             and self._under_way < MAX_UNDER_WAY
-            and self._weight + weight <= MAX_BYTES_UNDER_WAY
-            and self._budget.used + weight <= self._budget.most
+            and self._weight + weight <= MAX_CONNECTION_BYTES
+            and self._budget.used + weight <= self._budget.limit
         )
 
     def _is_swift(self, message: Message) -> bool:

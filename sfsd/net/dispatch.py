@@ -17,13 +17,9 @@ from protocol.codec.fields import shortened
 from protocol.records.chain import COMPROMISED, RECOVERY
 from protocol.records.records import Statement
 from protocol.wire.messages import Done, Error, Reply, Request
-from protocol.wire.messages.accounts import Usage, UserAccess, UserList, UserShow
-from protocol.wire.messages.downloads import GetLeaves, Read
-from protocol.wire.messages.files import History, List
-from protocol.wire.messages.log import LogEntries
-from protocol.wire.messages.rotation import GetWraps, RotateBegin, RotateFinish
+from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.rotation import RotateBegin
 from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
-from protocol.wire.messages.sharing import Inbox
 from protocol.wire.messages.uploads import Data
 from sfsd.errors import (
     Absent,
@@ -51,11 +47,6 @@ from sfsd.storage.change import Change
 
 __all__ = ["Access", "Principal", "Service"]
 
-_SLOW: Final = (
-    *(Data, Read, GetLeaves, List, History, Inbox, LogEntries, GetWraps, RotateFinish),
-    *(Usage, UserList, UserShow),
-)
-"""Requests whose operation may wait for the disk many times, or for a MiB of it."""
 _ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes that mean someone tried what he may not; the log has them by source and minute."""
@@ -138,7 +129,9 @@ class Service:
             pieces.add(written)
         try:
             decide = partial(self._decide, who, message)
-            outcome = await self._deciding.outcome(decide, slow=isinstance(message, _SLOW))
+            outcome = await self._deciding.outcome(
+                decide, slow=operation is not None and operation.slow
+            )
         finally:
             pieces.discard(written)
             written.cancel()
@@ -157,7 +150,7 @@ class Service:
     def is_swift(message: Request) -> bool:
         """Whether it waits neither for the disk, but for one small file, nor for other requests."""
         operation = OPERATIONS.get(type(message))
-        return operation is not None and not operation.after_data and type(message) not in _SLOW
+        return operation is not None and not (operation.after_data or operation.slow)
 
     def _decide(self, who: Principal, message: Request) -> Reply | Commit[Reply]:
         operation = OPERATIONS.get(type(message))

@@ -28,7 +28,7 @@ from sfsd.jobs.scheduler import Schedule
 from sfsd.net.connection import Session
 from sfsd.net.connection_limits import Gate, Incidents, plain, source_of
 from sfsd.net.dispatch import Service
-from sfsd.net.memory_budget import Budget
+from sfsd.net.memory_budget import MemoryBudget
 from sfsd.rules.context import Principal, World
 from sfsd.storage.change import Change
 from sfsd.storage.releasing import allow_handles
@@ -53,7 +53,7 @@ class Server:
         self.service = Service(world)
         self._tls = tls
         self._gate = Gate(_within_handles(world.config.limits))
-        self._budget = Budget()
+        self._budget = MemoryBudget()
         self._incidents = Incidents()
         self._sources: dict[Session, str] = {}
         self._sockets: list[socket.socket] = []

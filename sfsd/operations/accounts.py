@@ -34,7 +34,7 @@ from sfsd.storage.paths import account_path, statements_path
 PER_PAGE: Final = 256
 
 
-@operation(Usage, access=USER)
+@operation(Usage, access=USER, slow=True)
 def usage(world: World, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
     ledger = world.index.of(who.user).weigh()
     _, quota = world.accounts.quota(who.user)
@@ -109,14 +109,14 @@ def force_rotation(world: World, who: Principal, message: ForceRotation) -> Comm
     return _replace(world, who, "rotate-force", message.user, present, account, {"reason": reason})
 
 
-@operation(UserList, access=OPERATOR)
+@operation(UserList, access=OPERATOR, slow=True)
 def user_list(world: World, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
     names = world.store.children("", message.after, PER_PAGE)
     shown = tuple(found for name in names if (found := _shown(world, name)) is not None)
     return AccountsPage(shown, names[-1] if len(names) == PER_PAGE else "")
 
 
-@operation(UserShow, access=OPERATOR)
+@operation(UserShow, access=OPERATOR, slow=True)
 def user_show(world: World, who: Principal, message: UserShow) -> AccountsPage:  # noqa: ARG001
     shown = _shown(world, message.user)
     if shown is None:

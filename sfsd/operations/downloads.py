@@ -10,7 +10,7 @@ from typing import Final
 
 from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
 from protocol.wire.messages import Reply
-from protocol.wire.messages.base import LEAVES_PER_PAGE
+from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, Refused, Stale
 from sfsd.rules.access import Visible, not_found
@@ -22,7 +22,7 @@ FIRST_BYTES: Final = 256 * 1024
 """Bytes of the blob that come with its opening: small files need no second round trip."""
 
 
-@operation(GetOpen, access=USER, logged="download")
+@operation(GetOpen, access=USER, logged="download", weight=PIECE)
 def get_open(world: World, who: Principal, message: GetOpen) -> Reply | Commit[Reply]:
     _check_downloads(world)
     world.accounts.acting(who.user)
@@ -48,7 +48,7 @@ def get_open(world: World, who: Principal, message: GetOpen) -> Reply | Commit[R
     return Commit(Change(entry, expect), answer)
 
 
-@operation(GetLeaves, access=USER)
+@operation(GetLeaves, access=USER, slow=True, weight=PIECE)
 def get_leaves(world: World, who: Principal, message: GetLeaves) -> LeavesPage:
     _, visible, opened = _reopen(world, who, message.handle)
     count = -(-opened.size // PIECE_SIZE)
@@ -59,7 +59,7 @@ def get_leaves(world: World, who: Principal, message: GetLeaves) -> LeavesPage:
     return LeavesPage(leaves)
 
 
-@operation(Read, access=USER)
+@operation(Read, access=USER, slow=True, weight=lambda message: message.length)
 def read(world: World, who: Principal, message: Read) -> Bytes:
     session, visible, opened = _reopen(world, who, message.handle)
     if message.offset > opened.size:

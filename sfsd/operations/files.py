@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.wire.messages import FileView
-from protocol.wire.messages.base import SignedRecord
+from protocol.wire.messages.base import PIECE, SignedRecord
 from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.rules.context import USER, Principal, World, operation
 from sfsd.state.file_index import OwnerFiles
@@ -29,7 +29,7 @@ def stat(world: World, who: Principal, message: Stat) -> Stated:
     return Stated(visible.view())
 
 
-@operation(List, access=USER)
+@operation(List, access=USER, slow=True, weight=PIECE)
 def list_files(world: World, who: Principal, message: List) -> Listing:
     files = world.index.of(who.user)
     views: list[FileView] = []
@@ -68,7 +68,7 @@ def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Side
         after = page[-1][0]
 
 
-@operation(History, access=USER)
+@operation(History, access=USER, slow=True, weight=PIECE)
 def history(world: World, who: Principal, message: History) -> HistoryPage:
     visible = world.visibility.newest(who.user, message.owner, message.file_id)
     records = world.histories.records(visible.head, max(message.first, 1))

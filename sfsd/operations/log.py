@@ -7,6 +7,7 @@ from typing import Final
 
 from protocol.codec.errors import LogError
 from protocol.log import auditlog, checkpoint
+from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.log import (
     INCLUSION,
     LogCheckpoint,
@@ -46,7 +47,7 @@ def log_proof(world: World, who: Principal, message: LogProof) -> LogProven:  # 
         raise Refused("bad-request", str(exc)) from exc
 
 
-@operation(LogEntries, access=READERS)
+@operation(LogEntries, access=READERS, slow=True, weight=PIECE)
 def log_entries(world: World, who: Principal, message: LogEntries) -> LogPage:
     """Not for an older key: what its account does is nothing to who stole it, or a token, once."""
     size = world.journal.size

@@ -14,6 +14,7 @@ from protocol.codec.values import Value, changed, field
 from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
 from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.uploads import repeated
@@ -37,7 +38,7 @@ STRIPPED: Final = 32
 """Versions whose wraps a move removes: its log line names each beside two records."""
 
 
-@operation(Record, access=USER, logged="delete, restore, move or purge")
+@operation(Record, access=USER, logged="delete, restore, move or purge", weight=PIECE)
 def record_change(world: World, who: Principal, message: Record) -> Reply | Commit[Reply]:
     if len(message.changes) == 2:
         return _move(world, who, *message.changes)

@@ -17,6 +17,7 @@ from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_K
 from protocol.records.records import RotationFinish, wrap_leaf
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.rotation import (
     GetBundle,
     NewStatement,
@@ -49,19 +50,19 @@ PER_RECOVERY: Final = 5
 than that needs the operator, who can set `limits.rotations` higher."""
 
 
-@operation(NewStatement, access=STATEMENTS, logged="statement")
+@operation(NewStatement, access=STATEMENTS, logged="statement", weight=PIECE)
 def new_statement(world: World, who: Principal, message: NewStatement) -> Reply | Commit[Reply]:
     """Compare-and-swap on the chain. A block on writing does not hold for it."""
     return _continue(world, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
 
 
-@operation(RotateBegin, access=STATEMENTS, logged="rotate-begin")
+@operation(RotateBegin, access=STATEMENTS, logged="rotate-begin", weight=PIECE)
 def rotate_begin(world: World, who: Principal, message: RotateBegin) -> Reply | Commit[Reply]:
     """From its acknowledgement on every record must be signed by the new generation."""
     return _continue(world, who, message, "rotate-begin", RENEWING)
 
 
-@operation(RotateFinish, access=USER, logged="rotate-finish")
+@operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
 def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply | Commit[Reply]:
     """Granted when nothing of an older generation is left; looked at anew here."""
     user = world.accounts.acting(who.user)

@@ -12,7 +12,7 @@ from protocol.codec.values import changed
 from protocol.log import checkpoint
 from protocol.records.records import ACCESS, FileRecord
 from protocol.wire.messages import FileView, Reply
-from protocol.wire.messages.base import Wrap
+from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.sharing import (
     Identity,
     Inbox,
@@ -30,7 +30,16 @@ from sfsd.operations.records import Decided, commit
 from sfsd.operations.uploads import repeated
 from sfsd.operations.versions import kept_version
 from sfsd.rules.access import not_found
-from sfsd.rules.context import OWN_KEYS, USER, Access, Commit, Principal, World, operation
+from sfsd.rules.context import (
+    OWN_KEYS,
+    USER,
+    Access,
+    Commit,
+    Principal,
+    World,
+    operation,
+    weight_of_parts,
+)
 from sfsd.rules.record_rules import Admitted, Head, check_distinct, parse_record
 from sfsd.state.documents import Document
 from sfsd.storage.json_files import Sidecar, StoredStatement
@@ -44,7 +53,7 @@ _SCANNED: Final = 4096
 """Notes looked at for one page of an inbox, whether or not they are in it."""
 
 
-@operation(Lookup, access=OWN_KEYS)
+@operation(Lookup, access=OWN_KEYS, weight=PIECE)
 def lookup(world: World, who: Principal, message: Lookup) -> Identity:
     """The chain of any enrolled user; with an older key or the recovery key, of the asker only."""
     if message.user != who.user and who.access is not Access.FULL:
@@ -76,7 +85,12 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
 # --- readers ----------------------------------------------------------------------------------
 
 
-@operation(SetReaders, access=USER, logged="access")
+@operation(
+    SetReaders,
+    access=USER,
+    logged="access",
+    weight=lambda message: weight_of_parts(message.record, wraps=len(message.wraps)),
+)
 def set_readers(world: World, who: Principal, message: SetReaders) -> Reply | Commit[Reply]:
     """Other readers, wraps for those who gain, and none for those who lose."""
     record = parse_record(message.record)
@@ -174,7 +188,7 @@ def _check_can_open(
 # --- the inbox --------------------------------------------------------------------------------
 
 
-@operation(Inbox, access=USER)
+@operation(Inbox, access=USER, slow=True, weight=PIECE)
 def inbox(world: World, who: Principal, message: Inbox) -> InboxPage:
     """Only what the last record of each file allows, at this moment."""
     owner, _, file_id = message.after.partition(".")

@@ -31,13 +31,23 @@ from sfsd.operations.versions import (
     kept_version,
     reencrypt,
 )
-from sfsd.rules.context import USER, Commit, Principal, World, operation
+from sfsd.rules.context import USER, Commit, Principal, World, operation, weight_of_parts
 from sfsd.rules.record_rules import Head, parse_record
 from sfsd.state.uploads import Upload
 from sfsd.storage.change import Adopt, Write
 
 
-@operation(PutSmall, access=USER, logged="upload or reencrypt")
+def _weight_of_put(message: PutSmall | PutCommit) -> int:
+    """Return the bytes that a put makes the daemon hold, without its ciphertext."""
+    return weight_of_parts(message.record, message.metadata, wraps=len(message.wraps))
+
+
+@operation(
+    PutSmall,
+    access=USER,
+    logged="upload or reencrypt",
+    weight=lambda message: _weight_of_put(message) + len(message.ciphertext),
+)
 def put_small(world: World, who: Principal, message: PutSmall) -> Reply | Commit[Reply]:
     record, head = _locate(world, who, message.record)
     if (receipt := repeated(world, who, head, message.record)) is not None:
@@ -87,7 +97,7 @@ def _check_replaces(head: Head, message: PutOpen) -> None:
     check_size_kept(kept_version(head, message.version).value, message.size)
 
 
-@operation(Data, access=USER)
+@operation(Data, access=USER, slow=True, weight=lambda message: len(message.data))
 def data(world: World, who: Principal, message: Data) -> UploadState:
     upload = world.uploads.get(who.user, message.upload)
     _check_writable(world)
@@ -109,7 +119,13 @@ def put_abort(world: World, who: Principal, message: PutAbort) -> Aborted:
     return Aborted()
 
 
-@operation(PutCommit, access=USER, logged="upload or reencrypt", after_data=True)
+@operation(
+    PutCommit,
+    access=USER,
+    logged="upload or reencrypt",
+    after_data=True,
+    weight=_weight_of_put,
+)
 def put_commit(world: World, who: Principal, message: PutCommit) -> Reply | Commit[Reply]:
     record, head = _locate(world, who, message.record)
     if (receipt := repeated(world, who, head, message.record)) is not None:

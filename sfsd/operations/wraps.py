@@ -13,7 +13,7 @@ from protocol.codec.values import Value, changed
 from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import Label, verify
 from protocol.wire.messages import Reply
-from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     GetWraps,
@@ -25,7 +25,7 @@ from protocol.wire.messages.rotation import (
 )
 from sfsd.errors import Absent, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
-from sfsd.rules.context import USER, Commit, Principal, World, draft, operation
+from sfsd.rules.context import REQUEST_WEIGHT, USER, Commit, Principal, World, draft, operation
 from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User
 from sfsd.state.documents import Document, WrittenSidecar
@@ -35,6 +35,8 @@ from sfsd.storage.json_files import Sidecar, record_of
 from sfsd.storage.paths import parse_inbox_name
 
 _OVERHEAD: Final = 1024
+_ITEM_WEIGHT: Final = 1536
+"""Bytes of a wrap that is made again, and two endorsements."""
 KEPT_SIGNATURES: Final = 48
 """Of a record, its own and endorsements: a message has room for 64, a sidecar grows by each."""
 _SCANNED: Final = 4096
@@ -61,7 +63,7 @@ class Keys(Value):
         return cls(user.name, head.generation, head.key_id, user.chain.voided_keys())
 
 
-@operation(GetWraps, access=USER)
+@operation(GetWraps, access=USER, slow=True, weight=PIECE)
 def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     user = world.accounts.acting(who.user)
     items: list[WrapItem] = []
@@ -82,7 +84,12 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     return WrapsPage(tuple(items), "")
 
 
-@operation(Rewrap, access=USER, logged="rewrap")
+@operation(
+    Rewrap,
+    access=USER,
+    logged="rewrap",
+    weight=lambda message: REQUEST_WEIGHT + _ITEM_WEIGHT * len(message.items),
+)
 def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
     """Each item is compared with what stands there now; what is new already is left as it is."""
     user = world.accounts.acting(who.user)

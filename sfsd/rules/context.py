@@ -181,11 +181,25 @@ Decision = Reply | Commit[Reply]
 _Function = TypeVar("_Function", bound=Callable[..., Decision])
 
 
+REQUEST_WEIGHT: Final = 16 * 1024
+"""Bytes that a request weighs if nothing is known about it."""
+_WRAP_WEIGHT: Final = 1280
+"""Bytes of a wrap, its key's name and its user's name."""
+Weight = int | Callable[[Any], int]
+
+
+def weight_of_parts(*parts: bytes, wraps: int) -> int:
+    """Return the weight, in bytes, of a request with these byte strings and number of wraps."""
+    return REQUEST_WEIGHT + sum(map(len, parts)) + _WRAP_WEIGHT * wraps
+
+
 class Operation(Value):
     """One row of the table.
 
     `access` are the sessions that may ask, `logged` the op its entry has (None: not logged).
-    `after_data`: it waits for the Data its session sent before.
+    `after_data`: it waits for the Data its session sent before. `slow`: it may wait for the disk
+    many times, or for a MiB of it. `weight`: about how many bytes the request and its answer make
+    the daemon hold, or a function that says so of one request.
     """
 
     request: type[Request]
@@ -193,6 +207,8 @@ class Operation(Value):
     logged: str | None
     function: Callable[[World, Principal, Any], Decision]
     after_data: bool = False
+    slow: bool = False
+    weight: Weight = REQUEST_WEIGHT
 
 
 EVERYONE: Final = frozenset(Access)
@@ -213,6 +229,8 @@ def operation(
     access: frozenset[Access],
     logged: str | None = None,
     after_data: bool = False,
+    slow: bool = False,
+    weight: Weight = REQUEST_WEIGHT,
 ) -> Callable[[_Function], _Function]:
     """Enter a function ``(world, who, message) -> Reply | Commit`` in the table.
 
@@ -223,7 +241,7 @@ def operation(
     def enter(function: _Function) -> _Function:
         if request in OPERATIONS:
             raise ValueError(f"two operations for {request.__name__}")
-        OPERATIONS[request] = Operation(request, access, logged, function, after_data)
+        OPERATIONS[request] = Operation(request, access, logged, function, after_data, slow, weight)
         return function
 
     return enter

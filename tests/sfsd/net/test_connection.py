@@ -24,7 +24,7 @@ from protocol.wire.messages.uploads import Data, PutSmall
 from sfsd.config import Limits
 from sfsd.net.connection import MAX_BURST, MAX_UNDER_WAY, MAX_UNSENT, Session
 from sfsd.net.dispatch import Principal, Service
-from sfsd.net.memory_budget import MAX_BYTES_UNDER_WAY, Budget
+from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
 from sfsd.net.write_queue import CHUNK
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
@@ -135,7 +135,7 @@ class Peer:
         service: Service,
         limits: Limits = LIMITS,
         *,
-        budget: Budget | None = None,
+        budget: MemoryBudget | None = None,
         login_within: float = SECONDS,
     ) -> None:
         self.keeper = Keeper()
@@ -145,7 +145,7 @@ class Peer:
             limits,
             ADDRESS,
             deadline=asyncio.get_running_loop().time() + login_within,
-            budget=budget or Budget(),
+            budget=budget or MemoryBudget(),
             keeper=self.keeper,
         )
         self.line.session = self.session
@@ -395,11 +395,11 @@ def test_requests_wait_their_turn_and_reading_stops(served: Daemon) -> None:
     ],
 )
 def test_what_requests_weigh_is_bounded(served: Daemon, message: Request, weight: int) -> None:
-    most = min(MAX_UNDER_WAY, MAX_BYTES_UNDER_WAY // weight)
+    most = min(MAX_UNDER_WAY, MAX_CONNECTION_BYTES // weight)
 
     async def run() -> None:
         service = Held(served.service)
-        budget = Budget()
+        budget = MemoryBudget()
         peer = Peer(service, budget=budget)
         await peer.log_in()
         asked = [peer.ask(message) for _ in range(most + 5)]
@@ -419,7 +419,7 @@ def test_what_requests_weigh_is_bounded(served: Daemon, message: Request, weight
 def test_a_spent_budget_slows_others_and_stops_nobody(served: Daemon) -> None:
     async def run() -> None:
         greedy, service = Held(served.service), Held(served.service)
-        budget = Budget(most=8 * PIECE)
+        budget = MemoryBudget(limit=8 * PIECE)
         one, two = Peer(greedy, budget=budget), Peer(service, budget=budget)
         await one.log_in()
         await two.log_in()
@@ -488,7 +488,7 @@ SLOW = Limits(write_seconds=1)
 def test_who_takes_no_answers_is_cut_off_and_holds_little_before(served: Daemon) -> None:
     async def run() -> None:
         service = Bulky(served.service.world)
-        budget = Budget()
+        budget = MemoryBudget()
         peer = Peer(service, SLOW, budget=budget)
         await peer.log_in()
         for _ in range(40):
