@@ -8,7 +8,6 @@ with a label followed by NUL, so the two domains cannot meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 
@@ -52,10 +51,6 @@ class SigningKey:
     @property
     def seed(self) -> bytes:
         return self._key.private_bytes_raw()
-
-    def __reduce__(self) -> tuple[Callable[[bytes], SigningKey], tuple[bytes]]:
-        """For a process of ours (`sfsc.crypto.cores`), and nobody else: the seed."""
-        return SigningKey.from_seed, (self.seed,)
 
     def sign(self, label: Label, body: bytes) -> bytes:
         """64 bytes over ``label ‖ 0x00 ‖ body``."""

@@ -287,10 +287,6 @@ class PrivateKey:
             return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS[alg])))
         raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
-    def __reduce__(self) -> tuple[type[PrivateKey], tuple[str, bytes]]:
-        """For a process of ours (`sfsc.crypto.cores`), and nobody else: the private encoding."""
-        return PrivateKey, (self.alg, self.encoded)
-
     def decrypt(self, wrapped: bytes, info: bytes) -> bytes:
         """What `wrapped` holds, of whatever length. Raises `Tampered`."""
         try:

@@ -6,14 +6,12 @@ import dataclasses
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import sfsc
 from protocol.records.chain import ROTATE
-from sfsc.account import wraps
-from sfsc.crypto import cores
+from sfsc.account import rewrap, wraps
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
@@ -120,32 +118,21 @@ def test_what_has_no_wrap_any_more_is_not_counted(alice: Client, tmp_path: Path)
     assert (done["wrapped"], done["files"]) == (16, 16)
 
 
-def test_a_rotation_with_another_core(
+def test_a_rotation_in_several_batches(
     daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob = enrolled(daemon, "bob", tmp_path / "bob", "x25519")
     with sfsc.connect(bob.home) as store:
         store.put(tmp_path / "files" / NAMES[0], name="lent")
         store.share("lent", "alice", trust_first_use=True)
-    monkeypatch.setattr(cores, "spare", lambda: 1)
-    monkeypatch.setattr(cores, "ENOUGH", 2)
-    monkeypatch.setattr(cores, "CHUNK", 64)  # all that is left, the lent one too
+    monkeypatch.setattr(rewrap, "_CHUNK", 3)
     monkeypatch.setattr(wraps, "MAX_BATCH", 5)
-    ask, answered = cores._Worker.ask, list[bool]()
-
-    def asked(*given: Any) -> list[Any] | None:
-        found = ask(*given)
-        answered.append(found is not None)
-        return found
-
-    monkeypatch.setattr(cores._Worker, "ask", asked)
     with sfsc.connect(alice.home) as store:
         assert store.rotate().files == 17
         assert store.verify_rotation().files == 17
         store.get_shared("bob", "lent", tmp_path / "lent", trust_first_use=True)
         assert (tmp_path / "lent").read_bytes() == NAMES[0].encode() * 50
         assert read(store, NAMES[3], 1) == NAMES[3].encode() * 50
-    assert answered == [True]
 
 
 def test_from_rsa_to_x25519_to_xwing(daemon: Daemon, tmp_path: Path) -> None:

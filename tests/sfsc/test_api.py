@@ -54,7 +54,7 @@ print(*sys.modules)
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
 COSTLY |= {"random", "secrets", "selectors", "socket", "ssl", "subprocess", "tempfile", "traceback"}
 """What the standard library takes milliseconds to load, and few programs need or who connects."""
-ROOMS = {"accounts", "adoption", "audit", "codes", "cores", "devices", "enrolment", "folders"}
+ROOMS = {"accounts", "adoption", "audit", "codes", "devices", "enrolment", "folders"}
 ROOMS |= {"identities", "inbox", "moves", "own_log", "pem", "people", "proofs", "reading"}
 ROOMS |= {"recovery", "reencryption", "renaming", "repair", "rewrapping", "rotation", "sharing"}
 ROOMS |= {"theft", "transport", "trees", "versions", "words", "wraps"}
