@@ -12,8 +12,7 @@
     │   ├── TokenRefused            the invitation is used, expired or unknown
     │   ├── StaleGeneration         this machine's keys are older than the account's
     │   ├── Untrusted               another user whose key was not compared yet; has `.fingerprint`
-    │   ├── WeakRecipient           another user whose key is not one to encrypt for
-    │   └── RotationRequired        reads and rotation only, until the keys are rotated
+    │   └── WeakRecipient           another user whose key is not one to encrypt for
     ├── IntegrityError           5  something is not what was signed
     │   ├── Tampered                bytes that do not open or hash to what was promised
     │   ├── WrongServer             not the server that was pinned
@@ -24,15 +23,12 @@
     │   ├── Fork                    two histories of one log
     │   ├── TakenOver               the account's newest keys are sealed for somebody else alone
     │   ├── Destroyed               what somebody with stolen keys has left of a file
-    │   ├── Distrusted              nothing is signed for this server until that was looked into
-    │   └── Damaged                 the server itself reports a damaged file
+    │   └── Distrusted              nothing is signed for this server until that was looked into
     ├── ConflictError            6  someone was faster; has `.head`
-    │   └── StaleRecipient          a reader's key changed meanwhile
     ├── NetworkError             7
     │   ├── Unreachable
     │   ├── TimedOut
     │   └── ProtocolFailure         the peer does not speak this protocol, or broke it off
-    │       └── Endless             a list of the server's leads back to where it was
     └── KeyringError             8  key or passphrase
         ├── KeyringMissing
         ├── KeyringDamaged
@@ -128,10 +124,6 @@ class WeakRecipient(Denied):
     """Another user whose key has expired, or is weaker than `min_wrap_alg` allows."""
 
 
-class RotationRequired(Denied):
-    """The account may only read and rotate until its keys are new."""
-
-
 class IntegrityError(SfscError):
     """Something is not what was signed. Never retried, never ignored."""
 
@@ -216,10 +208,6 @@ class Distrusted(IntegrityError):
     """The server has told two stories, and nobody has accepted that yet: nothing is signed."""
 
 
-class Damaged(IntegrityError):
-    """The server says that its own copy is damaged."""
-
-
 class ConflictError(SfscError):
     """A change made onto something that is no longer the newest.
 
@@ -232,10 +220,6 @@ class ConflictError(SfscError):
     def __init__(self, cause: str, hint: str | None = None, *, head: bytes | None = None) -> None:
         super().__init__(cause, hint)
         self.head = head
-
-
-class StaleRecipient(ConflictError):
-    """A wrap was made for a key that its reader has replaced meanwhile."""
 
 
 class NetworkError(SfscError):
@@ -255,10 +239,6 @@ class TimedOut(NetworkError):
 
 class ProtocolFailure(NetworkError):
     """The peer speaks something else, or broke the protocol."""
-
-
-class Endless(ProtocolFailure):
-    """A list that the server shows in pages leads back to one that it has shown."""
 
 
 class KeyringError(SfscError):

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from protocol.codec.values import Mutable
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
-from sfsc.errors import Endless, ProtocolFailure, SfscError
+from sfsc.errors import ProtocolFailure, SfscError
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
@@ -133,7 +133,7 @@ def pages(
     more: Callable[[_Page], _Request | None],
 ) -> Iterator[_Page]:
     """The answers to `first` and to all that `more` makes of the page before, None for the last:
-    each is asked for while the page before is worked on. Raises `Endless` where the same would be
+    each is asked for while the page before is worked on. Raises `ProtocolFailure` where the same would be
     asked for again, and what an `Error` stands for."""
     window = Window[_Request](session)
     known = {first}
@@ -146,7 +146,7 @@ def pages(
             page = answered(reply, kind)
             if (following := more(page)) is not None:
                 if following in known:
-                    raise Endless("the server's list goes round in circles")
+                    raise ProtocolFailure("the server's list goes round in circles")
                 known.add(following)
                 window.send(following, following)
                 session.transport.push()

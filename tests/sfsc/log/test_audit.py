@@ -29,7 +29,6 @@ from sfsc.errors import (
     BadReceipt,
     BadRecord,
     BrokenChain,
-    Endless,
     Fork,
     IntegrityError,
     NotFound,
@@ -119,7 +118,7 @@ LIES: dict[str, tuple[Callable[[LogPage], LogPage], type[Exception]]] = {
     "no lines": (hidden, BadReceipt),
     "nothing": (nothing, Rollback),
     "an early end": (half, Rollback),
-    "no end": (circles, Endless),
+    "no end": (circles, ProtocolFailure),
 }
 
 

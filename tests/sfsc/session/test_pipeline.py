@@ -14,7 +14,7 @@ from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.rotation import GetWraps, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage
 from sfsc.account.wraps import wrap_items
-from sfsc.errors import Endless
+from sfsc.errors import ProtocolFailure
 from sfsc.files.contacts import People
 from sfsc.files.inbox import Received
 from sfsc.log.account_log import OwnLog
@@ -45,7 +45,7 @@ def test_a_list_that_goes_round_in_circles(
     kind, one, other, read = LISTS[name]
     answers = cycle([one, other][:length])
     server.intercept = lambda asked: next(answers) if isinstance(asked, kind) else None
-    with pytest.raises(Endless, match="circles"):
+    with pytest.raises(ProtocolFailure, match="circles"):
         list(read(session))
     assert len(server.asked(kind)) <= length + 2
 

@@ -536,3 +536,133 @@ def test_a_record_signed_later_with_a_key_that_was_ended() -> None:
             who.newest(view, FILE_ID, None)
         with pytest.raises(BadRecord):
             who.opened(view, FILE_ID, 0, None)
+
+
+# --- generations that a recovery has voided: shown, and never believed
+
+ATTACKER = OTHER
+OWNER = SigningKey.from_seed(b"4" * 32)
+ATTACKER_WRAP = PrivateKey("x25519", b"5" * 32)
+NEW_WRAP = PrivateKey("x25519", b"6" * 32)
+
+
+def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WRAP) -> Account:
+    """Ada's account: generation 1 is hers, 2 an attacker's and finished, 3 hers again."""
+    chain = [statement()]
+
+    def add(**changed: Any) -> None:
+        fields = {"n": len(chain) + 1, "prev": record_hash(chain[-1])}
+        chain.append(statement(**(fields | changed)))
+
+    stolen: dict[str, Any] = {
+        "generation": 2,
+        "sign_pub": ATTACKER.public,
+        "wrap_pub": attacker_wrap.public.encoded,
+    }
+    add(**stolen, reason="rotate")
+    first = record_hash(chain[-1])
+    add(**stolen, oldest=2, reason="finish")
+    back: dict[str, Any] = {
+        "generation": 3,
+        "sign_pub": OWNER.public,
+        "wrap_pub": NEW_WRAP.public.encoded,
+    }
+    add(**back, voids=(first,), reason="recovery")
+    if finished:
+        add(**back, oldest=3, reason="finish")
+    ring = replace(
+        keyring(*chain),
+        generations=(
+            GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),
+            GenerationKeys(3, OWNER.seed, "x25519", NEW_WRAP.encoded),
+        ),
+    )
+    return Account.of(ring)
+
+
+ATTACKER_SIGNED = (2, ATTACKER, RECORD)
+OWNER_SIGNED = (3, OWNER, RECORD)
+
+
+def attacker_version(**changed: Any) -> Made:
+    return version().changed(generation=2, **changed)
+
+
+def test_recovery_makes_the_owners_keys_valid_again() -> None:
+    who = recovered()
+    assert who.signers == {1: SIGNING.public, 3: OWNER.public}
+    assert who.voided == {2: ATTACKER.public}
+    assert who.voided_wraps == {ATTACKER_WRAP.public.key_id}
+    assert recovered(finished=True).signers == {3: OWNER.public}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    "signatures",
+    [
+        (ATTACKER_SIGNED,),
+        (ATTACKER_SIGNED, (3, OWNER, ENDORSE)),
+        (ATTACKER_SIGNED, (2, ATTACKER, ENDORSE)),
+        (OWNER_SIGNED,),
+    ],
+)
+def test_records_of_a_voided_generation_are_refused(
+    signatures: tuple[tuple[int, SigningKey, Label], ...], *, finished: bool
+) -> None:
+    """They are refused even if the owner's current key endorses them."""
+    who, made = recovered(finished=finished), attacker_version()
+    signed = signed_by(made.body, *signatures)
+    with pytest.raises(BadRecord):
+        who.record(signed, FILE_ID)
+    view = FileView(5, signed, None, made.metadata, made.wraps)
+    with pytest.raises(BadRecord):
+        who.newest(view, FILE_ID, None)
+    with pytest.raises(BadRecord):
+        who.opened(view, FILE_ID, 0, None)
+
+
+def test_endorsements_by_a_voided_generation_are_ignored() -> None:
+    old = version()
+    who = recovered(finished=True)
+    with pytest.raises(BadRecord):
+        who.record(signed_by(old.body, (1, SIGNING, RECORD), (2, ATTACKER, ENDORSE)), FILE_ID)
+    endorsed = signed_by(old.body, (1, SIGNING, RECORD), (3, OWNER, ENDORSE))
+    assert who.record(endorsed, FILE_ID) == old.record
+
+
+def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> None:
+    who, made = recovered(), attacker_version()
+    end = replace(tombstone(made.record), generation=3)
+    head = signed_by(end.encode(), OWNER_SIGNED)
+    view = FileView(5, signed_by(made.body, ATTACKER_SIGNED), head, made.metadata, made.wraps)
+    file = who.newest(view, FILE_ID, None)
+    assert (file.deleted, file.version) == (True, 1)
+    with pytest.raises(BadRecord):
+        who.open(file)
+    # Signed with a key other than the attacker's, it is refused.
+    forged = replace(view, content=signed_by(made.body, (2, OWNER, RECORD)))
+    with pytest.raises(BadRecord):
+        who.newest(forged, FILE_ID, None)
+    # The attacker's tombstone does not delete the file.
+    end = replace(end, generation=2)
+    with pytest.raises(BadRecord):
+        who.newest(replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID, None)
+    assert who.standing_file(
+        replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID
+    ).deleted
+
+
+def test_voided_records_are_valid_in_a_history() -> None:
+    who, made = recovered(finished=True), attacker_version()
+    signed = signed_by(made.body, ATTACKER_SIGNED)
+    record = who.record(signed, FILE_ID, historic=True)
+    assert who.is_voided(record)
+    assert who.is_undone(signed)
+    assert not who.is_voided(version().record)
+
+
+def test_owners_wrap_key_named_by_the_attacker_is_not_voided() -> None:
+    """Otherwise everything wrapped for it would be given up as lost."""
+    who = recovered(attacker_wrap=WRAPPING)
+    assert who.voided_wraps == frozenset()
+    assert not who.is_lost(version().wraps)

@@ -1,0 +1,143 @@
+"""The account's bundle: which key opens it, and every bundle that is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from protocol.codec import encoding
+from protocol.records.records import Statement
+from protocol.records.signatures import SigningKey
+from protocol.wire.messages.base import MAX_BUNDLE
+from sfsc.crypto.primitives import PrivateKey, PublicKey
+from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
+from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
+from sfsc.keys.keyring import MAX_PINS, GenerationKeys
+
+SERVER = b"S" * 32
+SIGN = SigningKey.from_seed(b"s" * 32)
+WRAP = PrivateKey("x25519", b"w" * 32)
+DEVICE = PrivateKey("xwing", b"d" * 96)
+BUNDLE = Bundle(
+    (GenerationKeys(1, SIGN.seed, "x25519", WRAP.encoded),),
+    (b"n" * 32,),
+    (("bob", b"B" * 32),),
+    b"checkpoint",
+)
+
+
+def _sealed(bundle: Bundle = BUNDLE, n: int = 1, *recipients: PublicKey) -> bytes:
+    return seal_bundle(
+        bundle,
+        server=SERVER,
+        user="ann",
+        n=n,
+        recipients=recipients or (DEVICE.public, WRAP.public),
+    )
+
+
+def _statement(sealed: bytes, *, n: int = 1, server: bytes = SERVER) -> Statement:
+    return Statement(
+        server=server, user="ann", n=n, generation=1, oldest=1, sign_pub=SIGN.public,
+        wrap_alg="x25519", wrap_pub=WRAP.public.encoded,
+        devices=((b"D" * 16, DEVICE.public.encoded),), recovery=None, voids=(),
+        bundle_sha256=hashlib.sha256(sealed).digest(), created=1, due=2, expires=3,
+        prev=b"" if n == 1 else bytes(32), reason="enrol",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [DEVICE, WRAP])
+def test_the_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
+    sealed = _sealed()
+    assert open_bundle(sealed, _statement(sealed), [key]) == BUNDLE
+    assert open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing"), key]) == BUNDLE
+
+
+def test_the_bundle_of_someone_who_knows_many() -> None:
+    many = dataclasses.replace(BUNDLE, pins=tuple((f"user{n:05}", bytes(32)) for n in range(1250)))
+    sealed = _sealed(many)
+    assert open_bundle(sealed, _statement(sealed), [WRAP]) == many
+
+
+def test_the_bundle_holds_nothing_in_the_clear() -> None:
+    sealed = _sealed()
+    for secret in (SIGN.seed, WRAP.encoded, b"n" * 32, b"B" * 32, b"checkpoint"):
+        assert secret not in sealed
+
+
+def test_the_bundle_opens_for_nobody_else() -> None:
+    sealed = _sealed()
+    with pytest.raises(KeyringError):
+        open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing")])
+
+
+def test_another_bundle_than_the_statements() -> None:
+    with pytest.raises(Tampered):
+        open_bundle(_sealed(), _statement(_sealed()), [DEVICE])
+
+
+def test_a_bundle_of_another_statement_or_server() -> None:
+    sealed = _sealed()
+    for statement in (_statement(sealed, n=2), _statement(sealed, server=b"T" * 32)):
+        with pytest.raises(Tampered):
+            open_bundle(sealed, statement, [DEVICE])
+
+
+@pytest.mark.parametrize(
+    "bundle",
+    [
+        dataclasses.replace(BUNDLE, generations=()),
+        dataclasses.replace(BUNDLE, name_keys=()),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(2, SIGN.seed, "x25519", WRAP.encoded),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, b"t" * 32, "x25519", WRAP.encoded),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "x25519", b"v" * 32),)
+        ),
+        dataclasses.replace(
+            BUNDLE, generations=(GenerationKeys(1, SIGN.seed, "xwing", DEVICE.encoded),)
+        ),
+    ],
+)
+def test_a_bundle_without_the_statements_keys(bundle: Bundle) -> None:
+    sealed = _sealed(bundle)
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+@pytest.mark.parametrize("sealed", [b"", b"\xc1", encoding.pack({"keys": [], "more": b""})])
+def test_a_malformed_bundle(sealed: bytes) -> None:
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+def _with_pins(count: int) -> Bundle:
+    return dataclasses.replace(
+        BUNDLE, pins=tuple((f"user{number}", bytes(32)) for number in range(count))
+    )
+
+
+def test_a_large_bundle_fits_a_message() -> None:
+    assert MAX_BUNDLE * 0.9 < len(_sealed(_with_pins(1400))) <= MAX_BUNDLE
+
+
+@pytest.mark.parametrize("pins", [1400, 1450, 1460, 1480, 2500, MAX_PINS])
+@pytest.mark.parametrize("devices", [1, 17])
+def test_of_more_people_than_fit_the_first_are_in_it(pins: int, devices: int) -> None:
+    """Else who knows many could not rotate his keys any more."""
+    bundle = _with_pins(pins)
+    sealed = _sealed(bundle, 1, *([DEVICE.public] * devices), WRAP.public)
+    found = open_bundle(sealed, _statement(sealed), [WRAP])
+    assert found.pins == bundle.pins[: len(found.pins)]
+    assert dataclasses.replace(found, pins=()) == dataclasses.replace(bundle, pins=())
+    assert len(found.pins) == pins or MAX_BUNDLE - 50 < len(sealed) <= MAX_BUNDLE
+
+
+def test_a_bundle_past_its_limit_is_not_sent() -> None:
+    with pytest.raises(LocalError):
+        _sealed(dataclasses.replace(BUNDLE, checkpoint=bytes(MAX_BUNDLE)))
