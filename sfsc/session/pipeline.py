@@ -133,8 +133,8 @@ def pages(
     more: Callable[[_Page], _Request | None],
 ) -> Iterator[_Page]:
     """The answers to `first` and to all that `more` makes of the page before, None for the last:
-    each is asked for while the page before is worked on. Raises `ProtocolFailure` where the same would be
-    asked for again, and what an `Error` stands for."""
+    each is asked for while the page before is worked on. Raises `ProtocolFailure` where the same
+    would be asked for again, and what an `Error` stands for."""
     window = Window[_Request](session)
     known = {first}
     try:
