@@ -41,6 +41,7 @@ ever holds a secret.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -49,7 +50,9 @@ class SfscError(Exception):
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "see `sfsc --help`"
-    """What to do where whoever raises this knows nothing better."""
+    """The hint if the caller gives none."""
+    server_codes: ClassVar[Mapping[str, str | None]] = {}
+    """The server's error codes that raise this class itself, each with its hint."""
 
     def __init__(self, cause: str, hint: str | None = None) -> None:
         super().__init__(cause)
@@ -88,6 +91,7 @@ class NotFound(SfscError):
 
     exit_code = 3
     usual_hint = "`sfsc ls` shows what there is"
+    server_codes: ClassVar = {"not-found": None}
 
 
 class Denied(SfscError):
@@ -95,18 +99,34 @@ class Denied(SfscError):
 
     exit_code = 4
     usual_hint = "the operator can tell why"
+    server_codes: ClassVar = {
+        "not-allowed": None,
+        "refused": "the operator can tell why: `sfsd user show`",
+        "denied": None,
+        "rotation-required": "rotate the keys first",
+    }
 
 
 class QuotaExceeded(Denied):
     """The owner's quota would be passed."""
 
+    server_codes: ClassVar = {
+        # Deleted files are trash, which counts as stored.
+        "quota": "make room by `rm --purge` or `history --prune`, or ask the operator: `sfsd user"
+        " quota`; an unfinished upload is dropped within the hour"
+    }
+
 
 class TokenRefused(Denied):
     """The invitation was used before, has expired, or was never given."""
 
+    server_codes: ClassVar = {"token": "ask the operator for a new invitation: `sfsd user add`"}
+
 
 class StaleGeneration(Denied):
     """The account has newer keys than this machine."""
+
+    server_codes: ClassVar = {"stale-generation": "this account's keys were rotated elsewhere"}
 
 
 class Untrusted(Denied):
@@ -129,6 +149,7 @@ class IntegrityError(SfscError):
 
     exit_code = 5
     usual_hint = "something was changed, and nothing of it was used: tell the server's operator"
+    server_codes: ClassVar = {"damaged": "the operator finds out more with `sfsd fsck`"}
 
 
 class Tampered(IntegrityError):
@@ -216,6 +237,11 @@ class ConflictError(SfscError):
 
     exit_code = 6
     usual_hint = "look what is there now, and run the command again"
+    server_codes: ClassVar = {
+        "conflict": None,
+        "changed": "run the command again",
+        "stale-recipient": "run the command again",
+    }
 
     def __init__(self, cause: str, hint: str | None = None, *, head: bytes | None = None) -> None:
         super().__init__(cause, hint)
@@ -231,6 +257,13 @@ class NetworkError(SfscError):
 
 class Unreachable(NetworkError):
     """No connection could be made, or it was lost."""
+
+    server_codes: ClassVar = {
+        "upload-lost": "run the command again",
+        "busy": "run the command again in a moment",
+        "unavailable": "the operator must look at the server: `sfsd status`",
+        "shutting-down": "run the command again in a moment",
+    }
 
 
 class TimedOut(NetworkError):

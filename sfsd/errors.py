@@ -1,62 +1,57 @@
-"""Everything that can go wrong in `sfsd`, one tree::
+"""All exceptions that `sfsd` raises on purpose, as one tree::
 
 SfsdError                     has `.cause`, `.hint` and the command's `.exit_code`
 ├── ConfigError               sfsd.toml, a flag or a key file is not usable
 ├── RootBusyError             another process holds the root's lock
-├── ListenError               the address to serve on cannot be had
 ├── UnreachableError          the running daemon cannot be talked to
-├── RequestRefusedError       an operator's request was not done; has `.code`
-├── Refused                   a request is not done, and its asker is told; has `.code`, `.head`
+├── CommandError              a command failed; its exit code is given
+├── Refused                   a request is refused; has `.code`, `.head`
+├── Stale                     the state that a change was based on has changed; has `.paths`
+├── ShuttingDown              the daemon is stopping; nothing was done
 ├── JournalError              the log file
-│   ├── JournalUnreadableError  the disk does not give what the log has
-│   ├── JournalRangeError     a seq or size that the log does not have
-│   ├── EntryTooLongError     a draft whose line would pass 64 KiB; has `.index`
-│   ├── JournalRefusedError   a group was taken back; the log is whole and goes on
+│   ├── JournalUnreadableError  the disk cannot read the log
+│   ├── JournalRangeError     a seq or size past the end of the log
+│   ├── EntryTooLongError     a draft whose line would exceed 64 KiB; has `.index`
+│   ├── JournalRefusedError   a group was rolled back; the log still takes entries
 │   │   └── JournalFullError  … because the disk is full
-│   ├── JournalFailedError    sticky: after this nothing more is appended
+│   ├── JournalFailedError    sticky: nothing more is appended until a restart
 │   └── JournalDamagedError   the log is not what was written; has `.seq`
-├── StoreError                bytes by path
-│   ├── PathError             not a path of the store: a mistake of ours
-│   ├── Absent                nothing is stored under a path; has `.path`
-│   ├── DamagedError          stored bytes are not what the log says; has `.path`
-│   ├── FoundDamageError      `fsck` has found differences, and some are left
-│   ├── StagingClosedError    an open file, mostly an upload, that was closed meanwhile
-│   ├── IncompleteError       an upload that lacks pieces
-│   ├── PackError             a pack in staging/ that does not parse
-│   ├── RecoveryError         the store cannot be made what the log says; has `.path`
-│   ├── StoreRefusedError     a call failed and was undone; the store goes on
-│   │   └── StoreFullError    … because the disk is full
-│   └── StoreFailedError      sticky: after this nothing more is acknowledged
-└── CommitError               a change that was not made
-    ├── Stale                 what it was decided on has changed; has `.paths`
-    └── ShuttingDown          the daemon stops; nothing was done
+└── StoreError                stored bytes, by path
+    ├── PathError             not a path of the store: a bug of the caller
+    ├── Absent                nothing is stored under a path; has `.path`
+    ├── DamagedError          stored bytes differ from what the log says; has `.path`
+    ├── StagingClosedError    an open file, mostly an upload's, was closed meanwhile
+    ├── IncompleteError       an upload that lacks pieces
+    ├── PackError             a pack in staging/ that does not parse
+    ├── RecoveryError         the store cannot be made what the log says; has `.path`
+    ├── StoreRefusedError     a system call failed and was undone; the store goes on
+    │   └── StoreFullError    … because the disk is full
+    └── StoreFailedError      sticky: nothing more is acknowledged until a restart
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from protocol.codec.errors import LogError
     from protocol.wire.messages import FileView
 
-_EXIT_CODES = {
-    "not-found": 3,
-    "not-allowed": 4,
-    "refused": 4,
-    "denied": 4,
-    "damaged": 5,
-    "conflict": 6,
-    "unavailable": 7,
-    "busy": 7,
-    "shutting-down": 7,
-}
+_NOT_WRITTEN: Final = "it could not be written; nothing was done"
+_DISK_FULL: Final = "the server's disk is full; nothing was done"
+_SYNC_FAILED: Final = "a sync failed: until a restart, nothing changes"
 
 
 class SfsdError(Exception):
-    """Root of this package's errors: what happened, and what to do about it (or None)."""
+    """Root of this package's errors: `cause` says what happened, `hint` what to do (or None).
+
+    `code` is the one of protocol's ERROR_CODES that a client gets for this error, and
+    `client_text` the text beside it. An error without a code never reaches a client.
+    """
 
     exit_code: int = 1
+    code: str | None = None
+    client_text: ClassVar[str] = ""
 
     def __init__(self, cause: str, hint: str | None = None) -> None:
         super().__init__(cause)
@@ -65,37 +60,34 @@ class SfsdError(Exception):
 
 
 class ConfigError(SfsdError):
-    """A setting or key file is missing, malformed or contradicts another."""
+    """A setting, flag or key file is missing, malformed, unusable or contradicts another."""
 
 
 class RootBusyError(SfsdError):
     """Another process holds the lock of this root."""
 
 
-class ListenError(SfsdError):
-    """The daemon cannot listen where it was told to."""
-
-
 class UnreachableError(SfsdError):
-    """A daemon holds the root's lock, but it cannot be reached or does not speak as it should."""
+    """A daemon holds the root's lock, but cannot be reached or violates the protocol."""
 
     exit_code = 7
 
 
-class RequestRefusedError(SfsdError):
-    """The operation answered with an error. `code` is one of protocol's ERROR_CODES."""
+class CommandError(SfsdError):
+    """A command failed, for a reason that decides its exit code."""
 
-    def __init__(self, cause: str, hint: str | None = None, *, code: str) -> None:
+    def __init__(self, cause: str, hint: str, *, exit_code: int) -> None:
         super().__init__(cause, hint)
-        self.code = code
-        self.exit_code = _EXIT_CODES.get(code, 1)
+        self.exit_code = exit_code
 
 
 class Refused(SfsdError):
-    """A request that an operation does not do. Nothing changed, and the asker is told `code`.
+    """An operation refuses a request. Nothing changed, and the client is told `code` and `cause`.
 
-    `code` is one of protocol's ERROR_CODES, `head` a conflict's present state of the file.
+    `head` is the present state of the file, for a conflict.
     """
+
+    code: str
 
     def __init__(self, code: str, cause: str, *, head: FileView | None = None) -> None:
         super().__init__(cause)
@@ -104,25 +96,49 @@ class Refused(SfsdError):
 
 
 def require(holds: bool, rule: str) -> None:
-    """Raise `Refused` unless `holds`: a request that breaks `rule`, which no honest client does."""
+    """Raise `Refused` unless `holds`: no honest client sends a request that breaks `rule`."""
     if not holds:
         raise Refused("bad-request", rule)
 
 
+class Stale(SfsdError):
+    """The state that a change was based on is gone, so the operation must decide again.
+
+    `paths` (relative to the store) are the files that are no longer as expected.
+    """
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__(f"changed since it was read: {', '.join(paths)}")
+        self.paths = paths
+
+
+class ShuttingDown(SfsdError):
+    """The daemon is stopping and takes no more changes."""
+
+    code = "shutting-down"
+    client_text = "the server is stopping; nothing was done"
+
+
 class JournalError(SfsdError):
-    """Something about the log file."""
+    """A fault of the log file."""
 
 
 class JournalUnreadableError(JournalError):
     """The log, or the cache of its tree, cannot be read from the disk."""
 
+    code = "unavailable"
+    client_text = "the log cannot be read"
+
 
 class JournalRangeError(JournalError):
-    """A seq or size was asked for that the log does not have."""
+    """A seq or size that the log does not have."""
 
 
 class EntryTooLongError(JournalError):
-    """The line of draft number `index` of a group would pass 64 KiB; nothing was written."""
+    """The line of draft number `index` of a group would exceed 64 KiB; nothing was written."""
+
+    code = "bad-request"
+    client_text = "its log entry would be too long"
 
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(message)
@@ -130,21 +146,31 @@ class EntryTooLongError(JournalError):
 
 
 class JournalRefusedError(JournalError):
-    """A group could not be written and was taken back: the log is as before and goes on."""
+    """A group could not be written and was rolled back: the log is as before and goes on."""
+
+    code = "unavailable"
+    client_text = _NOT_WRITTEN
 
 
 class JournalFullError(JournalRefusedError):
     """The disk is full. The reserve is released: reads, delete and purge may be tried again."""
 
+    client_text = _DISK_FULL
+
 
 class JournalFailedError(JournalError):
-    """What reached the disk is unknown, so nothing more may be appended until a restart."""
+    """It is unknown what reached the disk, so nothing more is appended until a restart."""
+
+    code = "unavailable"
+    client_text = _SYNC_FAILED
 
 
 class JournalDamagedError(JournalError):
     """The log is not what was once written. `seq` is the first entry that is wrong."""
 
     exit_code = 5
+    code = "damaged"
+    client_text = "the log is not what was written"
 
     def __init__(self, message: str, *, seq: int) -> None:
         super().__init__(
@@ -153,37 +179,36 @@ class JournalDamagedError(JournalError):
         self.seq = seq
 
     @classmethod
-    def of(cls, exc: LogError) -> Self:
-        """The same as an error of this package."""
+    def from_log_error(cls, exc: LogError) -> Self:
+        """Return the same fault as an error of this package."""
         return cls(exc.problem, seq=exc.seq)
 
 
 class StoreError(SfsdError):
-    """Something about the stored bytes."""
+    """A fault of the stored bytes."""
 
 
 class DamagedError(StoreError):
-    """The bytes under `path` (relative to the store) are not what the log says."""
+    """The bytes under `path` (relative to the store) differ from what the log says."""
 
     exit_code = 5
+    code = "damaged"
+    client_text = "what is stored is not what the log says"
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
 
 
-class FoundDamageError(StoreError):
-    """What `fsck` has named, and could not or was not asked to repair."""
-
-    exit_code = 5
-
-
 class PathError(StoreError):
-    """Not a path that the store has; whoever built it erred."""
+    """Not a path that the store can have: a bug of the code that built it."""
 
 
 class Absent(StoreError):
     """Nothing is stored under `path` (relative to the store)."""
+
+    code = "not-found"
+    client_text = "no such file"
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path}: not there")
@@ -191,20 +216,23 @@ class Absent(StoreError):
 
 
 class StagingClosedError(StoreError):
-    """An open file was closed meanwhile: an upload's, which was committed or dropped and takes no
-    more bytes, or a download's, for which others were opened."""
+    """An open file was closed meanwhile: the file of an upload that was committed or dropped and
+    takes no more bytes, or the file of a download, closed to make room for others."""
+
+    code = "upload-lost"
+    client_text = "the upload is committed or gone"
 
 
 class IncompleteError(StoreError):
-    """A piece of the upload is missing, or short and not the last."""
+    """A piece of the upload is missing, or is short and not the last."""
 
 
 class PackError(StoreError):
-    """A pack that is torn, changed, of another version or past a cap."""
+    """A pack that is torn, changed, of another version, or exceeds a cap."""
 
 
 class RecoveryError(StoreError):
-    """The store cannot be made what the log says; `path` names the file that stands in the way."""
+    """The store cannot be made what the log says; `path` is the file that prevents it."""
 
     exit_code = 5
 
@@ -214,31 +242,20 @@ class RecoveryError(StoreError):
 
 
 class StoreRefusedError(StoreError):
-    """The system refused a call before the commit point; what was begun has been undone."""
+    """The system refused a call before the commit point; the change was rolled back."""
+
+    code = "unavailable"
+    client_text = _NOT_WRITTEN
 
 
 class StoreFullError(StoreRefusedError):
     """The disk is full."""
 
+    client_text = _DISK_FULL
+
 
 class StoreFailedError(StoreError):
-    """What reached the disk is unknown, so nothing more is acknowledged until a restart."""
+    """It is unknown what reached the disk, so nothing is acknowledged until a restart."""
 
-
-class CommitError(SfsdError):
-    """A change that was not made; the log and the store are as if it had not been asked for."""
-
-
-class Stale(CommitError):
-    """The change was decided on a state that is gone: decide again.
-
-    `paths` (relative to the store) are those that no longer are as expected.
-    """
-
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        super().__init__(f"changed since it was read: {', '.join(paths)}")
-        self.paths = paths
-
-
-class ShuttingDown(CommitError):
-    """The daemon is stopping and takes no more changes."""
+    code = "unavailable"
+    client_text = _SYNC_FAILED

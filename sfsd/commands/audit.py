@@ -16,7 +16,7 @@ from protocol.log import auditlog
 from protocol.log.auditlog import Entry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
-from sfsd.errors import JournalDamagedError, RequestRefusedError
+from sfsd.errors import CommandError, JournalDamagedError
 from sfsd.log.verify import complete_lines, verify_links, verify_log
 
 _STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
@@ -138,8 +138,9 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
     """
     steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _STEPS]
     if not steps:
-        cause, hint = f"the log has nothing of a user {user}", "see `sfsd user list`"
-        raise RequestRefusedError(cause, hint, code="not-found")
+        raise CommandError(
+            f"no enrolled user {user} in the log", "`sfsd user list` shows all users", exit_code=3
+        )
     wrapped = 0
     for entry in steps:
         if entry.op == "rewrap":
@@ -166,4 +167,4 @@ def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[Entry, bytes
         try:
             yield auditlog.parse(line, seq=seq), line
         except LogError as exc:
-            raise JournalDamagedError.of(exc) from exc
+            raise JournalDamagedError.from_log_error(exc) from exc

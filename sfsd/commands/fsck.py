@@ -9,7 +9,7 @@ import click
 
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.datadir import locked
-from sfsd.errors import FoundDamageError
+from sfsd.errors import CommandError
 from sfsd.storage.fsck import Fsck
 
 
@@ -38,9 +38,10 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
                 state = "repaired " if finding.repaired else ""
                 answer(f"{state}{finding.kind}: {finding.path}{entry}: {finding.text}")
     if left:
-        raise FoundDamageError(
+        raise CommandError(
             f"{left} of {check.checked} files are not what the log says",
             "bring them back from a backup of the root, or ask their owners",
+            exit_code=5,
         )
     if not as_json:
         answer(f"{check.checked} files are what the log says, {found} differences found before")

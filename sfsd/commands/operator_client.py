@@ -25,27 +25,31 @@ from protocol.wire.messages.accounts import Account, AccountsPage, UserList
 from protocol.wire.messages.session import VERSION, Login, Session, Welcome
 from sfsd import server_keys
 from sfsd.datadir import locked, opened
-from sfsd.errors import RequestRefusedError, RootBusyError, UnreachableError
+from sfsd.errors import CommandError, RootBusyError, UnreachableError
 from sfsd.net.dispatch import Access, Principal, Service
 from sfsd.server_keys import Keys
 
 SECONDS: Final = 30.0
 GENERATION: Final = 1
 _HINT: Final = "nothing was changed; see what the daemon printed"
-_HINTS: Final = {
-    "not-found": "`sfsd user list` shows all users",
-    "conflict": "`sfsd user list` shows all users and their state",
-    "refused": "keys/operator.key is not the one that the daemon knows; restart it",
-    "unavailable": "`sfsd status` says why; nothing changes until the daemon is started again",
-    "busy": "try again",
-    "shutting-down": "start the daemon again",
+_REFUSALS: Final = {
+    "not-found": (3, "`sfsd user list` shows all users"),
+    "not-allowed": (4, _HINT),
+    "refused": (4, "keys/operator.key is not the one that the daemon knows; restart it"),
+    "denied": (4, _HINT),
+    "damaged": (5, _HINT),
+    "conflict": (6, "`sfsd user list` shows all users and their state"),
+    "unavailable": (7, "`sfsd status` says why; nothing changes until the daemon is restarted"),
+    "busy": (7, "try again"),
+    "shutting-down": (7, "start the daemon again"),
 }
+"""Exit code and hint for each error code; other codes get 1 and `_HINT`."""
 
 
 def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
     """The replies to an operator's requests, in order.
 
-    Raises `RequestRefusedError` for the first that is refused, `UnreachableError` where a daemon
+    Raises `CommandError` for the first that is refused, `UnreachableError` where a daemon
     holds the lock but does not answer as it should, and what opening a root raises.
     """
     try:
@@ -93,7 +97,7 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
         service = Service(world)
         service.on_revoke = lambda _user, _which: None  # no daemon, so no session to close
         try:
-            return [_granted(await service.handle(who, message)) for message in messages]
+            return [accepted_reply(await service.handle(who, message)) for message in messages]
         finally:
             await service.close()
 
@@ -101,9 +105,11 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
         return asyncio.run(run())
 
 
-def _granted(reply: Message) -> Reply:
+def accepted_reply(reply: Message) -> Reply:
+    """Return `reply`. Raises `CommandError` for an `Error`, `UnreachableError` for no reply."""
     if isinstance(reply, Error):
-        raise RequestRefusedError(reply.text, _HINTS.get(reply.code, _HINT), code=reply.code)
+        exit_code, hint = _REFUSALS.get(reply.code, (1, _HINT))
+        raise CommandError(reply.text, hint, exit_code=exit_code)
     if not isinstance(reply, Reply):
         raise UnreachableError("the daemon answers with something that is no reply")
     return reply
@@ -158,7 +164,7 @@ class _Client:
         self._log_in(root, known)
 
     def ask(self, messages: Sequence[Request]) -> list[Reply]:
-        return [_granted(self._call(message)) for message in messages]
+        return [accepted_reply(self._call(message)) for message in messages]
 
     def _log_in(self, root: Path, known: Keys) -> None:
         welcome = self._receive()
@@ -175,7 +181,7 @@ class _Client:
             generation=GENERATION,
         )
         signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
-        reply = _granted(self._call(Login(VERSION, OPERATOR, GENERATION, 0, signature)))
+        reply = accepted_reply(self._call(Login(VERSION, OPERATOR, GENERATION, 0, signature)))
         if not isinstance(reply, Session):
             raise UnreachableError("the daemon does not open a session")
 

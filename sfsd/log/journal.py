@@ -237,7 +237,7 @@ class Journal:
         try:
             return auditlog.parse(self.line(seq), seq=seq)
         except LogError as exc:
-            raise JournalDamagedError.of(exc) from exc
+            raise JournalDamagedError.from_log_error(exc) from exc
 
     def paths(self, seq: int) -> dict[str, bytes | None]:
         """`Entry.paths` of entry `seq`, at half of what the whole entry takes. Raises as `entry`.
@@ -249,7 +249,7 @@ class Journal:
         try:
             leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))
         except LogError as exc:
-            raise JournalDamagedError.of(exc) from exc
+            raise JournalDamagedError.from_log_error(exc) from exc
         if self._proofs.node(0, seq) != leaf:
             return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` mends it
         return auditlog.paths_of(line)

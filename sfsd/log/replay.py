@@ -87,7 +87,7 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
             _take_heads(heads, entry)
         except LogError as exc:
             if size < signed.size:
-                raise JournalDamagedError.of(exc) from exc
+                raise JournalDamagedError.from_log_error(exc) from exc
             break
         tree.append(entry.hash, end)
         size, end, last = size + 1, end + len(line) + 1, entry.hash

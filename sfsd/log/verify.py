@@ -194,7 +194,7 @@ def verify_log(root: Path, each: Callable[[Entry], None] = lambda _entry: None) 
         if differs is not None and differs < exc.seq:
             # Changed with its hash made anew: the chain breaks only at the next one.
             raise JournalDamagedError("not what was written", seq=differs) from exc
-        raise JournalDamagedError.of(exc) from exc
+        raise JournalDamagedError.from_log_error(exc) from exc
     if frontier.size and not signed.size:
         raise JournalDamagedError("there is a log, and no checkpoint vouches for it", seq=0)
     if frontier.size < signed.size:

@@ -21,23 +21,7 @@ from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.rotation import RotateBegin
 from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.uploads import Data
-from sfsd.errors import (
-    Absent,
-    DamagedError,
-    EntryTooLongError,
-    JournalDamagedError,
-    JournalFailedError,
-    JournalFullError,
-    JournalRefusedError,
-    JournalUnreadableError,
-    Refused,
-    SfsdError,
-    ShuttingDown,
-    StagingClosedError,
-    StoreFailedError,
-    StoreFullError,
-    StoreRefusedError,
-)
+from sfsd.errors import JournalRefusedError, Refused, StoreRefusedError
 from sfsd.net.batches import Deciding, Failure
 from sfsd.net.connection_limits import Incidents
 from sfsd.operations.login import enrol, log_in
@@ -50,22 +34,6 @@ __all__ = ["Access", "Principal", "Service"]
 _ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes that mean someone tried what he may not; the log has them by source and minute."""
-_FULL: Final = ("unavailable", "the server's disk is full; nothing was done")
-_CODES: Final[dict[type[SfsdError], tuple[str, str]]] = {
-    DamagedError: ("damaged", "what is stored is not what the log says"),
-    JournalDamagedError: ("damaged", "the log is not what was written"),
-    ShuttingDown: ("shutting-down", "the server is stopping; nothing was done"),
-    JournalUnreadableError: ("unavailable", "the log cannot be read"),
-    JournalFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
-    StoreFailedError: ("unavailable", "a sync failed: until a restart, nothing changes"),
-    JournalFullError: _FULL,
-    StoreFullError: _FULL,
-    JournalRefusedError: ("unavailable", "it could not be written; nothing was done"),
-    StoreRefusedError: ("unavailable", "it could not be written; nothing was done"),
-    EntryTooLongError: ("bad-request", "its log entry would be too long"),
-    Absent: ("not-found", "no such file"),
-    StagingClosedError: ("upload-lost", "the upload is committed or gone"),
-}
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
@@ -224,10 +192,9 @@ def _error_of(exc: Failure) -> Error:
         return Error(exc.code, shortened(exc.cause), exc.head)
     if isinstance(exc, OSError):
         return Error("unavailable", "the server's disk failed; it may have been done")
-    for kind in type(exc).__mro__:
-        if kind in _CODES:
-            return Error(*_CODES[kind])
-    raise exc
+    if exc.code is None:
+        raise exc
+    return Error(exc.code, exc.client_text)
 
 
 def _is_foreign(who: Principal, message: Request) -> bool:

@@ -21,7 +21,7 @@ from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
 from sfsd.config import Limits
 from sfsd.datadir import locked, opened
-from sfsd.errors import JournalDamagedError, JournalError, ListenError, SfsdError
+from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.descriptors import allowed, quarter
 from sfsd.fs.files import Files
 from sfsd.jobs.scheduler import Schedule
@@ -62,13 +62,13 @@ class Server:
         self._failed: str | None = None
 
     async def start(self, listen: str) -> str:
-        """Accept connections on ``HOST:PORT``; returns the address bound. Raises `ListenError`."""
+        """Accept connections on ``HOST:PORT``; returns the address bound. Raises `ConfigError`."""
         self.service.on_revoke = self._revoke
         host, port = parse_address(listen)
         try:
             self._sockets = await _listeners(host, port)
         except OSError as exc:
-            raise ListenError(
+            raise ConfigError(
                 f"cannot listen on {listen}: {exc.strerror or exc}",
                 "is another daemon running there? choose another address with --listen",
             ) from exc

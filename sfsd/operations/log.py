@@ -72,7 +72,7 @@ def _items(world: World, who: Principal, wanted: range, *, own: bool) -> Iterato
             elif not own:
                 yield LogItem(seq, auditlog.line_hash(line, seq=seq))
         except LogError as exc:
-            raise JournalDamagedError.of(exc) from exc
+            raise JournalDamagedError.from_log_error(exc) from exc
 
 
 def _may_read(who: Principal, seq: int, line: bytes) -> bool:

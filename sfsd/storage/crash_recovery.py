@@ -83,7 +83,7 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, Wanted]:
         try:
             entry = auditlog.parse(line, seq=seq)
         except LogError as exc:
-            raise JournalDamagedError.of(exc) from exc
+            raise JournalDamagedError.from_log_error(exc) from exc
         for path, digest in entry.paths.items():
             try:
                 check_path(path)

@@ -12,7 +12,7 @@ import pytest
 
 from sfsd import cli
 from sfsd.cli import COMMANDS, main
-from sfsd.errors import ConfigError, JournalDamagedError, RequestRefusedError, UnreachableError
+from sfsd.errors import CommandError, ConfigError, JournalDamagedError, UnreachableError
 
 
 def test_every_command_exists_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,11 +57,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
     [
         (ConfigError("cause", "do this"), 1),
         (UnreachableError("cause", "do this"), 7),
-        (RequestRefusedError("cause", "do this", code="not-found"), 3),
-        (RequestRefusedError("cause", "do this", code="denied"), 4),
-        (RequestRefusedError("cause", "do this", code="conflict"), 6),
-        (RequestRefusedError("cause", "do this", code="unavailable"), 7),
-        (RequestRefusedError("cause", "do this", code="bad-request"), 1),
+        (CommandError("cause", "do this", exit_code=6), 6),
     ],
 )
 def test_cause_and_hint(

@@ -16,7 +16,7 @@ from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import server_keys
 from sfsd.config import Config, Limits
-from sfsd.errors import ListenError
+from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
 from sfsd.net.connection import Session as ServerSession
 from sfsd.net.listener import Server
@@ -88,7 +88,7 @@ def test_it_serves_and_stops_and_the_log_says_so(served: Daemon, tls: ssl.SSLCon
 def test_an_address_that_is_taken(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run(address: str) -> None:
         server = Server(served.world, tls)
-        with pytest.raises(ListenError) as caught:
+        with pytest.raises(ConfigError) as caught:
             await server.start(address)
         assert caught.value.hint
         await server.stop()
@@ -102,7 +102,7 @@ def test_an_address_that_is_taken(served: Daemon, tls: ssl.SSLContext) -> None:
 def test_an_address_that_is_not_ours(served: Daemon, tls: ssl.SSLContext, host: str) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
-        with pytest.raises(ListenError):
+        with pytest.raises(ConfigError):
             await server.start(f"{host}:7373")
         await server.stop()
 
