@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measure import Work
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -105,7 +105,7 @@ class _Clients:
             if not self._left:
                 return
             self._left -= 1
-        draft = Draft(
+        draft = EntryDraft(
             op="download",
             actor=user,
             owner=user,

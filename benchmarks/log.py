@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
 from sfsd.log.journal import Journal
 from sfsd.log.proofs import Consistency
@@ -54,7 +54,7 @@ def fill(root: Path) -> None:
     for first in range(journal.size, ENTRIES, GROUP):
         journal.append(
             [
-                Draft(
+                EntryDraft(
                     op="download",
                     actor=f"user{seq % 100}",
                     owner=f"user{seq % 7}",

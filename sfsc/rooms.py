@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from protocol.records.records import Reader
+    from protocol.records.records import ReaderEntry
     from sfsc.account.devices import Devices
     from sfsc.account.rotate import Rotation
     from sfsc.files.contacts import People
@@ -43,7 +43,7 @@ class Rooms:
         """Those whom files are wrapped for beside ourselves."""
         return self.people
 
-    def new_readers(self, name: str) -> tuple[Reader, ...]:
+    def new_readers(self, name: str) -> tuple[ReaderEntry, ...]:
         """Who may read a new file `name`, since its folder is shared."""
         return self.folders.readers_of(name)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from protocol.codec.names import SERVER
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
 from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
@@ -96,7 +96,9 @@ def _check_mounted(root: Path, journal: Journal) -> None:
 def _log_statement(world: World, keys: Keys) -> None:
     """Log the server's statement unless it was logged before: clients can look it up."""
     if not _is_logged(world.journal, keys.statement):
-        stated = Draft(op=STATED, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature})
+        stated = EntryDraft(
+            op=STATED, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
+        )
         world.committer.submit(Change(stated)).result()
 
 

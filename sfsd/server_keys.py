@@ -30,7 +30,7 @@ from protocol.codec.values import Value
 from protocol.log import checkpoint
 from protocol.log.checkpoint import Verifier, origin_of
 from protocol.records.records import ServerStatement, server_id
-from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify
+from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify_signature
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
 
@@ -316,7 +316,9 @@ def read_statement(folder: Path) -> tuple[bytes, bytes]:
 
     def parsed(raw: bytes) -> tuple[bytes, bytes]:
         body, signature = (base64.b64decode(line, validate=True) for line in raw.split())
-        verify(Label.SERVER_STATEMENT, body, signature, ServerStatement.parse(body).server_pub)
+        verify_signature(
+            Label.SERVER_STATEMENT, body, signature, ServerStatement.parse(body).server_pub
+        )
         return body, signature
 
     return _read(folder / "server.statement", parsed)

@@ -12,7 +12,7 @@ from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Message, Request
-from protocol.wire.messages.session import VERSION, Login
+from protocol.wire.messages.session import PROTOCOL_VERSION, Login
 
 SECONDS = 20.0
 GONE = (ConnectionError, ssl.SSLError, BrokenPipeError)
@@ -87,11 +87,11 @@ class Wire:
             server=server,
             spki=spki,
             welcome=self.connection.welcome_sha256,
-            version=VERSION,
+            version=PROTOCOL_VERSION,
             user=user,
             generation=1,
         )
-        return Login(VERSION, user, 1, 0, key.sign(Label.LOGIN, body))
+        return Login(PROTOCOL_VERSION, user, 1, 0, key.sign(Label.LOGIN, body))
 
     async def ended(self, within: float = SECONDS) -> bytes:
         """What still comes until the server closes the connection. Raises TimeoutError."""

@@ -49,7 +49,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-class Draft(Value):
+class EntryDraft(Value):
     """What is known of an entry before it has its place in the log.
 
     `owner`, `file` (file_id) and `version` are None where the op has none; `session` is the seq of
@@ -71,7 +71,7 @@ class Draft(Value):
     accounts: tuple[str, ...] = ()
 
 
-class Entry(Value):
+class LogEntry(Value):
     """One entry as it stands in the log. `salt` is 16 bytes, `prev` and `hash` 32."""
 
     seq: int
@@ -113,7 +113,7 @@ class Entry(Value):
 
 
 def encode(
-    draft: Draft, *, seq: int, time: str, salt: bytes, detail: Mapping[str, Any], prev: bytes
+    draft: EntryDraft, *, seq: int, time: str, salt: bytes, detail: Mapping[str, Any], prev: bytes
 ) -> tuple[bytes, bytes]:
     """(line without newline, its hash) of `draft` in its place; `detail` is the whole of it.
 
@@ -151,7 +151,7 @@ def line_hash(line: bytes, *, seq: int = 0) -> bytes:
     return digest
 
 
-def parse(line: bytes, *, seq: int | None = None) -> Entry:
+def parse(line: bytes, *, seq: int | None = None) -> LogEntry:
     """The entry of a line without newline, its hash checked; its place is `verify_chain`'s matter.
 
     `seq` names the entry in errors, where known, and must be the one it states. Raises `LogError`.
@@ -176,13 +176,13 @@ def parse(line: bytes, *, seq: int | None = None) -> Entry:
 
 
 def paths_of(line: bytes) -> dict[str, bytes | None]:
-    """`Entry.paths` of a line that is known to be one that `parse` accepts."""
+    """`LogEntry.paths` of a line that is known to be one that `parse` accepts."""
     return _paths(json.loads(line)["detail"])
 
 
 def verify_chain(
     lines: Iterable[bytes], *, first: int = 0, prev: bytes = GENESIS
-) -> Iterator[Entry]:
+) -> Iterator[LogEntry]:
     """The entries of consecutive lines from seq `first` on, each checked to follow the one before.
 
     Raises `LogError` with the first seq that is wrong.
@@ -195,7 +195,7 @@ def verify_chain(
         prev = entry.hash
 
 
-def _entry(fields: Sequence[Any], digest: bytes) -> Entry:
+def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
     """The entry whose values of `KEYS`, but for its hash, are `fields`. Raises ValueError,
     TypeError, AttributeError or KeyError for a field of a wrong form."""
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
@@ -207,7 +207,7 @@ def _entry(fields: Sequence[Any], digest: bytes) -> Entry:
         _need(text is None or type(text) is str)
     for number in (version, session):
         _need(number is None or type(number) is int)
-    entry = Entry(
+    entry = LogEntry(
         seq,
         time,
         op,

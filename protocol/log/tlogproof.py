@@ -21,7 +21,7 @@ from protocol.codec.base64text import from_text, to_text
 from protocol.codec.errors import ProofError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier, is_size
 
 MAX_TLOG_PROOF = 128 * 1024
@@ -68,7 +68,7 @@ class TlogProof(Value):
         return cls(int(index), _decode(lines[1].removeprefix(_EXTRA)), path, note)
 
 
-def verify(proof: TlogProof, verifier: Verifier) -> tuple[Entry, Checkpoint]:
+def verify(proof: TlogProof, verifier: Verifier) -> tuple[LogEntry, Checkpoint]:
     """The entry, and the checkpoint of `verifier`'s log that holds it.
 
     Raises `CheckpointError` for a checkpoint that the log's key did not sign, `LogError` for a line

@@ -17,7 +17,7 @@ from typing import Final
 
 from protocol.codec.errors import ChainError, SignatureError
 from protocol.records.records import Statement, record_hash
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 
 DEVICE: Final = "device"
 RECOVERY_KEY: Final = "recovery-key"
@@ -39,7 +39,7 @@ def check_first(body: bytes, signatures: tuple[bytes, ...]) -> Statement:
     """
     statement = Statement.parse(body)
     _need(len(signatures) == 1, "a first statement has its own signature and no other")
-    verify(Label.STATEMENT, body, signatures[0], statement.sign_pub)
+    verify_signature(Label.STATEMENT, body, signatures[0], statement.sign_pub)
     _need((statement.n, statement.reason) == (1, "enrol"), "not a first statement")
     _need((statement.generation, statement.oldest) == (1, 1), "a first statement's generation is 1")
     _need(not statement.voids, "a first statement has nothing to void")
@@ -134,7 +134,7 @@ def _signers(
 ) -> tuple[bytes, ...]:
     """The keys whose signatures these are, all verified."""
     _need(1 <= len(signatures) <= 2, "a statement has one signature or two")
-    verify(Label.STATEMENT, body, signatures[0], new.sign_pub)
+    verify_signature(Label.STATEMENT, body, signatures[0], new.sign_pub)
     if len(signatures) == 1:
         _need(new.sign_pub == old.sign_pub, "a new key is not signed by the one before it")
         return (new.sign_pub,)
@@ -148,7 +148,7 @@ def _signers(
 
 def _verifies(body: bytes, signature: bytes, public: bytes) -> bool:
     try:
-        verify(Label.STATEMENT, body, signature, public)
+        verify_signature(Label.STATEMENT, body, signature, public)
     except SignatureError:
         return False
     return True

@@ -89,7 +89,7 @@ def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
     return b"sfs/v1/enroll\0" + welcome + statement
 
 
-class Record(Struct):
+class SignedStruct(Struct):
     """A `Struct` that is signed: `encode` once, then keep the bytes."""
 
     AS_MAP = True
@@ -110,7 +110,7 @@ class Record(Struct):
         return cls.from_map(encoding.unpack(body, limit=cls.LIMIT, elements=cls.ELEMENTS))
 
 
-class ServerStatement(Record):
+class ServerStatement(SignedStruct):
     """Statement `n` of a server, signed by its long-lived key `server_pub`.
 
     `tls_spki_sha256` names the TLS key and `log_vkey` (C2SP vkey text) the log key in force from
@@ -133,7 +133,7 @@ class RecoveryKey(Struct):
     xwing_pub: Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
 
 
-class Statement(Record):
+class Statement(SignedStruct):
     """Statement `n` of a user's identity chain; see DESIGN section 4 for when it is valid.
 
     `generation` counts key generations, `oldest` is the lowest whose signatures count. `devices`
@@ -212,11 +212,11 @@ _BELONGS = {
 
 MAX_VERSION = 2**31
 Version = Annotated[int, Between(1, MAX_VERSION)]
-Reader = tuple[UserName, Bytes32, Count]
+ReaderEntry = tuple[UserName, Bytes32, Count]
 """(user, hash of that user's first statement, expiry in unix seconds or 0 for none)."""
 
 
-class FileRecord(Record):
+class FileRecord(SignedStruct):
     """Record `rev` of a file: the one signed thing about it.
 
     `prev` is the hash of record rev-1 (empty for the first), `seen` the size and root of the newest
@@ -237,7 +237,7 @@ class FileRecord(Record):
     prev: Previous
     seen: tuple[Count, Bytes32]
     created: Count
-    readers: Annotated[tuple[Reader, ...], AtMost(MAX_READERS)]
+    readers: Annotated[tuple[ReaderEntry, ...], AtMost(MAX_READERS)]
     current: Annotated[int, Between(0, 2**31)]
     content_id: Bytes16 | None = None
     version: Version | None = None
@@ -287,7 +287,7 @@ _FIELDS = {
 """By op: the fields that its records have."""
 
 
-class RotationFinish(Record):
+class RotationFinish(SignedStruct):
     """What a user signs when no wrap of an older generation is left.
 
     `root` is the RFC 6962 root over the wraps this user has as of log entry `as_of_seq`, sorted by

@@ -64,7 +64,7 @@ class SigningKey:
         return f"SigningKey(public={self.public.hex()})"
 
 
-def verify(label: Label, body: bytes, signature: bytes, public: bytes) -> None:
+def verify_signature(label: Label, body: bytes, signature: bytes, public: bytes) -> None:
     """Raise `SignatureError` unless `signature` is `public`'s over ``label ‖ 0x00 ‖ body``."""
     _verify(label.value + b"\0" + body, signature, public)
 

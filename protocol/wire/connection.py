@@ -20,7 +20,7 @@ from protocol.codec.errors import (
     UnknownMessage,
 )
 from protocol.codec.values import Value
-from protocol.wire.frames import MAX_OPENING_BODY, FrameReader, frame
+from protocol.wire.frames import MAX_OPENING_BODY, FrameReader, encode_frame
 from protocol.wire.messages import Error, Message, Reply, Request, decode, encode, registered
 from protocol.wire.messages.session import OPENING, Session, Welcome
 
@@ -39,7 +39,7 @@ class Role(Enum):
         return Role.SERVER if self is Role.CLIENT else Role.CLIENT
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """Where a connection stands; both ends pass through the states in this order."""
 
     WELCOME = "the server has yet to say who it is"
@@ -48,7 +48,7 @@ class State(Enum):
     CLOSED = "one side broke the rules"
 
 
-class Unknown(Request):
+class UnknownRequest(Request):
     """A request of a type that this version does not know; the answer is an `Error`."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = ()
@@ -56,7 +56,7 @@ class Unknown(Request):
     number: int
 
 
-class Incoming(Value):
+class ReceivedMessage(Value):
     """A message received, and the request id that it has or answers."""
 
     request_id: int
@@ -70,20 +70,20 @@ _REQUESTS: _Types = frozenset(
 _ANSWERS: _Types = frozenset(
     cls for cls in registered().values() if issubclass(cls, Reply) and cls is not Welcome
 )
-_ALL: _Types = frozenset({*registered().values(), Unknown})
+_ALL: _Types = frozenset({*registered().values(), UnknownRequest})
 _NOTHING: _Types = frozenset()
 
-_LEGAL: dict[tuple[Role, State], tuple[_Types, int]] = {
-    (Role.SERVER, State.WELCOME): (frozenset({Welcome}), MAX_OPENING_BODY),
-    (Role.CLIENT, State.WELCOME): (_NOTHING, MAX_OPENING_BODY),
+_LEGAL: dict[tuple[Role, ConnectionState], tuple[_Types, int]] = {
+    (Role.SERVER, ConnectionState.WELCOME): (frozenset({Welcome}), MAX_OPENING_BODY),
+    (Role.CLIENT, ConnectionState.WELCOME): (_NOTHING, MAX_OPENING_BODY),
     # A client answers a Welcome only after it has checked who the server is, and the receipt of an
     # Enroll is longer than the Enroll: so the server's limit rises first.
-    (Role.SERVER, State.OPENING): (frozenset({Session, Error}), MAX_BODY),
-    (Role.CLIENT, State.OPENING): (frozenset(OPENING), MAX_OPENING_BODY),
-    (Role.SERVER, State.OPEN): (_ANSWERS, MAX_BODY),
-    (Role.CLIENT, State.OPEN): (_REQUESTS | {Unknown}, MAX_BODY),
-    (Role.SERVER, State.CLOSED): (_NOTHING, 0),
-    (Role.CLIENT, State.CLOSED): (_NOTHING, 0),
+    (Role.SERVER, ConnectionState.OPENING): (frozenset({Session, Error}), MAX_BODY),
+    (Role.CLIENT, ConnectionState.OPENING): (frozenset(OPENING), MAX_OPENING_BODY),
+    (Role.SERVER, ConnectionState.OPEN): (_ANSWERS, MAX_BODY),
+    (Role.CLIENT, ConnectionState.OPEN): (_REQUESTS | {UnknownRequest}, MAX_BODY),
+    (Role.SERVER, ConnectionState.CLOSED): (_NOTHING, 0),
+    (Role.CLIENT, ConnectionState.CLOSED): (_NOTHING, 0),
 }
 """What each side may send in each state, and the longest frame body it may send, in bytes."""
 
@@ -105,28 +105,28 @@ class Connection:
         self._outstanding: dict[int, type[Message]] = {}
         self._last_id = WELCOME_ID
         self._reader = FrameReader(MAX_OPENING_BODY)
-        self._enter(State.WELCOME)
+        self._enter(ConnectionState.WELCOME)
 
     def get_buffer(self, hint: int) -> memoryview:  # noqa: ARG002 - the signature is asyncio's
         """Where to receive the next bytes; never empty. `hint` is asyncio's wish and not needed."""
         return self._reader.get_buffer()
 
-    def buffer_updated(self, n: int) -> list[Incoming]:
+    def buffer_updated(self, n: int) -> list[ReceivedMessage]:
         """`n` bytes were received into the buffer: the messages that are now whole.
 
         Raises `RemoteProtocolError` where the other side broke the rules: the connection is closed,
         and messages of this call that came before the fault are dropped with it.
         """
-        if self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             return []
         self._reader.buffer_updated(n)
-        messages: list[Incoming] = []
+        messages: list[ReceivedMessage] = []
         try:
             while (body := self._reader.next_body()) is not None:
                 messages.append(self._receive(body))
         except RemoteProtocolError:
             self._reader = FrameReader(0)  # a place for what may still arrive; it is never read
-            self._enter(State.CLOSED)
+            self._enter(ConnectionState.CLOSED)
             raise
         return messages
 
@@ -136,11 +136,11 @@ class Connection:
         Raises `LocalProtocolError` where it is not legal now, or `MAX_OUTSTANDING` wait already.
         """
         limit = self._check_sending(Role.CLIENT, message)
-        most = 1 if self.state is State.OPENING else MAX_OUTSTANDING
+        most = 1 if self.state is ConnectionState.OPENING else MAX_OUTSTANDING
         if len(self._outstanding) >= most:
             raise LocalProtocolError(f"{most} requests wait for a reply already")
         request_id = self._next_id()
-        pieces = frame(encode(request_id, message), limit)
+        pieces = encode_frame(encode(request_id, message), limit)
         self._outstanding[request_id] = type(message)
         self._last_id = request_id
         return request_id, pieces
@@ -155,35 +155,35 @@ class Connection:
             if request_id != WELCOME_ID:
                 raise LocalProtocolError("a Welcome answers no request")
             body = encode(request_id, message)
-            pieces = frame(body, limit)
+            pieces = encode_frame(body, limit)
             self._welcomed(b"".join(body))
             return pieces
         asked = self._outstanding.get(request_id)
         if asked is None or type(message) not in _REPLIES[asked]:
             raise LocalProtocolError(f"{type(message).__name__} answers no request {request_id}")
-        pieces = frame(encode(request_id, message), limit)
+        pieces = encode_frame(encode(request_id, message), limit)
         del self._outstanding[request_id]
         return pieces
 
     def established(self) -> None:
         """Server: the login was accepted; just before or after the Session is sent."""
-        if self.role is not Role.SERVER or self.state is not State.OPENING:
+        if self.role is not Role.SERVER or self.state is not ConnectionState.OPENING:
             raise LocalProtocolError(f"no login to accept: {self.state.value}")
-        self._enter(State.OPEN)
+        self._enter(ConnectionState.OPEN)
 
-    def _receive(self, body: memoryview) -> Incoming:
+    def _receive(self, body: memoryview) -> ReceivedMessage:
         request_id, message = self._decode(body)
         if type(message) not in self._received:
             raise SequenceError(f"{type(message).__name__} while {self.state.value}")
         if self.role is Role.SERVER:
             self._asked(request_id, message)
-        elif self.state is State.WELCOME:
+        elif self.state is ConnectionState.WELCOME:
             if request_id != WELCOME_ID:
                 raise SequenceError("a Welcome that answers a request")
             self._welcomed(body)
         else:
             self._answered(request_id, message)
-        return Incoming(request_id, message)
+        return ReceivedMessage(request_id, message)
 
     def _decode(self, body: memoryview) -> tuple[int, Message]:
         try:
@@ -191,12 +191,12 @@ class Connection:
         except UnknownMessage as exc:
             if self.role is Role.CLIENT:
                 raise  # no reply to what was asked
-            return exc.request_id, Unknown(exc.number)
+            return exc.request_id, UnknownRequest(exc.number)
 
     def _asked(self, request_id: int, message: Message) -> None:
         if request_id == WELCOME_ID or request_id in self._outstanding:
             raise SequenceError(f"the request id {request_id} is taken")
-        most = 1 if self.state is State.OPENING else MAX_OUTSTANDING
+        most = 1 if self.state is ConnectionState.OPENING else MAX_OUTSTANDING
         if len(self._outstanding) >= most:
             raise SequenceError(f"more than {most} requests without waiting for a reply")
         self._outstanding[request_id] = type(message)
@@ -207,13 +207,13 @@ class Connection:
             raise SequenceError(f"{type(message).__name__} answers no request {request_id}")
         del self._outstanding[request_id]
         if isinstance(message, Session):
-            self._enter(State.OPEN)
+            self._enter(ConnectionState.OPEN)
 
     def _welcomed(self, body: Buffer) -> None:
         self.welcome_sha256 = hashlib.sha256(body).digest()
-        self._enter(State.OPENING)
+        self._enter(ConnectionState.OPENING)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         self.state = state
         self._sent, self._limit = _LEGAL[self.role, state]
         self._received, self._reader.limit = _LEGAL[self.role.peer, state]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from protocol.buffers.lending import PAGE, Lender
+from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.codec.errors import FrameError, LocalProtocolError
 
@@ -26,7 +26,7 @@ TLS_RECORD = 16 * 1024
 
 _LONG = 512 * 1024
 """A body from this many bytes on is received into lent memory; others would hold too much of it."""
-_memory = Lender(-(-MAX_BODY // PAGE) * PAGE, keep=16)
+_memory = BufferPool(-(-MAX_BODY // PAGE) * PAGE, keep=16)
 _LENGTH = struct.Struct(">I")
 
 
@@ -121,10 +121,10 @@ def _room(length: int) -> memoryview:
     is a number of whole pages, begins at a page, and can go to a disk as it is."""
     if not _LONG <= length <= _memory.size:
         return memoryview(bytearray(length))
-    return _memory.lend()[_memory.size - length :]
+    return _memory.acquire()[_memory.size - length :]
 
 
-def frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:
+def encode_frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:
     """The pieces of a body as the pieces of a frame; bulk bytes stay a piece of their own.
 
     Raises `LocalProtocolError` where the other side would refuse the length.
@@ -136,7 +136,7 @@ def frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:
     return [_LENGTH.pack(length) + head, *rest]
 
 
-def cut_for_records(pieces: list[Buffer]) -> Iterator[memoryview]:
+def split_for_tls_records(pieces: list[Buffer]) -> Iterator[memoryview]:
     """The bytes of a frame's pieces in order, cut so that its small head shares a TLS record with
     what follows it, and bulk bytes are not copied beyond that record."""
     head, *rest = [memoryview(piece) for piece in pieces]

@@ -179,7 +179,7 @@ def _send(transport: Transport, keyring: Keyring, invitation: Invitation) -> Rep
         welcome=transport.welcome_sha256, statement=record_hash(pending.statement)
     )
     message = opening.Enroll(
-        version=opening.VERSION,
+        version=opening.PROTOCOL_VERSION,
         user=keyring.user,
         statement=pending.statement,
         bundle=pending.bundle,

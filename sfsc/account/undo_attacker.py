@@ -19,7 +19,7 @@ from protocol.records.records import (
     PURGE,
     REENCRYPT,
     FileRecord,
-    Reader,
+    ReaderEntry,
     Statement,
     record_hash,
 )
@@ -179,7 +179,7 @@ class Repair:
         file: File,
         build: Callable[[File], Built],
         metadata: Metadata,
-        readers: tuple[Reader, ...],
+        readers: tuple[ReaderEntry, ...],
     ) -> None:
         session = self._session
         made, body = change_file(session, file, build)

@@ -27,7 +27,7 @@ from protocol.records.records import (
     MAX_VERSION,
     PUT,
     FileRecord,
-    Reader,
+    ReaderEntry,
     record_hash,
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
@@ -196,7 +196,7 @@ def content_record(
     ciphertext_size: int,
     segments_root: bytes,
     metadata: bytes,
-    readers: tuple[Reader, ...],
+    readers: tuple[ReaderEntry, ...],
     seen: tuple[int, bytes],
     created: int,
     op: str = PUT,

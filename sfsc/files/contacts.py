@@ -16,7 +16,13 @@ from typing import Final
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
 from protocol.codec.values import Value, changed
-from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Reader, Statement, record_hash
+from protocol.records.records import (
+    WRAP_ALGORITHMS,
+    FileRecord,
+    ReaderEntry,
+    Statement,
+    record_hash,
+)
 from protocol.wire.messages import Error
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.crypto.envelope import Recipient
@@ -222,7 +228,9 @@ class People:
         """That kind of key, or the weakest that we allow."""
         return max(algorithm, self._weakest, key=WRAP_ALGORITHMS.index)
 
-    def recipients(self, head: FileRecord | None, readers: tuple[Reader, ...]) -> list[Recipient]:
+    def recipients(
+        self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
+    ) -> list[Recipient]:
         """Of a file's `readers` all whose grant and keys have not expired. `head` must not be older
         than what the log had at login: else a reader that another machine dropped would come back.
 

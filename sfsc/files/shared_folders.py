@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
-from protocol.records.records import Reader
+from protocol.records.records import ReaderEntry
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Blob, Wanted
@@ -51,7 +51,7 @@ class _Settings(Struct):
     folders: Annotated[tuple[Folder, ...], AtMost(MAX_FOLDERS)]
 
 
-def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[Reader, ...]:
+def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[ReaderEntry, ...]:
     """Whom these folders give the file `name` to at `now` (unix seconds): sorted, each once, the
     longest of his grants."""
     found: dict[tuple[str, bytes], int] = {}
@@ -86,7 +86,7 @@ class Folders:
         self._refresh()
         return self._folders
 
-    def readers_of(self, name: str) -> tuple[Reader, ...]:
+    def readers_of(self, name: str) -> tuple[ReaderEntry, ...]:
         """Who may read a new file of this name: all whom a folder above it is shared with."""
         if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
             self._refresh()

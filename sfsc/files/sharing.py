@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, cast
 
 from protocol.codec.values import Value
-from protocol.records.records import ACCESS, FileRecord, Reader
+from protocol.records.records import ACCESS, FileRecord, ReaderEntry
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
@@ -144,7 +144,7 @@ class Sharing:
     # --- one file -----------------------------------------------------------------------------
 
     def set_readers(
-        self, file: File, readers: tuple[Reader, ...], *, unchanged: bool = False
+        self, file: File, readers: tuple[ReaderEntry, ...], *, unchanged: bool = False
     ) -> File:
         """Make `readers`, sorted, those of a file; who gains gets the newest version's key. Where
         it has to be `unchanged`, raises `ConflictError` if its last record is another by now."""
@@ -160,7 +160,7 @@ class Sharing:
             made = key.wrap(session.account.server_id, session.account.first, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
-        def wanted(head: FileRecord) -> tuple[Reader, ...]:
+        def wanted(head: FileRecord) -> tuple[ReaderEntry, ...]:
             if unchanged and head.rev != file.head.rev:
                 raise ConflictError("the file was changed meanwhile", "run the command again")
             return readers
@@ -186,7 +186,7 @@ class Sharing:
         """He reads a file until `expires`: a wrap of its newest version, and of `older` ones."""
         user, first = person.user, person.fingerprint
 
-        def readers(head: FileRecord) -> tuple[Reader, ...]:
+        def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
             others = [one for one in head.readers if one[0] != user]
             return tuple(sorted([*others, (user, first, expires)]))
 
@@ -279,7 +279,7 @@ class Sharing:
 class _Change(Value):
     """Whom a file has for readers after this one, by its head, and which wraps that takes."""
 
-    readers: Callable[[FileRecord], tuple[Reader, ...]]
+    readers: Callable[[FileRecord], tuple[ReaderEntry, ...]]
     wraps: Callable[[File], list[VersionWrap]]
 
 
@@ -295,7 +295,7 @@ class _Attempt(Value):
 
 
 def _dropping(user: str) -> _Change:
-    def readers(head: FileRecord) -> tuple[Reader, ...]:
+    def readers(head: FileRecord) -> tuple[ReaderEntry, ...]:
         return tuple(one for one in head.readers if one[0] != user)
 
     return _Change(readers, lambda _file: [])

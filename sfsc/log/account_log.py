@@ -14,7 +14,7 @@ from typing import Final
 from protocol.codec.errors import LogError, RemoteProtocolError
 from protocol.codec.values import Mutable
 from protocol.log import auditlog
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.records.records import FileRecord
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.log import (
@@ -44,7 +44,7 @@ class _Chain(Mutable):
     count: int
     last: bytes
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: LogEntry) -> None:
         """Raise `BadReceipt` unless it is the next one."""
         if entry.accounts[self.user] != (self.count, self.last):
             raise BadReceipt(
@@ -60,7 +60,7 @@ class OwnLog:
         self._session = session
         self._followed = b""
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LogEntry]:
         """All of the account's entries, oldest first, up to this session's login at least; each
         follows from the one before it, and the last is proven to stand in the log.
 
@@ -69,11 +69,11 @@ class OwnLog:
         """
         return self._entries(NOTHING)[0]
 
-    def _entries(self, before: Followed, *, beyond: bool = True) -> tuple[list[Entry], Followed]:
+    def _entries(self, before: Followed, *, beyond: bool = True) -> tuple[list[LogEntry], Followed]:
         """The account's entries behind `before`, those `beyond` this session's login too or not,
         and the place behind them."""
         chain = _Chain(self._session.account.user, before.count, before.last)
-        found: list[Entry] = []
+        found: list[LogEntry] = []
         shown = False
         with contextlib.closing(self._behind(chain, before.next_seq)) as entries:
             for entry in entries:
@@ -86,7 +86,7 @@ class OwnLog:
         self.prove(found[-1])
         return found, Followed(found[-1].seq + 1, chain.count, chain.last)
 
-    def later(self, entries: list[Entry]) -> list[Entry]:
+    def later(self, entries: list[LogEntry]) -> list[LogEntry]:
         """The account's entries behind these, which are its first. Raises as `entries`."""
         chain = _Chain(self._session.account.user, len(entries), entries[-1].hash)
         found = list(self._behind(chain, entries[-1].seq + 1))
@@ -94,7 +94,7 @@ class OwnLog:
             self.prove(found[-1])
         return found
 
-    def _behind(self, chain: _Chain, first: int) -> Generator[Entry]:
+    def _behind(self, chain: _Chain, first: int) -> Generator[LogEntry]:
         """The account's entries from seq `first` on, each the next one of the `chain`."""
         with contextlib.closing(self.lines(first)) as lines:
             for entry, _ in lines:
@@ -136,7 +136,7 @@ class OwnLog:
                     newest[record.file_id] = record.rev
         return self._session.state.remember_followed(before, now, newest)
 
-    def records(self, entry: Entry) -> list[tuple[FileRecord, bytes]]:
+    def records(self, entry: LogEntry) -> list[tuple[FileRecord, bytes]]:
         """The records of an entry of our files, each with its exact bytes, and signed by a key of
         ours, be it one that was ended, or undone: those stand in the chain of records all the same.
 
@@ -155,7 +155,7 @@ class OwnLog:
 
     # --- asking -------------------------------------------------------------------------------
 
-    def lines(self, first: int) -> Generator[tuple[Entry, bytes]]:
+    def lines(self, first: int) -> Generator[tuple[LogEntry, bytes]]:
         """The entries that are ours to read from seq `first` on, and their lines."""
 
         def more(page: LogPage) -> LogEntries | None:
@@ -182,7 +182,7 @@ class OwnLog:
         session.join()
         return session.trust.newest
 
-    def prove(self, entry: Entry) -> tuple[Point, tuple[bytes, ...]]:
+    def prove(self, entry: LogEntry) -> tuple[Point, tuple[bytes, ...]]:
         """The log as it is now, and the proof that it has `entry`, verified. Raises `BadReceipt`,
         and as `refresh`."""
         point = self.refresh()

@@ -7,11 +7,11 @@ from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.log.auditlog import Entry, parse
+from protocol.log.auditlog import LogEntry, parse
 from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.records import FileRecord, Statement, record_hash
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages.base import Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
@@ -60,7 +60,7 @@ class Audit:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LogEntry]:
         """All of the account's entries; see `OwnLog.entries`."""
         return self._own.entries()
 
@@ -133,7 +133,7 @@ class Audit:
             public = keys.get(record.generation, b"")
             if len(sigs) != 1:
                 raise SignatureError("not one signature")
-            verify(Label.RECORD, body, next(iter(sigs.values())), public)
+            verify_signature(Label.RECORD, body, next(iter(sigs.values())), public)
         except RemoteProtocolError as exc:
             raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD) from exc
         before = heads.get(record.file_id)
@@ -142,7 +142,7 @@ class Audit:
             raise BadRecord(f"entry {seq} of the log is not the next change of its file", TOLD)
         heads[record.file_id] = record, body
 
-    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[Entry]) -> int:
+    def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[LogEntry]) -> int:
         """Every file of the store is in the log with its last record, and the other way round; of
         what was changed since `entries` were read, the log must have that very record by now."""
         missing, others = dict(heads), set[bytes]()
@@ -213,7 +213,7 @@ class Audit:
         return proof_in(self._session.ask(LogProof(CONSISTENCY, old, new)))
 
 
-def _event(entry: Entry, names: dict[str, str]) -> Event:
+def _event(entry: LogEntry, names: dict[str, str]) -> Event:
     name = None if entry.file is None else names.get(entry.file)
     shown: dict[str, object] = {
         key: entry.detail[key]
@@ -233,7 +233,7 @@ def _event(entry: Entry, names: dict[str, str]) -> Event:
     )
 
 
-def _files_of(entry: Entry) -> set[str]:
+def _files_of(entry: LogEntry) -> set[str]:
     """The files that an entry concerns: of a move both."""
     found = set() if entry.file is None else {entry.file}
     origin = entry.detail.get("from")

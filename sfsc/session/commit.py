@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, overload
 
-from protocol.records.records import DELETE, PURGE, FileRecord, Reader, record_hash
+from protocol.records.records import DELETE, PURGE, FileRecord, ReaderEntry, record_hash
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
@@ -70,7 +70,7 @@ def onto(
     current: int,
     to: str | None = None,
     purged: tuple[int, ...] | None = None,
-    readers: tuple[Reader, ...] | None = None,
+    readers: tuple[ReaderEntry, ...] | None = None,
 ) -> FileRecord:
     """The record of `op` onto `head`, whose exact bytes are `body`; readers stay where none are
     named."""

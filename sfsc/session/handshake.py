@@ -30,7 +30,7 @@ def login(
     `known` is the size of the log that is remembered."""
     body = signed_login(transport, server, user, generation)
     signature = key.sign(Label.LOGIN, body)
-    return opening.Login(opening.VERSION, user, generation, known, signature)
+    return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature)
 
 
 def signed_login(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
@@ -39,7 +39,7 @@ def signed_login(transport: Transport, server: bytes, user: str, generation: int
         server=server,
         spki=transport.peer_spki_sha256,
         welcome=transport.welcome_sha256,
-        version=opening.VERSION,
+        version=opening.PROTOCOL_VERSION,
         user=user,
         generation=generation,
     )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from protocol.log.auditlog import Entry as LogEntry
+from protocol.log.auditlog import LogEntry
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -23,7 +23,7 @@ from protocol.records.records import (
     REENCRYPT,
     RESTORE,
     FileRecord,
-    Reader,
+    ReaderEntry,
 )
 from protocol.records.records import key_id as hash_of_key
 from protocol.records.signatures import Label, SigningKey
@@ -91,7 +91,9 @@ class Progress(Protocol):
 class Readers(Protocol):
     """Knows other people's keys."""
 
-    def recipients(self, head: FileRecord | None, readers: tuple[Reader, ...]) -> list[Recipient]:
+    def recipients(
+        self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
+    ) -> list[Recipient]:
         """Those of a file's `readers` who are to get a wrap, with their present keys. `head` is
         the file's last record as the server shows it, None for a new file."""
 
@@ -148,7 +150,7 @@ class Session:
         """Called where the account has newer keys than this session: it finds and `use`s them."""
         self.readers: Callable[[], Readers] | None = None
         """Gives those whom files are wrapped for beside ourselves."""
-        self.new_readers: Callable[[str], tuple[Reader, ...]] = lambda _name: ()
+        self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
         """Who may read a new file of a name: those whom its folder is shared with."""
         self._timeouts = timeouts
         self._pause = pause
@@ -213,7 +215,7 @@ class Session:
             self.renewer = renewer
 
     def wrap(
-        self, key: ContentKey, head: FileRecord | None, readers: tuple[Reader, ...]
+        self, key: ContentKey, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> tuple[Wrap, ...]:
         """The DEK of a version of ours for ourselves and all of `readers`, who are those of the
         file's record `head` (None: a new file). Raises what `Readers` does."""

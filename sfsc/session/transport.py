@@ -23,7 +23,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.errors import RemoteProtocolError
 from protocol.records.invitation import format_address
 from protocol.wire.connection import WELCOME_ID, Connection, Role
-from protocol.wire.frames import TLS_RECORD, cut_for_records
+from protocol.wire.frames import TLS_RECORD, split_for_tls_records
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Read
@@ -159,7 +159,7 @@ class Transport(Closing):
         size = sum(map(len, pieces))
         if size > TLS_RECORD:
             self._uncork()
-            self._outgoing.extend(cut_for_records(pieces))
+            self._outgoing.extend(split_for_tls_records(pieces))
         else:
             self._corked.append(b"".join(pieces))
             self._corked_size += size

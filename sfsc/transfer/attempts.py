@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Self, TypeVar
 
 from protocol.codec.values import Value, changed, field
-from protocol.records.records import FileRecord, Reader
+from protocol.records.records import FileRecord, ReaderEntry
 from protocol.records.signatures import Label
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.base import Wrap
@@ -121,7 +121,7 @@ class Draft:
         self.build = build
         self.base: KnownFile | None
         self.head: FileRecord | None
-        self.readers: tuple[Reader, ...]
+        self.readers: tuple[ReaderEntry, ...]
         self.wraps: tuple[Wrap, ...]
         self.record: FileRecord
         self.body: bytes
@@ -286,7 +286,7 @@ class Attempts:
             build=draft.build,
         )
 
-    def _new_readers(self, content: Content) -> tuple[Reader, ...]:
+    def _new_readers(self, content: Content) -> tuple[ReaderEntry, ...]:
         if self._session.account.is_settings(content.file_id):
             return ()
         return self._session.new_readers(content.metadata.name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from protocol.buffers.lending import Lender
+from protocol.buffers.pool import BufferPool
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import leaf_hash
 from protocol.codec.values import Mutable
@@ -61,7 +61,7 @@ class Workshop(Closing):
     interpreter lock) while the caller reads and sends, and the memory of pieces."""
 
     def __init__(self) -> None:
-        self.memory = Lender(PIECE, keep=_RING)
+        self.memory = BufferPool(PIECE, keep=_RING)
         self._maker: ThreadPoolExecutor | None = None
 
     @property
@@ -125,7 +125,7 @@ class Sending:
 
     def _allocate(self, _size: int) -> memoryview:
         """For a segment or its piece, neither of which is longer than 1 MiB."""
-        return self._memory.lend()
+        return self._memory.acquire()
 
     @property
     def under_way(self) -> int:
@@ -274,7 +274,7 @@ class Fetching:
         self._next = 1 if self._has_first else 0
         self._asked: deque[tuple[int, Ticket | None]] = deque()
         self._connection = session.connections
-        self._memory = Lender(PIECE, keep=2 * _AHEAD)
+        self._memory = BufferPool(PIECE, keep=2 * _AHEAD)
 
     def ask_ahead(self) -> None:
         """Ask for as many pieces as are under way at once, before `segments` comes to them."""
@@ -300,7 +300,7 @@ class Fetching:
 
         Raises `Tampered` for a piece that is not what was signed, and as `Session.surviving`.
         """
-        memory = allocate or (lambda _size: self._memory.lend())
+        memory = allocate or (lambda _size: self._memory.acquire())
         if self._opener.segment_count == 1:
             # There is nothing to do meanwhile: a thread would cost more than the work.
             for index, piece in self._pieces():

@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
 from protocol.buffers import largefiles
-from protocol.buffers.lending import PAGE, Lender
+from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsc.closing import Closing
@@ -28,7 +28,7 @@ PORTION: Final = 1024 * 1024
 """Bytes of the longest portion."""
 _PENDING: Final = 4
 """Portions that wait to be written before the caller does."""
-_memory: Final = Lender(PORTION + PAGE, keep=2 * _PENDING)
+_memory: Final = BufferPool(PORTION + PAGE, keep=2 * _PENDING)
 
 
 class _Room(Value):
@@ -67,7 +67,7 @@ class Direct(Closing):
     def room(self, size: int) -> memoryview:
         """Memory for the next `size` ≤ 1 MiB bytes that nobody has asked room for yet. What is then
         written as a view of it is written from there."""
-        room = _Room(_memory.lend(), self._offered % PAGE, size)
+        room = _Room(_memory.acquire(), self._offered % PAGE, size)
         self._offered += size
         self._rooms.append(room)
         return room.memory[room.lead : room.lead + size]
@@ -78,7 +78,7 @@ class Direct(Closing):
         lead = self._written % PAGE
         memory = self._taken(lead, portion)
         if memory is None:
-            memory = _memory.lend()
+            memory = _memory.acquire()
             memory[lead : lead + len(portion)] = portion
         memory[:lead] = self._rest
         end = lead + len(portion)

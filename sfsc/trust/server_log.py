@@ -25,12 +25,12 @@ from protocol.codec.errors import (
 from protocol.codec.values import Value
 from protocol.log import auditlog
 from protocol.log import checkpoint as notes
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of
 from protocol.records.records import ServerStatement, server_id
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Receipt
-from protocol.wire.messages.session import VERSION, Session, Welcome
+from protocol.wire.messages.session import PROTOCOL_VERSION, Session, Welcome
 from protocol.wire.messages.sharing import Identity
 from sfsc.errors import (
     BadReceipt,
@@ -118,7 +118,7 @@ class Trust:
         `BadRecord` for a statement that is not validly signed, `Rollback` for an older one than is
         known, `Fork` for a second one of the same number, `ProtocolFailure` for no common version.
         """
-        if VERSION not in welcome.versions:
+        if PROTOCOL_VERSION not in welcome.versions:
             raise ProtocolFailure("the server does not speak version 1", "use a newer sfsc")
         statement = _server_statement(welcome.statement)
         shown = server_id(statement.server_pub)
@@ -131,7 +131,9 @@ class Trust:
             )
         try:
             signature = welcome.signature
-            verify(Label.SERVER_STATEMENT, welcome.statement, signature, statement.server_pub)
+            verify_signature(
+                Label.SERVER_STATEMENT, welcome.statement, signature, statement.server_pub
+            )
             verifier = Verifier.parse(statement.log_vkey)
         except (SignatureError, CheckpointError) as exc:
             raise BadRecord("the server's statement is not validly signed", TOLD) from exc
@@ -174,7 +176,7 @@ class Trust:
             # What the session before left loose was proven from another opening than this.
             self._loose[point.size] = point
 
-    def enrolled(self, session: Session, sent: Sent) -> Entry:
+    def enrolled(self, session: Session, sent: Sent) -> LogEntry:
         """The first session of a new account: its receipt must show the statement in the log.
 
         Raises as `session` and `receipt` do, and `BadReceipt` where there is none.
@@ -192,7 +194,7 @@ class Trust:
         self.join([])  # the first receipt of a session leaves no gap
         return entry
 
-    def receipt(self, receipt: Receipt, sent: Sent) -> Entry:
+    def receipt(self, receipt: Receipt, sent: Sent) -> LogEntry:
         """The log entry of a change, proven to say what was sent and to stand in a log that
         continues the one this session opened with. `join` is still to come.
 
@@ -280,7 +282,7 @@ class Trust:
         continues `known`. Raises `Rollback`, `Fork`."""
         self._extend(known, point, consistency)
 
-    def check_included(self, entry: Entry, point: Point, proof: tuple[bytes, ...]) -> None:
+    def check_included(self, entry: LogEntry, point: Point, proof: tuple[bytes, ...]) -> None:
         """That the log of a proven `point` has the entry. Raises `BadReceipt`."""
         try:
             leaf = merkle.leaf_hash(entry.hash)
@@ -374,7 +376,7 @@ def _server_statement(body: bytes) -> ServerStatement:
         raise BadRecord(f"the server's statement is malformed: {exc}") from exc
 
 
-def _check_says(entry: Entry, sent: Sent) -> None:
+def _check_says(entry: LogEntry, sent: Sent) -> None:
     said = Sent(
         entry.op,
         entry.actor,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protocol.codec.errors import SignatureError
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 
 MOST: Final = 64 * 1024
 """Signatures that are remembered, about 100 bytes each; past it all are forgotten."""
@@ -34,7 +34,7 @@ def verifies(label: Label, body: bytes, signature: bytes | None, public: bytes |
     if whole in _verified:
         return True
     try:
-        verify(label, body, signature, public)
+        verify_signature(label, body, signature, public)
     except SignatureError:
         return False
     if len(_verified) >= MOST:

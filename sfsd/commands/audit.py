@@ -13,7 +13,7 @@ import click
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.wire.messages.log import LogCheckpoint, LogHead
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
 from sfsd.errors import CommandError, JournalDamagedError
@@ -50,7 +50,7 @@ class _Filter(Value):
     since: str | None
     until: str | None
 
-    def wants(self, entry: Entry) -> bool:
+    def wants(self, entry: LogEntry) -> bool:
         return (
             (self.user is None or self.user in (entry.actor, entry.owner, *entry.accounts))
             and (self.file is None or self.file == entry.file)
@@ -100,7 +100,7 @@ def checkpoint_(root: Path) -> None:
     click.echo(head.checkpoint, nl=False)
 
 
-def _shown(entry: Entry) -> str:
+def _shown(entry: LogEntry) -> str:
     what = entry.owner or ""
     if entry.file:
         what += f":{entry.file}" + (f" v{entry.version}" if entry.version else "")
@@ -161,7 +161,7 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
         answer(f"not finished: {wrapped} versions wrapped so far")
 
 
-def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[Entry, bytes]]:
+def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[LogEntry, bytes]]:
     """Every entry and its line."""
     for seq, line in enumerate(complete_lines(root, follow=follow)):
         try:

@@ -22,7 +22,7 @@ from protocol.records.signatures import Label
 from protocol.wire.connection import Connection, Role
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.accounts import Account, AccountsPage, UserList
-from protocol.wire.messages.session import VERSION, Login, Session, Welcome
+from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Welcome
 from sfsd import server_keys
 from sfsd.datadir import locked, opened
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
@@ -176,12 +176,14 @@ class _Client:
             server=known.server_id,
             spki=known.spki_sha256,
             welcome=self._connection.welcome_sha256,
-            version=VERSION,
+            version=PROTOCOL_VERSION,
             user=OPERATOR,
             generation=GENERATION,
         )
         signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
-        reply = accepted_reply(self._call(Login(VERSION, OPERATOR, GENERATION, 0, signature)))
+        reply = accepted_reply(
+            self._call(Login(PROTOCOL_VERSION, OPERATOR, GENERATION, 0, signature))
+        )
         if not isinstance(reply, Session):
             raise UnreachableError("the daemon does not open a session")
 

@@ -19,7 +19,7 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
-from protocol.buffers.lending import PAGE, Lender
+from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
 from sfsd.fs.descriptors import SharedHandle
@@ -29,7 +29,7 @@ SMALLEST: Final = 64 * 1024
 """Bytes of the shortest read that is worth a disk's answer of its own."""
 _REMEMBERED: Final = 1024
 """Files that were opened last; a name of them takes about 200 bytes."""
-_memory: Final = Lender(PIECE_SIZE + 2 * PAGE, keep=16)
+_memory: Final = BufferPool(PIECE_SIZE + 2 * PAGE, keep=16)
 
 
 class Direct:
@@ -64,7 +64,7 @@ class Direct:
             return None
         if length < SMALLEST or whole > _memory.size:
             return None
-        memory = _memory.lend()[:whole]
+        memory = _memory.acquire()[:whole]
         with self._shared.use() as handle:
             try:
                 count = self._files.read_into(handle, memory, offset - first)

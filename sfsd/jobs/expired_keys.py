@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.rules.context import World
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
@@ -22,7 +22,7 @@ def fallen_due(world: World, name: str) -> Change | None:
     head, account = user.chain.head, user.account.value
     if world.now < head.due or account.fell_due >= head.generation:
         return None
-    draft = Draft(
+    draft = EntryDraft(
         op="rotation-due",
         actor=SERVER,
         owner=name,

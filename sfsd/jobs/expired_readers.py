@@ -8,7 +8,7 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Absent, DamagedError
 from sfsd.rules.context import World
 from sfsd.rules.record_rules import Head
@@ -63,7 +63,7 @@ def _change(world: World, user: str, head: Head) -> Change | None:
         for version, sidecar in without.items():
             head.files.saw(changed(sidecar, seq=seq), version)
 
-    draft = Draft(
+    draft = EntryDraft(
         op="retention",
         actor=SERVER,
         owner=record.owner,

@@ -12,7 +12,7 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.config import DAY, Retention
 from sfsd.errors import Absent, DamagedError
@@ -103,7 +103,7 @@ def _removal(world: World, head: Head, gone: list[_Version], why: str) -> Change
             files.ledger.drop(file_id, number)
             world.opened.forget(owner, file_id, number)
 
-    draft = Draft(
+    draft = EntryDraft(
         op="retention",
         actor=SERVER,
         owner=owner,

@@ -22,7 +22,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Draft, Entry
+from protocol.log.auditlog import EntryDraft, LogEntry
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import Receipt
 from sfsd.errors import (
@@ -126,7 +126,7 @@ class Journal:
         """How many entries belong to `user`, and the last one's hash."""
         return self._accounts.get(user, NO_ENTRY)
 
-    def append(self, drafts: Sequence[Draft]) -> list[Appended]:
+    def append(self, drafts: Sequence[EntryDraft]) -> list[Appended]:
         """Make `drafts` the next entries, in order, in one write and one sync; all or none.
 
         A draft's `stage` and `detail["paths"]` are the committer's to fill; `detail["accounts"]` is
@@ -150,7 +150,7 @@ class Journal:
         self._advance(appended)
         return appended
 
-    def _encode(self, drafts: Sequence[Draft]) -> tuple[list[Appended], dict[str, Head]]:
+    def _encode(self, drafts: Sequence[EntryDraft]) -> tuple[list[Appended], dict[str, Head]]:
         time = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         prev, heads, appended = self._state.hash, dict[str, Head](), list[Appended]()
         salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
@@ -232,7 +232,7 @@ class Journal:
         start, following = self._starts(seq, 2)
         return self._file.read(start, following - 1)
 
-    def entry(self, seq: int) -> Entry:
+    def entry(self, seq: int) -> LogEntry:
         """Entry `seq`. Raises `JournalRangeError`, or `JournalDamagedError`."""
         try:
             return auditlog.parse(self.line(seq), seq=seq)

@@ -15,7 +15,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from sfsd.errors import JournalDamagedError
 from sfsd.log.file import LogFile
 from sfsd.log.tree import LogTree, Mark
@@ -151,7 +151,7 @@ def _fits(mark: Mark, file: LogFile, tree: LogTree) -> bool:
         return False
 
 
-def _take_heads(heads: dict[str, Head], entry: Entry) -> None:
+def _take_heads(heads: dict[str, Head], entry: LogEntry) -> None:
     for user, head in entry.accounts.items():
         if head != heads.get(user, NO_ENTRY):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)

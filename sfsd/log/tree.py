@@ -19,7 +19,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.fields import AtMost, Bytes32, Count, Principal
 from protocol.codec.merkle import HASH_SIZE, node_count
-from protocol.records.records import Record
+from protocol.records.records import SignedStruct
 from sfsd.fs.files import Files
 
 _OFFSET_SIZE = 8
@@ -27,7 +27,7 @@ _DIGEST_SIZE = 32
 MAX_ACCOUNTS = 8192
 
 
-class Mark(Record):
+class Mark(SignedStruct):
     """The log's first `size` lines: bytes, last hash, root, each account's (count, last hash)."""
 
     LIMIT: ClassVar[int] = 1 << 20

@@ -17,7 +17,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import LogError
 from protocol.codec.values import Value
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement
 from sfsd import server_keys
@@ -169,7 +169,7 @@ def _linked(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
     return leaves
 
 
-def verify_log(root: Path, each: Callable[[Entry], None] = lambda _entry: None) -> Verified:
+def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: None) -> Verified:
     """Check the log of `root`, and hand every entry on to `each`.
 
     Raises `JournalDamagedError` with the first seq that is wrong.

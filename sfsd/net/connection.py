@@ -15,7 +15,7 @@ from collections import deque
 from typing import Final, Protocol, cast
 
 from protocol.codec.errors import RemoteProtocolError
-from protocol.wire.connection import WELCOME_ID, Connection, Incoming, Role, Unknown
+from protocol.wire.connection import WELCOME_ID, Connection, ReceivedMessage, Role, UnknownRequest
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
@@ -78,7 +78,7 @@ class Session(asyncio.BufferedProtocol):
         self._budget = budget
         self._keeper = keeper
         self._connection = Connection(Role.SERVER)
-        self._waiting: deque[Incoming] = deque()
+        self._waiting: deque[ReceivedMessage] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._weight = 0
@@ -172,7 +172,7 @@ class Session(asyncio.BufferedProtocol):
         if transport is None or transport.is_closing():
             self._waiting.clear()
             return
-        burst, together = list[Incoming](), 0
+        burst, together = list[ReceivedMessage](), 0
         while self._waiting and self._has_room(weight := weight_of(self._waiting[0].message)):
             incoming = self._waiting.popleft()
             self._under_way += 1
@@ -206,12 +206,12 @@ class Session(asyncio.BufferedProtocol):
     def _is_swift(self, message: Message) -> bool:
         return self.principal is not None and self._service.is_swift(cast(Request, message))
 
-    def _begin(self, burst: list[Incoming], weight: int) -> None:
+    def _begin(self, burst: list[ReceivedMessage], weight: int) -> None:
         task = self._loop.create_task(self._work(burst, weight))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    async def _work(self, burst: list[Incoming], weight: int) -> None:
+    async def _work(self, burst: list[ReceivedMessage], weight: int) -> None:
         try:
             if len(burst) == 1:
                 await self._answer(burst[0])
@@ -230,14 +230,14 @@ class Session(asyncio.BufferedProtocol):
             self.abort()
         self._start_waiting()
 
-    async def _answer(self, incoming: Incoming) -> None:
+    async def _answer(self, incoming: ReceivedMessage) -> None:
         message = incoming.message
         if isinstance(message, Login | Enroll):
             await self._open(incoming.request_id, message)
             return
         if self._draining:
             reply: Reply = _SHUTTING_DOWN
-        elif isinstance(message, Unknown):
+        elif isinstance(message, UnknownRequest):
             reply = Error("unknown-request", "this server does not know that request")
         else:
             # The connection lets requests through only once a login was accepted.
@@ -246,7 +246,7 @@ class Session(asyncio.BufferedProtocol):
             )
         await self._reply(incoming.request_id, reply)
 
-    async def _answer_all(self, burst: list[Incoming]) -> None:
+    async def _answer_all(self, burst: list[ReceivedMessage]) -> None:
         if self._draining:
             for incoming in burst:
                 await self._reply(incoming.request_id, _SHUTTING_DOWN)

@@ -19,7 +19,7 @@ from protocol.records.records import Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.rotation import RotateBegin
-from protocol.wire.messages.session import VERSION, Enroll, Limits, Login, Session, Welcome
+from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.uploads import Data
 from sfsd.errors import JournalRefusedError, Refused, StoreRefusedError
 from sfsd.net.batches import Deciding, Failure
@@ -55,7 +55,7 @@ class Service:
         """A fresh first frame: who this server is, and what it asks of a login."""
         identity, policy = self.world.identity, self.world.config.rotation
         return Welcome(
-            versions=(VERSION,),
+            versions=(PROTOCOL_VERSION,),
             statement=identity.body,
             signature=identity.signature,
             challenge=secrets.token_bytes(32),

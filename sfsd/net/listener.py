@@ -16,7 +16,7 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
 from sfsd.config import Limits
@@ -118,7 +118,7 @@ class Server:
         self._incidents.count(kind)
 
     async def _note(self, op: str, detail: dict[str, str]) -> None:
-        made = self.world.committer.submit(Change(Draft(op=op, actor=SERVER, detail=detail)))
+        made = self.world.committer.submit(Change(EntryDraft(op=op, actor=SERVER, detail=detail)))
         try:
             await asyncio.wrap_future(made)
         except SfsdError as exc:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from protocol.codec.encoding import Buffer
-from protocol.wire.frames import TLS_RECORD, cut_for_records
+from protocol.wire.frames import TLS_RECORD, split_for_tls_records
 
 CHUNK: Final = 256 * 1024
 """Bytes that the transport is given at once, and has waiting before it is given no more."""
@@ -93,6 +93,6 @@ class Outgoing:
 
 def _chunks(frame: list[Buffer]) -> Iterator[Buffer]:
     """The bytes of a large frame, in order."""
-    for piece in cut_for_records(frame):
+    for piece in split_for_tls_records(frame):
         for start in range(0, len(piece), CHUNK):
             yield piece[start : start + CHUNK]

@@ -15,9 +15,9 @@ from protocol.codec.names import OPERATOR
 from protocol.codec.values import changed
 from protocol.log import checkpoint
 from protocol.records.records import enrol_proof_body, login_body, record_hash
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages import Receipt
-from protocol.wire.messages.session import VERSION, Enroll, Login, Ping, Pong, Session
+from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Ping, Pong, Session
 from sfsd.errors import Refused
 from sfsd.log.proofs import Consistency
 from sfsd.rules.context import EVERYONE, Access, Commit, Principal, World, draft, operation
@@ -51,7 +51,7 @@ def log_in(world: World, message: Login, welcome: bytes, address: str) -> Openin
         generation=message.generation,
     )
     try:
-        verify(Label.LOGIN, body, message.signature, public or _NOBODY)
+        verify_signature(Label.LOGIN, body, message.signature, public or _NOBODY)
     except SignatureError as exc:
         raise _refused() from exc
     if public is None:
@@ -202,8 +202,8 @@ def _session(
 
 
 def _check_version(version: int) -> None:
-    if version != VERSION:
-        raise Refused("bad-request", f"this server speaks version {VERSION}")
+    if version != PROTOCOL_VERSION:
+        raise Refused("bad-request", f"this server speaks version {PROTOCOL_VERSION}")
 
 
 def _refused() -> Refused:

@@ -15,7 +15,7 @@ from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import changed
 from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
 from protocol.records.records import RotationFinish, wrap_leaf
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.rotation import (
@@ -91,7 +91,9 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
 def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
     head = user.chain.head
     try:
-        verify(Label.ROTATION_FINISH, message.finish, message.finish_signature, head.sign_pub)
+        verify_signature(
+            Label.ROTATION_FINISH, message.finish, message.finish_signature, head.sign_pub
+        )
         finish = RotationFinish.parse(message.finish)
     except SignatureError as exc:
         raise Refused("refused", "the finish is not signed by the current key") from exc

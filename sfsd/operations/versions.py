@@ -9,7 +9,7 @@ from typing import Any
 
 from protocol.codec.merkle import HASH_SIZE
 from protocol.codec.values import Value, changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import SignedRecord, Wrap
@@ -216,7 +216,7 @@ def _claim_anew(
 
 def entry_of(
     who: Principal, op: str, admitted: Admitted, version: int | None, **fields: Any
-) -> Draft:
+) -> EntryDraft:
     """What the log says of a record that was admitted; `fields` of the draft beside that."""
     record = admitted.record
     known = {

@@ -11,7 +11,7 @@ from typing import Final, Self
 from protocol.codec.errors import SignatureError
 from protocol.codec.values import Value, changed
 from protocol.records.records import Statement, record_hash
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
@@ -154,7 +154,7 @@ def _check(items: Sequence[RewrapItem], head: Statement, keys: Keys) -> None:
         for endorsement in item.endorsements:
             digest, signature = endorsement.record_hash, endorsement.signature
             try:
-                verify(Label.ENDORSE, digest, signature, head.sign_pub)
+                verify_signature(Label.ENDORSE, digest, signature, head.sign_pub)
             except SignatureError as exc:
                 why = "an endorsement that the current key did not make"
                 raise Refused("refused", why) from exc

@@ -15,7 +15,7 @@ import hashlib
 from typing import Final
 
 from protocol.codec.names import SERVER
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
 from sfsd.rules.context import World
@@ -77,7 +77,7 @@ def expired(world: World, owner: str) -> Change | None:
     ]
     if not gone:
         return None
-    draft = Draft(
+    draft = EntryDraft(
         op="retention",
         actor=SERVER,
         owner=owner,

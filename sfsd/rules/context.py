@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
 from protocol.codec.values import Mutable, Value, field
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Receipt, Reply, Request
 from sfsd.config import Config
@@ -247,7 +247,7 @@ def operation(
     return enter
 
 
-def draft(who: Principal, op: str, **fields: Any) -> Draft:
+def draft(who: Principal, op: str, **fields: Any) -> EntryDraft:
     """A draft in the name of `who`, tied to his login."""
     session = who.session if who.session >= 0 else None
-    return Draft(op=op, actor=who.user, session=session, **fields)
+    return EntryDraft(op=op, actor=who.user, session=session, **fields)

@@ -19,11 +19,11 @@ from protocol.records.records import (
     REENCRYPT,
     WRAPPED_SIZES,
     FileRecord,
-    Reader,
+    ReaderEntry,
     Statement,
     record_hash,
 )
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import Refused, Stale, require
@@ -137,7 +137,7 @@ class Admission:
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
         try:
-            verify(Label.RECORD, body, signature, public)
+            verify_signature(Label.RECORD, body, signature, public)
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
         if (blocked := block_of(user, self._clock())) is not None:
@@ -213,14 +213,14 @@ class Admission:
         if before is not None and record.op not in (ACCESS, MOVE):
             require(record.readers == before.readers, "only an access record changes the readers")
 
-    def _reader(self, reader: Reader) -> User:
+    def _reader(self, reader: ReaderEntry) -> User:
         name, first_hash, _ = reader
         user = self._accounts.find(name)
         if user is None or user.chain.first_hash != first_hash:
             raise Refused("bad-request", f"no user {name} with that first statement")
         return user
 
-    def _wants_wrap(self, reader: Reader, user: User) -> bool:
+    def _wants_wrap(self, reader: ReaderEntry, user: User) -> bool:
         # A client whose clock is a little ahead leaves out who is about to expire.
         soon, expires = self._clock() + SKEW, reader[2]
         granted = expires == 0 or soon < expires

@@ -14,7 +14,7 @@ from typing import Final
 
 from protocol.codec.names import SERVER
 from protocol.codec.values import Mutable, field
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 
 SOURCES: Final = 16
 """Sources a minute that are told apart; the others are counted together."""
@@ -37,7 +37,7 @@ class RefusalLog:
         self._lock = threading.Lock()
         self._minute = 0
         self._groups: dict[str, _Group] = {}
-        self._finished: list[Draft] = []
+        self._finished: list[EntryDraft] = []
 
     def note(self, address: str, user: str, code: str) -> None:
         """`user` (a name that was checked) was refused with `code` at `address` (an IP)."""
@@ -51,7 +51,7 @@ class RefusalLog:
                 user = _OTHERS
             group.users[user] += 1
 
-    def due(self, *, all_of_them: bool = False) -> list[Draft]:
+    def due(self, *, all_of_them: bool = False) -> list[EntryDraft]:
         """What has to be logged by now and was not handed out before; at the end, all."""
         with self._lock:
             self._turn(force=all_of_them)
@@ -73,6 +73,6 @@ class RefusalLog:
             }
             # Bounded too where nobody fetches: what no longer fits is a minute nobody could log.
             if len(self._finished) <= SOURCES:
-                self._finished.append(Draft(op="refused", actor=SERVER, detail=detail))
+                self._finished.append(EntryDraft(op="refused", actor=SERVER, detail=detail))
         self._minute = minute
         self._groups = {}

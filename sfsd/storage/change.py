@@ -18,7 +18,7 @@ from typing import Protocol
 from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import PathError
 from sfsd.storage.upload_file import Staged
 
@@ -120,7 +120,7 @@ class Change(Value):
     and before anyone is answered: for indexes, caches and ledgers; it must not raise.
     """
 
-    draft: Draft
+    draft: EntryDraft
     expect: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
     effects: tuple[Effect, ...] = ()
     claim: Claim | None = None

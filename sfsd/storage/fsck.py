@@ -17,7 +17,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import RemoteProtocolError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Mutable, Value, field
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.records.records import Statement
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import Syncs
@@ -54,7 +54,7 @@ class _Known(Mutable):
     chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
     waiting: dict[str, Wanted] = field(default_factory=dict)
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: LogEntry) -> None:
         for path, digest in entry.paths.items():
             if entry.seq > self.applied:
                 self.waiting[path] = Wanted(entry.seq, path, digest, entry.stage)
@@ -65,7 +65,7 @@ class _Known(Mutable):
         if entry.op in _CHAIN_OPS and entry.owner is not None and entry.rec is not None:
             self._link(entry, entry.owner, entry.rec)
 
-    def _link(self, entry: Entry, owner: str, body: bytes) -> None:
+    def _link(self, entry: LogEntry, owner: str, body: bytes) -> None:
         try:
             statement = Statement.parse(body)
         except RemoteProtocolError:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from protocol.codec.values import Value, changed
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import SfsdError, Stale, StoreFullError
 from sfsd.fs.descriptors import Syncs, refused
 from sfsd.fs.files import Files
@@ -51,7 +51,7 @@ class Prepared:
         self.first_seq = first_seq
         self.accepted: list[int] = []
         self.refused: dict[int, SfsdError] = {}
-        self.drafts: list[Draft] = []
+        self.drafts: list[EntryDraft] = []
         self.steps: list[Step] = []
         self.changes: list[Change] = []
         self.adopted: list[Staged] = []
@@ -200,7 +200,7 @@ class Builder:
             _drop(self._files, self._staging / f"{name}.ct")
         del self.prepared.linked[keep:]
 
-    def _draft(self, draft: Draft, steps: list[Step]) -> Draft:
+    def _draft(self, draft: EntryDraft, steps: list[Step]) -> EntryDraft:
         if not steps:
             return draft
         paths = {step.path: None if step.digest is None else step.digest.hex() for step in steps}

@@ -25,7 +25,7 @@ from protocol.records.records import (
     Statement,
 )
 from protocol.records.signatures import Label
-from protocol.wire.connection import _LEGAL, MAX_OUTSTANDING, Role, State
+from protocol.wire.connection import _LEGAL, MAX_OUTSTANDING, ConnectionState, Role
 from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import Message, Request, registered
 from protocol.wire.messages.base import ERROR_CODES, LEAVES_PER_PAGE, MAX_SMALL, PIECE
@@ -190,7 +190,7 @@ def test_limits() -> None:
 def test_legal_order() -> None:
     for state, server, client, _ in rows("Legal order"):
         for role, said in ((Role.SERVER, server), (Role.CLIENT, client)):
-            legal, limit = _LEGAL[role, State[state]]
+            legal, limit = _LEGAL[role, ConnectionState[state]]
             assert said.endswith(f"≤ {limit}") or (said, legal) == ("nothing", frozenset())
             if "repl" not in said and "request" not in said.replace("request id", ""):
                 assert set(re.findall(r"[A-Z]\w+", said)) == {cls.__name__ for cls in legal}

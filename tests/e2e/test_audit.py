@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from sfsc.log.account_log import OwnLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
@@ -268,7 +268,7 @@ def test_keys_that_are_rotated_while_a_history_is_verified(
     """Before the log is read, or behind that: neither is tampering."""
     entries = OwnLog.entries
 
-    def rotated(own: OwnLog) -> list[Entry]:
+    def rotated(own: OwnLog) -> list[LogEntry]:
         found = [] if first else entries(own)
         alice.run("rotate")
         put(alice, "b")

@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import (
     FileRecord,
     ServerStatement,
@@ -120,7 +120,7 @@ class Log:
         limits = Limits(window, 90 * 86400, 30 * 86400, 10)
         return Welcome((1,), body, signature, os.urandom(32), limits)
 
-    def append(self, draft: Draft) -> int:
+    def append(self, draft: EntryDraft) -> int:
         """The seq of a new entry."""
         seq = len(self.lines)
         heads = {user: self.heads.get(user, (0, auditlog.GENESIS)) for user in draft.accounts}
@@ -140,7 +140,7 @@ class Log:
     def fill(self, count: int) -> None:
         """Entries of others."""
         for _ in range(count):
-            self.append(Draft(op="login", actor="someone"))
+            self.append(EntryDraft(op="login", actor="someone"))
 
     def _take(self, line: bytes, digest: bytes) -> None:
         self.lines.append(line)
@@ -359,7 +359,9 @@ class Simulator:
             user=request.user,
             generation=request.generation,
         )
-        self.log.append(Draft(op="login", actor=request.user, rec=body, accounts=(request.user,)))
+        self.log.append(
+            EntryDraft(op="login", actor=request.user, rec=body, accounts=(request.user,))
+        )
         self._here.opened = self.log.size
         return self.log.session(request.known_size)
 
@@ -374,7 +376,7 @@ class Simulator:
     ) -> int:
         public = Statement.parse(self.statement or body).sign_pub
         seq = self.log.append(
-            Draft(
+            EntryDraft(
                 op=op,
                 actor=user,
                 owner=user,

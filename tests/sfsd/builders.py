@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from protocol.codec import merkle
 from protocol.log import auditlog
-from protocol.log.auditlog import Entry
+from protocol.log.auditlog import LogEntry
 from protocol.log.checkpoint import Verifier, origin_of, verify
 from protocol.records.records import (
     DELETE,
@@ -35,7 +35,7 @@ from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.accounts import UserAdd
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.files import Record, RecordChange
-from protocol.wire.messages.session import VERSION, Enroll, Login, Session
+from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Session
 from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, UploadState
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
@@ -104,7 +104,7 @@ class Daemon:
         person.who = self.open(person.enroll())[0]
         return person
 
-    def entries(self, op: str | None = None) -> list[Entry]:
+    def entries(self, op: str | None = None) -> list[LogEntry]:
         lines = enumerate(self.world.journal.lines())
         entries = [auditlog.parse(line, seq=seq) for seq, line in lines]
         return [entry for entry in entries if op in (None, entry.op)]
@@ -150,15 +150,15 @@ def login(user: str, key: SigningKey, generation: int = 1, **changed: Any) -> Lo
         server=changed.get("server", SERVER_ID),
         spki=changed.get("spki", SPKI),
         welcome=changed.get("welcome", WELCOME),
-        version=VERSION,
+        version=PROTOCOL_VERSION,
         user=user,
         generation=generation,
     )
     known_size = changed.get("known_size", 0)
-    return Login(VERSION, user, generation, known_size, key.sign(Label.LOGIN, body))
+    return Login(PROTOCOL_VERSION, user, generation, known_size, key.sign(Label.LOGIN, body))
 
 
-def check_receipt(receipt: Receipt, body: bytes | None = None) -> Entry:
+def check_receipt(receipt: Receipt, body: bytes | None = None) -> LogEntry:
     """The entry that a receipt proves, its line hashed, its place and the checkpoint verified."""
     point = verify(receipt.checkpoint, VERIFIER)
     entry = auditlog.parse(receipt.line)
@@ -251,7 +251,7 @@ class Person:
         token = changed.get("token", self.token)
         proof = hmac.new(hashlib.sha256(token).digest(), covered, hashlib.sha256).digest()
         signature = changed.get("signature", self.key.sign(Label.STATEMENT, body))
-        return Enroll(VERSION, self.name, body, self.bundle, signature, proof)
+        return Enroll(PROTOCOL_VERSION, self.name, body, self.bundle, signature, proof)
 
     @property
     def first_hash(self) -> bytes:

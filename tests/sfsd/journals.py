@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import GENESIS, Draft, Entry
+from protocol.log.auditlog import GENESIS, EntryDraft, LogEntry
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
@@ -20,11 +20,13 @@ VERIFIER = Verifier(ORIGIN, KEY.public)
 RESERVE = 4096
 
 
-def draft(note: str = "", *accounts: str) -> Draft:
-    return Draft(op="upload", actor="alice", detail={"note": note}, accounts=accounts or ("alice",))
+def draft(note: str = "", *accounts: str) -> EntryDraft:
+    return EntryDraft(
+        op="upload", actor="alice", detail={"note": note}, accounts=accounts or ("alice",)
+    )
 
 
-def drafts(count: int, *accounts: str) -> list[Draft]:
+def drafts(count: int, *accounts: str) -> list[EntryDraft]:
     return [draft(str(number), *accounts) for number in range(count)]
 
 
@@ -39,7 +41,7 @@ def open_journal(folder: Path, files: Files | None = None) -> Journal:
     )
 
 
-def check(journal: Journal) -> list[Entry]:
+def check(journal: Journal) -> list[LogEntry]:
     """Everything a journal says about itself, checked as a client would; its entries."""
     lines = list(journal.lines())
     entries = list(auditlog.verify_chain(lines))

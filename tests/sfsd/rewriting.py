@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from protocol.log import auditlog
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 
 
 def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
@@ -13,8 +13,10 @@ def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
     changed = list(lines)
     for at in range(seq, len(lines) if chain else seq + 1):
         entry = auditlog.parse(lines[at])
-        fields = [field.name for field in dataclasses.fields(Draft) if field.name != "accounts"]
-        draft = Draft(**{name: getattr(entry, name) for name in fields})
+        fields = [
+            field.name for field in dataclasses.fields(EntryDraft) if field.name != "accounts"
+        ]
+        draft = EntryDraft(**{name: getattr(entry, name) for name in fields})
         prev = auditlog.line_hash(changed[at - 1]) if at > seq else entry.prev
         changed[at], _ = auditlog.encode(
             dataclasses.replace(draft, actor="mallory") if at == seq else draft,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
 from sfsd import server_keys
@@ -81,7 +81,7 @@ def test_a_log_that_is_damaged_where_a_statement_is_looked_for(root: Path) -> No
     stated(root)
     new_key(root)
     with locked(root), opened(root) as world:
-        world.committer.submit(Change(Draft(op="start", actor="server"))).result()
+        world.committer.submit(Change(EntryDraft(op="start", actor="server"))).result()
     path = root / "logs" / "audit.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from protocol.log.checkpoint import Verifier
 from protocol.records.records import ServerStatement, server_id
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 from sfsd import server_keys
 from sfsd.errors import ConfigError
 
@@ -101,7 +101,7 @@ def test_what_is_made(folder: Path) -> None:
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
         assert folder.stat().st_mode & 0o777 == 0o700
     statement = ServerStatement.parse(keys.statement)
-    verify(Label.SERVER_STATEMENT, keys.statement, keys.signature, statement.server_pub)
+    verify_signature(Label.SERVER_STATEMENT, keys.statement, keys.signature, statement.server_pub)
     assert (statement.n, statement.created) == (1, NOW)
     assert keys.server_id == server_id(statement.server_pub)
     assert keys.origin == f"sfs/{keys.server_id.hex()}"

@@ -29,7 +29,7 @@ from protocol.records.records import (
     PUT,
     RESTORE,
     FileRecord,
-    Reader,
+    ReaderEntry,
     ServerStatement,
 )
 from protocol.records.signatures import Label
@@ -81,7 +81,7 @@ class Kept:
 
 @dataclass
 class File:
-    readers: tuple[Reader, ...] = ()
+    readers: tuple[ReaderEntry, ...] = ()
     current: int = 0
     versions: dict[int, Kept] = field(default_factory=dict)
 

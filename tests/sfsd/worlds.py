@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
@@ -167,7 +167,7 @@ class World:
             for path, data in step.expect.items()
         }
         effects = tuple(self._effect(deed) for deed in step.deeds)
-        return Change(Draft("test", "alice", accounts=("alice",)), expect, effects)
+        return Change(EntryDraft("test", "alice", accounts=("alice",)), expect, effects)
 
     def _effect(self, deed: Put | Upload | Copy | Drop) -> Effect:
         match deed:

@@ -19,7 +19,7 @@ from protocol.codec.fields import Struct
 from protocol.log import auditlog
 from protocol.records import records
 from protocol.records.signatures import Label
-from protocol.wire.frames import frame
+from protocol.wire.frames import encode_frame
 from protocol.wire.messages import Message, encode
 from tests.vectors import protocol_examples as examples
 
@@ -51,7 +51,7 @@ def _record_vector(name: str) -> dict[str, object]:
     }
 
 
-def _value(record: records.Record, key: str) -> object:
+def _value(record: records.SignedStruct, key: str) -> object:
     return getattr(record, "from_" if key == "from" else key)
 
 
@@ -61,7 +61,7 @@ def _frame_vector(request_id: int, message: Message) -> dict[str, object]:
         "type": message.TYPE,
         "request_id": request_id,
         "fields": plain(message),
-        "frame": b"".join(frame(encode(request_id, message))).hex(),
+        "frame": b"".join(encode_frame(encode(request_id, message))).hex(),
     }
 
 

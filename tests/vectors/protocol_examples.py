@@ -170,7 +170,7 @@ REENCRYPT = dataclasses.replace(
 PURGE = _successor(MOVED_AWAY, op="purge", purged=(1, 2))
 FINISH = RotationFinish(generation=2, as_of_seq=7, files=1, root=fill("wraps root", 32))
 
-RECORDS: dict[str, tuple[records.Record, Label, str]] = {
+RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "server statement": (SERVER_STATEMENT, Label.SERVER_STATEMENT, "server"),
     "first statement": (FIRST, Label.STATEMENT, "alice 1"),
     "second statement": (SECOND, Label.STATEMENT, "alice 2"),
@@ -196,15 +196,15 @@ def signed(name: str) -> tuple[bytes, bytes]:
 def _log() -> list[bytes]:
     """Lines of a small log: a start, the enrolment, and every record of alice's file in order."""
     drafts = [
-        auditlog.Draft("start", "server"),
-        auditlog.Draft("enrol", "alice", "alice", **_logged("first statement")),
-        auditlog.Draft("login", "alice", "alice"),
+        auditlog.EntryDraft("start", "server"),
+        auditlog.EntryDraft("enrol", "alice", "alice", **_logged("first statement")),
+        auditlog.EntryDraft("login", "alice", "alice"),
     ]
     for name in ("put", "delete", "restore", "access", "purge"):
         record = RECORDS[name][0]
         assert isinstance(record, FileRecord)
         drafts.append(
-            auditlog.Draft(
+            auditlog.EntryDraft(
                 record.op, "alice", "alice", record.file_id, record.version, 2, **_logged(name)
             )
         )
@@ -247,7 +247,7 @@ RECEIPT = Receipt(
 
 
 WELCOME = session.Welcome(
-    (session.VERSION,),
+    (session.PROTOCOL_VERSION,),
     *signed("server statement"),
     challenge=fill("challenge", 32),
     limits=session.Limits(window=32 * 1024 * 1024, max_age=90 * DAY, grace=30 * DAY, jitter=10),

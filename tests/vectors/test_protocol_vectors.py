@@ -15,7 +15,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import SignatureError
 from protocol.log import auditlog, checkpoint
 from protocol.records import records
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.frames import FrameReader
 from protocol.wire.messages import decode, registered
 from tests.vectors import protocol_examples
@@ -59,14 +59,14 @@ def test_frames_parse(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
 def test_records_parse_and_verify(vector: dict[str, Any]) -> None:
     body, signature = bytes.fromhex(vector["body"]), bytes.fromhex(vector["signature"])
-    cls: type[records.Record] = getattr(records, vector["type"])
+    cls: type[records.SignedStruct] = getattr(records, vector["type"])
     record = cls.parse(body)
     assert record.encode() == body
     assert list(record.to_map()) == list(vector["fields"])
     assert records.record_hash(body).hex() == vector["sha256"]
-    verify(Label(vector["label"].encode()), body, signature, SIGNERS[vector["signer"]])
+    verify_signature(Label(vector["label"].encode()), body, signature, SIGNERS[vector["signer"]])
     with pytest.raises(SignatureError):
-        verify(Label.LOGIN, body, signature, SIGNERS[vector["signer"]])
+        verify_signature(Label.LOGIN, body, signature, SIGNERS[vector["signer"]])
 
 
 def test_names_of_keys() -> None:
@@ -86,7 +86,7 @@ def test_login_covers_this_very_welcome() -> None:
     signed = b"sfs/v1/login\0" + body
     sent = next(f["fields"] for f in FRAMES if f["message"] == "Login")
     assert sent["signature"] == login["signature"]
-    verify(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["alice 1"])
+    verify_signature(Label.LOGIN, body, bytes.fromhex(sent["signature"]), SIGNERS["alice 1"])
     key = SigningKey.from_seed(bytes.fromhex(VECTORS["signers"]["alice 1"]["seed"]))
     assert key.sign_note(signed).hex() == login["signature"]
 
@@ -105,7 +105,7 @@ def test_enrolment_proof() -> None:
 def test_endorsement() -> None:
     endorsed = VECTORS["endorsement"]
     body, signature = (bytes.fromhex(endorsed[key]) for key in ("record_sha256", "signature"))
-    verify(Label.ENDORSE, body, signature, SIGNERS[endorsed["signer"]])
+    verify_signature(Label.ENDORSE, body, signature, SIGNERS[endorsed["signer"]])
 
 
 def test_the_log_chains_and_its_receipt_verifies() -> None:

@@ -37,7 +37,7 @@ LEAVES_PER_PAGE = 16 * 1024
 Metadata = Annotated[bytes, AtMost(MAX_METADATA)]
 RecordBytes = Annotated[bytes, AtMost(MAX_RECORD)]
 Proof = Annotated[tuple[Bytes32, ...], AtMost(MAX_PROOF)]
-Checkpoint = Annotated[bytes, AtMost(MAX_CHECKPOINT)]
+CheckpointNote = Annotated[bytes, AtMost(MAX_CHECKPOINT)]
 Leaves = Annotated[bytes, AtMost(LEAVES_PER_PAGE * HASH_SIZE)]
 """Leaf hashes of a blob, 32 bytes each, concatenated."""
 UploadId = Bytes16
@@ -171,7 +171,7 @@ class Receipt(Struct):
 
     line: Annotated[bytes, AtMost(MAX_LINE)]
     inclusion: Proof
-    checkpoint: Checkpoint
+    checkpoint: CheckpointNote
     consistency: Proof
 
 

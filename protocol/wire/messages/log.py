@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
 from protocol.log.auditlog import MAX_LINE
-from protocol.wire.messages.base import Checkpoint, Proof, Reply, Request, message
+from protocol.wire.messages.base import CheckpointNote, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000
 """Entries in one page; the server sends fewer where a page would pass a frame."""
@@ -18,7 +18,7 @@ CONSISTENCY = "consistency"
 class LogCheckpoint(Reply):
     """The log's signed present, proven from the checkpoint that opened the session."""
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointNote
     consistency: Proof
 
 

@@ -18,7 +18,7 @@ from protocol.codec.fields import (
 )
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
-    Checkpoint,
+    CheckpointNote,
     Message,
     Proof,
     Receipt,
@@ -28,8 +28,8 @@ from protocol.wire.messages.base import (
     message,
 )
 
-VERSION = 1
-Version = Annotated[int, Between(1, 255)]
+PROTOCOL_VERSION = 1
+ProtocolVersion = Annotated[int, Between(1, 255)]
 
 
 class Limits(Struct):
@@ -49,7 +49,7 @@ class Limits(Struct):
 class Welcome(Reply):
     """The server's first frame (request id 0): what it is, signed by its long-lived key."""
 
-    versions: Annotated[tuple[Version, ...], AtMost(16)]
+    versions: Annotated[tuple[ProtocolVersion, ...], AtMost(16)]
     statement: RecordBytes
     signature: Signature
     challenge: Bytes32
@@ -73,7 +73,7 @@ class Session(Reply):
     `time` is the server's clock, unix seconds.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointNote
     consistency: Proof
     receipt: Receipt | None
     notice: Notice | None
@@ -86,7 +86,7 @@ class Login(Request):
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
-    version: Version
+    version: ProtocolVersion
     user: Principal
     generation: Annotated[int, Between(0, 2**31)]
     known_size: Count
@@ -103,7 +103,7 @@ class Enroll(Request):
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
-    version: Version
+    version: ProtocolVersion
     user: UserName
     statement: RecordBytes
     bundle: Annotated[bytes, AtMost(MAX_BUNDLE)]

@@ -8,7 +8,7 @@ from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Str
 from protocol.log.auditlog import MAX_LINE
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
-    Checkpoint,
+    CheckpointNote,
     Done,
     FileView,
     Proof,
@@ -40,7 +40,7 @@ class Identity(Reply):
     """A user's statements in order from `first` on, each proven in `checkpoint`."""
 
     statements: Annotated[tuple[SignedStatement, ...], AtMost(8)]
-    checkpoint: Checkpoint
+    checkpoint: CheckpointNote
     consistency: Proof
     next: Count
 

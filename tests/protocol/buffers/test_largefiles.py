@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.buffers import largefiles
-from protocol.buffers.lending import PAGE, Lender
+from protocol.buffers.pool import PAGE, BufferPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
 
@@ -50,7 +50,7 @@ def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path:
         direct = largefiles.open_direct(file.fileno(), writing=False)
         if direct is None:
             pytest.skip("the file system cannot")
-        memory = Lender(PAGE, keep=1).lend()
+        memory = BufferPool(PAGE, keep=1).acquire()
         with open(direct, "rb", buffering=0) as same:
             assert same.readinto(memory) == PAGE
         assert bytes(memory) == bytes([1]) * PAGE

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from protocol.codec.errors import LogError
 from protocol.log import auditlog
-from protocol.log.auditlog import GENESIS, KEYS, MAX_LINE, Draft
+from protocol.log.auditlog import GENESIS, KEYS, MAX_LINE, EntryDraft
 
 TIME = "2024-02-29T23:59:59.999Z"
 SALT = bytes(range(16))
-DRAFT = Draft(
+DRAFT = EntryDraft(
     op="upload",
     actor="alice",
     owner="alice",
@@ -32,7 +32,7 @@ DRAFT = Draft(
 )
 
 
-def encode(draft: Draft = DRAFT, seq: int = 0, prev: bytes = GENESIS) -> tuple[bytes, bytes]:
+def encode(draft: EntryDraft = DRAFT, seq: int = 0, prev: bytes = GENESIS) -> tuple[bytes, bytes]:
     accounts = {user: [seq, prev.hex()] for user in draft.accounts}
     detail = {**draft.detail, "accounts": accounts}
     return auditlog.encode(draft, seq=seq, time=TIME, salt=SALT, detail=detail, prev=prev)
@@ -93,7 +93,7 @@ details = st.recursive(
 
 @given(
     draft=st.builds(
-        Draft,
+        EntryDraft,
         op=texts,
         actor=texts,
         owner=st.none() | texts,
@@ -120,7 +120,7 @@ details = st.recursive(
     prev=st.binary(min_size=32, max_size=32),
 )
 def test_every_draft_makes_one_line_that_parses_back(
-    draft: Draft, detail: dict[str, Any], seq: int, salt: bytes, prev: bytes
+    draft: EntryDraft, detail: dict[str, Any], seq: int, salt: bytes, prev: bytes
 ) -> None:
     line, digest = auditlog.encode(draft, seq=seq, time=TIME, salt=salt, detail=detail, prev=prev)
     assert b"\n" not in line
@@ -333,7 +333,7 @@ def test_the_records_of_an_entry() -> None:
     for draft, records in (
         (DRAFT, (own,)),
         (replace(DRAFT, detail=both), (own, (b"a", {"00": b"b"}))),
-        (Draft("login", "alice"), ()),
+        (EntryDraft("login", "alice"), ()),
     ):
         assert auditlog.parse(encode(draft)[0]).records == records
 
@@ -346,7 +346,7 @@ def test_a_hash_in_the_detail_has_one_spelling(where: str, spelled: Callable[[st
     for known in (text, spelled(text)):
         detail = {where: {"ada": known if where == "paths" else [0, known]}}
         line, _ = auditlog.encode(
-            Draft("test", "ada"), seq=0, time=TIME, salt=bytes(16), detail=detail, prev=GENESIS
+            EntryDraft("test", "ada"), seq=0, time=TIME, salt=bytes(16), detail=detail, prev=GENESIS
         )
         if known == text:
             auditlog.parse(line)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol.codec import merkle
 from protocol.codec.errors import CheckpointError, LogError, ProofError
 from protocol.log import auditlog, checkpoint, tlogproof
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.signatures import SigningKey
@@ -27,7 +27,7 @@ def written(count: int) -> tuple[list[bytes], list[bytes]]:
     lines: list[bytes] = []
     hashes = [auditlog.GENESIS]
     for seq in range(count):
-        draft = Draft("put", "alice", "alice", f"{seq:032x}", 1)
+        draft = EntryDraft("put", "alice", "alice", f"{seq:032x}", 1)
         line, digest = auditlog.encode(
             draft, seq=seq, time=TIME, salt=bytes(16), detail={}, prev=hashes[-1]
         )

@@ -23,15 +23,15 @@ from protocol.records.records import (
     OWN_KEYS,
     XWING_PUBLIC_SIZE,
     FileRecord,
-    Record,
     RotationFinish,
     ServerStatement,
+    SignedStruct,
     Statement,
 )
 from tests.protocol.strategies import structs
 from tests.vectors import protocol_examples as examples
 
-CLASSES: list[type[Record]] = [ServerStatement, Statement, FileRecord, RotationFinish]
+CLASSES: list[type[SignedStruct]] = [ServerStatement, Statement, FileRecord, RotationFinish]
 COMMON = {
     "server",
     "owner",
@@ -75,7 +75,7 @@ HASH = bytes(32)
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.data())
-def test_round_trip(cls: type[Record], data: st.DataObject) -> None:
+def test_round_trip(cls: type[SignedStruct], data: st.DataObject) -> None:
     record = data.draw(structs(cls))
     body = record.encode()
     assert cls.parse(body) == record
@@ -84,7 +84,7 @@ def test_round_trip(cls: type[Record], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.data())
-def test_a_missing_unknown_or_doubled_key(cls: type[Record], data: st.DataObject) -> None:
+def test_a_missing_unknown_or_doubled_key(cls: type[SignedStruct], data: st.DataObject) -> None:
     written = data.draw(structs(cls)).to_map()
     key = data.draw(st.sampled_from(sorted(written)))
     less = {name: value for name, value in written.items() if name != key}
@@ -100,7 +100,9 @@ def test_a_missing_unknown_or_doubled_key(cls: type[Record], data: st.DataObject
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.data())
-def test_a_changed_record_is_another_or_refused(cls: type[Record], data: st.DataObject) -> None:
+def test_a_changed_record_is_another_or_refused(
+    cls: type[SignedStruct], data: st.DataObject
+) -> None:
     record = data.draw(structs(cls))
     body = bytearray(record.encode())
     at = data.draw(st.integers(0, len(body) - 1))
@@ -117,7 +119,7 @@ def test_a_changed_record_is_another_or_refused(cls: type[Record], data: st.Data
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_record_or_a_remote_error(cls: type[Record], data: bytes) -> None:
+def test_any_bytes_are_a_record_or_a_remote_error(cls: type[SignedStruct], data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         cls.parse(data)
 

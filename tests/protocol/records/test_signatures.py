@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec.errors import SignatureError
-from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify, verify_note
+from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify_note, verify_signature
 
 KEY = SigningKey.from_seed(bytes(range(32)))
 OTHER = SigningKey.from_seed(bytes(32))
@@ -57,10 +57,10 @@ def test_known_answers(seed: str, public: str, message: str, signature: str) -> 
 def test_a_signature_is_over_label_nul_body(label: Label) -> None:
     signature = KEY.sign(label, b"body")
     assert signature == KEY.sign_note(label.value + b"\0body")
-    verify(label, b"body", signature, KEY.public)
+    verify_signature(label, b"body", signature, KEY.public)
     for other in set(Label) - {label}:
         with pytest.raises(SignatureError):
-            verify(other, b"body", signature, KEY.public)
+            verify_signature(other, b"body", signature, KEY.public)
     with pytest.raises(SignatureError):
         verify_note(b"body", signature, KEY.public)
 
@@ -77,10 +77,10 @@ def test_labels_cannot_be_confused() -> None:
 def test_one_bit_of_a_signature(body: bytes, label: Label, bit: int) -> None:
     signature = bytearray(KEY.sign(label, body))
     assert len(signature) == 64
-    verify(label, body, bytes(signature), KEY.public)
+    verify_signature(label, body, bytes(signature), KEY.public)
     signature[bit // 8] ^= 1 << bit % 8
     with pytest.raises(SignatureError):
-        verify(label, body, bytes(signature), KEY.public)
+        verify_signature(label, body, bytes(signature), KEY.public)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
@@ -88,16 +88,16 @@ def test_another_body_or_key(body: bytes, other: bytes) -> None:
     signature = KEY.sign(Label.RECORD, body)
     if body != other:
         with pytest.raises(SignatureError):
-            verify(Label.RECORD, other, signature, KEY.public)
+            verify_signature(Label.RECORD, other, signature, KEY.public)
     with pytest.raises(SignatureError):
-        verify(Label.RECORD, body, signature, OTHER.public)
+        verify_signature(Label.RECORD, body, signature, OTHER.public)
 
 
 @pytest.mark.parametrize("signature", [b"", bytes(63), bytes(64), bytes(65)])
 @pytest.mark.parametrize("public", [b"", bytes(31), bytes(33), KEY.public])
 def test_wrong_lengths(signature: bytes, public: bytes) -> None:
     with pytest.raises(SignatureError):
-        verify(Label.LOGIN, b"", signature, public)
+        verify_signature(Label.LOGIN, b"", signature, public)
 
 
 def test_fresh_keys_differ_and_keep_their_seed_to_themselves() -> None:

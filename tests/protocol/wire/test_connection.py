@@ -24,10 +24,10 @@ from protocol.wire.connection import (
     MAX_OUTSTANDING,
     WELCOME_ID,
     Connection,
-    Incoming,
+    ConnectionState,
+    ReceivedMessage,
     Role,
-    State,
-    Unknown,
+    UnknownRequest,
 )
 from protocol.wire.frames import MAX_OPENING_BODY
 from protocol.wire.messages import Error, Message, Receipt, Reply, Request, encode, registered
@@ -55,11 +55,13 @@ DATA = Data(bytes(16), 0, b"x" * 1024 * 1024)
 REFUSED = Error("refused", "no")
 
 
-def feed(to: Connection, pieces: Iterable[Buffer], chunks: Sequence[int] = ()) -> list[Incoming]:
+def feed(
+    to: Connection, pieces: Iterable[Buffer], chunks: Sequence[int] = ()
+) -> list[ReceivedMessage]:
     """What `to` makes of the pieces, received `chunks` bytes at a time, then in one go."""
     data = memoryview(b"".join(pieces))
     sizes = iter(chunks)
-    received: list[Incoming] = []
+    received: list[ReceivedMessage] = []
     at = 0
     while at < len(data):
         buffer = to.get_buffer(-1)
@@ -96,13 +98,13 @@ def opened() -> tuple[Connection, Connection]:
 
 def ask(client: Connection, server: Connection, message: Request) -> int:
     request_id, pieces = client.request(message)
-    assert feed(server, pieces) == [Incoming(request_id, message)]
+    assert feed(server, pieces) == [ReceivedMessage(request_id, message)]
     return request_id
 
 
 def assert_closed(connection: Connection) -> None:
     """Nothing is sent any more, and what still arrives has a place but no effect."""
-    assert connection.state is State.CLOSED
+    assert connection.state is ConnectionState.CLOSED
     assert feed(connection, [bytes(100_000)]) == []
     with pytest.raises(LocalProtocolError):
         connection.request(Ping())
@@ -114,7 +116,7 @@ def test_a_session() -> None:
     client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
     states = [(client.state, server.state)]
     pieces = server.respond(WELCOME_ID, WELCOME)
-    assert feed(client, pieces) == [Incoming(WELCOME_ID, WELCOME)]
+    assert feed(client, pieces) == [ReceivedMessage(WELCOME_ID, WELCOME)]
     states.append((client.state, server.state))
     digest = hashlib.sha256(b"".join(pieces)[4:]).digest()
     assert client.welcome_sha256 == server.welcome_sha256 == digest
@@ -122,16 +124,21 @@ def test_a_session() -> None:
     first = ask(client, server, LOGIN)
     assert first == 1
     server.established()
-    assert feed(client, server.respond(first, SESSION)) == [Incoming(first, SESSION)]
+    assert feed(client, server.respond(first, SESSION)) == [ReceivedMessage(first, SESSION)]
     states.append((client.state, server.state))
-    assert states == [(state, state) for state in (State.WELCOME, State.OPENING, State.OPEN)]
+    assert states == [
+        (state, state)
+        for state in (ConnectionState.WELCOME, ConnectionState.OPENING, ConnectionState.OPEN)
+    ]
 
     ids = [ask(client, server, message) for message in (Ping(), Usage(), DATA)]
     assert ids == [2, 3, 4]
     assert len(client._outstanding) == len(server._outstanding) == 3
     answers = [UploadState(bytes(16), 0), Pong(5), UsageAnswer(1, 2, 3)]
     for request_id, answer in zip((4, 2, 3), answers, strict=True):
-        assert feed(client, server.respond(request_id, answer)) == [Incoming(request_id, answer)]
+        assert feed(client, server.respond(request_id, answer)) == [
+            ReceivedMessage(request_id, answer)
+        ]
     assert len(client._outstanding) == len(server._outstanding) == 0
 
 
@@ -149,8 +156,10 @@ def test_a_refused_opening_may_be_tried_again(attempt: Request) -> None:
     for expected in (1, 2):
         request_id = ask(client, server, attempt)
         assert request_id == expected
-        assert feed(client, server.respond(request_id, REFUSED)) == [Incoming(expected, REFUSED)]
-    assert client.state is server.state is State.OPENING
+        assert feed(client, server.respond(request_id, REFUSED)) == [
+            ReceivedMessage(expected, REFUSED)
+        ]
+    assert client.state is server.state is ConnectionState.OPENING
 
 
 # What the other side may send in each state, one example of each kind of message.
@@ -162,26 +171,28 @@ KINDS: dict[str, Message] = {
     "error": REFUSED,
     "request": Ping(),
     "reply": Pong(1),
-    "unknown": Unknown(999),
+    "unknown": UnknownRequest(999),
 }
-LEGAL: dict[tuple[Role, State], set[str]] = {
-    (Role.CLIENT, State.WELCOME): {"welcome"},
-    (Role.SERVER, State.WELCOME): set(),
-    (Role.CLIENT, State.OPENING): {"session", "error"},
-    (Role.SERVER, State.OPENING): {"login", "enroll"},
-    (Role.CLIENT, State.OPEN): {"error", "reply"},
-    (Role.SERVER, State.OPEN): {"request", "unknown"},
+LEGAL: dict[tuple[Role, ConnectionState], set[str]] = {
+    (Role.CLIENT, ConnectionState.WELCOME): {"welcome"},
+    (Role.SERVER, ConnectionState.WELCOME): set(),
+    (Role.CLIENT, ConnectionState.OPENING): {"session", "error"},
+    (Role.SERVER, ConnectionState.OPENING): {"login", "enroll"},
+    (Role.CLIENT, ConnectionState.OPEN): {"error", "reply"},
+    (Role.SERVER, ConnectionState.OPEN): {"request", "unknown"},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("state", [State.WELCOME, State.OPENING, State.OPEN])
+@pytest.mark.parametrize(
+    "state", [ConnectionState.WELCOME, ConnectionState.OPENING, ConnectionState.OPEN]
+)
 @pytest.mark.parametrize("role", Role)
-def test_the_table_of_legal_order(role: Role, state: State, kind: str) -> None:
+def test_the_table_of_legal_order(role: Role, state: ConnectionState, kind: str) -> None:
     connection = _in_state(role, state)
     request_id = WELCOME_ID if kind == "welcome" else 9
-    if role is Role.CLIENT and state is not State.WELCOME:
-        request_id, _ = connection.request(LOGIN if state is State.OPENING else Ping())
+    if role is Role.CLIENT and state is not ConnectionState.WELCOME:
+        request_id, _ = connection.request(LOGIN if state is ConnectionState.OPENING else Ping())
     message = KINDS[kind]
     if kind == "unknown":
         body = encoding.pack([999, request_id, "whatever"])
@@ -189,7 +200,7 @@ def test_the_table_of_legal_order(role: Role, state: State, kind: str) -> None:
     else:
         pieces = raw(request_id, message)
     if kind in LEGAL[role, state]:
-        assert feed(connection, pieces) == [Incoming(request_id, message)]
+        assert feed(connection, pieces) == [ReceivedMessage(request_id, message)]
     else:
         wrong = UnknownMessage if (kind, role) == ("unknown", Role.CLIENT) else SequenceError
         with pytest.raises(wrong):
@@ -197,10 +208,10 @@ def test_the_table_of_legal_order(role: Role, state: State, kind: str) -> None:
         assert_closed(connection)
 
 
-def _in_state(role: Role, state: State) -> Connection:
-    if state is State.WELCOME:
+def _in_state(role: Role, state: ConnectionState) -> Connection:
+    if state is ConnectionState.WELCOME:
         return Connection(role)
-    client, server = opening() if state is State.OPENING else opened()
+    client, server = opening() if state is ConnectionState.OPENING else opened()
     assert client.state is server.state is state
     return client if role is Role.CLIENT else server
 
@@ -208,12 +219,14 @@ def _in_state(role: Role, state: State) -> Connection:
 @pytest.mark.parametrize(
     ("state", "messages"),
     [
-        (State.WELCOME, [LOGIN, ENROLL, Ping(), Usage()]),
-        (State.OPENING, [Ping(), Usage(), DATA, Unknown(7)]),
-        (State.OPEN, [LOGIN, ENROLL]),
+        (ConnectionState.WELCOME, [LOGIN, ENROLL, Ping(), Usage()]),
+        (ConnectionState.OPENING, [Ping(), Usage(), DATA, UnknownRequest(7)]),
+        (ConnectionState.OPEN, [LOGIN, ENROLL]),
     ],
 )
-def test_a_client_sends_nothing_out_of_order(state: State, messages: list[Request]) -> None:
+def test_a_client_sends_nothing_out_of_order(
+    state: ConnectionState, messages: list[Request]
+) -> None:
     client = _in_state(Role.CLIENT, state)
     for message in messages:
         with pytest.raises(LocalProtocolError):
@@ -263,7 +276,7 @@ def test_only_the_replies_of_a_request_answer_it(asked: Request) -> None:
         request_id = ask(client, server, asked)
         if type(answer) in (*asked.REPLIES, Error):
             pieces = server.respond(request_id, answer)
-            assert feed(client, pieces) == [Incoming(request_id, answer)]
+            assert feed(client, pieces) == [ReceivedMessage(request_id, answer)]
             assert len(client._outstanding) == len(server._outstanding) == 0
         else:
             with pytest.raises(LocalProtocolError):
@@ -314,7 +327,7 @@ def test_a_server_takes_no_request_id_twice(request_id: int) -> None:
 def test_a_request_id_is_free_again_after_its_reply() -> None:
     _, server = opened()
     for _ in range(2):
-        assert feed(server, raw(7, Ping())) == [Incoming(7, Ping())]
+        assert feed(server, raw(7, Ping())) == [ReceivedMessage(7, Ping())]
         server.respond(7, Pong(1))
 
 
@@ -369,15 +382,17 @@ def test_a_message_that_cannot_be_sent_takes_no_request_id() -> None:
 @pytest.mark.parametrize(
     ("role", "state", "limit"),
     [
-        (Role.CLIENT, State.WELCOME, MAX_OPENING_BODY),
-        (Role.SERVER, State.WELCOME, MAX_OPENING_BODY),
-        (Role.CLIENT, State.OPENING, MAX_BODY),
-        (Role.SERVER, State.OPENING, MAX_OPENING_BODY),
-        (Role.CLIENT, State.OPEN, MAX_BODY),
-        (Role.SERVER, State.OPEN, MAX_BODY),
+        (Role.CLIENT, ConnectionState.WELCOME, MAX_OPENING_BODY),
+        (Role.SERVER, ConnectionState.WELCOME, MAX_OPENING_BODY),
+        (Role.CLIENT, ConnectionState.OPENING, MAX_BODY),
+        (Role.SERVER, ConnectionState.OPENING, MAX_OPENING_BODY),
+        (Role.CLIENT, ConnectionState.OPEN, MAX_BODY),
+        (Role.SERVER, ConnectionState.OPEN, MAX_BODY),
     ],
 )
-def test_a_length_past_the_limit_of_the_state(role: Role, state: State, limit: int) -> None:
+def test_a_length_past_the_limit_of_the_state(
+    role: Role, state: ConnectionState, limit: int
+) -> None:
     allowed = _in_state(role, state)
     assert feed(allowed, [limit.to_bytes(4, "big")]) == []
     refusing = _in_state(role, state)
@@ -391,13 +406,17 @@ def test_a_session_longer_than_any_login_fits() -> None:
     receipt = Receipt(bytes(60_000), (), b"checkpoint", ())
     session = Session(b"checkpoint", (), receipt, None, 1)
     request_id = ask(client, server, ENROLL)
-    assert feed(client, server.respond(request_id, session)) == [Incoming(request_id, session)]
+    assert feed(client, server.respond(request_id, session)) == [
+        ReceivedMessage(request_id, session)
+    ]
 
 
 def test_unknown_requests_are_answered_and_the_session_goes_on() -> None:
     client, server = opened()
     body = encoding.pack([4000, 77, "field", [1], bytes(10)])
-    assert feed(server, [len(body).to_bytes(4, "big"), body]) == [Incoming(77, Unknown(4000))]
+    assert feed(server, [len(body).to_bytes(4, "big"), body]) == [
+        ReceivedMessage(77, UnknownRequest(4000))
+    ]
     with pytest.raises(LocalProtocolError):
         server.respond(77, Pong(1))
     assert server.respond(77, Error("unknown-request", "4000"))
@@ -451,7 +470,7 @@ def test_any_chunks_give_the_same_messages(messages: list[Request], chunks: list
     client, server = opened()
     sent = [client.request(message) for message in messages]
     pieces = [piece for _, frame in sent for piece in frame]
-    expected = [Incoming(sent[i][0], message) for i, message in enumerate(messages)]
+    expected = [ReceivedMessage(sent[i][0], message) for i, message in enumerate(messages)]
     assert feed(server, pieces, chunks) == expected
 
 
@@ -460,7 +479,7 @@ def test_byte_by_byte() -> None:
     ones = [1] * 100_000
     assert feed(client, server.respond(WELCOME_ID, WELCOME), ones)
     request_id, pieces = client.request(LOGIN)
-    assert feed(server, pieces, ones) == [Incoming(request_id, LOGIN)]
+    assert feed(server, pieces, ones) == [ReceivedMessage(request_id, LOGIN)]
     server.established()
     assert feed(client, server.respond(request_id, SESSION), ones)
     for message, reply in (
@@ -468,14 +487,14 @@ def test_byte_by_byte() -> None:
         (Read(bytes(16), 0, 5), Bytes(bytes(50_000))),
     ):
         request_id, pieces = client.request(message)
-        assert feed(server, pieces, ones) == [Incoming(request_id, message)]
+        assert feed(server, pieces, ones) == [ReceivedMessage(request_id, message)]
         answer_pieces = server.respond(request_id, reply)
-        assert feed(client, answer_pieces, ones) == [Incoming(request_id, reply)]
+        assert feed(client, answer_pieces, ones) == [ReceivedMessage(request_id, reply)]
 
 
 @given(st.binary(max_size=400), st.sampled_from(Role), st.integers(0, 2))
 def test_any_bytes_give_messages_or_a_remote_error(data: bytes, role: Role, at: int) -> None:
-    state = (State.WELCOME, State.OPENING, State.OPEN)[at]
+    state = (ConnectionState.WELCOME, ConnectionState.OPENING, ConnectionState.OPEN)[at]
     framed = len(data).to_bytes(4, "big") + data
     for stream in (data, framed):
         connection = _in_state(role, state)

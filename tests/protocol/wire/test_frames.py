@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.buffers.lending import PAGE
+from protocol.buffers.pool import PAGE
 from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.codec.errors import FrameError, LocalProtocolError
 from protocol.wire.frames import (
@@ -19,8 +19,8 @@ from protocol.wire.frames import (
     SCRATCH,
     TLS_RECORD,
     FrameReader,
-    cut_for_records,
-    frame,
+    encode_frame,
+    split_for_tls_records,
 )
 
 EDGES = (1, 2, VIEW_FROM - 1, VIEW_FROM, VIEW_FROM + 1, SCRATCH - 4, SCRATCH, SCRATCH + 1, MAX_BODY)
@@ -60,7 +60,7 @@ def pattern(size: int) -> bytes:
     ],
 )
 def test_bytes_of_frames(body: list[bytes], on_the_wire: str) -> None:
-    pieces = frame([*body])
+    pieces = encode_frame([*body])
     assert b"".join(pieces).hex() == on_the_wire
     assert pieces[1:] == body[1:]
     assert feed(FrameReader(1024), bytes.fromhex(on_the_wire), []) == [b"".join(body)]
@@ -68,14 +68,14 @@ def test_bytes_of_frames(body: list[bytes], on_the_wire: str) -> None:
 
 def test_bulk_is_not_copied_when_framed() -> None:
     bulk = bytes(100)
-    assert frame([b"\x91", bulk])[-1] is bulk
+    assert encode_frame([b"\x91", bulk])[-1] is bulk
 
 
 @pytest.mark.parametrize("size", [0, 101])
 def test_a_length_of_ours_past_the_limit(size: int) -> None:
     with pytest.raises(LocalProtocolError):
-        frame([bytes(size)], limit=100)
-    assert len(frame([bytes(100)], limit=100)[0]) == 104
+        encode_frame([bytes(size)], limit=100)
+    assert len(encode_frame([bytes(100)], limit=100)[0]) == 104
 
 
 @pytest.mark.parametrize("size", EDGES)
@@ -179,7 +179,7 @@ def test_a_head_shares_a_record_with_what_follows_it(head: int, bulk: int | None
     pieces: list[Buffer] = [bytes(head)]
     if bulk is not None:
         pieces.append(b"b" * bulk)
-    first, *rest = cut_for_records(pieces)
+    first, *rest = split_for_tls_records(pieces)
     assert b"".join((first, *rest)) == b"".join(pieces)
     assert len(first) == max(head, min(TLS_RECORD, head + (bulk or 0)))
     assert all(rest)

@@ -16,7 +16,7 @@ from protocol.records.records import (
     key_id,
     record_hash,
 )
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
 from sfsc.account.enrol import enrol_account, invited_by
@@ -77,7 +77,7 @@ def test_what_is_sent(server: Simulator, fresh: Path) -> None:
     keyring = become(server, fresh)
     (message,) = server.asked(Enroll)
     statement = Statement.parse(message.statement)
-    verify(Label.STATEMENT, message.statement, message.signature, statement.sign_pub)
+    verify_signature(Label.STATEMENT, message.statement, message.signature, statement.sign_pub)
     assert keyring.current is not None
     # The bundle opens with the device's key and with the account's own, and holds what is needed.
     for private in (

@@ -6,7 +6,7 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.records.records import PURGE, FileRecord, record_hash
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import Renewal, Version, leaf_of
@@ -92,7 +92,9 @@ def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None
         return
     (endorsement,) = sent.endorsements
     assert endorsement.record_hash == record_hash(before.content.record)
-    verify(Label.ENDORSE, endorsement.record_hash, endorsement.signature, NEW_SIGNING.public)
+    verify_signature(
+        Label.ENDORSE, endorsement.record_hash, endorsement.signature, NEW_SIGNING.public
+    )
 
 
 def test_each_gets_its_own() -> None:

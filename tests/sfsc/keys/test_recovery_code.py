@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.records.signatures import Label, verify
+from protocol.records.signatures import Label, verify_signature
 from sfsc.crypto.primitives import PublicKey
 from sfsc.errors import UsageError
 from sfsc.keys.recovery_code import RecoveryCode
@@ -51,7 +51,9 @@ def test_fresh_ones_differ_and_do_not_print() -> None:
 def test_the_keys_are_of_the_code_alone() -> None:
     again = RecoveryCode(bytes(range(32)))
     assert again.public == CODE.public
-    verify(Label.LOGIN, b"body", again.signing.sign(Label.LOGIN, b"body"), CODE.public.sign_pub)
+    verify_signature(
+        Label.LOGIN, b"body", again.signing.sign(Label.LOGIN, b"body"), CODE.public.sign_pub
+    )
     wrapped = PublicKey("xwing", CODE.public.xwing_pub).wrap(bytes(32), b"info")
     assert again.wrapping.unwrap(wrapped, b"info") == bytes(32)
     # From its text (DESIGN section 4): changing a label would lock people out.

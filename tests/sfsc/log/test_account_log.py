@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.session import Login
@@ -164,7 +164,7 @@ def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Sessi
     def committed_together(request: Request, reply: Reply) -> Reply:
         if not isinstance(request, Login):
             return reply
-        server.log.append(Draft(op="login", actor="ada", rec=b"theirs", accounts=("ada",)))
+        server.log.append(EntryDraft(op="login", actor="ada", rec=b"theirs", accounts=("ada",)))
         places.append(Followed(server.log.size, *server.log.heads["ada"]))
         server.log.fill(3)
         server._here.opened = server.log.size

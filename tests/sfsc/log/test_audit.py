@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.log.tlogproof import TlogProof, verify
 from protocol.records.records import DELETE, FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
@@ -140,7 +140,7 @@ def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> 
     put(session, "a")
     count, last = server.log.heads["ada"]
     line, _ = auditlog.encode(
-        Draft(op="download", actor="ada", owner="ada"),
+        EntryDraft(op="download", actor="ada", owner="ada"),
         seq=server.log.size,
         time="2026-11-25T00:00:00.000Z",
         salt=bytes(16),
@@ -185,7 +185,7 @@ def test_a_change_in_our_name(
         return  # that one would be right
     key = session._signing if own else SigningKey.generate()
     body, signature, record = forged(session, key, **changed)
-    draft = Draft(
+    draft = EntryDraft(
         op="delete",
         actor="ada",
         owner="ada",
@@ -202,7 +202,7 @@ def test_a_change_in_our_name(
 def test_a_change_without_a_signature(server: Simulator, session: Session) -> None:
     put(session, "a")
     body, _, record = forged(session, SigningKey.generate())
-    draft = Draft("delete", "ada", "ada", record.file_id, rec=body, accounts=("ada",))
+    draft = EntryDraft("delete", "ada", "ada", record.file_id, rec=body, accounts=("ada",))
     server.log.append(draft)
     with pytest.raises(BadRecord):
         audit(server, session)
@@ -218,7 +218,7 @@ def test_a_statement_that_is_made_meanwhile(
 
     def chain() -> tuple[bytes, ...]:
         if logged:
-            server.log.append(Draft("statement", "ada", "ada", rec=newer, accounts=("ada",)))
+            server.log.append(EntryDraft("statement", "ada", "ada", rec=newer, accounts=("ada",)))
         return server.statement, newer
 
     if logged:
@@ -229,7 +229,7 @@ def test_a_statement_that_is_made_meanwhile(
 
 
 def test_a_statement_in_our_name(server: Simulator, session: Session) -> None:
-    server.log.append(Draft("statement", "ada", "ada", rec=b"another", accounts=("ada",)))
+    server.log.append(EntryDraft("statement", "ada", "ada", rec=b"another", accounts=("ada",)))
     with pytest.raises(BrokenChain):
         audit(server, session)
 

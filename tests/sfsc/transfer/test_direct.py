@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.buffers import largefiles
-from protocol.buffers.lending import PAGE
+from protocol.buffers.pool import PAGE
 from protocol.codec.encoding import Buffer
 from sfsc.transfer import direct
 from sfsc.transfer.direct import PORTION, Direct
@@ -121,8 +121,8 @@ def test_what_lies_in_its_room_is_not_copied_and_a_part_of_it_is(
     for number, room in enumerate(rooms):
         room[:] = bytes([number]) * size
     lent = list[memoryview]()
-    lend = direct._memory.lend
-    monkeypatch.setattr(direct, "_memory", Lent(lend, lent))
+    acquire = direct._memory.acquire
+    monkeypatch.setattr(direct, "_memory", Lent(acquire, lent))
     for room in rooms[:2]:
         assert disk.file.write(room) == size
     assert not lent
@@ -134,15 +134,15 @@ def test_what_lies_in_its_room_is_not_copied_and_a_part_of_it_is(
 
 
 class Lent:
-    """A lender that notes what it lends."""
+    """Buffer pool that notes the buffers acquired from it."""
 
-    def __init__(self, lend: object, noted: list[memoryview]) -> None:
-        self._lend = lend
+    def __init__(self, acquire: object, noted: list[memoryview]) -> None:
+        self._acquire = acquire
         self._noted = noted
 
-    def lend(self) -> memoryview:
-        assert callable(self._lend)
-        memory: memoryview = self._lend()
+    def acquire(self) -> memoryview:
+        assert callable(self._acquire)
+        memory: memoryview = self._acquire()
         self._noted.append(memory)
         return memory
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol.codec import merkle
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import Statement, key_id, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
@@ -85,7 +85,7 @@ class Server:
 
     def append(self, body: bytes, signatures: tuple[bytes, ...], owner: str = "ada") -> None:
         sigs = {key_id("ed25519", KEY.public).hex(): signatures[0]}
-        draft = Draft(op="statement", actor=owner, owner=owner, rec=body, sigs=sigs)
+        draft = EntryDraft(op="statement", actor=owner, owner=owner, rec=body, sigs=sigs)
         seq = self.log.append(draft)
         self.bodies.append(body)
         self.links.append(SignedStatement(body, signatures, seq, self.log.lines[seq], ()))

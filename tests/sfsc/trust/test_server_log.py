@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import merkle
 from protocol.log import checkpoint
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Receipt
 from protocol.wire.messages.session import Welcome
@@ -56,7 +56,7 @@ def upload(log: Log, **changes: object) -> int:
         "rec": RECORD,
         "sigs": SIGNATURES,
     }
-    return log.append(Draft(**(fields | changes)))  # type: ignore[arg-type]
+    return log.append(EntryDraft(**(fields | changes)))  # type: ignore[arg-type]
 
 
 # --- Welcome

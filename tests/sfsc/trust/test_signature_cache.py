@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 from sfsc.trust import signature_cache
 from sfsc.trust.signature_cache import Signed, verifies, verifying
 
@@ -63,7 +63,7 @@ def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
         by[body] = threading.current_thread().name
         if body == many[-2][1]:
             helped.set()
-        verify(label, body, signature, public)
+        verify_signature(label, body, signature, public)
 
     monkeypatch.setattr(signature_cache, "verify", watched)
     many = signed(64)

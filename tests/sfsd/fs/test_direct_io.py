@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.buffers.largefiles import LARGE
-from protocol.buffers.lending import PAGE, Lender
+from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.merkle import PIECE_SIZE
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
 from sfsd.fs.descriptors import Syncs
 from sfsd.fs.direct_io import SMALLEST, Direct, LastOpened
@@ -26,12 +26,12 @@ from sfsd.storage.upload_file import Staged
 
 ID = bytes(range(16))
 SIZE = LARGE + 2 * PIECE_SIZE + 5
-_lender = Lender(PIECE_SIZE, keep=4)
+_lender = BufferPool(PIECE_SIZE, keep=4)
 
 
 def piece(index: int, length: int = PIECE_SIZE) -> memoryview:
     """Bytes as a frame brings them: from the beginning of a page on."""
-    view = _lender.lend()[:length]
+    view = _lender.acquire()[:length]
     view[:] = (index.to_bytes(4, "big") * (length // 4 + 1))[:length]
     return view
 
@@ -276,7 +276,9 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
     fill(staged)
     staged.seal()
     path = "alice/x.ct"
-    store.publish(store.prepare([Change(Draft("test", "alice"), {}, (Adopt(path, staged),))], 0))
+    store.publish(
+        store.prepare([Change(EntryDraft("test", "alice"), {}, (Adopt(path, staged),))], 0)
+    )
     files.past.clear()
     for past in (1, 1, 1):  # the first time, and not again
         opened = store.open_blob(path)

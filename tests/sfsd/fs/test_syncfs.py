@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import StoreFailedError
 from sfsd.fs.files import Files
 from sfsd.storage.change import Change, Write
@@ -92,7 +92,7 @@ class Watched(Files):
 def filled(root: Path, files: Watched, count: int) -> DirectoryStore:
     store = DirectoryStore(root, files)
     effects = tuple(Write(f"alice/n{number}", b"x") for number in range(count))
-    store.publish(store.prepare([Change(Draft("test", "alice"), {}, effects)], 0))
+    store.publish(store.prepare([Change(EntryDraft("test", "alice"), {}, effects)], 0))
     files.all = files.each = 0
     return store
 

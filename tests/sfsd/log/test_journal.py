@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from protocol.codec import merkle
 from protocol.log import auditlog, checkpoint
-from protocol.log.auditlog import GENESIS, MAX_LINE, Draft
+from protocol.log.auditlog import GENESIS, MAX_LINE, EntryDraft
 from sfsd.errors import (
     EntryTooLongError,
     JournalDamagedError,
@@ -71,7 +71,7 @@ def test_a_group_is_one_write_and_one_sync(journal: Journal, files: FaultyFiles)
 
 def test_entries_are_what_was_drafted(logs: Path) -> None:
     journal = open_journal(logs)
-    full = Draft(
+    full = EntryDraft(
         op="upload",
         actor="alice",
         owner="bob",
@@ -315,7 +315,7 @@ def test_a_line_damaged_while_we_run_is_named(journal: Journal, logs: Path) -> N
 
 def test_the_paths_of_an_entry_are_those_of_the_whole_entry(journal: Journal) -> None:
     detail = {"paths": {"a/b": "ab" * 32, "a/c": None}}
-    journal.append([Draft(op="upload", actor="alice", detail=detail), draft()])
+    journal.append([EntryDraft(op="upload", actor="alice", detail=detail), draft()])
     seq = journal.size - 2
     assert journal.paths(seq) == {"a/b": b"\xab" * 32, "a/c": None} == journal.entry(seq).paths
     assert journal.paths(seq + 1) == {}
@@ -324,7 +324,7 @@ def test_the_paths_of_an_entry_are_those_of_the_whole_entry(journal: Journal) ->
 
 
 def test_a_line_is_judged_again_where_the_tree_has_another(journal: Journal, logs: Path) -> None:
-    journal.append([Draft(op="upload", actor="alice", detail={"paths": {"a": "ab" * 32}})])
+    journal.append([EntryDraft(op="upload", actor="alice", detail={"paths": {"a": "ab" * 32}})])
     seq, line = journal.size - 1, journal.line(journal.size - 1)
     whole = (logs / "audit.jsonl").read_bytes()
     # White space that no line of ours has, the hash made to fit it: the tree knows no such line.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Refused
 from sfsd.net.batches import ATTEMPTS, Deciding, Failure
 from sfsd.rules.context import Commit
@@ -51,7 +51,7 @@ def outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) ->
 def write(name: str, *, undo: Callable[[], None] | None = None, stale: bool = False) -> Decision:
     path = f"alice/{name}"
     expect = {path: bytes(32)} if stale else {}
-    change = Change(Draft("test", "alice"), expect, (Write(path, b"x"),))
+    change = Change(EntryDraft("test", "alice"), expect, (Write(path, b"x"),))
     return Commit(change, lambda seq: f"{name} is {seq}", undo)
 
 
@@ -69,14 +69,14 @@ def test_what_came_together_is_decided_made_and_answered_each_for_itself(
         return write("late", stale=len(tries) < 3)
 
     def too_long() -> Decision:
-        change = Change(Draft("test", "alice", detail={"much": "x" * 65536}))
+        change = Change(EntryDraft("test", "alice", detail={"much": "x" * 65536}))
         return Commit(change, lambda _seq: "", lambda: undone.append("too long"))
 
     def unanswerable() -> Decision:
         def answer(_seq: int) -> str:
             raise OSError("the disk")
 
-        return Commit(Change(Draft("test", "alice")), answer, lambda: undone.append("made"))
+        return Commit(Change(EntryDraft("test", "alice")), answer, lambda: undone.append("made"))
 
     found = outcomes(
         committer,

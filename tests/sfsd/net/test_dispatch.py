@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from protocol.records.records import RecoveryKey
-from protocol.records.signatures import Label, SigningKey, verify
-from protocol.wire.connection import Unknown
+from protocol.records.signatures import Label, SigningKey, verify_signature
+from protocol.wire.connection import UnknownRequest
 from protocol.wire.messages import Done, Error, Request, registered
 from protocol.wire.messages.accounts import (
     ForceRotation,
@@ -148,7 +148,7 @@ def test_an_answer_is_of_a_type_that_the_request_has(served: Daemon) -> None:
 
 
 def test_a_request_of_a_later_version_is_unknown(ada: Person) -> None:
-    refused(ada.ask(Unknown(4711)), "unknown-request")
+    refused(ada.ask(UnknownRequest(4711)), "unknown-request")
 
 
 def test_entries_have_the_op_that_the_table_says(served: Daemon, ada: Person) -> None:
@@ -164,7 +164,7 @@ def test_entries_have_the_op_that_the_table_says(served: Daemon, ada: Person) ->
 def test_a_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None:
     first, second = served.service.welcome(), served.service.welcome()
     assert first.challenge != second.challenge
-    verify(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
+    verify_signature(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
     policy = served.world.config.rotation
     assert (first.limits.window, first.limits.max_age) == (WINDOW, policy.max_age)
 

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.codec.encoding import MAX_BODY
 from protocol.records.records import PURGE, FileRecord
-from protocol.wire.frames import frame
+from protocol.wire.frames import encode_frame
 from protocol.wire.messages import FileView, encode
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.files import (
@@ -225,4 +225,4 @@ def test_a_history_that_was_endorsed_often_fits_its_pages(
     page = ada.ask(History("ada", F, 1))
     assert isinstance(page, HistoryPage), page
     assert len(page.records) > 128
-    assert sum(map(len, frame(encode(1, page)))) <= MAX_BODY
+    assert sum(map(len, encode_frame(encode(1, page)))) <= MAX_BODY

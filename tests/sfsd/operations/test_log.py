@@ -7,7 +7,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.encoding import MAX_BODY
 from protocol.log import auditlog
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from protocol.log.checkpoint import Checkpoint, verify
 from protocol.wire.messages import encode
 from protocol.wire.messages.log import (
@@ -108,7 +108,7 @@ def test_what_is_ones_own_has_no_gap(served: Daemon) -> None:
 def test_a_name_in_someone_elses_entry_shows_nothing(served: Daemon) -> None:
     """Only where it stands as actor, owner or account is it that person."""
     ada, bob = served.person("ada"), served.person("bob")
-    change = Change(Draft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
+    change = Change(EntryDraft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
     seq = served.world.committer.submit(change).result(10)
     (item,) = page(served, ada.who, seq, 1, own=False).entries
     assert item.data == auditlog.line_hash(served.world.journal.line(seq))
@@ -126,7 +126,7 @@ def test_the_operator_reads_every_line(served: Daemon) -> None:
 
 def test_a_page_is_no_longer_than_a_frame(served: Daemon) -> None:
     ada = served.person("ada")
-    long = Draft("note", "ada", detail={"reason": "x" * 60_000}, accounts=("ada",))
+    long = EntryDraft("note", "ada", detail={"reason": "x" * 60_000}, accounts=("ada",))
     for done in [served.world.committer.submit(Change(long)) for _ in range(20)]:
         done.result(10)
     first = page(served, ada.who, 0, MAX_ENTRIES, own=True)

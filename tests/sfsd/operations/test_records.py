@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol.log import auditlog
-from protocol.log.auditlog import GENESIS, MAX_LINE, Draft
+from protocol.log.auditlog import GENESIS, MAX_LINE, EntryDraft
 from protocol.records.records import (
     ACCESS,
     DELETE,
@@ -233,7 +233,7 @@ def test_a_line_has_room_for_a_purge_of_what_many_read(ada: Person) -> None:
     for number in purged:
         version = VersionPaths.of(owner, F, number)
         paths |= {version.sidecar: "0" * 64, version.ciphertext: None, version.leaves: None}
-    draft = Draft(
+    draft = EntryDraft(
         op="purge",
         actor=owner,
         owner=owner,

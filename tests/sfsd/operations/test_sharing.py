@@ -10,7 +10,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.log import auditlog
 from protocol.log.checkpoint import verify
-from protocol.records.records import ACCESS, Reader
+from protocol.records.records import ACCESS, ReaderEntry
 from protocol.wire.messages import Error
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
@@ -86,17 +86,17 @@ def test_an_older_key_looks_up_its_own_user_only(served: Daemon) -> None:
 # --- readers ----------------------------------------------------------------------------------
 
 
-def reader(person: Person, expires: int = 0) -> Reader:
+def reader(person: Person, expires: int = 0) -> ReaderEntry:
     return (person.name, person.first_hash, expires)
 
 
-def record_of(owner: Person, *readers: Reader, **changed: object) -> Version:
+def record_of(owner: Person, *readers: ReaderEntry, **changed: object) -> Version:
     record = owner.record(F, ACCESS, readers=tuple(sorted(readers)), **changed)
     return owner.signed(record)
 
 
 def change(
-    owner: Person, *readers: Reader, wraps: dict[int, list[Wrap]] | None = None
+    owner: Person, *readers: ReaderEntry, wraps: dict[int, list[Wrap]] | None = None
 ) -> tuple[Version, SetReaders]:
     """Other readers of `F`, with wraps by version."""
     made = record_of(owner, *readers)
@@ -104,7 +104,9 @@ def change(
     return made, SetReaders(made.body, made.signature, tuple(listed))
 
 
-def shared(owner: Person, *readers: Reader, wraps: dict[int, list[Wrap]] | None = None) -> None:
+def shared(
+    owner: Person, *readers: ReaderEntry, wraps: dict[int, list[Wrap]] | None = None
+) -> None:
     made, message = change(owner, *readers, wraps=wraps)
     check_receipt(done(owner.ask(message)), made.body)
     owner.took(made)

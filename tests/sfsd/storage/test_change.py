@@ -7,7 +7,7 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.merkle import PIECE_SIZE
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import PathError
 from sfsd.storage.change import Adopt, Change, Link, Remove, Write, check_path, digest_of
 from sfsd.storage.store import DirectoryStore
@@ -80,7 +80,7 @@ def test_only_a_ciphertext_is_adopted_or_linked(tmp_path: Path) -> None:
 
 def test_a_change_touches_a_path_once() -> None:
     with pytest.raises(PathError):
-        Change(Draft("test", "alice"), {}, (Write("alice/x", b""), Remove("alice/x")))
+        Change(EntryDraft("test", "alice"), {}, (Write("alice/x", b""), Remove("alice/x")))
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE_SIZE - 1, PIECE_SIZE, PIECE_SIZE + 1, 3 * PIECE_SIZE])

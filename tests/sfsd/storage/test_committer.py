@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocol.log import checkpoint
-from protocol.log.auditlog import MAX_LINE, Draft
+from protocol.log.auditlog import MAX_LINE, EntryDraft
 from sfsd.errors import (
     EntryTooLongError,
     JournalFailedError,
@@ -123,7 +123,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 def change(
     *effects: Effect, expect: dict[str, bytes | None] | None = None, note: str = ""
 ) -> Change:
-    return Change(Draft("test", "alice", detail={"note": note}), expect or {}, effects)
+    return Change(EntryDraft("test", "alice", detail={"note": note}), expect or {}, effects)
 
 
 def write(path: str, data: bytes) -> Change:
@@ -142,7 +142,7 @@ class Purse:
 
 
 def claiming(purse: Purse, path: str = "alice/x") -> Change:
-    return Change(Draft("test", "alice"), {}, (Write(path, b"x"),), claim=purse)
+    return Change(EntryDraft("test", "alice"), {}, (Write(path, b"x"),), claim=purse)
 
 
 def test_a_change_is_durable_published_and_signed_for_before_it_is_answered(
@@ -153,7 +153,7 @@ def test_a_change_is_durable_published_and_signed_for_before_it_is_answered(
     def then(seq: int) -> None:
         seen.append((seq, daemon.store.read("alice/x"), daemon.journal.next_seq))
 
-    asked = Change(Draft("test", "alice"), {}, (Write("alice/x", b"1"),), then=then)
+    asked = Change(EntryDraft("test", "alice"), {}, (Write("alice/x", b"1"),), then=then)
     assert daemon.submit(asked).result(WAIT) == 0
     assert seen == [(0, b"1", 1)]
     entry = daemon.journal.entry(0)
@@ -246,7 +246,7 @@ def test_a_line_that_is_too_long_fails_alone(daemon: Daemon) -> None:
     purse = Purse()
     before = daemon.submit(claiming(purse, "alice/a"))
     long = Change(
-        Draft("test", "alice", detail={"note": "x" * MAX_LINE}),
+        EntryDraft("test", "alice", detail={"note": "x" * MAX_LINE}),
         effects=(Write("alice/x", b""),),
         claim=purse,
     )
@@ -333,7 +333,7 @@ def test_a_mistake_of_ours_leaves_nobody_waiting(
         raise LookupError(seq)
 
     futures = [
-        daemon.submit(Change(Draft("test", "alice"), then=then)),
+        daemon.submit(Change(EntryDraft("test", "alice"), then=then)),
         *(daemon.submit(change()) for _ in range(MAX_GROUP + 1)),
     ]
     daemon.files.open.set()

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import (
     JournalFailedError,
     RecoveryError,
@@ -341,7 +341,7 @@ def test_an_entry_cannot_lead_outside(
     tmp_path: Path, paths: dict[str, str | None], stage: str | None
 ) -> None:
     journal = open_journal(tmp_path / "logs")
-    journal.append([Draft("test", "alice", stage=stage, detail={"paths": paths})])
+    journal.append([EntryDraft("test", "alice", stage=stage, detail={"paths": paths})])
     journal.close()
     with pytest.raises(RecoveryError) as refused:
         World(tmp_path)

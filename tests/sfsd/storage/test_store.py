@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.codec.merkle import PIECE_SIZE
-from protocol.log.auditlog import Draft
+from protocol.log.auditlog import EntryDraft
 from sfsd.errors import (
     Absent,
     PathError,
@@ -32,7 +32,7 @@ SIDE, BLOB, COPY = "alice/files/01/01.1.json", "alice/files/01/01.1.ct", "alice/
 
 
 def change(*effects: Effect, expect: dict[str, bytes | None] | None = None) -> Change:
-    return Change(Draft("test", "alice"), expect or {}, effects)
+    return Change(EntryDraft("test", "alice"), expect or {}, effects)
 
 
 def put(store: DirectoryStore, *changes: Change, seq: int = 0) -> Prepared:
@@ -183,16 +183,16 @@ def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Pat
 
 def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: DirectoryStore) -> None:
     data = b"x" * 100
-    draft = Draft("test", "alice", detail={"note": 1})
+    draft = EntryDraft("test", "alice", detail={"note": 1})
     effects = (upload(store, data), Write(SIDE, lambda seq: b"%d" % seq), Remove(COPY))
     changes = (
-        Change(Draft("login", "alice")),
+        Change(EntryDraft("login", "alice")),
         Change(draft, {SIDE: None}, effects),
         change(Remove(COPY)),
     )
     prepared = store.prepare(changes, 7)
     login, mixed, removal = prepared.drafts
-    assert login == Draft("login", "alice")
+    assert login == EntryDraft("login", "alice")
     assert mixed.detail == {
         "note": 1,
         "paths": {
@@ -328,7 +328,7 @@ class Purse:
 def claiming(
     purse: Purse, *effects: Effect, expect: dict[str, bytes | None] | None = None
 ) -> Change:
-    return Change(Draft("test", "alice"), expect or {}, effects, claim=purse)
+    return Change(EntryDraft("test", "alice"), expect or {}, effects, claim=purse)
 
 
 def test_claims_are_taken_by_those_who_get_in(store: DirectoryStore) -> None:

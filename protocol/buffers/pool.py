@@ -16,7 +16,7 @@ PAGE: Final = 4096
 """Bytes of the smallest page of any machine; what is lent begins at one."""
 
 
-class Lender:
+class BufferPool:
     """Lends pieces of `size` bytes, each from the beginning of a page on, and keeps up to `keep` of
     those that are free. Any thread."""
 
@@ -25,7 +25,7 @@ class Lender:
         self._free: deque[Any] = deque(maxlen=keep)  # a piece too many drops another, unlent
         self._lent: dict[int, weakref.ref[Any]] = {}
 
-    def lend(self) -> memoryview:
+    def acquire(self) -> memoryview:
         """`size` bytes to write to; what is in them is anything, so it is for the borrower to show
         nobody what he has not written."""
         # Both take a command's start longer than a small file does, so only who moves bulk pays.
@@ -41,7 +41,7 @@ class Lender:
         key = id(lease)
 
         def returned(_: object) -> None:
-            # On whichever thread let go of the last view, perhaps inside `lend`: so no lock.
+            # On whichever thread let go of the last view, perhaps inside `acquire`: so no lock.
             del self._lent[key]
             self._free.append(memory)
 
