@@ -1,37 +1,45 @@
-# A fresh machine needs git, make and Python 3.11 or later with venv (Debian: python3-venv).
+# Requires git, make and Python 3.11 or later with venv (Debian: python3-venv).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
+DIST_VENV := .venv-dist
+DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation vectors soak rotation-sweep crash-sweep audit-sweep fuzz clean
+.PHONY: help venv lint english format test demo dist vectors clean
+.PHONY: soak crash-sweep rotation-sweep audit-sweep fuzz
+.PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
-	@echo "make test         lint, then every test (under ten minutes on two cores)"
-	@echo "make demo         a real daemon, two users, real files, and a look at the server's disk"
-	@echo "make bench        files, folders, starts, commits beside a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
-	@echo "make bench-peers  the same work by rclone, restic and Borg beside sfs; installs them (Debian, root)"
-	@echo "make bench-log    a log of BENCH_ENTRIES lines (1,000,000) opened, proven from and verified"
-	@echo "make bench-sharing  a file with BENCH_READERS readers (200), a reader with BENCH_SHARED files (5,000)"
-	@echo "make bench-growth work over 1,000 and over 100,000 files of one user (BENCH_FEW, BENCH_MANY)"
-	@echo "make bench-memory peak memory of client and daemon: 4 GiB, and 16 clients of 512 MiB"
-	@echo "make bench-rotation  the wraps of BENCH_FILES files (10,000) made anew, and the memory of it"
-	@echo "make vectors      write tests/vectors/*.json anew, from their fixed seeds"
-	@echo "make lint         ruff, mypy --strict, the floor plan"
-	@echo "make format       let ruff write the layout"
-	@echo "make soak         5,000 files, 4 GiB, and 50 cuts of one upload, not a sample"
-	@echo "make rotation-sweep client and daemon killed at every step of a rotation, not a sample"
-	@echo "make crash-sweep  the crash tests at every point, not a sample"
-	@echo "make audit-sweep every bit of a log changed, every truncation, not a sample"
-	@echo "make fuzz         property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
-	@echo "make clean        remove the virtual environment and every cache"
+	@echo "make test             lint, then all tests (under ten minutes on two cores)"
+	@echo "make lint             ruff, mypy --strict for Linux, Windows and macOS, import contracts"
+	@echo "make english          list wording in docs, docstrings and messages that CONTRIBUTING.md rules out"
+	@echo "make format           apply ruff's fixes and its layout"
+	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
+	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
+	@echo "make vectors          write tests/vectors/*.json again, from fixed seeds"
+	@echo "make clean            remove the virtual environments, the builds and all caches"
+	@echo
+	@echo "make soak             store 5,000 files and 4 GiB, and cut one upload 50 times (make test: a sample)"
+	@echo "make crash-sweep      the crash tests at every point (make test: a sample)"
+	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
+	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
+	@echo "make fuzz             property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
+	@echo
+	@echo "make bench            files, folders, start-up and commits next to a bare pipe (BENCH_ROWS, BENCH_RUNS, ...)"
+	@echo "make bench-peers      the same work with rclone, restic and Borg; installs them (Debian, as root)"
+	@echo "make bench-log        open, verify and prove from a log of BENCH_ENTRIES entries (1,000,000)"
+	@echo "make bench-sharing    a file with BENCH_READERS readers (200), a reader of BENCH_SHARED files (5,000)"
+	@echo "make bench-growth     the same work with 1,000 and with 100,000 files (BENCH_FEW, BENCH_MANY)"
+	@echo "make bench-memory     peak memory of client and daemon: one file of 4 GiB, 16 clients of 512 MiB"
+	@echo "make bench-rotation   rotate the keys of BENCH_FILES files (10,000): time and peak memory"
 
 venv: $(STAMP)
 
-# The stamp is written last: a venv that failed half way is laid anew (--clear), never mistaken for a whole one.
+# The stamp is written last, so an installation that failed half way is repeated from an empty venv.
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
@@ -45,6 +53,9 @@ lint: $(STAMP)
 	$(BIN)/mypy --platform darwin $(PACKAGES)
 	$(BIN)/lint-imports --no-logo
 
+english: $(STAMP)
+	$(BIN)/python -m contrib.english_check
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -54,6 +65,15 @@ test: lint
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
+
+# The tools have a venv of their own: nothing else needs them.
+dist:
+	rm -rf build dist $(DIST_VENV)
+	$(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(DIST_TOOLS)
+	$(DIST_VENV)/bin/python -m build --outdir dist .
+	$(DIST_VENV)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m contrib.check_dist dist
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
@@ -97,4 +117,4 @@ fuzz: $(STAMP)
 	SFS_FUZZ_EXAMPLES=$(SFS_FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n auto --timeout=0 tests/protocol
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(DIST_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
