@@ -16,7 +16,7 @@ from sfsd.config import Config
 from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.rules.context import Identity, World
+from sfsd.rules.context import ServerContext, ServerIdentity
 from sfsd.server_keys import Keys
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
@@ -57,7 +57,7 @@ def opened(
     *,
     clock: Callable[[], float] = time.time,
     files: Files | None = None,
-) -> Iterator[World]:
+) -> Iterator[ServerContext]:
     """The world of `root`, recovered from the last crash; the caller holds the root's lock.
 
     Raises `ConfigError`, `JournalDamagedError`, `RecoveryError` where it must not be used.
@@ -72,8 +72,8 @@ def opened(
         recover(store, journal)
         committer = Committer(store, journal)
         try:
-            identity = Identity.of(keys.statement, keys.signature, keys.operator_public)
-            world = World.assemble(root, config, identity, store, journal, committer, clock)
+            identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
+            world = ServerContext(root, config, identity, store, journal, committer, clock)
             _log_statement(world, keys)
             yield world
         finally:
@@ -93,7 +93,7 @@ def _check_mounted(root: Path, journal: Journal) -> None:
         )
 
 
-def _log_statement(world: World, keys: Keys) -> None:
+def _log_statement(world: ServerContext, keys: Keys) -> None:
     """Log the server's statement unless it was logged before: clients can look it up."""
     if not _is_logged(world.journal, keys.statement):
         stated = EntryDraft(

@@ -9,14 +9,14 @@ from __future__ import annotations
 from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
-from sfsd.rules.context import World
+from sfsd.rules.context import ServerContext
 from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
 
 
-def fallen_due(world: World, name: str) -> Change | None:
+def fallen_due(world: ServerContext, name: str) -> Change | None:
     """The entry that says it of `name`, where it is so and was not said. Raises `DamagedError`."""
-    user = world.accounts.find(name)
+    user = world.users.find(name)
     if user is None or user.account.value.disabled:
         return None
     head, account = user.chain.head, user.account.value

@@ -10,8 +10,8 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Absent, DamagedError
-from sfsd.rules.context import World
-from sfsd.rules.record_rules import Head
+from sfsd.rules.context import ServerContext
+from sfsd.rules.record_rules import FileHead
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Sidecar
@@ -21,13 +21,13 @@ MAX_TOUCHED: Final = 128
 _PAGE: Final = 256
 
 
-def lapsed(world: World, user: str) -> Iterator[Change]:
+def lapsed(world: ServerContext, user: str) -> Iterator[Change]:
     """A change for each file that was shared with `user` until now, and has a wrap of his left."""
     after = ("", "")
     while notes := world.inboxes.of(user).after(after, _PAGE):
         for owner, file_id in notes:
             try:
-                change = _change(world, user, Head.of(world.index.of(owner), file_id))
+                change = _change(world, user, FileHead.load(world.index.of(owner), file_id))
             except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
             if change is not None:
@@ -35,7 +35,7 @@ def lapsed(world: World, user: str) -> Iterator[Change]:
         after = notes[-1]
 
 
-def _change(world: World, user: str, head: Head) -> Change | None:
+def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
     record = head.record
     if record is None:
         return None

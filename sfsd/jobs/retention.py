@@ -17,9 +17,9 @@ from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.config import DAY, Retention
 from sfsd.errors import Absent, DamagedError
 from sfsd.jobs.expired_readers import lapsed
-from sfsd.rules.bundles import expired
-from sfsd.rules.context import World
-from sfsd.rules.record_rules import Head
+from sfsd.rules.bundles import remove_expired_bundles
+from sfsd.rules.context import ServerContext
+from sfsd.rules.record_rules import FileHead
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
@@ -38,10 +38,10 @@ class _Version(Value):
         return self.document.value.metadata is not None
 
 
-def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
+def due(world: ServerContext, owner: str, policy: Retention) -> Iterator[Change]:
     """Every change that the policy asks for now, of one owner; each to be made before the next is
     asked for. A file whose sidecars are damaged, or missing, is left alone."""
-    if (change := expired(world, owner)) is not None:
+    if (change := remove_expired_bundles(world, owner)) is not None:
         yield change
     yield from lapsed(world, owner)
     if not (policy.trash_days or policy.versions):
@@ -51,13 +51,13 @@ def due(world: World, owner: str, policy: Retention) -> Iterator[Change]:
     while page := files.after(after, _PAGE):
         for file_id, _, _ in page:
             try:
-                yield from _due(world, Head.of(files, file_id), policy)
+                yield from _due(world, FileHead.load(files, file_id), policy)
             except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
         after = page[-1][0]
 
 
-def _due(world: World, head: Head, policy: Retention) -> Iterator[Change]:
+def _due(world: ServerContext, head: FileHead, policy: Retention) -> Iterator[Change]:
     if head.document is None:
         return
     newest = head.document
@@ -77,16 +77,16 @@ def _due(world: World, head: Head, policy: Retention) -> Iterator[Change]:
         yield _removal(world, head, gone[start : start + PURGED_AT_ONCE], why)
 
 
-def _is_old_trash(world: World, head: Sidecar, policy: Retention) -> bool:
+def _is_old_trash(world: ServerContext, head: Sidecar, policy: Retention) -> bool:
     """Whether the file was deleted so long ago, by this server's clock. What a move has left
     behind are older versions of a living file, and no trash."""
     record = head.head_record
     if not policy.trash_days or record.op != DELETE or record.to is not None:
         return False
-    return world.now - world.logged(head.seq) >= policy.trash_days * DAY
+    return world.now - world.logged_at(head.seq) >= policy.trash_days * DAY
 
 
-def _removal(world: World, head: Head, gone: list[_Version], why: str) -> Change:
+def _removal(world: ServerContext, head: FileHead, gone: list[_Version], why: str) -> Change:
     owner, file_id, files = head.files.owner, head.file_id, head.files
     numbers = [one.number for one in gone]
     effects: list[Effect] = []
@@ -101,7 +101,7 @@ def _removal(world: World, head: Head, gone: list[_Version], why: str) -> Change
         for number in numbers:
             files.saw(changed(emptied[number], seq=seq), number)
             files.ledger.drop(file_id, number)
-            world.opened.forget(owner, file_id, number)
+            world.read_handles.forget(owner, file_id, number)
 
     draft = EntryDraft(
         op="retention",

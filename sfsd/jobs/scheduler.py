@@ -12,7 +12,7 @@ from sfsd.config import DAY, Retention
 from sfsd.errors import DamagedError, Stale
 from sfsd.jobs.expired_keys import fallen_due
 from sfsd.jobs.retention import due
-from sfsd.rules.context import World
+from sfsd.rules.context import ServerContext
 from sfsd.storage.change import Change
 
 AFTER_START: Final = 60.0
@@ -25,7 +25,7 @@ Make = Callable[[Change], Awaitable[int]]
 class Schedule:
     """Asked for a `pause` and then to `run`, over and over. `make` has a change committed."""
 
-    def __init__(self, world: World, make: Make) -> None:
+    def __init__(self, world: ServerContext, make: Make) -> None:
         self._world = world
         self._make = make
         self._last: float | None = None

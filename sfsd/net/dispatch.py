@@ -25,7 +25,7 @@ from sfsd.errors import JournalRefusedError, Refused, StoreRefusedError
 from sfsd.net.batches import Deciding, Failure
 from sfsd.net.connection_limits import Incidents
 from sfsd.operations.login import enrol, log_in
-from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, World
+from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 
@@ -44,7 +44,7 @@ class Service:
     `which` is None. `unwritten` counts by cause what the disk did not take.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: ServerContext) -> None:
         self.world = world
         self.unwritten = Incidents()
         self.on_revoke: Revoke = lambda _user, _which: None
@@ -82,7 +82,7 @@ class Service:
                 self.world.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from outcome
         who, session = outcome
-        self.world.opened.begin(who.session)
+        self.world.read_handles.begin(who.session)
         return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
@@ -162,13 +162,13 @@ class Service:
         """Whether the session was opened with a user's key that is no longer his newest."""
         if who.access not in (Access.FULL, Access.RESTRICTED):
             return False
-        chain = self.world.accounts.chain(who.user)
+        chain = self.world.users.chain(who.user)
         return chain is not None and chain[0].head.generation != who.generation
 
     def closed(self, who: Principal) -> None:
         """The session has ended: its handles are closed. Uploads stay, they are the user's."""
         self._data.pop(who, None)
-        self.world.opened.close(who.session)
+        self.world.read_handles.close(who.session)
 
     async def tick(self) -> None:
         """For the server, every few seconds: log refusals that are due, drop idle uploads."""

@@ -29,7 +29,7 @@ from sfsd.net.connection import Session
 from sfsd.net.connection_limits import Gate, Incidents, plain, source_of
 from sfsd.net.dispatch import Service
 from sfsd.net.memory_budget import MemoryBudget
-from sfsd.rules.context import Principal, World
+from sfsd.rules.context import Principal, ServerContext
 from sfsd.storage.change import Change
 from sfsd.storage.releasing import allow_handles
 
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 class Server:
     """Serves one world, and is the `Keeper` of its sessions. `start`, then `stop`, on one loop."""
 
-    def __init__(self, world: World, tls: ssl.SSLContext) -> None:
+    def __init__(self, world: ServerContext, tls: ssl.SSLContext) -> None:
         self.world = world
         self.service = Service(world)
         self._tls = tls
@@ -73,8 +73,8 @@ class Server:
                 "is another daemon running there? choose another address with --listen",
             ) from exc
         bound = format_address(host, self._sockets[0].getsockname()[1])
-        self.world.vitals.address = bound
-        self.world.vitals.started = self.world.now
+        self.world.metrics.address = bound
+        self.world.metrics.started = self.world.now
         await self._note("start", {"address": bound})
         for listening in self._sockets:
             self._run(self._accept(listening))
@@ -101,7 +101,7 @@ class Server:
                 session.abort()
         await self.service.close()
         self._report()
-        if self.world.vitals.started:
+        if self.world.metrics.started:
             await self._note("stop", {})
 
     # What sessions tell.
@@ -184,7 +184,7 @@ class Server:
                 self.ended(session)
 
     def _count(self) -> None:
-        vitals = self.world.vitals
+        vitals = self.world.metrics
         vitals.connections = self._gate.connections.total()
         vitals.sessions = vitals.connections - self._gate.strangers.total()
 
@@ -296,7 +296,9 @@ def _within_handles(limits: Limits) -> Limits:
     return changed(limits, connections=most)
 
 
-async def _serve(world: World, tls: ssl.SSLContext, listen: str, ready_file: Path | None) -> None:
+async def _serve(
+    world: ServerContext, tls: ssl.SSLContext, listen: str, ready_file: Path | None
+) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     server = Server(world, tls)
@@ -346,7 +348,7 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Ca
     return remove
 
 
-def _verify(world: World, stop: threading.Event) -> None:
+def _verify(world: ServerContext, stop: threading.Event) -> None:
     """Check in the background what the start took on trust; a difference stops all changes."""
     try:
         world.journal.verify_before_mark(stop=stop)

@@ -25,7 +25,7 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from sfsd.errors import Refused
-from sfsd.rules.context import OPERATOR, USER, Commit, Principal, World, draft, operation
+from sfsd.rules.context import OPERATOR, USER, Commit, Principal, ServerContext, draft, operation
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Account
@@ -35,19 +35,19 @@ PER_PAGE: Final = 256
 
 
 @operation(Usage, access=USER, slow=True)
-def usage(world: World, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
-    ledger = world.index.of(who.user).weigh()
-    _, quota = world.accounts.quota(who.user)
+def usage(server: ServerContext, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
+    ledger = server.index.of(who.user).weigh()
+    _, quota = server.users.quota(who.user)
     return UsageAnswer(ledger.used, quota, ledger.files)
 
 
 @operation(UserAdd, access=OPERATOR, logged="user-add")
-def user_add(world: World, who: Principal, message: UserAdd) -> Commit[Reply]:
+def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[Reply]:
     """Invite; one who was invited and has not enrolled gets a new token in place of the old."""
-    present = world.accounts.account(message.user)
+    present = server.users.account(message.user)
     if present is not None and present.value.used_by is not None:
         raise Refused("conflict", f"{message.user} has enrolled already")
-    if message.expires <= world.now:
+    if message.expires <= server.now:
         raise Refused("bad-request", "the invitation would have expired already")
     account = Account(
         seq=0,
@@ -73,75 +73,75 @@ def user_add(world: World, who: Principal, message: UserAdd) -> Commit[Reply]:
         },
         effects=(Write(path, account.encode),),
     )
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
 
 
 @operation(UserAccess, access=OPERATOR, logged="user-access")
-def user_access(world: World, who: Principal, message: UserAccess) -> Commit[Reply]:
+def user_access(server: ServerContext, who: Principal, message: UserAccess) -> Commit[Reply]:
     """Disable or enable. Whether that changes anything or not, it is logged."""
-    present = world.accounts.account(message.user)
+    present = server.users.account(message.user)
     if present is None:
         raise Refused("not-found", "no such user")
     account = changed(present.value, disabled=message.disabled)
     detail = {"disabled": message.disabled, "reason": message.reason}
-    return _replace(world, who, "user-access", message.user, present, account, detail)
+    return _replace(server, who, "user-access", message.user, present, account, detail)
 
 
 @operation(UserQuota, access=OPERATOR, logged="user-quota")
-def user_quota(world: World, who: Principal, message: UserQuota) -> Commit[Reply]:
+def user_quota(server: ServerContext, who: Principal, message: UserQuota) -> Commit[Reply]:
     """What is kept already stays, be it more than the new quota."""
-    present = world.accounts.account(message.user)
+    present = server.users.account(message.user)
     if present is None:
         raise Refused("not-found", "no such user")
     account = changed(present.value, quota=message.quota)
     detail = {"quota": message.quota, "before": present.value.quota}
-    return _replace(world, who, "user-quota", message.user, present, account, detail)
+    return _replace(server, who, "user-quota", message.user, present, account, detail)
 
 
 @operation(ForceRotation, access=OPERATOR, logged="rotate-force")
-def force_rotation(world: World, who: Principal, message: ForceRotation) -> Commit[Reply]:
+def force_rotation(server: ServerContext, who: Principal, message: ForceRotation) -> Commit[Reply]:
     """From its acknowledgement on the user may only read, until he has rotated."""
-    present = world.accounts.account(message.user)
+    present = server.users.account(message.user)
     if present is None or present.value.used_by is None:
         raise Refused("not-found", "no such user, or not enrolled")
     reason = message.reason or "the operator asks for it"
     account = changed(present.value, forced=reason)
-    return _replace(world, who, "rotate-force", message.user, present, account, {"reason": reason})
+    return _replace(server, who, "rotate-force", message.user, present, account, {"reason": reason})
 
 
 @operation(UserList, access=OPERATOR, slow=True)
-def user_list(world: World, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
-    names = world.store.children("", message.after, PER_PAGE)
-    shown = tuple(found for name in names if (found := _shown(world, name)) is not None)
+def user_list(server: ServerContext, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
+    names = server.store.children("", message.after, PER_PAGE)
+    shown = tuple(found for name in names if (found := _shown(server, name)) is not None)
     return AccountsPage(shown, names[-1] if len(names) == PER_PAGE else "")
 
 
 @operation(UserShow, access=OPERATOR, slow=True)
-def user_show(world: World, who: Principal, message: UserShow) -> AccountsPage:  # noqa: ARG001
-    shown = _shown(world, message.user)
+def user_show(server: ServerContext, who: Principal, message: UserShow) -> AccountsPage:  # noqa: ARG001
+    shown = _shown(server, message.user)
     if shown is None:
         raise Refused("not-found", "no such user")
     return AccountsPage((shown,), "")
 
 
 @operation(Status, access=OPERATOR)
-def status(world: World, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
-    vitals = world.vitals
+def status(server: ServerContext, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
+    vitals = server.metrics
     return StatusAnswer(
         version=VERSION,
         address=vitals.address,
         started=vitals.started,
-        log_size=world.journal.size,
+        log_size=server.journal.size,
         connections=vitals.connections,
         sessions=vitals.sessions,
-        users=len(world.store.children("")),
-        disk_free=shutil.disk_usage(world.root).free,
-        failed=shortened(world.failed or ""),
+        users=len(server.store.children("")),
+        disk_free=shutil.disk_usage(server.root).free,
+        failed=shortened(server.failed or ""),
     )
 
 
 def _replace(
-    world: World,
+    server: ServerContext,
     who: Principal,
     op: str,
     user: str,
@@ -155,16 +155,16 @@ def _replace(
         expect={present.path: present.digest},
         effects=(Write(present.path, account.encode),),
     )
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
 
 
-def _shown(world: World, name: str) -> messages.Account | None:
-    found = world.accounts.account(name)
+def _shown(server: ServerContext, name: str) -> messages.Account | None:
+    found = server.users.account(name)
     if found is None:
         return None
-    account, chain = found.value, world.accounts.chain(name)
+    account, chain = found.value, server.users.chain(name)
     head = None if chain is None else chain[0].head
-    ledger = world.index.of(name).weigh()
+    ledger = server.index.of(name).weigh()
     return messages.Account(
         user=name,
         fingerprint=b"" if chain is None else chain[0].first_hash,

@@ -1,37 +1,52 @@
-"""Looking at files. It goes on where a failed sync has stopped all changes."""
+"""List files and show their history. These requests work even after a storage failure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
+from protocol.codec.errors import LogError
+from protocol.log import auditlog
+from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from protocol.wire.messages.base import PIECE, SignedRecord
-from protocol.wire.messages.files import History, HistoryPage, List, Listing, Stat, Stated
-from sfsd.rules.context import USER, Principal, World, operation
+from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord
+from protocol.wire.messages.files import (
+    MAX_PAGE,
+    History,
+    HistoryPage,
+    List,
+    Listing,
+    Stat,
+    Stated,
+)
+from sfsd.errors import DamagedError
+from sfsd.log.journal import Journal
+from sfsd.rules.context import USER, Principal, ServerContext, operation
+from sfsd.rules.record_rules import FileHead
 from sfsd.state.file_index import OwnerFiles
-from sfsd.storage.json_files import Sidecar
+from sfsd.storage.json_files import Sidecar, record_of
 
 PAGE_BYTES: Final = 960 * 1024
-"""Bytes of a page, counted generously; with its envelope it stays below a frame."""
+"""Upper estimate of a page's bytes; with its envelope it stays below a frame."""
 _OVERHEAD: Final = 512
 _SIGNATURE: Final = 80
 _SCANNED: Final = 4096
-"""Files looked at for one page of a listing, whether or not they are in it."""
-_TOGETHER: Final = 256
-_READ: Final = 32
-"""Sidecars that are read together."""
+"""Maximum files examined for one page of a listing."""
+_INDEX_BATCH: Final = 256
+"""Index entries fetched at once."""
+_READ_BATCH: Final = 32
+"""Sidecars read at once."""
 
 
 @operation(Stat, access=USER)
-def stat(world: World, who: Principal, message: Stat) -> Stated:
-    visible = world.visibility.version(who.user, message.owner, message.file_id, message.version)
+def stat(server: ServerContext, who: Principal, message: Stat) -> Stated:
+    visible = server.visibility.version(who.user, message.owner, message.file_id, message.version)
     return Stated(visible.view())
 
 
 @operation(List, access=USER, slow=True, weight=PIECE)
-def list_files(world: World, who: Principal, message: List) -> Listing:
-    files = world.index.of(who.user)
+def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
+    files = server.index.of(who.user)
     views: list[FileView] = []
     size = scanned = 0
     last = message.after
@@ -39,7 +54,7 @@ def list_files(world: World, who: Principal, message: List) -> Listing:
         scanned += 1
         if sidecar is not None and sidecar.seq >= message.since_seq:
             view = sidecar.view(who.user, sidecar.last)
-            size += size_of(view)
+            size += view_size(view)
             if len(views) == message.limit or (views and size > PAGE_BYTES):
                 return Listing(tuple(views), last)
             views.append(view)
@@ -48,12 +63,14 @@ def list_files(world: World, who: Principal, message: List) -> Listing:
 
 
 def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Sidecar | None]]:
-    """Up to `_SCANNED` files, of which few are read before they are asked for; None for one that is
-    known to be older than entry `since`."""
-    for _ in range(_SCANNED // _TOGETHER):
-        page = files.after(after, _TOGETHER)
-        for start in range(0, len(page), _READ):
-            some = page[start : start + _READ]
+    """Yield up to `_SCANNED` files past `after`, with None for sidecars older than entry `since`.
+
+    At most `_READ_BATCH` sidecars are read ahead of the caller.
+    """
+    for _ in range(_SCANNED // _INDEX_BATCH):
+        page = files.after(after, _INDEX_BATCH)
+        for start in range(0, len(page), _READ_BATCH):
+            some = page[start : start + _READ_BATCH]
             places = [one[:2] for one in some if not 0 < one[2] < since]
             found = iter(files.sidecars(places))
             for file_id, version, seq in some:
@@ -63,18 +80,17 @@ def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Side
                     if sidecar.seq != seq:
                         files.saw(sidecar, version)
                 yield file_id, sidecar
-        if len(page) < _TOGETHER:
+        if len(page) < _INDEX_BATCH:
             return
         after = page[-1][0]
 
 
 @operation(History, access=USER, slow=True, weight=PIECE)
-def history(world: World, who: Principal, message: History) -> HistoryPage:
-    visible = world.visibility.newest(who.user, message.owner, message.file_id)
-    records = world.histories.records(visible.head, max(message.first, 1))
+def history(server: ServerContext, who: Principal, message: History) -> HistoryPage:
+    visible = server.visibility.newest(who.user, message.owner, message.file_id)
     page: list[SignedRecord] = []
     size = 0
-    for record in records:
+    for record in file_records(server.journal, visible.head, max(message.first, 1)):
         size += signed_size(record) + _OVERHEAD
         if page and size > PAGE_BYTES:
             break
@@ -83,13 +99,62 @@ def history(world: World, who: Principal, message: History) -> HistoryPage:
     return HistoryPage(tuple(page), end if end <= visible.last.rev else 0)
 
 
-def size_of(view: FileView) -> int:
-    """Bytes of a view on the wire, counted generously."""
+def file_records(journal: Journal, head: FileHead, first: int) -> list[SignedRecord]:
+    """Return at most `MAX_PAGE` consecutive records of a file from revision `first` (≥ 1) on.
+
+    Sidecars hold the record that made each version, and the last record. The records between (an
+    access, a delete that was undone) are only in the log. Raises `DamagedError` if one is missing.
+    """
+    if head.document is None or head.record is None:
+        return []
+    wanted = range(first, min(first + MAX_PAGE, head.record.rev + 1))
+    found = {head.record.rev: head.document.value.last}
+    for version in range(1, head.version + 1):
+        sidecar = head.files.sidecar(head.file_id, version).value
+        found[sidecar.content_record.rev] = sidecar.content
+        found.setdefault(sidecar.head_record.rev, sidecar.last)
+    if missing := [rev for rev in wanted if rev not in found]:
+        # The signer of the record before the gap had seen the log up to `seen`; the missing ones
+        # were logged after that.
+        known = max((rev for rev in found if rev < missing[0]), default=0)
+        begin = record_of(found[known].record).seen[0] if known else 0
+        # Records in sidecars have later endorsements; those in the log never do.
+        found = _logged_records(journal, head, begin, head.document.value.seq) | found
+    if any(rev not in found for rev in wanted):
+        raise DamagedError("the log lacks a record of this file", path=head.document.path)
+    return [found[rev] for rev in wanted]
+
+
+def _logged_records(
+    journal: Journal, head: FileHead, first: int, last: int
+) -> dict[int, SignedRecord]:
+    """Return the file's records in log entries `first` to `last`, by revision."""
+    found: dict[int, SignedRecord] = {}
+    mark = head.file_id.encode()  # a move's entry names the file it left in its detail
+    for seq, line in enumerate(journal.lines(first, last + 1), first):
+        if mark not in line:
+            continue
+        try:
+            entry = auditlog.parse(line, seq=seq)
+        except LogError as exc:
+            raise DamagedError("malformed log entry of this file", path=head.file_id) from exc
+        if entry.owner != head.files.owner or entry.file is None:
+            continue
+        for body, sigs in entry.records:
+            record = FileRecord.parse(body)
+            if record.file_id == head.file_id:
+                signed = (GenerationSignature(record.generation, one) for one in sigs.values())
+                found[record.rev] = SignedRecord(body, tuple(signed))
+    return found
+
+
+def view_size(view: FileView) -> int:
+    """Return an upper estimate of a view's bytes on the wire."""
     head = 0 if view.head is None else signed_size(view.head) + _OVERHEAD
     wraps = sum(len(wrap.wrapped) + _OVERHEAD for wrap in view.wraps)
     return signed_size(view.content) + len(view.metadata) + head + wraps + _OVERHEAD
 
 
 def signed_size(signed: SignedRecord) -> int:
-    """Bytes of a record and its signatures in a message, at most."""
+    """Return the maximum bytes of a record and its signatures in a message."""
     return len(signed.record) + _SIGNATURE * len(signed.signatures)

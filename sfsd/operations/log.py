@@ -20,7 +20,7 @@ from protocol.wire.messages.log import (
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
 from sfsd.log.proofs import Consistency, Inclusion
-from sfsd.rules.context import EVERYONE, Access, Principal, World, operation
+from sfsd.rules.context import EVERYONE, Access, Principal, ServerContext, operation
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024
@@ -32,29 +32,29 @@ SCAN: Final = 32 * 1024
 
 
 @operation(LogHead, access=EVERYONE)
-def log_head(world: World, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
-    note = world.journal.checkpoint()
+def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
+    note = server.journal.checkpoint()
     proven = Consistency(who.known_size, checkpoint.read(note).size)
-    return LogCheckpoint(note, world.journal.prove(proven))
+    return LogCheckpoint(note, server.journal.prove(proven))
 
 
 @operation(LogProof, access=EVERYONE)
-def log_proof(world: World, who: Principal, message: LogProof) -> LogProven:  # noqa: ARG001
+def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogProven:  # noqa: ARG001
     kind = Inclusion if message.kind == INCLUSION else Consistency
     try:
-        return LogProven(world.journal.prove(kind(message.start, message.size)))
+        return LogProven(server.journal.prove(kind(message.start, message.size)))
     except JournalRangeError as exc:
         raise Refused("bad-request", str(exc)) from exc
 
 
 @operation(LogEntries, access=READERS, slow=True, weight=PIECE)
-def log_entries(world: World, who: Principal, message: LogEntries) -> LogPage:
+def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> LogPage:
     """Not for an older key: what its account does is nothing to who stole it, or a token, once."""
-    size = world.journal.size
+    size = server.journal.size
     end = min(size, message.first + SCAN)
     entries: list[LogItem] = []
     room = PAGE_BYTES
-    for item in _items(world, who, range(message.first, end), own=message.own):
+    for item in _items(server, who, range(message.first, end), own=message.own):
         room -= len(item.data) + _ITEM_OVERHEAD
         if room < 0 or len(entries) == message.limit:
             return LogPage(tuple(entries), item.seq)
@@ -62,10 +62,10 @@ def log_entries(world: World, who: Principal, message: LogEntries) -> LogPage:
     return LogPage(tuple(entries), end if end < size else 0)
 
 
-def _items(world: World, who: Principal, wanted: range, *, own: bool) -> Iterator[LogItem]:
+def _items(server: ServerContext, who: Principal, wanted: range, *, own: bool) -> Iterator[LogItem]:
     if not wanted:
         return
-    for seq, line in enumerate(world.journal.lines(wanted.start, wanted.stop), wanted.start):
+    for seq, line in enumerate(server.journal.lines(wanted.start, wanted.stop), wanted.start):
         try:
             if _may_read(who, seq, line):
                 yield LogItem(seq, line)

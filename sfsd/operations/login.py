@@ -20,8 +20,8 @@ from protocol.wire.messages import Receipt
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Ping, Pong, Session
 from sfsd.errors import Refused
 from sfsd.log.proofs import Consistency
-from sfsd.rules.context import EVERYONE, Access, Commit, Principal, World, draft, operation
-from sfsd.rules.users import User, judge_first, notice_of, signing_key_id
+from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
+from sfsd.rules.users import User, rotation_notice, signing_key_id, validate_first_statement
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, statements_path
@@ -33,17 +33,19 @@ _NOBODY: Final = SigningKey.generate().public
 
 
 @operation(Ping, access=EVERYONE)
-def ping(world: World, who: Principal, message: Ping) -> Pong:  # noqa: ARG001 - the table's form
-    return Pong(world.now)
+def ping(server: ServerContext, who: Principal, message: Ping) -> Pong:  # noqa: ARG001 - the table's form
+    return Pong(server.now)
 
 
-def log_in(world: World, message: Login, welcome: bytes, address: str) -> Opening | Commit[Opening]:
+def log_in(
+    server: ServerContext, message: Login, welcome: bytes, address: str
+) -> Opening | Commit[Opening]:
     """Open a session by signature. Raises `Refused`, which never says what was wrong."""
     _check_version(message.version)
-    public, access, user = _key_of(world, message)
-    statement = world.identity.statement
+    public, access, user = _key_of(server, message)
+    statement = server.identity.statement
     body = login_body(
-        server=world.identity.server_id,
+        server=server.identity.server_id,
         spki=statement.tls_spki_sha256,
         welcome=welcome,
         version=message.version,
@@ -57,9 +59,9 @@ def log_in(world: World, message: Login, welcome: bytes, address: str) -> Openin
     if public is None:
         raise _refused()
     who = Principal(message.user, message.generation, access, -1, 0, address)
-    if world.failed is not None:
+    if server.failed is not None:
         # The log takes no entry; such a session can look, and changes and downloads are refused.
-        return who, _session(world, who, user, message.known_size)
+        return who, _session(server, who, user, message.known_size)
     detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
     entry = draft(
         who,
@@ -72,13 +74,15 @@ def log_in(world: World, message: Login, welcome: bytes, address: str) -> Openin
 
     def answer(seq: int) -> Opening:
         who.session = seq
-        return who, _session(world, who, user, message.known_size)
+        return who, _session(server, who, user, message.known_size)
 
     expect = {} if user is None else user.expect
     return Commit(Change(entry, expect=expect), answer)
 
 
-def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Opening | Commit[Opening]:
+def enrol(
+    server: ServerContext, message: Enroll, welcome: bytes, address: str
+) -> Opening | Commit[Opening]:
     """Take in a new user's first statement, allowed by the token of an invitation.
 
     Raises `Refused`: `token` without a reason, or the rule that the statement breaks. The same
@@ -88,7 +92,7 @@ def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Openin
     _check_version(message.version)
     name = message.user
     statement_hash = record_hash(message.statement)
-    document = world.accounts.account(name)
+    document = server.users.account(name)
     account = None if document is None else document.value
     token = None if account is None else account.token_sha256
     proof = hmac.new(
@@ -100,17 +104,17 @@ def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Openin
     if document is None or account is None or token is None or not proven or account.disabled:
         raise Refused("token", "the invitation is unknown, used, expired or not for this user")
     if account.used_by is not None:
-        return _enrol_again(world, message, statement_hash, address)
-    if world.now >= account.token_expires:
+        return _enrol_again(server, message, statement_hash, address)
+    if server.now >= account.token_expires:
         raise Refused("token", "the invitation is unknown, used, expired or not for this user")
-    statement = judge_first(
+    statement = validate_first_statement(
         message.statement,
         message.signature,
         message.bundle,
         user=name,
-        server_id=world.identity.server_id,
-        policy=world.config.rotation,
-        now=world.now,
+        server_id=server.identity.server_id,
+        policy=server.config.rotation,
+        now=server.now,
     )
     who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
     used = changed(account, used_by=statement_hash)
@@ -143,16 +147,16 @@ def enrol(world: World, message: Enroll, welcome: bytes, address: str) -> Openin
 
     def answer(seq: int) -> Opening:
         who.session = seq
-        receipt = world.receipt(seq, who)
-        return who, _session(world, who, world.accounts.find(name), 0, receipt)
+        receipt = server.receipt(seq, who)
+        return who, _session(server, who, server.users.find(name), 0, receipt)
 
     return Commit(change, answer)
 
 
 def _enrol_again(
-    world: World, message: Enroll, statement_hash: bytes, address: str
+    server: ServerContext, message: Enroll, statement_hash: bytes, address: str
 ) -> Commit[Opening]:
-    user = world.accounts.find(message.user)
+    user = server.users.find(message.user)
     if user is None or user.chain.first_hash != statement_hash:
         raise Refused("token", "the invitation is unknown, used, expired or not for this user")
     who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address)
@@ -160,18 +164,18 @@ def _enrol_again(
 
     def answer(seq: int) -> Opening:
         who.session = seq
-        receipt = world.receipt(user.chain.links[0].seq, who)
-        return who, _session(world, who, user, 0, receipt)
+        receipt = server.receipt(user.chain.links[0].seq, who)
+        return who, _session(server, who, user, 0, receipt)
 
     return Commit(Change(entry, expect=user.expect), answer)
 
 
-def _key_of(world: World, message: Login) -> tuple[bytes | None, Access, User | None]:
+def _key_of(server: ServerContext, message: Login) -> tuple[bytes | None, Access, User | None]:
     """The public key that must have signed, None where there is none, and what it opens."""
     if message.user == OPERATOR:
-        key = world.identity.operator_public if message.generation == 1 else None
+        key = server.identity.operator_public if message.generation == 1 else None
         return key, Access.OPERATOR, None
-    user = world.accounts.find(message.user)
+    user = server.users.find(message.user)
     if user is None or user.account.value.disabled:
         return None, Access.RESTRICTED, None
     head = user.chain.head
@@ -183,7 +187,7 @@ def _key_of(world: World, message: Login) -> tuple[bytes | None, Access, User | 
 
 
 def _session(
-    world: World,
+    server: ServerContext,
     who: Principal,
     user: User | None,
     known_size: int,
@@ -193,12 +197,12 @@ def _session(
 
     A client that has seen a longer log than there is gets no proof, and knows what that means.
     """
-    note = world.journal.checkpoint() if receipt is None else receipt.checkpoint
+    note = server.journal.checkpoint() if receipt is None else receipt.checkpoint
     size = checkpoint.read(note).size
     who.known_size = size
-    consistency = world.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
-    notice = None if user is None else notice_of(user, world.now, who.generation)
-    return Session(note, consistency, receipt, notice, world.now)
+    consistency = server.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
+    notice = None if user is None else rotation_notice(user, server.now, who.generation)
+    return Session(note, consistency, receipt, notice, server.now)
 
 
 def _check_version(version: int) -> None:

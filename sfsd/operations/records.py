@@ -25,9 +25,8 @@ from sfsd.operations.versions import (
     saw_notes,
     version_of,
 )
-from sfsd.rules.access import not_found
-from sfsd.rules.context import USER, Commit, Principal, World, operation
-from sfsd.rules.record_rules import Admitted, Head, check_content, parse_record
+from sfsd.rules.context import USER, Commit, Principal, ServerContext, operation
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, parse_record
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
 from sfsd.storage.change import Change, Effect, Link, Remove, Write
@@ -39,9 +38,9 @@ STRIPPED: Final = 32
 
 
 @operation(Record, access=USER, logged="delete, restore, move or purge", weight=PIECE)
-def record_change(world: World, who: Principal, message: Record) -> Reply | Commit[Reply]:
+def record_change(server: ServerContext, who: Principal, message: Record) -> Reply | Commit[Reply]:
     if len(message.changes) == 2:
-        return _move(world, who, *message.changes)
+        return _move(server, who, *message.changes)
     if len(message.changes) != 1:
         raise Refused("bad-request", "one record, or the two of a move")
     change = message.changes[0]
@@ -49,25 +48,25 @@ def record_change(world: World, who: Principal, message: Record) -> Reply | Comm
     decide = {DELETE: _delete, RESTORE: _restore, PURGE: _purge}.get(record.op)
     if decide is None:
         raise Refused("bad-request", f"a {record.op} record does not come this way")
-    head = Head.of(world.index.of(who.user), record.file_id)
-    if (receipt := repeated(world, who, head, change.record)) is not None:
+    head = FileHead.load(server.index.of(who.user), record.file_id)
+    if (receipt := repeated(server, who, head, change.record)) is not None:
         return receipt
     if head.document is None:
         raise not_found()
-    admitted = world.admission.admit(record, change.record, change.signature, head)
-    return commit(world, who, admitted, decide(world, admitted, head.document, change))
+    admitted = server.admission.admit(record, change.record, change.signature, head)
+    return commit(server, who, admitted, decide(server, admitted, head.document, change))
 
 
 class Decided(Value):
     """What an op does: `version` for the log, sidecars to write, versions whose bytes go.
 
     `left` is the file that a move leaves, which has no current version any more. `accounts` are
-    those whose history it belongs to, where they are not `Admitted.accounts`. `added` and `dropped`
+    those whose history it belongs to, where they are not the record's. `added` and `dropped`
     are users who find the file in their inbox from now on, or no more.
     """
 
     version: int | None
-    sidecars: tuple[tuple[Head, int, Sidecar], ...]
+    sidecars: tuple[tuple[FileHead, int, Sidecar], ...]
     effects: tuple[Effect, ...] = ()
     expect: Mapping[str, bytes | None] = field(default_factory=dict)
     gone: tuple[int, ...] = ()
@@ -78,13 +77,15 @@ class Decided(Value):
     dropped: tuple[str, ...] = ()
 
 
-def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -> Commit[Reply]:
+def commit(
+    server: ServerContext, who: Principal, admitted: AdmittedRecord, decided: Decided
+) -> Commit[Reply]:
     record, files = admitted.record, admitted.head.files
     written = tuple(
         Write(head.paths(version).sidecar, sidecar.encode)
         for head, version, sidecar in decided.sidecars
     )
-    notes = inbox_effects(world, record, decided.added, decided.dropped)
+    notes = inbox_effects(server, record, decided.added, decided.dropped)
 
     def then(seq: int) -> None:
         for _, version, sidecar in decided.sidecars:
@@ -93,11 +94,11 @@ def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -
                 files.ledger.hold(holding)
         for version in decided.gone:
             files.ledger.drop(record.file_id, version)
-            world.opened.forget(record.owner, record.file_id, version)
+            server.read_handles.forget(record.owner, record.file_id, version)
         files.ledger.mark(record.file_id, living=record.current != 0)
         if decided.left is not None:
             files.ledger.mark(decided.left, living=False)
-        saw_notes(world, record, decided.added, decided.dropped)
+        saw_notes(server, record, decided.added, decided.dropped)
 
     entry = entry_of(
         who,
@@ -110,12 +111,12 @@ def commit(world: World, who: Principal, admitted: Admitted, decided: Decided) -
     # What the record was judged by counts: an op may have read that same sidecar again since.
     expect = {**decided.expect, **admitted.expect}
     change = Change(entry, expect, (*decided.effects, *written, *notes), None, then)
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
 
 
 def _delete(
-    world: World,  # noqa: ARG001 - one form for every op
-    admitted: Admitted,
+    server: ServerContext,  # noqa: ARG001 - one form for every op
+    admitted: AdmittedRecord,
     newest: Document[Sidecar],
     change: RecordChange,
 ) -> Decided:
@@ -125,7 +126,7 @@ def _delete(
 
 
 def _delete_to(
-    admitted: Admitted, newest: Document[Sidecar], change: RecordChange, *, to: str | None
+    admitted: AdmittedRecord, newest: Document[Sidecar], change: RecordChange, *, to: str | None
 ) -> Sidecar:
     """The newest sidecar with the tombstone in it; `to` is the file_id of a move's other end."""
     record, before = admitted.record, newest.value.head_record
@@ -140,8 +141,8 @@ def _delete_to(
 
 
 def _restore(
-    world: World,
-    admitted: Admitted,
+    server: ServerContext,
+    admitted: AdmittedRecord,
     newest: Document[Sidecar],  # noqa: ARG001 - one form for every op
     change: RecordChange,
 ) -> Decided:
@@ -150,12 +151,12 @@ def _restore(
     source_id, source_version = record.from_ or ("", 0)
     require(source_id == record.file_id, "a restore takes a version of the same file")
     source = kept_version(head, source_version)
-    taken = _take_over(world, admitted, source, head.paths(source_version), change)
+    taken = _take_over(server, admitted, source, head.paths(source_version), change)
     return changed(taken, detail={"from": source_version})
 
 
 def _move(
-    world: World, who: Principal, arriving: RecordChange, leaving: RecordChange
+    server: ServerContext, who: Principal, arriving: RecordChange, leaving: RecordChange
 ) -> Reply | Commit[Reply]:
     """A file under another name: its current content there, a tombstone here, one change.
 
@@ -165,15 +166,15 @@ def _move(
     record, tombstone = _own(who, arriving), _own(who, leaving)
     require((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
     require(record.file_id != tombstone.file_id, "a file cannot move onto itself")
-    files = world.index.of(who.user)
-    head = Head.of(files, record.file_id)
-    if (receipt := repeated(world, who, head, arriving.record)) is not None:
+    files = server.index.of(who.user)
+    head = FileHead.load(files, record.file_id)
+    if (receipt := repeated(server, who, head, arriving.record)) is not None:
         return receipt
-    left = Head.of(files, tombstone.file_id)
+    left = FileHead.load(files, tombstone.file_id)
     if left.document is None or left.record is None:
         raise not_found()
-    gone = world.admission.admit(tombstone, leaving.record, leaving.signature, left)
-    made = world.admission.admit(record, arriving.record, arriving.signature, head)
+    gone = server.admission.admit(tombstone, leaving.record, leaving.signature, left)
+    made = server.admission.admit(record, arriving.record, arriving.signature, head)
     if head.record is not None and head.record.current:
         raise Refused("conflict", "there is a file of that name", head=head.view(who.user))
     buried = _delete_to(gone, left.document, leaving, to=record.file_id)
@@ -181,7 +182,7 @@ def _move(
     require(record.from_ == (left.file_id, current), "a move takes the current version")
     require(record.readers == readers, "a move leaves the readers as they are")
     source = kept_version(left, current)
-    taken = _take_over(world, made, source, left.paths(current), arriving)
+    taken = _take_over(server, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
     stripped = _without_wraps(head, dropped)
@@ -207,10 +208,12 @@ def _move(
         added=tuple(reader[0] for reader in readers),
         dropped=tuple(sorted(dropped)),
     )
-    return commit(world, who, made, decided)
+    return commit(server, who, made, decided)
 
 
-def _without_wraps(head: Head, dropped: set[str]) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
+def _without_wraps(
+    head: FileHead, dropped: set[str]
+) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
     """By number: the versions that have wraps of `dropped`, as they are and without these. What is
     past `STRIPPED` goes with the next access record; none can be read meanwhile."""
     found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
@@ -225,8 +228,8 @@ def _without_wraps(head: Head, dropped: set[str]) -> dict[int, tuple[Document[Si
 
 
 def _take_over(
-    world: World,
-    admitted: Admitted,
+    server: ServerContext,
+    admitted: AdmittedRecord,
     source: Document[Sidecar],
     old: VersionPaths,
     change: RecordChange,
@@ -246,11 +249,11 @@ def _take_over(
         metadata=change.metadata,
         content_ids={},
     )
-    expect = world.admission.check_wraps(admitted, change.wraps)
+    expect = server.admission.check_wraps(admitted, change.wraps)
     new = head.paths(head.next_version)
     effects: list[Effect] = [Link(new.ciphertext, old.ciphertext, made.segments_root or b"")]
     if source.value.leaves is None:
-        effects.append(Write(new.leaves, _leaves(world, old.leaves)))
+        effects.append(Write(new.leaves, _leaves(server, old.leaves)))
     sidecar = Sidecar(
         seq=0,
         content=admitted.signed,
@@ -268,8 +271,8 @@ def _take_over(
 
 
 def _purge(
-    world: World,  # noqa: ARG001 - one form for every op
-    admitted: Admitted,
+    server: ServerContext,  # noqa: ARG001 - one form for every op
+    admitted: AdmittedRecord,
     newest: Document[Sidecar],
     change: RecordChange,
 ) -> Decided:
@@ -302,9 +305,9 @@ def _purge(
     )
 
 
-def _leaves(world: World, path: str) -> bytes:
+def _leaves(server: ServerContext, path: str) -> bytes:
     try:
-        return world.store.read(path)
+        return server.store.read(path)
     except Absent as exc:
         raise DamagedError("the leaf hashes are not there", path=path) from exc
 

@@ -36,11 +36,11 @@ from sfsd.rules.context import (
     Access,
     Commit,
     Principal,
-    World,
+    ServerContext,
     draft,
     operation,
 )
-from sfsd.rules.users import User, judge_next
+from sfsd.rules.users import User, validate_next_statement
 from sfsd.storage.change import Change, Effect, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, statements_path
@@ -51,27 +51,33 @@ than that needs the operator, who can set `limits.rotations` higher."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement", weight=PIECE)
-def new_statement(world: World, who: Principal, message: NewStatement) -> Reply | Commit[Reply]:
+def new_statement(
+    server: ServerContext, who: Principal, message: NewStatement
+) -> Reply | Commit[Reply]:
     """Compare-and-swap on the chain. A block on writing does not hold for it."""
-    return _continue(world, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
+    return _continue(server, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
 
 
 @operation(RotateBegin, access=STATEMENTS, logged="rotate-begin", weight=PIECE)
-def rotate_begin(world: World, who: Principal, message: RotateBegin) -> Reply | Commit[Reply]:
+def rotate_begin(
+    server: ServerContext, who: Principal, message: RotateBegin
+) -> Reply | Commit[Reply]:
     """From its acknowledgement on every record must be signed by the new generation."""
-    return _continue(world, who, message, "rotate-begin", RENEWING)
+    return _continue(server, who, message, "rotate-begin", RENEWING)
 
 
 @operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
-def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply | Commit[Reply]:
+def rotate_finish(
+    server: ServerContext, who: Principal, message: RotateFinish
+) -> Reply | Commit[Reply]:
     """Granted when nothing of an older generation is left; looked at anew here."""
-    user = world.accounts.acting(who.user)
+    user = server.users.require_active(who.user)
     if user.chain.links[-1].body == message.statement:
-        return Done(world.receipt(user.chain.links[-1].seq, who))
+        return Done(server.receipt(user.chain.links[-1].seq, who))
     finish = _finish_of(user, message)
     leaves: list[bytes] = []
     keys = Keys.of(user)
-    for item in wraps_of(world, user.name, known=True):
+    for item in wraps_of(server, user.name, known=True):
         wrap = own_wrap(item.document.value, user.name)
         if is_stale(item, wrap, keys):
             raise Refused("conflict", "something of an older generation is left")
@@ -85,7 +91,7 @@ def rotate_finish(world: World, who: Principal, message: RotateFinish) -> Reply 
         "finish_sig": to_text(message.finish_signature),
         "files": finish.files,
     }
-    return _continue(world, who, message, "rotate-finish", frozenset({FINISH}), detail)
+    return _continue(server, who, message, "rotate-finish", frozenset({FINISH}), detail)
 
 
 def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
@@ -104,7 +110,7 @@ def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
 
 
 def _continue(
-    world: World,
+    server: ServerContext,
     who: Principal,
     message: NewStatement | RotateBegin | RotateFinish,
     op: str,
@@ -112,21 +118,21 @@ def _continue(
     detail: dict[str, object] | None = None,
 ) -> Reply | Commit[Reply]:
     """The next statement onto the user's chain, with its bundle."""
-    user = world.accounts.acting(who.user)
+    user = server.users.require_active(who.user)
     links = user.chain.links
     if links[-1].body == message.statement:
-        return Done(world.receipt(links[-1].seq, who))
-    statement, sigs = judge_next(
+        return Done(server.receipt(links[-1].seq, who))
+    statement, sigs = validate_next_statement(
         user.chain,
         message.statement,
         message.signatures,
         message.bundle,
         reasons=reasons,
-        policy=world.config.rotation,
-        now=world.now,
+        policy=server.config.rotation,
+        now=server.now,
     )
 
-    _check_not_too_often(world, user, statement.reason)
+    _check_not_too_often(server, user, statement.reason)
 
     def chain(seq: int) -> bytes:
         added = StoredStatement(message.statement, message.signatures, seq, statement)
@@ -145,16 +151,16 @@ def _continue(
     effects: list[Effect] = [
         Write(statements_path(user.name), chain),
         Write(bundle_path(user.name), bytes(message.bundle)),
-        *bundles.keeping(world, user.chain),
+        *bundles.keep_newest_bundle(server, user.chain),
     ]
     if statement.reason in RENEWING and user.account.value.forced is not None:
         released = changed(user.account.value, forced=None)
         effects.append(Write(account_path(user.name), released.encode))
     change = Change(entry, user.expect, tuple(effects))
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)))
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
 
 
-def _check_not_too_often(world: World, user: User, reason: str) -> None:
+def _check_not_too_often(server: ServerContext, user: User, reason: str) -> None:
     """Raise `Refused` where too many such statements came in the time for which earlier bundles are
     kept: of rotations `limits.rotations`, twice as many that keep the keys, a fifth of recoveries.
 
@@ -163,39 +169,39 @@ def _check_not_too_often(world: World, user: User, reason: str) -> None:
     who rotates on and on does not push out the owner's last endorsement before it can be recovered.
     Whatever he used up, a recovery gives back, of which only the owner has the key.
     """
-    head, most, days = user.chain.head, world.config.limits.rotations, bundles.KEPT_DAYS
+    head, most, days = user.chain.head, server.config.limits.rotations, bundles.KEPT_DAYS
     if reason == FINISH:
         # So there are no more of these than of rotations.
         require(head.oldest < head.generation, "no older generation counts any more")
     elif reason == RECOVERY:
         recoveries = max(1, most // PER_RECOVERY)
-        if _lately(world, user, frozenset({RECOVERY}), since_recovery=False) >= recoveries:
+        if _lately(server, user, frozenset({RECOVERY}), since_recovery=False) >= recoveries:
             why = f"{recoveries} recoveries within {days} days"
             raise Refused("denied", f"{why}; the operator may set limits.rotations higher")
     elif reason in RENEWING:
-        if (begun := _lately(world, user, RENEWING)) >= most:
+        if (begun := _lately(server, user, RENEWING)) >= most:
             raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
-    elif (added := _lately(world, user, KEEPING - {FINISH})) >= 2 * most:
+    elif (added := _lately(server, user, KEEPING - {FINISH})) >= 2 * most:
         raise Refused("denied", f"{added} statements within {days} days; wait, or recover")
 
 
 def _lately(
-    world: World, user: User, reasons: frozenset[str], *, since_recovery: bool = True
+    server: ServerContext, user: User, reasons: frozenset[str], *, since_recovery: bool = True
 ) -> int:
     """How many of the chain's statements are of these reasons, of those of the last days."""
-    since, found = world.now - bundles.KEPT_DAYS * DAY, 0
+    since, found = server.now - bundles.KEPT_DAYS * DAY, 0
     for link in reversed(user.chain.links):
         recovers = link.statement.reason == RECOVERY
-        if (recovers and since_recovery) or world.logged(link.seq) < since:
+        if (recovers and since_recovery) or server.logged_at(link.seq) < since:
             break
         found += link.statement.reason in reasons
     return found
 
 
 @operation(GetBundle, access=OWN_KEYS)
-def get_bundle(world: World, who: Principal, message: GetBundle) -> SealedBundle:
+def get_bundle(server: ServerContext, who: Principal, message: GetBundle) -> SealedBundle:
     if message.n and who.access is not Access.RECOVERY:
         raise Refused("not-allowed", "only the recovery key is given earlier bundles")
-    with world.store.still():
-        chain = world.accounts.acting(who.user).chain
-        return SealedBundle(bundles.read(world, chain, message.n or chain.head.n))
+    with server.store.still():
+        chain = server.users.require_active(who.user).chain
+        return SealedBundle(bundles.read_bundle(server, chain, message.n or chain.head.n))

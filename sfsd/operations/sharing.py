@@ -25,22 +25,27 @@ from protocol.wire.messages.sharing import (
 )
 from sfsd.errors import Refused, require
 from sfsd.log.proofs import Consistency, Inclusion
-from sfsd.operations.files import PAGE_BYTES, size_of
+from sfsd.operations.files import PAGE_BYTES, view_size
 from sfsd.operations.records import Decided, commit
 from sfsd.operations.uploads import repeated
 from sfsd.operations.versions import kept_version
-from sfsd.rules.access import not_found
 from sfsd.rules.context import (
     OWN_KEYS,
     USER,
     Access,
     Commit,
     Principal,
-    World,
+    ServerContext,
     operation,
     weight_of_parts,
 )
-from sfsd.rules.record_rules import Admitted, Head, check_distinct, parse_record
+from sfsd.rules.record_rules import (
+    AdmittedRecord,
+    FileHead,
+    check_distinct,
+    not_found,
+    parse_record,
+)
 from sfsd.state.documents import Document
 from sfsd.storage.json_files import Sidecar, StoredStatement
 
@@ -54,17 +59,17 @@ _SCANNED: Final = 4096
 
 
 @operation(Lookup, access=OWN_KEYS, weight=PIECE)
-def lookup(world: World, who: Principal, message: Lookup) -> Identity:
+def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
     """The chain of any enrolled user; with an older key or the recovery key, of the asker only."""
     if message.user != who.user and who.access is not Access.FULL:
         raise Refused("not-allowed", "this session may look up its own user only")
-    chain = world.accounts.chain(message.user)
+    chain = server.users.chain(message.user)
     if chain is None:
         raise Refused("not-found", "no such user")
     links = chain[0].links
     first = max(message.first, 1) - 1
     page = links[first : first + PER_PAGE]
-    note = world.journal.checkpoint()
+    note = server.journal.checkpoint()
     size = checkpoint.read(note).size
 
     def proven(link: StoredStatement) -> SignedStatement:
@@ -72,12 +77,12 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
             statement=link.body,
             signatures=link.signatures,
             index=link.seq,
-            line=world.journal.line(link.seq),
-            inclusion=world.journal.prove(Inclusion(link.seq, size)),
+            line=server.journal.line(link.seq),
+            inclusion=server.journal.prove(Inclusion(link.seq, size)),
         )
 
     statements = tuple(proven(link) for link in page)
-    consistency = world.journal.prove(Consistency(who.known_size, size))
+    consistency = server.journal.prove(Consistency(who.known_size, size))
     end = first + len(page)
     return Identity(statements, note, consistency, end + 1 if end < len(links) else 0)
 
@@ -91,23 +96,25 @@ def lookup(world: World, who: Principal, message: Lookup) -> Identity:
     logged="access",
     weight=lambda message: weight_of_parts(message.record, wraps=len(message.wraps)),
 )
-def set_readers(world: World, who: Principal, message: SetReaders) -> Reply | Commit[Reply]:
+def set_readers(
+    server: ServerContext, who: Principal, message: SetReaders
+) -> Reply | Commit[Reply]:
     """Other readers, wraps for those who gain, and none for those who lose."""
     record = parse_record(message.record)
     require(record.op == ACCESS, f"a {record.op} record does not come this way")
     if record.owner != who.user:
         raise not_found()
-    head = Head.of(world.index.of(who.user), record.file_id)
-    if (receipt := repeated(world, who, head, message.record)) is not None:
+    head = FileHead.load(server.index.of(who.user), record.file_id)
+    if (receipt := repeated(server, who, head, message.record)) is not None:
         return receipt
     if head.document is None:
         raise not_found()
-    admitted = world.admission.admit(record, message.record, message.signature, head)
-    return commit(world, who, admitted, _readers(world, admitted, head.document, message))
+    admitted = server.admission.admit(record, message.record, message.signature, head)
+    return commit(server, who, admitted, _readers(server, admitted, head.document, message))
 
 
 def _readers(
-    world: World, admitted: Admitted, newest: Document[Sidecar], message: SetReaders
+    server: ServerContext, admitted: AdmittedRecord, newest: Document[Sidecar], message: SetReaders
 ) -> Decided:
     record, head = admitted.record, admitted.head
     before = newest.value.head_record
@@ -118,7 +125,7 @@ def _readers(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
         f"at most {MAX_READERS_CHANGED} readers are changed at once",
     )
-    expect = world.admission.check_readers(admitted, [one.wrap for one in message.wraps])
+    expect = server.admission.check_readers(admitted, [one.wrap for one in message.wraps])
     sidecars = {head.version: newest.value}
     for version, wraps in _by_version(message.wraps).items():
         document = kept_version(head, version)
@@ -189,27 +196,27 @@ def _check_can_open(
 
 
 @operation(Inbox, access=USER, slow=True, weight=PIECE)
-def inbox(world: World, who: Principal, message: Inbox) -> InboxPage:
+def inbox(server: ServerContext, who: Principal, message: Inbox) -> InboxPage:
     """Only what the last record of each file allows, at this moment."""
     owner, _, file_id = message.after.partition(".")
     found: list[SharedFile] = []
     size = 0
-    notes = world.inboxes.of(who.user).after((owner, file_id), _SCANNED)
+    notes = server.inboxes.of(who.user).after((owner, file_id), _SCANNED)
     for note in notes:
-        view = _shared_view(world, who.user, *note)
+        view = _shared_view(server, who.user, *note)
         if view is not None:
             fresh = view.seq >= message.since_seq
-            size += size_of(view) if fresh else 0
+            size += view_size(view) if fresh else 0
             if len(found) == message.limit or (found and size > PAGE_BYTES):
                 return InboxPage(tuple(found), _cursor(found[-1].owner, found[-1].file_id))
             found.append(SharedFile(*note, view if fresh else None))
     return InboxPage(tuple(found), _cursor(*notes[-1]) if len(notes) == _SCANNED else "")
 
 
-def _shared_view(world: World, user: str, owner: str, file_id: str) -> FileView | None:
+def _shared_view(server: ServerContext, user: str, owner: str, file_id: str) -> FileView | None:
     """The current version, None where there is none, or none for this user."""
     try:
-        visible = world.visibility.newest(user, owner, file_id)
+        visible = server.visibility.newest(user, owner, file_id)
     except Refused:
         return None
     return visible.view() if visible.last.current and visible.sidecar.metadata else None

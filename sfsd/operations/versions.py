@@ -14,8 +14,8 @@ from protocol.records.records import FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsd.errors import Absent, Refused, require
-from sfsd.rules.context import Commit, Principal, World, draft
-from sfsd.rules.record_rules import Admitted, Head, check_content
+from sfsd.rules.context import Commit, Principal, ServerContext, draft
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content
 from sfsd.state.documents import Document, WrittenSidecar
 from sfsd.state.file_index import holding_of
 from sfsd.state.quota import Ledger
@@ -83,15 +83,15 @@ class Claim(Value):
 
 
 def admit(
-    world: World,
+    server: ServerContext,
     record: FileRecord,
     body: bytes,
     signature: bytes,
-    head: Head,
+    head: FileHead,
     content: Content,
-) -> Admitted:
+) -> AdmittedRecord:
     """Every rule of a put; what its wraps rely on is among what the result expects."""
-    admitted = world.admission.admit(record, body, signature, head)
+    admitted = server.admission.admit(record, body, signature, head)
     check_content(
         admitted,
         size=content.size,
@@ -99,14 +99,14 @@ def admit(
         metadata=content.metadata,
         content_ids=head.files.content_ids(record.file_id),
     )
-    expect = world.admission.check_wraps(admitted, content.wraps)
+    expect = server.admission.check_wraps(admitted, content.wraps)
     return changed(admitted, expect={**admitted.expect, **expect}) if expect else admitted
 
 
 def add_version(
-    world: World,
+    server: ServerContext,
     who: Principal,
-    admitted: Admitted,
+    admitted: AdmittedRecord,
     content: Content,
     ciphertext: Effect,
     *,
@@ -124,27 +124,27 @@ def add_version(
     if not content.has_few_leaves:
         effects.append(Write(paths.leaves, content.leaves))
     added = () if head.document else tuple(reader[0] for reader in record.readers)
-    effects += inbox_effects(world, record, added, ())
+    effects += inbox_effects(server, record, added, ())
 
     def then(_seq: int) -> None:
         files.saw(written.value, version)
-        world.documents.wrote(written)
+        server.documents.wrote(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         claim.give_back()
         files.ledger.mark(record.file_id, living=True)
-        saw_notes(world, record, added, ())
+        saw_notes(server, record, added, ())
         kept()
 
     entry = entry_of(who, "upload", admitted, version)
     change = Change(entry, admitted.expect, tuple(effects), claim, then)
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)), undo)
 
 
 def reencrypt(
-    world: World,
+    server: ServerContext,
     who: Principal,
-    admitted: Admitted,
+    admitted: AdmittedRecord,
     content: Content,
     ciphertext: Effect,
     *,
@@ -158,7 +158,7 @@ def reencrypt(
     version = record.version or 0
     target = kept_version(head, version)
     check_size_kept(target.value, content.size)
-    claim = _claim_anew(world, record, target.value, content.size, files.ledger)
+    claim = _claim_anew(server, record, target.value, content.size, files.ledger)
     paths = head.paths(version)
     sidecar = content.sidecar(admitted.signed)
     written = {version: sidecar}
@@ -179,14 +179,14 @@ def reencrypt(
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         claim.give_back()
-        world.opened.forget(record.owner, record.file_id, version)
+        server.read_handles.forget(record.owner, record.file_id, version)
         kept()
 
     entry = entry_of(who, "reencrypt", admitted, version)
     # What the record was judged by counts: the target may be that same sidecar, read again since.
     expect = {target.path: target.digest, **admitted.expect}
     change = Change(entry, expect, tuple(effects), claim, then)
-    return Commit(change, lambda seq: Done(world.receipt(seq, who)), undo)
+    return Commit(change, lambda seq: Done(server.receipt(seq, who)), undo)
 
 
 def check_size_kept(before: Sidecar, size: int) -> None:
@@ -197,9 +197,9 @@ def check_size_kept(before: Sidecar, size: int) -> None:
 
 
 def _claim_anew(
-    world: World, record: FileRecord, before: Sidecar, size: int, ledger: Ledger
+    server: ServerContext, record: FileRecord, before: Sidecar, size: int, ledger: Ledger
 ) -> Claim:
-    _, quota = world.accounts.quota(record.owner)
+    _, quota = server.users.quota(record.owner)
 
     def reserve() -> None:
         try:
@@ -215,7 +215,7 @@ def _claim_anew(
 
 
 def entry_of(
-    who: Principal, op: str, admitted: Admitted, version: int | None, **fields: Any
+    who: Principal, op: str, admitted: AdmittedRecord, version: int | None, **fields: Any
 ) -> EntryDraft:
     """What the log says of a record that was admitted; `fields` of the draft beside that."""
     record = admitted.record
@@ -230,7 +230,7 @@ def entry_of(
     return draft(who, op, **(known | fields))
 
 
-def version_of(head: Head, version: int) -> Document[Sidecar]:
+def version_of(head: FileHead, version: int) -> Document[Sidecar]:
     """Raises `Refused` where the file has no such version."""
     try:
         return head.files.sidecar(head.file_id, version)
@@ -238,7 +238,7 @@ def version_of(head: Head, version: int) -> Document[Sidecar]:
         raise Refused("not-found", "no such version") from exc
 
 
-def kept_version(head: Head, version: int) -> Document[Sidecar]:
+def kept_version(head: FileHead, version: int) -> Document[Sidecar]:
     """A version whose content is there. Raises `Refused`."""
     document = version_of(head, version)
     if document.value.metadata is None:
@@ -247,11 +247,11 @@ def kept_version(head: Head, version: int) -> Document[Sidecar]:
 
 
 def inbox_effects(
-    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
 ) -> list[Effect]:
     """The notes that users get and lose by a record. Raises `Refused` where one has too many."""
     for user in added:
-        world.inboxes.of(user).check_room(record.owner)
+        server.inboxes.of(user).check_room(record.owner)
     effects: list[Effect] = [
         Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
     ]
@@ -260,11 +260,11 @@ def inbox_effects(
 
 
 def saw_notes(
-    world: World, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
 ) -> None:
     """What `inbox_effects` decided was done."""
     note = (record.owner, record.file_id)
     for user in added:
-        world.inboxes.of(user).saw(note, present=True)
+        server.inboxes.of(user).saw(note, present=True)
     for user in dropped:
-        world.inboxes.of(user).saw(note, present=False)
+        server.inboxes.of(user).saw(note, present=False)

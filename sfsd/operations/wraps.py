@@ -25,7 +25,15 @@ from protocol.wire.messages.rotation import (
 )
 from sfsd.errors import Absent, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
-from sfsd.rules.context import REQUEST_WEIGHT, USER, Commit, Principal, World, draft, operation
+from sfsd.rules.context import (
+    REQUEST_WEIGHT,
+    USER,
+    Commit,
+    Principal,
+    ServerContext,
+    draft,
+    operation,
+)
 from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User
 from sfsd.state.documents import Document, WrittenSidecar
@@ -64,12 +72,12 @@ class Keys(Value):
 
 
 @operation(GetWraps, access=USER, slow=True, weight=PIECE)
-def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
-    user = world.accounts.acting(who.user)
+def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> WrapsPage:
+    user = server.users.require_active(who.user)
     items: list[WrapItem] = []
     size = scanned = 0
     last, keys = message.after, Keys.of(user)
-    for one in wraps_of(world, user.name, message.after):
+    for one in wraps_of(server, user.name, message.after):
         sidecar = one.document.value
         wrap = own_wrap(sidecar, user.name)
         if is_stale(one, wrap, keys) or (message.all_of_them and wrap is not None):
@@ -90,9 +98,9 @@ def get_wraps(world: World, who: Principal, message: GetWraps) -> WrapsPage:
     logged="rewrap",
     weight=lambda message: REQUEST_WEIGHT + _ITEM_WEIGHT * len(message.items),
 )
-def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
+def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
     """Each item is compared with what stands there now; what is new already is left as it is."""
-    user = world.accounts.acting(who.user)
+    user = server.users.require_active(who.user)
     places = [(item.owner, item.file_id, item.version) for item in message.items]
     require(bool(places) and len(set(places)) == len(places), "each version once")
     owner = message.items[0].owner
@@ -101,7 +109,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
         owner == user.name or not any(item.endorsements for item in message.items),
         "only an owner endorses records",
     )
-    files = world.index.of(owner)
+    files = server.index.of(owner)
     written: list[WrittenSidecar] = []
     rewritten: list[tuple[str, int]] = []
     expect = dict(user.expect)
@@ -110,7 +118,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     _check(message.items, user.chain.head, keys)
     for place, item in enumerate(message.items):
         try:
-            document, relied_on = _standing(world, user.name, item)
+            document, relied_on = _standing(server, user.name, item)
         except (Absent, Refused):
             left.append(place)  # not there, or not shared any more, which look the same
             continue
@@ -129,7 +137,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     def then(seq: int) -> None:
         files.rewrote(seq, rewritten)
         for one in written:
-            world.documents.wrote(one)
+            server.documents.wrote(one)
 
     entry = draft(
         who,
@@ -140,7 +148,7 @@ def rewrap(world: World, who: Principal, message: Rewrap) -> Reply | Commit[Repl
     )
     effects = tuple([one.effect for one in written])
     change = Change(entry, expect, effects, None, then)
-    return Commit(change, lambda seq: Rewrapped(world.receipt(seq, who), tuple(left)))
+    return Commit(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
 
 
 def _check(items: Sequence[RewrapItem], head: Statement, keys: Keys) -> None:
@@ -161,14 +169,14 @@ def _check(items: Sequence[RewrapItem], head: Statement, keys: Keys) -> None:
 
 
 def _standing(
-    world: World, user: str, item: RewrapItem
+    server: ServerContext, user: str, item: RewrapItem
 ) -> tuple[Document[Sidecar], dict[str, bytes | None]]:
     """What stands there, and what a change of it relies on: of a version of his own on its sidecar
     alone, of another's on what the last record says of readers too. Raises `Absent`, `Refused`."""
     if item.owner == user:
-        document = world.index.of(user).known_sidecar(item.file_id, item.version)
+        document = server.index.of(user).known_sidecar(item.file_id, item.version)
         return document, {document.path: document.digest}
-    visible = world.visibility.version(user, item.owner, item.file_id, item.version)
+    visible = server.visibility.version(user, item.owner, item.file_id, item.version)
     document = visible.document
     return document, {document.path: document.digest, **visible.head.expect()}
 
@@ -224,18 +232,20 @@ class Version(Value):
         return f"{self.owner}.{self.file_id}.{self.version}"
 
 
-def wraps_of(world: World, user: str, after: str = "", *, known: bool = False) -> Iterator[Version]:
+def wraps_of(
+    server: ServerContext, user: str, after: str = "", *, known: bool = False
+) -> Iterator[Version]:
     """Every version that `user` has or may read, by owner, file_id and number, past the one that
     the cursor `after` names ("": from the start); own ones, where `known`, as
     `Documents.known_sidecar` gives them."""
     owner, file_id, version = _place(after)
     if owner < user:
-        yield from _shared_in(world, user, (owner, file_id), version, before=user)
+        yield from _shared_in(server, user, (owner, file_id), version, before=user)
     mine = (file_id, version) if owner == user else ("", 0)
     if owner <= user:
-        yield from _versions(world.index.of(user), *mine, known=known)
+        yield from _versions(server.index.of(user), *mine, known=known)
     start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
-    yield from _shared_in(world, user, start, version, before=None)
+    yield from _shared_in(server, user, start, version, before=None)
 
 
 def _place(cursor: str) -> tuple[str, str, int]:
@@ -248,10 +258,10 @@ def _place(cursor: str) -> tuple[str, str, int]:
 
 
 def _shared_in(
-    world: World, user: str, after: tuple[str, str], version: int, before: str | None
+    server: ServerContext, user: str, after: tuple[str, str], version: int, before: str | None
 ) -> Iterator[Version]:
     """The versions of files that others share, from owners before `before` (None: all of them)."""
-    inbox = world.inboxes.of(user)
+    inbox = server.inboxes.of(user)
     notes = [after] if version and after[1] and after[0] != user else []
     while notes or (notes := inbox.after(after, _AHEAD)):
         for owner, file_id in notes:
@@ -259,7 +269,7 @@ def _shared_in(
                 return
             first = version if (owner, file_id) == after else 0
             try:
-                head = world.visibility.newest(user, owner, file_id).head
+                head = server.visibility.newest(user, owner, file_id).head
             except Refused:
                 continue  # shared no more, or expired: nobody opens it with a wrap that is left
             for number in range(first + 1, head.version + 1):

@@ -1,4 +1,4 @@
-"""What of the files a user may see. A foreign file and one that is not there look the same."""
+"""Read access to files. A file that the user may not see gives the same error as a missing one."""
 
 from __future__ import annotations
 
@@ -7,70 +7,74 @@ from collections.abc import Callable
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from sfsd.errors import Absent, Refused
-from sfsd.rules.record_rules import Head
-from sfsd.rules.users import Accounts
+from sfsd.errors import Absent
+from sfsd.rules.record_rules import FileHead, not_found
+from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Document
 from sfsd.state.file_index import Index
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 
 
-class Visible(Value):
-    """One version of a file that `user` may see; `head` is the file as it stands."""
+class VisibleVersion(Value):
+    """A version of a file that `user` may see. `last` is the file's last record."""
 
     user: str
-    head: Head
+    head: FileHead
     version: int
     document: Document[Sidecar]
     last: FileRecord
 
     @property
     def sidecar(self) -> Sidecar:
+        """The version's sidecar."""
         return self.document.value
 
     @property
     def paths(self) -> VersionPaths:
+        """Paths of the version's stored files."""
         return self.head.paths(self.version)
 
     def view(self) -> FileView:
+        """Return what the user is shown of this version."""
         newest = self.head.document or self.document
         return self.sidecar.view(self.user, newest.value.last)
 
 
 class Visibility:
-    """Decides by the readers and expiry in the file's last record, every time anew."""
+    """Decides who may read a file by the readers and expiry times in its last record.
 
-    def __init__(self, accounts: Accounts, index: Index, clock: Callable[[], float]) -> None:
+    Nothing is cached: a dropped reader is refused from the acknowledgement of that record.
+    """
+
+    def __init__(self, accounts: UserRegistry, index: Index, clock: Callable[[], float]) -> None:
         self._accounts = accounts
         self._index = index
         self._clock = clock
 
-    def newest(self, user: str, owner: str, file_id: str) -> Visible:
-        """The newest version, deleted or not. Raises `Refused`, `DamagedError`."""
+    def newest(self, user: str, owner: str, file_id: str) -> VisibleVersion:
+        """Return the newest version, deleted or not. Raises `Refused`, `DamagedError`."""
         if user != owner and self._accounts.account(owner) is None:
             raise not_found()
-        head = Head.of(self._index.of(owner), file_id)
-        if head.document is None:
-            raise not_found()
-        last = head.document.value.head_record
+        head = FileHead.load(self._index.of(owner), file_id)
+        last = head.newest.value.head_record
         if user != owner and not self._is_reader(user, last):
             raise not_found()
-        return Visible(user, head, head.version, head.document, last)
+        return VisibleVersion(user, head, head.version, head.newest, last)
 
-    def version(self, user: str, owner: str, file_id: str, version: int) -> Visible:
-        """Version `version`, 0 for the newest. Raises as `newest`."""
+    def version(self, user: str, owner: str, file_id: str, version: int) -> VisibleVersion:
+        """Return one version (0: the newest). Raises `Refused`, `DamagedError`."""
         return self.older(self.newest(user, owner, file_id), version)
 
-    def older(self, newest: Visible, version: int) -> Visible:
-        """As `version`, of a file whose `newest` version was just found."""
+    def older(self, newest: VisibleVersion, version: int) -> VisibleVersion:
+        """Return one version (0: the newest) of a file whose newest version is known."""
         if version in (0, newest.version):
             return newest
         try:
             document = newest.head.files.sidecar(newest.head.file_id, version)
         except Absent as exc:
             raise not_found() from exc
-        return Visible(newest.user, newest.head, version, document, newest.last)
+        return VisibleVersion(newest.user, newest.head, version, document, newest.last)
 
     def _is_reader(self, user: str, last: FileRecord) -> bool:
         now = self._clock()
@@ -79,7 +83,3 @@ class Visibility:
             name == user and first == chain[0].first_hash and (expires == 0 or now < expires)
             for name, first, expires in last.readers
         )
-
-
-def not_found() -> Refused:
-    return Refused("not-found", "no such file")

@@ -1,12 +1,12 @@
-"""Bundles of statements that have a successor, kept for a time.
+"""Retention of the sealed key bundles of superseded statements.
 
-Who has stolen an account's key can seal its newest bundle for himself alone. What the one before
-held, the recovery code still opens: with that and nothing else the owner takes the account back.
-Each holds older private keys only than the newest, for the same devices, so nothing that is wrapped
-for the newest opens with it.
+A thief of an account's key can seal the newest bundle for their own devices only. The recovery code
+still opens the bundle before it, and the owner recovers the account with that code alone. An older
+bundle holds only private keys older than the newest, for the same devices, so nothing that is
+wrapped for the newest key opens with it.
 
-Of more than `KEPT_MOST` those go first that were the newest for the shortest time: who floods the
-chain drives out his own.
+If there are more than `KEPT_MOST`, those that were the newest for the shortest time are removed
+first: an attacker who floods the chain removes their own bundles.
 """
 
 from __future__ import annotations
@@ -18,62 +18,64 @@ from protocol.codec.names import SERVER
 from protocol.log.auditlog import EntryDraft
 from sfsd.config import DAY
 from sfsd.errors import Absent, DamagedError, Refused
-from sfsd.rules.context import World
+from sfsd.rules.context import ServerContext
 from sfsd.rules.users import Chain
 from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.paths import bundle_path, kept_bundle_path, parse_kept_bundle, statements_path
 
 KEPT_DAYS: Final = 30
-"""Since its successor was logged."""
+"""Days that a bundle is kept after its successor was logged."""
 KEPT_MOST: Final = 256
-"""Of one account; of at most 64 KiB each, mostly of 5."""
+"""Bundles kept for one account. Each has at most 64 KiB, typically 5 KiB."""
 
 
-def read(world: World, chain: Chain, n: int) -> bytes:
-    """The bundle of statement `n`. Raises `Refused` where it is not kept, and `DamagedError`."""
+def read_bundle(server: ServerContext, chain: Chain, n: int) -> bytes:
+    """Return the bundle of statement `n`. Raises `Refused` if it is not kept, `DamagedError`."""
     newest = n == chain.head.n
     if not 0 < n <= chain.head.n:
         raise Refused("not-found", f"the chain has no statement {n}")
     path = bundle_path(chain.user) if newest else kept_bundle_path(chain.user, n)
     try:
-        bundle = world.store.read(path)
+        bundle = server.store.read(path)
     except Absent as exc:
         if not newest:
-            raise Refused("not-found", "that bundle is not kept") from exc
-        raise DamagedError("the bundle is not there", path=path) from exc
+            raise Refused("not-found", f"the bundle of statement {n} is no longer kept") from exc
+        raise DamagedError("missing bundle", path=path) from exc
     if hashlib.sha256(bundle).digest() != chain.links[n - 1].statement.bundle_sha256:
-        raise DamagedError("not the bundle of its statement", path=path)
+        raise DamagedError("the bundle does not match its statement", path=path)
     return bundle
 
 
-def keeping(world: World, chain: Chain) -> list[Effect]:
-    """What is done with the newest bundle, and with those kept before, when another takes its
-    place. One that is damaged is not worth keeping, and must not stop a rotation."""
+def keep_newest_bundle(server: ServerContext, chain: Chain) -> list[Effect]:
+    """Return the effects that keep the newest bundle when a new statement supersedes it.
+
+    A damaged bundle is dropped, because it must not stop a rotation.
+    """
     user, n = chain.user, chain.head.n
     try:
-        bundle = read(world, chain, n)
+        bundle = read_bundle(server, chain, n)
     except DamagedError:
         return []
-    kept = [*_kept(world, user), n]
+    kept = [*_kept(server, user), n]
     gone: set[int] = set()
     if (surplus := len(kept) - KEPT_MOST) > 0:
-        gone |= set(sorted(kept, key=lambda one: _in_force(world, chain, one))[:surplus])
+        gone |= set(sorted(kept, key=lambda one: _seconds_newest(server, chain, one))[:surplus])
     effects: list[Effect] = [Remove(kept_bundle_path(user, one)) for one in sorted(gone - {n})]
     if n not in gone:
         effects.append(Write(kept_bundle_path(user, n), bundle))
     return effects
 
 
-def expired(world: World, owner: str) -> Change | None:
-    """The removal of those of `owner` that were kept long enough; None where there are none."""
-    found = world.accounts.chain(owner)
+def remove_expired_bundles(server: ServerContext, owner: str) -> Change | None:
+    """Return a change that removes the owner's bundles past `KEPT_DAYS`, None if there are none."""
+    found = server.users.chain(owner)
     if found is None:
         return None
     chain, digest = found
     gone = [
         n
-        for n in _kept(world, owner)
-        if n >= chain.head.n or world.now - _logged(world, chain, n + 1) >= KEPT_DAYS * DAY
+        for n in _kept(server, owner)
+        if n >= chain.head.n or server.now - _logged_at(server, chain, n + 1) >= KEPT_DAYS * DAY
     ]
     if not gone:
         return None
@@ -84,21 +86,22 @@ def expired(world: World, owner: str) -> Change | None:
         detail={"bundles": gone, "why": "bundles"},
         accounts=(owner,),
     )
-    # Of a chain that has grown since, others are kept.
+    # If the chain has grown since, a different set of bundles is kept.
     expect = {statements_path(owner): digest}
     return Change(draft, expect, tuple(Remove(kept_bundle_path(owner, n)) for n in gone))
 
 
-def _kept(world: World, user: str) -> list[int]:
-    names = world.store.children(user)
+def _kept(server: ServerContext, user: str) -> list[int]:
+    """Return the numbers of the statements whose bundles are kept, in order."""
+    names = server.store.children(user)
     return sorted(n for name in names if (n := parse_kept_bundle(name)) is not None)
 
 
-def _in_force(world: World, chain: Chain, n: int) -> float:
-    """Seconds for which the bundle of `n` was the newest."""
-    end = world.now if n == chain.head.n else _logged(world, chain, n + 1)
-    return end - _logged(world, chain, n)
+def _seconds_newest(server: ServerContext, chain: Chain, n: int) -> float:
+    """Return for how many seconds the bundle of statement `n` was the newest."""
+    end = server.now if n == chain.head.n else _logged_at(server, chain, n + 1)
+    return end - _logged_at(server, chain, n)
 
 
-def _logged(world: World, chain: Chain, n: int) -> float:
-    return world.logged(chain.links[n - 1].seq)
+def _logged_at(server: ServerContext, chain: Chain, n: int) -> float:
+    return server.logged_at(chain.links[n - 1].seq)

@@ -1,7 +1,7 @@
-"""What an operation sees: who asks, all that the daemon is made of, and the table of operations.
+"""Context of an operation: the session that asks, the server's parts, and the operation table.
 
-The table is filled by `@operation` and is three things at once: the dispatch of `service`, the
-matrix of who may ask for what, and the list of what the log says about it.
+`@operation` fills the table. It serves three purposes: `sfsd.net.dispatch` dispatches by it, it is
+the matrix of which session may send which request, and it lists the log entry each request makes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
-from protocol.codec.values import Mutable, Value, field
+from protocol.codec.values import Mutable, Value
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
-from protocol.wire.messages import Receipt, Reply, Request
+from protocol.wire.messages import Done, Receipt, Reply, Request
 from sfsd.config import Config
 from sfsd.fs.descriptors import Share
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
-from sfsd.rules.history import Histories
 from sfsd.rules.record_rules import Admission
 from sfsd.rules.refusal_log import RefusalLog
-from sfsd.rules.users import Accounts
+from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Documents
 from sfsd.state.file_index import Index
 from sfsd.state.inbox_index import Inboxes
@@ -35,20 +34,20 @@ from sfsd.storage.store import DirectoryStore
 
 
 class Access(Enum):
-    """What a session was opened with, and so what it may ask for."""
+    """The key that opened a session, which decides the requests it may send."""
 
     FULL = "the user's current key"
-    RESTRICTED = "an older key of the user: what finding the newer one needs"
-    RECOVERY = "the user's recovery key: the same, and a statement"
-    OPERATOR = "the operator's key: accounts and the daemon itself, no file"
+    RESTRICTED = "an older key of the user: only what is needed to find the newer key"
+    RECOVERY = "the user's recovery key: the same, and a new statement"
+    OPERATOR = "the operator's key: accounts and the daemon itself, no files"
 
 
 class Principal(Mutable):
-    """Who asks: one open session.
+    """One open session and its user.
 
-    `generation` is of the key that opened it (0: recovery), `session` the seq of its login entry
-    (-1 where a failed log could take none), `known_size` the size of the checkpoint it began with.
-    `address` is the peer's, as text.
+    `generation` is that of the key that opened the session (0: the recovery key). `session` is the
+    sequence number of its login entry, -1 if a failed log could not take one. `known_size` is the
+    size of the checkpoint that the session began with. `address` is the peer's IP address as text.
     """
 
     user: str
@@ -59,8 +58,8 @@ class Principal(Mutable):
     address: str
 
 
-class Identity(Value):
-    """What this server is: its signed statement, and the operator's Ed25519 public key."""
+class ServerIdentity(Value):
+    """The server's signed statement, and the operator's Ed25519 public key (32 bytes)."""
 
     body: bytes
     signature: bytes
@@ -69,14 +68,14 @@ class Identity(Value):
     server_id: bytes
 
     @classmethod
-    def of(cls, body: bytes, signature: bytes, operator_public: bytes) -> Self:
-        """Raises `RemoteProtocolError` where `body` is no server statement."""
+    def parse(cls, body: bytes, signature: bytes, operator_public: bytes) -> Self:
+        """Build from the statement's encoded `body`. Raises `RemoteProtocolError` if malformed."""
         statement = ServerStatement.parse(body)
         return cls(body, signature, operator_public, statement, server_id(statement.server_pub))
 
 
-class Vitals(Mutable):
-    """What only the composition root knows, and keeps up to date for the operator's `status`."""
+class ServerMetrics(Mutable):
+    """Address and counters for the operator's `status`; `sfsd.net.listener` keeps them current."""
 
     address: str = ""
     started: int = 0
@@ -84,82 +83,64 @@ class Vitals(Mutable):
     sessions: int = 0
 
 
-class World(Mutable):
-    """All that operations work on. `clock` gives unix seconds, `root` is the daemon's folder."""
+class ServerContext:
+    """Everything that operations use, built on an opened store and log.
 
-    root: Path
-    config: Config
-    identity: Identity
-    store: DirectoryStore
-    journal: Journal
-    committer: Committer
-    clock: Callable[[], float]
-    documents: Documents
-    index: Index
-    inboxes: Inboxes
-    accounts: Accounts
-    uploads: Uploads
-    opened: Opened
-    admission: Admission
-    visibility: Visibility
-    histories: Histories
-    refusals: RefusalLog
-    vitals: Vitals = field(default_factory=Vitals)
+    `root` is the daemon's directory. `clock` returns Unix seconds.
+    """
 
-    @classmethod
-    def assemble(
-        cls,
+    def __init__(
+        self,
         root: Path,
         config: Config,
-        identity: Identity,
+        identity: ServerIdentity,
         store: DirectoryStore,
         journal: Journal,
         committer: Committer,
         clock: Callable[[], float],
-    ) -> Self:
-        """The world on an opened store and log."""
-        documents = Documents(store, journal)
-        index = Index(store, documents)
-        accounts = Accounts(documents, index)
+    ) -> None:
+        self.root = root
+        self.config = config
+        self.identity = identity
+        self.store = store
+        self.journal = journal
+        self.committer = committer
+        self.clock = clock
+        self.documents = Documents(store, journal)
+        self.index = Index(store, self.documents)
+        self.inboxes = Inboxes(store)
+        self.users = UserRegistry(self.documents, self.index)
         share = Share()
-        return cls(
-            root=root,
-            config=config,
-            identity=identity,
-            store=store,
-            journal=journal,
-            committer=committer,
-            clock=clock,
-            documents=documents,
-            index=index,
-            inboxes=Inboxes(store),
-            accounts=accounts,
-            uploads=Uploads(store.stage, share, clock),
-            opened=Opened(store.open_blob, share),
-            admission=Admission(
-                identity.server_id, accounts, lambda: journal.size, journal.root_at, clock
-            ),
-            visibility=Visibility(accounts, index, clock),
-            histories=Histories(journal),
-            refusals=RefusalLog(clock),
-        )
+        self.uploads = Uploads(store.stage, share, clock)
+        self.read_handles = Opened(store.open_blob, share)
+        self.admission = Admission(identity.server_id, self.users, journal, clock)
+        self.visibility = Visibility(self.users, self.index, clock)
+        self.refusals = RefusalLog(clock)
+        self.metrics = ServerMetrics()
 
     @property
     def now(self) -> int:
-        """Unix seconds."""
+        """Current time in Unix seconds."""
         return int(self.clock())
 
     @property
     def failed(self) -> str | None:
-        """Why no change and no download is acknowledged any more, or None."""
+        """Why changes and downloads are refused until a restart, or None."""
         return self.committer.failed
 
     def receipt(self, seq: int, who: Principal) -> Receipt:
-        """Proof for `who` that entry `seq` stands in the log."""
+        """Return the proof for session `who` that entry `seq` is in the log."""
         return self.journal.receipt(seq, who.known_size)
 
-    def logged(self, seq: int) -> float:
-        """When entry `seq` was logged, by this server's clock and not by who signed it."""
+    def done(self, seq: int, who: Principal) -> Done:
+        """Return the reply to a change that entry `seq` logs."""
+        return Done(self.receipt(seq, who))
+
+    def logged_at(self, seq: int) -> float:
+        """Return when entry `seq` was logged, in Unix seconds of the server's clock.
+
+        The signer's own clock is not trusted for this.
+        """
         return datetime.fromisoformat(self.journal.entry(seq).time).timestamp()
 
 
@@ -167,9 +148,9 @@ _Answer = TypeVar("_Answer")
 
 
 class Commit(Value, Generic[_Answer]):
-    """What an operation decided: make `change`, then `answer` from its seq.
+    """Decision of an operation to make `change` and then reply with `answer(seq)`.
 
-    `undo` runs where it was not made, for whatever reason: also before it is decided again.
+    `undo` runs if the change was not made, for whatever reason; also before a retry.
     """
 
     change: Change
@@ -194,18 +175,18 @@ def weight_of_parts(*parts: bytes, wraps: int) -> int:
 
 
 class Operation(Value):
-    """One row of the table.
+    """Row of the operation table.
 
-    `access` are the sessions that may ask, `logged` the op its entry has (None: not logged).
-    `after_data`: it waits for the Data its session sent before. `slow`: it may wait for the disk
-    many times, or for a MiB of it. `weight`: about how many bytes the request and its answer make
-    the daemon hold, or a function that says so of one request.
+    `access` lists the sessions that may send the request. `logged` is the op of its log entry
+    (None: not logged). With `after_data`, it waits for the Data that its session sent before. With
+    `slow`, it may wait for the disk many times, or for one MiB of it. `weight` is about how many
+    bytes of memory the request and its reply take, or a function that returns this for a request.
     """
 
     request: type[Request]
     access: frozenset[Access]
     logged: str | None
-    function: Callable[[World, Principal, Any], Decision]
+    function: Callable[[ServerContext, Principal, Any], Decision]
     after_data: bool = False
     slow: bool = False
     weight: Weight = REQUEST_WEIGHT
@@ -215,10 +196,10 @@ EVERYONE: Final = frozenset(Access)
 USER: Final = frozenset({Access.FULL})
 OPERATOR: Final = frozenset({Access.OPERATOR})
 OWN_KEYS: Final = frozenset({Access.FULL, Access.RESTRICTED, Access.RECOVERY})
-"""Anybody who is a user, even on an old key or the recovery key."""
+"""Sessions of a user, including those of an older key or the recovery key."""
 
 STATEMENTS: Final = frozenset({Access.FULL, Access.RECOVERY})
-"""Who may continue a user's identity chain."""
+"""Sessions that may extend the user's identity chain."""
 
 OPERATIONS: Final[dict[type[Request], Operation]] = {}
 
@@ -232,15 +213,15 @@ def operation(
     slow: bool = False,
     weight: Weight = REQUEST_WEIGHT,
 ) -> Callable[[_Function], _Function]:
-    """Enter a function ``(world, who, message) -> Reply | Commit`` in the table.
+    """Register a function ``(server, who, message) -> Reply | Commit`` in the table.
 
-    It runs on a pool thread, may run again where its change came out `Stale`, and says no by
-    raising `Refused`.
+    The function runs on a pool thread, runs again if its change was `Stale`, and refuses a request
+    by raising `Refused`.
     """
 
     def enter(function: _Function) -> _Function:
         if request in OPERATIONS:
-            raise ValueError(f"two operations for {request.__name__}")
+            raise ValueError(f"duplicate operation for {request.__name__}")
         OPERATIONS[request] = Operation(request, access, logged, function, after_data, slow, weight)
         return function
 
@@ -248,6 +229,6 @@ def operation(
 
 
 def draft(who: Principal, op: str, **fields: Any) -> EntryDraft:
-    """A draft in the name of `who`, tied to his login."""
+    """Return a draft log entry whose actor is the user of `who`, linked to that session's login."""
     session = who.session if who.session >= 0 else None
     return EntryDraft(op=op, actor=who.user, session=session, **fields)

@@ -1,8 +1,9 @@
-"""Whether a signed record may go onto a file's head.
+"""Rules that a signed record must satisfy before it is appended to a file.
 
-Every rule of DESIGN section 4 that a server can check, in the order in which an honest client that
-was overtaken wants to hear of them: who he is, what is the head, then everything else. What was
-relied on is collected in `expect`, and the committer checks it again when the record is appended.
+The server checks every rule of docs/format.md that does not need a private key. The order
+suits an honest client that another device overtook: first the signer, then the head, then the rest.
+Each check adds the documents it relied on to `expect`; the committer checks them again when it
+appends the record.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import Refused, Stale, require
-from sfsd.rules.users import Accounts, User, block_of, signing_key_id
+from sfsd.log.journal import Journal
+from sfsd.rules.users import User, UserRegistry, signing_key_id, write_block
 from sfsd.state.documents import Document
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar, record_of
 from sfsd.storage.paths import VersionPaths, statements_path
 
 SKEW: Final = 600
-"""Seconds by which clocks of clients and server may differ."""
+"""Seconds by which the clocks of client and server may differ."""
 
 
-class Head(Value):
-    """A file as it stands: its newest version and that version's sidecar, None where no file is."""
+class FileHead(Value):
+    """A file's newest version number (0: no file) and that version's sidecar (None: no file)."""
 
     files: OwnerFiles
     file_id: str
@@ -46,11 +48,18 @@ class Head(Value):
     document: Document[Sidecar] | None
 
     @classmethod
-    def of(cls, files: OwnerFiles, file_id: str) -> Head:
-        """Raises `DamagedError`."""
+    def load(cls, files: OwnerFiles, file_id: str) -> FileHead:
+        """Read the head of `file_id`. Raises `DamagedError`."""
         version = files.newest(file_id)
         document = files.sidecar(file_id, version) if version else None
         return cls(files, file_id, version, document)
+
+    @property
+    def newest(self) -> Document[Sidecar]:
+        """The newest version's sidecar. Raises `Refused` (not-found) if there is no file."""
+        if self.document is None:
+            raise not_found()
+        return self.document
 
     @property
     def record(self) -> FileRecord | None:
@@ -58,7 +67,7 @@ class Head(Value):
 
     @property
     def hash(self) -> bytes:
-        """Hash of the last record, what the next one's `prev` must be; empty for no file."""
+        """Hash of the last record, which the next record's `prev` must equal; empty if no file."""
         return b"" if self.document is None else record_hash(self.document.value.last.record)
 
     @property
@@ -74,34 +83,39 @@ class Head(Value):
         return self.document.value.view(user, self.document.value.last)
 
     def expect(self) -> dict[str, bytes | None]:
-        """That the newest version is still the newest, and its sidecar as it was read."""
+        """Return the expectation that no newer version exists and the sidecar is unchanged."""
         expected: dict[str, bytes | None] = {self.paths(self.next_version).sidecar: None}
         if self.document is not None:
             expected[self.document.path] = self.document.digest
         return expected
 
 
-class Admitted(Value):
-    """A record that may go onto `head`. `expect` is what that relies on."""
+class AdmittedRecord(Value):
+    """A record that may be appended to `head` while the documents in `expect` are unchanged."""
 
     record: FileRecord
     signed: SignedRecord
     sigs: dict[str, bytes]
     user: User
-    head: Head
+    head: FileHead
     expect: dict[str, bytes | None]
 
     @property
     def accounts(self) -> tuple[str, ...]:
-        """Whose history the entry belongs to: the owner, the actor, readers added or dropped."""
+        """Users whose account log has the entry: owner, actor, readers added or dropped."""
         before = self.head.record
         old = set() if before is None else {reader[0] for reader in before.readers}
         new = {reader[0] for reader in self.record.readers}
         return tuple(sorted({self.record.owner, self.record.actor} | (old ^ new)))
 
 
+def not_found() -> Refused:
+    """Return the one error for a missing file and for a file that the user may not see."""
+    return Refused("not-found", "no such file")
+
+
 def parse_record(body: bytes) -> FileRecord:
-    """Raises `Refused`."""
+    """Parse an encoded file record. Raises `Refused` (bad-request)."""
     try:
         return record_of(body)
     except RemoteProtocolError as exc:
@@ -109,41 +123,36 @@ def parse_record(body: bytes) -> FileRecord:
 
 
 class Admission:
-    """The rules, on what is known of users. `log_size` says how long the log is, `log_root` under
-    which root its first so many lines are."""
+    """Checks records against the users' identity chains and the server's log."""
 
     def __init__(
-        self,
-        server_id: bytes,
-        accounts: Accounts,
-        log_size: Callable[[], int],
-        log_root: Callable[[int], bytes],
-        clock: Callable[[], float],
+        self, server_id: bytes, users: UserRegistry, journal: Journal, clock: Callable[[], float]
     ) -> None:
         self._server_id = server_id
-        self._accounts = accounts
-        self._log_size = log_size
-        self._log_root = log_root
+        self._users = users
+        self._journal = journal
         self._clock = clock
 
-    def admit(self, record: FileRecord, body: bytes, signature: bytes, head: Head) -> Admitted:
-        """Every rule that holds for a record of any op. Its owner is who asks.
+    def admit(
+        self, record: FileRecord, body: bytes, signature: bytes, head: FileHead
+    ) -> AdmittedRecord:
+        """Check the rules for records of every op. The caller has checked that the owner asks.
 
         Raises `Refused`: `stale-generation`, `conflict` with the head, `rotation-required`, ….
         """
         require(record.server == self._server_id, "the record is for another server")
         require(record.actor == record.owner, "only an owner signs records of a file")
-        user = self._accounts.acting(record.owner)
+        user = self._users.require_active(record.owner)
         self._check_generation(record, user)
         public = user.chain.signing_keys.get(record.generation, b"")
         try:
             verify_signature(Label.RECORD, body, signature, public)
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
-        if (blocked := block_of(user, self._clock())) is not None:
+        if (blocked := write_block(user, self._clock())) is not None:
             raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")
         self._check_place(record, head, user.name)
-        return Admitted(
+        return AdmittedRecord(
             record,
             SignedRecord(body, (GenerationSignature(record.generation, signature),)),
             {signing_key_id(public): signature},
@@ -152,11 +161,14 @@ class Admission:
             {**user.expect, **head.expect()},
         )
 
-    def check_wraps(self, admitted: Admitted, wraps: Sequence[Wrap]) -> dict[str, bytes | None]:
-        """Raise `Refused` unless `wraps` are for the owner and every reader, to the current keys.
+    def check_wraps(
+        self, admitted: AdmittedRecord, wraps: Sequence[Wrap]
+    ) -> dict[str, bytes | None]:
+        """Check that `wraps` are for the owner and every reader, to their current keys.
 
-        Returns what this relies on. A reader whose grant or key has expired, or who is disabled,
-        may be left out: clients do not wrap to such.
+        Return the documents that the check relied on. A wrap may be missing for a reader whose
+        grant or key has expired, or whose account is disabled: clients do not wrap to those.
+        Raises `Refused`.
         """
         record = admitted.record
         current = {record.owner: admitted.user.chain.head}
@@ -176,9 +188,14 @@ class Admission:
             raise Refused("stale-recipient", f"no wrap for {', '.join(sorted(missing))}")
         return expect
 
-    def check_readers(self, admitted: Admitted, wraps: Sequence[Wrap]) -> dict[str, bytes | None]:
-        """Raise `Refused` unless all who are readers anew are users, and `wraps`, of one version or
-        several, are for readers, to their current keys. Returns what this relies on."""
+    def check_readers(
+        self, admitted: AdmittedRecord, wraps: Sequence[Wrap]
+    ) -> dict[str, bytes | None]:
+        """Check that added readers are users and that `wraps` are for current keys of readers.
+
+        `wraps` may belong to several versions. Return the documents that the check relied on.
+        Raises `Refused`.
+        """
         record, before = admitted.record, admitted.head.record
         old = set() if before is None else {reader[:2] for reader in before.readers}
         for_whom = {wrap.user for wrap in wraps}
@@ -197,71 +214,87 @@ class Admission:
     def _check_generation(self, record: FileRecord, user: User) -> None:
         present = user.chain.head.generation
         if record.generation < present:
-            raise Refused("stale-generation", f"the key's generation is {present} by now")
-        require(record.generation == present, "a generation that is not there yet")
+            raise Refused("stale-generation", f"the current key generation is {present}")
+        require(record.generation == present, "the record's generation does not exist yet")
 
-    def _check_place(self, record: FileRecord, head: Head, user: str) -> None:
+    def _check_place(self, record: FileRecord, head: FileHead, user: str) -> None:
         before = head.record
         if record.rev != (1 if before is None else before.rev + 1) or record.prev != head.hash:
             raise Refused("conflict", "the file has changed", head=head.view(user))
         size, root = record.seen
-        require(size <= self._log_size(), "the record has seen a log longer than ours")
-        # Whoever reads the file has it proven, and takes us for a liar where it is not so: that is
-        # not for a user to bring about.
-        holds = not size or root == self._log_root(size)
-        require(holds, "the record has seen another log than ours")
+        require(size <= self._journal.size, "the record quotes a longer log than the server's")
+        # Every reader asks the server to prove this checkpoint and treats a failed proof as a lying
+        # server. No user may cause that with a false checkpoint.
+        same = not size or root == self._journal.root_at(size)
+        require(same, "the record quotes a different log than the server's")
         if before is not None and record.op not in (ACCESS, MOVE):
-            require(record.readers == before.readers, "only an access record changes the readers")
+            require(record.readers == before.readers, "only an access record changes readers")
 
     def _reader(self, reader: ReaderEntry) -> User:
         name, first_hash, _ = reader
-        user = self._accounts.find(name)
+        user = self._users.find(name)
         if user is None or user.chain.first_hash != first_hash:
             raise Refused("bad-request", f"no user {name} with that first statement")
         return user
 
     def _wants_wrap(self, reader: ReaderEntry, user: User) -> bool:
-        # A client whose clock is a little ahead leaves out who is about to expire.
+        # A client whose clock is ahead omits readers who are about to expire.
         soon, expires = self._clock() + SKEW, reader[2]
         granted = expires == 0 or soon < expires
         return granted and soon < user.chain.head.expires and not user.account.value.disabled
 
 
 def check_content(
-    admitted: Admitted, *, size: int, root: bytes, metadata: bytes, content_ids: dict[int, bytes]
+    admitted: AdmittedRecord,
+    *,
+    size: int,
+    root: bytes,
+    metadata: bytes,
+    content_ids: dict[int, bytes],
 ) -> None:
-    """Raise `Refused` unless the record describes this ciphertext and metadata: as a new version,
-    or where it encrypts one anew, as that one, with nothing else current than before."""
+    """Check that the record describes this ciphertext and metadata. Raises `Refused`, `Stale`.
+
+    A `reencrypt` record describes an existing version and keeps `current`; any other record
+    describes the next version, which becomes the current one.
+    """
     record, before = admitted.record, admitted.head.record
     if record.op != REENCRYPT:
         version = admitted.head.next_version
         require(record.version == version, f"the next version is {version}")
         require(record.current == version, "a new version is the current one")
     elif before is not None:
-        require(record.current == before.current, "what is current stays as it is")
-    require(size > 0, "a ciphertext is never empty")  # it would count as no quota
-    require(record.ciphertext_size == size, f"{size} bytes of ciphertext are here")
-    require(record.segments_root == root, "the ciphertext has another segments_root")
-    require(record.metadata_sha256 == hashlib.sha256(metadata).digest(), "not the metadata's hash")
+        require(record.current == before.current, "reencryption keeps the current version")
+    require(size > 0, "the ciphertext is empty")  # it would not count against the quota
+    require(record.ciphertext_size == size, f"the ciphertext has {size} bytes")
+    require(record.segments_root == root, "segments_root does not match the ciphertext")
+    require(
+        record.metadata_sha256 == hashlib.sha256(metadata).digest(),
+        "metadata_sha256 does not match",
+    )
     require(bool(metadata), "a version needs metadata")
     used = [version for version, one in content_ids.items() if one == record.content_id]
     if any(version > admitted.head.version for version in used):
-        # Made since the head was read, perhaps from this very request: to be decided again.
+        # A version was added after the head was read, perhaps by this very request: decide again.
         raise Stale((admitted.head.paths(admitted.head.next_version).sidecar,))
     require(not used, "the content_id was used before")
 
 
 def check_distinct(wraps: Sequence[Wrap]) -> None:
-    """Raise `Refused` unless each of a version's `wraps` is another user's, for another key."""
-    require(len({wrap.user for wrap in wraps}) == len(wraps), "a user has two wraps")
-    require(len({wrap.key_id for wrap in wraps}) == len(wraps), "two users have one key")
+    """Check that one version's `wraps` have distinct users and keys. Raises `Refused`."""
+    require(len({wrap.user for wrap in wraps}) == len(wraps), "duplicate user among the wraps")
+    require(len({wrap.key_id for wrap in wraps}) == len(wraps), "duplicate key among the wraps")
 
 
 def check_wrap(wrap: Wrap, statement: Statement | None, key_id: bytes = b"") -> None:
-    """Raise `Refused` unless `wrap` is for the key that `statement` makes current, whose id is
-    `key_id` where the caller knows it already."""
+    """Check that `wrap` is for the wrapping key of `statement`. Raises `Refused`.
+
+    A caller that already knows the id of that key passes it as `key_id`.
+    """
     if statement is None:
-        raise Refused("bad-request", f"{wrap.user} is no reader of this file")
+        raise Refused("bad-request", f"{wrap.user} is not a reader of this file")
     if wrap.key_id != (key_id or statement.key_id) or wrap.algorithm != statement.wrap_alg:
         raise Refused("stale-recipient", f"the wrap is not for {wrap.user}'s current key")
-    require(len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm], "a wrap of a wrong length")
+    require(
+        len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm],
+        f"the wrap is not {WRAPPED_SIZES[wrap.algorithm]} bytes",
+    )

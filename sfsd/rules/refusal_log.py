@@ -1,7 +1,7 @@
-"""Refused attempts, on their way to the log: grouped by source and minute.
+"""Rate-limited log entries for refused requests, grouped by source address and minute.
 
-A flood must not fill the disk: whatever is tried, a minute leaves at most `SOURCES` + 1 entries,
-each of bounded length, and memory holds no more than that.
+A flood must not fill the disk. Each minute adds at most `SOURCES` + 1 log entries of bounded
+length, and memory holds no more than that.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from protocol.codec.values import Mutable, field
 from protocol.log.auditlog import EntryDraft
 
 SOURCES: Final = 16
-"""Sources a minute that are told apart; the others are counted together."""
+"""Source addresses counted separately in one minute; the others are counted together."""
 NAMES: Final = 8
-"""User names that are told apart for one source."""
+"""User names counted separately for one source."""
 MINUTE: Final = 60
 _OTHERS = "others"
 
@@ -30,7 +30,7 @@ class _Group(Mutable):
 
 
 class RefusalLog:
-    """Counts refusals and, once their minute is over, makes drafts of them. Safe on threads."""
+    """Counts refusals and turns each finished minute into draft log entries. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -40,7 +40,7 @@ class RefusalLog:
         self._finished: list[EntryDraft] = []
 
     def note(self, address: str, user: str, code: str) -> None:
-        """`user` (a name that was checked) was refused with `code` at `address` (an IP)."""
+        """Count a refusal with `code` of `user` (a valid name) at `address` (an IP address)."""
         with self._lock:
             self._turn()
             if address not in self._groups and len(self._groups) >= SOURCES:
@@ -52,13 +52,14 @@ class RefusalLog:
             group.users[user] += 1
 
     def due(self, *, all_of_them: bool = False) -> list[EntryDraft]:
-        """What has to be logged by now and was not handed out before; at the end, all."""
+        """Remove and return the drafts of finished minutes; with `all_of_them`, of this one too."""
         with self._lock:
             self._turn(force=all_of_them)
             finished, self._finished = self._finished, []
             return finished
 
     def _turn(self, *, force: bool = False) -> None:
+        """Make drafts of the counts if their minute is over, or in any case with `force`."""
         minute = int(self._clock()) // MINUTE
         if minute == self._minute and not force:
             return
@@ -71,7 +72,7 @@ class RefusalLog:
                 "codes": dict(group.codes),
                 "users": dict(group.users),
             }
-            # Bounded too where nobody fetches: what no longer fits is a minute nobody could log.
+            # Bounded even if nothing calls `due`: a full list means that nothing could be logged.
             if len(self._finished) <= SOURCES:
                 self._finished.append(EntryDraft(op="refused", actor=SERVER, detail=detail))
         self._minute = minute

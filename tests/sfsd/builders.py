@@ -41,7 +41,7 @@ from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.net.dispatch import Principal, Service
-from sfsd.rules.context import Identity, World
+from sfsd.rules.context import ServerContext, ServerIdentity
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore
@@ -70,7 +70,7 @@ class Clock:
 class Daemon:
     """A served world. `ask` and `open` go through `Service`, on one loop."""
 
-    def __init__(self, world: World, clock: Clock, runner: asyncio.Runner) -> None:
+    def __init__(self, world: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
         self.world = world
         self.clock = clock
         self.service = Service(world)
@@ -122,7 +122,9 @@ def daemon(
     clock = clock or Clock()
     statement = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000)
     body = statement.encode()
-    identity = Identity.of(body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), OPERATOR_KEY.public)
+    identity = ServerIdentity.parse(
+        body, SERVER_KEY.sign(Label.SERVER_STATEMENT, body), OPERATOR_KEY.public
+    )
     journal = Journal(
         root / "logs",
         LOG_KEY,
@@ -134,7 +136,7 @@ def daemon(
     store = DirectoryStore(root, files)
     recover(store, journal)
     committer = Committer(store, journal)
-    world = World.assemble(root, config or Config(), identity, store, journal, committer, clock)
+    world = ServerContext(root, config or Config(), identity, store, journal, committer, clock)
     with asyncio.Runner() as runner:
         served = Daemon(world, clock, runner)
         try:

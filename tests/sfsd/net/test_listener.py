@@ -163,10 +163,10 @@ def test_too_many_of_one_address_are_turned_away(served: Daemon, tls: ssl.SSLCon
         assert await one_more_yet.ended(5) == b"", "the fourth connection was the last"
         for wire in (*strangers, one_more, one_more_yet):
             await wire.close()
-        await until(lambda: served.world.vitals.connections == 1)
+        await until(lambda: served.world.metrics.connections == 1)
         assert isinstance(await known.ask(Ping()), Pong)
         await known.close()
-        await until(lambda: served.world.vitals.connections == 0)
+        await until(lambda: served.world.metrics.connections == 0)
         await server.stop()
 
     served.run(run())
@@ -185,7 +185,7 @@ def test_without_tls_a_stranger_is_gone_in_time(
         rest = await wire.ended(10)
         assert len(rest) < 100, "an alert of TLS at most"
         await wire.close()
-        await until(lambda: hasty.world.vitals.connections == 0)
+        await until(lambda: hasty.world.metrics.connections == 0)
         async with await operator(address) as chief:
             assert isinstance(await chief.ask(Ping()), Pong)
         await server.stop()
@@ -201,7 +201,7 @@ def test_without_a_login_a_stranger_is_gone_in_time(hasty: Daemon, tls: ssl.SSLC
         address = await server.start(HERE)
         wire = await Wire.welcomed(address)
         assert await wire.ended(10) == b""
-        await until(lambda: hasty.world.vitals.connections == 0)
+        await until(lambda: hasty.world.metrics.connections == 0)
         await wire.close()
         await server.stop()
 
@@ -218,7 +218,7 @@ def test_older_tls_is_refused(
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await Wire.connect(address, context)
-        await until(lambda: served.world.vitals.connections == 0)
+        await until(lambda: served.world.metrics.connections == 0)
         await server.stop()
 
     with caplog.at_level(logging.INFO, "sfsd"):
@@ -274,7 +274,7 @@ def test_what_was_turned_away_is_told_in_one_line(
             await wire.send(b"nonsense, and no TLS")
             await wire.ended(5)
             await wire.close()
-        await until(lambda: served.world.vitals.connections == 0)
+        await until(lambda: served.world.metrics.connections == 0)
         await server.stop()
 
     with caplog.at_level(logging.INFO, "sfsd"):

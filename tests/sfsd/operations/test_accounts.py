@@ -86,7 +86,7 @@ def test_the_disabled_keep_their_files(served: Daemon) -> None:
 
 def test_status_says_how_the_daemon_is(served: Daemon) -> None:
     served.person("ada")
-    served.world.vitals.address = "127.0.0.1:7373"
+    served.world.metrics.address = "127.0.0.1:7373"
     answer = served.ask(served.operator(), Status())
     assert isinstance(answer, StatusAnswer)
     assert answer.log_size == served.world.journal.size
@@ -97,7 +97,7 @@ def test_status_says_how_the_daemon_is(served: Daemon) -> None:
 
 def test_a_user_is_the_one_that_is_known_until_one_of_his_files_changes(served: Daemon) -> None:
     served.person("ada")
-    accounts = served.world.accounts
+    accounts = served.world.users
     known = accounts.find("ada")
     assert known is not None
     assert accounts.find("ada") is known

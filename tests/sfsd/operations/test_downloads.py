@@ -180,7 +180,7 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
     for _ in range(2):
         for handle in handles:
             assert ada.ask(Read(handle, 0, 4)) == Bytes(CONTENT[:4])
-    session = served.world.opened.of(ada.who.session)
+    session = served.world.read_handles.of(ada.who.session)
     oldest = session.get(handles[0])
     for _ in range(HANDLES - 1):
         session.add(oldest)

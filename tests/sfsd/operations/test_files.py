@@ -123,7 +123,7 @@ def test_a_page_looks_at_so_many_files_and_no_more(
     ada: Person, served: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_SCANNED", 6)
-    monkeypatch.setattr(files, "_TOGETHER", 3)
+    monkeypatch.setattr(files, "_INDEX_BATCH", 3)
     for number in range(14):
         ada.put(file_id(number))
     mark = served.world.journal.size
@@ -221,7 +221,7 @@ def test_a_history_that_was_endorsed_often_fits_its_pages(
     body = ada.put(F).body + bytes(400)
     signatures = tuple(GenerationSignature(2**31, bytes(64)) for _ in range(KEPT_SIGNATURES))
     many = [SignedRecord(body, signatures)] * MAX_PAGE
-    monkeypatch.setattr(served.world.histories, "records", lambda _head, _first: many)
+    monkeypatch.setattr(files, "file_records", lambda *_: many)
     page = ada.ask(History("ada", F, 1))
     assert isinstance(page, HistoryPage), page
     assert len(page.records) > 128

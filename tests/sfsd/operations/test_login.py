@@ -135,7 +135,7 @@ def test_an_enrolment_opens_a_session_and_is_proven(served: Daemon) -> None:
     assert (entry.op, entry.owner, entry.seq) == ("enrol", "bob", who.session)
     assert set(entry.paths) == {"bob/account.json", "bob/bundle", "bob/statements.json"}
     assert served.world.store.read("bob/bundle") == bob.bundle
-    chain = served.world.accounts.chain("bob")
+    chain = served.world.users.chain("bob")
     assert chain is not None
     assert chain[0].first_hash == record_hash(enroll.statement)
 

@@ -262,7 +262,7 @@ def test_a_bundle_that_a_rotation_keeps_is_not_removed_with_old_ones(served: Dae
     ada = served.person("ada")
     begun(ada)
     served.clock.now += bundles.KEPT_DAYS * DAY
-    change = bundles.expired(served.world, "ada")
+    change = bundles.remove_expired_bundles(served.world, "ada")
     assert change is not None
     begun(ada)
     assert isinstance(served.world.committer.submit(change).exception(), Stale)

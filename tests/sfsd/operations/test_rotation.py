@@ -523,7 +523,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
     decided = rewrap(served.world, ada.who, Rewrap((rewrapped(ada, older),)))
     assert isinstance(decided, Commit)
     sidecar = VersionPaths.of("ada", file_id(1), 1).sidecar
-    user = served.world.accounts.acting("ada")
+    user = served.world.users.require_active("ada")
     assert decided.change.expect == {**user.expect, sidecar: served.world.store.hash_of(sidecar)}
     # A newer version beside it changes nothing; the version itself, once purged, is another.
     ada.put(file_id(1), b"3")

@@ -14,7 +14,7 @@ from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from sfsd.config import DAY, Rotation
 from sfsd.errors import Refused
-from sfsd.rules.users import Chain, check_wrap_key, judge_first, signing_key_id
+from sfsd.rules.users import Chain, check_wrap_key, signing_key_id, validate_first_statement
 from sfsd.storage.json_files import StoredStatement
 from tests.sfsd.builders import SERVER_ID
 
@@ -46,7 +46,7 @@ XWING = b"x" * 1216
 
 def judge(statement: Statement, policy: Rotation = POLICY) -> Statement:
     body = statement.encode()
-    return judge_first(
+    return validate_first_statement(
         body,
         KEY.sign(Label.STATEMENT, body),
         BUNDLE,
@@ -129,7 +129,7 @@ def test_no_policy_goes_past_two_years() -> None:
 def test_a_statement_is_signed_by_its_own_key() -> None:
     body = replace(FIRST, sign_pub=SigningKey.generate().public).encode()
     with pytest.raises(Refused) as caught:
-        judge_first(
+        validate_first_statement(
             body,
             KEY.sign(Label.STATEMENT, body),
             BUNDLE,
@@ -143,7 +143,7 @@ def test_a_statement_is_signed_by_its_own_key() -> None:
 
 def test_other_bytes_are_no_statement() -> None:
     with pytest.raises(Refused):
-        judge_first(
+        validate_first_statement(
             b"\x80", bytes(64), BUNDLE, user="ada", server_id=SERVER_ID, policy=POLICY, now=NOW
         )
 

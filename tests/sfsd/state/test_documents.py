@@ -33,7 +33,7 @@ def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
     ada.put(F)
     found = fresh(served).sidecar(FIRST)
     assert found.digest == served.world.store.hash_of(FIRST)
-    account = served.world.accounts.account("ada")
+    account = served.world.users.account("ada")
     assert account is not None
     assert account.digest == served.world.store.hash_of(account_path("ada"))
 
