@@ -9,7 +9,7 @@ import sys
 import click
 
 from protocol import VERSION
-from sfsd.commands import printable
+from protocol.codec.terminal_text import printable
 from sfsd.errors import SfsdError
 
 COMMANDS = {

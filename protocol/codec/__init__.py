@@ -1,1 +1,1 @@
-"""Encodings without I/O: msgpack, base64, typed values, names, Merkle trees, errors."""
+"""Encodings without I/O: msgpack, base64, values, names, Merkle trees, terminal text, errors."""

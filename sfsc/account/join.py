@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from protocol.codec.terminal_text import human_time
 from protocol.codec.values import Value
 from protocol.records.invitation import AccountLink
 from protocol.records.records import Statement
@@ -33,7 +34,6 @@ from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, proof_in
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
-from sfsc.timefmt import human_time
 from sfsc.trust.identity_chain import follow, newest_bundle
 from sfsc.trust.server_log import Trust
 from sfsc.trust.state import open_state

@@ -12,15 +12,14 @@ import io
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from protocol.codec.terminal_text import human_time, printable
 from sfsc.atomicfile import sync
 from sfsc.closing import Closing
 from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     import rich.progress
@@ -28,28 +27,6 @@ if TYPE_CHECKING:
 SHOWN_AFTER: Final = 1.0
 """Seconds before a bar appears."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-# Format characters (Cf) hold the bidirectional overrides, which make one name look like another.
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def printable(text: str) -> str:
-    """`text` with every control, format, private and unassigned character shown as an escape."""
-    if text.isprintable() and text.isascii():
-        return text
-    return "".join(_escape(char) if _unsafe(char) else char for char in text)
-
-
-def lines_for_people(text: str) -> str:
-    """As `printable`, of a text whose lines stay lines."""
-    return "".join(f"{printable(line)}\n" for line in text.removesuffix("\n").split("\n"))
-
-
-def _unsafe(char: str) -> bool:
-    return unicodedata.category(char) in _UNSAFE
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,14 +11,10 @@ import click
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
+from protocol.codec.terminal_text import printable
 from sfsd.errors import ConfigError
 
 _T = TypeVar("_T")
-
-
-def printable(text: str) -> str:
-    """`text` without what could move a cursor or turn the direction of writing: that is escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def answer(text: str) -> None:
@@ -30,11 +25,6 @@ def answer(text: str) -> None:
 def answer_json(value: Mapping[str, object]) -> None:
     """One JSON object on one line of stdout."""
     click.echo(json.dumps(value, separators=(",", ":")))
-
-
-def human_time(seconds: int) -> str:
-    """Unix seconds as ``2026-11-24 09:30Z``; a dash for 0, which stands for never."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ") if seconds else "-"
 
 
 def user_name(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:

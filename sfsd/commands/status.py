@@ -7,8 +7,9 @@ from typing import cast
 
 import click
 
+from protocol.codec.terminal_text import human_time
 from protocol.wire.messages.accounts import Status, StatusAnswer
-from sfsd.commands import answer, answer_json, human_time, json_option, operator_client, root_option
+from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
 
 
 @click.command()

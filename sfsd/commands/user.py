@@ -9,6 +9,7 @@ from typing import cast
 
 import click
 
+from protocol.codec.terminal_text import human_time
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages.accounts import (
     Account,
@@ -22,7 +23,6 @@ from sfsd import server_keys
 from sfsd.commands import (
     answer,
     answer_json,
-    human_time,
     json_option,
     operator_client,
     parsed,
@@ -117,8 +117,8 @@ def show(name: str, root: Path, as_json: bool) -> None:
     answer(f"state        {_state(account)}")
     answer(f"fingerprint  {account.fingerprint.hex() or '-'}")
     answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
-    answer(f"rotate by    {human_time(account.due)}")
-    answer(f"invited to   {human_time(account.invited_until)}")
+    answer(f"rotate by    {human_time(account.due) if account.due else '-'}")
+    answer(f"invited to   {human_time(account.invited_until) if account.invited_until else '-'}")
     answer(f"stored       {account.files} files, {account.used} bytes")
     answer(f"quota        {account.quota or 'none'}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable, printable_lines
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import UsageError
@@ -47,7 +48,7 @@ def _line(event: Event) -> str:
     version = f" version {event.version}" if event.version else ""
     said = " ".join(f"{key}={json.dumps(value)}" for key, value in event.detail.items())
     text = f"{event.seq:>8}  {event.time}  {event.op:<12} {event.actor:<12} {what}{version} {said}"
-    return terminal.printable(text.rstrip())
+    return printable(text.rstrip())
 
 
 @command.command()
@@ -81,13 +82,11 @@ def check(context: Context, file: BinaryIO, vkey: str | None) -> None:
     terminal.answer(
         f"entry       {proven.seq} of a log that had {proven.log_size}, {proven.origin}"
     )
-    terminal.answer(f"time        {terminal.printable(proven.time)}")
-    terminal.answer(f"what        {terminal.printable(f'{proven.op} by {proven.actor}')}")
+    terminal.answer(f"time        {printable(proven.time)}")
+    terminal.answer(f"what        {printable(f'{proven.op} by {proven.actor}')}")
     if proven.file_id is not None:
         version = f" version {proven.version}" if proven.version else ""
-        terminal.answer(
-            f"file        {terminal.printable(str(proven.owner))}:{proven.file_id}{version}"
-        )
+        terminal.answer(f"file        {printable(str(proven.owner))}:{proven.file_id}{version}")
 
 
 @command.command("checkpoint")
@@ -97,7 +96,7 @@ def checkpoint_(context: Context) -> None:
     with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
         note = store.checkpoint().decode()
     # A server may sign lines beside those that we know: to a terminal they go as all foreign text.
-    terminal.write(terminal.lines_for_people(note) if sys.stdout.isatty() else note)
+    terminal.write(printable_lines(note) if sys.stdout.isatty() else note)
 
 
 @command.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.rotate import find_device, show
-from sfsc.timefmt import human_time
 
 
 @click.group(short_help="Show the machines that have your keys.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context, split_owner
 from sfsc.cli.commands.share import shared_options, trusting
@@ -97,4 +98,4 @@ def _show(got: Got, context: Context) -> None:
         )
     else:
         size = terminal.human_size(got.size)
-        terminal.say(f"{terminal.printable(str(got.path))}  version {got.version}, {size}")
+        terminal.say(f"{printable(str(got.path))}  version {got.version}, {size}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     from sfsc.api import Revision

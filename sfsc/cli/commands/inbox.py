@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.stat import as_object
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     from sfsc.api import Shared
@@ -38,7 +38,7 @@ def show(item: Shared, context: Context, *, long: bool) -> None:
         about = {"owner": item.owner, "expires": item.expires, "verified": item.verified}
         terminal.answer_json({**about, **as_object(entry)})
         return
-    name = f"{item.owner}:{terminal.printable(entry.name)}"
+    name = f"{item.owner}:{printable(entry.name)}"
     if not long:
         terminal.answer(name)
         return

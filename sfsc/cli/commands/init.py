@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
@@ -128,7 +129,7 @@ def _recover(
     try:
         me = opened(undo_from, taking=take_back or undo_from is not None)
     except TakenOver as exc:
-        terminal.say(f"sfsc: {terminal.printable(exc.cause)}")
+        terminal.say(f"sfsc: {printable(exc.cause)}")
         if not terminal.confirmed(f"Undo all from statement {exc.first} on?"):
             raise
         me = opened(exc.first, taking=True)

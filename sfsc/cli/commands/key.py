@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.whoami import show as show_identity
@@ -85,9 +86,7 @@ def backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
     passphrase = None if no_passphrase else terminal.new_passphrase(" of the backup")
     with _connected(context) as store:
         store.backup(file, passphrase=passphrase, no_passphrase=no_passphrase)
-    terminal.say(
-        f"your keys are in {terminal.printable(str(file))}; keep it away from this machine"
-    )
+    terminal.say(f"your keys are in {printable(str(file))}; keep it away from this machine")
 
 
 @command.command()
@@ -149,7 +148,7 @@ def export(context: Context, file: Path, *, no_passphrase: bool) -> None:
         no_passphrase=no_passphrase,
     )
     terminal.write_private(file, pem)
-    terminal.say(f"your private keys are in {terminal.printable(str(file))}")
+    terminal.say(f"your private keys are in {printable(str(file))}")
 
 
 @command.command("export-dek")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time, printable
 from protocol.codec.values import Mutable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.inbox import show as show_shared
 from sfsc.cli.commands.stat import as_object
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     from sfsc.api import Entry
@@ -79,7 +79,7 @@ def _level(entries: Iterable[Entry], prefix: str) -> Iterator[Entry | _Folder]:
 
 
 def _show(item: Entry | _Folder, context: Context, *, long: bool) -> None:
-    name = terminal.printable(item.name)
+    name = printable(item.name)
     if context.json:
         terminal.answer_json(item.as_object() if isinstance(item, _Folder) else as_object(item))
     elif long:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.stat import as_object
@@ -25,4 +26,4 @@ def command(context: Context, name: str, new_name: str) -> None:
     if context.json:
         terminal.answer_json(as_object(entry))
     else:
-        terminal.say(f"{terminal.printable(name)} is now {terminal.printable(entry.name)}")
+        terminal.say(f"{printable(name)} is now {printable(entry.name)}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import LocalError, UsageError
@@ -137,5 +138,5 @@ def _show(done: Put, *, as_json: bool) -> None:
             }
         )
     else:
-        name = terminal.printable(done.name)
+        name = printable(done.name)
         terminal.answer(f"{name}  version {done.version}, {terminal.human_size(done.size)}")

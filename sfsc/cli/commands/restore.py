@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.stat import as_object
@@ -25,4 +26,4 @@ def command(context: Context, name: str, version: int | None) -> None:
         terminal.answer_json(as_object(entry))
     else:
         size = terminal.human_size(entry.size)
-        terminal.answer(f"{terminal.printable(entry.name)}  version {entry.version}, {size}")
+        terminal.answer(f"{printable(entry.name)}  version {entry.version}, {size}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
@@ -54,4 +55,4 @@ def _show(context: Context, name: str, purged: list[int] | None) -> None:
         terminal.answer_json({"name": name, "deleted": True, **about})
         return
     what = "deleted" if purged is None else f"deleted, with the content of {len(purged)} versions,"
-    terminal.say(f"{what} {terminal.printable(name)}")
+    terminal.say(f"{what} {printable(name)}")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     from sfsc.api import Link, Plan, Rotated, Store

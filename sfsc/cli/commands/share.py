@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 import sfsc
+from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import Untrusted, UsageError
@@ -72,7 +73,7 @@ def command(
         for grant in trusting(share, first_use=trust_first_use):
             show(grant, "shared", as_json=context.json)
         if recursive and not context.json:
-            folder = terminal.printable(name)
+            folder = printable(name)
             terminal.say(f"what is put into {folder} from now on is shared with {user} too")
 
 
@@ -96,7 +97,7 @@ def trusting(action: Callable[[bool], _Done], *, first_use: bool) -> _Done:
     except Untrusted as exc:
         if not terminal.is_interactive():
             raise
-        terminal.say(f"sfsc: {terminal.printable(exc.cause)}")
+        terminal.say(f"sfsc: {printable(exc.cause)}")
         said = terminal.ask("Have you compared this fingerprint with him? [y/N] ")
         if said.strip().lower() not in ("y", "yes"):
             raise
@@ -124,7 +125,7 @@ def show(grant: Grant, done: str, *, as_json: bool) -> None:
         terminal.answer_json({**about, done: True})
         return
     until = terminal.until(grant.expires)
-    terminal.say(f"{done} {terminal.printable(grant.name)} with {grant.user}{until}")
+    terminal.say(f"{done} {printable(grant.name)} with {grant.user}{until}")
 
 
 def _show_folders(store: Store, *, as_json: bool) -> None:
@@ -134,4 +135,4 @@ def _show_folders(store: Store, *, as_json: bool) -> None:
             terminal.answer_json(about)
         else:
             until = terminal.until(one.expires)
-            terminal.answer(f"{terminal.printable(one.prefix)}/  {one.user}{until}")
+            terminal.answer(f"{printable(one.prefix)}/  {one.user}{until}")

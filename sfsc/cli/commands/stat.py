@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.timefmt import human_time
 
 if TYPE_CHECKING:
     from sfsc.api import Entry
@@ -26,7 +26,7 @@ def command(context: Context, name: str) -> None:
         shared = [{"user": one.user, "expires": one.expires} for one in readers]
         terminal.answer_json({**as_object(entry), "readers": shared})
         return
-    terminal.answer(f"name        {terminal.printable(entry.name)}")
+    terminal.answer(f"name        {printable(entry.name)}")
     terminal.answer(f"version     {entry.version} (revision {entry.revision})")
     terminal.answer(f"size        {entry.size} bytes, {entry.ciphertext_size} encrypted")
     terminal.answer(f"modified    {human_time(entry.mtime)}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import sfsc
+from protocol.codec.terminal_text import human_time, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
-from sfsc.timefmt import human_time
 
 
 @click.command(short_help="Show the server, your usage and your keys' age.")
@@ -39,6 +39,6 @@ def command(context: Context) -> None:
     used = terminal.human_size(status.used)
     terminal.answer(f"stored    {status.files} files, {used}, {quota}")
     terminal.answer(f"log       {status.log_size} entries, consistent with what was seen before")
-    terminal.answer(f"log key   {terminal.printable(status.log_vkey)}")
+    terminal.answer(f"log key   {printable(status.log_vkey)}")
     due = human_time(status.due)
     terminal.answer(f"keys      generation {status.generation}, to be rotated by {due}")

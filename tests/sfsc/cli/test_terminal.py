@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -16,35 +15,6 @@ from hypothesis import strategies as st
 
 from sfsc.cli import terminal
 from sfsc.errors import KeyringError, LocalError, NotFound, SfscError
-
-HOSTILE = [
-    ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
-    ("a\rb", "a\\rb"),
-    ("tab\tnewline\n", "tab\\tnewline\\n"),
-    ("\u202egpj.exe", "\\u202egpj.exe"),
-    ("\u2066x\u2069", "\\u2066x\\u2069"),
-    ("\u009b31m", "\\x9b31m"),
-    ("\ufeffbom", "\\ufeffbom"),
-    ("\ue000private", "\\ue000private"),
-    ("\u2028line", "\\u2028line"),
-]
-
-
-@pytest.mark.parametrize(("text", "shown"), HOSTILE)
-def test_hostile_text_is_escaped(text: str, shown: str) -> None:
-    assert terminal.printable(text) == shown
-
-
-@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語", "עברית", "emoji 🎉", "a b"])
-def test_people_s_text_stays(text: str) -> None:
-    assert terminal.printable(text) == text
-
-
-@given(st.text())
-def test_nothing_printable_moves_a_cursor(text: str) -> None:
-    shown = terminal.printable(text)
-    assert all(unicodedata.category(char)[0] != "C" for char in shown)
-    assert not any(unicodedata.category(char) in ("Zl", "Zp") for char in shown)
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -59,10 +29,6 @@ def test_json_is_one_ascii_line(value: dict[str, str]) -> None:
     assert written.isascii()
     assert written.count("\n") == 1
     assert json.loads(written) == value
-
-
-def test_lines_stay_lines() -> None:
-    assert terminal.lines_for_people("a\n\u2014 b\x1b[2J\r\n") == "a\n\u2014 b\\x1b[2J\\r\n"
 
 
 @pytest.mark.parametrize(

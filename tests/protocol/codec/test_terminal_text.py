@@ -1,0 +1,61 @@
+"""Text from elsewhere is harmless on a terminal, and any signed time can be shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.codec.terminal_text import human_time, printable, printable_lines
+
+HOSTILE = [
+    ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+    ("a\rb", "a\\rb"),
+    ("tab\tnewline\n", "tab\\tnewline\\n"),
+    ("\u202egpj.exe", "\\u202egpj.exe"),
+    ("\u2066x\u2069", "\\u2066x\\u2069"),
+    ("\u009b31m", "\\x9b31m"),
+    ("\ufeffbom", "\\ufeffbom"),
+    ("\ue000private", "\\ue000private"),
+    ("\u2028line", "\\u2028line"),
+    ("no\u00a0break", "no\\xa0break"),
+    ("\ud800", "\\ud800"),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE)
+def test_hostile_text_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語", "עברית", "emoji 🎉", "a b"])
+def test_ordinary_text_is_unchanged(text: str) -> None:
+    assert printable(text) == text
+
+
+@given(st.text())
+def test_printable_text_moves_no_cursor(text: str) -> None:
+    shown = printable(text)
+    assert all(unicodedata.category(char)[0] != "C" for char in shown)
+    assert not any(unicodedata.category(char) in ("Zl", "Zp") for char in shown)
+
+
+def test_lines_stay_lines() -> None:
+    assert printable_lines("a\n\u2014 b\x1b[2J\r\n") == "a\n\u2014 b\\x1b[2J\\r\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (1_764_000_000, "2025-11-24 16:00:00Z"),
+        (-1, "1969-12-31 23:59:59Z"),
+        (253_402_300_799, "9999-12-31 23:59:59Z"),
+        (253_402_300_800, "253402300800 s"),
+        (2**53, "9007199254740992 s"),
+        (-(2**53), "-9007199254740992 s"),
+    ],
+)
+def test_human_time(seconds: int, shown: str) -> None:
+    assert human_time(seconds) == shown
