@@ -27,7 +27,7 @@ USAGE = 2
 INTERRUPTED = 130
 
 
-class Commands(click.Group):
+class DaemonCommands(click.Group):
     """Loads ``sfsd.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -45,7 +45,7 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=DaemonCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="sfsd")
 def group() -> None:
     """Keep other people's files without being able to read them.

@@ -49,7 +49,7 @@ _LOOK_FOR_CYCLES = 20_000
 anything of a file is in one."""
 
 
-class Commands(click.Group):
+class ClientCommands(click.Group):
     """Imports ``sfsc.cli.commands.NAME`` when NAME is called; --help imports no command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -89,7 +89,7 @@ def _answer_in_json(ctx: click.Context, _option: click.Parameter, wanted: bool) 
         ctx.obj = Context(ctx.ensure_object(Context).home, True)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ClientCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),

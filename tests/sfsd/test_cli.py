@@ -46,7 +46,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
         def command() -> None:
             raise error
 
-        monkeypatch.setattr(cli.Commands, "get_command", lambda *_: command)
+        monkeypatch.setattr(cli.DaemonCommands, "get_command", lambda *_: command)
         return main(["status"])
 
     return run
