@@ -66,9 +66,9 @@ def fill(root: Path) -> None:
                 for seq in range(first, min(first + GROUP, ENTRIES))
             ]
         )
-        journal.keep_mark()
+        journal.save_mark()
     journal.close()
-    DirectoryStore(root).placing.write_applied(ENTRIES - 1)
+    DirectoryStore(root).installer.write_applied(ENTRIES - 1)
 
 
 def verification(root: Path) -> None:

@@ -3,7 +3,7 @@ the last.
 
 A sync that fails leaves unknown what is on the disk: the kernel may have dropped the pages and
 called them clean, so that a second sync would succeed and lie. From the first failure on, every
-`Syncs` call fails, and the committer acknowledges nothing.
+`SyncGuard` call fails, and the committer acknowledges nothing.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _WINDOWS: Final = 8192
 """What the C library of Windows has room for."""
 
 
-def refused(exc: OSError, doing: str) -> StoreRefusedError:
+def store_error(exc: OSError, doing: str) -> StoreRefusedError:
     """`exc` as an error of ours; its text names no path of this machine."""
     kind = StoreFullError if exc.errno in FULL_DISK else StoreRefusedError
     return kind(f"{doing}: {exc.strerror or exc}")
 
 
-class Syncs:
+class SyncGuard:
     """Makes files and names durable until that fails once. Any thread."""
 
     def __init__(self, files: Files) -> None:
@@ -82,7 +82,7 @@ class Syncs:
             self.fail("syncing a folder", exc)
 
 
-def allowed() -> int:
+def descriptor_limit() -> int:
     """How many descriptors this process may have open at once."""
     if sys.platform == "win32":
         return _WINDOWS
@@ -91,23 +91,23 @@ def allowed() -> int:
         return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
-def quarter() -> int:
+def descriptor_quarter() -> int:
     """How many of these each of three may have: connections, what users hold beyond a request, and
     replaced files that wait to be closed. The fourth is for the log and the store."""
-    return allowed() // 4
+    return descriptor_limit() // 4
 
 
-class Share:
+class DescriptorBudget:
     """Of these descriptors what users may hold beyond a request, all together; the rest is for
     connections, the log and the store: where the committer finds none, nothing changes any more.
     Safe on several threads."""
 
     def __init__(self, most: int | None = None) -> None:
         """`most` at once, by default a `quarter`."""
-        self._left = quarter() if most is None else most
+        self._left = descriptor_quarter() if most is None else most
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> bool:
+    def acquire(self, count: int) -> bool:
         """Whether there were as many; whoever has them gives them back."""
         with self._lock:
             if count > self._left:
@@ -115,7 +115,7 @@ class Share:
             self._left -= count
             return True
 
-    def give(self, count: int) -> None:
+    def release(self, count: int) -> None:
         """They are closed."""
         with self._lock:
             self._left += count

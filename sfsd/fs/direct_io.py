@@ -32,7 +32,7 @@ _REMEMBERED: Final = 1024
 _memory: Final = BufferPool(PIECE_SIZE + 2 * PAGE, keep=16)
 
 
-class Direct:
+class DirectFile:
     """A handle beside another on the same file. What cannot be done with it is told by False or
     None, and is then to be done with the other. Any thread."""
 
@@ -87,7 +87,7 @@ class Direct:
         return False
 
 
-class LastOpened:
+class RecentlyOpened:
     """Which files were opened last. Any thread."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:
@@ -95,7 +95,7 @@ class LastOpened:
         self._paths: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def again(self, path: str) -> bool:
+    def seen_again(self, path: str) -> bool:
         """Whether `path` was opened lately; now it was."""
         with self._lock:
             known = path in self._paths

@@ -245,7 +245,7 @@ class Files:
     def link_or_copy(self, source: Path, target: Path) -> None:
         """`target` becomes a hard link of `source`, or a copy where links cannot be made.
 
-        FileExistsError if `target` is there. Syncs nothing.
+        FileExistsError if `target` is there. SyncGuard nothing.
         """
         try:
             self.link(source, target)

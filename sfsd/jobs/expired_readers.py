@@ -24,10 +24,10 @@ _PAGE: Final = 256
 def lapsed(world: ServerContext, user: str) -> Iterator[Change]:
     """A change for each file that was shared with `user` until now, and has a wrap of his left."""
     after = ("", "")
-    while notes := world.inboxes.of(user).after(after, _PAGE):
+    while notes := world.inboxes.for_user(user).after(after, _PAGE):
         for owner, file_id in notes:
             try:
-                change = _change(world, user, FileHead.load(world.index.of(owner), file_id))
+                change = _change(world, user, FileHead.load(world.index.for_user(owner), file_id))
             except (DamagedError, Absent):
                 continue  # whoever asks for it hears of it; so does `fsck`
             if change is not None:
@@ -61,7 +61,7 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
 
     def then(seq: int) -> None:
         for version, sidecar in without.items():
-            head.files.saw(changed(sidecar, seq=seq), version)
+            head.files.note_written(changed(sidecar, seq=seq), version)
 
     draft = EntryDraft(
         op="retention",

@@ -46,7 +46,7 @@ def due(world: ServerContext, owner: str, policy: Retention) -> Iterator[Change]
     yield from lapsed(world, owner)
     if not (policy.trash_days or policy.versions):
         return
-    files = world.index.of(owner)
+    files = world.index.for_user(owner)
     after = ""
     while page := files.after(after, _PAGE):
         for file_id, _, _ in page:
@@ -99,9 +99,9 @@ def _removal(world: ServerContext, head: FileHead, gone: list[_Version], why: st
 
     def then(seq: int) -> None:
         for number in numbers:
-            files.saw(changed(emptied[number], seq=seq), number)
+            files.note_written(changed(emptied[number], seq=seq), number)
             files.ledger.drop(file_id, number)
-            world.read_handles.forget(owner, file_id, number)
+            world.read_handles.invalidate(owner, file_id, number)
 
     draft = EntryDraft(
         op="retention",

@@ -59,7 +59,7 @@ class LogFile:
             raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
         self.end += written
 
-    def cut(self, end: int) -> None:
+    def truncate(self, end: int) -> None:
         """Drop what follows `end` bytes and make the rest durable. Raises OSError."""
         if self._files.size(self._handle) != end:
             self._files.truncate(self._handle, end)
@@ -100,7 +100,7 @@ class LogFile:
             raise JournalFailedError(message) from exc
 
 
-class Reserve:
+class DiskReserve:
     """A file that only takes up room, so that there is some to give when the disk is full.
 
     Random bytes, since a file system may store zeros, or any pattern, in no room at all.

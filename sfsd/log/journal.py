@@ -36,17 +36,17 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import Files
 from sfsd.log import replay
-from sfsd.log.file import RESERVE_SIZE, LogFile, Reserve
-from sfsd.log.proofs import Consistency, Inclusion, Proofs
-from sfsd.log.replay import NO_ENTRY, Head, State
-from sfsd.log.tree import MAX_ACCOUNTS, LogTree, Mark
+from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
+from sfsd.log.proofs import Consistency, Inclusion, ProofCache
+from sfsd.log.replay import NO_ENTRY, AccountHead, LogState
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, TreeMark
 
 _log = logging.getLogger(__name__)
 _MARK_EVERY = 4096
 """Lines between marks: what a start has to read again at most, but for a last group."""
 
 
-class Appended(Value):
+class AppendedEntry(Value):
     """One durable entry: its seq, its hash (32 bytes) and its line without newline."""
 
     seq: int
@@ -86,22 +86,22 @@ class Journal:
         self._signed: tuple[int, bytes] | None = None
         self._recent: dict[int, bytes] = {}
         self._files.make_folder(folder)
-        self._reserve = Reserve(folder / "reserve", reserve, self._files)
+        self._reserve = DiskReserve(folder / "reserve", reserve, self._files)
         self._file = LogFile(folder / "audit.jsonl", self._files)
         self._tree = LogTree(folder / "tree", self._files)
         try:
             verifier = checkpoint.Verifier(origin, key.public)
             signed = replay.stored_checkpoint(folder / "checkpoint", verifier)
             found = replay.replay(self._file, self._tree, signed)
-            self._file.cut(found.state.end)
+            self._file.truncate(found.state.end)
             self._files.sync_folder(folder)
         except (JournalError, OSError):
             self._close_files()
             raise
-        self._proofs = Proofs(self._tree)
+        self._proofs = ProofCache(self._tree)
         self._state, self._accounts = found.state, found.heads
         self._marked = self._trusted = found.trusted
-        self.keep_reserve()
+        self.refill_reserve()
 
     # Appending: the committer's thread only.
 
@@ -122,11 +122,11 @@ class Journal:
         """Whether the reserve is spent: only what frees or reads should be asked for now."""
         return not self._reserve.held
 
-    def account(self, user: str) -> Head:
+    def account(self, user: str) -> AccountHead:
         """How many entries belong to `user`, and the last one's hash."""
         return self._accounts.get(user, NO_ENTRY)
 
-    def append(self, drafts: Sequence[EntryDraft]) -> list[Appended]:
+    def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
         """Make `drafts` the next entries, in order, in one write and one sync; all or none.
 
         A draft's `stage` and `detail["paths"]` are the committer's to fill; `detail["accounts"]` is
@@ -150,9 +150,11 @@ class Journal:
         self._advance(appended)
         return appended
 
-    def _encode(self, drafts: Sequence[EntryDraft]) -> tuple[list[Appended], dict[str, Head]]:
+    def _encode(
+        self, drafts: Sequence[EntryDraft]
+    ) -> tuple[list[AppendedEntry], dict[str, AccountHead]]:
         time = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        prev, heads, appended = self._state.hash, dict[str, Head](), list[Appended]()
+        prev, heads, appended = self._state.hash, dict[str, AccountHead](), list[AppendedEntry]()
         salts = os.urandom(auditlog.SALT_SIZE * len(drafts))
         for index, draft in enumerate(drafts):
             befores = {user: heads.get(user) or self.account(user) for user in draft.accounts}
@@ -169,10 +171,10 @@ class Journal:
             except LogError as exc:
                 raise EntryTooLongError(str(exc), index=index) from exc
             heads |= {user: (count + 1, prev) for user, (count, _) in befores.items()}
-            appended.append(Appended(self._state.size + index, prev, line))
+            appended.append(AppendedEntry(self._state.size + index, prev, line))
         return appended, heads
 
-    def _advance(self, appended: Sequence[Appended]) -> None:
+    def _advance(self, appended: Sequence[AppendedEntry]) -> None:
         """Durable lines become part of the log. Readers see the new state last."""
         # For the receipts that are asked for next.
         self._recent = {item.seq: item.line for item in appended}
@@ -180,11 +182,11 @@ class Journal:
         for item in appended:
             self._tree.append(item.hash, end)
             end += len(item.line) + 1
-        self._state = State(appended[-1].seq + 1, end, appended[-1].hash, self._tree.root())
+        self._state = LogState(appended[-1].seq + 1, end, appended[-1].hash, self._tree.root())
 
     # Behind: also the committer's, when it has time.
 
-    def keep_mark(self, *, force: bool = False) -> None:
+    def save_mark(self, *, force: bool = False) -> None:
         """Save a mark if many lines came since the last, so that the next start is short."""
         state = self._state
         if self._failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
@@ -197,12 +199,12 @@ class Journal:
         try:
             with self._signing:
                 self._files.replace_durable(self._folder / "checkpoint", note)
-            self._tree.save_mark(Mark(state.size, state.end, state.hash, state.root, accounts))
+            self._tree.save_mark(TreeMark(state.size, state.end, state.hash, state.root, accounts))
         except OSError as exc:
             _log.warning("logs/tree could not be saved, the next start is longer: %s", exc.strerror)
         self._marked = state  # saved or not, the next try is that many lines away
 
-    def keep_reserve(self) -> None:
+    def refill_reserve(self) -> None:
         """Lay the reserve on the disk if it is not there and there is room."""
         self._reserve.keep()
 
@@ -212,7 +214,7 @@ class Journal:
 
     def close(self) -> None:
         """Save a mark and let go of the files."""
-        self.keep_mark(force=True)
+        self.save_mark(force=True)
         self._close_files()
 
     def _close_files(self) -> None:
@@ -281,7 +283,7 @@ class Journal:
             self._check_size(what.new)
             if not 0 <= what.old <= what.new:
                 raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
-        return self._proofs.of(what)
+        return self._proofs.prove(what)
 
     def receipt(self, seq: int, since: int) -> Receipt:
         """Proof that entry `seq` is logged, from a checkpoint of size `since` on.
@@ -308,11 +310,11 @@ class Journal:
         """`verify` what the start took on trust from its mark; for the background."""
         self._verify(self._trusted, stop)
 
-    def _verify(self, upto: State, stop: threading.Event | None) -> None:
+    def _verify(self, upto: LogState, stop: threading.Event | None) -> None:
         try:
             differences = replay.compare(self._file, self._tree, upto, stop or threading.Event())
             for difference in differences:
-                self._tree.mend(*difference)
+                self._tree.repair(*difference)
                 self._proofs.forget()
         except JournalDamagedError as exc:
             self._failed = str(exc)
@@ -333,7 +335,7 @@ class Journal:
                     _log.warning("logs/checkpoint could not be replaced: %s", exc.strerror)
             return self._signed
 
-    def _start(self, seq: int, state: State) -> int:
+    def _start(self, seq: int, state: LogState) -> int:
         return state.end if seq == state.size else self._starts(seq, 1)[0]
 
     def _starts(self, seq: int, count: int) -> tuple[int, ...]:

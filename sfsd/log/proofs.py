@@ -36,7 +36,7 @@ class Consistency(Value):
     new: int
 
 
-class Proofs:
+class ProofCache:
     """Over one tree, for sizes that it has. Raises `JournalUnreadableError` where it cannot be
     read."""
 
@@ -58,7 +58,7 @@ class Proofs:
     def _root_at(self, size: int) -> bytes:
         return merkle.root_at(size, self._node)
 
-    def of(self, what: Inclusion | Consistency) -> tuple[bytes, ...]:
+    def prove(self, what: Inclusion | Consistency) -> tuple[bytes, ...]:
         if isinstance(what, Inclusion):
             return merkle.inclusion_proof(what.index, what.size, self._node, self._above)
         return self._consistency(what.old, what.new)

@@ -18,16 +18,16 @@ from protocol.log import auditlog, checkpoint
 from protocol.log.auditlog import LogEntry
 from sfsd.errors import JournalDamagedError
 from sfsd.log.file import LogFile
-from sfsd.log.tree import LogTree, Mark
+from sfsd.log.tree import LogTree, TreeMark
 
-Head = tuple[int, bytes]
+AccountHead = tuple[int, bytes]
 """Of an account: how many entries it has, and the last one's hash (`GENESIS` for none)."""
-NO_ENTRY: Head = (0, auditlog.GENESIS)
+NO_ENTRY: AccountHead = (0, auditlog.GENESIS)
 _FLUSH_EVERY = 65_536
 """Lines between flushes while the cache is built again: about 5 MiB of memory."""
 
 
-class State(Value):
+class LogState(Value):
     """A log's first `size` lines: where they end in bytes, the last one's hash, the Merkle root."""
 
     size: int
@@ -36,15 +36,15 @@ class State(Value):
     root: bytes
 
 
-EMPTY = State(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
+EMPTY = LogState(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
 
 
-class Replayed(Value):
+class ReplayResult(Value):
     """What a start found: the log's `state`, the account `heads`, and what it took on trust."""
 
-    state: State
-    heads: dict[str, Head]
-    trusted: State
+    state: LogState
+    heads: dict[str, AccountHead]
+    trusted: LogState
 
 
 def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.Checkpoint:
@@ -66,7 +66,7 @@ def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.C
         raise JournalDamagedError(f"the stored checkpoint: {exc}", seq=0) from exc
 
 
-def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Replayed:
+def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> ReplayResult:
     """Take up the cache as far as its mark holds, and the lines past it as far as they chain.
 
     Raises `JournalDamagedError` with the first seq that is not what `signed` was given for.
@@ -74,11 +74,11 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     mark = tree.load_mark()
     if mark is None or not _fits(mark, file, tree):
         # The cache is not this log's. Read all of it, and if the log is at fault, say where.
-        tree.cut(0)
+        tree.truncate(0)
         trusted, heads = EMPTY, {}
     else:
-        tree.cut(mark.size)
-        trusted = State(mark.size, mark.offset, mark.hash, mark.root)
+        tree.truncate(mark.size)
+        trusted = LogState(mark.size, mark.offset, mark.hash, mark.root)
         heads = {user: (count, last) for user, count, last in mark.accounts}
     size, end, last = trusted.size, trusted.end, trusted.hash
     for line in file.lines(end, file.end):
@@ -98,16 +98,16 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
         raise JournalDamagedError("signed for, and not there", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:
         if trusted.size:  # perhaps only the cache is wrong
-            tree.cut(0)
+            tree.truncate(0)
             return replay(file, tree, signed)
         # The lines chain, so they were rewritten from some entry on; which one, only a copy of
         # the log could tell.
         raise JournalDamagedError("from here or later, not the log that was signed", seq=0)
-    return Replayed(State(size, end, last, tree.root()), heads, trusted)
+    return ReplayResult(LogState(size, end, last, tree.root()), heads, trusted)
 
 
 def compare(
-    file: LogFile, tree: LogTree, upto: State, stop: threading.Event
+    file: LogFile, tree: LogTree, upto: LogState, stop: threading.Event
 ) -> list[tuple[int, int, bytes]]:
     """Check that the lines before `upto` are those it was made of.
 
@@ -137,7 +137,7 @@ def compare(
     return differences
 
 
-def _fits(mark: Mark, file: LogFile, tree: LogTree) -> bool:
+def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:
     """Whether the log has a line that ends where, and is the one that, the mark says."""
     if mark.size == 0:
         return mark.offset == 0
@@ -151,7 +151,7 @@ def _fits(mark: Mark, file: LogFile, tree: LogTree) -> bool:
         return False
 
 
-def _take_heads(heads: dict[str, Head], entry: LogEntry) -> None:
+def _take_heads(heads: dict[str, AccountHead], entry: LogEntry) -> None:
     for user, head in entry.accounts.items():
         if head != heads.get(user, NO_ENTRY):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)

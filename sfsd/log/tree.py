@@ -27,7 +27,7 @@ _DIGEST_SIZE = 32
 MAX_ACCOUNTS = 8192
 
 
-class Mark(SignedStruct):
+class TreeMark(SignedStruct):
     """The log's first `size` lines: bytes, last hash, root, each account's (count, last hash)."""
 
     LIMIT: ClassVar[int] = 1 << 20
@@ -62,14 +62,14 @@ class LogTree:
         """How many lines the tree is over."""
         return self._frontier.size
 
-    def load_mark(self) -> Mark | None:
+    def load_mark(self) -> TreeMark | None:
         """The mark, where there is one and what it says is here is here; else None: rebuild."""
         try:
             stored = (self._folder / "mark").read_bytes()
             body = stored[_DIGEST_SIZE:]
             if stored[:_DIGEST_SIZE] != hashlib.sha256(body).digest():
                 return None
-            mark = Mark.parse(body)
+            mark = TreeMark.parse(body)
         except (FileNotFoundError, RemoteProtocolError):
             return None
         if self._files.size(self._node_handle) < node_count(mark.size) * HASH_SIZE:
@@ -79,7 +79,7 @@ class LogTree:
         self._stored = mark.size
         return mark if merkle.root_at(mark.size, self.node) == mark.root else None
 
-    def save_mark(self, mark: Mark) -> None:
+    def save_mark(self, mark: TreeMark) -> None:
         """Store and sync what was appended, then state it. `mark.size` is the tree's size."""
         self.flush()
         self._files.sync_data(self._node_handle)
@@ -87,7 +87,7 @@ class LogTree:
         body = mark.encode()
         self._files.replace_durable(self._folder / "mark", hashlib.sha256(body).digest() + body)
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Keep the first `size` lines of the stored ones: what a mark vouches for, or none."""
         if size == 0:
             self._files.remove(self._folder / "mark")
@@ -149,7 +149,7 @@ class LogTree:
         raw = self._files.read_exactly(self._offset_handle, size, start) + tail if size else tail
         return struct.unpack(f">{count}Q", raw)
 
-    def mend(self, seq: int, offset: int, completed: bytes) -> None:
+    def repair(self, seq: int, offset: int, completed: bytes) -> None:
         """Overwrite what is stored of line `seq`, which a mark covers."""
         for name, data, start in (
             ("nodes", completed, node_count(seq) * HASH_SIZE),

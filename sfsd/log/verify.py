@@ -37,7 +37,7 @@ _POLL: Final = 0.25
 """Seconds between looks at a log that is followed."""
 
 
-class Verified(Value):
+class VerifiedLog(Value):
     """A log that holds: its complete lines, the size that is signed for, and the root there.
 
     `cache_differs` is the first entry whose leaf the cached tree has otherwise, None for none.
@@ -49,7 +49,7 @@ class Verified(Value):
     cache_differs: int | None
 
 
-def verify_links(root: Path) -> Verified:
+def verify_links(root: Path) -> VerifiedLog:
     """Check the log of `root`: every line's hash, its place and its link to the line before, and
     that the signed root is over these hashes, on all processors.
 
@@ -74,7 +74,7 @@ def verify_links(root: Path) -> Verified:
         holds = False
     if not holds or signed_root != signed.root:
         return verify_log(root)
-    return Verified(frontier.size, signed.size, signed_root, None)
+    return VerifiedLog(frontier.size, signed.size, signed_root, None)
 
 
 class _Part(Value):
@@ -169,7 +169,7 @@ def _linked(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
     return leaves
 
 
-def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: None) -> Verified:
+def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: None) -> VerifiedLog:
     """Check the log of `root`, and hand every entry on to `each`.
 
     Raises `JournalDamagedError` with the first seq that is wrong.
@@ -203,7 +203,7 @@ def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: Non
         # Every line chains: the log was rewritten. The cached tree still knows from where on.
         seq = 0 if differs is None else differs
         raise JournalDamagedError("rewritten after it was signed for, here or later", seq=seq)
-    return Verified(frontier.size, signed.size, signed_root, differs)
+    return VerifiedLog(frontier.size, signed.size, signed_root, differs)
 
 
 class _Leaves:

@@ -82,7 +82,7 @@ class Service:
                 self.world.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from outcome
         who, session = outcome
-        self.world.read_handles.begin(who.session)
+        self.world.read_handles.open_session(who.session)
         return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
@@ -168,7 +168,7 @@ class Service:
     def closed(self, who: Principal) -> None:
         """The session has ended: its handles are closed. Uploads stay, they are the user's."""
         self._data.pop(who, None)
-        self.world.read_handles.close(who.session)
+        self.world.read_handles.close_session(who.session)
 
     async def tick(self) -> None:
         """For the server, every few seconds: log refusals that are due, drop idle uploads."""

@@ -22,7 +22,7 @@ from sfsd import server_keys
 from sfsd.config import Limits
 from sfsd.datadir import locked, opened
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
-from sfsd.fs.descriptors import allowed, quarter
+from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter
 from sfsd.fs.files import Files
 from sfsd.jobs.scheduler import Schedule
 from sfsd.net.connection import Session
@@ -31,7 +31,7 @@ from sfsd.net.dispatch import Service
 from sfsd.net.memory_budget import MemoryBudget
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.storage.change import Change
-from sfsd.storage.releasing import allow_handles
+from sfsd.storage.releasing import raise_descriptor_limit
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0
@@ -265,7 +265,7 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
 
     `ready_file` gets the bound address once connections are accepted, and so does run/address.
     """
-    allow_handles()
+    raise_descriptor_limit()
     with locked(root), opened(root) as world:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.exposed(root / "keys"):
@@ -286,12 +286,12 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
 def _within_handles(limits: Limits) -> Limits:
     """No more connections than their `quarter` of the handles: those of the log and the store must
     never run out, since then nothing changes any more."""
-    most = max(1, quarter())
+    most = max(1, descriptor_quarter())
     if limits.connections <= most:
         return limits
     _log.warning(
         "%d connections are let in, not %d: this process may have no more than %d handles",
-        *(most, limits.connections, allowed()),
+        *(most, limits.connections, descriptor_limit()),
     )
     return changed(limits, connections=most)
 

@@ -28,7 +28,7 @@ from sfsd.errors import Refused
 from sfsd.rules.context import OPERATOR, USER, Commit, Principal, ServerContext, draft, operation
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
-from sfsd.storage.json_files import Account
+from sfsd.storage.json_files import StoredAccount
 from sfsd.storage.paths import account_path, statements_path
 
 PER_PAGE: Final = 256
@@ -36,7 +36,7 @@ PER_PAGE: Final = 256
 
 @operation(Usage, access=USER, slow=True)
 def usage(server: ServerContext, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
-    ledger = server.index.of(who.user).weigh()
+    ledger = server.index.for_user(who.user).loaded_ledger()
     _, quota = server.users.quota(who.user)
     return UsageAnswer(ledger.used, quota, ledger.files)
 
@@ -49,7 +49,7 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[
         raise Refused("conflict", f"{message.user} has enrolled already")
     if message.expires <= server.now:
         raise Refused("bad-request", "the invitation would have expired already")
-    account = Account(
+    account = StoredAccount(
         seq=0,
         token_sha256=message.token_sha256,
         token_expires=message.expires,
@@ -145,8 +145,8 @@ def _replace(
     who: Principal,
     op: str,
     user: str,
-    present: Document[Account],
-    account: Account,
+    present: Document[StoredAccount],
+    account: StoredAccount,
     detail: Mapping[str, object],
 ) -> Commit[Reply]:
     """`account` in the place of what there is; logged in any case, be it the same."""
@@ -164,7 +164,7 @@ def _shown(server: ServerContext, name: str) -> messages.Account | None:
         return None
     account, chain = found.value, server.users.chain(name)
     head = None if chain is None else chain[0].head
-    ledger = server.index.of(name).weigh()
+    ledger = server.index.for_user(name).loaded_ledger()
     return messages.Account(
         user=name,
         fingerprint=b"" if chain is None else chain[0].first_hash,

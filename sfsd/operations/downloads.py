@@ -29,7 +29,7 @@ def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply |
     server.users.require_active(who.user)
     visible = _find(server, who, message)
     opened = _version(visible)
-    session = server.read_handles.of(who.session)
+    session = server.read_handles.for_session(who.session)
     if session.is_logged(opened):
         return _answer(server, who, visible, opened)
     entry = draft(
@@ -42,7 +42,7 @@ def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply |
     )
 
     def answer(_seq: int) -> Reply:
-        session.logged(opened)
+        session.mark_logged(opened)
         return _answer(server, who, visible, opened)
 
     expect = {**visible.head.expect(), visible.document.path: visible.document.digest}
@@ -105,7 +105,7 @@ def _answer(
         raise DamagedError("the ciphertext is not there", path=opened.path) from exc
     leaves = _leaves(server, visible, 0)
     _check_unchanged(server, visible)
-    handle = server.read_handles.of(who.session).add(opened)
+    handle = server.read_handles.for_session(who.session).add(opened)
     return Opened(handle, visible.view(), leaves, first)
 
 
@@ -128,7 +128,7 @@ def _check_unchanged(server: ServerContext, visible: VisibleVersion) -> None:
     Raises `Stale`: then it is to be decided and read again.
     """
     document = visible.document
-    if not server.store.stands(document.path, document.digest):
+    if not server.store.is_unchanged(document.path, document.digest):
         raise Stale((document.path,))
 
 
@@ -137,7 +137,7 @@ def _reopen(
 ) -> tuple[SessionHandles, VisibleVersion, OpenVersion]:
     """The handle's version, if this user may still read it and it still is what was opened."""
     _check_downloads(server)
-    session = server.read_handles.of(who.session)
+    session = server.read_handles.for_session(who.session)
     opened = session.get(handle)
     visible = server.visibility.version(who.user, opened.owner, opened.file_id, opened.version)
     if visible.sidecar.metadata is None or _version(visible) != opened:

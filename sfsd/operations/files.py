@@ -24,7 +24,7 @@ from sfsd.log.journal import Journal
 from sfsd.rules.context import USER, Principal, ServerContext, operation
 from sfsd.rules.record_rules import FileHead
 from sfsd.state.file_index import OwnerFiles
-from sfsd.storage.json_files import Sidecar, record_of
+from sfsd.storage.json_files import Sidecar, cached_record
 
 PAGE_BYTES: Final = 960 * 1024
 """Upper estimate of a page's bytes; with its envelope it stays below a frame."""
@@ -33,7 +33,7 @@ _SIGNATURE: Final = 80
 _SCANNED: Final = 4096
 """Maximum files examined for one page of a listing."""
 _INDEX_BATCH: Final = 256
-"""Index entries fetched at once."""
+"""FileIndex entries fetched at once."""
 _READ_BATCH: Final = 32
 """Sidecars read at once."""
 
@@ -46,7 +46,7 @@ def stat(server: ServerContext, who: Principal, message: Stat) -> Stated:
 
 @operation(List, access=USER, slow=True, weight=PIECE)
 def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
-    files = server.index.of(who.user)
+    files = server.index.for_user(who.user)
     views: list[FileView] = []
     size = scanned = 0
     last = message.after
@@ -78,7 +78,7 @@ def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Side
                 if not 0 < seq < since:
                     sidecar = next(found).value
                     if sidecar.seq != seq:
-                        files.saw(sidecar, version)
+                        files.note_written(sidecar, version)
                 yield file_id, sidecar
         if len(page) < _INDEX_BATCH:
             return
@@ -117,7 +117,7 @@ def file_records(journal: Journal, head: FileHead, first: int) -> list[SignedRec
         # The signer of the record before the gap had seen the log up to `seen`; the missing ones
         # were logged after that.
         known = max((rev for rev in found if rev < missing[0]), default=0)
-        begin = record_of(found[known].record).seen[0] if known else 0
+        begin = cached_record(found[known].record).seen[0] if known else 0
         # Records in sidecars have later endorsements; those in the log never do.
         found = _logged_records(journal, head, begin, head.document.value.seq) | found
     if any(rev not in found for rev in wanted):

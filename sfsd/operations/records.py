@@ -48,7 +48,7 @@ def record_change(server: ServerContext, who: Principal, message: Record) -> Rep
     decide = {DELETE: _delete, RESTORE: _restore, PURGE: _purge}.get(record.op)
     if decide is None:
         raise Refused("bad-request", f"a {record.op} record does not come this way")
-    head = FileHead.load(server.index.of(who.user), record.file_id)
+    head = FileHead.load(server.index.for_user(who.user), record.file_id)
     if (receipt := repeated(server, who, head, change.record)) is not None:
         return receipt
     if head.document is None:
@@ -89,12 +89,12 @@ def commit(
 
     def then(seq: int) -> None:
         for _, version, sidecar in decided.sidecars:
-            files.saw(changed(sidecar, seq=seq), version)
+            files.note_written(changed(sidecar, seq=seq), version)
             for holding in holding_of(sidecar):
                 files.ledger.hold(holding)
         for version in decided.gone:
             files.ledger.drop(record.file_id, version)
-            server.read_handles.forget(record.owner, record.file_id, version)
+            server.read_handles.invalidate(record.owner, record.file_id, version)
         files.ledger.mark(record.file_id, living=record.current != 0)
         if decided.left is not None:
             files.ledger.mark(decided.left, living=False)
@@ -166,7 +166,7 @@ def _move(
     record, tombstone = _own(who, arriving), _own(who, leaving)
     require((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
     require(record.file_id != tombstone.file_id, "a file cannot move onto itself")
-    files = server.index.of(who.user)
+    files = server.index.for_user(who.user)
     head = FileHead.load(files, record.file_id)
     if (receipt := repeated(server, who, head, arriving.record)) is not None:
         return receipt

@@ -202,6 +202,6 @@ def _lately(
 def get_bundle(server: ServerContext, who: Principal, message: GetBundle) -> SealedBundle:
     if message.n and who.access is not Access.RECOVERY:
         raise Refused("not-allowed", "only the recovery key is given earlier bundles")
-    with server.store.still():
+    with server.store.publishing_paused():
         chain = server.users.require_active(who.user).chain
         return SealedBundle(bundles.read_bundle(server, chain, message.n or chain.head.n))

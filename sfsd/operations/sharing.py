@@ -104,7 +104,7 @@ def set_readers(
     require(record.op == ACCESS, f"a {record.op} record does not come this way")
     if record.owner != who.user:
         raise not_found()
-    head = FileHead.load(server.index.of(who.user), record.file_id)
+    head = FileHead.load(server.index.for_user(who.user), record.file_id)
     if (receipt := repeated(server, who, head, message.record)) is not None:
         return receipt
     if head.document is None:
@@ -201,7 +201,7 @@ def inbox(server: ServerContext, who: Principal, message: Inbox) -> InboxPage:
     owner, _, file_id = message.after.partition(".")
     found: list[SharedFile] = []
     size = 0
-    notes = server.inboxes.of(who.user).after((owner, file_id), _SCANNED)
+    notes = server.inboxes.for_user(who.user).after((owner, file_id), _SCANNED)
     for note in notes:
         view = _shared_view(server, who.user, *note)
         if view is not None:

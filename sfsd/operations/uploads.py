@@ -85,10 +85,12 @@ def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadS
     _check_writable(server)
     # The ledger is loaded where there is a quota; the upload finds it through its owner's files.
     _, quota = server.users.quota(who.user)
-    files = server.index.of(who.user)
+    files = server.index.for_user(who.user)
     if message.version:
         _check_replaces(FileHead.load(files, message.file_id), message)
-    upload = server.uploads.open(files, message.file_id, message.size, quota, message.version)
+    upload = server.uploads.open_upload(
+        files, message.file_id, message.size, quota, message.version
+    )
     return UploadState(upload.upload_id, 0)
 
 
@@ -110,7 +112,7 @@ def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
 @operation(PutResume, access=USER, after_data=True)
 def put_resume(server: ServerContext, who: Principal, message: PutResume) -> UploadState:
     upload = server.uploads.get(who.user, message.upload)
-    return UploadState(message.upload, upload.settle())
+    return UploadState(message.upload, upload.wait_for_writes())
 
 
 @operation(PutAbort, access=USER, after_data=True)
@@ -151,7 +153,7 @@ def _commit(
     head: FileHead,
     upload: Upload,
 ) -> Commit[Reply]:
-    size, leaves, root = upload.whole()
+    size, leaves, root = upload.seal()
     content = Content(size, root, b"".join(leaves), message.metadata, message.wraps)
     if record.op == REENCRYPT:
         return reencrypt(
@@ -184,7 +186,7 @@ def _locate(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRec
         raise Refused("bad-request", f"a {record.op} record stores no new content")
     if record.owner != who.user:
         raise Refused("not-found", "no such file")
-    return record, FileHead.load(server.index.of(who.user), record.file_id)
+    return record, FileHead.load(server.index.for_user(who.user), record.file_id)
 
 
 def repeated(server: ServerContext, who: Principal, head: FileHead, body: bytes) -> Done | None:

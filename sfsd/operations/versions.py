@@ -16,7 +16,7 @@ from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsd.errors import Absent, Refused, require
 from sfsd.rules.context import Commit, Principal, ServerContext, draft
 from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content
-from sfsd.state.documents import Document, WrittenSidecar
+from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import holding_of
 from sfsd.state.quota import Ledger
 from sfsd.storage.change import Change, Effect, Remove, Write
@@ -119,7 +119,7 @@ def add_version(
     version, files = head.next_version, head.files
     paths = head.paths(version)
     sidecar = content.sidecar(admitted.signed)
-    written = WrittenSidecar(paths.sidecar, sidecar)
+    written = SidecarWrite(paths.sidecar, sidecar)
     effects = [ciphertext, written.effect]
     if not content.has_few_leaves:
         effects.append(Write(paths.leaves, content.leaves))
@@ -127,8 +127,8 @@ def add_version(
     effects += inbox_effects(server, record, added, ())
 
     def then(_seq: int) -> None:
-        files.saw(written.value, version)
-        server.documents.wrote(written)
+        files.note_written(written.value, version)
+        server.documents.remember(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         claim.give_back()
@@ -175,11 +175,11 @@ def reencrypt(
 
     def then(seq: int) -> None:
         for number, one in written.items():
-            files.saw(changed(one, seq=seq), number)
+            files.note_written(changed(one, seq=seq), number)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
         claim.give_back()
-        server.read_handles.forget(record.owner, record.file_id, version)
+        server.read_handles.invalidate(record.owner, record.file_id, version)
         kept()
 
     entry = entry_of(who, "reencrypt", admitted, version)
@@ -251,7 +251,7 @@ def inbox_effects(
 ) -> list[Effect]:
     """The notes that users get and lose by a record. Raises `Refused` where one has too many."""
     for user in added:
-        server.inboxes.of(user).check_room(record.owner)
+        server.inboxes.for_user(user).check_room(record.owner)
     effects: list[Effect] = [
         Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
     ]
@@ -265,6 +265,6 @@ def saw_notes(
     """What `inbox_effects` decided was done."""
     note = (record.owner, record.file_id)
     for user in added:
-        server.inboxes.of(user).saw(note, present=True)
+        server.inboxes.for_user(user).note_changed(note, present=True)
     for user in dropped:
-        server.inboxes.of(user).saw(note, present=False)
+        server.inboxes.for_user(user).note_changed(note, present=False)

@@ -36,10 +36,10 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User
-from sfsd.state.documents import Document, WrittenSidecar
+from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change
-from sfsd.storage.json_files import Sidecar, record_of
+from sfsd.storage.json_files import Sidecar, cached_record
 from sfsd.storage.paths import parse_inbox_name
 
 _OVERHEAD: Final = 1024
@@ -109,8 +109,8 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Co
         owner == user.name or not any(item.endorsements for item in message.items),
         "only an owner endorses records",
     )
-    files = server.index.of(owner)
-    written: list[WrittenSidecar] = []
+    files = server.index.for_user(owner)
+    written: list[SidecarWrite] = []
     rewritten: list[tuple[str, int]] = []
     expect = dict(user.expect)
     left: list[int] = []
@@ -129,15 +129,15 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Co
         if renewed is None:
             left.append(place)
         elif renewed is not document.value:
-            written.append(WrittenSidecar(document.path, renewed))
+            written.append(SidecarWrite(document.path, renewed))
             rewritten.append((item.file_id, item.version))
     if not written:
         return Rewrapped(None, tuple(left))
 
     def then(seq: int) -> None:
-        files.rewrote(seq, rewritten)
+        files.note_rewritten(seq, rewritten)
         for one in written:
-            server.documents.wrote(one)
+            server.documents.remember(one)
 
     entry = draft(
         who,
@@ -174,7 +174,7 @@ def _standing(
     """What stands there, and what a change of it relies on: of a version of his own on its sidecar
     alone, of another's on what the last record says of readers too. Raises `Absent`, `Refused`."""
     if item.owner == user:
-        document = server.index.of(user).known_sidecar(item.file_id, item.version)
+        document = server.index.for_user(user).cached_sidecar(item.file_id, item.version)
         return document, {document.path: document.digest}
     visible = server.visibility.version(user, item.owner, item.file_id, item.version)
     document = visible.document
@@ -214,7 +214,7 @@ def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
     if any(one.generation == added.generation for one in kept):
         return signed
     if len(kept) > 1:
-        own = record_of(signed.record).generation
+        own = cached_record(signed.record).generation
         vouched = sorted(kept, key=lambda one: (one.generation != own, one.generation))
         # Its own stays, and the newest of those that vouch for it: each had seen the one before.
         kept = (*vouched[:1], *vouched[1:][2 - KEPT_SIGNATURES :])
@@ -237,13 +237,13 @@ def wraps_of(
 ) -> Iterator[Version]:
     """Every version that `user` has or may read, by owner, file_id and number, past the one that
     the cursor `after` names ("": from the start); own ones, where `known`, as
-    `Documents.known_sidecar` gives them."""
+    `Documents.cached_sidecar` gives them."""
     owner, file_id, version = _place(after)
     if owner < user:
         yield from _shared_in(server, user, (owner, file_id), version, before=user)
     mine = (file_id, version) if owner == user else ("", 0)
     if owner <= user:
-        yield from _versions(server.index.of(user), *mine, known=known)
+        yield from _versions(server.index.for_user(user), *mine, known=known)
     start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
     yield from _shared_in(server, user, start, version, before=None)
 
@@ -261,7 +261,7 @@ def _shared_in(
     server: ServerContext, user: str, after: tuple[str, str], version: int, before: str | None
 ) -> Iterator[Version]:
     """The versions of files that others share, from owners before `before` (None: all of them)."""
-    inbox = server.inboxes.of(user)
+    inbox = server.inboxes.for_user(user)
     notes = [after] if version and after[1] and after[0] != user else []
     while notes or (notes := inbox.after(after, _AHEAD)):
         for owner, file_id in notes:
@@ -283,7 +283,7 @@ def _versions(files: OwnerFiles, file_id: str, version: int, *, known: bool) -> 
     places = _places(files, file_id, version)
     while some := list(islice(places, _TOGETHER)):
         if known:
-            documents = [files.known_sidecar(*place) for place in some]
+            documents = [files.cached_sidecar(*place) for place in some]
         else:
             documents = files.sidecars(some)
         for place, document in zip(some, documents, strict=True):
@@ -321,7 +321,7 @@ def is_stale(one: Version, own: Wrap | None, keys: Keys) -> bool:
     ]
     if not generations:
         return bool(older)  # the usual case, in which no record has to be parsed
-    return any(record_of(signed.record).generation not in generations for signed in older)
+    return any(cached_record(signed.record).generation not in generations for signed in older)
 
 
 def _item(one: Version, wrap: Wrap | None) -> WrapItem:

@@ -11,7 +11,7 @@ from sfsd.errors import Absent
 from sfsd.rules.record_rules import FileHead, not_found
 from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Document
-from sfsd.state.file_index import Index
+from sfsd.state.file_index import FileIndex
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 
@@ -47,7 +47,9 @@ class Visibility:
     Nothing is cached: a dropped reader is refused from the acknowledgement of that record.
     """
 
-    def __init__(self, accounts: UserRegistry, index: Index, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, accounts: UserRegistry, index: FileIndex, clock: Callable[[], float]
+    ) -> None:
         self._accounts = accounts
         self._index = index
         self._clock = clock
@@ -56,7 +58,7 @@ class Visibility:
         """Return the newest version, deleted or not. Raises `Refused`, `DamagedError`."""
         if user != owner and self._accounts.account(owner) is None:
             raise not_found()
-        head = FileHead.load(self._index.of(owner), file_id)
+        head = FileHead.load(self._index.for_user(owner), file_id)
         last = head.newest.value.head_record
         if user != owner and not self._is_reader(user, last):
             raise not_found()

@@ -17,16 +17,16 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Receipt, Reply, Request
 from sfsd.config import Config
-from sfsd.fs.descriptors import Share
+from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
 from sfsd.rules.record_rules import Admission
 from sfsd.rules.refusal_log import RefusalLog
 from sfsd.rules.users import UserRegistry
 from sfsd.state.documents import Documents
-from sfsd.state.file_index import Index
-from sfsd.state.inbox_index import Inboxes
-from sfsd.state.read_handles import Opened
+from sfsd.state.file_index import FileIndex
+from sfsd.state.inbox_index import InboxIndex
+from sfsd.state.read_handles import ReadHandles
 from sfsd.state.uploads import Uploads
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
@@ -107,12 +107,12 @@ class ServerContext:
         self.committer = committer
         self.clock = clock
         self.documents = Documents(store, journal)
-        self.index = Index(store, self.documents)
-        self.inboxes = Inboxes(store)
+        self.index = FileIndex(store, self.documents)
+        self.inboxes = InboxIndex(store)
         self.users = UserRegistry(self.documents, self.index)
-        share = Share()
-        self.uploads = Uploads(store.stage, share, clock)
-        self.read_handles = Opened(store.open_blob, share)
+        share = DescriptorBudget()
+        self.uploads = Uploads(store.create_upload_file, share, clock)
+        self.read_handles = ReadHandles(store.open_blob, share)
         self.admission = Admission(identity.server_id, self.users, journal, clock)
         self.visibility = Visibility(self.users, self.index, clock)
         self.refusals = RefusalLog(clock)

@@ -32,7 +32,7 @@ from sfsd.log.journal import Journal
 from sfsd.rules.users import User, UserRegistry, signing_key_id, write_block
 from sfsd.state.documents import Document
 from sfsd.state.file_index import OwnerFiles
-from sfsd.storage.json_files import Sidecar, record_of
+from sfsd.storage.json_files import Sidecar, cached_record
 from sfsd.storage.paths import VersionPaths, statements_path
 
 SKEW: Final = 600
@@ -75,7 +75,7 @@ class FileHead(Value):
         return self.version + 1
 
     def paths(self, version: int) -> VersionPaths:
-        return VersionPaths.of(self.files.owner, self.file_id, version)
+        return VersionPaths.for_version(self.files.owner, self.file_id, version)
 
     def view(self, user: str) -> FileView | None:
         if self.document is None:
@@ -117,7 +117,7 @@ def not_found() -> Refused:
 def parse_record(body: bytes) -> FileRecord:
     """Parse an encoded file record. Raises `Refused` (bad-request)."""
     try:
-        return record_of(body)
+        return cached_record(body)
     except RemoteProtocolError as exc:
         raise Refused("bad-request", f"not a file record: {exc}") from exc
 

@@ -26,9 +26,9 @@ from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, Rotation
 from sfsd.errors import Refused, require
 from sfsd.state.documents import Document, Documents
-from sfsd.state.file_index import Index
+from sfsd.state.file_index import FileIndex
 from sfsd.state.quota import Ledger
-from sfsd.storage.json_files import Account, StoredStatement
+from sfsd.storage.json_files import StoredAccount, StoredStatement
 from sfsd.storage.paths import account_path, statements_path
 
 MAX_LIFE: Final = 730 * DAY
@@ -93,7 +93,7 @@ class User(Value):
     """An enrolled user as stored. `expect` has the digests of the two files this was read from."""
 
     name: str
-    account: Document[Account]
+    account: Document[StoredAccount]
     chain: Chain
     expect: Mapping[str, bytes | None]
 
@@ -101,12 +101,12 @@ class User(Value):
 class UserRegistry:
     """Looks up users through a cache that is checked against the store. Thread-safe."""
 
-    def __init__(self, documents: Documents, index: Index) -> None:
+    def __init__(self, documents: Documents, index: FileIndex) -> None:
         self._documents = documents
         self._index = index
         self._users: dict[str, User] = {}
 
-    def account(self, name: str) -> Document[Account] | None:
+    def account(self, name: str) -> Document[StoredAccount] | None:
         """Return the account of an invited or enrolled user."""
         return self._documents.account(name)
 
@@ -150,8 +150,8 @@ class UserRegistry:
         """Return (ledger of the user's ciphertext, loaded if there is a quota; quota in bytes)."""
         account = self.account(name)
         quota = 0 if account is None else account.value.quota
-        files = self._index.of(name)
-        return (files.weigh() if quota else files.ledger), quota
+        files = self._index.for_user(name)
+        return (files.loaded_ledger() if quota else files.ledger), quota
 
 
 def write_block(user: User, now: float) -> Notice | None:

@@ -19,12 +19,12 @@ from sfsd.errors import Absent, DamagedError, JournalDamagedError, JournalRangeE
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Write
 from sfsd.storage.json_files import (
-    Account,
     Sidecar,
+    StoredAccount,
     StoredStatement,
     parse_account,
+    parse_sidecar_lenient,
     parse_statements,
-    read_sidecar,
 )
 from sfsd.storage.paths import account_path, statements_path
 from sfsd.storage.store import DirectoryStore
@@ -47,7 +47,7 @@ class Document(Value, Generic[Parsed]):
     value: Parsed
 
 
-class _Kept(Value):
+class _CachedFile(Value):
     """A parsed file, the digest of its bytes, and how many they are."""
 
     digest: bytes
@@ -55,13 +55,13 @@ class _Kept(Value):
     size: int
 
 
-class WrittenSidecar:
+class SidecarWrite:
     """A sidecar on its way to `path`; `value` is what stands there once its bytes were made."""
 
     def __init__(self, path: str, sidecar: Sidecar) -> None:
         self.path = path
         self.value = sidecar
-        self.encoded: _Kept | None = None
+        self.encoded: _CachedFile | None = None
 
     @property
     def effect(self) -> Write:
@@ -72,7 +72,7 @@ class WrittenSidecar:
         """The bytes, as entry `seq` writes them."""
         self.value = changed(self.value, seq=seq)
         raw = self.value.encode(seq)
-        self.encoded = _Kept(hashlib.sha256(raw).digest(), self.value, len(raw))
+        self.encoded = _CachedFile(hashlib.sha256(raw).digest(), self.value, len(raw))
         return raw
 
     def _digest(self) -> bytes:
@@ -86,7 +86,7 @@ class Documents:
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
-        self._cache: OrderedDict[str, _Kept] = OrderedDict()
+        self._cache: OrderedDict[str, _CachedFile] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
         # Lines of the log do not change, and those who ask for files ask in the order in which
@@ -101,30 +101,30 @@ class Documents:
     def sidecars(self, paths: Sequence[str]) -> list[Document[Sidecar]]:
         """Each as `sidecar` gives it. Each step is taken for all before the next: of many small
         things that takes three quarters of the time. Raises as `sidecar`."""
-        return self._load_all(paths, read_sidecar, _sidecar_seq)
+        return self._load_all(paths, parse_sidecar_lenient, _sidecar_seq)
 
-    def known_sidecar(self, path: str) -> Document[Sidecar]:
+    def cached_sidecar(self, path: str) -> Document[Sidecar]:
         """As `sidecar`, but one that was verified or written here is not read from the disk again.
 
         For who replaces it, or asks whether all were replaced: what the committer compares with is
         the digest that the store knows, and this is what has it.
         """
-        digest = self._store.known_digest(path)
+        digest = self._store.cached_digest(path)
         found = None if digest is None else self._find(path, digest)
         if digest is None or found is None:
             return self.sidecar(path)
         return Document(path, digest, found.value)
 
-    def wrote(self, sidecar: WrittenSidecar) -> None:
+    def remember(self, sidecar: SidecarWrite) -> None:
         """It was published: who reads the file, and finds these very bytes, need not parse them."""
         if sidecar.encoded is not None:
             self._keep(sidecar.path, sidecar.encoded)
 
     def has(self, path: str, digest: bytes | None) -> bool:
         """Whether the file at `path` is the one of this digest; None stands for no file."""
-        return self._store.hash_of(path) == digest
+        return self._store.stored_digest(path) == digest
 
-    def account(self, user: str) -> Document[Account] | None:
+    def account(self, user: str) -> Document[StoredAccount] | None:
         """The account of `user`, None where no such user was ever invited. Raises as `sidecar`."""
         return self._load_or_none(account_path(user), parse_account, _account_seq)
 
@@ -137,7 +137,7 @@ class Documents:
     ) -> Document[_Any] | None:
         # The store knows the digest of what it wrote: users are asked for at every request, and
         # their files are read once.
-        digest = self._store.hash_of(path)
+        digest = self._store.stored_digest(path)
         if digest is None:
             return None
         found = self._find(path, digest)
@@ -155,12 +155,12 @@ class Documents:
         parse: Callable[[str, bytes], _Any],
         seq_of: Callable[[_Any], int],
     ) -> list[Document[_Any]]:
-        loaded: list[tuple[str, _Kept]] = []
-        fresh: list[tuple[str, _Kept]] = []
-        for path, (raw, digest) in [(path, self._store.read_known(path)) for path in paths]:
+        loaded: list[tuple[str, _CachedFile]] = []
+        fresh: list[tuple[str, _CachedFile]] = []
+        for path, (raw, digest) in [(path, self._store.read_with_digest(path)) for path in paths]:
             found = self._find(path, digest)
             if found is None:
-                found = _Kept(digest, parse(path, raw), len(raw))
+                found = _CachedFile(digest, parse(path, raw), len(raw))
                 fresh.append((path, found))
             loaded.append((path, found))
         for path, found in fresh:
@@ -168,7 +168,7 @@ class Documents:
             self._keep(path, found)
         return [Document(path, found.digest, found.value) for path, found in loaded]
 
-    def _find(self, path: str, digest: bytes) -> _Kept | None:
+    def _find(self, path: str, digest: bytes) -> _CachedFile | None:
         with self._lock:
             found = self._cache.get(path)
             if found is None or found.digest != digest:
@@ -176,7 +176,7 @@ class Documents:
             self._cache.move_to_end(path)
             return found
 
-    def _keep(self, path: str, kept: _Kept) -> None:
+    def _keep(self, path: str, kept: _CachedFile) -> None:
         """In the place of what the file was before: who has read that has it."""
         with self._lock:
             before = self._cache.pop(path, None)
@@ -199,7 +199,7 @@ def _sidecar_seq(found: Sidecar) -> int:
     return found.seq
 
 
-def _account_seq(found: Account) -> int:
+def _account_seq(found: StoredAccount) -> int:
     return found.seq
 
 

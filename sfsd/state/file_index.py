@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from sfsd.errors import DamagedError
 from sfsd.state.documents import Document, Documents
-from sfsd.state.load_once import CatchingUp
+from sfsd.state.load_once import LoadOnce
 from sfsd.state.quota import Holding, Ledger
-from sfsd.state.user_cache import Recent
+from sfsd.state.user_cache import UserCache
 from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths, files_folder, parse_sidecar_name
 from sfsd.storage.store import DirectoryStore
@@ -24,7 +24,7 @@ USERS = 256
 _SCAN = 4096
 
 
-class OwnerFiles(CatchingUp):
+class OwnerFiles(LoadOnce):
     """One owner's files. Safe on several threads."""
 
     def __init__(self, owner: str, store: DirectoryStore, documents: Documents) -> None:
@@ -46,16 +46,20 @@ class OwnerFiles(CatchingUp):
 
     def sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
         """Raises `Absent`, `DamagedError`."""
-        return self._documents.sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
+        return self._documents.sidecar(
+            VersionPaths.for_version(self.owner, file_id, version).sidecar
+        )
 
     def sidecars(self, places: Sequence[tuple[str, int]]) -> list[Document[Sidecar]]:
         """Those of many (file_id, version), in their order, at less cost. Raises as `sidecar`."""
-        paths = [VersionPaths.of(self.owner, *place).sidecar for place in places]
+        paths = [VersionPaths.for_version(self.owner, *place).sidecar for place in places]
         return self._documents.sidecars(paths)
 
-    def known_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """As `Documents.known_sidecar`. Raises as `sidecar`."""
-        return self._documents.known_sidecar(VersionPaths.of(self.owner, file_id, version).sidecar)
+    def cached_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
+        """As `Documents.cached_sidecar`. Raises as `sidecar`."""
+        return self._documents.cached_sidecar(
+            VersionPaths.for_version(self.owner, file_id, version).sidecar
+        )
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
         """Up to `limit` (file_id, newest version, seq) in order; seq is 0 where not yet known."""
@@ -65,7 +69,7 @@ class OwnerFiles(CatchingUp):
             ids = self._sorted[start : start + limit]
             return [(one, self._newest[one], self._seqs.get(one, 0)) for one in ids]
 
-    def saw(self, sidecar: Sidecar, version: int) -> None:
+    def note_written(self, sidecar: Sidecar, version: int) -> None:
         """The sidecar of `version` was written."""
         record = sidecar.content_record
         file_id = record.file_id
@@ -82,7 +86,7 @@ class OwnerFiles(CatchingUp):
 
         self._note(change)
 
-    def rewrote(self, seq: int, places: Sequence[tuple[str, int]]) -> None:
+    def note_rewritten(self, seq: int, places: Sequence[tuple[str, int]]) -> None:
         """Entry `seq` wrote the sidecars of these (file_id, version), which were there, anew; their
         contents are what they were."""
 
@@ -106,7 +110,7 @@ class OwnerFiles(CatchingUp):
         with self._lock:
             return dict(known)
 
-    def weigh(self) -> Ledger:
+    def loaded_ledger(self) -> Ledger:
         """The ledger, loaded."""
         self.ledger.load(self._weigh)
         return self.ledger
@@ -162,7 +166,7 @@ def holding_of(sidecar: Sidecar) -> list[Holding]:
     return [Holding(record.file_id, record.version, record.content_id, record.ciphertext_size)]
 
 
-class Index(Recent[OwnerFiles]):
+class FileIndex(UserCache[OwnerFiles]):
     """The `OwnerFiles` of every owner."""
 
     def __init__(self, store: DirectoryStore, documents: Documents) -> None:

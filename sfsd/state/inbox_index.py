@@ -10,8 +10,8 @@ import bisect
 from typing import Final
 
 from sfsd.errors import Refused
-from sfsd.state.load_once import CatchingUp
-from sfsd.state.user_cache import Recent
+from sfsd.state.load_once import LoadOnce
+from sfsd.state.user_cache import UserCache
 from sfsd.storage.paths import inbox_folder, parse_inbox_name
 from sfsd.storage.store import DirectoryStore
 
@@ -25,7 +25,7 @@ Note = tuple[str, str]
 """(owner, file_id)"""
 
 
-class UserInbox(CatchingUp):
+class UserInbox(LoadOnce):
     """One user's notes. Safe on several threads."""
 
     def __init__(self, user: str, store: DirectoryStore) -> None:
@@ -50,7 +50,7 @@ class UserInbox(CatchingUp):
         if last - first >= MAX_FROM_ONE:
             raise Refused("quota", f"{self._user} has {MAX_FROM_ONE} files of yours already")
 
-    def saw(self, note: Note, *, present: bool) -> None:
+    def note_changed(self, note: Note, *, present: bool) -> None:
         """A note was written, or removed."""
 
         def change() -> None:
@@ -75,7 +75,7 @@ class UserInbox(CatchingUp):
         self._notes = found
 
 
-class Inboxes(Recent[UserInbox]):
+class InboxIndex(UserCache[UserInbox]):
     """The `UserInbox` of every user."""
 
     def __init__(self, store: DirectoryStore) -> None:

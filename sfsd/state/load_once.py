@@ -9,7 +9,7 @@ from typing import TypeVar
 _Found = TypeVar("_Found")
 
 
-class CatchingUp:
+class LoadOnce:
     """Base of such state. Loading holds no lock; what changes meanwhile is done again after it.
 
     A change is published on the disk before it is noted here, and noting one twice is harmless. So

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from protocol.codec.values import Value
 from sfsd.errors import Refused
-from sfsd.state.load_once import CatchingUp
+from sfsd.state.load_once import LoadOnce
 
 
 class Holding(Value):
@@ -26,7 +26,7 @@ class Holding(Value):
     size: int
 
 
-class Ledger(CatchingUp):
+class Ledger(LoadOnce):
     """One owner's account. Reserving needs no load where there is no quota. Safe on threads."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsd.errors import Absent, Refused, StagingClosedError
-from sfsd.fs.descriptors import Share
+from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.storage.store import Blob
 
 HANDLES: Final = 1024
@@ -43,7 +43,7 @@ class OpenVersion(Value):
 class SessionHandles:
     """Of one session. Safe on several threads."""
 
-    def __init__(self, open_blob: Callable[[str], Blob], share: Share) -> None:
+    def __init__(self, open_blob: Callable[[str], Blob], share: DescriptorBudget) -> None:
         self._open_blob = open_blob
         self._share = share
         self._lock = threading.Lock()
@@ -83,13 +83,13 @@ class SessionHandles:
         with self._lock:
             return opened in self._logged
 
-    def logged(self, opened: OpenVersion) -> None:
+    def mark_logged(self, opened: OpenVersion) -> None:
         with self._lock:
             self._logged[opened] = None
             if len(self._logged) > LOGGED:
                 self._logged.popitem(last=False)
 
-    def forget(self, owner: str, file_id: str, version: int) -> None:
+    def invalidate(self, owner: str, file_id: str, version: int) -> None:
         """A version's content goes: its handles answer `changed` from now on."""
         with self._lock:
             gone = [
@@ -121,14 +121,14 @@ class SessionHandles:
         """In the place of the one that was not used for longest, where there is no room beside."""
         if len(self._blobs) == FILES:
             self._close(next(iter(self._blobs)))
-        while not self._share.take(PER_FILE):
+        while not self._share.acquire(PER_FILE):
             if not self._blobs:
                 raise Refused("busy", "too many files are open; try again")
             self._close(next(iter(self._blobs)))
         try:
             return self._open_blob(path)
         except BaseException as exc:
-            self._share.give(PER_FILE)
+            self._share.release(PER_FILE)
             if isinstance(exc, Absent):
                 raise Refused("changed", "this version has no content any more") from exc
             raise
@@ -139,24 +139,24 @@ class SessionHandles:
             try:
                 blob.close()
             finally:  # of what cannot be closed the descriptor is gone too
-                self._share.give(PER_FILE)
+                self._share.release(PER_FILE)
 
 
-class Opened:
+class ReadHandles:
     """The handles of every open session, by the seq of its login entry."""
 
-    def __init__(self, open_blob: Callable[[str], Blob], share: Share) -> None:
+    def __init__(self, open_blob: Callable[[str], Blob], share: DescriptorBudget) -> None:
         self._open_blob = open_blob
         self._share = share
         self._lock = threading.Lock()
         self._sessions: dict[int, SessionHandles] = {}
 
-    def begin(self, session: int) -> None:
+    def open_session(self, session: int) -> None:
         """A session was opened."""
         with self._lock:
             self._sessions[session] = SessionHandles(self._open_blob, self._share)
 
-    def of(self, session: int) -> SessionHandles:
+    def for_session(self, session: int) -> SessionHandles:
         """Raises `Refused` where the session has ended: a request of it may still be running."""
         with self._lock:
             found = self._sessions.get(session)
@@ -164,14 +164,14 @@ class Opened:
             raise Refused("changed", "the session has ended")
         return found
 
-    def forget(self, owner: str, file_id: str, version: int) -> None:
+    def invalidate(self, owner: str, file_id: str, version: int) -> None:
         """Close every session's handles on a version whose content goes."""
         with self._lock:
             sessions = list(self._sessions.values())
         for session in sessions:
-            session.forget(owner, file_id, version)
+            session.invalidate(owner, file_id, version)
 
-    def close(self, session: int) -> None:
+    def close_session(self, session: int) -> None:
         """The session has ended."""
         with self._lock:
             found = self._sessions.pop(session, None)

@@ -18,9 +18,9 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import root
 from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
-from sfsd.fs.descriptors import Share
+from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.state.file_index import OwnerFiles
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.upload_file import UploadFile
 
 LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""
@@ -46,7 +46,7 @@ class Upload:
         files: OwnerFiles,
         file_id: str,
         size: int,
-        staged: Staged,
+        staged: UploadFile,
         replaces: int = 0,
     ) -> None:
         self.upload_id = upload_id
@@ -121,7 +121,7 @@ class Upload:
         self._writing.add(index)
         return True
 
-    def settle(self) -> int:
+    def wait_for_writes(self) -> int:
         """Wait until no piece is being written; returns the bytes kept without a gap."""
         with self._condition:
             if not self._condition.wait_for(lambda: not self._writing, _SETTLE):
@@ -130,7 +130,7 @@ class Upload:
 
     def begin_commit(self) -> None:
         """From now on no other commit, no more bytes. Raises `Refused`."""
-        self.settle()
+        self.wait_for_writes()
         with self._condition:
             if self._committing:
                 raise Refused("busy", "the upload is being committed")
@@ -138,7 +138,7 @@ class Upload:
                 raise Refused("upload-lost", "the upload is gone")
             self._committing = True
 
-    def whole(self) -> tuple[int, list[bytes], bytes]:
+    def seal(self) -> tuple[int, list[bytes], bytes]:
         """(bytes, leaf hashes, segments_root) of all. Raises `Refused` where a piece is missing."""
         try:
             size, leaves = self.staged.size, self.staged.leaves
@@ -155,7 +155,7 @@ class Upload:
         with self._condition:
             self._committing = False
 
-    def give_up(self) -> bool:
+    def close_unless_committing(self) -> bool:
         """No more bytes and no commit from now on, unless it is being committed: then its bytes may
         be in the log by now."""
         with self._condition:
@@ -178,7 +178,10 @@ class Uploads:
     """All uploads of the daemon. Safe on several threads."""
 
     def __init__(
-        self, stage: Callable[[bytes, int], Staged], share: Share, clock: Callable[[], float]
+        self,
+        stage: Callable[[bytes, int], UploadFile],
+        share: DescriptorBudget,
+        clock: Callable[[], float],
     ) -> None:
         self._stage = stage
         self._share = share
@@ -186,7 +189,7 @@ class Uploads:
         self._lock = threading.Lock()
         self._uploads: dict[bytes, Upload] = {}
 
-    def open(
+    def open_upload(
         self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int = 0
     ) -> Upload:
         """Begin one of `size` bytes, 0 where that is not known. Raises `Refused`, StoreError."""
@@ -200,12 +203,12 @@ class Uploads:
         replacing = [one for one in own if one.replaces and not one.committing]
         if replaces and len(replacing) >= REPLACING:
             self._drop_unless_committed(min(replacing, key=lambda one: one.last_bytes))
-        if not self._share.take(PER_UPLOAD):
+        if not self._share.acquire(PER_UPLOAD):
             raise Refused("busy", "too many files are open; try again")
         try:
             upload = self._begin(files, file_id, size, quota, replaces)
         except BaseException:
-            self._share.give(PER_UPLOAD)
+            self._share.release(PER_UPLOAD)
             raise
         with self._lock:
             self._uploads[upload.upload_id] = upload
@@ -241,7 +244,7 @@ class Uploads:
         known = self._remove(upload)
         upload.finish()
         if known:
-            self._share.give(PER_UPLOAD)
+            self._share.release(PER_UPLOAD)
 
     def abort(self, upload: Upload) -> None:
         """Drop it and its bytes. Raises `Refused` while it is being committed."""
@@ -261,7 +264,7 @@ class Uploads:
 
     def _drop_unless_committed(self, upload: Upload) -> bool:
         """Whether it was dropped. A commit may have begun since it was looked at."""
-        if not upload.give_up():
+        if not upload.close_unless_committing():
             return False
         self._drop(upload)
         return True
@@ -275,7 +278,7 @@ class Uploads:
                 upload.staged.discard()
         finally:  # of what cannot be closed the descriptor is gone too
             if known:
-                self._share.give(PER_UPLOAD)
+                self._share.release(PER_UPLOAD)
 
     def _remove(self, upload: Upload) -> bool:
         """Whether it was still there."""

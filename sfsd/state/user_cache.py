@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 _State = TypeVar("_State")
 
 
-class Recent(Generic[_State]):
+class UserCache(Generic[_State]):
     """Base of what has one `_State` for each user: there is never more than one of the same."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Recent(Generic[_State]):
         # One that has left `_recent` lives as long as a change or an upload in flight holds it.
         self._all: weakref.WeakValueDictionary[str, _State] = weakref.WeakValueDictionary()
 
-    def of(self, user: str) -> _State:
+    def for_user(self, user: str) -> _State:
         """Made where there is none yet. Safe on several threads."""
         with self._lock:
             state = self._all.get(user)

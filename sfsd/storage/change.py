@@ -20,7 +20,7 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value, field
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import PathError
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.upload_file import UploadFile
 
 MAX_PATH = 255
 """Bytes of the longest path."""
@@ -69,7 +69,7 @@ class Adopt(Value):
     """A finished upload becomes the ciphertext `path`."""
 
     path: str
-    staged: Staged
+    staged: UploadFile
 
     def __post_init__(self) -> None:
         _check_ciphertext(self.path)

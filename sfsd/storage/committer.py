@@ -31,7 +31,7 @@ from sfsd.errors import (
 from sfsd.fs.files import FULL_DISK
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Write
-from sfsd.storage.prepare import Prepared
+from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
 
 MAX_GROUP = 256
@@ -98,10 +98,10 @@ class CommitPoint:
 
     def keep(self) -> None:
         """Between groups: what shortens the next start and prepares for a full disk."""
-        self._journal.keep_mark()
+        self._journal.save_mark()
         if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
-            self._journal.keep_reserve()
+            self._journal.refill_reserve()
 
     def _try(self, group: Sequence[Submitted]) -> Sequence[Submitted]:
         """One attempt; returns those who need another because one of them did not fit the log."""
@@ -130,7 +130,7 @@ class CommitPoint:
         self._finish(prepared, accepted)
         return ()
 
-    def _prepare(self, group: Sequence[Submitted]) -> Prepared:
+    def _prepare(self, group: Sequence[Submitted]) -> PreparedGroup:
         if self._journal.failed is not None:
             raise StoreFailedError(self._journal.failed)
         try:
@@ -140,7 +140,7 @@ class CommitPoint:
             self._journal.release_reserve()
             raise
 
-    def _finish(self, prepared: Prepared, accepted: Sequence[Submitted]) -> None:
+    def _finish(self, prepared: PreparedGroup, accepted: Sequence[Submitted]) -> None:
         """The group is in the log: make it visible and say so."""
         if not accepted:
             return
@@ -156,7 +156,7 @@ class CommitPoint:
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             submitted.future.set_result(seq)
 
-    def _publish(self, prepared: Prepared) -> None:
+    def _publish(self, prepared: PreparedGroup) -> None:
         """Raises StoreFailedError: what is logged and cannot be shown waits for the next start."""
         try:
             self._store.publish(prepared)

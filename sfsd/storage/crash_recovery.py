@@ -16,19 +16,19 @@ from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from protocol.codec.values import Value
 from protocol.log import auditlog
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
-from sfsd.fs.descriptors import refused
+from sfsd.fs.descriptors import store_error
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import packs
 from sfsd.storage.change import check_path, digest_of
-from sfsd.storage.prepare import Step
+from sfsd.storage.prepare import InstallStep
 from sfsd.storage.store import DirectoryStore
 
 _STAGE = re.compile(r"[0-9a-f]{32}")
 _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
 
-class Recovered(Value):
+class RecoveryReport(Value):
     """What a start found: entries past the mark, files changed, staged files dropped."""
 
     entries: int
@@ -36,7 +36,7 @@ class Recovered(Value):
     dropped: int
 
 
-class Wanted(Value):
+class ExpectedFile(Value):
     """What entry `seq` says must stand under `path`; `stage` names the pack that has it staged."""
 
     seq: int
@@ -45,7 +45,7 @@ class Wanted(Value):
     stage: str | None
 
 
-def recover(store: DirectoryStore, journal: Journal) -> Recovered:
+def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
     """Bring `store` up to the end of `journal`; both were just opened and serve nobody yet.
 
     Raises `RecoveryError` naming the file that cannot be had, `JournalDamagedError`,
@@ -54,31 +54,31 @@ def recover(store: DirectoryStore, journal: Journal) -> Recovered:
     try:
         return _recover(store, journal)
     except OSError as exc:
-        raise refused(exc, "recovering the store") from exc
+        raise store_error(exc, "recovering the store") from exc
 
 
-def _recover(store: DirectoryStore, journal: Journal) -> Recovered:
+def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
     last = journal.next_seq - 1
-    if store.placing.applied > last:
+    if store.installer.applied > last:
         raise RecoveryError(
-            f"entry {store.placing.applied} was applied, the log ends at {last}",
+            f"entry {store.installer.applied} was applied, the log ends at {last}",
             path="logs/audit.jsonl",
         )
     wanted = _wanted(store, journal)
-    stage = Stage(store.files, store.staging)
+    stage = StagedFiles(store.files, store.staging)
     installed = sum([_restore(store, stage, want) for want in wanted.values()])
-    entries = last - store.placing.applied
+    entries = last - store.installer.applied
     if entries:
-        steps = [Step(want.path, want.digest) for want in wanted.values()]
-        store.placing.sync(steps, ancestors=True)
-        store.placing.write_applied(last)
-    return Recovered(entries, installed, _drop_staged(store))
+        steps = [InstallStep(want.path, want.digest) for want in wanted.values()]
+        store.installer.sync(steps, ancestors=True)
+        store.installer.write_applied(last)
+    return RecoveryReport(entries, installed, _drop_staged(store))
 
 
-def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, Wanted]:
+def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
     """What entries past the mark say of each path; the last word counts."""
-    wanted: dict[str, Wanted] = {}
-    first = store.placing.applied + 1
+    wanted: dict[str, ExpectedFile] = {}
+    first = store.installer.applied + 1
     for seq, line in enumerate(journal.lines(first), first):
         try:
             entry = auditlog.parse(line, seq=seq)
@@ -89,20 +89,22 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, Wanted]:
                 check_path(path)
             except PathError as exc:
                 raise RecoveryError(f"named by entry {seq}", path=path) from exc
-            wanted[path] = Wanted(seq, path, digest, entry.stage)
+            wanted[path] = ExpectedFile(seq, path, digest, entry.stage)
     return wanted
 
 
-def _restore(store: DirectoryStore, stage: Stage, want: Wanted) -> bool:
+def _restore(store: DirectoryStore, stage: StagedFiles, want: ExpectedFile) -> bool:
     """Make the path what is wanted; whether anything had to be done."""
-    store.placing.remove_temporary(want.path)
+    store.installer.remove_temporary(want.path)
     if store.digest_in_place(want.path) == want.digest:
         return False
-    store.placing.install(Step(want.path, None) if want.digest is None else stage.find(want))
+    store.installer.install(
+        InstallStep(want.path, None) if want.digest is None else stage.find(want)
+    )
     return True
 
 
-class Stage:
+class StagedFiles:
     """What is in staging/, each pack opened when an entry asks for it."""
 
     def __init__(self, files: Files, folder: Path) -> None:
@@ -110,14 +112,14 @@ class Stage:
         self._folder = folder
         self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
 
-    def find(self, want: Wanted) -> Step:
+    def find(self, want: ExpectedFile) -> InstallStep:
         """How to install what is wanted, its digest checked. Raises `RecoveryError`."""
         problem = f"entry {want.seq} wrote it, and its bytes are neither in place nor staged"
         if want.stage is None or want.digest is None or not _STAGE.fullmatch(want.stage):
             raise RecoveryError(problem, path=want.path)
         try:
             member = self._members(want.stage)[want.path, want.digest]
-            step = Step(want.path, want.digest, self._data(want.stage, member), member.blob)
+            step = InstallStep(want.path, want.digest, self._data(want.stage, member), member.blob)
             known = self._digest_of(step)
         except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
             raise RecoveryError(problem, path=want.path) from exc
@@ -144,7 +146,7 @@ class Stage:
         finally:
             self._files.close(handle)
 
-    def _digest_of(self, step: Step) -> bytes:
+    def _digest_of(self, step: InstallStep) -> bytes:
         if step.blob is None:
             return digest_of(step.path, step.data)
         pieces = PieceHasher()

@@ -20,12 +20,12 @@ from protocol.codec.values import Mutable, Value, field
 from protocol.log.auditlog import LogEntry
 from protocol.records.records import Statement
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
-from sfsd.fs.descriptors import Syncs
+from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.log.verify import verify_log
 from sfsd.storage.change import is_ciphertext
-from sfsd.storage.crash_recovery import Stage, Wanted
-from sfsd.storage.install import Placing
+from sfsd.storage.crash_recovery import ExpectedFile, StagedFiles
+from sfsd.storage.install import Installer
 from sfsd.storage.json_files import StoredStatement, encode_statements, parse_sidecar
 
 STRAY: Final = "stray"
@@ -45,19 +45,19 @@ class Finding(Value):
     text: str
 
 
-class _Known(Mutable):
+class _LoggedState(Mutable):
     """What the log says: each path's digest and the entry that wrote it; every user's chain; and
     what entries past `applied` touch, which may still be in the stage."""
 
     applied: int
     paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
-    waiting: dict[str, Wanted] = field(default_factory=dict)
+    waiting: dict[str, ExpectedFile] = field(default_factory=dict)
 
     def take(self, entry: LogEntry) -> None:
         for path, digest in entry.paths.items():
             if entry.seq > self.applied:
-                self.waiting[path] = Wanted(entry.seq, path, digest, entry.stage)
+                self.waiting[path] = ExpectedFile(entry.seq, path, digest, entry.stage)
             if digest is None:
                 self.paths.pop(path, None)
             else:
@@ -83,8 +83,8 @@ class Fsck:
         self._read_data = read_data
         self._repair = repair
         self._files = Files()
-        self._known = _Known(self._applied())
-        self._stage = Stage(self._files, root / "staging")
+        self._known = _LoggedState(self._applied())
+        self._stage = StagedFiles(self._files, root / "staging")
         self._sizes: dict[str, int] = {}
         self.checked = 0
 
@@ -110,13 +110,13 @@ class Fsck:
 
     def _applied(self) -> int:
         """Every entry up to this seq is in place; -1 where that is not known."""
-        syncs, staging = Syncs(self._files), self._root / "staging"
+        syncs, staging = SyncGuard(self._files), self._root / "staging"
         try:
-            return Placing(self._files, syncs, users=self._users, staging=staging).applied
+            return Installer(self._files, syncs, users=self._users, staging=staging).applied
         except (OSError, RecoveryError):
             return -1
 
-    def _waits(self, want: Wanted, present: set[str]) -> bool:
+    def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
         """Whether a start will make the path what the log says, and it is not so yet."""
         there = want.path in present
         if want.digest is None:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sfsd.errors import RecoveryError
-from sfsd.fs.descriptors import Syncs
+from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
-from sfsd.storage.prepare import Step
+from sfsd.storage.prepare import InstallStep
 from sfsd.storage.releasing import ROOM, Releasing
 
 MANY = 16
@@ -27,10 +27,10 @@ MANY = 16
 _APPLIED = re.compile(rb"[0-9]{1,16}\n")
 
 
-class Placing:
+class Installer:
     """The folder `users`, as changes see it. One thread installs, one syncs."""
 
-    def __init__(self, files: Files, syncs: Syncs, *, users: Path, staging: Path) -> None:
+    def __init__(self, files: Files, syncs: SyncGuard, *, users: Path, staging: Path) -> None:
         """Raises OSError, or `RecoveryError` if staging/applied is not what this wrote."""
         self._files = files
         self._syncs = syncs
@@ -48,7 +48,7 @@ class Placing:
         self.applied = self._read_applied()
         """Every entry up to this seq is durable in place; -1 for none."""
 
-    def install(self, step: Step) -> None:
+    def install(self, step: InstallStep) -> None:
         """Old or new under the path, never a mixture; where there was nothing, a part of the new
         may be seen until it is done. Not synced. Raises OSError."""
         try:
@@ -57,7 +57,7 @@ class Placing:
             self._make_folder_of(step.path)
             self._install(step)
 
-    def _install(self, step: Step) -> None:
+    def _install(self, step: InstallStep) -> None:
         # A text, not a Path: putting one together would cost more than writing the file.
         target = f"{self._users_text}/{step.path}"
         if step.digest is not None and step.blob is None and not step.replaces:
@@ -73,7 +73,7 @@ class Placing:
                 # About as large as what takes its place; ciphertexts may be of any size.
                 self._releasing.release(before, size=len(step.data) or ROOM + 1)
 
-    def _replace(self, step: Step, target: str) -> None:
+    def _replace(self, step: InstallStep, target: str) -> None:
         if step.digest is None:
             self._files.remove(target)
             return
@@ -92,7 +92,7 @@ class Placing:
         self._files.remove(temporary)
         return temporary
 
-    def sync(self, steps: Iterable[Step], *, ancestors: bool = False) -> None:
+    def sync(self, steps: Iterable[InstallStep], *, ancestors: bool = False) -> None:
         """Make what `install` did durable. Raises StoreFailedError or OSError.
 
         `ancestors` for what an earlier process did: which folders it made is not known.

@@ -53,12 +53,12 @@ class Sidecar(Value):
     @property
     def content_record(self) -> FileRecord:
         """The parsed form of `content`."""
-        return record_of(self.content.record)
+        return cached_record(self.content.record)
 
     @property
     def head_record(self) -> FileRecord:
         """The parsed form of `last`."""
-        return record_of(self.last.record)
+        return cached_record(self.last.record)
 
     @property
     def last(self) -> SignedRecord:
@@ -90,7 +90,7 @@ class Sidecar(Value):
         return FileView(self.seq, self.content, head, self.metadata or b"", own)
 
 
-def record_of(body: bytes) -> FileRecord:
+def cached_record(body: bytes) -> FileRecord:
     """The record that these bytes are; of the same the same, while it is kept. A rotation, which
     touches all there are, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
     return _record_of(body) if len(body) < _LONG else _long_record_of(body)
@@ -105,7 +105,7 @@ def parse_sidecar(path: str, raw: bytes) -> Sidecar:
     return _parse(path, raw, _whole_sidecar, lambda found: found.encode(found.seq))
 
 
-def read_sidecar(path: str, raw: bytes) -> Sidecar:
+def parse_sidecar_lenient(path: str, raw: bytes) -> Sidecar:
     """As `parse_sidecar` where `raw` is what that accepts, at half of its time. Of other bytes this
     may make something all the same: for who then compares their hash with what was written, and is
     interested in the sidecar only where they agree. Raises `DamagedError`."""
@@ -136,7 +136,7 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
     )
 
 
-class Account(Value):
+class StoredAccount(Value):
     """What the operator says about a user, and the state of the invitation.
 
     `token_sha256` is 32 bytes, None where never invited, `token_expires` unix seconds, `used_by`
@@ -172,17 +172,17 @@ class Account(Value):
         )
 
 
-def parse_account(path: str, raw: bytes) -> Account:
+def parse_account(path: str, raw: bytes) -> StoredAccount:
     """The account whose file holds `raw`. Raises `DamagedError`."""
     return _parse(path, raw, _account, lambda found: found.encode(found.seq))
 
 
-def _account(value: dict[str, Any]) -> Account:
+def _account(value: dict[str, Any]) -> StoredAccount:
     if type(value["disabled"]) is not bool:
         raise ValueError("neither disabled nor not")
     if not isinstance(value["forced"], str | None):
         raise ValueError("forced without a reason in words")
-    return Account(
+    return StoredAccount(
         seq=_number(value["seq"]),
         token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),
         token_expires=_number(value["expires"]),

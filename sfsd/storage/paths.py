@@ -79,7 +79,7 @@ class VersionPaths(Value):
 
     @staticmethod
     @lru_cache(_KEPT)
-    def of(owner: str, file_id: str, version: int) -> VersionPaths:
+    def for_version(owner: str, file_id: str, version: int) -> VersionPaths:
         stem = f"{owner}/files/{file_id[:2]}/{file_id}.{version}"
         return VersionPaths(f"{stem}.json", f"{stem}.ct", f"{stem}.leaves")
 

@@ -15,17 +15,17 @@ from pathlib import Path
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import SfsdError, Stale, StoreFullError
-from sfsd.fs.descriptors import Syncs, refused
+from sfsd.fs.descriptors import SyncGuard, store_error
 from sfsd.fs.files import Files
 from sfsd.storage import packs
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.upload_file import UploadFile
 
 _MARGIN = 1 << 20
 """Bytes for the names and folders that installing a group may need beside its contents."""
 
 
-class Step(Value):
+class InstallStep(Value):
     """What will stand under `path`: `data`, the file staging/`blob`.ct, or nothing.
 
     `digest` is that of the bytes, None where the file goes. `replaces` where another file is known
@@ -39,7 +39,7 @@ class Step(Value):
     replaces: bool = False
 
 
-class Prepared:
+class PreparedGroup:
     """A group: what became of each change, and the entries and steps of those accepted.
 
     `accepted` and `refused` count changes in the order they were given; `drafts` are complete, the
@@ -52,9 +52,9 @@ class Prepared:
         self.accepted: list[int] = []
         self.refused: dict[int, SfsdError] = {}
         self.drafts: list[EntryDraft] = []
-        self.steps: list[Step] = []
+        self.steps: list[InstallStep] = []
         self.changes: list[Change] = []
-        self.adopted: list[Staged] = []
+        self.adopted: list[UploadFile] = []
         self.linked: list[str] = []
         self.pack: str | None = None
         self.count = 0
@@ -74,13 +74,13 @@ class Prepared:
         return [staged.name for staged in self.adopted] + self.linked
 
 
-class Builder:
+class GroupBuilder:
     """Prepares one group. For the committer thread."""
 
     def __init__(
         self,
         files: Files,
-        syncs: Syncs,
+        syncs: SyncGuard,
         *,
         users: Path,
         staging: Path,
@@ -95,7 +95,7 @@ class Builder:
         self._laid_over: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
-        self.prepared = Prepared(first_seq)
+        self.prepared = PreparedGroup(first_seq)
 
     def add(self, index: int, change: Change) -> None:
         """Accept change `index` of the group, or note why it is refused."""
@@ -148,7 +148,7 @@ class Builder:
             return self._laid_over[path]
         return self._digest_in_place(path)
 
-    def _steps(self, change: Change, seq: int) -> list[Step]:
+    def _steps(self, change: Change, seq: int) -> list[InstallStep]:
         links = len(self.prepared.linked)
         adopted = len(self.prepared.adopted)
         try:
@@ -158,23 +158,23 @@ class Builder:
             del self.prepared.adopted[adopted:]
             raise
 
-    def _step(self, effect: Effect, seq: int, expect: Mapping[str, bytes | None]) -> Step:
+    def _step(self, effect: Effect, seq: int, expect: Mapping[str, bytes | None]) -> InstallStep:
         match effect:
             case Write(path, data, digest):
                 contents = data(seq) if callable(data) else data
                 known = digest() if callable(digest) else digest or digest_of(path, contents)
                 replaces = expect.get(path) is not None  # which was checked just before
-                return Step(path, known, contents, replaces=replaces)
+                return InstallStep(path, known, contents, replaces=replaces)
             case Adopt(path, staged):
                 if any(staged is other for other in self.prepared.adopted):
                     raise Stale((path,))
                 staged.seal()
                 self.prepared.adopted.append(staged)
-                return Step(path, staged.root, blob=staged.name)
+                return InstallStep(path, staged.root, blob=staged.name)
             case Link(path, source, root):
-                return Step(path, root, blob=self._link(source))
+                return InstallStep(path, root, blob=self._link(source))
             case Remove(path):
-                return Step(path, None)
+                return InstallStep(path, None)
 
     def _link(self, source: str) -> str:
         """The name in staging/ of a second, durable name for the ciphertext `source`."""
@@ -187,7 +187,7 @@ class Builder:
         except FileNotFoundError as exc:
             raise Stale((source,)) from exc
         except OSError as exc:
-            raise refused(exc, "linking a ciphertext") from exc
+            raise store_error(exc, "linking a ciphertext") from exc
         try:
             self._syncs.file(handle)
         finally:
@@ -200,7 +200,7 @@ class Builder:
             _drop(self._files, self._staging / f"{name}.ct")
         del self.prepared.linked[keep:]
 
-    def _draft(self, draft: EntryDraft, steps: list[Step]) -> EntryDraft:
+    def _draft(self, draft: EntryDraft, steps: list[InstallStep]) -> EntryDraft:
         if not steps:
             return draft
         paths = {step.path: None if step.digest is None else step.digest.hex() for step in steps}
@@ -208,7 +208,7 @@ class Builder:
         stage = self._pack if staged else None
         return changed(draft, stage=stage, detail={**draft.detail, "paths": paths})
 
-    def _add_members(self, steps: list[Step]) -> None:
+    def _add_members(self, steps: list[InstallStep]) -> None:
         for step in steps:
             if step.digest is not None:
                 member = packs.Member(step.path, step.digest, len(step.data), blob=step.blob)
@@ -228,11 +228,11 @@ class Builder:
             finally:
                 self._files.close(handle)
         except OSError as exc:
-            raise refused(exc, "staging a group") from exc
+            raise store_error(exc, "staging a group") from exc
         self._syncs.folder(self._staging)
 
 
-def abandon(files: Files, staging: Path, prepared: Prepared) -> None:
+def abandon(files: Files, staging: Path, prepared: PreparedGroup) -> None:
     """Undo a group that is not in the log. Uploads stay, so that they can be tried again."""
     for change in prepared.changes:
         if change.claim is not None:
@@ -241,7 +241,7 @@ def abandon(files: Files, staging: Path, prepared: Prepared) -> None:
     drop_stage(files, staging, prepared)
 
 
-def drop_stage(files: Files, staging: Path, prepared: Prepared) -> None:
+def drop_stage(files: Files, staging: Path, prepared: PreparedGroup) -> None:
     """Remove from staging/ what the group no longer needs."""
     for name in prepared.blobs:
         _drop(files, staging / f"{name}.ct")

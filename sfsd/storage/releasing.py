@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from sfsd.fs.descriptors import quarter
+from sfsd.fs.descriptors import descriptor_quarter
 from sfsd.fs.files import Files
 
 if sys.platform != "win32":
@@ -110,12 +110,12 @@ class Releasing:
 def most_waiting() -> int:
     """How many handles may wait."""
     if sys.platform == "linux":
-        return min(MOST, quarter())
+        return min(MOST, descriptor_quarter())
     else:
         return 0  # none is held
 
 
-def allow_handles() -> None:
+def raise_descriptor_limit() -> None:
     """Let this process have as many handles as the system's administrator lets it have: by custom
     programs begin with fewer, for the sake of those that use `select`."""
     if sys.platform != "win32":

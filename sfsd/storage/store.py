@@ -21,13 +21,13 @@ from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE, PieceHasher
 from sfsd.errors import Absent
-from sfsd.fs.descriptors import SharedHandle, Syncs, refused
-from sfsd.fs.direct_io import Direct, LastOpened
+from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
+from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, Files
 from sfsd.storage.change import Change, check_path, digest_of, is_ciphertext
-from sfsd.storage.install import Placing
-from sfsd.storage.prepare import Builder, Prepared, abandon, drop_stage
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.install import Installer
+from sfsd.storage.prepare import GroupBuilder, PreparedGroup, abandon, drop_stage
+from sfsd.storage.upload_file import UploadFile
 
 _CACHED_DIGESTS = 1 << 16
 """About 200 bytes each."""
@@ -38,7 +38,9 @@ _APPLIED_LAG = 4096
 class Blob:
     """An open file: what it held when it was opened, whatever stands under its path since."""
 
-    def __init__(self, files: Files, handle: int, size: int, direct: Direct | None = None) -> None:
+    def __init__(
+        self, files: Files, handle: int, size: int, direct: DirectFile | None = None
+    ) -> None:
         self._files = files
         self._shared = SharedHandle(files, handle)
         self._direct = direct
@@ -57,7 +59,7 @@ class Blob:
                         return data
                 return self._files.read_at(handle, length, offset)
             except OSError as exc:
-                raise refused(exc, "reading a file") from exc
+                raise store_error(exc, "reading a file") from exc
 
     def close(self) -> None:
         """Twice is fine, and so is a read that is still running."""
@@ -73,25 +75,27 @@ class DirectoryStore:
         """Makes the folders if need be. Raises StoreRefusedError, StoreFailedError, or
         `RecoveryError` if staging/applied is not what this wrote."""
         self.files = files or Files()
-        self.syncs = Syncs(self.files)
+        self.syncs = SyncGuard(self.files)
         self.users = root / "store" / "users"
         self._users_text = str(self.users)
         self.staging = root / "staging"
-        self._last_opened = LastOpened()
+        self._recently_opened = RecentlyOpened()
         self._digests: OrderedDict[str, bytes | None] = OrderedDict()
         self._published = 0
         self._installing: frozenset[str] = frozenset()  # paths of the group being published
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._publishing = threading.Lock()
-        self._unsettled: list[Prepared] = []
+        self._unsettled: list[PreparedGroup] = []
         self._last_seq = -1
         try:
             for folder in (self.users, self.staging):
                 self.files.make_folder(folder)
-            self.placing = Placing(self.files, self.syncs, users=self.users, staging=self.staging)
+            self.installer = Installer(
+                self.files, self.syncs, users=self.users, staging=self.staging
+            )
         except OSError as exc:
-            raise refused(exc, "opening the store") from exc
+            raise store_error(exc, "opening the store") from exc
         for folder in (root / "store", root):
             self.syncs.folder(folder)
 
@@ -110,9 +114,12 @@ class DirectoryStore:
         """Up to `length` bytes from `offset`. Raises as `read`."""
         return self._read(path, offset, length)
 
-    def read_known(self, path: str) -> tuple[bytes, bytes]:
-        """(bytes, digest) of a file that is no ciphertext, read now; `hash_of` need not read it
-        again, as it does for a change that expects what was read. Raises as `read`."""
+    def read_with_digest(self, path: str) -> tuple[bytes, bytes]:
+        """Read a file that is not a ciphertext; return (bytes, digest).
+
+        Caches the digest, so that a change that expects it does not read the file again. Raises as
+        `read`.
+        """
         published = self._published
         data = self.read(path)
         digest = digest_of(path, data)
@@ -130,7 +137,7 @@ class DirectoryStore:
                 data += more
             return data
         except OSError as exc:
-            raise refused(exc, "reading a file") from exc
+            raise store_error(exc, "reading a file") from exc
         finally:
             self.files.close(handle)
 
@@ -144,21 +151,21 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise Absent(path) from exc
         except OSError as exc:
-            raise refused(exc, "opening a file") from exc
+            raise store_error(exc, "opening a file") from exc
 
     def open_blob(self, path: str) -> Blob:
         """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
         handle = self._open(path)
         try:
             size, direct = self.files.size(handle), None
-            if size >= LARGE and not self._last_opened.again(path):
-                direct = Direct(self.files, handle, writing=False)
+            if size >= LARGE and not self._recently_opened.seen_again(path):
+                direct = DirectFile(self.files, handle, writing=False)
             return Blob(self.files, handle, size, direct)
         except OSError as exc:
             self.files.close(handle)
-            raise refused(exc, "opening a file") from exc
+            raise store_error(exc, "opening a file") from exc
 
-    def hash_of(self, path: str) -> bytes | None:
+    def stored_digest(self, path: str) -> bytes | None:
         """The digest of the file (`sfsd.storage.change`), None if there is none; cached.
 
         What is not cached is read. Raises `PathError`, StoreRefusedError.
@@ -172,8 +179,8 @@ class DirectoryStore:
         self._found(path, digest, published)
         return digest
 
-    def known_digest(self, path: str) -> bytes | None:
-        """As `hash_of` where that need not look at the disk, else None."""
+    def cached_digest(self, path: str) -> bytes | None:
+        """As `stored_digest` where that need not look at the disk, else None."""
         with self._lock:
             return self._digests.get(path)
 
@@ -185,14 +192,14 @@ class DirectoryStore:
                 self._remember(path, digest)
 
     def digest_in_place(self, path: str) -> bytes | None:
-        """As `hash_of`, from the bytes that stand there now."""
+        """As `stored_digest`, from the bytes that stand there now."""
         try:
             # The common case, a path that must be new, without what opening a file takes.
             os.stat(f"{self._users_text}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            raise refused(exc, "looking at a file") from exc
+            raise store_error(exc, "looking at a file") from exc
         try:
             if not is_ciphertext(path):
                 return digest_of(path, self.read(path))
@@ -208,20 +215,20 @@ class DirectoryStore:
             blob.close()
 
     @contextmanager
-    def still(self) -> Iterator[None]:
+    def publishing_paused(self) -> Iterator[None]:
         """While it lasts nothing is published, so that several files can be read as one change
         left them. The committer waits: for a few small files only."""
         with self._publishing:
             yield
 
-    def stands(self, path: str, digest: bytes) -> bool:
+    def is_unchanged(self, path: str, digest: bytes) -> bool:
         """Whether the file's digest is still `digest`, and so was since that was found.
 
         Then what the same changes write, such as the ciphertext beside a sidecar, and was read
         meanwhile, is what goes with it. Waits only for a publication of `path` itself.
         """
         self._await_installed(path)
-        return self.hash_of(path) == digest
+        return self.stored_digest(path) == digest
 
     def _await_installed(self, path: str) -> None:
         """Wait while a publication writes this very path; whoever knows of a new one may only
@@ -253,27 +260,27 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as exc:
-            raise refused(exc, "listing a folder") from exc
+            raise store_error(exc, "listing a folder") from exc
 
-    def stage(self, upload_id: bytes, size: int = 0) -> Staged:
+    def create_upload_file(self, upload_id: bytes, size: int = 0) -> UploadFile:
         """Begin an upload; `upload_id` is 16 random bytes, `size` what it shall have in bytes, 0
         where that is not known. Raises StoreRefusedError."""
-        return Staged(self.files, self.syncs, self.staging, upload_id, size)
+        return UploadFile(self.files, self.syncs, self.staging, upload_id, size)
 
     # Changing: the committer's thread.
 
-    def prepare(self, group: Sequence[Change], first_seq: int) -> Prepared:
+    def prepare(self, group: Sequence[Change], first_seq: int) -> PreparedGroup:
         """Check each change and make what the accepted ones need durable beside the store.
 
         The first accepted change is to be entry `first_seq`. Refused changes leave no trace; if
         this raises (StoreRefusedError, StoreFullError, StoreFailedError), no change does.
         """
-        builder = Builder(
+        builder = GroupBuilder(
             self.files,
             self.syncs,
             users=self.users,
             staging=self.staging,
-            digest_in_place=self.hash_of,
+            digest_in_place=self.stored_digest,
             first_seq=first_seq,
         )
         for index, change in enumerate(group):
@@ -281,18 +288,18 @@ class DirectoryStore:
         builder.stage()
         return builder.prepared
 
-    def abandon(self, prepared: Prepared) -> None:
+    def abandon(self, prepared: PreparedGroup) -> None:
         """Undo what `prepare` did, for a group that is certainly not in the log."""
         abandon(self.files, self.staging, prepared)
 
-    def publish(self, prepared: Prepared) -> None:
+    def publish(self, prepared: PreparedGroup) -> None:
         """Make a logged group visible, in order. May be repeated after an OSError, which it raises
         as it is: the caller knows whether room can be made."""
         with self._publishing:
             with self._lock:
                 self._installing = frozenset(step.path for step in prepared.steps)
             for step in prepared.steps:
-                self.placing.install(step)
+                self.installer.install(step)
             with self._lock:
                 self._installing = frozenset()
                 self._published += 1
@@ -301,7 +308,7 @@ class DirectoryStore:
                 self._unsettled.append(prepared)
                 self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
-            staged.adopted()
+            staged.mark_adopted()
         prepared.published()
 
     # Behind.
@@ -324,17 +331,17 @@ class DirectoryStore:
             with self._lock:
                 groups, last = list(self._unsettled), self._last_seq
             steps = [step for prepared in groups for step in prepared.steps]
-            lag = last - self.placing.applied
+            lag = last - self.installer.applied
             if not steps and lag < (1 if force else _APPLIED_LAG):
                 with self._lock:
                     del self._unsettled[: len(groups)]
                 return
             try:
-                self.placing.sync(steps)
-                self.placing.write_applied(last)
+                self.installer.sync(steps)
+                self.installer.write_applied(last)
             except OSError as exc:
                 if exc.errno in FULL_DISK:
-                    raise refused(exc, "settling") from exc
+                    raise store_error(exc, "settling") from exc
                 self.syncs.fail("settling", exc)
             for prepared in groups:
                 drop_stage(self.files, self.staging, prepared)

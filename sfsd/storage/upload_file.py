@@ -19,8 +19,8 @@ from protocol.codec import merkle
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
 from sfsd.errors import IncompleteError, StagingClosedError, StoreFullError
-from sfsd.fs.descriptors import SharedHandle, Syncs, refused
-from sfsd.fs.direct_io import Direct
+from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
+from sfsd.fs.direct_io import DirectFile
 from sfsd.fs.files import Files
 
 UPLOAD_ID_SIZE = 16
@@ -34,7 +34,7 @@ _RESERVE = 16
 """Pieces that blocks are reserved for together."""
 
 
-class Staged:
+class UploadFile:
     """One upload. `name` is its file in staging/, less ``.ct``: the upload's id in hex.
 
     `write` may run on several threads for distinct pieces. `size`, `leaves` and `root` are those of
@@ -42,7 +42,7 @@ class Staged:
     """
 
     def __init__(
-        self, files: Files, syncs: Syncs, folder: Path, upload_id: bytes, size: int = 0
+        self, files: Files, syncs: SyncGuard, folder: Path, upload_id: bytes, size: int = 0
     ) -> None:
         """Begin the upload `upload_id` (16 bytes) in `folder`; `size` is what it shall have in
         bytes, as far as that is known. Raises StoreRefusedError."""
@@ -60,18 +60,18 @@ class Staged:
         self._writing = 0
         self._sealed = False
         self._adopted = False
-        self._direct: Direct | None = None
+        self._direct: DirectFile | None = None
         try:
             handle = files.open_new(self.path)
             self._shared = SharedHandle(files, handle)
             if size >= LARGE:
                 self._open_direct(handle)
         except OSError as exc:
-            raise refused(exc, "a new upload") from exc
+            raise store_error(exc, "a new upload") from exc
 
     def _open_direct(self, handle: int) -> None:
         try:
-            self._direct = Direct(self._files, handle, writing=True)
+            self._direct = DirectFile(self._files, handle, writing=True)
         except OSError:
             self.discard()
             raise
@@ -108,7 +108,7 @@ class Staged:
                 return
             self._files.write_all_at(handle, piece, offset)
         except OSError as exc:
-            raise refused(exc, "writing an upload") from exc
+            raise store_error(exc, "writing an upload") from exc
         if index % _WRITE_BACK == _WRITE_BACK - 1:
             first = index - _WRITE_BACK + 1
             self._files.start_writing_back(handle, first * PIECE_SIZE, _WRITE_BACK * PIECE_SIZE)
@@ -159,7 +159,7 @@ class Staged:
                 self._changed.wait_for(lambda: self._writing == 0)
             self._syncs.file(handle)
 
-    def adopted(self) -> None:
+    def mark_adopted(self) -> None:
         """For the store: the bytes stand under another name, and it will drop this one."""
         self._adopted = True
         self._close()
@@ -174,7 +174,7 @@ class Staged:
             try:
                 self._files.remove(self.path)
             except OSError as exc:
-                raise refused(exc, "dropping an upload") from exc
+                raise store_error(exc, "dropping an upload") from exc
 
     def _close(self) -> None:
         self._shared.close()

@@ -64,7 +64,7 @@ class Scene:
             if path.is_file()
         }
         usage = [self.served.ask(one.who, Usage()) for one in (self.ada, self.eve)]
-        ledger = world.index.of("ada").ledger
+        ledger = world.index.for_user("ada").ledger
         staged = sorted(path.name for path in (self.root / "staging").glob("*.ct"))
         log = (self.root / "logs" / "audit.jsonl").read_bytes()
         return stored, usage, ledger.used, staged, world.journal.size, hashlib.sha256(log).digest()

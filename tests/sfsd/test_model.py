@@ -124,7 +124,7 @@ class StoreAndLog(RuleBasedStateMachine):
         for name in CIPHERTEXTS + OTHERS:
             data = expected.get(name)
             known = None if data is None else digest_of(name, data)
-            assert self.world.store.hash_of(name) == known
+            assert self.world.store.stored_digest(name) == known
 
 
 TestStoreAndLog = StoreAndLog.TestCase

@@ -413,7 +413,7 @@ class Users(RuleBasedStateMachine):
             assert seen == own.keys()
             for file, found in own.items():
                 for number, kept in found.versions.items():
-                    sidecar = self.served.world.index.of(one).sidecar(file, number).value
+                    sidecar = self.served.world.index.for_user(one).sidecar(file, number).value
                     assert {wrap.user for wrap in sidecar.wraps} == kept.wrapped
             page = person.ask(Inbox("", 256, 0))
             assert isinstance(page, InboxPage)

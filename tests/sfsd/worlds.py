@@ -15,7 +15,7 @@ from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.storage.committer import CommitPoint, Submitted
-from sfsd.storage.crash_recovery import Recovered, recover
+from sfsd.storage.crash_recovery import RecoveryReport, recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
@@ -88,7 +88,7 @@ class World:
         self.files = files or Files()
         self.journal: Journal = journals.open_journal(root / "logs", self.files)
         self.store = DirectoryStore(root, self.files)
-        self.recovered: Recovered = recover(self.store, self.journal)
+        self.recovered: RecoveryReport = recover(self.store, self.journal)
         self.point = CommitPoint(self.store, self.journal)
         self.base = self.journal.next_seq
         self.states: list[State] = [dict(state or {})]
@@ -176,7 +176,7 @@ class World:
             case Upload(path, data):
                 self._uploads += 1
                 name = hashlib.sha256(b"%d %d" % (self.base, self._uploads)).digest()[:16]
-                staged = self.store.stage(name)
+                staged = self.store.create_upload_file(name)
                 staged.write(0, data)
                 return Adopt(path, staged)
             case Copy(path, source):
@@ -213,7 +213,7 @@ def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
     before = snapshot(root)
     again = World(root, files)
     again.journal.close()
-    assert again.recovered == Recovered(0, 0, 0)
+    assert again.recovered == RecoveryReport(0, 0, 0)
     assert snapshot(root) == before
     return size, held
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sfsd.config import Limits
-from sfsd.fs.descriptors import Share, allowed
+from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit
 from sfsd.net.listener import _within_handles
 from sfsd.storage.releasing import most_waiting
 
@@ -22,10 +22,10 @@ def test_what_the_system_allows(
 ) -> None:
     soft = resource.RLIM_INFINITY if stated is None else stated
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
-    assert allowed() == most
-    share = Share()
-    assert share.take(most // 4)
-    assert not share.take(1)
+    assert descriptor_limit() == most
+    share = DescriptorBudget()
+    assert share.acquire(most // 4)
+    assert not share.acquire(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing waits to be closed elsewhere")
@@ -36,18 +36,18 @@ def test_a_quarter_is_left_for_the_log_and_the_store(
     """However many connections were asked for, and whatever users hold."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
     connections = _within_handles(Limits(connections=1_000_000)).connections
-    share = Share()
-    assert share.take(soft // 4)
-    assert not share.take(1)
+    share = DescriptorBudget()
+    assert share.acquire(soft // 4)
+    assert not share.acquire(1)
     assert connections + most_waiting() + soft // 4 <= soft - soft // 4
 
 
 def test_a_share_is_taken_whole_or_not_at_all() -> None:
-    share = Share(5)
-    assert share.take(2)
-    assert not share.take(4)
-    assert share.take(3)
-    assert not share.take(1)
-    share.give(2)
-    assert not share.take(3)
-    assert share.take(2)
+    share = DescriptorBudget(5)
+    assert share.acquire(2)
+    assert not share.acquire(4)
+    assert share.acquire(3)
+    assert not share.acquire(1)
+    share.release(2)
+    assert not share.acquire(3)
+    assert share.acquire(2)

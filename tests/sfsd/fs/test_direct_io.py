@@ -17,12 +17,12 @@ from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
-from sfsd.fs.descriptors import Syncs
-from sfsd.fs.direct_io import SMALLEST, Direct, LastOpened
+from sfsd.fs.descriptors import SyncGuard
+from sfsd.fs.direct_io import SMALLEST, DirectFile, RecentlyOpened
 from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, digest_of
 from sfsd.storage.store import Blob, DirectoryStore
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.upload_file import UploadFile
 
 ID = bytes(range(16))
 SIZE = LARGE + 2 * PIECE_SIZE + 5
@@ -108,11 +108,11 @@ class Way(Files):
         self.past.append(call)
 
 
-def begin(folder: Path, files: Files, size: int = SIZE) -> Staged:
-    return Staged(files, Syncs(files), folder, ID, size)
+def begin(folder: Path, files: Files, size: int = SIZE) -> UploadFile:
+    return UploadFile(files, SyncGuard(files), folder, ID, size)
 
 
-def fill(staged: Staged, size: int = SIZE) -> None:
+def fill(staged: UploadFile, size: int = SIZE) -> None:
     full, rest = divmod(size, PIECE_SIZE)
     for index in range(full):
         staged.write(index, piece(index))
@@ -220,7 +220,7 @@ def blob(folder: Path, files: Way, content: bytes) -> Blob:
     path = folder / "blob"
     path.write_bytes(content)
     handle = files.open_read(path)
-    return Blob(files, handle, files.size(handle), Direct(files, handle, writing=False))
+    return Blob(files, handle, files.size(handle), DirectFile(files, handle, writing=False))
 
 
 _CONTENT = os.urandom(3 * PIECE_SIZE + 4321)
@@ -272,7 +272,7 @@ def test_a_blob_that_is_closed_or_fails(tmp_path: Path) -> None:
 def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Path) -> None:
     files = Way()
     store = DirectoryStore(tmp_path, files)
-    staged = store.stage(ID, SIZE)
+    staged = store.create_upload_file(ID, SIZE)
     fill(staged)
     staged.seal()
     path = "alice/x.ct"
@@ -289,8 +289,8 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
 
 
 def test_recent_forgets_what_was_opened_long_ago() -> None:
-    recent = LastOpened(2)
-    assert [recent.again(path) for path in ("a", "b", "a", "c", "b", "c")] == [
+    recent = RecentlyOpened(2)
+    assert [recent.seen_again(path) for path in ("a", "b", "a", "c", "b", "c")] == [
         False,
         False,
         True,

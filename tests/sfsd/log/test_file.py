@@ -8,7 +8,7 @@ import pytest
 from protocol.log.auditlog import MAX_LINE
 from sfsd.errors import JournalError, JournalFailedError, JournalFullError, JournalRefusedError
 from sfsd.fs.files import Files
-from sfsd.log.file import LogFile, Reserve
+from sfsd.log.file import DiskReserve, LogFile
 from tests.sfsd.faults import FaultyFiles
 
 
@@ -121,27 +121,27 @@ def test_a_line_without_end_is_not_gathered(tmp_path: Path) -> None:
 def test_a_cut_drops_the_rest_and_syncs(log: LogFile, files: FaultyFiles, tmp_path: Path) -> None:
     log.append(b"torn")
     files.calls.clear()
-    log.cut(6)
+    log.truncate(6)
     assert files.calls == [("truncate", "log"), ("sync", "log")]
     assert (tmp_path / "log").read_bytes() == b"first\n"
     files.calls.clear()
-    log.cut(6)  # lines of a killed process may not be on the disk yet
+    log.truncate(6)  # lines of a killed process may not be on the disk yet
     assert files.calls == [("sync", "log")]
 
 
-def holds(reserve: Reserve) -> bool:
+def holds(reserve: DiskReserve) -> bool:
     return reserve.held
 
 
 def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
-    reserve = Reserve(path, 5000, Files())
+    reserve = DiskReserve(path, 5000, Files())
     assert not holds(reserve)
     reserve.keep()
     assert holds(reserve)
     assert path.stat().st_size == 5000
     assert path.stat().st_blocks * 512 >= 5000
-    assert Reserve(path, 5000, Files()).held
+    assert DiskReserve(path, 5000, Files()).held
     reserve.release()
     assert not holds(reserve)
     assert not path.exists()
@@ -149,14 +149,14 @@ def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
 
 def test_a_reserve_that_a_crash_left_short_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "reserve").write_bytes(bytes(10))
-    reserve = Reserve(tmp_path / "reserve", 5000, Files())
+    reserve = DiskReserve(tmp_path / "reserve", 5000, Files())
     assert not holds(reserve)
     reserve.keep()
     assert (tmp_path / "reserve").stat().st_size == 5000
 
 
 def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFiles) -> None:
-    reserve = Reserve(tmp_path / "reserve", 5000, files)
+    reserve = DiskReserve(tmp_path / "reserve", 5000, files)
     files.fail("write", "reserve", errno.ENOSPC)
     reserve.keep()
     assert not holds(reserve)
@@ -171,7 +171,7 @@ def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFile
 
 
 def test_a_reserve_larger_than_the_disk_is_not_tried(tmp_path: Path, files: FaultyFiles) -> None:
-    reserve = Reserve(tmp_path / "reserve", 1 << 60, files)
+    reserve = DiskReserve(tmp_path / "reserve", 1 << 60, files)
     reserve.keep()
     assert not holds(reserve)
     assert ("write", "reserve") not in files.calls

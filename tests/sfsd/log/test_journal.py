@@ -156,7 +156,7 @@ def test_the_reserve_is_laid_again(journal: Journal, files: FaultyFiles, logs: P
         journal.append([draft()])
     states = []
     for _ in range(2):
-        journal.keep_reserve()
+        journal.refill_reserve()
         states.append(journal.full)
     assert states == [True, False]
     assert (logs / "reserve").stat().st_size == RESERVE
@@ -170,7 +170,7 @@ def test_a_full_disk_stops_neither_checkpoints_nor_marks_nor_proofs(
     for name in ("nodes", "offsets", ".mark.tmp", ".checkpoint.tmp"):
         files.fail("write", name, errno.ENOSPC, times=100)
     journal.append(drafts(20))
-    journal.keep_mark(force=True)
+    journal.save_mark(force=True)
     journal.append(drafts(20))
     assert len(check(journal)) == 41
     assert journal.failed is None
@@ -204,7 +204,7 @@ def assert_stopped(journal: Journal, files: FaultyFiles, logs: Path) -> None:
     files.calls.clear()
     with pytest.raises(JournalFailedError):
         journal.append(drafts(2))
-    journal.keep_mark(force=True)
+    journal.save_mark(force=True)
     assert calls_on(files, "audit.jsonl") == []
     assert calls_on(files, "mark") == []
     # What is durable can still be shown and proven.
@@ -348,7 +348,7 @@ def test_a_start_reads_only_what_follows_the_mark(logs: Path) -> None:
     journal = open_journal(logs)
     for _ in range(9):
         journal.append(drafts(1000))
-        journal.keep_mark()
+        journal.save_mark()
     journal._tree.close()
     journal._file.close()
 
@@ -427,7 +427,7 @@ def test_readers_beside_the_appender_see_only_whole_logs(logs: Path) -> None:
     for number in range(150):
         journal.append(drafts(1 + number % 7))
         if number % 10 == 0:
-            journal.keep_mark(force=True)
+            journal.save_mark(force=True)
     while not all(checked) and not problems:
         journal.append([draft()])
     stop.set()
@@ -489,7 +489,7 @@ class JournalModel(RuleBasedStateMachine):
 
     @rule()
     def mark(self) -> None:
-        self.journal.keep_mark(force=True)
+        self.journal.save_mark(force=True)
 
     @rule()
     def restart(self) -> None:

@@ -29,7 +29,7 @@ def build(folder: Path) -> bytes:
     """
     journal = open_journal(folder)
     journal.append(drafts(MARKED, "alice", "bob"))
-    journal.keep_mark(force=True)
+    journal.save_mark(force=True)
     journal.append(drafts(SIGNED - MARKED))
     journal.checkpoint()
     journal.append(drafts(ALL - SIGNED, "bob"))
@@ -365,7 +365,7 @@ def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path) -> Non
                 appended = journal.append(drafts(count))
                 journal.checkpoint()
                 acknowledged += [item.line for item in appended]
-                journal.keep_mark(force=True)
+                journal.save_mark(force=True)
             journal.close()
         except Crash:
             crashed = True

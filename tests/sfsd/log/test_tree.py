@@ -10,7 +10,7 @@ import pytest
 from protocol.codec import merkle
 from protocol.codec.merkle import Frontier
 from sfsd.fs.files import Files
-from sfsd.log.tree import MAX_ACCOUNTS, LogTree, Mark
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, TreeMark
 from tests.sfsd.faults import FaultyFiles
 
 HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(70)]
@@ -22,9 +22,9 @@ def fill(tree: LogTree, first: int, end: int) -> None:
         tree.append(HASHES[seq], 100 * seq)
 
 
-def mark_of(tree: LogTree) -> Mark:
+def mark_of(tree: LogTree) -> TreeMark:
     heads = (("alice", 3, bytes(32)), ("bob", 1, HASHES[0]))
-    return Mark(tree.size, 100 * tree.size, HASHES[tree.size - 1], tree.root(), heads)
+    return TreeMark(tree.size, 100 * tree.size, HASHES[tree.size - 1], tree.root(), heads)
 
 
 def assert_whole(tree: LogTree, size: int) -> None:
@@ -43,9 +43,9 @@ def assert_whole(tree: LogTree, size: int) -> None:
         assert not tree.agrees(seq, 100 * seq, completed[:-1] + b"?")
 
 
-def saved(folder: Path, size: int = 40) -> Mark:
+def saved(folder: Path, size: int = 40) -> TreeMark:
     tree = LogTree(folder, Files())
-    tree.cut(0)
+    tree.truncate(0)
     fill(tree, 0, size)
     mark = mark_of(tree)
     tree.save_mark(mark)
@@ -68,7 +68,7 @@ def test_what_was_saved_is_there_again(tmp_path: Path) -> None:
     mark = saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() == mark
-    tree.cut(mark.size)
+    tree.truncate(mark.size)
     assert_whole(tree, 40)
     fill(tree, 40, 70)
     assert_whole(tree, 70)
@@ -91,12 +91,12 @@ def test_what_follows_the_mark_is_written_over(tmp_path: Path) -> None:
     tree = LogTree(tmp_path, Files())
     mark = tree.load_mark()
     assert mark is not None
-    tree.cut(mark.size)
+    tree.truncate(mark.size)
     fill(tree, 40, 70)
     tree.save_mark(mark_of(tree))
     again = LogTree(tmp_path, Files())
     assert again.load_mark() is not None
-    again.cut(70)
+    again.truncate(70)
     assert_whole(again, 70)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_too_short_is_no_cache(tmp_path: Path, name: str) -> None
     path.write_bytes(path.read_bytes()[:-1])
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() is None
-    tree.cut(0)
+    tree.truncate(0)
     fill(tree, 0, 70)
     assert_whole(tree, 70)
 
@@ -169,7 +169,7 @@ def test_a_mark_that_cannot_be_saved_leaves_the_one_before(
     files = FaultyFiles()
     tree = LogTree(tmp_path, files)
     assert tree.load_mark() == before
-    tree.cut(40)
+    tree.truncate(40)
     fill(tree, 40, 70)
     files.fail(call, name)
     with pytest.raises(OSError, match="error"):
@@ -190,12 +190,12 @@ def test_damage_is_mended(tmp_path: Path) -> None:
     saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() is not None
-    tree.cut(40)
+    tree.truncate(40)
     right = tree.completed_by(15)
-    tree.mend(15, 7, bytes(len(right)))
+    tree.repair(15, 7, bytes(len(right)))
     assert not tree.agrees(15, 1500, right)
     assert tree.offset(15) == 7
-    tree.mend(15, 1500, right)
+    tree.repair(15, 1500, right)
     assert_whole(tree, 40)
 
 
@@ -203,7 +203,7 @@ def test_a_file_cut_while_we_run_disagrees(tmp_path: Path) -> None:
     saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() is not None
-    tree.cut(40)
+    tree.truncate(40)
     right = tree.completed_by(39)
     (tmp_path / "nodes").write_bytes(b"")
     assert not tree.agrees(39, 3900, right)

@@ -180,7 +180,7 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
     for _ in range(2):
         for handle in handles:
             assert ada.ask(Read(handle, 0, 4)) == Bytes(CONTENT[:4])
-    session = served.world.read_handles.of(ada.who.session)
+    session = served.world.read_handles.for_session(ada.who.session)
     oldest = session.get(handles[0])
     for _ in range(HANDLES - 1):
         session.add(oldest)
@@ -226,9 +226,9 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
         def published(change: Change) -> None:
             """Not `then` as well, which waits for a lock that the reader has."""
             (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
-            before = served.world.store.hash_of(path)
+            before = served.world.store.stored_digest(path)
             served.world.committer.submit(change)
-            until(lambda: served.world.store.hash_of(path) != before)
+            until(lambda: served.world.store.stored_digest(path) != before)
 
         def race(message: GetOpen | Read) -> Reply:
             decided = OPERATIONS[PutSmall].function(

@@ -231,7 +231,7 @@ def test_a_line_has_room_for_a_purge_of_what_many_read(ada: Person) -> None:
     record = ada.record(F, PURGE, owner=owner, actor=owner, readers=readers, purged=purged)
     paths: dict[str, str | None] = {}
     for number in purged:
-        version = VersionPaths.of(owner, F, number)
+        version = VersionPaths.for_version(owner, F, number)
         paths |= {version.sidecar: "0" * 64, version.ciphertext: None, version.leaves: None}
     draft = EntryDraft(
         op="purge",
@@ -405,7 +405,7 @@ def test_nobody_moves_what_is_not_his(served: Daemon, ada: Person) -> None:
 
 
 def wrapped_for(served: Daemon, wanted: str, version: int) -> set[str]:
-    sidecar = served.world.index.of("ada").sidecar(wanted, version).value
+    sidecar = served.world.index.for_user("ada").sidecar(wanted, version).value
     return {wrap.user for wrap in sidecar.wraps}
 
 

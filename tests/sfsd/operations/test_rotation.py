@@ -522,12 +522,15 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
     older, _ = wraps(ada)
     decided = rewrap(served.world, ada.who, Rewrap((rewrapped(ada, older),)))
     assert isinstance(decided, Commit)
-    sidecar = VersionPaths.of("ada", file_id(1), 1).sidecar
+    sidecar = VersionPaths.for_version("ada", file_id(1), 1).sidecar
     user = served.world.users.require_active("ada")
-    assert decided.change.expect == {**user.expect, sidecar: served.world.store.hash_of(sidecar)}
+    assert decided.change.expect == {
+        **user.expect,
+        sidecar: served.world.store.stored_digest(sidecar),
+    }
     # A newer version beside it changes nothing; the version itself, once purged, is another.
     ada.put(file_id(1), b"3")
-    assert decided.change.expect[sidecar] == served.world.store.hash_of(sidecar)
+    assert decided.change.expect[sidecar] == served.world.store.stored_digest(sidecar)
     done(ada.ask(ada.took(ada.signed(ada.record(file_id(1), PURGE, purged=(1,)))).change()))
     with pytest.raises(Stale):
         served.world.committer.submit(decided.change).result()
@@ -573,14 +576,14 @@ def test_a_finish_looks_at_what_is_known_and_reads_the_rest(
     ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
     end = finished(ada)
     store, reads = served.world.store, list[str]()
-    read = store.read_known
+    read = store.read_with_digest
 
     def counted(path: str) -> tuple[bytes, bytes]:
         reads.append(path)
         return read(path)
 
-    monkeypatch.setattr(store, "read_known", counted)
-    forgotten = VersionPaths.of("ada", file_id(1), 1).sidecar
+    monkeypatch.setattr(store, "read_with_digest", counted)
+    forgotten = VersionPaths.for_version("ada", file_id(1), 1).sidecar
     del store._digests[forgotten]
     done(ada.ask(end))
     assert [path for path in reads if path.endswith("1.json")] == [forgotten]

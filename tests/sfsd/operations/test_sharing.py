@@ -125,7 +125,7 @@ def received(person: Person, since: int = 0) -> list[tuple[str, str, bool]]:
 
 
 def wrap_owners(served: Daemon, owner: str, version: int) -> set[str]:
-    sidecar = served.world.index.of(owner).sidecar(F, version).value
+    sidecar = served.world.index.for_user(owner).sidecar(F, version).value
     return {wrap.user for wrap in sidecar.wraps}
 
 
@@ -386,7 +386,7 @@ def test_a_reader_replaces_his_own_wrap_and_nothing_else(
 ) -> None:
     eve = served.person("eve")
     ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
-    before = served.world.index.of("ada").sidecar(F, 1).value.wraps
+    before = served.world.index.for_user("ada").sidecar(F, 1).value.wraps
     mine = bob.wrap()
     # His key is the same, so nothing is to be done; for others there is nothing to do it to.
     assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
@@ -397,7 +397,7 @@ def test_a_reader_replaces_his_own_wrap_and_nothing_else(
         ("stale-recipient", bob.wrap(key_id=ada.wrap().key_id)),
     ):
         refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, wrap, ()),))), code)
-    assert served.world.index.of("ada").sidecar(F, 1).value.wraps == before
+    assert served.world.index.for_user("ada").sidecar(F, 1).value.wraps == before
     # One that does not open he may give up.
     reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
     assert isinstance(reply, Rewrapped)

@@ -9,13 +9,13 @@ import pytest
 from protocol.wire.messages.accounts import UserAccess
 from sfsd.errors import Absent, DamagedError
 from sfsd.state import documents
-from sfsd.state.documents import Documents, WrittenSidecar
+from sfsd.state.documents import Documents, SidecarWrite
 from sfsd.storage.json_files import parse_account
 from sfsd.storage.paths import VersionPaths, account_path
 from tests.sfsd.builders import Daemon, Person, done, file_id
 
 F = file_id(1)
-FIRST, SECOND = (VersionPaths.of("ada", F, version).sidecar for version in (1, 2))
+FIRST, SECOND = (VersionPaths.for_version("ada", F, version).sidecar for version in (1, 2))
 
 
 def fresh(served: Daemon) -> Documents:
@@ -32,15 +32,15 @@ def test_what_is_not_there_is_absent(served: Daemon) -> None:
 def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
     ada.put(F)
     found = fresh(served).sidecar(FIRST)
-    assert found.digest == served.world.store.hash_of(FIRST)
+    assert found.digest == served.world.store.stored_digest(FIRST)
     account = served.world.users.account("ada")
     assert account is not None
-    assert account.digest == served.world.store.hash_of(account_path("ada"))
+    assert account.digest == served.world.store.stored_digest(account_path("ada"))
 
 
 def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -> None:
     ada.put(F)
-    written = WrittenSidecar(FIRST, fresh(served).sidecar(FIRST).value)
+    written = SidecarWrite(FIRST, fresh(served).sidecar(FIRST).value)
     effect = written.effect
     assert callable(effect.data)
     assert callable(effect.digest)
@@ -57,25 +57,25 @@ def test_a_sidecar_that_is_known_is_not_read_again(
     ada.put(F)
     store, found = served.world.store, fresh(served)
     store._digests.clear()
-    first = found.known_sidecar(FIRST)  # of neither the digest nor the content is known
+    first = found.cached_sidecar(FIRST)  # of neither the digest nor the content is known
     assert first == found.sidecar(FIRST)
     reads: list[str] = []
-    read = store.read_known
+    read = store.read_with_digest
 
     def counted(path: str) -> tuple[bytes, bytes]:
         reads.append(path)
         return read(path)
 
-    monkeypatch.setattr(store, "read_known", counted)
-    assert found.known_sidecar(FIRST) == first
+    monkeypatch.setattr(store, "read_with_digest", counted)
+    assert found.cached_sidecar(FIRST) == first
     assert not reads
     # Who asks to see it is shown what stands there.
     assert found.sidecar(FIRST) == first
     assert reads == [FIRST]
     ada.put(F)
     with pytest.raises(Absent):
-        found.known_sidecar(VersionPaths.of("ada", F, 3).sidecar)
-    assert found.known_sidecar(SECOND) == found.sidecar(SECOND)
+        found.cached_sidecar(VersionPaths.for_version("ada", F, 3).sidecar)
+    assert found.cached_sidecar(SECOND) == found.sidecar(SECOND)
 
 
 def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
@@ -87,7 +87,7 @@ def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
     after = served.world.documents.account("ada")
     assert after is not None
     assert (before.value.disabled, after.value.disabled) == (False, True)
-    assert before.digest != after.digest == served.world.store.hash_of(account_path("ada"))
+    assert before.digest != after.digest == served.world.store.stored_digest(account_path("ada"))
 
 
 def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person) -> None:
@@ -101,7 +101,7 @@ def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person)
 
 
 def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
-    paths = [VersionPaths.of("ada", file_id(n), 1).sidecar for n in range(5)]
+    paths = [VersionPaths.for_version("ada", file_id(n), 1).sidecar for n in range(5)]
     for number in range(5):
         ada.put(file_id(number))
     found = fresh(served)
@@ -113,7 +113,7 @@ def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
     assert found.sidecar(paths[4]).value is many[4].value
     assert found.sidecars([]) == []
     with pytest.raises(Absent):
-        found.sidecars([paths[0], VersionPaths.of("ada", file_id(9), 1).sidecar])
+        found.sidecars([paths[0], VersionPaths.for_version("ada", file_id(9), 1).sidecar])
 
 
 def test_one_of_many_that_is_damaged_is_told_and_not_kept(served: Daemon, ada: Person) -> None:
@@ -145,7 +145,10 @@ def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
 
 
 def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, paths = fresh(served), [VersionPaths.of("ada", file_id(n), 1).sidecar for n in range(4)]
+    found, paths = (
+        fresh(served),
+        [VersionPaths.for_version("ada", file_id(n), 1).sidecar for n in range(4)],
+    )
     for number in range(4):
         ada.put(file_id(number))
     sizes = [(served.world.store.users / path).stat().st_size for path in paths]

@@ -9,20 +9,20 @@ import pytest
 from protocol.records.records import FileRecord
 from sfsd.errors import DamagedError
 from sfsd.state import file_index
-from sfsd.state.file_index import Index
+from sfsd.state.file_index import FileIndex
 from tests.sfsd.builders import Daemon, Person, file_id
 
 F = file_id(1)
 
 
-def fresh(served: Daemon) -> Index:
-    return Index(served.world.store, served.world.documents)
+def fresh(served: Daemon) -> FileIndex:
+    return FileIndex(served.world.store, served.world.documents)
 
 
 def test_a_scan_finds_what_changes_said(served: Daemon, ada: Person) -> None:
     for number in (0, 255 << 120, 1, 255 << 120, 7):
         ada.put(file_id(number))
-    kept, scanned = served.world.index.of("ada"), fresh(served).of("ada")
+    kept, scanned = served.world.index.for_user("ada"), fresh(served).for_user("ada")
     expected = [(file_id(n), v) for n, v in ((0, 1), (1, 1), (7, 1), (255 << 120, 2))]
     for files in (kept, scanned):
         assert [(one, version) for one, version, _ in files.after("", 99)] == expected
@@ -48,7 +48,7 @@ def test_a_folder_is_read_until_it_ends(
 
     monkeypatch.setattr(file_index, "_SCAN", scan)
     monkeypatch.setattr(served.world.store, "children", counted)
-    files = fresh(served).of("ada")
+    files = fresh(served).for_user("ada")
     assert [one for one, _, _ in files.after("", 9)] == [file_id(1), file_id(2)]
     # A page that is not full is the last.
     assert asked.count("ada/files/00") == 4 // scan + 1
@@ -58,13 +58,13 @@ def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) ->
     ada.put(F)
     ada.put(F)
     ada.put(file_id(2))
-    files = served.world.index.of("ada")
+    files = served.world.index.for_user("ada")
     before = {one: seq for one, _, seq in files.after("", 99)}
     # Of an older version, of the newest ones, and of one of which a later entry is known already.
-    files.rewrote(10**6, [(F, 1)])
+    files.note_rewritten(10**6, [(F, 1)])
     assert {one: seq for one, _, seq in files.after("", 99)} == before
-    files.rewrote(10**6, [(F, 2), (file_id(2), 1)])
-    files.rewrote(10**6 - 1, [(F, 2)])
+    files.note_rewritten(10**6, [(F, 2), (file_id(2), 1)])
+    files.note_rewritten(10**6 - 1, [(F, 2)])
     assert {one: seq for one, _, seq in files.after("", 99)} == dict.fromkeys(before, 10**6)
     assert [version for _, version, _ in files.after("", 99)] == [2, 1]
 
@@ -74,15 +74,15 @@ def test_foreign_names_in_the_folder_are_no_files(served: Daemon, ada: Person) -
     folder = served.world.store.users / "ada" / "files" / "00"
     for name in ("notes.txt", f"{F}.x.json", f".{F}.2.json.tmp"):
         (folder / name).write_bytes(b"")
-    assert fresh(served).of("ada").newest(F) == 1
+    assert fresh(served).for_user("ada").newest(F) == 1
 
 
 def test_content_ids_are_read_once_and_kept(served: Daemon, ada: Person) -> None:
     made = [ada.put(F).record.content_id for _ in range(3)]
-    files = fresh(served).of("ada")
+    files = fresh(served).for_user("ada")
     assert list(files.content_ids(F).values()) == made
     newest = files.sidecar(F, 3).value
-    files.saw(newest, 3)
+    files.note_written(newest, 3)
     assert list(files.content_ids(F).values()) == made
 
 
@@ -91,10 +91,10 @@ def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: 
     ada.put(file_id(2), bytes(200))
     path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     path.write_bytes(b"{}")
-    files = fresh(served).of("ada")
+    files = fresh(served).for_user("ada")
     with pytest.raises(DamagedError):
         files.sidecar(F, 1)
-    assert (files.weigh().used, files.ledger.files) == (200, 1)
+    assert (files.loaded_ledger().used, files.ledger.files) == (200, 1)
 
 
 def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
@@ -102,21 +102,21 @@ def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
 ) -> None:
     monkeypatch.setattr(file_index, "USERS", 2)
     found = fresh(served)
-    held = found.of("ada")
+    held = found.for_user("ada")
     for other in ("bob", "eve", "kim"):
-        found.of(other)
-    assert found.of("ada") is held
+        found.for_user(other)
+    assert found.for_user("ada") is held
     held.ledger.reserve(5, 0)
     del held
     for other in ("bob", "eve", "kim"):
-        found.of(other)
+        found.for_user(other)
     gc.collect()
-    assert found.of("ada").ledger.used == 0
+    assert found.for_user("ada").ledger.used == 0
 
 
 def test_what_a_version_weighs(served: Daemon, ada: Person) -> None:
     put = ada.put(F, bytes(77))
-    sidecar = served.world.index.of("ada").sidecar(F, 1).value
+    sidecar = served.world.index.for_user("ada").sidecar(F, 1).value
     (holding,) = file_index.holding_of(sidecar)
     assert (holding.file_id, holding.version, holding.size) == (F, 1, 77)
     assert holding.content_id == FileRecord.parse(put.body).content_id

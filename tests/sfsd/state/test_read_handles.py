@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sfsd.errors import Refused
-from sfsd.fs.descriptors import Share
-from sfsd.state.read_handles import FILES, HANDLES, PER_FILE, Opened, OpenVersion
+from sfsd.fs.descriptors import DescriptorBudget
+from sfsd.state.read_handles import FILES, HANDLES, PER_FILE, OpenVersion, ReadHandles
 from sfsd.storage.store import DirectoryStore
 
 
@@ -26,11 +26,11 @@ def version(number: int) -> OpenVersion:
     return OpenVersion("ada", f"{number:032x}", 1, bytes(16), 9, f"{number}.ct")
 
 
-def begun(store: DirectoryStore, share: Share | None = None) -> Opened:
+def begun(store: DirectoryStore, share: DescriptorBudget | None = None) -> ReadHandles:
     """Sessions 1 and 2 are open."""
-    opened = Opened(store.open_blob, share or Share())
-    opened.begin(1)
-    opened.begin(2)
+    opened = ReadHandles(store.open_blob, share or DescriptorBudget())
+    opened.open_session(1)
+    opened.open_session(2)
     return opened
 
 
@@ -41,7 +41,7 @@ def changed(session: object, name: bytes) -> None:
 
 
 def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
-    session = begun(store).of(1)
+    session = begun(store).for_session(1)
     names = [session.add(version(number)) for number in range(FILES + 4)]
     for _ in range(2):
         for number, name in enumerate(names):
@@ -51,9 +51,9 @@ def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
 
 
 def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> None:
-    share = Share(3 * PER_FILE)
+    share = DescriptorBudget(3 * PER_FILE)
     opened = begun(store, share)
-    first, second = opened.of(1), opened.of(2)
+    first, second = opened.for_session(1), opened.for_session(2)
     names = [first.add(version(number)) for number in range(4)]
     for number, name in enumerate(names):
         assert first.read(name, 8, 9) == b"%d" % number
@@ -64,21 +64,21 @@ def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> Non
     assert caught.value.code == "busy"
     # Who has some goes on with these; what he gives back is there for others.
     assert first.read(names[0], 8, 9) == b"0"
-    first.forget("ada", version(0).file_id, 1)
+    first.invalidate("ada", version(0).file_id, 1)
     assert second.read(other, 8, 9) == b"5"
     (store.users / "6.ct").unlink()
     changed(second, second.add(version(6)))
-    opened.close(1)
-    opened.close(2)
-    assert share.take(3 * PER_FILE)
-    assert not share.take(1)
+    opened.close_session(1)
+    opened.close_session(2)
+    assert share.acquire(3 * PER_FILE)
+    assert not share.acquire(1)
 
 
 def test_what_cannot_be_closed_is_given_back(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share = Share(PER_FILE)
-    session = begun(store, share).of(1)
+    share = DescriptorBudget(PER_FILE)
+    session = begun(store, share).for_session(1)
     session.read(session.add(version(1)), 0, 1)
     close = store.files.close
 
@@ -89,11 +89,11 @@ def test_what_cannot_be_closed_is_given_back(
     monkeypatch.setattr(store.files, "close", failing)
     with pytest.raises(OSError, match="broken"):
         session.close()
-    assert share.take(PER_FILE)
+    assert share.acquire(PER_FILE)
 
 
 def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
-    session = begun(store).of(1)
+    session = begun(store).for_session(1)
     first, second = session.add(version(1)), session.add(version(2))
     session.read(second, 0, 1)
     session.get(first)
@@ -106,33 +106,33 @@ def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
 
 def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) -> None:
     opened = begun(store)
-    names = [opened.of(number).add(version(1)) for number in (1, 2)]
-    other = opened.of(1).add(version(2))
-    opened.of(1).read(names[0], 0, 1)
-    opened.forget("ada", version(1).file_id, 1)
+    names = [opened.for_session(number).add(version(1)) for number in (1, 2)]
+    other = opened.for_session(1).add(version(2))
+    opened.for_session(1).read(names[0], 0, 1)
+    opened.invalidate("ada", version(1).file_id, 1)
     for number, name in zip((1, 2), names, strict=True):
-        changed(opened.of(number), name)
-    assert opened.of(1).read(other, 0, 1) == b"c"
+        changed(opened.for_session(number), name)
+    assert opened.for_session(1).read(other, 0, 1) == b"c"
     (store.users / "3.ct").unlink()
-    changed(opened.of(1), opened.of(1).add(version(3)))
-    ended = opened.of(1)
-    opened.close(1)
-    opened.close(1)
+    changed(opened.for_session(1), opened.for_session(1).add(version(3)))
+    ended = opened.for_session(1)
+    opened.close_session(1)
+    opened.close_session(1)
     changed(ended, other)
     with pytest.raises(Refused):
-        opened.of(1)
+        opened.for_session(1)
 
 
 def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) -> None:
     opened = begun(store)
-    opened.of(1).logged(version(1))
-    assert opened.of(1).is_logged(version(1))
-    assert not opened.of(1).is_logged(version(2))
-    assert not opened.of(2).is_logged(version(1))
+    opened.for_session(1).mark_logged(version(1))
+    assert opened.for_session(1).is_logged(version(1))
+    assert not opened.for_session(1).is_logged(version(2))
+    assert not opened.for_session(2).is_logged(version(1))
 
 
 def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryStore) -> None:
-    session = begun(store).of(1)
+    session = begun(store).for_session(1)
     names = [session.add(version(number)) for number in range(FILES + 4)]
     wrong: list[int] = []
 
@@ -155,9 +155,9 @@ def test_a_session_that_never_ends_does_not_grow(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfsd.state.read_handles.LOGGED", 3)
-    session = begun(store).of(1)
+    session = begun(store).for_session(1)
     for number in range(5):
-        session.logged(version(number))
+        session.mark_logged(version(number))
     assert [session.is_logged(version(number)) for number in range(5)] == [
         False,
         False,

@@ -10,10 +10,10 @@ import pytest
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
-from sfsd.fs.descriptors import Share
+from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.state.file_index import OwnerFiles
 from sfsd.state.uploads import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
-from sfsd.storage.upload_file import Staged
+from sfsd.storage.upload_file import UploadFile
 from tests.sfsd.builders import Clock, Daemon, file_id
 
 F = file_id(1)
@@ -21,7 +21,7 @@ F = file_id(1)
 
 @pytest.fixture
 def files(served: Daemon) -> OwnerFiles:
-    return served.world.index.of("ada")
+    return served.world.index.for_user("ada")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def uploads(served: Daemon) -> Uploads:
 class Gated:
     """A staged upload whose writes wait until they are let go."""
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: UploadFile) -> None:
         self._staged = staged
         self.began = threading.Semaphore(0)
         self.go = threading.Event()
@@ -57,7 +57,7 @@ def code_of(call: object, *args: object) -> str:
 
 
 def gated(uploads: Uploads, files: OwnerFiles) -> tuple[Upload, Gated]:
-    upload = uploads.open(files, F, 0, 0)
+    upload = uploads.open_upload(files, F, 0, 0)
     gate = Gated(upload.staged)
     upload.staged = gate  # type: ignore[assignment]
     return upload, gate
@@ -74,7 +74,7 @@ def test_a_piece_that_is_being_written_is_not_written_twice(
     gate.go.set()
     writing.join()
     assert upload.write(0, b"other", 0) == PIECE  # it is here: nothing is written
-    assert upload.settle() == PIECE
+    assert upload.wait_for_writes() == PIECE
 
 
 def test_settling_waits_for_what_is_being_written(uploads: Uploads, files: OwnerFiles) -> None:
@@ -83,7 +83,7 @@ def test_settling_waits_for_what_is_being_written(uploads: Uploads, files: Owner
     writing.start()
     assert gate.began.acquire(timeout=10)
     threading.Timer(0.05, gate.go.set).start()
-    assert upload.settle() == PIECE
+    assert upload.wait_for_writes() == PIECE
     writing.join()
 
 
@@ -99,18 +99,18 @@ def test_a_write_that_failed_may_come_again(uploads: Uploads, files: OwnerFiles)
 
 
 def test_pieces_come_in_any_order_within_the_window(uploads: Uploads, files: OwnerFiles) -> None:
-    upload = uploads.open(files, F, 0, 0)
+    upload = uploads.open_upload(files, F, 0, 0)
     assert upload.write(PIECE, bytes(PIECE), 0) == 0
     assert code_of(upload.write, 0, b"short", 0) == "bad-request"
     assert code_of(upload.write, WINDOW, bytes(PIECE), 0) == "bad-request"
     assert upload.write(2 * PIECE, b"end", 0) == 0
     assert upload.write(0, bytes(PIECE), 0) == 2 * PIECE + 3
-    size, leaves, _ = upload.whole()
+    size, leaves, _ = upload.seal()
     assert (size, len(leaves)) == (2 * PIECE + 3, 3)
 
 
 def test_one_commit_at_a_time(uploads: Uploads, files: OwnerFiles) -> None:
-    upload = uploads.open(files, F, 0, 0)
+    upload = uploads.open_upload(files, F, 0, 0)
     upload.write(0, b"all", 0)
     upload.begin_commit()
     assert code_of(upload.begin_commit) == "busy"
@@ -126,11 +126,11 @@ def test_one_commit_at_a_time(uploads: Uploads, files: OwnerFiles) -> None:
 
 
 def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: OwnerFiles) -> None:
-    files.weigh()
-    upload = uploads.open(files, F, 700, 1000)
+    files.loaded_ledger()
+    upload = uploads.open_upload(files, F, 700, 1000)
     assert files.ledger.used == 700
-    assert code_of(uploads.open, files, F, 301, 1000) == "quota"
-    unknown = uploads.open(files, F, 0, 1000)
+    assert code_of(uploads.open_upload, files, F, 301, 1000) == "quota"
+    unknown = uploads.open_upload(files, F, 0, 1000)
     unknown.write(0, bytes(300), 1000)
     assert files.ledger.used == 1000
     assert code_of(unknown.write, PIECE, b"x", 1000) == "bad-request"
@@ -141,9 +141,9 @@ def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: O
 
 def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> None:
     clock = Clock(0.0)
-    uploads = Uploads(served.world.store.stage, Share(), clock)
-    files = served.world.index.of("ada")
-    busy, idle = (uploads.open(files, F, 0, 0) for _ in range(2))
+    uploads = Uploads(served.world.store.create_upload_file, DescriptorBudget(), clock)
+    files = served.world.index.for_user("ada")
+    busy, idle = (uploads.open_upload(files, F, 0, 0) for _ in range(2))
     busy.write(0, b"all", 0)
     busy.begin_commit()
     clock.now = LIFETIME + 1.0
@@ -155,15 +155,15 @@ def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> N
 def test_of_what_descriptors_there_are_uploads_have_no_more(
     served: Daemon, files: OwnerFiles
 ) -> None:
-    share, clock = Share(3 * PER_UPLOAD), Clock(0.0)
-    uploads = Uploads(served.world.store.stage, share, clock)
-    files.weigh()
-    assert code_of(uploads.open, files, F, 11, 10) == "quota"
-    dropped, idle, committed = (uploads.open(files, F, 0, 0) for _ in range(3))
-    assert code_of(uploads.open, files, F, 0, 0) == "busy"
+    share, clock = DescriptorBudget(3 * PER_UPLOAD), Clock(0.0)
+    uploads = Uploads(served.world.store.create_upload_file, share, clock)
+    files.loaded_ledger()
+    assert code_of(uploads.open_upload, files, F, 11, 10) == "quota"
+    dropped, idle, committed = (uploads.open_upload(files, F, 0, 0) for _ in range(3))
+    assert code_of(uploads.open_upload, files, F, 0, 0) == "busy"
     uploads.abort(dropped)
-    another = uploads.open(files, F, 0, 0)
-    assert code_of(uploads.open, files, F, 0, 0) == "busy"
+    another = uploads.open_upload(files, F, 0, 0)
+    assert code_of(uploads.open_upload, files, F, 0, 0) == "busy"
     committed.write(0, b"all", 0)
     committed.begin_commit()
     uploads.forget(committed)
@@ -171,17 +171,17 @@ def test_of_what_descriptors_there_are_uploads_have_no_more(
     clock.now = LIFETIME + 1.0
     assert code_of(uploads.get, "ada", idle.upload_id) == "upload-lost"
     assert code_of(uploads.get, "ada", another.upload_id) == "upload-lost"
-    assert share.take(3 * PER_UPLOAD)
-    assert not share.take(1)
+    assert share.acquire(3 * PER_UPLOAD)
+    assert not share.acquire(1)
 
 
 def test_what_cannot_be_closed_is_given_back(
     served: Daemon, files: OwnerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share = Share(PER_UPLOAD)
+    share = DescriptorBudget(PER_UPLOAD)
     store = served.world.store
-    uploads = Uploads(store.stage, share, Clock(0.0))
-    upload, close = uploads.open(files, F, 0, 0), store.files.close
+    uploads = Uploads(store.create_upload_file, share, Clock(0.0))
+    upload, close = uploads.open_upload(files, F, 0, 0), store.files.close
 
     def failing(handle: int) -> None:
         close(handle)
@@ -191,12 +191,12 @@ def test_what_cannot_be_closed_is_given_back(
         patch.setattr(store.files, "close", failing)
         with pytest.raises(OSError, match="broken"):
             uploads.abort(upload)
-    assert share.take(PER_UPLOAD)
+    assert share.acquire(PER_UPLOAD)
 
 
 def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles) -> None:
     """As for a piece that was on its way when the upload was dropped."""
-    upload = uploads.open(files, F, 0, 0)
+    upload = uploads.open_upload(files, F, 0, 0)
     upload.finish()
     assert code_of(upload.reserve, 100, 0) == "upload-lost"
     assert files.ledger.used == 0
@@ -226,19 +226,19 @@ def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
             self.begin_commit()
             return False
 
-    first, _ = (uploads.open(files, F, 10, 0, replaces=1) for _ in range(2))
+    first, _ = (uploads.open_upload(files, F, 10, 0, replaces=1) for _ in range(2))
     first.write(0, b"x" * 10, 0)
     first.__class__ = Raced
     if look == "for idle ones":
         assert uploads.drop_idle() == 0
     else:
-        uploads.open(files, F, 10, 0, replaces=1)
+        uploads.open_upload(files, F, 10, 0, replaces=1)
     assert first._committing
-    assert first.whole()[0] == 10
+    assert first.seal()[0] == 10
     assert first.staged.path.exists()
 
 
 def test_what_was_dropped_is_not_committed(uploads: Uploads, files: OwnerFiles) -> None:
-    upload = uploads.open(files, F, 0, 0)
-    assert upload.give_up()
+    upload = uploads.open_upload(files, F, 0, 0)
+    assert upload.close_unless_committing()
     assert code_of(upload.begin_commit) == "upload-lost"

@@ -68,7 +68,7 @@ def test_what_is_no_path_of_the_store(path: str) -> None:
 
 
 def test_only_a_ciphertext_is_adopted_or_linked(tmp_path: Path) -> None:
-    staged = DirectoryStore(tmp_path).stage(bytes(16))
+    staged = DirectoryStore(tmp_path).create_upload_file(bytes(16))
     with pytest.raises(PathError):
         Adopt("alice/x.json", staged)
     with pytest.raises(PathError):

@@ -168,7 +168,7 @@ def test_many_threads_count_to_the_same_number(daemon: Daemon) -> None:
     def count(_: int) -> int:
         while True:
             try:
-                old = daemon.store.hash_of(COUNTER)
+                old = daemon.store.stored_digest(COUNTER)
                 data = daemon.store.read(COUNTER) if old else b"0"
                 if old is not None and digest_of(COUNTER, data) != old:
                     continue

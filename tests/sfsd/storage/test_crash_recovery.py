@@ -21,7 +21,7 @@ from sfsd.errors import (
     StoreFailedError,
     StoreRefusedError,
 )
-from sfsd.storage.crash_recovery import Recovered
+from sfsd.storage.crash_recovery import RecoveryReport
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal
@@ -260,7 +260,7 @@ def test_what_is_staged_is_installed_and_then_dropped(unsettled: Path) -> None:
     (unsettled / "staging" / f"{'0' * 32}.ct").write_bytes(b"of an upload that never ended")
     (unsettled / "staging" / "notes.txt").write_bytes(b"not ours")
     world = World(unsettled)
-    assert world.recovered == Recovered(entries=1, installed=2, dropped=3)
+    assert world.recovered == RecoveryReport(entries=1, installed=2, dropped=3)
     assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
     assert {path.name for path in (unsettled / "staging").iterdir()} == {"applied", "notes.txt"}
     world.journal.close()
@@ -270,7 +270,7 @@ def test_without_its_mark_the_whole_store_is_compared_with_the_log(unsettled: Pa
     World(unsettled).journal.close()
     (unsettled / "staging" / "applied").unlink()
     world = World(unsettled)
-    assert world.recovered == Recovered(entries=1, installed=0, dropped=0)
+    assert world.recovered == RecoveryReport(entries=1, installed=0, dropped=0)
     world.journal.close()
     (unsettled / "staging" / "applied").unlink()
     (unsettled / "store" / "users" / SIDE).write_bytes(b"changed")

@@ -24,7 +24,7 @@ F = file_id(0xAB << 120)
 
 
 def test_paths_are_paths_of_the_store() -> None:
-    paths = VersionPaths.of("ada", F, 12)
+    paths = VersionPaths.for_version("ada", F, 12)
     assert paths.sidecar == f"ada/files/ab/{F}.12.json"
     assert (paths.ciphertext, paths.leaves) == (
         f"ada/files/ab/{F}.12.ct",

@@ -12,7 +12,7 @@ import pytest
 
 from sfsd.fs.files import Files
 from sfsd.storage import releasing
-from sfsd.storage.releasing import Releasing, allow_handles, most_waiting
+from sfsd.storage.releasing import Releasing, most_waiting, raise_descriptor_limit
 from tests.waiting import until
 
 if sys.platform != "linux":
@@ -79,8 +79,8 @@ def test_a_daemon_may_have_as_many_handles_as_it_is_let(monkeypatch: pytest.Monk
     limits = [(1024, 524_288)]
     monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _which, both: limits.append(both))
-    allow_handles()
-    allow_handles()
+    raise_descriptor_limit()
+    raise_descriptor_limit()
     assert limits == [(1024, 524_288), (524_288, 524_288)]
 
 
@@ -99,7 +99,7 @@ def test_on_macos_it_asks_for_what_there_is(
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(resource, "getrlimit", lambda _which: before)
     monkeypatch.setattr(resource, "setrlimit", lambda _which, both: asked.append(both))
-    allow_handles()
+    raise_descriptor_limit()
     assert asked == ([] if after is None else [after])
 
 
@@ -112,7 +112,7 @@ def test_a_system_that_does_not_let_us_have_more(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    allow_handles()
+    raise_descriptor_limit()
 
 
 def test_few_are_let_go_of_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

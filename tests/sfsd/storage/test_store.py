@@ -24,7 +24,7 @@ from sfsd.errors import (
 )
 from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.storage.prepare import Prepared
+from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd.disk import Disk
 
@@ -35,14 +35,14 @@ def change(*effects: Effect, expect: dict[str, bytes | None] | None = None) -> C
     return Change(EntryDraft("test", "alice"), expect or {}, effects)
 
 
-def put(store: DirectoryStore, *changes: Change, seq: int = 0) -> Prepared:
+def put(store: DirectoryStore, *changes: Change, seq: int = 0) -> PreparedGroup:
     prepared = store.prepare(changes, seq)
     store.publish(prepared)
     return prepared
 
 
 def upload(store: DirectoryStore, data: bytes, number: int = 0) -> Adopt:
-    staged = store.stage(number.to_bytes(16, "big"))
+    staged = store.create_upload_file(number.to_bytes(16, "big"))
     for start in range(0, len(data), PIECE_SIZE):
         staged.write(start // PIECE_SIZE, data[start : start + PIECE_SIZE])
     return Adopt(BLOB, staged)
@@ -66,12 +66,12 @@ def test_reading(store: DirectoryStore) -> None:
     assert store.read_range(SIDE, 3, 4) == b"3456"
     assert store.read_range(SIDE, 8, 99) == b"89"
     assert store.read_range(SIDE, 99, 1) == b""
-    assert store.hash_of(SIDE) == hashlib.sha256(b"0123456789").digest()
+    assert store.stored_digest(SIDE) == hashlib.sha256(b"0123456789").digest()
     for missing in (BLOB, f"{SIDE}/below", "nobody/account.json"):
         with pytest.raises(Absent) as absent:
             store.read(missing)
         assert absent.value.path == missing
-        assert store.hash_of(missing) is None
+        assert store.stored_digest(missing) is None
     for bad in ("../staging/applied", "", "alice/.x"):
         with pytest.raises(PathError):
             store.read(bad)
@@ -106,7 +106,7 @@ def test_children_are_paged_and_sorted_and_hide_temporaries(store: DirectoryStor
 def test_the_digest_of_a_ciphertext_is_read_piece_by_piece(store: DirectoryStore) -> None:
     data = os.urandom(2 * PIECE_SIZE + 7)
     put(store, change(upload(store, data)))
-    assert store.hash_of(BLOB) == digest_of(BLOB, data)  # as published
+    assert store.stored_digest(BLOB) == digest_of(BLOB, data)  # as published
     assert store.digest_in_place(BLOB) == digest_of(BLOB, data)  # as it stands there
 
 
@@ -146,12 +146,12 @@ def test_what_was_read_is_not_read_again_for_its_digest(tmp_path: Path) -> None:
     files = Counting()
     store = DirectoryStore(tmp_path, files)
     old = hashlib.sha256(b"old").digest()
-    assert store.read_known(SIDE) == (b"old", old)
+    assert store.read_with_digest(SIDE) == (b"old", old)
     files.opened.clear()
-    assert store.hash_of(SIDE) == old
+    assert store.stored_digest(SIDE) == old
     assert files.opened == []
     with pytest.raises(Absent):
-        store.read_known(BLOB.replace(".ct", ".json.x"))
+        store.read_with_digest(BLOB.replace(".ct", ".json.x"))
 
 
 def test_what_replaces_a_file_that_is_expected_is_not_tried_as_a_new_one(tmp_path: Path) -> None:
@@ -171,11 +171,11 @@ def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Pat
     put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
     store = DirectoryStore(tmp_path, files)
     files.meanwhile = threading.Thread(target=put, args=(store, change(Write(SIDE, b"new"))))
-    assert store.hash_of(SIDE) == digest_of(SIDE, b"old")
-    assert store.hash_of(SIDE) == digest_of(SIDE, b"new")
+    assert store.stored_digest(SIDE) == digest_of(SIDE, b"old")
+    assert store.stored_digest(SIDE) == digest_of(SIDE, b"new")
     files.meanwhile = threading.Thread(target=put, args=(store, change(Write(SIDE, b"newer"))))
-    assert store.read_known(SIDE) == (b"new", digest_of(SIDE, b"new"))
-    assert store.hash_of(SIDE) == digest_of(SIDE, b"newer")
+    assert store.read_with_digest(SIDE) == (b"new", digest_of(SIDE, b"new"))
+    assert store.stored_digest(SIDE) == digest_of(SIDE, b"newer")
 
 
 # Preparing.
@@ -220,7 +220,7 @@ def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
     prepared = store.prepare([change(Write(BLOB, b"x", given))], 0)
     assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
     store.publish(prepared)
-    assert store.hash_of(BLOB) == given == store.digest_in_place(BLOB)
+    assert store.stored_digest(BLOB) == given == store.digest_in_place(BLOB)
 
 
 def test_a_digest_may_be_asked_for_once_the_bytes_are_made(store: DirectoryStore) -> None:
@@ -233,7 +233,7 @@ def test_a_digest_may_be_asked_for_once_the_bytes_are_made(store: DirectoryStore
     write = Write(SIDE, encode, lambda: hashlib.sha256(made[-1]).digest())
     put(store, change(write), seq=7)
     assert made == [b"7"]
-    assert store.hash_of(SIDE) == hashlib.sha256(b"7").digest()
+    assert store.stored_digest(SIDE) == hashlib.sha256(b"7").digest()
 
 
 def test_expectations_see_the_group_so_far(store: DirectoryStore) -> None:
@@ -257,7 +257,7 @@ def test_expectations_see_the_group_so_far(store: DirectoryStore) -> None:
     assert prepared.last_seq == 8
 
 
-def refusals(prepared: Prepared) -> dict[int, Stale]:
+def refusals(prepared: PreparedGroup) -> dict[int, Stale]:
     found = {index: exc for index, exc in prepared.refused.items() if isinstance(exc, Stale)}
     assert len(found) == len(prepared.refused)
     return found
@@ -389,31 +389,31 @@ def test_publishing_may_be_repeated(store: DirectoryStore) -> None:
     store.publish(prepared)
     store.publish(prepared)
     assert (store.read(BLOB), store.read(SIDE)) == (b"abc", b"1")
-    assert store.hash_of(COPY) is None
+    assert store.stored_digest(COPY) is None
     assert sorted(path.name for path in store.users.rglob(".*")) == []
 
 
 def test_settling_drops_the_stage_and_says_so(store: DirectoryStore) -> None:
     put(store, change(upload(store, b"abc")), change(Write(SIDE, b"1")))
     assert staged_names(store) == {".ct", ".pack"}
-    assert (store.unsettled, store.placing.applied) == (2, -1)
+    assert (store.unsettled, store.installer.applied) == (2, -1)
     store.settle()
-    assert (store.unsettled, store.placing.applied) == (0, 1)
+    assert (store.unsettled, store.installer.applied) == (0, 1)
     assert [path.name for path in store.staging.iterdir()] == ["applied"]
     assert (store.staging / "applied").read_bytes() == b"1\n"
-    assert DirectoryStore(store.staging.parent).placing.applied == 1
+    assert DirectoryStore(store.staging.parent).installer.applied == 1
 
 
 def test_entries_without_effects_are_settled_when_asked_or_many(store: DirectoryStore) -> None:
     put(store, change())
     store.settle()
-    assert store.placing.applied == -1
+    assert store.installer.applied == -1
     store.settle(force=True)
-    assert store.placing.applied == 0
+    assert store.installer.applied == 0
     for seq in range(1, 4097):
         put(store, change(), seq=seq)
     store.settle()
-    assert store.placing.applied == 4096
+    assert store.installer.applied == 4096
 
 
 def test_settling_passes_over_what_was_removed_since(store: DirectoryStore) -> None:
@@ -421,7 +421,7 @@ def test_settling_passes_over_what_was_removed_since(store: DirectoryStore) -> N
     os.unlink(store.users / SIDE)
     put(store, change(Remove(COPY)), seq=1)  # its folder never was
     store.settle()
-    assert store.placing.applied == 1
+    assert store.installer.applied == 1
 
 
 class Filling(Files):
@@ -446,7 +446,7 @@ def test_a_full_disk_leaves_settling_for_later(tmp_path: Path) -> None:
     assert (store.failed, store.unsettled) == (None, 1)
     files.full = False
     store.settle()
-    assert (store.unsettled, store.placing.applied) == (0, 0)
+    assert (store.unsettled, store.installer.applied) == (0, 0)
 
 
 def test_after_a_failed_sync_nothing_is_prepared_or_settled(tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_two_files_of_one_change_are_read_as_it_left_them(store: DirectoryStore)
     def watch() -> int:
         seen = 0
         while not done.is_set():
-            with store.still():
+            with store.publishing_paused():
                 assert store.read(SIDE) == store.read(BLOB)
             seen += 1
         return seen
@@ -502,7 +502,7 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
         while not done.is_set():
             data = store.read(SIDE)
             assert data in contents
-            assert store.hash_of(SIDE) in digests
+            assert store.stored_digest(SIDE) in digests
             seen += 1
         return seen
 
@@ -513,7 +513,7 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
             put(store, change(Write(SIDE, data)), seq=seq)
         done.set()
         assert all(watcher.result(10) for watcher in watching)
-    assert store.hash_of(SIDE) == digest_of(SIDE, contents[-1])
+    assert store.stored_digest(SIDE) == digest_of(SIDE, contents[-1])
 
 
 def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -> None:
@@ -554,7 +554,7 @@ def test_a_file_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path: Path) -
     (store.users / "ada").mkdir()
     (store.users / "ada" / "a").symlink_to("a")  # round and round
     with pytest.raises(StoreRefusedError):
-        store.hash_of("ada/a")
-    assert store.hash_of("ada/b") is None
+        store.stored_digest("ada/a")
+    assert store.stored_digest("ada/b") is None
     (store.users / "ada" / "c").write_bytes(b"")
-    assert store.hash_of("ada/c/d") is None
+    assert store.stored_digest("ada/c/d") is None

@@ -18,19 +18,19 @@ from sfsd.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.fs.descriptors import Syncs
+from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.change import digest_of
-from sfsd.storage.upload_file import FLOOR, MAX_PIECES, Staged
+from sfsd.storage.upload_file import FLOOR, MAX_PIECES, UploadFile
 from tests.sfsd.disk import Disk
 
 ID = bytes(range(16))
 BIG = bytes(range(256)) * (PIECE_SIZE // 256)
 
 
-def begin(folder: Path, files: Files | None = None) -> Staged:
+def begin(folder: Path, files: Files | None = None) -> UploadFile:
     files = files or Files()
-    return Staged(files, Syncs(files), folder, ID)
+    return UploadFile(files, SyncGuard(files), folder, ID)
 
 
 def test_pieces_in_any_order_by_many_threads(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_dropping_waits_to_close_until_a_write_has_ended(tmp_path: Path) -> None
 def test_what_was_adopted_is_not_dropped(tmp_path: Path) -> None:
     staged = begin(tmp_path)
     staged.write(0, b"abc")
-    staged.adopted()
+    staged.mark_adopted()
     staged.discard()
     assert (tmp_path / f"{ID.hex()}.ct").read_bytes() == b"abc"
 
@@ -146,7 +146,7 @@ def test_what_was_adopted_is_not_dropped(tmp_path: Path) -> None:
 def test_an_upload_id_is_16_bytes_and_used_once(tmp_path: Path) -> None:
     files = Files()
     with pytest.raises(ValueError, match="upload id"):
-        Staged(files, Syncs(files), tmp_path, b"short")
+        UploadFile(files, SyncGuard(files), tmp_path, b"short")
     first = begin(tmp_path)
     with pytest.raises(StoreRefusedError):
         begin(tmp_path)
@@ -182,8 +182,8 @@ def test_a_write_that_comes_up_short_goes_on(tmp_path: Path) -> None:
 
 def test_a_sync_that_fails_fails_for_good(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
-    syncs = Syncs(disk)
-    staged = Staged(disk, syncs, tmp_path, ID)
+    syncs = SyncGuard(disk)
+    staged = UploadFile(disk, syncs, tmp_path, ID)
     staged.write(0, b"abc")
     disk.fail_at = {len(disk.calls): errno.EIO}
     for _ in range(2):  # the second time the disk would call it a success
@@ -245,7 +245,7 @@ def test_reserves_what_was_announced_a_little_at_a_time_and_never_the_floor(
     tmp_path: Path, announced: int, free: int, expected: list[tuple[int, int]]
 ) -> None:
     files = Reserving(free)
-    staged = Staged(files, Syncs(files), tmp_path, ID, announced)
+    staged = UploadFile(files, SyncGuard(files), tmp_path, ID, announced)
     pieces = [BIG] * 17 + [b"end"]
     for index, piece in enumerate(pieces):
         staged.write(index, piece)
