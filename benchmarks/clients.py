@@ -20,10 +20,10 @@ from benchmarks.bare_wire import dial, fill
 from benchmarks.measure import Work
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.closing import Closing
-from sfsc.keys.home import folder, unlock
+from sfsc.keys.home import home_folder, unlock_home
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 from tests.harness import PASSPHRASE
 
 CLIENTS: Final = 64
@@ -35,8 +35,8 @@ class Clients(Closing):
     """`CLIENTS` sessions of the account in `home`, and one more. A context: logs them all out."""
 
     def __init__(self, home: Path) -> None:
-        keyring = unlock(folder(home), PASSPHRASE).contents
-        self._state = open_state(home, keyring)
+        keyring = unlock_home(home_folder(home), PASSPHRASE).contents
+        self._state = open_client_state(home, keyring)
         self._sessions = [Session(keyring, self._state) for _ in range(CLIENTS + 1)]
         self._latencies: list[float] = []
 

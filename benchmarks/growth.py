@@ -23,9 +23,9 @@ from pathlib import Path
 
 import sfsc
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
-from sfsc.keys.home import folder, unlock
+from sfsc.keys.home import home_folder, unlock_home
 from sfsc.session.session import Session
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 from tests.harness import Client, Daemon
 
 FEW = int(os.environ.get("BENCH_FEW", "1000"))
@@ -60,8 +60,8 @@ class Growth(ExitStack):
         machine.mkdir()
         (machine / "keyring").write_bytes((client.home / "keyring").read_bytes())
         self._store = self.enter_context(sfsc.connect(machine))
-        keyring = unlock(folder(machine), None).contents
-        self._session = Session(keyring, self.enter_context(open_state(machine, keyring)))
+        keyring = unlock_home(home_folder(machine), None).contents
+        self._session = Session(keyring, self.enter_context(open_client_state(machine, keyring)))
         self._session.connect()
         self.callback(self._session.close)
 

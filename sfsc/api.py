@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from sfsc.entrance import connect, whoami
 from sfsc.keys.account_info import Whoami
-from sfsc.keys.home import Home, Passphrase, folder, unlock
+from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
 from sfsc.session.session import Session
 from sfsc.store import Status, Store
 from sfsc.transfer.attempts import Put
 from sfsc.transfer.download import Got
 from sfsc.trust.file_records import Entry
-from sfsc.trust.state import open_state, state_path
+from sfsc.trust.state import open_client_state, state_path
 
 if TYPE_CHECKING:
     from sfsc.account.lifecycle import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sfsc.files.inbox import Shared
     from sfsc.files.shared_folders import Folder
     from sfsc.files.sharing import Grant
-    from sfsc.keys.pgp_words import words
+    from sfsc.keys.pgp_words import pgp_words
     from sfsc.log.audit import Event
     from sfsc.log.receipts import Proven
 
@@ -67,12 +67,12 @@ __all__ = [
     "import_pem",
     "new_recovery_code",
     "parse_fingerprint",
+    "pgp_words",
     "recover",
     "restore",
     "take_back",
     "take_back_plan",
     "whoami",
-    "words",
 ]
 
 _LATER: Final = {
@@ -96,7 +96,7 @@ _LATER: Final = {
     "restore": "account.lifecycle",
     "take_back": "account.lifecycle",
     "take_back_plan": "account.lifecycle",
-    "words": "keys.pgp_words",
+    "pgp_words": "keys.pgp_words",
 }
 """Where each name is that the type checker is told of above."""
 
@@ -122,14 +122,14 @@ def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> P
 
     if vkey is not None:
         return receipts.check(data, [receipts.verifier_of(vkey)])
-    return receipts.check(data, receipts.known_verifiers(state_path(folder(home))))
+    return receipts.check(data, receipts.known_verifiers(state_path(home_folder(home))))
 
 
 def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:
     """Take the server's log as it is now for the truth; (its size, the evidence that was kept)."""
-    where = folder(home)
-    keyring = unlock(where, passphrase).contents
-    with open_state(where, keyring) as state:
+    where = home_folder(home)
+    keyring = unlock_home(where, passphrase).contents
+    with open_client_state(where, keyring) as state:
         kept = state.distrusted()
         session = Session(keyring, state, anew=True)
         try:

@@ -19,7 +19,7 @@ if sys.platform == "darwin":
 _RANDOM = 8
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """`path` is `data` from now on. Raises OSError: then it is that, or what it was before."""
     temporary = path.with_name(f".{path.name}.{os.urandom(_RANDOM).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -27,14 +27,14 @@ def replace(path: Path, data: bytes) -> None:
         with open(os.open(temporary, flags, 0o600), "wb") as file:
             file.write(data)
             file.flush()
-            sync(file.fileno())
+            sync_to_disk(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
-def remove_left(path: Path) -> None:
+def remove_temporary_files(path: Path) -> None:
     """Remove what those who were killed while they replaced `path` have left; nobody does now."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _RANDOM}}}")
     for left in path.parent.iterdir():
@@ -54,12 +54,12 @@ def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
         handle = os.open(folder, os.O_RDONLY)
         try:
-            sync(handle)
+            sync_to_disk(handle)
         finally:
             os.close(handle)
 
 
-def sync(handle: int) -> None:
+def sync_to_disk(handle: int) -> None:
     """What is in the open file or folder is on the disk when this returns. Raises OSError."""
     if sys.platform == "darwin":  # there `fsync` leaves data in the drive's cache
         try:

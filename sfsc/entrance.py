@@ -12,8 +12,8 @@ import importlib
 import threading
 from typing import TYPE_CHECKING, Final
 
-from sfsc.keys.account_info import Whoami, whoami_of
-from sfsc.keys.home import Home, Passphrase, folder, unlock
+from sfsc.keys.account_info import Whoami, describe_account
+from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
 
 if TYPE_CHECKING:
     from sfsc.session.limits import Timeouts
@@ -41,12 +41,12 @@ def connect(
     is 0. `min_wrap_alg`, else SFSC_MIN_WRAP_ALG, is the weakest kind of key that anything is
     encrypted for (one of rsa2048, rsa3072, rsa4096, x25519, xwing). Raises `SfscError`.
     """
-    where = folder(home)
+    where = home_folder(home)
     # Nothing is handed over: who imports next finds it loaded, or sees why it is not.
     loading = threading.Thread(target=_load)
     loading.start()
     try:
-        file = unlock(where, passphrase)
+        file = unlock_home(where, passphrase)
     finally:
         loading.join()  # also after a mistake: an interpreter that ends cannot load any more
     from sfsc.store import Store
@@ -63,7 +63,7 @@ def connect(
 
 def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
     """Who the keyring of `home` is, without asking the server. Raises `KeyringError`."""
-    return whoami_of(unlock(folder(home), passphrase).contents)
+    return describe_account(unlock_home(home_folder(home), passphrase).contents)
 
 
 def _load() -> None:

@@ -66,15 +66,15 @@ class LocalError(SfscError):
     usual_hint = "look at the path named, then run the command again"
 
 
-class Unreadable(LocalError):
+class UnreadableSource(LocalError):
     """A source that cannot be read."""
 
 
-class Special(Unreadable):
+class NotRegularFile(UnreadableSource):
     """A link, pipe or device in a folder that is stored. Only its regular files are."""
 
 
-class Unplaceable(LocalError):
+class BadDestination(LocalError):
     """A name that can be no file in the folder meant: a device, or through a link."""
 
     usual_hint = "fetch it by itself: `sfsc get NAME -o PATH`"
@@ -188,7 +188,7 @@ class BadReceipt(IntegrityError):
     """A receipt that does not prove that the log holds the change."""
 
 
-class _TwoStories(IntegrityError):
+class _LogConflict(IntegrityError):
     """`notes` are the signed checkpoint that was known and the one that was shown, where both are
     at hand; `evidence` the file that they were written to."""
 
@@ -200,11 +200,11 @@ class _TwoStories(IntegrityError):
         self.evidence: str | None = None
 
 
-class Rollback(_TwoStories):
+class Rollback(_LogConflict):
     """The server shows something older than this client has seen."""
 
 
-class Fork(_TwoStories):
+class Fork(_LogConflict):
     """Two checkpoints of one log that cannot both be true."""
 
 

@@ -13,25 +13,31 @@ from protocol.records.records import Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.account.key_status import Dues
 from sfsc.closing import Closing
-from sfsc.crypto.envelope import check_name, version_asked
-from sfsc.errors import SfscError, Special, UsageError
+from sfsc.crypto.envelope import check_name, requested_version
+from sfsc.errors import NotRegularFile, SfscError, UsageError
 from sfsc.files.listing import Files
-from sfsc.keys.account_info import Whoami, link_of, whoami_of
-from sfsc.keys.home import Passphrase, folder, new_passphrase, wants_rotation, weakest_wrap
+from sfsc.keys.account_info import Whoami, account_link, describe_account
+from sfsc.keys.home import (
+    Passphrase,
+    auto_rotate_enabled,
+    home_folder,
+    require_passphrase,
+    resolve_min_wrap_alg,
+)
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.seen_checkpoints import Seen
 from sfsc.rooms import Rooms
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
-from sfsc.threadguard import one_at_a_time
+from sfsc.threadguard import single_threaded
 from sfsc.transfer.attempts import Put
 from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import Entry
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:  # of rooms that are not loaded yet
     from sfsc.account.devices import DeviceInfo
@@ -65,7 +71,7 @@ class Status(Value):
     log_vkey: str
 
 
-@one_at_a_time
+@single_threaded
 class Store(Closing):
     """One account on its server, for one thread at a time: another is refused (`UsageError`). Build
     with `connect`."""
@@ -80,9 +86,9 @@ class Store(Closing):
         auto_rotate: bool | None = None,
         min_wrap_alg: str | None = None,
     ) -> None:
-        weakest = weakest_wrap(min_wrap_alg)
+        weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
-        self._state = open_state(folder(home), file.contents)
+        self._state = open_client_state(home_folder(home), file.contents)
         try:
             self._session = Session(file.contents, self._state, timeouts, progress=progress)
         except BaseException:
@@ -98,7 +104,7 @@ class Store(Closing):
             self._session.new_readers = self._rooms.new_readers
             if self._dues.unsettled:
                 self._rooms.devices.settle()
-            wanted = auto_rotate if auto_rotate is not None else wants_rotation()
+            wanted = auto_rotate if auto_rotate is not None else auto_rotate_enabled()
             if wanted and self._dues.asks():
                 self._rooms.rotation.rotate()
         except BaseException:
@@ -124,7 +130,7 @@ class Store(Closing):
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """A version as a seekable file; only what is read of it is fetched."""
         check_name(name)
-        return self._reader(Blob.open(self._session, name, version_asked(version)))
+        return self._reader(Blob.open(self._session, name, requested_version(version)))
 
     def _reader(self, blob: Blob) -> io.BufferedReader:
         from sfsc.transfer.reader import Reader
@@ -279,7 +285,7 @@ class Store(Closing):
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
     ) -> Blob:
         return self._rooms.received.open(
-            owner, name, version_asked(version), file_id=file_id, first_use=first_use
+            owner, name, requested_version(version), file_id=file_id, first_use=first_use
         )
 
     def person(self, user: str) -> Person:
@@ -354,7 +360,7 @@ class Store(Closing):
     @property
     def link(self) -> str:
         """Which account this is, for paper; no secret."""
-        return link_of(self._file.contents).to_text()
+        return account_link(self._file.contents).to_text()
 
     def devices(self) -> list[DeviceInfo]:
         """The machines and backups that have the account's keys."""
@@ -368,7 +374,7 @@ class Store(Closing):
         no_passphrase: bool = False,
     ) -> None:
         """Write the account's keys to a new file, which `restore` opens the account with."""
-        stated = None if no_passphrase else new_passphrase(passphrase)
+        stated = None if no_passphrase else require_passphrase(passphrase)
         self._rooms.devices.backup(Path(path), stated)
 
     def has_recovery(self) -> bool:
@@ -391,7 +397,7 @@ class Store(Closing):
 
     def whoami(self) -> Whoami:
         """Who we are."""
-        return whoami_of(self._file.contents)
+        return describe_account(self._file.contents)
 
     def status(self) -> Status:
         """How the account stands."""
@@ -420,5 +426,5 @@ class Store(Closing):
 
 def _raise(_what: str, error: SfscError) -> None:
     """What is no regular file is left out; everything else ends the work."""
-    if not isinstance(error, Special):
+    if not isinstance(error, NotRegularFile):
         raise error

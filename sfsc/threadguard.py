@@ -18,7 +18,7 @@ from sfsc.errors import UsageError
 _Class = TypeVar("_Class", bound=type)
 
 
-class Turn:
+class ThreadGuard:
     """A context around each step of the work. Raises `UsageError` where another thread is in one,
     or the work has ended."""
 
@@ -47,34 +47,34 @@ class Turn:
         self._lock.release()
 
 
-class _Turning(Protocol):
+class _Guarded(Protocol):
     @property
-    def turn(self) -> Turn: ...
+    def turn(self) -> ThreadGuard: ...
 
 
-def one_at_a_time(kind: _Class) -> _Class:
+def single_threaded(kind: _Class) -> _Class:
     """The class, each public method of which takes its `turn`; of one that returns an iterator
     each step does. Not `close`: it ends what is under way."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
-            setattr(kind, name, _in_turn(method))
+            setattr(kind, name, _guarded(method))
     return kind
 
 
-def _in_turn(method: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def called(self: _Turning, *arguments: object, **options: object) -> object:
+    def called(self: _Guarded, *arguments: object, **options: object) -> object:
         with self.turn:
             result = method(self, *arguments, **options)
         # A file is an iterator too; it takes its turn where it reads.
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
-            return _steps(self.turn, result)
+            return _guarded_steps(self.turn, result)
         return result
 
     return called
 
 
-def _steps(turn: Turn, items: Iterator[object]) -> Iterator[object]:
+def _guarded_steps(turn: ThreadGuard, items: Iterator[object]) -> Iterator[object]:
     try:
         while True:
             with turn:

@@ -19,8 +19,8 @@ from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import find
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
-from sfsc.trust.file_records import parsed
-from sfsc.trust.server_log import TOLD
+from sfsc.trust.file_records import parse_record
+from sfsc.trust.server_log import REPORT
 
 
 class Theft:
@@ -49,16 +49,18 @@ class Theft:
                 # Whose signature each has is asked where it is taken over.
                 signed = [SignedRecord(body, ()) for body, _ in entry.records]
                 found |= {
-                    record_hash(one.record) for one in signed if parsed(one).generation >= newest
+                    record_hash(one.record)
+                    for one in signed
+                    if parse_record(one).generation >= newest
                 }
-        raise BadReceipt("the log does not have the beginning of this rotation", TOLD)
+        raise BadReceipt("the log does not have the beginning of this rotation", REPORT)
 
     def check(self, signed: SignedRecord) -> None:
         """Raise `BadRecord` for a record of an older key that is not from before its end."""
-        if parsed(signed).generation >= self._generation:
+        if parse_record(signed).generation >= self._generation:
             return  # of a key made since: another device was dropped before this was finished
         if record_hash(signed.record) not in self._before:
-            raise BadRecord("a record of the old key that was logged after it was ended", TOLD)
+            raise BadRecord("a record of the old key that was logged after it was ended", REPORT)
 
     def reencrypt(self, items: Iterable[WrapItem], chosen: frozenset[str] | None) -> None:
         """Every version whose content the old keys open, trash included, under a new key; only of

@@ -25,11 +25,18 @@ from sfsc.account.key_status import has_old_keys, public_of, unfinished
 from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
-from sfsc.keys.keyring import MAX_PINS, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import (
+    MAX_PINS,
+    DeviceKey,
+    GenerationKeys,
+    Keyring,
+    KeyringFile,
+    PendingStatement,
+)
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session
-from sfsc.trust.identity_chain import follow, newest_bundle
-from sfsc.trust.server_log import Sent
+from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
+from sfsc.trust.server_log import SentChange
 
 if TYPE_CHECKING:
     from sfsc.keys.recovery_code import RecoveryCode
@@ -76,7 +83,7 @@ class Devices:
         Where that is cut between the two, the machine has the old key still, and joins with it.
         """
         key = PrivateKey.generate(XWING)
-        device = Device(self._keyring.device.device_id, key.encoded)
+        device = DeviceKey(self._keyring.device.device_id, key.encoded)
         public = key.public.encoded
         # Not kept before it is sent: of a machine that loses to another's rotation only the old key
         # opens what that one has sealed.
@@ -110,7 +117,7 @@ class Devices:
         if os.path.exists(path):
             raise LocalError(f"there is a file {path} already", "name another one")
         key = PrivateKey.generate(XWING)
-        device = Device(os.urandom(16), key.encoded)
+        device = DeviceKey(os.urandom(16), key.encoded)
         public = key.public.encoded
         self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
         KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)
@@ -187,7 +194,7 @@ class Devices:
         """The account's chain, exact bytes, as far as it goes now; `known` was followed before."""
         keyring, session = self._keyring, self._session
         with session.judging():
-            chain = follow(
+            chain = follow_chain(
                 lambda asked: session.call(asked, Identity),
                 session.trust,
                 keyring.user,
@@ -226,7 +233,7 @@ class Devices:
         keyring = self._keyring
         keys = [PrivateKey(XWING, keyring.device.xwing_private)]
         keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
-        chain, sealed = newest_bundle(
+        chain, sealed = fetch_newest_bundle(
             chain, self.follow, lambda: self._session.call(GetBundle(0), SealedBundle).bundle
         )
         return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
@@ -248,7 +255,7 @@ class Devices:
         self._file.save(renewed)
         self._session.use(self._keyring)
 
-    def prove(self, receipt: Receipt, op: str, pending: Pending) -> None:
+    def prove(self, receipt: Receipt, op: str, pending: PendingStatement) -> None:
         """That the log has a statement of ours as it was sent. Raises as `Trust.receipt`."""
         keyring, session = self._keyring, self._session
         before = keyring.statements
@@ -256,7 +263,7 @@ class Devices:
             before = before[: before.index(pending.statement)]
         _, signers = rules.check_next(before, pending.statement, pending.signatures)
         named = zip(signers, pending.signatures, strict=True)
-        sent = Sent(
+        sent = SentChange(
             op=op,
             actor=keyring.user,
             owner=keyring.user,
@@ -269,7 +276,7 @@ class Devices:
             session.trust.receipt(receipt, sent)
         session.join()
 
-    def accept(self, pending: Pending) -> None:
+    def accept(self, pending: PendingStatement) -> None:
         """What was kept as pending is the newest statement; where it began a generation, the
         session goes on with it."""
         keyring = self._keyring
@@ -322,7 +329,7 @@ class Devices:
         signers: tuple[SigningKey, ...],
         keys: GenerationKeys | None = None,
         name_keys: tuple[bytes, ...] | None = None,
-    ) -> Pending:
+    ) -> PendingStatement:
         """The statement with its bundle, which holds these generations' private keys. `keys` are
         those of the generation that it begins, `name_keys` where they are not the keyring's."""
         keyring = self._keyring
@@ -336,7 +343,7 @@ class Devices:
         )
         body = changed(draft, bundle_sha256=hashlib.sha256(bundle).digest()).encode()
         signatures = tuple(key.sign(Label.STATEMENT, body) for key in signers)
-        return Pending(body, signatures, bundle, keys)
+        return PendingStatement(body, signatures, bundle, keys)
 
     def _send_pending(self) -> bool:
         """Send what is kept; whether it stands in the log now. Where the chain has grown instead
@@ -358,7 +365,7 @@ class Devices:
         return True
 
 
-def _with_begun(keyring: Keyring, pending: Pending, keys: GenerationKeys) -> Keyring:
+def _with_begun(keyring: Keyring, pending: PendingStatement, keys: GenerationKeys) -> Keyring:
     """With the generation that `pending` began, and the name keys that its bundle, our own, has."""
     own = [PrivateKey(keys.wrap_alg, keys.wrap_private)]
     bundle = open_bundle(pending.bundle, Statement.parse(pending.statement), own)

@@ -25,13 +25,13 @@ from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.errors import LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
-from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.session.handshake import dial, term
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import answered
 from sfsc.session.transport import Transport
-from sfsc.trust.server_log import Sent, Trust
-from sfsc.trust.state import open_state
+from sfsc.trust.server_log import SentChange, ServerTrust
+from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -67,7 +67,7 @@ def enrol_account(
     ready = begun or wrapping or PrivateKey.generate(key_type)
     transport = dial((invitation.address,), timeouts)
     try:
-        trust = Trust(invitation.pin)
+        trust = ServerTrust(invitation.pin)
         welcome = transport.welcome()
         server = trust.welcome(welcome, transport.peer_spki_sha256)
         if isinstance(ready, KeyringFile):
@@ -78,7 +78,7 @@ def enrol_account(
                 signing = SigningKey.from_seed(brought.seed)
             keyring = _fresh(invitation, signing, ready, welcome.limits)
             file = KeyringFile.create(keyring_path(home), keyring, passphrase)
-        with open_state(home, file.contents) as state:
+        with open_client_state(home, file.contents) as state:
             state.remember_server_statement(server.n, welcome.statement, welcome.signature)
             reply = _send(transport, file.contents, invitation)
             if isinstance(reply, Error) and _is_final(reply, again=begun is not None):
@@ -115,7 +115,7 @@ def _fresh(
 ) -> Keyring:
     """All keys of a new account, and its first statement, pending."""
     device_key = PrivateKey.generate("xwing")
-    device = Device(os.urandom(16), device_key.encoded)
+    device = DeviceKey(os.urandom(16), device_key.encoded)
     keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys = (new_key(),)
     bundle = seal_bundle(
@@ -155,7 +155,7 @@ def _fresh(
         generations=(),
         name_keys=name_keys,
         device=device,
-        pending=Pending(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
+        pending=PendingStatement(body, (signing.sign(Label.STATEMENT, body),), bundle, keys),
         pins=(),
     )
 
@@ -189,11 +189,11 @@ def _send(transport: Transport, keyring: Keyring, invitation: Invitation) -> Rep
     return transport.call(message, transport.timeouts.opening)
 
 
-def _accept(session: opening.Session, trust: Trust, file: KeyringFile) -> None:
+def _accept(session: opening.Session, trust: ServerTrust, file: KeyringFile) -> None:
     """Check the proof that the pending statement is logged, and make its keys current."""
     user, pending = file.contents.user, _pending(file.contents)
     public = Statement.parse(pending.statement).sign_pub
-    sent = Sent(
+    sent = SentChange(
         op="enrol",
         actor=user,
         owner=user,
@@ -214,7 +214,7 @@ def _accept(session: opening.Session, trust: Trust, file: KeyringFile) -> None:
     )
 
 
-def _pending(keyring: Keyring) -> Pending:
+def _pending(keyring: Keyring) -> PendingStatement:
     if keyring.pending is None:
         raise LocalError("this keyring has no enrolment to finish")
     return keyring.pending

@@ -26,7 +26,7 @@ from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
-from sfsc.keys.keyring import Device, Keyring, KeyringFile
+from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import dial, login
 from sfsc.session.limits import Timeouts
@@ -34,9 +34,9 @@ from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, proof_in
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
-from sfsc.trust.identity_chain import follow, newest_bundle
-from sfsc.trust.server_log import Trust
-from sfsc.trust.state import open_state
+from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
+from sfsc.trust.server_log import ServerTrust
+from sfsc.trust.state import open_client_state
 
 
 class Opener(Value):
@@ -81,14 +81,14 @@ def adopt(
     check_no_keyring(home)
     transport = dial((link.address,), timeouts)
     try:
-        trust = Trust(link.pin)
+        trust = ServerTrust(link.pin)
         welcome = transport.welcome()
         server = trust.welcome(welcome, transport.peer_spki_sha256)
         opened = _Opened.log_in(transport, trust, link, opener, taking)
     finally:
         transport.close()
     file = KeyringFile.create(keyring_path(home), opened.keyring(link), passphrase)
-    with open_state(home, file.contents) as state:
+    with open_client_state(home, file.contents) as state:
         state.remember_server_statement(server.n, welcome.statement, welcome.signature)
         newest = trust.newest
         state.remember_checkpoint(newest.size, newest.root, newest.note)
@@ -123,7 +123,7 @@ class _Opened(Value):
     def log_in(
         cls,
         transport: Transport,
-        trust: Trust,
+        trust: ServerTrust,
         link: AccountLink,
         opener: Opener,
         taking: TakingBack | None,
@@ -136,12 +136,12 @@ class _Opened(Value):
             def ask(message: Lookup) -> Identity:
                 return answered(transport.call(message), Identity)
 
-            return follow(ask, trust, link.user, link.first, known)
+            return follow_chain(ask, trust, link.user, link.first, known)
 
         def fetch(n: int = 0) -> bytes:
             return answered(transport.call(GetBundle(n)), SealedBundle).bundle
 
-        chain, sealed = newest_bundle(follow_on(()), follow_on, fetch)
+        chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
         if taking is not None and opener.code is not None:
             bundle = last_opened(chain, fetch, opener.code, taking.first).bundle
         else:
@@ -158,7 +158,7 @@ class _Opened(Value):
         return cls(chain, bundle)
 
     def keyring(self, link: AccountLink) -> Keyring:
-        device = Device(os.urandom(16), PrivateKey.generate(XWING).encoded)
+        device = DeviceKey(os.urandom(16), PrivateKey.generate(XWING).encoded)
         return Keyring(
             server_id=link.pin,
             addresses=(link.address,),

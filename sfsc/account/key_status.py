@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from protocol.records.records import Statement
 from sfsc.crypto.primitives import XWING, PrivateKey
-from sfsc.keys.keyring import Device, Keyring, KeyringFile
+from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.session.handshake import DAY
 from sfsc.session.session import Session
 
@@ -77,6 +77,6 @@ def has_old_keys(keyring: Keyring) -> bool:
     return len(keyring.generations) > 1 or len(keyring.name_keys) > 1
 
 
-def public_of(device: Device) -> bytes:
+def public_of(device: DeviceKey) -> bytes:
     """What bundles are sealed to for this machine, as a statement names it."""
     return PrivateKey(XWING, device.xwing_private).public.encoded

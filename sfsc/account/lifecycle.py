@@ -15,20 +15,20 @@ from sfsc.account.recover import Link, Recovery, links, opened_by_code, take_bac
 from sfsc.account.rotate import Rotated
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
-from sfsc.keys.account_info import Whoami, current_of, link_of, whoami_of
+from sfsc.keys.account_info import Whoami, account_link, current_keys, describe_account
 from sfsc.keys.home import (
     Home,
     Passphrase,
     check_no_keyring,
-    folder,
-    new_passphrase,
-    stated_passphrase,
-    unlock,
-    unlock_file,
+    find_passphrase,
+    home_folder,
+    require_passphrase,
+    unlock_home,
+    unlock_keyring,
 )
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.pipeline import Skip
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
@@ -51,9 +51,9 @@ def enrol(
     `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
     """
     invited = invited_by(invitation)
-    stated = None if no_passphrase else new_passphrase(passphrase)
+    stated = None if no_passphrase else require_passphrase(passphrase)
     brought = None if pem is None else _loaded(pem, pem_passphrase)
-    return whoami_of(enrol_account(invited, folder(home), key_type, stated, brought))
+    return describe_account(enrol_account(invited, home_folder(home), key_type, stated, brought))
 
 
 def new_recovery_code() -> str:
@@ -95,9 +95,9 @@ def take_back(
     the code), files put right, and keys renewed: this machine is the account's only one then.
     `told` hears of each version that was destroyed; without it that is one error at the end.
     """
-    parsed, where = RecoveryCode.parse(code), folder(home)
-    file = unlock(where, passphrase)
-    with open_state(where, file.contents) as state:
+    parsed, where = RecoveryCode.parse(code), home_folder(home)
+    file = unlock_home(where, passphrase)
+    with open_client_state(where, file.contents) as state:
         return take_back_account(file, state, parsed, first=undo_from, told=told)
 
 
@@ -105,10 +105,10 @@ def take_back_plan(
     code: str, *, home: Home = None, passphrase: Passphrase = None, undo_from: int | None = None
 ) -> list[Link]:
     """The account's statements, and which of them `take_back` would undo."""
-    parsed, where = RecoveryCode.parse(code), folder(home)
-    file = unlock(where, passphrase)
+    parsed, where = RecoveryCode.parse(code), home_folder(home)
+    file = unlock_home(where, passphrase)
     with (
-        open_state(where, file.contents) as state,
+        open_client_state(where, file.contents) as state,
         opened_by_code(file, state, parsed) as (session, devices),
     ):
         chain, first, _ = Recovery(session, file, devices, parsed).look(undo_from)
@@ -124,9 +124,9 @@ def restore(
     no_passphrase: bool = False,
 ) -> Whoami:
     """Open an account on this machine with a file that `Store.backup` wrote."""
-    kept = unlock_file(Path(file), file_passphrase).contents
+    kept = unlock_keyring(Path(file), file_passphrase).contents
     opener = Opener.of_keyring(kept)
-    return _adopt(link_of(kept), opener, home, passphrase, no_passphrase=no_passphrase)
+    return _adopt(account_link(kept), opener, home, passphrase, no_passphrase=no_passphrase)
 
 
 def import_pem(
@@ -159,17 +159,17 @@ def export_pem(
     an X-Wing key."""
     from sfsc.keys.pem import export_pem as export
 
-    keyring = unlock(folder(home), passphrase).contents
-    keys = current_of(keyring)
+    keyring = unlock_home(home_folder(home), passphrase).contents
+    keys = current_keys(keyring)
     wrapping = PrivateKey(keys.wrap_alg, keys.wrap_private)
-    lock = None if no_passphrase else new_passphrase(pem_passphrase)
-    return export(link_of(keyring), keys.generation, keys.sign_seed, wrapping, lock)
+    lock = None if no_passphrase else require_passphrase(pem_passphrase)
+    return export(account_link(keyring), keys.generation, keys.sign_seed, wrapping, lock)
 
 
 def _loaded(pem: bytes, passphrase: Passphrase) -> PemKeys:
     from sfsc.keys.pem import is_encrypted, load_pem
 
-    return load_pem(pem, stated_passphrase(passphrase) if is_encrypted(pem) else None)
+    return load_pem(pem, find_passphrase(passphrase) if is_encrypted(pem) else None)
 
 
 def _adopt(
@@ -181,10 +181,10 @@ def _adopt(
     *,
     no_passphrase: bool,
 ) -> Whoami:
-    where = folder(home)
+    where = home_folder(home)
     check_no_keyring(where)
-    stated = None if no_passphrase else new_passphrase(passphrase)
-    return whoami_of(adopt(link, opener, where, stated, taking=taking).contents)
+    stated = None if no_passphrase else require_passphrase(passphrase)
+    return describe_account(adopt(link, opener, where, stated, taking=taking).contents)
 
 
 def _link(text: str) -> AccountLink:

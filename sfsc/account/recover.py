@@ -36,14 +36,14 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import People
 from sfsc.keys.bundle import Bundle, open_bundle
-from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import DAY, term
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session
-from sfsc.trust.state import State
+from sfsc.trust.state import ClientState
 
 MAX_CONFLICTS: Final = 64
 """How often somebody may continue the chain while it is taken back; a server ends that as well."""
@@ -143,7 +143,7 @@ def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:
 
 def take_back_account(
     file: KeyringFile,
-    state: State,
+    state: ClientState,
     code: RecoveryCode,
     *,
     first: int | None = None,
@@ -165,7 +165,7 @@ def take_back_account(
 
 @contextlib.contextmanager
 def opened_by_code(
-    file: KeyringFile, state: State, code: RecoveryCode, timeouts: Timeouts | None = None
+    file: KeyringFile, state: ClientState, code: RecoveryCode, timeouts: Timeouts | None = None
 ) -> Iterator[tuple[Session, Devices]]:
     """A session of the account's recovery key. Raises `Denied` for a code that is another's."""
     session = Session(file.contents, state, timeouts, recovery=code.signing)
@@ -303,12 +303,12 @@ class Recovery:
         first: int | None,
         keyring: Keyring,
         key_type: str | None,
-    ) -> tuple[Pending, Device]:
+    ) -> tuple[PendingStatement, DeviceKey]:
         before = chain[-1]
         head = Statement.parse(before)
         base = head if first is None else Statement.parse(chain[first - 2])
         device_key = PrivateKey.generate(XWING)
-        device = Device(os.urandom(16), device_key.encoded)
+        device = DeviceKey(os.urandom(16), device_key.encoded)
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type or base.wrap_alg)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())

@@ -31,7 +31,7 @@ from sfsc.session.commit import MAX_CONFLICTS, change_file, purge, tombstone
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.reencrypt import Anew, encrypt_anew, store
-from sfsc.trust.file_records import SETTINGS, File, has_moved
+from sfsc.trust.file_records import SETTINGS, VerifiedFile, has_moved
 from sfsc.trust.state import KnownFile
 
 _FASTER: Final = "another machine was faster"
@@ -88,7 +88,7 @@ class Renaming:
         _, metadata = account.open(file)
         return account.file_ids(SETTINGS if account.is_settings(file_id) else metadata.name)
 
-    def _version(self, newest: File, version: int) -> File | None:
+    def _version(self, newest: VerifiedFile, version: int) -> VerifiedFile | None:
         """A version, None where nothing is left of it that we can open."""
         session = self._session
         stated = session.call(Stat(session.account.user, newest.file_id, version), Stated)
@@ -150,7 +150,7 @@ class Renaming:
             for at, file in older
         )
 
-    def _kept(self, file: File, records: Sequence[FileRecord]) -> list[File]:
+    def _kept(self, file: VerifiedFile, records: Sequence[FileRecord]) -> list[VerifiedFile]:
         """The versions that still have a content, oldest first; none that a thief has made."""
         gone = {version for record in records for version in record.purged or ()}
         made = {one.version: one for one in records if one.version and one.op in CONTENT_OPS}
@@ -161,7 +161,9 @@ class Renaming:
         ]
         return [one for one in there if one is not None]
 
-    def _is_copy(self, copy: File | None, one: File, records: Sequence[FileRecord]) -> bool:
+    def _is_copy(
+        self, copy: VerifiedFile | None, one: VerifiedFile, records: Sequence[FileRecord]
+    ) -> bool:
         """Whether the version `one`, the first that is kept, is there as `copy` already: it was put
         before a rotation was cut. Equal contents that were stored one after the other are told
         apart: who put a version, or purged one, had seen all that stood here and there before."""
@@ -177,7 +179,7 @@ class Renaming:
             return False
         return self._digest(copy) == self._digest(one)
 
-    def _digest(self, file: File) -> bytes:
+    def _digest(self, file: VerifiedFile) -> bytes:
         """SHA-256 of a version's plaintext."""
         digest, session = hashlib.sha256(), self._session
         blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
@@ -187,12 +189,12 @@ class Renaming:
 
     # --- records ------------------------------------------------------------------------------
 
-    def _put(self, one: File, target: File | None, to: str) -> File:
+    def _put(self, one: VerifiedFile, target: VerifiedFile | None, to: str) -> VerifiedFile:
         """A version under a fresh key as the next one of `target`, which it makes where that is
         not there. It has no readers yet: they would see versions that they have no key of."""
         session = self._session
 
-        def commit(anew: Anew) -> File:
+        def commit(anew: Anew) -> VerifiedFile:
             record = content_record(
                 session.author,
                 anew.key,
@@ -213,32 +215,36 @@ class Renaming:
                     session.renew(stored)
                 raise ConflictError(_FASTER, _AGAIN)
             body = stored.body
-            return File(record, body, record, body, anew.sealed, stored.wraps)
+            return VerifiedFile(record, body, record, body, anew.sealed, stored.wraps)
 
         return encrypt_anew(session, (one.file_id, one.version), to, commit)
 
-    def _arrive(self, file: File, target: File | None, to: str) -> tuple[File, File]:
+    def _arrive(
+        self, file: VerifiedFile, target: VerifiedFile | None, to: str
+    ) -> tuple[VerifiedFile, VerifiedFile]:
         """The current version, with its readers: from here on the file is the one under the new
         id. Its key is the old one yet, until contents are encrypted anew (`Theft`)."""
         if target is not None:
             target = self._bury(target)
         return Moves(self._session).to_id(file, target, to)
 
-    def _bury(self, target: File) -> File:
+    def _bury(self, target: VerifiedFile) -> VerifiedFile:
         if target.deleted:
             return target
         return self._changed(
             target, lambda onto: tombstone(self._session, onto.head, onto.head_body)
         )
 
-    def _purge(self, file: File, version: int) -> File:
+    def _purge(self, file: VerifiedFile, version: int) -> VerifiedFile:
         return self._changed(file, lambda onto: purge(self._session, onto, (version,)))
 
-    def _changed(self, file: File, build: Callable[[File], FileRecord]) -> File:
+    def _changed(
+        self, file: VerifiedFile, build: Callable[[VerifiedFile], FileRecord]
+    ) -> VerifiedFile:
         """The file with a record upon the very one it has."""
         session = self._session
 
-        def built(onto: File) -> tuple[FileRecord, bytes, tuple[()]] | None:
+        def built(onto: VerifiedFile) -> tuple[FileRecord, bytes, tuple[()]] | None:
             return (build(onto), b"", ()) if onto.head_body == file.head_body else None
 
         made = change_file(session, file, built)

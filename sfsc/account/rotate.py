@@ -39,13 +39,13 @@ from sfsc.errors import (
     UsageError,
 )
 from sfsc.files.contacts import People
-from sfsc.keys.account_info import current_of
-from sfsc.keys.keyring import Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.account_info import current_keys
+from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.session.handshake import term
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import answered, refusal
 from sfsc.session.session import Session
-from sfsc.trust.file_records import Owner
+from sfsc.trust.file_records import FileOwner
 
 MAX_SWEEPS: Final = 16
 """How often all is looked through again for what other machines have made meanwhile."""
@@ -196,7 +196,7 @@ class Rotation:
         """Have the next generation accepted, or where any will do, go on with the one that another
         machine began. Raises `ConflictError` where that one will not do, or is finished."""
         for _ in range(MAX_CONFLICTS):
-            before = current_of(self._keyring).generation
+            before = current_keys(self._keyring).generation
             if self._has_begun(key_type, drop, reason, renames=renames):
                 return
             head = self._devices.catch_up()
@@ -242,8 +242,8 @@ class Rotation:
         drop: bytes | None,
         reason: str,
         name_keys: tuple[bytes, ...] | None,
-    ) -> Pending:
-        keyring, current = self._keyring, current_of(self._keyring)
+    ) -> PendingStatement:
+        keyring, current = self._keyring, current_keys(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
         algorithm = key_type or self._people.at_least(head.wrap_alg)
@@ -284,7 +284,7 @@ class Rotation:
                 return sweep
         raise ConflictError("other machines keep changing the account", _AGAIN)
 
-    def _owner(self, item: WrapItem) -> Owner:
+    def _owner(self, item: WrapItem) -> FileOwner:
         """Whose file it is."""
         account = self._session.account
         return account if item.owner == account.user else self._people.find(item.owner).owner
@@ -321,7 +321,7 @@ class Rotation:
     def _finish(self, leaves: Sequence[bytes]) -> int | None:
         """End older generations and name keys; how many wraps there are, None where the server has
         others than `leaves` by now, or something is left to wrap."""
-        session, keyring, current = self._session, self._keyring, current_of(self._keyring)
+        session, keyring, current = self._session, self._keyring, current_keys(self._keyring)
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
         ).encode()
@@ -378,7 +378,9 @@ class Rotation:
         return Rotated(head.generation, 0, files, head.wrap_alg, head.due)
 
 
-def _devices(head: Statement, own: Device, drop: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+def _devices(
+    head: Statement, own: DeviceKey, drop: bytes | None
+) -> tuple[tuple[bytes, bytes], ...]:
     """Those of `head` without the one that is dropped. Of this machine the key that it has: who has
     a copy of an older one may have joined with that meanwhile."""
     return tuple(

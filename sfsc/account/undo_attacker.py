@@ -42,8 +42,8 @@ from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import Built, change_file, tombstone
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.trust.file_records import Entry, File
-from sfsc.trust.server_log import TOLD
+from sfsc.trust.file_records import Entry, VerifiedFile
+from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import KnownFile
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
@@ -105,7 +105,7 @@ class Repair:
                     # Who has the old key can sign in its name; he cannot put it before the end.
                     if ended and not one.voided and one.record.generation < recovered:
                         cause = "a record of the old key that was logged after it was ended"
-                        raise BadRecord(cause, TOLD)
+                        raise BadRecord(cause, REPORT)
                     found.setdefault(one.record.file_id, []).append(one)
         for records in found.values():
             _check_linked(records)
@@ -156,7 +156,7 @@ class Repair:
         file = self._newest(file_id)
         if file.head_body != records[-1].body:
             if self._session.account.is_voided(file.head):
-                raise Rollback("the store has another last record of a file than the log", TOLD)
+                raise Rollback("the store has another last record of a file than the log", REPORT)
             return  # another machine of the account was faster
         readers = () if before is None else before.readers
         # Whom he has let in is out before anything else; whom he has put out comes back after it.
@@ -176,8 +176,8 @@ class Repair:
 
     def _restore(
         self,
-        file: File,
-        build: Callable[[File], Built],
+        file: VerifiedFile,
+        build: Callable[[VerifiedFile], Built],
         metadata: Metadata,
         readers: tuple[ReaderEntry, ...],
     ) -> None:
@@ -196,10 +196,10 @@ class Repair:
         if file.head.current in gone:
             self._delete(file)
 
-    def _delete(self, file: File) -> None:
+    def _delete(self, file: VerifiedFile) -> None:
         session = self._session
 
-        def build(onto: File) -> Built | None:
+        def build(onto: VerifiedFile) -> Built | None:
             if onto.deleted and not session.account.is_voided(onto.head):
                 return None
             return tombstone(session, onto.head, onto.head_body), b"", ()
@@ -208,12 +208,12 @@ class Repair:
             record, body = made
             session.state.remember_file(KnownFile.of(record, body, file.version), None)
 
-    def _newest(self, file_id: str) -> File:
+    def _newest(self, file_id: str) -> VerifiedFile:
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, 0), Stated)
         return session.account.standing_file(stated.view, file_id)
 
-    def _source(self, file_id: str, version: int, records: Sequence[_Record]) -> File:
+    def _source(self, file_id: str, version: int, records: Sequence[_Record]) -> VerifiedFile:
         """A version as the last record that made it, and was not his, has it."""
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, version), Stated)
@@ -221,7 +221,7 @@ class Repair:
         made = [one for one in records if not one.voided and one.record.version == version]
         contents = [one.body for one in made if one.record.op in CONTENT_OPS]
         if not contents or file.content_body != contents[-1]:
-            raise BadRecord("the server shows another record of a version than the log", TOLD)
+            raise BadRecord("the server shows another record of a version than the log", REPORT)
         if not file.metadata:
             raise NotFound(f"the content of version {version} was removed")
         return file
@@ -246,7 +246,7 @@ def _check_linked(records: Sequence[_Record]) -> None:
     rev, prev = 0, b""
     for one in records:
         if (one.record.rev, one.record.prev) != (rev + 1, prev):
-            raise BadRecord("the log has a change of a file that is not the next one", TOLD)
+            raise BadRecord("the log has a change of a file that is not the next one", REPORT)
         rev, prev = one.record.rev, record_hash(one.body)
 
 

@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from protocol.codec.terminal_text import human_time, printable
-from sfsc.atomicfile import sync
+from sfsc.atomicfile import sync_to_disk
 from sfsc.closing import Closing
-from sfsc.errors import IntegrityError, KeyringError, LocalError, SfscError, Special, UsageError
+from sfsc.errors import (
+    IntegrityError,
+    KeyringError,
+    LocalError,
+    NotRegularFile,
+    SfscError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import rich.progress
@@ -75,7 +82,7 @@ def report(error: SfscError) -> None:
 class Failures:
     """Of many files, those that could not be done: each is reported, and the exit code remembers.
 
-    A `Special` file is reported too, but is no failure.
+    A `NotRegularFile` file is reported too, but is no failure.
     """
 
     def __init__(self) -> None:
@@ -84,7 +91,7 @@ class Failures:
 
     def __call__(self, what: str, error: SfscError) -> None:
         say(f"sfsc: {printable(what)}: {printable(error.cause)}")
-        if isinstance(error, Special):
+        if isinstance(error, NotRegularFile):
             return
         self._count += 1
         # Tampering outweighs all else, else the first counts.
@@ -221,7 +228,7 @@ def write_private(path: Path, data: bytes) -> None:
             with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                sync(file.fileno())
+                sync_to_disk(file.fileno())
         except BaseException:
             path.unlink()  # half of a key is none, and would stand in the way of the next try
             raise

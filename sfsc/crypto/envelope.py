@@ -72,7 +72,7 @@ def check_name(name: str) -> None:
         raise UsageError(str(exc)) from exc
 
 
-def version_asked(version: int | None) -> int:
+def requested_version(version: int | None) -> int:
     """What a server is asked for a file's `version` by; 0, the current one, for None. Raises
     `UsageError` and `NotFound` for one that no file has."""
     if version is None:
@@ -177,7 +177,7 @@ def open_wraps(
     return ContentKey(record.content_id, dek)
 
 
-class Author(Value):
+class RecordAuthor(Value):
     """Who signs a record and where: fields that all records of one session share."""
 
     server: bytes
@@ -187,7 +187,7 @@ class Author(Value):
 
 
 def content_record(
-    author: Author,
+    author: RecordAuthor,
     key: ContentKey,
     *,
     file_id: str,

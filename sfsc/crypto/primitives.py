@@ -125,7 +125,7 @@ def state_key(device_private: bytes) -> bytes:
     return _hkdf(device_private, None, b"sfs/v1/state")
 
 
-def known_key(state: bytes) -> bytes:
+def verification_mac_key(state: bytes) -> bytes:
     """The key that what was verified is known again by, of the one that names are cached under."""
     return _hkdf(state, None, b"sfs/v1/state/known")
 

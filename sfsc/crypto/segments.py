@@ -33,7 +33,7 @@ Allocate = Callable[[int], bytearray | memoryview]
 """Memory of so many bytes or more, to be written to."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """A binary file, pipe or socket file; short reads are fine, 0 is the end."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
@@ -74,12 +74,12 @@ class Geometry(Value):
         return size
 
 
-MEBIBYTE: Final = Geometry(SEGMENT_SIZE)
-ciphertext_size = MEBIBYTE.ciphertext_size
-plaintext_size = MEBIBYTE.plaintext_size
-segment_count = MEBIBYTE.segment_count
-segment_of = MEBIBYTE.segment_of
-plaintext_offset = MEBIBYTE.plaintext_offset
+SEGMENTS_1MB: Final = Geometry(SEGMENT_SIZE)
+ciphertext_size = SEGMENTS_1MB.ciphertext_size
+plaintext_size = SEGMENTS_1MB.plaintext_size
+segment_count = SEGMENTS_1MB.segment_count
+segment_of = SEGMENTS_1MB.segment_of
+plaintext_offset = SEGMENTS_1MB.plaintext_offset
 
 
 class Encryptor:
@@ -93,7 +93,7 @@ class Encryptor:
         self,
         dek: bytes,
         associated_data: bytes,
-        geometry: Geometry = MEBIBYTE,
+        geometry: Geometry = SEGMENTS_1MB,
         *,
         _random: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -140,7 +140,7 @@ class Encryptor:
         return piece
 
     def portions(
-        self, source: Source, allocate: Allocate = bytearray
+        self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[tuple[memoryview, bool]]:
         """What each segment of what `source` holds is to be made of, in order, and whether it is
         the last: to be sealed as it comes or later. In memory that `allocate` gave, as for `seal`.
@@ -149,7 +149,7 @@ class Encryptor:
         """
         size, capacity = self._geometry.segment_size, self._geometry.capacity
         buffer = memoryview(allocate(size))
-        filled = _fill(source, buffer[: capacity(0) + 1])
+        filled = _read_fully(source, buffer[: capacity(0) + 1])
         for index in itertools.count():
             room = capacity(index)
             if filled <= room:
@@ -159,9 +159,9 @@ class Encryptor:
             following[0] = buffer[room]
             yield buffer[:room], False
             buffer = following
-            filled = 1 + _fill(source, buffer[1 : capacity(index + 1) + 1])
+            filled = 1 + _read_fully(source, buffer[1 : capacity(index + 1) + 1])
 
-    def pieces(self, source: Source) -> Iterator[memoryview]:
+    def pieces(self, source: ByteSource) -> Iterator[memoryview]:
         """All pieces of the blob of what `source` holds, in order."""
         for portion, last in self.portions(source):
             yield self.seal(portion, last=last)
@@ -180,7 +180,7 @@ class Decryptor:
         associated_data: bytes,
         header: Buffer,
         ciphertext_size: int,
-        geometry: Geometry = MEBIBYTE,
+        geometry: Geometry = SEGMENTS_1MB,
     ) -> None:
         self.header = bytes(header)
         if len(self.header) != HEADER_SIZE or self.header[0] != HEADER_SIZE:
@@ -227,7 +227,7 @@ class Decryptor:
             raise Tampered(f"segment {index} does not decrypt") from exc
         return plaintext
 
-    def segments(self, source: Source, allocate: Allocate = bytearray) -> Iterator[memoryview]:
+    def segments(self, source: ByteSource, allocate: Allocate = bytearray) -> Iterator[memoryview]:
         """All plaintext, a segment at a time, of the blob that `source` holds from its beginning.
 
         Raises `Tampered` as `open` does, and for a source that ends early or goes on behind the
@@ -236,9 +236,9 @@ class Decryptor:
         buffer = memoryview(bytearray(self._geometry.segment_size))
         for index in range(self.segment_count):
             piece = buffer[: self.piece_size(index)]
-            filled = _fill(source, piece)
+            filled = _read_fully(source, piece)
             last = index == self.segment_count - 1
-            if last and filled == len(piece) and _fill(source, memoryview(bytearray(1))):
+            if last and filled == len(piece) and _read_fully(source, memoryview(bytearray(1))):
                 raise Tampered("bytes follow the last segment")
             yield self.open(index, piece[:filled], allocate)
 
@@ -247,7 +247,7 @@ def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     return prefix + index.to_bytes(4) + (b"\x01" if last else b"\x00")
 
 
-def _fill(source: Source, view: memoryview) -> int:
+def _read_fully(source: ByteSource, view: memoryview) -> int:
     """Read until `view` is full or `source` ends; how many bytes were read."""
     filled = 0
     while filled < len(view):

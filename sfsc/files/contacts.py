@@ -36,15 +36,15 @@ from sfsc.errors import (
     UsageError,
     WeakRecipient,
 )
-from sfsc.keys.home import WEAKEST
+from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.account_log import OwnLog
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
-from sfsc.trust.file_records import Owner, owner_of
-from sfsc.trust.identity_chain import follow
-from sfsc.trust.peer_state import Remembered
-from sfsc.trust.server_log import TOLD
+from sfsc.trust.file_records import FileOwner, owner_from_chain
+from sfsc.trust.identity_chain import follow_chain
+from sfsc.trust.peer_state import PeerState
+from sfsc.trust.server_log import REPORT
 
 _MAX_TRIES: Final = 16
 
@@ -53,7 +53,7 @@ class Person(Value):
     """Another user, his chain followed from its first statement; `pinned` whether that is the one
     that was compared, or taken at first sight, earlier."""
 
-    owner: Owner
+    owner: FileOwner
     newest: Statement
     pinned: bool
 
@@ -74,7 +74,7 @@ class People:
         self,
         session: Session,
         file: KeyringFile,
-        min_wrap_alg: str = WEAKEST,
+        min_wrap_alg: str = DEFAULT_MIN_WRAP_ALG,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`min_wrap_alg` is one of `WRAP_ALGORITHMS`, by strength; `clock` gives unix seconds."""
@@ -82,7 +82,7 @@ class People:
         self._file = file
         self._weakest = min_wrap_alg
         self._clock = clock
-        self._remembered = Remembered(session.state)
+        self._remembered = PeerState(session.state)
         self._own_log = OwnLog(session)
         self._people: dict[tuple[str, bytes], Person] = {}
         self._shown: dict[str, bytes] = {}
@@ -146,14 +146,14 @@ class People:
             chain = self._follow(user, first, remembered)
             self._remembered.remember_chain(user, chain)
             pinned = self._pin(user) == first
-            found = Person(owner_of(chain), Statement.parse(chain[-1]), pinned)
+            found = Person(owner_from_chain(chain), Statement.parse(chain[-1]), pinned)
             self._people[user, first] = found
         return found
 
     def _follow(self, user: str, first: bytes, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         session = self._session
         with session.judging():
-            chain = follow(
+            chain = follow_chain(
                 lambda asked: session.call(asked, Identity),
                 session.trust,
                 user,
@@ -258,7 +258,8 @@ class People:
         logged = self._session.state.logged(head.file_id)
         if head.rev < logged:
             raise Rollback(
-                f"the server shows revision {head.rev} of a file whose log has {logged}", TOLD
+                f"the server shows revision {head.rev} of a file whose log has {logged}",
+                REPORT,
             )
 
     def forget(self) -> None:

@@ -9,12 +9,12 @@ from typing import Final
 from protocol.codec.values import Value, field
 from protocol.records.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
-from sfsc.crypto.envelope import Metadata, content_record, version_asked
+from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
 from sfsc.session.commit import Built, change_file, find, purge
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, File
+from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
 
 MAX_REVISIONS: Final = 1_000_000
@@ -83,7 +83,7 @@ class Versions:
         file = find(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
-        source = self._version(file, version_asked(version) or file.version)
+        source = self._version(file, requested_version(version) or file.version)
         build, metadata = self.restoring(source)
         made, body = change_file(self._session, file, build)
         entry = Entry.of(made, made, metadata)
@@ -91,14 +91,14 @@ class Versions:
         self._session.state.remember_file(restored, entry.pack())
         return entry
 
-    def restoring(self, source: File) -> tuple[Callable[[File], Built], Metadata]:
+    def restoring(self, source: VerifiedFile) -> tuple[Callable[[VerifiedFile], Built], Metadata]:
         """What makes the content of the version `source` the newest one of its file, and what that
         says of it. Raises as `Account.open`."""
         account, content = self._session.account, source.content
         key, metadata = account.open(source)
         sealed = key.seal_metadata(metadata)
 
-        def build(onto: File) -> Built:
+        def build(onto: VerifiedFile) -> Built:
             readers = onto.head.readers
             record = content_record(
                 self._session.author,
@@ -125,7 +125,7 @@ class Versions:
         file = find(self._session, name)
         if version is None and file.deleted:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
-        shown = self._version(file, version_asked(version) or file.version)
+        shown = self._version(file, requested_version(version) or file.version)
         key, _ = self._session.account.open(shown)
         return ExportedKey(
             key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)
@@ -146,11 +146,11 @@ class Versions:
             raise UsageError("the file is not deleted", "delete it first: `sfsc rm --purge`")
         return self._purge(file, 0)
 
-    def _purge(self, file: File, keep: int) -> list[int]:
+    def _purge(self, file: VerifiedFile, keep: int) -> list[int]:
         removed: list[int] = []
         chosen: list[int] = []
 
-        def build(onto: File) -> Built | None:
+        def build(onto: VerifiedFile) -> Built | None:
             nonlocal chosen, file
             if keep == 0 and not onto.deleted:
                 raise ConflictError("the file is there again", "it was put or restored meanwhile")
@@ -165,7 +165,7 @@ class Versions:
             file = self._session.newest(file.file_id)
         return removed
 
-    def _old(self, file: File, keep: int) -> list[int]:
+    def _old(self, file: VerifiedFile, keep: int) -> list[int]:
         """Versions that still have their content, but the newest `keep` and the current one."""
         records = self.records(file)
         gone = {version for record in records for version in record.purged or ()}
@@ -175,7 +175,7 @@ class Versions:
         old = there[: len(there) - keep]
         return [version for version in old if version != file.head.current]
 
-    def _version(self, file: File, version: int) -> File:
+    def _version(self, file: VerifiedFile, version: int) -> VerifiedFile:
         session, found = self._session, file
         if version > file.version:
             raise NotFound(f"there is no version {version}", "see `sfsc history`")
@@ -187,7 +187,7 @@ class Versions:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
         return found
 
-    def records(self, newest: File) -> list[FileRecord]:
+    def records(self, newest: VerifiedFile) -> list[FileRecord]:
         """Every record of the file whose newest version this is, in order. Raises as `history`."""
         session, file_id = self._session, newest.file_id
         records: list[FileRecord] = []

@@ -35,8 +35,8 @@ from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Blob, Wanted
-from sfsc.trust.file_records import Entry, File, Owner
-from sfsc.trust.peer_state import Remembered, SharedKnown
+from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
+from sfsc.trust.peer_state import KnownSharedFile, PeerState
 
 
 class Shared(Value):
@@ -72,7 +72,7 @@ class Received:
     def __init__(self, session: Session, people: People) -> None:
         self._session = session
         self._people = people
-        self._remembered = Remembered(session.state)
+        self._remembered = PeerState(session.state)
 
     def all(self, skip: Skip) -> list[Shared]:
         """Everything that is shared with us now, by owner and name.
@@ -123,7 +123,7 @@ class Received:
 
     def inside(
         self, owner: str, folder: str, skip: Skip, *, first_use: bool = False
-    ) -> tuple[Owner, list[Entry]]:
+    ) -> tuple[FileOwner, list[Entry]]:
         """Every file that `owner` shares in the `folder` ("": all), by name. Raises `NotFound` for
         none; of several with one name only the first counts, the others are told to `skip`."""
         person = self._people.trusted(owner, first_use=first_use)
@@ -180,7 +180,7 @@ class Received:
                 last = (item.owner, item.file_id)
                 yield item
 
-    def _take_up(self, item: SharedFile, known: SharedKnown | None) -> Shared:
+    def _take_up(self, item: SharedFile, known: KnownSharedFile | None) -> Shared:
         """One file of the inbox, verified, or as it was when it was."""
         if item.owner == self._session.account.user:
             raise BadRecord("the server shows a file of ours as shared by another")
@@ -191,7 +191,7 @@ class Received:
             cached = self._verified(item, known, person)
         return Shared(item.owner, cached.entry, cached.expires, person.pinned)
 
-    def _verified(self, item: SharedFile, known: SharedKnown | None, person: Person) -> _Cached:
+    def _verified(self, item: SharedFile, known: KnownSharedFile | None, person: Person) -> _Cached:
         session, owner = self._session, person.owner
         view = item.view or self._stat(item)
         file = owner.newest(view, item.file_id, None if known is None else known.known)
@@ -199,7 +199,7 @@ class Received:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
         cached = _Cached(session.account.entry(file, owner), expires)
-        self._remembered.remember_file(SharedKnown.of(file, cached.pack()))
+        self._remembered.remember_file(KnownSharedFile.of(file, cached.pack()))
         return cached
 
     def _stat(self, item: SharedFile) -> FileView:
@@ -208,7 +208,7 @@ class Received:
             raise NotFound("the file is shared no more")
         return answered(reply, Stated).view
 
-    def _expires(self, file: File) -> int:
+    def _expires(self, file: VerifiedFile) -> int:
         """Until when we may read it, by its last record. Raises `BadRecord` where we may not."""
         account = self._session.account
         for user, first, expires in file.head.readers:

@@ -20,8 +20,8 @@ from sfsc.session.commit import Built, change_file, find_living, tombstone
 from sfsc.session.pipeline import Window, changed_since
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, File, Revision, has_moved
-from sfsc.trust.signature_cache import verifying
+from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile, has_moved
+from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile
 
 
@@ -82,7 +82,7 @@ class Files:
         """
         session, file = self._session, find_living(self._session, name)
 
-        def build(onto: File) -> Built | None:
+        def build(onto: VerifiedFile) -> Built | None:
             nonlocal file
             file = onto
             if onto.deleted:
@@ -151,7 +151,7 @@ class Files:
             if page.views and not ids:
                 ids = {revision.hash: file_id for file_id, revision in known.items()}
             views = self._news(page.views, ids)
-            with verifying(session.account.signed(views)), state.changing():
+            with verify_in_background(session.account.signed(views)), state.changing():
                 self._take_up(views, known)
         if state.is_current:
             state.remember_listed(complete)
@@ -168,8 +168,8 @@ class Files:
         pairs = zip(views, found, strict=True)
         return [view for view, one in pairs if one is None or cached[one] is None]
 
-    def _take_up(self, views: Sequence[FileView], known: dict[str, Revision]) -> None:
-        session, files = self._session, list[File]()
+    def _take_up(self, views: Sequence[FileView], known: dict[str, KnownRevision]) -> None:
+        session, files = self._session, list[VerifiedFile]()
         for view in views:
             file = session.account.newest(view, None, None)
             file.check_not_older(known.get(file.file_id))

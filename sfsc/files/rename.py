@@ -17,7 +17,7 @@ from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.session.commit import MAX_CONFLICTS, find_living, landed, tombstone
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, File, parsed
+from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile
 
 
@@ -58,7 +58,7 @@ class Moves:
                 file, file_id = find_living(session, name), session.file_id(to)
                 target = session.find(file_id)
                 continue
-            shown = parsed(reply.head.head or reply.head.content).file_id
+            shown = parse_record(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
                 file = session.learn(reply.head, shown, known_file(file))
             else:
@@ -66,7 +66,9 @@ class Moves:
                 target = session.learn(reply.head, move.record.file_id, known)
         raise ConflictError("others keep changing the files", "run the command again")
 
-    def to_id(self, file: File, target: File | None, file_id: str) -> tuple[File, File]:
+    def to_id(
+        self, file: VerifiedFile, target: VerifiedFile | None, file_id: str
+    ) -> tuple[VerifiedFile, VerifiedFile]:
         """Give the living `file` another id and leave its name; `target` is what is there, deleted.
         Both as they are then.
 
@@ -87,7 +89,9 @@ class Moves:
         arrived = move.request.changes[0]
         return (
             changed(file, head=move.left, head_body=move.buried[0]),
-            File(move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps),
+            VerifiedFile(
+                move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps
+            ),
         )
 
     def _prove(self, move: _Move, reply: Reply) -> None:
@@ -95,7 +99,7 @@ class Moves:
         self._session.proven(receipt, move.record, move.body, move.signature, move.buried)
         self._session.join()
 
-    def _moved(self, move: _Move, file: File) -> Entry:
+    def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
         state = self._session.state
         entry = Entry.of(move.record, move.record, move.metadata)
         with state.changing():
@@ -119,8 +123,8 @@ class _Move(Value):
     def build(
         cls,
         session: Session,
-        file: File,
-        target: File | None,
+        file: VerifiedFile,
+        target: VerifiedFile | None,
         file_id: str,
         name: str | None = None,
     ) -> _Move:
@@ -144,7 +148,12 @@ class _Move(Value):
 
 
 def _moved_record(
-    session: Session, file: File, target: File | None, key: ContentKey, sealed: bytes, file_id: str
+    session: Session,
+    file: VerifiedFile,
+    target: VerifiedFile | None,
+    key: ContentKey,
+    sealed: bytes,
+    file_id: str,
 ) -> FileRecord:
     return content_record(
         session.author,

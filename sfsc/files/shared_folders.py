@@ -18,7 +18,7 @@ from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.file_records import SETTINGS, File
+from sfsc.trust.file_records import SETTINGS, VerifiedFile
 
 MAX_FOLDERS: Final = 256
 """Shared folders of one account, counted once for each user."""
@@ -144,7 +144,7 @@ class Folders:
         self._folders = () if file.deleted else self._read(file)
         self._head, self._version = file.head_body, file.head.current
 
-    def _read(self, file: File) -> tuple[Folder, ...]:
+    def _read(self, file: VerifiedFile) -> tuple[Folder, ...]:
         session = self._session
         blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
         whole = b"".join(bytes(segment) for segment in blob.segments())

@@ -24,7 +24,7 @@ from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.reencrypt import Reencryption
-from sfsc.trust.file_records import File
+from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 
 PER_CHANGE: Final = 128
@@ -113,7 +113,7 @@ class Sharing:
             self._dropped(file, user, reencrypt=reencrypt)
             yield Grant(self._session.account.entry(file).name, user, 0)
 
-    def _reads(self, file: File, user: str) -> bool:
+    def _reads(self, file: VerifiedFile, user: str) -> bool:
         """Whether he does by its last record. Raises `Rollback` where the log has a later one."""
         self._people.check_newest(file.head)
         return any(reader[0] == user for reader in file.head.readers)
@@ -123,7 +123,7 @@ class Sharing:
         head = find_living(self._session, name).head
         return [Grant(name, user, expires) for user, _, expires in head.readers]
 
-    def _inside(self, prefix: str) -> Iterator[File]:
+    def _inside(self, prefix: str) -> Iterator[VerifiedFile]:
         """The files in a folder as they are now, each verified; many are asked for at once."""
         session = self._session
         window = Window[tuple[str, KnownFile | None]](session)
@@ -138,19 +138,19 @@ class Sharing:
         finally:
             window.abandon()
 
-    def _stated(self, wanted: tuple[str, KnownFile | None], reply: Reply) -> File:
+    def _stated(self, wanted: tuple[str, KnownFile | None], reply: Reply) -> VerifiedFile:
         return self._session.learn(answered(reply, Stated).view, *wanted)
 
     # --- one file -----------------------------------------------------------------------------
 
     def set_readers(
-        self, file: File, readers: tuple[ReaderEntry, ...], *, unchanged: bool = False
-    ) -> File:
+        self, file: VerifiedFile, readers: tuple[ReaderEntry, ...], *, unchanged: bool = False
+    ) -> VerifiedFile:
         """Make `readers`, sorted, those of a file; who gains gets the newest version's key. Where
         it has to be `unchanged`, raises `ConflictError` if its last record is another by now."""
         session = self._session
 
-        def wraps(present: File) -> list[VersionWrap]:
+        def wraps(present: VerifiedFile) -> list[VersionWrap]:
             having = {one[0] for one in present.head.readers}
             added = tuple(one for one in readers if one[0] not in having)
             if not added or present.deleted:
@@ -167,14 +167,14 @@ class Sharing:
 
         return self._change(file, _Change(wanted, wraps))
 
-    def _share_older(self, file: File, person: Person, expires: int) -> None:
+    def _share_older(self, file: VerifiedFile, person: Person, expires: int) -> None:
         """Wraps of the versions before the newest, newest first, in as many records as it takes."""
         older = list(range(file.version - 1, 0, -1))
         for start in range(0, len(older), PER_CHANGE - 1):
             chosen = older[start : start + PER_CHANGE - 1]
             file = self._change(file, self._adding(person, expires, chosen))
 
-    def _dropped(self, file: File, user: str, *, reencrypt: bool) -> None:
+    def _dropped(self, file: VerifiedFile, user: str, *, reencrypt: bool) -> None:
         """What is left to do once the record that drops him was accepted."""
         # A record drops the wraps of a bounded number of versions; who has more needs more.
         for _ in range(PER_CHANGE, file.version, PER_CHANGE):
@@ -190,7 +190,7 @@ class Sharing:
             others = [one for one in head.readers if one[0] != user]
             return tuple(sorted([*others, (user, first, expires)]))
 
-        def wraps(present: File) -> list[VersionWrap]:
+        def wraps(present: VerifiedFile) -> list[VersionWrap]:
             # Anew for each try: his key may be another by now.
             recipient = self._people.recipient(self._people.known(user, first))
             found = [self._wrap(present, one, recipient) for one in (present.version, *older)]
@@ -198,7 +198,7 @@ class Sharing:
 
         return _Change(readers, wraps)
 
-    def _wrap(self, file: File, version: int, recipient: Recipient) -> VersionWrap | None:
+    def _wrap(self, file: VerifiedFile, version: int, recipient: Recipient) -> VersionWrap | None:
         """The key of one version for a reader; None where its content was removed."""
         session, shown = self._session, file
         if version != file.version:
@@ -213,7 +213,7 @@ class Sharing:
 
     # --- records ------------------------------------------------------------------------------
 
-    def _change(self, file: File, change: _Change) -> File:
+    def _change(self, file: VerifiedFile, change: _Change) -> VerifiedFile:
         """Put an access record onto the head of `file`; the file as it is then."""
         for _ in range(MAX_CONFLICTS):
             attempt = self._attempt(file, change)
@@ -224,7 +224,9 @@ class Sharing:
             file = self._present(attempt, reply)
         raise ConflictError("others keep changing the file", "run the command again")
 
-    def _changed_many(self, files: Iterable[File], change: _Change) -> Iterator[File]:
+    def _changed_many(
+        self, files: Iterable[VerifiedFile], change: _Change
+    ) -> Iterator[VerifiedFile]:
         """As `_change`, without waiting for each; answers in order. That all their receipts are of
         one log is proven last."""
         window = Window[_Attempt](self._session)
@@ -240,11 +242,11 @@ class Sharing:
             window.abandon()
         self._session.join()
 
-    def _finished(self, attempt: _Attempt, reply: Reply) -> File:
+    def _finished(self, attempt: _Attempt, reply: Reply) -> VerifiedFile:
         done = self._settled(attempt, reply)
         return done or self._change(self._present(attempt, reply), attempt.change)
 
-    def _attempt(self, file: File, change: _Change) -> _Attempt:
+    def _attempt(self, file: VerifiedFile, change: _Change) -> _Attempt:
         session, head = self._session, file.head
         self._people.check_newest(head)
         made = change.readers(head)
@@ -254,7 +256,7 @@ class Sharing:
         request = SetReaders(body, signature, tuple(change.wraps(file)))
         return _Attempt(file, change, record, body, request, session.connections)
 
-    def _settled(self, attempt: _Attempt, reply: Reply) -> File | None:
+    def _settled(self, attempt: _Attempt, reply: Reply) -> VerifiedFile | None:
         """The file as the record has left it, None where it did not land."""
         session, record, body = self._session, attempt.record, attempt.body
         if not isinstance(reply, Error):
@@ -264,9 +266,11 @@ class Sharing:
             return None
         file = attempt.file
         session.state.remember_file(KnownFile.of(record, body, file.version), None)
-        return File(file.content, file.content_body, record, body, file.metadata, file.wraps)
+        return VerifiedFile(
+            file.content, file.content_body, record, body, file.metadata, file.wraps
+        )
 
-    def _present(self, attempt: _Attempt, reply: Reply) -> File:
+    def _present(self, attempt: _Attempt, reply: Reply) -> VerifiedFile:
         """What the next attempt is to be put onto. Raises what stands against one."""
         error = cast(Error, reply)
         if error.code != "conflict" or error.head is None:
@@ -280,13 +284,13 @@ class _Change(Value):
     """Whom a file has for readers after this one, by its head, and which wraps that takes."""
 
     readers: Callable[[FileRecord], tuple[ReaderEntry, ...]]
-    wraps: Callable[[File], list[VersionWrap]]
+    wraps: Callable[[VerifiedFile], list[VersionWrap]]
 
 
 class _Attempt(Value):
     """A change of a file's readers as it was sent."""
 
-    file: File
+    file: VerifiedFile
     change: _Change
     record: FileRecord
     body: bytes

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from sfsc.crypto.envelope import check_name
-from sfsc.errors import NotFound, SfscError, Special, Unreadable
+from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.listing import Files
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
@@ -22,13 +22,13 @@ from sfsc.transfer.destination import Tree
 from sfsc.transfer.download import Downloads, Got, Item
 from sfsc.transfer.source import default_name
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.file_records import Entry, Owner
+from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_DEPTH: Final = 512
 """Folders in one another; a name of 1,024 bytes has no more."""
 TOGETHER: Final = 32
 """Files that are looked up together."""
-SharedEntries = tuple[Owner, list[Entry]]
+SharedEntries = tuple[FileOwner, list[Entry]]
 """A user, and files that he shares."""
 
 
@@ -41,9 +41,9 @@ class Trees:
     def put(self, folder: Path, name: str | None, skip: Skip) -> Iterator[Put]:
         """Store every regular file below `folder` as `name`/its path below (None: the folder's own
         path; "": the path below alone). Links are not followed, and told to `skip` as all else
-        that cannot be stored. Raises `Unreadable` where `folder` is none."""
+        that cannot be stored. Raises `UnreadableSource` where `folder` is none."""
         if not os.path.isdir(folder):
-            raise Unreadable(f"{folder} is no folder")
+            raise UnreadableSource(f"{folder} is no folder")
         prefix = folder_name(folder) if name is None else name.strip("/")
         if prefix:
             check_name(prefix)
@@ -110,7 +110,7 @@ def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[str, str]]
         try:
             check_name(name)
         except SfscError as exc:
-            skip(path, Unreadable(f"cannot be stored under its name: {exc.cause}"))
+            skip(path, UnreadableSource(f"cannot be stored under its name: {exc.cause}"))
             continue
         yield path, name
 
@@ -123,7 +123,7 @@ def _walk(
         with os.scandir(folder) as scanned:
             found = sorted(scanned, key=lambda item: item.name)
     except OSError as exc:
-        skip(str(folder), Unreadable(f"cannot be read: {exc.strerror}"))
+        skip(str(folder), UnreadableSource(f"cannot be read: {exc.strerror}"))
         return
     names: set[str] = set()
     for item in found:
@@ -131,23 +131,26 @@ def _walk(
         name = unicodedata.normalize("NFC", item.name)
         if name in names:
             # Else it would be a new version of the other one, which nobody has asked for.
-            skip(item.path, Unreadable("has the name of another, which only spells it otherwise"))
+            skip(
+                item.path,
+                UnreadableSource("has the name of another, which only spells it otherwise"),
+            )
             continue
         names.add(name)
         try:
             is_dir, is_file = _kind(item)
         except OSError as exc:
-            skip(item.path, Unreadable(f"cannot be looked at: {exc.strerror}"))
+            skip(item.path, UnreadableSource(f"cannot be looked at: {exc.strerror}"))
             continue
         if is_dir and len(here) >= MAX_DEPTH:
-            skip(item.path, Unreadable("too many folders in one another"))
+            skip(item.path, UnreadableSource("too many folders in one another"))
         elif is_dir:
             yield from _walk(item.path, here, skip)
         elif is_file:
             yield item.path, here
         else:
             what = "a link" if item.is_symlink() else "neither a file nor a folder"
-            skip(item.path, Special(f"is {what}, and was not stored"))
+            skip(item.path, NotRegularFile(f"is {what}, and was not stored"))
 
 
 def _kind(item: os.DirEntry[str]) -> tuple[bool, bool]:

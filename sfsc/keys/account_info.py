@@ -21,14 +21,14 @@ class Whoami(Value):
     @property
     def words(self) -> list[str]:
         """The fingerprint, a word for each byte."""
-        from sfsc.keys.pgp_words import words
+        from sfsc.keys.pgp_words import pgp_words
 
-        return words(self.fingerprint)
+        return pgp_words(self.fingerprint)
 
 
-def whoami_of(keyring: Keyring) -> Whoami:
+def describe_account(keyring: Keyring) -> Whoami:
     """Who a keyring is. Raises `KeyringMissing` before the enrolment."""
-    current = current_of(keyring)
+    current = current_keys(keyring)
     return Whoami(
         user=keyring.user,
         address=keyring.addresses[0],
@@ -39,14 +39,14 @@ def whoami_of(keyring: Keyring) -> Whoami:
     )
 
 
-def current_of(keyring: Keyring) -> GenerationKeys:
+def current_keys(keyring: Keyring) -> GenerationKeys:
     """The private keys in use. Raises `KeyringMissing` before the enrolment."""
     if keyring.current is None:
         raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
     return keyring.current
 
 
-def link_of(keyring: Keyring) -> AccountLink:
+def account_link(keyring: Keyring) -> AccountLink:
     """Which account a keyring is of, for paper and for PEM files; no secret."""
     host, port = parse_address(keyring.addresses[0])
     return AccountLink(host, port, keyring.user, keyring.server_id, keyring.first)

@@ -114,7 +114,7 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
     return bundle
 
 
-_DROPPED: Final = (
+_DROPPED_HINT: Final = (
     "it was dropped: `sfsc init --recovery` in an empty --home joins again; "
     "if somebody else did that, `sfsc rotate --recovery` takes the account back"
 )
@@ -126,7 +126,7 @@ def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[Priva
         if recipient in by_id:
             info = bundle_info(statement.server, statement.user, statement.n, recipient)
             return by_id[recipient].unwrap(wrapped, info)
-    raise KeyringError("the account's keys are not sealed for this machine", _DROPPED)
+    raise KeyringError("the account's keys are not sealed for this machine", _DROPPED_HINT)
 
 
 def _check_current(bundle: Bundle, statement: Statement) -> None:

@@ -43,7 +43,7 @@ from protocol.codec.fields import (
 )
 from protocol.codec.values import Value, field
 from protocol.records.records import MAX_RECORD, Generation, WrapAlgorithm
-from sfsc.atomicfile import make_folder, remove_left, replace
+from sfsc.atomicfile import make_folder, remove_temporary_files, replace_file
 from sfsc.crypto.primitives import argon2id, keyring_keys, open_sealed, seal
 from sfsc.errors import (
     ConflictError,
@@ -74,7 +74,7 @@ class GenerationKeys(Struct):
     wrap_private: Annotated[bytes, AtMost(4096)] = field(repr=False)
 
 
-class Device(Struct):
+class DeviceKey(Struct):
     """This machine's own X-Wing key, which never leaves it."""
 
     AS_MAP: ClassVar[bool] = True
@@ -83,7 +83,7 @@ class Device(Struct):
     xwing_private: Annotated[bytes, Exactly(96)] = field(repr=False)
 
 
-class Pending(Struct):
+class PendingStatement(Struct):
     """A statement kept before it is sent, so that a rerun sends the very same bytes.
 
     `signatures` as it is sent with (own key first), `bundle` the sealed bundle it commits to,
@@ -116,8 +116,8 @@ class Keyring(Struct):
     statements: Annotated[tuple[_Statement, ...], AtMost(8192)]
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
     name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
-    device: Device
-    pending: Pending | None
+    device: DeviceKey
+    pending: PendingStatement | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]
 
     @property
@@ -135,7 +135,7 @@ _NO_PASSPHRASE, _ARGON2ID = 0, 1
 _MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
 
 
-class Cost(Value):
+class Argon2Cost(Value):
     """What one guess of the passphrase costs; `kib` KiB of memory for Argon2id."""
 
     passes: int = 3
@@ -143,33 +143,33 @@ class Cost(Value):
     kib: int = 64 * 1024
 
 
-class _Lock(Value):
+class _KeyringHeader(Value):
     """A header, and the key that it and the passphrase give."""
 
     header: bytes
     key: bytes = field(repr=False)
 
     @classmethod
-    def make(cls, passphrase: str | None, cost: Cost) -> _Lock:
+    def make(cls, passphrase: str | None, cost: Argon2Cost) -> _KeyringHeader:
         salt = os.urandom(16)
         if passphrase is None:
             kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
         else:
             kdf, numbers = _ARGON2ID, (cost.passes, cost.lanes, cost.kib)
-            secret = _stretch(passphrase, salt, *numbers)
+            secret = _derive(passphrase, salt, *numbers)
         key, check = keyring_keys(secret)
         header = _HEADER.pack(_MAGIC, 1, kdf, *numbers, salt, check)
         return cls(header + hashlib.sha256(header).digest(), key)
 
     @classmethod
-    def undo(cls, header: bytes, passphrase: str | None) -> _Lock:
+    def undo(cls, header: bytes, passphrase: str | None) -> _KeyringHeader:
         _, _, kdf, passes, lanes, kib, salt, check = _parse_header(header)
         if kdf == _NO_PASSPHRASE:
             secret = salt
         elif not passphrase:
             raise WrongPassphrase("the keyring is locked with a passphrase", _HINT)
         else:
-            secret = _stretch(passphrase, salt, passes, lanes, kib)
+            secret = _derive(passphrase, salt, passes, lanes, kib)
         key, expected = keyring_keys(secret)
         if not hmac.compare_digest(check, expected):
             raise WrongPassphrase("the passphrase is not the keyring's", _HINT)
@@ -182,7 +182,7 @@ _HINT: Final = "type it again, or set SFSC_PASSPHRASE or SFSC_PASSPHRASE_FILE"
 class KeyringFile:
     """A keyring and where it is kept. `contents` is what the file holds."""
 
-    def __init__(self, path: Path, contents: Keyring, lock: _Lock, stored: bytes) -> None:
+    def __init__(self, path: Path, contents: Keyring, lock: _KeyringHeader, stored: bytes) -> None:
         """Use `create` or `open`."""
         self.path = path
         self.contents = contents
@@ -195,17 +195,17 @@ class KeyringFile:
         path: Path,
         contents: Keyring,
         passphrase: str | None,
-        cost: Cost | None = None,
+        cost: Argon2Cost | None = None,
     ) -> KeyringFile:
         """Write the first keyring at `path`, making its folder (0700) where there is none.
 
         Raises `LocalError` where there is one already, and when it cannot be written; `UsageError`
         for an empty passphrase. None means that there shall be no passphrase.
         """
-        lock = _Lock.make(passphrase, cost or Cost())
-        with _translated(path):
+        lock = _KeyringHeader.make(passphrase, cost or Argon2Cost())
+        with _translate_errors(path):
             make_folder(path.parent)
-            with _exclusive(path):
+            with _lock_file(path):
                 if path.exists():
                     raise LocalError(f"there is a keyring at {path} already")
                 return cls(path, contents, lock, _write(path, contents, lock))
@@ -217,7 +217,7 @@ class KeyringFile:
         Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`.
         """
         stored = _read(path)
-        lock = _Lock.undo(stored[:_HEADER_SIZE], passphrase)
+        lock = _KeyringHeader.undo(stored[:_HEADER_SIZE], passphrase)
         return cls(path, _unseal(stored, lock), lock, stored)
 
     def save(self, contents: Keyring) -> None:
@@ -226,7 +226,7 @@ class KeyringFile:
         Raises `ConflictError`, and changes nothing, when another process has replaced the file
         since it was read here; `LocalError` when it cannot be written.
         """
-        with _translated(self.path), _exclusive(self.path):
+        with _translate_errors(self.path), _lock_file(self.path):
             self.check_unchanged()
             stored = _write(self.path, contents, self._lock)
         self.contents = contents
@@ -268,7 +268,7 @@ def passphrase_bytes(passphrase: str) -> bytes:
         raise UsageError("the passphrase is no text", "type it again") from exc
 
 
-def _stretch(passphrase: str, salt: bytes, passes: int, lanes: int, kib: int) -> bytes:
+def _derive(passphrase: str, salt: bytes, passes: int, lanes: int, kib: int) -> bytes:
     # NFC: keyboards of different systems compose the same letter differently.
     text = passphrase_bytes(unicodedata.normalize("NFC", passphrase))
     return argon2id(text, salt, passes=passes, lanes=lanes, kib=kib)
@@ -305,7 +305,7 @@ def _read(path: Path) -> bytes:
     return stored
 
 
-def _unseal(stored: bytes, lock: _Lock) -> Keyring:
+def _unseal(stored: bytes, lock: _KeyringHeader) -> Keyring:
     try:
         body = open_sealed(lock.key, stored[_HEADER_SIZE:], lock.header)
         return Keyring.from_map(encoding.unpack(body, limit=MAX_KEYRING, elements=MAX_PINS))
@@ -313,21 +313,21 @@ def _unseal(stored: bytes, lock: _Lock) -> Keyring:
         raise KeyringDamaged("the keyring is damaged", "restore it from a backup") from exc
 
 
-def _write(path: Path, contents: Keyring, lock: _Lock) -> bytes:
+def _write(path: Path, contents: Keyring, lock: _KeyringHeader) -> bytes:
     """Replace `path` and read it back; returns the bytes it now holds."""
     stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
     if len(stored) > MAX_KEYRING:
         raise LocalError(f"a keyring of {len(stored)} bytes")
     # Copies of keys that may be dropped by now; who holds the lock is the only writer.
-    remove_left(path)
-    replace(path, stored)
+    remove_temporary_files(path)
+    replace_file(path, stored)
     if _unseal(_read(path), lock) != contents:
         raise LocalError(f"the keyring at {path} is not what was written")
     return stored
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     """Only one process at a time writes the keyring at `path`."""
     from filelock import FileLock, Timeout
 
@@ -339,7 +339,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:

@@ -64,7 +64,7 @@ yesteryear yucatan
 """
 
 
-def words(data: bytes) -> list[str]:
+def pgp_words(data: bytes) -> list[str]:
     """One word for each byte."""
     even, odd = _TWO_SYLLABLES.split(), _THREE_SYLLABLES.split()
     return [(odd if place % 2 else even)[byte] for place, byte in enumerate(data)]

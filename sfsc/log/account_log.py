@@ -30,8 +30,8 @@ from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.session.pipeline import pages
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import LOGGED_AS, Session
-from sfsc.trust.server_log import TOLD, Point
-from sfsc.trust.state import NOTHING, Followed
+from sfsc.trust.server_log import REPORT, TreeHead
+from sfsc.trust.state import LOG_START, LogPosition
 
 RECORDS: Final = frozenset(LOGGED_AS.values())
 """Entries of these ops hold signed records of files."""
@@ -48,7 +48,7 @@ class _Chain(Mutable):
         """Raise `BadReceipt` unless it is the next one."""
         if entry.accounts[self.user] != (self.count, self.last):
             raise BadReceipt(
-                f"entry {entry.seq} of the log is not the next one of this account", TOLD
+                f"entry {entry.seq} of the log is not the next one of this account", REPORT
             )
         self.count, self.last = self.count + 1, entry.hash
 
@@ -67,9 +67,11 @@ class OwnLog:
         Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
         login is left out.
         """
-        return self._entries(NOTHING)[0]
+        return self._entries(LOG_START)[0]
 
-    def _entries(self, before: Followed, *, beyond: bool = True) -> tuple[list[LogEntry], Followed]:
+    def _entries(
+        self, before: LogPosition, *, beyond: bool = True
+    ) -> tuple[list[LogEntry], LogPosition]:
         """The account's entries behind `before`, those `beyond` this session's login too or not,
         and the place behind them."""
         chain = _Chain(self._session.account.user, before.count, before.last)
@@ -82,9 +84,9 @@ class OwnLog:
                 if shown and not beyond:
                     break
         if not shown:
-            raise Rollback("the log does not show this session's own login", TOLD)
+            raise Rollback("the log does not show this session's own login", REPORT)
         self.prove(found[-1])
-        return found, Followed(found[-1].seq + 1, chain.count, chain.last)
+        return found, LogPosition(found[-1].seq + 1, chain.count, chain.last)
 
     def later(self, entries: list[LogEntry]) -> list[LogEntry]:
         """The account's entries behind these, which are its first. Raises as `entries`."""
@@ -116,16 +118,16 @@ class OwnLog:
             if before.next_seq >= session.trust.opened.size or self._follow_on(before):
                 self._followed = login
 
-    def _follow_on(self, before: Followed) -> bool:
+    def _follow_on(self, before: LogPosition) -> bool:
         """Follow from there to this session's login; False where another process of this machine
         did so at the same time, from whose end on it is to be tried again."""
         try:
             entries, now = self._entries(before, beyond=False)
         except Rollback:
-            if before == NOTHING:
+            if before == LOG_START:
                 raise
             # It may have followed past our login: then all from the beginning on leads there.
-            _, login = self._entries(NOTHING, beyond=False)
+            _, login = self._entries(LOG_START, beyond=False)
             if login.next_seq > before.next_seq:
                 raise
             return True
@@ -147,7 +149,7 @@ class OwnLog:
             try:
                 generation = FileRecord.parse(body).generation
             except RemoteProtocolError as exc:
-                raise BadRecord(f"entry {entry.seq} of the log holds no record", TOLD) from exc
+                raise BadRecord(f"entry {entry.seq} of the log holds no record", REPORT) from exc
             signatures = (GenerationSignature(generation, one) for one in sigs.values())
             signed = SignedRecord(body, tuple(signatures))
             found.append((account.record(signed, None, historic=True), body))
@@ -167,13 +169,13 @@ class OwnLog:
                 try:
                     entry = auditlog.parse(item.data, seq=item.seq)
                 except LogError as exc:
-                    raise BadReceipt(f"the log shows an entry that is none: {exc}", TOLD) from exc
+                    raise BadReceipt(f"the log shows an entry that is none: {exc}", REPORT) from exc
                 if item.seq <= last:
-                    raise BadReceipt("the log's entries come out of order", TOLD)
+                    raise BadReceipt("the log's entries come out of order", REPORT)
                 last = item.seq
                 yield entry, item.data
 
-    def refresh(self) -> Point:
+    def refresh(self) -> TreeHead:
         """The log as it is now, proven to continue what is known."""
         session = self._session
         head = session.call(LogHead(), LogCheckpoint)
@@ -182,7 +184,7 @@ class OwnLog:
         session.join()
         return session.trust.newest
 
-    def prove(self, entry: LogEntry) -> tuple[Point, tuple[bytes, ...]]:
+    def prove(self, entry: LogEntry) -> tuple[TreeHead, tuple[bytes, ...]]:
         """The log as it is now, and the proof that it has `entry`, verified. Raises `BadReceipt`,
         and as `refresh`."""
         point = self.refresh()

@@ -20,7 +20,7 @@ from sfsc.log.receipts import verifiers_in
 from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import Session
-from sfsc.trust.server_log import TOLD
+from sfsc.trust.server_log import REPORT
 
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
@@ -112,7 +112,7 @@ class Audit:
         if known > len(statements) or tuple(logged[: len(statements)]) != statements:
             raise BrokenChain(
                 "the log has statements in this name that are not of its chain",
-                TOLD,
+                REPORT,
                 pinned=self._session.account.first.hex(),
             )
         files = self._compare(heads, entries)
@@ -135,11 +135,13 @@ class Audit:
                 raise SignatureError("not one signature")
             verify_signature(Label.RECORD, body, next(iter(sigs.values())), public)
         except RemoteProtocolError as exc:
-            raise BadRecord(f"entry {seq} of the log has a change that is not ours", TOLD) from exc
+            raise BadRecord(
+                f"entry {seq} of the log has a change that is not ours", REPORT
+            ) from exc
         before = heads.get(record.file_id)
         expected = (1, b"") if before is None else (before[0].rev + 1, record_hash(before[1]))
         if (record.rev, record.prev) != expected or record.owner != self._session.account.user:
-            raise BadRecord(f"entry {seq} of the log is not the next change of its file", TOLD)
+            raise BadRecord(f"entry {seq} of the log is not the next change of its file", REPORT)
         heads[record.file_id] = record, body
 
     def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[LogEntry]) -> int:
@@ -157,9 +159,9 @@ class Audit:
                 body for entry in self._own.later(entries) for body, _ in entry.records
             )
         if others:
-            raise Rollback("the store has another last record of a file than the log", TOLD)
+            raise Rollback("the store has another last record of a file than the log", REPORT)
         if missing:
-            raise Rollback(f"the store lacks {len(missing)} files that the log has", TOLD)
+            raise Rollback(f"the store lacks {len(missing)} files that the log has", REPORT)
         return len(heads)
 
     # --- comparing, carrying away -------------------------------------------------------------
@@ -176,7 +178,7 @@ class Audit:
             if theirs.size > ours.size:
                 raise Rollback(
                     f"the log has {ours.size} entries here, and {theirs.size} were shown elsewhere",
-                    TOLD,
+                    REPORT,
                     notes=(theirs.note, ours.note),
                 )
             session.trust.check_continues(theirs, ours, self._consistency(theirs.size, ours.size))

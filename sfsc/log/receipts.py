@@ -12,7 +12,7 @@ from protocol.log.checkpoint import Verifier, origin_of
 from protocol.log.tlogproof import TlogProof
 from protocol.records.records import ServerStatement, server_id
 from sfsc.errors import BadReceipt, LocalError, UsageError
-from sfsc.trust.state import kept_server_statements
+from sfsc.trust.state import read_server_statements
 
 
 class Proven(Value):
@@ -64,7 +64,7 @@ def check(data: bytes, verifiers: list[Verifier]) -> Proven:
 def known_verifiers(state: Path) -> list[Verifier]:
     """The keys of the server's log that the state file at `state` has ever seen, newest first.
     Raises `LocalError`."""
-    pin, bodies = kept_server_statements(state)
+    pin, bodies = read_server_statements(state)
     try:
         return verifiers_in(pin, bodies)
     except RemoteProtocolError as exc:

@@ -14,8 +14,8 @@ from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogP
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import proof_in
 from sfsc.session.session import Session
-from sfsc.trust.file_records import File
-from sfsc.trust.server_log import Point
+from sfsc.trust.file_records import VerifiedFile
+from sfsc.trust.server_log import TreeHead
 
 _MANY: Final = 4096
 """Points, of about 2 KB each, that should not wait for more to be proven."""
@@ -29,14 +29,14 @@ class Seen:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._proven: set[tuple[int, bytes]] = set()
-        self._open: dict[tuple[int, bytes], Point] = {}
+        self._open: dict[tuple[int, bytes], TreeHead] = {}
 
-    def note(self, file: File) -> None:
+    def note(self, file: VerifiedFile) -> None:
         """Take up what the records of a verified file have seen."""
         for record, body in ((file.head, file.head_body), (file.content, file.content_body)):
             seen = record.seen
             if seen[0] and not self._is_noted(seen):
-                self._open[seen] = Point(*seen, _quoted(record, body))
+                self._open[seen] = TreeHead(*seen, _quoted(record, body))
 
     def _is_noted(self, seen: tuple[int, bytes]) -> bool:
         return seen in self._open or seen in self._proven or self._session.trust.has_proven(seen)
@@ -59,10 +59,10 @@ class Seen:
         self._proven.update(self._open)
         self._open.clear()
 
-    def _ask(self, points: list[Point]) -> None:
+    def _ask(self, points: list[TreeHead]) -> None:
         # Of one point for all: where the connection is lost meanwhile, the next one has a newer.
         newest = self._session.trust.newest
-        window = Window[Point](self._session)
+        window = Window[TreeHead](self._session)
         try:
             for point in points:
                 if point.size >= newest.size:
@@ -76,11 +76,11 @@ class Seen:
         finally:
             window.abandon()
 
-    def _answer(self, window: Window[Point], newest: Point) -> None:
+    def _answer(self, window: Window[TreeHead], newest: TreeHead) -> None:
         point, reply = window.take()
         self._judge(point, newest, proof_in(reply))
 
-    def _judge(self, point: Point, newest: Point, proof: tuple[bytes, ...]) -> None:
+    def _judge(self, point: TreeHead, newest: TreeHead, proof: tuple[bytes, ...]) -> None:
         with self._session.judging():
             self._session.trust.check_continues(point, newest, proof)
 

@@ -15,7 +15,7 @@ from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import File
+from sfsc.trust.file_records import VerifiedFile
 
 MAX_CONFLICTS: Final = 16
 """How often someone may be faster before a change gives up."""
@@ -26,7 +26,7 @@ Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 """A record, and the sealed metadata and the wraps that go with it."""
 
 
-def find(session: Session, name: str) -> File:
+def find(session: Session, name: str) -> VerifiedFile:
     """The newest version of our file `name`, deleted or not. Raises `NotFound`."""
     check_name(name)
     name_keys = session.account.name_keys
@@ -41,7 +41,7 @@ def find(session: Session, name: str) -> File:
     return file
 
 
-def find_living(session: Session, name: str) -> File:
+def find_living(session: Session, name: str) -> VerifiedFile:
     """The current version of our file `name`. Raises `NotFound`."""
     file = find(session, name)
     if file.deleted:
@@ -55,7 +55,7 @@ def tombstone(session: Session, head: FileRecord, body: bytes, to: str | None = 
     return onto(session, head, body, op=DELETE, current=0, to=to)
 
 
-def purge(session: Session, file: File, versions: tuple[int, ...]) -> FileRecord:
+def purge(session: Session, file: VerifiedFile, versions: tuple[int, ...]) -> FileRecord:
     """The record that removes the content of `versions`, sorted and none of them current."""
     head = file.head
     return onto(session, head, file.head_body, op=PURGE, current=head.current, purged=versions)
@@ -112,14 +112,14 @@ def landed(
 
 @overload
 def change_file(
-    session: Session, file: File, build: Callable[[File], Built]
+    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built]
 ) -> tuple[FileRecord, bytes]: ...
 @overload
 def change_file(
-    session: Session, file: File, build: Callable[[File], Built | None]
+    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built | None]
 ) -> tuple[FileRecord, bytes] | None: ...
 def change_file(
-    session: Session, file: File, build: Callable[[File], Built | None]
+    session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built | None]
 ) -> tuple[FileRecord, bytes] | None:
     """Put the record that `build` makes onto the head of `file`.
 

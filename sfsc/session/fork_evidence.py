@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from sfsc.atomicfile import make_folder, replace
+from sfsc.atomicfile import make_folder, replace_file
 from sfsc.errors import LocalError
 
 FOLDER: Final = "evidence"
@@ -40,7 +40,7 @@ def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
     try:
         if not path.exists():
             make_folder(path.parent)
-            replace(path, text.encode())
+            replace_file(path, text.encode())
     except OSError as exc:
         raise LocalError(f"cannot write the evidence {path}: {exc.strerror}") from exc
 

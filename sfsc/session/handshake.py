@@ -11,8 +11,8 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
 from sfsc.session.limits import Timeouts
-from sfsc.trust.server_log import Point, Trust
-from sfsc.trust.state import State
+from sfsc.trust.server_log import ServerTrust, TreeHead
+from sfsc.trust.state import ClientState
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
@@ -45,11 +45,11 @@ def signed_login(transport: Transport, server: bytes, user: str, generation: int
     )
 
 
-def trust_from(state: State, pin: bytes) -> Trust:
+def trust_from(state: ClientState, pin: bytes) -> ServerTrust:
     """What is believed of the server `pin` (its server_id), going on from what is remembered."""
     newest = state.checkpoint()
-    point = None if newest is None else Point(*newest)
-    return Trust(pin, statement=state.server_statement(), newest=point)
+    point = None if newest is None else TreeHead(*newest)
+    return ServerTrust(pin, statement=state.server_statement(), newest=point)
 
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
@@ -68,7 +68,7 @@ def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
     raise failure or KeyringDamaged("the keyring has no address of a server")
 
 
-def greet(transport: Transport, trust: Trust, state: State) -> opening.Welcome:
+def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> opening.Welcome:
     """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
     welcome = transport.welcome()
     statement = trust.welcome(welcome, transport.peer_spki_sha256)

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages.log import LogProven
 from sfsc.errors import BadReceipt, ConflictError, ProtocolFailure, SfscError
-from sfsc.trust.server_log import TOLD
+from sfsc.trust.server_log import REPORT
 
 _Reply = TypeVar("_Reply", bound=Reply)
 
@@ -51,5 +51,5 @@ def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
 def proof_in(reply: Reply) -> tuple[bytes, ...]:
     """The proof that the log gives. Raises `BadReceipt` where it declines, as `answered` else."""
     if isinstance(reply, Error) and reply.code == "bad-request":
-        raise BadReceipt("the server does not prove that its log is one", TOLD)
+        raise BadReceipt("the server does not prove that its log is one", REPORT)
     return answered(reply, LogProven).proof

@@ -32,7 +32,7 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc.crypto.envelope import Author, ContentKey, Recipient
+from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
     ConflictError,
@@ -51,10 +51,10 @@ from sfsc.session import fork_evidence
 from sfsc.session.handshake import LOST, dial, greet, login, signed_login, trust_from
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import answered, proof_in, refusal
-from sfsc.threadguard import Turn
-from sfsc.trust.file_records import Account, File, Revision, has_moved
-from sfsc.trust.server_log import Sent, Trust
-from sfsc.trust.state import KnownFile, State
+from sfsc.threadguard import ThreadGuard
+from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile, has_moved
+from sfsc.trust.server_log import SentChange, ServerTrust
+from sfsc.trust.state import ClientState, KnownFile
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
@@ -120,7 +120,7 @@ class Session:
     def __init__(
         self,
         keyring: Keyring,
-        state: State,
+        state: ClientState,
         timeouts: Timeouts | None = None,
         pause: Callable[[float], None] = time.sleep,
         progress: Progress | None = None,
@@ -141,7 +141,7 @@ class Session:
         self._recovery = recovery
         self.trust = trust_from(state, keyring.server_id)
         if anew:
-            self.trust = Trust(keyring.server_id, statement=state.server_statement())
+            self.trust = ServerTrust(keyring.server_id, statement=state.server_statement())
         self._remembered = self.trust.newest
         self.notice: opening.Notice | None = None
         """What the server had to say of our keys at the last login."""
@@ -154,7 +154,7 @@ class Session:
         """Who may read a new file of a name: those whom its folder is shared with."""
         self._timeouts = timeouts
         self._pause = pause
-        self.turn = Turn()
+        self.turn = ThreadGuard()
         self.progress = progress or _Nobody()
         self._transport: Transport | None = None
         self.connections = 0
@@ -180,9 +180,9 @@ class Session:
         # For good: what was begun with an old id may end after the last of them is forgotten.
         self._renames = self._renames or keyring.name_keys != self.keyring.name_keys
         self.keyring = keyring
-        self.account = Account.of(keyring)
+        self.account = OwnAccount.of(keyring)
         user = keyring.user
-        self.author = Author(keyring.server_id, user, user, current.generation)
+        self.author = RecordAuthor(keyring.server_id, user, user, current.generation)
         self._signing = SigningKey.from_seed(current.sign_seed)
         name = hash_of_key("ed25519", self._signing.public).hex()
         self._signing_ids[current.generation] = name
@@ -343,7 +343,7 @@ class Session:
             self._renew()
         return self.account.name_keys != name_keys
 
-    def newest(self, file_id: str) -> File:
+    def newest(self, file_id: str) -> VerifiedFile:
         """The newest version of a file of ours, deleted or not, verified and remembered.
 
         Raises `NotFound` where there never was one.
@@ -356,14 +356,14 @@ class Session:
             raise Rollback("the server no longer knows a file that it had")
         return self._learn(answered(reply, Stated).view, file_id, known)
 
-    def find(self, file_id: str) -> File | None:
+    def find(self, file_id: str) -> VerifiedFile | None:
         """As `newest`; None where there never was one."""
         try:
             return self.newest(file_id)
         except NotFound:
             return None
 
-    def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
+    def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
         """What the server shows as the newest version of a file that is about to be changed,
         verified and remembered; `known` was read before the server was asked.
 
@@ -375,14 +375,14 @@ class Session:
             raise ConflictError("the file was moved by a rotation just now", "run it again")
         return file
 
-    def _learn(self, view: FileView, file_id: str, known: KnownFile | None) -> File:
+    def _learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
         file = self.account.newest(view, file_id, None if known is None else known.known)
         if known is None or file.head.rev > known.rev:
             # Without an entry: the next listing asks for what changed since the last, so for this.
             self.state.remember_file(known_file(file), None)
         return file
 
-    def learn_head(self, file: File, known: Revision | None) -> None:
+    def learn_head(self, file: VerifiedFile, known: KnownRevision | None) -> None:
         """Remember the head that any version of a file was shown with, verified, where it says
         which version is the newest: a put onto it must know. `known` is what was."""
         head = file.head
@@ -418,12 +418,12 @@ class Session:
         """The log entry of a record of ours, proven from the checkpoint this session opened with.
 
         `tombstone` is the exact bytes and the signature of the record of the file that a move
-        left. Call `join` before success is reported. Raises as `Trust.receipt`.
+        left. Call `join` before success is reported. Raises as `ServerTrust.receipt`.
         """
         # By the key of then: what was sent before the keys were renewed may be answered after.
         signer = self._signing_ids[record.generation]
         left = tombstone and (tombstone[0], {signer: tombstone[1]})
-        sent = Sent(
+        sent = SentChange(
             op=LOGGED_AS[record.op],
             actor=record.actor,
             owner=record.owner,
@@ -498,6 +498,6 @@ def _is_stale(reply: Reply) -> bool:
     return isinstance(reply, Error) and reply.code == "stale-generation"
 
 
-def known_file(file: File) -> KnownFile:
+def known_file(file: VerifiedFile) -> KnownFile:
     """What to remember of a verified file whose newest version this is."""
     return KnownFile.of(file.head, file.head_body, file.version)

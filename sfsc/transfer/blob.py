@@ -19,10 +19,10 @@ from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tam
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import Fetching, Opener
-from sfsc.trust.file_records import File, Owner, Revision
-from sfsc.trust.peer_state import Remembered, SharedKnown
+from sfsc.trust.file_records import FileOwner, KnownRevision, VerifiedFile
+from sfsc.trust.peer_state import KnownSharedFile, PeerState
 
-Known = Mapping[str, Revision | None]
+Known = Mapping[str, KnownRevision | None]
 _NOTHING: Final[Known] = MappingProxyType({})
 
 
@@ -34,9 +34,9 @@ class Wanted(Value):
     name: str | None
     file_id: str
     version: int
-    known: Revision | None
+    known: KnownRevision | None
     request: GetOpen
-    owner: Owner | None = None
+    owner: FileOwner | None = None
 
     @classmethod
     def of(cls, session: Session, name: str, version: int, known: Known = _NOTHING) -> Wanted:
@@ -62,7 +62,7 @@ class Wanted(Value):
     def shared(
         cls,
         session: Session,
-        owner: Owner,
+        owner: FileOwner,
         file_id: str,
         version: int,
         name: str | None = None,
@@ -71,7 +71,7 @@ class Wanted(Value):
         """Of a file that `owner` shares with us; as `of`."""
         request = GetOpen(owner.user, file_id, version)
         if file_id not in known:
-            known = Remembered(session.state).known(owner.user, (file_id,))
+            known = PeerState(session.state).known(owner.user, (file_id,))
         return cls(name, file_id, version, known[file_id], request, owner)
 
 
@@ -85,7 +85,7 @@ class Answer:
         self.reply = reply
         self.connection = session.connections
         self.opened: Opened
-        self.file: File
+        self.file: VerifiedFile
         self.key: ContentKey
         self.metadata: Metadata
 
@@ -112,7 +112,7 @@ class Answer:
         if self.wanted.owner is None:
             self.session.learn_head(self.file, self.wanted.known)
         else:
-            Remembered(self.session.state).remember_file(SharedKnown.of(self.file, None))
+            PeerState(self.session.state).remember_file(KnownSharedFile.of(self.file, None))
 
 
 class Blob:

@@ -21,7 +21,7 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
 from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutResume, UploadState
 from sfsc.closing import Closing
-from sfsc.crypto.segments import Allocate, Decryptor, Encryptor, Source
+from sfsc.crypto.segments import Allocate, ByteSource, Decryptor, Encryptor
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
 from sfsc.session.limits import MAX_WINDOW, Ticket
 from sfsc.session.server_errors import answered
@@ -97,7 +97,7 @@ class Sending:
         self._workshop = workshop
         self._connection = session.connections
 
-    def send(self, encryptor: Encryptor, source: Source) -> None:
+    def send(self, encryptor: Encryptor, source: ByteSource) -> None:
         """Encrypt all that `source` holds, and send it; waits only while the ring is full."""
         maker = self._workshop.maker
         for portion, last in encryptor.portions(source, self._allocate):

@@ -25,10 +25,10 @@ from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.names import is_device_name
-from sfsc.atomicfile import sync
+from sfsc.atomicfile import sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
-from sfsc.errors import LocalError, Unplaceable
+from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer.local_io import Landing
 
 _PERMISSIONS: Final = 0o777
@@ -71,7 +71,7 @@ class Folder(Closing):
     def enter(self, part: str) -> Folder:
         """The folder `part` in this one, made where there is none.
 
-        Raises `Unplaceable` where something else stands there, a link to a folder included.
+        Raises `BadDestination` where something else stands there, a link to a folder included.
         """
         path = self.path / part
         with _writing(path):
@@ -86,7 +86,7 @@ class Folder(Closing):
             except OSError as exc:
                 if exc.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, None):
                     raise
-                raise Unplaceable(f"{path} is a link or a file, and should be a folder") from exc
+                raise BadDestination(f"{path} is a link or a file, and should be a folder") from exc
             return Folder(path, opened)
 
     def folds_case(self) -> bool:
@@ -124,7 +124,7 @@ class Folder(Closing):
                         # Before the sync, which is to make it the file of a name.
                         self._give_name(unnamed, temporary)
                     if durable:
-                        sync(made)
+                        sync_to_disk(made)
                     if _POSIX:
                         _restore(made, metadata)
                 if not _POSIX:
@@ -141,7 +141,7 @@ class Folder(Closing):
                 raise
             if durable and self._descriptor is not None:
                 # Windows cannot open a folder; there the rename itself is journalled.
-                sync(self._descriptor)
+                sync_to_disk(self._descriptor)
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -202,7 +202,7 @@ class Tree(Closing):
 
     def place(self, name: str) -> Place:
         """Where a file of that name goes: as `Folder.arriving`, one at a time; not synced: the
-        server still has it. Raises `Unplaceable` for a name that can be no file here."""
+        server still has it. Raises `BadDestination` for a name that can be no file here."""
         *parts, last = check_placeable(name)
 
         def arriving(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
@@ -213,7 +213,7 @@ class Tree(Closing):
         return arriving
 
     def _check_no_other(self, name: str) -> None:
-        """Raise `Unplaceable` where the place of `name` is that of another, which came before."""
+        """Raise `BadDestination` if `name` has the place of another, which came before."""
         if self._placed is None:
             return
         other = self._placed.setdefault(name.casefold(), name)
@@ -221,7 +221,9 @@ class Tree(Closing):
             return
         with contextlib.suppress(OSError):  # one of them is not there: two places, or none yet
             if (self.path / other).samefile(self.path / name):
-                raise Unplaceable(f"{name} would take the place of {other}, which is another file")
+                raise BadDestination(
+                    f"{name} would take the place of {other}, which is another file"
+                )
 
     def _folder(self, parts: list[str]) -> Folder:
         if parts != self._parts:
@@ -254,15 +256,15 @@ class Tree(Closing):
 def check_placeable(name: str) -> tuple[str, ...]:
     """The parts of a file's name (already a valid one), for a place below some folder.
 
-    Raises `Unplaceable` for what Windows takes for a device, on every system: the folder may be
+    Raises `BadDestination` for what Windows takes for a device, on every system: the folder may be
     one that Windows sees too. On Windows also for what its file names cannot hold.
     """
     parts = tuple(name.split("/"))
     for part in parts:
         if is_device_name(part):
-            raise Unplaceable(f"{name} is the name of a device on Windows")
+            raise BadDestination(f"{name} is the name of a device on Windows")
         if sys.platform == "win32" and (part[-1] in ". " or _FOREIGN & set(part)):
-            raise Unplaceable(f"{name} cannot be the name of a file on Windows")
+            raise BadDestination(f"{name} cannot be the name of a file on Windows")
     return parts
 
 

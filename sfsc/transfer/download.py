@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
-from sfsc.crypto.envelope import check_name, version_asked
+from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import NetworkError, SfscError
 from sfsc.log.seen_checkpoints import Seen
 from sfsc.session.pipeline import Skip, Window
@@ -24,8 +24,8 @@ from sfsc.session.session import Session
 from sfsc.transfer.blob import Answer, Blob, Wanted
 from sfsc.transfer.destination import Place, arriving
 from sfsc.transfer.local_io import Landing
-from sfsc.trust.file_records import Owner
-from sfsc.trust.peer_state import Remembered
+from sfsc.trust.file_records import FileOwner
+from sfsc.trust.peer_state import PeerState
 
 AHEAD: Final = 32
 """Files that are asked for before the first has arrived; each answer brings up to 256 KiB."""
@@ -127,7 +127,7 @@ class Downloads:
         made or changed.
         """
         check_name(name)
-        return self.fetch(Blob.open(self._session, name, version_asked(version)), target)
+        return self.fetch(Blob.open(self._session, name, requested_version(version)), target)
 
     def fetch(self, blob: Blob, target: Target | None = None) -> Got:
         """As `get`, what was opened already: a file of ours, or one that is shared with us."""
@@ -145,7 +145,7 @@ class Downloads:
         return _got(blob, path)
 
     def get_many(
-        self, items: Iterable[Item], skip: Skip, owner: Owner | None = None
+        self, items: Iterable[Item], skip: Skip, owner: FileOwner | None = None
     ) -> Iterator[Got]:
         """Fetch many, small ones without waiting for each; answers in order. `owner` shares them
         with us, None for our own.
@@ -169,7 +169,7 @@ class Downloads:
             line.abandon()
         self._seen.prove()
 
-    def _wanted(self, items: Iterable[Item], owner: Owner | None) -> Iterator[_Asked]:
+    def _wanted(self, items: Iterable[Item], owner: FileOwner | None) -> Iterator[_Asked]:
         """To be sent as they come. What is known of them is looked up for some together, just
         before the first of these is asked for."""
         session, left = self._session, iter(items)
@@ -180,7 +180,7 @@ class Downloads:
                 for item in some:
                     yield item, Wanted.of(session, item.name, item.version, known)
             else:
-                known = Remembered(session.state).known(owner.user, ids)
+                known = PeerState(session.state).known(owner.user, ids)
                 for item in some:
                     asked = item.file_id, item.version, item.name
                     yield item, Wanted.shared(session, owner, *asked, known)

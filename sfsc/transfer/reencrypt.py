@@ -27,7 +27,7 @@ from sfsc.transfer.attempts import Build
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.transfer.source import SMALL
-from sfsc.trust.file_records import File
+from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 
 _Done = TypeVar("_Done")
@@ -137,7 +137,7 @@ class Reencryption:
             onto = session.learn(reply.head, file_id, known_file(onto))
         raise ConflictError("others keep changing the file", "run the command again")
 
-    def _record(self, anew: Anew, onto: File) -> FileRecord:
+    def _record(self, anew: Anew, onto: VerifiedFile) -> FileRecord:
         return content_record(
             self._session.author,
             anew.key,

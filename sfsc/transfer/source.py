@@ -15,7 +15,7 @@ from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name
 from sfsc.crypto.primitives import TAG_SIZE
 from sfsc.crypto.segments import HEADER_SIZE
-from sfsc.errors import Unreadable, UsageError
+from sfsc.errors import UnreadableSource, UsageError
 
 SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 """Bytes of the longest plaintext whose ciphertext goes in one message."""
@@ -28,8 +28,8 @@ class Input(Closing):
 
     `mtime` (nanoseconds, None for a time that they have no room for) and `mode` are what its
     metadata shall say, `size` what it has in bytes as far as that is known beforehand. Faults of
-    reading are `Unreadable`. The end of a ``with`` block closes what `opened` has opened, unless it
-    was to be `kept`.
+    reading are `UnreadableSource`. The end of a ``with`` block closes what `opened` has opened,
+    unless it was to be `kept`.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Input(Closing):
         except OSError as exc:
             raise _unreadable(self._name, exc) from exc
         if count is None:
-            raise Unreadable(f"{self._name} has nothing to read yet, and does not block")
+            raise UnreadableSource(f"{self._name} has nothing to read yet, and does not block")
         return count
 
 
 def opened(source: Source) -> Input:
-    """The source, ready to be read. Raises `Unreadable`, and `UsageError` for what is none."""
+    """Open the source to be read. Raises `UnreadableSource`, and `UsageError` for another type."""
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "readinto"):
             hint = 'open the file with "rb"; bytes are a file by io.BytesIO'
@@ -181,5 +181,5 @@ def name_for(source: Source, name: str | None) -> str:
     return chosen
 
 
-def _unreadable(name: str, exc: OSError) -> Unreadable:
-    return Unreadable(f"cannot read {name}: {exc.strerror}")
+def _unreadable(name: str, exc: OSError) -> UnreadableSource:
+    return UnreadableSource(f"cannot read {name}: {exc.strerror}")

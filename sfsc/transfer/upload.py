@@ -27,7 +27,7 @@ from sfsc.errors import (
     LocalError,
     NetworkError,
     SfscError,
-    Unreadable,
+    UnreadableSource,
 )
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
@@ -109,7 +109,7 @@ class Uploads:
                 try:
                     yield from self._put_next(many, source, name_for(source, name))
                 except SfscError as exc:
-                    if skip is not None and isinstance(exc, Unreadable):
+                    if skip is not None and isinstance(exc, UnreadableSource):
                         skip(str(source), exc)
                         continue
                     failure = exc
@@ -181,7 +181,7 @@ class Uploads:
             return self._attempts.follow_up(item, reply)
         try:
             return self._committed(item, reply, many.workshop)
-        except Unreadable as exc:
+        except UnreadableSource as exc:
             # Read again from its beginning: it is not the source whose turn it is, nor left out.
             raise LocalError(exc.cause, exc.hint) from exc
         finally:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
-from sfsc.crypto.primitives import Sealer, known_key
+from sfsc.crypto.primitives import Sealer, verification_mac_key
 from sfsc.errors import LocalError, Tampered
 
 SCHEMA: Final = 3
@@ -60,12 +60,12 @@ _KEY: Final = "key"
 """Kept under this name: nothing, sealed, which shows whether the key is still the same."""
 
 
-class Database(Closing):
+class StateDatabase(Closing):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
 
     def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
         self._path = path
-        self._translated = translated(path)
+        self._translated = translate_errors(path)
         self._database = database
         self._mark = b""
         self._use(key)
@@ -77,7 +77,7 @@ class Database(Closing):
         `key` (32 bytes) encrypts what is cached. Raises `LocalError`, also where the file belongs
         to another account or was written by a newer version.
         """
-        with translated(path):
+        with translate_errors(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Made here and not by SQLite, which would take the mode from the umask; the files that
             # it puts beside this one take the mode from this one.
@@ -165,7 +165,7 @@ class Database(Closing):
     def _use(self, key: bytes) -> None:
         self._key = key
         self._sealer = Sealer(key)
-        self._known_key = known_key(key)
+        self._known_key = verification_mac_key(key)
 
     def _create(self, tables: str) -> None:
         for statement in tables.split(";"):
@@ -267,7 +267,7 @@ _MOVE_AWAY: Final = (
 )
 
 
-class translated:  # noqa: N801 - it is used as a function
+class translate_errors:  # noqa: N801 - it is used as a function
     """A context: errors of SQLite and of the system that concern `path` come out as `LocalError`.
 
     A class, since a generator would cost as much as the query in it.

@@ -32,19 +32,19 @@ from sfsc.crypto.primitives import PrivateKey, PublicKey, file_id
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring
-from sfsc.trust.signature_cache import Signed, verifies
+from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid
 
 SETTINGS: Final = "\0settings"
 """What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
 SETTINGS_NAME: Final = "settings"
 """What stands as a name in the settings' metadata."""
-_PARSED: Final = 8192
+_PARSE_CACHE_SIZE: Final = 8192
 """Records that are kept parsed, about 2 KB each."""
-_TOLD = "keep what you have, and ask the server's operator"
-_UNDONE = "somebody else had your keys then: see `sfsc history`"
+_REPORT = "keep what you have, and ask the server's operator"
+_VOIDED_HINT = "somebody else had your keys then: see `sfsc history`"
 
 
-class Revision(Value):
+class KnownRevision(Value):
     """A record of a file that is known, which an answer must not fall behind: its `rev`, and its
     `hash` (32 bytes). With `vouched`, whoever holds this account's keys has found its signature
     good before, or made it, so that it needs no second look."""
@@ -54,13 +54,13 @@ class Revision(Value):
     vouched: bool = False
 
 
-class File(Value):
+class VerifiedFile(Value):
     """One version of a file, every signature verified.
 
     `content` made the version, `head` is the file's last record, often the same one; what ends in
-    `_body` are their exact bytes. `metadata` and `wraps` are as stored: `Account.open` has yet to
-    judge them. A `content` of a voided generation is shown, so that records can stand upon it, and
-    never opened.
+    `_body` are their exact bytes. `metadata` and `wraps` are as stored: `OwnAccount.open` has yet
+    to judge them. A `content` of a voided generation is shown, so that records can stand upon it,
+    and never opened.
     """
 
     content: FileRecord
@@ -83,7 +83,7 @@ class File(Value):
     def deleted(self) -> bool:
         return self.head.current == 0
 
-    def check_not_older(self, known: Revision | None) -> None:
+    def check_not_older(self, known: KnownRevision | None) -> None:
         """Raise `Rollback` or `Fork` where this is older than `known`, the newest record that was
         known *before* the server was asked, or leads there another way."""
         if known is None:
@@ -92,12 +92,13 @@ class File(Value):
         head = self.head
         if head.rev < rev:
             raise Rollback(
-                f"the server shows revision {head.rev} of a file, after {rev} was seen", _TOLD
+                f"the server shows revision {head.rev} of a file, after {rev} was seen",
+                _REPORT,
             )
         if head.rev == rev and record_hash(self.head_body) != digest:
-            raise Fork(f"the server shows another revision {rev} of a file than was seen", _TOLD)
+            raise Fork(f"the server shows another revision {rev} of a file than was seen", _REPORT)
         if head.rev == rev + 1 and head.prev != digest:
-            raise Fork(f"revision {head.rev} of a file does not follow what was seen", _TOLD)
+            raise Fork(f"revision {head.rev} of a file does not follow what was seen", _REPORT)
 
 
 class Entry(Struct):
@@ -145,7 +146,7 @@ class Entry(Struct):
         return cls.from_map(encoding.unpack(packed))
 
 
-class Owner(Value):
+class FileOwner(Value):
     """A user whose files these are, as his identity chain shows him: `first` is the hash of his
     first statement, `signers` are the public keys, by generation, whose signatures count, `former`
     those that ever did, `voided` those that somebody else brought and a recovery has undone;
@@ -159,11 +160,13 @@ class Owner(Value):
     voided: Mapping[int, bytes]
     voided_wraps: frozenset[bytes]
 
-    def newest(self, view: FileView, wanted: str | None, known: Revision | None) -> File:
+    def newest(
+        self, view: FileView, wanted: str | None, known: KnownRevision | None
+    ) -> VerifiedFile:
         """What Stat, List or a conflict shows: the newest version of the file `wanted`.
 
-        `wanted` None stands for any file of his; for `known` see `File.check_not_older`. Raises
-        `BadRecord`, `Rollback` or `Fork`.
+        `wanted` None stands for any file of his; for `known` see `VerifiedFile.check_not_older`.
+        Raises `BadRecord`, `Rollback` or `Fork`.
         """
         file = self._verified(view, wanted, known)
         # Another record that made content would have made a version newer than this one.
@@ -171,10 +174,12 @@ class Owner(Value):
         older = made and file.head_body != file.content_body
         # Any other says which is current, and of a file that is there that is the newest.
         if older or file.head.current not in (0, file.version):
-            raise Rollback("the server shows an older version of the file as its newest", _TOLD)
+            raise Rollback("the server shows an older version of the file as its newest", _REPORT)
         return file
 
-    def opened(self, view: FileView, wanted: str, version: int, known: Revision | None) -> File:
+    def opened(
+        self, view: FileView, wanted: str, version: int, known: KnownRevision | None
+    ) -> VerifiedFile:
         """What GetOpen shows: `version` of the file, or with 0 the current one.
 
         Raises as `newest` does, and `NotFound` for the current version of a deleted file.
@@ -184,7 +189,7 @@ class Owner(Value):
             raise NotFound("the file was deleted")
         if file.version != (version or file.head.current):
             raise Rollback(
-                f"the server shows version {file.version} of the file for another one", _TOLD
+                f"the server shows version {file.version} of the file for another one", _REPORT
             )
         return file
 
@@ -192,7 +197,7 @@ class Owner(Value):
         """Whether it is of a generation that a recovery has undone."""
         return record.generation in self.voided
 
-    def standing_file(self, view: FileView, wanted: str) -> File:
+    def standing_file(self, view: FileView, wanted: str) -> VerifiedFile:
         """As `newest`, but of a file whose last record may be of a voided generation: for who puts
         another upon it. Raises `BadRecord`."""
         return self._verified(view, wanted, None, historic=True)
@@ -201,26 +206,26 @@ class Owner(Value):
         self,
         view: FileView,
         wanted: str | None,
-        known: Revision | None,
+        known: KnownRevision | None,
         *,
         historic: bool = False,
-    ) -> File:
+    ) -> VerifiedFile:
         # What a thief has stored stays there below the record that ended it.
         below = historic or view.head is not None
         passes = below and self.is_undone(view.content)
-        read = parsed(view.content, _parsed_before)
+        read = parse_record(view.content, _parse_cached)
         content = self.judged(view.content, read, wanted, known, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_undone(view.head)
-            read = parsed(view.head, _parsed_before)
+            read = parse_record(view.head, _parse_cached)
             head = self.judged(view.head, read, content.file_id, known, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
-        file = File(content, body, head, head_body, view.metadata, view.wraps)
+        file = VerifiedFile(content, body, head, head_body, view.metadata, view.wraps)
         file.check_not_older(known)
         return file
 
@@ -233,27 +238,27 @@ class Owner(Value):
         A `historic` one need not, and may be of a generation that was voided: it is linked by
         hashes to one that was judged without. Raises `BadRecord`.
         """
-        return self.judged(signed, parsed(signed), wanted, historic=historic)
+        return self.judged(signed, parse_record(signed), wanted, historic=historic)
 
     def judged(
         self,
         signed: SignedRecord,
         record: FileRecord,
         wanted: str | None,
-        known: Revision | None = None,
+        known: KnownRevision | None = None,
         *,
         historic: bool = False,
     ) -> FileRecord:
-        """As `record`, of what was `parsed` already; `known` of the same file may vouch for it."""
+        """As `record`, of a record that is parsed; `known` of the same file may vouch for it."""
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
-            raise BadRecord("a file's record is of another server or user", _TOLD)
+            raise BadRecord("a file's record is of another server or user", _REPORT)
         if wanted is not None and record.file_id != wanted:
-            raise BadRecord("the server shows the record of another file", _TOLD)
+            raise BadRecord("the server shows the record of another file", _REPORT)
         self._check_signed(signed, record, known, historic=historic)
         _check_current(record)
         return record
 
-    def signed(self, views: Iterable[FileView]) -> list[Signed]:
+    def signed(self, views: Iterable[FileView]) -> list[SignatureCheck]:
         """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
         and no judgement."""
         found = []
@@ -268,14 +273,19 @@ class Owner(Value):
 
     def is_undone(self, signed: SignedRecord) -> bool:
         """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
-        return bool(self.voided) and self.is_voided(parsed(signed))
+        return bool(self.voided) and self.is_voided(parse_record(signed))
 
     def _check_signed(
-        self, signed: SignedRecord, record: FileRecord, known: Revision | None, *, historic: bool
+        self,
+        signed: SignedRecord,
+        record: FileRecord,
+        known: KnownRevision | None,
+        *,
+        historic: bool,
     ) -> None:
         by_generation = {one.generation: one.signature for one in signed.signatures}
         if len(by_generation) != len(signed.signatures):
-            raise BadRecord("a file's record has two signatures of one generation", _TOLD)
+            raise BadRecord("a file's record has two signatures of one generation", _REPORT)
         own = by_generation.pop(record.generation, None)
         keys = {**self.former, **self.voided} if historic else self.signers
         # Which keys count may have changed since then, so that is asked all the same; whose a
@@ -285,7 +295,7 @@ class Owner(Value):
         def is_by(public: bytes | None) -> bool:
             if vouched:
                 return public is not None
-            return verifies(Label.RECORD, signed.record, own, public)
+            return signature_is_valid(Label.RECORD, signed.record, own, public)
 
         if is_by(keys.get(record.generation)):
             return
@@ -294,12 +304,12 @@ class Owner(Value):
         former = is_by(self.former.get(record.generation))
         for generation, signature in by_generation.items():
             public = self.signers.get(generation) if generation > record.generation else None
-            if former and verifies(Label.ENDORSE, digest, signature, public):
+            if former and signature_is_valid(Label.ENDORSE, digest, signature, public):
                 return
-        raise BadRecord("a file's record is not validly signed with a key that counts", _TOLD)
+        raise BadRecord("a file's record is not validly signed with a key that counts", _REPORT)
 
 
-class Account(Owner):
+class OwnAccount(FileOwner):
     """Who we are."""
 
     __slots__ = ("__dict__",)  # for what is worked out once
@@ -308,13 +318,13 @@ class Account(Owner):
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
-    def of(cls, keyring: Keyring) -> Account:
+    def of(cls, keyring: Keyring) -> OwnAccount:
         """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
         return cls(
             keyring.server_id,
             keyring.user,
             keyring.first,
-            *_keys(keyring.statements),
+            *_signing_keys(keyring.statements),
             keyring.name_keys,
             private_keys(keyring.generations),
         )
@@ -341,7 +351,9 @@ class Account(Owner):
     def is_settings(self, wanted: str) -> bool:
         return wanted in self.settings_ids
 
-    def open(self, file: File, owner: Owner | None = None) -> tuple[ContentKey, Metadata]:
+    def open(
+        self, file: VerifiedFile, owner: FileOwner | None = None
+    ) -> tuple[ContentKey, Metadata]:
         """The key and the metadata of a version, checked against its record; of a file that its
         `owner` shares with us, else of our own.
 
@@ -352,18 +364,20 @@ class Account(Owner):
         key = self.unwrap(file, owner)
         return key, self.described(key, file, owner)
 
-    def unwrap(self, file: File, owner: Owner | None = None) -> ContentKey:
+    def unwrap(self, file: VerifiedFile, owner: FileOwner | None = None) -> ContentKey:
         """The first half of `open`."""
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
-            raise BadRecord("this version was made with a key that was undone", _UNDONE)
+            raise BadRecord("this version was made with a key that was undone", _VOIDED_HINT)
         return open_wraps(file.content, whose.first, file.wraps, self.private_keys)
 
-    def described(self, key: ContentKey, file: File, owner: Owner | None = None) -> Metadata:
+    def described(
+        self, key: ContentKey, file: VerifiedFile, owner: FileOwner | None = None
+    ) -> Metadata:
         """The second half of `open`."""
         metadata = key.open_metadata(file.content, file.metadata)
         if owner is None and not self._belongs(metadata.name, file.file_id):
-            raise Tampered("the file's name does not belong to it", _TOLD)
+            raise Tampered("the file's name does not belong to it", _REPORT)
         return metadata
 
     def _belongs(self, name: str, wanted: str) -> bool:
@@ -376,7 +390,7 @@ class Account(Owner):
         own = Recipient(self.user, self.own_key)
         return key.wrap(self.server_id, self.first, [own, *readers])
 
-    def entry(self, file: File, owner: Owner | None = None) -> Entry:
+    def entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
         """What a listing shows of a version; raises as `open` does."""
         _, metadata = self.open(file, owner)
         return Entry.of(file.head, file.content, metadata)
@@ -392,19 +406,19 @@ def has_moved(head: FileRecord, version: int, to: Collection[str]) -> bool:
     return head.current == 0 and (head.to in to or version in (head.purged or ()))
 
 
-def owner_of(chain: Sequence[bytes]) -> Owner:
+def owner_from_chain(chain: Sequence[bytes]) -> FileOwner:
     """Whom a chain of statements, followed from its first, shows."""
     head = Statement.parse(chain[-1])
-    return Owner(head.server, head.user, record_hash(chain[0]), *_keys(chain))
+    return FileOwner(head.server, head.user, record_hash(chain[0]), *_signing_keys(chain))
 
 
-@lru_cache(_PARSED)
-def _parsed_before(body: bytes) -> FileRecord:
+@lru_cache(_PARSE_CACHE_SIZE)
+def _parse_cached(body: bytes) -> FileRecord:
     """Of the same bytes the same: what was listed is often fetched just after."""
     return FileRecord.parse(body)
 
 
-def parsed(
+def parse_record(
     signed: SignedRecord, parse: Callable[[bytes], FileRecord] = FileRecord.parse
 ) -> FileRecord:
     """What a record says, be it signed by whomever. Raises `BadRecord`."""
@@ -417,7 +431,7 @@ def parsed(
 _Keys = dict[int, bytes]
 
 
-def _keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
+def _signing_keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
     """The signing key of each generation, by a (trusted) chain: of those whose signatures
     count, of those that ever did, and of those that a recovery has voided; with the ids of the
     latters' wrap keys."""
@@ -444,6 +458,6 @@ def _check_current(record: FileRecord) -> None:
 
 def _check_follows(content: FileRecord, content_body: bytes, head: FileRecord) -> None:
     if head.rev <= content.rev:
-        raise BadRecord("the file's last record is not after the one before it", _TOLD)
+        raise BadRecord("the file's last record is not after the one before it", _REPORT)
     if head.rev == content.rev + 1 and head.prev != record_hash(content_body):
-        raise BadRecord("the file's last record does not follow from the one before", _TOLD)
+        raise BadRecord("the file's last record does not follow from the one before", _REPORT)

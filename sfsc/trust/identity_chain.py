@@ -13,18 +13,18 @@ from protocol.records.chain import check_first, check_next
 from protocol.records.records import Statement, record_hash
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
-from sfsc.trust.server_log import TOLD, Trust
+from sfsc.trust.server_log import REPORT, ServerTrust
 
 MAX_STATEMENTS: Final = 8192
 """Of one user. Ten years of weekly rotations are 1,600; a server takes 2,048, and as many again
 after each recovery."""
 MAX_MOVES: Final = 16
 """How often an account's chain may grow between the reading of its end and of its bundle."""
-Ask = Callable[[Lookup], Identity]
+SendLookup = Callable[[Lookup], Identity]
 
 
-def follow(
-    ask: Ask, trust: Trust, user: str, first: bytes, known: tuple[bytes, ...] = ()
+def follow_chain(
+    ask: SendLookup, trust: ServerTrust, user: str, first: bytes, known: tuple[bytes, ...] = ()
 ) -> tuple[bytes, ...]:
     """All statements of `user`, exact bytes, in order.
 
@@ -49,11 +49,11 @@ def follow(
             raise ProtocolFailure("the server's list of statements has gaps or no end")
         number = page.next
     if not chain or len(shown) == 0:
-        raise Rollback(f"the server shows fewer statements of {user} than were seen", TOLD)
+        raise Rollback(f"the server shows fewer statements of {user} than were seen", REPORT)
     return tuple(chain)
 
 
-def newest_bundle(
+def fetch_newest_bundle(
     chain: tuple[bytes, ...],
     follow_on: Callable[[tuple[bytes, ...]], tuple[bytes, ...]],
     fetch: Callable[[], bytes],
@@ -80,7 +80,7 @@ def _check_known(known: bytes, body: bytes, first: bytes) -> None:
     if known != body:
         raise BrokenChain(
             "the server shows another statement than was seen",
-            TOLD,
+            REPORT,
             pinned=first.hex(),
             shown=record_hash(body).hex(),
         )
@@ -103,7 +103,7 @@ def _check_follows(
     except RemoteProtocolError as exc:
         raise BrokenChain(
             f"a statement of {user} does not follow from the one before: {exc}",
-            TOLD,
+            REPORT,
             pinned=first.hex(),
             shown=record_hash(body).hex(),
         ) from exc

@@ -11,13 +11,13 @@ from typing import Final
 
 from protocol.codec.values import Value
 from protocol.records.records import record_hash
-from sfsc.trust.file_records import File, Revision
-from sfsc.trust.state import State
+from sfsc.trust.file_records import KnownRevision, VerifiedFile
+from sfsc.trust.state import ClientState
 
 _RECEIVED: Final = "received"
 
 
-class SharedKnown(Value):
+class KnownSharedFile(Value):
     """A file of `owner`: (rev, hash) of its newest verified record, and what a listing shows."""
 
     owner: str
@@ -27,20 +27,20 @@ class SharedKnown(Value):
     entry: bytes | None
 
     @classmethod
-    def of(cls, file: File, entry: bytes | None) -> SharedKnown:
+    def of(cls, file: VerifiedFile, entry: bytes | None) -> KnownSharedFile:
         """A verified file, by its last record."""
         head = file.head
         return cls(head.owner, head.file_id, head.rev, record_hash(file.head_body), entry)
 
     @property
-    def known(self) -> Revision:
-        return Revision(self.rev, self.hash)
+    def known(self) -> KnownRevision:
+        return KnownRevision(self.rev, self.hash)
 
 
-class Remembered:
+class PeerState:
     """Other people, as far as this client knows them. Methods may raise `LocalError`."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ClientState) -> None:
         self._state = state
 
     def chain(self, user: str) -> tuple[bytes, ...]:
@@ -71,20 +71,22 @@ class Remembered:
         self._state.run("DELETE FROM statement WHERE user = ?", (user,))
         self._state.run("DELETE FROM meta WHERE key = ?", (_chain_name(user),))
 
-    def known(self, owner: str, file_ids: Sequence[str]) -> dict[str, Revision | None]:
-        """As `State.known`, of files that `owner` shares."""
+    def known(self, owner: str, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
+        """As `ClientState.known`, of files that `owner` shares."""
         query = "SELECT file_id, rev, hash FROM shared WHERE owner = ? AND"
         return self._state.known_by(query, (owner,), file_ids)
 
-    def files(self) -> Iterator[SharedKnown]:
+    def files(self) -> Iterator[KnownSharedFile]:
         """Every file of others that is known, in no order."""
         for row in self._state.rows("SELECT owner, file_id, rev, hash, entry FROM shared"):
             yield self._known(*row)
 
-    def remember_file(self, known: SharedKnown) -> None:
+    def remember_file(self, known: KnownSharedFile) -> None:
         """The newest record of a file of another's, verified; an older one changes nothing."""
         with self._state.changing():
-            cached = known.entry is not None and self._state.is_current  # as `State.remember_files`
+            cached = (
+                known.entry is not None and self._state.is_current
+            )  # as `ClientState.remember_files`
             sealed = self._state.seal(known.entry or b"", _name(known)) if cached else None
             self._state.run(
                 "INSERT INTO shared VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -104,12 +106,12 @@ class Remembered:
 
     def _known(
         self, owner: str, file_id: str, rev: int, digest: bytes, sealed: bytes | None
-    ) -> SharedKnown:
-        known = SharedKnown(owner, file_id, rev, bytes(digest), None)
+    ) -> KnownSharedFile:
+        known = KnownSharedFile(owner, file_id, rev, bytes(digest), None)
         if sealed is None:
             return known
         entry = self._state.unseal(bytes(sealed), _name(known))
-        return SharedKnown(owner, file_id, rev, bytes(digest), entry)
+        return KnownSharedFile(owner, file_id, rev, bytes(digest), entry)
 
 
 def _chain_name(user: str) -> str:
@@ -121,5 +123,5 @@ def _digest(chain: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join([record_hash(body) for body in chain])).digest()
 
 
-def _name(known: SharedKnown) -> str:
+def _name(known: KnownSharedFile) -> str:
     return f"{known.owner}:{known.file_id}"

@@ -42,10 +42,10 @@ from sfsc.errors import (
     WrongServer,
 )
 
-TOLD: Final = "keep what you have; ask others of this server what they see, then its operator"
+REPORT: Final = "keep what you have; ask others of this server what they see, then its operator"
 
 
-class Point(Value):
+class TreeHead(Value):
     """A proven state of the log: `size` entries under `root` (32 bytes); `note` says it, signed."""
 
     size: int
@@ -53,10 +53,10 @@ class Point(Value):
     note: bytes
 
 
-_NOTHING = Point(0, merkle.EMPTY_ROOT, b"")
+_EMPTY_LOG = TreeHead(0, merkle.EMPTY_ROOT, b"")
 
 
-class Sent(Value):
+class SentChange(Value):
     """A change as it was sent, hence as its log entry must say it.
 
     `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key;
@@ -73,37 +73,37 @@ class Sent(Value):
     tombstone: tuple[bytes, Mapping[str, bytes]] | None = None
 
 
-class Trust:
+class ServerTrust:
     """The server and its log. `newest` is the newest proven point: what a client remembers, and
     the `seen` of its records. Feed it Welcome, then Session, then receipts; a new connection of the
     same client begins again at the Welcome.
     """
 
     def __init__(
-        self, pin: bytes, *, statement: bytes | None = None, newest: Point | None = None
+        self, pin: bytes, *, statement: bytes | None = None, newest: TreeHead | None = None
     ) -> None:
         """`pin` is the server_id; the rest is what an earlier session left, if there was one."""
         self.pin = pin
         self._proven: set[tuple[int, bytes]] = set()
-        self.newest = newest or _NOTHING
+        self.newest = newest or _EMPTY_LOG
         self._statement = statement
         self._verifier: Verifier | None = None
         self._opened = self.newest
-        self._loose: dict[int, Point] = {}  # by size: of receipts, until they are joined
+        self._loose: dict[int, TreeHead] = {}  # by size: of receipts, until they are joined
         self._verified = self.newest
-        self._extended: tuple[Point, Point, tuple[bytes, ...]] | None = None
+        self._extended: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
 
     @property
-    def newest(self) -> Point:
+    def newest(self) -> TreeHead:
         return self._newest
 
     @newest.setter
-    def newest(self, point: Point) -> None:
+    def newest(self, point: TreeHead) -> None:
         self._newest = point
         self._proven.add((point.size, point.root))
 
     @property
-    def opened(self) -> Point:
+    def opened(self) -> TreeHead:
         """The log as it was when the present session began, this login in it."""
         return self._opened
 
@@ -136,9 +136,9 @@ class Trust:
             )
             verifier = Verifier.parse(statement.log_vkey)
         except (SignatureError, CheckpointError) as exc:
-            raise BadRecord("the server's statement is not validly signed", TOLD) from exc
+            raise BadRecord("the server's statement is not validly signed", REPORT) from exc
         if verifier.name != origin_of(self.pin):
-            raise BadRecord("the server's statement names the key of another log", TOLD)
+            raise BadRecord("the server's statement names the key of another log", REPORT)
         if statement.tls_spki_sha256 != peer_spki_sha256:
             raise WrongServer(
                 "the connection does not end at the server that was pinned",
@@ -157,10 +157,10 @@ class Trust:
         known = _server_statement(self._statement)
         if statement.n < known.n:
             raise Rollback(
-                f"the server shows its statement {statement.n}, after {known.n} was seen", TOLD
+                f"the server shows its statement {statement.n}, after {known.n} was seen", REPORT
             )
         if statement.n == known.n:
-            raise Fork(f"the server has signed two statements with the number {known.n}", TOLD)
+            raise Fork(f"the server has signed two statements with the number {known.n}", REPORT)
 
     def session(self, session: Session) -> None:
         """The log at login must continue the newest point known; it is then the newest.
@@ -176,7 +176,7 @@ class Trust:
             # What the session before left loose was proven from another opening than this.
             self._loose[point.size] = point
 
-    def enrolled(self, session: Session, sent: Sent) -> LogEntry:
+    def enrolled(self, session: Session, sent: SentChange) -> LogEntry:
         """The first session of a new account: its receipt must show the statement in the log.
 
         Raises as `session` and `receipt` do, and `BadReceipt` where there is none.
@@ -194,7 +194,7 @@ class Trust:
         self.join([])  # the first receipt of a session leaves no gap
         return entry
 
-    def receipt(self, receipt: Receipt, sent: Sent) -> LogEntry:
+    def receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
         """The log entry of a change, proven to say what was sent and to stand in a log that
         continues the one this session opened with. `join` is still to come.
 
@@ -207,8 +207,8 @@ class Trust:
             leaf = merkle.leaf_hash(entry.hash)
             merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
         except (LogError, ProofError) as exc:
-            raise BadReceipt(f"the log does not prove the change: {exc}", TOLD) from exc
-        _check_says(entry, sent)
+            raise BadReceipt(f"the log does not prove the change: {exc}", REPORT) from exc
+        _check_matches(entry, sent)
         self._extend(self._opened, point, receipt.consistency)
         self._take(point)
         return entry
@@ -224,9 +224,9 @@ class Trust:
                 leaf = merkle.leaf_hash(entry.hash)
                 merkle.verify_inclusion(leaf, one.index, point.size, one.inclusion, point.root)
             except (LogError, ProofError) as exc:
-                raise BadReceipt(f"the log does not prove a statement: {exc}", TOLD) from exc
+                raise BadReceipt(f"the log does not prove a statement: {exc}", REPORT) from exc
             if (entry.owner, entry.rec) != (user, one.statement):
-                raise BadReceipt("the log has another statement than is shown", TOLD)
+                raise BadReceipt("the log has another statement than is shown", REPORT)
         self._extend(self._opened, point, shown.consistency)
         self._take(point)
         return [(one.statement, one.signatures) for one in shown.statements]
@@ -241,11 +241,11 @@ class Trust:
             said = notes.read(note)
         except CheckpointError as exc:
             raise BadRecord(f"the bundle's checkpoint is malformed: {exc}") from exc
-        known = Point(said.size, said.root, note)
+        known = TreeHead(said.size, said.root, note)
         if known.size > self.newest.size:
             raise Rollback(
                 f"the server's log has {self.newest.size} entries, after {known.size} were seen",
-                TOLD,
+                REPORT,
             )
         if known.size:
             self._extend(known, self.newest, prove((known.size, self.newest.size)))
@@ -263,7 +263,7 @@ class Trust:
         self._take(point)
 
     @staticmethod
-    def point(note: bytes, keys: Iterable[Verifier]) -> Point:
+    def point(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
         """What a checkpoint says that somebody else has seen: it may be from before the log had the
         key that it has now. Raises `BadRecord` where none of `keys` has signed it."""
         failure: CheckpointError | None = None
@@ -273,22 +273,24 @@ class Trust:
             except CheckpointError as exc:
                 failure = exc
                 continue
-            return Point(checkpoint.size, checkpoint.root, note)
+            return TreeHead(checkpoint.size, checkpoint.root, note)
         hint = "it should be an `audit checkpoint` of somebody else at the same server"
         raise BadRecord(f"this is no checkpoint of this server's log: {failure}", hint)
 
-    def check_continues(self, known: Point, point: Point, consistency: tuple[bytes, ...]) -> None:
+    def check_continues(
+        self, known: TreeHead, point: TreeHead, consistency: tuple[bytes, ...]
+    ) -> None:
         """That the log of a proven `point`, which was the newest when the proof was asked for,
         continues `known`. Raises `Rollback`, `Fork`."""
         self._extend(known, point, consistency)
 
-    def check_included(self, entry: LogEntry, point: Point, proof: tuple[bytes, ...]) -> None:
+    def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """That the log of a proven `point` has the entry. Raises `BadReceipt`."""
         try:
             leaf = merkle.leaf_hash(entry.hash)
             merkle.verify_inclusion(leaf, entry.seq, point.size, proof, point.root)
         except ProofError as exc:
-            raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", TOLD) from exc
+            raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", REPORT) from exc
 
     def gaps(self) -> list[tuple[int, int]]:
         """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
@@ -310,7 +312,7 @@ class Trust:
         if chain:
             self.newest = chain[-1]
 
-    def _chain(self) -> list[Point]:
+    def _chain(self) -> list[TreeHead]:
         """The checkpoints that must prove to be of one log, by size."""
         points = dict(self._loose)
         # The opening itself is left out: a receipt of its session was proven from it already.
@@ -318,23 +320,23 @@ class Trust:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
 
-    def _take(self, point: Point) -> None:
+    def _take(self, point: TreeHead) -> None:
         """A point that was proven from the opening; loose until it is joined."""
         self._check_same_size(point)
         if point.size != self.newest.size:
             self._loose[point.size] = point
 
-    def _check_same_size(self, point: Point) -> None:
+    def _check_same_size(self, point: TreeHead) -> None:
         """Two checkpoints of one size are one checkpoint, whatever each was proven from."""
         for known in (self.newest, self._loose.get(point.size, point)):
             if known.size == point.size and known.root != point.root:
                 raise Fork(
                     f"the server has signed two logs of {point.size} entries",
-                    TOLD,
+                    REPORT,
                     notes=(known.note, point.note),
                 )
 
-    def _point(self, note: bytes) -> Point:
+    def _point(self, note: bytes) -> TreeHead:
         """What a signed note says. Those of one commit are the same bytes: verified once."""
         if note == self._verified.note:
             return self._verified
@@ -343,11 +345,11 @@ class Trust:
         try:
             checkpoint = notes.verify(note, self._verifier)
         except CheckpointError as exc:
-            raise BadRecord(f"the log's checkpoint is not valid: {exc}", TOLD) from exc
-        self._verified = Point(checkpoint.size, checkpoint.root, note)
+            raise BadRecord(f"the log's checkpoint is not valid: {exc}", REPORT) from exc
+        self._verified = TreeHead(checkpoint.size, checkpoint.root, note)
         return self._verified
 
-    def _extend(self, known: Point, point: Point, proof: tuple[bytes, ...]) -> None:
+    def _extend(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """That `point` continues `known`. The receipts of one commit prove the same by the same:
         what was proven last is not worked out again."""
         if self._extended == (known, point, proof):
@@ -355,7 +357,7 @@ class Trust:
         if point.size < known.size:
             raise Rollback(
                 f"the server's log has {point.size} entries, after {known.size} were seen",
-                TOLD,
+                REPORT,
                 notes=(known.note, point.note),
             )
         try:
@@ -363,7 +365,7 @@ class Trust:
         except ProofError as exc:
             raise Fork(
                 f"the server's log does not continue the one seen before: {exc}",
-                TOLD,
+                REPORT,
                 notes=(known.note, point.note),
             ) from exc
         self._extended = (known, point, proof)
@@ -376,8 +378,8 @@ def _server_statement(body: bytes) -> ServerStatement:
         raise BadRecord(f"the server's statement is malformed: {exc}") from exc
 
 
-def _check_says(entry: LogEntry, sent: Sent) -> None:
-    said = Sent(
+def _check_matches(entry: LogEntry, sent: SentChange) -> None:
+    said = SentChange(
         entry.op,
         entry.actor,
         entry.owner,
@@ -388,4 +390,4 @@ def _check_says(entry: LogEntry, sent: Sent) -> None:
         entry.records[1] if len(entry.records) > 1 else None,
     )
     if said != sent:
-        raise BadReceipt("the log has an entry for the change that says something else", TOLD)
+        raise BadReceipt("the log has an entry for the change that says something else", REPORT)

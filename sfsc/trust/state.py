@@ -24,8 +24,8 @@ from protocol.records.records import FileRecord, record_hash
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError
 from sfsc.keys.keyring import Keyring
-from sfsc.trust.database import Database, translated
-from sfsc.trust.file_records import Revision
+from sfsc.trust.database import StateDatabase, translate_errors
+from sfsc.trust.file_records import KnownRevision
 
 
 class KnownFile(Value):
@@ -46,11 +46,11 @@ class KnownFile(Value):
         return cls(head.file_id, head.rev, record_hash(body), body, version)
 
     @property
-    def known(self) -> Revision:
-        return Revision(self.rev, self.hash)
+    def known(self) -> KnownRevision:
+        return KnownRevision(self.rev, self.hash)
 
 
-class Followed(Value):
+class LogPosition(Value):
     """A place in an account's own log: entries below `next_seq` are followed, `count` of them the
     account's, the last with the hash `last` (32 bytes)."""
 
@@ -68,11 +68,11 @@ class Followed(Value):
 
 _FOLLOWED: Final = struct.Struct(">QQ32s")
 _SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n DESC"
-NOTHING: Final = Followed(0, 0, GENESIS)
+LOG_START: Final = LogPosition(0, 0, GENESIS)
 """Where nothing was followed yet."""
 
 
-class State(Database):
+class ClientState(StateDatabase):
     """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
 
     def change_key(self, key: bytes) -> None:
@@ -198,22 +198,22 @@ class State(Database):
         found.update((row[0], KnownFile(*row)) for row in self._of(query, (), file_ids))
         return found
 
-    def known(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
+    def known(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
         """The revision that is known of each of a few files, and whether it is vouched for; to be
         asked for as `file` is."""
-        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
         query = "SELECT file_id, rev, hash, vouched FROM file WHERE"
         for file_id, rev, digest, voucher in self._of(query, (), file_ids):
-            found[file_id] = Revision(rev, digest, self.vouches(voucher, file_id, digest))
+            found[file_id] = KnownRevision(rev, digest, self.vouches(voucher, file_id, digest))
         return found
 
     def known_by(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
-    ) -> dict[str, Revision | None]:
+    ) -> dict[str, KnownRevision | None]:
         """By a query for (file_id, rev, hash) that goes on with which files; none vouched for."""
-        found: dict[str, Revision | None] = dict.fromkeys(file_ids)
+        found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
         for file_id, rev, digest in self._of(query, values, file_ids):
-            found[file_id] = Revision(rev, digest)
+            found[file_id] = KnownRevision(rev, digest)
         return found
 
     def _of(
@@ -223,10 +223,10 @@ class State(Database):
         marks = ",".join("?" * len(file_ids))
         return self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
-    def revisions(self) -> dict[str, Revision]:
+    def revisions(self) -> dict[str, KnownRevision]:
         """What is known of every file; to be asked for as `file` is."""
         rows = self.rows("SELECT file_id, rev, hash FROM file")
-        return {file_id: Revision(rev, digest) for file_id, rev, digest in rows}
+        return {file_id: KnownRevision(rev, digest) for file_id, rev, digest in rows}
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
         """The newest record of a file, its signature verified or made here, and what a listing
@@ -263,7 +263,7 @@ class State(Database):
                 rows,
             )
 
-    def with_entries(self, file_ids: Sequence[str]) -> dict[str, Revision | None]:
+    def with_entries(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
         """As `known`, where what a listing shows of that very record is cached, else None."""
         query = "SELECT file_id, rev, hash FROM file WHERE entry NOT NULL AND"
         return self.known_by(query, (), file_ids)
@@ -286,12 +286,14 @@ class State(Database):
 
     # --- the account's own log ----------------------------------------------------------------
 
-    def followed(self) -> Followed:
+    def followed(self) -> LogPosition:
         """How far the log of this account was followed."""
         value = self.value("followed")
-        return NOTHING if value is None else Followed.unpack(value)
+        return LOG_START if value is None else LogPosition.unpack(value)
 
-    def remember_followed(self, before: Followed, now: Followed, newest: dict[str, int]) -> bool:
+    def remember_followed(
+        self, before: LogPosition, now: LogPosition, newest: dict[str, int]
+    ) -> bool:
         """That it was followed from `before` to `now`, and the last `rev` of each file in between.
         False, and nothing, where another process has followed it meanwhile."""
         with self.changing():
@@ -316,16 +318,16 @@ def state_path(home: Path) -> Path:
     return home / "state.sqlite3"
 
 
-def open_state(home: Path, keyring: Keyring) -> State:
+def open_client_state(home: Path, keyring: Keyring) -> ClientState:
     """Open what this client remembers of the keyring's account. Raises `LocalError`."""
     account = keyring.server_id + keyring.user.encode()
-    return State.open(state_path(home), account, state_key(keyring.device.xwing_private))
+    return ClientState.open(state_path(home), account, state_key(keyring.device.xwing_private))
 
 
-def kept_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
+def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
     """(server_id, exact bytes of every server statement) that the state at `path` keeps, newest
     first; for who checks a proof without any key. Raises `LocalError`."""
-    with translated(path):
+    with translate_errors(path):
         if not path.exists():
             hint = "name the log's key with --vkey: `sfsc status` shows it where there is one"
             raise LocalError(f"there is no account in {path.parent}", hint)

@@ -25,7 +25,7 @@ import sfsd.storage.committer
 from protocol.wire.messages.log import LogProof, LogProven
 from sfsc.keys.keyring import KeyringFile
 from sfsc.session.transport import Transport
-from sfsc.trust.state import State
+from sfsc.trust.state import ClientState
 from sfsd import cli
 from sfsd.log.file import LogFile
 from sfsd.log.journal import Journal
@@ -120,7 +120,7 @@ def rotate(steps: Steps, home: str, compromised: bool) -> None:
         steps.around(Transport, "submit", "send", "sent", but=(LogProof,))
         steps.around(Transport, "result", None, "received", but=(LogProven,))
         steps.around(KeyringFile, "save", "save", "saved")
-        steps.around(State, "remember_checkpoint", "remember", "remembered")
+        steps.around(ClientState, "remember_checkpoint", "remember", "remembered")
         store.rotate(compromised=compromised)
     sys.stdout.write("done\n")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from tests.e2e.accounts import enrolled, new_root
 from tests.harness import Client, Daemon, environment
 
@@ -47,7 +47,7 @@ class Later:
 
     @property
     def generation(self) -> int:
-        (only,) = unlock(self.alice.home, None).contents.generations
+        (only,) = unlock_home(self.alice.home, None).contents.generations
         return only.generation
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import sfsc
 from sfsc.api import Store
-from sfsc.crypto.segments import MEBIBYTE
+from sfsc.crypto.segments import SEGMENTS_1MB
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import content, objects, peak, stored, through, write
 from tests.harness import Client, Daemon, command, environment
@@ -347,7 +347,7 @@ def test_memory_does_not_grow_with_the_tree(alice: Client, tmp_path: Path) -> No
 
 # --- other programs
 
-S = MEBIBYTE.segment_size
+S = SEGMENTS_1MB.segment_size
 TAMPERED = {S, 2 * S - 72, 5 * MIB + 7}
 
 

@@ -18,7 +18,7 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.rotation import NewStatement
 from protocol.wire.messages.sharing import Lookup
 from sfsc.errors import StaleGeneration
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.session.transport import Transport
 from tests.e2e.accounts import enrolled
@@ -304,7 +304,7 @@ def test_a_server_that_takes_a_statement_and_calls_it_stale(
         assert store.has_recovery()
     assert len(sent) == 2
     assert sent[0] == sent[1]
-    statements = unlock(alice.home, alice.passphrase).contents.statements
+    statements = unlock_home(alice.home, alice.passphrase).contents.statements
     assert [Statement.parse(body).n for body in statements] == [1, 2]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS
-from sfsc.crypto.segments import MEBIBYTE
+from sfsc.crypto.segments import SEGMENTS_1MB
 from sfsc.keys.keyring import KeyringFile
 from tests.e2e.proxy import proxied
 from tests.harness import Client, Daemon, Result, command, environment
 from tests.waiting import until
 
 MIB = 1024 * 1024
-S = MEBIBYTE.capacity(0)
+S = SEGMENTS_1MB.capacity(0)
 SIZES = [0, 1, 256 * 1024 - 57, 256 * 1024 - 56, 256 * 1024 - 55, S - 1, S, S + 1]
 LARGE = [5 * MIB + 7, 40 * MIB]
 

@@ -16,7 +16,7 @@ from sfsc.account.compromise import Theft
 from sfsc.account.renaming import Renaming
 from sfsc.errors import ConflictError, NotFound
 from sfsc.keys.keyring import Keyring
-from sfsc.trust.file_records import SETTINGS, Account
+from sfsc.trust.file_records import SETTINGS, OwnAccount
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.test_rotation import keyring, read
 from tests.e2e.test_rotation_sweep import MOST, Swept
@@ -107,7 +107,7 @@ def check_server(daemon: Daemon) -> None:
 
 def guess(stolen: Keyring, name: str) -> str:
     """The id that who has a stolen keyring makes of a name."""
-    return Account.of(stolen).file_id(name)
+    return OwnAccount.of(stolen).file_id(name)
 
 
 def left(daemon: Daemon, ids: set[str]) -> list[str]:

@@ -15,7 +15,7 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, SfscError
 from sfsc.keys.bundle import open_bundle
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsd.storage.json_files import parse_statements
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
@@ -251,7 +251,7 @@ def test_a_person_says_from_where_on(alice: Client, code: tuple[str, str], tmp_p
         alice.run("rotate", "--recovery", "--yes", "--undo-from", wrong, stdin=line, code=2)
     alice.run("rotate", "--recovery", "--yes", "--undo-from", "3", stdin=line)
     check(alice, FILES)
-    assert len(unlock(alice.home, None).contents.generations) == 1
+    assert len(unlock_home(alice.home, None).contents.generations) == 1
 
 
 def test_sessions_close_when_keys_were_stolen(alice: Client, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_sessions_close_when_keys_were_stolen(alice: Client, tmp_path: Path) -> 
 
 def test_bundles_of_before_open_nothing_of_now(daemon: Daemon, alice: Client) -> None:
     """With the private keys of before, and every bundle that the server keeps: no newer key."""
-    old = unlock(alice.home, None).contents
+    old = unlock_home(alice.home, None).contents
     for _ in range(2):
         alice.run("rotate")
     user = daemon.root / "store" / "users" / "alice"

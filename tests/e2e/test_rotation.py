@@ -15,7 +15,7 @@ from sfsc.account import rewrap, wraps
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from sfsd.storage.json_files import parse_sidecar
 from tests.e2e.accounts import enrolled
@@ -66,7 +66,7 @@ def read(store: sfsc.Store, name: str, version: int | None = None) -> bytes:
 
 
 def keyring(client: Client) -> Keyring:
-    return unlock(client.home, None).contents
+    return unlock_home(client.home, None).contents
 
 
 def test_a_rotation(daemon: Daemon, alice: Client) -> None:

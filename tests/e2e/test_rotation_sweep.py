@@ -20,7 +20,7 @@ import pytest
 
 import sfsc
 from sfsc.keys.bundle import private_keys
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from tests.e2e.accounts import enrolled, new_root
 from tests.e2e.test_rotation import tried
@@ -89,7 +89,7 @@ class Swept:
 
     @property
     def keyring(self) -> Keyring:
-        return unlock(self.alice.home, None).contents
+        return unlock_home(self.alice.home, None).contents
 
     def _start(self, *, compromised: bool) -> subprocess.Popen[bytes]:
         how = ["compromised"] if compromised else []

@@ -21,7 +21,7 @@ from protocol.wire.messages.session import Session as Entered
 from protocol.wire.messages.uploads import PutOpen
 from sfsc.keys.keyring import KeyringFile
 from sfsc.session.session import Session
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 from sfsd import server_keys
 from sfsd.state.uploads import PER_USER
 from tests.harness import PASSPHRASE, Client, Daemon, command
@@ -268,7 +268,7 @@ def test_who_holds_all_files_that_he_may_stops_nobody_else(tmp_path: Path) -> No
         mallory, carol = (daemon.client(name, tmp_path / name) for name in ("mallory", "carol"))
         (tmp_path / "file").write_bytes(b"x" * 4096)
         keyring = KeyringFile.open(mallory.home / "keyring", PASSPHRASE).contents
-        with open_state(mallory.home, keyring) as state:
+        with open_client_state(mallory.home, keyring) as state:
             session = Session(keyring, state)
             session.connect()
             asked = PutOpen("mallory", "0" * 32, 16 * 1024 * 1024)

@@ -23,9 +23,9 @@ from sfsc.account.rotate import Rotation
 from sfsc.errors import BadRecord, ConflictError
 from sfsc.files.listing import Files
 from sfsc.keys.bundle import private_keys
-from sfsc.keys.keyring import Pending
+from sfsc.keys.keyring import PendingStatement
 from sfsc.log.account_log import OwnLog
-from sfsc.trust.file_records import Account
+from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
 from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, tried
@@ -42,7 +42,7 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
 
 def of(daemon: Daemon, owner: Client, *names: str) -> set[str]:
     """The names of the sidecars of these files."""
-    account = Account.of(keyring(owner))
+    account = OwnAccount.of(keyring(owner))
     ids = {account.file_id(name) for name in names}
     folder = daemon.root / "store" / "users" / "alice" / "files"
     return {path.name for path in folder.rglob("*.json") if path.name[:32] in ids}
@@ -152,7 +152,7 @@ def before_it_begins(monkeypatch: pytest.MonkeyPatch, action: Callable[[], objec
     """Do `action` once, when a rotation has made its statement; grows with each that is made."""
     made, new_generation = list[int](), Rotation._new_generation
 
-    def slow(self: Rotation, *given: Any) -> Pending:
+    def slow(self: Rotation, *given: Any) -> PendingStatement:
         pending = new_generation(self, *given)
         made.append(Statement.parse(pending.statement).n)
         if len(made) == 1:

@@ -17,7 +17,7 @@ from protocol.wire.messages.rotation import Rewrap
 from sfsc.account import devices
 from sfsc.account.rewrap import Rewrapping
 from sfsc.crypto.primitives import PublicKey
-from sfsc.keys.keyring import GenerationKeys, Pending
+from sfsc.keys.keyring import GenerationKeys, PendingStatement
 from tests.harness import Client
 
 
@@ -42,7 +42,7 @@ def _alone(
     signers: tuple[SigningKey, ...],
     keys: GenerationKeys | None = None,
     name_keys: tuple[bytes, ...] | None = None,
-) -> Pending:
+) -> PendingStatement:
     alone = dataclasses.replace(draft, devices=())
     return _signed(self, alone, generations, signers, keys, name_keys)
 

@@ -9,10 +9,10 @@ import pytest
 
 from protocol.records.invitation import parse_invitation
 from sfsc.account import enrol
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.session.limits import Timeouts
 from sfsc.session.session import Session
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 from tests.sfsc.lying import Simulator, simulated
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
@@ -49,8 +49,8 @@ def other(home: Path) -> Iterator[Session]:
 
 
 def opened(home: Path) -> Iterator[Session]:
-    keyring = unlock(home, None).contents
-    with open_state(home, keyring) as state:
+    keyring = unlock_home(home, None).contents
+    with open_client_state(home, keyring) as state:
         session = Session(keyring, state, QUICK, pause=lambda _seconds: None)
         session.connect()
         yield session

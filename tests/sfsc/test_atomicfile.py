@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from sfsc import atomicfile
-from sfsc.atomicfile import make_folder, remove_left, replace
+from sfsc.atomicfile import make_folder, remove_temporary_files, replace_file
 
 
 def test_it_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for data in (b"", b"more", b"x" * 100_000, b"less"):
-        replace(path, data)
+        replace_file(path, data)
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
 
@@ -26,10 +26,10 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir()
     with pytest.raises(OSError):
-        replace(path, b"data")
+        replace_file(path, b"data")
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
-        replace(tmp_path / "missing" / "a", b"data")
+        replace_file(tmp_path / "missing" / "a", b"data")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -37,7 +37,7 @@ def test_modes(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         make_folder(tmp_path / "home")
-        replace(tmp_path / "home" / "a", b"data")
+        replace_file(tmp_path / "home" / "a", b"data")
     finally:
         os.umask(before)
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
@@ -57,7 +57,7 @@ def test_what_was_left_goes_and_what_has_another_name_stays(tmp_path: Path) -> N
     }
     for name in left | others:
         (tmp_path / name).touch()
-    remove_left(path)
+    remove_temporary_files(path)
     assert {one.name for one in tmp_path.iterdir()} == others
 
 
@@ -77,7 +77,7 @@ def test_names_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     synced.clear()
     make_folder(folder)
     assert not synced
-    replace(folder / "file", b"data")
+    replace_file(folder / "file", b"data")
     # The file before its name, and that after it.
     assert synced == [(folder / "file").stat().st_ino, folder.stat().st_ino]
 
@@ -102,8 +102,8 @@ def test_on_macos_the_drive_is_asked_too(
     monkeypatch.setattr(os, "fsync", lambda _handle: asked.append("plain"))
     if failing == errno.EIO:
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            replace(tmp_path / "a", b"data")
+            replace_file(tmp_path / "a", b"data")
         assert (asked, list(tmp_path.iterdir())) == (["full"], [])
         return
-    replace(tmp_path / "a", b"data")
+    replace_file(tmp_path / "a", b"data")
     assert asked == (["full"] * 2 if failing is None else ["full", "plain"] * 2)

@@ -10,15 +10,15 @@ from typing import TypeVar
 import pytest
 
 from sfsc.errors import UsageError
-from sfsc.threadguard import Turn, one_at_a_time
+from sfsc.threadguard import ThreadGuard, single_threaded
 
 _T = TypeVar("_T")
 
 
-@one_at_a_time
+@single_threaded
 class Worker:
     def __init__(self) -> None:
-        self.turn = Turn()
+        self.turn = ThreadGuard()
         self.let_go = 0
 
     def both(self, action: Callable[[], _T]) -> _T:

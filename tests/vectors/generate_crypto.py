@@ -20,7 +20,14 @@ from sfsc.crypto import primitives
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import Encryptor
 from sfsc.keys.bundle import Bundle, seal_bundle
-from sfsc.keys.keyring import Cost, Device, GenerationKeys, Keyring, KeyringFile, Pending
+from sfsc.keys.keyring import (
+    Argon2Cost,
+    DeviceKey,
+    GenerationKeys,
+    Keyring,
+    KeyringFile,
+    PendingStatement,
+)
 from sfsc.keys.recovery_code import RecoveryCode
 
 PATH = Path(__file__).with_name("crypto.json")
@@ -40,7 +47,7 @@ NAMES = ("report.pdf", "docs/Übersicht 2024/☃.txt")
 BLOB_SIZES = (0, 13, 1_048_520, 1_048_521, 3_000_000)
 METADATA = Metadata("docs/report.pdf", 13, 1_700_000_000_123_456_789, 0o640)
 PASSPHRASE = "correct horse"
-COST = Cost(passes=1, lanes=1, kib=64)
+COST = Argon2Cost(passes=1, lanes=1, kib=64)
 
 
 def keyring() -> Keyring:
@@ -54,8 +61,10 @@ def keyring() -> Keyring:
         statements=(drawn("statement", 300),),
         generations=(keys,),
         name_keys=(drawn("name_key", 32),),
-        device=Device(drawn("device_id", 16), drawn("device private", 96)),
-        pending=Pending(drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later),
+        device=DeviceKey(drawn("device_id", 16), drawn("device private", 96)),
+        pending=PendingStatement(
+            drawn("statement 2", 300), (drawn("s", 64),), drawn("bundle", 99), later
+        ),
         pins=(("bob", drawn("bob", 32)),),
     )
 

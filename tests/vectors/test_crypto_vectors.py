@@ -12,7 +12,7 @@ import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
 from sfsc.crypto import primitives
-from sfsc.crypto.envelope import Author, ContentKey, Metadata, content_record
+from sfsc.crypto.envelope import ContentKey, Metadata, RecordAuthor, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import KeyringFile
@@ -54,7 +54,7 @@ def test_metadata_opens() -> None:
 
 def _record(metadata: bytes, size: int) -> FileRecord:
     return content_record(
-        Author(bytes(32), "ann", "ann", 1),
+        RecordAuthor(bytes(32), "ann", "ann", 1),
         KEY,
         file_id="0" * 32,
         head=None,

@@ -57,13 +57,13 @@ def verify(context: Context, user: str, fingerprint: str | None) -> None:
     He sees his own with `sfsc key show`.
     """
     with _connected(context) as store:
-        from sfsc.api import parse_fingerprint, words  # not above: it was loaded meanwhile
+        from sfsc.api import parse_fingerprint, pgp_words  # not above: it was loaded meanwhile
 
         if fingerprint is None:
             person = store.person(user)
         else:
             person = store.verify_person(user, parse_fingerprint(fingerprint))
-    spelled = words(person.fingerprint)
+    spelled = pgp_words(person.fingerprint)
     if context.json:
         about = {"user": user, "fingerprint": person.fingerprint.hex(), "words": " ".join(spelled)}
         terminal.answer_json({**about, "verified": person.pinned})

@@ -33,10 +33,10 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.keys.bundle import open_bundle
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from sfsc.session.handshake import DAY
-from sfsc.trust.state import open_state
+from sfsc.trust.state import open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator
 
@@ -54,7 +54,7 @@ def fresh(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
 def test_a_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
     keyring = become(server, fresh, key_type=key_type)
-    assert keyring == unlock(fresh, None).contents
+    assert keyring == unlock_home(fresh, None).contents
     (body,) = keyring.statements
     statement = Statement.parse(body)
     assert body == server.statement
@@ -69,7 +69,7 @@ def test_a_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
     assert keyring.current is not None
     private = PrivateKey(key_type, keyring.current.wrap_private)
     assert statement.key_id == key_id(key_type, private.public.encoded)
-    with open_state(fresh, keyring) as state:
+    with open_client_state(fresh, keyring) as state:
         assert state.checkpoint() == (1, server.log.root(1), server.log.checkpoint(1))
 
 
@@ -163,7 +163,7 @@ def test_a_lost_answer_is_asked_for_again(server: Simulator, fresh: Path) -> Non
     with pytest.raises(NetworkError):
         become(server, fresh)
     # The server has the statement, so the keys must be here.
-    kept = unlock(fresh, None).contents
+    kept = unlock_home(fresh, None).contents
     assert kept.pending is not None
     assert kept.pending.statement == server.statement
     assert kept.current is None
@@ -199,7 +199,7 @@ def test_a_server_that_cannot_answer_now(server: Simulator, fresh: Path, code: s
     server.intercept = lambda _request: Error(code, "later")
     with pytest.raises(Unreachable):
         become(server, fresh)
-    kept = unlock(fresh, None).contents
+    kept = unlock_home(fresh, None).contents
     server.intercept = lambda _request: None
     assert become(server, fresh).first == kept.first
 
@@ -212,7 +212,7 @@ def test_a_token_refused_the_second_time_keeps_the_keys(server: Simulator, fresh
     server.intercept = lambda _request: Error("token", "no")
     with pytest.raises(TokenRefused):
         become(server, fresh)
-    assert unlock(fresh, None).contents.pending is not None
+    assert unlock_home(fresh, None).contents.pending is not None
 
 
 def test_a_home_that_is_taken(server: Simulator, fresh: Path) -> None:
@@ -247,13 +247,13 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
     server.spoil = unproven
     with pytest.raises(BadReceipt):
         become(server, fresh)
-    assert unlock(fresh, None).contents.current is None
-    with open_state(fresh, unlock(fresh, None).contents) as state:
+    assert unlock_home(fresh, None).contents.current is None
+    with open_client_state(fresh, unlock_home(fresh, None).contents) as state:
         assert state.checkpoint() is None
 
 
 def test_a_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
     enrol_account(invited_by(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK)
-    assert unlock(fresh, "secret").contents.user == "ada"
+    assert unlock_home(fresh, "secret").contents.user == "ada"
     with pytest.raises(KeyringError):
-        unlock(fresh, "wrong")
+        unlock_home(fresh, "wrong")

@@ -11,8 +11,8 @@ from protocol.codec.values import changed
 from protocol.records.records import Statement
 from protocol.wire.messages.session import Notice
 from sfsc.account.key_status import Dues, has_old_keys, unfinished
-from sfsc.keys.home import unlock
-from sfsc.keys.keyring import KeyringFile, Pending
+from sfsc.keys.home import unlock_home
+from sfsc.keys.keyring import KeyringFile, PendingStatement
 from sfsc.session.session import Session
 
 DAY = 86_400
@@ -21,7 +21,7 @@ FORCED = Notice(0, "forced", "a laptop was stolen")
 
 @pytest.fixture
 def file(home: Path) -> KeyringFile:
-    return unlock(home, None)
+    return unlock_home(home, None)
 
 
 def head(file: KeyringFile) -> Statement:
@@ -55,7 +55,9 @@ def test_another_machine_has_rotated(session: Session, file: KeyringFile, state:
 def test_a_statement_that_was_kept_and_not_sent(session: Session, file: KeyringFile) -> None:
     statement, keys = file.contents.statements[-1], file.contents.generations[-1]
     for of, expected in ((None, True), (keys, False)):  # a rotation is not settled but rotated
-        file.save(changed(file.contents, pending=Pending(statement, (bytes(64),), b"", of)))
+        file.save(
+            changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", of))
+        )
         assert Dues(session, file).unsettled is expected
 
 
@@ -81,7 +83,7 @@ def test_a_machine_that_has_not_joined(session: Session, file: KeyringFile) -> N
 
 def test_what_was_begun_is_finished(session: Session, file: KeyringFile) -> None:
     statement = file.contents.statements[-1]
-    file.save(changed(file.contents, pending=Pending(statement, (bytes(64),), b"", None)))
+    file.save(changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", None)))
     dues = Dues(session, file, at(0))
     assert dues.is_due()
     assert dues.asks()

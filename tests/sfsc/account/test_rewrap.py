@@ -10,31 +10,31 @@ from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import Renewal, Version, leaf_of
-from sfsc.crypto.envelope import Author, ContentKey, Recipient, content_record, open_wraps
+from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_record, open_wraps
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord, Tampered
-from sfsc.trust.file_records import Account, Owner, Revision
+from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount
 
 SERVER = bytes(32)
 OLD, NEW = PrivateKey.generate("xwing"), PrivateKey.generate("xwing")
 OLD_SIGNING, NEW_SIGNING = SigningKey.generate(), SigningKey.generate()
 SIGNERS = {1: OLD_SIGNING.public, 2: NEW_SIGNING.public}
 KEYS = {OLD.public.key_id: OLD, NEW.public.key_id: NEW}
-ADA = Account(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), (bytes(32),), KEYS)
+ADA = OwnAccount(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), (bytes(32),), KEYS)
 BOB_SIGNING = SigningKey.generate()
 BOB_SIGNERS = {1: BOB_SIGNING.public}
-BOB = Owner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
+BOB = FileOwner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
 RENEWAL = Renewal(ADA, 2, NEW_SIGNING)
 
 
 def item(
-    number: int, owner: Owner = ADA, to: PrivateKey = OLD, by: SigningKey = OLD_SIGNING
+    number: int, owner: FileOwner = ADA, to: PrivateKey = OLD, by: SigningKey = OLD_SIGNING
 ) -> WrapItem:
     """A version of the owner's file of that number, wrapped for ada."""
     key = ContentKey.fresh()
     file_id = f"{number:032x}"
     record = content_record(
-        Author(SERVER, owner.user, owner.user, 1),
+        RecordAuthor(SERVER, owner.user, owner.user, 1),
         key,
         file_id=file_id,
         head=None,
@@ -180,14 +180,14 @@ def test_of_our_own_nothing_is_given_up() -> None:
 def test_a_signature_that_is_vouched_for_is_not_asked_about_again() -> None:
     good, by_bob = item(1), item(2, by=BOB_SIGNING)  # whose signature it is tells whether one looks
     digest = record_hash(by_bob.content.record)
-    known = [Revision(1, digest, vouched) for vouched in (True, False)]
+    known = [KnownRevision(1, digest, vouched) for vouched in (True, False)]
     answers = RENEWAL([(None, good, None), (None, by_bob, known[0])])
     for one, (sent, leaf) in zip((good, by_bob), answers, strict=True):
         check((None, one, None), sent, leaf)
     with pytest.raises(BadRecord):
         RENEWAL([(None, by_bob, known[1])])
     with pytest.raises(BadRecord):
-        RENEWAL([(None, by_bob, Revision(1, record_hash(good.content.record), vouched=True))])
+        RENEWAL([(None, by_bob, KnownRevision(1, record_hash(good.content.record), vouched=True))])
 
 
 def test_a_purged_file_has_both_its_records_endorsed() -> None:

@@ -18,10 +18,10 @@ from protocol.records.records import WRAP_ALGORITHMS, FileRecord, record_hash
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import (
-    Author,
     ContentKey,
     Metadata,
     Recipient,
+    RecordAuthor,
     check_name,
     content_record,
     open_wraps,
@@ -33,7 +33,7 @@ from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import GenerationKeys
 
 SERVER, FIRST = b"S" * 32, b"F" * 32
-AUTHOR = Author(SERVER, "ann", "ann", 1)
+AUTHOR = RecordAuthor(SERVER, "ann", "ann", 1)
 KEY = ContentKey(b"content-id-is-16", bytes(range(32)))
 METADATA = Metadata("docs/report.pdf", 1000, 1_700_000_000_123_456_789, 0o644)
 BAD_NAMES = (

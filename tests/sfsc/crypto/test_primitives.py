@@ -50,7 +50,7 @@ def private(request: pytest.FixtureRequest) -> primitives.PrivateKey:
         (primitives.recovery_keys(KEY)[0], _hkdf(KEY, b"", b"sfs/v1/recovery/sign")),
         (primitives.recovery_keys(KEY)[1], _hkdf(KEY, b"", b"sfs/v1/recovery/xwing", 96)),
         (primitives.state_key(b"d" * 96), _hkdf(b"d" * 96, b"", b"sfs/v1/state")),
-        (primitives.known_key(KEY), _hkdf(KEY, b"", b"sfs/v1/state/known")),
+        (primitives.verification_mac_key(KEY), _hkdf(KEY, b"", b"sfs/v1/state/known")),
     ],
 )
 def test_derivations(derived: bytes, formula: bytes) -> None:

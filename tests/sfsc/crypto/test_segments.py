@@ -15,8 +15,8 @@ from protocol.wire.messages.base import PIECE
 from sfsc.crypto import segments
 from sfsc.crypto.segments import (
     HEADER_SIZE,
-    MEBIBYTE,
     SEGMENT_SIZE,
+    SEGMENTS_1MB,
     Decryptor,
     Encryptor,
     Geometry,
@@ -36,12 +36,12 @@ def _plaintext(size: int) -> bytes:
     return hashlib.shake_128(b"plaintext").digest(size)
 
 
-def _encrypt(plaintext: bytes, geometry: Geometry = MEBIBYTE) -> bytes:
+def _encrypt(plaintext: bytes, geometry: Geometry = SEGMENTS_1MB) -> bytes:
     return b"".join(Encryptor(DEK, CONTENT, geometry).pieces(io.BytesIO(plaintext)))
 
 
 def _decrypt(
-    blob: bytes, geometry: Geometry = MEBIBYTE, dek: bytes = DEK, content: bytes = CONTENT
+    blob: bytes, geometry: Geometry = SEGMENTS_1MB, dek: bytes = DEK, content: bytes = CONTENT
 ) -> bytes:
     decryptor = Decryptor(dek, content, blob[:HEADER_SIZE], len(blob), geometry)
     return b"".join(decryptor.segments(io.BytesIO(blob)))
@@ -320,7 +320,7 @@ def _tink(segment_size: int) -> Any:  # noqa: ANN401  # Tink has no types
 
 @pytest.mark.parametrize(
     ("geometry", "size"),
-    [(MEBIBYTE, size) for size in EDGES]
+    [(SEGMENTS_1MB, size) for size in EDGES]
     + [(KIB4, size) for size in (0, 4039, 4040, 4041, 8120, 8121, 50_000)],
 )
 def test_tink_both_ways(geometry: Geometry, size: int) -> None:

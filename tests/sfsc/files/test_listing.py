@@ -25,7 +25,7 @@ from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache
-from sfsc.trust.file_records import Account, File, Revision
+from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
 from tests.sfsc.lying import Drop, Simulator
 
 
@@ -157,7 +157,9 @@ def test_a_listing_with_a_forged_record(
     at: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(signature_cache, "_FEW", 0)  # one of the two is verified by another thread
+    monkeypatch.setattr(
+        signature_cache, "_MIN_BATCH", 0
+    )  # one of the two is verified by another thread
     store(session, "a", "b")
 
     def forged(_request: Request, reply: Reply) -> Reply:
@@ -206,17 +208,17 @@ def test_the_next_page_is_asked_for_before_one_is_taken_up(
 ) -> None:
     store(session, *"abcdef")
     asked: list[int] = []
-    newest = Account.newest
+    newest = OwnAccount.newest
 
     def noting(
-        account: Account, view: FileView, wanted: str | None, known: Revision | None
-    ) -> File:
+        account: OwnAccount, view: FileView, wanted: str | None, known: KnownRevision | None
+    ) -> VerifiedFile:
         other.transport.call(Stat("alice", "0" * 32, 0))  # so that all before it has arrived
         asked.append(len(server.asked(List)))
         return newest(account, view, wanted, known)
 
     before = len(server.asked(List))
-    monkeypatch.setattr(Account, "newest", noting)
+    monkeypatch.setattr(OwnAccount, "newest", noting)
     assert names(other) == list("abcdef")
     pages = len(server.asked(List)) - before
     assert pages > 1

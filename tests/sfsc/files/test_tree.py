@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfsc.errors import SfscError, Unreadable
+from sfsc.errors import SfscError, UnreadableSource
 from sfsc.files import tree
 from sfsc.files.tree import Trees
 from sfsc.session.session import Session
@@ -34,4 +34,4 @@ def test_a_file_that_cannot_be_looked_at(
     stored = Trees(session).put(folder, "d", lambda what, why: told.append((what, why)))
     assert [one.name for one in stored] == ["d/a", "d/c"]
     assert [what for what, _ in told] == [str(folder / "b")]
-    assert isinstance(told[0][1], Unreadable)
+    assert isinstance(told[0][1], UnreadableSource)

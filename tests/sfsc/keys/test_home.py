@@ -9,15 +9,15 @@ import pytest
 from protocol.records.records import WRAP_ALGORITHMS, record_hash
 from sfsc.errors import KeyringMissing, LocalError, UsageError, WrongPassphrase
 from sfsc.keys.home import (
-    folder,
+    find_passphrase,
+    home_folder,
     keyring_path,
-    new_passphrase,
-    stated_passphrase,
-    unlock,
-    weakest_wrap,
+    require_passphrase,
+    resolve_min_wrap_alg,
+    unlock_home,
 )
-from sfsc.keys.keyring import Cost, Device, Keyring, KeyringFile
-from sfsc.trust.state import open_state
+from sfsc.keys.keyring import Argon2Cost, DeviceKey, Keyring, KeyringFile
+from sfsc.trust.state import open_client_state
 
 KEYRING = Keyring(
     server_id=bytes(32),
@@ -27,7 +27,7 @@ KEYRING = Keyring(
     statements=(),
     generations=(),
     name_keys=(bytes(32),),
-    device=Device(bytes(16), bytes(96)),
+    device=DeviceKey(bytes(16), bytes(96)),
     pending=None,
     pins=(),
 )
@@ -40,32 +40,32 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep(home: Path, passphrase: str | None) -> None:
-    KeyringFile.create(keyring_path(home), KEYRING, passphrase, Cost(1, 1, 8))
+    KeyringFile.create(keyring_path(home), KEYRING, passphrase, Argon2Cost(1, 1, 8))
 
 
 def test_the_folder_is_stated_or_named_or_usual(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = folder(None)
+    usual = home_folder(None)
     assert usual.is_absolute()
     assert usual.name == "sfsc"
     monkeypatch.setenv("SFSC_HOME", str(tmp_path))
-    assert folder(None) == tmp_path
-    assert folder("elsewhere") == Path("elsewhere")
+    assert home_folder(None) == tmp_path
+    assert home_folder("elsewhere") == Path("elsewhere")
 
 
 def test_a_passphrase_is_given_or_asked_for_or_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert stated_passphrase(None) is None
+    assert find_passphrase(None) is None
     file = tmp_path / "passphrase"
     file.write_bytes(b" from a file \r\n")
     monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
-    assert stated_passphrase(None) == " from a file "
+    assert find_passphrase(None) == " from a file "
     monkeypatch.setenv("SFSC_PASSPHRASE", "named")
-    assert stated_passphrase(None) == "named"
-    assert stated_passphrase(lambda: "asked") == "asked"
-    assert stated_passphrase("given") == "given"
+    assert find_passphrase(None) == "named"
+    assert find_passphrase(lambda: "asked") == "asked"
+    assert find_passphrase("given") == "given"
 
 
 @pytest.mark.parametrize("stored", [None, b"\xff\xfe"])
@@ -77,7 +77,7 @@ def test_a_passphrase_file_that_cannot_be_read(
         file.write_bytes(stored)
     monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
     with pytest.raises(LocalError):
-        stated_passphrase(None)
+        find_passphrase(None)
 
 
 def test_nobody_is_asked_for_what_is_not_needed(tmp_path: Path) -> None:
@@ -85,43 +85,43 @@ def test_nobody_is_asked_for_what_is_not_needed(tmp_path: Path) -> None:
         raise AssertionError("asked")
 
     with pytest.raises(KeyringMissing):
-        unlock(tmp_path, ask)
+        unlock_home(tmp_path, ask)
     keep(tmp_path, None)
-    assert unlock(tmp_path, ask).contents == KEYRING
+    assert unlock_home(tmp_path, ask).contents == KEYRING
 
 
 def test_a_locked_keyring(tmp_path: Path) -> None:
     keep(tmp_path, "secret")
-    assert unlock(tmp_path, lambda: "secret").contents == KEYRING
+    assert unlock_home(tmp_path, lambda: "secret").contents == KEYRING
     for wrong in ("wrong", "", None):
         with pytest.raises(WrongPassphrase):
-            unlock(tmp_path, wrong)
+            unlock_home(tmp_path, wrong)
 
 
 def test_the_state_lies_beside_and_is_the_accounts(tmp_path: Path) -> None:
-    open_state(tmp_path, KEYRING).close()
+    open_client_state(tmp_path, KEYRING).close()
     assert (tmp_path / "state.sqlite3").is_file()
     other = Keyring.from_map(KEYRING.to_map() | {"user": "eve"})
     with pytest.raises(LocalError):
-        open_state(tmp_path, other)
+        open_client_state(tmp_path, other)
 
 
 def test_the_weakest_key_to_encrypt_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert weakest_wrap(None) == WRAP_ALGORITHMS[0]
+    assert resolve_min_wrap_alg(None) == WRAP_ALGORITHMS[0]
     monkeypatch.setenv("SFSC_MIN_WRAP_ALG", "xwing")
-    assert weakest_wrap(None) == "xwing"
-    assert weakest_wrap("x25519") == "x25519"
+    assert resolve_min_wrap_alg(None) == "xwing"
+    assert resolve_min_wrap_alg("x25519") == "x25519"
     monkeypatch.setenv("SFSC_MIN_WRAP_ALG", "")
-    assert weakest_wrap(None) == WRAP_ALGORITHMS[0]
+    assert resolve_min_wrap_alg(None) == WRAP_ALGORITHMS[0]
     for wrong in ("rot13", "XWING"):
         with pytest.raises(UsageError):
-            weakest_wrap(wrong)
+            resolve_min_wrap_alg(wrong)
         monkeypatch.setenv("SFSC_MIN_WRAP_ALG", wrong)
         with pytest.raises(UsageError):
-            weakest_wrap(None)
+            resolve_min_wrap_alg(None)
 
 
 def test_a_new_file_needs_a_passphrase() -> None:
-    assert new_passphrase("secret") == new_passphrase(lambda: "secret") == "secret"
+    assert require_passphrase("secret") == require_passphrase(lambda: "secret") == "secret"
     with pytest.raises(UsageError):
-        new_passphrase(None)
+        require_passphrase(None)

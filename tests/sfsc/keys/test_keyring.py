@@ -30,15 +30,15 @@ from sfsc.errors import (
 from sfsc.keys import keyring
 from sfsc.keys.keyring import (
     MAX_PINS,
-    Cost,
-    Device,
+    Argon2Cost,
+    DeviceKey,
     GenerationKeys,
     Keyring,
     KeyringFile,
-    Pending,
+    PendingStatement,
 )
 
-CHEAP = Cost(passes=1, lanes=1, kib=64)
+CHEAP = Argon2Cost(passes=1, lanes=1, kib=64)
 KEYS = GenerationKeys(1, b"s" * 32, "xwing", b"w" * 96)
 CONTENTS = Keyring(
     server_id=b"S" * 32,
@@ -48,13 +48,13 @@ CONTENTS = Keyring(
     statements=(b"statement one",),
     generations=(KEYS,),
     name_keys=(b"n" * 32,),
-    device=Device(b"d" * 16, b"x" * 96),
+    device=DeviceKey(b"d" * 16, b"x" * 96),
     pending=None,
     pins=(("bob", b"B" * 32),),
 )
 LATER = dataclasses.replace(
     CONTENTS,
-    pending=Pending(
+    pending=PendingStatement(
         b"statement two", (b"1" * 64, b"2" * 64), b"bundle", dataclasses.replace(KEYS, generation=2)
     ),
 )
@@ -290,7 +290,7 @@ def test_wrong_shapes_cannot_be_built() -> None:
     with pytest.raises(MessageError):
         dataclasses.replace(CONTENTS, server_id=b"short")
     with pytest.raises(MessageError):
-        Device(b"d" * 16, b"x" * 95)
+        DeviceKey(b"d" * 16, b"x" * 95)
 
 
 def test_secrets_do_not_print() -> None:

@@ -23,7 +23,7 @@ from sfsc.files.rename import Moves
 from sfsc.log.account_log import OwnLog
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.state import NOTHING, Followed, State, state_path
+from sfsc.trust.state import LOG_START, ClientState, LogPosition, state_path
 from tests.sfsc.conftest import QUICK, opened
 from tests.sfsc.lying import Simulator
 
@@ -138,9 +138,9 @@ def test_another_process_has_followed_at_the_same_time(
     file_id = put(session, "a")
     keyring = session.keyring
 
-    class Slow(State):
+    class Slow(ClientState):
         def remember_followed(self, *what: Any) -> bool:
-            if self.followed() == NOTHING:
+            if self.followed() == LOG_START:
                 OwnLog(session).follow()
             return super().remember_followed(*what)
 
@@ -159,20 +159,20 @@ def test_another_process_has_followed_at_the_same_time(
 def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Session) -> None:
     """Another has followed past our login, but not to the log that we were shown with it."""
     put(session, "a")
-    state, places = session.state, list[Followed]()
+    state, places = session.state, list[LogPosition]()
 
     def committed_together(request: Request, reply: Reply) -> Reply:
         if not isinstance(request, Login):
             return reply
         server.log.append(EntryDraft(op="login", actor="ada", rec=b"theirs", accounts=("ada",)))
-        places.append(Followed(server.log.size, *server.log.heads["ada"]))
+        places.append(LogPosition(server.log.size, *server.log.heads["ada"]))
         server.log.fill(3)
         server._here.opened = server.log.size
         return server.log.session(request.known_size)
 
     server.spoil = committed_together
     session.reconnect()
-    assert state.remember_followed(NOTHING, places[0], {})
+    assert state.remember_followed(LOG_START, places[0], {})
     server.spoil = lambda _request, reply: reply
     OwnLog(session).follow()
     # A server that shows the login nowhere has left it out.

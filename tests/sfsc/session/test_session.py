@@ -13,10 +13,10 @@ from protocol.wire.messages.base import ERROR_CODES
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
-from sfsc.keys.home import unlock
+from sfsc.keys.home import unlock_home
 from sfsc.session.server_errors import refusal
 from sfsc.session.session import MAX_LOSSES, Session
-from sfsc.trust.state import KnownFile, open_state
+from sfsc.trust.state import KnownFile, open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.lying import Drop, Log, Simulator, Spoil
 
@@ -39,7 +39,7 @@ def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, 
     log = server.log
     assert session.state.checkpoint() == (log.size, log.root(log.size), log.checkpoint())
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
-    with open_state(home, session.keyring) as state:
+    with open_client_state(home, session.keyring) as state:
         again = Session(session.keyring, state, QUICK)
         again.connect()
         again.close()
@@ -47,17 +47,17 @@ def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, 
 
 
 def test_a_keyring_that_was_never_enrolled(home: Path) -> None:
-    keyring = unlock(home, None).contents
+    keyring = unlock_home(home, None).contents
     with (
-        open_state(home, keyring) as state,
+        open_client_state(home, keyring) as state,
         pytest.raises(errors.KeyringMissing),
     ):
         Session(replace(keyring, generations=(), statements=()), state)
 
 
 def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
-    keyring = unlock(home, None).contents
-    with open_state(home, keyring) as state:
+    keyring = unlock_home(home, None).contents
+    with open_client_state(home, keyring) as state:
         dead = replace(keyring, addresses=("127.0.0.1:1", server.address))
         session = Session(dead, state, QUICK)
         session.connect()
@@ -68,10 +68,10 @@ def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
 
 
 def test_nothing_is_said_to_a_stranger(server: Simulator, home: Path) -> None:
-    keyring = unlock(home, None).contents
+    keyring = unlock_home(home, None).contents
     server.requests.clear()
     real, server.log = server.log, Log()
-    with open_state(home, keyring) as state:
+    with open_client_state(home, keyring) as state:
         with pytest.raises(errors.WrongServer):
             Session(keyring, state, QUICK).connect()
         server.log = real

@@ -14,7 +14,7 @@ import pytest
 
 from protocol.buffers.largefiles import LARGE
 from sfsc.crypto.envelope import Metadata
-from sfsc.errors import LocalError, Unplaceable
+from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer import destination
 from sfsc.transfer.destination import Folder, Tree, arriving, check_placeable
 from sfsc.transfer.local_io import Landing
@@ -53,7 +53,7 @@ def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
     with Tree(tmp_path / "tree") as tree:
         write(tree, "a/Name", b"first")
         if folds:
-            with pytest.raises(Unplaceable):
+            with pytest.raises(BadDestination):
                 write(tree, "A/name", b"second")
         else:
             write(tree, "A/name", b"second")
@@ -68,7 +68,7 @@ def test_a_name_whose_place_is_that_of_another(tmp_path: Path) -> None:
         for name in ("Name", "NAMES", "Name"):
             write(tree, name, b"first")
         os.link(tmp_path / "Name", tmp_path / "name")
-        with pytest.raises(Unplaceable):
+        with pytest.raises(BadDestination):
             write(tree, "name", b"second")
         write(tree, "names", b"second")
     assert (tmp_path / "Name").read_bytes() == b"first"
@@ -176,7 +176,7 @@ def test_nothing_is_placed_through_a_link_or_a_file(tmp_path: Path, name: str) -
         (folder / "link").symlink_to(outside)
         (folder / "file").write_bytes(b"mine")
     with Tree(inside) as tree:
-        with pytest.raises(Unplaceable):
+        with pytest.raises(BadDestination):
             write(tree, name)
         write(tree, "a/fine")
     assert everything(outside) == {}
@@ -217,9 +217,9 @@ def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nul", "a/CON.txt", "com1/b", "Aux .c/x", "lpt¹"])
 def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Unplaceable):
+    with pytest.raises(BadDestination):
         check_placeable(name)
-    with Tree(tmp_path) as tree, pytest.raises(Unplaceable):
+    with Tree(tmp_path) as tree, pytest.raises(BadDestination):
         write(tree, name)
     assert list(tmp_path.iterdir()) == []
 
@@ -230,7 +230,7 @@ def test_what_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         assert check_placeable(name) == tuple(name.split("/"))
     monkeypatch.setattr(sys, "platform", "win32")
     for name in names:
-        with pytest.raises(Unplaceable):
+        with pytest.raises(BadDestination):
             check_placeable(name)
 
 

@@ -25,7 +25,7 @@ from protocol.wire.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from sfsc.crypto.segments import MEBIBYTE, Allocate, Encryptor, ciphertext_size
+from sfsc.crypto.segments import SEGMENTS_1MB, Allocate, Encryptor, ciphertext_size
 from sfsc.errors import (
     BadReceipt,
     Distrusted,
@@ -34,7 +34,7 @@ from sfsc.errors import (
     QuotaExceeded,
     SfscError,
     Unreachable,
-    Unreadable,
+    UnreadableSource,
     UsageError,
 )
 from sfsc.files.listing import Files
@@ -48,7 +48,7 @@ from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 from tests.waiting import until
 
-S0, S1 = MEBIBYTE.capacity(0), MEBIBYTE.capacity(1)
+S0, S1 = SEGMENTS_1MB.capacity(0), SEGMENTS_1MB.capacity(1)
 
 
 # --- what arrives
@@ -572,9 +572,9 @@ def test_one_source_that_breaks_among_many(server: Simulator, session: Session, 
     told: list[SfscError] = []
     done = Uploads(session).put_many(items, skip=lambda _what, error: told.append(error))
     assert [put.name for put in done] == ["a", "c"]
-    assert [type(error) for error in told] == [Unreadable]
+    assert [type(error) for error in told] == [UnreadableSource]
     assert server.uploads == {}
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableSource):
         list(Uploads(session).put_many([(Broken(bytes(size)), "b")]))
 
 

@@ -24,7 +24,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
-from sfsc.crypto.envelope import Author, ContentKey, Metadata, Recipient, content_record
+from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, RecordAuthor, content_record
 from sfsc.crypto.primitives import PrivateKey, file_id
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
@@ -36,8 +36,8 @@ from sfsc.errors import (
     Rollback,
     Tampered,
 )
-from sfsc.keys.keyring import Device, GenerationKeys, Keyring
-from sfsc.trust.file_records import Account, Entry, Revision
+from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring
+from sfsc.trust.file_records import Entry, KnownRevision, OwnAccount
 
 SERVER = b"s" * 32
 NAME_KEY = b"n" * 32
@@ -80,15 +80,15 @@ def keyring(*statements: bytes) -> Keyring:
         statements=statements or (statement(),),
         generations=(GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),),
         name_keys=(NAME_KEY,),
-        device=Device(bytes(16), bytes(96)),
+        device=DeviceKey(bytes(16), bytes(96)),
         pending=None,
         pins=(),
     )
 
 
 @cache
-def account() -> Account:
-    return Account.of(keyring())
+def account() -> OwnAccount:
+    return OwnAccount.of(keyring())
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def version(
     key = ContentKey.fresh()
     sealed = key.seal_metadata(Metadata(name, stated_size, 1_700_000_000_500_000_000, 0o644))
     record = content_record(
-        Author(SERVER, "ada", "ada", 1),
+        RecordAuthor(SERVER, "ada", "ada", 1),
         key,
         file_id=FILE_ID,
         head=onto,
@@ -205,7 +205,7 @@ def test_an_older_version_comes_with_the_head() -> None:
     second = version(2, first.body)
     shown = view(first, second.record)
     assert account().opened(shown, FILE_ID, 1, None).content == first.record
-    known = Revision(2, record_hash(second.body))
+    known = KnownRevision(2, record_hash(second.body))
     assert account().opened(shown, FILE_ID, 1, known).head == second.record
 
 
@@ -323,7 +323,7 @@ def test_what_was_seen_is_not_unseen() -> None:
     second = version(2, first.body)
     other = version(2, first.body)
     third = version(3, other.body)
-    seen = Revision(2, record_hash(second.body))
+    seen = KnownRevision(2, record_hash(second.body))
     with pytest.raises(Rollback):
         account().newest(view(first), FILE_ID, seen)
     with pytest.raises(Fork):
@@ -389,7 +389,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         n=2, generation=2, sign_pub=OTHER.public, prev=record_hash(first), reason="rotate"
     )
     third_key = SigningKey.from_seed(b"4" * 32).public
-    both = Account.of(keyring(first, second))
+    both = OwnAccount.of(keyring(first, second))
     assert both.signers == {1: SIGNING.public, 2: OTHER.public}
     finished = statement(
         n=3,
@@ -399,7 +399,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         prev=record_hash(second),
         reason="finish",
     )
-    assert Account.of(keyring(first, second, finished)).signers == {2: OTHER.public}
+    assert OwnAccount.of(keyring(first, second, finished)).signers == {2: OTHER.public}
     voiding = statement(
         n=3,
         generation=3,
@@ -408,7 +408,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         voids=(record_hash(second),),
         reason="recovery",
     )
-    assert Account.of(keyring(first, second, voiding)).signers == {
+    assert OwnAccount.of(keyring(first, second, voiding)).signers == {
         1: SIGNING.public,
         3: third_key,
     }
@@ -417,7 +417,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
 # --- rotation: which keys count
 
 
-def rotated(*, finished: bool) -> Account:
+def rotated(*, finished: bool) -> OwnAccount:
     """Ada after a rotation from `SIGNING` to `OTHER`, with or without its finish."""
     begin = {
         "n": 2,
@@ -437,7 +437,7 @@ def rotated(*, finished: bool) -> Account:
             GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded),
         ),
     )
-    return Account.of(ring)
+    return OwnAccount.of(ring)
 
 
 def signed_by(body: bytes, *signatures: tuple[int, SigningKey, Label]) -> SignedRecord:
@@ -491,7 +491,7 @@ def test_what_is_vouched_for_is_asked_only_whose_key_counts(case: str, *, finish
     signatures, _, _ = COUNTS[case]
     made = version()
     shown = FileView(9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
-    known = Revision(1, record_hash(made.body), vouched=True)
+    known = KnownRevision(1, record_hash(made.body), vouched=True)
     endorsed = (2, OTHER, ENDORSE) in signatures
     # A key that does not count is no one's, whoever has vouched for what it signed.
     never = replace(rotated(finished=finished), signers={2: OTHER.public}, former={})
@@ -514,7 +514,7 @@ def test_what_is_not_vouched_for_is_verified(known: tuple[int, str, bool] | None
         rev, which, vouched = known
         # Of a `rev` below: what is known of the file is the record before this one.
         body = made.body if which == "same" else rest
-        revision = Revision(rev if which == "same" else 0, record_hash(body), vouched)
+        revision = KnownRevision(rev if which == "same" else 0, record_hash(body), vouched)
     with pytest.raises(BadRecord):
         account().newest(shown, FILE_ID, revision)
 
@@ -546,7 +546,7 @@ ATTACKER_WRAP = PrivateKey("x25519", b"5" * 32)
 NEW_WRAP = PrivateKey("x25519", b"6" * 32)
 
 
-def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WRAP) -> Account:
+def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WRAP) -> OwnAccount:
     """Ada's account: generation 1 is hers, 2 an attacker's and finished, 3 hers again."""
     chain = [statement()]
 
@@ -577,7 +577,7 @@ def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WR
             GenerationKeys(3, OWNER.seed, "x25519", NEW_WRAP.encoded),
         ),
     )
-    return Account.of(ring)
+    return OwnAccount.of(ring)
 
 
 ATTACKER_SIGNED = (2, ATTACKER, RECORD)

@@ -24,8 +24,8 @@ from sfsc.errors import (
     Tampered,
 )
 from sfsc.keys.bundle import open_bundle
-from sfsc.trust.identity_chain import follow, newest_bundle
-from sfsc.trust.server_log import Trust
+from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
+from sfsc.trust.server_log import ServerTrust
 from tests.sfsc.lying import SPKI, Log
 
 KEY, NEXT, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(3))
@@ -37,7 +37,7 @@ class Server:
     def __init__(self, count: int = 5) -> None:
         self.log = Log()
         self.log.fill(3)
-        self.trust = Trust(self.log.server_id)
+        self.trust = ServerTrust(self.log.server_id)
         self.trust.welcome(self.log.welcome(spki=SPKI), SPKI)
         self.trust.session(self.log.session(0))
         self.opened = self.log.size
@@ -109,7 +109,7 @@ class Server:
 
     def follow(self, known: int = 0, first: bytes | None = None) -> tuple[bytes, ...]:
         pinned = record_hash(self.bodies[0]) if first is None else first
-        return follow(self.ask, self.trust, "ada", pinned, tuple(self.bodies[:known]))
+        return follow_chain(self.ask, self.trust, "ada", pinned, tuple(self.bodies[:known]))
 
 
 @pytest.mark.parametrize("known", [0, 1, 3, 5])
@@ -148,7 +148,7 @@ def test_a_bundle_that_is_newer_than_the_chain(moves: int) -> None:
     def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return server.follow(len(known))
 
-    chain, sealed = newest_bundle(server.follow(), follow_on, fetch)
+    chain, sealed = fetch_newest_bundle(server.follow(), follow_on, fetch)
     assert (chain, sealed) == (tuple(server.bodies), b"bundle %d" % moves)
     assert Statement.parse(chain[-1]).bundle_sha256 == hashlib.sha256(sealed).digest()
     server.trust.join([server.log.consistency(*gap) for gap in server.trust.gaps()])
@@ -165,7 +165,7 @@ def test_a_bundle_that_no_statement_names() -> None:
         asked.append(known)
         return server.follow(len(known))
 
-    assert newest_bundle(chain, follow_on, lambda: b"another") == (chain, b"another")
+    assert fetch_newest_bundle(chain, follow_on, lambda: b"another") == (chain, b"another")
     assert asked == [chain]
     with pytest.raises(Tampered):
         open_bundle(b"another", Statement.parse(chain[-1]), [])
@@ -248,7 +248,7 @@ def test_a_chain_that_has_become_shorter() -> None:
     known = tuple(server.bodies)
     del server.links[2:]
     with pytest.raises(Rollback):
-        follow(server.ask, server.trust, "ada", record_hash(known[0]), known)
+        follow_chain(server.ask, server.trust, "ada", record_hash(known[0]), known)
 
 
 def test_a_chain_that_parts_from_what_was_seen() -> None:
@@ -258,7 +258,7 @@ def test_a_chain_that_parts_from_what_was_seen() -> None:
     server.add(created=77)
     server.add()
     with pytest.raises(BrokenChain):
-        follow(server.ask, server.trust, "ada", record_hash(known[0]), known)
+        follow_chain(server.ask, server.trust, "ada", record_hash(known[0]), known)
 
 
 def test_a_statement_that_stands_in_no_log() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from protocol.records.records import Statement
 from sfsc.errors import LocalError
-from sfsc.trust.peer_state import Remembered, SharedKnown
-from sfsc.trust.state import State
+from sfsc.trust.peer_state import KnownSharedFile, PeerState
+from sfsc.trust.state import ClientState
 from tests.vectors import protocol_examples
 
 ACCOUNT = bytes(32) + b"ada"
@@ -17,23 +17,23 @@ CHAIN = (protocol_examples.FIRST.encode(), protocol_examples.SECOND.encode())
 FILE = "f" * 32
 
 
-def opened(path: Path, key: bytes = b"k" * 32) -> State:
-    return State.open(path / "state.sqlite3", ACCOUNT, key)
+def opened(path: Path, key: bytes = b"k" * 32) -> ClientState:
+    return ClientState.open(path / "state.sqlite3", ACCOUNT, key)
 
 
-def known(rev: int, entry: bytes | None = None, mark: bytes = b"") -> SharedKnown:
-    return SharedKnown("bob", FILE, rev, (b"%d" % rev + mark).ljust(32, b"."), entry)
+def known(rev: int, entry: bytes | None = None, mark: bytes = b"") -> KnownSharedFile:
+    return KnownSharedFile("bob", FILE, rev, (b"%d" % rev + mark).ljust(32, b"."), entry)
 
 
 def test_a_chain_grows(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
-        remembered = Remembered(state)
+        remembered = PeerState(state)
         assert remembered.chain("alice") == ()
         remembered.remember_chain("alice", CHAIN[:1])
         remembered.remember_chain("alice", CHAIN)
         remembered.remember_chain("alice", CHAIN[:1])
     with opened(tmp_path) as state:
-        remembered = Remembered(state)
+        remembered = PeerState(state)
         assert remembered.chain("alice") == CHAIN
         assert [Statement.parse(body).n for body in remembered.chain("alice")] == [1, 2]
         assert remembered.chain("bob") == ()
@@ -56,28 +56,28 @@ def test_a_chain_grows(tmp_path: Path) -> None:
 def test_who_can_only_write_the_file_adds_nobody_s_key(tmp_path: Path, change: str) -> None:
     """What is remembered is not verified again: files would be encrypted for a key of his."""
     with opened(tmp_path) as state:
-        Remembered(state).remember_chain("alice", CHAIN)
+        PeerState(state).remember_chain("alice", CHAIN)
         for one in change.split("; "):
             state.run(one, ())
         for user in ("alice", "bob"):
-            assert Remembered(state).chain(user) == ()
-        Remembered(state).remember_chain("alice", CHAIN)
-        assert Remembered(state).chain("alice") == CHAIN
+            assert PeerState(state).chain(user) == ()
+        PeerState(state).remember_chain("alice", CHAIN)
+        assert PeerState(state).chain("alice") == CHAIN
 
 
 def test_a_chain_under_another_key_is_followed_anew(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
-        Remembered(state).remember_chain("alice", CHAIN)
+        PeerState(state).remember_chain("alice", CHAIN)
         state.change_key(b"K" * 32)
-        assert Remembered(state).chain("alice") == ()
+        assert PeerState(state).chain("alice") == ()
 
 
 def test_a_chain_of_which_another_process_knows_another_end(tmp_path: Path) -> None:
     """A mixture would be nobody's."""
     with opened(tmp_path) as state:
-        Remembered(state).remember_chain("alice", CHAIN)
-        Remembered(state).remember_chain("alice", (CHAIN[0], b"another", b"third"))
-        assert Remembered(state).chain("alice") == CHAIN
+        PeerState(state).remember_chain("alice", CHAIN)
+        PeerState(state).remember_chain("alice", (CHAIN[0], b"another", b"third"))
+        assert PeerState(state).chain("alice") == CHAIN
 
 
 def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
@@ -85,15 +85,15 @@ def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
     with opened(tmp_path) as late:
         with opened(tmp_path) as state:
             state.change_key(b"K" * 32)
-            Remembered(late).remember_file(known(1, b"entry"))
-            assert list(Remembered(state).files()) == [known(1)]
+            PeerState(late).remember_file(known(1, b"entry"))
+            assert list(PeerState(state).files()) == [known(1)]
         with pytest.raises(LocalError, match="another process"):
-            Remembered(late).remember_received(5)
+            PeerState(late).remember_received(5)
 
 
 def test_a_file_never_goes_back(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
-        remembered = Remembered(state)
+        remembered = PeerState(state)
         assert list(remembered.files()) == []
         remembered.remember_file(known(2, b"entry"))
         remembered.remember_file(known(1, b"older"))
@@ -112,17 +112,17 @@ def test_a_file_never_goes_back(tmp_path: Path) -> None:
 
 def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
-        Remembered(state).remember_file(known(1, b"a secret name"))
+        PeerState(state).remember_file(known(1, b"a secret name"))
         state.run("UPDATE shared SET owner = 'eve'", ())
         with pytest.raises(LocalError):
-            list(Remembered(state).files())
+            list(PeerState(state).files())
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"a secret name" not in stored
 
 
 def test_how_far_it_was_listed_only_grows(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
-        remembered = Remembered(state)
+        remembered = PeerState(state)
         assert remembered.received() == 0
         remembered.remember_received(9)
         remembered.remember_received(5)

@@ -24,21 +24,21 @@ from sfsc.errors import (
     Rollback,
     WrongServer,
 )
-from sfsc.trust.server_log import Point, Sent, Trust
+from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
 from tests.sfsc.lying import SPKI, Log
 
 RECORD = b"the exact bytes that were signed"
 SIGNATURES = {"a1" * 32: bytes(64)}
-SENT = Sent("upload", "ada", "ada", "0" * 32, 3, RECORD, SIGNATURES)
+SENT = SentChange("upload", "ada", "ada", "0" * 32, 3, RECORD, SIGNATURES)
 
 
-def greeted(log: Log) -> Trust:
-    trust = Trust(log.server_id)
+def greeted(log: Log) -> ServerTrust:
+    trust = ServerTrust(log.server_id)
     trust.welcome(log.welcome(), SPKI)
     return trust
 
 
-def opened(log: Log, entries: int = 5) -> Trust:
+def opened(log: Log, entries: int = 5) -> ServerTrust:
     """A client in a session that began when the log had `entries`."""
     log.fill(entries - log.size)
     trust = greeted(log)
@@ -64,7 +64,7 @@ def upload(log: Log, **changes: object) -> int:
 
 def test_the_pinned_server_is_believed() -> None:
     log = Log()
-    trust = Trust(log.server_id)
+    trust = ServerTrust(log.server_id)
     statement = trust.welcome(log.welcome(), SPKI)
     assert (statement.n, statement.server_pub) == (1, log.server.public)
 
@@ -72,7 +72,7 @@ def test_the_pinned_server_is_believed() -> None:
 def test_another_server_is_not_the_pinned_one() -> None:
     log, other = Log(), Log()
     with pytest.raises(WrongServer) as caught:
-        Trust(log.server_id).welcome(other.welcome(), SPKI)
+        ServerTrust(log.server_id).welcome(other.welcome(), SPKI)
     assert caught.value.pinned == log.server_id.hex()
     assert caught.value.shown == other.server_id.hex()
 
@@ -80,7 +80,7 @@ def test_another_server_is_not_the_pinned_one() -> None:
 def test_another_tls_key_is_someone_between() -> None:
     log = Log()
     with pytest.raises(WrongServer):
-        Trust(log.server_id).welcome(log.welcome(), bytes(32))
+        ServerTrust(log.server_id).welcome(log.welcome(), bytes(32))
 
 
 def resigned(log: Log, signer: SigningKey) -> Welcome:
@@ -131,7 +131,7 @@ def foreign_vkey(log: Log) -> Welcome:
 )
 def test_a_welcome_that_is_wrong(make: Callable[[Log], Welcome], error: type[Exception]) -> None:
     log = Log()
-    trust = Trust(log.server_id)
+    trust = ServerTrust(log.server_id)
     with pytest.raises(error):
         trust.welcome(make(log), SPKI)
     # Nothing was learned: a checkpoint still has no key to be verified with.
@@ -142,7 +142,7 @@ def test_a_welcome_that_is_wrong(make: Callable[[Log], Welcome], error: type[Exc
 def test_the_server_statement_never_falls_and_has_no_twin() -> None:
     log = Log()
     second = log.welcome(n=2)
-    known = Trust(log.server_id, statement=second.statement)
+    known = ServerTrust(log.server_id, statement=second.statement)
     with pytest.raises(Rollback):
         known.welcome(log.welcome(n=1), SPKI)
     body, signature = log.statement(n=2, created=1)
@@ -161,16 +161,18 @@ def test_the_server_statement_never_falls_and_has_no_twin() -> None:
 def test_a_log_that_goes_on_is_believed(known: int, more: int) -> None:
     log = Log()
     log.fill(known)
-    before = Point(known, log.root(known), log.checkpoint())
+    before = TreeHead(known, log.root(known), log.checkpoint())
     log.fill(more)
-    trust = Trust(log.server_id, newest=before)
+    trust = ServerTrust(log.server_id, newest=before)
     trust.welcome(log.welcome(), SPKI)
     trust.session(log.session(known))
-    assert trust.newest == Point(known + more, log.root(known + more), log.checkpoint())
+    assert trust.newest == TreeHead(known + more, log.root(known + more), log.checkpoint())
 
 
-def remembering(log: Log) -> Trust:
-    trust = Trust(log.server_id, newest=Point(log.size, log.root(log.size), log.checkpoint()))
+def remembering(log: Log) -> ServerTrust:
+    trust = ServerTrust(
+        log.server_id, newest=TreeHead(log.size, log.root(log.size), log.checkpoint())
+    )
     trust.welcome(log.welcome(), SPKI)
     return trust
 
@@ -385,7 +387,7 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
         trust.receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
 
 
-def joined(trust: Trust, log: Log) -> list[tuple[int, int]]:
+def joined(trust: ServerTrust, log: Log) -> list[tuple[int, int]]:
     """The gaps that an honest `log` was asked to prove."""
     gaps = trust.gaps()
     trust.join([log.consistency(*gap) for gap in gaps])
@@ -496,7 +498,7 @@ def test_a_log_that_forks_while_the_connection_is_lost(again: int) -> None:
 
 
 def test_the_first_checkpoint_needs_the_receipt_of_the_statement() -> None:
-    sent = Sent("enrol", "ada", "ada", None, None, b"statement", SIGNATURES)
+    sent = SentChange("enrol", "ada", "ada", None, None, b"statement", SIGNATURES)
     log = Log()
     log.fill(3)
     enrolled = {"op": "enrol", "file": None, "version": None, "rec": b"statement"}

@@ -6,7 +6,7 @@ import pytest
 
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from sfsc.trust import signature_cache
-from sfsc.trust.signature_cache import Signed, verifies, verifying
+from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid, verify_in_background
 
 KEY = SigningKey.from_seed(b"k" * 32)
 OTHER = SigningKey.from_seed(b"o" * 32)
@@ -21,36 +21,36 @@ def nothing_known() -> None:
 def test_what_was_found_good_vouches_for_itself_only() -> None:
     signature = KEY.sign(Label.RECORD, BODY)
     for _ in range(2):
-        assert verifies(Label.RECORD, BODY, signature, KEY.public)
-        assert not verifies(Label.ENDORSE, BODY, signature, KEY.public)
-        assert not verifies(Label.RECORD, BODY, signature, OTHER.public)
-        assert not verifies(Label.RECORD, BODY + b"!", signature, KEY.public)
-        assert not verifies(Label.RECORD, BODY[:-1], signature, KEY.public)
+        assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
+        assert not signature_is_valid(Label.ENDORSE, BODY, signature, KEY.public)
+        assert not signature_is_valid(Label.RECORD, BODY, signature, OTHER.public)
+        assert not signature_is_valid(Label.RECORD, BODY + b"!", signature, KEY.public)
+        assert not signature_is_valid(Label.RECORD, BODY[:-1], signature, KEY.public)
         for at in range(64):
             changed = bytearray(signature)
             changed[at] ^= 1
-            assert not verifies(Label.RECORD, BODY, bytes(changed), KEY.public)
-        assert not verifies(Label.RECORD, BODY, None, KEY.public)
-        assert not verifies(Label.RECORD, BODY, signature, None)
+            assert not signature_is_valid(Label.RECORD, BODY, bytes(changed), KEY.public)
+        assert not signature_is_valid(Label.RECORD, BODY, None, KEY.public)
+        assert not signature_is_valid(Label.RECORD, BODY, signature, None)
     assert len(signature_cache._verified) == 1
 
 
 def test_it_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = KEY.sign(Label.RECORD, BODY)
-    assert verifies(Label.RECORD, BODY, signature, KEY.public)
+    assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
     monkeypatch.delattr(signature_cache, "verify")
-    assert verifies(Label.RECORD, BODY, signature, KEY.public)
+    assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
 
 
 def test_no_more_are_remembered_than_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signature_cache, "MOST", 3)
+    monkeypatch.setattr(signature_cache, "MAX_CACHED", 3)
     for number in range(10):
         body = bytes([number])
-        assert verifies(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public)
+        assert signature_is_valid(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public)
         assert 0 < len(signature_cache._verified) <= 3
 
 
-def signed(count: int) -> list[Signed]:
+def signed(count: int) -> list[SignatureCheck]:
     bodies = [number.to_bytes(2) for number in range(count)]
     return [(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public) for body in bodies]
 
@@ -67,10 +67,10 @@ def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(signature_cache, "verify", watched)
     many = signed(64)
-    with verifying(many):
-        assert verifies(*many[0])
+    with verify_in_background(many):
+        assert signature_is_valid(*many[0])
         assert helped.wait(20)
-        assert all(verifies(*one) for one in many)
+        assert all(signature_is_valid(*one) for one in many)
     assert len(by) == 64
     assert by[many[0][1]] == threading.current_thread().name
     assert by[many[-1][1]] == by[many[-2][1]] == "sfsc-verify"
@@ -81,16 +81,16 @@ def test_a_helper_vouches_for_nothing_that_is_wrong() -> None:
     many = signed(64)
     label, body, signature, public = many[50]
     many[50] = wrong = (label, body + b"!", signature, public)
-    with verifying(many):
-        assert [verifies(*one) for one in many] == [one is not wrong for one in many]
-    with verifying(many):
-        assert [verifies(*one) for one in reversed(many)].count(False) == 1
-    assert not verifies(*wrong)
+    with verify_in_background(many):
+        assert [signature_is_valid(*one) for one in many] == [one is not wrong for one in many]
+    with verify_in_background(many):
+        assert [signature_is_valid(*one) for one in reversed(many)].count(False) == 1
+    assert not signature_is_valid(*wrong)
 
 
 def test_no_thread_is_made_for_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(threading, "Thread")
-    with verifying(signed(7)):
+    with verify_in_background(signed(7)):
         pass
-    with verifying([]):
+    with verify_in_background([]):
         pass

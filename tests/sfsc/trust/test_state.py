@@ -15,8 +15,8 @@ from typing import cast
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.trust.file_records import Revision
-from sfsc.trust.state import KnownFile, State
+from sfsc.trust.file_records import KnownRevision
+from sfsc.trust.state import ClientState, KnownFile
 
 ACCOUNT = bytes(32) + b"ada"
 KEY = b"k" * 32
@@ -27,8 +27,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "home" / "state.sqlite3"
 
 
-def opened(path: Path, account: bytes = ACCOUNT, key: bytes = KEY) -> State:
-    return State.open(path, account, key)
+def opened(path: Path, account: bytes = ACCOUNT, key: bytes = KEY) -> ClientState:
+    return ClientState.open(path, account, key)
 
 
 def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
@@ -36,8 +36,8 @@ def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
     return KnownFile(file_id, rev, record.ljust(32, b"."), record, version=rev)
 
 
-def vouched(rev: int, file_id: str = "a" * 32) -> Revision:
-    return Revision(rev, known(rev, file_id).hash, vouched=True)
+def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
+    return KnownRevision(rev, known(rev, file_id).hash, vouched=True)
 
 
 def test_nothing_is_known_at_first(path: Path) -> None:
@@ -344,7 +344,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
 
 
 def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
-    def half(state: State) -> None:
+    def half(state: ClientState) -> None:
         with state.changing():
             state.remember_file(known(1), b"entry")
             state.remember_listed(4)
