@@ -38,7 +38,7 @@ def test_what_was_found_good_vouches_for_itself_only() -> None:
 def test_it_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = KEY.sign(Label.RECORD, BODY)
     assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
-    monkeypatch.delattr(signature_cache, "verify")
+    monkeypatch.delattr(signature_cache, "verify_signature")
     assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
 
 
@@ -65,7 +65,7 @@ def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
             helped.set()
         verify_signature(label, body, signature, public)
 
-    monkeypatch.setattr(signature_cache, "verify", watched)
+    monkeypatch.setattr(signature_cache, "verify_signature", watched)
     many = signed(64)
     with verify_in_background(many):
         assert signature_is_valid(*many[0])
