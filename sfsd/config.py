@@ -70,7 +70,7 @@ def parse_duration(text: str) -> int:
     return int(matched[1]) * _SECONDS[matched[2]]
 
 
-class Limits(Value):
+class ConnectionLimits(Value):
     """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days
     (of statements that keep its keys there may be twice as many). Every one is at least 1."""
 
@@ -89,7 +89,7 @@ class Limits(Value):
                 raise ConfigError(f"limits.{name} is not between 1 and 1,000,000")
 
 
-class Rotation(Value):
+class RotationPolicy(Value):
     """`max_age` and `grace` are seconds, `jitter` percent of max_age."""
 
     max_age: int = 90 * DAY
@@ -104,7 +104,7 @@ class Rotation(Value):
             raise ConfigError("rotation.jitter is 0 to 100 percent")
 
 
-class Retention(Value):
+class RetentionPolicy(Value):
     """What is removed by itself: the content of files deleted `trash_days` days ago, and of all
     versions but the newest `versions`. 0: nothing ever."""
 
@@ -124,14 +124,14 @@ class Config(Value):
     listen: str = "127.0.0.1:7373"
     public: str = ""
     quota: int = 0
-    limits: Limits = field(default_factory=Limits)
-    rotation: Rotation = field(default_factory=Rotation)
-    retention: Retention = field(default_factory=Retention)
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+    rotation: RotationPolicy = field(default_factory=RotationPolicy)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     def __post_init__(self) -> None:
-        _named("listen", lambda: listening(self.listen))
+        _with_name("listen", lambda: check_listen_address(self.listen))
         if self.public:
-            _named("public", lambda: reachable(self.public))
+            _with_name("public", lambda: check_public_address(self.public))
 
     @classmethod
     def load(cls, root: Path) -> Self:
@@ -159,15 +159,17 @@ class Config(Value):
             document = tomllib.loads(raw.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"not TOML: {exc}") from exc
-        values: dict[str, Any] = {name: _converted(name, value) for name, value in _flat(document)}
+        values: dict[str, Any] = {
+            name: _converted(name, value) for name, value in _flattened(document)
+        }
         top = {name: value for name, value in values.items() if "." not in name}
-        limits = Limits(**_below("limits.", values))
-        rotation = Rotation(**_below("rotation.", values))
-        retention = Retention(**_below("retention.", values))
+        limits = ConnectionLimits(**_with_prefix("limits.", values))
+        rotation = RotationPolicy(**_with_prefix("rotation.", values))
+        retention = RetentionPolicy(**_with_prefix("retention.", values))
         return cls(**top, limits=limits, rotation=rotation, retention=retention)
 
 
-def listening(address: str) -> str:
+def check_listen_address(address: str) -> str:
     """`address`, which is ``HOST:PORT``; port 0 is any that is free. Raises `ConfigError`."""
     try:
         parse_address(address)
@@ -176,9 +178,9 @@ def listening(address: str) -> str:
     return address
 
 
-def reachable(address: str) -> str:
+def check_public_address(address: str) -> str:
     """`address`, where users reach the daemon. Raises `ConfigError`."""
-    if parse_address(listening(address))[1] == 0:
+    if parse_address(check_listen_address(address))[1] == 0:
         raise ConfigError("nobody can connect to port 0")
     return address
 
@@ -213,7 +215,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "listen": _text,
     "public": _text,
     "quota": _size,
-    **{f"limits.{name}": _number for name in Limits.__match_args__},
+    **{f"limits.{name}": _number for name in ConnectionLimits.__match_args__},
     "rotation.max_age": _duration,
     "rotation.grace": _duration,
     "rotation.jitter": _number,
@@ -224,7 +226,7 @@ _SETTINGS: dict[str, Callable[[object], str | int]] = {
 _TABLES = ("limits", "rotation", "retention")
 
 
-def _flat(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def _flattened(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The settings of a document by full name; a table that is not ours stays whole."""
     for name, value in document.items():
         if isinstance(value, dict) and name in _TABLES:
@@ -239,10 +241,10 @@ def _converted(name: str, value: object) -> str | int:
         raise ConfigError(f"{name}: not a table", f"write it as a line [{name}] above its settings")
     if convert is None:
         raise ConfigError(f"unknown setting {name[:60]!r}", "docs/format.md lists them all")
-    return _named(name, lambda: convert(value))
+    return _with_name(name, lambda: convert(value))
 
 
-def _named(name: str, read: Callable[[], _T]) -> _T:
+def _with_name(name: str, read: Callable[[], _T]) -> _T:
     """What `read` gives. Raises its `ConfigError` with the setting's `name` ahead."""
     try:
         return read()
@@ -250,7 +252,7 @@ def _named(name: str, read: Callable[[], _T]) -> _T:
         raise ConfigError(f"{name}: {exc.cause}", exc.hint) from exc
 
 
-def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name.removeprefix(prefix): value
         for name, value in values.items()

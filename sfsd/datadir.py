@@ -17,7 +17,7 @@ from sfsd.errors import RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.rules.context import ServerContext, ServerIdentity
-from sfsd.server_keys import Keys
+from sfsd.server_keys import ServerKeys
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
@@ -25,12 +25,12 @@ from sfsd.storage.store import DirectoryStore
 
 USERS = "store/users"
 """Below the root, from `init` on."""
-STATED = "server-statement"
+STATEMENT_OP = "server-statement"
 """The op of the entry that holds a statement of this server."""
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def lock_root(root: Path) -> Iterator[None]:
     """Hold the lock of `root`: one process owns a root.
 
     Raises `RootBusyError` where another has it, `ConfigError` where there is no root.
@@ -52,7 +52,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(
+def open_world(
     root: Path,
     *,
     clock: Callable[[], float] = time.time,
@@ -64,7 +64,7 @@ def opened(
     """
     files = files or Files()
     config = Config.load(root)
-    keys = server_keys.restate(root / "keys", int(clock()), files)
+    keys = server_keys.update_statement(root / "keys", int(clock()), files)
     journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)
     try:
         _check_mounted(root, journal)
@@ -93,11 +93,11 @@ def _check_mounted(root: Path, journal: Journal) -> None:
         )
 
 
-def _log_statement(world: ServerContext, keys: Keys) -> None:
+def _log_statement(world: ServerContext, keys: ServerKeys) -> None:
     """Log the server's statement unless it was logged before: clients can look it up."""
     if not _is_logged(world.journal, keys.statement):
         stated = EntryDraft(
-            op=STATED, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
+            op=STATEMENT_OP, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
         )
         world.committer.submit(Change(stated)).result()
 
@@ -106,7 +106,7 @@ def _is_logged(journal: Journal, statement: bytes) -> bool:
     # A log begins with the first statement, and for most servers that is the only one.
     if journal.size and journal.entry(0).rec == statement:
         return True
-    marker = f'"op":"{STATED}"'.encode()
+    marker = f'"op":"{STATEMENT_OP}"'.encode()
     return any(
         marker in line and journal.entry(seq).rec == statement
         for seq, line in enumerate(journal.lines())

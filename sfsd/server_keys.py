@@ -44,7 +44,7 @@ _NEXT_LOG_KEY = "log.key.next"
 """A key of the log that is being taken over."""
 
 
-class Keys(Value):
+class ServerKeys(Value):
     """What a daemon works with. `statement` and `signature` are the exact bytes Welcome carries."""
 
     folder: Path
@@ -78,7 +78,7 @@ class Keys(Value):
         return _tls_context(self.folder)
 
 
-def create(folder: Path, now: int, files: Files | None = None) -> Keys:
+def create(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     """Make all keys of a new root and its first statement; `now` is unix seconds.
 
     Raises `ConfigError` where `folder` holds keys already.
@@ -95,18 +95,18 @@ def create(folder: Path, now: int, files: Files | None = None) -> Keys:
     private, certificate = _self_signed(now)
     files.write_new_durable(folder / "tls.key", private)
     files.write_new_durable(folder / "tls.crt", certificate)
-    _state(folder, files, n=1, now=now)
+    _write_statement(folder, files, n=1, now=now)
     files.sync_folder(folder)
     return load(folder)
 
 
-def load(folder: Path) -> Keys:
+def load(folder: Path) -> ServerKeys:
     """The keys of a root, as the statement in force names them.
 
     Raises `ConfigError` for a file that is missing or malformed, and where the TLS or log key is
     not the one stated.
     """
-    statement, signature = read_statement(folder)
+    statement, signature = read_server_statement(folder)
     known = ServerStatement.parse(statement)
     log_key = _read_key(folder / "log.key")
     if Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey != known.log_vkey:
@@ -116,10 +116,10 @@ def load(folder: Path) -> Keys:
             "keys/tls.crt has another key than keys/server.statement says",
             "the next start of `sfsd serve` states it: restart the daemon if one runs",
         )
-    return Keys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
+    return ServerKeys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
 
 
-def exposed(folder: Path) -> list[str]:
+def readable_by_others(folder: Path) -> list[str]:
     """Names of the key files that others on this machine may read, as after a copy that did not
     keep the rights. Nothing where rights are not of that kind (Windows)."""
     if os.name != "posix" or not folder.stat().st_mode & 0o011:
@@ -127,22 +127,22 @@ def exposed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.key") if path.stat().st_mode & 0o044)
 
 
-def restate(folder: Path, now: int, files: Files | None = None) -> Keys:
+def update_statement(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     """As `load`, but a TLS key that is not the one stated gets a successor statement, and a log key
     that lies ready is taken over.
 
     For who holds the root's lock. `now` is unix seconds. Raises `ConfigError`.
     """
     if (folder / _NEXT_LOG_KEY).exists():
-        _finish_log(folder, now, files or Files())
-    known = ServerStatement.parse(read_statement(folder)[0])
+        _finish_log_key_change(folder, now, files or Files())
+    known = ServerStatement.parse(read_server_statement(folder)[0])
     if known.tls_spki_sha256 != _stored_spki(folder):
         _tls_context(folder)  # a certificate without its key must not be stated
-        _state(folder, files or Files(), n=known.n + 1, now=now)
+        _write_statement(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
 
 
-def renew_tls(folder: Path, now: int, files: Files | None = None) -> Keys:
+def renew_tls_key(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     """A fresh TLS key and certificate, and a statement that names it. As `restate`.
 
     The key is replaced before the certificate, and the statement last: cut in between, the old
@@ -153,10 +153,10 @@ def renew_tls(folder: Path, now: int, files: Files | None = None) -> Keys:
     private, certificate = _self_signed(now)
     files.replace_durable(folder / "tls.key", private)
     files.replace_durable(folder / "tls.crt", certificate)
-    return restate(folder, now, files)
+    return update_statement(folder, now, files)
 
 
-def renew_log(folder: Path, now: int, files: Files | None = None) -> Keys:
+def renew_log_key(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     """A fresh key of the log, a statement that names it, and the stored checkpoint signed with it.
 
     For who holds the root's lock. Where it is cut, `restate` goes on. Raises `ConfigError`.
@@ -165,27 +165,29 @@ def renew_log(folder: Path, now: int, files: Files | None = None) -> Keys:
     _server_key(folder)  # before anything is replaced that needs its signature
     fresh = SigningKey.generate().seed.hex().encode() + b"\n"
     files.replace_durable(folder / _NEXT_LOG_KEY, fresh)
-    return restate(folder, now, files)
+    return update_statement(folder, now, files)
 
 
-def _finish_log(folder: Path, now: int, files: Files) -> None:
+def _finish_log_key_change(folder: Path, now: int, files: Files) -> None:
     """Take over the key that lies ready: the checkpoint, the key, the statement, in this order.
     What is done already is left, so that it may be cut anywhere."""
     fresh = _read_key(folder / _NEXT_LOG_KEY)
-    known = ServerStatement.parse(read_statement(folder)[0])
+    known = ServerStatement.parse(read_server_statement(folder)[0])
     origin = origin_of(server_id(known.server_pub))
     verifier = Verifier(origin, fresh.public)
     note = folder.parent / "logs" / "checkpoint"
     if note.exists() and verifier.vkey != known.log_vkey:
-        _sign_anew(note, Verifier.parse(known.log_vkey), verifier, fresh, files)
+        _resign_checkpoint(note, Verifier.parse(known.log_vkey), verifier, fresh, files)
     files.replace_durable(folder / "log.key", fresh.seed.hex().encode() + b"\n")
     if verifier.vkey != known.log_vkey:
-        _state(folder, files, n=known.n + 1, now=now)
+        _write_statement(folder, files, n=known.n + 1, now=now)
     files.remove(folder / _NEXT_LOG_KEY)
     files.sync_folder(folder)
 
 
-def _sign_anew(note: Path, old: Verifier, new: Verifier, key: SigningKey, files: Files) -> None:
+def _resign_checkpoint(
+    note: Path, old: Verifier, new: Verifier, key: SigningKey, files: Files
+) -> None:
     data = note.read_bytes()
     if not data.strip(b"\0"):
         return  # a power loss has left nothing of it, and a start does without
@@ -219,7 +221,7 @@ def operator_key(folder: Path) -> SigningKey:
     return _read_key(folder / "operator.key")
 
 
-def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
+def _write_statement(folder: Path, files: Files, *, n: int, now: int) -> None:
     """Sign statement `n` about the keys that lie there."""
     server = _server_key(folder) if n > 1 else _read_key(folder / "server.key")
     origin = origin_of(server_id(server.public))
@@ -238,7 +240,7 @@ def _state(folder: Path, files: Files, *, n: int, now: int) -> None:
 def _server_key(folder: Path) -> SigningKey:
     """The key that signs successors of the statement in force. Raises `ConfigError`."""
     server = _read_key(folder / "server.key")
-    if server.public != ServerStatement.parse(read_statement(folder)[0]).server_pub:
+    if server.public != ServerStatement.parse(read_server_statement(folder)[0]).server_pub:
         raise ConfigError("keys/server.key is not this server's", _HINT)
     return server
 
@@ -311,7 +313,7 @@ def _read_public(path: Path) -> bytes:
     return _read(path, _hex32)
 
 
-def read_statement(folder: Path) -> tuple[bytes, bytes]:
+def read_server_statement(folder: Path) -> tuple[bytes, bytes]:
     """(exact bytes, signature) of the statement in force, verified. Raises `ConfigError`."""
 
     def parsed(raw: bytes) -> tuple[bytes, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 from sfsd.errors import CommandError
 from sfsd.storage.fsck import Fsck
 
@@ -25,7 +25,7 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
     chains, second names of a ciphertext and the log's cache are made anew, and files that the log
     knows nothing of are moved to stray/. Exit code 5 where damage is left.
     """
-    with locked(root):
+    with lock_root(root):
         check = Fsck(root, read_data=read_data, repair=repair)
         left = found = 0
         for finding in check.run():

@@ -18,7 +18,7 @@ from sfsd.fs.files import Files
 @click.option(
     "--public",
     metavar="HOST:PORT",
-    callback=parsed(config.reachable),
+    callback=parsed(config.check_public_address),
     help="Where users reach the daemon.",
 )
 def command(root: Path, public: str | None) -> None:

@@ -24,10 +24,10 @@ from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.accounts import Account, AccountsPage, UserList
 from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Welcome
 from sfsd import server_keys
-from sfsd.datadir import locked, opened
+from sfsd.datadir import lock_root, open_world
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
-from sfsd.net.dispatch import Access, Principal, Service
-from sfsd.server_keys import Keys
+from sfsd.net.dispatch import Access, Dispatcher, Principal
+from sfsd.server_keys import ServerKeys
 
 SECONDS: Final = 30.0
 GENERATION: Final = 1
@@ -53,7 +53,7 @@ def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
     holds the lock but does not answer as it should, and what opening a root raises.
     """
     try:
-        with locked(root):
+        with lock_root(root):
             return _in_process(root, messages)
     except RootBusyError:
         return _over_the_wire(root, messages)
@@ -73,7 +73,7 @@ def accounts(root: Path) -> Iterator[Account]:
 def running_address(root: Path) -> str | None:
     """Where the daemon of `root` accepts connections; None where none runs."""
     try:
-        with locked(root):
+        with lock_root(root):
             return None
     except RootBusyError:
         return _address(root)
@@ -94,14 +94,14 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
     who = Principal(OPERATOR, GENERATION, Access.OPERATOR, -1, 0, "local")
 
     async def run() -> list[Reply]:
-        service = Service(world)
+        service = Dispatcher(world)
         service.on_revoke = lambda _user, _which: None  # no daemon, so no session to close
         try:
             return [accepted_reply(await service.handle(who, message)) for message in messages]
         finally:
             await service.close()
 
-    with opened(root) as world:
+    with open_world(root) as world:
         return asyncio.run(run())
 
 
@@ -158,7 +158,7 @@ def _shown_spki(tls: ssl.SSLSocket) -> bytes | None:
 class _Client:
     """One request at a time: an operator is in no hurry."""
 
-    def __init__(self, tls: ssl.SSLSocket, root: Path, known: Keys) -> None:
+    def __init__(self, tls: ssl.SSLSocket, root: Path, known: ServerKeys) -> None:
         self._tls = tls
         self._connection = Connection(Role.CLIENT)
         self._log_in(root, known)
@@ -166,7 +166,7 @@ class _Client:
     def ask(self, messages: Sequence[Request]) -> list[Reply]:
         return [accepted_reply(self._call(message)) for message in messages]
 
-    def _log_in(self, root: Path, known: Keys) -> None:
+    def _log_in(self, root: Path, known: ServerKeys) -> None:
         welcome = self._receive()
         if not isinstance(welcome, Welcome) or welcome.statement != known.statement:
             raise UnreachableError(

@@ -9,7 +9,7 @@ import click
 
 from sfsd import server_keys
 from sfsd.commands import answer, root_option
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 
 
 @click.command()
@@ -21,8 +21,8 @@ def command(root: Path, which: str) -> None:
     Clients notice nothing: the server's long-lived key signs a statement about the new one, which
     they follow from the key that their invitation pinned.
     """
-    with locked(root):
+    with lock_root(root):
         now = int(time.time())
-        renew = server_keys.renew_tls if which == "tls" else server_keys.renew_log
+        renew = server_keys.renew_tls_key if which == "tls" else server_keys.renew_log_key
         keys = renew(root / "keys", now)
         answer(f"statement {keys.n} names the new {which} key")

@@ -9,7 +9,7 @@ import click
 
 from sfsd import config
 from sfsd.commands import parsed, root_option
-from sfsd.net.listener import serve
+from sfsd.net.listener import serve_root
 
 
 @click.command()
@@ -17,7 +17,7 @@ from sfsd.net.listener import serve
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=parsed(config.listening),
+    callback=parsed(config.check_listen_address),
     help="Where to listen; port 0 takes a free one.",
 )
 @click.option(
@@ -28,4 +28,4 @@ from sfsd.net.listener import serve
 def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """Serve the root until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve(root, listen, ready_file)
+    serve_root(root, listen, ready_file)

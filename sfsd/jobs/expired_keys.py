@@ -14,7 +14,7 @@ from sfsd.storage.change import Change, Write
 from sfsd.storage.paths import account_path
 
 
-def fallen_due(world: ServerContext, name: str) -> Change | None:
+def rotation_due_change(world: ServerContext, name: str) -> Change | None:
     """The entry that says it of `name`, where it is so and was not said. Raises `DamagedError`."""
     user = world.users.find(name)
     if user is None or user.account.value.disabled:

@@ -21,7 +21,7 @@ MAX_TOUCHED: Final = 128
 _PAGE: Final = 256
 
 
-def lapsed(world: ServerContext, user: str) -> Iterator[Change]:
+def expired_reader_changes(world: ServerContext, user: str) -> Iterator[Change]:
     """A change for each file that was shared with `user` until now, and has a wrap of his left."""
     after = ("", "")
     while notes := world.inboxes.for_user(user).after(after, _PAGE):

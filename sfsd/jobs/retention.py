@@ -14,9 +14,9 @@ from protocol.codec.names import SERVER
 from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
-from sfsd.config import DAY, Retention
+from sfsd.config import DAY, RetentionPolicy
 from sfsd.errors import Absent, DamagedError
-from sfsd.jobs.expired_readers import lapsed
+from sfsd.jobs.expired_readers import expired_reader_changes
 from sfsd.rules.bundles import remove_expired_bundles
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
@@ -38,12 +38,14 @@ class _Version(Value):
         return self.document.value.metadata is not None
 
 
-def due(world: ServerContext, owner: str, policy: Retention) -> Iterator[Change]:
+def retention_changes(
+    world: ServerContext, owner: str, policy: RetentionPolicy
+) -> Iterator[Change]:
     """Every change that the policy asks for now, of one owner; each to be made before the next is
     asked for. A file whose sidecars are damaged, or missing, is left alone."""
     if (change := remove_expired_bundles(world, owner)) is not None:
         yield change
-    yield from lapsed(world, owner)
+    yield from expired_reader_changes(world, owner)
     if not (policy.trash_days or policy.versions):
         return
     files = world.index.for_user(owner)
@@ -57,7 +59,7 @@ def due(world: ServerContext, owner: str, policy: Retention) -> Iterator[Change]
         after = page[-1][0]
 
 
-def _due(world: ServerContext, head: FileHead, policy: Retention) -> Iterator[Change]:
+def _due(world: ServerContext, head: FileHead, policy: RetentionPolicy) -> Iterator[Change]:
     if head.document is None:
         return
     newest = head.document
@@ -77,7 +79,7 @@ def _due(world: ServerContext, head: FileHead, policy: Retention) -> Iterator[Ch
         yield _removal(world, head, gone[start : start + PURGED_AT_ONCE], why)
 
 
-def _is_old_trash(world: ServerContext, head: Sidecar, policy: Retention) -> bool:
+def _is_old_trash(world: ServerContext, head: Sidecar, policy: RetentionPolicy) -> bool:
     """Whether the file was deleted so long ago, by this server's clock. What a move has left
     behind are older versions of a living file, and no trash."""
     record = head.head_record

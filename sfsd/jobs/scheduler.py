@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from sfsd.config import DAY, Retention
+from sfsd.config import DAY, RetentionPolicy
 from sfsd.errors import DamagedError, Stale
-from sfsd.jobs.expired_keys import fallen_due
-from sfsd.jobs.retention import due
+from sfsd.jobs.expired_keys import rotation_due_change
+from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
 from sfsd.storage.change import Change
 
@@ -57,8 +57,8 @@ class Schedule:
                 made += 1
         return made
 
-    def _changes(self, owner: str, policy: Retention) -> Iterator[Change]:
+    def _changes(self, owner: str, policy: RetentionPolicy) -> Iterator[Change]:
         with suppress(DamagedError):  # whoever asks for the account hears of it; so does `fsck`
-            if (change := fallen_due(self._world, owner)) is not None:
+            if (change := rotation_due_change(self._world, owner)) is not None:
                 yield change
-            yield from due(self._world, owner, policy)
+            yield from retention_changes(self._world, owner, policy)

@@ -222,7 +222,7 @@ class _Leaves:
 
 def _signed(root: Path) -> checkpoint.Checkpoint:
     """The stored checkpoint, of size 0 where there is none."""
-    vkey = ServerStatement.parse(server_keys.read_statement(root / "keys")[0]).log_vkey
+    vkey = ServerStatement.parse(server_keys.read_server_statement(root / "keys")[0]).log_vkey
     try:
         return stored_checkpoint(root / "logs" / "checkpoint", Verifier.parse(vkey))
     except OSError as exc:

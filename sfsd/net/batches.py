@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from protocol.codec.values import Value
 from sfsd.errors import Refused, SfsdError, Stale
-from sfsd.net.thread_pool import Pool
+from sfsd.net.thread_pool import ThreadPool
 from sfsd.rules.context import Commit
 from sfsd.storage.committer import Committer
 
@@ -25,7 +25,7 @@ ATTEMPTS: Final = 16
 """How often one request is decided before the asker is told `busy`."""
 
 _Answer = TypeVar("_Answer")
-Failure: TypeAlias = SfsdError | OSError
+OperationError: TypeAlias = SfsdError | OSError
 Decide = Callable[[], _Answer | Commit[_Answer]]
 
 
@@ -38,24 +38,26 @@ class _Submitted(Value, Generic[_Answer]):
         return self.commit.answer(self.made.result())
 
 
-class Deciding:
+class BatchRunner:
     """For one loop, on whose thread its methods are called."""
 
     def __init__(self, committer: Committer) -> None:
-        self.pool = Pool(THREADS, "operation")
+        self.pool = ThreadPool(THREADS, "operation")
         self._committer = committer
         self._counting = threading.Lock()
         self._undecided = 0
         committer.expected = lambda: self._undecided
 
-    async def outcome(self, decide: Decide[_Answer], *, slow: bool = False) -> _Answer | Failure:
+    async def outcome(
+        self, decide: Decide[_Answer], *, slow: bool = False
+    ) -> _Answer | OperationError:
         """That of one."""
         [(_, one)] = [answer async for answer in self.outcomes([decide], slow=slow)]
         return one
 
     async def outcomes(
         self, decides: Sequence[Decide[_Answer]], *, slow: bool = False
-    ) -> AsyncIterator[tuple[int, _Answer | Failure]]:
+    ) -> AsyncIterator[tuple[int, _Answer | OperationError]]:
         """(place, outcome) of each of `decides`, in any order: as soon as it was decided, or made
         where that is a `Commit`. `slow` ones wait for the disk."""
         left = list(range(len(decides)))
@@ -84,16 +86,16 @@ class Deciding:
 
     def _decided(
         self, asked: Sequence[Decide[_Answer]], *, slow: bool
-    ) -> asyncio.Future[list[_Answer | _Submitted[_Answer] | Failure]]:
+    ) -> asyncio.Future[list[_Answer | _Submitted[_Answer] | OperationError]]:
         with self._counting:
             self._undecided += len(asked)
         return self.pool.run(partial(self._decide, asked), slow=slow)
 
     def _decide(
         self, asked: Sequence[Decide[_Answer]]
-    ) -> list[_Answer | _Submitted[_Answer] | Failure]:
+    ) -> list[_Answer | _Submitted[_Answer] | OperationError]:
         """On a pool thread."""
-        decided: list[_Answer | Commit[_Answer] | Failure] = []
+        decided: list[_Answer | Commit[_Answer] | OperationError] = []
         try:
             for decide in asked:
                 decided.append(_caught(decide))  # noqa: PERF401 - undone where a later one fails
@@ -109,11 +111,11 @@ class Deciding:
                 self._undecided -= len(asked)
 
     def _submit(
-        self, decided: Sequence[_Answer | Commit[_Answer] | Failure]
-    ) -> list[_Answer | _Submitted[_Answer] | Failure]:
+        self, decided: Sequence[_Answer | Commit[_Answer] | OperationError]
+    ) -> list[_Answer | _Submitted[_Answer] | OperationError]:
         commits = [one for one in decided if isinstance(one, Commit)]
         made = iter(self._committer.submit_all([one.change for one in commits]))
-        outcomes: list[_Answer | _Submitted[_Answer] | Failure] = []
+        outcomes: list[_Answer | _Submitted[_Answer] | OperationError] = []
         for one in decided:
             if not isinstance(one, Commit):
                 outcomes.append(one)
@@ -126,7 +128,7 @@ class Deciding:
 
     async def _answers(
         self, submitted: Sequence[tuple[int, _Submitted[_Answer]]]
-    ) -> list[_Answer | Failure]:
+    ) -> list[_Answer | OperationError]:
         if not submitted:
             return []
         ones = [one for _, one in submitted]
@@ -135,7 +137,7 @@ class Deciding:
         )
 
 
-def _caught(call: Callable[[], _Answer]) -> _Answer | Failure:
+def _caught(call: Callable[[], _Answer]) -> _Answer | OperationError:
     try:
         return call()
     except (SfsdError, OSError) as exc:

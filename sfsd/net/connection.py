@@ -19,11 +19,11 @@ from protocol.wire.connection import WELCOME_ID, Connection, ReceivedMessage, Ro
 from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
-from sfsd.config import Limits
+from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
-from sfsd.net.dispatch import Principal, Service
+from sfsd.net.dispatch import Dispatcher, Principal
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
-from sfsd.net.write_queue import Outgoing
+from sfsd.net.write_queue import WriteQueue
 
 MAX_UNDER_WAY: Final = 256
 """Requests of one connection that are worked on at once; a client's own window is smaller."""
@@ -37,20 +37,20 @@ _SHUTTING_DOWN: Final = Error("shutting-down", "the server is stopping; nothing 
 _log = logging.getLogger(__name__)
 
 
-class Keeper(Protocol):
+class ConnectionObserver(Protocol):
     """What a session tells the server that made it."""
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: ClientConnection) -> None:
         """A login succeeded."""
 
-    def ended(self, session: Session) -> None:
+    def ended(self, session: ClientConnection) -> None:
         """The connection is gone: once, whatever ended it, if ever it was made."""
 
     def incident(self, kind: str) -> None:
         """The peer is cut off; `kind` says why in a few fixed words."""
 
 
-class Session(asyncio.BufferedProtocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """Made for each accepted connection; all methods run on the loop's thread.
 
     `user` is who logs in or has logged in, "" before; `principal` is set once he has.
@@ -58,13 +58,13 @@ class Session(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        service: Service,
-        limits: Limits,
+        service: Dispatcher,
+        limits: ConnectionLimits,
         address: str,
         *,
         deadline: float,
         budget: MemoryBudget,
-        keeper: Keeper,
+        keeper: ConnectionObserver,
     ) -> None:
         """`address` is the peer's IP, `deadline` the loop's time by which login must be done."""
         self.user = ""
@@ -82,7 +82,7 @@ class Session(asyncio.BufferedProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._weight = 0
-        self._outgoing: Outgoing | None = None
+        self._outgoing: WriteQueue | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
@@ -95,7 +95,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._outgoing = Outgoing(self._transport)
+        self._outgoing = WriteQueue(self._transport)
         self._timer = self._loop.call_at(self._deadline, self._too_late)
         self._send(WELCOME_ID, self._service.welcome())
         self._outgoing.flush()

@@ -10,10 +10,10 @@ import ipaddress
 from collections import Counter
 
 from protocol.codec.values import Mutable, field
-from sfsd.config import Limits
+from sfsd.config import ConnectionLimits
 
 
-def plain(host: str) -> str:
+def normalized_address(host: str) -> str:
     """An IP address as people write it: without a zone, and IPv4 that came through IPv6 as IPv4."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -21,7 +21,7 @@ def plain(host: str) -> str:
     return str(address)
 
 
-def source_of(host: str) -> str:
+def source_network(host: str) -> str:
     """Whom to count a connection against: an IPv4 address, or the /64 network of an IPv6 one.
 
     A /64 is what one subscriber gets, so single addresses of it would be no bound. `host` is a
@@ -34,17 +34,17 @@ def source_of(host: str) -> str:
 
 def is_local(source: str) -> bool:
     """Whether a `source_of` is this machine itself."""
-    return source.startswith("127.") or source == source_of("::1")
+    return source.startswith("127.") or source == source_network("::1")
 
 
-class Gate(Mutable):
+class ConnectionLimiter(Mutable):
     """Counts connections of each source and in all, before login and after.
 
     The limits on all connections do not turn this machine itself away: while strangers hold every
     place, the operator must get in to see it and to disable who does it.
     """
 
-    limits: Limits
+    limits: ConnectionLimits
     connections: Counter[str] = field(default_factory=Counter)
     strangers: Counter[str] = field(default_factory=Counter)
 
@@ -82,7 +82,7 @@ def _decrease(counter: Counter[str], source: str) -> None:
         del counter[source]  # sources that are gone cost no memory
 
 
-class Incidents:
+class IncidentCounter:
     """What was turned away or cut off, counted by kind. A flood must not fill the daemon's own
     output either, so that gets one line a minute and not one a connection."""
 

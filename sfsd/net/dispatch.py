@@ -22,14 +22,14 @@ from protocol.wire.messages.rotation import RotateBegin
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.uploads import Data
 from sfsd.errors import JournalRefusedError, Refused, StoreRefusedError
-from sfsd.net.batches import Deciding, Failure
-from sfsd.net.connection_limits import Incidents
+from sfsd.net.batches import BatchRunner, OperationError
+from sfsd.net.connection_limits import IncidentCounter
 from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 
-__all__ = ["Access", "Principal", "Service"]
+__all__ = ["Access", "Dispatcher", "Principal"]
 
 _ROTATED: Final = "the account's keys were rotated"
 _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
@@ -37,7 +37,7 @@ _NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
-class Service:
+class Dispatcher:
     """What a session talks to. All methods are for the loop's thread.
 
     `on_revoke(user, which)` is set by the server: it closes those of a user's sessions, all where
@@ -46,9 +46,9 @@ class Service:
 
     def __init__(self, world: ServerContext) -> None:
         self.world = world
-        self.unwritten = Incidents()
+        self.unwritten = IncidentCounter()
         self.on_revoke: Revoke = lambda _user, _which: None
-        self._deciding = Deciding(world.committer)
+        self._deciding = BatchRunner(world.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:
@@ -76,7 +76,7 @@ class Service:
             return enrol(self.world, message, welcome_sha256, address)
 
         outcome = await self._deciding.outcome(decide)
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, OperationError):
             error = _error_of(outcome)
             if error.code in _NOTED:
                 self.world.refusals.note(address, message.user, error.code)
@@ -133,8 +133,8 @@ class Service:
             raise Refused("stale-generation", _ROTATED)
         return operation.function(self.world, who, message)
 
-    def _reply(self, who: Principal, message: Request, outcome: Reply | Failure) -> Reply:
-        if isinstance(outcome, Failure):
+    def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
+        if isinstance(outcome, OperationError):
             error = _error_of(outcome)
             if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
                 self.world.refusals.note(who.address, who.user, error.code)
@@ -186,7 +186,7 @@ class Service:
             self.world.committer.submit(Change(draft))
 
 
-def _error_of(exc: Failure) -> Error:
+def _error_of(exc: OperationError) -> Error:
     """What the asker is told. An error that has no code is a mistake of ours and is raised."""
     if isinstance(exc, Refused):
         return Error(exc.code, shortened(exc.cause), exc.head)

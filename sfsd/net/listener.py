@@ -19,15 +19,20 @@ from protocol.codec.values import changed
 from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
-from sfsd.config import Limits
-from sfsd.datadir import locked, opened
+from sfsd.config import ConnectionLimits
+from sfsd.datadir import lock_root, open_world
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter
 from sfsd.fs.files import Files
 from sfsd.jobs.scheduler import Schedule
-from sfsd.net.connection import Session
-from sfsd.net.connection_limits import Gate, Incidents, plain, source_of
-from sfsd.net.dispatch import Service
+from sfsd.net.connection import ClientConnection
+from sfsd.net.connection_limits import (
+    ConnectionLimiter,
+    IncidentCounter,
+    normalized_address,
+    source_network,
+)
+from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MemoryBudget
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.storage.change import Change
@@ -50,12 +55,12 @@ class Server:
 
     def __init__(self, world: ServerContext, tls: ssl.SSLContext) -> None:
         self.world = world
-        self.service = Service(world)
+        self.service = Dispatcher(world)
         self._tls = tls
-        self._gate = Gate(_within_handles(world.config.limits))
+        self._gate = ConnectionLimiter(_within_handles(world.config.limits))
         self._budget = MemoryBudget()
-        self._incidents = Incidents()
-        self._sources: dict[Session, str] = {}
+        self._incidents = IncidentCounter()
+        self._sources: dict[ClientConnection, str] = {}
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -106,11 +111,11 @@ class Server:
 
     # What sessions tell.
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: ClientConnection) -> None:
         self._gate.recognise(self._sources[session])
         self._count()
 
-    def ended(self, session: Session) -> None:
+    def ended(self, session: ClientConnection) -> None:
         self._gate.leave(self._sources.pop(session), known=session.principal is not None)
         self._count()
 
@@ -145,8 +150,8 @@ class Server:
                 self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
                 await asyncio.sleep(0.1)
                 continue
-            host = plain(str(peer[0]))
-            if self._gate.admit(source_of(host)):
+            host = normalized_address(str(peer[0]))
+            if self._gate.admit(source_network(host)):
                 self._run(self._welcome(accepted, host))
             else:
                 self.incident("one connection too many")
@@ -159,7 +164,7 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         limits = self.world.config.limits
-        session = Session(
+        session = ClientConnection(
             self.service,
             limits,
             host,
@@ -167,7 +172,7 @@ class Server:
             budget=self._budget,
             keeper=self,
         )
-        self._sources[session] = source_of(host)
+        self._sources[session] = source_network(host)
         self._count()
         try:
             await loop.connect_accepted_socket(
@@ -260,15 +265,15 @@ def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
     return listening
 
 
-def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
+def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """Serve `root` until SIGTERM or SIGINT. Raises `SfsdError`.
 
     `ready_file` gets the bound address once connections are accepted, and so does run/address.
     """
     raise_descriptor_limit()
-    with locked(root), opened(root) as world:
+    with lock_root(root), open_world(root) as world:
         tls = server_keys.load(root / "keys").tls_context()
-        if exposed := server_keys.exposed(root / "keys"):
+        if exposed := server_keys.readable_by_others(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
         # What is loaded by now stays; and of what requests leave, hardly anything is in cycles.
         gc.freeze()
@@ -283,7 +288,7 @@ def serve(root: Path, listen: str | None, ready_file: Path | None) -> None:
             verifier.join()
 
 
-def _within_handles(limits: Limits) -> Limits:
+def _within_handles(limits: ConnectionLimits) -> ConnectionLimits:
     """No more connections than their `quarter` of the handles: those of the log and the store must
     never run out, since then nothing changes any more."""
     most = max(1, descriptor_quarter())

@@ -34,7 +34,7 @@ class _Done(Value):
     error: BaseException | None = None
 
 
-class Pool:
+class ThreadPool:
     """For one loop, on whose thread its methods are called."""
 
     def __init__(self, threads: int, name: str) -> None:

@@ -20,7 +20,7 @@ CHUNK: Final = 256 * 1024
 """Bytes that the transport is given at once, and has waiting before it is given no more."""
 
 
-class Outgoing:
+class WriteQueue:
     """For one transport, on the loop's thread. Order is kept."""
 
     def __init__(self, transport: asyncio.Transport) -> None:

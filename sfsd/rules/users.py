@@ -23,7 +23,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.session import Notice
-from sfsd.config import DAY, Rotation
+from sfsd.config import DAY, RotationPolicy
 from sfsd.errors import Refused, require
 from sfsd.state.documents import Document, Documents
 from sfsd.state.file_index import FileIndex
@@ -184,7 +184,7 @@ def validate_first_statement(
     *,
     user: str,
     server_id: bytes,
-    policy: Rotation,
+    policy: RotationPolicy,
     now: float,
 ) -> Statement:
     """Parse and check the first statement of `user`. Raises `Refused` with the broken rule."""
@@ -206,7 +206,7 @@ def validate_next_statement(
     bundle: bytes,
     *,
     reasons: frozenset[str],
-    policy: Rotation,
+    policy: RotationPolicy,
     now: float,
 ) -> tuple[Statement, dict[str, bytes]]:
     """Return (statement, its signatures by hex key id) of a chain's next statement.
@@ -251,7 +251,7 @@ def _refusing(check: Callable[[], _Checked]) -> _Checked:
         raise Refused("bad-request", f"invalid statement: {exc}") from exc
 
 
-def check_times(statement: Statement, policy: Rotation, now: float) -> None:
+def check_times(statement: Statement, policy: RotationPolicy, now: float) -> None:
     """Check that `created` is near `now` and `due` and `expires` are within policy.
 
     Raises `Refused`.

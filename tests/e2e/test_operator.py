@@ -17,7 +17,7 @@ import sfsc
 from protocol.records.invitation import parse_invitation
 from sfsc.errors import SfscError
 from sfsd import server_keys
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 from tests.e2e.accounts import new_root
 from tests.harness import Client, CommandFailed, Daemon, Result
 
@@ -66,7 +66,7 @@ def test_another_server_at_the_address_is_not_talked_to(daemon: Daemon, tmp_path
     """A daemon is gone, something holds its lock, and its port is another's now."""
     other = new_root(tmp_path / "other")
     logged = len(ops(daemon))
-    with locked(other.root):
+    with lock_root(other.root):
         (other.root / "run" / "address").write_text(daemon.address)
         blames(other.run("status", code=7), "another server")
     assert len(ops(daemon)) == logged, "it was sent a login"

@@ -40,7 +40,7 @@ from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, U
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.net.dispatch import Principal, Service
+from sfsd.net.dispatch import Dispatcher, Principal
 from sfsd.rules.context import ServerContext, ServerIdentity
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
@@ -73,7 +73,7 @@ class Daemon:
     def __init__(self, world: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
         self.world = world
         self.clock = clock
-        self.service = Service(world)
+        self.service = Dispatcher(world)
         self._runner = runner
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:

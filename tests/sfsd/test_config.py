@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from sfsd.config import (
     DAY,
     Config,
-    Limits,
-    Rotation,
+    ConnectionLimits,
+    RotationPolicy,
+    check_listen_address,
+    check_public_address,
     initial_text,
-    listening,
     parse_duration,
     parse_size,
-    reachable,
 )
 from sfsd.errors import ConfigError
 
@@ -25,7 +25,7 @@ from sfsd.errors import ConfigError
 def test_an_empty_file_is_all_defaults() -> None:
     assert Config.parse(b"") == Config()
     assert Config().limits.login_seconds == 10
-    assert Config().rotation == Rotation(90 * DAY, 30 * DAY, 10)
+    assert Config().rotation == RotationPolicy(90 * DAY, 30 * DAY, 10)
 
 
 def test_every_setting() -> None:
@@ -50,8 +50,8 @@ def test_every_setting() -> None:
         "[::]:7373",
         "files.example:7373",
         50 * 1024**3,
-        Limits(3, 5, 6, 7, 8, 9, 11),
-        Rotation(28 * DAY, 0, 0),
+        ConnectionLimits(3, 5, 6, 7, 8, 9, 11),
+        RotationPolicy(28 * DAY, 0, 0),
     )
 
 
@@ -132,10 +132,14 @@ def test_no_durations(text: str) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    for read, text in ((listening, "nowhere"), (reachable, "nowhere"), (reachable, "here:0")):
+    for read, text in (
+        (check_listen_address, "nowhere"),
+        (check_public_address, "nowhere"),
+        (check_public_address, "here:0"),
+    ):
         with pytest.raises(ConfigError):
             read(text)
-    assert listening("here:0") == "here:0"
+    assert check_listen_address("here:0") == "here:0"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
 from sfsd import server_keys
 from sfsd.cli import main
-from sfsd.datadir import STATED, locked, opened
+from sfsd.datadir import STATEMENT_OP, lock_root, open_world
 from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
 from sfsd.storage.change import Change
 
@@ -24,27 +24,27 @@ def root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def test_one_owner_at_a_time(root: Path) -> None:
-    with locked(root):
-        with pytest.raises(RootBusyError) as caught, locked(root):
+    with lock_root(root):
+        with pytest.raises(RootBusyError) as caught, lock_root(root):
             pass
         assert caught.value.hint
-    with locked(root):
+    with lock_root(root):
         assert (root / "run" / "lock").exists()
 
 
 def test_no_folder_appears_where_there_is_no_root(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError), locked(tmp_path / "nothing"):
+    with pytest.raises(ConfigError), lock_root(tmp_path / "nothing"):
         pass
     assert not (tmp_path / "nothing").exists()
 
 
 def stated(root: Path) -> list[ServerStatement]:
-    with locked(root), opened(root) as world:
+    with lock_root(root), open_world(root) as world:
         entries = [world.journal.entry(seq) for seq in range(world.journal.size)]
     return [
         ServerStatement.parse(entry.rec)
         for entry in entries
-        if entry.op == STATED and entry.rec is not None
+        if entry.op == STATEMENT_OP and entry.rec is not None
     ]
 
 
@@ -72,7 +72,7 @@ def new_key(root: Path) -> None:
 def test_a_log_of_another_key_is_refused(root: Path) -> None:
     stated(root)
     (root / "keys" / "log.key").write_text(SigningKey.generate().seed.hex())
-    with locked(root), pytest.raises(ConfigError), opened(root):
+    with lock_root(root), pytest.raises(ConfigError), open_world(root):
         pass
 
 
@@ -80,12 +80,12 @@ def test_a_log_that_is_damaged_where_a_statement_is_looked_for(root: Path) -> No
     """A start takes on trust what lies before its mark, but for what it looks at."""
     stated(root)
     new_key(root)
-    with locked(root), opened(root) as world:
+    with lock_root(root), open_world(root) as world:
         world.committer.submit(Change(EntryDraft(op="start", actor="server"))).result()
     path = root / "logs" / "audit.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)
-    with locked(root), pytest.raises(JournalDamagedError), opened(root):
+    with lock_root(root), pytest.raises(JournalDamagedError), open_world(root):
         pass
 
 

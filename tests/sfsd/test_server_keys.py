@@ -150,7 +150,7 @@ def test_the_certificate_does_not_expire(folder: Path) -> None:
 def test_a_certificate_for_the_same_key_changes_nothing(folder: Path) -> None:
     before = server_keys.load(folder)
     replace_tls(folder)
-    assert server_keys.restate(folder, NOW + 5).statement == before.statement
+    assert server_keys.update_statement(folder, NOW + 5).statement == before.statement
     shown = handshake(before.tls_context(), trusting()).getpeercert()
     assert shown == {}, "not verified, so not shown parsed"
 
@@ -160,13 +160,13 @@ def test_a_certificate_for_another_key_is_stated(folder: Path) -> None:
     shown = replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
         server_keys.load(folder)
-    after = server_keys.restate(folder, NOW + 5)
+    after = server_keys.update_statement(folder, NOW + 5)
     statement = ServerStatement.parse(after.statement)
     assert (statement.n, statement.created) == (2, NOW + 5)
     assert after.server_id == before.server_id
     assert after.spki_sha256 == server_keys.spki_sha256(shown)
     assert after.spki_sha256 != before.spki_sha256
-    assert server_keys.restate(folder, NOW + 9).statement == after.statement
+    assert server_keys.update_statement(folder, NOW + 9).statement == after.statement
     handshake(after.tls_context(), trusting())
 
 
@@ -174,7 +174,7 @@ def test_another_log_key_is_refused(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     (folder / "log.key").write_text(SigningKey.generate().seed.hex())
     with pytest.raises(ConfigError) as caught:
-        server_keys.restate(folder, NOW)
+        server_keys.update_statement(folder, NOW)
     assert "log.key" in caught.value.cause
     assert (folder / "server.statement").read_bytes() == before
 
@@ -183,24 +183,24 @@ def test_a_certificate_without_its_key_is_not_stated(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate(), with_key=False)
     with pytest.raises(ConfigError):
-        server_keys.restate(folder, NOW)
+        server_keys.update_statement(folder, NOW)
     assert (folder / "server.statement").read_bytes() == before
 
 
 def test_the_server_key_may_be_elsewhere(folder: Path) -> None:
     before = server_keys.load(folder)
     (folder / "server.key").unlink()
-    assert server_keys.restate(folder, NOW).statement == before.statement
+    assert server_keys.update_statement(folder, NOW).statement == before.statement
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
-        server_keys.restate(folder, NOW)
+        server_keys.update_statement(folder, NOW)
 
 
 def test_another_servers_key_states_nothing(folder: Path) -> None:
     (folder / "server.key").write_text(SigningKey.generate().seed.hex())
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
-        server_keys.restate(folder, NOW)
+        server_keys.update_statement(folder, NOW)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"server.key", "operator.key", "tls.key"}))
@@ -243,14 +243,14 @@ def test_a_log_key_is_taken_over_where_a_power_loss_left_no_checkpoint(
     logs = folder.parent / "logs"
     logs.mkdir()
     (logs / "checkpoint").write_bytes(left)
-    after = server_keys.renew_log(folder, NOW + 5)
+    after = server_keys.renew_log_key(folder, NOW + 5)
     assert (after.n, after.log_key.public != before.log_key.public) == (2, True)
-    assert server_keys.restate(folder, NOW + 9).statement == after.statement
+    assert server_keys.update_statement(folder, NOW + 9).statement == after.statement
 
 
-@pytest.mark.parametrize("renew", [server_keys.renew_log, server_keys.renew_tls])
+@pytest.mark.parametrize("renew", [server_keys.renew_log_key, server_keys.renew_tls_key])
 def test_without_the_server_key_nothing_is_replaced(
-    folder: Path, renew: Callable[[Path, int], server_keys.Keys]
+    folder: Path, renew: Callable[[Path, int], server_keys.ServerKeys]
 ) -> None:
     """Else the next start would need it as well."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -262,7 +262,7 @@ def test_without_the_server_key_nothing_is_replaced(
             renew(folder, NOW + 5)
         left = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert {**left, "server.key": before["server.key"]} == before
-        server_keys.restate(folder, NOW + 9).tls_context()
+        server_keys.update_statement(folder, NOW + 9).tls_context()
 
 
 def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
@@ -275,10 +275,10 @@ def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="rights of another kind")
 def test_keys_that_others_may_read(folder: Path) -> None:
-    assert server_keys.exposed(folder) == []
+    assert server_keys.readable_by_others(folder) == []
     (folder / "log.key").chmod(0o644)
     (folder / "tls.key").chmod(0o640)
     (folder / "tls.crt").chmod(0o644)
-    assert server_keys.exposed(folder) == []  # nobody gets into the folder
+    assert server_keys.readable_by_others(folder) == []  # nobody gets into the folder
     folder.chmod(0o755)
-    assert server_keys.exposed(folder) == ["log.key", "tls.key"]
+    assert server_keys.readable_by_others(folder) == ["log.key", "tls.key"]

@@ -108,7 +108,7 @@ def test_lines_as_they_come(log: Path, root: Path) -> None:
 def test_the_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
     note = sfsd("audit", "checkpoint").out.encode()
     told = json.loads(sfsd("audit", "verify", "--json").out)
-    statement = server_keys.read_statement(root / "keys")[0]
+    statement = server_keys.read_server_statement(root / "keys")[0]
     verifier = Verifier.parse(ServerStatement.parse(statement).log_vkey)
     point = verify(note, verifier)
     assert (point.size, point.root.hex()) == (told["entries"], told["root"])

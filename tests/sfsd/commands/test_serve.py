@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 
 Sfsd = Callable[..., Any]
 
@@ -24,7 +24,7 @@ def test_an_address_that_is_none(root: Path, sfsd: Sfsd, address: str) -> None:
 
 
 def test_a_root_that_is_served_already(root: Path, sfsd: Sfsd) -> None:
-    with locked(root):
+    with lock_root(root):
         assert "hint: " in sfsd("serve", "--listen", "127.0.0.1:0", code=1).err
 
 

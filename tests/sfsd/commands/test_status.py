@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 
 Sfsd = Callable[..., Any]
 
@@ -27,7 +27,7 @@ def test_for_programs(root: Path, sfsd: Sfsd) -> None:
 
 
 def test_a_root_that_something_else_holds(root: Path, sfsd: Sfsd) -> None:
-    with locked(root):
+    with lock_root(root):
         answer = sfsd("status", code=7)
     assert "hint: " in answer.err
 
@@ -35,7 +35,7 @@ def test_a_root_that_something_else_holds(root: Path, sfsd: Sfsd) -> None:
 def test_a_daemon_that_is_gone_and_left_its_address(root: Path, sfsd: Sfsd) -> None:
     """After SIGKILL the address stays. Who holds the lock then does not answer there."""
     (root / "run" / "address").write_text("127.0.0.1:1\n")
-    with locked(root):
+    with lock_root(root):
         answer = sfsd("status", code=7)
     assert "127.0.0.1:1" in answer.err
     assert sfsd("status").lines[0].split() == ["running", "no"]

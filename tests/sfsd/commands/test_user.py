@@ -16,7 +16,7 @@ from protocol.wire.messages.accounts import UserAdd
 from sfsd import server_keys
 from sfsd.commands import operator_client
 from sfsd.config import DAY
-from sfsd.datadir import locked
+from sfsd.datadir import lock_root
 
 Sfsd = Callable[..., Any]
 
@@ -130,7 +130,7 @@ def test_an_address_that_is_cut_is_none(root: Path, sfsd: Sfsd, left: bytes) -> 
     (root / "sfsd.toml").write_text("")
     (root / "run").mkdir(exist_ok=True)
     (root / "run" / "address").write_bytes(left)
-    with locked(root):
+    with lock_root(root):
         answer = sfsd("user", "add", "ada", code=7)
     assert "hint: " in answer.err
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sfsd.config import Limits
+from sfsd.config import ConnectionLimits
 from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit
 from sfsd.net.listener import _within_handles
 from sfsd.storage.releasing import most_waiting
@@ -35,7 +35,7 @@ def test_a_quarter_is_left_for_the_log_and_the_store(
 ) -> None:
     """However many connections were asked for, and whatever users hold."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
-    connections = _within_handles(Limits(connections=1_000_000)).connections
+    connections = _within_handles(ConnectionLimits(connections=1_000_000)).connections
     share = DescriptorBudget()
     assert share.acquire(soft // 4)
     assert not share.acquire(1)

@@ -13,7 +13,7 @@ from protocol.records.records import PURGE
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import Stat, Stated
-from sfsd.config import DAY, Config, Retention
+from sfsd.config import DAY, Config, RetentionPolicy
 from sfsd.errors import ConfigError
 from sfsd.jobs.scheduler import AFTER_START, LOOK, Schedule
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
@@ -26,7 +26,7 @@ F, G, H = file_id(1), file_id(2), file_id(3)
 def kept_for(
     root: Path, clock: Clock | None = None, *, days: int = 0, versions: int = 0
 ) -> Iterator[Daemon]:
-    policy = Config(retention=Retention(days, versions))
+    policy = Config(retention=RetentionPolicy(days, versions))
     with daemon(root, clock, config=policy) as served:
         yield served
 
@@ -169,7 +169,7 @@ def test_one_damaged_file_stops_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", [(-1, 0), (0, -1), (40_000, 0), (0, 10**7)])
 def test_policies_that_cannot_be(policy: tuple[int, int]) -> None:
     with pytest.raises(ConfigError):
-        Retention(*policy)
+        RetentionPolicy(*policy)
 
 
 def test_a_missing_file_stops_nothing(tmp_path: Path) -> None:

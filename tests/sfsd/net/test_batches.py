@@ -9,14 +9,14 @@ import pytest
 
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Refused
-from sfsd.net.batches import ATTEMPTS, Deciding, Failure
+from sfsd.net.batches import ATTEMPTS, BatchRunner, OperationError
 from sfsd.rules.context import Commit
 from sfsd.storage.change import Change, Write
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
-Decision = str | Failure | Commit[str | Failure]
+Decision = str | OperationError | Commit[str | OperationError]
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def committer(tmp_path: Path) -> Iterator[Committer]:
 
 
 @asynccontextmanager
-async def deciding(committer: Committer) -> AsyncIterator[Deciding]:
-    made = Deciding(committer)
+async def deciding(committer: Committer) -> AsyncIterator[BatchRunner]:
+    made = BatchRunner(committer)
     try:
         yield made
     finally:

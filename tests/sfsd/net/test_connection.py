@@ -21,14 +21,14 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Ping, Pong, Welcome
 from protocol.wire.messages.session import Session as Opened
 from protocol.wire.messages.uploads import Data, PutSmall
-from sfsd.config import Limits
-from sfsd.net.connection import MAX_BURST, MAX_UNDER_WAY, MAX_UNSENT, Session
-from sfsd.net.dispatch import Principal, Service
+from sfsd.config import ConnectionLimits
+from sfsd.net.connection import MAX_BURST, MAX_UNDER_WAY, MAX_UNSENT, ClientConnection
+from sfsd.net.dispatch import Dispatcher, Principal
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
 from sfsd.net.write_queue import CHUNK
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
-LIMITS = Limits()
+LIMITS = ConnectionLimits()
 HANDLE = bytes(16)
 SECONDS = 20
 
@@ -117,10 +117,10 @@ class Keeper:
         self.incidents: list[str] = []
         self.told: Counter[str] = Counter()
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: ClientConnection) -> None:
         self.told["opened"] += 1
 
-    def ended(self, session: Session) -> None:
+    def ended(self, session: ClientConnection) -> None:
         self.told["ended"] += 1
 
     def incident(self, kind: str) -> None:
@@ -132,15 +132,15 @@ class Peer:
 
     def __init__(
         self,
-        service: Service,
-        limits: Limits = LIMITS,
+        service: Dispatcher,
+        limits: ConnectionLimits = LIMITS,
         *,
         budget: MemoryBudget | None = None,
         login_within: float = SECONDS,
     ) -> None:
         self.keeper = Keeper()
         self.line = Line()
-        self.session = Session(
+        self.session = ClientConnection(
             service,
             limits,
             ADDRESS,
@@ -210,10 +210,10 @@ class Peer:
         assert self.keeper.told["ended"] == 1
 
 
-class Held(Service):
+class Held(Dispatcher):
     """Holds every request until `release` is set, and counts those under way."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Dispatcher) -> None:
         super().__init__(service.world)
         self.release = asyncio.Event()
         self.under_way = self.most = self.started = 0
@@ -240,14 +240,14 @@ class Held(Service):
             yield answer
 
 
-class Bulky(Service):
+class Bulky(Dispatcher):
     """Answers every Read with as many bytes as were asked for."""
 
     async def handle(self, who: Principal, message: Request) -> Reply:
         return Bytes(bytes(cast(Read, message).length))
 
 
-class Broken(Service):
+class Broken(Dispatcher):
     async def handle(self, who: Principal, message: Request) -> Reply:
         raise ZeroDivisionError
 
@@ -482,7 +482,7 @@ def test_a_burst_that_fails_by_a_mistake_of_ours_costs_the_connection(served: Da
     served.run(run())
 
 
-SLOW = Limits(write_seconds=1)
+SLOW = ConnectionLimits(write_seconds=1)
 
 
 def test_who_takes_no_answers_is_cut_off_and_holds_little_before(served: Daemon) -> None:
@@ -569,7 +569,7 @@ def test_a_mistake_of_ours_is_logged_and_costs_one_connection(
 def test_an_idle_session_is_closed_and_a_working_one_is_not(served: Daemon) -> None:
     async def run() -> None:
         service = Held(served.service)
-        idle, working = (Peer(service, Limits(idle_seconds=1)) for _ in range(2))
+        idle, working = (Peer(service, ConnectionLimits(idle_seconds=1)) for _ in range(2))
         await idle.log_in()
         await working.log_in()
         asked = working.ask(Ping())

@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfsd.config import Limits
-from sfsd.net.connection_limits import Gate, Incidents, is_local, plain, source_of
+from sfsd.config import ConnectionLimits
+from sfsd.net.connection_limits import (
+    ConnectionLimiter,
+    IncidentCounter,
+    is_local,
+    normalized_address,
+    source_network,
+)
 
-LIMITS = Limits(
+LIMITS = ConnectionLimits(
     unauthenticated=5, unauthenticated_per_address=3, connections=8, connections_per_address=4
 )
 
@@ -25,8 +31,8 @@ LIMITS = Limits(
     ],
 )
 def test_whom_a_connection_counts_against(host: str, shown: str, source: str) -> None:
-    assert plain(host) == shown
-    assert source_of(shown) == source
+    assert normalized_address(host) == shown
+    assert source_network(shown) == source
 
 
 @pytest.mark.parametrize(
@@ -35,11 +41,11 @@ def test_whom_a_connection_counts_against(host: str, shown: str, source: str) ->
      ("192.0.2.127", False), ("fe80::1", False)],
 )  # fmt: skip
 def test_this_machine(host: str, local: bool) -> None:
-    assert is_local(source_of(plain(host))) is local
+    assert is_local(source_network(normalized_address(host))) is local
 
 
 def test_one_address_gets_its_share() -> None:
-    gate = Gate(LIMITS)
+    gate = ConnectionLimiter(LIMITS)
     assert [gate.admit("192.0.2.1") for _ in range(4)] == [True, True, True, False]
     assert gate.admit("192.0.2.2")
     gate.recognise("192.0.2.1")
@@ -51,14 +57,14 @@ def test_one_address_gets_its_share() -> None:
 
 
 def test_strangers_in_all() -> None:
-    gate = Gate(LIMITS)
+    gate = ConnectionLimiter(LIMITS)
     assert [gate.admit(f"192.0.2.{n}") for n in range(6)] == [True] * 5 + [False]
     gate.leave("192.0.2.0", known=False)
     assert gate.admit("192.0.2.9")
 
 
 def test_connections_in_all() -> None:
-    gate = Gate(LIMITS)
+    gate = ConnectionLimiter(LIMITS)
     for n in range(8):
         assert gate.admit(f"192.0.2.{n}")
         gate.recognise(f"192.0.2.{n}")
@@ -66,7 +72,7 @@ def test_connections_in_all() -> None:
 
 
 def test_the_operator_gets_in_whoever_holds_the_places() -> None:
-    gate = Gate(LIMITS)
+    gate = ConnectionLimiter(LIMITS)
     for n in range(5):
         assert gate.admit(f"192.0.2.{n}")
     assert [gate.admit("127.0.0.1") for _ in range(4)] == [True, True, True, False]
@@ -75,7 +81,7 @@ def test_the_operator_gets_in_whoever_holds_the_places() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["in", "login", "out"]), st.integers(0, 4))))
 def test_nothing_is_forgotten_or_counted_twice(steps: list[tuple[str, int]]) -> None:
     """Against a plain list of connections; at the end all leave and nothing is left."""
-    gate = Gate(LIMITS)
+    gate = ConnectionLimiter(LIMITS)
     here: list[tuple[str, bool]] = []
     for step, which in steps:
         source = f"192.0.2.{which}"
@@ -105,7 +111,7 @@ def test_nothing_is_forgotten_or_counted_twice(steps: list[tuple[str, int]]) -> 
 
 
 def test_incidents_are_told_once() -> None:
-    incidents = Incidents()
+    incidents = IncidentCounter()
     assert incidents.report() is None
     for kind in ("no TLS", "broke the protocol", "no TLS"):
         incidents.count(kind)

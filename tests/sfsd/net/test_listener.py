@@ -15,15 +15,15 @@ import pytest
 from protocol.wire.messages.accounts import Status, StatusAnswer, UserAccess
 from protocol.wire.messages.session import Ping, Pong, Session
 from sfsd import server_keys
-from sfsd.config import Config, Limits
+from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
-from sfsd.net.connection import Session as ServerSession
+from sfsd.net.connection import ClientConnection as ServerSession
 from sfsd.net.listener import Server
 from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon, login
 from tests.wire import Wire, any_server
 
-FEW = Limits(
+FEW = ConnectionLimits(
     unauthenticated=5,
     unauthenticated_per_address=3,
     connections=6,

@@ -11,14 +11,14 @@ from functools import partial
 
 import pytest
 
-from sfsd.net.thread_pool import Pool
+from sfsd.net.thread_pool import ThreadPool
 
 SECONDS = 10.0
 
 
 @asynccontextmanager
-async def pool(threads: int = 3) -> AsyncIterator[Pool]:
-    made = Pool(threads, "test")
+async def pool(threads: int = 3) -> AsyncIterator[ThreadPool]:
+    made = ThreadPool(threads, "test")
     try:
         yield made
     finally:

@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from protocol.codec.encoding import Buffer
-from sfsd.net.write_queue import CHUNK, Outgoing
+from sfsd.net.write_queue import CHUNK, WriteQueue
 
 
 class Pipe(asyncio.Transport):
@@ -30,7 +30,7 @@ class Pipe(asyncio.Transport):
 def test_small_frames_share_a_write_and_large_ones_keep_their_place() -> None:
     async def run() -> None:
         pipe = Pipe()
-        outgoing = Outgoing(pipe)
+        outgoing = WriteQueue(pipe)
         large: list[Buffer] = [b"head", os.urandom(1 << 20)]
         frames: list[list[Buffer]] = [[b"one"], [b"two"], large, [b"three"], [b"four"]]
         for frame in frames:
@@ -48,7 +48,7 @@ def test_small_frames_share_a_write_and_large_ones_keep_their_place() -> None:
 def test_what_there_is_no_room_for_waits_and_then_goes_on_in_order() -> None:
     async def run() -> None:
         pipe = Pipe()
-        outgoing = Outgoing(pipe)
+        outgoing = WriteQueue(pipe)
         outgoing.pause()
         data = os.urandom(CHUNK + 5)
         outgoing.put([b"head", data])
@@ -66,7 +66,7 @@ def test_all_goes_to_a_transport_that_is_to_be_closed_and_none_to_one_that_is_go
     async def run() -> None:
         kept, gone = Pipe(), Pipe()
         for pipe in (kept, gone):
-            outgoing = Outgoing(pipe)
+            outgoing = WriteQueue(pipe)
             outgoing.pause()
             outgoing.put([b"a" * 20_000])
             outgoing.put([b"b"])

@@ -21,7 +21,7 @@ from protocol.wire.messages.rotation import (
     SealedBundle,
 )
 from protocol.wire.messages.session import Ping
-from sfsd.config import DAY, Limits
+from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Refused, Stale
 from sfsd.rules import bundles
 from sfsd.rules.context import Principal
@@ -212,7 +212,7 @@ def test_a_chain_that_is_full_takes_the_recovery_key(
 
 
 def test_nobody_recovers_on_and_on(served: Daemon, ada: Person) -> None:
-    served.world.config = replace(served.world.config, limits=Limits(rotations=10))
+    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=10))
     for _ in range(2):
         served.clock.now += DAY
         begun(ada)

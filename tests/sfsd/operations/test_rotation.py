@@ -39,7 +39,7 @@ from protocol.wire.messages.rotation import (
     WrapsPage,
 )
 from protocol.wire.messages.sharing import Identity, Lookup
-from sfsd.config import DAY, Limits
+from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Stale
 from sfsd.net.dispatch import Access
 from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap
@@ -210,7 +210,7 @@ def test_a_cursor_that_names_no_place_is_the_start(ada: Person, after: str) -> N
 
 def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
     """A thief would push out what the owner has endorsed, and his bundles."""
-    served.world.config = replace(served.world.config, limits=Limits(rotations=3))
+    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=3))
     for _ in range(3):
         served.clock.now += DAY
         begun(ada)
@@ -221,7 +221,7 @@ def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
 
 def test_nobody_lengthens_his_chain_on_and_on(served: Daemon, ada: Person) -> None:
     """All of it is written anew with each statement, and everybody's changes wait meanwhile."""
-    served.world.config = replace(served.world.config, limits=Limits(rotations=2))
+    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=2))
 
     def joined(number: int) -> NewStatement:
         now = int(served.clock.now)

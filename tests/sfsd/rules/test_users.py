@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
-from sfsd.config import DAY, Rotation
+from sfsd.config import DAY, RotationPolicy
 from sfsd.errors import Refused
 from sfsd.rules.users import Chain, check_wrap_key, signing_key_id, validate_first_statement
 from sfsd.storage.json_files import StoredStatement
@@ -21,7 +21,7 @@ from tests.sfsd.builders import SERVER_ID
 KEY = SigningKey.from_seed(bytes(32))
 BUNDLE = b"sealed bundle"
 NOW = 1_800_000_000
-POLICY = Rotation(max_age=90 * DAY, grace=30 * DAY, jitter=10)
+POLICY = RotationPolicy(max_age=90 * DAY, grace=30 * DAY, jitter=10)
 FIRST = Statement(
     server=SERVER_ID,
     user="ada",
@@ -44,7 +44,7 @@ FIRST = Statement(
 XWING = b"x" * 1216
 
 
-def judge(statement: Statement, policy: Rotation = POLICY) -> Statement:
+def judge(statement: Statement, policy: RotationPolicy = POLICY) -> Statement:
     body = statement.encode()
     return validate_first_statement(
         body,
@@ -117,7 +117,7 @@ def test_a_statement_that_breaks_a_rule_is_refused(changed: dict[str, Any]) -> N
 
 
 def test_no_policy_goes_past_two_years() -> None:
-    policy = Rotation(max_age=730 * DAY, grace=730 * DAY, jitter=50)
+    policy = RotationPolicy(max_age=730 * DAY, grace=730 * DAY, jitter=50)
     end = NOW + 730 * DAY
     judge(replace(FIRST, due=end, expires=end), policy)
     with pytest.raises(Refused):
