@@ -1,9 +1,9 @@
-"""What both sides must agree on: encoding, frames, messages, signed records, log mathematics.
+"""Formats that both programs share: encoding, frames, messages, signed records, log proofs.
 
-No file, socket, clock or thread is used here, and neither `sfsd` nor `sfsc` is known. What came
-from elsewhere is checked before it is believed; see `errors` for what is raised where it is wrong.
+This package opens no file, socket, clock or thread, and imports neither `sfsd` nor `sfsc`. Input
+from outside is checked before it is used; `protocol.codec.errors` lists the errors raised.
 """
 
 VERSION = "0.1.0"
-"""Of both programs, which are released together; here, since asking the installed package for it
-costs a start a tenth of a second."""
+"""Version of `sfsd` and `sfsc`, which are released together. It stands here because asking the
+installed package for it takes 0.1 s of every start."""

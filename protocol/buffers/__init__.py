@@ -1,1 +1,1 @@
-"""Memory and file helpers that make system calls: huge pages of reused memory, large-file flags."""
+"""Memory and file helpers that make system calls: reused page-aligned buffers, direct I/O."""

@@ -1,9 +1,8 @@
-"""What large files need of Linux and Python does not have: a handle past the page cache, and blocks
-that are reserved ahead.
+"""Linux calls for large files that Python lacks: direct I/O and block preallocation.
 
-A page of the cache that is newly taken costs more than to encrypt or to hash what is put there, and
-a file of gigabytes drives out what others have in it. Elsewhere, and where the file system cannot,
-there is neither, and the cache serves.
+Taking a new page of the page cache costs more than encrypting or hashing its bytes, and a file of
+gigabytes evicts what others have cached. If the system or the file system lacks a call, callers
+use the page cache.
 """
 
 from __future__ import annotations
@@ -18,19 +17,21 @@ if TYPE_CHECKING:
     import ctypes
 
 LARGE: Final = 16 * 1024 * 1024
-"""Bytes of a file from which on it goes past the cache."""
+"""Smallest file size in bytes that bypasses the page cache."""
 _NOT_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT})
-"""The file system cannot, or there is no /proc."""
+"""Errors that mean: the file system lacks O_DIRECT, or /proc is not mounted."""
 _KEEP_SIZE: Final = 1
 """`FALLOC_FL_KEEP_SIZE` of fallocate(2)."""
 
 
 def open_direct(descriptor: int, *, writing: bool) -> int | None:
-    """A second handle of an open file, to read or to write past the page cache; None where that
-    cannot be had. Memory, offsets and lengths must then be whole pages. Raises OSError."""
+    """Open a second descriptor of an open file with O_DIRECT; None if that is not supported.
+
+    Memory, offsets and lengths used with it must be whole pages. Raises OSError.
+    """
     if sys.platform == "linux":
         try:
-            # Not by its path, under which another file may stand by now.
+            # Not by its path: that may name another file by now.
             same = f"/proc/self/fd/{descriptor}"
             access = os.O_RDWR if writing else os.O_RDONLY
             return os.open(same, os.O_DIRECT | os.O_CLOEXEC | access)
@@ -41,11 +42,11 @@ def open_direct(descriptor: int, *, writing: bool) -> int | None:
 
 
 def reserve(descriptor: int, offset: int, length: int) -> bool:
-    """Blocks for these bytes of a file, which becomes no longer; whether that could be done. So it
-    is decided at once where they go, not for every page as it is written.
+    """Reserve disk blocks for a byte range without changing the file's size; return success.
 
-    Not `os.posix_fallocate`, which writes to every block where the file system cannot reserve:
-    between the writes of other threads, and over them.
+    The file system then places them once and not for each page written. `os.posix_fallocate` is
+    unsafe here: if the file system cannot reserve, it writes to every block, and so overwrites what
+    other threads write at the same time.
     """
     library = _library()
     return library is not None and library.fallocate64(descriptor, _KEEP_SIZE, offset, length) == 0
@@ -53,9 +54,9 @@ def reserve(descriptor: int, offset: int, length: int) -> bool:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The C library, None where it has no such call."""
+    """Return the C library, or None if it has no fallocate64."""
     if sys.platform == "linux":
-        import ctypes  # takes a tenth of what the smallest command does
+        import ctypes  # its import takes a tenth of the run time of the smallest command
 
         library = ctypes.CDLL(None)
         if hasattr(library, "fallocate64"):

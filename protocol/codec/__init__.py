@@ -1,1 +1,1 @@
-"""Encodings without I/O: msgpack, base64, values, names, Merkle trees, terminal text, errors."""
+"""Encodings: msgpack, base64, typed values, names, Merkle trees, terminal text, and all errors."""

@@ -1,7 +1,7 @@
-"""Bytes as base64 text (RFC 4648 section 4, padded): how JSON, notes and proofs spell them.
+"""Canonical base64 text (RFC 4648 section 4, padded), used in JSON, signed notes and proofs.
 
-Base64 has spellings that decode alike. Only one of them is ours, so that a text which was signed,
-hashed or compared is the only one that says what it says.
+Several base64 texts can decode to the same bytes. Only the canonical one is accepted, so that a
+text that was signed, hashed or compared has exactly one form.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import binascii
 
 
 def to_text(data: bytes) -> str:
+    """Encode `data` as canonical base64."""
     return binascii.b2a_base64(data, newline=False).decode()
 
 
 def from_text(text: str) -> bytes:
-    """The inverse. Raises ValueError for any other text, TypeError for what is none."""
+    """Decode canonical base64. Raises ValueError for other text, TypeError for other types."""
     data = binascii.a2b_base64(text, strict_mode=True)
     if to_text(data) != text:
         raise ValueError("base64 with stray bits")

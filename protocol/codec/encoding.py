@@ -1,7 +1,7 @@
-"""The only msgpack calls: strict in both directions and capped on every axis.
+"""All msgpack calls: strict in both directions, with a cap on every size and count.
 
-Messages travel as one msgpack array. Where its last element is a large bin (file bytes), that
-element is handed on as a view of the frame, so that bulk bytes are never copied in Python.
+A message is one msgpack array. If its last element is a large bin (file bytes), that element is
+returned as a view of the frame, so that bulk bytes are never copied in Python.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from protocol.codec.errors import EncodingError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAX_BODY = 1024 * 1024 + 4096
-"""Bytes of the longest frame body; nothing longer is ever decoded."""
+"""Longest frame body in bytes; nothing longer is decoded."""
 MAX_ELEMENTS = 1024
-"""Elements of the longest array or map that comes from elsewhere. msgpack makes room for a declared
-count at once, and nests up to 1,024 deep: so the worst body costs 8 MiB for a moment."""
+"""Most elements of an array or map that is received. msgpack allocates a declared count at once and
+nests up to 1,024 deep, so the worst body takes 8 MiB for a moment."""
 MAX_STRING = 64 * 1024
-"""Bytes of the longest text."""
+"""Longest text in bytes."""
 
 VIEW_FROM = 32 * 1024
-"""Bodies from this many bytes on give their last bin as a view; below, a copy is cheaper."""
+"""Smallest body in bytes whose last bin is returned as a view; below, a copy is cheaper."""
 _FEED = 64 * 1024
 
 _MALFORMED = (ValueError, TypeError, UnicodeDecodeError, msgpack.UnpackException, RecursionError)
 
 
 def pack(value: object) -> bytes:
-    """`value` as msgpack: ints, bool, None, str, bytes, lists, tuples and str-keyed dicts of them.
+    """Encode ints, bool, None, str, bytes, and lists, tuples and str-keyed dicts of them.
 
-    Raises `EncodingError` for a value msgpack cannot hold (a caller's mistake, but a typed one).
+    Raises `EncodingError` for a value that msgpack cannot hold.
     """
     try:
         packed: bytes = msgpack.packb(value, use_bin_type=True)
@@ -43,13 +43,13 @@ def pack(value: object) -> bytes:
 
 
 def unpack(data: Buffer, *, limit: int = MAX_BODY, elements: int = MAX_ELEMENTS) -> object:
-    """The one value that `data` (≤ `limit` bytes) holds, its arrays and maps of ≤ `elements` each.
+    """Decode exactly one value of at most `limit` bytes, with at most `elements` per array or map.
 
-    Raises `EncodingError` for anything else: trailing bytes, extension types, a map with a key that
-    is not text or stands twice, text that is not UTF-8, or a length past a cap.
+    Raises `EncodingError` for anything else: trailing bytes, extension types, a map key that is not
+    text or occurs twice, text that is not UTF-8, or a length past a cap.
     """
     if len(data) > limit:
-        raise EncodingError(f"{len(data)} bytes where at most {limit} are allowed")
+        raise EncodingError(f"{len(data)} bytes, at most {limit} allowed")
     try:
         return msgpack.unpackb(data, **_strict(len(data), elements))
     except _MALFORMED as exc:
@@ -57,9 +57,9 @@ def unpack(data: Buffer, *, limit: int = MAX_BODY, elements: int = MAX_ELEMENTS)
 
 
 def pack_message(elements: Sequence[object], bulk: Buffer | None = None) -> list[Buffer]:
-    """A frame body in pieces: an array of `elements` and, where given, `bulk` as its last bin.
+    """Encode a frame body: an array of `elements` and, if given, `bulk` as its last bin.
 
-    `bulk` is a piece of its own and not copied.
+    Return its pieces in order. `bulk` is the last piece and is not copied.
     """
     if bulk is None:
         return [pack(elements)]
@@ -69,9 +69,9 @@ def pack_message(elements: Sequence[object], bulk: Buffer | None = None) -> list
 
 
 def unpack_message(body: memoryview) -> list[object]:
-    """The elements of a frame body; a last bin of a large body is a view into `body`.
+    """Decode the elements of a frame body; the last bin of a large body is a view into `body`.
 
-    Raises `EncodingError` as `unpack` does, and where the value is not an array.
+    Raises `EncodingError` like `unpack`, and if the value is not an array.
     """
     if len(body) < VIEW_FROM:
         value = unpack(body)
@@ -79,7 +79,7 @@ def unpack_message(body: memoryview) -> list[object]:
             raise EncodingError("a message is not an array")
         return value
     if len(body) > MAX_BODY:
-        raise EncodingError(f"a body of {len(body)} bytes")
+        raise EncodingError(f"a body of {len(body)} bytes, at most {MAX_BODY} allowed")
     return _unpack_split(body)
 
 
@@ -107,7 +107,7 @@ def _unpack_split(body: memoryview) -> list[object]:
 
 
 def _last(rest: memoryview) -> object:
-    """The last element, which must end exactly where the body ends."""
+    """Decode the last element, which must end exactly where the body ends."""
     header = {0xC4: 2, 0xC5: 3, 0xC6: 5}.get(rest[0]) if len(rest) else None
     if header is None:
         return unpack(rest)
@@ -125,7 +125,7 @@ def _bin_header(length: int) -> bytes:
 
 
 def _strict(size: int, elements: int) -> dict[str, object]:
-    """Caps for a value of `size` bytes: a count these cannot hold is refused unallocated."""
+    """Return decoder options for `size` bytes; a count too large for them is never allocated."""
     return {
         "raw": False,
         "strict_map_key": True,
@@ -143,7 +143,7 @@ def _strict(size: int, elements: int) -> dict[str, object]:
 def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise EncodingError("a map key stands twice")
+        raise EncodingError("a map key occurs twice")
     for key in found:
         if type(key) is not str:
             raise EncodingError("a map key is not text")

@@ -1,8 +1,8 @@
-"""Everything that can go wrong in `protocol`, one tree::
+"""Errors of `protocol`, in one tree::
 
     ProtocolError
-    ├── LocalProtocolError        we erred: a call that is illegal in this state
-    └── RemoteProtocolError       they erred: bytes that are not what they must be
+    ├── LocalProtocolError        our mistake: a call that is illegal in this state
+    └── RemoteProtocolError       the peer's mistake, or damage: bytes that break the rules
         ├── EncodingError         not strict msgpack, or past a cap
         ├── FrameError            a declared length past the limit of this state
         ├── MessageError          a message or record with a wrong shape or value
@@ -10,11 +10,11 @@
         ├── SequenceError         a legal message at the wrong time
         ├── SignatureError        a signature that does not verify
         ├── ChainError            a statement that does not follow from the one before it
-        ├── CheckpointError       a signed note that is not one, or of another log
-        ├── ProofError            a Merkle proof that does not prove what it says
+        ├── CheckpointError       a malformed signed note, or one of another log
+        ├── ProofError            a Merkle proof that does not verify
         └── LogError              a log line that does not parse or chain; has `.seq`
 
-Facts that a caller acts on are attributes; the text is for people.
+Facts that a caller acts on are attributes; the text is for users.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """The calling side broke the rules; nothing was sent."""
+    """The caller broke the rules; nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side (or the bytes on disk) broke the rules."""
+    """The peer, or the bytes on disk, broke the rules."""
 
 
 class EncodingError(RemoteProtocolError):
-    """Bytes that are not one strict msgpack value within the caps."""
+    """Bytes that are not exactly one strict msgpack value within the caps."""
 
 
 class FrameError(RemoteProtocolError):
@@ -47,7 +47,7 @@ class MessageError(RemoteProtocolError):
 class UnknownMessage(MessageError):
     """A well-formed message of a type this version does not know.
 
-    `number` is the type, `request_id` what an error reply must carry.
+    `number` is the message type, `request_id` the request that an error reply must answer.
     """
 
     def __init__(self, number: int, request_id: int) -> None:
@@ -69,7 +69,7 @@ class SignatureError(RemoteProtocolError):
 
 
 class CheckpointError(RemoteProtocolError):
-    """A checkpoint that is malformed, of another origin, or not validly signed."""
+    """A checkpoint that is malformed, has another origin or lacks a valid signature."""
 
 
 class ProofError(RemoteProtocolError):
@@ -77,8 +77,8 @@ class ProofError(RemoteProtocolError):
 
 
 class LogError(RemoteProtocolError):
-    """A log line that does not parse, hash or chain. `seq` is the first wrong entry, `problem` what
-    is wrong with it."""
+    """A log line that does not parse, hash or chain. `seq` is the first wrong entry, `problem` the
+    reason."""
 
     def __init__(self, problem: str, *, seq: int) -> None:
         super().__init__(f"entry {seq}: {problem}")

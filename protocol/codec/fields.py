@@ -1,40 +1,62 @@
-"""Frozen values that state their wire form: every field's type and cap is checked when built.
+"""Frozen values with a wire form; building one checks the type and cap of every field.
 
 A `Struct` is written as a msgpack array (messages and their parts; unknown trailing elements are
-ignored) or as a map with exactly its keys (signed bodies). Types a field may have: ``int``,
-``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), another `Struct`, ``tuple[T, ...]``,
-``tuple[A, B]`` of plain values, ``T | None``, and an ``Annotated`` form of these with the caps
-below.
+ignored) or as a map with exactly its keys (signed bodies). A field may have the types ``int``,
+``str``, ``bool``, ``bytes``, ``Buffer`` (bulk), `Struct`, ``tuple[T, ...]``, ``tuple[A, B]``
+of plain values, ``T | None``, and an ``Annotated`` form of these with the caps below. Each type
+gives pieces of source text, which become part of functions compiled for a whole class.
 """
 
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, Union, get_args, get_origin
 
-from protocol.codec.codecs import Cap, Codec, Wired, codec_of, wrong_length
+from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_principal, check_user_name
 from protocol.codec.values import Source, Value, ValueType
 
+Check = Callable[[Any], None]
+WriteCheck = Callable[[Source, int, str], None]
+"""Adds code to a source, at a block depth, that raises unless an expression's value is valid."""
+WriteConvert = Callable[[Source, str], str]
+"""Returns the expression that converts the value of an expression."""
+
+
+class Cap(Value):
+    """A cap that compiled code nearly always checks without a call. Calling it decides."""
+
+    def __call__(self, value: Any) -> None:
+        """Raise `MessageError` if `value` exceeds the cap."""
+        raise NotImplementedError
+
+    def holds(self, value: str, of: type, /) -> str:
+        """Return an expression that is true only if the expression `value`, of type `of`, is valid.
+
+        If it is false, calling the cap decides.
+        """
+        raise NotImplementedError
+
 
 class Exactly(Cap):
-    """A length of exactly `size` (bytes, or elements of a tuple)."""
+    """Requires a length of exactly `size` bytes or tuple elements."""
 
     size: int
 
     def __call__(self, value: Any) -> None:
         if len(value) != self.size:
-            raise wrong_length(value, self.size)
+            raise _wrong_length(value, self.size)
 
     def holds(self, value: str, _of: type, /) -> str:
         return f"__len({value}) == {self.size:d}"
 
 
 class AtMost(Cap):
-    """A length of at most `size` (bytes of text or binary, or elements of a tuple)."""
+    """Requires a length of at most `size` bytes (text counts as UTF-8) or tuple elements."""
 
     size: int
 
@@ -48,12 +70,12 @@ class AtMost(Cap):
 
     def holds(self, value: str, of: type, /) -> str:
         short = f"__len({value}) <= {self.size:d}"
-        # Other text than ASCII has more bytes than characters, or none at all.
+        # Text that is not ASCII has more bytes than characters, or cannot be encoded.
         return f"{value}.isascii() and {short}" if of is str else short
 
 
 class Between(Cap):
-    """An integer from `low` to `high`, both included."""
+    """Requires an integer from `low` to `high`, both included."""
 
     low: int
     high: int
@@ -67,7 +89,7 @@ class Between(Cap):
 
 
 class OneOf(Value):
-    """One of the values listed."""
+    """Requires one of the listed texts."""
 
     values: tuple[str, ...]
 
@@ -77,12 +99,12 @@ class OneOf(Value):
 
 
 def shortened(text: str) -> str:
-    """`text`, less what a field of type `Text` has no room for at its end."""
+    """Cut `text` at its end to the 512 bytes that a field of type `Text` holds."""
     return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
 
 
 def empty_or_hash(value: Any) -> None:
-    """A SHA-256, or nothing where there is nothing before."""
+    """Raise `MessageError` unless `value` is a SHA-256 (32 bytes), or empty."""
     if len(value) not in (0, 32):
         raise MessageError(f"a hash of {len(value)} bytes")
 
@@ -95,22 +117,25 @@ UserName = Annotated[str, check_user_name]
 Principal = Annotated[str, check_principal]
 FileId = Annotated[str, check_file_id]
 Count = Annotated[int, Between(0, 2**53)]
-"""A size, offset, number or time. Below 2^53, so that JSON readers of any kind keep it exact."""
+"""A size, offset, number or time; at most 2^53, so that every JSON reader keeps it exact."""
 Positive = Annotated[int, Between(1, 2**53)]
 MAX_TEXT = 512
 Text = Annotated[str, AtMost(MAX_TEXT)]
 
 
-class Struct(Wired):
+class Struct(Value):
     """Base of all values with a wire form. Building one checks every field.
 
-    What is done with every message is compiled for its class when it is first done: small ones are
-    parsed by the thousand a second, and most programs use few of the classes.
+    The code that reads and writes a class is compiled at its first use, because thousands of small
+    messages are parsed each second, and most programs use few of the classes.
     """
+
+    AS_MAP: ClassVar[bool] = False
+    """Whether this is written as a map, and not as an array, if it is part of another."""
 
     @classmethod
     def write_checks(cls, source: Source) -> None:
-        """Every field is of its type and keeps its caps, else `MessageError` says which is not."""
+        """Add checks of all fields' types and caps; a failed check raises `MessageError`."""
         if not cls.__specs__:
             return
         source.add(0, "try:")
@@ -122,12 +147,12 @@ class Struct(Wired):
         source.add(1, f"raise {error}(f'{cls.__name__}.{{__at}}: {{__exc}}') from None")
 
     def to_array(self) -> list[Any]:
-        """The elements of the msgpack array that stands for this."""
+        """Return the elements of the msgpack array for this value."""
         return _array_writer(type(self))(self)
 
     @classmethod
     def from_array(cls, elements: Any) -> Self:
-        """The inverse; unknown trailing elements are ignored. Raises `MessageError`."""
+        """Read the array form; unknown trailing elements are ignored. Raises `MessageError`."""
         if not isinstance(elements, list):
             raise MessageError(f"{cls.__name__}: not an array")
         if len(elements) < len(cls.__specs__):
@@ -136,21 +161,21 @@ class Struct(Wired):
         return made
 
     def to_map(self) -> dict[str, Any]:
-        """The msgpack map that stands for this, its keys in the order of the fields."""
+        """Return the msgpack map for this value, with keys in the order of the fields."""
         return _map_writer(type(self), type(self).__match_args__)(self)
 
     @classmethod
     def from_map(cls, value: Any) -> Self:
-        """The inverse; a missing or unknown key is refused. Raises `MessageError`."""
+        """Read the map form. Raises `MessageError`, also for a missing or unknown key."""
         return cls.from_map_of(value, cls.__match_args__)
 
     def to_map_of(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """As `to_map`, with the fields `names` only, which stand there in their order."""
+        """Like `to_map`, but with only the fields `names`, given in field order."""
         return _map_writer(type(self), names)(self)
 
     @classmethod
     def from_map_of(cls, value: Any, names: tuple[str, ...]) -> Self:
-        """The inverse; the other fields have their defaults. Raises as `from_map`."""
+        """Like `from_map`, but with only the fields `names`; the others get their defaults."""
         if not isinstance(value, dict):
             raise MessageError(f"{cls.__name__}: not a map")
         if value.keys() != _keys(names):
@@ -160,8 +185,141 @@ class Struct(Wired):
 
 
 def field_count(cls: type[Struct]) -> int:
-    """How many elements the array form of `cls` has."""
+    """Return the number of elements in the array form of `cls`."""
     return len(cls.__specs__)
+
+
+class Codec(NamedTuple):
+    """Code to check, write and read values of one type; None if msgpack has the type itself."""
+
+    check: WriteCheck
+    to_wire: WriteConvert | None = None
+    from_wire: WriteConvert | None = None
+
+
+def codec_of(hint: Any, caps: tuple[Check, ...] = ()) -> Codec:
+    """Return the codec of a type hint; `caps` are checked after the type. Raises TypeError."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *extras = get_args(hint)
+        return codec_of(base, (*caps, *(extra for extra in extras if callable(extra))))
+    if hint == Buffer:
+        return Codec(_typed((bytes, bytearray, memoryview), caps))
+    if origin in (Union, types.UnionType):
+        return _compile_optional(hint, caps)
+    if origin is tuple:
+        return _compile_tuple(get_args(hint), caps)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return _compile_part(hint, caps)
+    if hint in (bytes, int, str, bool):
+        return Codec(_typed((hint,), caps))
+    raise TypeError(f"a field cannot be of type {hint}")
+
+
+def _typed(allowed: tuple[type, ...], caps: tuple[Check, ...]) -> WriteCheck:
+    """Return a check of the exact type, not of isinstance: True is not the integer 1."""
+
+    def check(source: Source, depth: int, value: str) -> None:
+        expected = source.bind(allowed[0])
+        wrong = f"is not {expected}" if len(allowed) == 1 else f"not in {source.bind(allowed)}"
+        source.add(depth, f"if __type({value}) {wrong}:")
+        source.add(depth + 1, f"raise {source.bind(_wrong_type)}({value}, {expected})")
+        for cap in caps:
+            if isinstance(cap, Cap):
+                source.add(depth, f"if not ({cap.holds(value, allowed[0])}):")
+                source.add(depth + 1, f"{source.bind(cap)}({value})")
+            else:
+                source.add(depth, f"{source.bind(cap)}({value})")
+
+    return check
+
+
+def _wrong_type(value: Any, expected: type) -> MessageError:
+    return MessageError(f"expected {expected.__name__}, got {type(value).__name__}")
+
+
+def _compile_part(part: type[Struct], caps: tuple[Check, ...]) -> Codec:
+    form = "map" if part.AS_MAP else "array"
+    return Codec(
+        _typed((part,), caps),
+        lambda _, value: f"{value}.to_{form}()",
+        lambda source, value: f"{source.bind(part)}.from_{form}({value})",
+    )
+
+
+def _compile_optional(hint: Any, caps: tuple[Check, ...]) -> Codec:
+    inner = [arg for arg in get_args(hint) if arg is not type(None)]
+    if len(inner) != 1:
+        raise TypeError(f"a field cannot be of type {hint}")
+    codec = codec_of(inner[0], caps)
+
+    def check(source: Source, depth: int, value: str) -> None:
+        source.add(depth, f"if {value} is not None:")
+        codec.check(source, depth + 1, value)
+
+    return Codec(check, _unless_none(codec.to_wire), _unless_none(codec.from_wire))
+
+
+def _unless_none(convert: WriteConvert | None) -> WriteConvert | None:
+    if convert is None:
+        return None
+    return lambda source, value: f"None if {value} is None else {convert(source, value)}"
+
+
+def _compile_tuple(args: tuple[Any, ...], caps: tuple[Check, ...]) -> Codec:
+    if len(args) == 2 and args[1] is Ellipsis:
+        return _compile_many(codec_of(args[0]), _typed((tuple,), caps))
+    parts = [codec_of(arg) for arg in args]
+    is_tuple = _typed((tuple,), caps)
+
+    def check(source: Source, depth: int, value: str) -> None:
+        is_tuple(source, depth, value)
+        source.add(depth, f"if __len({value}) != {len(parts):d}:")
+        source.add(depth + 1, f"raise {source.bind(_wrong_length)}({value}, {len(parts):d})")
+        for at, part in enumerate(parts):
+            part.check(source, depth, f"{value}[{at}]")
+
+    if any(part.to_wire or part.from_wire for part in parts):
+        raise TypeError(f"a pair may hold plain values only, not {args}")
+    return Codec(check, _to_list, _to_tuple)
+
+
+def _compile_many(item: Codec, is_tuple: WriteCheck) -> Codec:
+    item_to_wire, item_from_wire = item.to_wire, item.from_wire
+
+    def check(source: Source, depth: int, value: str) -> None:
+        is_tuple(source, depth, value)
+        source.add(depth, f"for __item{depth} in {value}:")
+        item.check(source, depth + 1, f"__item{depth}")
+
+    if item_to_wire is None or item_from_wire is None:
+        return Codec(check, _to_list, _to_tuple)
+    return Codec(
+        check,
+        lambda source, value: f"[{item_to_wire(source, '__one')} for __one in {value}]",
+        lambda source, value: (
+            f"{source.bind(tuple)}([{item_from_wire(source, '__one')}"
+            f" for __one in {source.bind(_listed)}({value})])"
+        ),
+    )
+
+
+def _to_list(source: Source, value: str) -> str:
+    return f"{source.bind(list)}({value})"
+
+
+def _to_tuple(source: Source, value: str) -> str:
+    return f"{source.bind(tuple)}({source.bind(_listed)}({value}))"
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise MessageError(f"expected an array, got {type(value).__name__}")
+    return value
+
+
+def _wrong_length(value: Any, expected: int) -> MessageError:
+    return MessageError(f"length {len(value)}, expected {expected}")
 
 
 @cache
@@ -170,8 +328,8 @@ def _codecs(cls: type[Struct]) -> dict[str, Codec]:
 
 
 def hints(cls: type[Struct]) -> dict[str, Any]:
-    """The types of the fields, as ``typing.get_type_hints`` gives them with extras, at a twentieth
-    of its time: that was most of what a class cost when it was first used."""
+    """Return the fields' types like ``typing.get_type_hints`` with extras, in a twentieth of its
+    time, which was most of the cost of a class at its first use."""
     return {
         name: _evaluated(hint, base.__module__) if isinstance(hint, str) else hint
         for base in reversed(cls.__mro__)
@@ -183,7 +341,7 @@ def hints(cls: type[Struct]) -> dict[str, Any]:
 
 @cache
 def _evaluated(hint: str, module: str) -> Any:
-    """What an annotation in our own source stands for; the same few stand there again and again."""
+    """Evaluate an annotation of our own source; cached because the same few occur often."""
     return eval(hint, vars(sys.modules[module]))  # noqa: S307 - as get_type_hints does
 
 
@@ -193,7 +351,7 @@ def _keys(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def _key(name: str) -> str:
-    """The key in a map: a name that Python reserves carries an underscore in Python only."""
+    """Return the map key of a field: its name without the underscore after a reserved word."""
     return name.rstrip("_")
 
 
@@ -206,7 +364,7 @@ def _array_writer(cls: type[Struct]) -> Callable[[Struct], list[Any]]:
 
 @cache
 def _array_reader(cls: type[Struct]) -> Callable[[type[Struct], list[Any]], Any]:
-    """Of an array that is long enough. Building the struct checks what was read."""
+    """Compile a reader for arrays that are long enough. Building the struct checks the values."""
     source = Source()
     places = [f"elements[{at}]" for at in range(field_count(cls))]
     source.add(0, f"return cls({', '.join(_read(source, cls, places))})")
@@ -226,7 +384,7 @@ def _map_writer(cls: type[Struct], names: tuple[str, ...]) -> Callable[[Struct],
 def _map_reader(
     cls: type[Struct], names: tuple[str, ...]
 ) -> Callable[[type[Struct], dict[str, Any]], Any]:
-    """Of a map with exactly the keys. Building the struct checks what was read."""
+    """Compile a reader for maps with exactly the keys. Building the struct checks the values."""
     source = Source()
     places = [f"value[{_key(name)!r}]" for name in cls.__specs__]
     read = zip(cls.__specs__, _read(source, cls, places), strict=True)
@@ -236,12 +394,12 @@ def _map_reader(
 
 
 def _written(source: Source, cls: type[Struct]) -> list[str]:
-    """For each field the expression of its wire form."""
+    """Return for each field the expression of its wire form."""
     codecs = [(codec.to_wire, f"self.{name}") for name, codec in _codecs(cls).items()]
     return [write(source, field) if write else field for write, field in codecs]
 
 
 def _read(source: Source, cls: type[Struct], places: list[str]) -> list[str]:
-    """For each field the expression of its value, whose wire form stands in its place."""
+    """Return for each field the expression that reads it from its expression in `places`."""
     codecs = zip(_codecs(cls).values(), places, strict=True)
     return [codec.from_wire(source, at) if codec.from_wire else at for codec, at in codecs]

@@ -1,13 +1,13 @@
-"""Merkle trees as RFC 6962 and RFC 9162 hash them: roots, proofs made, proofs checked.
+"""Merkle trees of RFC 6962 and RFC 9162: roots, and making and verifying proofs.
 
 A *leaf hash* is SHA-256(0x00 ‖ data), a *node hash* SHA-256(0x01 ‖ left ‖ right); every hash is 32
 bytes. Node (level, index) is the root of the complete subtree over the 2**level leaves from
-index * 2**level on. Such nodes never change once their last leaf is there, so a log keeps each for
-good, in the order they are completed (post-order, `node_position`), and appending never rewrites.
-Everything here that makes a root or a proof asks a `NodeReader` for O(log n) of them.
+index * 2**level on. Such a node never changes once its last leaf exists. A log therefore stores
+nodes in the order of completion (post-order, see `node_position`) and never rewrites one. Making a
+root or a proof reads O(log n) of them through a `NodeReader`.
 
 Two trees use this: the audit log (a leaf's data is an entry's hash) and `segments_root` of a
-ciphertext (a leaf's data is a piece of 1 MiB). Hashes are public: nothing here is compared in
+ciphertext (a leaf's data is a piece of 1 MiB). Hashes are public, so comparing them needs no
 constant time.
 """
 
@@ -20,33 +20,33 @@ from protocol.codec.errors import LocalProtocolError, ProofError
 
 HASH_SIZE = 32
 PIECE_SIZE = 1024 * 1024
-"""Bytes of a ciphertext that one leaf of its `segments_root` covers."""
+"""Bytes of ciphertext under one leaf of `segments_root`."""
 MAX_PROOF = 128
-"""No tree below 2**63 leaves has a proof of more hashes."""
+"""Most hashes in a proof; enough for every tree below 2**63 leaves."""
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 NodeReader = Callable[[int, int], bytes]
-"""(level, index) to the 32-byte hash of that complete subtree."""
+"""Maps (level, index) to the 32-byte hash of that complete subtree."""
 PathAbove = Callable[[int, int], tuple[bytes, ...]]
-"""(level, size) to the `path_above` of that subtree in a tree of that size."""
+"""Maps (level, size) to the result of `path_above`, such as from a cache."""
 
 
 def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
-    """SHA-256(0x00 ‖ data)."""
+    """Return SHA-256(0x00 ‖ data)."""
     digest = hashlib.sha256(b"\x00")
     digest.update(data)
     return digest.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """SHA-256(0x01 ‖ left ‖ right)."""
+    """Return SHA-256(0x01 ‖ left ‖ right)."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
 def root(leaf_hashes: Iterable[bytes]) -> bytes:
-    """The root over leaf hashes (not data) in order; `EMPTY_ROOT` over none.
+    """Return the root over leaf hashes (not data) in order; `EMPTY_ROOT` if there are none.
 
-    With the hashes of a blob's 1 MiB pieces (the last may be shorter) this is its `segments_root`.
+    Over the hashes of a blob's 1 MiB pieces (the last may be shorter) it is the `segments_root`.
     """
     frontier = Frontier()
     for leaf in leaf_hashes:
@@ -55,7 +55,7 @@ def root(leaf_hashes: Iterable[bytes]) -> bytes:
 
 
 class Frontier:
-    """A tree that only grows: `size` leaves, held as the roots of its complete subtrees."""
+    """Append-only tree of `size` leaves, stored as the roots of its complete subtrees (peaks)."""
 
     __slots__ = ("_peaks", "size")
 
@@ -68,11 +68,11 @@ class Frontier:
 
     @classmethod
     def load(cls, size: int, read: NodeReader) -> Frontier:
-        """The frontier of the first `size` leaves of a stored tree."""
+        """Load the frontier of the first `size` leaves of a stored tree."""
         return cls(size, [read(level, index) for level, index in _peaks(0, size)])
 
     def append(self, leaf: bytes) -> list[bytes]:
-        """Add a leaf hash. Returns the nodes it completes, from the leaf up: post-order."""
+        """Add a leaf hash; return the nodes it completes from the leaf up (post-order)."""
         completed = [leaf]
         for _ in range((~self.size & (self.size + 1)).bit_length() - 1):
             completed.append(node_hash(self._peaks.pop(), completed[-1]))
@@ -81,9 +81,9 @@ class Frontier:
         return completed
 
     def extend(self, subtrees: Iterable[tuple[int, bytes]]) -> None:
-        """Add complete subtrees as `subtrees` gives them: (level, root), each where it belongs.
+        """Append complete subtrees (level, root) as returned by `subtrees`.
 
-        Raises `LocalProtocolError` for one that does not begin at a multiple of its size.
+        Raises `LocalProtocolError` if one does not begin at a multiple of its size.
         """
         for level, node in subtrees:
             if self.size % (1 << level):
@@ -94,12 +94,13 @@ class Frontier:
             self.size += 1 << level
 
     def root(self) -> bytes:
+        """Return the root over all leaves."""
         return _fold(self._peaks)
 
 
 def subtrees(first: int, leaf_hashes: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Consecutive leaves from leaf `first` on as the largest complete subtrees of the tree they
-    are part of: (level, root) in order. Who has many leaves can hash parts of them apart."""
+    """Return consecutive leaves, starting at leaf `first`, as the largest complete subtrees:
+    (level, root) in order. So parts of many leaves can be hashed in parallel."""
     before: list[tuple[int, bytes]] = []
     behind: list[tuple[int, bytes]] = []
     level, nodes, sha256 = 0, list(leaf_hashes), hashlib.sha256
@@ -116,17 +117,18 @@ def subtrees(first: int, leaf_hashes: Sequence[bytes]) -> list[tuple[int, bytes]
 
 
 class PieceHasher:
-    """`segments_root` of a blob that arrives in chunks of any length."""
+    """Computes `segments_root` of a blob that arrives in chunks of any length."""
 
     __slots__ = ("_digest", "_filled", "leaves")
 
     def __init__(self) -> None:
         self.leaves: list[bytes] = []
-        """Hashes of the pieces that are complete so far; after `finish`, of all."""
+        """Hashes of the complete pieces; after `finish`, of all pieces."""
         self._digest = hashlib.sha256(b"\x00")
         self._filled = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Hash the next bytes of the blob."""
         view = memoryview(data)
         while view:
             part = view[: PIECE_SIZE - self._filled]
@@ -137,7 +139,7 @@ class PieceHasher:
                 self._close_piece()
 
     def finish(self) -> bytes:
-        """End the last piece and return the root, 32 bytes. An empty blob has no piece."""
+        """Close the last piece and return the 32-byte root. An empty blob has no piece."""
         if self._filled:
             self._close_piece()
         return root(self.leaves)
@@ -149,40 +151,40 @@ class PieceHasher:
 
 
 def node_count(size: int) -> int:
-    """How many nodes a tree of `size` leaves has completed, leaves included."""
+    """Return the number of complete nodes, leaves included, in a tree of `size` leaves."""
     return 2 * size - size.bit_count()
 
 
 def node_position(level: int, index: int) -> int:
-    """Where node (level, index) stands in the post-order array, counted from 0."""
+    """Return the position of node (level, index) in the post-order array, counted from 0."""
     last_leaf = ((index + 1) << level) - 1
     return node_count(last_leaf) + level
 
 
 def root_at(size: int, read: NodeReader) -> bytes:
-    """The root over the first `size` leaves."""
+    """Return the root over the first `size` leaves."""
     return _range_root(0, size, read)
 
 
 def inclusion_proof(
     index: int, size: int, read: NodeReader, above: PathAbove | None = None
 ) -> tuple[bytes, ...]:
-    """The audit path of leaf `index` in the tree of `size` leaves (RFC 9162 section 2.1.3.1).
+    """Return the audit path of leaf `index` in a tree of `size` leaves (RFC 9162 section 2.1.3.1).
 
-    `above` is for who keeps what proofs have in common: `path_above` with `read`.
+    `above` is a cached `path_above`: the part that the proofs of many leaves share.
     """
     if not 0 <= index < size:
         raise LocalProtocolError(f"no leaf {index} in a tree of {size}")
-    # Of the complete subtrees that the tree divides into, the one which has the leaf: it begins
-    # where `index` and `size` have their digits above `level` alone.
+    # The level of the peak that holds the leaf: that subtree begins at the binary digits above
+    # `level`, which `index` and `size` share.
     level = (index ^ size).bit_length() - 1
     below = tuple([read(under, index >> under ^ 1) for under in range(level)])
     return below + (path_above(level, size, read) if above is None else above(level, size))
 
 
 def path_above(level: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
-    """The part of an audit path above the complete subtree of that level, of those which a tree of
-    `size` leaves divides into: the same for all of its leaves."""
+    """Return the part of an audit path above the peak of `level` in a tree of `size` leaves; it is
+    the same for all leaves under that peak."""
     first = size >> level + 1 << level + 1
     right = [read(*node) for node in _peaks(first + (1 << level), size)]
     left = [read(*node) for node in _peaks(0, first)]
@@ -190,9 +192,9 @@ def path_above(level: int, size: int, read: NodeReader) -> tuple[bytes, ...]:
 
 
 def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]:
-    """That the tree of `new` leaves continues the one of `old` (RFC 9162 section 2.1.4.1).
+    """Prove that the tree of `new` leaves extends the one of `old` (RFC 9162 section 2.1.4.1).
 
-    Empty for equal sizes and for `old` = 0, which every tree continues.
+    Empty for equal sizes and for `old` = 0, because every tree extends the empty one.
     """
     if not 0 <= old <= new:
         raise LocalProtocolError(f"a tree of {new} leaves cannot continue one of {old}")
@@ -208,7 +210,7 @@ def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]
         else:
             path.append(_range_root(first, middle, read))
             first = middle
-    if first:  # the old tree's own root is known to the verifier, any other subtree is not
+    if first:  # the verifier knows the old tree's root, but no other subtree
         path.append(_range_root(first, end, read))
     return tuple(reversed(path))
 
@@ -216,9 +218,9 @@ def consistency_proof(old: int, new: int, read: NodeReader) -> tuple[bytes, ...]
 def verify_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], expected_root: bytes
 ) -> None:
-    """Raise `ProofError` unless leaf hash `leaf` is number `index` of the `size` under the root.
+    """Raise `ProofError` unless leaf hash `leaf` is leaf `index` of `size` under `expected_root`.
 
-    RFC 9162 section 2.1.3.2.
+    The algorithm is RFC 9162 section 2.1.3.2.
     """
     if not 0 <= index < size:
         raise ProofError(f"leaf {index} cannot be in a tree of {size}")
@@ -243,20 +245,20 @@ def verify_inclusion(
 def verify_consistency(
     old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
 ) -> None:
-    """Raise `ProofError` unless the tree (new, new_root) continues the tree (old, old_root).
+    """Raise `ProofError` unless the tree (new, new_root) extends the tree (old, old_root).
 
-    RFC 9162 section 2.1.4.2. An empty proof holds only for equal sizes, whose roots must then be
-    equal, and for `old` = 0, whose root is `EMPTY_ROOT`.
+    The algorithm is RFC 9162 section 2.1.4.2. An empty proof is valid only for equal sizes, whose
+    roots must then be equal, and for `old` = 0, whose root is `EMPTY_ROOT`.
     """
     if not 0 <= old <= new:
         raise ProofError(f"a tree of {new} leaves cannot continue one of {old}")
     if old in (0, new):
         if proof:
-            raise ProofError("a consistency proof where none is needed")
+            raise ProofError("a consistency proof that must be empty is not")
         if old_root != (new_root if old == new else EMPTY_ROOT):
-            raise ProofError("the known root is not the root of that size")
+            raise ProofError("the known root is not the root at that size")
         if new == 0 and new_root != EMPTY_ROOT:
-            raise ProofError("an empty tree with a root of its own")
+            raise ProofError("an empty tree with a wrong root")
         return
     if not proof:
         raise ProofError("an empty consistency proof between different sizes")
@@ -268,7 +270,7 @@ def _verify_growth(
     old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
 ) -> None:
     path = list(proof)
-    if old & (old - 1) == 0:  # a complete tree is itself the first node, and is left out
+    if old & (old - 1) == 0:  # a complete old tree is the first node, which the proof leaves out
         path.insert(0, old_root)
     node, last = old - 1, new - 1
     while node & 1:
@@ -293,7 +295,7 @@ def _verify_growth(
 
 
 def _skip_to_right_child(node: int, last: int) -> tuple[int, int]:
-    """Climb the right edge past levels where the subtree has no sibling of its own."""
+    """Climb the right edge past levels at which the subtree has no sibling."""
     while node and not node & 1:
         node, last = node >> 1, last >> 1
     return node, last
@@ -305,15 +307,15 @@ def _check_hashes(proof: Sequence[bytes]) -> None:
 
 
 def _split(size: int) -> int:
-    """The largest power of two below `size`: where RFC 6962 divides a tree of two or more."""
+    """Return the largest power of two below `size`, at which RFC 6962 divides a tree."""
     return 1 << ((size - 1).bit_length() - 1)
 
 
 def _peaks(first: int, end: int) -> Iterator[tuple[int, int]]:
-    """The complete subtrees that leaves [first, end) divide into, largest first.
+    """Yield the complete subtrees that cover leaves [first, end), largest first.
 
-    `first` is a multiple of the largest power of two within end - first, as in every range that
-    dividing a whole tree by `_split` yields.
+    `first` must be a multiple of the largest power of two within end - first. That holds for every
+    range that `_split` yields from a whole tree.
     """
     while first < end:
         level = (end - first).bit_length() - 1
@@ -323,14 +325,14 @@ def _peaks(first: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _range_root(first: int, end: int, read: NodeReader) -> bytes:
     size = end - first
-    if size.bit_count() == 1:  # one complete subtree, as most of a proof are
+    if size.bit_count() == 1:  # one complete subtree: the common case in a proof
         level = size.bit_length() - 1
         return read(level, first >> level)
     return _fold([read(level, index) for level, index in _peaks(first, end)])
 
 
 def _fold(peaks: Sequence[bytes]) -> bytes:
-    """The root over complete subtrees of falling size."""
+    """Return the root over complete subtrees of falling size."""
     if not peaks:
         return EMPTY_ROOT
     result = peaks[-1]

@@ -1,16 +1,14 @@
-"""Frozen values, made once each and compiled at first use: what a dataclass is, at a start's price.
+"""Frozen value classes like dataclasses, but compiled at first use so that programs start faster.
 
-A frozen dataclass with slots costs over a millisecond at import: five functions are compiled for
-it, and then the class is made anew for its slots. A program that handles one command uses a tenth
-of its classes. So a `Value` is made as any class is, and its ``__init__`` is compiled when the
-first one is built.
+A frozen dataclass with slots costs over a millisecond at import: five functions are compiled, and
+the class is created a second time for its slots. A program that runs one command uses a tenth of
+its classes. A `Value` is created like any class, and its ``__init__`` is compiled when the first
+one is built.
 
-Source text is generated here, and it is safe: all that varies in it are names of classes and
-fields, which Python itself took for identifiers in our own modules, and whole numbers. Defaults,
-types and checks are never written into the text but bound to names.
-
-The library's module is loaded by whoever asks for what only it has: with what it loads itself it
-is a tenth of what a client takes to start.
+Generating source text is safe here: only class names, field names and whole numbers vary in it, and
+the names are identifiers of our own modules. Defaults, types and checks are bound to names and
+never written into the text. `dataclasses` is imported only if needed: it and its imports take a
+tenth of a client's start.
 """
 
 from __future__ import annotations
@@ -26,17 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["Mutable", "Source", "Value", "ValueType", "changed", "contents", "field"]
 
 _MANY = 3
-"""Fields from which on `_open` is worth it."""
+"""Number of fields from which `_open` saves time."""
 _Value = TypeVar("_Value", bound="Value")
 _ABSENT: Any = object()
-"""Where nothing was stated."""
+"""Marks a default that was not given."""
 
 
 class Source:
-    """The text of one function, and what the names in it are bound to.
+    """The source text of one function, and the objects bound to its names.
 
-    All names but those of fields begin with two underscores. A field's cannot: Python mangles such
-    a name in a class body. So neither ever stands for the other.
+    All names except those of fields begin with two underscores. A field's cannot, because Python
+    mangles such a name in a class body. So the two never collide.
     """
 
     def __init__(self) -> None:
@@ -44,7 +42,7 @@ class Source:
         self._bound: dict[str, object] = {"__type": type, "__len": len}
 
     def bind(self, value: object) -> str:
-        """A name for `value` in the text, the same one for the same object."""
+        """Return a name for `value` in the text, the same name for the same object."""
         for name, bound in self._bound.items():
             if bound is value:
                 return name
@@ -53,11 +51,11 @@ class Source:
         return name
 
     def add(self, depth: int, line: str) -> None:
-        """`line` as the next one of the function's body, `depth` blocks deep in it."""
+        """Append `line` to the function's body, indented by `depth` blocks."""
         self.lines.append("    " * (depth + 1) + line)
 
     def function(self, cls: type, name: str, parameters: Iterable[str]) -> Callable[..., Any]:
-        """The function, as if it stood in the body of `cls`."""
+        """Compile the function as if it were defined in the body of `cls`."""
         text = "\n".join([f"def {name}({', '.join(parameters)}):", *self.lines])
         where = f"<{cls.__module__}.{cls.__qualname__}>"
         exec(compile(text, where, "exec"), self._bound)  # noqa: S102 (see above: our own names)
@@ -68,7 +66,7 @@ class Source:
 
 
 class Spec:
-    """What is known of a field beside its type."""
+    """Properties of a field besides its type."""
 
     __slots__ = ("default", "factory", "shown")
 
@@ -82,19 +80,19 @@ _PLAIN = Spec(_ABSENT, _ABSENT, shown=True)
 
 
 def field(*, default: Any = _ABSENT, default_factory: Any = _ABSENT, repr: bool = True) -> Any:  # noqa: A002
-    """As ``dataclasses.field``, for the body of a `Value` or a `Mutable`."""
+    """Like ``dataclasses.field``, for the body of a `Value` or a `Mutable`."""
     return Spec(default, default_factory, shown=repr)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class ValueType(type):
-    """Gives a class a slot for each annotation in its body that is not a ClassVar."""
+    """Metaclass that creates a slot for each annotation that is not a ClassVar."""
 
     def __new__(
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
     ) -> ValueType:
         if "__init__" in namespace:
-            raise TypeError(f"{name}: a value's __init__ is made, not written")
+            raise TypeError(f"{name}: the __init__ of a value is generated")
         specs: dict[str, Spec] = {}
         for base in bases:
             specs |= getattr(base, "__specs__", {})
@@ -113,26 +111,26 @@ class ValueType(type):
 
 
 def _spec(stated: Any) -> Spec:
-    """What a class body gives a field: a default, or ``field(…)``."""
+    """Return the `Spec` for a field's value in the class body: a default, or ``field(…)``."""
     if isinstance(stated, Spec):
         return stated
     if type(stated).__module__ == "dataclasses":
-        raise TypeError("a field of a value is stated by the field() of this module")
+        raise TypeError("use field() of protocol.codec.values, not that of dataclasses")
     return Spec(stated, _ABSENT, shown=True)
 
 
 def _first_init(self: Value | Mutable, *args: Any, **keywords: Any) -> None:
-    """Stands in every class until the first is built. Two threads may compile the same."""
+    """Compile the class's ``__init__`` at its first use. Two threads may compile the same one."""
     cls = type(self)
     cls.__init__ = _compiled_init(cls)  # type: ignore[method-assign]
     cls.__init__(self, *args, **keywords)
 
 
 def _compiled_init(cls: type[Value | Mutable]) -> Callable[..., None]:
-    """``__init__`` of `cls`: its checks, then every slot set, then ``__post_init__``.
+    """Compile ``__init__`` of `cls`: checks, then every slot set, then ``__post_init__``.
 
-    Slots are set past ``__setattr__``, which refuses: by ``object.__setattr__``, or where they are
-    more than a few, while the value is of a class that lets them be set (`_open`).
+    ``__setattr__`` refuses, so slots are set by ``object.__setattr__``. From `_MANY` fields on, the
+    value instead belongs for a moment to a class that allows it (`_open`).
     """
     source = Source()
     parameters = ["self"]
@@ -168,9 +166,11 @@ def _compiled_init(cls: type[Value | Mutable]) -> Callable[..., None]:
 
 
 def _open(cls: type[Value]) -> type[Value]:
-    """What a value of `cls` is while its ``__init__`` sets its slots, which nobody else sees: the
-    same, but that lets them be set. Python does that in a tenth of the time of a call for each, and
-    takes two calls to change the class: so it is worth it from `_MANY` fields on."""
+    """Return a subclass of `cls` whose attributes can be set, used only while ``__init__`` runs.
+
+    Setting an attribute takes a tenth of a call of ``object.__setattr__``; changing the class takes
+    two calls. So it pays from `_MANY` fields on.
+    """
     body = {
         "__slots__": (),
         "__setattr__": object.__setattr__,
@@ -182,7 +182,7 @@ def _open(cls: type[Value]) -> type[Value]:
 
 
 class _Fields:
-    """`Value.__dataclass_fields__`, made when asked for: by replace, fields and asdict."""
+    """Descriptor for `Value.__dataclass_fields__`, which replace, fields and asdict read."""
 
     def __init__(self) -> None:
         self._made: dict[type, dict[str, dataclasses.Field[Any]]] = {}
@@ -193,8 +193,8 @@ class _Fields:
         found = self._made.get(cls)
         if found is None:
             specs = cls.__specs__.items()
-            stated = [(name, Any, _as_the_library_has_it(spec)) for name, spec in specs]
-            # Nothing is compiled for this twin; it is made for the fields that the library makes.
+            stated = [(name, Any, _dataclass_field(spec)) for name, spec in specs]
+            # A class without compiled functions, created only for its Field objects.
             twin: Any = dataclasses.make_dataclass(
                 cls.__name__, stated, init=False, repr=False, eq=False, namespace={"__doc__": ""}
             )
@@ -202,7 +202,7 @@ class _Fields:
         return found
 
 
-def _as_the_library_has_it(spec: Spec) -> Any:
+def _dataclass_field(spec: Spec) -> Any:
     import dataclasses
 
     if spec.factory is not _ABSENT:
@@ -215,8 +215,8 @@ def _as_the_library_has_it(spec: Spec) -> Any:
 class Value(metaclass=ValueType):
     """Base of frozen values. Fields are the annotations of the class body, as in a dataclass.
 
-    Equal are two of the same class with equal fields. ``dataclasses.replace``, ``fields`` and
-    ``asdict`` work; what is stated as ``field(repr=False)`` does not show.
+    Two values are equal if they have the same class and equal fields. ``dataclasses.replace``,
+    ``fields`` and ``asdict`` work. A ``field(repr=False)`` is left out of the repr.
     """
 
     __specs__: ClassVar[dict[str, Spec]]
@@ -228,7 +228,7 @@ class Value(metaclass=ValueType):
 
     @classmethod
     def write_checks(cls, source: Source) -> None:
-        """Add to ``__init__`` what refuses wrong values; here nothing."""
+        """Add checks of the fields to ``__init__``. A plain value has none."""
 
     def __setattr__(self, name: str, value: object) -> None:
         from dataclasses import FrozenInstanceError
@@ -254,12 +254,12 @@ class Value(metaclass=ValueType):
         return f"{type(self).__qualname__}({fields})"
 
     def __reduce__(self) -> tuple[type[Value], tuple[object, ...]]:
-        """Copies are built anew, and so checked."""
+        """Make copying and unpickling call ``__init__``, so that the copy is checked."""
         return type(self), contents(self)
 
 
 def contents(value: Value) -> tuple[object, ...]:
-    """The values of all fields, in order."""
+    """Return the values of all fields in order."""
     return _reader(type(value))(value)
 
 
@@ -268,7 +268,7 @@ def _reader(cls: type[Value]) -> Callable[[Value], tuple[object, ...]]:
     names = cls.__match_args__
     if len(names) > 1:
         return operator.attrgetter(*names)
-    # Of one name that gives no tuple, and there is none of no name.
+    # attrgetter returns no tuple for one name, and does not accept zero names.
     return lambda value: tuple([getattr(value, name) for name in names])
 
 
@@ -277,13 +277,13 @@ if TYPE_CHECKING:
 else:
 
     def changed(value: _Value, **fields: object) -> _Value:
-        """As ``dataclasses.replace``, at a tenth of its time, and checked by mypy as that is."""
+        """Like ``dataclasses.replace``, in a tenth of its time; mypy checks it in the same way."""
         return _changer(type(value), tuple(fields))(value, *fields.values())
 
 
 @cache
 def _changer(cls: type[Value], names: tuple[str, ...]) -> Callable[..., Any]:
-    """For each set of fields that somewhere in our own code are changed together."""
+    """Compile one function for each set of fields that are changed together."""
     source = Source()
     others = [name for name in cls.__specs__ if name not in names]
     kept = [f"{name}=self.{name}" for name in others]
@@ -294,11 +294,10 @@ def _changer(cls: type[Value], names: tuple[str, ...]) -> Callable[..., Any]:
 
 @dataclass_transform(eq_default=False, field_specifiers=(field,))
 class MutableType(ValueType):
-    """As `ValueType`, for type checkers: fields can be set."""
+    """Like `ValueType`, but tells type checkers that fields can be set."""
 
 
 class Mutable(metaclass=MutableType):
-    """Base of classes that are made and compiled as a `Value` is, and whose fields change. Equal is
-    each to itself only."""
+    """Base of classes compiled like a `Value` whose fields can be set; equal only to itself."""
 
     __specs__: ClassVar[dict[str, Spec]]

@@ -1,9 +1,9 @@
-"""The lines of the audit log and the chain that binds them; pure, bytes in and bytes out.
+"""Lines of the audit log and their hash chain.
 
-An entry is one line of compact JSON. Its `hash` is SHA-256 over the line's bytes ahead of
-``,"hash"``, its `prev` the hash of the line before (the first has `GENESIS`). A line is accepted
-only when it is, byte for byte, what this module would write: one entry has one form, so nothing can
-be hidden in white space, key order or doubled keys. The chain can be checked with jq and sha256sum.
+An entry is one line of compact JSON. Its `hash` is SHA-256 over the bytes before ``,"hash"``. Its
+`prev` is the hash of the line before it; the first line has `GENESIS`. A line is accepted only if
+it is byte for byte what this module would write. An entry then has one form, and nothing can be
+hidden in white space, key order or repeated keys. jq and sha256sum can check the chain.
 """
 
 from __future__ import annotations
@@ -19,30 +19,13 @@ from protocol.codec.errors import LogError
 from protocol.codec.values import Value, field
 
 GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
-"""32 bytes: what the first entry follows."""
+"""`prev` of the first entry, 32 bytes."""
 MAX_LINE = 64 * 1024
-"""Bytes of the longest line, newline excluded."""
+"""Longest line in bytes, without its newline."""
 SALT_SIZE = 16
-KEYS = (
-    "seq",
-    "time",
-    "op",
-    "actor",
-    "owner",
-    "file",
-    "version",
-    "session",
-    "stage",
-    "rec",
-    "sigs",
-    "salt",
-    "detail",
-    "prev",
-    "hash",
-)
 TOMBSTONE = "tombstone"
 TOMBSTONE_SIGS = "tombstone_sigs"
-"""In the detail of a move: the record of the file that it left, base64, and its signatures."""
+"""Keys in the detail of a move: the base64 record that ends the old file, and its signatures."""
 _HASH_KEY = b',"hash":"'
 _TAIL = len(_HASH_KEY) + 64 + len(b'"}')
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -50,12 +33,12 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class EntryDraft(Value):
-    """What is known of an entry before it has its place in the log.
+    """An entry before it has a place in the log.
 
-    `owner`, `file` (file_id) and `version` are None where the op has none; `session` is the seq of
-    the login entry; `rec` the exact signed bytes and `sigs` {key id or generation: signature}.
-    `accounts` are the users whose history this entry belongs to; `detail` holds everything else
-    but `paths` and `accounts`, which the committer and the journal fill in.
+    `owner`, `file` (file_id) and `version` are None if the op has none. `session` is the seq of the
+    login entry, `rec` the exact signed bytes, `sigs` {key id or generation: signature}. `accounts`
+    are the users to whose history the entry belongs. `detail` holds everything else except `paths`
+    and `accounts`, which the committer and the journal add.
     """
 
     op: str
@@ -72,7 +55,7 @@ class EntryDraft(Value):
 
 
 class LogEntry(Value):
-    """One entry as it stands in the log. `salt` is 16 bytes, `prev` and `hash` 32."""
+    """A logged entry. `salt` is 16 bytes, `prev` and `hash` are 32 bytes each."""
 
     seq: int
     time: str
@@ -92,13 +75,12 @@ class LogEntry(Value):
 
     @property
     def paths(self) -> dict[str, bytes | None]:
-        """What the entry left under each path it touched: 32 bytes, or None for no file."""
+        """SHA-256 of the file that the entry left at each path it changed; None if it left none."""
         return _paths(self.detail)
 
     @property
     def records(self) -> tuple[tuple[bytes, dict[str, bytes]], ...]:
-        """Every signed record in the entry, exact bytes and signatures: its `rec`, and of a move
-        the tombstone too."""
+        """Exact bytes and signatures of each signed record: `rec`, and the tombstone of a move."""
         own = () if self.rec is None else ((self.rec, self.sigs),)
         if TOMBSTONE not in self.detail:
             return own
@@ -107,97 +89,91 @@ class LogEntry(Value):
 
     @property
     def accounts(self) -> dict[str, tuple[int, bytes]]:
-        """For each account the entry belongs to: how many came before, and the last one's hash."""
+        """For each account of the entry: (number of earlier entries, hash of the last of them)."""
         stated = self.detail.get("accounts", {})
         return {user: (count, bytes.fromhex(known)) for user, (count, known) in stated.items()}
+
+
+KEYS = LogEntry.__match_args__
+"""The JSON keys of a line, in order."""
 
 
 def encode(
     draft: EntryDraft, *, seq: int, time: str, salt: bytes, detail: Mapping[str, Any], prev: bytes
 ) -> tuple[bytes, bytes]:
-    """(line without newline, its hash) of `draft` in its place; `detail` is the whole of it.
+    """Return (line without newline, its hash) for `draft`; `detail` is the complete detail.
 
-    Raises `LogError` for a line past `MAX_LINE`.
+    Raises `LogError` for a line longer than `MAX_LINE`.
     """
-    body = _spelled(
-        seq,
-        time,
-        draft.op,
-        draft.actor,
-        draft.owner,
-        draft.file,
-        draft.version,
-        draft.session,
-        draft.stage,
-        None if draft.rec is None else to_text(draft.rec),
-        {name: to_text(signature) for name, signature in draft.sigs.items()},
-        to_text(salt),
-        detail,
-        prev.hex(),
-    )
+    subject = draft.owner, draft.file, draft.version
+    rec = None if draft.rec is None else to_text(draft.rec)
+    sigs = {name: to_text(signature) for name, signature in draft.sigs.items()}
+    head = seq, time, draft.op, draft.actor, *subject, draft.session, draft.stage
+    body = _spelled((*head, rec, sigs, to_text(salt), detail, prev.hex()))
     if len(body) + _TAIL > MAX_LINE:
-        raise LogError(f"a line of {len(body) + _TAIL} bytes; {MAX_LINE} are allowed", seq=seq)
+        raise LogError(f"line has {len(body) + _TAIL} bytes, at most {MAX_LINE} allowed", seq=seq)
     digest = hashlib.sha256(body).digest()
     return b'%b%b%b"}' % (body, _HASH_KEY, digest.hex().encode()), digest
 
 
 def line_hash(line: bytes, *, seq: int = 0) -> bytes:
-    """The hash a line states, 32 bytes, checked against its bytes. Raises `LogError`."""
+    """Return the 32-byte hash that a line states, checked against it. Raises `LogError`."""
     if not _TAIL < len(line) <= MAX_LINE or line[-_TAIL : -_TAIL + len(_HASH_KEY)] != _HASH_KEY:
         raise LogError("not a line of the log", seq=seq)
     digest = hashlib.sha256(memoryview(line)[:-_TAIL]).digest()
     if line[-66:] != digest.hex().encode() + b'"}':
-        raise LogError("the hash is not that of the line", seq=seq)
+        raise LogError("the hash does not match the line", seq=seq)
     return digest
 
 
 def parse(line: bytes, *, seq: int | None = None) -> LogEntry:
-    """The entry of a line without newline, its hash checked; its place is `verify_chain`'s matter.
+    """Parse a line without newline and check its hash, but not its place (see `verify_chain`).
 
-    `seq` names the entry in errors, where known, and must be the one it states. Raises `LogError`.
+    If `seq` is given, the entry must state it, and errors name it. Raises `LogError`.
     """
     at = 0 if seq is None else seq
     digest = line_hash(line, seq=at)
     try:
         value = _DECODER.decode(line.decode("ascii"))
         if not isinstance(value, dict) or tuple(value) != KEYS:
-            raise LogError("not exactly the keys of an entry", seq=at)
+            raise LogError("the keys are not exactly those of an entry", seq=at)
         *fields, _ = value.values()
-        # Other spellings, and keys that stand twice. What is in no form that an entry's field has
-        # is refused in either case.
-        if _spelled(*fields) != line[:-_TAIL]:
-            raise LogError("not in the one form an entry has", seq=at)
+        # Refuses other spellings and repeated keys. A malformed field is refused here or below.
+        if _spelled(fields) != line[:-_TAIL]:
+            raise LogError("not in canonical form", seq=at)
         entry = _entry(fields, digest)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         raise LogError("malformed", seq=at) from exc
     if seq is not None and entry.seq != seq:
-        raise LogError(f"it says it is entry {entry.seq}", seq=seq)
+        raise LogError(f"the line states seq {entry.seq}", seq=seq)
     return entry
 
 
 def paths_of(line: bytes) -> dict[str, bytes | None]:
-    """`LogEntry.paths` of a line that is known to be one that `parse` accepts."""
+    """Return `LogEntry.paths` of a line that `parse` is known to accept."""
     return _paths(json.loads(line)["detail"])
 
 
 def verify_chain(
     lines: Iterable[bytes], *, first: int = 0, prev: bytes = GENESIS
 ) -> Iterator[LogEntry]:
-    """The entries of consecutive lines from seq `first` on, each checked to follow the one before.
+    """Yield the entries of consecutive lines from seq `first` on; each must follow the one before.
 
-    Raises `LogError` with the first seq that is wrong.
+    Raises `LogError` with the first wrong seq.
     """
     for seq, line in enumerate(lines, first):
         entry = parse(line, seq=seq)
         if entry.prev != prev:
-            raise LogError("does not follow from the entry before", seq=seq)
+            raise LogError("does not follow the entry before it", seq=seq)
         yield entry
         prev = entry.hash
 
 
 def _entry(fields: Sequence[Any], digest: bytes) -> LogEntry:
-    """The entry whose values of `KEYS`, but for its hash, are `fields`. Raises ValueError,
-    TypeError, AttributeError or KeyError for a field of a wrong form."""
+    """Build the entry from the JSON values of `KEYS` except `hash`.
+
+    Raises ValueError, TypeError, AttributeError or KeyError for a malformed field.
+    """
     seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
     sigs, salt, detail, prev = others
     _need(_TIME.fullmatch(time) is not None and _HEX.fullmatch(prev) is not None)
@@ -240,27 +216,17 @@ def _paths(detail: Mapping[str, Any]) -> dict[str, bytes | None]:
 
 def _need(holds: bool) -> None:
     if not holds:
-        raise ValueError("a field of a wrong form")
+        raise ValueError("malformed field")
 
 
-def _spelled(
-    seq: int,
-    time: str,
-    op: str,
-    actor: str,
-    owner: str | None,
-    file: str | None,
-    version: int | None,
-    session: int | None,
-    stage: str | None,
-    rec: str | None,
-    sigs: Mapping[str, str],
-    salt: str,
-    detail: Mapping[str, Any],
-    prev: str,
-) -> bytes:
-    """The bytes of a line ahead of its hash: an encoder's of these under `KEYS`, at a third of its
-    time. Raises TypeError or ValueError for what JSON cannot hold, or text cannot be."""
+def _spelled(fields: Sequence[Any]) -> bytes:
+    """Return the bytes of a line before its hash. `fields` are the other values of `KEYS` in order.
+
+    Takes a third of the time of a JSON encoder. Raises TypeError or ValueError for values that JSON
+    cannot hold and text that cannot be encoded.
+    """
+    seq, time, op, actor, owner, file, version, session, stage, rec, *others = fields
+    sigs, salt, detail, prev = others
     signed = ",".join([f"{_TEXT(name)}:{_TEXT(one)}" for name, one in sigs.items()])
     return (
         f'{{"seq":{seq},"time":{_TEXT(time)},"op":{_TEXT(op)},"actor":{_TEXT(actor)},'
@@ -272,7 +238,7 @@ def _spelled(
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    """What nearly every entry has in it is put together here."""
+    """Encode `detail`; the members of nearly every entry need no JSON encoder."""
     members = []
     for name, value in detail.items():
         if name == "paths":
@@ -298,7 +264,7 @@ def _number(number: int | None) -> str:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"a number of a wrong form: {text[:20]}")
+    raise ValueError(f"not an integer: {text[:20]}")
 
 
 _ENCODER = json.JSONEncoder(

@@ -1,1 +1,1 @@
-"""What travels on a connection: frames, the connection's state machine, messages."""
+"""The wire format: frames, messages, and the state machine of a connection."""

@@ -44,7 +44,7 @@ def test_what_nobody_looks_at_is_lent_again_and_no_more_than_some_is_kept() -> N
     again = [lender.acquire() for _ in range(2)]
     assert {address(view) for view in again} < places
     assert not lender._free
-    assert len(lender._lent) == 2
+    assert len(lender._leases) == 2
 
 
 def test_many_threads_never_share() -> None:

@@ -333,7 +333,7 @@ def _refusal(hint: object, value: object) -> str | None:
     if args[1] is Ellipsis:
         return next(filter(None, (_refusal(args[0], one) for one in value)), None)
     if len(value) != len(args):
-        return f"length {len(value)}, not {len(args)}"
+        return f"length {len(value)}, expected {len(args)}"
     return next(filter(None, map(_refusal, args, value)), None)
 
 
@@ -343,7 +343,7 @@ def _wrong(hint: object, value: object) -> str | None:
     allowed = {tuple: (tuple,), None: (hint,)}.get(origin) or get_args(hint)
     if type(value) in allowed:
         return None
-    return f"{type(value).__name__} where {allowed[0].__name__} belongs"
+    return f"expected {allowed[0].__name__}, got {type(value).__name__}"
 
 
 def _raised(check: Callable[[Any], object], value: object) -> str | None:
