@@ -11,7 +11,7 @@ from benchmarks.works import random_file
 from tests.harness import Client, command, environment
 
 _LIBRARIES = """
-import sys, sfsc.api
+import sys, sfsc.store
 print(*sorted(name for name in sys.modules if name.split(".")[0] in ("cryptography", "msgpack")))
 """
 
@@ -36,10 +36,10 @@ def works(client: Client, pipe: Pipe, scratch: Path) -> list[Work]:
             goal=0.25,
         ),
         Work(
-            "import sfsc.api",
+            "import sfsc.store",
             1,
             "runs",
-            lambda _turn: run_python("-c", "import sfsc.api"),
+            lambda _turn: run_python("-c", "import sfsc.store"),
             lambda _turn: run_python("-c", f"import {', '.join(libraries)}"),
             "its libraries",
             goal=0.5,

@@ -1,4 +1,5 @@
-"""Files encrypted here, kept by a server that cannot read them.
+"""Client of an end-to-end encrypted file store: files are encrypted here, and the server cannot
+read them.
 
 ::
 
@@ -8,8 +9,8 @@
         store.put("report.pdf", name="docs/report.pdf")
         store.get("docs/report.pdf", "copy.pdf")
 
-Everything raised on purpose is an `SfscError` with a `cause`, a `hint` and an `exit_code`; the tree
-is drawn in `sfsc.errors`.
+Every error raised on purpose is an `SfscError` with a `cause`, a `hint` and an `exit_code`;
+`sfsc.errors` shows the class tree.
 """
 
 from __future__ import annotations
@@ -29,19 +30,7 @@ from sfsc.errors import (
 )
 
 if TYPE_CHECKING:
-    from sfsc.api import (
-        Entry,
-        Got,
-        Grant,
-        Person,
-        Put,
-        Shared,
-        Status,
-        Store,
-        Whoami,
-        accept,
-        check_proof,
-        connect,
+    from sfsc.account.lifecycle import (
         enrol,
         export_pem,
         import_pem,
@@ -50,8 +39,16 @@ if TYPE_CHECKING:
         restore,
         take_back,
         take_back_plan,
-        whoami,
     )
+    from sfsc.api import accept, check_proof, connect, whoami
+    from sfsc.files.contacts import Person
+    from sfsc.files.inbox import Shared
+    from sfsc.files.sharing import Grant
+    from sfsc.keys.account_info import Whoami
+    from sfsc.store import Status, Store
+    from sfsc.transfer.download import Got
+    from sfsc.transfer.upload import Put
+    from sfsc.trust.file_records import Entry
 
 __all__ = [
     "ConflictError",
@@ -86,22 +83,16 @@ __all__ = [
     "whoami",
 ]
 
-_ERRORS = frozenset(name for name in __all__ if name in globals())
 
-
-if not TYPE_CHECKING:  # to type checkers it would say that there is every name
+if not TYPE_CHECKING:  # a type checker would take this for a module that has every name
 
     def __getattr__(name: str) -> object:
-        """What needs the cryptography is loaded when first used: help and mistakes do without."""
-        if name in ("connect", "whoami"):  # which load by themselves what they need
-            from sfsc import entrance
+        """Import what needs cryptography at first use: --help and usage errors do without."""
+        if name not in __all__:
+            raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
+        from sfsc.api import public
 
-            return getattr(entrance, name)
-        if name in __all__ and name not in _ERRORS:
-            from sfsc import api
-
-            return getattr(api, name)
-        raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
+        return public(name)
 
 
 def __dir__() -> list[str]:

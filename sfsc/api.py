@@ -1,124 +1,103 @@
-"""The library's face: how a `Store` is opened, what needs none, and the names of all of it.
+"""How a store is opened, what needs no store, and where each public name of `sfsc` is defined.
 
-What every program needs that opens a store is loaded with this. A name of what few programs need
-is there too, and loads it when it is first used.
+Argon2id takes one core for longer than Python takes to import the rest of this package, and leaves
+the interpreter to other threads. So a command that is given its passphrase imports its code while
+Argon2id runs, and one that asks for the passphrase imports it while the user types. This module
+imports only what unlocking a keyring needs.
 """
 
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Final
 
-from sfsc.entrance import connect, whoami
-from sfsc.keys.account_info import Whoami
+from sfsc.keys.account_info import Whoami, describe_account
 from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
-from sfsc.session.session import Session
-from sfsc.store import Status, Store
-from sfsc.transfer.attempts import Put
-from sfsc.transfer.download import Got
-from sfsc.trust.file_records import Entry
-from sfsc.trust.state import open_client_state, state_path
 
 if TYPE_CHECKING:
-    from sfsc.account.lifecycle import (
-        enrol,
-        export_pem,
-        import_pem,
-        new_recovery_code,
-        recover,
-        restore,
-        take_back,
-        take_back_plan,
-    )
-    from sfsc.account.recover import Link
-    from sfsc.account.rotate import Plan, Rotated
-    from sfsc.files.contacts import Person, parse_fingerprint
-    from sfsc.files.history import ExportedKey, Revision
-    from sfsc.files.inbox import Shared
-    from sfsc.files.shared_folders import Folder
-    from sfsc.files.sharing import Grant
-    from sfsc.keys.pgp_words import pgp_words
-    from sfsc.log.audit import Event
     from sfsc.log.receipts import Proven
+    from sfsc.session.limits import Timeouts
+    from sfsc.session.session import Progress
+    from sfsc.store import Store
 
-__all__ = [
-    "Entry",
-    "Event",
-    "ExportedKey",
-    "Folder",
-    "Got",
-    "Grant",
-    "Link",
-    "Person",
-    "Plan",
-    "Proven",
-    "Put",
-    "Revision",
-    "Rotated",
-    "Shared",
-    "Status",
-    "Store",
-    "Whoami",
-    "accept",
-    "check_proof",
-    "connect",
-    "enrol",
-    "export_pem",
-    "import_pem",
-    "new_recovery_code",
-    "parse_fingerprint",
-    "pgp_words",
-    "recover",
-    "restore",
-    "take_back",
-    "take_back_plan",
-    "whoami",
-]
-
-_LATER: Final = {
-    "Event": "log.audit",
-    "ExportedKey": "files.history",
-    "Folder": "files.shared_folders",
+PUBLIC: Final = {
+    "Entry": "trust.file_records",
+    "Got": "transfer.download",
     "Grant": "files.sharing",
-    "Link": "account.recover",
     "Person": "files.contacts",
-    "Plan": "account.rotate",
-    "Proven": "log.receipts",
-    "Revision": "files.history",
-    "Rotated": "account.rotate",
+    "Put": "transfer.upload",
     "Shared": "files.inbox",
+    "Status": "store",
+    "Store": "store",
+    "Whoami": "keys.account_info",
+    "accept": "api",
+    "check_proof": "api",
+    "connect": "api",
     "enrol": "account.lifecycle",
     "export_pem": "account.lifecycle",
     "import_pem": "account.lifecycle",
     "new_recovery_code": "account.lifecycle",
-    "parse_fingerprint": "files.contacts",
     "recover": "account.lifecycle",
     "restore": "account.lifecycle",
     "take_back": "account.lifecycle",
     "take_back_plan": "account.lifecycle",
-    "pgp_words": "keys.pgp_words",
+    "whoami": "api",
 }
-"""Where each name is that the type checker is told of above."""
+"""Public name -> the module of `sfsc` that defines it, imported when the name is first used."""
+
+_NEEDED: Final = ("sfsc.store", "sfsc.session.transport")
 
 
-if not TYPE_CHECKING:  # to type checkers it would say that there is every name
-
-    def __getattr__(name: str) -> object:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"sfsc.{_LATER[name]}"), name)
-        globals()[name] = found
-        return found
+def public(name: str) -> object:
+    """Return the public name `name` of `sfsc`. Raises `KeyError` for any other name."""
+    return getattr(importlib.import_module(f"sfsc.{PUBLIC[name]}"), name)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+def connect(
+    home: Home = None,
+    *,
+    passphrase: Passphrase = None,
+    timeouts: Timeouts | None = None,
+    progress: Progress | None = None,
+    auto_rotate: bool | None = None,
+    min_wrap_alg: str | None = None,
+) -> Store:
+    """Unlock the keyring in `home`, log in, and return the open store. Close it, or use it as a
+    context manager.
+
+    `home` defaults to SFSC_HOME or the system's folder for user data, the passphrase to
+    SFSC_PASSPHRASE or the content of the file that SFSC_PASSPHRASE_FILE names. `progress` receives
+    the progress of long steps. Keys that are due are rotated first, unless `auto_rotate` is False
+    or SFSC_AUTO_ROTATE is 0. `min_wrap_alg`, by default SFSC_MIN_WRAP_ALG, is the weakest kind of
+    key that anything is encrypted for (rsa2048, rsa3072, rsa4096, x25519 or xwing).
+    Raises `SfscError`.
+    """
+    where = home_folder(home)
+    # The thread hands nothing over: the import below finds the modules, or raises the same error.
+    loading = threading.Thread(target=_import_needed)
+    loading.start()
+    try:
+        file = unlock_home(where, passphrase)
+    finally:
+        loading.join()  # also after an error: an interpreter that shuts down cannot import
+    from sfsc.store import Store
+
+    return Store(
+        file, where, timeouts, progress, auto_rotate=auto_rotate, min_wrap_alg=min_wrap_alg
+    )
+
+
+def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
+    """Return the account of the keyring in `home`, without the server. Raises `KeyringError`."""
+    return describe_account(unlock_home(home_folder(home), passphrase).contents)
 
 
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
-    """Verify a file of `Store.proof_of` without the server, and without a key of the account: by
-    the log keys that `home` has seen, or by `vkey` (C2SP). Raises `BadReceipt`."""
+    """Verify a file that `Store.proof_of` made, without the server and without an account's keys:
+    against the log keys that `home` has seen, or against `vkey` (C2SP). Raises `BadReceipt`."""
     from sfsc.log import receipts
+    from sfsc.trust.state import state_path
 
     if vkey is not None:
         return receipts.check(data, [receipts.verifier_of(vkey)])
@@ -126,7 +105,11 @@ def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> P
 
 
 def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:
-    """Take the server's log as it is now for the truth; (its size, the evidence that was kept)."""
+    """Accept the server's log as it is now. Return its size, and the path of the evidence that was
+    kept against the server, if any."""
+    from sfsc.session.session import Session
+    from sfsc.trust.state import open_client_state
+
     where = home_folder(home)
     keyring = unlock_home(where, passphrase).contents
     with open_client_state(where, keyring) as state:
@@ -139,3 +122,12 @@ def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, st
         finally:
             session.close()
     return newest.size, kept
+
+
+def _import_needed() -> None:
+    for name in _NEEDED:
+        importlib.import_module(name)
+    # The first key makes `cryptography` load its backend, which takes 4 ms.
+    from protocol.records.signatures import SigningKey
+
+    SigningKey.from_seed(bytes(32))

@@ -1,17 +1,18 @@
-"""A user's files and keys on a server: one line a method, what it does is said where it is done."""
+"""A user's files and keys on a server: the methods delegate to the packages that do the work."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.codec.values import Value
-from protocol.records.records import Statement
+from protocol.records.records import ReaderEntry, Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from sfsc.account.key_status import Dues
+from sfsc.account.key_status import KeyStatus
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import NotRegularFile, SfscError, UsageError
@@ -26,28 +27,28 @@ from sfsc.keys.home import (
 )
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.seen_checkpoints import Seen
-from sfsc.rooms import Rooms
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
 from sfsc.threadguard import single_threaded
-from sfsc.transfer.attempts import Put
 from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads, Got, Target
 from sfsc.transfer.source import Source
-from sfsc.transfer.upload import Uploads
+from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry
 from sfsc.trust.state import open_client_state
 
-if TYPE_CHECKING:  # of rooms that are not loaded yet
-    from sfsc.account.devices import DeviceInfo
-    from sfsc.account.rotate import Plan, Rotated
-    from sfsc.files.contacts import Person
-    from sfsc.files.history import ExportedKey, Revision
-    from sfsc.files.inbox import Shared
-    from sfsc.files.shared_folders import Folder
-    from sfsc.files.sharing import Grant
-    from sfsc.log.audit import Event, Verified
+if TYPE_CHECKING:  # imported at first use: few programs need them
+    from sfsc.account.devices import DeviceInfo, Devices
+    from sfsc.account.rotate import Plan, Rotated, Rotation
+    from sfsc.files.contacts import Contacts, Person
+    from sfsc.files.history import ExportedKey, FileHistory, Revision
+    from sfsc.files.inbox import ReceivedFiles, Shared
+    from sfsc.files.rename import Renames
+    from sfsc.files.shared_folders import Folder, SharedFolders
+    from sfsc.files.sharing import Grant, Sharing
+    from sfsc.files.tree import Trees
+    from sfsc.log.audit import Audit, Event, Verified
 
 
 class Status(Value):
@@ -95,18 +96,18 @@ class Store(Closing):
             self._state.close()
             raise
         self.turn = self._session.turn
-        self._rooms = Rooms(self._session, file, weakest)
-        self._dues = Dues(self._session, file)
+        self._weakest = weakest
+        self._key_status = KeyStatus(self._session, file)
         try:
             self._session.connect()
-            self._session.renewer = self._rooms.renew
-            self._session.readers = self._rooms.readers
-            self._session.new_readers = self._rooms.new_readers
-            if self._dues.unsettled:
-                self._rooms.devices.settle()
+            self._session.renewer = self._adopt_newer_keys
+            self._session.readers = lambda: self._contacts
+            self._session.new_readers = self._readers_of_new_file
+            if self._key_status.unsettled:
+                self._devices.settle()
             wanted = auto_rotate if auto_rotate is not None else auto_rotate_enabled()
-            if wanted and self._dues.asks():
-                self._rooms.rotation.rotate()
+            if wanted and self._key_status.asks():
+                self._rotation.rotate()
         except BaseException:
             self.close()
             raise
@@ -145,7 +146,7 @@ class Store(Closing):
     ) -> Iterator[Put]:
         """Store every file below `folder`, under `name` or its own path. What cannot be stored is
         told to `skip`; without one it is raised, and ends the work."""
-        return self._rooms.trees.put(folder, name, skip or _raise)
+        return self._trees.put(folder, name, skip or _raise)
 
     def get_tree(
         self,
@@ -159,17 +160,17 @@ class Store(Closing):
         """Fetch every file in the folder `name` ("": all) to its place below `target`; with an
         `owner` those that he shares."""
         if owner is None:
-            return self._rooms.trees.get(name, target, skip or _raise)
-        found = self._rooms.received.inside(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._rooms.trees.get(name, target, skip or _raise, found)
+            return self._trees.get(name, target, skip or _raise)
+        found = self._inbox.inside(owner, name, skip or _raise, first_use=trust_first_use)
+        return self._trees.get(name, target, skip or _raise, found)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name`."""
-        return self._rooms.trees.rm(name)
+        return self._trees.rm(name)
 
     def mv(self, name: str, to: str) -> Entry:
         """Give the file `name` another name; `ConflictError` where that is taken."""
-        return self._rooms.moves.mv(name, to)
+        return self._renames.mv(name, to)
 
     def ls(self, prefix: str = "") -> Iterator[Entry]:
         """The current version of every file whose name begins with `prefix`, by name."""
@@ -185,24 +186,24 @@ class Store(Closing):
 
     def history(self, name: str) -> list[Revision]:
         """Every record of `name`, oldest first, verified from the first."""
-        return self._rooms.versions.history(name)
+        return self._history.history(name)
 
     def restore(self, name: str, *, version: int | None = None) -> Entry:
         """Make an old content the newest version; of a deleted file the last, where none is
         named."""
-        return self._rooms.versions.restore(name, version)
+        return self._history.restore(name, version)
 
     def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
         """The key of one version's content, for another program to open it with."""
-        return self._rooms.versions.export(name, version)
+        return self._history.export(name, version)
 
     def prune(self, name: str, *, keep: int) -> list[int]:
         """Remove the contents of all versions of `name` but the newest `keep`, for good."""
-        return self._rooms.versions.prune(name, keep)
+        return self._history.prune(name, keep)
 
     def purge(self, name: str) -> list[int]:
         """Remove the contents of the deleted file `name`, for good."""
-        return self._rooms.versions.purge(name)
+        return self._history.purge(name)
 
     def share(
         self,
@@ -215,13 +216,13 @@ class Store(Closing):
     ) -> Grant:
         """Let `user` read `name` until `expires` (unix seconds; 0: until it is unshared); with
         `history` its older versions too. `Untrusted` for one who was never verified."""
-        return self._rooms.sharing.share(
+        return self._sharing.share(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
         """Let `user` read `name` no more; with `reencrypt` under a key that he never had."""
-        return self._rooms.sharing.unshare(name, user, reencrypt=reencrypt)
+        return self._sharing.unshare(name, user, reencrypt=reencrypt)
 
     def share_tree(
         self,
@@ -233,26 +234,26 @@ class Store(Closing):
         trust_first_use: bool = False,
     ) -> Iterator[Grant]:
         """Share every file in the folder `name` ("": all), and every one that comes into it."""
-        return self._rooms.sharing.share_tree(
+        return self._sharing.share_tree(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Share the folder `name` and what is in it no more."""
-        return self._rooms.sharing.unshare_tree(name, user, reencrypt=reencrypt)
+        return self._sharing.unshare_tree(name, user, reencrypt=reencrypt)
 
     def readers(self, name: str) -> list[Grant]:
         """Who may read `name` beside us."""
-        return self._rooms.sharing.readers(name)
+        return self._sharing.readers(name)
 
     def shared_folders(self) -> tuple[Folder, ...]:
         """The folders whose new files are shared."""
-        return self._rooms.folders.all()
+        return self._shared_folders.all()
 
     def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
         """What others share with us, by owner and name. What is not right is told to `skip`;
         without one it is raised."""
-        return self._rooms.received.all(skip or _raise)
+        return self._inbox.all(skip or _raise)
 
     def get_shared(
         self,
@@ -284,22 +285,22 @@ class Store(Closing):
     def _shared(
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
     ) -> Blob:
-        return self._rooms.received.open(
+        return self._inbox.open(
             owner, name, requested_version(version), file_id=file_id, first_use=first_use
         )
 
     def person(self, user: str) -> Person:
         """Whom the server shows as `user`; `pinned` where that is whom we know."""
-        return self._rooms.people.find(user)
+        return self._contacts.find(user)
 
     def verify_person(self, user: str, fingerprint: bytes) -> Person:
         """Remember `user` by a fingerprint (32 bytes) that was compared with him; `BrokenChain`
         where the server shows another."""
-        return self._rooms.people.verify(user, fingerprint)
+        return self._contacts.verify(user, fingerprint)
 
     def proof_of(self, put: Put) -> bytes:
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
-        return self._rooms.audit.proof_of(put.receipt, put.record)
+        return self._audit.proof_of(put.receipt, put.record)
 
     def audit_log(self, name: str | None = None) -> Iterator[Event]:
         """What the log has of this account, or of the file `name`, oldest first; proven, and
@@ -310,20 +311,20 @@ class Store(Closing):
             check_name(name)
             file_id = self._session.file_id(name)
             names[file_id] = name
-        return self._rooms.audit.log(file_id, names)
+        return self._audit.log(file_id, names)
 
     def audit_verify(self) -> Verified:
         """Check the account's whole history, its records and statements."""
 
         def chain() -> tuple[bytes, ...]:
-            self._rooms.devices.catch_up()
+            self._devices.catch_up()
             return self._file.contents.statements
 
-        return self._rooms.audit.verify(chain)
+        return self._audit.verify(chain)
 
     def audit_compare(self, note: bytes) -> tuple[int, int]:
         """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""
-        return self._rooms.audit.compare(note)
+        return self._audit.compare(note)
 
     def checkpoint(self) -> bytes:
         """The newest proven checkpoint, a C2SP signed note, for others to compare."""
@@ -331,11 +332,11 @@ class Store(Closing):
 
     def rotation_plan(self) -> Plan:
         """What `rotate` would do."""
-        return self._rooms.rotation.plan()
+        return self._rotation.plan()
 
     def rotation_is_due(self) -> bool:
         """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
-        return self._dues.is_due()
+        return self._key_status.is_due()
 
     def rotate(
         self,
@@ -349,13 +350,11 @@ class Store(Closing):
         encrypt every content anew as well, or all versions of `names`, and leave a device out."""
         if names and not compromised:
             raise UsageError("only a rotation after a theft is for some files")
-        return self._rooms.rotation.rotate(
-            key_type, drop_device, compromised=compromised, names=names
-        )
+        return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
 
     def verify_rotation(self) -> Rotated:
         """Check that nothing of an older generation than the present is left."""
-        return self._rooms.rotation.verify()
+        return self._rotation.verify()
 
     @property
     def link(self) -> str:
@@ -364,7 +363,7 @@ class Store(Closing):
 
     def devices(self) -> list[DeviceInfo]:
         """The machines and backups that have the account's keys."""
-        return self._rooms.devices.all()
+        return self._devices.all()
 
     def backup(
         self,
@@ -375,25 +374,25 @@ class Store(Closing):
     ) -> None:
         """Write the account's keys to a new file, which `restore` opens the account with."""
         stated = None if no_passphrase else require_passphrase(passphrase)
-        self._rooms.devices.backup(Path(path), stated)
+        self._devices.backup(Path(path), stated)
 
     def has_recovery(self) -> bool:
         """Whether the account has a recovery code."""
-        return self._rooms.devices.has_recovery()
+        return self._devices.has_recovery()
 
     def check_recovery(self, code: str) -> None:
         """Raise `UsageError` where `code` is mistyped, `Denied` where the account's recovery code
         is another."""
         from sfsc.keys.recovery_code import RecoveryCode
 
-        self._rooms.devices.check_recovery(RecoveryCode.parse(code))
+        self._devices.check_recovery(RecoveryCode.parse(code))
 
     def set_recovery(self, code: str, old: str | None = None) -> None:
         """Commit the account to a recovery code; where it has one, the `old` one is needed."""
         from sfsc.keys.recovery_code import RecoveryCode
 
         before = None if old is None else RecoveryCode.parse(old)
-        self._rooms.devices.set_recovery(RecoveryCode.parse(code), before)
+        self._devices.set_recovery(RecoveryCode.parse(code), before)
 
     def whoami(self) -> Whoami:
         """Who we are."""
@@ -422,6 +421,74 @@ class Store(Closing):
         self.turn.ended = True
         self._session.close()
         self._state.close()
+
+    def _adopt_newer_keys(self) -> None:
+        self._devices.catch_up()
+
+    def _readers_of_new_file(self, name: str) -> tuple[ReaderEntry, ...]:
+        return self._shared_folders.readers_of(name)
+
+    # --- parts that few programs use, imported at first use ------------------------------------
+
+    @cached_property
+    def _audit(self) -> Audit:
+        from sfsc.log.audit import Audit
+
+        return Audit(self._session)
+
+    @cached_property
+    def _devices(self) -> Devices:
+        from sfsc.account.devices import Devices
+
+        return Devices(self._session, self._file)
+
+    @cached_property
+    def _shared_folders(self) -> SharedFolders:
+        from sfsc.files.shared_folders import SharedFolders
+
+        return SharedFolders(self._session)
+
+    @cached_property
+    def _renames(self) -> Renames:
+        from sfsc.files.rename import Renames
+
+        return Renames(self._session)
+
+    @cached_property
+    def _contacts(self) -> Contacts:
+        from sfsc.files.contacts import Contacts
+
+        return Contacts(self._session, self._file, self._weakest)
+
+    @cached_property
+    def _inbox(self) -> ReceivedFiles:
+        from sfsc.files.inbox import ReceivedFiles
+
+        return ReceivedFiles(self._session, self._contacts)
+
+    @cached_property
+    def _rotation(self) -> Rotation:
+        from sfsc.account.rotate import Rotation
+
+        return Rotation(self._session, self._file, self._devices, self._contacts)
+
+    @cached_property
+    def _sharing(self) -> Sharing:
+        from sfsc.files.sharing import Sharing
+
+        return Sharing(self._session, self._contacts, self._shared_folders)
+
+    @cached_property
+    def _trees(self) -> Trees:
+        from sfsc.files.tree import Trees
+
+        return Trees(self._session)
+
+    @cached_property
+    def _history(self) -> FileHistory:
+        from sfsc.files.history import FileHistory
+
+        return FileHistory(self._session)
 
 
 def _raise(_what: str, error: SfscError) -> None:

@@ -14,7 +14,7 @@ from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
-from sfsc.files.history import Versions
+from sfsc.files.history import FileHistory
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import find
 from sfsc.session.session import Session
@@ -85,7 +85,7 @@ class Theft:
 def files_of(session: Session, names: Iterable[str]) -> frozenset[str]:
     """The ids of these files, and of all that they were renamed from or to: what a name has left
     behind lies there under the same key. Raises `NotFound`."""
-    versions = Versions(session)
+    versions = FileHistory(session)
     waiting = [find(session, name).file_id for name in names]
     found: set[str] = set()
     while waiting:

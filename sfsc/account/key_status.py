@@ -16,7 +16,7 @@ from sfsc.session.handshake import DAY
 from sfsc.session.session import Session
 
 
-class Dues:
+class KeyStatus:
     """Of one account, over one session."""
 
     def __init__(

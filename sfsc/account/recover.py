@@ -34,7 +34,7 @@ from sfsc.errors import (
     Tampered,
     UsageError,
 )
-from sfsc.files.contacts import People
+from sfsc.files.contacts import Contacts
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.keys.recovery_code import RecoveryCode
@@ -158,7 +158,7 @@ def take_back_account(
     with opened_by_code(file, state, code, timeouts) as (session, devices):
         Recovery(session, file, devices, code).begin(first)
         session.renewer = devices.catch_up
-        people = People(session, file)
+        people = Contacts(session, file)
         session.readers = lambda: people
         return Rotation(session, file, devices, people).rotate(told=told)
 

@@ -21,10 +21,10 @@ from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.crypto.envelope import content_record
 from sfsc.errors import ConflictError, NotFound
-from sfsc.files.contacts import People
-from sfsc.files.history import Versions
-from sfsc.files.rename import Moves
-from sfsc.files.shared_folders import Folders
+from sfsc.files.contacts import Contacts
+from sfsc.files.history import FileHistory
+from sfsc.files.rename import Renames
+from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.seen_checkpoints import refresh
 from sfsc.session.commit import MAX_CONFLICTS, change_file, purge, tombstone
@@ -42,10 +42,10 @@ class Renaming:
     """Over one session, whose keys are the new ones already. Where there is one name key there is
     nothing to do, and nothing is asked."""
 
-    def __init__(self, session: Session, people: People) -> None:
+    def __init__(self, session: Session, people: Contacts) -> None:
         self._session = session
         self._people = people
-        self._sharing = Sharing(session, people, Folders(session))
+        self._sharing = Sharing(session, people, SharedFolders(session))
         self._settled: set[str] = set()
 
     def move(self, items: Iterable[WrapItem]) -> None:
@@ -122,7 +122,7 @@ class Renaming:
         file = self._session.newest(ids[place])
         if not file.deleted and self._is_arriving(ids, place):
             file = self._bury(file)
-        records = Versions(self._session).records(file)
+        records = FileHistory(self._session).records(file)
         if target is not None:
             refresh(self._session)  # for `_is_copy`, in whoever looks at what is put from here on
         taken, copy = _taken(records, newer), target
@@ -226,7 +226,7 @@ class Renaming:
         id. Its key is the old one yet, until contents are encrypted anew (`Theft`)."""
         if target is not None:
             target = self._bury(target)
-        return Moves(self._session).to_id(file, target, to)
+        return Renames(self._session).to_id(file, target, to)
 
     def _bury(self, target: VerifiedFile) -> VerifiedFile:
         if target.deleted:

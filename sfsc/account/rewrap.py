@@ -1,5 +1,8 @@
-"""Every wrap of the account made anew for its newest key, and its records endorsed by that
-generation's: what a rotation does between its beginning and its end.
+"""Wrap every DEK of the account for its newest key, and endorse its records by that generation.
+
+This is what a rotation does between its beginning and its end.
+
+The server lists the wraps of own files and of files shared in, page by page.
 """
 
 from __future__ import annotations
@@ -16,20 +19,37 @@ from protocol.wire.messages.base import SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     Endorsement,
+    GetWraps,
     Rewrap,
     RewrapItem,
     Rewrapped,
     WrapItem,
+    WrapsPage,
 )
-from sfsc.account.wraps import wrap_items
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
-from sfsc.files.contacts import People
-from sfsc.session.pipeline import Window
+from sfsc.files.contacts import Contacts
+from sfsc.session.pipeline import Window, pages
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, parse_record
 from sfsc.trust.server_log import SentChange
+
+_FIRST: Final = 32
+"""Wraps in the first page, which nobody has other work to wait beside."""
+
+
+def wrap_items(session: Session) -> Iterator[WrapItem]:
+    """All versions, by owner, file_id and number; each page is asked for while the one before is
+    worked on. Nothing of it is verified. Raises as `pages`."""
+
+    def more(page: WrapsPage) -> GetWraps | None:
+        return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
+
+    first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
+    for page in pages(session, first, WrapsPage, more):
+        yield from page.items
+
 
 _BATCHES: Final = 4
 """Batches under way."""
@@ -166,7 +186,7 @@ class Rewrapping:
     def __init__(
         self,
         session: Session,
-        people: People,
+        people: Contacts,
         judge: Callable[[SignedRecord], None] | None,
     ) -> None:
         self._session = session

@@ -25,9 +25,8 @@ from sfsc.account.compromise import Theft, files_of
 from sfsc.account.devices import MAX_CONFLICTS, Devices
 from sfsc.account.key_status import public_of, unfinished
 from sfsc.account.renaming import Renaming
-from sfsc.account.rewrap import Rewrapping, Sweep, leaf_of, standing_records
+from sfsc.account.rewrap import Rewrapping, Sweep, leaf_of, standing_records, wrap_items
 from sfsc.account.undo_attacker import Repair
-from sfsc.account.wraps import wrap_items
 from sfsc.crypto.primitives import PrivateKey, new_key
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import (
@@ -38,7 +37,7 @@ from sfsc.errors import (
     StaleGeneration,
     UsageError,
 )
-from sfsc.files.contacts import People
+from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.session.handshake import term
@@ -82,7 +81,7 @@ class Rotation:
         session: Session,
         file: KeyringFile,
         devices: Devices,
-        people: People,
+        people: Contacts,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock` gives unix seconds."""

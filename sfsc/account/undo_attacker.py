@@ -24,7 +24,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.wire.messages.files import Stat, Stated
-from sfsc.account.wraps import wrap_items
+from sfsc.account.rewrap import wrap_items
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import (
     BadRecord,
@@ -34,9 +34,9 @@ from sfsc.errors import (
     NotFound,
     Rollback,
 )
-from sfsc.files.contacts import People
-from sfsc.files.history import Versions
-from sfsc.files.shared_folders import Folders
+from sfsc.files.contacts import Contacts
+from sfsc.files.history import FileHistory
+from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import Built, change_file, tombstone
@@ -62,9 +62,9 @@ class _Record(Value):
 class Repair:
     """Over one session, whose keys are the recovered account's. `statements` are its chain."""
 
-    def __init__(self, session: Session, people: People, statements: Sequence[bytes]) -> None:
+    def __init__(self, session: Session, people: Contacts, statements: Sequence[bytes]) -> None:
         self._session = session
-        self._sharing = Sharing(session, people, Folders(session))
+        self._sharing = Sharing(session, people, SharedFolders(session))
         self._statements = statements
         self._chain = [Statement.parse(body) for body in statements]
         self._names: dict[str, str] = {}
@@ -166,7 +166,7 @@ class Repair:
         if before is not None and before.current and before.current not in gone:
             try:
                 source = self._source(file_id, before.current, records[:last])
-                build, metadata = Versions(self._session).restoring(source)
+                build, metadata = FileHistory(self._session).restoring(source)
             except _UNUSABLE as exc:
                 told(self._name(file_id, records), exc)
             else:

@@ -67,7 +67,7 @@ class Person(Value):
         return self.owner.first
 
 
-class People:
+class Contacts:
     """Finds other users over one session; a session's `readers`."""
 
     def __init__(

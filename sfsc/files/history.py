@@ -59,7 +59,7 @@ def blob_path(owner: str, file_id: str, version: int) -> str:
     return f"store/users/{owner}/files/{file_id[:2]}/{file_id}.{version}.ct"
 
 
-class Versions:
+class FileHistory:
     """The versions of one's own files, over one session."""
 
     def __init__(self, session: Session) -> None:

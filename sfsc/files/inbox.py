@@ -30,7 +30,7 @@ from sfsc.errors import (
     SfscError,
     UsageError,
 )
-from sfsc.files.contacts import People, Person
+from sfsc.files.contacts import Contacts, Person
 from sfsc.session.pipeline import Skip, pages
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
@@ -66,10 +66,10 @@ class _Cached(Struct):
             raise LocalError(f"what is remembered of a shared file is malformed: {exc}") from exc
 
 
-class Received:
+class ReceivedFiles:
     """Over one session."""
 
-    def __init__(self, session: Session, people: People) -> None:
+    def __init__(self, session: Session, people: Contacts) -> None:
         self._session = session
         self._people = people
         self._remembered = PeerState(session.state)

@@ -21,7 +21,7 @@ from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile
 
 
-class Moves:
+class Renames:
     """Renames one's own files, over one session."""
 
     def __init__(self, session: Session) -> None:

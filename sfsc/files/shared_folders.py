@@ -63,7 +63,7 @@ def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[Reader
     return tuple(sorted((user, first, expires) for (user, first), expires in found.items()))
 
 
-class Folders:
+class SharedFolders:
     """The account's shared folders, over one session."""
 
     def __init__(

@@ -16,9 +16,9 @@ from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.files.contacts import People, Person
+from sfsc.files.contacts import Contacts, Person
 from sfsc.files.listing import Files
-from sfsc.files.shared_folders import Folder, Folders
+from sfsc.files.shared_folders import Folder, SharedFolders
 from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import answered
@@ -42,7 +42,7 @@ class Grant(Value):
 class Sharing:
     """Over one session."""
 
-    def __init__(self, session: Session, people: People, folders: Folders) -> None:
+    def __init__(self, session: Session, people: Contacts, folders: SharedFolders) -> None:
         self._session = session
         self._people = people
         self._folders = folders

@@ -17,11 +17,10 @@ from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.listing import Files
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import Put
 from sfsc.transfer.destination import Tree
 from sfsc.transfer.download import Downloads, Got, Item
 from sfsc.transfer.source import default_name
-from sfsc.transfer.upload import Uploads
+from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_DEPTH: Final = 512

@@ -29,7 +29,7 @@ from sfsc.atomicfile import sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
-from sfsc.transfer.local_io import Landing
+from sfsc.transfer.local_io import LargeFileWriter
 
 _PERMISSIONS: Final = 0o777
 """No set-user-id, set-group-id or sticky bit comes back from a server."""
@@ -288,7 +288,7 @@ def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
 
 def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
     if durable or metadata.size >= LARGE:
-        return cast(BinaryIO, Landing(made, metadata.size))
+        return cast(BinaryIO, LargeFileWriter(made, metadata.size))
     return cast(BinaryIO, io.FileIO(made, "wb"))
 
 

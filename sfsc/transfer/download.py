@@ -23,7 +23,7 @@ from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Answer, Blob, Wanted
 from sfsc.transfer.destination import Place, arriving
-from sfsc.transfer.local_io import Landing
+from sfsc.transfer.local_io import LargeFileWriter
 from sfsc.trust.file_records import FileOwner
 from sfsc.trust.peer_state import PeerState
 
@@ -234,7 +234,7 @@ class Downloads:
 
     def _pour(self, blob: Blob, file: BinaryIO) -> None:
         """Write all of it. What `file` raises is the caller's own and goes through."""
-        room = file.room if isinstance(file, Landing) else None
+        room = file.room if isinstance(file, LargeFileWriter) else None
         for segment in blob.segments(room):
             size = len(segment)
             while segment:

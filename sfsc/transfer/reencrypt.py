@@ -23,10 +23,10 @@ from sfsc.errors import ConflictError, Unreachable
 from sfsc.session.commit import MAX_CONFLICTS, landed
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.transfer.attempts import Build
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
 from sfsc.transfer.source import SMALL
+from sfsc.transfer.upload import Build
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 

@@ -1,42 +1,535 @@
-"""Storing files: small ones in one message each, a window of them at a time; large ones in pieces.
+"""Store files: small ones in one message each, many of them in flight; large ones in pieces.
 
-A large upload keeps the pieces that the server has not acknowledged in a ring, and after a lost
-connection sends these again. **No segment is ever encrypted twice under one key**: where the server
-has lost what it had, the file begins again from its first byte with a fresh key.
+A large upload keeps the pieces that the server has not acknowledged in a ring, and sends them again
+after a lost connection. **No segment is ever encrypted twice under one key**: if the server has
+lost what it had, the file begins again from its first byte with a fresh key.
 
-Among many, nothing waits for a large file either: its commit is sent behind its pieces, which the
-server takes up first, and is answered in its turn. Small ones are gathered, and each step is taken
-for all of them (`attempts.step_by_step`).
+Only the record says what the file becomes. It builds on the file's present head, so it is made
+last, and made again after a conflict; the ciphertext does not change with it.
+
+Among many files, nothing waits for a large one either: its commit is sent behind its pieces, which
+the server processes first, and is answered in its turn. Small files are gathered, and each step is
+taken for all of them (`step_by_step`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Self, TypeVar
 
 from protocol.codec import merkle
-from protocol.wire.messages import Error, Reply, Request
+from protocol.codec.values import Value, changed, field
+from protocol.records.records import FileRecord, ReaderEntry
+from protocol.records.signatures import Label
+from protocol.wire.messages import Done, Error, Receipt, Reply, Request
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.uploads import PutCommit, PutOpen, UploadState
-from sfsc.crypto.envelope import ContentKey
+from protocol.wire.messages.uploads import PutAbort, PutCommit, PutOpen, PutSmall, UploadState
+from sfsc.closing import Closing
+from sfsc.crypto.envelope import ContentKey, Metadata, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import (
+    ConflictError,
     IntegrityError,
     LocalError,
     NetworkError,
     SfscError,
+    Unreachable,
     UnreadableSource,
 )
-from sfsc.session.pipeline import Skip
-from sfsc.session.session import Session
-from sfsc.transfer.attempts import Attempt, Attempts, Content, Made, Put, only, step_by_step
-from sfsc.transfer.chunks import Sending, UploadLost, Workshop
-from sfsc.transfer.openings import Openings
-from sfsc.transfer.source import SMALL, Source, name_for, opened
-from sfsc.transfer.together import Large, Many, Small
-from sfsc.trust.file_records import SETTINGS
+from sfsc.session.commit import MAX_CONFLICTS, landed
+from sfsc.session.limits import MAX_REQUESTS, Ticket
+from sfsc.session.pipeline import Skip, Window
+from sfsc.session.server_errors import answered, refusal
+from sfsc.session.session import Session, known_file
+from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
+from sfsc.transfer.source import SMALL, Input, Source, name_for, opened
+from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
+from sfsc.trust.state import KnownFile
+
+Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+"""(record, signature, wraps) to the request that stores a content under them."""
+_Item = TypeVar("_Item")
+
+
+class Put(Value):
+    """A version that is stored: durable on the server, and proven to stand in its log.
+
+    `size` is of the plaintext in bytes. `receipt` is the proof; None where the acknowledgement was
+    lost with its connection and the record was then found in the file's signed history. `record` is
+    the exact bytes that were signed.
+    """
+
+    name: str
+    file_id: str
+    version: int
+    size: int
+    receipt: Receipt | None = field(repr=False)
+    record: bytes = field(repr=False)
+
+
+class Content(Value):
+    """A version but for its record: nothing here depends on the file's head. `name` may be
+    `SETTINGS`, which its metadata shows as another."""
+
+    name: str
+    file_id: str
+    key: ContentKey
+    metadata: Metadata
+    sealed: bytes
+    ciphertext_size: int
+    segments_root: bytes
+    expected: int | None
+
+    @classmethod
+    def of(
+        cls,
+        plaintext: Input,
+        name: str,
+        file_id: str,
+        key: ContentKey,
+        root: bytes,
+        expected: int | None = None,
+    ) -> Self:
+        """Everything around a ciphertext with this `root`, once all of its source was read."""
+        shown = SETTINGS_NAME if name == SETTINGS else name
+        metadata = Metadata(shown, plaintext.count, plaintext.mtime, plaintext.mode)
+        return cls(
+            name=name,
+            file_id=file_id,
+            key=key,
+            metadata=metadata,
+            sealed=key.seal_metadata(metadata),
+            ciphertext_size=ciphertext_size(plaintext.count),
+            segments_root=root,
+            expected=expected,
+        )
+
+
+class Attempt(Value):
+    """A version with a record onto one head (`base`; None: a new file), as it was sent."""
+
+    content: Content
+    base: KnownFile | None
+    record: FileRecord
+    body: bytes
+    signature: bytes
+    request: Request
+    connection: int
+    build: Build
+
+
+Made = tuple[list[Attempt], SfscError | None]
+"""Those that could be made, up to the first that could not, and its error."""
+
+
+def only(made: Made) -> Attempt:
+    """The one that was to be made. Raises its error."""
+    attempts, failure = made
+    if failure is not None:
+        raise failure
+    return attempts[0]
+
+
+class Draft:
+    """An attempt at `content` that is being made; each step sets what comes below it."""
+
+    __slots__ = ("base", "body", "build", "content", "head", "readers", "record", "wraps")
+
+    def __init__(self, content: Content, build: Build) -> None:
+        self.content = content
+        self.build = build
+        self.base: KnownFile | None
+        self.head: FileRecord | None
+        self.readers: tuple[ReaderEntry, ...]
+        self.wraps: tuple[Wrap, ...]
+        self.record: FileRecord
+        self.body: bytes
+
+
+def step_by_step(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
+    """Take each step for all of `items` before the next: behind other steps, and cryptography above
+    all, a step finds its code and tables gone from the processor's caches, and takes a sixth more.
+
+    One that a step fails for ends it: it goes from `items`, with all behind it, those before it go
+    on, and its error is returned.
+    """
+    failure: SfscError | None = None
+    for step in steps:
+        for place, item in enumerate(items):
+            try:
+                step(item)
+            except SfscError as exc:
+                failure = exc  # one that failed in a step before stood behind this one
+                del items[place:]
+                break
+    return failure
+
+
+class Attempts:
+    """Makes them over one session, and follows up on the answers."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._learnt: list[tuple[KnownFile, bytes]] = []
+        self._looked_up: dict[str, KnownFile | None] = {}
+
+    def make(self, content: Content, build: Build) -> Attempt:
+        """The first attempt at `content`. Raises `ConflictError` for another head than expected."""
+        return only(self.make_all([Draft(content, build)]))
+
+    def make_all(self, drafts: list[Draft]) -> Made:
+        """The first attempt at each of them, up to the first that fails, and its error. They are
+        to be sent at once: what was signed for a server that has told two stories by now is not."""
+        return self._stepped(drafts, (self._find, *self._steps))
+
+    def settle(self, attempt: Attempt) -> Put:
+        """Send an attempt, follow up on the answer, and remember what that taught us."""
+        try:
+            return self.follow_up(attempt, self._session.ask(attempt.request))
+        finally:
+            self.remember()
+
+    def follow_up(self, attempt: Attempt, reply: Reply) -> Put:
+        """Until its content is stored, or cannot be: other attempts are made and waited for. Raises
+        `UploadLost` where its pieces are to be sent again, and `SfscError`."""
+        for left in reversed(range(MAX_CONFLICTS)):
+            if not isinstance(reply, Error):
+                receipt = answered(reply, Done).receipt
+                self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
+                return self._stored(attempt, receipt)
+            if landed(self._session, attempt.connection, reply, attempt.record, attempt.body):
+                return self._stored(attempt, None)
+            # Of a small one nothing can be lost: a server that says so is not to be asked again.
+            if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):
+                raise UploadLost
+            if not left:
+                raise refusal(reply)
+            shown = reply.head if reply.code == "conflict" else None
+            if shown is None:
+                self._session.renew(reply)
+            content, base = self._placed(attempt), attempt.base
+            if content.file_id != attempt.content.file_id:
+                base = self._base(content.file_id, content.expected)
+            elif shown is not None:
+                base = known_file(self._session.learn(shown, content.file_id, base))
+            attempt = self._onto(base, content, attempt.build)
+            reply = self._session.ask(attempt.request)
+        raise ConflictError("others keep changing the file")
+
+    def remember(self) -> None:
+        """What was followed up on, in one transaction: it costs as much as a single file would."""
+        learnt, self._learnt = self._learnt, []
+        if learnt:
+            self._session.state.remember_files(learnt)
+
+    def look_up(self, file_ids: Sequence[str]) -> None:
+        """Ask together what is known of files that are to be made an attempt at next, once each."""
+        self._looked_up = self._session.state.files(file_ids)
+
+    def _known(self, file_id: str) -> KnownFile | None:
+        # What was looked up counts once: then there is something newer.
+        if file_id in self._looked_up:
+            return self._looked_up.pop(file_id)
+        return self._session.state.file(file_id)
+
+    def _onto(self, base: KnownFile | None, content: Content, build: Build) -> Attempt:
+        """Another attempt at `content`, onto `base`. Raises as `make`."""
+        draft = Draft(content, build)
+        draft.base = base
+        return only(self._stepped([draft], self._steps))
+
+    def _find(self, draft: Draft) -> None:
+        """The head to put onto."""
+        draft.base = self._base(draft.content.file_id, draft.content.expected)
+
+    @property
+    def _steps(self) -> tuple[Callable[[Draft], None], ...]:
+        """From the head to put onto to the record that is to be signed."""
+        return self._place, self._wrap, self._write
+
+    def _place(self, draft: Draft) -> None:
+        """Raises `ConflictError` for another head than the caller expected."""
+        base, content = draft.base, draft.content
+        draft.head = head = None if base is None else FileRecord.parse(base.record)
+        current = 0 if head is None else head.current
+        if content.expected is not None and content.expected != current:
+            name = content.metadata.name
+            cause = (
+                f"version {current} of {name} is current, not {content.expected}"
+                if current and content.expected
+                else (f"there is a file {name} already" if current else f"there is no file {name}")
+            )
+            raise ConflictError(cause, head=None if base is None else base.record)
+        draft.readers = self._new_readers(content) if head is None else head.readers
+
+    def _wrap(self, draft: Draft) -> None:
+        draft.wraps = self._session.wrap(draft.content.key, draft.head, draft.readers)
+
+    def _write(self, draft: Draft) -> None:
+        content, base = draft.content, draft.base
+        draft.record = content_record(
+            self._session.author,
+            content.key,
+            file_id=content.file_id,
+            head=None if base is None else base.record,
+            version=1 if base is None else base.version + 1,
+            ciphertext_size=content.ciphertext_size,
+            segments_root=content.segments_root,
+            metadata=content.sealed,
+            readers=draft.readers,
+            seen=self._session.seen,
+            created=int(time.time()),
+        )
+        draft.body = draft.record.encode()
+
+    def _stepped(self, drafts: list[Draft], steps: Sequence[Callable[[Draft], None]]) -> Made:
+        failure = step_by_step(drafts, steps)
+        if not drafts:
+            return [], failure
+        try:
+            signing = self._session.signing_key()
+        except SfscError as exc:
+            return [], exc
+        signatures = [signing.sign(Label.RECORD, draft.body) for draft in drafts]
+        return list(map(self._attempt, drafts, signatures)), failure
+
+    def _attempt(self, draft: Draft, signature: bytes) -> Attempt:
+        return Attempt(
+            content=draft.content,
+            base=draft.base,
+            record=draft.record,
+            body=draft.body,
+            signature=signature,
+            request=draft.build(draft.body, signature, draft.wraps),
+            connection=self._session.connections,
+            build=draft.build,
+        )
+
+    def _new_readers(self, content: Content) -> tuple[ReaderEntry, ...]:
+        if self._session.account.is_settings(content.file_id):
+            return ()
+        return self._session.new_readers(content.metadata.name)
+
+    def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
+        """The head to put onto: the one remembered, which costs nothing; where that is stale, the
+        conflict shows the present one. Where the caller expects a version, the server is asked
+        unless the one remembered is that."""
+        known = self._known(file_id)
+        head = None if known is None else FileRecord.parse(known.record)
+        current = 0 if head is None else head.current
+        # Of a shared file the present head says whom it is encrypted for: never an older one.
+        shared = head is not None and bool(head.readers)
+        if not shared and (expected is None or expected == current):
+            return known
+        file = self._session.find(file_id)
+        return None if file is None else known_file(file)
+
+    def _placed(self, attempt: Attempt) -> Content:
+        """What was to be put, under the id that its name has by now: a rotation may have moved the
+        file to another. Raises `UploadLost` where its pieces lie under the old one."""
+        content = attempt.content
+        file_id = self._session.file_id(content.name)
+        if file_id != content.file_id and not isinstance(attempt.request, PutSmall):
+            raise UploadLost
+        return changed(content, file_id=file_id)
+
+    def _stored(self, attempt: Attempt, receipt: Receipt | None) -> Put:
+        content, record = attempt.content, attempt.record
+        if isinstance(attempt.request, PutSmall):  # a large one has told of its pieces
+            self._session.progress.advance(content.metadata.size)
+        entry = Entry.of(record, record, content.metadata)
+        known = KnownFile.of(record, attempt.body, entry.version)
+        self._learnt.append((known, entry.pack()))
+        self._looked_up.pop(content.file_id, None)
+        return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)
+
+
+class _Asked(Value):
+    file_id: str
+    size: int
+    ticket: Ticket
+    connection: int
+
+
+class Openings:
+    """Over one session. No method raises what a request for an upload may come to: whoever opens
+    one in its turn hears of that."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._coming: deque[tuple[str, int]] = deque()
+        self._asked: _Asked | None = None
+
+    def foresee(self, coming: Iterable[tuple[str, int]]) -> None:
+        """(file_id, bytes of ciphertext) of the large files that come next, in order; of those
+        that were foreseen before, all have had their turn."""
+        self.abandon()
+        self._coming.extend(coming)
+        self._ask()
+
+    def take(self, file_id: str, size: int) -> bytes | None:
+        """The id of the upload that was opened for this file, if it was; then one is for the next.
+        Waits for the answer."""
+        asked = self._asked
+        if asked is None or (asked.file_id, asked.size) != (file_id, size):
+            return None
+        self._asked, upload = None, None
+        if asked.connection == self._session.connections:
+            with contextlib.suppress(NetworkError):
+                reply = self._session.transport.result(asked.ticket)
+                upload = reply.upload if isinstance(reply, UploadState) else None
+        self._ask()
+        return upload
+
+    def abandon(self) -> None:
+        """Nobody wants what was opened ahead. An upload whose answer has not come yet is left to
+        the server, which drops what gets no bytes."""
+        asked, self._asked = self._asked, None
+        self._coming.clear()
+        if asked is None or asked.connection != self._session.connections:
+            return
+        transport = self._session.transport
+        with contextlib.suppress(NetworkError):
+            if transport.answered(asked.ticket):
+                reply = transport.result(asked.ticket)
+                if isinstance(reply, UploadState):
+                    transport.abandon(transport.submit(PutAbort(reply.upload)))
+                    transport.push()
+            else:
+                transport.abandon(asked.ticket)
+
+    def _ask(self) -> None:
+        if not self._coming:
+            return
+        file_id, size = self._coming.popleft()
+        session = self._session
+        with contextlib.suppress(NetworkError):
+            ticket = session.transport.submit(PutOpen(session.account.user, file_id, size))
+            session.transport.push()
+            self._asked = _Asked(file_id, size, ticket, session.connections)
+
+
+_HELD: Final = 8
+"""Pieces in memory of large files whose commit is under way, from which on no other is begun."""
+_TOGETHER: Final = 16
+_TOGETHER_SIZE: Final = 64 * 1024
+"""Small files, and bytes of them, that are encrypted, signed and sent together; far fewer than a
+window has, so that the server always has something to do."""
+
+
+class Large:
+    """A large file whose pieces were sent, and its commit with them or next. Its source is kept
+    open for another beginning."""
+
+    def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
+        self.plaintext = plaintext
+        self.name = name
+        self.expected = expected
+        self.attempt: Attempt
+        self.sending: Sending
+        self._beginnings = 1
+
+    def begin_again(self) -> None:
+        """Go back to the first byte of what the server has lost. Raises `Unreachable` where it does
+        so too often, or where the source cannot."""
+        if self._beginnings == MAX_BEGINNINGS or not self.plaintext.begin_again():
+            raise Unreachable("the server has lost the upload", "put the file again")
+        self._beginnings += 1
+
+
+class Small:
+    """A small file, read whole; each step of encrypting it sets what comes below it."""
+
+    def __init__(
+        self, source: Input, whole: bytes, name: str, file_id: str, expected: int | None = None
+    ) -> None:
+        """`source` was read, and may be closed."""
+        self.source = source
+        self.whole = whole
+        self.name = name
+        self.file_id = file_id
+        self.expected = expected
+        self.key: ContentKey
+        self.ciphertext: memoryview
+        self.draft: Draft
+
+    def encrypt(self) -> None:
+        self.key = ContentKey.fresh()
+        self.ciphertext = self.key.encryptor().seal(self.whole, last=True)
+
+    def describe(self) -> None:
+        """All of the attempt that does not depend on the file's head."""
+        ciphertext = self.ciphertext
+        root = merkle.root([merkle.leaf_hash(ciphertext)])
+        content = Content.of(self.source, self.name, self.file_id, self.key, root, self.expected)
+
+        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+            return PutSmall(body, signature, content.sealed, wraps, ciphertext)
+
+        self.draft = Draft(content, build)
+
+
+class Many(Closing):
+    """Files under way, oldest first, and behind them small ones that wait for one another."""
+
+    def __init__(self, session: Session, openings: Openings) -> None:
+        self.window = Window[Attempt | Large](session)
+        self.gathered: list[Small] = []
+        self._openings = openings
+        self.workshop = Workshop()
+        self._large: list[Large] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a large file may be begun beside those under way."""
+        return sum(large.sending.under_way for large in self._large) < _HELD
+
+    @property
+    def full(self) -> bool:
+        return len(self.window) + len(self.gathered) >= MAX_REQUESTS
+
+    def __contains__(self, file_id: str) -> bool:
+        return file_id in self.window or any(one.file_id == file_id for one in self.gathered)
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether what is gathered should wait for no others: neither a server that has less to do
+        than that should."""
+        count = len(self.gathered)
+        return (
+            count > len(self.window)
+            or count >= _TOGETHER
+            or sum(len(one.whole) for one in self.gathered) >= _TOGETHER_SIZE
+        )
+
+    def send(self, attempt: Attempt) -> None:
+        self.window.send(attempt, attempt.request, attempt.content.file_id)
+
+    def commit(self, large: Large) -> None:
+        """Send the commit of what was sent."""
+        self._large.append(large)
+        attempt = large.attempt
+        ahead = large.sending.ahead_of_commit
+        self.window.send(large, attempt.request, attempt.content.file_id, ahead)
+
+    def done(self, large: Large) -> None:
+        self._large.remove(large)
+        large.plaintext.close()
+
+    def close(self) -> None:
+        self.window.abandon()
+        self._openings.abandon()
+        for large in self._large:
+            large.sending.abandon()
+            large.plaintext.close()
+        self._large.clear()
+        self.workshop.close()
+
 
 _LAST: Final = (IntegrityError, NetworkError)
 """After these nothing is sent any more, and nothing that the server proves is worth asking for."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from sfsc.api import Store
 from sfsc.crypto.segments import SEGMENTS_1MB
+from sfsc.store import Store
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import content, objects, peak, stored, through, write
 from tests.harness import Client, Daemon, command, environment

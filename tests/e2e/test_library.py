@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sfsc
-from sfsc.api import Store
 from sfsc.crypto import primitives
+from sfsc.store import Store
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
 
@@ -49,16 +49,16 @@ def test_a_download_that_is_killed_leaves_nothing(
     target.parent.mkdir()
     program = f"""
 import os, signal, sfsc
-from sfsc.transfer.local_io import Landing
+from sfsc.transfer.local_io import LargeFileWriter
 
-class Killing(Landing):
+class Killing(LargeFileWriter):
     def write(self, data):
         if self._written > {8 * MEBIBYTE}:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().write(data)
 
 import sfsc.transfer.destination
-sfsc.transfer.destination.Landing = Killing
+sfsc.transfer.destination.LargeFileWriter = Killing
 with sfsc.connect({str(alice.home)!r}, passphrase={PASSPHRASE!r}) as store:
     store.get("file", {str(target)!r})
 """

@@ -238,7 +238,7 @@ def test_a_person_says_from_where_on(alice: Client, code: tuple[str, str], tmp_p
     """A thief who used the ordinary client: his bundle opens, so only a person knows."""
     copy = copied(alice, tmp_path / "copy")
     with sfsc.connect(copy.home, auto_rotate=False) as store:
-        store._rooms.rotation._begin("x25519", None, "rotate")
+        store._rotation._begin("x25519", None, "rotate")
         store.rm("a")
     line = code[1].encode() + b"\n"
     plan = objects(alice.run("--json", "rotate", "--recovery", "--plan", stdin=line))

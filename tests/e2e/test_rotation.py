@@ -11,7 +11,7 @@ import pytest
 
 import sfsc
 from protocol.records.chain import ROTATE
-from sfsc.account import rewrap, wraps
+from sfsc.account import rewrap
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
@@ -126,7 +126,7 @@ def test_a_rotation_in_several_batches(
         store.put(tmp_path / "files" / NAMES[0], name="lent")
         store.share("lent", "alice", trust_first_use=True)
     monkeypatch.setattr(rewrap, "_CHUNK", 3)
-    monkeypatch.setattr(wraps, "MAX_BATCH", 5)
+    monkeypatch.setattr(rewrap, "MAX_BATCH", 5)
     with sfsc.connect(alice.home) as store:
         assert store.rotate().files == 17
         assert store.verify_rotation().files == 17
@@ -358,7 +358,7 @@ def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path
 def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) -> None:
     """What is asked for is done, and not what was begun in its place."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
-        rotation = store._rooms.rotation
+        rotation = store._rotation
         if cut == "begun":
             rotation._begin("x25519", None, ROTATE)
         else:
@@ -369,6 +369,6 @@ def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) 
     check_all(alice)
     # Where no kind is asked for, what was begun is finished.
     with sfsc.connect(alice.home, auto_rotate=False) as store:
-        store._rooms.rotation._begin("x25519", None, ROTATE)
+        store._rotation._begin("x25519", None, ROTATE)
     (done,) = objects(alice.run("--json", "rotate"))
     assert (done["key_type"], done["generation"]) == ("x25519", 3 + (cut == "begun"))

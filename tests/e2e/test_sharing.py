@@ -131,7 +131,7 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
 
 def saved_key(reader: Client, owner: str, name: str) -> ContentKey:
     with connect(reader) as store:
-        blob = store._rooms.received.open(owner, name)
+        blob = store._inbox.open(owner, name)
         return blob._key
 
 

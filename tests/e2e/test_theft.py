@@ -171,7 +171,7 @@ def test_the_copy_is_used_meanwhile(
 
     def join() -> None:
         with sfsc.connect(thief.home) as store:
-            store._rooms.devices.settle()
+            store._devices.settle()
 
     made = before_it_begins(monkeypatch, join)
     with sfsc.connect(alice.home) as store:
@@ -242,7 +242,7 @@ def test_another_machine_rotates_meanwhile(
 
     def begin() -> None:
         with sfsc.connect(other.home, auto_rotate=False) as store:
-            store._rooms.rotation._begin("xwing", None, ROTATE)
+            store._rotation._begin("xwing", None, ROTATE)
 
     before_it_begins(monkeypatch, begin)
     drop = None if compromised else dropped
@@ -316,7 +316,7 @@ def test_a_record_that_came_later(alice: Client) -> None:
 def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
     """What a first rotation had ended, a second upon it does not bring back."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
-        session, rotation = store._session, store._rooms.rotation
+        session, rotation = store._session, store._rotation
         entries = OwnLog(session).entries
 
         def theft_with(body: bytes) -> Theft:
@@ -332,7 +332,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
                 patch.setattr(OwnLog, "entries", lambda _: theirs)
                 return Theft(session, keyring(alice).statements)
 
-        store._rooms.devices.catch_up()
+        store._devices.catch_up()
         rotation._begin("xwing", None, COMPROMISED)
         store.put(io.BytesIO(b"new"), name="between")
         body = session.newest(session.account.file_id("between")).head_body

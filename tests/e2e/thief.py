@@ -52,11 +52,11 @@ class Thief:
 
     def __init__(self, home: Path) -> None:
         self.store = sfsc.connect(home, auto_rotate=False)
-        self.rotation = self.store._rooms.rotation
+        self.rotation = self.store._rotation
 
     def device(self) -> None:
         """A statement that keeps the generation, and whose bundle is for himself."""
-        self.store._rooms.devices._publish(
+        self.store._devices._publish(
             "device", lambda head: {"devices": ()} if head.devices else None
         )
 
@@ -66,7 +66,7 @@ class Thief:
     def rewrap(self, *names: str) -> None:
         """Make the wraps of these files for his key."""
         ids = {self.store._session.account.file_id(name) for name in names}
-        rewrapping = Rewrapping(self.store._session, self.store._rooms.people, None)
+        rewrapping = Rewrapping(self.store._session, self.store._contacts, None)
         items = [one for one in self.rotation._items() if one.file_id in ids]
         renewed = [one for one, _ in rewrapping.renewal()([(None, one, None) for one in items])]
         self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))

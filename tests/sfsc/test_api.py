@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 import sfsc
 from sfsc import api
-from sfsc.api import Store
 from sfsc.session.limits import Timeouts
+from sfsc.store import Store
 from tests.sfsc.lying import Simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
@@ -48,20 +49,24 @@ def test_who_one_is_needs_no_store() -> None:
 
 
 RARE = """
-import sys, sfsc.api
+import sys, sfsc.store
 print(*sys.modules)
 """
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
 COSTLY |= {"random", "secrets", "selectors", "socket", "ssl", "subprocess", "tempfile", "traceback"}
 """What the standard library takes milliseconds to load, and few programs need or who connects."""
-ROOMS = {"accounts", "adoption", "audit", "codes", "devices", "enrolment", "folders"}
-ROOMS |= {"identities", "inbox", "moves", "own_log", "pem", "people", "proofs", "reading"}
-ROOMS |= {"recovery", "reencryption", "renaming", "repair", "rewrapping", "rotation", "sharing"}
-ROOMS |= {"theft", "transport", "trees", "versions", "words", "wraps"}
-"""Of `sfsc`, what is loaded when somebody asks for it."""
+LAZY = {
+    *("account.devices", "account.enrol", "account.join", "account.lifecycle"),
+    *("account.recover", "account.rotate", "account.compromise", "account.rewrap"),
+    *("account.undo_attacker", "files.contacts", "files.history", "files.inbox", "files.rename"),
+    *("files.shared_folders", "files.sharing", "files.tree", "keys.pem", "keys.pgp_words"),
+    *("keys.recovery_code", "log.account_log", "log.audit", "log.receipts"),
+    *("session.transport", "transfer.reader", "transfer.reencrypt", "trust.identity_chain"),
+}
+"""Modules of `sfsc` that are imported when they are first used."""
 
 
-def test_what_few_need_is_not_loaded() -> None:
+def test_a_store_loads_only_what_every_program_needs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", RARE],
         capture_output=True,
@@ -70,32 +75,36 @@ def test_what_few_need_is_not_loaded() -> None:
         cwd=Path(sfsc.__file__).parent.parent,
     )
     loaded = set(done.stdout.split())
-    assert not loaded & (COSTLY | {f"sfsc.{name}" for name in ROOMS})
-    # What every program needs that opens a store; beside Argon2id, where it has a passphrase.
-    assert loaded >= {
-        "sfsc.store",
-        "sfsc.transfer.upload",
-        "sfsc.transfer.download",
-        "sfsc.files.listing",
-    }
-    for name in ROOMS:  # a room that was renamed is still one
+    assert not loaded & (COSTLY | {f"sfsc.{name}" for name in LAZY})
+    assert loaded >= {"sfsc.transfer.upload", "sfsc.transfer.download", "sfsc.files.listing"}
+    for name in LAZY:  # a module that was renamed must be renamed here too
         assert find_spec(f"sfsc.{name}") is not None
+
+
+def test_each_lazy_part_of_a_store_is_built_once(home: Path) -> None:
+    parts = {name: part for name, part in vars(Store).items() if isinstance(part, cached_property)}
+    assert "_rotation" in parts
+    with sfsc.connect(home, timeouts=QUICK) as store:
+        for name, declared in parts.items():
+            part = getattr(store, name)
+            assert getattr(store, name) is part
+            assert type(part).__name__ == declared.func.__annotations__["return"]
 
 
 BESIDE = """
 import sys
-from sfsc.entrance import _load
-_load()
+from sfsc.api import _import_needed
+_import_needed()
 before = set(sys.modules)
-from protocol.records.signatures import Label, SigningKey, verify
+from protocol.records.signatures import Label, SigningKey, verify_signature
 key = SigningKey.from_seed(bytes(range(32)))
-verify(Label.LOGIN, b"", key.sign(Label.LOGIN, b""), key.public)
+verify_signature(Label.LOGIN, b"", key.sign(Label.LOGIN, b""), key.public)
 assert before == set(sys.modules)  # cryptography has loaded its backend too
 print(*sys.modules)
 """
 
 
-def test_what_a_login_needs_is_loaded_beside_argon2id() -> None:
+def test_a_login_s_modules_are_loaded_while_argon2id_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BESIDE], capture_output=True, check=True, text=True
     )
@@ -124,18 +133,17 @@ def test_what_is_public_is_there() -> None:
     assert issubclass(sfsc.NotFound, sfsc.SfscError)
 
 
-def test_what_is_public_of_the_client_is_there() -> None:
-    """Also what is loaded when it is first used; each is the one of the module that has it."""
-    assert set(api.__all__) <= set(dir(api))
-    for name in api.__all__:
-        assert getattr(api, name) is getattr(api, name)
-    for name, module in api._LATER.items():
-        assert getattr(api, name) is getattr(import_module(f"sfsc.{module}"), name)
-        assert name in api.__all__
+def test_the_table_of_public_names() -> None:
+    """Each name of `__all__` but the errors is in the table, and comes from the module it names."""
+    errors = {name for name in sfsc.__all__ if hasattr(sfsc.errors, name)}
+    assert set(api.PUBLIC) == set(sfsc.__all__) - errors
+    for name, module in api.PUBLIC.items():
+        assert getattr(sfsc, name) is getattr(import_module(f"sfsc.{module}"), name)
+        assert getattr(sfsc, name).__module__ == f"sfsc.{module}"
     with pytest.raises(AttributeError):
-        api.nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: B018
+        sfsc.no_such_name  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
-        from sfsc.api import nothing_of_the_kind  # type: ignore[attr-defined]  # noqa: F401
+        from sfsc import no_such_name  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.codec.values import Value
 
 if TYPE_CHECKING:
-    from sfsc.api import Store
+    from sfsc.store import Store
 
 _OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
 

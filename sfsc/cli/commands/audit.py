@@ -16,7 +16,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Event
+    from sfsc.log.audit import Event
 
 _MAX_FILE = 256 * 1024
 

@@ -13,7 +13,7 @@ from sfsc.cli.commands import Context, split_owner
 from sfsc.cli.commands.share import shared_options, trusting
 
 if TYPE_CHECKING:
-    from sfsc.api import Store
+    from sfsc.store import Store
 
 
 @click.command(short_help="Write files to stdout.")

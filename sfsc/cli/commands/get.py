@@ -17,7 +17,7 @@ from sfsc.cli.commands.share import shared_options, trusting
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Got
+    from sfsc.transfer.download import Got
 
 
 @click.command(short_help="Fetch and decrypt a file.")

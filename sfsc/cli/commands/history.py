@@ -13,7 +13,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 
 if TYPE_CHECKING:
-    from sfsc.api import Revision
+    from sfsc.files.history import Revision
 
 
 @click.command(short_help="Show every version of a file.")

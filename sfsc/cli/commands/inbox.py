@@ -13,7 +13,7 @@ from sfsc.cli.commands import Context
 from sfsc.cli.commands.stat import as_object
 
 if TYPE_CHECKING:
-    from sfsc.api import Shared
+    from sfsc.files.inbox import Shared
 
 
 @click.command(short_help="List what others share with you.")

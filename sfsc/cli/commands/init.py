@@ -15,7 +15,7 @@ from sfsc.cli.commands.whoami import show
 from sfsc.errors import TakenOver, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Whoami
+    from sfsc.keys.account_info import Whoami
 
 _MAX_KEY_FILE = 64 * 1024
 

@@ -16,7 +16,7 @@ from sfsc.cli.commands import Context
 from sfsc.cli.commands.whoami import show as show_identity
 
 if TYPE_CHECKING:
-    from sfsc.api import Store
+    from sfsc.store import Store
 
 _WORDS_A_LINE = 8
 
@@ -57,7 +57,8 @@ def verify(context: Context, user: str, fingerprint: str | None) -> None:
     He sees his own with `sfsc key show`.
     """
     with _connected(context) as store:
-        from sfsc.api import parse_fingerprint, pgp_words  # not above: it was loaded meanwhile
+        from sfsc.files.contacts import parse_fingerprint
+        from sfsc.keys.pgp_words import pgp_words
 
         if fingerprint is None:
             person = store.person(user)

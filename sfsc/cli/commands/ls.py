@@ -16,7 +16,7 @@ from sfsc.cli.commands.inbox import show as show_shared
 from sfsc.cli.commands.stat import as_object
 
 if TYPE_CHECKING:
-    from sfsc.api import Entry
+    from sfsc.trust.file_records import Entry
 
 
 @click.command(short_help="List your files.")

@@ -17,7 +17,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Put
+    from sfsc.transfer.upload import Put
 
 
 @click.command(short_help="Encrypt and store files.")

@@ -14,7 +14,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Store
+    from sfsc.store import Store
 
 
 @click.command(short_help="Delete files.")

@@ -17,7 +17,9 @@ from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Link, Plan, Rotated, Store
+    from sfsc.account.recover import Link
+    from sfsc.account.rotate import Plan, Rotated
+    from sfsc.store import Store
 
 
 @click.command(short_help="Replace your keys.")

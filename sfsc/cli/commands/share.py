@@ -17,7 +17,8 @@ from sfsc.cli.commands import Context
 from sfsc.errors import Untrusted, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.api import Grant, Store
+    from sfsc.files.sharing import Grant
+    from sfsc.store import Store
 
 _Done = TypeVar("_Done")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}

@@ -12,7 +12,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 
 if TYPE_CHECKING:
-    from sfsc.api import Entry
+    from sfsc.trust.file_records import Entry
 
 
 @click.command(short_help="Show what is known about a file.")

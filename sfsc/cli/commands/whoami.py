@@ -11,7 +11,7 @@ from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 
 if TYPE_CHECKING:
-    from sfsc.api import Whoami
+    from sfsc.keys.account_info import Whoami
 
 
 @click.command(short_help="Show who you are, and your key's fingerprint.")

@@ -10,7 +10,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.records import Statement
 from protocol.wire.messages.session import Notice
-from sfsc.account.key_status import Dues, has_old_keys, unfinished
+from sfsc.account.key_status import KeyStatus, has_old_keys, unfinished
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import KeyringFile, PendingStatement
 from sfsc.session.session import Session
@@ -35,7 +35,7 @@ def at(now: float) -> Callable[[], float]:
 def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
     due = head(file).due
     for now, expected in ((due - 1, False), (due - 0.5, False), (due, True), (due + 1.5, True)):
-        dues = Dues(session, file, at(now))
+        dues = KeyStatus(session, file, at(now))
         assert dues.is_due() is expected
         assert dues.asks() is expected
         assert dues.asks() is expected  # nothing of it is remembered
@@ -43,13 +43,13 @@ def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
 
 
 def test_a_machine_that_has_nothing_left_to_do(session: Session, file: KeyringFile) -> None:
-    assert not Dues(session, file).unsettled
+    assert not KeyStatus(session, file).unsettled
 
 
 @pytest.mark.parametrize("state", ["due", "overdue", "forced", "rotated"])
 def test_another_machine_has_rotated(session: Session, file: KeyringFile, state: str) -> None:
     session.notice = changed(FORCED, state=state)
-    assert Dues(session, file).unsettled is (state == "rotated")
+    assert KeyStatus(session, file).unsettled is (state == "rotated")
 
 
 def test_a_statement_that_was_kept_and_not_sent(session: Session, file: KeyringFile) -> None:
@@ -58,7 +58,7 @@ def test_a_statement_that_was_kept_and_not_sent(session: Session, file: KeyringF
         file.save(
             changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", of))
         )
-        assert Dues(session, file).unsettled is expected
+        assert KeyStatus(session, file).unsettled is expected
 
 
 def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
@@ -67,24 +67,24 @@ def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
     keyring = changed(file.contents, generations=(first, newer))
     file.save(keyring)
     assert has_old_keys(file.contents)
-    assert Dues(session, file).unsettled
+    assert KeyStatus(session, file).unsettled
     begun = changed(head(file), n=2, generation=2, prev=bytes(32))
     file.save(changed(keyring, statements=(*keyring.statements, begun.encode())))
-    assert not Dues(session, file).unsettled  # they count while it is not finished
+    assert not KeyStatus(session, file).unsettled  # they count while it is not finished
     file.save(changed(keyring, generations=(first,), name_keys=(bytes(32), bytes(32))))
-    assert Dues(session, file).unsettled
+    assert KeyStatus(session, file).unsettled
 
 
 def test_a_machine_that_has_not_joined(session: Session, file: KeyringFile) -> None:
     device = changed(file.contents.device, device_id=bytes(16))
     file.save(changed(file.contents, device=device))
-    assert Dues(session, file).unsettled
+    assert KeyStatus(session, file).unsettled
 
 
 def test_what_was_begun_is_finished(session: Session, file: KeyringFile) -> None:
     statement = file.contents.statements[-1]
     file.save(changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", None)))
-    dues = Dues(session, file, at(0))
+    dues = KeyStatus(session, file, at(0))
     assert dues.is_due()
     assert dues.asks()
 
@@ -96,32 +96,32 @@ def test_a_generation_that_was_not_ended(session: Session, file: KeyringFile) ->
     assert not unfinished(changed(begun, oldest=2))
     statements = (*file.contents.statements, begun.encode())
     file.save(changed(file.contents, statements=statements))
-    assert Dues(session, file, at(0)).asks()
+    assert KeyStatus(session, file, at(0)).asks()
 
 
 def test_a_server_is_listened_to_once_a_day(session: Session, file: KeyringFile) -> None:
     session.notice = FORCED
     start = head(file).created
-    assert Dues(session, file, at(start)).asks()
+    assert KeyStatus(session, file, at(start)).asks()
     for later, expected in ((0, False), (DAY - 1, False), (DAY, True), (DAY + 1, False)):
-        dues = Dues(session, file, at(start + later))
+        dues = KeyStatus(session, file, at(start + later))
         assert dues.is_due()
         assert dues.asks() is expected
     # Of a clock that was set back nobody can say that a day has not passed.
-    assert Dues(session, file, at(start)).asks()
+    assert KeyStatus(session, file, at(start)).asks()
 
 
 def test_keys_that_another_machine_has_rotated_are_not_due(
     session: Session, file: KeyringFile
 ) -> None:
     session.notice = changed(FORCED, state="rotated")
-    assert not Dues(session, file, at(0)).is_due()
+    assert not KeyStatus(session, file, at(0)).is_due()
 
 
 def test_nothing_is_rotated_at_a_server_that_is_distrusted(
     session: Session, file: KeyringFile
 ) -> None:
     session.state.distrust("evidence")
-    dues = Dues(session, file, at(head(file).due))
+    dues = KeyStatus(session, file, at(head(file).due))
     assert dues.is_due()
     assert not dues.asks()

@@ -10,7 +10,7 @@ import pytest
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.files import HistoryPage, Record
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
-from sfsc.files.history import Versions
+from sfsc.files.history import FileHistory
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from tests.sfsc.lying import Simulator
@@ -30,7 +30,7 @@ def test_every_record_oldest_first(session: Session) -> None:
     put(session, b"one")
     put(session, b"three")
     Files(session).rm("file")
-    told = Versions(session).history("file")
+    told = FileHistory(session).history("file")
     assert [(one.revision, one.op, one.version, one.size) for one in told] == [
         (1, "put", 1, 3),
         (2, "put", 2, 5),
@@ -40,12 +40,12 @@ def test_every_record_oldest_first(session: Session) -> None:
 
 
 def test_what_never_was(session: Session) -> None:
-    for ask in (Versions(session).history, Versions(session).restore):
+    for ask in (FileHistory(session).history, FileHistory(session).restore):
         with pytest.raises(NotFound):
             ask("none")
     put(session, b"one")
     with pytest.raises(NotFound):
-        Versions(session).restore("file", 2)
+        FileHistory(session).restore("file", 2)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_history_that_is_not_the_files(
         put(session, content)
     spoiled(server, lie)
     with pytest.raises(error):
-        Versions(session).history("file")
+        FileHistory(session).history("file")
 
 
 def test_the_history_of_another_file(server: Simulator, session: Session) -> None:
@@ -90,7 +90,7 @@ def test_the_history_of_another_file(server: Simulator, session: Session) -> Non
     other = tuple(server.files[session.account.file_id("other")].records)
     spoiled(server, lambda _page: {"records": other})
     with pytest.raises(BadRecord):
-        Versions(session).history("file")
+        FileHistory(session).history("file")
 
 
 # --- another device is faster
@@ -117,7 +117,7 @@ def test_a_version_that_came_while_older_ones_are_removed(
     for content in (b"1", b"2", b"3"):
         put(session, content)
     overtaken(server, lambda: put(other, b"theirs"))
-    assert Versions(session).prune("file", 1) == [1, 2, 3]
+    assert FileHistory(session).prune("file", 1) == [1, 2, 3]
     known = session.state.file(session.account.file_id("file"))
     assert known is not None
     assert known.version == 4
@@ -131,5 +131,5 @@ def test_a_file_that_is_there_again_is_not_removed_for_good(
     Files(session).rm("file")
     overtaken(server, lambda: put(other, b"2"))
     with pytest.raises(ConflictError):
-        Versions(session).purge("file")
-    assert all(one.op != "purge" for one in Versions(session).history("file"))
+        FileHistory(session).purge("file")
+    assert all(one.op != "purge" for one in FileHistory(session).history("file"))

@@ -20,9 +20,9 @@ from sfsc.errors import (
     Unreachable,
     UsageError,
 )
-from sfsc.files.history import Versions
+from sfsc.files.history import FileHistory
 from sfsc.files.listing import Files
-from sfsc.files.rename import Moves
+from sfsc.files.rename import Renames
 from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.upload import Uploads
@@ -46,7 +46,7 @@ def names(session: Session) -> list[str]:
 def test_a_file_under_another_name(session: Session, other: Session) -> None:
     put(session, "a", b"old")
     put(session, "a", b"content")
-    entry = Moves(session).mv("a", "b/c")
+    entry = Renames(session).mv("a", "b/c")
     assert (entry.name, entry.version, entry.size) == ("b/c", 1, 7)
     for device in (session, other):
         assert names(device) == ["b/c"]
@@ -54,20 +54,20 @@ def test_a_file_under_another_name(session: Session, other: Session) -> None:
         with pytest.raises(NotFound):
             get(device, "a")
     assert entry == Files(other).stat("b/c")
-    (arrived,) = Versions(other).history("b/c")
+    (arrived,) = FileHistory(other).history("b/c")
     assert (arrived.op, arrived.moved) == ("move", session.account.file_id("a"))
-    *_, left = Versions(other).history("a")
+    *_, left = FileHistory(other).history("a")
     assert (left.op, left.moved) == ("delete", session.account.file_id("b/c"))
     # What it held before stays under its old name.
-    assert Versions(other).restore("a", 1).size == 3
+    assert FileHistory(other).restore("a", 1).size == 3
     assert names(session) == ["a", "b/c"]
 
 
 def test_there_and_back_and_on(session: Session, other: Session) -> None:
     put(session, "a")
     for old, new in (("a", "b"), ("b", "a"), ("a", "b")):
-        Moves(session).mv(old, new)
-    assert Moves(other).mv("b", "a").version == 3
+        Renames(session).mv(old, new)
+    assert Renames(other).mv("b", "a").version == 3
     put(session, "a", b"onward")
     assert get(other, "a") == b"onward"
 
@@ -76,12 +76,12 @@ def test_names_that_cannot_be(session: Session) -> None:
     put(session, "a")
     put(session, "b")
     with pytest.raises(ConflictError):
-        Moves(session).mv("a", "b")
+        Renames(session).mv("a", "b")
     with pytest.raises(NotFound):
-        Moves(session).mv("none", "c")
+        Renames(session).mv("none", "c")
     for wrong in ("a", "", "/c", "../c", "c\0"):
         with pytest.raises(UsageError):
-            Moves(session).mv("a", wrong)
+            Renames(session).mv("a", wrong)
     assert names(session) == ["a", "b"]
 
 
@@ -106,7 +106,7 @@ def test_who_is_overtaken_goes_on_from_there(
         return None
 
     server.intercept = hook
-    entry = Moves(session).mv("a", "b")
+    entry = Renames(session).mv("a", "b")
     assert (entry.version, get(other, "b")) == (2, b"newer")
     assert steps == []
 
@@ -121,7 +121,7 @@ def test_a_conflict_with_what_is_no_record(server: Simulator, session: Session) 
 
     server.intercept = hook
     with pytest.raises(BadRecord):
-        Moves(session).mv("a", "b")
+        Renames(session).mv("a", "b")
 
 
 def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other: Session) -> None:
@@ -129,7 +129,7 @@ def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other:
     Files(session).ls()
     put(other, "b")
     with pytest.raises(ConflictError):
-        Moves(session).mv("a", "b")
+        Renames(session).mv("a", "b")
     assert names(other) == ["a", "b"]
 
 
@@ -149,7 +149,7 @@ def test_an_answer_that_is_lost_and_overtaken(
         return reply
 
     server.spoil = hook
-    assert Moves(session).mv("a", "b").version == 1
+    assert Renames(session).mv("a", "b").version == 1
     assert get(session, "b") == b"onto it"
     assert len(server.files[session.account.file_id("b")].records) == 2
 
@@ -173,7 +173,7 @@ def test_a_log_that_hides_where_the_file_went(
     put(session, "a")
     server.log_moves = lie
     with pytest.raises(BadReceipt):
-        Moves(session).mv("a", "b")
+        Renames(session).mv("a", "b")
 
 
 def test_a_refusal_is_said(server: Simulator, session: Session) -> None:
@@ -185,5 +185,5 @@ def test_a_refusal_is_said(server: Simulator, session: Session) -> None:
 
         server.intercept = hook
         with pytest.raises(error):
-            Moves(session).mv("a", "c")
+            Renames(session).mv("a", "c")
     assert names(session) == ["a"]

@@ -19,7 +19,7 @@ from protocol.wire.messages.session import Login
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.files.listing import Files
-from sfsc.files.rename import Moves
+from sfsc.files.rename import Renames
 from sfsc.log.account_log import OwnLog
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
@@ -49,7 +49,7 @@ def test_every_file_s_newest_record_before_this_login_is_known(session: Session)
     ids = {name: put(session, name) for name in ("a", "b")}
     put(session, "a")
     Files(session).rm("b")
-    Moves(session).mv("a", "c")
+    Renames(session).mv("a", "c")
     ids["c"] = session.account.file_id("c")
     session.reconnect()
     OwnLog(session).follow()

@@ -36,11 +36,10 @@ from sfsc.errors import (
     Rollback,
 )
 from sfsc.files.listing import Files
-from sfsc.files.rename import Moves
+from sfsc.files.rename import Renames
 from sfsc.log.audit import Audit
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import Put
-from sfsc.transfer.upload import Uploads
+from sfsc.transfer.upload import Put, Uploads
 from tests.sfsc import storing
 from tests.sfsc.lying import Log, Simulator
 
@@ -53,7 +52,7 @@ def work(session: Session) -> None:
     for name in ("a", "b", "a"):
         put(session, name)
     Files(session).rm("b")
-    Moves(session).mv("a", "c")
+    Renames(session).mv("a", "c")
 
 
 def audit(server: Simulator, session: Session) -> object:

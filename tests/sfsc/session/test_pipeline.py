@@ -13,10 +13,10 @@ from protocol.wire.messages.files import List, Listing
 from protocol.wire.messages.log import LogEntries, LogPage
 from protocol.wire.messages.rotation import GetWraps, WrapsPage
 from protocol.wire.messages.sharing import Inbox, InboxPage
-from sfsc.account.wraps import wrap_items
+from sfsc.account.rewrap import wrap_items
 from sfsc.errors import ProtocolFailure
-from sfsc.files.contacts import People
-from sfsc.files.inbox import Received
+from sfsc.files.contacts import Contacts
+from sfsc.files.inbox import ReceivedFiles
 from sfsc.log.account_log import OwnLog
 from sfsc.session.pipeline import changed_since, pages
 from sfsc.session.session import Session
@@ -24,8 +24,8 @@ from tests.sfsc.lying import Simulator
 
 
 def shared(session: Session) -> Iterable[object]:
-    nobody = cast(People, None)  # of empty pages no owner is looked for
-    return Received(session, nobody).all(lambda _what, _why: None)
+    nobody = cast(Contacts, None)  # of empty pages no owner is looked for
+    return ReceivedFiles(session, nobody).all(lambda _what, _why: None)
 
 
 LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable[object]]]] = {

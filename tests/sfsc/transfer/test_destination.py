@@ -17,7 +17,7 @@ from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer import destination
 from sfsc.transfer.destination import Folder, Tree, arriving, check_placeable
-from sfsc.transfer.local_io import Landing
+from sfsc.transfer.local_io import LargeFileWriter
 
 PLAIN = Metadata("n", 3, None, None)
 posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
@@ -113,7 +113,7 @@ def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str)
             tree.place("a")(metadata) if way == "in a tree" else arriving(tmp_path / "a", metadata)
         )
         with place as file:
-            assert isinstance(file, Landing)
+            assert isinstance(file, LargeFileWriter)
             view = memoryview(content)
             while view:  # and nobody flushes it
                 view = view[file.write(view) :]

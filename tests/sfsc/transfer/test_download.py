@@ -33,8 +33,8 @@ from sfsc.errors import (
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.destination import Folder, Tree
-from sfsc.transfer.direct import Direct
 from sfsc.transfer.download import Downloads, Item
+from sfsc.transfer.local_io import DirectWriter
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
 from tests.sfsc.storing import drop, once, stopping
@@ -90,18 +90,18 @@ def test_a_large_file_is_opened_where_it_is_written_from(
     store(session, content)
     copied = list[bool]()
 
-    class Noted(Direct):
+    class Noted(DirectWriter):
         def _taken(self, lead: int, portion: memoryview) -> memoryview | None:
             memory = super()._taken(lead, portion)
             copied.append(memory is None)
             return memory
 
-    def beside(descriptor: int) -> Direct:
+    def beside(descriptor: int) -> DirectWriter:
         (made,) = target.parent.iterdir()
         return Noted(descriptor, os.open(made, os.O_RDWR))
 
     monkeypatch.setattr(Folder, "_unnamed", lambda *_: None)
-    monkeypatch.setattr(Direct, "beside", beside)
+    monkeypatch.setattr(DirectWriter, "beside", beside)
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
     assert copied == [False] * 17

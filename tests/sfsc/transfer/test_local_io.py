@@ -11,13 +11,13 @@ import pytest
 from protocol.buffers import largefiles
 from protocol.buffers.largefiles import LARGE
 from sfsc.transfer import local_io
-from sfsc.transfer.local_io import Landing
+from sfsc.transfer.local_io import LargeFileWriter
 
 MIB = 1 << 20
 
 
 def land(path: Path, content: bytes, size: int, step: int) -> None:
-    with Landing(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), size) as file:
+    with LargeFileWriter(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), size) as file:
         for start in range(0, len(content), step):
             view = memoryview(content)[start : start + step]
             while view:
@@ -49,13 +49,13 @@ def test_only_what_is_large_goes_past_the_cache(
     monkeypatch.setattr(largefiles, "open_direct", noted)
     for size in (LARGE - 1, LARGE):
         descriptor = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT, 0o600)
-        with Landing(descriptor, size) as file:
+        with LargeFileWriter(descriptor, size) as file:
             assert (file.room is not None) == (size == LARGE)
         assert beside == ([descriptor] if size == LARGE else [])
 
 
 def test_what_was_not_flushed_is_not_waited_for(tmp_path: Path) -> None:
-    file = Landing(os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT, 0o600), LARGE)
+    file = LargeFileWriter(os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT, 0o600), LARGE)
     file.write(bytes(MIB))
     file.close()
     file.close()

@@ -40,10 +40,9 @@ from sfsc.errors import (
 from sfsc.files.listing import Files
 from sfsc.session.limits import MAX_WINDOW
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import Put
 from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending
 from sfsc.transfer.source import SMALL, Source
-from sfsc.transfer.upload import Uploads
+from sfsc.transfer.upload import Put, Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 from tests.waiting import until

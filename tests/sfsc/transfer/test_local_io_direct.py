@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from protocol.buffers import largefiles
 from protocol.buffers.pool import PAGE
 from protocol.codec.encoding import Buffer
-from sfsc.transfer import direct
-from sfsc.transfer.direct import PORTION, Direct
+from sfsc.transfer import local_io
+from sfsc.transfer.local_io import PORTION, DirectWriter
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
@@ -30,7 +30,7 @@ class Disk:
         beside = largefiles.open_direct(self.plain, writing=True)
         # Also where the platform cannot: a second handle does for what is looked at here.
         self.past = os.open(path, os.O_RDWR | _BINARY) if beside is None else beside
-        self.file = Direct(self.plain, self.past)
+        self.file = DirectWriter(self.plain, self.past)
         self.writes: list[tuple[bool, int, int]] = []
         self.failing: int | None = None
         self.most = 1 << 30
@@ -121,8 +121,8 @@ def test_what_lies_in_its_room_is_not_copied_and_a_part_of_it_is(
     for number, room in enumerate(rooms):
         room[:] = bytes([number]) * size
     lent = list[memoryview]()
-    acquire = direct._memory.acquire
-    monkeypatch.setattr(direct, "_memory", Lent(acquire, lent))
+    acquire = local_io._memory.acquire
+    monkeypatch.setattr(local_io, "_memory", Lent(acquire, lent))
     for room in rooms[:2]:
         assert disk.file.write(room) == size
     assert not lent
@@ -188,7 +188,7 @@ def test_a_disk_that_is_behind_is_waited_for(disk: Disk) -> None:
     thread.start()
     thread.join(0.3)
     assert thread.is_alive()
-    assert len(taken) == direct._PENDING
+    assert len(taken) == local_io._PENDING
     disk.gate.set()
     thread.join()
     disk.file.flush()

@@ -10,8 +10,8 @@ from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.accounts import Usage
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.rotation import GetWraps, WrapItem, WrapsPage
-from sfsc.account import wraps
-from sfsc.account.wraps import wrap_items
+from sfsc.account import rewrap
+from sfsc.account.rewrap import wrap_items
 from sfsc.session.session import Session
 from tests.sfsc.lying import Simulator
 from tests.waiting import until
@@ -42,8 +42,8 @@ def test_the_first_page_is_short(
     listing(server, items)
     assert list(wrap_items(session)) == items
     assert [one.limit for one in server.asked(GetWraps)] == [32]
-    monkeypatch.setattr(wraps, "_FIRST", 2)
-    monkeypatch.setattr(wraps, "MAX_BATCH", 4)
+    monkeypatch.setattr(rewrap, "_FIRST", 2)
+    monkeypatch.setattr(rewrap, "MAX_BATCH", 4)
     server.requests.clear()
     assert list(wrap_items(session)) == items
     assert [one.limit for one in server.asked(GetWraps)] == [2, 4, 4]
@@ -52,7 +52,7 @@ def test_the_first_page_is_short(
 def test_the_next_page_is_asked_for_while_one_is_worked_on(
     server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wraps, "MAX_BATCH", 1)
+    monkeypatch.setattr(rewrap, "MAX_BATCH", 1)
     listing(server, listed(4))
     page, answers = server.intercept, threading.Event()
 

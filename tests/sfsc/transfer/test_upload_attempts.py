@@ -25,13 +25,12 @@ from sfsc.errors import (
     Rollback,
     Unreachable,
 )
-from sfsc.files.history import Versions
+from sfsc.files.history import FileHistory
 from sfsc.files.listing import Files
-from sfsc.files.rename import Moves
+from sfsc.files.rename import Renames
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import step_by_step
-from sfsc.transfer.upload import Uploads
+from sfsc.transfer.upload import Uploads, step_by_step
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
@@ -285,8 +284,8 @@ ACTIONS: dict[str, Callable[[Session], object]] = {
     "put": lambda session: put(session, b"again"),
     "put a large one": lambda session: put(session, os.urandom(BIG)),
     "rm": lambda session: Files(session).rm("file"),
-    "mv": lambda session: Moves(session).mv("file", "other"),
-    "restore": lambda session: Versions(session).restore("file", 1),
+    "mv": lambda session: Renames(session).mv("file", "other"),
+    "restore": lambda session: FileHistory(session).restore("file", 1),
 }
 
 

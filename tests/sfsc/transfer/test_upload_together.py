@@ -9,10 +9,8 @@ import pytest
 
 from sfsc.session.limits import MAX_REQUESTS
 from sfsc.session.session import Session
-from sfsc.transfer.attempts import Attempts
-from sfsc.transfer.openings import Openings
 from sfsc.transfer.source import opened
-from sfsc.transfer.together import Many, Small
+from sfsc.transfer.upload import Attempts, Many, Openings, Small
 
 
 def small(number: int, size: int) -> Small:
