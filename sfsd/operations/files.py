@@ -33,7 +33,7 @@ _SIGNATURE: Final = 80
 _SCANNED: Final = 4096
 """Maximum files examined for one page of a listing."""
 _INDEX_BATCH: Final = 256
-"""FileIndex entries fetched at once."""
+"""Index entries fetched at once."""
 _READ_BATCH: Final = 32
 """Sidecars read at once."""
 

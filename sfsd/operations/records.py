@@ -1,7 +1,7 @@
-"""Changing files without new ciphertext: delete, restore, move, purge.
+"""Change files without new ciphertext: delete, restore, move, purge.
 
-One request carries the signed record, and a move two: what the log has of a move is one entry whose
-`rec` is the record of the new file, the tombstone of the old one standing in its detail.
+A request carries one signed record, and a move two. A move is one log entry: its `rec` is the
+record of the new file, and its detail has the tombstone of the old file.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
 from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
 from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
-from protocol.wire.messages import Done, Reply
+from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.errors import Absent, DamagedError, Refused, require
-from sfsd.operations.uploads import repeated
-from sfsd.operations.versions import (
-    entry_of,
+from sfsd.operations.uploads import (
     inbox_effects,
-    kept_version,
-    saw_notes,
-    version_of,
+    read_version,
+    record_entry,
+    repeated_receipt,
+    update_inboxes,
+    version_with_content,
 )
 from sfsd.rules.context import USER, Commit, Principal, ServerContext, operation
-from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, parse_record
+from sfsd.rules.record_rules import (
+    AdmittedRecord,
+    FileHead,
+    check_content,
+    not_found,
+    parse_record,
+)
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
 from sfsd.storage.change import Change, Effect, Link, Remove, Write
@@ -34,35 +40,37 @@ from sfsd.storage.json_files import Sidecar
 from sfsd.storage.paths import VersionPaths
 
 STRIPPED: Final = 32
-"""Versions whose wraps a move removes: its log line names each beside two records."""
+"""Versions that a move may remove wraps from: its log entry names each, beside two records."""
 
 
 @operation(Record, access=USER, logged="delete, restore, move or purge", weight=PIECE)
 def record_change(server: ServerContext, who: Principal, message: Record) -> Reply | Commit[Reply]:
+    """Append one record to a file, or the two records of a move."""
     if len(message.changes) == 2:
         return _move(server, who, *message.changes)
     if len(message.changes) != 1:
-        raise Refused("bad-request", "one record, or the two of a move")
+        raise Refused("bad-request", "expected one record, or the two of a move")
     change = message.changes[0]
-    record = _own(who, change)
+    record = _parse_own(who, change)
     decide = {DELETE: _delete, RESTORE: _restore, PURGE: _purge}.get(record.op)
     if decide is None:
-        raise Refused("bad-request", f"a {record.op} record does not come this way")
+        raise Refused("bad-request", f"wrong request for a {record.op} record")
     head = FileHead.load(server.index.for_user(who.user), record.file_id)
-    if (receipt := repeated(server, who, head, change.record)) is not None:
+    if (receipt := repeated_receipt(server, who, head, change.record)) is not None:
         return receipt
     if head.document is None:
         raise not_found()
     admitted = server.admission.admit(record, change.record, change.signature, head)
-    return commit(server, who, admitted, decide(server, admitted, head.document, change))
+    return commit_record(server, who, admitted, decide(server, admitted, change))
 
 
-class Decided(Value):
-    """What an op does: `version` for the log, sidecars to write, versions whose bytes go.
+class RecordEffects(Value):
+    """Effects of a record besides its log entry.
 
-    `left` is the file that a move leaves, which has no current version any more. `accounts` are
-    those whose history it belongs to, where they are not the record's. `added` and `dropped`
-    are users who find the file in their inbox from now on, or no more.
+    `version` is the version that the entry names. `sidecars` are written. `gone` are the versions
+    whose bytes are removed. `left` is the file that a move leaves without a current version.
+    `accounts`, if not empty, replace `AdmittedRecord.accounts`. The file is put into the inboxes of
+    `added` and removed from those of `dropped`.
     """
 
     version: int | None
@@ -77,9 +85,10 @@ class Decided(Value):
     dropped: tuple[str, ...] = ()
 
 
-def commit(
-    server: ServerContext, who: Principal, admitted: AdmittedRecord, decided: Decided
+def commit_record(
+    server: ServerContext, who: Principal, admitted: AdmittedRecord, decided: RecordEffects
 ) -> Commit[Reply]:
+    """Return the change that appends `admitted` with its effects."""
     record, files = admitted.record, admitted.head.files
     written = tuple(
         Write(head.paths(version).sidecar, sidecar.encode)
@@ -98,91 +107,79 @@ def commit(
         files.ledger.mark(record.file_id, living=record.current != 0)
         if decided.left is not None:
             files.ledger.mark(decided.left, living=False)
-        saw_notes(server, record, decided.added, decided.dropped)
+        update_inboxes(server, record, decided.added, decided.dropped)
 
-    entry = entry_of(
-        who,
-        record.op,
-        admitted,
-        decided.version,
-        detail=decided.detail,
-        accounts=decided.accounts or admitted.accounts,
+    accounts = decided.accounts or admitted.accounts
+    entry = record_entry(
+        who, record.op, admitted, decided.version, detail=decided.detail, accounts=accounts
     )
-    # What the record was judged by counts: an op may have read that same sidecar again since.
+    # The digests that the record was checked against win: an op may have read the same sidecar
+    # again since.
     expect = {**decided.expect, **admitted.expect}
     change = Change(entry, expect, (*decided.effects, *written, *notes), None, then)
-    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
+    return Commit(change, lambda seq: server.done(seq, who))
 
 
 def _delete(
-    server: ServerContext,  # noqa: ARG001 - one form for every op
-    admitted: AdmittedRecord,
-    newest: Document[Sidecar],
-    change: RecordChange,
-) -> Decided:
-    """A tombstone: nothing is removed, restore brings it back."""
-    sidecar = _delete_to(admitted, newest, change, to=None)
-    return Decided(None, ((admitted.head, admitted.head.version, sidecar),))
+    _server: ServerContext, admitted: AdmittedRecord, change: RecordChange
+) -> RecordEffects:
+    """Add a tombstone. No bytes are removed, so that a restore can undo it."""
+    sidecar = _with_tombstone(admitted, change, to=None)
+    return RecordEffects(None, ((admitted.head, admitted.head.version, sidecar),))
 
 
-def _delete_to(
-    admitted: AdmittedRecord, newest: Document[Sidecar], change: RecordChange, *, to: str | None
-) -> Sidecar:
-    """The newest sidecar with the tombstone in it; `to` is the file_id of a move's other end."""
-    record, before = admitted.record, newest.value.head_record
-    require(not change.metadata and not change.wraps, "a delete brings nothing")
-    require(record.current == 0, "nothing is current after a delete")
-    require(record.to == to, "a tombstone names where a move leads, and a delete nothing")
-    # What a thief has deleted is his word; the owner may put his own upon it.
+def _with_tombstone(admitted: AdmittedRecord, change: RecordChange, *, to: str | None) -> Sidecar:
+    """Return the newest sidecar with a tombstone; `to` is the file_id that a move leads to."""
+    record, newest = admitted.record, admitted.head.newest.value
+    before = newest.head_record
+    require(not change.metadata and not change.wraps, "a delete has no metadata or wraps")
+    require(record.current == 0, "a delete leaves no current version")
+    require(record.to == to, "only a move's tombstone names another file")
+    # A thief may have deleted the file with a voided key; the owner may delete it again.
     voided, _ = admitted.user.chain.voided_keys()
     if before.current == 0 and before.generation not in voided:
         raise Refused("conflict", "the file is deleted", head=admitted.head.view(record.owner))
-    return changed(newest.value, head=admitted.signed)
+    return changed(newest, head=admitted.signed)
 
 
 def _restore(
-    server: ServerContext,
-    admitted: AdmittedRecord,
-    newest: Document[Sidecar],  # noqa: ARG001 - one form for every op
-    change: RecordChange,
-) -> Decided:
-    """An old content as a new version: the same bytes under a second name."""
+    server: ServerContext, admitted: AdmittedRecord, change: RecordChange
+) -> RecordEffects:
+    """Make an old content the newest version by a hard link to its bytes."""
     record, head = admitted.record, admitted.head
     source_id, source_version = record.from_ or ("", 0)
     require(source_id == record.file_id, "a restore takes a version of the same file")
-    source = kept_version(head, source_version)
-    taken = _take_over(server, admitted, source, head.paths(source_version), change)
+    source = version_with_content(head, source_version)
+    taken = _link_content(server, admitted, source, head.paths(source_version), change)
     return changed(taken, detail={"from": source_version})
 
 
 def _move(
     server: ServerContext, who: Principal, arriving: RecordChange, leaving: RecordChange
 ) -> Reply | Commit[Reply]:
-    """A file under another name: its current content there, a tombstone here, one change.
+    """Link a file's current content to another file and leave a tombstone, in one change.
 
-    Nobody gains or loses the content by it, so it stands in nobody's history but the owner's and
-    that of readers whom the file that was there before had.
+    No reader gains or loses the content, so the entry is in the account logs only of the owner and
+    of readers of a file that was there before.
     """
-    record, tombstone = _own(who, arriving), _own(who, leaving)
-    require((record.op, tombstone.op) == (MOVE, DELETE), "two records are a move and its tombstone")
+    record, tombstone = _parse_own(who, arriving), _parse_own(who, leaving)
+    require((record.op, tombstone.op) == (MOVE, DELETE), "expected a move and its tombstone")
     require(record.file_id != tombstone.file_id, "a file cannot move onto itself")
     files = server.index.for_user(who.user)
     head = FileHead.load(files, record.file_id)
-    if (receipt := repeated(server, who, head, arriving.record)) is not None:
+    if (receipt := repeated_receipt(server, who, head, arriving.record)) is not None:
         return receipt
     left = FileHead.load(files, tombstone.file_id)
-    if left.document is None or left.record is None:
-        raise not_found()
+    current, readers = left.newest.value.head_record.current, left.newest.value.head_record.readers
     gone = server.admission.admit(tombstone, leaving.record, leaving.signature, left)
     made = server.admission.admit(record, arriving.record, arriving.signature, head)
     if head.record is not None and head.record.current:
-        raise Refused("conflict", "there is a file of that name", head=head.view(who.user))
-    buried = _delete_to(gone, left.document, leaving, to=record.file_id)
-    current, readers = left.record.current, left.record.readers
+        raise Refused("conflict", "a file with that name exists", head=head.view(who.user))
+    deleted = _with_tombstone(gone, leaving, to=record.file_id)
     require(record.from_ == (left.file_id, current), "a move takes the current version")
-    require(record.readers == readers, "a move leaves the readers as they are")
-    source = kept_version(left, current)
-    taken = _take_over(server, made, source, left.paths(current), arriving)
+    require(record.readers == readers, "a move keeps the readers")
+    source = version_with_content(left, current)
+    taken = _link_content(server, made, source, left.paths(current), arriving)
     before = () if head.record is None else head.record.readers
     dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
     stripped = _without_wraps(head, dropped)
@@ -191,7 +188,7 @@ def _move(
         sidecars=(
             *taken.sidecars,
             *((head, version, sidecar) for version, (_, sidecar) in stripped.items()),
-            (left, left.version, buried),
+            (left, left.version, deleted),
         ),
         expect={
             **taken.expect,
@@ -208,14 +205,16 @@ def _move(
         added=tuple(reader[0] for reader in readers),
         dropped=tuple(sorted(dropped)),
     )
-    return commit(server, who, made, decided)
+    return commit_record(server, who, made, decided)
 
 
 def _without_wraps(
     head: FileHead, dropped: set[str]
 ) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
-    """By number: the versions that have wraps of `dropped`, as they are and without these. What is
-    past `STRIPPED` goes with the next access record; none can be read meanwhile."""
+    """Return up to `STRIPPED` versions with wraps of `dropped`: {number: (stored, stripped)}.
+
+    The next access record removes wraps from the rest; nobody can read those meanwhile.
+    """
     found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
     for version in range(head.version if dropped else 0, 0, -1):
         document = head.files.sidecar(head.file_id, version)
@@ -227,21 +226,21 @@ def _without_wraps(
     return found
 
 
-def _take_over(
+def _link_content(
     server: ServerContext,
     admitted: AdmittedRecord,
     source: Document[Sidecar],
     old: VersionPaths,
     change: RecordChange,
-) -> Decided:
-    """The content of `source`, which lies at `old`, as the next version of the record's file."""
+) -> RecordEffects:
+    """Link the content of `source`, stored at `old`, as the next version of the record's file."""
     record, head = admitted.record, admitted.head
     made = source.value.content_record
     require(
         (record.content_id, record.dek_commit) == (made.content_id, made.dek_commit),
-        "not the content of the version it takes over",
+        "not the content of the version that the record names",
     )
-    # The one content under a second name: its id was used before, with these very bytes and key.
+    # `content_ids` is empty because the id is in use already, for these very bytes and this key.
     check_content(
         admitted,
         size=made.ciphertext_size or 0,
@@ -253,7 +252,10 @@ def _take_over(
     new = head.paths(head.next_version)
     effects: list[Effect] = [Link(new.ciphertext, old.ciphertext, made.segments_root or b"")]
     if source.value.leaves is None:
-        effects.append(Write(new.leaves, _leaves(server, old.leaves)))
+        try:
+            effects.append(Write(new.leaves, server.store.read(old.leaves)))
+        except Absent as exc:
+            raise DamagedError("missing leaf hashes", path=old.leaves) from exc
     sidecar = Sidecar(
         seq=0,
         content=admitted.signed,
@@ -262,7 +264,7 @@ def _take_over(
         wraps=change.wraps,
         leaves=source.value.leaves,
     )
-    return Decided(
+    return RecordEffects(
         head.next_version,
         ((head, head.next_version, sidecar),),
         tuple(effects),
@@ -270,32 +272,27 @@ def _take_over(
     )
 
 
-def _purge(
-    server: ServerContext,  # noqa: ARG001 - one form for every op
-    admitted: AdmittedRecord,
-    newest: Document[Sidecar],
-    change: RecordChange,
-) -> Decided:
-    """Bytes, metadata and wraps of old versions go for good; their records stay."""
-    record, head = admitted.record, admitted.head
+def _purge(_server: ServerContext, admitted: AdmittedRecord, change: RecordChange) -> RecordEffects:
+    """Remove bytes, metadata and wraps of old versions permanently; their records stay."""
+    record, head, newest = admitted.record, admitted.head, admitted.head.newest
     purged = record.purged or ()
-    require(not change.metadata and not change.wraps, "a purge brings nothing")
-    require(record.current == newest.value.head_record.current, "a purge leaves current as it is")
-    require(bool(purged) and list(purged) == sorted(set(purged)), "versions sorted, each once")
+    require(not change.metadata and not change.wraps, "a purge has no metadata or wraps")
+    require(record.current == newest.value.head_record.current, "a purge keeps the current version")
+    require(bool(purged) and list(purged) == sorted(set(purged)), "versions must be sorted, unique")
     require(record.current not in purged, "the current version cannot be purged; delete it first")
     sidecars: dict[int, Sidecar] = {}
     expect: dict[str, bytes | None] = {}
     effects: list[Effect] = []
     for version in purged:
-        # One whose content is gone already, as by retention, may be named all the same.
-        document = version_of(head, version)
+        # The content may be gone already, for example by retention.
+        document = read_version(head, version)
         expect[document.path] = document.digest
         sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
     sidecars[head.version] = changed(last, head=admitted.signed)
-    return Decided(
+    return RecordEffects(
         None,
         tuple((head, version, sidecar) for version, sidecar in sidecars.items()),
         tuple(effects),
@@ -305,14 +302,8 @@ def _purge(
     )
 
 
-def _leaves(server: ServerContext, path: str) -> bytes:
-    try:
-        return server.store.read(path)
-    except Absent as exc:
-        raise DamagedError("the leaf hashes are not there", path=path) from exc
-
-
-def _own(who: Principal, change: RecordChange) -> FileRecord:
+def _parse_own(who: Principal, change: RecordChange) -> FileRecord:
+    """Parse the record of a file that the user owns. Raises `Refused`."""
     record = parse_record(change.record)
     if record.owner != who.user:
         raise not_found()

@@ -1,7 +1,7 @@
-"""Other people: whose key is whose, who may read a file, and what is shared with whom.
+"""Sharing: look up users' identity chains, change a file's readers, list the inbox.
 
-Who may read is in the file's last record, signed by its owner. This server only holds to it: a
-dropped reader is refused, and his wraps are gone, from the acknowledgement of the record on.
+The readers of a file are in its last record, signed by its owner. The server enforces that record:
+from its acknowledgement on, dropped readers are refused and their wraps are removed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from protocol.wire.messages.sharing import (
 from sfsd.errors import Refused, require
 from sfsd.log.proofs import Consistency, Inclusion
 from sfsd.operations.files import PAGE_BYTES, view_size
-from sfsd.operations.records import Decided, commit
-from sfsd.operations.uploads import repeated
-from sfsd.operations.versions import kept_version
+from sfsd.operations.records import RecordEffects, commit_record
+from sfsd.operations.uploads import repeated_receipt, version_with_content
 from sfsd.rules.context import (
     OWN_KEYS,
     USER,
@@ -47,47 +46,46 @@ from sfsd.rules.record_rules import (
     parse_record,
 )
 from sfsd.state.documents import Document
-from sfsd.storage.json_files import Sidecar, StoredStatement
+from sfsd.storage.json_files import Sidecar
 
 PER_PAGE: Final = 8
+"""Statements in one reply to Lookup."""
 MAX_TOUCHED: Final = 128
-"""Versions whose wraps one change of the readers adds or removes: a log line names each."""
+"""Versions whose wraps one change of readers may add or remove: a log entry names each."""
 MAX_READERS_CHANGED: Final = 64
-"""Readers that one change adds and drops: a log line names each, with the note he gets."""
+"""Readers that one change may add and drop: a log entry names each inbox file."""
 _SCANNED: Final = 4096
-"""Notes looked at for one page of an inbox, whether or not they are in it."""
+"""Maximum files examined for one page of an inbox."""
 
 
 @operation(Lookup, access=OWN_KEYS, weight=PIECE)
 def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
-    """The chain of any enrolled user; with an older key or the recovery key, of the asker only."""
+    """Return the identity chain of any enrolled user; sessions of other keys get only their own."""
     if message.user != who.user and who.access is not Access.FULL:
-        raise Refused("not-allowed", "this session may look up its own user only")
+        raise Refused(
+            "not-allowed",
+            "this session may look up its own user only",
+        )
     chain = server.users.chain(message.user)
     if chain is None:
         raise Refused("not-found", "no such user")
     links = chain[0].links
     first = max(message.first, 1) - 1
-    page = links[first : first + PER_PAGE]
     note = server.journal.checkpoint()
     size = checkpoint.read(note).size
-
-    def proven(link: StoredStatement) -> SignedStatement:
-        return SignedStatement(
+    statements = tuple(
+        SignedStatement(
             statement=link.body,
             signatures=link.signatures,
             index=link.seq,
             line=server.journal.line(link.seq),
             inclusion=server.journal.prove(Inclusion(link.seq, size)),
         )
-
-    statements = tuple(proven(link) for link in page)
+        for link in links[first : first + PER_PAGE]
+    )
     consistency = server.journal.prove(Consistency(who.known_size, size))
-    end = first + len(page)
+    end = first + len(statements)
     return Identity(statements, note, consistency, end + 1 if end < len(links) else 0)
-
-
-# --- readers ----------------------------------------------------------------------------------
 
 
 @operation(
@@ -99,39 +97,38 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
 def set_readers(
     server: ServerContext, who: Principal, message: SetReaders
 ) -> Reply | Commit[Reply]:
-    """Other readers, wraps for those who gain, and none for those who lose."""
+    """Change a file's readers: store wraps for added readers and remove those of dropped ones."""
     record = parse_record(message.record)
-    require(record.op == ACCESS, f"a {record.op} record does not come this way")
+    require(record.op == ACCESS, f"wrong request for a {record.op} record")
     if record.owner != who.user:
         raise not_found()
     head = FileHead.load(server.index.for_user(who.user), record.file_id)
-    if (receipt := repeated(server, who, head, message.record)) is not None:
+    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
         return receipt
-    if head.document is None:
-        raise not_found()
+    newest = head.newest
     admitted = server.admission.admit(record, message.record, message.signature, head)
-    return commit(server, who, admitted, _readers(server, admitted, head.document, message))
+    return commit_record(server, who, admitted, _readers(server, admitted, newest, message))
 
 
 def _readers(
     server: ServerContext, admitted: AdmittedRecord, newest: Document[Sidecar], message: SetReaders
-) -> Decided:
+) -> RecordEffects:
     record, head = admitted.record, admitted.head
     before = newest.value.head_record
-    require(record.current == before.current, "who may read changes nothing else")
+    require(record.current == before.current, "an access record changes only the readers")
     old, new = _names(before), _names(record)
     added, dropped = tuple(sorted(new - old)), tuple(sorted(old - new))
     require(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
-        f"at most {MAX_READERS_CHANGED} readers are changed at once",
+        f"one change adds and drops at most {MAX_READERS_CHANGED} readers",
     )
     expect = server.admission.check_readers(admitted, [one.wrap for one in message.wraps])
     sidecars = {head.version: newest.value}
     for version, wraps in _by_version(message.wraps).items():
-        document = kept_version(head, version)
+        document = version_with_content(head, version)
         expect[document.path] = document.digest
         sidecars[version] = _with_wraps(document.value, wraps)
-    require(len(sidecars) <= MAX_TOUCHED, f"at most {MAX_TOUCHED} versions at once")
+    require(len(sidecars) <= MAX_TOUCHED, f"one change touches at most {MAX_TOUCHED} versions")
     if record.current:
         _check_can_open(sidecars[head.version], record.owner, added, message)
     readers = new | {record.owner}
@@ -141,14 +138,14 @@ def _readers(
             if all(wrap.user in readers for wrap in document.value.wraps):
                 continue
             if len(sidecars) == MAX_TOUCHED:
-                break  # older ones go with the next such record; none can be read meanwhile
+                break  # the next access record strips older ones; nobody can read them meanwhile
             expect[document.path] = document.digest
             sidecars[version] = document.value
         kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
         sidecars[version] = changed(sidecars[version], wraps=kept)
     last = changed(sidecars[head.version], head=admitted.signed)
     sidecars[head.version] = last
-    return Decided(
+    return RecordEffects(
         version=None,
         sidecars=tuple((head, version, one) for version, one in sorted(sidecars.items())),
         expect=expect,
@@ -170,7 +167,7 @@ def _by_version(wraps: tuple[VersionWrap, ...]) -> dict[int, list[Wrap]]:
 
 
 def _with_wraps(sidecar: Sidecar, wraps: list[Wrap]) -> Sidecar:
-    """With these in place of what their users had."""
+    """Return the sidecar with `wraps` replacing earlier wraps of the same users."""
     users = {wrap.user for wrap in wraps}
     kept = [wrap for wrap in sidecar.wraps if wrap.user not in users]
     check_distinct([*kept, *wraps])
@@ -180,24 +177,21 @@ def _with_wraps(sidecar: Sidecar, wraps: list[Wrap]) -> Sidecar:
 def _check_can_open(
     newest: Sidecar, owner: str, added: tuple[str, ...], message: SetReaders
 ) -> None:
-    """Who is made a reader gets the key of what is current with it."""
+    """Check that added readers have a wrap of the current version. Raises `Refused`."""
     having = {wrap.user for wrap in newest.wraps}
-    require(owner in having, "the owner keeps his own wrap")
+    require(owner in having, "the owner keeps their own wrap")
     missing = [user for user in added if user not in having]
     if missing:
         raise Refused("stale-recipient", f"no wrap for {', '.join(missing)}")
     require(
         all(one.wrap.user != owner for one in message.wraps),
-        "an owner's own wraps do not come this way",
+        "an access record has no wraps for the owner",
     )
-
-
-# --- the inbox --------------------------------------------------------------------------------
 
 
 @operation(Inbox, access=USER, slow=True, weight=PIECE)
 def inbox(server: ServerContext, who: Principal, message: Inbox) -> InboxPage:
-    """Only what the last record of each file allows, at this moment."""
+    """List the files shared with the user that they may read now, by each file's last record."""
     owner, _, file_id = message.after.partition(".")
     found: list[SharedFile] = []
     size = 0
@@ -214,7 +208,7 @@ def inbox(server: ServerContext, who: Principal, message: Inbox) -> InboxPage:
 
 
 def _shared_view(server: ServerContext, user: str, owner: str, file_id: str) -> FileView | None:
-    """The current version, None where there is none, or none for this user."""
+    """Return the current version of a shared file, None if there is none that the user may see."""
     try:
         visible = server.visibility.newest(user, owner, file_id)
     except Refused:

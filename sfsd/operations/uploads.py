@@ -1,16 +1,22 @@
-"""Storing a file: in one message, or in pieces and a commit.
+"""Store new content: in one message, or in pieces and a commit.
 
-Everything a record must satisfy is in `sfsd.rules.record_rules`. If a record already is the head,
-the same request stored it before its answer got lost: it gets the same receipt.
+The content becomes a file's newest version, or replaces a version's content under a new key
+(reencrypt). `sfsd.rules.record_rules` has the rules for the record. If the record is the head
+already, an earlier request stored it and its reply was lost: the client gets the same receipt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from protocol.codec.merkle import leaf_hash
+from protocol.codec.merkle import HASH_SIZE, leaf_hash
+from protocol.codec.values import Value, changed
+from protocol.log.auditlog import EntryDraft
 from protocol.records.records import PUT, REENCRYPT, FileRecord
 from protocol.wire.messages import Done, Reply
+from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import (
     Aborted,
     Data,
@@ -21,24 +27,89 @@ from protocol.wire.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from sfsd.errors import Refused
-from sfsd.operations.versions import (
-    Claim,
-    Content,
-    add_version,
-    admit,
-    check_size_kept,
-    kept_version,
-    reencrypt,
+from sfsd.errors import Absent, Refused, require
+from sfsd.rules.context import (
+    USER,
+    Commit,
+    Principal,
+    ServerContext,
+    draft,
+    operation,
+    weight_of_parts,
 )
-from sfsd.rules.context import USER, Commit, Principal, ServerContext, operation, weight_of_parts
-from sfsd.rules.record_rules import FileHead, parse_record
-from sfsd.state.uploads import Upload
-from sfsd.storage.change import Adopt, Write
+from sfsd.rules.record_rules import (
+    AdmittedRecord,
+    FileHead,
+    check_content,
+    not_found,
+    parse_record,
+)
+from sfsd.state.documents import Document, SidecarWrite
+from sfsd.state.file_index import holding_of
+from sfsd.state.quota import Ledger
+from sfsd.storage.change import Adopt, Change, Effect, Remove, Write
+from sfsd.storage.json_files import INLINE_LEAVES, Sidecar
+from sfsd.storage.paths import inbox_path
+
+
+class NewContent(Value):
+    """A ciphertext to store, with its metadata and wraps.
+
+    `size` is in bytes. `leaves` are the concatenated leaf hashes of its pieces (32 bytes each) and
+    `root` is their Merkle root. `store` makes the effect that puts the ciphertext at a path. `kept`
+    runs once the bytes are held, `undo` if the change was not made.
+    """
+
+    size: int
+    root: bytes
+    leaves: bytes
+    metadata: bytes
+    wraps: tuple[Wrap, ...]
+    store: Callable[[str], Effect]
+    kept: Callable[[], None] = lambda: None
+    undo: Callable[[], None] | None = None
+
+    @property
+    def has_few_leaves(self) -> bool:
+        """Whether the leaf hashes are stored in the sidecar, not in a file of their own."""
+        return len(self.leaves) <= INLINE_LEAVES * HASH_SIZE
+
+
+class QuotaClaim(Value):
+    """Quota that the committer's thread takes for a content.
+
+    `reserve` takes it. `reserved` bytes are given back once the content is held or was not stored.
+    Without a `quota` (0) nothing is counted, and the ids of stored contents are not known.
+    """
+
+    ledger: Ledger
+    quota: int
+    content_id: bytes
+    reserve: Callable[[], None]
+    reserved: int
+
+    def take(self) -> None:
+        """Take the quota. Raises `Refused` if it is exceeded or the content id is in use."""
+        if self.quota:
+            self.ledger.announce(self.content_id)
+        try:
+            self.reserve()
+        except Refused:
+            self._retract()
+            raise
+
+    def give_back(self) -> None:
+        """Release the reservation."""
+        self._retract()
+        self.ledger.release(self.reserved)
+
+    def _retract(self) -> None:
+        if self.quota:
+            self.ledger.retract(self.content_id)
 
 
 def _weight_of_put(message: PutSmall | PutCommit) -> int:
-    """Return the bytes that a put makes the daemon hold, without its ciphertext."""
+    """Return the bytes of memory that a put takes, without its ciphertext."""
     return weight_of_parts(message.record, message.metadata, wraps=len(message.wraps))
 
 
@@ -49,58 +120,43 @@ def _weight_of_put(message: PutSmall | PutCommit) -> int:
     weight=lambda message: _weight_of_put(message) + len(message.ciphertext),
 )
 def put_small(server: ServerContext, who: Principal, message: PutSmall) -> Reply | Commit[Reply]:
+    """Store a ciphertext of at most 256 KiB that came with its record."""
     record, head = _locate(server, who, message.record)
-    if (receipt := repeated(server, who, head, message.record)) is not None:
+    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
         return receipt
-    ciphertext = bytes(message.ciphertext)
-    leaf = leaf_hash(ciphertext)  # at most 256 KiB: one piece, whose leaf is the root
-    content = Content(len(ciphertext), leaf, leaf, message.metadata, message.wraps)
-    ledger, quota = server.users.quota(who.user)
-    if record.op == REENCRYPT:
-        path = head.paths(record.version or 0).ciphertext
-        admitted = admit(server, record, message.record, message.signature, head, content)
-        return reencrypt(server, who, admitted, content, Write(path, ciphertext, leaf))
-    path = head.paths(head.next_version).ciphertext
-    return add_version(
-        server,
-        who,
-        admit(server, record, message.record, message.signature, head, content),
-        content,
-        Write(path, ciphertext, leaf),
-        claim=Claim(
-            ledger,
-            quota,
-            record.content_id or b"",
-            partial(ledger.reserve, content.size, quota),
-            content.size,
-        ),
+    data = bytes(message.ciphertext)
+    leaf = leaf_hash(data)  # at most 256 KiB: one piece, whose leaf is the root
+    content = NewContent(
+        len(data), leaf, leaf, message.metadata, message.wraps, lambda path: Write(path, data, leaf)
     )
+    ledger, quota = server.users.quota(who.user)
+    reserve = partial(ledger.reserve, content.size, quota)
+    claim = QuotaClaim(ledger, quota, record.content_id or b"", reserve, content.size)
+    return _store(server, who, message, record, head, content, claim)
 
 
 @operation(PutOpen, access=USER)
 def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadState:
+    """Begin an upload in pieces; with `version`, one that replaces that version's content."""
     if message.owner != who.user:
-        raise Refused("not-found", "no such file")
+        raise not_found()
     server.users.require_active(who.user)
     _check_writable(server)
-    # The ledger is loaded where there is a quota; the upload finds it through its owner's files.
+    # This loads the ledger if there is a quota; the upload finds the ledger through `files`.
     _, quota = server.users.quota(who.user)
     files = server.index.for_user(who.user)
     if message.version:
-        _check_replaces(FileHead.load(files, message.file_id), message)
+        head = FileHead.load(files, message.file_id)
+        _check_size_kept(version_with_content(head, message.version).value, message.size)
     upload = server.uploads.open_upload(
         files, message.file_id, message.size, quota, message.version
     )
     return UploadState(upload.upload_id, 0)
 
 
-def _check_replaces(head: FileHead, message: PutOpen) -> None:
-    """Raise `Refused` unless there is such a version, of just this size."""
-    check_size_kept(kept_version(head, message.version).value, message.size)
-
-
 @operation(Data, access=USER, slow=True, weight=lambda message: len(message.data))
 def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
+    """Store one piece of an upload; the reply says how many bytes are kept without a gap."""
     upload = server.uploads.get(who.user, message.upload)
     _check_writable(server)
     _, quota = server.users.quota(who.user)
@@ -111,12 +167,15 @@ def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
 
 @operation(PutResume, access=USER, after_data=True)
 def put_resume(server: ServerContext, who: Principal, message: PutResume) -> UploadState:
-    upload = server.uploads.get(who.user, message.upload)
-    return UploadState(message.upload, upload.wait_for_writes())
+    """Return how many bytes of an upload are kept without a gap."""
+    return UploadState(
+        message.upload, server.uploads.get(who.user, message.upload).wait_for_writes()
+    )
 
 
 @operation(PutAbort, access=USER, after_data=True)
 def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Aborted:
+    """Drop an upload and its bytes."""
     server.uploads.abort(server.uploads.get(who.user, message.upload))
     return Aborted()
 
@@ -129,77 +188,258 @@ def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Abort
     weight=_weight_of_put,
 )
 def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Reply | Commit[Reply]:
+    """Store the ciphertext of an upload under its record."""
     record, head = _locate(server, who, message.record)
-    if (receipt := repeated(server, who, head, message.record)) is not None:
+    if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
         return receipt
     upload = server.uploads.get(who.user, message.upload)
     if upload.file_id != record.file_id:
         raise Refused("bad-request", "the upload is for another file")
     if upload.replaces and (record.op, record.version) != (REENCRYPT, upload.replaces):
-        raise Refused("bad-request", "the upload is to encrypt another version anew")
+        raise Refused("bad-request", f"the upload is to reencrypt version {upload.replaces}")
     upload.begin_commit()
     try:
-        return _commit(server, who, message, record, head, upload)
+        size, leaves, root = upload.seal()
+        content = NewContent(
+            size,
+            root,
+            b"".join(leaves),
+            message.metadata,
+            message.wraps,
+            lambda path: Adopt(path, upload.staged),
+            partial(server.uploads.forget, upload),
+            upload.end_commit,
+        )
+        ledger, quota = server.users.quota(who.user)
+        reserve = partial(upload.reserve, size, quota)
+        claim = QuotaClaim(ledger, quota, record.content_id or b"", reserve, 0)
+        return _store(server, who, message, record, head, content, claim)
     except BaseException:
-        upload.end_commit()  # whatever it was, the ciphertext is kept for another try
+        upload.end_commit()  # keep the ciphertext for a retry, whatever the error was
         raise
 
 
-def _commit(
+def _store(
     server: ServerContext,
     who: Principal,
-    message: PutCommit,
+    message: PutSmall | PutCommit,
     record: FileRecord,
     head: FileHead,
-    upload: Upload,
+    content: NewContent,
+    claim: QuotaClaim,
 ) -> Commit[Reply]:
-    size, leaves, root = upload.seal()
-    content = Content(size, root, b"".join(leaves), message.metadata, message.wraps)
-    if record.op == REENCRYPT:
-        return reencrypt(
-            server,
-            who,
-            admit(server, record, message.record, message.signature, head, content),
-            content,
-            Adopt(head.paths(record.version or 0).ciphertext, upload.staged),
-            kept=partial(server.uploads.forget, upload),
-            undo=upload.end_commit,
-        )
-    ledger, quota = server.users.quota(who.user)
-    return add_version(
-        server,
-        who,
-        admit(server, record, message.record, message.signature, head, content),
-        content,
-        Adopt(head.paths(head.next_version).ciphertext, upload.staged),
-        claim=Claim(
-            ledger, quota, record.content_id or b"", partial(upload.reserve, size, quota), 0
-        ),
-        kept=partial(server.uploads.forget, upload),
-        undo=upload.end_commit,
+    """Check a put against every rule and return its change. `claim` is for a new version."""
+    admitted = server.admission.admit(record, message.record, message.signature, head)
+    check_content(
+        admitted,
+        size=content.size,
+        root=content.root,
+        metadata=content.metadata,
+        content_ids=head.files.content_ids(record.file_id),
     )
+    expect = server.admission.check_wraps(admitted, content.wraps)
+    admitted = changed(admitted, expect={**admitted.expect, **expect})
+    sidecar = Sidecar(
+        seq=0,
+        content=admitted.signed,
+        head=None,
+        metadata=content.metadata,
+        wraps=content.wraps,
+        leaves=content.leaves if content.has_few_leaves else None,
+    )
+    if record.op == REENCRYPT:
+        return _reencrypt(server, who, admitted, content, sidecar)
+    return _add_version(server, who, admitted, content, sidecar, claim)
+
+
+def _add_version(
+    server: ServerContext,
+    who: Principal,
+    admitted: AdmittedRecord,
+    content: NewContent,
+    sidecar: Sidecar,
+    claim: QuotaClaim,
+) -> Commit[Reply]:
+    """Return the change that makes `content` the newest version."""
+    record, head = admitted.record, admitted.head
+    version, files = head.next_version, head.files
+    paths = head.paths(version)
+    written = SidecarWrite(paths.sidecar, sidecar)
+    effects = [content.store(paths.ciphertext), written.effect]
+    if not content.has_few_leaves:
+        effects.append(Write(paths.leaves, content.leaves))
+    added = () if head.document else tuple(reader[0] for reader in record.readers)
+    effects += inbox_effects(server, record, added, ())
+
+    def then(_seq: int) -> None:
+        files.note_written(written.value, version)
+        server.documents.remember(written)
+        for holding in holding_of(sidecar):
+            files.ledger.hold(holding)
+        claim.give_back()
+        files.ledger.mark(record.file_id, living=True)
+        update_inboxes(server, record, added, ())
+        content.kept()
+
+    entry = record_entry(who, "upload", admitted, version)
+    change = Change(entry, admitted.expect, tuple(effects), claim, then)
+    return Commit(change, lambda seq: server.done(seq, who), content.undo)
+
+
+def _reencrypt(
+    server: ServerContext,
+    who: Principal,
+    admitted: AdmittedRecord,
+    content: NewContent,
+    sidecar: Sidecar,
+) -> Commit[Reply]:
+    """Return the change that replaces a version's bytes by as many new bytes under a new key.
+
+    The quota is not checked, because a rotation must not fail on it. A content that several
+    versions shared is then held twice; for that the same amount again is allowed (decision 0027).
+    """
+    record, head, files = admitted.record, admitted.head, admitted.head.files
+    version = record.version or 0
+    target = version_with_content(head, version)
+    _check_size_kept(target.value, content.size)
+    claim = _reencryption_claim(server, record, target.value, content.size, files.ledger)
+    paths = head.paths(version)
+    written = {version: sidecar}
+    if version != head.version and head.document is not None:
+        written[head.version] = changed(head.document.value, head=admitted.signed)
+    leaves = Remove(paths.leaves) if content.has_few_leaves else Write(paths.leaves, content.leaves)
+    # The sidecars come last: a reader of the new sidecar finds the bytes that it describes.
+    effects = [
+        content.store(paths.ciphertext),
+        leaves,
+        *(Write(head.paths(number).sidecar, one.encode) for number, one in written.items()),
+    ]
+
+    def then(seq: int) -> None:
+        for number, one in written.items():
+            files.note_written(changed(one, seq=seq), number)
+        for holding in holding_of(sidecar):
+            files.ledger.hold(holding)
+        claim.give_back()
+        server.read_handles.invalidate(record.owner, record.file_id, version)
+        content.kept()
+
+    entry = record_entry(who, "reencrypt", admitted, version)
+    # The digests that the record was checked against win: the target may be the same sidecar, read
+    # again since.
+    expect = {target.path: target.digest, **admitted.expect}
+    change = Change(entry, expect, tuple(effects), claim, then)
+    return Commit(change, lambda seq: server.done(seq, who), content.undo)
+
+
+def _check_size_kept(before: Sidecar, size: int) -> None:
+    """Check that reencryption keeps the ciphertext's size. Raises `Refused`.
+
+    The same plaintext has the same size; a longer content would evade the quota.
+    """
+    had = before.content_record.ciphertext_size
+    require(size == had, f"that version has {had} bytes")
+
+
+def _reencryption_claim(
+    server: ServerContext, record: FileRecord, before: Sidecar, size: int, ledger: Ledger
+) -> QuotaClaim:
+    """Return a claim for reencryption: `size` bytes if versions share the content, else none."""
+    _, quota = server.users.quota(record.owner)
+
+    def reserve() -> None:
+        try:
+            ledger.reserve(size, 2 * quota)
+        except Refused as exc:
+            why = "versions share this content, and a second copy exceeds twice the quota"
+            raise Refused(exc.code, f"{why}; purge one of them") from exc
+
+    content_id = record.content_id or b""
+    if not quota or not ledger.is_shared(before.content_record.content_id or b""):
+        return QuotaClaim(ledger, quota, content_id, lambda: None, 0)
+    return QuotaClaim(ledger, quota, content_id, reserve, size)
 
 
 def _locate(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRecord, FileHead]:
+    """Parse a record that stores content. Return it and its file's head. Raises `Refused`."""
     record = parse_record(body)
     if record.op not in (PUT, REENCRYPT):
-        raise Refused("bad-request", f"a {record.op} record stores no new content")
+        raise Refused("bad-request", f"a {record.op} record stores no content")
     if record.owner != who.user:
-        raise Refused("not-found", "no such file")
+        raise not_found()
     return record, FileHead.load(server.index.for_user(who.user), record.file_id)
 
 
-def repeated(server: ServerContext, who: Principal, head: FileHead, body: bytes) -> Done | None:
-    """The receipt of a record that is the head already, None for any other."""
+def repeated_receipt(
+    server: ServerContext, who: Principal, head: FileHead, body: bytes
+) -> Done | None:
+    """Return the receipt of a record that is the head already, None for any other record."""
     if head.document is None or head.document.value.last.record != body:
         return None
     seq = head.document.value.seq
     if server.journal.entry(seq).rec != body:
-        # Something without a record of its own has been written since; History still has ours.
+        # An entry without a record of its own changed the sidecar since. History still has ours.
         raise Refused("conflict", "the file has changed", head=head.view(who.user))
-    return Done(server.receipt(seq, who))
+    return server.done(seq, who)
 
 
 def _check_writable(server: ServerContext) -> None:
     if server.failed is not None:
-        raise Refused("unavailable", "a sync failed: until a restart, nothing changes")
+        raise Refused("unavailable", "storage failure: read-only until the daemon is restarted")
+
+
+def record_entry(
+    who: Principal, op: str, admitted: AdmittedRecord, version: int | None, **fields: Any
+) -> EntryDraft:
+    """Return the draft log entry of a record; `fields` override its fields."""
+    record = admitted.record
+    known = {
+        "owner": record.owner,
+        "file": record.file_id,
+        "version": version,
+        "rec": admitted.signed.record,
+        "sigs": admitted.sigs,
+        "accounts": admitted.accounts,
+    }
+    return draft(who, op, **(known | fields))
+
+
+def read_version(head: FileHead, version: int) -> Document[Sidecar]:
+    """Return a version's sidecar. Raises `Refused` (not-found)."""
+    try:
+        return head.files.sidecar(head.file_id, version)
+    except Absent as exc:
+        raise Refused("not-found", "no such version") from exc
+
+
+def version_with_content(head: FileHead, version: int) -> Document[Sidecar]:
+    """Return the sidecar of a version that was not purged. Raises `Refused` (not-found)."""
+    document = read_version(head, version)
+    if document.value.metadata is None:
+        raise Refused("not-found", "the content of this version was removed")
+    return document
+
+
+def inbox_effects(
+    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> list[Effect]:
+    """Return the effects that put the file into inboxes of `added` and remove it for `dropped`.
+
+    Raises `Refused` if an inbox is full.
+    """
+    for user in added:
+        server.inboxes.for_user(user).check_room(record.owner)
+    effects: list[Effect] = [
+        Write(inbox_path(user, record.owner, record.file_id), b"") for user in added
+    ]
+    return effects + [Remove(inbox_path(user, record.owner, record.file_id)) for user in dropped]
+
+
+def update_inboxes(
+    server: ServerContext, record: FileRecord, added: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    """Update the inbox index after the effects of `inbox_effects` were made."""
+    for user in (*added, *dropped):
+        server.inboxes.for_user(user).note_changed(
+            (record.owner, record.file_id), present=user in added
+        )

@@ -26,7 +26,7 @@ from protocol.wire.messages.sharing import (
 from sfsd.config import DAY
 from sfsd.errors import Stale
 from sfsd.operations import sharing
-from sfsd.operations.records import Decided
+from sfsd.operations.records import RecordEffects
 from sfsd.rules.context import Access, Commit
 from sfsd.state import inbox_index
 from tests.sfsd.builders import (
@@ -267,7 +267,7 @@ def test_two_records_are_never_taken_onto_one(
     assert isinstance(winner, Commit)
     decide = sharing._readers
 
-    def overtaken(*arguments: Any) -> Decided:
+    def overtaken(*arguments: Any) -> RecordEffects:
         served.world.committer.submit(winner.change).result(10)
         return decide(*arguments)
 
