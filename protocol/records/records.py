@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
@@ -39,10 +39,27 @@ PURGED_AT_ONCE = 96
 room for three paths of each, however long the owner's name, and a record with as many readers as
 there may be."""
 MAX_WRAPPED_KEY = 1184
-XWING_PUBLIC_SIZE = 1216
-WRAPPED_SIZES = {"xwing": 1168, "x25519": 80, "rsa2048": 256, "rsa3072": 384, "rsa4096": 512}
-"""Bytes of a DEK wrapped by each algorithm."""
-WRAP_ALGORITHMS = ("rsa2048", "rsa3072", "rsa4096", "x25519", "xwing")
+
+
+class WrapSizes(NamedTuple):
+    """Bytes of a public key and of a wrapped 32-byte key; bits of an RSA modulus, or 0."""
+
+    public: int
+    wrapped: int
+    rsa_bits: int = 0
+
+
+WRAP_SIZES = {
+    "rsa2048": WrapSizes(294, 256, 2048),
+    "rsa3072": WrapSizes(422, 384, 3072),
+    "rsa4096": WrapSizes(550, 512, 4096),
+    "x25519": WrapSizes(32, 80),
+    "xwing": WrapSizes(1216, 1168),
+}
+"""Wrap algorithms, weakest first. RSA public keys are SubjectPublicKeyInfo DER with e = 65537."""
+WRAP_ALGORITHMS = tuple(WRAP_SIZES)
+RSA_BITS = {alg: sizes.rsa_bits for alg, sizes in WRAP_SIZES.items() if sizes.rsa_bits}
+XWING_PUBLIC_SIZE = WRAP_SIZES["xwing"].public
 STATEMENT_REASONS = (
     "enrol",
     "device",

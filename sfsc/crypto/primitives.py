@@ -50,7 +50,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.codec.encoding import Buffer
-from protocol.records.records import WRAP_ALGORITHMS, key_id
+from protocol.records.records import RSA_BITS, WRAP_ALGORITHMS, WRAP_SIZES, key_id
 from sfsc.errors import LocalError, Tampered, UnsupportedKey
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ CONTENT_ID_SIZE: Final = 16
 SEAL_OVERHEAD: Final = NONCE_SIZE + TAG_SIZE
 
 XWING: Final = "xwing"
-PUBLIC_SIZES: Final = {"xwing": 1216, "x25519": 32, "rsa2048": 294, "rsa3072": 422, "rsa4096": 550}
 
 _DEK_SALT: Final = hashlib.sha256(b"sfs/v1/dek").digest()
 _MLKEM_PUBLIC_SIZE: Final = 1184
@@ -222,7 +221,6 @@ _SUITES: Final = {
     "xwing": hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM),
     "x25519": hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM),
 }
-_RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
 
 
 class PublicKey:
@@ -231,10 +229,10 @@ class PublicKey:
     __slots__ = ("_key", "alg", "encoded", "key_id")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
-        if len(encoded) != PUBLIC_SIZES.get(alg):
+        if alg not in WRAP_SIZES or len(encoded) != WRAP_SIZES[alg].public:
             raise UnsupportedKey(f"{len(encoded)} bytes are no public key of a known kind")
         try:
-            self._key = _load_rsa_public(encoded) if alg in _RSA_BITS else _load_kem(alg, encoded)
+            self._key = _load_rsa_public(encoded) if alg in RSA_BITS else _load_kem(alg, encoded)
         except ValueError as exc:
             raise UnsupportedKey(f"this is no {alg} public key") from exc
         self.alg = alg
@@ -243,8 +241,8 @@ class PublicKey:
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
         """`secret` (32 bytes) for this key alone, bound to `info`; sizes in
-        `protocol.records.records.WRAPPED_SIZES`."""
-        if self.alg in _RSA_BITS:
+        `protocol.records.records.WRAP_SIZES`."""
+        if self.alg in RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         try:
             return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
@@ -281,16 +279,16 @@ class PrivateKey:
             return cls(alg, os.urandom(_MLKEM_SEED_SIZE + KEY_SIZE))
         if alg == "x25519":
             return cls(alg, os.urandom(KEY_SIZE))
-        if alg in _RSA_BITS:
+        if alg in RSA_BITS:
             from cryptography.hazmat.primitives.asymmetric import rsa
 
-            return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS[alg])))
+            return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, RSA_BITS[alg])))
         raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
     def decrypt(self, wrapped: bytes, info: bytes) -> bytes:
         """What `wrapped` holds, of whatever length. Raises `Tampered`."""
         try:
-            if self.alg in _RSA_BITS:
+            if self.alg in RSA_BITS:
                 return cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
             return _SUITES[self.alg].decrypt(wrapped, cast("_KemPrivate", self._key), info=info)
         except (InvalidTag, ValueError) as exc:
@@ -337,7 +335,7 @@ def _load_rsa_public(encoded: bytes) -> RSAPublicKey:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     key = serialization.load_der_public_key(encoded)
-    # One key has one encoding, hence one key_id; PUBLIC_SIZES has fixed the modulus' size with it.
+    # One key has one encoding, hence one key_id; WRAP_SIZES has fixed the modulus' size with it.
     if not isinstance(key, RSAPublicKey) or _spki(key) != encoded:
         raise ValueError("not the DER of an RSA public key")
     return key
@@ -374,5 +372,5 @@ def _oaep(label: bytes) -> OAEP:
 _PRIVATE_LOADERS: Final[dict[str, Callable[[bytes], tuple[_KemPrivate | RSAPrivateKey, bytes]]]] = {
     "xwing": _load_xwing,
     "x25519": _load_x25519,
-    **{alg: partial(_load_rsa_private, bits) for alg, bits in _RSA_BITS.items()},
+    **{alg: partial(_load_rsa_private, bits) for alg, bits in RSA_BITS.items()},
 }

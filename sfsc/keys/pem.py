@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
 from protocol.records.invitation import AccountLink, parse_account_link
+from protocol.records.records import RSA_BITS
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.keyring import passphrase_bytes
@@ -40,7 +41,7 @@ _BLOCK: Final = re.compile(
 )
 _LINK: Final = re.compile(rb"sfs://\S+")
 _GENERATION: Final = re.compile(rb"^sfs generation: ([1-9][0-9]{0,8})\r?$", re.MULTILINE)
-_RSA: Final = {2048: "rsa2048", 3072: "rsa3072", 4096: "rsa4096"}
+_RSA: Final = {bits: alg for alg, bits in RSA_BITS.items()}
 
 
 class PemKeys(Value):

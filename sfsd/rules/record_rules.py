@@ -18,7 +18,7 @@ from protocol.records.records import (
     ACCESS,
     MOVE,
     REENCRYPT,
-    WRAPPED_SIZES,
+    WRAP_SIZES,
     FileRecord,
     ReaderEntry,
     Statement,
@@ -294,7 +294,5 @@ def check_wrap(wrap: Wrap, statement: Statement | None, key_id: bytes = b"") -> 
         raise Refused("bad-request", f"{wrap.user} is not a reader of this file")
     if wrap.key_id != (key_id or statement.key_id) or wrap.algorithm != statement.wrap_alg:
         raise Refused("stale-recipient", f"the wrap is not for {wrap.user}'s current key")
-    require(
-        len(wrap.wrapped) == WRAPPED_SIZES[wrap.algorithm],
-        f"the wrap is not {WRAPPED_SIZES[wrap.algorithm]} bytes",
-    )
+    size = WRAP_SIZES[wrap.algorithm].wrapped
+    require(len(wrap.wrapped) == size, f"the wrap is not {size} bytes")

@@ -16,8 +16,8 @@ from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.records.chain import KEEPING, RECOVERY, check_first, check_next, standing, voided
 from protocol.records.records import (
-    WRAP_ALGORITHMS,
-    XWING_PUBLIC_SIZE,
+    RSA_BITS,
+    WRAP_SIZES,
     Statement,
     key_id,
     record_hash,
@@ -39,9 +39,6 @@ MAX_RUN: Final = 2048
 """Maximum statements since the chain's last recovery. Clients follow chains of 8,192."""
 _USERS: Final = 1024
 """Maximum cached users, with what was derived from their chains."""
-_RAW_SIZES: Final = {"x25519": 32, "xwing": XWING_PUBLIC_SIZE}
-_RSA_BITS: Final = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
-_MAX_RSA_SPKI: Final = 600
 _Checked = TypeVar("_Checked")
 
 
@@ -273,11 +270,11 @@ def _check_created(statement: Statement, now: float) -> None:
 
 def check_wrap_key(algorithm: str, public: bytes) -> None:
     """Check that `public` is a wrapping key of `algorithm`. Raises `Refused`."""
-    if algorithm in _RAW_SIZES:
-        right = len(public) == _RAW_SIZES[algorithm] and any(public)
-        require(right, f"not an {algorithm} public key")
+    sizes = WRAP_SIZES.get(algorithm)
+    right = sizes is not None and len(public) == sizes.public and any(public)
+    require(right, f"not an {algorithm} public key")
+    if algorithm not in RSA_BITS:
         return
-    require(algorithm in WRAP_ALGORITHMS and len(public) <= _MAX_RSA_SPKI, "not a wrapping key")
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.serialization import (
@@ -290,7 +287,7 @@ def check_wrap_key(algorithm: str, public: bytes) -> None:
         key = load_der_public_key(public)
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise Refused("bad-request", f"not an {algorithm} public key") from exc
-    if not isinstance(key, RSAPublicKey) or key.key_size != _RSA_BITS[algorithm]:
+    if not isinstance(key, RSAPublicKey) or key.key_size != RSA_BITS[algorithm]:
         raise Refused("bad-request", f"not an {algorithm} public key")
     require(key.public_numbers().e == 65537, "an RSA key with an exponent other than 65537")
     # Only one encoding is valid, because the key id is the hash of the encoded key.

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from protocol.records.records import WRAP_ALGORITHMS, WRAPPED_SIZES, key_id
+from protocol.records.records import WRAP_ALGORITHMS, WRAP_SIZES, key_id
 from sfsc.crypto import primitives
 from sfsc.errors import Tampered, UnsupportedKey
 
@@ -110,8 +110,8 @@ def test_aead_between_buffers() -> None:
 def test_wrap_round_trip_and_sizes(private: primitives.PrivateKey) -> None:
     wrapped = private.public.wrap(KEY, INFO)
     assert private.unwrap(wrapped, INFO) == KEY
-    assert len(wrapped) == WRAPPED_SIZES[private.alg]
-    assert len(private.public.encoded) == primitives.PUBLIC_SIZES[private.alg]
+    sizes = WRAP_SIZES[private.alg]
+    assert (len(private.public.encoded), len(wrapped)) == (sizes.public, sizes.wrapped)
     assert private.public.key_id == key_id(private.alg, private.public.encoded)
     assert private.public.wrap(KEY, INFO) != wrapped
 
@@ -151,7 +151,7 @@ def test_only_32_bytes_are_a_key(private: primitives.PrivateKey) -> None:
 
 @pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
 def test_malformed_public_keys(alg: str) -> None:
-    size = primitives.PUBLIC_SIZES[alg]
+    size = WRAP_SIZES[alg].public
     for encoded in (b"", b"\x30" * (size - 1), b"\x30" * (size + 1)):
         with pytest.raises(UnsupportedKey):
             primitives.PublicKey(alg, encoded)
