@@ -1,13 +1,14 @@
-"""Descriptors that threads share, how many there may be, and syncs of which the first failure is
-the last.
+"""Descriptors shared by threads, the limit on their number, and syncs that stop at the first
+failure.
 
-A sync that fails leaves unknown what is on the disk: the kernel may have dropped the pages and
-called them clean, so that a second sync would succeed and lie. From the first failure on, every
+After a failed sync it is unknown what is on the disk: the kernel may have dropped the pages and
+marked them clean, so a second sync would falsely succeed. From the first failure on, every
 `SyncGuard` call fails, and the committer acknowledges nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,24 +28,28 @@ if sys.platform != "win32":
     import resource
 
 _UNLIMITED: Final = 1 << 20
-"""What counts for one that the system does not limit."""
+"""The count that stands for "no limit"."""
 _WINDOWS: Final = 8192
-"""What the C library of Windows has room for."""
+"""Descriptors that the C library of Windows has room for."""
+_OPEN_MAX: Final = 10_240
+"""What macOS allows a process if it states no hard limit. A process starts with 256 there, fewer
+than the connections that a daemon accepts."""
 
 
 def store_error(exc: OSError, doing: str) -> StoreRefusedError:
-    """`exc` as an error of ours; its text names no path of this machine."""
+    """Return `exc` as a store error whose text names no path of this machine."""
     kind = StoreFullError if exc.errno in FULL_DISK else StoreRefusedError
     return kind(f"{doing}: {exc.strerror or exc}")
 
 
 class SyncGuard:
-    """Makes files and names durable until that fails once. Any thread."""
+    """Syncs files and folders; after the first failure every call fails. Safe on several
+    threads."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self.failed: str | None = None
-        """Why nothing is made durable any more, or None."""
+        """Why nothing can be made durable any more, or None."""
 
     def check(self) -> None:
         """Raise `StoreFailedError` once a sync has failed."""
@@ -52,12 +57,13 @@ class SyncGuard:
             raise StoreFailedError(self.failed)
 
     def fail(self, doing: str, exc: OSError) -> NoReturn:
-        """Nothing counts as durable from now on. Raises `StoreFailedError`."""
+        """Record the failure, so that nothing counts as durable any more. Raises
+        `StoreFailedError`."""
         self.failed = f"{doing}: {exc.strerror or exc}"
         raise StoreFailedError(self.failed) from exc
 
     def file(self, handle: int) -> None:
-        """The file's bytes are on the disk when this returns. Raises `StoreFailedError`."""
+        """Write the file's bytes to the disk. Raises `StoreFailedError`."""
         self.check()
         try:
             self._files.sync(handle)
@@ -65,8 +71,8 @@ class SyncGuard:
             self.fail("syncing a file", exc)
 
     def all(self, folder: int) -> bool:
-        """Everything on the disk of the open `folder` is durable, where this returns True; False
-        where each file must be synced by itself. Raises `StoreFailedError`."""
+        """Sync the file system of the open `folder`; return False if each file must be synced by
+        itself. Raises `StoreFailedError`."""
         self.check()
         try:
             return self._files.sync_all(folder)
@@ -74,7 +80,7 @@ class SyncGuard:
             self.fail("syncing the file system", exc)
 
     def folder(self, path: Path) -> None:
-        """The folder's names are on the disk when this returns. Raises `StoreFailedError`."""
+        """Write the folder's names to the disk. Raises `StoreFailedError`."""
         self.check()
         try:
             self._files.sync_folder(path)
@@ -83,7 +89,7 @@ class SyncGuard:
 
 
 def descriptor_limit() -> int:
-    """How many descriptors this process may have open at once."""
+    """Return how many descriptors this process may have open at once."""
     if sys.platform == "win32":
         return _WINDOWS
     else:
@@ -92,23 +98,37 @@ def descriptor_limit() -> int:
 
 
 def descriptor_quarter() -> int:
-    """How many of these each of three may have: connections, what users hold beyond a request, and
-    replaced files that wait to be closed. The fourth is for the log and the store."""
+    """Return a quarter of the limit: for connections, and again for what users hold beyond a
+    request. The rest is for the log and the store."""
     return descriptor_limit() // 4
 
 
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of descriptors to the hard limit that the administrator set. Programs
+    begin with fewer by convention, for those that use `select`."""
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = hard
+        if sys.platform == "darwin":
+            most = max(soft, min(hard, _OPEN_MAX))
+        if soft != most:
+            # The system refuses if its own limit is lower; then the present limit stays.
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 class DescriptorBudget:
-    """Of these descriptors what users may hold beyond a request, all together; the rest is for
-    connections, the log and the store: where the committer finds none, nothing changes any more.
-    Safe on several threads."""
+    """Budget of descriptors that users may hold beyond a request, all together. The rest is for
+    connections, the log and the store: if the committer gets no descriptor, nothing can change any
+    more. Safe on several threads."""
 
     def __init__(self, most: int | None = None) -> None:
-        """`most` at once, by default a `quarter`."""
+        """Allow `most` at once, by default `descriptor_quarter`."""
         self._left = descriptor_quarter() if most is None else most
         self._lock = threading.Lock()
 
     def acquire(self, count: int) -> bool:
-        """Whether there were as many; whoever has them gives them back."""
+        """Reserve `count` descriptors; return False if fewer are left."""
         with self._lock:
             if count > self._left:
                 return False
@@ -116,16 +136,14 @@ class DescriptorBudget:
             return True
 
     def release(self, count: int) -> None:
-        """They are closed."""
+        """Return `count` descriptors that were closed."""
         with self._lock:
             self._left += count
 
 
 class SharedHandle:
-    """A descriptor that threads use side by side and that closes once none is using it.
-
-    Closing it under a running call would let that call reach whatever file gets the number next.
-    """
+    """A descriptor that several threads use; it closes when the last use ends. Closing it during a
+    call would let that call reach the next file that gets the number."""
 
     def __init__(self, files: Files, handle: int) -> None:
         self._files = files
@@ -136,7 +154,8 @@ class SharedHandle:
 
     @contextmanager
     def use(self) -> Iterator[int]:
-        """The descriptor, good until the block ends. Raises StagingClosedError once closed."""
+        """Yield the descriptor, valid until the block ends. Raises StagingClosedError once
+        closed."""
         with self._lock:
             if self._closing:
                 raise StagingClosedError("closed")
@@ -147,7 +166,7 @@ class SharedHandle:
             self._release()
 
     def close(self) -> None:
-        """No new use begins; the last one closes. Twice is fine."""
+        """Refuse new uses; the last running one closes the descriptor. Idempotent."""
         with self._lock:
             if self._closing:
                 return

@@ -1,31 +1,33 @@
 """The file system as the daemon uses it: few calls, each of which a test can make fail.
 
-`Files` has two halves. The first wraps single system calls and only evens out the platforms; a
-test's fault injector overrides these. The second is made of the first and holds the orders of
-durability that everything else relies on: *file before name, name before folder*. Every method
-raises OSError as it is; the journal and the store translate at their boundary.
+`Files` has two halves. The first wraps single system calls and evens out the platforms; a test's
+fault injector overrides these. The second combines them and holds the write orders on which
+durability relies: *file before name, name before folder*. Every method raises OSError unchanged;
+the journal and the store translate at their boundary.
 
-Windows and macOS: `fdatasync` becomes a full flush (on macOS with F_FULLFSYNC, as `fsync` there
-leaves data in the drive's cache). Windows cannot flush a folder; NTFS journals its metadata in
-order, so a later flush of any file on the volume makes earlier names durable too.
+Windows and macOS: `fdatasync` becomes a full flush (on macOS with F_FULLFSYNC, because `fsync`
+there leaves data in the drive's cache). Windows cannot flush a folder; NTFS journals its metadata
+in order, so a later flush of any file on the volume makes earlier names durable too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import platform
+import re
 import shutil
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 from protocol.buffers import largefiles
 
 if sys.platform == "darwin":
     import fcntl
-elif sys.platform == "linux":
-    from sfsd.fs import syncfs
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -37,42 +39,50 @@ _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES}
 )
 _seek_lock = threading.Lock()
+_SYNCFS_KERNEL = (5, 8)
+"""The first Linux whose syncfs reports lost writes (syncfs(2), "VERSIONS")."""
+_EXT, _XFS, _BTRFS = 0xEF53, 0x58465342, 0x9123683E
+_TRUSTED = frozenset({_EXT, _XFS, _BTRFS})
+"""`f_type` of statfs(2) for ext2 to ext4, XFS and Btrfs. They are known to write everything back
+and to wait for the disk; a file system in user space is free to do nothing."""
+_STATFS_SIZE = 256
+"""Bytes; the structure has 120, and `f_type` is its first word."""
 
 
 class Files:
-    """The real file system. Handles are descriptors, as `os.open` returns them."""
+    """The real file system. Handles are descriptors as `os.open` returns them."""
 
-    # Single calls.
+    # Single system calls.
 
     def open_new(self, path: Path | str) -> int:
-        """A handle to write to a file that does not exist yet."""
+        """Return a handle to write to a file that does not exist yet."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, FILE_MODE)
 
     def open_append(self, path: Path) -> int:
-        """A handle to read anywhere and to write at the end; the file is made if need be."""
+        """Return a handle to read anywhere and to append; the file is created if needed."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, FILE_MODE)
 
     def open_update(self, path: Path) -> int:
-        """A handle to read and overwrite a file that exists."""
+        """Return a handle to read and overwrite an existing file."""
         return os.open(path, os.O_RDWR | _BINARY)
 
     def open_read(self, path: Path | str) -> int:
         return os.open(path, os.O_RDONLY | _BINARY)
 
     def open_direct(self, handle: int, *, writing: bool) -> int | None:
-        """A second handle of an open file, to read or to write past the page cache; None where
-        that cannot be had. Memory, offsets and lengths must then be whole pages."""
+        """Return a second handle that reads or writes past the page cache, or None if unsupported.
+        Memory, offsets and lengths must then be whole pages."""
         return largefiles.open_direct(handle, writing=writing)
 
     def close(self, handle: int) -> None:
         os.close(handle)
 
     def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
-        """One write; returns how many bytes it took, which may be too few."""
+        """Write once; return how many bytes were written, which may be too few."""
         return os.write(handle, data)
 
     def read_at(self, handle: int, length: int, offset: int) -> bytes:
-        """Up to `length` bytes from `offset`. Safe beside other readers and an appender."""
+        """Return up to `length` bytes from `offset`. Safe beside other readers and an appender."""
         if sys.platform != "win32":
             return os.pread(handle, length, offset)
         else:
@@ -81,7 +91,7 @@ class Files:
                 return os.read(handle, length)
 
     def read_into(self, handle: int, memory: memoryview, offset: int) -> int:
-        """As `read_at`, into `memory`, as many bytes as it has; how many there were."""
+        """Fill `memory` from `offset`; return how many bytes were read."""
         if sys.platform != "win32":
             return os.preadv(handle, [memory], offset)
         else:
@@ -90,7 +100,8 @@ class Files:
             return len(data)
 
     def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
-        """One write at `offset`; returns how many bytes it took. Safe beside others' ranges."""
+        """Write once at `offset`; return how many bytes were written. Safe beside writes of other
+        ranges."""
         if sys.platform != "win32":
             return os.pwrite(handle, data, offset)
         else:
@@ -99,29 +110,25 @@ class Files:
                 return os.write(handle, data)
 
     def start_writing_back(self, handle: int, offset: int, length: int) -> None:
-        """A hint that these bytes are synced soon (0: up to the end); promises nothing.
-
-        On Linux it queues the dirty pages of the range, so that many files or a long one go to the
-        disk side by side, and what is synced after is short.
-        """
+        """Hint that these bytes will be synced soon (length 0: to the end); promises nothing. On
+        Linux it queues the dirty pages of the range. Many files, or a long one, then go to the disk
+        in parallel, and the sync that follows is short."""
         if sys.platform == "linux":
             os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
     def allocate(self, handle: int, size: int) -> None:
-        """Room on the disk for a new file's bytes, which are `size` zeros until they are written.
-
-        ext4 otherwise looks for it when the file takes another's name, and writes the file out
-        before it does: that takes longer than all else about a small file.
-        """
+        """Allocate `size` bytes on the disk for a new file, zeros until they are written. Otherwise
+        ext4 allocates them when the file replaces another, and writes the file out before that.
+        This takes longer than everything else about a small file."""
         if sys.platform == "linux" and size:
             try:
                 os.posix_fallocate(handle, 0, size)
             except OSError as exc:
                 if exc.errno in FULL_DISK:
-                    raise  # elsewhere it is not to be had, and not needed
+                    raise  # other errors: unsupported here, and not needed
 
     def reserve(self, handle: int, offset: int, length: int) -> None:
-        """A hint that all these bytes are to be written; promises nothing, moves no end of a
+        """Hint that this range will be written; promises nothing and does not move the end of the
         file."""
         largefiles.reserve(handle, offset, length)
 
@@ -129,28 +136,28 @@ class Files:
         return os.fstat(handle).st_size
 
     def free(self, folder: Path) -> int:
-        """Bytes that can still be written to the disk that holds `folder`."""
+        """Return how many bytes can still be written to the disk that holds `folder`."""
         return shutil.disk_usage(folder).free
 
     def truncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 
     def sync(self, handle: int) -> None:
-        """Data and metadata of one file are on the disk when this returns."""
+        """Write the data and metadata of one file to the disk."""
         if sys.platform == "darwin":
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
         else:
             os.fsync(handle)
 
     def sync_data(self, handle: int) -> None:
-        """Data and size of one file are on the disk when this returns."""
+        """Write the data and size of one file to the disk."""
         if sys.platform == "linux":
             os.fdatasync(handle)
         else:
             self.sync(handle)
 
     def sync_folder(self, folder: Path) -> None:
-        """Names made, changed or removed in `folder` are on the disk when this returns."""
+        """Write to the disk the names created, changed or removed in `folder`."""
         if sys.platform != "win32":
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -159,51 +166,51 @@ class Files:
                 os.close(handle)
 
     def sync_all(self, folder: int) -> bool:
-        """All of the file system that holds the open `folder` is on the disk when this is True.
+        """Write the whole file system that holds the open `folder` to the disk.
 
-        False where that cannot be had, or its failures not be told: then nothing was done. An error
-        is raised once for each handle that was opened before it happened, whichever program's
-        bytes were lost.
+        One such sync replaces one sync for each of many files. Return False, having done nothing,
+        if it is unavailable or its failures might go unreported. An error is raised once for each
+        handle that was opened before it happened, whichever program's bytes were lost.
         """
         if sys.platform == "linux":
-            return syncfs.sync(folder)
+            return _syncfs(folder)
         else:
             return False
 
     def replace(self, source: Path | str, target: Path | str) -> None:
-        """Give `source` the name `target`, whether or not that exists, in one step."""
+        """Rename `source` to `target` in one step, whether or not `target` exists."""
         os.replace(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        """A second name for one file; FileExistsError if `target` is there."""
+        """Add a second name for one file. Raises FileExistsError if `target` exists."""
         os.link(source, target)
 
     def remove(self, path: Path | str) -> None:
-        """Remove a file; that it is gone already is fine."""
+        """Remove a file; a missing file is no error."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
     def make_folder(self, path: Path) -> None:
-        """Make `path` and its missing parents (0700); that it is there already is fine."""
+        """Create `path` and its missing parents (0700); an existing folder is no error."""
         path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
-    # Made of them.
+    # Combined calls.
 
     def write_all(self, handle: int, data: bytes | bytearray | memoryview) -> None:
-        """Write every byte; for files that nobody reads before they are complete."""
+        """Write every byte; for files that are not read before they are complete."""
         view = memoryview(data)
         while view:
             view = view[self.write(handle, view) :]
 
     def write_all_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write every byte, from `offset` on."""
+        """Write every byte, starting at `offset`."""
         view = memoryview(data)
         while view:
             written = self.write_at(handle, view, offset)
             view, offset = view[written:], offset + written
 
     def read_exactly(self, handle: int, length: int, offset: int) -> bytes:
-        """`length` bytes from `offset`; EOFError if the file ends before."""
+        """Return `length` bytes from `offset`. Raises EOFError if the file ends before."""
         data = self.read_at(handle, length, offset)
         while len(data) < length:
             more = self.read_at(handle, length - len(data), offset + len(data))
@@ -213,40 +220,38 @@ class Files:
         return data
 
     def write_new_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        """Make `path` with `data` and sync it. Its name lasts after `sync_folder` of its folder.
-
-        What a failure leaves behind is removed, so the same path can be tried again.
-        """
+        """Create `path` with `data` and sync it. Its name is durable after `sync_folder` of its
+        folder. A failed attempt is removed, so the same path can be tried again."""
         self._write_new(path, data, durable=True)
 
     def write_new(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
-        """As `write_new_durable`, but no sync: a kill may leave a part of it, power loss nothing.
-        FileExistsError if `path` is there."""
+        """Create `path` with `data`, without a sync: a kill may leave part of it, power loss
+        nothing. Raises FileExistsError if `path` exists."""
         self._write_new(path, data, durable=False)
 
     def replace_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        """Old or new content under `path`, never a mixture; the new is on the disk on return."""
+        """Replace the content of `path`: old or new, never a mixture; the new is durable on
+        return."""
         self._replace_with(path, data, durable=True)
         self.sync_folder(path.parent)
 
     def replace_soon(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        """As `replace_durable` for a killed process, but no sync: power loss may leave nothing."""
+        """Replace as `replace_durable`, but without a sync: atomic if killed, empty after power
+        loss."""
         self._replace_with(path, data, durable=False)
 
     def replace_staged(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
-        """As `replace_soon`, for bytes that are durable elsewhere until a sync of `path`: power
-        loss may leave zeros. Takes a third of the time where another file has that name."""
+        """Replace as `replace_soon`, for bytes that stay durable elsewhere until a sync of `path`.
+        Power loss may leave zeros. Takes a third of the time if another file has that name."""
         self._replace_with(path, data, durable=False, allocate=True)
 
     def temporary(self, path: Path) -> Path:
-        """The name beside `path` under which its next content is made."""
+        """Return the name beside `path` under which its next content is written."""
         return Path(_temporary(str(path)))
 
     def link_or_copy(self, source: Path, target: Path) -> None:
-        """`target` becomes a hard link of `source`, or a copy where links cannot be made.
-
-        FileExistsError if `target` is there. SyncGuard nothing.
-        """
+        """Make `target` a hard link of `source`, or a copy if links are unsupported. Raises
+        FileExistsError if `target` exists. Syncs nothing."""
         try:
             self.link(source, target)
         except OSError as exc:
@@ -298,8 +303,8 @@ class Files:
         try:
             self._write_new(temporary, data, durable=durable, allocate=allocate)
         except FileExistsError:
-            # One daemon owns a root, so this can only be a crash's leftover. It is not written
-            # into: it may be a second name of a file that is in use.
+            # One daemon owns a root, so this can only be left over from a crash. It is removed, not
+            # overwritten: it may be a second name of a file that is in use.
             self.remove(temporary)
             self._write_new(temporary, data, durable=durable, allocate=allocate)
         try:
@@ -312,3 +317,32 @@ class Files:
 def _temporary(path: str) -> str:
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.tmp")
+
+
+def _syncfs(folder: int) -> bool:
+    """Call syncfs(2), which Python lacks; return False if the file system is not trusted. Raises
+    OSError if something could not be written since `folder` was opened."""
+    library = _syncfs_library()
+    if library is None or _file_system_type(library, folder) not in _TRUSTED:
+        return False
+    if library.syncfs(folder) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return True
+
+
+@cache
+def _syncfs_library() -> ctypes.CDLL | None:
+    """Return the C library, or None if it or the kernel has no syncfs that reports failures."""
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    if version is None or (int(version[1]), int(version[2])) < _SYNCFS_KERNEL:
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    return library if hasattr(library, "syncfs") and hasattr(library, "fstatfs") else None
+
+
+def _file_system_type(library: ctypes.CDLL, folder: int) -> int | None:
+    result = ctypes.create_string_buffer(_STATFS_SIZE)
+    if library.fstatfs(folder, result) != 0:
+        return None
+    return ctypes.c_ulong.from_buffer(result).value

@@ -22,7 +22,7 @@ from sfsd import server_keys
 from sfsd.config import ConnectionLimits
 from sfsd.datadir import lock_root, open_world
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
-from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter
+from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
 from sfsd.fs.files import Files
 from sfsd.jobs.scheduler import Schedule
 from sfsd.net.connection import ClientConnection
@@ -36,7 +36,6 @@ from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MemoryBudget
 from sfsd.rules.context import Principal, ServerContext
 from sfsd.storage.change import Change
-from sfsd.storage.releasing import raise_descriptor_limit
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0

@@ -1,4 +1,4 @@
-"""How many descriptors there may be, and who may have them."""
+"""The limit of descriptors, and how it is budgetd."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import sys
 import pytest
 
 from sfsd.config import ConnectionLimits
-from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit
+from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit, raise_descriptor_limit
 from sfsd.net.listener import _within_handles
-from sfsd.storage.releasing import most_waiting
 
 if sys.platform != "win32":
     import resource
 
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows states no limit")
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it states no limit")
+
+@posix_only
 @pytest.mark.parametrize(("stated", "most"), [(256, 256), (524_288, 524_288), (None, 1 << 20)])
 def test_what_the_system_allows(
     monkeypatch: pytest.MonkeyPatch, stated: int | None, most: int
@@ -23,31 +24,77 @@ def test_what_the_system_allows(
     soft = resource.RLIM_INFINITY if stated is None else stated
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
     assert descriptor_limit() == most
-    share = DescriptorBudget()
-    assert share.acquire(most // 4)
-    assert not share.acquire(1)
+    budget = DescriptorBudget()
+    assert budget.acquire(most // 4)
+    assert not budget.acquire(1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing waits to be closed elsewhere")
+@posix_only
 @pytest.mark.parametrize("soft", [128, 1024, 12_000, 16_384, 24_576, 32_768, 65_536, 1 << 20])
-def test_a_quarter_is_left_for_the_log_and_the_store(
-    monkeypatch: pytest.MonkeyPatch, soft: int
-) -> None:
-    """However many connections were asked for, and whatever users hold."""
+def test_half_is_left_for_the_log_and_the_store(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
+    """However many connections are configured, and whatever users hold open."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
     connections = _within_handles(ConnectionLimits(connections=1_000_000)).connections
     share = DescriptorBudget()
     assert share.acquire(soft // 4)
     assert not share.acquire(1)
     assert connections + most_waiting() + soft // 4 <= soft - soft // 4
+    connections = _within_handles(ConnectionLimits(connections=1_000_000)).connections
+    budget = DescriptorBudget()
+    assert budget.acquire(soft // 4)
+    assert not budget.acquire(1)
+    assert connections + soft // 4 <= soft // 2
 
 
-def test_a_share_is_taken_whole_or_not_at_all() -> None:
-    share = DescriptorBudget(5)
-    assert share.acquire(2)
-    assert not share.acquire(4)
-    assert share.acquire(3)
-    assert not share.acquire(1)
-    share.release(2)
-    assert not share.acquire(3)
-    assert share.acquire(2)
+def test_a_budget_gives_all_that_is_asked_for_or_nothing() -> None:
+    budget = DescriptorBudget(5)
+    assert budget.acquire(2)
+    assert not budget.acquire(4)
+    assert budget.acquire(3)
+    assert not budget.acquire(1)
+    budget.release(2)
+    assert not budget.acquire(3)
+    assert budget.acquire(2)
+
+
+@posix_only
+def test_the_soft_limit_is_raised_to_the_hard_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 524_288)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, limit_pair: limits.append(limit_pair))
+    raise_descriptor_limit()
+    raise_descriptor_limit()
+    assert limits == [(1024, 524_288), (524_288, 524_288)]
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((256, 2**63 - 1), (10_240, 2**63 - 1)),
+        ((256, 4096), (4096, 4096)),
+        ((60_000, 2**63 - 1), None),
+    ],
+)
+def test_macos_gets_a_finite_limit(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[int, int], after: tuple[int, int] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, limit_pair: asked.append(limit_pair))
+    raise_descriptor_limit()
+    assert asked == ([] if after is None else [after])
+
+
+@posix_only
+@pytest.mark.parametrize("error", [ValueError("not allowed"), PermissionError(1, "no")])
+def test_a_limit_that_cannot_be_raised_stays(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    raise_descriptor_limit()

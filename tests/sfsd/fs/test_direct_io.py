@@ -18,7 +18,7 @@ from protocol.codec.merkle import PIECE_SIZE
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import StagingClosedError, StoreFullError, StoreRefusedError
 from sfsd.fs.descriptors import SyncGuard
-from sfsd.fs.direct_io import SMALLEST, DirectFile, RecentlyOpened
+from sfsd.fs.direct_io import MIN_READ, DirectFile, RecentlyOpened
 from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, digest_of
 from sfsd.storage.store import Blob, DirectoryStore
@@ -235,7 +235,7 @@ def test_any_range_is_read_as_through_the_cache(
     files = Way()
     opened = blob(tmp_path_factory.mktemp("blobs"), files, _CONTENT)
     assert opened.read_range(offset, length) == _CONTENT[offset : offset + length]
-    assert files.past == (["read"] if length >= SMALLEST else [])
+    assert files.past == (["read"] if length >= MIN_READ else [])
     opened.close()
 
 

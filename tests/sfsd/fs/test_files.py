@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sfsd.fs import files as files_module
 from sfsd.fs.files import Files
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has syncfs")
 
 
 class Faulty(Files):
@@ -173,3 +179,56 @@ def test_remove_and_make_folder_are_repeatable(tmp_path: Path) -> None:
     files.sync_folder(tmp_path / "x")
     files.remove(tmp_path / "none")
     assert names(tmp_path) == ["x"]
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Iterator[int]:
+    handle = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield handle
+    os.close(handle)
+
+
+@pytest.fixture
+def fresh_library_cache() -> Iterator[None]:
+    """Clear what another test cached about the kernel."""
+    files_module._syncfs_library.cache_clear()
+    yield
+    files_module._syncfs_library.cache_clear()
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("release", "reports"), [("5.7.19", False), ("5.8.0", True), ("6.1", True)]
+)
+def test_syncfs_needs_a_kernel_that_reports_failures(
+    release: str, reports: bool, monkeypatch: pytest.MonkeyPatch, fresh_library_cache: None
+) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert (files_module._syncfs_library() is not None) is reports
+
+
+@linux_only
+def test_syncfs_is_not_used_on_an_unknown_file_system(
+    open_folder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_TRUSTED", frozenset[int]())
+    assert files_module._syncfs(open_folder) is False
+
+
+@linux_only
+def test_syncfs_is_not_used_on_proc() -> None:
+    handle = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert files_module._syncfs(handle) is False
+    finally:
+        os.close(handle)
+
+
+@linux_only
+def test_a_syncfs_failure_is_raised(open_folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = files_module._syncfs_library()
+    assert found is not None
+    monkeypatch.setattr(files_module, "_file_system_type", lambda *_: files_module._EXT)
+    with pytest.raises(OSError) as raised:
+        files_module._syncfs(-1)
+    assert raised.value.errno == errno.EBADF
