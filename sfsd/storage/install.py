@@ -8,6 +8,7 @@ say so; what it says may be believed after any failure.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -20,7 +21,6 @@ from sfsd.errors import RecoveryError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.prepare import InstallStep
-from sfsd.storage.releasing import ROOM, Releasing
 
 MANY = 16
 """Files from which on one sync of the file system costs less than one of each."""
@@ -34,7 +34,6 @@ class Installer:
         """Raises OSError, or `RecoveryError` if staging/applied is not what this wrote."""
         self._files = files
         self._syncs = syncs
-        self._releasing = Releasing(files)
         self._users = users
         self._users_text = str(users)
         self._staging = staging
@@ -58,33 +57,23 @@ class Installer:
             self._install(step)
 
     def _install(self, step: InstallStep) -> None:
-        # A text, not a Path: putting one together would cost more than writing the file.
+        # A str, not a Path: building a Path would cost more than writing the file.
         target = f"{self._users_text}/{step.path}"
-        if step.digest is not None and step.blob is None and not step.replaces:
-            try:
-                return self._files.write_new(target, step.data)
-            except FileExistsError:
-                pass
-        before = self._releasing.hold(target)
-        try:
-            self._replace(step, target)
-        finally:
-            if before is not None:
-                # About as large as what takes its place; ciphertexts may be of any size.
-                self._releasing.release(before, size=len(step.data) or ROOM + 1)
-
-    def _replace(self, step: InstallStep, target: str) -> None:
         if step.digest is None:
             self._files.remove(target)
             return
-        if step.blob is None:
-            self._files.replace_staged(target, step.data)
+        if step.blob is not None:
+            temporary = self.remove_temporary(step.path)
+            self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)
+            self._files.replace(temporary, target)
+            # If both were names of one file already, rename(2) did nothing and left the temporary.
+            self._files.remove(temporary)
             return
-        temporary = self.remove_temporary(step.path)
-        self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)
-        self._files.replace(temporary, target)
-        # Where both were names of one file already, that did nothing and left the temporary.
-        self._files.remove(temporary)
+        if not step.replaces:
+            with contextlib.suppress(FileExistsError):
+                self._files.write_new(target, step.data)
+                return
+        self._files.replace_staged(target, step.data)
 
     def remove_temporary(self, path: str) -> Path:
         """The name under which `path` is made before it is put in place; nothing is there now."""
