@@ -113,12 +113,12 @@ def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, st
     where = home_folder(home)
     keyring = unlock_home(where, passphrase).contents
     with open_client_state(where, keyring) as state:
-        kept = state.distrusted()
+        kept = state.distrust_evidence()
         session = Session(keyring, state, anew=True)
         try:
             session.connect()
             newest = session.trust.newest
-            state.begin_anew(newest.size, newest.root, newest.note)
+            state.reset_log(newest.size, newest.root, newest.note)
         finally:
             session.close()
     return newest.size, kept

@@ -2,9 +2,9 @@
 
     SfscError                    1
     ├── LocalError               1  this machine: a missing file, a full disk, no permission
-    │   ├── Unreadable              a source that cannot be read
-    │   │   └── Special             a link, pipe or device in a folder: not what is stored
-    │   └── Unplaceable             a name that can be no file of this machine, or leads elsewhere
+    │   ├── UnreadableSource        a source that cannot be read
+    │   │   └── NotRegularFile      a link, pipe or device in a folder: not what is stored
+    │   └── BadDestination          a name that can be no file of this machine, or leads elsewhere
     ├── UsageError               2  the call itself makes no sense
     ├── NotFound                 3  no such file or user, or not one that may be seen
     ├── Denied                   4  the server knows who asks and says no

@@ -72,7 +72,7 @@ class Theft:
                 continue  # what others share, only they can encrypt anew
             if account.is_lost((item.wrap,)) or (chosen is not None and item.file_id not in chosen):
                 continue
-            record = account.record(item.content, item.file_id)
+            record = account.verify_record(item.content, item.file_id)
             if record.generation == session.author.generation:
                 # A restore or a move takes over a content that is older than it.
                 if record.op in (PUT, REENCRYPT):

@@ -130,7 +130,7 @@ class Devices:
         """The account's newest statement. Raises `Denied` where it is committed to another recovery
         code than `code`."""
         head = self.catch_up()
-        if head.recovery is not None and (code is None or code.public != head.recovery):
+        if head.recovery is not None and (code is None or code.public_keys != head.recovery):
             raise Denied("the account's recovery code is another", "the old code is needed")
         return head
 
@@ -140,12 +140,12 @@ class Devices:
         Raises `Denied` for another old code than the committed.
         """
         head = self.check_recovery(old)
-        wanted = code.public
+        wanted = code.public_keys
 
         def change(head: Statement) -> dict[str, object] | None:
             return None if head.recovery == wanted else {"recovery": wanted}
 
-        also = None if head.recovery is None or old is None else old.signing
+        also = None if head.recovery is None or old is None else old.signing_key
         self._publish(rules.RECOVERY_KEY, change, also)
 
     # --- the chain ----------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Devices:
             signatures={key_id("ed25519", public).hex(): one for public, one in named},
         )
         with session.judging():
-            session.trust.receipt(receipt, sent)
+            session.trust.verify_receipt(receipt, sent)
         session.join()
 
     def accept(self, pending: PendingStatement) -> None:

@@ -69,7 +69,7 @@ def enrol_account(
     try:
         trust = ServerTrust(invitation.pin)
         welcome = transport.welcome()
-        server = trust.welcome(welcome, transport.peer_spki_sha256)
+        server = trust.accept_welcome(welcome, transport.peer_spki_sha256)
         if isinstance(ready, KeyringFile):
             file = ready
         else:
@@ -95,7 +95,7 @@ def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> Keyrin
     """The keyring of an enrolment that was cut, None where there is none."""
     if not os.path.exists(keyring_path(home)):
         return None
-    file = KeyringFile.open(keyring_path(home), passphrase)
+    file = KeyringFile.unlock(keyring_path(home), passphrase)
     known = file.contents
     if known.pending is None or known.statements:
         raise LocalError(
@@ -202,7 +202,7 @@ def _accept(session: opening.Session, trust: ServerTrust, file: KeyringFile) -> 
         record=pending.statement,
         signatures={key_id("ed25519", public).hex(): pending.signatures[0]},
     )
-    trust.enrolled(session, sent)
+    trust.accept_enrolment(session, sent)
     generations = () if pending.keys is None else (pending.keys,)
     file.save(
         changed(

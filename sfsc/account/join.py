@@ -50,7 +50,7 @@ class Opener(Value):
 
     @classmethod
     def of_code(cls, code: RecoveryCode) -> Opener:
-        return cls(0, code.signing, (code.wrapping,), code)
+        return cls(0, code.signing_key, (code.wrap_key,), code)
 
     @classmethod
     def of_keyring(cls, keyring: Keyring) -> Opener:
@@ -83,7 +83,7 @@ def adopt(
     try:
         trust = ServerTrust(link.pin)
         welcome = transport.welcome()
-        server = trust.welcome(welcome, transport.peer_spki_sha256)
+        server = trust.accept_welcome(welcome, transport.peer_spki_sha256)
         opened = _Opened.log_in(transport, trust, link, opener, taking)
     finally:
         transport.close()
@@ -130,7 +130,7 @@ class _Opened(Value):
     ) -> _Opened:
         message = login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
         reply = transport.call(message, transport.timeouts.opening)
-        trust.session(answered(reply, opening.Session))
+        trust.accept_session(answered(reply, opening.Session))
 
         def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
             def ask(message: Lookup) -> Identity:
@@ -153,8 +153,8 @@ class _Opened(Value):
                 raise _taken_over(chain, last_opened(chain, fetch, opener.code).n + 1) from exc
         # A log that is older than the one that this account has seen elsewhere is a rollback.
         if bundle.checkpoint:
-            trust.reach_back(bundle.checkpoint, lambda gap: _proof(transport, gap))
-        trust.join([_proof(transport, gap) for gap in trust.gaps()])
+            trust.check_older_checkpoint(bundle.checkpoint, lambda gap: _proof(transport, gap))
+        trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
         return cls(chain, bundle)
 
     def keyring(self, link: AccountLink) -> Keyring:

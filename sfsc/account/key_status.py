@@ -51,13 +51,13 @@ class KeyStatus:
         does not bear out at most once a day, so that it cannot keep us at it; that counts as
         answered then. Never while the server is distrusted."""
         state = self._session.state
-        if not self.is_due() or state.distrusted() is not None:
+        if not self.is_due() or state.distrust_evidence() is not None:
             return False
         if not self._is_ours():
             now = int(self._clock())
-            if 0 <= now - state.rotated_at() < DAY:
+            if 0 <= now - state.last_server_rotation() < DAY:
                 return False
-            state.remember_rotated(now)
+            state.remember_server_rotation(now)
         return True
 
     def _is_ours(self) -> bool:

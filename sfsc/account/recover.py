@@ -106,7 +106,7 @@ def last_opened(
         if hashlib.sha256(sealed).digest() != parsed[n - 1].bundle_sha256:
             raise Tampered("the server gives another bundle than the one its statement names")
         with contextlib.suppress(KeyringError, IntegrityError):  # sealed for somebody else
-            return Opened(n, open_bundle(sealed, parsed[n - 1], (code.wrapping,)))
+            return Opened(n, open_bundle(sealed, parsed[n - 1], (code.wrap_key,)))
     raise KeyringError(
         "no bundle that the server keeps opens with this recovery code",
         "a machine or a backup that knows the account's keys is needed: `sfsc rotate --recovery`",
@@ -168,7 +168,7 @@ def opened_by_code(
     file: KeyringFile, state: ClientState, code: RecoveryCode, timeouts: Timeouts | None = None
 ) -> Iterator[tuple[Session, Devices]]:
     """A session of the account's recovery key. Raises `Denied` for a code that is another's."""
-    session = Session(file.contents, state, timeouts, recovery=code.signing)
+    session = Session(file.contents, state, timeouts, recovery=code.signing_key)
     try:
         session.connect()
     except Denied as exc:
@@ -332,7 +332,7 @@ class Recovery:
         pending = self._devices.signed(
             draft,
             (*keyring.generations, keys),
-            (signing, self._code.signing),
+            (signing, self._code.signing_key),
             keys,
             keyring.name_keys,
         )

@@ -77,7 +77,7 @@ class Renaming:
             return False
         if item.owner != account.user or item.wrap is None:
             return False
-        return not account.is_lost((item.wrap,)) and not account.is_undone(item.content)
+        return not account.is_lost((item.wrap,)) and not account.is_voided_signed(item.content)
 
     def _ids(self, file_id: str, version: int) -> tuple[str, ...] | None:
         """All ids of the name that the file has, None where the version is gone by now."""
@@ -85,15 +85,15 @@ class Renaming:
         file = self._version(self._session.newest(file_id), version)
         if file is None:
             return None
-        _, metadata = account.open(file)
+        _, metadata = account.open_version(file)
         return account.file_ids(SETTINGS if account.is_settings(file_id) else metadata.name)
 
     def _version(self, newest: VerifiedFile, version: int) -> VerifiedFile | None:
         """A version, None where nothing is left of it that we can open."""
         session = self._session
         stated = session.call(Stat(session.account.user, newest.file_id, version), Stated)
-        file = session.account.opened(
-            stated.view, newest.file_id, version, known_file(newest).known
+        file = session.account.verify_version(
+            stated.view, newest.file_id, version, known_file(newest).revision
         )
         lost = session.account.is_lost(file.wraps)
         return None if lost or not file.metadata else file
@@ -175,7 +175,7 @@ class Renaming:
         if copy.content.created != one.content.created:
             return False
         account = self._session.account
-        if account.open(copy)[1] != account.open(one)[1]:
+        if account.open_version(copy)[1] != account.open_version(one)[1]:
             return False
         return self._digest(copy) == self._digest(one)
 
@@ -251,7 +251,7 @@ class Renaming:
         if made is None:
             raise ConflictError(_FASTER, _AGAIN)
         record, body = made
-        session.state.remember_file(KnownFile.of(record, body, file.version), None)
+        session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
         return changed(file, head=record, head_body=body)
 
 

@@ -144,7 +144,7 @@ class Renewal(Value):
     def _judge(self, one: _Renewed) -> None:
         whose, item = one.owner or self.account, one.item
         for signed, record in zip(one.signed, one.records, strict=True):
-            judged = whose.judged(signed, record, item.file_id, one.known)
+            judged = whose.verify_parsed(signed, record, item.file_id, one.known)
             if signed is item.content:
                 one.content = judged
 
@@ -157,7 +157,7 @@ class Renewal(Value):
         if one.key is not None and one.wrap is not None and not self._is_new(one.wrap):
             whose, own = one.owner or self.account, self.account.own_key
             recipient = Recipient(self.account.user, own)
-            (one.wrap,) = one.key.wrap(whose.server_id, whose.first, [recipient])
+            (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
 
     def _endorse(self, one: _Renewed) -> None:
         one.endorsements = tuple([self._endorsed(signed) for signed in one.older])
@@ -229,7 +229,7 @@ class Rewrapping:
         account, items = session.account, wrap_items(session)
         while some := list(islice(items, _CHUNK)):
             ours = [item.file_id for item in some if item.owner == account.user]
-            known = session.state.known(ours)
+            known = session.state.known_revisions(ours)
             for item in some:
                 if session.account is not account:
                     sweep.left += 1  # another machine has rotated: all is to be looked at again
@@ -256,7 +256,7 @@ class Rewrapping:
                 "rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {}
             )
             with self._session.judging():
-                self._session.trust.receipt(answer.receipt, sent)
+                self._session.trust.verify_receipt(answer.receipt, sent)
         left = frozenset(answer.left)
         sweep.done += sum(
             [one.wrap is not None for place, one in enumerate(batch) if place not in left]
@@ -267,7 +267,7 @@ class Rewrapping:
 def standing_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
     """The item's records, but those that a thief has signed before he was undone."""
     signed = [one for one in (item.content, item.head) if one is not None]
-    return [one for one in signed if not account.is_undone(one)]
+    return [one for one in signed if not account.is_voided_signed(one)]
 
 
 def leaf_of(item: WrapItem, wrap: Wrap) -> bytes:

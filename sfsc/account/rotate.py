@@ -101,8 +101,8 @@ class Rotation:
         head = self._devices.catch_up()
         size = versions = 0
         for item in self._items():
-            if not self._owner(item).is_undone(item.content):
-                record = self._owner(item).record(item.content, item.file_id)
+            if not self._owner(item).is_voided_signed(item.content):
+                record = self._owner(item).verify_record(item.content, item.file_id)
                 versions += 1
                 size += plaintext_size(record.ciphertext_size or 0)
         return Plan(versions, size, head.generation, head.due, unfinished(head))
@@ -165,9 +165,9 @@ class Rotation:
         already, what was chosen then stays so."""
         state = self._session.state
         if begun and chosen is not None:
-            before = state.chosen(self._session.author.generation)
+            before = state.reencrypt_choice(self._session.author.generation)
             chosen = None if before is None else before | chosen
-        state.remember_chosen(generation, chosen)
+        state.remember_reencrypt_choice(generation, chosen)
 
     def _finish_all(self) -> Rotated:
         renaming = Renaming(self._session, self._people)
@@ -177,7 +177,7 @@ class Rotation:
             wrapped += sweep.done
             renaming.move(self._items())
             if self._theft is not None:
-                chosen = self._session.state.chosen(self._session.author.generation)
+                chosen = self._session.state.reencrypt_choice(self._session.author.generation)
                 self._theft.reencrypt(self._items(), chosen)
             moved = self._theft is not None or len(self._session.account.name_keys) > 1
             leaves = self._leaves(renaming) if moved else sweep.leaves
@@ -368,7 +368,7 @@ class Rotation:
         for item in self._items():
             if item.owner == account.user:
                 for one in standing_records(account, item):
-                    account.record(one, item.file_id)
+                    account.verify_record(one, item.file_id)
             if item.wrap is None or account.is_lost((item.wrap,)):
                 continue
             if item.wrap.key_id != own:

@@ -138,7 +138,7 @@ class Repair:
         for item in wrap_items(self._session):
             if item.wrap is None or item.owner != account.user:
                 continue
-            if account.is_lost((item.wrap,)) and not account.is_undone(item.content):
+            if account.is_lost((item.wrap,)) and not account.is_voided_signed(item.content):
                 how = "wrapped for himself alone", generations[item.wrap.key_id]
                 found.setdefault(item.file_id, {})[item.version] = how
         return found
@@ -183,9 +183,9 @@ class Repair:
     ) -> None:
         session = self._session
         made, body = change_file(session, file, build)
-        entry = Entry.of(made, made, metadata)
+        entry = Entry.from_record(made, made, metadata)
         hidden = session.account.is_settings(file.file_id)
-        known = KnownFile.of(made, body, entry.version)
+        known = KnownFile.from_record(made, body, entry.version)
         session.state.remember_file(known, None if hidden else entry.pack())
         if made.readers != readers:
             self._sharing.set_readers(session.newest(file.file_id), readers)
@@ -206,18 +206,18 @@ class Repair:
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made
-            session.state.remember_file(KnownFile.of(record, body, file.version), None)
+            session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
 
     def _newest(self, file_id: str) -> VerifiedFile:
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, 0), Stated)
-        return session.account.standing_file(stated.view, file_id)
+        return session.account.verify_voidable(stated.view, file_id)
 
     def _source(self, file_id: str, version: int, records: Sequence[_Record]) -> VerifiedFile:
         """A version as the last record that made it, and was not his, has it."""
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, version), Stated)
-        file = session.account.standing_file(stated.view, file_id)
+        file = session.account.verify_voidable(stated.view, file_id)
         made = [one for one in records if not one.voided and one.record.version == version]
         contents = [one.body for one in made if one.record.op in CONTENT_OPS]
         if not contents or file.content_body != contents[-1]:
@@ -236,7 +236,7 @@ class Repair:
         for version in sorted({one.record.version for one in records if one.record.version}):
             try:
                 source = self._source(file_id, version, records)
-                return self._session.account.open(source)[1].name
+                return self._session.account.open_version(source)[1].name
             except _UNUSABLE:
                 continue  # of the next version perhaps
         return file_id

@@ -98,7 +98,7 @@ class ContentKey(Value):
     dek: bytes = field(repr=False)
 
     @classmethod
-    def fresh(cls) -> ContentKey:
+    def generate(cls) -> ContentKey:
         return cls(new_content_id(), new_key())
 
     def encryptor(self) -> Encryptor:
@@ -133,7 +133,7 @@ class ContentKey(Value):
             raise BadRecord("the file's metadata states a size that its content does not have")
         return metadata
 
-    def wrap(
+    def wrap_for(
         self, server: bytes, owner_first: bytes, recipients: Iterable[Recipient]
     ) -> tuple[Wrap, ...]:
         """The DEK for each recipient. `owner_first` is the hash of the owner's first statement."""

@@ -52,14 +52,14 @@ class Geometry(Value):
         """Where in the plaintext segment `index` begins."""
         return 0 if index == 0 else self.capacity(0) + (index - 1) * self.capacity(1)
 
-    def segment_of(self, offset: int) -> int:
+    def segment_at(self, offset: int) -> int:
         """The segment that holds byte `offset` of the plaintext."""
         first = self.capacity(0)
         return 0 if offset < first else 1 + (offset - first) // self.capacity(1)
 
     def ciphertext_size(self, plaintext_size: int) -> int:
         """Bytes of the blob of a plaintext of that size; 56 for an empty one."""
-        segments = self.segment_of(max(0, plaintext_size - 1)) + 1
+        segments = self.segment_at(max(0, plaintext_size - 1)) + 1
         return HEADER_SIZE + plaintext_size + segments * TAG_SIZE
 
     def segment_count(self, ciphertext_size: int) -> int:
@@ -78,7 +78,7 @@ SEGMENTS_1MB: Final = Geometry(SEGMENT_SIZE)
 ciphertext_size = SEGMENTS_1MB.ciphertext_size
 plaintext_size = SEGMENTS_1MB.plaintext_size
 segment_count = SEGMENTS_1MB.segment_count
-segment_of = SEGMENTS_1MB.segment_of
+segment_at = SEGMENTS_1MB.segment_at
 plaintext_offset = SEGMENTS_1MB.plaintext_offset
 
 
@@ -109,7 +109,7 @@ class Encryptor:
         """Plaintext bytes that the next segment takes; each but the last must be full."""
         return self._geometry.capacity(self._index)
 
-    def seal(
+    def seal_segment(
         self,
         plaintext: Buffer,
         *,
@@ -139,7 +139,7 @@ class Encryptor:
         self._ended = last
         return piece
 
-    def portions(
+    def plaintext_segments(
         self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[tuple[memoryview, bool]]:
         """What each segment of what `source` holds is to be made of, in order, and whether it is
@@ -161,10 +161,10 @@ class Encryptor:
             buffer = following
             filled = 1 + _read_fully(source, buffer[1 : capacity(index + 1) + 1])
 
-    def pieces(self, source: ByteSource) -> Iterator[memoryview]:
+    def encrypt_stream(self, source: ByteSource) -> Iterator[memoryview]:
         """All pieces of the blob of what `source` holds, in order."""
-        for portion, last in self.portions(source):
-            yield self.seal(portion, last=last)
+        for portion, last in self.plaintext_segments(source):
+            yield self.seal_segment(portion, last=last)
 
 
 class Decryptor:
@@ -200,7 +200,7 @@ class Decryptor:
         start = index * self._geometry.segment_size
         return min(self._geometry.segment_size, self.ciphertext_size - start)
 
-    def open(
+    def open_segment(
         self,
         index: int,
         piece: Buffer,
@@ -227,7 +227,9 @@ class Decryptor:
             raise Tampered(f"segment {index} does not decrypt") from exc
         return plaintext
 
-    def segments(self, source: ByteSource, allocate: Allocate = bytearray) -> Iterator[memoryview]:
+    def decrypt_stream(
+        self, source: ByteSource, allocate: Allocate = bytearray
+    ) -> Iterator[memoryview]:
         """All plaintext, a segment at a time, of the blob that `source` holds from its beginning.
 
         Raises `Tampered` as `open` does, and for a source that ends early or goes on behind the
@@ -240,7 +242,7 @@ class Decryptor:
             last = index == self.segment_count - 1
             if last and filled == len(piece) and _read_fully(source, memoryview(bytearray(1))):
                 raise Tampered("bytes follow the last segment")
-            yield self.open(index, piece[:filled], allocate)
+            yield self.open_segment(index, piece[:filled], allocate)
 
 
 def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:

@@ -255,7 +255,7 @@ class Contacts:
     def check_newest(self, head: FileRecord) -> None:
         """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
         self._own_log.follow()
-        logged = self._session.state.logged(head.file_id)
+        logged = self._session.state.logged_revision(head.file_id)
         if head.rev < logged:
             raise Rollback(
                 f"the server shows revision {head.rev} of a file whose log has {logged}",

@@ -86,8 +86,8 @@ class FileHistory:
         source = self._version(file, requested_version(version) or file.version)
         build, metadata = self.restoring(source)
         made, body = change_file(self._session, file, build)
-        entry = Entry.of(made, made, metadata)
-        restored = KnownFile.of(made, body, entry.version)
+        entry = Entry.from_record(made, made, metadata)
+        restored = KnownFile.from_record(made, body, entry.version)
         self._session.state.remember_file(restored, entry.pack())
         return entry
 
@@ -95,7 +95,7 @@ class FileHistory:
         """What makes the content of the version `source` the newest one of its file, and what that
         says of it. Raises as `Account.open`."""
         account, content = self._session.account, source.content
-        key, metadata = account.open(source)
+        key, metadata = account.open_version(source)
         sealed = key.seal_metadata(metadata)
 
         def build(onto: VerifiedFile) -> Built:
@@ -126,7 +126,7 @@ class FileHistory:
         if version is None and file.deleted:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
         shown = self._version(file, requested_version(version) or file.version)
-        key, _ = self._session.account.open(shown)
+        key, _ = self._session.account.open_version(shown)
         return ExportedKey(
             key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)
         )
@@ -161,7 +161,9 @@ class FileHistory:
         while (made := change_file(self._session, file, build)) is not None:
             record, body = made
             removed += chosen
-            self._session.state.remember_file(KnownFile.of(record, body, file.version), None)
+            self._session.state.remember_file(
+                KnownFile.from_record(record, body, file.version), None
+            )
             file = self._session.newest(file.file_id)
         return removed
 
@@ -181,8 +183,8 @@ class FileHistory:
             raise NotFound(f"there is no version {version}", "see `sfsc history`")
         if version < file.version:
             stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-            known = known_file(file).known
-            found = session.account.opened(stated.view, file.file_id, version, known)
+            known = known_file(file).revision
+            found = session.account.verify_version(stated.view, file.file_id, version, known)
         if not found.metadata:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
         return found
@@ -195,7 +197,7 @@ class FileHistory:
         while first:
             page = session.call(History(session.account.user, file_id, first), HistoryPage)
             for signed in page.records:
-                record = session.account.record(signed, file_id, historic=True)
+                record = session.account.verify_record(signed, file_id, historic=True)
                 if (record.rev, record.prev) != (len(records) + 1, prev):
                     raise BadRecord(f"record {len(records) + 1} of the file is not the next one")
                 if record.rev == newest.head.rev and signed.record != newest.head_body:

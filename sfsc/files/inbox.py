@@ -83,8 +83,8 @@ class ReceivedFiles:
         session, remembered = self._session, self._remembered
         session.keep_up()
         complete = session.trust.newest.size
-        known = {(one.owner, one.file_id): one for one in remembered.files()}
-        since, whole = remembered.received(), True
+        known = {(one.owner, one.file_id): one for one in remembered.shared_files()}
+        since, whole = remembered.received_size(), True
         found: list[Shared] = []
         for item in self._items(since):
             try:
@@ -95,7 +95,7 @@ class ReceivedFiles:
                 skip(f"{item.owner}:{item.file_id}", exc)
                 whole = False
         if whole:
-            remembered.remember_received(complete)
+            remembered.remember_received_size(complete)
         return sorted(found, key=lambda one: (one.owner, one.entry.name))
 
     def open(
@@ -194,12 +194,12 @@ class ReceivedFiles:
     def _verified(self, item: SharedFile, known: KnownSharedFile | None, person: Person) -> _Cached:
         session, owner = self._session, person.owner
         view = item.view or self._stat(item)
-        file = owner.newest(view, item.file_id, None if known is None else known.known)
+        file = owner.verify_newest(view, item.file_id, None if known is None else known.revision)
         if file.deleted:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
-        cached = _Cached(session.account.entry(file, owner), expires)
-        self._remembered.remember_file(KnownSharedFile.of(file, cached.pack()))
+        cached = _Cached(session.account.listing_entry(file, owner), expires)
+        self._remembered.remember_file(KnownSharedFile.from_file(file, cached.pack()))
         return cached
 
     def _stat(self, item: SharedFile) -> FileView:

@@ -73,7 +73,7 @@ class Files:
 
     def stat(self, name: str) -> Entry:
         """The current version of `name`, as the server has it now. Raises `NotFound`."""
-        return self._session.account.entry(find_living(self._session, name))
+        return self._session.account.listing_entry(find_living(self._session, name))
 
     def rm(self, name: str) -> Entry:
         """Delete `name`: a signed record says so from now on. What it deleted; its versions stay.
@@ -91,8 +91,8 @@ class Files:
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made
-            session.state.remember_file(KnownFile.of(record, body, file.version), None)
-        return session.account.entry(file)
+            session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
+        return session.account.listing_entry(file)
 
     def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Delete what `ls` gave, without waiting for each; those that are gone by now too."""
@@ -112,7 +112,7 @@ class Files:
     def _deletion(self, entry: Entry) -> _Deletion:
         session = self._session
         # Who can write the state's file must have no record of his signed upon: it names readers.
-        known = session.state.vouched_file(entry.file_id)
+        known = session.state.verified_file(entry.file_id)
         if known is None:
             known = known_file(session.newest(entry.file_id))
         record = tombstone(session, FileRecord.parse(known.record), known.record)
@@ -120,7 +120,7 @@ class Files:
         signature = session.sign(body)
         request = Record((RecordChange(body, signature, b"", ()),))
         return _Deletion(
-            entry, KnownFile.of(record, body, known.version), record, signature, request
+            entry, KnownFile.from_record(record, body, known.version), record, signature, request
         )
 
     def _deleted(self, deletion: _Deletion, reply: Reply) -> Entry:
@@ -145,16 +145,16 @@ class Files:
         session.keep_up()
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
-        since, known = state.listed(), state.revisions()
+        since, known = state.listed_size(), state.all_revisions()
         ids: dict[bytes, str] = {}
         for page in changed_since(session, since):
             if page.views and not ids:
                 ids = {revision.hash: file_id for file_id, revision in known.items()}
             views = self._news(page.views, ids)
-            with verify_in_background(session.account.signed(views)), state.changing():
+            with verify_in_background(session.account.signature_checks(views)), state.transaction():
                 self._take_up(views, known)
         if state.is_current:
-            state.remember_listed(complete)
+            state.remember_listed_size(complete)
         else:
             self._follow()  # it was changed under our hands, and these are not cached
 
@@ -164,22 +164,22 @@ class Files:
         whatever else the server shows with it, and nothing of it is read."""
         last = (view.content if view.head is None else view.head for view in views)
         found = [ids.get(record_hash(one.record)) for one in last]
-        cached = self._session.state.with_entries([one for one in found if one is not None])
+        cached = self._session.state.cached_revisions([one for one in found if one is not None])
         pairs = zip(views, found, strict=True)
         return [view for view, one in pairs if one is None or cached[one] is None]
 
     def _take_up(self, views: Sequence[FileView], known: dict[str, KnownRevision]) -> None:
         session, files = self._session, list[VerifiedFile]()
         for view in views:
-            file = session.account.newest(view, None, None)
+            file = session.account.verify_newest(view, None, None)
             file.check_not_older(known.get(file.file_id))
             files.append(file)
-        cached = session.state.with_entries([file.file_id for file in files])
+        cached = session.state.cached_revisions([file.file_id for file in files])
         learnt: list[tuple[KnownFile, bytes | None]] = []
         for file in files:
             present = known_file(file)
-            if cached[file.file_id] != present.known:
-                entry = None if file.deleted else session.account.entry(file).pack()
+            if cached[file.file_id] != present.revision:
+                entry = None if file.deleted else session.account.listing_entry(file).pack()
                 learnt.append((present, entry))
         session.state.remember_files(learnt)
 

@@ -101,10 +101,14 @@ class Renames:
 
     def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
         state = self._session.state
-        entry = Entry.of(move.record, move.record, move.metadata)
-        with state.changing():
-            state.remember_file(KnownFile.of(move.record, move.body, entry.version), entry.pack())
-            state.remember_file(KnownFile.of(move.left, move.buried[0], file.version), None)
+        entry = Entry.from_record(move.record, move.record, move.metadata)
+        with state.transaction():
+            state.remember_file(
+                KnownFile.from_record(move.record, move.body, entry.version), entry.pack()
+            )
+            state.remember_file(
+                KnownFile.from_record(move.left, move.buried[0], file.version), None
+            )
         return entry
 
 
@@ -129,7 +133,7 @@ class _Move(Value):
         name: str | None = None,
     ) -> _Move:
         """To `file_id`, under another `name` where one is given."""
-        key, metadata = session.account.open(file)
+        key, metadata = session.account.open_version(file)
         renamed = metadata if name is None else changed(metadata, name=name)
         sealed = key.seal_metadata(renamed)
         record = _moved_record(session, file, target, key, sealed, file_id)

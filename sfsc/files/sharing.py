@@ -101,7 +101,7 @@ class Sharing:
         for file in self._changed_many(files, self._adding(person, expires)):
             if history:
                 self._share_older(file, person, expires)
-            yield Grant(self._session.account.entry(file).name, user, expires)
+            yield Grant(self._session.account.listing_entry(file).name, user, expires)
 
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
         """Share the `folder` no more, nor any file in it."""
@@ -111,7 +111,7 @@ class Sharing:
         files = (file for file in self._inside(prefix) if self._reads(file, user))
         for file in self._changed_many(files, _dropping(user)):
             self._dropped(file, user, reencrypt=reencrypt)
-            yield Grant(self._session.account.entry(file).name, user, 0)
+            yield Grant(self._session.account.listing_entry(file).name, user, 0)
 
     def _reads(self, file: VerifiedFile, user: str) -> bool:
         """Whether he does by its last record. Raises `Rollback` where the log has a later one."""
@@ -155,9 +155,9 @@ class Sharing:
             added = tuple(one for one in readers if one[0] not in having)
             if not added or present.deleted:
                 return []
-            key, _ = session.account.open(present)
+            key, _ = session.account.open_version(present)
             recipients = self._people.recipients(present.head, added)
-            made = key.wrap(session.account.server_id, session.account.first, recipients)
+            made = key.wrap_for(session.account.server_id, session.account.first, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
         def wanted(head: FileRecord) -> tuple[ReaderEntry, ...]:
@@ -203,12 +203,12 @@ class Sharing:
         session, shown = self._session, file
         if version != file.version:
             stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-            known = known_file(file).known
-            shown = session.account.opened(stated.view, file.file_id, version, known)
+            known = known_file(file).revision
+            shown = session.account.verify_version(stated.view, file.file_id, version, known)
         if not shown.metadata:
             return None
-        key, _ = session.account.open(shown)
-        (wrap,) = key.wrap(session.account.server_id, session.account.first, [recipient])
+        key, _ = session.account.open_version(shown)
+        (wrap,) = key.wrap_for(session.account.server_id, session.account.first, [recipient])
         return VersionWrap(version, wrap)
 
     # --- records ------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Sharing:
         elif not landed(session, attempt.connection, reply, record, body):
             return None
         file = attempt.file
-        session.state.remember_file(KnownFile.of(record, body, file.version), None)
+        session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
         return VerifiedFile(
             file.content, file.content_body, record, body, file.metadata, file.wraps
         )

@@ -98,10 +98,10 @@ def check_no_keyring(home: Path) -> None:
 def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
     """The keyring at `path`, which may be a backup. As `unlock_home`."""
     if not needs_passphrase(path):
-        return KeyringFile.open(path, None)
+        return KeyringFile.unlock(path, None)
     stated = find_passphrase(passphrase)
     if stated is None:
         raise WrongPassphrase(
             "the keyring is locked with a passphrase", f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
         )
-    return KeyringFile.open(path, stated)
+    return KeyringFile.unlock(path, stated)

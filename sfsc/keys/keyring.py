@@ -150,7 +150,7 @@ class _KeyringHeader(Value):
     key: bytes = field(repr=False)
 
     @classmethod
-    def make(cls, passphrase: str | None, cost: Argon2Cost) -> _KeyringHeader:
+    def generate(cls, passphrase: str | None, cost: Argon2Cost) -> _KeyringHeader:
         salt = os.urandom(16)
         if passphrase is None:
             kdf, numbers, secret = _NO_PASSPHRASE, (0, 0, 0), salt
@@ -162,7 +162,7 @@ class _KeyringHeader(Value):
         return cls(header + hashlib.sha256(header).digest(), key)
 
     @classmethod
-    def undo(cls, header: bytes, passphrase: str | None) -> _KeyringHeader:
+    def unlock(cls, header: bytes, passphrase: str | None) -> _KeyringHeader:
         _, _, kdf, passes, lanes, kib, salt, check = _parse_header(header)
         if kdf == _NO_PASSPHRASE:
             secret = salt
@@ -202,7 +202,7 @@ class KeyringFile:
         Raises `LocalError` where there is one already, and when it cannot be written; `UsageError`
         for an empty passphrase. None means that there shall be no passphrase.
         """
-        lock = _KeyringHeader.make(passphrase, cost or Argon2Cost())
+        lock = _KeyringHeader.generate(passphrase, cost or Argon2Cost())
         with _translate_errors(path):
             make_folder(path.parent)
             with _lock_file(path):
@@ -211,13 +211,13 @@ class KeyringFile:
                 return cls(path, contents, lock, _write(path, contents, lock))
 
     @classmethod
-    def open(cls, path: Path, passphrase: str | None) -> KeyringFile:
+    def unlock(cls, path: Path, passphrase: str | None) -> KeyringFile:
         """Read the keyring at `path`. `passphrase` does not matter where there is none.
 
         Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`.
         """
         stored = _read(path)
-        lock = _KeyringHeader.undo(stored[:_HEADER_SIZE], passphrase)
+        lock = _KeyringHeader.unlock(stored[:_HEADER_SIZE], passphrase)
         return cls(path, _unseal(stored, lock), lock, stored)
 
     def save(self, contents: Keyring) -> None:

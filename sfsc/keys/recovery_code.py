@@ -60,18 +60,18 @@ class RecoveryCode(Value):
         return "-".join(letters[at : at + _GROUP] for at in range(0, _LETTERS, _GROUP))
 
     @property
-    def signing(self) -> SigningKey:
+    def signing_key(self) -> SigningKey:
         return SigningKey.from_seed(recovery_keys(self.secret)[0])
 
     @property
-    def wrapping(self) -> PrivateKey:
+    def wrap_key(self) -> PrivateKey:
         """The X-Wing key that bundles are sealed to."""
         return PrivateKey(XWING, recovery_keys(self.secret)[1])
 
     @property
-    def public(self) -> RecoveryKey:
+    def public_keys(self) -> RecoveryKey:
         """What a statement commits to."""
-        return RecoveryKey(self.signing.public, self.wrapping.public.encoded)
+        return RecoveryKey(self.signing_key.public, self.wrap_key.public.encoded)
 
 
 def _check(secret: bytes) -> bytes:

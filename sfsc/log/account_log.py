@@ -114,8 +114,8 @@ class OwnLog:
         """
         session = self._session
         while self._followed != session.login_record:
-            login, before = session.login_record, session.state.followed()
-            if before.next_seq >= session.trust.opened.size or self._follow_on(before):
+            login, before = session.login_record, session.state.followed_log()
+            if before.next_seq >= session.trust.at_login.size or self._follow_on(before):
                 self._followed = login
 
     def _follow_on(self, before: LogPosition) -> bool:
@@ -136,7 +136,7 @@ class OwnLog:
             if entry.owner == self._session.account.user and entry.op in RECORDS:
                 for record, _ in self.records(entry):
                     newest[record.file_id] = record.rev
-        return self._session.state.remember_followed(before, now, newest)
+        return self._session.state.remember_followed_log(before, now, newest)
 
     def records(self, entry: LogEntry) -> list[tuple[FileRecord, bytes]]:
         """The records of an entry of our files, each with its exact bytes, and signed by a key of
@@ -152,7 +152,7 @@ class OwnLog:
                 raise BadRecord(f"entry {entry.seq} of the log holds no record", REPORT) from exc
             signatures = (GenerationSignature(generation, one) for one in sigs.values())
             signed = SignedRecord(body, tuple(signatures))
-            found.append((account.record(signed, None, historic=True), body))
+            found.append((account.verify_record(signed, None, historic=True), body))
         return found
 
     # --- asking -------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class OwnLog:
         session = self._session
         head = session.call(LogHead(), LogCheckpoint)
         with session.judging():
-            session.trust.head(head.checkpoint, head.consistency)
+            session.trust.accept_checkpoint(head.checkpoint, head.consistency)
         session.join()
         return session.trust.newest
 

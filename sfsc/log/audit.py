@@ -150,7 +150,7 @@ class Audit:
         missing, others = dict(heads), set[bytes]()
         for page in changed_since(self._session, 0):
             for view in page.views:
-                file = self._session.account.newest(view, None, None)
+                file = self._session.account.verify_newest(view, None, None)
                 _, body = missing.pop(file.file_id, (None, b""))
                 if body != file.head_body:
                     others.add(file.head_body)
@@ -173,7 +173,7 @@ class Audit:
         session = self._session
         self._own.refresh()
         with session.judging():
-            theirs = session.trust.point(note, self._log_keys())
+            theirs = session.trust.verify_checkpoint(note, self._log_keys())
             ours = session.trust.newest
             if theirs.size > ours.size:
                 raise Rollback(

@@ -89,7 +89,7 @@ def refresh(session: Session) -> None:
     """Have the newest point of the log proven: what is signed next has seen all that was read."""
     head = session.call(LogHead(), LogCheckpoint)
     with session.judging():
-        session.trust.head(head.checkpoint, head.consistency)
+        session.trust.accept_checkpoint(head.checkpoint, head.consistency)
     session.join()
 
 

@@ -71,7 +71,7 @@ def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
 def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> opening.Welcome:
     """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
     welcome = transport.welcome()
-    statement = trust.welcome(welcome, transport.peer_spki_sha256)
+    statement = trust.accept_welcome(welcome, transport.peer_spki_sha256)
     state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
     return welcome
 

@@ -176,11 +176,11 @@ class Session:
         self._recovery = None
         if not self.state.is_current:
             # Another process of this machine has got a key of its own, and changed the state's.
-            self.state.go_on_with(state_key(keyring.device.xwing_private))
+            self.state.adopt_current_key(state_key(keyring.device.xwing_private))
         # For good: what was begun with an old id may end after the last of them is forgotten.
         self._renames = self._renames or keyring.name_keys != self.keyring.name_keys
         self.keyring = keyring
-        self.account = OwnAccount.of(keyring)
+        self.account = OwnAccount.from_keyring(keyring)
         user = keyring.user
         self.author = RecordAuthor(keyring.server_id, user, user, current.generation)
         self._signing = SigningKey.from_seed(current.sign_seed)
@@ -220,10 +220,10 @@ class Session:
         """The DEK of a version of ours for ourselves and all of `readers`, who are those of the
         file's record `head` (None: a new file). Raises what `Readers` does."""
         if not readers:
-            return self.account.wrap(key)
+            return self.account.wrap_for_readers(key)
         if self.readers is None:
             raise LocalError("nothing here knows other people's keys")
-        return self.account.wrap(key, self.readers().recipients(head, readers))
+        return self.account.wrap_for_readers(key, self.readers().recipients(head, readers))
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Session:
             opened = answered(reply, opening.Session)
             self.notice = opened.notice
             with self.judging():
-                self.trust.session(opened)
+                self.trust.accept_session(opened)
             self._remember()
         except BaseException:
             transport.close()
@@ -351,7 +351,7 @@ class Session:
         known = self.state.file(file_id)
         reply = self.ask(Stat(self.account.user, file_id, 0))
         missing = isinstance(reply, Error) and reply.code == "not-found"
-        if missing and (known is not None or self.state.logged(file_id)):
+        if missing and (known is not None or self.state.logged_revision(file_id)):
             # Records are never removed: not by rm, not by purge.
             raise Rollback("the server no longer knows a file that it had")
         return self._learn(answered(reply, Stated).view, file_id, known)
@@ -376,7 +376,7 @@ class Session:
         return file
 
     def _learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
-        file = self.account.newest(view, file_id, None if known is None else known.known)
+        file = self.account.verify_newest(view, file_id, None if known is None else known.revision)
         if known is None or file.head.rev > known.rev:
             # Without an entry: the next listing asks for what changed since the last, so for this.
             self.state.remember_file(known_file(file), None)
@@ -387,7 +387,7 @@ class Session:
         which version is the newest: a put onto it must know. `known` is what was."""
         head = file.head
         if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
-            newest = KnownFile.of(head, file.head_body, head.version or 0)
+            newest = KnownFile.from_record(head, file.head_body, head.version or 0)
             self.state.remember_file(newest, None)
 
     # --- changing -----------------------------------------------------------------------------
@@ -434,7 +434,7 @@ class Session:
             tombstone=left,
         )
         with self.judging():
-            return self.trust.receipt(receipt, sent)
+            return self.trust.verify_receipt(receipt, sent)
 
     @contextlib.contextmanager
     def judging(self) -> Iterator[None]:
@@ -445,7 +445,9 @@ class Session:
         except (Rollback, Fork) as exc:
             if exc.notes is not None and exc.evidence is None:
                 try:
-                    exc.evidence = self.state.distrusted() or self._keep(exc.cause, exc.notes)
+                    exc.evidence = self.state.distrust_evidence() or self._keep(
+                        exc.cause, exc.notes
+                    )
                     exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
                 except LocalError as fault:
                     # What was found is told all the same: a full disk must not hide it.
@@ -454,7 +456,7 @@ class Session:
 
     def _keep(self, what: str, notes: tuple[bytes, bytes]) -> str:
         about = f"server {self.keyring.server_id.hex()}, user {self.keyring.user}"
-        path = fork_evidence.place(self.state.folder, notes)
+        path = fork_evidence.place(self.state.home, notes)
         try:
             fork_evidence.save(path, about, what, notes)
         finally:
@@ -463,7 +465,7 @@ class Session:
 
     def check_trusted(self) -> None:
         """Raise `Distrusted` where the server has told two stories."""
-        if (kept := self.state.distrusted()) is not None:
+        if (kept := self.state.distrust_evidence()) is not None:
             raise Distrusted(
                 f"this server has told two stories: see {kept}",
                 "where that has an explanation, say `sfsc audit accept`",
@@ -477,12 +479,13 @@ class Session:
         """
         proofs = self.surviving(self._joining, lambda: None)
         with self.judging():
-            self.trust.join(proofs)
+            self.trust.close_gaps(proofs)
         self._remember()
 
     def _joining(self) -> list[tuple[bytes, ...]]:
         asked = [
-            self.transport.submit(LogProof(CONSISTENCY, old, new)) for old, new in self.trust.gaps()
+            self.transport.submit(LogProof(CONSISTENCY, old, new))
+            for old, new in self.trust.consistency_gaps()
         ]
         replies = [self.transport.result(ticket) for ticket in asked]
         return [proof_in(reply) for reply in replies]
@@ -500,4 +503,4 @@ def _is_stale(reply: Reply) -> bool:
 
 def known_file(file: VerifiedFile) -> KnownFile:
     """What to remember of a verified file whose newest version this is."""
-    return KnownFile.of(file.head, file.head_body, file.version)
+    return KnownFile.from_record(file.head, file.head_body, file.version)

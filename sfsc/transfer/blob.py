@@ -55,7 +55,7 @@ class Wanted(Value):
         """As `of`."""
         request = GetOpen(session.account.user, file_id, version)
         if file_id not in known:
-            known = session.state.known((file_id,))
+            known = session.state.known_revisions((file_id,))
         return cls(name, file_id, version, known[file_id], request)
 
     @classmethod
@@ -71,7 +71,7 @@ class Wanted(Value):
         """Of a file that `owner` shares with us; as `of`."""
         request = GetOpen(owner.user, file_id, version)
         if file_id not in known:
-            known = PeerState(session.state).known(owner.user, (file_id,))
+            known = PeerState(session.state).known_revisions(owner.user, (file_id,))
         return cls(name, file_id, version, known[file_id], request, owner)
 
 
@@ -97,14 +97,16 @@ class Answer:
             raise NotFound(which, "`sfsc ls` shows what there is")
         self.opened = answered(self.reply, Opened)
         owner = wanted.owner or self.session.account
-        self.file = owner.opened(self.opened.view, wanted.file_id, wanted.version, wanted.known)
+        self.file = owner.verify_version(
+            self.opened.view, wanted.file_id, wanted.version, wanted.known
+        )
 
     def unwrap(self) -> None:
-        self.key = self.session.account.unwrap(self.file, self.wanted.owner)
+        self.key = self.session.account.open_content_key(self.file, self.wanted.owner)
 
     def describe(self) -> None:
         wanted = self.wanted
-        self.metadata = self.session.account.described(self.key, self.file, wanted.owner)
+        self.metadata = self.session.account.open_metadata(self.key, self.file, wanted.owner)
         if wanted.name is not None and self.metadata.name != wanted.name:
             raise Tampered("the server gave another file than the one asked for")
 
@@ -112,7 +114,7 @@ class Answer:
         if self.wanted.owner is None:
             self.session.learn_head(self.file, self.wanted.known)
         else:
-            PeerState(self.session.state).remember_file(KnownSharedFile.of(self.file, None))
+            PeerState(self.session.state).remember_file(KnownSharedFile.from_file(self.file, None))
 
 
 class Blob:

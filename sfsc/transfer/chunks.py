@@ -100,7 +100,7 @@ class Sending:
     def send(self, encryptor: Encryptor, source: ByteSource) -> None:
         """Encrypt all that `source` holds, and send it; waits only while the ring is full."""
         maker = self._workshop.maker
-        for portion, last in encryptor.portions(source, self._allocate):
+        for portion, last in encryptor.plaintext_segments(source, self._allocate):
             self._making.append(maker.submit(self._made, encryptor, portion, last))
             if len(self._making) > _AHEAD:
                 self._send_oldest()
@@ -120,7 +120,7 @@ class Sending:
     ) -> tuple[memoryview, bytes]:
         """The next piece and its leaf hash: on the one thread that makes pieces, so in order. What
         was just written is still in that core's cache when it is hashed."""
-        piece = encryptor.seal(portion, last=last, allocate=self._allocate)
+        piece = encryptor.seal_segment(portion, last=last, allocate=self._allocate)
         return piece, leaf_hash(piece)
 
     def _allocate(self, _size: int) -> memoryview:
@@ -248,7 +248,7 @@ class Opener:
         expected = self._leaves[32 * index : 32 * index + 32]
         if not hmac.compare_digest(leaf_hash(piece), expected):
             raise Tampered(f"piece {index} of the file is not what was signed")
-        return self._decryptor.open(index, piece, allocate)
+        return self._decryptor.open_segment(index, piece, allocate)
 
 
 class Fetching:

@@ -176,11 +176,11 @@ class Downloads:
         while some := list(islice(left, AHEAD)):
             ids = [item.file_id for item in some]
             if owner is None:
-                known = session.state.known(ids)
+                known = session.state.known_revisions(ids)
                 for item in some:
                     yield item, Wanted.of(session, item.name, item.version, known)
             else:
-                known = PeerState(session.state).known(owner.user, ids)
+                known = PeerState(session.state).known_revisions(owner.user, ids)
                 for item in some:
                     asked = item.file_id, item.version, item.name
                     yield item, Wanted.shared(session, owner, *asked, known)

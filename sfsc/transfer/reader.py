@@ -13,7 +13,7 @@ from typing import Final
 from protocol.codec.encoding import Buffer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
-from sfsc.crypto.segments import plaintext_offset, segment_of
+from sfsc.crypto.segments import plaintext_offset, segment_at
 from sfsc.session.limits import Ticket
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
@@ -71,7 +71,7 @@ class Reader(io.RawIOBase):
         count = min(len(view), self.size - self._position)
         if count <= 0:
             return 0
-        index = segment_of(self._position)
+        index = segment_at(self._position)
         with self._session.turn:
             segment = self._segment(index)
         start = self._position - plaintext_offset(index)

@@ -69,11 +69,11 @@ def _encrypt_anew(
     session: Session, source: tuple[str, int], file_id: str, commit: Callable[[Anew], _Done]
 ) -> _Done:
     blob = Blob.ask(session, Wanted.of_id(session, *source))
-    key = ContentKey.fresh()
+    key = ContentKey.generate()
     plaintext = _Stream(blob.segments())
     sealed = key.seal_metadata(blob.metadata)
     if blob.metadata.size <= SMALL:
-        ciphertext = key.encryptor().seal(plaintext.all(), last=True)
+        ciphertext = key.encryptor().seal_segment(plaintext.all(), last=True)
         root = merkle.root([merkle.leaf_hash(ciphertext)])
 
         def small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
@@ -110,7 +110,7 @@ def store(
         if reply.code == "upload-lost":
             raise UploadLost
         return reply
-    session.state.remember_file(KnownFile.of(record, body, version), None)
+    session.state.remember_file(KnownFile.from_record(record, body, version), None)
     return Stored(body, wraps)
 
 

@@ -342,8 +342,8 @@ class Attempts:
         content, record = attempt.content, attempt.record
         if isinstance(attempt.request, PutSmall):  # a large one has told of its pieces
             self._session.progress.advance(content.metadata.size)
-        entry = Entry.of(record, record, content.metadata)
-        known = KnownFile.of(record, attempt.body, entry.version)
+        entry = Entry.from_record(record, record, content.metadata)
+        known = KnownFile.from_record(record, attempt.body, entry.version)
         self._learnt.append((known, entry.pack()))
         self._looked_up.pop(content.file_id, None)
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)
@@ -459,8 +459,8 @@ class Small:
         self.draft: Draft
 
     def encrypt(self) -> None:
-        self.key = ContentKey.fresh()
-        self.ciphertext = self.key.encryptor().seal(self.whole, last=True)
+        self.key = ContentKey.generate()
+        self.ciphertext = self.key.encryptor().seal_segment(self.whole, last=True)
 
     def describe(self) -> None:
         """All of the attempt that does not depend on the file's head."""
@@ -701,7 +701,7 @@ class Uploads:
                 large.begin_again()
 
     def _upload(self, large: Large, workshop: Workshop) -> None:
-        key, plaintext = ContentKey.fresh(), large.plaintext
+        key, plaintext = ContentKey.generate(), large.plaintext
         file_id = self._session.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         upload = self._openings.take(file_id, size) or self._opened(file_id, size)

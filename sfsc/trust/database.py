@@ -67,11 +67,11 @@ class StateDatabase(Closing):
         self._path = path
         self._translated = translate_errors(path)
         self._database = database
-        self._mark = b""
-        self._use(key)
+        self._key_check = b""
+        self._set_key(key)
 
     @classmethod
-    def open(cls, path: Path, account: bytes, key: bytes) -> Self:
+    def open_database(cls, path: Path, account: bytes, key: bytes) -> Self:
         """The file of `account` (any bytes that name server and user) at `path`, made if needed.
 
         `key` (32 bytes) encrypts what is cached. Raises `LocalError`, also where the file belongs
@@ -102,7 +102,7 @@ class StateDatabase(Closing):
         # A crash of this process loses nothing; a power cut may lose the last few memories, and
         # what is then remembered is only older, never wrong.
         self._database.execute("PRAGMA synchronous = NORMAL")
-        with self._writing():
+        with self._begin_immediate():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._create(_TABLES)
@@ -116,26 +116,26 @@ class StateDatabase(Closing):
                 raise LocalError(
                     f"{self._path} has version {version}", "use the sfsc that wrote it, or a newer"
                 )
-        if self.value("account") != account:
+        if self.meta_value("account") != account:
             raise LocalError(
                 f"{self._path} belongs to another account",
                 "use another --home, or move this file away",
             )
-        with self._writing():
-            if not self.go_on_with(self._key):
-                self.use_key(self._key)
+        with self._begin_immediate():
+            if not self.adopt_current_key(self._key):
+                self.replace_key(self._key)
 
-    def go_on_with(self, key: bytes) -> bool:
+    def adopt_current_key(self, key: bytes) -> bool:
         """Use this key if it is the one that things are kept under, as where another process of
         this machine has changed it; whether it is."""
-        sealed = self.value(_KEY)
+        sealed = self.meta_value(_KEY)
         try:
             if sealed is None or Sealer(key).open(sealed, _KEY.encode()):
                 return False
         except Tampered:
             return False
-        self._use(key)
-        self._mark = sealed
+        self._set_key(key)
+        self._key_check = sealed
         return True
 
     def check_current(self) -> None:
@@ -149,20 +149,20 @@ class StateDatabase(Closing):
     def is_current(self) -> bool:
         """Whether things are kept under the key that is used here. Not so once another process of
         this machine has changed it: from then on none of them opens here, nor may one be added."""
-        return self.value(_KEY) == self._mark
+        return self.meta_value(_KEY) == self._key_check
 
-    def use_key(self, key: bytes) -> None:
+    def replace_key(self, key: bytes) -> None:
         """Go on with this key, and forget what is cached under another: a machine that gets a new
         one may be cut before its keyring has it. What files must be, stays."""
-        self._use(key)
-        if self.value(_KEY) is not None:
+        self._set_key(key)
+        if self.meta_value(_KEY) is not None:
             for table in ("file", "shared"):
-                self.run(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
-            self.run("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
-        self._mark = self.seal(b"", _KEY)
-        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self._mark))
+                self.execute(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
+            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
+        self._key_check = self.seal(b"", _KEY)
+        self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self._key_check))
 
-    def _use(self, key: bytes) -> None:
+    def _set_key(self, key: bytes) -> None:
         self._key = key
         self._sealer = Sealer(key)
         self._known_key = verification_mac_key(key)
@@ -176,13 +176,13 @@ class StateDatabase(Closing):
         self._database.close()
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Make several changes one transaction, all or none of which are kept."""
-        with self._translated, self._writing():
+        with self._translated, self._begin_immediate():
             yield
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _begin_immediate(self) -> Iterator[None]:
         if self._database.in_transaction:
             yield
             return
@@ -210,51 +210,55 @@ class StateDatabase(Closing):
             self.check_current()
             raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
 
-    def voucher(self, file_id: str, digest: bytes) -> bytes:
+    def verification_mac(self, file_id: str, digest: bytes) -> bytes:
         """16 bytes that say that the signature of a record of the file is good, by the SHA-256 of
         the record; or the same of what else has a name. Nobody can make them who does not have the
         keyring's key."""
         return hmac.digest(self._known_key, file_id.encode() + digest, "sha256")[:16]
 
-    def vouches(self, voucher: bytes | None, file_id: str, digest: bytes) -> bool:
+    def check_verification_mac(self, voucher: bytes | None, file_id: str, digest: bytes) -> bool:
         """Whether it is that `voucher`; None is nobody's."""
-        return voucher is not None and hmac.compare_digest(voucher, self.voucher(file_id, digest))
+        return voucher is not None and hmac.compare_digest(
+            voucher, self.verification_mac(file_id, digest)
+        )
 
-    def number(self, key: str) -> int:
+    def meta_number(self, key: str) -> int:
         """A number that only grows; 0 at first."""
-        value = self.value(key)
+        value = self.meta_value(key)
         return 0 if value is None else int.from_bytes(value, "big")
 
-    def remember_number(self, key: str, value: int) -> None:
+    def raise_meta_number(self, key: str, value: int) -> None:
         """Where it is more than is known. Raises as `check_current`: it is about what is cached."""
-        with self.changing():
+        with self.transaction():
             self.check_current()
-            if value > self.number(key):
-                self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
+            if value > self.meta_number(key):
+                self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
 
-    def rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
+    def fetch_rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
         """Every row that a query finds."""
         with self._translated:
             return self._database.execute(query, values).fetchall()
 
-    def run(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
+    def execute(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
         """One statement that changes something."""
         with self._translated:
             self._database.execute(statement, values)
 
-    def run_all(self, statement: str, rows: Sequence[tuple[int | str | bytes | None, ...]]) -> None:
+    def execute_many(
+        self, statement: str, rows: Sequence[tuple[int | str | bytes | None, ...]]
+    ) -> None:
         """One statement that changes something, for each of `rows`; in a transaction of its own,
         if in none."""
-        with self._translated, self._writing():
+        with self._translated, self._begin_immediate():
             self._database.executemany(statement, rows)
 
-    def row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
+    def fetch_row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
         """The first row that a query finds."""
         with self._translated:
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
-    def value(self, key: str) -> bytes | None:
+    def meta_value(self, key: str) -> bytes | None:
         """One thing that is kept by its name, None for nothing."""
         # Not by `row`: it is asked for whatever is signed.
         with self._translated:

@@ -51,7 +51,7 @@ class KnownRevision(Value):
 
     rev: int
     hash: bytes
-    vouched: bool = False
+    verified: bool = False
 
 
 class VerifiedFile(Value):
@@ -122,7 +122,7 @@ class Entry(Struct):
     created: Count
 
     @classmethod
-    def of(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
+    def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
         mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
         return cls(
             metadata.name,
@@ -160,7 +160,7 @@ class FileOwner(Value):
     voided: Mapping[int, bytes]
     voided_wraps: frozenset[bytes]
 
-    def newest(
+    def verify_newest(
         self, view: FileView, wanted: str | None, known: KnownRevision | None
     ) -> VerifiedFile:
         """What Stat, List or a conflict shows: the newest version of the file `wanted`.
@@ -168,7 +168,7 @@ class FileOwner(Value):
         `wanted` None stands for any file of his; for `known` see `VerifiedFile.check_not_older`.
         Raises `BadRecord`, `Rollback` or `Fork`.
         """
-        file = self._verified(view, wanted, known)
+        file = self._verify_view(view, wanted, known)
         # Another record that made content would have made a version newer than this one.
         made = file.head.op in CONTENT_OPS - {REENCRYPT}  # which may be of an older version
         older = made and file.head_body != file.content_body
@@ -177,14 +177,14 @@ class FileOwner(Value):
             raise Rollback("the server shows an older version of the file as its newest", _REPORT)
         return file
 
-    def opened(
+    def verify_version(
         self, view: FileView, wanted: str, version: int, known: KnownRevision | None
     ) -> VerifiedFile:
         """What GetOpen shows: `version` of the file, or with 0 the current one.
 
         Raises as `newest` does, and `NotFound` for the current version of a deleted file.
         """
-        file = self._verified(view, wanted, known)
+        file = self._verify_view(view, wanted, known)
         if version == 0 and file.deleted:
             raise NotFound("the file was deleted")
         if file.version != (version or file.head.current):
@@ -197,12 +197,12 @@ class FileOwner(Value):
         """Whether it is of a generation that a recovery has undone."""
         return record.generation in self.voided
 
-    def standing_file(self, view: FileView, wanted: str) -> VerifiedFile:
+    def verify_voidable(self, view: FileView, wanted: str) -> VerifiedFile:
         """As `newest`, but of a file whose last record may be of a voided generation: for who puts
         another upon it. Raises `BadRecord`."""
-        return self._verified(view, wanted, None, historic=True)
+        return self._verify_view(view, wanted, None, historic=True)
 
-    def _verified(
+    def _verify_view(
         self,
         view: FileView,
         wanted: str | None,
@@ -212,16 +212,16 @@ class FileOwner(Value):
     ) -> VerifiedFile:
         # What a thief has stored stays there below the record that ended it.
         below = historic or view.head is not None
-        passes = below and self.is_undone(view.content)
+        passes = below and self.is_voided_signed(view.content)
         read = parse_record(view.content, _parse_cached)
-        content = self.judged(view.content, read, wanted, known, historic=passes)
+        content = self.verify_parsed(view.content, read, wanted, known, historic=passes)
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
-            passes = historic and self.is_undone(view.head)
+            passes = historic and self.is_voided_signed(view.head)
             read = parse_record(view.head, _parse_cached)
-            head = self.judged(view.head, read, content.file_id, known, historic=passes)
+            head = self.verify_parsed(view.head, read, content.file_id, known, historic=passes)
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
@@ -229,7 +229,7 @@ class FileOwner(Value):
         file.check_not_older(known)
         return file
 
-    def record(
+    def verify_record(
         self, signed: SignedRecord, wanted: str | None, *, historic: bool = False
     ) -> FileRecord:
         """A record of his file `wanted` (None: of any), signed with a key of his that counts; one
@@ -238,9 +238,9 @@ class FileOwner(Value):
         A `historic` one need not, and may be of a generation that was voided: it is linked by
         hashes to one that was judged without. Raises `BadRecord`.
         """
-        return self.judged(signed, parse_record(signed), wanted, historic=historic)
+        return self.verify_parsed(signed, parse_record(signed), wanted, historic=historic)
 
-    def judged(
+    def verify_parsed(
         self,
         signed: SignedRecord,
         record: FileRecord,
@@ -258,7 +258,7 @@ class FileOwner(Value):
         _check_current(record)
         return record
 
-    def signed(self, views: Iterable[FileView]) -> list[SignatureCheck]:
+    def signature_checks(self, views: Iterable[FileView]) -> list[SignatureCheck]:
         """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
         and no judgement."""
         found = []
@@ -271,7 +271,7 @@ class FileOwner(Value):
                     found.append((Label.RECORD, one.record, own.signature, public))
         return found
 
-    def is_undone(self, signed: SignedRecord) -> bool:
+    def is_voided_signed(self, signed: SignedRecord) -> bool:
         """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
         return bool(self.voided) and self.is_voided(parse_record(signed))
 
@@ -290,7 +290,7 @@ class FileOwner(Value):
         keys = {**self.former, **self.voided} if historic else self.signers
         # Which keys count may have changed since then, so that is asked all the same; whose a
         # signature is may not: a generation has one key for ever.
-        vouched = known is not None and known.vouched and known.hash == record_hash(signed.record)
+        vouched = known is not None and known.verified and known.hash == record_hash(signed.record)
 
         def is_by(public: bytes | None) -> bool:
             if vouched:
@@ -318,7 +318,7 @@ class OwnAccount(FileOwner):
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
-    def of(cls, keyring: Keyring) -> OwnAccount:
+    def from_keyring(cls, keyring: Keyring) -> OwnAccount:
         """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
         return cls(
             keyring.server_id,
@@ -351,7 +351,7 @@ class OwnAccount(FileOwner):
     def is_settings(self, wanted: str) -> bool:
         return wanted in self.settings_ids
 
-    def open(
+    def open_version(
         self, file: VerifiedFile, owner: FileOwner | None = None
     ) -> tuple[ContentKey, Metadata]:
         """The key and the metadata of a version, checked against its record; of a file that its
@@ -361,17 +361,17 @@ class OwnAccount(FileOwner):
         where this machine has no key for it. A name of ours that does not belong to the file's id
         is refused: else one file could be given for another.
         """
-        key = self.unwrap(file, owner)
-        return key, self.described(key, file, owner)
+        key = self.open_content_key(file, owner)
+        return key, self.open_metadata(key, file, owner)
 
-    def unwrap(self, file: VerifiedFile, owner: FileOwner | None = None) -> ContentKey:
+    def open_content_key(self, file: VerifiedFile, owner: FileOwner | None = None) -> ContentKey:
         """The first half of `open`."""
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
             raise BadRecord("this version was made with a key that was undone", _VOIDED_HINT)
         return open_wraps(file.content, whose.first, file.wraps, self.private_keys)
 
-    def described(
+    def open_metadata(
         self, key: ContentKey, file: VerifiedFile, owner: FileOwner | None = None
     ) -> Metadata:
         """The second half of `open`."""
@@ -385,15 +385,17 @@ class OwnAccount(FileOwner):
             return True
         return name == SETTINGS_NAME and self.is_settings(wanted)
 
-    def wrap(self, key: ContentKey, readers: Iterable[Recipient] = ()) -> tuple[Wrap, ...]:
+    def wrap_for_readers(
+        self, key: ContentKey, readers: Iterable[Recipient] = ()
+    ) -> tuple[Wrap, ...]:
         """The DEK of a version of ours, for all who shall open it: ourselves, and `readers`."""
         own = Recipient(self.user, self.own_key)
-        return key.wrap(self.server_id, self.first, [own, *readers])
+        return key.wrap_for(self.server_id, self.first, [own, *readers])
 
-    def entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
+    def listing_entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
         """What a listing shows of a version; raises as `open` does."""
-        _, metadata = self.open(file, owner)
-        return Entry.of(file.head, file.content, metadata)
+        _, metadata = self.open_version(file, owner)
+        return Entry.from_record(file.head, file.content, metadata)
 
     def is_lost(self, wraps: Sequence[Wrap]) -> bool:
         """Whether our wrap among these was made anew by somebody else, for himself."""

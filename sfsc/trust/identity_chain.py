@@ -37,7 +37,7 @@ def follow_chain(
     shown: list[tuple[bytes, tuple[bytes, ...]]] = []
     while number:
         page = ask(Lookup(user, number))
-        shown = trust.logged(page, user)
+        shown = trust.verify_statements(page, user)
         for body, signatures in shown:
             if number <= len(chain):
                 _check_known(chain[number - 1], body, first)

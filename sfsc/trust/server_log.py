@@ -88,10 +88,10 @@ class ServerTrust:
         self.newest = newest or _EMPTY_LOG
         self._statement = statement
         self._verifier: Verifier | None = None
-        self._opened = self.newest
-        self._loose: dict[int, TreeHead] = {}  # by size: of receipts, until they are joined
-        self._verified = self.newest
-        self._extended: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
+        self._at_login = self.newest
+        self._unlinked: dict[int, TreeHead] = {}  # by size: of receipts, until they are joined
+        self._last_verified = self.newest
+        self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
 
     @property
     def newest(self) -> TreeHead:
@@ -103,15 +103,15 @@ class ServerTrust:
         self._proven.add((point.size, point.root))
 
     @property
-    def opened(self) -> TreeHead:
+    def at_login(self) -> TreeHead:
         """The log as it was when the present session began, this login in it."""
-        return self._opened
+        return self._at_login
 
     def has_proven(self, seen: tuple[int, bytes]) -> bool:
         """Whether (size, root) was once the newest proven point here."""
         return seen in self._proven
 
-    def welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
+    def accept_welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
         """The server's statement, which is now the one in force.
 
         Raises `WrongServer` where the server or its TLS key is another than the pin leads to,
@@ -162,46 +162,46 @@ class ServerTrust:
         if statement.n == known.n:
             raise Fork(f"the server has signed two statements with the number {known.n}", REPORT)
 
-    def session(self, session: Session) -> None:
+    def accept_session(self, session: Session) -> None:
         """The log at login must continue the newest point known; it is then the newest.
 
         Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
         ours, `BadRecord` for a checkpoint that is not validly signed.
         """
-        point = self._point(session.checkpoint)
-        self._extend(self.newest, point, session.consistency)
+        point = self._verify_note(session.checkpoint)
+        self._check_extends(self.newest, point, session.consistency)
         self._check_same_size(point)
-        self._opened = self.newest = point
-        if self._loose:
+        self._at_login = self.newest = point
+        if self._unlinked:
             # What the session before left loose was proven from another opening than this.
-            self._loose[point.size] = point
+            self._unlinked[point.size] = point
 
-    def enrolled(self, session: Session, sent: SentChange) -> LogEntry:
+    def accept_enrolment(self, session: Session, sent: SentChange) -> LogEntry:
         """The first session of a new account: its receipt must show the statement in the log.
 
         Raises as `session` and `receipt` do, and `BadReceipt` where there is none.
         """
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
-        before = self.newest, self._opened
-        self.session(session)
+        before = self.newest, self._at_login
+        self.accept_session(session)
         try:
-            entry = self.receipt(session.receipt, sent)
+            entry = self.verify_receipt(session.receipt, sent)
         except IntegrityError:
             self._proven.discard((self.newest.size, self.newest.root))
-            self.newest, self._opened = before
+            self.newest, self._at_login = before
             raise
-        self.join([])  # the first receipt of a session leaves no gap
+        self.close_gaps([])  # the first receipt of a session leaves no gap
         return entry
 
-    def receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
+    def verify_receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
         """The log entry of a change, proven to say what was sent and to stand in a log that
         continues the one this session opened with. `join` is still to come.
 
         Raises `BadReceipt` for an entry that says something else or is not in the checkpoint,
         `Rollback` and `Fork` for a log that does not continue the one this session opened with.
         """
-        point = self._point(receipt.checkpoint)
+        point = self._verify_note(receipt.checkpoint)
         try:
             entry = auditlog.parse(receipt.line)
             leaf = merkle.leaf_hash(entry.hash)
@@ -209,15 +209,17 @@ class ServerTrust:
         except (LogError, ProofError) as exc:
             raise BadReceipt(f"the log does not prove the change: {exc}", REPORT) from exc
         _check_matches(entry, sent)
-        self._extend(self._opened, point, receipt.consistency)
-        self._take(point)
+        self._check_extends(self._at_login, point, receipt.consistency)
+        self._add_unlinked(point)
         return entry
 
-    def logged(self, shown: Identity, user: str) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    def verify_statements(
+        self, shown: Identity, user: str
+    ) -> list[tuple[bytes, tuple[bytes, ...]]]:
         """The (exact bytes, signatures) of statements of `user`, each proven to stand in a log that
         continues the one this session opened with; `join` is still to come. Whether they are
         validly signed, and follow from each other, is yet to be judged. Raises as `receipt`."""
-        point = self._point(shown.checkpoint)
+        point = self._verify_note(shown.checkpoint)
         for one in shown.statements:
             try:
                 entry = auditlog.parse(one.line, seq=one.index)
@@ -227,11 +229,11 @@ class ServerTrust:
                 raise BadReceipt(f"the log does not prove a statement: {exc}", REPORT) from exc
             if (entry.owner, entry.rec) != (user, one.statement):
                 raise BadReceipt("the log has another statement than is shown", REPORT)
-        self._extend(self._opened, point, shown.consistency)
-        self._take(point)
+        self._check_extends(self._at_login, point, shown.consistency)
+        self._add_unlinked(point)
         return [(one.statement, one.signatures) for one in shown.statements]
 
-    def reach_back(
+    def check_older_checkpoint(
         self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
     ) -> None:
         """Check that the log continues the checkpoint `note`, which another machine of ours has
@@ -248,22 +250,22 @@ class ServerTrust:
                 REPORT,
             )
         if known.size:
-            self._extend(known, self.newest, prove((known.size, self.newest.size)))
+            self._check_extends(known, self.newest, prove((known.size, self.newest.size)))
 
     @property
     def log_vkey(self) -> str:
         """The log's verification key in force; "" before the Welcome."""
         return "" if self._verifier is None else self._verifier.vkey
 
-    def head(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
+    def accept_checkpoint(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
         """The log's present, proven from the opening of this session; `join` is still to come.
         Raises as `receipt`."""
-        point = self._point(note)
-        self._extend(self._opened, point, consistency)
-        self._take(point)
+        point = self._verify_note(note)
+        self._check_extends(self._at_login, point, consistency)
+        self._add_unlinked(point)
 
     @staticmethod
-    def point(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
+    def verify_checkpoint(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
         """What a checkpoint says that somebody else has seen: it may be from before the log had the
         key that it has now. Raises `BadRecord` where none of `keys` has signed it."""
         failure: CheckpointError | None = None
@@ -282,7 +284,7 @@ class ServerTrust:
     ) -> None:
         """That the log of a proven `point`, which was the newest when the proof was asked for,
         continues `known`. Raises `Rollback`, `Fork`."""
-        self._extend(known, point, consistency)
+        self._check_extends(known, point, consistency)
 
     def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """That the log of a proven `point` has the entry. Raises `BadReceipt`."""
@@ -292,43 +294,43 @@ class ServerTrust:
         except ProofError as exc:
             raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", REPORT) from exc
 
-    def gaps(self) -> list[tuple[int, int]]:
+    def consistency_gaps(self) -> list[tuple[int, int]]:
         """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
 
         Receipts that each continue the opening of their session may be of logs that part after
         it. They are of one log when each checkpoint is proven from the one before it.
         """
-        return [(old.size, new.size) for old, new in pairwise(self._chain())]
+        return [(old.size, new.size) for old, new in pairwise(self._unlinked_chain())]
 
-    def join(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
+    def close_gaps(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
         """Take all checkpoints of receipts as proven; the largest is then `newest`.
 
         `proofs` are of `gaps`, in its order. Raises `Fork` where they do not hold.
         """
-        chain = self._chain()
+        chain = self._unlinked_chain()
         for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
-            self._extend(old, new, proof)
-        self._loose.clear()
+            self._check_extends(old, new, proof)
+        self._unlinked.clear()
         if chain:
             self.newest = chain[-1]
 
-    def _chain(self) -> list[TreeHead]:
+    def _unlinked_chain(self) -> list[TreeHead]:
         """The checkpoints that must prove to be of one log, by size."""
-        points = dict(self._loose)
+        points = dict(self._unlinked)
         # The opening itself is left out: a receipt of its session was proven from it already.
-        if points and self.newest is not self._opened:
+        if points and self.newest is not self._at_login:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
 
-    def _take(self, point: TreeHead) -> None:
+    def _add_unlinked(self, point: TreeHead) -> None:
         """A point that was proven from the opening; loose until it is joined."""
         self._check_same_size(point)
         if point.size != self.newest.size:
-            self._loose[point.size] = point
+            self._unlinked[point.size] = point
 
     def _check_same_size(self, point: TreeHead) -> None:
         """Two checkpoints of one size are one checkpoint, whatever each was proven from."""
-        for known in (self.newest, self._loose.get(point.size, point)):
+        for known in (self.newest, self._unlinked.get(point.size, point)):
             if known.size == point.size and known.root != point.root:
                 raise Fork(
                     f"the server has signed two logs of {point.size} entries",
@@ -336,23 +338,23 @@ class ServerTrust:
                     notes=(known.note, point.note),
                 )
 
-    def _point(self, note: bytes) -> TreeHead:
+    def _verify_note(self, note: bytes) -> TreeHead:
         """What a signed note says. Those of one commit are the same bytes: verified once."""
-        if note == self._verified.note:
-            return self._verified
+        if note == self._last_verified.note:
+            return self._last_verified
         if self._verifier is None:
             raise ProtocolFailure("a checkpoint before the server has said who it is")
         try:
             checkpoint = notes.verify(note, self._verifier)
         except CheckpointError as exc:
             raise BadRecord(f"the log's checkpoint is not valid: {exc}", REPORT) from exc
-        self._verified = TreeHead(checkpoint.size, checkpoint.root, note)
-        return self._verified
+        self._last_verified = TreeHead(checkpoint.size, checkpoint.root, note)
+        return self._last_verified
 
-    def _extend(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
+    def _check_extends(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """That `point` continues `known`. The receipts of one commit prove the same by the same:
         what was proven last is not worked out again."""
-        if self._extended == (known, point, proof):
+        if self._last_extension == (known, point, proof):
             return
         if point.size < known.size:
             raise Rollback(
@@ -368,7 +370,7 @@ class ServerTrust:
                 REPORT,
                 notes=(known.note, point.note),
             ) from exc
-        self._extended = (known, point, proof)
+        self._last_extension = (known, point, proof)
 
 
 def _server_statement(body: bytes) -> ServerStatement:

@@ -41,12 +41,12 @@ class KnownFile(Value):
     version: int
 
     @classmethod
-    def of(cls, head: FileRecord, body: bytes, version: int) -> Self:
+    def from_record(cls, head: FileRecord, body: bytes, version: int) -> Self:
         """That `head`, whose exact bytes are `body`, is the last record, `version` the newest."""
         return cls(head.file_id, head.rev, record_hash(body), body, version)
 
     @property
-    def known(self) -> KnownRevision:
+    def revision(self) -> KnownRevision:
         return KnownRevision(self.rev, self.hash)
 
 
@@ -80,27 +80,27 @@ class ClientState(StateDatabase):
         cached of one's own files is kept; no record is vouched for, until it is verified again: who
         has a key can vouch in advance for what a signing key is to have signed that he never gets.
         """
-        with self.changing():
-            if self.go_on_with(key):
+        with self.transaction():
+            if self.adopt_current_key(key):
                 return  # another process has begun with it already
-            entries, listed = list(self.entries()), self.listed()
-            self.use_key(key)
+            entries, listed = list(self.entries()), self.listed_size()
+            self.replace_key(key)
             for file_id, entry in entries:
                 sealed = self.seal(entry, file_id)
-                self.run("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
-            self.remember_listed(listed)
+                self.execute("UPDATE file SET entry = ? WHERE file_id = ?", (sealed, file_id))
+            self.remember_listed_size(listed)
 
     # --- the log ------------------------------------------------------------------------------
 
     def checkpoint(self) -> tuple[int, bytes, bytes] | None:
         """Size and root (32 bytes) of the newest proven checkpoint, and the signed note that says
         so; of one moment, since other processes remember newer ones."""
-        row = self.row("SELECT size, root, note FROM checkpoint")
+        row = self.fetch_row("SELECT size, root, note FROM checkpoint")
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
         """A checkpoint that was proven from an earlier one; nothing where a newer one is here."""
-        self.run(
+        self.execute(
             "INSERT INTO checkpoint VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " size = excluded.size, root = excluded.root, note = excluded.note"
             " WHERE excluded.size > size",
@@ -109,16 +109,16 @@ class ClientState(StateDatabase):
 
     def server_statement(self) -> bytes | None:
         """The newest server statement."""
-        row = self.row(_SERVER_STATEMENTS)
+        row = self.fetch_row(_SERVER_STATEMENTS)
         return None if row is None else row[0]
 
     def server_statements(self) -> list[bytes]:
         """Every server statement that was ever in force here, newest first."""
-        return [bytes(body) for (body,) in self.rows(_SERVER_STATEMENTS)]
+        return [bytes(body) for (body,) in self.fetch_rows(_SERVER_STATEMENTS)]
 
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
         """All are kept: a stored receipt is checked with the log key that was in force then."""
-        self.run(
+        self.execute(
             "INSERT INTO server_statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (n, statement, signature),
         )
@@ -126,106 +126,114 @@ class ClientState(StateDatabase):
     # --- distrust -----------------------------------------------------------------------------
 
     @property
-    def folder(self) -> Path:
+    def home(self) -> Path:
         """Where the file lies: beside the keyring."""
         return self._path.parent
 
     def distrust(self, evidence: str) -> None:
         """The server has told two stories; `evidence` is the path of what proves it."""
-        self.run("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
+        self.execute("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
 
-    def distrusted(self) -> str | None:
+    def distrust_evidence(self) -> str | None:
         """The path that `distrust` was told, None where nobody distrusts."""
-        value = self.value("evidence")
+        value = self.meta_value("evidence")
         return None if value is None else value.decode()
 
-    def rotated_at(self) -> int:
+    def last_server_rotation(self) -> int:
         """When keys were last rotated here because a server asked for it; 0 for never."""
-        value = self.value("rotated")
+        value = self.meta_value("rotated")
         return 0 if value is None else int.from_bytes(value, "big")
 
-    def remember_rotated(self, now: int) -> None:
+    def remember_server_rotation(self, now: int) -> None:
         """Unix seconds."""
-        self.run("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
+        self.execute("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
 
-    def chosen(self, generation: int) -> frozenset[str] | None:
+    def reencrypt_choice(self, generation: int) -> frozenset[str] | None:
         """The files whose contents the rotation to `generation` encrypts anew; None for all."""
-        value = self.value("chosen") or b""
+        value = self.meta_value("chosen") or b""
         if int.from_bytes(value[:8]) != generation or len(value) == 8:
             return None
         text = value[8:].decode()
         return frozenset(text[at : at + 32] for at in range(0, len(text), 32))
 
-    def remember_chosen(self, generation: int, chosen: frozenset[str] | None) -> None:
+    def remember_reencrypt_choice(self, generation: int, chosen: frozenset[str] | None) -> None:
         """Their ids, None for all: whatever command goes on after a cut knows of it."""
         value = generation.to_bytes(8) + "".join(sorted(chosen or ())).encode()
-        self.run("INSERT OR REPLACE INTO meta VALUES ('chosen', ?)", (value,))
+        self.execute("INSERT OR REPLACE INTO meta VALUES ('chosen', ?)", (value,))
 
-    def begin_anew(self, size: int, root: bytes, note: bytes) -> None:
+    def reset_log(self, size: int, root: bytes, note: bytes) -> None:
         """Take the log as it is now for the truth, and forget what was known of files: what the
         server shows of them is taken as new."""
-        with self.changing():
-            self.run(
+        with self.transaction():
+            self.execute(
                 "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')", ()
             )
-            self.run("DELETE FROM file", ())
-            self.run("DELETE FROM logged", ())
-            self.run("DELETE FROM shared", ())
-            self.run("DELETE FROM checkpoint", ())
-            self.run("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
+            self.execute("DELETE FROM file", ())
+            self.execute("DELETE FROM logged", ())
+            self.execute("DELETE FROM shared", ())
+            self.execute("DELETE FROM checkpoint", ())
+            self.execute("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
 
     # --- files --------------------------------------------------------------------------------
 
     def file(self, file_id: str) -> KnownFile | None:
         """Ask before the server is asked: another process may learn of something newer meanwhile,
         and an answer that was true when it was given would look like a rollback."""
-        row = self.row("SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,))
+        row = self.fetch_row(
+            "SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,)
+        )
         return None if row is None else KnownFile(file_id, *row)
 
-    def vouched_file(self, file_id: str) -> KnownFile | None:
+    def verified_file(self, file_id: str) -> KnownFile | None:
         """As `file`, where its very record is vouched for: what it says may be signed again."""
         query = "SELECT vouched, rev, hash, record, version FROM file WHERE file_id = ?"
-        row = self.row(query, (file_id,))
+        row = self.fetch_row(query, (file_id,))
         if row is None:
             return None
         known = KnownFile(file_id, *row[1:])
-        return known if self.vouches(row[0], file_id, record_hash(known.record)) else None
+        return (
+            known
+            if self.check_verification_mac(row[0], file_id, record_hash(known.record))
+            else None
+        )
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
         """As `file`, of each of a few files."""
         query = "SELECT file_id, rev, hash, record, version FROM file WHERE"
         found: dict[str, KnownFile | None] = dict.fromkeys(file_ids)
-        found.update((row[0], KnownFile(*row)) for row in self._of(query, (), file_ids))
+        found.update((row[0], KnownFile(*row)) for row in self._query_files(query, (), file_ids))
         return found
 
-    def known(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
+    def known_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
         """The revision that is known of each of a few files, and whether it is vouched for; to be
         asked for as `file` is."""
         found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
         query = "SELECT file_id, rev, hash, vouched FROM file WHERE"
-        for file_id, rev, digest, voucher in self._of(query, (), file_ids):
-            found[file_id] = KnownRevision(rev, digest, self.vouches(voucher, file_id, digest))
+        for file_id, rev, digest, voucher in self._query_files(query, (), file_ids):
+            found[file_id] = KnownRevision(
+                rev, digest, self.check_verification_mac(voucher, file_id, digest)
+            )
         return found
 
-    def known_by(
+    def query_revisions(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> dict[str, KnownRevision | None]:
         """By a query for (file_id, rev, hash) that goes on with which files; none vouched for."""
         found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
-        for file_id, rev, digest in self._of(query, values, file_ids):
+        for file_id, rev, digest in self._query_files(query, values, file_ids):
             found[file_id] = KnownRevision(rev, digest)
         return found
 
-    def _of(
+    def _query_files(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         """What a query finds that goes on with which files."""
         marks = ",".join("?" * len(file_ids))
-        return self.rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
+        return self.fetch_rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
-    def revisions(self) -> dict[str, KnownRevision]:
+    def all_revisions(self) -> dict[str, KnownRevision]:
         """What is known of every file; to be asked for as `file` is."""
-        rows = self.rows("SELECT file_id, rev, hash FROM file")
+        rows = self.fetch_rows("SELECT file_id, rev, hash FROM file")
         return {file_id: KnownRevision(rev, digest) for file_id, rev, digest in rows}
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
@@ -238,7 +246,7 @@ class ClientState(StateDatabase):
 
     def remember_files(self, files: Sequence[tuple[KnownFile, bytes | None]]) -> None:
         """As `remember_file`, all of them together: that costs about as much as one."""
-        with self.changing():
+        with self.transaction():
             # Under a key of before it would open for nobody. Who has the present one lists it anew.
             cached = self.is_current
             rows = [
@@ -249,11 +257,11 @@ class ClientState(StateDatabase):
                     known.record,
                     known.version,
                     self.seal(entry, known.file_id) if cached and entry is not None else None,
-                    self.voucher(known.file_id, known.hash),
+                    self.verification_mac(known.file_id, known.hash),
                 )
                 for known, entry in files
             ]
-            self.run_all(
+            self.execute_many(
                 "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
                 " version = excluded.version, vouched = excluded.vouched,"
@@ -263,54 +271,56 @@ class ClientState(StateDatabase):
                 rows,
             )
 
-    def with_entries(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
+    def cached_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
         """As `known`, where what a listing shows of that very record is cached, else None."""
         query = "SELECT file_id, rev, hash FROM file WHERE entry NOT NULL AND"
-        return self.known_by(query, (), file_ids)
+        return self.query_revisions(query, (), file_ids)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """(file_id, cached entry) of all files that have one, in no order.
 
         Raises `LocalError` for one that does not open: then the file was tampered with.
         """
-        for file_id, sealed in self.rows("SELECT file_id, entry FROM file WHERE entry NOT NULL"):
+        for file_id, sealed in self.fetch_rows(
+            "SELECT file_id, entry FROM file WHERE entry NOT NULL"
+        ):
             yield file_id, self.unseal(sealed, file_id)
 
-    def listed(self) -> int:
+    def listed_size(self) -> int:
         """Log size up to which the cached entries are complete; 0 at first."""
-        return self.number("listed")
+        return self.meta_number("listed")
 
-    def remember_listed(self, size: int) -> None:
+    def remember_listed_size(self, size: int) -> None:
         """All changes in the first `size` entries of the log are cached."""
-        self.remember_number("listed", size)
+        self.raise_meta_number("listed", size)
 
     # --- the account's own log ----------------------------------------------------------------
 
-    def followed(self) -> LogPosition:
+    def followed_log(self) -> LogPosition:
         """How far the log of this account was followed."""
-        value = self.value("followed")
+        value = self.meta_value("followed")
         return LOG_START if value is None else LogPosition.unpack(value)
 
-    def remember_followed(
+    def remember_followed_log(
         self, before: LogPosition, now: LogPosition, newest: dict[str, int]
     ) -> bool:
         """That it was followed from `before` to `now`, and the last `rev` of each file in between.
         False, and nothing, where another process has followed it meanwhile."""
-        with self.changing():
-            if self.followed() != before:
+        with self.transaction():
+            if self.followed_log() != before:
                 return False
             for file_id, rev in newest.items():
-                self.run(
+                self.execute(
                     "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
                     " WHERE excluded.rev > rev",
                     (file_id, rev),
                 )
-            self.run("INSERT OR REPLACE INTO meta VALUES ('followed', ?)", (now.pack(),))
+            self.execute("INSERT OR REPLACE INTO meta VALUES ('followed', ?)", (now.pack(),))
             return True
 
-    def logged(self, file_id: str) -> int:
+    def logged_revision(self, file_id: str) -> int:
         """The last `rev` of a file that the log is known to have; 0 for none."""
-        row = self.row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
+        row = self.fetch_row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
         return 0 if row is None else int(row[0])
 
 
@@ -321,7 +331,9 @@ def state_path(home: Path) -> Path:
 def open_client_state(home: Path, keyring: Keyring) -> ClientState:
     """Open what this client remembers of the keyring's account. Raises `LocalError`."""
     account = keyring.server_id + keyring.user.encode()
-    return ClientState.open(state_path(home), account, state_key(keyring.device.xwing_private))
+    return ClientState.open_database(
+        state_path(home), account, state_key(keyring.device.xwing_private)
+    )
 
 
 def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:

@@ -255,7 +255,7 @@ def through(address: str, client: Client, home: Path) -> Client:
     """The same user, whose keyring leads to another address."""
     home.mkdir()
     (home / "keyring").write_bytes((client.home / "keyring").read_bytes())
-    file = KeyringFile.open(home / "keyring", None)
+    file = KeyringFile.unlock(home / "keyring", None)
     wire = file.contents.to_map() | {"addresses": [address]}
     file.save(type(file.contents).from_map(wire))
     return Client(home)

@@ -107,7 +107,7 @@ def check_server(daemon: Daemon) -> None:
 
 def guess(stolen: Keyring, name: str) -> str:
     """The id that who has a stolen keyring makes of a name."""
-    return OwnAccount.of(stolen).file_id(name)
+    return OwnAccount.from_keyring(stolen).file_id(name)
 
 
 def left(daemon: Daemon, ids: set[str]) -> list[str]:

@@ -136,7 +136,7 @@ def saved_key(reader: Client, owner: str, name: str) -> ContentKey:
 
 
 def opens(key: ContentKey, blob: bytes) -> bool:
-    key.decryptor(memoryview(blob)[:HEADER_SIZE], len(blob)).open(0, memoryview(blob))
+    key.decryptor(memoryview(blob)[:HEADER_SIZE], len(blob)).open_segment(0, memoryview(blob))
     return True
 
 
@@ -336,7 +336,7 @@ def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
         put(store, "bad", b"bad")
         store.share("good", "oli", trust_first_use=True)
         with pytest.MonkeyPatch.context() as patch:
-            wrap = ContentKey.wrap
+            wrap = ContentKey.wrap_for
             patch.setattr(
                 ContentKey,
                 "wrap",

@@ -218,7 +218,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
     carol.run("put", "big", cwd=tmp_path)
     with sfsc.connect(carol.home, passphrase=PASSPHRASE) as store:
         file_id = store.stat("big").file_id
-    keyring = KeyringFile.open(carol.home / "keyring", PASSPHRASE).contents
+    keyring = KeyringFile.unlock(carol.home / "keyring", PASSPHRASE).contents
     assert keyring.current is not None
     key = SigningKey.from_seed(keyring.current.sign_seed)
     spki = server_keys.load(guarded.root / "keys").spki_sha256
@@ -267,7 +267,7 @@ def test_who_holds_all_files_that_he_may_stops_nobody_else(tmp_path: Path) -> No
         assert "32 connections are let in" in daemon.log_path.read_text()
         mallory, carol = (daemon.client(name, tmp_path / name) for name in ("mallory", "carol"))
         (tmp_path / "file").write_bytes(b"x" * 4096)
-        keyring = KeyringFile.open(mallory.home / "keyring", PASSPHRASE).contents
+        keyring = KeyringFile.unlock(mallory.home / "keyring", PASSPHRASE).contents
         with open_client_state(mallory.home, keyring) as state:
             session = Session(keyring, state)
             session.connect()

@@ -42,7 +42,7 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
 
 def of(daemon: Daemon, owner: Client, *names: str) -> set[str]:
     """The names of the sidecars of these files."""
-    account = OwnAccount.of(keyring(owner))
+    account = OwnAccount.from_keyring(keyring(owner))
     ids = {account.file_id(name) for name in names}
     folder = daemon.root / "store" / "users" / "alice" / "files"
     return {path.name for path in folder.rglob("*.json") if path.name[:32] in ids}

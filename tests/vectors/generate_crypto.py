@@ -95,7 +95,7 @@ def _blob(size: int) -> Json:
     """`plaintext` is SHAKE-256 output; blobs past 64 bytes are named by their SHA-256."""
     encryptor = Encryptor(DEK, CONTENT_ID, _random=lambda n: drawn(f"blob random {n}", n))
     source = io.BytesIO(drawn("plaintext", size))
-    blob = b"".join(encryptor.pieces(source))
+    blob = b"".join(encryptor.encrypt_stream(source))
     return {
         "plaintext_size": size,
         "header": blob[:40].hex(),
@@ -138,7 +138,7 @@ BUNDLE = Bundle(keyring().generations, keyring().name_keys, keyring().pins, draw
 
 
 def _bundle() -> str:
-    code, own, known = RECOVERY.wrapping.public, _private("xwing", {}).public, keyring()
+    code, own, known = RECOVERY.wrap_key.public, _private("xwing", {}).public, keyring()
     recipients = [own, code]
     sealed = seal_bundle(BUNDLE, server=SERVER, user=known.user, n=7, recipients=recipients)
     return sealed.hex()
@@ -157,7 +157,7 @@ def statement(sealed: str) -> Statement:
         wrap_alg=own.alg,
         wrap_pub=own.encoded,
         devices=(),
-        recovery=RECOVERY.public,
+        recovery=RECOVERY.public_keys,
         voids=(),
         bundle_sha256=hashlib.sha256(bytes.fromhex(sealed)).digest(),
         created=1_700_000_000,
@@ -172,8 +172,8 @@ def _recovery(kept: Json) -> Json:
     sealed = kept.get("bundle") or _bundle()
     return {
         "code": RECOVERY.text,
-        "public": RECOVERY.public.sign_pub.hex(),
-        "xwing_key_id": RECOVERY.wrapping.public.key_id.hex(),
+        "public": RECOVERY.public_keys.sign_pub.hex(),
+        "xwing_key_id": RECOVERY.wrap_key.public.key_id.hex(),
         "statement": statement(sealed).encode().hex(),
         "bundle": sealed,
     }

@@ -42,7 +42,7 @@ def test_wraps_open(alg: str) -> None:
 @pytest.mark.parametrize("case", [c for c in VECTORS["blobs"] if c["blob"] is not None])
 def test_blobs_open(case: dict[str, Any]) -> None:
     blob = bytes.fromhex(case["blob"])
-    opened = b"".join(KEY.decryptor(blob[:40], len(blob)).segments(io.BytesIO(blob)))
+    opened = b"".join(KEY.decryptor(blob[:40], len(blob)).decrypt_stream(io.BytesIO(blob)))
     assert opened == GENERATOR["drawn"]("plaintext", case["plaintext_size"])
 
 
@@ -73,7 +73,7 @@ def test_keyring_files_open(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "keyring"
     path.write_bytes(bytes.fromhex(VECTORS["keyring_files"][kind]))
     passphrase = VECTORS["derivations"]["passphrase"] if kind == "passphrase" else None
-    assert KeyringFile.open(path, passphrase).contents.to_map() == GENERATOR["keyring"]().to_map()
+    assert KeyringFile.unlock(path, passphrase).contents.to_map() == GENERATOR["keyring"]().to_map()
 
 
 @pytest.mark.parametrize("by", ["code", "own key"])
@@ -83,7 +83,7 @@ def test_the_bundle_opens(by: str) -> None:
     code = RecoveryCode.parse(case["code"])
     own = primitives.PrivateKey("xwing", bytes.fromhex(VECTORS["wraps"]["xwing"]["private"]))
     statement = Statement.parse(bytes.fromhex(case["statement"]))
-    assert code.public == statement.recovery
+    assert code.public_keys == statement.recovery
     sealed = bytes.fromhex(case["bundle"])
-    found = open_bundle(sealed, statement, [code.wrapping if by == "code" else own])
+    found = open_bundle(sealed, statement, [code.wrap_key if by == "code" else own])
     assert found.to_map() == GENERATOR["BUNDLE"].to_map()

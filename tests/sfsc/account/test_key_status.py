@@ -39,7 +39,7 @@ def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
         assert dues.is_due() is expected
         assert dues.asks() is expected
         assert dues.asks() is expected  # nothing of it is remembered
-    assert session.state.rotated_at() == 0
+    assert session.state.last_server_rotation() == 0
 
 
 def test_a_machine_that_has_nothing_left_to_do(session: Session, file: KeyringFile) -> None:

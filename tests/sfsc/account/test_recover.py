@@ -36,7 +36,7 @@ class Account:
         self.bodies: list[bytes] = []
         self.bundles: dict[int, bytes] = {}
         for n in range(1, good + bad + 1):
-            self.add(n, CODE.wrapping if n <= good else WRAPPING, NOW - age)
+            self.add(n, CODE.wrap_key if n <= good else WRAPPING, NOW - age)
 
     def add(
         self,
@@ -137,7 +137,7 @@ def test_numbers_that_name_nothing_to_undo(first: int) -> None:
 
 def test_what_an_earlier_recovery_has_decided_stays() -> None:
     account = Account(2, 2)
-    account.add(5, CODE.wrapping, NOW, "recovery")
+    account.add(5, CODE.wrap_key, NOW, "recovery")
     account.add(6, WRAPPING, NOW)
     assert account.opened() == 5
     assert account.opened(first=6) == 5
@@ -150,7 +150,7 @@ def test_a_bundle_that_misleads_takes_no_key_from_a_machine() -> None:
     account, machine = Account(1, 0), keyring()
     his = GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded)
     bad = (replace(KEYS[0], wrap_private=b"?" * 32), his)
-    account.add(2, CODE.wrapping, NOW, "rotate", bad)
+    account.add(2, CODE.wrap_key, NOW, "rotate", bad)
     chain = tuple(account.bodies)
     session = cast(Session, SimpleNamespace(call=lambda asked, _: answer(account, asked.n)))
     file = cast(KeyringFile, SimpleNamespace(contents=machine))

@@ -31,7 +31,7 @@ def item(
     number: int, owner: FileOwner = ADA, to: PrivateKey = OLD, by: SigningKey = OLD_SIGNING
 ) -> WrapItem:
     """A version of the owner's file of that number, wrapped for ada."""
-    key = ContentKey.fresh()
+    key = ContentKey.generate()
     file_id = f"{number:032x}"
     record = content_record(
         RecordAuthor(SERVER, owner.user, owner.user, 1),
@@ -46,7 +46,7 @@ def item(
         seen=(0, merkle.EMPTY_ROOT),
         created=1_800_000_000,
     )
-    (wrap,) = key.wrap(SERVER, owner.first, [Recipient("ada", to.public)])
+    (wrap,) = key.wrap_for(SERVER, owner.first, [Recipient("ada", to.public)])
     return WrapItem(owner.user, file_id, 1, signed(record, by), None, wrap)
 
 
@@ -187,7 +187,7 @@ def test_a_signature_that_is_vouched_for_is_not_asked_about_again() -> None:
     with pytest.raises(BadRecord):
         RENEWAL([(None, by_bob, known[1])])
     with pytest.raises(BadRecord):
-        RENEWAL([(None, by_bob, KnownRevision(1, record_hash(good.content.record), vouched=True))])
+        RENEWAL([(None, by_bob, KnownRevision(1, record_hash(good.content.record), verified=True))])
 
 
 def test_a_purged_file_has_both_its_records_endorsed() -> None:

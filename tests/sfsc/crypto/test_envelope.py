@@ -154,7 +154,9 @@ def test_good_names_pass() -> None:
 @pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
 def test_wraps_open_for_each_recipient(alg: str) -> None:
     ours, other = PrivateKey.generate(alg), PrivateKey.generate("x25519")
-    wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public), Recipient("bob", ours.public)])
+    wraps = KEY.wrap_for(
+        SERVER, FIRST, [Recipient("ann", other.public), Recipient("bob", ours.public)]
+    )
     assert [(w.user, w.key_id, w.algorithm) for w in wraps] == [
         ("ann", other.public.key_id, "x25519"),
         ("bob", ours.public.key_id, alg),
@@ -172,7 +174,7 @@ def test_wraps_of_any_generation_open() -> None:
         ]
     )
     for key in (old, new):
-        wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", key.public)])
+        wraps = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", key.public)])
         assert open_wraps(_record(), FIRST, wraps, keys) == KEY
 
 
@@ -189,14 +191,14 @@ def test_a_wrap_of_another_context_does_not_open(
 ) -> None:
     key = PrivateKey.generate("xwing")
     other = ContentKey(content_id, KEY.dek)
-    wraps = other.wrap(server, first, [Recipient("ann", key.public)])
+    wraps = other.wrap_for(server, first, [Recipient("ann", key.public)])
     with pytest.raises(Tampered):
         open_wraps(_record(), FIRST, wraps, {key.public.key_id: key})
 
 
 def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
     key = PrivateKey.generate("x25519")
-    wraps = ContentKey(KEY.content_id, bytes(32)).wrap(
+    wraps = ContentKey(KEY.content_id, bytes(32)).wrap_for(
         SERVER, FIRST, [Recipient("ann", key.public)]
     )
     with pytest.raises(Tampered):
@@ -205,7 +207,7 @@ def test_a_wrap_that_opens_to_another_key_is_refused() -> None:
 
 def test_a_wrap_under_another_keys_name_is_refused() -> None:
     ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
-    [wrap] = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public)])
+    [wrap] = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", other.public)])
     renamed = Wrap(wrap.user, ours.public.key_id, wrap.algorithm, wrap.wrapped)
     with pytest.raises(Tampered):
         open_wraps(_record(), FIRST, [renamed], {ours.public.key_id: ours})
@@ -213,7 +215,7 @@ def test_a_wrap_under_another_keys_name_is_refused() -> None:
 
 def test_no_wrap_for_us() -> None:
     ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
-    wraps = KEY.wrap(SERVER, FIRST, [Recipient("ann", other.public)])
+    wraps = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", other.public)])
     for offered in (wraps, ()):
         with pytest.raises(KeyringError):
             open_wraps(_record(), FIRST, offered, {ours.public.key_id: ours})
@@ -232,21 +234,21 @@ def test_a_record_without_content_opens_nothing() -> None:
 
 
 def test_a_file_goes_in_and_comes_back() -> None:
-    key, reader = ContentKey.fresh(), PrivateKey.generate("xwing")
+    key, reader = ContentKey.generate(), PrivateKey.generate("xwing")
     plaintext = os.urandom(3000)
-    blob = b"".join(key.encryptor().pieces(io.BytesIO(plaintext)))
+    blob = b"".join(key.encryptor().encrypt_stream(io.BytesIO(plaintext)))
     metadata = key.seal_metadata(dataclasses.replace(METADATA, size=3000))
     record = FileRecord.parse(_record(metadata, key=key, size=3000).encode())
-    wraps = key.wrap(SERVER, FIRST, [Recipient("ann", reader.public)])
+    wraps = key.wrap_for(SERVER, FIRST, [Recipient("ann", reader.public)])
 
     opened = open_wraps(record, FIRST, wraps, {reader.public.key_id: reader})
     assert opened.open_metadata(record, metadata).name == "docs/report.pdf"
     decryptor = opened.decryptor(blob[:40], record.ciphertext_size or 0)
-    assert b"".join(decryptor.segments(io.BytesIO(blob))) == plaintext
+    assert b"".join(decryptor.decrypt_stream(io.BytesIO(blob))) == plaintext
 
 
 def test_fresh_keys_differ() -> None:
-    one, two = ContentKey.fresh(), ContentKey.fresh()
+    one, two = ContentKey.generate(), ContentKey.generate()
     assert one.content_id != two.content_id
     assert one.dek != two.dek
 

@@ -37,14 +37,14 @@ def _plaintext(size: int) -> bytes:
 
 
 def _encrypt(plaintext: bytes, geometry: Geometry = SEGMENTS_1MB) -> bytes:
-    return b"".join(Encryptor(DEK, CONTENT, geometry).pieces(io.BytesIO(plaintext)))
+    return b"".join(Encryptor(DEK, CONTENT, geometry).encrypt_stream(io.BytesIO(plaintext)))
 
 
 def _decrypt(
     blob: bytes, geometry: Geometry = SEGMENTS_1MB, dek: bytes = DEK, content: bytes = CONTENT
 ) -> bytes:
     decryptor = Decryptor(dek, content, blob[:HEADER_SIZE], len(blob), geometry)
-    return b"".join(decryptor.segments(io.BytesIO(blob)))
+    return b"".join(decryptor.decrypt_stream(io.BytesIO(blob)))
 
 
 class Dripping(io.RawIOBase):
@@ -73,7 +73,7 @@ def test_a_segment_is_a_piece_of_the_protocol() -> None:
 @pytest.mark.parametrize("size", EDGES)
 def test_round_trip_at_the_edges(size: int) -> None:
     plaintext = _plaintext(size)
-    pieces = [bytes(p) for p in Encryptor(DEK, CONTENT).pieces(io.BytesIO(plaintext))]
+    pieces = [bytes(p) for p in Encryptor(DEK, CONTENT).encrypt_stream(io.BytesIO(plaintext))]
     blob = b"".join(pieces)
     assert {len(piece) for piece in pieces[:-1]} <= {S}
     assert len(blob) == segments.ciphertext_size(size)
@@ -113,16 +113,16 @@ def test_sizes_are_inverse(size: int) -> None:
 
 @given(offset=st.integers(0, 2**45))
 def test_segment_of_an_offset(offset: int) -> None:
-    index = segments.segment_of(offset)
+    index = segments.segment_at(offset)
     assert segments.plaintext_offset(index) <= offset < segments.plaintext_offset(index + 1)
 
 
 @given(plaintext=st.binary(max_size=400), step=st.integers(1, 100))
 def test_round_trip_from_short_reads(plaintext: bytes, step: int) -> None:
-    blob = b"".join(Encryptor(DEK, CONTENT, TINY).pieces(Dripping(plaintext, step)))
+    blob = b"".join(Encryptor(DEK, CONTENT, TINY).encrypt_stream(Dripping(plaintext, step)))
     assert len(blob) == TINY.ciphertext_size(len(plaintext))
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
-    assert b"".join(decryptor.segments(Dripping(blob, step))) == plaintext
+    assert b"".join(decryptor.decrypt_stream(Dripping(blob, step))) == plaintext
 
 
 @given(plaintext=st.binary(min_size=1, max_size=400), data=st.data())
@@ -130,11 +130,11 @@ def test_random_access(plaintext: bytes, data: st.DataObject) -> None:
     blob = _encrypt(plaintext, TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     offset = data.draw(st.integers(0, len(plaintext) - 1))
-    index = TINY.segment_of(offset)
+    index = TINY.segment_at(offset)
     piece = blob[index * 64 : (index + 1) * 64]
     assert decryptor.piece_size(index) == len(piece)
     inside = offset - TINY.plaintext_offset(index)
-    assert decryptor.open(index, piece)[inside] == plaintext[offset]
+    assert decryptor.open_segment(index, piece)[inside] == plaintext[offset]
 
 
 @given(plaintext=st.binary(max_size=200), bit=st.integers(0))
@@ -154,7 +154,7 @@ def test_every_cut_is_seen(plaintext: bytes, data: st.DataObject) -> None:
         _decrypt(cut, TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
-        list(decryptor.segments(io.BytesIO(cut)))
+        list(decryptor.decrypt_stream(io.BytesIO(cut)))
 
 
 def _swap(blob: bytes) -> bytes:
@@ -191,7 +191,7 @@ def test_tampering_with_a_blob_whose_last_segment_is_full(name: str) -> None:
         _decrypt(changed, TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
-        list(decryptor.segments(io.BytesIO(changed)))
+        list(decryptor.decrypt_stream(io.BytesIO(changed)))
 
 
 def test_another_key_or_content_opens_nothing() -> None:
@@ -213,7 +213,7 @@ def test_nothing_of_a_bad_segment_is_released() -> None:
         buffers.append(bytearray(b"\xaa" * size))
         return buffers[-1]
 
-    opened = decryptor.segments(io.BytesIO(blob), allocate)
+    opened = decryptor.decrypt_stream(io.BytesIO(blob), allocate)
     assert next(opened) == plaintext[:8]
     with pytest.raises(Tampered):
         next(opened)
@@ -225,7 +225,7 @@ def test_no_segment_there(index: int) -> None:
     blob = _encrypt(bytes(20), TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
-        decryptor.open(index, blob[64:])
+        decryptor.open_segment(index, blob[64:])
 
 
 def test_a_size_past_the_counter_is_refused() -> None:
@@ -241,21 +241,21 @@ def test_the_caller_cannot_break_the_format() -> None:
     encryptor = Encryptor(DEK, CONTENT, TINY)
     for plaintext, last in ((bytes(9), False), (bytes(9), True), (bytes(7), False)):
         with pytest.raises(ValueError):
-            encryptor.seal(plaintext, last=last)
-    encryptor.seal(bytes(8), last=False)
+            encryptor.seal_segment(plaintext, last=last)
+    encryptor.seal_segment(bytes(8), last=False)
     with pytest.raises(ValueError):
-        encryptor.seal(b"", last=True)
-    encryptor.seal(bytes(48), last=True)
+        encryptor.seal_segment(b"", last=True)
+    encryptor.seal_segment(bytes(48), last=True)
     with pytest.raises(ValueError):
-        encryptor.seal(b"", last=True)
+        encryptor.seal_segment(b"", last=True)
 
 
 def test_pieces_go_into_the_callers_buffers() -> None:
     pool = [bytearray(100) for _ in range(6)]
     encryptor = Encryptor(DEK, CONTENT, TINY)
-    portions = list(encryptor.portions(io.BytesIO(bytes(60)), lambda _: pool.pop()))
+    portions = list(encryptor.plaintext_segments(io.BytesIO(bytes(60)), lambda _: pool.pop()))
     views = [
-        encryptor.seal(portion, last=last, allocate=lambda _: pool.pop())
+        encryptor.seal_segment(portion, last=last, allocate=lambda _: pool.pop())
         for portion, last in portions
     ]
     assert _decrypt(b"".join(views), TINY) == bytes(60)
@@ -266,7 +266,7 @@ def test_pieces_go_into_the_callers_buffers() -> None:
 def test_one_byte_is_looked_at_ahead(size: int) -> None:
     source = io.BytesIO(bytes(range(size)))
     portions, ends = list[bytes](), list[bool]()
-    for portion, last in Encryptor(DEK, CONTENT, TINY).portions(source):
+    for portion, last in Encryptor(DEK, CONTENT, TINY).plaintext_segments(source):
         portions.append(bytes(portion))
         ends.append(last)
         assert source.tell() == min(size, len(b"".join(portions)) + 1)
@@ -276,7 +276,7 @@ def test_one_byte_is_looked_at_ahead(size: int) -> None:
 
 def test_a_source_that_does_not_block_is_refused() -> None:
     with pytest.raises(LocalError):
-        list(Encryptor(DEK, CONTENT).pieces(NotYet()))
+        list(Encryptor(DEK, CONTENT).encrypt_stream(NotYet()))
 
 
 class Kept(io.BytesIO):

@@ -208,7 +208,7 @@ def test_the_next_page_is_asked_for_before_one_is_taken_up(
 ) -> None:
     store(session, *"abcdef")
     asked: list[int] = []
-    newest = OwnAccount.newest
+    newest = OwnAccount.verify_newest
 
     def noting(
         account: OwnAccount, view: FileView, wanted: str | None, known: KnownRevision | None
@@ -218,7 +218,7 @@ def test_the_next_page_is_asked_for_before_one_is_taken_up(
         return newest(account, view, wanted, known)
 
     before = len(server.asked(List))
-    monkeypatch.setattr(OwnAccount, "newest", noting)
+    monkeypatch.setattr(OwnAccount, "verify_newest", noting)
     assert names(other) == list("abcdef")
     pages = len(server.asked(List)) - before
     assert pages > 1
@@ -250,13 +250,13 @@ def test_an_interrupted_listing_is_taken_up_again(
     server: Simulator, session: Session, other: Session
 ) -> None:
     store(session, *"abcdef")
-    before = other.state.listed()
+    before = other.state.listed_size()
     server.intercept = lambda request: (
         Error("busy", "later") if isinstance(request, List) and request.after else None
     )
     with pytest.raises(Exception, match="later"):
         names(other)
-    assert other.state.listed() == before
+    assert other.state.listed_size() == before
     server.intercept = lambda _request: None
     assert names(other) == list("abcdef")
 
@@ -391,10 +391,10 @@ def test_what_somebody_has_written_into_the_state_is_not_signed_upon(
         return reply
 
     server.spoil = spoil
-    session.state.run("UPDATE file SET record = ?, hash = ?", (forged, record_hash(forged)))
+    session.state.execute("UPDATE file SET record = ?, hash = ?", (forged, record_hash(forged)))
     with pytest.raises(Fork):
         list(Files(session).rm_many([entry]))
     assert not sent
-    session.state.run("UPDATE file SET hash = ?", (known.hash,))
+    session.state.execute("UPDATE file SET hash = ?", (known.hash,))
     assert list(Files(session).rm_many([entry])) == [entry]
     assert [one.readers for one in sent] == [()]

@@ -78,7 +78,7 @@ def _rehash(header: bytes) -> bytes:
 @pytest.mark.parametrize("contents", [CONTENTS, LATER, MANY_FRIENDS])
 def test_round_trip(path: Path, passphrase: str | None, contents: Keyring) -> None:
     KeyringFile.create(path, contents, passphrase, CHEAP)
-    assert KeyringFile.open(path, passphrase).contents == contents
+    assert KeyringFile.unlock(path, passphrase).contents == contents
     assert keyring.needs_passphrase(path) is (passphrase is not None)
 
 
@@ -86,7 +86,7 @@ def test_the_default_cost_is_the_designs(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "horse")
     header = path.read_bytes()[:HEADER]
     assert [int.from_bytes(header[i : i + 4]) for i in (14, 18, 22)] == [3, 4, 65536]
-    assert KeyringFile.open(path, "horse").contents == CONTENTS
+    assert KeyringFile.unlock(path, "horse").contents == CONTENTS
 
 
 def test_nothing_stands_in_the_clear(path: Path) -> None:
@@ -115,13 +115,13 @@ def test_modes(path: Path) -> None:
 def test_wrong_passphrase(path: Path, given: str | None) -> None:
     KeyringFile.create(path, CONTENTS, "correct horse", CHEAP)
     with pytest.raises(WrongPassphrase) as caught:
-        KeyringFile.open(path, given)
+        KeyringFile.unlock(path, given)
     assert caught.value.exit_code == 8
 
 
 def test_a_passphrase_may_be_composed_either_way(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "p\u00e4ss", CHEAP)
-    assert KeyringFile.open(path, "pa\u0308ss").contents == CONTENTS
+    assert KeyringFile.unlock(path, "pa\u0308ss").contents == CONTENTS
 
 
 @pytest.mark.parametrize("passphrase", ["", "\ud800"])
@@ -134,12 +134,12 @@ def test_a_passphrase_that_is_none_is_refused(path: Path, passphrase: str) -> No
 def test_bytes_of_an_environment_are_a_passphrase(path: Path) -> None:
     """What is not UTF-8 there comes as surrogates."""
     KeyringFile.create(path, CONTENTS, "p\udcff", CHEAP)
-    assert KeyringFile.open(path, "p\udcff").contents == CONTENTS
+    assert KeyringFile.unlock(path, "p\udcff").contents == CONTENTS
 
 
 def test_missing(path: Path) -> None:
     with pytest.raises(KeyringMissing):
-        KeyringFile.open(path, None)
+        KeyringFile.unlock(path, None)
     with pytest.raises(KeyringMissing):
         keyring.needs_passphrase(path)
 
@@ -155,7 +155,7 @@ def test_every_bit_counts(
     stored[bit // 8] ^= 1 << bit % 8
     path.write_bytes(stored)
     with pytest.raises(KeyringDamaged):
-        KeyringFile.open(path, passphrase)
+        KeyringFile.unlock(path, passphrase)
 
 
 @pytest.mark.parametrize("size", [0, 1, 12, 74, 105, 106, 117, 118, 133, -1])
@@ -163,7 +163,7 @@ def test_every_cut_is_damage(path: Path, size: int) -> None:
     KeyringFile.create(path, CONTENTS, None)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(KeyringDamaged):
-        KeyringFile.open(path, None)
+        KeyringFile.unlock(path, None)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_an_absurd_cost_is_refused_unpaid(path: Path, passes: int, lanes: int, k
     header = _rehash(stored[:14] + numbers + stored[26:HEADER])
     path.write_bytes(header + stored[HEADER:])
     with pytest.raises(KeyringDamaged):
-        KeyringFile.open(path, "horse")
+        KeyringFile.unlock(path, "horse")
 
 
 @pytest.mark.parametrize(("offset", "value"), [(12, 0), (12, 2), (13, 2)])
@@ -195,7 +195,7 @@ def test_other_versions_are_refused(path: Path, offset: int, value: int) -> None
     stored[offset] = value
     path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
     with pytest.raises(KeyringDamaged):
-        KeyringFile.open(path, "horse")
+        KeyringFile.unlock(path, "horse")
 
 
 def test_a_header_cannot_be_made_to_say_there_is_no_passphrase(path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_header_cannot_be_made_to_say_there_is_no_passphrase(path: Path) -> No
     stored[13] = 0
     path.write_bytes(_rehash(bytes(stored[:HEADER])) + stored[HEADER:])
     with pytest.raises(WrongPassphrase):
-        KeyringFile.open(path, "horse")
+        KeyringFile.unlock(path, "horse")
 
 
 def test_a_file_past_the_cap_is_no_keyring(path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_file_past_the_cap_is_no_keyring(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(keyring.MAX_KEYRING + 1)
     with pytest.raises(KeyringDamaged):
-        KeyringFile.open(path, None)
+        KeyringFile.unlock(path, None)
 
 
 def test_save_replaces(path: Path) -> None:
@@ -220,12 +220,12 @@ def test_save_replaces(path: Path) -> None:
     before = path.read_bytes()
     file.save(LATER)
     assert file.contents == LATER
-    assert KeyringFile.open(path, "horse").contents == LATER
+    assert KeyringFile.unlock(path, "horse").contents == LATER
     after = path.read_bytes()
     assert after[:HEADER] == before[:HEADER]
     assert after[HEADER : HEADER + 12] != before[HEADER : HEADER + 12]
     file.save(CONTENTS)
-    assert KeyringFile.open(path, "horse").contents == CONTENTS
+    assert KeyringFile.unlock(path, "horse").contents == CONTENTS
     assert {p.name for p in path.parent.iterdir()} <= {"keyring", ".keyring.lock"}
 
 
@@ -238,7 +238,7 @@ import os, signal, sys
 from pathlib import Path
 from sfsc.keys.keyring import KeyringFile
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-file = KeyringFile.open(Path(sys.argv[1]), None)
+file = KeyringFile.unlock(Path(sys.argv[1]), None)
 file.save(file.contents)
 """
     killed = subprocess.run([sys.executable, "-c", program, path], check=False)
@@ -247,24 +247,24 @@ file.save(file.contents)
     assert len({one.name for one in path.parent.iterdir()} - kept) == 1
     file.save(LATER)
     assert {one.name for one in path.parent.iterdir()} <= kept
-    assert KeyringFile.open(path, None).contents == LATER
+    assert KeyringFile.unlock(path, None).contents == LATER
 
 
 def test_save_does_not_undo_what_another_process_saved(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, None)
-    ours, theirs = KeyringFile.open(path, None), KeyringFile.open(path, None)
+    ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
     theirs.save(LATER)
     with pytest.raises(ConflictError):
         ours.save(dataclasses.replace(CONTENTS, pins=()))
     assert ours.contents == CONTENTS
-    assert KeyringFile.open(path, None).contents == LATER
+    assert KeyringFile.unlock(path, None).contents == LATER
 
 
 def test_create_does_not_overwrite(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, None)
     with pytest.raises(LocalError):
         KeyringFile.create(path, LATER, None)
-    assert KeyringFile.open(path, None).contents == CONTENTS
+    assert KeyringFile.unlock(path, None).contents == CONTENTS
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 def test_a_folder_in_its_place(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(LocalError):
-        KeyringFile.open(path, None)
+        KeyringFile.unlock(path, None)
 
 
 def test_the_last_generation_is_current() -> None:
@@ -311,7 +311,7 @@ from sfsc.keys.keyring import KeyringFile
 path, name = Path(sys.argv[1]), sys.argv[2]
 for number in range(10):
     while True:
-        file = KeyringFile.open(path, None)
+        file = KeyringFile.unlock(path, None)
         pins = (*file.contents.pins, (f"{name}{number}", bytes(32)))
         try:
             file.save(dataclasses.replace(file.contents, pins=tuple(sorted(pins))))
@@ -321,4 +321,4 @@ for number in range(10):
 """
     writers = [subprocess.Popen([sys.executable, "-c", program, path, name]) for name in "ab"]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    assert len(KeyringFile.open(path, None).contents.pins) == 20
+    assert len(KeyringFile.unlock(path, None).contents.pins) == 20

@@ -50,11 +50,14 @@ def test_fresh_ones_differ_and_do_not_print() -> None:
 
 def test_the_keys_are_of_the_code_alone() -> None:
     again = RecoveryCode(bytes(range(32)))
-    assert again.public == CODE.public
+    assert again.public_keys == CODE.public_keys
     verify_signature(
-        Label.LOGIN, b"body", again.signing.sign(Label.LOGIN, b"body"), CODE.public.sign_pub
+        Label.LOGIN,
+        b"body",
+        again.signing_key.sign(Label.LOGIN, b"body"),
+        CODE.public_keys.sign_pub,
     )
-    wrapped = PublicKey("xwing", CODE.public.xwing_pub).wrap(bytes(32), b"info")
-    assert again.wrapping.unwrap(wrapped, b"info") == bytes(32)
+    wrapped = PublicKey("xwing", CODE.public_keys.xwing_pub).wrap(bytes(32), b"info")
+    assert again.wrap_key.unwrap(wrapped, b"info") == bytes(32)
     # From its text (DESIGN section 4): changing a label would lock people out.
-    assert CODE.public.sign_pub.hex() == EXPECTED
+    assert CODE.public_keys.sign_pub.hex() == EXPECTED

@@ -53,7 +53,7 @@ def test_every_file_s_newest_record_before_this_login_is_known(session: Session)
     ids["c"] = session.account.file_id("c")
     session.reconnect()
     OwnLog(session).follow()
-    logged = {name: session.state.logged(file_id) for name, file_id in ids.items()}
+    logged = {name: session.state.logged_revision(file_id) for name, file_id in ids.items()}
     assert logged == {"a": 3, "b": 2, "c": 1}  # a tombstone counts like any record
 
 
@@ -68,10 +68,10 @@ def test_only_what_is_new_is_read_and_once_a_login(server: Simulator, session: S
     put(session, "a")
     session.reconnect()
     log.follow()
-    followed = session.state.followed()
+    followed = session.state.followed_log()
     assert len(firsts) == 1
     assert firsts[0] > 0
-    assert session.state.logged(file_id) == 2
+    assert session.state.logged_revision(file_id) == 2
     assert followed.count == server.log.heads["ada"][0]
 
 
@@ -115,10 +115,10 @@ def test_what_was_logged_since_the_login_does_not_count(session: Session, other:
     file = session.newest(file_id)
     put(other, "a")
     OwnLog(session).follow()
-    assert session.state.logged(file_id) == file.head.rev == 1
+    assert session.state.logged_revision(file_id) == file.head.rev == 1
     session.reconnect()
     OwnLog(session).follow()
-    assert session.state.logged(file_id) == 2
+    assert session.state.logged_revision(file_id) == 2
 
 
 def test_another_process_has_followed_past_this_login(
@@ -134,25 +134,25 @@ def test_another_process_has_followed_past_this_login(
 def test_another_process_has_followed_at_the_same_time(
     server: Simulator, home: Path, session: Session
 ) -> None:
-    """What is logged between its login and ours is followed all the same."""
+    """What is logged between its login and ours is followed_log all the same."""
     file_id = put(session, "a")
     keyring = session.keyring
 
     class Slow(ClientState):
-        def remember_followed(self, *what: Any) -> bool:
-            if self.followed() == LOG_START:
+        def remember_followed_log(self, *what: Any) -> bool:
+            if self.followed_log() == LOG_START:
                 OwnLog(session).follow()
-            return super().remember_followed(*what)
+            return super().remember_followed_log(*what)
 
     account = keyring.server_id + keyring.user.encode()
     key = state_key(keyring.device.xwing_private)
-    with Slow.open(state_path(home), account, key) as state:
+    with Slow.open_database(state_path(home), account, key) as state:
         late = Session(keyring, state, QUICK)
         put(session, "a")
         late.connect()
         OwnLog(late).follow()
-        assert state.logged(file_id) == 2
-        assert state.followed().count == server.log.heads["ada"][0]
+        assert state.logged_revision(file_id) == 2
+        assert state.followed_log().count == server.log.heads["ada"][0]
         late.close()
 
 
@@ -172,7 +172,7 @@ def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Sessi
 
     server.spoil = committed_together
     session.reconnect()
-    assert state.remember_followed(LOG_START, places[0], {})
+    assert state.remember_followed_log(LOG_START, places[0], {})
     server.spoil = lambda _request, reply: reply
     OwnLog(session).follow()
     # A server that shows the login nowhere has left it out.

@@ -385,7 +385,7 @@ def test_a_connection_that_is_lost_while_it_is_compared(
     server.spoil = storing.once(LogProof, storing.drop)
     theirs, ours = Audit(session).compare(note)
     assert theirs < ours
-    assert session.state.distrusted() is None
+    assert session.state.distrust_evidence() is None
 
 
 # --- proofs that travel

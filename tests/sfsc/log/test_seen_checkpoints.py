@@ -75,7 +75,7 @@ def test_a_connection_that_is_lost_while_it_is_proven(
     server.spoil = once(LogProof, drop, 1)
     seen.prove()
     assert other.connections == 3
-    assert other.state.distrusted() is None
+    assert other.state.distrust_evidence() is None
 
 
 def test_of_many_files_it_is_not_all_kept_until_the_end(

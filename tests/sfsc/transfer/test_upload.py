@@ -73,7 +73,7 @@ def test_pieces_are_made_in_order_by_a_thread_of_their_own(
 ) -> None:
     """While the caller reads and sends."""
     made = list[tuple[str, bool]]()
-    seal = Encryptor.seal
+    seal = Encryptor.seal_segment
 
     def noted(
         encryptor: Encryptor, plaintext: Buffer, *, last: bool, allocate: Allocate = bytearray
@@ -81,7 +81,7 @@ def test_pieces_are_made_in_order_by_a_thread_of_their_own(
         made.append((threading.current_thread().name, last))
         return seal(encryptor, plaintext, last=last, allocate=allocate)
 
-    monkeypatch.setattr(Encryptor, "seal", noted)
+    monkeypatch.setattr(Encryptor, "seal_segment", noted)
     content = os.urandom(5 * PIECE)
     Uploads(session).put(io.BytesIO(content), "big")
     assert made == [("sfsc-make_0", last) for last in [False] * 5 + [True]]

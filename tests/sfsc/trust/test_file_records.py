@@ -88,7 +88,7 @@ def keyring(*statements: bytes) -> Keyring:
 
 @cache
 def account() -> OwnAccount:
-    return OwnAccount.of(keyring())
+    return OwnAccount.from_keyring(keyring())
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Made:
 def version(
     number: int = 1, onto: bytes | None = None, *, name: str = NAME, stated_size: int = 10
 ) -> Made:
-    key = ContentKey.fresh()
+    key = ContentKey.generate()
     sealed = key.seal_metadata(Metadata(name, stated_size, 1_700_000_000_500_000_000, 0o644))
     record = content_record(
         RecordAuthor(SERVER, "ada", "ada", 1),
@@ -125,7 +125,7 @@ def version(
         seen=(0, merkle.EMPTY_ROOT),
         created=1_800_000_000,
     )
-    wraps = key.wrap(SERVER, account().first, [Recipient("ada", WRAPPING.public)])
+    wraps = key.wrap_for(SERVER, account().first, [Recipient("ada", WRAPPING.public)])
     return Made(record, sealed, wraps)
 
 
@@ -168,16 +168,16 @@ def view(made: Made, head: FileRecord | None = None) -> FileView:
 
 def test_a_version_that_we_made() -> None:
     made = version()
-    file = account().newest(view(made), FILE_ID, None)
+    file = account().verify_newest(view(made), FILE_ID, None)
     assert (file.content, file.head, file.version, file.deleted) == (
         made.record,
         made.record,
         1,
         False,
     )
-    _, metadata = account().open(file)
+    _, metadata = account().open_version(file)
     assert metadata == Metadata(NAME, 10, 1_700_000_000_500_000_000, 0o644)
-    assert account().entry(file) == Entry(
+    assert account().listing_entry(file) == Entry(
         name=NAME,
         file_id=FILE_ID,
         version=1,
@@ -193,20 +193,20 @@ def test_a_version_that_we_made() -> None:
 def test_a_deleted_file_shows_its_last_version_and_its_tombstone() -> None:
     made = version()
     end = tombstone(made.record)
-    file = account().newest(view(made, end), FILE_ID, None)
+    file = account().verify_newest(view(made, end), FILE_ID, None)
     assert (file.deleted, file.version, file.head) == (True, 1, end)
     with pytest.raises(NotFound):
-        account().opened(view(made, end), FILE_ID, 0, None)
-    assert account().opened(view(made, end), FILE_ID, 1, None).version == 1
+        account().verify_version(view(made, end), FILE_ID, 0, None)
+    assert account().verify_version(view(made, end), FILE_ID, 1, None).version == 1
 
 
 def test_an_older_version_comes_with_the_head() -> None:
     first = version()
     second = version(2, first.body)
     shown = view(first, second.record)
-    assert account().opened(shown, FILE_ID, 1, None).content == first.record
+    assert account().verify_version(shown, FILE_ID, 1, None).content == first.record
     known = KnownRevision(2, record_hash(second.body))
-    assert account().opened(shown, FILE_ID, 1, known).head == second.record
+    assert account().verify_version(shown, FILE_ID, 1, known).head == second.record
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(0, 0o7777) | st.none(), st.integers(0, 2**53))
@@ -217,7 +217,7 @@ def test_an_entry_can_be_cached(mtime: int, mode: int | None, size: int) -> None
 
 def test_a_source_without_a_time_counts_from_its_storing() -> None:
     record = version().record
-    assert Entry.of(record, record, Metadata(NAME, 10, None, None)).mtime == record.created
+    assert Entry.from_record(record, record, Metadata(NAME, 10, None, None)).mtime == record.created
 
 
 # --- what is refused
@@ -314,8 +314,8 @@ def test_a_view_that_lies(lie: str) -> None:
     spoil, error = REFUSED[lie]
     made = version()
     with pytest.raises(error):
-        account().newest(spoil(made), FILE_ID, None)
-    assert account().newest(view(made), FILE_ID, None).content == made.record
+        account().verify_newest(spoil(made), FILE_ID, None)
+    assert account().verify_newest(view(made), FILE_ID, None).content == made.record
 
 
 def test_what_was_seen_is_not_unseen() -> None:
@@ -325,59 +325,59 @@ def test_what_was_seen_is_not_unseen() -> None:
     third = version(3, other.body)
     seen = KnownRevision(2, record_hash(second.body))
     with pytest.raises(Rollback):
-        account().newest(view(first), FILE_ID, seen)
+        account().verify_newest(view(first), FILE_ID, seen)
     with pytest.raises(Fork):
-        account().newest(view(other), FILE_ID, seen)
+        account().verify_newest(view(other), FILE_ID, seen)
     with pytest.raises(Fork):
-        account().newest(view(third), FILE_ID, seen)
-    assert account().newest(view(second), FILE_ID, seen).version == 2
+        account().verify_newest(view(third), FILE_ID, seen)
+    assert account().verify_newest(view(second), FILE_ID, seen).version == 2
     follows = version(3, second.body)
-    assert account().newest(view(follows), FILE_ID, seen).version == 3
+    assert account().verify_newest(view(follows), FILE_ID, seen).version == 3
     # An older version without the head is as old as it looks.
     with pytest.raises(Rollback):
-        account().opened(view(first), FILE_ID, 1, seen)
+        account().verify_version(view(first), FILE_ID, 1, seen)
 
 
 def test_one_version_for_another() -> None:
     first = version()
     second = version(2, first.body)
     with pytest.raises(Rollback):
-        account().opened(view(second), FILE_ID, 1, None)
+        account().verify_version(view(second), FILE_ID, 1, None)
     with pytest.raises(Rollback):
-        account().opened(view(first, second.record), FILE_ID, 0, None)
-    assert account().opened(view(second), FILE_ID, 0, None).version == 2
+        account().verify_version(view(first, second.record), FILE_ID, 0, None)
+    assert account().verify_version(view(second), FILE_ID, 0, None).version == 2
 
 
 def test_metadata_of_another_version() -> None:
     one, other = version(), version()
-    file = account().newest(view(replace(one, metadata=other.metadata)), FILE_ID, None)
+    file = account().verify_newest(view(replace(one, metadata=other.metadata)), FILE_ID, None)
     with pytest.raises(Tampered):
-        account().open(file)
+        account().open_version(file)
 
 
 def test_a_wrap_that_opens_to_another_key() -> None:
     one, other = version(), version()
-    file = account().newest(view(replace(one, wraps=other.wraps)), FILE_ID, None)
+    file = account().verify_newest(view(replace(one, wraps=other.wraps)), FILE_ID, None)
     with pytest.raises(Tampered):
-        account().open(file)
+        account().open_version(file)
 
 
 def test_no_wrap_for_us() -> None:
-    file = account().newest(view(replace(version(), wraps=())), FILE_ID, None)
+    file = account().verify_newest(view(replace(version(), wraps=())), FILE_ID, None)
     with pytest.raises(KeyringError):
-        account().open(file)
+        account().open_version(file)
 
 
 def test_a_name_that_is_not_the_files() -> None:
-    file = account().newest(view(version(name="docs/other.pdf")), FILE_ID, None)
+    file = account().verify_newest(view(version(name="docs/other.pdf")), FILE_ID, None)
     with pytest.raises(Tampered):
-        account().open(file)
+        account().open_version(file)
 
 
 def test_a_size_that_is_not_the_contents() -> None:
-    file = account().newest(view(version(stated_size=11)), FILE_ID, None)
+    file = account().verify_newest(view(version(stated_size=11)), FILE_ID, None)
     with pytest.raises(BadRecord):
-        account().open(file)
+        account().open_version(file)
 
 
 # --- whose signatures count
@@ -389,7 +389,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         n=2, generation=2, sign_pub=OTHER.public, prev=record_hash(first), reason="rotate"
     )
     third_key = SigningKey.from_seed(b"4" * 32).public
-    both = OwnAccount.of(keyring(first, second))
+    both = OwnAccount.from_keyring(keyring(first, second))
     assert both.signers == {1: SIGNING.public, 2: OTHER.public}
     finished = statement(
         n=3,
@@ -399,7 +399,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         prev=record_hash(second),
         reason="finish",
     )
-    assert OwnAccount.of(keyring(first, second, finished)).signers == {2: OTHER.public}
+    assert OwnAccount.from_keyring(keyring(first, second, finished)).signers == {2: OTHER.public}
     voiding = statement(
         n=3,
         generation=3,
@@ -408,7 +408,7 @@ def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
         voids=(record_hash(second),),
         reason="recovery",
     )
-    assert OwnAccount.of(keyring(first, second, voiding)).signers == {
+    assert OwnAccount.from_keyring(keyring(first, second, voiding)).signers == {
         1: SIGNING.public,
         3: third_key,
     }
@@ -437,7 +437,7 @@ def rotated(*, finished: bool) -> OwnAccount:
             GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded),
         ),
     )
-    return OwnAccount.of(ring)
+    return OwnAccount.from_keyring(ring)
 
 
 def signed_by(body: bytes, *signatures: tuple[int, SigningKey, Label]) -> SignedRecord:
@@ -478,10 +478,10 @@ def test_whose_signature_counts(case: str) -> None:
     who, made = rotated(finished=finished), version()
     signed = signed_by(made.body, *signatures)
     if counts:
-        assert who.record(signed, FILE_ID) == made.record
+        assert who.verify_record(signed, FILE_ID) == made.record
     else:
         with pytest.raises(BadRecord):
-            who.record(signed, FILE_ID)
+            who.verify_record(signed, FILE_ID)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -491,17 +491,19 @@ def test_what_is_vouched_for_is_asked_only_whose_key_counts(case: str, *, finish
     signatures, _, _ = COUNTS[case]
     made = version()
     shown = FileView(9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
-    known = KnownRevision(1, record_hash(made.body), vouched=True)
+    known = KnownRevision(1, record_hash(made.body), verified=True)
     endorsed = (2, OTHER, ENDORSE) in signatures
     # A key that does not count is no one's, whoever has vouched for what it signed.
     never = replace(rotated(finished=finished), signers={2: OTHER.public}, former={})
     if case != "signed twice by one" and (endorsed or not finished):
-        assert rotated(finished=finished).newest(shown, FILE_ID, known).content == made.record
+        assert (
+            rotated(finished=finished).verify_newest(shown, FILE_ID, known).content == made.record
+        )
     else:
         with pytest.raises(BadRecord):
-            rotated(finished=finished).newest(shown, FILE_ID, known)
+            rotated(finished=finished).verify_newest(shown, FILE_ID, known)
     with pytest.raises(BadRecord):
-        never.newest(shown, FILE_ID, known)
+        never.verify_newest(shown, FILE_ID, known)
 
 
 @pytest.mark.parametrize("known", [None, (1, "same", False), (1, "another", True)])
@@ -516,14 +518,14 @@ def test_what_is_not_vouched_for_is_verified(known: tuple[int, str, bool] | None
         body = made.body if which == "same" else rest
         revision = KnownRevision(rev if which == "same" else 0, record_hash(body), vouched)
     with pytest.raises(BadRecord):
-        account().newest(shown, FILE_ID, revision)
+        account().verify_newest(shown, FILE_ID, revision)
 
 
 def test_an_old_record_in_a_history_needs_no_endorsement() -> None:
     who, made = rotated(finished=True), version()
-    assert who.record(signed_by(made.body, OLD), FILE_ID, historic=True) == made.record
+    assert who.verify_record(signed_by(made.body, OLD), FILE_ID, historic=True) == made.record
     with pytest.raises(BadRecord):
-        who.record(signed_by(made.body, (1, OTHER, RECORD)), FILE_ID, historic=True)
+        who.verify_record(signed_by(made.body, (1, OTHER, RECORD)), FILE_ID, historic=True)
 
 
 def test_a_record_signed_later_with_a_key_that_was_ended() -> None:
@@ -533,9 +535,9 @@ def test_a_record_signed_later_with_a_key_that_was_ended() -> None:
     for signatures in ((OLD,), (OLD, (2, SIGNING, ENDORSE))):
         view = FileView(9, signed_by(forged.body, *signatures), None, forged.metadata, forged.wraps)
         with pytest.raises(BadRecord):
-            who.newest(view, FILE_ID, None)
+            who.verify_newest(view, FILE_ID, None)
         with pytest.raises(BadRecord):
-            who.opened(view, FILE_ID, 0, None)
+            who.verify_version(view, FILE_ID, 0, None)
 
 
 # --- generations that a recovery has voided: shown, and never believed
@@ -577,7 +579,7 @@ def recovered(*, finished: bool = False, attacker_wrap: PrivateKey = ATTACKER_WR
             GenerationKeys(3, OWNER.seed, "x25519", NEW_WRAP.encoded),
         ),
     )
-    return OwnAccount.of(ring)
+    return OwnAccount.from_keyring(ring)
 
 
 ATTACKER_SIGNED = (2, ATTACKER, RECORD)
@@ -613,21 +615,23 @@ def test_records_of_a_voided_generation_are_refused(
     who, made = recovered(finished=finished), attacker_version()
     signed = signed_by(made.body, *signatures)
     with pytest.raises(BadRecord):
-        who.record(signed, FILE_ID)
+        who.verify_record(signed, FILE_ID)
     view = FileView(5, signed, None, made.metadata, made.wraps)
     with pytest.raises(BadRecord):
-        who.newest(view, FILE_ID, None)
+        who.verify_newest(view, FILE_ID, None)
     with pytest.raises(BadRecord):
-        who.opened(view, FILE_ID, 0, None)
+        who.verify_version(view, FILE_ID, 0, None)
 
 
 def test_endorsements_by_a_voided_generation_are_ignored() -> None:
     old = version()
     who = recovered(finished=True)
     with pytest.raises(BadRecord):
-        who.record(signed_by(old.body, (1, SIGNING, RECORD), (2, ATTACKER, ENDORSE)), FILE_ID)
+        who.verify_record(
+            signed_by(old.body, (1, SIGNING, RECORD), (2, ATTACKER, ENDORSE)), FILE_ID
+        )
     endorsed = signed_by(old.body, (1, SIGNING, RECORD), (3, OWNER, ENDORSE))
-    assert who.record(endorsed, FILE_ID) == old.record
+    assert who.verify_record(endorsed, FILE_ID) == old.record
 
 
 def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> None:
@@ -635,19 +639,21 @@ def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> Non
     end = replace(tombstone(made.record), generation=3)
     head = signed_by(end.encode(), OWNER_SIGNED)
     view = FileView(5, signed_by(made.body, ATTACKER_SIGNED), head, made.metadata, made.wraps)
-    file = who.newest(view, FILE_ID, None)
+    file = who.verify_newest(view, FILE_ID, None)
     assert (file.deleted, file.version) == (True, 1)
     with pytest.raises(BadRecord):
-        who.open(file)
+        who.open_version(file)
     # Signed with a key other than the attacker's, it is refused.
     forged = replace(view, content=signed_by(made.body, (2, OWNER, RECORD)))
     with pytest.raises(BadRecord):
-        who.newest(forged, FILE_ID, None)
+        who.verify_newest(forged, FILE_ID, None)
     # The attacker's tombstone does not delete the file.
     end = replace(end, generation=2)
     with pytest.raises(BadRecord):
-        who.newest(replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID, None)
-    assert who.standing_file(
+        who.verify_newest(
+            replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID, None
+        )
+    assert who.verify_voidable(
         replace(view, head=signed_by(end.encode(), ATTACKER_SIGNED)), FILE_ID
     ).deleted
 
@@ -655,9 +661,9 @@ def test_voided_content_below_the_owners_record_is_shown_but_not_opened() -> Non
 def test_voided_records_are_valid_in_a_history() -> None:
     who, made = recovered(finished=True), attacker_version()
     signed = signed_by(made.body, ATTACKER_SIGNED)
-    record = who.record(signed, FILE_ID, historic=True)
+    record = who.verify_record(signed, FILE_ID, historic=True)
     assert who.is_voided(record)
-    assert who.is_undone(signed)
+    assert who.is_voided_signed(signed)
     assert not who.is_voided(version().record)
 
 

@@ -38,8 +38,8 @@ class Server:
         self.log = Log()
         self.log.fill(3)
         self.trust = ServerTrust(self.log.server_id)
-        self.trust.welcome(self.log.welcome(spki=SPKI), SPKI)
-        self.trust.session(self.log.session(0))
+        self.trust.accept_welcome(self.log.welcome(spki=SPKI), SPKI)
+        self.trust.accept_session(self.log.session(0))
         self.opened = self.log.size
         self.bodies: list[bytes] = []
         self.links: list[SignedStatement] = []
@@ -118,7 +118,7 @@ def test_a_chain_is_followed(known: int, page: int) -> None:
     server = Server()
     server.page = page
     assert server.follow(known) == tuple(server.bodies)
-    server.trust.join([])
+    server.trust.close_gaps([])
     assert server.trust.newest.size == server.log.size
 
 
@@ -151,7 +151,9 @@ def test_a_bundle_that_is_newer_than_the_chain(moves: int) -> None:
     chain, sealed = fetch_newest_bundle(server.follow(), follow_on, fetch)
     assert (chain, sealed) == (tuple(server.bodies), b"bundle %d" % moves)
     assert Statement.parse(chain[-1]).bundle_sha256 == hashlib.sha256(sealed).digest()
-    server.trust.join([server.log.consistency(*gap) for gap in server.trust.gaps()])
+    server.trust.close_gaps(
+        [server.log.consistency(*gap) for gap in server.trust.consistency_gaps()]
+    )
 
 
 def test_a_bundle_that_no_statement_names() -> None:
@@ -300,8 +302,8 @@ def test_a_log_that_forks_between_the_pages() -> None:
 
     server.spoil = spoil
     server.follow()
-    gaps = server.trust.gaps()
+    gaps = server.trust.consistency_gaps()
     assert gaps
     proofs = [server.log.consistency(old, new) for old, new in gaps]
     with pytest.raises(Fork):
-        server.trust.join(proofs)
+        server.trust.close_gaps(proofs)

@@ -18,7 +18,7 @@ FILE = "f" * 32
 
 
 def opened(path: Path, key: bytes = b"k" * 32) -> ClientState:
-    return ClientState.open(path / "state.sqlite3", ACCOUNT, key)
+    return ClientState.open_database(path / "state.sqlite3", ACCOUNT, key)
 
 
 def known(rev: int, entry: bytes | None = None, mark: bytes = b"") -> KnownSharedFile:
@@ -58,7 +58,7 @@ def test_who_can_only_write_the_file_adds_nobody_s_key(tmp_path: Path, change: s
     with opened(tmp_path) as state:
         PeerState(state).remember_chain("alice", CHAIN)
         for one in change.split("; "):
-            state.run(one, ())
+            state.execute(one, ())
         for user in ("alice", "bob"):
             assert PeerState(state).chain(user) == ()
         PeerState(state).remember_chain("alice", CHAIN)
@@ -86,36 +86,39 @@ def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
         with opened(tmp_path) as state:
             state.change_key(b"K" * 32)
             PeerState(late).remember_file(known(1, b"entry"))
-            assert list(PeerState(state).files()) == [known(1)]
+            assert list(PeerState(state).shared_files()) == [known(1)]
         with pytest.raises(LocalError, match="another process"):
-            PeerState(late).remember_received(5)
+            PeerState(late).remember_received_size(5)
 
 
 def test_a_file_never_goes_back(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = PeerState(state)
-        assert list(remembered.files()) == []
+        assert list(remembered.shared_files()) == []
         remembered.remember_file(known(2, b"entry"))
         remembered.remember_file(known(1, b"older"))
-        assert list(remembered.files()) == [known(2, b"entry")]
+        assert list(remembered.shared_files()) == [known(2, b"entry")]
         # Opened without a listing: what the listing shows is still of this very record.
         remembered.remember_file(known(2))
-        assert list(remembered.files()) == [known(2, b"entry")]
+        assert list(remembered.shared_files()) == [known(2, b"entry")]
         # Of a newer record it is not.
         remembered.remember_file(known(3))
-        assert list(remembered.files()) == [known(3)]
+        assert list(remembered.shared_files()) == [known(3)]
         other = "e" * 32
-        assert remembered.known("bob", (FILE, other)) == {FILE: known(3).known, other: None}
-        assert remembered.known("carol", (FILE,)) == {FILE: None}
-        assert remembered.known("bob", ()) == {}
+        assert remembered.known_revisions("bob", (FILE, other)) == {
+            FILE: known(3).revision,
+            other: None,
+        }
+        assert remembered.known_revisions("carol", (FILE,)) == {FILE: None}
+        assert remembered.known_revisions("bob", ()) == {}
 
 
 def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         PeerState(state).remember_file(known(1, b"a secret name"))
-        state.run("UPDATE shared SET owner = 'eve'", ())
+        state.execute("UPDATE shared SET owner = 'eve'", ())
         with pytest.raises(LocalError):
-            list(PeerState(state).files())
+            list(PeerState(state).shared_files())
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"a secret name" not in stored
 
@@ -123,10 +126,10 @@ def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: 
 def test_how_far_it_was_listed_only_grows(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = PeerState(state)
-        assert remembered.received() == 0
-        remembered.remember_received(9)
-        remembered.remember_received(5)
-        assert remembered.received() == 9
+        assert remembered.received_size() == 0
+        remembered.remember_received_size(9)
+        remembered.remember_received_size(5)
+        assert remembered.received_size() == 9
         remembered.remember_file(known(1))
-        state.begin_anew(3, bytes(32), b"note")
-        assert (remembered.received(), list(remembered.files())) == (0, [])
+        state.reset_log(3, bytes(32), b"note")
+        assert (remembered.received_size(), list(remembered.shared_files())) == (0, [])

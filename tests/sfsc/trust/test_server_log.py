@@ -34,7 +34,7 @@ SENT = SentChange("upload", "ada", "ada", "0" * 32, 3, RECORD, SIGNATURES)
 
 def greeted(log: Log) -> ServerTrust:
     trust = ServerTrust(log.server_id)
-    trust.welcome(log.welcome(), SPKI)
+    trust.accept_welcome(log.welcome(), SPKI)
     return trust
 
 
@@ -42,7 +42,7 @@ def opened(log: Log, entries: int = 5) -> ServerTrust:
     """A client in a session that began when the log had `entries`."""
     log.fill(entries - log.size)
     trust = greeted(log)
-    trust.session(log.session(0))
+    trust.accept_session(log.session(0))
     return trust
 
 
@@ -65,14 +65,14 @@ def upload(log: Log, **changes: object) -> int:
 def test_the_pinned_server_is_believed() -> None:
     log = Log()
     trust = ServerTrust(log.server_id)
-    statement = trust.welcome(log.welcome(), SPKI)
+    statement = trust.accept_welcome(log.welcome(), SPKI)
     assert (statement.n, statement.server_pub) == (1, log.server.public)
 
 
 def test_another_server_is_not_the_pinned_one() -> None:
     log, other = Log(), Log()
     with pytest.raises(WrongServer) as caught:
-        ServerTrust(log.server_id).welcome(other.welcome(), SPKI)
+        ServerTrust(log.server_id).accept_welcome(other.welcome(), SPKI)
     assert caught.value.pinned == log.server_id.hex()
     assert caught.value.shown == other.server_id.hex()
 
@@ -80,7 +80,7 @@ def test_another_server_is_not_the_pinned_one() -> None:
 def test_another_tls_key_is_someone_between() -> None:
     log = Log()
     with pytest.raises(WrongServer):
-        ServerTrust(log.server_id).welcome(log.welcome(), bytes(32))
+        ServerTrust(log.server_id).accept_welcome(log.welcome(), bytes(32))
 
 
 def resigned(log: Log, signer: SigningKey) -> Welcome:
@@ -133,10 +133,10 @@ def test_a_welcome_that_is_wrong(make: Callable[[Log], Welcome], error: type[Exc
     log = Log()
     trust = ServerTrust(log.server_id)
     with pytest.raises(error):
-        trust.welcome(make(log), SPKI)
+        trust.accept_welcome(make(log), SPKI)
     # Nothing was learned: a checkpoint still has no key to be verified with.
     with pytest.raises(ProtocolFailure):
-        trust.session(log.session(0))
+        trust.accept_session(log.session(0))
 
 
 def test_the_server_statement_never_falls_and_has_no_twin() -> None:
@@ -144,14 +144,14 @@ def test_the_server_statement_never_falls_and_has_no_twin() -> None:
     second = log.welcome(n=2)
     known = ServerTrust(log.server_id, statement=second.statement)
     with pytest.raises(Rollback):
-        known.welcome(log.welcome(n=1), SPKI)
+        known.accept_welcome(log.welcome(n=1), SPKI)
     body, signature = log.statement(n=2, created=1)
     with pytest.raises(Fork):
-        known.welcome(replace(second, statement=body, signature=signature), SPKI)
-    known.welcome(second, SPKI)
-    known.welcome(log.welcome(n=3), SPKI)
+        known.accept_welcome(replace(second, statement=body, signature=signature), SPKI)
+    known.accept_welcome(second, SPKI)
+    known.accept_welcome(log.welcome(n=3), SPKI)
     with pytest.raises(Rollback):
-        known.welcome(second, SPKI)
+        known.accept_welcome(second, SPKI)
 
 
 # --- Session
@@ -164,8 +164,8 @@ def test_a_log_that_goes_on_is_believed(known: int, more: int) -> None:
     before = TreeHead(known, log.root(known), log.checkpoint())
     log.fill(more)
     trust = ServerTrust(log.server_id, newest=before)
-    trust.welcome(log.welcome(), SPKI)
-    trust.session(log.session(known))
+    trust.accept_welcome(log.welcome(), SPKI)
+    trust.accept_session(log.session(known))
     assert trust.newest == TreeHead(known + more, log.root(known + more), log.checkpoint())
 
 
@@ -173,7 +173,7 @@ def remembering(log: Log) -> ServerTrust:
     trust = ServerTrust(
         log.server_id, newest=TreeHead(log.size, log.root(log.size), log.checkpoint())
     )
-    trust.welcome(log.welcome(), SPKI)
+    trust.accept_welcome(log.welcome(), SPKI)
     return trust
 
 
@@ -183,7 +183,7 @@ def test_a_log_that_became_shorter_is_a_rollback() -> None:
     trust = remembering(log)
     before = trust.newest
     with pytest.raises(Rollback):
-        trust.session(log.fork(7).session(8))
+        trust.accept_session(log.fork(7).session(8))
     assert trust.newest == before
 
 
@@ -195,7 +195,7 @@ def test_another_log_is_a_fork(more: int) -> None:
     other.fill(1 + more)
     trust = remembering(log)
     with pytest.raises(Fork):
-        trust.session(other.session(8))
+        trust.accept_session(other.session(8))
 
 
 def test_no_proof_is_no_proof() -> None:
@@ -204,17 +204,17 @@ def test_no_proof_is_no_proof() -> None:
     trust = remembering(log)
     log.fill(4)
     with pytest.raises(Fork):
-        trust.session(replace(log.session(4), consistency=()))
+        trust.accept_session(replace(log.session(4), consistency=()))
     with pytest.raises(Fork):
-        trust.session(replace(log.session(4), consistency=log.consistency(3)))
-    trust.session(log.session(4))
+        trust.accept_session(replace(log.session(4), consistency=log.consistency(3)))
+    trust.accept_session(log.session(4))
 
 
 def test_a_proof_where_none_belongs_is_refused() -> None:
     log = Log()
     log.fill(4)
     with pytest.raises(Fork):
-        remembering(log).session(replace(log.session(4), consistency=(bytes(32),)))
+        remembering(log).accept_session(replace(log.session(4), consistency=(bytes(32),)))
 
 
 def test_a_checkpoint_of_another_key_or_log() -> None:
@@ -222,15 +222,15 @@ def test_a_checkpoint_of_another_key_or_log() -> None:
     for lying in (log, other):
         lying.fill(3)
     with pytest.raises(BadRecord):
-        greeted(log).session(other.session(0))
+        greeted(log).accept_session(other.session(0))
     key, log.key = log.key, other.key
     forged = log.checkpoint()
     log.key = key
     with pytest.raises(BadRecord):
-        greeted(log).session(replace(log.session(0), checkpoint=forged))
+        greeted(log).accept_session(replace(log.session(0), checkpoint=forged))
     note = log.checkpoint().replace(b"\n3\n", b"\n4\n")
     with pytest.raises(BadRecord):
-        greeted(log).session(replace(log.session(0), checkpoint=note))
+        greeted(log).accept_session(replace(log.session(0), checkpoint=note))
 
 
 # --- receipts
@@ -243,7 +243,7 @@ def test_a_change_that_the_log_has_is_believed(before: int, between: int, after:
     log.fill(between)
     seq = upload(log)
     log.fill(after)
-    entry = trust.receipt(log.receipt(seq, before), SENT)
+    entry = trust.verify_receipt(log.receipt(seq, before), SENT)
     assert joined(trust, log) == []
     assert (entry.seq, entry.rec) == (seq, RECORD)
     assert trust.newest.size == log.size
@@ -275,7 +275,7 @@ def test_an_entry_that_says_something_else(changes: dict[str, object]) -> None:
     before = trust.newest
     seq = upload(log, **changes)
     with pytest.raises(BadReceipt):
-        trust.receipt(log.receipt(seq, 5), SENT)
+        trust.verify_receipt(log.receipt(seq, 5), SENT)
     assert trust.newest == before
 
 
@@ -324,9 +324,9 @@ def test_a_receipt_that_proves_nothing(
     receipt = log.receipt(seq, 5)
     before = trust.newest
     with pytest.raises(error):
-        trust.receipt(spoil(receipt), SENT)
+        trust.verify_receipt(spoil(receipt), SENT)
     assert trust.newest == before
-    trust.receipt(receipt, SENT)
+    trust.verify_receipt(receipt, SENT)
 
 
 def test_receipts_of_one_commit_share_what_proves_it_and_nothing_else(
@@ -346,15 +346,15 @@ def test_receipts_of_one_commit_share_what_proves_it_and_nothing_else(
 
     monkeypatch.setattr(merkle, "verify_consistency", counting)
     for seq in (first, second):
-        trust.receipt(log.receipt(seq, 5), SENT)
+        trust.verify_receipt(log.receipt(seq, 5), SENT)
     assert worked_out == [7]
     for spoil in (spoiled(consistency=()), spoiled(consistency=(bytes(32),))):
         with pytest.raises(Fork):
-            trust.receipt(spoil(log.receipt(second, 5)), SENT)
+            trust.verify_receipt(spoil(log.receipt(second, 5)), SENT)
     with pytest.raises(BadReceipt):
-        trust.receipt(spoiled(inclusion=())(log.receipt(second, 5)), SENT)
+        trust.verify_receipt(spoiled(inclusion=())(log.receipt(second, 5)), SENT)
     log.fill(1)
-    trust.receipt(log.receipt(second, 5), SENT)
+    trust.verify_receipt(log.receipt(second, 5), SENT)
     assert worked_out == [7, 7, 7, 8]
 
 
@@ -364,7 +364,7 @@ def test_a_receipt_of_a_forked_log() -> None:
     other = log.fork(4)
     other.fill(1)
     with pytest.raises(Fork):
-        trust.receipt(other.receipt(upload(other), 5), SENT)
+        trust.verify_receipt(other.receipt(upload(other), 5), SENT)
 
 
 def test_a_receipt_in_a_log_that_became_shorter() -> None:
@@ -373,8 +373,8 @@ def test_a_receipt_in_a_log_that_became_shorter() -> None:
     seq = upload(log)
     trust = opened(log, 8)
     with pytest.raises(Rollback):
-        trust.receipt(log.receipt(seq, 5, size=5), SENT)
-    assert trust.receipt(log.receipt(seq, 8), SENT).seq == seq
+        trust.verify_receipt(log.receipt(seq, 5, size=5), SENT)
+    assert trust.verify_receipt(log.receipt(seq, 8), SENT).seq == seq
 
 
 def test_two_checkpoints_of_one_size_in_one_session() -> None:
@@ -382,15 +382,15 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
     log = Log()
     trust = opened(log)
     other = log.fork(5)
-    trust.receipt(log.receipt(upload(log), 5), SENT)
+    trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     with pytest.raises(Fork):
-        trust.receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
+        trust.verify_receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
 
 
 def joined(trust: ServerTrust, log: Log) -> list[tuple[int, int]]:
     """The gaps that an honest `log` was asked to prove."""
-    gaps = trust.gaps()
-    trust.join([log.consistency(*gap) for gap in gaps])
+    gaps = trust.consistency_gaps()
+    trust.close_gaps([log.consistency(*gap) for gap in gaps])
     return gaps
 
 
@@ -408,15 +408,15 @@ def test_a_log_that_forks_between_two_receipts(
     other = log.fork(parted)
     log.fill(ours - 1)
     other.fill(theirs - 1)
-    trust.receipt(log.receipt(upload(log), 5), SENT)
+    trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     second = upload(other, version=4)
 
     def forked() -> None:
-        trust.receipt(other.receipt(second, 5), replace(SENT, version=4))
-        gaps = trust.gaps()
+        trust.verify_receipt(other.receipt(second, 5), replace(SENT, version=4))
+        gaps = trust.consistency_gaps()
         assert gaps == [tuple(sorted((log.size, other.size)))]
         longer = max(log, other, key=lambda one: one.size)
-        trust.join([longer.consistency(*gap) if proof else () for gap in gaps])
+        trust.close_gaps([longer.consistency(*gap) if proof else () for gap in gaps])
 
     with pytest.raises(Fork):
         forked()
@@ -427,26 +427,26 @@ def test_the_first_receipts_of_a_session_cost_no_proof() -> None:
     log = Log()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
-    trust.receipt(log.receipt(first, 5), SENT)
-    trust.receipt(log.receipt(second, 5), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(first, 5), SENT)
+    trust.verify_receipt(log.receipt(second, 5), replace(SENT, version=4))
     assert joined(trust, log) == []
     assert trust.newest.size == 7
-    trust.receipt(log.receipt(first, 5), SENT)
-    assert trust.gaps() == []
+    trust.verify_receipt(log.receipt(first, 5), SENT)
+    assert trust.consistency_gaps() == []
 
 
 def test_receipts_in_any_order_are_joined_by_size() -> None:
     log = Log()
     trust = opened(log)
     first, second, third = upload(log), upload(log, version=4), upload(log)
-    trust.receipt(log.receipt(second, 5, size=7), replace(SENT, version=4))
-    trust.receipt(log.receipt(third, 5, size=8), SENT)
-    trust.receipt(log.receipt(first, 5, size=6), SENT)
+    trust.verify_receipt(log.receipt(second, 5, size=7), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(third, 5, size=8), SENT)
+    trust.verify_receipt(log.receipt(first, 5, size=6), SENT)
     assert trust.newest.size == 5
     assert joined(trust, log) == [(6, 7), (7, 8)]
     assert trust.newest.size == 8
     log.fill(1)
-    trust.receipt(log.receipt(upload(log), 5), SENT)
+    trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     assert joined(trust, log) == [(8, 10)]
     assert trust.newest.size == 10
 
@@ -456,9 +456,9 @@ def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     early = log.receipt(first, 5, size=6)
-    trust.receipt(log.receipt(second, 5), replace(SENT, version=4))
+    trust.verify_receipt(log.receipt(second, 5), replace(SENT, version=4))
     assert joined(trust, log) == []
-    trust.receipt(early, SENT)
+    trust.verify_receipt(early, SENT)
     assert joined(trust, log) == [(6, 7)]
     assert trust.newest.size == 7
 
@@ -466,10 +466,10 @@ def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
 def test_a_receipt_of_an_earlier_session_is_joined_with_the_next_opening() -> None:
     log = Log()
     trust = opened(log)
-    trust.receipt(log.receipt(upload(log), 5), SENT)
+    trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     log.fill(3)
-    trust.session(log.session(5))
-    trust.receipt(log.receipt(upload(log), 9), SENT)
+    trust.accept_session(log.session(5))
+    trust.verify_receipt(log.receipt(upload(log), 9), SENT)
     assert joined(trust, log) == [(6, 9), (9, 10)]
     assert trust.newest.size == 10
 
@@ -480,12 +480,14 @@ def test_a_log_that_forks_while_the_connection_is_lost(again: int) -> None:
     log = Log()
     trust = opened(log)
     other = log.fork(5)
-    trust.receipt(log.receipt(upload(log), 5), SENT)
+    trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     other.fill(again - 5)
 
     def forked() -> None:
-        trust.session(other.session(5))
-        trust.receipt(other.receipt(upload(other, version=4), again), replace(SENT, version=4))
+        trust.accept_session(other.session(5))
+        trust.verify_receipt(
+            other.receipt(upload(other, version=4), again), replace(SENT, version=4)
+        )
         joined(trust, other)
 
     with pytest.raises(Fork):
@@ -504,12 +506,12 @@ def test_the_first_checkpoint_needs_the_receipt_of_the_statement() -> None:
     enrolled = {"op": "enrol", "file": None, "version": None, "rec": b"statement"}
     seq = upload(log, **enrolled)
     receipt = log.receipt(seq, 4)
-    entry = greeted(log).enrolled(log.session(0, receipt), sent)
+    entry = greeted(log).accept_enrolment(log.session(0, receipt), sent)
     assert entry.seq == 3
     with pytest.raises(BadReceipt):
-        greeted(log).enrolled(log.session(0), sent)
+        greeted(log).accept_enrolment(log.session(0), sent)
     other = log.receipt(upload(log, **enrolled, actor="eve"), 5)
     trust = greeted(log)
     with pytest.raises(BadReceipt):
-        trust.enrolled(log.session(0, other), sent)
+        trust.accept_enrolment(log.session(0, other), sent)
     assert trust.newest.size == 0

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, account: bytes = ACCOUNT, key: bytes = KEY) -> ClientState:
-    return ClientState.open(path, account, key)
+    return ClientState.open_database(path, account, key)
 
 
 def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
@@ -37,7 +37,7 @@ def known(rev: int, file_id: str = "a" * 32, mark: str = "") -> KnownFile:
 
 
 def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
-    return KnownRevision(rev, known(rev, file_id).hash, vouched=True)
+    return KnownRevision(rev, known(rev, file_id).hash, verified=True)
 
 
 def test_nothing_is_known_at_first(path: Path) -> None:
@@ -45,8 +45,8 @@ def test_nothing_is_known_at_first(path: Path) -> None:
         assert state.checkpoint() is None
         assert state.server_statement() is None
         assert state.file("a" * 32) is None
-        assert state.listed() == 0
-        assert (state.revisions(), list(state.entries())) == ({}, [])
+        assert state.listed_size() == 0
+        assert (state.all_revisions(), list(state.entries())) == ({}, [])
 
 
 def test_what_is_remembered_outlives_the_process(path: Path) -> None:
@@ -54,17 +54,17 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         state.remember_checkpoint(7, b"r" * 32, b"note")
         state.remember_server_statement(2, b"statement", b"signature")
         state.remember_file(known(3), b"entry")
-        state.remember_listed(5)
+        state.remember_listed_size(5)
     with opened(path) as state:
         assert state.checkpoint() == (7, b"r" * 32, b"note")
         assert state.server_statement() == b"statement"
         assert state.file("a" * 32) == known(3)
-        assert state.revisions() == {"a" * 32: known(3).known}
-        assert state.known(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
-        assert state.known([]) == {}
+        assert state.all_revisions() == {"a" * 32: known(3).revision}
+        assert state.known_revisions(["a" * 32, "b" * 32]) == {"a" * 32: vouched(3), "b" * 32: None}
+        assert state.known_revisions([]) == {}
         assert state.files(["b" * 32, "a" * 32]) == {"b" * 32: None, "a" * 32: known(3)}
         assert list(state.entries()) == [("a" * 32, b"entry")]
-        assert state.listed() == 5
+        assert state.listed_size() == 5
 
 
 def test_nothing_moves_back(path: Path) -> None:
@@ -73,13 +73,13 @@ def test_nothing_moves_back(path: Path) -> None:
             state.remember_checkpoint(step, bytes([step]) * 32, b"note %d" % step)
             state.remember_server_statement(step, b"statement %d" % step, b"")
             state.remember_file(known(step), b"entry %d" % step)
-            state.remember_listed(step)
+            state.remember_listed_size(step)
         for state in (late, early):
             assert state.checkpoint() == (9, b"\x09" * 32, b"note 9")
             assert state.server_statement() == b"statement 9"
             assert state.file("a" * 32) == known(9)
             assert list(state.entries()) == [("a" * 32, b"entry 9")]
-            assert state.listed() == 9
+            assert state.listed_size() == 9
 
 
 def test_many_are_remembered_together_or_not_at_all(path: Path) -> None:
@@ -107,13 +107,13 @@ def test_an_entry_belongs_to_one_record(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         both = ["a" * 32, "b" * 32]
-        assert state.with_entries(both) == {"a" * 32: known(1).known, "b" * 32: None}
-        assert state.with_entries([]) == {}
+        assert state.cached_revisions(both) == {"a" * 32: known(1).revision, "b" * 32: None}
+        assert state.cached_revisions([]) == {}
         state.remember_file(known(2), None)
-        assert state.with_entries(both) == {"a" * 32: None, "b" * 32: None}
+        assert state.cached_revisions(both) == {"a" * 32: None, "b" * 32: None}
         assert list(state.entries()) == []
         state.remember_file(known(2), b"entry 2")
-        assert state.with_entries(both)["a" * 32] == known(2).known
+        assert state.cached_revisions(both)["a" * 32] == known(2).revision
         assert list(state.entries()) == [("a" * 32, b"entry 2")]
 
 
@@ -154,10 +154,10 @@ def test_an_entry_moved_to_another_file_does_not_open(path: Path) -> None:
 def test_under_another_key_what_is_cached_is_forgotten_and_nothing_else(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        state.remember_listed(9)
+        state.remember_listed_size(9)
     with opened(path, key=b"K" * 32) as state:
         assert list(state.entries()) == []
-        assert state.listed() == 0
+        assert state.listed_size() == 0
         assert state.file(known(1).file_id) == known(1)
         state.remember_file(known(1), b"anew")
     with opened(path, key=b"K" * 32) as state:
@@ -167,12 +167,12 @@ def test_under_another_key_what_is_cached_is_forgotten_and_nothing_else(path: Pa
 def test_the_key_is_changed_and_everything_kept(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        state.remember_listed(9)
+        state.remember_listed_size(9)
         state.change_key(b"K" * 32)
         assert [entry for _, entry in state.entries()] == [b"entry"]
     with opened(path, key=b"K" * 32) as state:
         assert [entry for _, entry in state.entries()] == [b"entry"]
-        assert state.listed() == 9
+        assert state.listed_size() == 9
 
 
 def test_a_row_goes_into_few_bytes_and_an_older_file_stays_as_it_is(path: Path) -> None:
@@ -219,17 +219,17 @@ def test_who_can_only_write_the_file_cannot_vouch(path: Path, change: str) -> No
     other = "b" * 32
     with opened(path) as state:
         state.remember_files([(known(1), b"entry"), (known(1, other, "other"), None)])
-        assert state.known(["a" * 32]) == {"a" * 32: vouched(1)}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: vouched(1)}
     with sqlite3.connect(path) as database:
         database.execute(change)
     database.close()
     with opened(path) as state:
-        revision = state.known(["a" * 32])["a" * 32]
+        revision = state.known_revisions(["a" * 32])["a" * 32]
         assert revision is not None
-        assert not revision.vouched
+        assert not revision.verified
         # Once it is verified again, it is vouched for again.
         state.remember_file(known(1), None)
-        assert state.known(["a" * 32]) == {"a" * 32: vouched(1)}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: vouched(1)}
 
 
 def test_another_key_vouches_for_nothing(path: Path) -> None:
@@ -237,12 +237,12 @@ def test_another_key_vouches_for_nothing(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), None)
         state.change_key(b"K" * 32)
-        assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: known(1).revision}
         state.remember_file(known(1), None)
     with opened(path, key=b"K" * 32) as state:
-        assert state.known(["a" * 32]) == {"a" * 32: vouched(1)}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: vouched(1)}
     with opened(path, key=b"2" * 32) as state:
-        assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: known(1).revision}
 
 
 def test_another_process_has_begun_with_the_new_key(path: Path) -> None:
@@ -262,30 +262,30 @@ def test_another_process_has_changed_the_key(path: Path) -> None:
         with opened(path) as state:
             state.remember_file(known(1), b"entry")
             state.change_key(b"K" * 32)
-            state.remember_listed(5)
+            state.remember_listed_size(5)
         late.remember_files([(known(1), b"older"), (known(1, second), b"entry")])
         assert late.file(second) == known(1, second)
         with pytest.raises(LocalError, match="another process"):
             list(late.entries())
         with pytest.raises(LocalError, match="another process"):
-            late.remember_listed(9)
+            late.remember_listed_size(9)
         with opened(path, key=b"K" * 32) as state:
-            assert (list(state.entries()), state.listed()) == ([(first, b"entry")], 5)
+            assert (list(state.entries()), state.listed_size()) == ([(first, b"entry")], 5)
             assert state.file(second) == known(1, second)
         # Once it has the key, it goes on.
-        assert not late.go_on_with(b"2" * 32)
-        assert late.go_on_with(b"K" * 32)
+        assert not late.adopt_current_key(b"2" * 32)
+        assert late.adopt_current_key(b"K" * 32)
         late.remember_file(known(1, second), b"entry")
         assert dict(late.entries()) == {first: b"entry", second: b"entry"}
-        assert late.known([second]) == {second: vouched(1, second)}
-        late.remember_listed(9)
+        assert late.known_revisions([second]) == {second: vouched(1, second)}
+        late.remember_listed_size(9)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_older_file_is_taken_over_and_vouches_for_nothing(path: Path, version: int) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
-        state.remember_listed(5)
+        state.remember_listed_size(5)
     with sqlite3.connect(path) as database:
         database.execute("ALTER TABLE file DROP COLUMN vouched")
         if version == 1:
@@ -294,10 +294,10 @@ def test_an_older_file_is_taken_over_and_vouches_for_nothing(path: Path, version
         database.execute(f"PRAGMA user_version = {version}")
     database.close()
     with opened(path) as state:
-        assert state.known(["a" * 32]) == {"a" * 32: known(1).known}
-        assert (list(state.entries()), state.listed()) == ([("a" * 32, b"entry")], 5)
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: known(1).revision}
+        assert (list(state.entries()), state.listed_size()) == ([("a" * 32, b"entry")], 5)
         state.remember_file(known(2), None)
-        assert state.known(["a" * 32]) == {"a" * 32: vouched(2)}
+        assert state.known_revisions(["a" * 32]) == {"a" * 32: vouched(2)}
 
 
 def test_another_account_is_refused(path: Path) -> None:
@@ -335,7 +335,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     before = os.umask(0)
     try:
         with opened(path) as state:
-            state.remember_listed(1)
+            state.remember_listed_size(1)
             modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
             assert modes == {0o600}
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -345,16 +345,16 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
 
 def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
     def half(state: ClientState) -> None:
-        with state.changing():
+        with state.transaction():
             state.remember_file(known(1), b"entry")
-            state.remember_listed(4)
+            state.remember_listed_size(4)
             raise KeyboardInterrupt
 
     with opened(path) as state:
         with pytest.raises(KeyboardInterrupt):
             half(state)
-        assert (state.file("a" * 32), state.listed()) == (None, 0)
-        with state.changing():
+        assert (state.file("a" * 32), state.listed_size()) == (None, 0)
+        with state.transaction():
             state.remember_file(known(1), b"entry")
         assert state.file("a" * 32) == known(1)
 
@@ -382,12 +382,12 @@ WRITER = """
 import sys
 from pathlib import Path
 from typing import cast
-from sfsc.trust.state import KnownFile, State
+from sfsc.trust.state import ClientState, KnownFile
 path, number = Path(sys.argv[1]), int(sys.argv[2])
-with State.open(path, bytes(32) + b"ada", b"k" * 32) as state:
+with ClientState.open_database(path, bytes(32) + b"ada", b"k" * 32) as state:
     for step in range(60):
         size = step * 4 + number
-        with state.changing():
+        with state.transaction():
             state.remember_checkpoint(size, bytes(32), b"note %d" % size)
             known = KnownFile("a" * 32, size, bytes(32), b"r", size)
             state.remember_file(known, b"entry %d" % size)
