@@ -13,5 +13,4 @@ import sfsd.operations.login
 import sfsd.operations.records
 import sfsd.operations.rotation
 import sfsd.operations.sharing
-import sfsd.operations.uploads
-import sfsd.operations.wraps  # noqa: F401
+import sfsd.operations.uploads  # noqa: F401

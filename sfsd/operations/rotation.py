@@ -1,36 +1,47 @@
-"""A user's own identity chain and its rotation.
+"""A user's identity chain, and the rotation of their keys.
 
-A rotation begins with a statement of the next generation; from there on writes need the new keys.
-Then the user's client makes every wrap anew, a batch at a time, and endorses his records; when none
-of an older generation is left, a second statement says that older ones count no more.
+A rotation begins with a statement of the next generation; from then on writes need the new keys.
+The client then rewraps every file key to the new key in batches (GetWraps, Rewrap), and endorses
+the user's records with it. When no wrap or record depends on an older generation, a second
+statement retires the older generations.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Final, Self
 
 from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError, SignatureError
-from protocol.codec.values import changed
+from protocol.codec.values import Value, changed
 from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
-from protocol.records.records import RotationFinish, wrap_leaf
+from protocol.records.records import RotationFinish, Statement, record_hash, wrap_leaf
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages import Done, Reply
-from protocol.wire.messages.base import PIECE
+from protocol.wire.messages import Reply
+from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
+    MAX_BATCH,
     GetBundle,
+    GetWraps,
     NewStatement,
+    Rewrap,
+    RewrapItem,
+    Rewrapped,
     RotateBegin,
     RotateFinish,
     SealedBundle,
+    WrapItem,
+    WrapsPage,
 )
 from sfsd.config import DAY
-from sfsd.errors import Refused, require
-from sfsd.operations.wraps import Keys, is_stale, own_wrap, wraps_of
+from sfsd.errors import Absent, Refused, require
+from sfsd.operations.files import PAGE_BYTES, signed_size
 from sfsd.rules import bundles
 from sfsd.rules.context import (
     OWN_KEYS,
+    REQUEST_WEIGHT,
     STATEMENTS,
     USER,
     Access,
@@ -40,61 +51,85 @@ from sfsd.rules.context import (
     draft,
     operation,
 )
+from sfsd.rules.record_rules import check_wrap
 from sfsd.rules.users import User, validate_next_statement
+from sfsd.state.documents import Document, SidecarWrite
+from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Effect, Write
-from sfsd.storage.json_files import StoredStatement, encode_statements
-from sfsd.storage.paths import account_path, bundle_path, statements_path
+from sfsd.storage.json_files import (
+    Sidecar,
+    StoredStatement,
+    cached_record,
+    encode_statements,
+)
+from sfsd.storage.paths import account_path, bundle_path, parse_inbox_name, statements_path
 
 PER_RECOVERY: Final = 5
-"""Of recoveries an account may make so many times fewer than of rotations. Who is robbed more often
-than that needs the operator, who can set `limits.rotations` higher."""
+"""Rotations allowed for each recovery allowed. An account that is stolen more often needs the
+operator, who can raise `limits.rotations`."""
+KEPT_SIGNATURES: Final = 48
+"""Signatures kept for a record: its own and endorsements. A message has room for 64, and each
+enlarges the sidecar."""
+_OVERHEAD: Final = 1024
+_ITEM_WEIGHT: Final = 1536
+"""Bytes of a renewed wrap and two endorsements."""
+_SCANNED: Final = 4096
+"""Maximum versions examined for one page."""
+_FILE_BATCH: Final = MAX_BATCH
+"""Files looked up at once: about one page's, since most files have one version."""
+_READ_BATCH: Final = 32
+"""Sidecars read at once: as many as the first page that our client requests."""
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement", weight=PIECE)
 def new_statement(
     server: ServerContext, who: Principal, message: NewStatement
 ) -> Reply | Commit[Reply]:
-    """Compare-and-swap on the chain. A block on writing does not hold for it."""
-    return _continue(server, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
+    """Append a statement that keeps the keys, by compare-and-swap on the chain.
+
+    It is allowed even if the user must rotate before writing.
+    """
+    return _append(server, who, message, "statement", frozenset({DEVICE, RECOVERY_KEY}))
 
 
 @operation(RotateBegin, access=STATEMENTS, logged="rotate-begin", weight=PIECE)
 def rotate_begin(
     server: ServerContext, who: Principal, message: RotateBegin
 ) -> Reply | Commit[Reply]:
-    """From its acknowledgement on every record must be signed by the new generation."""
-    return _continue(server, who, message, "rotate-begin", RENEWING)
+    """Append a statement of the next generation, which must sign every record from then on."""
+    return _append(server, who, message, "rotate-begin", RENEWING)
 
 
 @operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
 def rotate_finish(
     server: ServerContext, who: Principal, message: RotateFinish
 ) -> Reply | Commit[Reply]:
-    """Granted when nothing of an older generation is left; looked at anew here."""
+    """Retire the older generations, after checking that no wrap or record depends on them."""
     user = server.users.require_active(who.user)
     if user.chain.links[-1].body == message.statement:
-        return Done(server.receipt(user.chain.links[-1].seq, who))
-    finish = _finish_of(user, message)
+        return server.done(user.chain.links[-1].seq, who)
+    finish = _parse_finish(user, message)
     leaves: list[bytes] = []
-    keys = Keys.of(user)
-    for item in wraps_of(server, user.name, known=True):
+    keys = CurrentKeys.from_user(user)
+    for item in readable_versions(server, user.name, cached=True):
         wrap = own_wrap(item.document.value, user.name)
         if is_stale(item, wrap, keys):
-            raise Refused("conflict", "something of an older generation is left")
+            raise Refused("conflict", "a wrap or a record depends on an older generation")
         if wrap is not None and wrap.key_id == keys.key_id:
             leaf = wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped)
             leaves.append(merkle.leaf_hash(leaf))
     if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
-        raise Refused("conflict", "the store has other wraps by now")
+        raise Refused("conflict", "the wraps in the store have changed")
     detail = {
         "finish": to_text(message.finish),
         "finish_sig": to_text(message.finish_signature),
         "files": finish.files,
     }
-    return _continue(server, who, message, "rotate-finish", frozenset({FINISH}), detail)
+    return _append(server, who, message, "rotate-finish", frozenset({FINISH}), detail)
 
 
-def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
+def _parse_finish(user: User, message: RotateFinish) -> RotationFinish:
+    """Parse and verify the signed summary of a finished rotation. Raises `Refused`."""
     head = user.chain.head
     try:
         verify_signature(
@@ -104,12 +139,12 @@ def _finish_of(user: User, message: RotateFinish) -> RotationFinish:
     except SignatureError as exc:
         raise Refused("refused", "the finish is not signed by the current key") from exc
     except RemoteProtocolError as exc:
-        raise Refused("bad-request", f"not a finish: {exc}") from exc
-    require(finish.generation == head.generation, "a finish of another generation")
+        raise Refused("bad-request", f"malformed finish: {exc}") from exc
+    require(finish.generation == head.generation, "the finish is for another generation")
     return finish
 
 
-def _continue(
+def _append(
     server: ServerContext,
     who: Principal,
     message: NewStatement | RotateBegin | RotateFinish,
@@ -117,11 +152,11 @@ def _continue(
     reasons: frozenset[str],
     detail: dict[str, object] | None = None,
 ) -> Reply | Commit[Reply]:
-    """The next statement onto the user's chain, with its bundle."""
+    """Return the change that appends a statement and its bundle to the user's chain."""
     user = server.users.require_active(who.user)
     links = user.chain.links
     if links[-1].body == message.statement:
-        return Done(server.receipt(links[-1].seq, who))
+        return server.done(links[-1].seq, who)
     statement, sigs = validate_next_statement(
         user.chain,
         message.statement,
@@ -131,8 +166,7 @@ def _continue(
         policy=server.config.rotation,
         now=server.now,
     )
-
-    _check_not_too_often(server, user, statement.reason)
+    _check_rate(server, user, statement.reason)
 
     def chain(seq: int) -> bytes:
         added = StoredStatement(message.statement, message.signatures, seq, statement)
@@ -157,38 +191,39 @@ def _continue(
         released = changed(user.account.value, forced=None)
         effects.append(Write(account_path(user.name), released.encode))
     change = Change(entry, user.expect, tuple(effects))
-    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
+    return Commit(change, lambda seq: server.done(seq, who))
 
 
-def _check_not_too_often(server: ServerContext, user: User, reason: str) -> None:
-    """Raise `Refused` where too many such statements came in the time for which earlier bundles are
-    kept: of rotations `limits.rotations`, twice as many that keep the keys, a fifth of recoveries.
+def _check_rate(server: ServerContext, user: User, reason: str) -> None:
+    """Check how many such statements came within the days that older bundles are kept.
 
-    All of a chain is written anew with each, by the thread that makes everybody's changes, so none
-    may be long because nothing bounds it. By default rotations are fewer than signatures: a thief
-    who rotates on and on does not push out the owner's last endorsement before it can be recovered.
-    Whatever he used up, a recovery gives back, of which only the owner has the key.
+    Rotations may be `limits.rotations`, statements that keep the keys twice as many, recoveries a
+    fifth. Each statement rewrites the whole chain on the committer's thread, which makes every
+    user's changes, so the chain's length must be bounded. By default rotations are fewer than
+    `KEPT_SIGNATURES`: a thief who keeps rotating cannot push out the owner's last endorsement
+    before the owner recovers. A recovery, for which only the owner has the key, resets what the
+    thief used up. Raises `Refused`.
     """
     head, most, days = user.chain.head, server.config.limits.rotations, bundles.KEPT_DAYS
     if reason == FINISH:
-        # So there are no more of these than of rotations.
-        require(head.oldest < head.generation, "no older generation counts any more")
+        # This bounds their number by that of rotations.
+        require(head.oldest < head.generation, "the older generations are retired already")
     elif reason == RECOVERY:
         recoveries = max(1, most // PER_RECOVERY)
-        if _lately(server, user, frozenset({RECOVERY}), since_recovery=False) >= recoveries:
+        if _count_recent(server, user, frozenset({RECOVERY}), since_recovery=False) >= recoveries:
             why = f"{recoveries} recoveries within {days} days"
             raise Refused("denied", f"{why}; the operator may set limits.rotations higher")
     elif reason in RENEWING:
-        if (begun := _lately(server, user, RENEWING)) >= most:
+        if (begun := _count_recent(server, user, RENEWING)) >= most:
             raise Refused("denied", f"{begun} rotations within {days} days; wait, or recover")
-    elif (added := _lately(server, user, KEEPING - {FINISH})) >= 2 * most:
+    elif (added := _count_recent(server, user, KEEPING - {FINISH})) >= 2 * most:
         raise Refused("denied", f"{added} statements within {days} days; wait, or recover")
 
 
-def _lately(
+def _count_recent(
     server: ServerContext, user: User, reasons: frozenset[str], *, since_recovery: bool = True
 ) -> int:
-    """How many of the chain's statements are of these reasons, of those of the last days."""
+    """Return how many statements with these reasons were logged in the last `KEPT_DAYS`."""
     since, found = server.now - bundles.KEPT_DAYS * DAY, 0
     for link in reversed(user.chain.links):
         recovers = link.statement.reason == RECOVERY
@@ -200,8 +235,308 @@ def _lately(
 
 @operation(GetBundle, access=OWN_KEYS)
 def get_bundle(server: ServerContext, who: Principal, message: GetBundle) -> SealedBundle:
+    """Return the newest sealed bundle, or for the recovery key the one of statement `n`."""
     if message.n and who.access is not Access.RECOVERY:
-        raise Refused("not-allowed", "only the recovery key is given earlier bundles")
+        raise Refused("not-allowed", "only the recovery key may read earlier bundles")
     with server.store.publishing_paused():
         chain = server.users.require_active(who.user).chain
         return SealedBundle(bundles.read_bundle(server, chain, message.n or chain.head.n))
+
+
+class CurrentKeys(Value):
+    """A user's current generation and wrapping key id, and those that a recovery voided."""
+
+    user: str
+    generation: int
+    key_id: bytes
+    voided_generations: frozenset[int]
+    voided_key_ids: frozenset[bytes]
+
+    @classmethod
+    def from_user(cls, user: User) -> Self:
+        """Compute once for many versions: a key id is the hash of its key."""
+        head = user.chain.head
+        return cls(user.name, head.generation, head.key_id, *user.chain.voided_keys())
+
+
+@operation(GetWraps, access=USER, slow=True, weight=PIECE)
+def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> WrapsPage:
+    """List the versions whose wrap or records need renewal; with `all_of_them`, every wrap."""
+    user = server.users.require_active(who.user)
+    items: list[WrapItem] = []
+    size = scanned = 0
+    last, keys = message.after, CurrentKeys.from_user(user)
+    for one in readable_versions(server, user.name, message.after):
+        sidecar = one.document.value
+        wrap = own_wrap(sidecar, user.name)
+        if is_stale(one, wrap, keys) or (message.all_of_them and wrap is not None):
+            size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
+            size += 0 if wrap is None else len(wrap.wrapped)
+            if items and size > PAGE_BYTES:
+                return WrapsPage(tuple(items), last)
+            place = one.owner, one.file_id, one.version
+            items.append(WrapItem(*place, sidecar.content, sidecar.head, wrap))
+        last, scanned = one.cursor, scanned + 1
+        if len(items) == message.limit or scanned == _SCANNED:
+            return WrapsPage(tuple(items), last)
+    return WrapsPage(tuple(items), "")
+
+
+@operation(
+    Rewrap,
+    access=USER,
+    logged="rewrap",
+    weight=lambda message: REQUEST_WEIGHT + _ITEM_WEIGHT * len(message.items),
+)
+def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
+    """Replace the user's wraps and add endorsements; skip items that changed meanwhile.
+
+    The reply lists the skipped items. An item that is stored already counts as done.
+    """
+    user = server.users.require_active(who.user)
+    places = [(item.owner, item.file_id, item.version) for item in message.items]
+    require(bool(places) and len(set(places)) == len(places), "each version must be listed once")
+    owner = message.items[0].owner
+    require(all(item.owner == owner for item in message.items), "the files have several owners")
+    require(
+        owner == user.name or not any(item.endorsements for item in message.items),
+        "only the owner of a file endorses its records",
+    )
+    files = server.index.for_user(owner)
+    written: list[SidecarWrite] = []
+    rewritten: list[tuple[str, int]] = []
+    expect = dict(user.expect)
+    left: list[int] = []
+    keys = CurrentKeys.from_user(user)
+    _check_items(message.items, user.chain.head, keys)
+    for place, item in enumerate(message.items):
+        try:
+            document, relied_on = _read_item(server, user.name, item)
+        except (Absent, Refused):
+            left.append(place)  # missing, or no longer shared; the reply is the same
+            continue
+        # The digest read first wins: a later item may have read the same sidecar again since.
+        for path, digest in relied_on.items():
+            expect.setdefault(path, digest)
+        renewed = _renewed(document.value, item, user.chain.head, keys)
+        if renewed is None:
+            left.append(place)
+        elif renewed is not document.value:
+            written.append(SidecarWrite(document.path, renewed))
+            rewritten.append((item.file_id, item.version))
+    if not written:
+        return Rewrapped(None, tuple(left))
+
+    def then(seq: int) -> None:
+        files.note_rewritten(seq, rewritten)
+        for one in written:
+            server.documents.remember(one)
+
+    entry = draft(
+        who,
+        "rewrap",
+        owner=owner,
+        detail={"generation": user.chain.head.generation, "count": len(written)},
+        accounts=tuple(sorted({owner, user.name})),
+    )
+    change = Change(entry, expect, tuple([one.effect for one in written]), None, then)
+    return Commit(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
+
+
+def _check_items(items: Sequence[RewrapItem], head: Statement, keys: CurrentKeys) -> None:
+    """Check that all wraps are the user's, for their current key, and endorsements signed by it.
+
+    All items are checked before any sidecar is read, because interleaving is slower. Raises
+    `Refused`.
+    """
+    for item in items:
+        if item.wrap is not None:
+            require(item.wrap.user == keys.user, "the wrap is for another user")
+            check_wrap(item.wrap, head, keys.key_id)
+    for item in items:
+        for endorsement in item.endorsements:
+            digest, signature = endorsement.record_hash, endorsement.signature
+            try:
+                verify_signature(Label.ENDORSE, digest, signature, head.sign_pub)
+            except SignatureError as exc:
+                why = "an endorsement is not signed by the current key"
+                raise Refused("refused", why) from exc
+
+
+def _read_item(
+    server: ServerContext, user: str, item: RewrapItem
+) -> tuple[Document[Sidecar], dict[str, bytes | None]]:
+    """Return the item's sidecar and the documents that a change of it relies on.
+
+    The change of an own version relies on its sidecar, that of a shared version also on the readers
+    in the file's last record. Raises `Absent`, `Refused`.
+    """
+    if item.owner == user:
+        document = server.index.for_user(user).cached_sidecar(item.file_id, item.version)
+        return document, {document.path: document.digest}
+    visible = server.visibility.version(user, item.owner, item.file_id, item.version)
+    document = visible.document
+    return document, {document.path: document.digest, **visible.head.expect()}
+
+
+def _renewed(
+    sidecar: Sidecar, item: RewrapItem, head: Statement, keys: CurrentKeys
+) -> Sidecar | None:
+    """Return the sidecar with a checked item applied; `sidecar` itself if nothing changes.
+
+    Return None if the item no longer matches. A wrap for a voided key does not count as the user's.
+    """
+    own = own_wrap(sidecar, keys.user)
+    if own is not None and own.key_id in keys.voided_key_ids:
+        own = None
+    if item.owner != keys.user and item.wrap is None and own is not None:
+        # The wrap of a shared file does not open: a reader may remove their own wrap.
+        return changed(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
+    if (own is None) != (item.wrap is None):
+        return None
+    wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
+    if item.wrap is not None and own is not None and own.key_id != keys.key_id:
+        wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
+    for endorsement in item.endorsements:
+        added = GenerationSignature(head.generation, endorsement.signature)
+        if endorsement.record_hash == record_hash(content.record):
+            content = _endorsed(content, added)
+        elif last is not None and endorsement.record_hash == record_hash(last.record):
+            last = _endorsed(last, added)
+        else:
+            return None
+    if wraps is sidecar.wraps and content is sidecar.content and last is sidecar.head:
+        return sidecar
+    return changed(sidecar, wraps=wraps, content=content, head=last)
+
+
+def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
+    """Return the record with an endorsement added, dropping old ones past `KEPT_SIGNATURES`."""
+    kept = signed.signatures
+    if any(one.generation == added.generation for one in kept):
+        return signed
+    if len(kept) > 1:
+        own = cached_record(signed.record).generation
+        ordered = sorted(kept, key=lambda one: (one.generation != own, one.generation))
+        # Keep the signer's own and the newest endorsements: each signer had seen the one before.
+        kept = (*ordered[:1], *ordered[1:][2 - KEPT_SIGNATURES :])
+    return SignedRecord(signed.record, (*kept, added))
+
+
+class StoredVersion(Value):
+    """One version of a file and its sidecar."""
+
+    owner: str
+    file_id: str
+    version: int
+    document: Document[Sidecar]
+
+    @property
+    def cursor(self) -> str:
+        """The cursor from which a listing goes on after this version."""
+        return f"{self.owner}.{self.file_id}.{self.version}"
+
+
+def readable_versions(
+    server: ServerContext, user: str, after: str = "", *, cached: bool = False
+) -> Iterator[StoredVersion]:
+    """Yield every version that `user` owns or may read, past the cursor `after` ("": all).
+
+    The order is by owner, file_id and number. With `cached`, own sidecars come from
+    `Documents.cached_sidecar`.
+    """
+    owner, file_id, version = _parse_cursor(after)
+    if owner < user:
+        yield from _shared_versions(server, user, (owner, file_id), version, before=user)
+    mine = (file_id, version) if owner == user else ("", 0)
+    if owner <= user:
+        yield from _own_versions(server.index.for_user(user), *mine, cached=cached)
+    start = (owner, file_id) if owner > user else (user, "g")  # past every hexadecimal id
+    yield from _shared_versions(server, user, start, version, before=None)
+
+
+def _parse_cursor(cursor: str) -> tuple[str, str, int]:
+    """Return the cursor's (owner, file_id, version); a malformed one gives the start."""
+    name, _, number = cursor.rpartition(".")
+    note = parse_inbox_name(name)  # also checks that user name and file_id are valid
+    if note is None or not number.isascii() or not number.isdigit():
+        return "", "", 0
+    return *note, int(number[:10])
+
+
+def _shared_versions(
+    server: ServerContext, user: str, after: tuple[str, str], version: int, before: str | None
+) -> Iterator[StoredVersion]:
+    """Yield versions of files shared with `user`, by owners before `before` (None: by all)."""
+    inbox = server.inboxes.for_user(user)
+    notes = [after] if version and after[1] and after[0] != user else []
+    while notes or (notes := inbox.after(after, _FILE_BATCH)):
+        for owner, file_id in notes:
+            if before is not None and owner >= before:
+                return
+            first = version if (owner, file_id) == after else 0
+            try:
+                head = server.visibility.newest(user, owner, file_id).head
+            except Refused:
+                continue  # no longer shared, or expired: a remaining wrap opens nothing
+            for number in range(first + 1, head.version + 1):
+                document = head.files.sidecar(file_id, number)
+                yield StoredVersion(owner, file_id, number, document)
+        after, notes = notes[-1], []
+
+
+def _own_versions(
+    files: OwnerFiles, file_id: str, version: int, *, cached: bool
+) -> Iterator[StoredVersion]:
+    """Yield every version of an owner's files, past the given one ("": from the start)."""
+    places = _places(files, file_id, version)
+    while some := list(islice(places, _READ_BATCH)):
+        if cached:
+            documents = [files.cached_sidecar(*place) for place in some]
+        else:
+            documents = files.sidecars(some)
+        for place, document in zip(some, documents, strict=True):
+            yield StoredVersion(files.owner, *place, document)
+
+
+def _places(files: OwnerFiles, file_id: str, version: int) -> Iterator[tuple[str, int]]:
+    """Yield (file_id, number) of every version, past the given one ("": from the start)."""
+    if file_id:
+        for number in range(version + 1, files.newest(file_id) + 1):
+            yield file_id, number
+    while page := files.after(file_id, _FILE_BATCH):
+        for one, newest, _ in page:
+            for number in range(1, newest + 1):
+                yield one, number
+        file_id = page[-1][0]
+
+
+def is_stale(one: StoredVersion, own: Wrap | None, keys: CurrentKeys) -> bool:
+    """Whether `own`, the user's wrap, or one of their records depends on an older generation.
+
+    What a thief wrapped or signed with a voided generation does not count: the owner cannot renew
+    it, so it must not keep them from finishing.
+    """
+    if own is not None and own.key_id != keys.key_id and own.key_id not in keys.voided_key_ids:
+        return True
+    if one.owner != keys.user:
+        return False  # only the owner endorses its records
+    older = [
+        signed
+        for signed in _records(one.document.value)
+        if all(signature.generation != keys.generation for signature in signed.signatures)
+    ]
+    voided = keys.voided_generations
+    if not voided:
+        return bool(older)  # the usual case: no record has to be parsed
+    return any(cached_record(signed.record).generation not in voided for signed in older)
+
+
+def _records(sidecar: Sidecar) -> list[SignedRecord]:
+    """Return the one or two records in a sidecar."""
+    return [sidecar.content] if sidecar.head is None else [sidecar.content, sidecar.head]
+
+
+def own_wrap(sidecar: Sidecar, user: str) -> Wrap | None:
+    """Return the user's wrap of a version, None if they have none."""
+    return next((wrap for wrap in sidecar.wraps if wrap.user == user), None)

@@ -22,7 +22,7 @@ from protocol.wire.messages.files import (
     Stated,
 )
 from sfsd.operations import files
-from sfsd.operations.wraps import KEPT_SIGNATURES
+from sfsd.operations.rotation import KEPT_SIGNATURES
 from tests.sfsd.builders import (
     Daemon,
     Person,

@@ -42,7 +42,7 @@ from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Stale
 from sfsd.net.dispatch import Access
-from sfsd.operations.wraps import KEPT_SIGNATURES, rewrap
+from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
 from sfsd.rules.context import Commit
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import (
