@@ -1,8 +1,7 @@
-"""From a decision to its answer: what came together is decided in one go on a pool thread, made in
-one group by the committer, and answered in one go.
+"""Runs operations in batches: decide on a pool thread, commit as one group, answer together.
 
-What was decided on may have changed by the time it is made; then it is decided again, a few times,
-and then the asker is told `busy`.
+The state that an operation relied on may change before its change is committed. It then decides
+again, at most `ATTEMPTS` times; after that the client is told `busy`.
 """
 
 from __future__ import annotations
@@ -22,128 +21,127 @@ from sfsd.storage.committer import Committer
 
 THREADS: Final = 8
 ATTEMPTS: Final = 16
-"""How often one request is decided before the asker is told `busy`."""
+"""How often one request is decided before the client is told `busy`."""
 
 _Answer = TypeVar("_Answer")
 OperationError: TypeAlias = SfsdError | OSError
-Decide = Callable[[], _Answer | Commit[_Answer]]
+Outcome: TypeAlias = _Answer | OperationError
+Decide: TypeAlias = Callable[[], _Answer | Commit[_Answer]]
 
 
 class _Submitted(Value, Generic[_Answer]):
     commit: Commit[_Answer]
-    made: Future[int]
+    done: Future[int]
 
     def answer(self) -> _Answer:
-        """Once `made` is done. Raises what kept the change from being made."""
-        return self.commit.answer(self.made.result())
+        """Return the answer once `done` is. Raises the error that prevented the change."""
+        return self.commit.answer(self.done.result())
 
 
 class BatchRunner:
-    """For one loop, on whose thread its methods are called."""
+    """Runs operations on a thread pool and a committer. Call its methods on one loop's thread."""
 
     def __init__(self, committer: Committer) -> None:
         self.pool = ThreadPool(THREADS, "operation")
         self._committer = committer
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
         self._undecided = 0
         committer.expected = lambda: self._undecided
 
-    async def outcome(
-        self, decide: Decide[_Answer], *, slow: bool = False
-    ) -> _Answer | OperationError:
-        """That of one."""
-        [(_, one)] = [answer async for answer in self.outcomes([decide], slow=slow)]
-        return one
+    async def run(self, decide: Decide[_Answer], *, slow: bool = False) -> Outcome[_Answer]:
+        """Run one operation and return its outcome; as `run_all`."""
+        [(_, outcome)] = [answer async for answer in self.run_all([decide], slow=slow)]
+        return outcome
 
-    async def outcomes(
+    async def run_all(
         self, decides: Sequence[Decide[_Answer]], *, slow: bool = False
-    ) -> AsyncIterator[tuple[int, _Answer | OperationError]]:
-        """(place, outcome) of each of `decides`, in any order: as soon as it was decided, or made
-        where that is a `Commit`. `slow` ones wait for the disk."""
+    ) -> AsyncIterator[tuple[int, Outcome[_Answer]]]:
+        """Run operations and yield (index in `decides`, outcome) as each gets its outcome.
+
+        That is when it is decided or, for a `Commit`, when the change is durable. `slow` operations
+        wait for the disk.
+        """
         left = list(range(len(decides)))
         for _ in range(ATTEMPTS):
-            decided = await self._decided([decides[place] for place in left], slow=slow)
+            decided = await self._decide_on_pool([decides[index] for index in left], slow=slow)
             submitted: list[tuple[int, _Submitted[_Answer]]] = []
             stale: list[int] = []
-            for place, one in zip(left, decided, strict=True):
+            for index, one in zip(left, decided, strict=True):
                 if isinstance(one, _Submitted):
-                    submitted.append((place, one))
+                    submitted.append((index, one))
                 elif isinstance(one, Stale):
-                    stale.append(place)
+                    stale.append(index)
                 else:
-                    yield place, one
-            answers = await self._answers(submitted)
-            for (place, _), answer in zip(submitted, answers, strict=True):
+                    yield index, one
+            answers = await self._answers([one for _, one in submitted])
+            for (index, _), answer in zip(submitted, answers, strict=True):
                 if isinstance(answer, Stale):
-                    stale.append(place)
+                    stale.append(index)
                 else:
-                    yield place, answer
+                    yield index, answer
             if not stale:
                 return
             left = stale
-        for place in left:
-            yield place, Refused("busy", "others change the same things; try again")
+        for index in left:
+            yield index, Refused("busy", "others change the same things; try again")
 
-    def _decided(
-        self, asked: Sequence[Decide[_Answer]], *, slow: bool
-    ) -> asyncio.Future[list[_Answer | _Submitted[_Answer] | OperationError]]:
-        with self._counting:
-            self._undecided += len(asked)
-        return self.pool.run(partial(self._decide, asked), slow=slow)
+    def _decide_on_pool(
+        self, decides: Sequence[Decide[_Answer]], *, slow: bool
+    ) -> asyncio.Future[list[_Submitted[_Answer] | Outcome[_Answer]]]:
+        with self._lock:
+            self._undecided += len(decides)
+        return self.pool.run(partial(self._decide, decides), slow=slow)
 
     def _decide(
-        self, asked: Sequence[Decide[_Answer]]
-    ) -> list[_Answer | _Submitted[_Answer] | OperationError]:
-        """On a pool thread."""
-        decided: list[_Answer | Commit[_Answer] | OperationError] = []
+        self, decides: Sequence[Decide[_Answer]]
+    ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
+        """Decide all and submit their changes; runs on a pool thread."""
+        decided: list[Commit[_Answer] | Outcome[_Answer]] = []
         try:
-            for decide in asked:
-                decided.append(_caught(decide))  # noqa: PERF401 - undone where a later one fails
+            for decide in decides:
+                decided.append(_outcome_of(decide))  # noqa: PERF401 - undone if a later one fails
             return self._submit(decided)
         except BaseException:
-            # A mistake of ours: what was decided beside it is not made either.
+            # A bug in one operation: the others of the batch are not committed either.
             for one in decided:
                 if isinstance(one, Commit) and one.undo is not None:
                     one.undo()
             raise
         finally:
-            with self._counting:
-                self._undecided -= len(asked)
+            with self._lock:
+                self._undecided -= len(decides)
 
     def _submit(
-        self, decided: Sequence[_Answer | Commit[_Answer] | OperationError]
-    ) -> list[_Answer | _Submitted[_Answer] | OperationError]:
+        self, decided: Sequence[Commit[_Answer] | Outcome[_Answer]]
+    ) -> list[_Submitted[_Answer] | Outcome[_Answer]]:
         commits = [one for one in decided if isinstance(one, Commit)]
-        made = iter(self._committer.submit_all([one.change for one in commits]))
-        outcomes: list[_Answer | _Submitted[_Answer] | OperationError] = []
+        futures = iter(self._committer.submit_all([one.change for one in commits]))
+        outcomes: list[_Submitted[_Answer] | Outcome[_Answer]] = []
         for one in decided:
             if not isinstance(one, Commit):
                 outcomes.append(one)
                 continue
-            future = next(made)
+            future = next(futures)
             if one.undo is not None:
-                future.add_done_callback(partial(_undo_unless_made, one.undo))
+                future.add_done_callback(partial(_undo_if_failed, one.undo))
             outcomes.append(_Submitted(one, future))
         return outcomes
 
-    async def _answers(
-        self, submitted: Sequence[tuple[int, _Submitted[_Answer]]]
-    ) -> list[_Answer | OperationError]:
+    async def _answers(self, submitted: Sequence[_Submitted[_Answer]]) -> list[Outcome[_Answer]]:
         if not submitted:
             return []
-        ones = [one for _, one in submitted]
-        return await self.pool.after(
-            [one.made for one in ones], lambda: [_caught(one.answer) for one in ones]
+        return await self.pool.run_after(
+            [one.done for one in submitted], lambda: [_outcome_of(one.answer) for one in submitted]
         )
 
 
-def _caught(call: Callable[[], _Answer]) -> _Answer | OperationError:
+def _outcome_of(call: Callable[[], _Answer]) -> Outcome[_Answer]:
     try:
         return call()
     except (SfsdError, OSError) as exc:
         return exc
 
 
-def _undo_unless_made(undo: Callable[[], None], made: Future[int]) -> None:
-    if made.exception() is not None:
+def _undo_if_failed(undo: Callable[[], None], done: Future[int]) -> None:
+    if done.exception() is not None:
         undo()

@@ -1,10 +1,10 @@
-"""One connection: bytes from the loop ↔ `protocol.Connection` ↔ `Service`.
+"""One client connection: bytes of the loop ↔ `protocol.wire.connection` ↔ `Dispatcher`.
 
-What a peer may make us hold is bounded on every side. Before login: one frame of 16 KiB, and a few
-seconds. After: a number of requests under way, and of bytes that they brought or will be answered
-with, for this connection and for all together; past that its further requests wait and nothing more
-is read. What it does not fetch of its answers stops them, and after a while the connection. A peer
-that breaks the protocol is dropped without an answer: it is not one of ours.
+Everything that a peer makes the daemon hold is bounded. Before login: one frame of 16 KiB, and a
+few seconds. After login: the number of running requests, and the bytes of them and their answers,
+for this connection and for all together; above a limit, further requests wait and nothing more is
+read. A peer that does not read its answers gets no more of them, and is disconnected after a while.
+A peer that violates the protocol is disconnected without an answer.
 """
 
 from __future__ import annotations
@@ -25,64 +25,64 @@ from sfsd.net.dispatch import Dispatcher, Principal
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
 from sfsd.net.write_queue import WriteQueue
 
-MAX_UNDER_WAY: Final = 256
-"""Requests of one connection that are worked on at once; a client's own window is smaller."""
+MAX_RUNNING: Final = 256
+"""Running requests of one connection; a client's own window is smaller."""
 MAX_UNSENT: Final = 4 * PIECE
-"""Bytes of answers that wait for a peer to take them; past it no further answer is sent."""
+"""Bytes of answers that wait for the peer; above this no further answer is sent."""
 MIN_TAKEN: Final = 64 * 1024
-"""Bytes of them that a peer takes every `write_seconds`, or is cut off."""
-MAX_BURST: Final = 16
-"""Requests that came together and are worked on as one; others of the same connection go beside."""
+"""Bytes that a peer must take every `write_seconds`, or it is disconnected."""
+MAX_BATCH: Final = 16
+"""Requests that arrived together and run as one batch, beside other batches of the connection."""
 _SHUTTING_DOWN: Final = Error("shutting-down", "the server is stopping; nothing was done")
 _log = logging.getLogger(__name__)
 
 
 class ConnectionObserver(Protocol):
-    """What a session tells the server that made it."""
+    """Callbacks from a connection to the server that accepted it."""
 
-    def opened(self, session: ClientConnection) -> None:
-        """A login succeeded."""
+    def logged_in(self, connection: ClientConnection) -> None:
+        """Called when a login succeeded."""
 
-    def ended(self, session: ClientConnection) -> None:
-        """The connection is gone: once, whatever ended it, if ever it was made."""
+    def closed(self, connection: ClientConnection) -> None:
+        """Called once when the connection is gone, if it was ever made."""
 
     def incident(self, kind: str) -> None:
-        """The peer is cut off; `kind` says why in a few fixed words."""
+        """Called when the peer is disconnected; `kind` says why in a few fixed words."""
 
 
 class ClientConnection(asyncio.BufferedProtocol):
-    """Made for each accepted connection; all methods run on the loop's thread.
+    """Protocol of one accepted connection; all methods run on the loop's thread.
 
-    `user` is who logs in or has logged in, "" before; `principal` is set once he has.
+    `user` is the name of the login request, "" before it; `principal` is set once it is accepted.
     """
 
     def __init__(
         self,
-        service: Dispatcher,
+        dispatcher: Dispatcher,
         limits: ConnectionLimits,
         address: str,
         *,
         deadline: float,
         budget: MemoryBudget,
-        keeper: ConnectionObserver,
+        observer: ConnectionObserver,
     ) -> None:
-        """`address` is the peer's IP, `deadline` the loop's time by which login must be done."""
+        """`address` is the peer's IP; login must be done by `deadline`, in the loop's time."""
         self.user = ""
         self.principal: Principal | None = None
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self._loop.create_future()
-        self._service = service
+        self._dispatcher = dispatcher
         self._limits = limits
         self._address = address
         self._deadline = deadline
         self._budget = budget
-        self._keeper = keeper
+        self._observer = observer
         self._connection = Connection(Role.SERVER)
         self._waiting: deque[ReceivedMessage] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way = 0
+        self._running = 0
         self._weight = 0
-        self._outgoing: WriteQueue | None = None
+        self._queue: WriteQueue | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._draining = False
@@ -91,14 +91,14 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._last_request = self._loop.time()
         self._transport: asyncio.Transport | None = None
 
-    # The loop's side.
+    # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._outgoing = WriteQueue(self._transport)
-        self._timer = self._loop.call_at(self._deadline, self._too_late)
-        self._send(WELCOME_ID, self._service.welcome())
-        self._outgoing.flush()
+        self._queue = WriteQueue(self._transport)
+        self._timer = self._loop.call_at(self._deadline, self._check_login)
+        self._send(WELCOME_ID, self._dispatcher.welcome())
+        self._queue.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._connection.get_buffer(sizehint)
@@ -107,58 +107,58 @@ class ClientConnection(asyncio.BufferedProtocol):
         try:
             received = self._connection.buffer_updated(nbytes)
         except RemoteProtocolError:
-            self._cut_off("broke the protocol")
+            self._disconnect("broke the protocol")
             return
         if received:
             self._last_request = self._loop.time()
             self._waiting.extend(received)
-            self._start_waiting()
+            self._start_requests()
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
-        if self._outgoing is not None:
-            self._outgoing.pause()
+        if self._queue is not None:
+            self._queue.pause()
 
     def resume_writing(self) -> None:
-        if self._outgoing is not None:
-            self._outgoing.resume()
-            self._judge_unsent()
+        if self._queue is not None:
+            self._queue.resume()
+            self._check_unsent()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         for timer in (self._timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
-        if self._outgoing is not None:
-            self._outgoing.drop()
-        self._writable.set()  # what waits to write finds the transport closing, and ends
+        if self._queue is not None:
+            self._queue.drop()
+        self._writable.set()  # waiting writers see that the transport is closing, and end
         if self.principal is not None:
-            self._service.closed(self.principal)
-        self._keeper.ended(self)
+            self._dispatcher.close_session(self.principal)
+        self._observer.closed(self)
         self.closed.set_result(None)
 
-    # The server's side.
+    # Called by the server.
 
     @property
     def connected(self) -> bool:
-        """Whether the connection was made, and is or was one."""
+        """Tell whether the connection was ever made."""
         return self._transport is not None
 
     def abort(self) -> None:
-        """Drop the connection at once."""
+        """Close the connection at once, without sending what is queued."""
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
-        """Close the connection once what is in its buffer was sent; start nothing more."""
-        if self._transport is not None and self._outgoing is not None:
-            self._outgoing.finish()
+        """Start no more requests, and close the connection once its queue is sent."""
+        if self._transport is not None and self._queue is not None:
+            self._queue.finish()
             self._transport.close()
 
     async def drain(self, seconds: float) -> None:
-        """Finish what is under way, refuse what comes now, and close. Twice does no harm."""
+        """Finish running requests, refuse new ones, and close. Idempotent."""
         self._draining = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
@@ -166,69 +166,69 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     # Requests.
 
-    def _start_waiting(self) -> None:
-        """Begin as many of the waiting requests as there is room for; read on when none wait."""
+    def _start_requests(self) -> None:
+        """Start waiting requests as far as the limits allow; read more only if none is left."""
         transport = self._transport
         if transport is None or transport.is_closing():
             self._waiting.clear()
             return
-        burst, together = list[ReceivedMessage](), 0
+        batch, batch_weight = list[ReceivedMessage](), 0
         while self._waiting and self._has_room(weight := weight_of(self._waiting[0].message)):
             incoming = self._waiting.popleft()
-            self._under_way += 1
+            self._running += 1
             self._weight += weight
             self._budget.used += weight
-            if not self._is_swift(incoming.message):
-                self._begin([incoming], weight)
+            if not self._is_fast(incoming.message):
+                self._start([incoming], weight)
                 continue
-            burst.append(incoming)
-            together += weight
-            if len(burst) == MAX_BURST:
-                self._begin(burst, together)
-                burst, together = [], 0
-        if burst:
-            self._begin(burst, together)
+            batch.append(incoming)
+            batch_weight += weight
+            if len(batch) == MAX_BATCH:
+                self._start(batch, batch_weight)
+                batch, batch_weight = [], 0
+        if batch:
+            self._start(batch, batch_weight)
         if self._waiting:
             transport.pause_reading()
         else:
             transport.resume_reading()
 
     def _has_room(self, weight: int) -> bool:
-        if not self._under_way:
-            return True  # so each connection always gets on, and wakes itself when it does
+        if not self._running:
+            return True  # each connection always makes progress, and continues itself after it
         return (
             self._writable.is_set()
-            and self._under_way < MAX_UNDER_WAY
+            and self._running < MAX_RUNNING
             and self._weight + weight <= MAX_CONNECTION_BYTES
             and self._budget.used + weight <= self._budget.limit
         )
 
-    def _is_swift(self, message: Message) -> bool:
-        return self.principal is not None and self._service.is_swift(cast(Request, message))
+    def _is_fast(self, message: Message) -> bool:
+        return self.principal is not None and self._dispatcher.is_fast(cast(Request, message))
 
-    def _begin(self, burst: list[ReceivedMessage], weight: int) -> None:
-        task = self._loop.create_task(self._work(burst, weight))
+    def _start(self, batch: list[ReceivedMessage], weight: int) -> None:
+        task = self._loop.create_task(self._work(batch, weight))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    async def _work(self, burst: list[ReceivedMessage], weight: int) -> None:
+    async def _work(self, batch: list[ReceivedMessage], weight: int) -> None:
         try:
-            if len(burst) == 1:
-                await self._answer(burst[0])
+            if len(batch) == 1:
+                await self._answer(batch[0])
             else:
-                await self._answer_all(burst)
+                await self._answer_all(batch)
         finally:
-            self._under_way -= len(burst)
+            self._running -= len(batch)
             self._weight -= weight
             self._budget.used -= weight
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
-            # A mistake of ours: it costs this connection, and the daemon goes on.
+            # A bug: only this connection is closed, and the daemon goes on.
             _log.error("a request of %s failed", self._address, exc_info=exc)
             self.abort()
-        self._start_waiting()
+        self._start_requests()
 
     async def _answer(self, incoming: ReceivedMessage) -> None:
         message = incoming.message
@@ -240,73 +240,73 @@ class ClientConnection(asyncio.BufferedProtocol):
         elif isinstance(message, UnknownRequest):
             reply = Error("unknown-request", "this server does not know that request")
         else:
-            # The connection lets requests through only once a login was accepted.
-            reply = await self._service.handle(
+            # The protocol accepts requests only after a login.
+            reply = await self._dispatcher.handle(
                 cast(Principal, self.principal), cast(Request, message)
             )
         await self._reply(incoming.request_id, reply)
 
-    async def _answer_all(self, burst: list[ReceivedMessage]) -> None:
+    async def _answer_all(self, batch: list[ReceivedMessage]) -> None:
         if self._draining:
-            for incoming in burst:
+            for incoming in batch:
                 await self._reply(incoming.request_id, _SHUTTING_DOWN)
             return
-        messages = [cast(Request, incoming.message) for incoming in burst]
-        answers = self._service.handle_all(cast(Principal, self.principal), messages)
-        async for place, reply in answers:
+        messages = [cast(Request, incoming.message) for incoming in batch]
+        answers = self._dispatcher.handle_all(cast(Principal, self.principal), messages)
+        async for index, reply in answers:
             if not self._writable.is_set():
-                await self._until_writable()
-            self._send(burst[place].request_id, reply)
+                await self._wait_until_writable()
+            self._send(batch[index].request_id, reply)
 
     async def _reply(self, request_id: int, reply: Reply) -> None:
-        await self._until_writable()
+        await self._wait_until_writable()
         self._send(request_id, reply)
 
-    async def _until_writable(self) -> None:
-        while not self._writable.is_set():  # it wakes all that wait, and one may fill the line
+    async def _wait_until_writable(self) -> None:
+        while not self._writable.is_set():  # again, because another waiter may fill the queue
             await self._writable.wait()
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:
             self._refuse(request_id, Error("shutting-down", "the server is stopping"))
             return
-        self.user = message.user  # from now on a disabled account closes this connection too
+        self.user = message.user  # from now on, disabling the account closes this connection
         try:
-            principal, reply = await self._service.open(
+            principal, reply = await self._dispatcher.open_session(
                 message, welcome_sha256=self._connection.welcome_sha256, address=self._address
             )
         except Refused as exc:
             self._refuse(request_id, Error(exc.code, exc.cause))
             return
         if self._transport is None or self._transport.is_closing():
-            self._service.closed(principal)
+            self._dispatcher.close_session(principal)
             return
         self.principal = principal
         self._send(request_id, reply)
-        if self._outgoing is not None:
-            self._outgoing.flush()
+        if self._queue is not None:
+            self._queue.flush()
         self._connection.established()
         self._watch_idle()
-        self._keeper.opened(self)
+        self._observer.logged_in(self)
 
     def _refuse(self, request_id: int, error: Error) -> None:
         self._send(request_id, error)
         self.close()
 
     def _send(self, request_id: int, reply: Reply) -> None:
-        transport, outgoing = self._transport, self._outgoing
+        transport, outgoing = self._transport, self._queue
         if transport is None or outgoing is None or transport.is_closing():
             return
         outgoing.put(self._connection.respond(request_id, reply))
-        self._judge_unsent()
+        self._check_unsent()
 
     @property
     def unsent(self) -> int:
-        """Bytes of answers that the peer has yet to take."""
-        return 0 if self._outgoing is None else self._outgoing.size
+        """Bytes of answers that the peer has not taken yet."""
+        return 0 if self._queue is None else self._queue.size
 
-    def _judge_unsent(self) -> None:
-        """Stop answering at `MAX_UNSENT`, and go on once most of it was taken."""
+    def _check_unsent(self) -> None:
+        """Stop answering above `MAX_UNSENT` bytes; go on below a quarter of it."""
         if self._writable.is_set():
             if self.unsent > MAX_UNSENT:
                 self._writable.clear()
@@ -317,15 +317,15 @@ class ClientConnection(asyncio.BufferedProtocol):
                 self._write_timer.cancel()
                 self._write_timer = None
 
-    # Time.
+    # Timeouts.
 
-    def _cut_off(self, why: str) -> None:
-        self._keeper.incident(why)
+    def _disconnect(self, why: str) -> None:
+        self._observer.incident(why)
         self.abort()
 
-    def _too_late(self) -> None:
+    def _check_login(self) -> None:
         if self.principal is None:
-            self._cut_off("no login in time")
+            self._disconnect("no login in time")
 
     def _watch_idle(self) -> None:
         if self._timer is not None:
@@ -334,20 +334,20 @@ class ClientConnection(asyncio.BufferedProtocol):
         if self._tasks:
             self._last_request = now
         left = self._last_request + self._limits.idle_seconds - now
-        # The login that opens the session is itself a task, so this is never at once.
+        # The login itself is a running task, so this is never true right after it.
         if left <= 0:
             self.close()
         else:
             self._timer = self._loop.call_later(left, self._watch_idle)
 
     def _watch_writing(self, unsent: int | None = None) -> None:
-        """Cut off a peer that takes next to nothing of its answers."""
+        """Disconnect a peer that took less than `MIN_TAKEN` bytes since the last check."""
         transport = self._transport
         if transport is None or self._writable.is_set():
             return
         now_unsent = self.unsent
         if unsent is not None and now_unsent > unsent - MIN_TAKEN:
-            self._cut_off("took no answers")
+            self._disconnect("took no answers")
             return
         self._write_timer = self._loop.call_later(
             self._limits.write_seconds, self._watch_writing, now_unsent

@@ -1,7 +1,7 @@
-"""From a message to its answer: one table, one pool, one committer.
+"""Dispatches requests to operations and turns their outcomes into replies.
 
-The loop's thread comes in, a pool thread decides, the committer's thread makes the change, a pool
-thread builds the receipt (`deciding`).
+A request arrives on the loop's thread, a pool thread decides it, the committer's thread makes the
+change, and a pool thread builds the receipt (`sfsd.net.batches`).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from sfsd.storage.change import Change
 
 __all__ = ["Access", "Dispatcher", "Principal"]
 
-_ROTATED: Final = "the account's keys were rotated"
-_NOTED: Final = frozenset({"refused", "token", "denied", "not-allowed"})
-"""Codes that mean someone tried what he may not; the log has them by source and minute."""
+_SUPERSEDED: Final = "the account's keys were rotated"
+_LOGGED_CODES: Final = frozenset({"refused", "token", "denied", "not-allowed"})
+"""Codes of attempts without permission; the log has their number by source and minute."""
 Revoke = Callable[[str, Callable[[Principal], bool] | None], None]
 
 
 class Dispatcher:
-    """What a session talks to. All methods are for the loop's thread.
+    """Handles the requests of all sessions. Call its methods on the loop's thread.
 
-    `on_revoke(user, which)` is set by the server: it closes those of a user's sessions, all where
-    `which` is None. `unwritten` counts by cause what the disk did not take.
+    The server sets `on_revoke(user, which)`, which closes the user's sessions that `which` selects,
+    or all if it is None. `unwritten` counts failed writes by cause.
     """
 
     def __init__(self, world: ServerContext) -> None:
         self.world = world
         self.unwritten = IncidentCounter()
         self.on_revoke: Revoke = lambda _user, _which: None
-        self._deciding = BatchRunner(world.committer)
+        self._batches = BatchRunner(world.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:
-        """A fresh first frame: who this server is, and what it asks of a login."""
+        """Return a new first frame: the server's statement, a login challenge, and limits."""
         identity, policy = self.world.identity, self.world.config.rotation
         return Welcome(
             versions=(PROTOCOL_VERSION,),
@@ -62,12 +62,12 @@ class Dispatcher:
             limits=Limits(WINDOW, policy.max_age, policy.grace, policy.jitter),
         )
 
-    async def open(
+    async def open_session(
         self, message: Login | Enroll, *, welcome_sha256: bytes, address: str
     ) -> tuple[Principal, Session]:
         """Open a session on a connection from `address` whose Welcome had this hash.
 
-        Raises `Refused`, whose code and text are the answer; attempts that were refused are logged.
+        Raises `Refused`, whose code and text are the reply; refused attempts are logged.
         """
 
         def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
@@ -75,10 +75,10 @@ class Dispatcher:
                 return log_in(self.world, message, welcome_sha256, address)
             return enrol(self.world, message, welcome_sha256, address)
 
-        outcome = await self._deciding.outcome(decide)
+        outcome = await self._batches.run(decide)
         if isinstance(outcome, OperationError):
             error = _error_of(outcome)
-            if error.code in _NOTED:
+            if error.code in _LOGGED_CODES:
                 self.world.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from outcome
         who, session = outcome
@@ -86,8 +86,8 @@ class Dispatcher:
         return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
-        """The answer to a request; one that is not done, for whatever reason, gets an `Error`."""
-        # Data is written by pool threads side by side; what ends an upload comes after all of it.
+        """Return the reply to a request: an `Error` if it failed for any reason."""
+        # Pool threads write Data in parallel; requests that end an upload wait for all of it.
         pieces = self._data.setdefault(who, set())
         operation = OPERATIONS.get(type(message))
         if operation is not None and operation.after_data and pieces:
@@ -97,9 +97,7 @@ class Dispatcher:
             pieces.add(written)
         try:
             decide = partial(self._decide, who, message)
-            outcome = await self._deciding.outcome(
-                decide, slow=operation is not None and operation.slow
-            )
+            outcome = await self._batches.run(decide, slow=operation is not None and operation.slow)
         finally:
             pieces.discard(written)
             written.cancel()
@@ -108,15 +106,17 @@ class Dispatcher:
     async def handle_all(
         self, who: Principal, messages: Sequence[Request]
     ) -> AsyncIterator[tuple[int, Reply]]:
-        """As `handle`, of `swift` requests that came together: (place, answer) of each, in any
-        order. They are decided one after the other, and what they change is made together."""
+        """Batch version of `handle` for `is_fast` requests: yield (index, reply) in any order.
+
+        They are decided one after the other, and their changes are committed together.
+        """
         decides = [partial(self._decide, who, message) for message in messages]
-        async for place, outcome in self._deciding.outcomes(decides):
-            yield place, self._reply(who, messages[place], outcome)
+        async for index, outcome in self._batches.run_all(decides):
+            yield index, self._reply(who, messages[index], outcome)
 
     @staticmethod
-    def is_swift(message: Request) -> bool:
-        """Whether it waits neither for the disk, but for one small file, nor for other requests."""
+    def is_fast(message: Request) -> bool:
+        """Tell whether a request waits for at most one small file and for no other request."""
         operation = OPERATIONS.get(type(message))
         return operation is not None and not (operation.after_data or operation.slow)
 
@@ -126,17 +126,19 @@ class Dispatcher:
             raise Refused("unknown-request", "this server does not know that request")
         if who.access not in operation.access:
             if Access.FULL in operation.access and self._is_superseded(who):
-                raise Refused("stale-generation", _ROTATED)
+                raise Refused("stale-generation", _SUPERSEDED)
             raise Refused("not-allowed", "this session may not ask for that")
-        # A session whose key has a successor by now may do no more than one opened with it now.
+        # A session whose key was replaced may do no more than a new session with that key.
         if Access.RESTRICTED not in operation.access and self._is_superseded(who):
-            raise Refused("stale-generation", _ROTATED)
+            raise Refused("stale-generation", _SUPERSEDED)
         return operation.function(self.world, who, message)
 
     def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
             error = _error_of(outcome)
-            if error.code in _NOTED or (error.code == "not-found" and _is_foreign(who, message)):
+            if error.code in _LOGGED_CODES or (
+                error.code == "not-found" and _is_foreign(who, message)
+            ):
                 self.world.refusals.note(who.address, who.user, error.code)
             if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
                 self.unwritten.count(outcome.cause)
@@ -146,48 +148,49 @@ class Dispatcher:
         return outcome
 
     def _revoke(self, who: Principal, message: Request) -> None:
-        """Close the sessions that must not go on after what was done just now."""
+        """Close the sessions that the request just handled has revoked."""
         if isinstance(message, UserAccess) and message.disabled:
             self.on_revoke(message.user, None)
         elif isinstance(message, RotateBegin):
             statement = Statement.parse(message.statement)
             if statement.reason in (COMPROMISED, RECOVERY):
-                # The asker's own goes on, as that of an older key: it waits for this answer.
+                # The session that sent this waits for the reply, so it stays open, with the rights
+                # of an older key.
                 self.on_revoke(
                     who.user,
                     lambda one: one is not who and 0 < one.generation < statement.generation,
                 )
 
     def _is_superseded(self, who: Principal) -> bool:
-        """Whether the session was opened with a user's key that is no longer his newest."""
+        """Tell whether the session was opened with a key that its user has replaced."""
         if who.access not in (Access.FULL, Access.RESTRICTED):
             return False
         chain = self.world.users.chain(who.user)
         return chain is not None and chain[0].head.generation != who.generation
 
-    def closed(self, who: Principal) -> None:
-        """The session has ended: its handles are closed. Uploads stay, they are the user's."""
+    def close_session(self, who: Principal) -> None:
+        """Close the read handles of a session that has ended. Uploads stay: the user owns them."""
         self._data.pop(who, None)
         self.world.read_handles.close_session(who.session)
 
     async def tick(self) -> None:
-        """For the server, every few seconds: log refusals that are due, drop idle uploads."""
-        await self._deciding.pool.run(self.world.uploads.drop_idle, slow=True)
+        """Log refusals that are due and drop idle uploads; called every few seconds."""
+        await self._batches.pool.run(self.world.uploads.drop_idle, slow=True)
         self._log_refusals(last=False)
 
     async def close(self) -> None:
-        """After the last session has ended and before the committer closes."""
+        """Log the last refusals and end the pool; after all sessions, before the committer."""
         self._log_refusals(last=True)
-        await asyncio.to_thread(self._deciding.pool.shutdown)
+        await asyncio.to_thread(self._batches.pool.shutdown)
 
     def _log_refusals(self, *, last: bool) -> None:
         for draft in self.world.refusals.due(all_of_them=last):
-            # Nobody waits for it: where the log takes no more, this is not logged either.
+            # Nothing waits for this entry: if the log takes no more entries, it is lost.
             self.world.committer.submit(Change(draft))
 
 
 def _error_of(exc: OperationError) -> Error:
-    """What the asker is told. An error that has no code is a mistake of ours and is raised."""
+    """Return the reply for an error. An error without a code is a bug and is raised."""
     if isinstance(exc, Refused):
         return Error(exc.code, shortened(exc.cause), exc.head)
     if isinstance(exc, OSError):

@@ -1,4 +1,4 @@
-"""The composition root: a root's world, served to the network until a signal ends it."""
+"""The server: accepts connections for one root until a signal stops it."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ from sfsd.storage.change import Change
 
 BACKLOG: Final = 128
 STOP_SECONDS: Final = 7.0
-"""How long a stop waits for what is under way; the rest of ten seconds is for the disk."""
+"""Time for running requests when stopping; the rest of ten seconds is for the disk."""
 SHUTDOWN_SECONDS: Final = 5.0
-"""How long a closed connection's peer has to take the last bytes and say goodbye."""
+"""Time for the peer of a closed connection to take the last bytes and end TLS."""
 _TICK_SECONDS: Final = 5.0
 _REPORT_TICKS: Final = 12
-_LOOK_FOR_CYCLES: Final = 20_000
-"""Objects more than before at which Python looks for cycles among the youngest, not at 700."""
+_GC_THRESHOLD: Final = 20_000
+"""New objects before a cycle collection of the youngest generation; Python's default is 700."""
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves one world, and is the `Keeper` of its sessions. `start`, then `stop`, on one loop."""
+    """Server of one root, and `ConnectionObserver` of its connections. All on one loop."""
 
     def __init__(self, world: ServerContext, tls: ssl.SSLContext) -> None:
         self.world = world
-        self.service = Dispatcher(world)
+        self.dispatcher = Dispatcher(world)
         self._tls = tls
-        self._gate = ConnectionLimiter(_within_handles(world.config.limits))
+        self._limiter = ConnectionLimiter(_within_descriptors(world.config.limits))
         self._budget = MemoryBudget()
         self._incidents = IncidentCounter()
         self._sources: dict[ClientConnection, str] = {}
@@ -66,8 +66,8 @@ class Server:
         self._failed: str | None = None
 
     async def start(self, listen: str) -> str:
-        """Accept connections on ``HOST:PORT``; returns the address bound. Raises `ConfigError`."""
-        self.service.on_revoke = self._revoke
+        """Accept connections on ``HOST:PORT``; return the bound address. Raises `ConfigError`."""
+        self.dispatcher.on_revoke = self._revoke
         host, port = parse_address(listen)
         try:
             self._sockets = await _listeners(host, port)
@@ -79,15 +79,15 @@ class Server:
         bound = format_address(host, self._sockets[0].getsockname()[1])
         self.world.metrics.address = bound
         self.world.metrics.started = self.world.now
-        await self._note("start", {"address": bound})
+        await self._log_event("start", {"address": bound})
         for listening in self._sockets:
             self._run(self._accept(listening))
         self._run(self._tick())
-        self._run(self._keep_house())
+        self._run(self._run_jobs())
         return bound
 
     async def stop(self) -> None:
-        """Stop accepting, finish what is under way, refuse the rest. Twice does no harm."""
+        """Stop accepting, finish running requests, refuse new ones. Idempotent."""
         if self._stopping:
             return
         self._stopping = True
@@ -103,38 +103,40 @@ class Server:
             await asyncio.wait([session.closed for session in sessions], timeout=1.0)
             for session in sessions:
                 session.abort()
-        await self.service.close()
+        await self.dispatcher.close()
         self._report()
         if self.world.metrics.started:
-            await self._note("stop", {})
+            await self._log_event("stop", {})
 
-    # What sessions tell.
+    # Callbacks of connections.
 
-    def opened(self, session: ClientConnection) -> None:
-        self._gate.recognise(self._sources[session])
-        self._count()
+    def logged_in(self, connection: ClientConnection) -> None:
+        self._limiter.authenticated(self._sources[connection])
+        self._update_metrics()
 
-    def ended(self, session: ClientConnection) -> None:
-        self._gate.leave(self._sources.pop(session), known=session.principal is not None)
-        self._count()
+    def closed(self, connection: ClientConnection) -> None:
+        self._limiter.release(
+            self._sources.pop(connection), logged_in=connection.principal is not None
+        )
+        self._update_metrics()
 
     def incident(self, kind: str) -> None:
         self._incidents.count(kind)
 
-    async def _note(self, op: str, detail: dict[str, str]) -> None:
+    async def _log_event(self, op: str, detail: dict[str, str]) -> None:
         made = self.world.committer.submit(Change(EntryDraft(op=op, actor=SERVER, detail=detail)))
         try:
             await asyncio.wrap_future(made)
         except SfsdError as exc:
-            # A daemon whose log takes nothing more still answers those who only look.
-            _log.error("the log has no entry of this %s: %s", op, exc)
+            # A daemon whose log takes no more entries still serves metadata.
+            _log.error("cannot log the %s of the daemon: %s", op, exc)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             _log.error("a background task failed", exc_info=exc)
@@ -145,34 +147,34 @@ class Server:
             try:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as exc:
-                # Out of descriptors, or a peer that left already: wait for better times.
+                # Out of descriptors, or the peer is gone already: try again soon.
                 self.incident(f"not accepted, {errno.errorcode.get(exc.errno or 0, 'unknown')}")
                 await asyncio.sleep(0.1)
                 continue
             host = normalized_address(str(peer[0]))
-            if self._gate.admit(source_network(host)):
-                self._run(self._welcome(accepted, host))
+            if self._limiter.admit(source_network(host)):
+                self._run(self._open_connection(accepted, host))
             else:
                 self.incident("one connection too many")
                 accepted.close()
 
-    async def _welcome(self, accepted: socket.socket, host: str) -> None:
-        """TLS within the time for a login; from then on the session tells when it ends.
+    async def _open_connection(self, accepted: socket.socket, host: str) -> None:
+        """Do the TLS handshake, within the time for a login.
 
-        From the call that makes a transport of it on, the loop closes the socket.
+        Afterwards the connection reports its end, and the loop closes the socket.
         """
         loop = asyncio.get_running_loop()
         limits = self.world.config.limits
         session = ClientConnection(
-            self.service,
+            self.dispatcher,
             limits,
             host,
             deadline=loop.time() + limits.login_seconds,
             budget=self._budget,
-            keeper=self,
+            observer=self,
         )
         self._sources[session] = source_network(host)
-        self._count()
+        self._update_metrics()
         try:
             await loop.connect_accepted_socket(
                 lambda: session,
@@ -181,16 +183,16 @@ class Server:
                 ssl_handshake_timeout=limits.login_seconds,
                 ssl_shutdown_timeout=SHUTDOWN_SECONDS,
             )
-        except OSError:  # ssl.SSLError and TimeoutError are of this kind
+        except OSError:  # also ssl.SSLError and TimeoutError
             self.incident("no TLS")
         finally:
             if not session.connected:
-                self.ended(session)
+                self.closed(session)
 
-    def _count(self) -> None:
+    def _update_metrics(self) -> None:
         vitals = self.world.metrics
-        vitals.connections = self._gate.connections.total()
-        vitals.sessions = vitals.connections - self._gate.strangers.total()
+        vitals.connections = self._limiter.connections.total()
+        vitals.sessions = vitals.connections - self._limiter.unauthenticated.total()
 
     def _revoke(self, user: str, which: Callable[[Principal], bool] | None) -> None:
         for session in list(self._sources):
@@ -202,14 +204,14 @@ class Server:
         for turn in itertools.count(1):
             await asyncio.sleep(_TICK_SECONDS)
             try:
-                await self.service.tick()
+                await self.dispatcher.tick()
             except (SfsdError, OSError) as exc:
                 _log.warning("housekeeping: %s", exc)
-            self._tell_failure()
+            self._report_failure()
             if turn % _REPORT_TICKS == 0:
                 self._report()
 
-    async def _keep_house(self) -> None:
+    async def _run_jobs(self) -> None:
         committer = self.world.committer
         schedule = Schedule(self.world, lambda one: asyncio.wrap_future(committer.submit(one)))
         while True:
@@ -219,21 +221,21 @@ class Server:
             except (SfsdError, OSError) as exc:
                 _log.warning("retention: %s", exc)
 
-    def _tell_failure(self) -> None:
-        """Once: those who ask are refused from then on, and the operator may look here first."""
+    def _report_failure(self) -> None:
+        """Print a lasting failure once, since the operator may look at this output first."""
         if self._failed is None and (failed := self.world.failed) is not None:
             self._failed = failed
-            _log.critical("until a restart nothing is changed or fetched any more: %s", failed)
+            _log.critical("storage failure: serving read-only metadata until restart: %s", failed)
 
     def _report(self) -> None:
-        if report := self.service.unwritten.report():
-            _log.warning("could not be written since the last report: %s", report)
+        if report := self.dispatcher.unwritten.report():
+            _log.warning("failed writes since the last report: %s", report)
         if report := self._incidents.report():
-            _log.info("turned away or cut off since the last report: %s", report)
+            _log.info("rejected or disconnected since the last report: %s", report)
 
 
 async def _listeners(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for each address that `host` stands for. Raises OSError."""
+    """Return a listening socket for each address of `host`. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -252,13 +254,13 @@ async def _listeners(host: str, port: int) -> list[socket.socket]:
 
 def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
     host, port = str(where[0]), int(str(where[1]))
-    # Everywhere means everywhere: IPv4 too, which only Linux gives to "::" by itself.
+    # All addresses include IPv4, which only Linux adds to "::" by default.
     both = host == "::" and socket.has_dualstack_ipv6()
     listening = socket.create_server(
         (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
     )
-    # What is accepted here has it too; asyncio sets it only where a socket names its protocol. An
-    # answer behind another would wait for that one's acknowledgement, which peers delay by 40 ms.
+    # Accepted sockets inherit this; asyncio sets it only if a socket names its protocol. Without
+    # it, an answer waits for the acknowledgement of the one before, which peers delay by 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listening.setblocking(False)
     return listening
@@ -267,16 +269,16 @@ def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
 def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     """Serve `root` until SIGTERM or SIGINT. Raises `SfsdError`.
 
-    `ready_file` gets the bound address once connections are accepted, and so does run/address.
+    The bound address is written to `ready_file` and run/address once connections are accepted.
     """
     raise_descriptor_limit()
     with lock_root(root), open_world(root) as world:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.readable_by_others(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
-        # What is loaded by now stays; and of what requests leave, hardly anything is in cycles.
+        # What is loaded now stays loaded, and requests leave hardly any cycles.
         gc.freeze()
-        gc.set_threshold(_LOOK_FOR_CYCLES)
+        gc.set_threshold(_GC_THRESHOLD)
         stop = threading.Event()
         verifier = threading.Thread(target=_verify, args=(world, stop), name="verify-log")
         verifier.start()
@@ -287,14 +289,16 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
             verifier.join()
 
 
-def _within_handles(limits: ConnectionLimits) -> ConnectionLimits:
-    """No more connections than their `quarter` of the handles: those of the log and the store must
-    never run out, since then nothing changes any more."""
+def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
+    """Limit connections to their quarter of this process's descriptors.
+
+    The log and the store must never run out of descriptors: they would take no more changes.
+    """
     most = max(1, descriptor_quarter())
     if limits.connections <= most:
         return limits
     _log.warning(
-        "%d connections are let in, not %d: this process may have no more than %d handles",
+        "at most %d connections, not %d: this process may have no more than %d descriptors",
         *(most, limits.connections, descriptor_limit()),
     )
     return changed(limits, connections=most)
@@ -325,7 +329,7 @@ async def _serve(
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], None]:
-    """Call `stop` on the loop at SIGTERM or SIGINT; returns what undoes that."""
+    """Call `stop` on the loop at SIGTERM or SIGINT; return a function that undoes that."""
     import signal
 
     wanted = (signal.SIGTERM, signal.SIGINT)
@@ -333,7 +337,7 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Ca
         for number in wanted:
             loop.add_signal_handler(number, stop)
     except NotImplementedError:
-        # Windows: its loop has no signal handlers, but Python's own run between two of its steps.
+        # Windows: its loop has no signal handlers, but Python's own run between its steps.
         before = {
             number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
             for number in wanted
@@ -353,10 +357,10 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Ca
 
 
 def _verify(world: ServerContext, stop: threading.Event) -> None:
-    """Check in the background what the start took on trust; a difference stops all changes."""
+    """Verify in the background what the start did not; a difference stops all changes."""
     try:
         world.journal.verify_before_mark(stop=stop)
     except JournalDamagedError as exc:
-        _log.critical("the log is damaged, nothing changes any more: %s", exc)
+        _log.critical("the log is damaged: serving read-only metadata until restart: %s", exc)
     except JournalError as exc:
         _log.error("the log could not be verified: %s", exc)

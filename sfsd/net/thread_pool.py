@@ -1,9 +1,9 @@
-"""Threads that run calls for the loop, without a wake-up of the loop for each.
+"""Thread pool for calls of an event loop, with few wake-ups.
 
-A call that is handed to another thread costs more than most calls take: two wake-ups, and a queue,
-a lock and a future for each. Here the loop is told once of all that is done by the time it looks,
-and a thread that is awake takes the next call itself; another one is woken only where many wait, or
-where all that are awake are in calls which wait for the disk.
+Handing a call to another thread costs more than most calls take: two wake-ups, and a queue, a lock
+and a future for each. This pool tells the loop once about all calls that are done by the time it
+looks. A thread that is awake takes the next call itself. Another thread is woken only if many calls
+wait, or if all awake threads are in calls that wait for the disk.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class _Done(Value):
 
 
 class ThreadPool:
-    """For one loop, on whose thread its methods are called."""
+    """Pool of one loop; its methods are called on that loop's thread unless they say otherwise."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: deque[_Call] = deque()
         self._done: deque[_Done] = deque()
-        self._told = False
+        self._delivery_scheduled = False
         self._changed = threading.Condition()
         self._idle = 0
         self._slow = 0
@@ -54,60 +54,60 @@ class ThreadPool:
             thread.start()
 
     def run(self, call: Callable[[], _Answer], *, slow: bool = False) -> asyncio.Future[_Answer]:
-        """The answer of `call`, which runs on one of the threads. `slow` ones wait for the disk."""
-        future = self._future()
+        """Run `call` on a thread; the future is its result. `slow` calls wait for the disk."""
+        future = self._new_future()
         self._put(_Call(call, future, slow))
         return future
 
-    def after(
-        self, made: Sequence[Future[int]], call: Callable[[], _Answer]
+    def run_after(
+        self, futures: Sequence[Future[int]], call: Callable[[], _Answer]
     ) -> asyncio.Future[_Answer]:
-        """The answer of `call`, run on one of the threads once all of `made` are done.
+        """Run `call` on a thread once all of `futures` are done; the future is its result.
 
-        Whoever cancels the answer does not cancel these, nor the call.
+        Cancelling the result cancels neither `futures` nor the call.
         """
-        future = self._future()
-        waiting = [_Call(call, future, slow=False)]
-        left = len(made)
-        counting = threading.Lock()
+        result = self._new_future()
+        waiting = [_Call(call, result, slow=False)]
+        left = len(futures)
+        lock = threading.Lock()
 
         def one_is_done(_done: Future[int]) -> None:
             nonlocal left
-            with counting:
+            with lock:
                 left -= 1
                 last = left == 0
             if last:
-                # Taken out, for what was made keeps this function, and the call what was made: as
-                # a cycle, all that a request brought would stay until somebody looks for cycles.
+                # Popped, because the futures keep this function alive and the call keeps the
+                # futures: in a cycle, all memory of a request would stay until a cycle collection.
                 self._put(waiting.pop())
 
-        for one in made:
+        for one in futures:
             one.add_done_callback(one_is_done)
-        return future
+        return result
 
     def shutdown(self) -> None:
-        """Finish what was put, and end the threads. Blocks; for another thread than the loop's."""
+        """Finish all calls and end the threads. Blocks, so never call it on the loop's thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _future(self) -> asyncio.Future[Any]:
+    def _new_future(self) -> asyncio.Future[Any]:
         self._loop = asyncio.get_running_loop()
         return self._loop.create_future()
 
     def _put(self, call: _Call) -> None:
-        """Any thread."""
+        """Queue a call; on any thread."""
         self._calls.append(call)
         with self._changed:
             self._wake()
 
     def _wake(self) -> None:
-        """Wake a thread where those that are awake are too few. The lock is held."""
+        """Wake a thread if too few are awake. The caller holds the lock."""
         ready = len(self._threads) - self._idle - self._slow
         if self._idle and len(self._calls) > WAITING_EACH * ready:
-            self._idle -= 1  # here, so that the next call is not the reason to wake another one
+            self._idle -= 1  # here, so that the next call does not wake another thread too
             self._changed.notify()
 
     def _work(self) -> None:
@@ -119,10 +119,10 @@ class ThreadPool:
             if call.slow:
                 with self._changed:
                     self._slow -= 1
-            self._tell(done)
+            self._schedule_delivery(done)
 
     def _take(self) -> _Call | None:
-        """The next call; None where there will be none."""
+        """Wait for the next call; return None once the pool is closing and empty."""
         with self._changed:
             while not self._calls:
                 if self._closing:
@@ -136,19 +136,19 @@ class ThreadPool:
                     self._wake()
             return call
 
-    def _tell(self, done: _Done) -> None:
-        """Any thread. One call of the loop delivers all that is done when it runs."""
+    def _schedule_delivery(self, done: _Done) -> None:
+        """Have the loop deliver `done`, with all that is done when it runs; on any thread."""
         self._done.append(done)
-        if not self._told and self._loop is not None:
-            self._told = True
+        if not self._delivery_scheduled and self._loop is not None:
+            self._delivery_scheduled = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._told = False  # before looking: what is put from now on calls again
+        self._delivery_scheduled = False  # first: what is appended from now on schedules again
         while self._done:
             done = self._done.popleft()
             if done.future.done():
-                continue  # nobody waits any more
+                continue  # cancelled
             if done.error is None:
                 done.future.set_result(done.value)
             else:

@@ -73,25 +73,27 @@ class Daemon:
     def __init__(self, world: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
         self.world = world
         self.clock = clock
-        self.service = Dispatcher(world)
+        self.dispatcher = Dispatcher(world)
         self._runner = runner
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return self._runner.run(coroutine)
 
     def ask(self, who: Principal, message: Request) -> Reply:
-        return self.run(self.service.handle(who, message))
+        return self.run(self.dispatcher.handle(who, message))
 
     def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Reply]:
         """All at once, as a pipelining client does."""
 
         async def together() -> list[Reply]:
-            return await asyncio.gather(*(self.service.handle(who, one) for one in messages))
+            return await asyncio.gather(*(self.dispatcher.handle(who, one) for one in messages))
 
         return self.run(together())
 
     def open(self, message: Login | Enroll, address: str = ADDRESS) -> tuple[Principal, Session]:
-        return self.run(self.service.open(message, welcome_sha256=WELCOME, address=address))
+        return self.run(
+            self.dispatcher.open_session(message, welcome_sha256=WELCOME, address=address)
+        )
 
     def operator(self) -> Principal:
         return self.open(login("operator", OPERATOR_KEY))[0]
@@ -142,7 +144,7 @@ def daemon(
         try:
             yield served
         finally:
-            runner.run(served.service.close())
+            runner.run(served.dispatcher.close())
             committer.close()
             journal.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from sfsd.config import ConnectionLimits
 from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit, raise_descriptor_limit
-from sfsd.net.listener import _within_handles
+from sfsd.net.listener import _within_descriptors
 
 if sys.platform != "win32":
     import resource
@@ -34,7 +34,7 @@ def test_what_the_system_allows(
 def test_half_is_left_for_the_log_and_the_store(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
     """However many connections are configured, and whatever users hold open."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
-    connections = _within_handles(ConnectionLimits(connections=1_000_000)).connections
+    connections = _within_descriptors(ConnectionLimits(connections=1_000_000)).connections
     budget = DescriptorBudget()
     assert budget.acquire(soft // 4)
     assert not budget.acquire(1)

@@ -1,3 +1,5 @@
+"""Operations are decided and committed in batches, and retried if their state changed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -29,21 +31,21 @@ def committer(tmp_path: Path) -> Iterator[Committer]:
 
 
 @asynccontextmanager
-async def deciding(committer: Committer) -> AsyncIterator[BatchRunner]:
-    made = BatchRunner(committer)
+async def open_runner(committer: Committer) -> AsyncIterator[BatchRunner]:
+    runner = BatchRunner(committer)
     try:
-        yield made
+        yield runner
     finally:
-        await asyncio.to_thread(made.pool.shutdown)
+        await asyncio.to_thread(runner.pool.shutdown)
 
 
 def outcomes(committer: Committer, decides: Sequence[Callable[[], Decision]]) -> list[str]:
-    """What each came to, in their order."""
+    """Return the outcome of each operation as text, in input order."""
 
     async def run() -> list[str]:
-        async with deciding(committer) as made:
-            found = {place: str(one) async for place, one in made.outcomes(decides)}
-        return [found[place] for place in range(len(decides))]
+        async with open_runner(committer) as runner:
+            found = {index: str(one) async for index, one in runner.run_all(decides)}
+        return [found[index] for index in range(len(decides))]
 
     return asyncio.run(run())
 
@@ -55,7 +57,7 @@ def write(name: str, *, undo: Callable[[], None] | None = None, stale: bool = Fa
     return Commit(change, lambda seq: f"{name} is {seq}", undo)
 
 
-def test_what_came_together_is_decided_made_and_answered_each_for_itself(
+def test_each_operation_of_a_batch_has_its_own_outcome(
     committer: Committer,
 ) -> None:
     undone: list[str] = []
@@ -99,7 +101,7 @@ def test_what_came_together_is_decided_made_and_answered_each_for_itself(
     assert len(tries) == 3
 
 
-def test_what_stays_stale_ends_in_busy(committer: Committer) -> None:
+def test_operation_that_stays_stale_is_refused_as_busy(committer: Committer) -> None:
     undone: list[int] = []
     decides: list[Callable[[], Decision]] = [
         lambda: write("a", stale=True, undo=lambda: undone.append(1)),
@@ -111,7 +113,7 @@ def test_what_stays_stale_ends_in_busy(committer: Committer) -> None:
     assert len(undone) == ATTEMPTS
 
 
-def test_a_mistake_of_ours_makes_nothing_and_undoes_what_was_decided_beside_it(
+def test_bug_in_one_operation_undoes_the_whole_batch(
     committer: Committer,
 ) -> None:
     undone: list[int] = []

@@ -1,4 +1,4 @@
-"""The caps on connections, and the counting of what was turned away."""
+"""Limits on connections, and counters of rejected ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS = ConnectionLimits(
         ("fe80::1%eth0", "fe80::1", "fe80::/64"),
     ],
 )
-def test_whom_a_connection_counts_against(host: str, shown: str, source: str) -> None:
+def test_source_of_a_connection(host: str, shown: str, source: str) -> None:
     assert normalized_address(host) == shown
     assert source_network(shown) == source
 
@@ -40,48 +40,48 @@ def test_whom_a_connection_counts_against(host: str, shown: str, source: str) ->
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::2:0:0:0:1", False),
      ("192.0.2.127", False), ("fe80::1", False)],
 )  # fmt: skip
-def test_this_machine(host: str, local: bool) -> None:
+def test_local_addresses(host: str, local: bool) -> None:
     assert is_local(source_network(normalized_address(host))) is local
 
 
-def test_one_address_gets_its_share() -> None:
-    gate = ConnectionLimiter(LIMITS)
-    assert [gate.admit("192.0.2.1") for _ in range(4)] == [True, True, True, False]
-    assert gate.admit("192.0.2.2")
-    gate.recognise("192.0.2.1")
-    assert gate.admit("192.0.2.1")
-    gate.recognise("192.0.2.1")
-    assert not gate.admit("192.0.2.1"), "four connections of one address, two before login"
-    gate.leave("192.0.2.1", known=True)
-    assert gate.admit("192.0.2.1")
+def test_limits_of_one_address() -> None:
+    limiter = ConnectionLimiter(LIMITS)
+    assert [limiter.admit("192.0.2.1") for _ in range(4)] == [True, True, True, False]
+    assert limiter.admit("192.0.2.2")
+    limiter.authenticated("192.0.2.1")
+    assert limiter.admit("192.0.2.1")
+    limiter.authenticated("192.0.2.1")
+    assert not limiter.admit("192.0.2.1"), "four connections of one address, two before login"
+    limiter.release("192.0.2.1", logged_in=True)
+    assert limiter.admit("192.0.2.1")
 
 
-def test_strangers_in_all() -> None:
-    gate = ConnectionLimiter(LIMITS)
-    assert [gate.admit(f"192.0.2.{n}") for n in range(6)] == [True] * 5 + [False]
-    gate.leave("192.0.2.0", known=False)
-    assert gate.admit("192.0.2.9")
+def test_limit_on_all_unauthenticated_connections() -> None:
+    limiter = ConnectionLimiter(LIMITS)
+    assert [limiter.admit(f"192.0.2.{n}") for n in range(6)] == [True] * 5 + [False]
+    limiter.release("192.0.2.0", logged_in=False)
+    assert limiter.admit("192.0.2.9")
 
 
-def test_connections_in_all() -> None:
-    gate = ConnectionLimiter(LIMITS)
+def test_limit_on_all_connections() -> None:
+    limiter = ConnectionLimiter(LIMITS)
     for n in range(8):
-        assert gate.admit(f"192.0.2.{n}")
-        gate.recognise(f"192.0.2.{n}")
-    assert not gate.admit("192.0.2.100")
+        assert limiter.admit(f"192.0.2.{n}")
+        limiter.authenticated(f"192.0.2.{n}")
+    assert not limiter.admit("192.0.2.100")
 
 
-def test_the_operator_gets_in_whoever_holds_the_places() -> None:
-    gate = ConnectionLimiter(LIMITS)
+def test_local_connections_are_exempt_from_the_total() -> None:
+    limiter = ConnectionLimiter(LIMITS)
     for n in range(5):
-        assert gate.admit(f"192.0.2.{n}")
-    assert [gate.admit("127.0.0.1") for _ in range(4)] == [True, True, True, False]
+        assert limiter.admit(f"192.0.2.{n}")
+    assert [limiter.admit("127.0.0.1") for _ in range(4)] == [True, True, True, False]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["in", "login", "out"]), st.integers(0, 4))))
-def test_nothing_is_forgotten_or_counted_twice(steps: list[tuple[str, int]]) -> None:
-    """Against a plain list of connections; at the end all leave and nothing is left."""
-    gate = ConnectionLimiter(LIMITS)
+def test_limiter_agrees_with_a_list_of_connections(steps: list[tuple[str, int]]) -> None:
+    """Compare with a list of connections; after all are released, nothing is counted."""
+    limiter = ConnectionLimiter(LIMITS)
     here: list[tuple[str, bool]] = []
     for step, which in steps:
         source = f"192.0.2.{which}"
@@ -93,24 +93,24 @@ def test_nothing_is_forgotten_or_counted_twice(steps: list[tuple[str, int]]) -> 
                 and len(mine) < 4
                 and mine.count(False) < 3
             )
-            assert gate.admit(source) is room
+            assert limiter.admit(source) is room
             if room:
                 here.append((source, False))
         elif step == "login" and (source, False) in here:
             here[here.index((source, False))] = (source, True)
-            gate.recognise(source)
+            limiter.authenticated(source)
         elif step == "out" and which < len(here):
             left, known = here.pop(which)
-            gate.leave(left, known=known)
-        assert gate.connections.total() == len(here)
-        assert gate.strangers.total() == sum(not known for _, known in here)
+            limiter.release(left, logged_in=known)
+        assert limiter.connections.total() == len(here)
+        assert limiter.unauthenticated.total() == sum(not known for _, known in here)
     for source, known in here:
-        gate.leave(source, known=known)
-    assert not gate.connections
-    assert not gate.strangers
+        limiter.release(source, logged_in=known)
+    assert not limiter.connections
+    assert not limiter.unauthenticated
 
 
-def test_incidents_are_told_once() -> None:
+def test_incidents_are_reported_once() -> None:
     incidents = IncidentCounter()
     assert incidents.report() is None
     for kind in ("no TLS", "broke the protocol", "no TLS"):

@@ -1,4 +1,4 @@
-"""The table as the matrix of who may ask for what, and what becomes of everything that fails."""
+"""Access matrix of the operations, and the replies and log entries of failed requests."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_request_has_an_operation_and_a_row_in_the_matrix() -> None:
 
 
 def principals(served: Daemon) -> dict[Access, Principal]:
-    """One of each kind; ada's keys are all real, the restricted session is a repeated enrolment."""
+    """Return a principal of each kind of access; the restricted one comes from re-enrolment."""
     code = SigningKey.generate()
     ada = Person("ada", served)
     operator = served.operator()
@@ -130,28 +130,28 @@ def principals(served: Daemon) -> dict[Access, Principal]:
     return found
 
 
-def test_the_matrix_holds(served: Daemon) -> None:
+def test_access_matrix(served: Daemon) -> None:
     roles = principals(served)
     for message, allowed in MATRIX.items():
         for access, who in roles.items():
             reply = served.ask(who, message)
-            got_in = not (isinstance(reply, Error) and reply.code == "not-allowed")
-            assert got_in == (access in allowed), (message, access, reply)
+            admitted = not (isinstance(reply, Error) and reply.code == "not-allowed")
+            assert admitted == (access in allowed), (message, access, reply)
             assert not (isinstance(reply, Error) and reply.code == "unknown-request")
 
 
-def test_an_answer_is_of_a_type_that_the_request_has(served: Daemon) -> None:
+def test_reply_types_match_the_request(served: Daemon) -> None:
     roles = principals(served)
     for message in MATRIX:
         for who in roles.values():
             assert isinstance(served.ask(who, message), (*message.REPLIES, Error))
 
 
-def test_a_request_of_a_later_version_is_unknown(ada: Person) -> None:
+def test_request_of_a_later_version_is_unknown(ada: Person) -> None:
     refused(ada.ask(UnknownRequest(4711)), "unknown-request")
 
 
-def test_entries_have_the_op_that_the_table_says(served: Daemon, ada: Person) -> None:
+def test_log_entries_have_the_op_of_the_table(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.ask(GetOpen("ada", F, 0))
     ada.delete(F)
@@ -161,19 +161,19 @@ def test_entries_have_the_op_that_the_table_says(served: Daemon, ada: Person) ->
     assert all(op in stated for op in logged)
 
 
-def test_a_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None:
-    first, second = served.service.welcome(), served.service.welcome()
+def test_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None:
+    first, second = served.dispatcher.welcome(), served.dispatcher.welcome()
     assert first.challenge != second.challenge
     verify_signature(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
     policy = served.world.config.rotation
     assert (first.limits.window, first.limits.max_age) == (WINDOW, policy.max_age)
 
 
-def test_a_session_that_ends_does_not_undo_what_is_on_its_way(served: Daemon, ada: Person) -> None:
+def test_cancelled_request_may_still_be_committed(served: Daemon, ada: Person) -> None:
     put = ada.version(F, b"c" * 56)
 
     async def cut_off() -> None:
-        task = asyncio.ensure_future(served.service.handle(ada.who, put.small()))
+        task = asyncio.ensure_future(served.dispatcher.handle(ada.who, put.small()))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -181,14 +181,14 @@ def test_a_session_that_ends_does_not_undo_what_is_on_its_way(served: Daemon, ad
 
     served.run(cut_off())
     ada.took(put)
-    # Whether it was made or not is not known to the client; sending it again settles that.
+    # The client does not know whether it was committed, so it sends it again.
     done(ada.ask(put.small()))
     assert len(served.entries("upload")) == 1
 
 
-def test_disabling_a_user_calls_the_server(served: Daemon, ada: Person) -> None:
+def test_disabling_a_user_revokes_their_sessions(served: Daemon, ada: Person) -> None:
     revoked: list[str] = []
-    served.service.on_revoke = lambda user, _which: revoked.append(user)
+    served.dispatcher.on_revoke = lambda user, _which: revoked.append(user)
     operator = served.operator()
     done(served.ask(operator, UserAccess("ada", disabled=False, reason="")))
     refused(served.ask(operator, UserAccess("nobody", disabled=True, reason="")), "not-found")
@@ -198,19 +198,19 @@ def test_disabling_a_user_calls_the_server(served: Daemon, ada: Person) -> None:
 
 
 def test_refused_attempts_are_logged_by_source_and_minute(served: Daemon, ada: Person) -> None:
-    stranger = SigningKey.generate()
+    unknown_key = SigningKey.generate()
     for _ in range(50):
         with pytest.raises(Refused):
-            served.open(login("ada", stranger))
+            served.open(login("ada", unknown_key))
     with pytest.raises(Refused):
-        served.open(login("eve", stranger), address="198.51.100.1")
+        served.open(login("eve", unknown_key), address="198.51.100.1")
     refused(ada.ask(Status()), "not-allowed")
     refused(ada.ask(GetOpen("eve", F, 0)), "not-found")
     refused(ada.ask(GetOpen("ada", F, 0)), "not-found")  # no attempt on anyone's file
-    served.run(served.service.tick())
+    served.run(served.dispatcher.tick())
     assert served.entries("refused") == []
     served.clock.now += 60
-    served.run(served.service.tick())
+    served.run(served.dispatcher.tick())
     served.operator()  # committed after them
     here, there = sorted(served.entries("refused"), key=lambda entry: -entry.detail["count"])
     assert (here.detail["address"], here.detail["count"]) == (ADDRESS, 52)
@@ -220,7 +220,7 @@ def test_refused_attempts_are_logged_by_source_and_minute(served: Daemon, ada: P
     assert (here.actor, here.detail["minute"]) == ("server", "2027-01-15T08:00Z")
 
 
-def test_refusals_are_not_lost_when_the_daemon_stops(tmp_path: Path) -> None:
+def test_refusals_are_logged_when_the_daemon_stops(tmp_path: Path) -> None:
     clock = Clock()
     with daemon(tmp_path, clock) as served, pytest.raises(Refused):
         served.open(login("ada", SigningKey.generate()))
@@ -228,7 +228,7 @@ def test_refusals_are_not_lost_when_the_daemon_stops(tmp_path: Path) -> None:
         assert len(served.entries("refused")) == 1
 
 
-def test_after_a_failed_sync_only_looking_goes_on(tmp_path: Path) -> None:
+def test_failed_sync_leaves_metadata_readable(tmp_path: Path) -> None:
     files = FaultyFiles()
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada")
@@ -250,7 +250,7 @@ def test_after_a_failed_sync_only_looking_goes_on(tmp_path: Path) -> None:
         ):
             refused(ada.ask(message), "unavailable")
         assert isinstance(ada.ask(Stat("ada", F, 0)), Stated)
-        # New sessions may look as well; the log has no entry of them.
+        # New sessions may read metadata too; the log has no entry of them.
         who = ada.log_in()
         assert who.session == -1
         assert isinstance(served.ask(who, List("", 9, 0)), Listing)
@@ -260,7 +260,7 @@ def test_after_a_failed_sync_only_looking_goes_on(tmp_path: Path) -> None:
         assert status.failed
 
 
-def test_a_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
+def test_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
     files = FaultyFiles()
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada", quota=10_000)
@@ -268,21 +268,21 @@ def test_a_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         put = ada.version(F, b"x" * 6000)
         error = refused(ada.ask(put.small()), "unavailable")
         assert "disk is full" in error.text
-        told = served.service.unwritten.report()
+        told = served.dispatcher.unwritten.report()
         assert told is not None
         assert "disk is full" in told
-        # What it had reserved of the quota was given back.
+        # Its reservation of quota was released.
         assert isinstance(ada.ask(put.small()), Done)
 
 
-def test_an_answer_that_is_too_long_for_its_message_is_cut(served: Daemon, ada: Person) -> None:
-    reason = "話" * 170  # 510 bytes, and more with what is said before it
+def test_long_error_text_is_shortened(served: Daemon, ada: Person) -> None:
+    reason = "話" * 170  # 510 bytes, plus the text before it
     done(served.ask(served.operator(), ForceRotation("ada", reason)))
     refused(ada.ask(ada.version(F, b"x").small()), "rotation-required")
 
 
 class UnreadableLog(FaultyFiles):
-    """From `broken` on, nothing of the log can be read."""
+    """Files whose log cannot be read once `broken` is set."""
 
     broken = False
 
@@ -292,7 +292,7 @@ class UnreadableLog(FaultyFiles):
         return super().read_at(handle, length, offset)
 
 
-def test_a_log_that_cannot_be_read_is_said_to_the_asker(tmp_path: Path) -> None:
+def test_unreadable_log_is_reported_to_the_client(tmp_path: Path) -> None:
     files = UnreadableLog()
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada")
@@ -303,6 +303,6 @@ def test_a_log_that_cannot_be_read_is_said_to_the_asker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("message", [RotateFinish(b"", (), b"", b"", S), Inbox("", 1, 0), Usage()])
-def test_who_reads_all_of_an_account_holds_up_nobody(served: Daemon, message: Request) -> None:
-    """It is not decided in one go with others, nor by a thread that counts as free."""
-    assert not served.service.is_swift(message)
+def test_operations_on_whole_accounts_are_not_fast(served: Daemon, message: Request) -> None:
+    """They run neither in a batch nor on a thread that counts as free."""
+    assert not served.dispatcher.is_fast(message)

@@ -1,4 +1,4 @@
-"""The server on a real socket, in this process: who gets in, who is turned away, and the stop."""
+"""The server on a real socket, in this process: limits, TLS, revocation and shutdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfsd import server_keys
 from sfsd.config import Config, ConnectionLimits
 from sfsd.errors import ConfigError
 from sfsd.net import listener as server_module
-from sfsd.net.connection import ClientConnection as ServerSession
+from sfsd.net.connection import ClientConnection
 from sfsd.net.listener import Server
 from tests.sfsd.builders import OPERATOR_KEY, SERVER_ID, SPKI, Daemon, daemon, login
 from tests.wire import Wire, any_server
@@ -64,7 +64,7 @@ async def operator(address: str) -> Wire:
     return wire
 
 
-def test_it_serves_and_stops_and_the_log_says_so(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_start_login_and_stop_are_logged(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
         address = await server.start(HERE)
@@ -85,7 +85,7 @@ def test_it_serves_and_stops_and_the_log_says_so(served: Daemon, tls: ssl.SSLCon
     assert started.detail["address"].startswith("127.0.0.1:")
 
 
-def test_an_address_that_is_taken(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_address_in_use(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run(address: str) -> None:
         server = Server(served.world, tls)
         with pytest.raises(ConfigError) as caught:
@@ -99,7 +99,7 @@ def test_an_address_that_is_taken(served: Daemon, tls: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
-def test_an_address_that_is_not_ours(served: Daemon, tls: ssl.SSLContext, host: str) -> None:
+def test_address_of_another_host(served: Daemon, tls: ssl.SSLContext, host: str) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
         with pytest.raises(ConfigError):
@@ -109,34 +109,34 @@ def test_an_address_that_is_not_ours(served: Daemon, tls: ssl.SSLContext, host: 
     served.run(run())
 
 
-def test_an_answer_waits_for_no_acknowledgement(
+def test_nagle_is_off_for_accepted_sockets(
     served: Daemon, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[socket.socket] = []
-    at_once: list[int] = []
-    connection_made = ServerSession.connection_made
+    sockets: list[socket.socket] = []
+    no_delay: list[int] = []
+    connection_made = ClientConnection.connection_made
 
-    def seen(session: ServerSession, transport: asyncio.BaseTransport) -> None:
-        made.append(transport.get_extra_info("socket"))
-        connection_made(session, transport)
+    def record(connection: ClientConnection, transport: asyncio.BaseTransport) -> None:
+        sockets.append(transport.get_extra_info("socket"))
+        connection_made(connection, transport)
 
-    monkeypatch.setattr(ServerSession, "connection_made", seen)
+    monkeypatch.setattr(ClientConnection, "connection_made", record)
 
     async def run() -> None:
         server = Server(served.world, tls)
         wire = await operator(await server.start(HERE))
-        (ours,) = made
-        at_once.append(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        (accepted,) = sockets
+        no_delay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         await wire.close()
         await server.stop()
 
     served.run(run())
-    assert all(at_once), "Nagle's algorithm is on"
-    assert len(at_once) == 1
+    assert all(no_delay), "Nagle's algorithm is on"
+    assert len(no_delay) == 1
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family only")
-def test_everywhere_is_both_families(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_any_address_includes_ipv4_and_ipv6(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
         port = (await server.start("[::]:0")).rpartition(":")[2]
@@ -149,19 +149,19 @@ def test_everywhere_is_both_families(served: Daemon, tls: ssl.SSLContext) -> Non
     assert [entry.detail["address"] for entry in served.entries("login")] == ["127.0.0.1", "::1"]
 
 
-def test_too_many_of_one_address_are_turned_away(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_limits_of_one_address(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
         address = await server.start(HERE)
-        strangers = [await Wire.welcomed(address) for _ in range(3)]
-        one_more = await Wire.connect(address, None)
-        assert await one_more.ended(5) == b""
-        known = strangers.pop()
+        clients = [await Wire.welcomed(address) for _ in range(3)]
+        fourth = await Wire.connect(address, None)
+        assert await fourth.ended(5) == b""
+        known = clients.pop()
         await known.ask(known.login(OPERATOR_KEY, SERVER_ID, SPKI))
-        strangers.append(await Wire.welcomed(address))
-        one_more_yet = await Wire.connect(address, None)
-        assert await one_more_yet.ended(5) == b"", "the fourth connection was the last"
-        for wire in (*strangers, one_more, one_more_yet):
+        clients.append(await Wire.welcomed(address))
+        fifth = await Wire.connect(address, None)
+        assert await fifth.ended(5) == b"", "there were four connections already"
+        for wire in (*clients, fourth, fifth):
             await wire.close()
         await until(lambda: served.world.metrics.connections == 1)
         assert isinstance(await known.ask(Ping()), Pong)
@@ -173,7 +173,7 @@ def test_too_many_of_one_address_are_turned_away(served: Daemon, tls: ssl.SSLCon
 
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", bytes(70_000)])
-def test_without_tls_a_stranger_is_gone_in_time(
+def test_tls_handshake_timeout(
     hasty: Daemon, tls: ssl.SSLContext, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -186,8 +186,8 @@ def test_without_tls_a_stranger_is_gone_in_time(
         assert len(rest) < 100, "an alert of TLS at most"
         await wire.close()
         await until(lambda: hasty.world.metrics.connections == 0)
-        async with await operator(address) as chief:
-            assert isinstance(await chief.ask(Ping()), Pong)
+        async with await operator(address) as admin:
+            assert isinstance(await admin.ask(Ping()), Pong)
         await server.stop()
 
     with caplog.at_level(logging.WARNING):
@@ -195,7 +195,7 @@ def test_without_tls_a_stranger_is_gone_in_time(
     assert caplog.records == []
 
 
-def test_without_a_login_a_stranger_is_gone_in_time(hasty: Daemon, tls: ssl.SSLContext) -> None:
+def test_login_timeout(hasty: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
         server = Server(hasty.world, tls)
         address = await server.start(HERE)
@@ -226,26 +226,28 @@ def test_older_tls_is_refused(
     assert "no TLS: 1" in caplog.records[-1].getMessage()
 
 
-def test_who_is_disabled_is_disconnected(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_disabled_user_is_disconnected(served: Daemon, tls: ssl.SSLContext) -> None:
     ada = served.person("ada")
 
     async def run() -> None:
         server = Server(served.world, tls)
         address = await server.start(HERE)
-        chief, theirs = await operator(address), await Wire.welcomed(address)
-        reply = await theirs.ask(login("ada", ada.key, welcome=theirs.connection.welcome_sha256))
+        admin, client = await operator(address), await Wire.welcomed(address)
+        reply = await client.ask(login("ada", ada.key, welcome=client.connection.welcome_sha256))
         assert isinstance(reply, Session)
-        await chief.ask(UserAccess("ada", True, "left"))
-        assert await theirs.ended(5) == b""
-        assert isinstance(await chief.ask(Ping()), Pong)
-        for wire in (chief, theirs):
+        await admin.ask(UserAccess("ada", True, "left"))
+        assert await client.ended(5) == b""
+        assert isinstance(await admin.ask(Ping()), Pong)
+        for wire in (admin, client):
             await wire.close()
         await server.stop()
 
     served.run(run())
 
 
-def test_a_stop_does_not_wait_for_strangers(served: Daemon, tls: ssl.SSLContext) -> None:
+def test_stop_does_not_wait_for_unauthenticated_clients(
+    served: Daemon, tls: ssl.SSLContext
+) -> None:
     async def run() -> None:
         server = Server(served.world, tls)
         address = await server.start(HERE)
@@ -263,7 +265,7 @@ def test_a_stop_does_not_wait_for_strangers(served: Daemon, tls: ssl.SSLContext)
     assert [entry.op for entry in served.entries()] == ["start", "stop"]
 
 
-def test_what_was_turned_away_is_told_in_one_line(
+def test_rejected_connections_are_reported_in_one_line(
     served: Daemon, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -283,21 +285,21 @@ def test_what_was_turned_away_is_told_in_one_line(
     assert "no TLS: 20" in record.getMessage()
 
 
-def test_what_the_disk_did_not_take_is_told(
+def test_failed_writes_are_reported(
     served: Daemon,
     tls: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever operates it looks here first; the failure that lasts is told once."""
+    """The daemon prints failed writes regularly, and a lasting failure once."""
     monkeypatch.setattr(server_module, "_TICK_SECONDS", 0.001)
     monkeypatch.setattr(type(served.world), "failed", property(lambda _world: "a sync failed"))
 
     async def run() -> None:
         server = Server(served.world, tls)
         await server.start(HERE)
-        server.service.unwritten.count("the disk is full")
-        server.service.unwritten.count("the disk is full")
+        server.dispatcher.unwritten.count("the disk is full")
+        server.dispatcher.unwritten.count("the disk is full")
         await until(lambda: len(caplog.records) >= 2)
         await server.stop()
 

@@ -1,4 +1,4 @@
-"""Frames leave in the order they were put, whole, and few bytes at a time."""
+"""The write queue keeps the order of frames and writes few bytes at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sfsd.net.write_queue import CHUNK, WriteQueue
 
 
 class Pipe(asyncio.Transport):
-    """A transport that sends nothing, and has room as long as its test says so."""
+    """Transport that records its writes and sends nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,54 +27,54 @@ class Pipe(asyncio.Transport):
         assert high == CHUNK
 
 
-def test_small_frames_share_a_write_and_large_ones_keep_their_place() -> None:
+def test_small_frames_share_a_write_and_order_is_kept() -> None:
     async def run() -> None:
         pipe = Pipe()
-        outgoing = WriteQueue(pipe)
+        queue = WriteQueue(pipe)
         large: list[Buffer] = [b"head", os.urandom(1 << 20)]
         frames: list[list[Buffer]] = [[b"one"], [b"two"], large, [b"three"], [b"four"]]
         for frame in frames:
-            outgoing.put(frame)
+            queue.put(frame)
         await asyncio.sleep(0)
         assert pipe.writes[0] == b"onetwo"
         assert pipe.writes[-1] == b"threefour"
         assert b"".join(pipe.writes) == b"onetwo" + b"".join(large) + b"threefour"
         assert max(map(len, pipe.writes)) <= CHUNK
-        assert outgoing.size == sum(map(len, pipe.writes))
+        assert queue.size == sum(map(len, pipe.writes))
 
     asyncio.run(run())
 
 
-def test_what_there_is_no_room_for_waits_and_then_goes_on_in_order() -> None:
+def test_paused_queue_writes_nothing_until_resumed() -> None:
     async def run() -> None:
         pipe = Pipe()
-        outgoing = WriteQueue(pipe)
-        outgoing.pause()
+        queue = WriteQueue(pipe)
+        queue.pause()
         data = os.urandom(CHUNK + 5)
-        outgoing.put([b"head", data])
-        outgoing.put([b"small"])
+        queue.put([b"head", data])
+        queue.put([b"small"])
         await asyncio.sleep(0)
         assert pipe.writes == []
-        assert outgoing.size == len(data) + 9
-        outgoing.resume()
+        assert queue.size == len(data) + 9
+        queue.resume()
         assert b"".join(pipe.writes) == b"head" + data + b"small"
 
     asyncio.run(run())
 
 
-def test_all_goes_to_a_transport_that_is_to_be_closed_and_none_to_one_that_is_gone() -> None:
+def test_finish_writes_everything_and_drop_writes_nothing() -> None:
     async def run() -> None:
         kept, gone = Pipe(), Pipe()
         for pipe in (kept, gone):
-            outgoing = WriteQueue(pipe)
-            outgoing.pause()
-            outgoing.put([b"a" * 20_000])
-            outgoing.put([b"b"])
+            queue = WriteQueue(pipe)
+            queue.pause()
+            queue.put([b"a" * 20_000])
+            queue.put([b"b"])
             if pipe is kept:
-                outgoing.finish()
+                queue.finish()
             else:
-                outgoing.drop()
-                outgoing.resume()
+                queue.drop()
+                queue.resume()
             await asyncio.sleep(0)
         assert b"".join(kept.writes) == b"a" * 20_000 + b"b"
         assert gone.writes == []

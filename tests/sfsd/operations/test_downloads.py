@@ -190,7 +190,7 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
 
 def test_a_session_that_ended_has_no_handles(served: Daemon, ada: Person) -> None:
     handle = opened(ada).handle
-    served.service.closed(ada.who)
+    served.dispatcher.close_session(ada.who)
     refused(ada.ask(Read(handle, 0, 1)), "changed")
 
 
@@ -259,7 +259,7 @@ def test_reading_beside_a_re_encryption(served: Daemon) -> None:
         asked = GetOpen("bob", F, 0)
         anew = bob.took(bob.anew(F, 1, ciphertext)).small()
         return await asyncio.gather(
-            served.service.handle(bob.who, asked), served.service.handle(writer, anew)
+            served.dispatcher.handle(bob.who, asked), served.dispatcher.handle(writer, anew)
         )
 
     for turn in range(30):

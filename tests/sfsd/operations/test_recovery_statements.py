@@ -245,7 +245,7 @@ def test_sessions_of_older_generations_are_closed(
         assert user == "ada"
         gone.extend(one for one in sessions if which(one))
 
-    served.service.on_revoke = revoke
+    served.dispatcher.on_revoke = revoke
     if reason == "recovery":
         asker = sessions[2]
         done(served.ask(asker, recovered(ada, record_hash(ada.first.encode()))))

@@ -291,7 +291,7 @@ def test_an_upload_outlives_its_connection(served: Daemon, ada: Person) -> None:
     state = ada.ask(PutOpen("ada", F, len(LARGE)))
     assert isinstance(state, UploadState)
     ada.ask(Data(state.upload, 0, LARGE[:PIECE]))
-    served.service.closed(ada.who)
+    served.dispatcher.close_session(ada.who)
     ada.who = ada.log_in()
     resumed = ada.ask(PutResume(state.upload))
     assert resumed == UploadState(state.upload, PIECE)
@@ -367,7 +367,7 @@ def test_an_hour_without_bytes_drops_an_upload(served: Daemon, ada: Person) -> N
     served.clock.now += LIFETIME
     assert ada.ask(PutResume(state.upload)) == UploadState(state.upload, PIECE)
     served.clock.now += 1
-    served.run(served.service.tick())
+    served.run(served.dispatcher.tick())
     refused(ada.ask(PutResume(state.upload)), "upload-lost")
     assert used(ada) == 0
 
