@@ -13,7 +13,11 @@ from sfsd.config import Config, Limits, Retention, Rotation
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
 UNIT = (REPOSITORY / "contrib" / "systemd" / "sfsd.service").read_text("utf-8")
-TABLES = {"limits": Limits, "rotation": Rotation, "retention": Retention}
+TABLES: dict[str, tuple[str, ...]] = {
+    "limits": Limits.__match_args__,
+    "rotation": Rotation.__match_args__,
+    "retention": Retention.__match_args__,
+}
 READ_BY_USER_ADD = {"public", "quota"}
 """Settings that `sfsd user add` reads by itself; the daemon reads all others once, at its start."""
 
@@ -30,9 +34,9 @@ DEFAULTS = {name.strip("`"): default.strip("`") for name, default, *_ in ROWS}
 
 
 def test_table_names_every_setting_once() -> None:
-    expected = [name for name in Config.__match_args__ if name not in TABLES]
+    expected: list[str] = [name for name in Config.__match_args__ if name not in TABLES]
     for table, settings in TABLES.items():
-        expected += [f"{table}.{name}" for name in settings.__match_args__]
+        expected += [f"{table}.{name}" for name in settings]
     assert [name.strip("`") for name, *_ in ROWS] == expected
 
 
