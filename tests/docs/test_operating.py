@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from sfsd.config import Config, Limits, Retention, Rotation
+from sfsd.config import Config, ConnectionLimits, RetentionPolicy, RotationPolicy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "operating.md").read_text("utf-8")
 UNIT = (REPOSITORY / "contrib" / "systemd" / "sfsd.service").read_text("utf-8")
 TABLES: dict[str, tuple[str, ...]] = {
-    "limits": Limits.__match_args__,
-    "rotation": Rotation.__match_args__,
-    "retention": Retention.__match_args__,
+    "limits": ConnectionLimits.__match_args__,
+    "rotation": RotationPolicy.__match_args__,
+    "retention": RetentionPolicy.__match_args__,
 }
 READ_BY_USER_ADD = {"public", "quota"}
 """Settings that `sfsd user add` reads by itself; the daemon reads all others once, at its start."""
