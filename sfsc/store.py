@@ -309,7 +309,7 @@ class Store(Closing):
         names = {entry.file_id: entry.name for entry in self._files.ls()}
         if name is not None:
             check_name(name)
-            file_id = self._session.file_id(name)
+            file_id = self._session.account.file_id(name)
             names[file_id] = name
         return self._audit.log(file_id, names)
 

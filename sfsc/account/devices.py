@@ -210,7 +210,7 @@ class Devices:
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
-            renewed = _with_begun(keyring, pending, pending.keys)
+            renewed = _with_begun(keyring, pending.keys)
         else:
             # Another process of this machine may have made it, and given the machine another key of
             # its own: with the one before, nothing would open.
@@ -219,7 +219,6 @@ class Devices:
             renewed = changed(
                 keyring,
                 generations=bundle.generations,
-                name_keys=bundle.name_keys,
                 pins=_pins(keyring.pins, bundle.pins),
             )
         self._file.save(changed(renewed, statements=chain, pending=None))
@@ -228,19 +227,28 @@ class Devices:
         return Statement.parse(chain[-1])
 
     def _newest_bundle(self, chain: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], Bundle]:
-        """What the newest statement commits to, opened with this machine's own key, and the chain
-        up to there."""
+        """Return the chain and the bundle of its newest statement, opened with this machine's key
+        or a key of the account.
+
+        Raises `BadRecord` if the bundle has another name key: an account keeps its own for life.
+        """
         keyring = self._keyring
         keys = [PrivateKey(XWING, keyring.device.xwing_private)]
         keys += [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
         chain, sealed = fetch_newest_bundle(
             chain, self.follow, lambda: self._session.call(GetBundle(0), SealedBundle).bundle
         )
-        return chain, open_bundle(sealed, Statement.parse(chain[-1]), keys)
+        bundle = open_bundle(sealed, Statement.parse(chain[-1]), keys)
+        if bundle.name_keys != keyring.name_keys:
+            raise BadRecord(
+                "the account's bundle holds another name key than this machine's keyring",
+                "an account never changes it: see `sfsc device list` and `sfsc audit log`",
+            )
+        return chain, bundle
 
     def drop_old_keys(self) -> None:
-        """Destroy the private keys of older generations, and older name keys, once the account's
-        bundle was read back and opens without them, with this machine's own key."""
+        """Destroy the private keys of older generations, after the account's bundle was read back
+        and holds the newest generation's keys alone."""
         keyring = self._keyring
         if not has_old_keys(keyring):
             return
@@ -249,10 +257,7 @@ class Devices:
             return  # rotated meanwhile by another machine: they go when that is followed
         if bundle.generations != keyring.generations[-1:]:
             raise BadRecord("the account's bundle does not hold the present keys alone")
-        if bundle.name_keys != keyring.name_keys[-1:]:
-            raise BadRecord("the account's bundle does not hold the present name key alone")
-        renewed = changed(keyring, generations=bundle.generations, name_keys=bundle.name_keys)
-        self._file.save(renewed)
+        self._file.save(changed(keyring, generations=bundle.generations))
         self._session.use(self._keyring)
 
     def prove(self, receipt: Receipt, op: str, pending: PendingStatement) -> None:
@@ -283,7 +288,7 @@ class Devices:
         if pending.statement in keyring.statements:
             return  # the chain was followed to it meanwhile
         if pending.keys is not None:
-            keyring = _with_begun(keyring, pending, pending.keys)
+            keyring = _with_begun(keyring, pending.keys)
         statements = (*keyring.statements, pending.statement)
         accepted = changed(keyring, statements=statements, pending=None)
         try:
@@ -328,14 +333,15 @@ class Devices:
         generations: tuple[GenerationKeys, ...],
         signers: tuple[SigningKey, ...],
         keys: GenerationKeys | None = None,
-        name_keys: tuple[bytes, ...] | None = None,
     ) -> PendingStatement:
-        """The statement with its bundle, which holds these generations' private keys. `keys` are
-        those of the generation that it begins, `name_keys` where they are not the keyring's."""
+        """Return the statement with its bundle, which holds these generations' private keys.
+
+        `keys` are those of the generation that the statement begins, if it begins one.
+        """
         keyring = self._keyring
         note = self._session.trust.newest.note
         bundle = seal_bundle(
-            Bundle(generations, name_keys or keyring.name_keys, keyring.pins, note),
+            Bundle(generations, keyring.name_keys, keyring.pins, note),
             server=keyring.server_id,
             user=keyring.user,
             n=draft.n,
@@ -365,11 +371,9 @@ class Devices:
         return True
 
 
-def _with_begun(keyring: Keyring, pending: PendingStatement, keys: GenerationKeys) -> Keyring:
-    """With the generation that `pending` began, and the name keys that its bundle, our own, has."""
-    own = [PrivateKey(keys.wrap_alg, keys.wrap_private)]
-    bundle = open_bundle(pending.bundle, Statement.parse(pending.statement), own)
-    return changed(keyring, generations=(*keyring.generations, keys), name_keys=bundle.name_keys)
+def _with_begun(keyring: Keyring, keys: GenerationKeys) -> Keyring:
+    """Return the keyring with the generation whose keys these are."""
+    return changed(keyring, generations=(*keyring.generations, keys))
 
 
 def _pins(

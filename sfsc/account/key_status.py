@@ -73,8 +73,8 @@ def unfinished(head: Statement) -> bool:
 
 
 def has_old_keys(keyring: Keyring) -> bool:
-    """Whether it holds keys of older generations, or older name keys."""
-    return len(keyring.generations) > 1 or len(keyring.name_keys) > 1
+    """Return whether it holds keys of older generations."""
+    return len(keyring.generations) > 1
 
 
 def public_of(device: DeviceKey) -> bytes:

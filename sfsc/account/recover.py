@@ -220,9 +220,7 @@ class Recovery:
         # A bundle that opens may have been made to mislead: what this machine knows stays known.
         known = {one.generation: one for one in opened.bundle.generations}
         known |= {one.generation: one for one in self._keyring.generations}
-        shown = opened.bundle.name_keys
-        ours = tuple(one for one in self._keyring.name_keys if one not in shown)
-        return chain, first, self._with(chain, first, known, (*ours, *shown))
+        return chain, first, self._with(chain, first, known)
 
     def _by_keyring(
         self, chain: tuple[bytes, ...], first: int | None
@@ -234,7 +232,7 @@ class Recovery:
         if first is None and good < len(chain):
             first = good + 1
         known = {one.generation: one for one in self._keyring.generations}
-        return chain, first, self._with(chain, first, known, self._keyring.name_keys)
+        return chain, first, self._with(chain, first, known)
 
     def _last_known(self, chain: tuple[bytes, ...]) -> int:
         """The number of the last statement whose keys this machine has, 0 for none."""
@@ -251,7 +249,6 @@ class Recovery:
         chain: tuple[bytes, ...],
         first: int | None,
         known: dict[int, GenerationKeys],
-        name_keys: tuple[bytes, ...],
     ) -> Keyring:
         """The keyring as of the statement before `first`."""
         last = len(chain) if first is None else first - 1
@@ -266,7 +263,6 @@ class Recovery:
             self._keyring,
             statements=chain,
             generations=generations,
-            name_keys=name_keys,
             pending=None,
         )
 
@@ -334,6 +330,5 @@ class Recovery:
             (*keyring.generations, keys),
             (signing, self._code.signing_key),
             keys,
-            keyring.name_keys,
         )
         return pending, device

@@ -24,10 +24,9 @@ from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
 from sfsc.account.compromise import Theft, files_of
 from sfsc.account.devices import MAX_CONFLICTS, Devices
 from sfsc.account.key_status import public_of, unfinished
-from sfsc.account.renaming import Renaming
 from sfsc.account.rewrap import Rewrapping, Sweep, leaf_of, standing_records, wrap_items
 from sfsc.account.undo_attacker import Repair
-from sfsc.crypto.primitives import PrivateKey, new_key
+from sfsc.crypto.primitives import PrivateKey
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import (
     BadRecord,
@@ -134,9 +133,6 @@ class Rotation:
         begun = self._is_compromised()
         begins = not unfinished(head) or drop is not None or compromised > begun
         begins = begins or key_type not in (None, head.wrap_alg)
-        # One that was begun for some files only brought no new name key.
-        whole = compromised and not names
-        begins = begins or (whole and len(self._keyring.name_keys) == 1)
         if compromised and begins:
             # In a copy of the keyring is this machine's own key too: the bundle would open with it.
             head = self._devices.renew_key()
@@ -145,7 +141,7 @@ class Rotation:
             self._choose(chosen, head.generation + begins, begun=begun)
         if begins:
             reason = COMPROMISED if compromised else ROTATE
-            self._begin(key_type, drop, reason, renames=whole)
+            self._begin(key_type, drop, reason)
         destroyed: list[str] = []
         if RECOVERY in self._reasons():
             Repair(self._session, self._people, self._keyring.statements).run(
@@ -170,18 +166,14 @@ class Rotation:
         state.remember_reencrypt_choice(generation, chosen)
 
     def _finish_all(self) -> Rotated:
-        renaming = Renaming(self._session, self._people)
         wrapped = 0
         for _ in range(MAX_SWEEPS):
             sweep = self._rewrap()
             wrapped += sweep.done
-            renaming.move(self._items())
             if self._theft is not None:
                 chosen = self._session.state.reencrypt_choice(self._session.author.generation)
                 self._theft.reencrypt(self._items(), chosen)
-            moved = self._theft is not None or len(self._session.account.name_keys) > 1
-            leaves = self._leaves(renaming) if moved else sweep.leaves
-            files = None if leaves is None else self._finish(leaves)
+            files = self._finish(sweep.leaves if self._theft is None else self._leaves())
             if files is not None:
                 now = Statement.parse(self._keyring.statements[-1])
                 return Rotated(now.generation, wrapped, files, now.wrap_alg, now.due)
@@ -189,14 +181,12 @@ class Rotation:
 
     # --- begin --------------------------------------------------------------------------------
 
-    def _begin(
-        self, key_type: str | None, drop: bytes | None, reason: str, *, renames: bool = False
-    ) -> None:
-        """Have the next generation accepted, or where any will do, go on with the one that another
-        machine began. Raises `ConflictError` where that one will not do, or is finished."""
+    def _begin(self, key_type: str | None, drop: bytes | None, reason: str) -> None:
+        """Have the server accept the next generation, or continue with the one that another machine
+        began if any will do. Raises `ConflictError` if that one will not do or is finished."""
         for _ in range(MAX_CONFLICTS):
             before = current_keys(self._keyring).generation
-            if self._has_begun(key_type, drop, reason, renames=renames):
+            if self._has_begun(key_type, drop, reason):
                 return
             head = self._devices.catch_up()
             if head.generation == before:
@@ -209,16 +199,14 @@ class Rotation:
             raise ConflictError("another machine has rotated the keys just now", _AGAIN)
         raise ConflictError("other machines keep changing the account", _AGAIN)
 
-    def _has_begun(
-        self, key_type: str | None, drop: bytes | None, reason: str, *, renames: bool
-    ) -> bool:
-        """Send the beginning of a generation. False where another machine was faster."""
+    def _has_begun(self, key_type: str | None, drop: bytes | None, reason: str) -> bool:
+        """Send the beginning of a generation. Return whether it was accepted: False if another
+        machine was faster."""
         pending = self._keyring.pending
         kept = None if pending is None else pending.keys
         again = kept is not None and key_type in (None, kept.wrap_alg)
         if pending is None or not again or drop is not None or reason != ROTATE:
-            name_keys = (*self._keyring.name_keys, new_key()) if renames else None
-            pending = self._new_generation(key_type, drop, reason, name_keys)
+            pending = self._new_generation(key_type, drop, reason)
             self._file.save(changed(self._keyring, pending=pending))
         message = RotateBegin(pending.statement, pending.signatures, pending.bundle)
         reply = self._session.ask(message)
@@ -236,12 +224,9 @@ class Rotation:
         return True
 
     def _new_generation(
-        self,
-        key_type: str | None,
-        drop: bytes | None,
-        reason: str,
-        name_keys: tuple[bytes, ...] | None,
+        self, key_type: str | None, drop: bytes | None, reason: str
     ) -> PendingStatement:
+        """Make a generation's keys, and the statement and bundle that begin it."""
         keyring, current = self._keyring, current_keys(self._keyring)
         before = keyring.statements[-1]
         head = Statement.parse(before)
@@ -267,7 +252,7 @@ class Rotation:
         )
         old = SigningKey.from_seed(current.sign_seed)
         generations = (*keyring.generations, keys)
-        return self._devices.signed(draft, generations, (signing, old), keys, name_keys)
+        return self._devices.signed(draft, generations, (signing, old), keys)
 
     # --- wraps --------------------------------------------------------------------------------
 
@@ -306,20 +291,18 @@ class Rotation:
 
     # --- finish -------------------------------------------------------------------------------
 
-    def _leaves(self, renaming: Renaming) -> list[bytes] | None:
-        """As `Sweep.leaves`; None where something is left to move."""
-        leaves: list[bytes] = []
+    def _leaves(self) -> list[bytes]:
+        """Return the leaf hashes as in `Sweep.leaves`, of the wraps as they are listed now."""
         own = self._session.account.own_key.key_id
-        for item in self._items():
-            if renaming.is_left(item):
-                return None
-            if item.wrap is not None and item.wrap.key_id == own:
-                leaves.append(leaf_of(item, item.wrap))
-        return leaves
+        return [
+            leaf_of(item, item.wrap)
+            for item in self._items()
+            if item.wrap is not None and item.wrap.key_id == own
+        ]
 
     def _finish(self, leaves: Sequence[bytes]) -> int | None:
-        """End older generations and name keys; how many wraps there are, None where the server has
-        others than `leaves` by now, or something is left to wrap."""
+        """End older generations. Return how many wraps there are; None if the server has others
+        than `leaves` by now, or if something is left to wrap."""
         session, keyring, current = self._session, self._keyring, current_keys(self._keyring)
         finish = RotationFinish(
             current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
@@ -339,8 +322,7 @@ class Rotation:
             reason=FINISH,
         )
         signing = SigningKey.from_seed(current.sign_seed)
-        name_keys = keyring.name_keys[-1:]
-        ending = self._devices.signed(draft, (current,), (signing,), None, name_keys)
+        ending = self._devices.signed(draft, (current,), (signing,))
         signature = signing.sign(Label.ROTATION_FINISH, finish)
         reply = session.ask(
             RotateFinish(ending.statement, ending.signatures, ending.bundle, finish, signature)

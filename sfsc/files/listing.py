@@ -20,7 +20,7 @@ from sfsc.session.commit import Built, change_file, find_living, tombstone
 from sfsc.session.pipeline import Window, changed_since
 from sfsc.session.server_errors import answered
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile, has_moved
+from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile
 from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile
 
@@ -53,23 +53,8 @@ class Files:
             if part in packed
             and not self._session.account.is_settings(file_id)
             and (entry := _unpack(file_id, packed)).name.startswith(prefix)
-            and not self._is_arriving(entry)
         ]
         return iter(sorted(found, key=lambda entry: entry.name))
-
-    def _is_arriving(self, entry: Entry) -> bool:
-        """Whether a rotation is moving the file to this id, and it still counts under an old one,
-        where it may be trash (`Session.file_id`)."""
-        if self._session.has_one_id:
-            return False
-        ids = self._session.account.file_ids(entry.name)
-        for place, older in enumerate(ids[: ids.index(entry.file_id)], 1):
-            known = self._session.state.file(older)
-            if known is not None:
-                head = FileRecord.parse(known.record)
-                if not has_moved(head, known.version, ids[place:]):
-                    return True
-        return False
 
     def stat(self, name: str) -> Entry:
         """The current version of `name`, as the server has it now. Raises `NotFound`."""

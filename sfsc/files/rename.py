@@ -36,7 +36,7 @@ class Renames:
         if name == to:
             raise UsageError("the two names are one")
         session = self._session
-        file, file_id = find_living(session, name), session.file_id(to)
+        file, file_id = find_living(session, name), session.account.file_id(to)
         target = session.find(file_id)
         for _ in range(MAX_CONFLICTS):
             if file.deleted:
@@ -55,8 +55,7 @@ class Renames:
                 return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
                 session.renew(reply)
-                file, file_id = find_living(session, name), session.file_id(to)
-                target = session.find(file_id)
+                file, target = find_living(session, name), session.find(file_id)
                 continue
             shown = parse_record(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
@@ -65,34 +64,6 @@ class Renames:
                 known = None if target is None else known_file(target)
                 target = session.learn(reply.head, move.record.file_id, known)
         raise ConflictError("others keep changing the files", "run the command again")
-
-    def to_id(
-        self, file: VerifiedFile, target: VerifiedFile | None, file_id: str
-    ) -> tuple[VerifiedFile, VerifiedFile]:
-        """Give the living `file` another id and leave its name; `target` is what is there, deleted.
-        Both as they are then.
-
-        Raises `ConflictError` where either is another by now.
-        """
-        session = self._session
-        move = _Move.build(session, file, target, file_id)
-        connection = session.connections
-        reply = session.ask(move.request)
-        if not isinstance(reply, Error):
-            self._prove(move, reply)
-        elif not landed(session, connection, reply, move.record, move.body):
-            if reply.code != "conflict":
-                session.renew(reply)
-                raise ConflictError("the keys were rotated meanwhile", "run the command again")
-            raise ConflictError("the file was changed meanwhile", "run the command again")
-        self._moved(move, file)
-        arrived = move.request.changes[0]
-        return (
-            changed(file, head=move.left, head_body=move.buried[0]),
-            VerifiedFile(
-                move.record, move.body, move.record, move.body, arrived.metadata, arrived.wraps
-            ),
-        )
 
     def _prove(self, move: _Move, reply: Reply) -> None:
         receipt = answered(reply, Done).receipt
@@ -130,11 +101,11 @@ class _Move(Value):
         file: VerifiedFile,
         target: VerifiedFile | None,
         file_id: str,
-        name: str | None = None,
+        name: str,
     ) -> _Move:
-        """To `file_id`, under another `name` where one is given."""
+        """Build the move of `file` to `name`, whose id is `file_id` and whose file is `target`."""
         key, metadata = session.account.open_version(file)
-        renamed = metadata if name is None else changed(metadata, name=name)
+        renamed = changed(metadata, name=name)
         sealed = key.seal_metadata(renamed)
         record = _moved_record(session, file, target, key, sealed, file_id)
         body = record.encode()

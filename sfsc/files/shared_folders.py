@@ -18,7 +18,7 @@ from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
 from sfsc.transfer.blob import Blob, Wanted
 from sfsc.transfer.upload import Uploads
-from sfsc.trust.file_records import SETTINGS, VerifiedFile
+from sfsc.trust.file_records import VerifiedFile
 
 MAX_FOLDERS: Final = 256
 """Shared folders of one account, counted once for each user."""
@@ -135,7 +135,7 @@ class SharedFolders:
         """Read the settings where they are others than before."""
         self._read_at = self._ticks()
         session = self._session
-        file = session.find(session.file_id(SETTINGS))
+        file = session.find(session.account.settings_id)
         if file is None or file.head_body == self._head:
             return
         # Older settings would bring back whom another machine has stopped sharing with.

@@ -143,11 +143,8 @@ class Sharing:
 
     # --- one file -----------------------------------------------------------------------------
 
-    def set_readers(
-        self, file: VerifiedFile, readers: tuple[ReaderEntry, ...], *, unchanged: bool = False
-    ) -> VerifiedFile:
-        """Make `readers`, sorted, those of a file; who gains gets the newest version's key. Where
-        it has to be `unchanged`, raises `ConflictError` if its last record is another by now."""
+    def set_readers(self, file: VerifiedFile, readers: tuple[ReaderEntry, ...]) -> VerifiedFile:
+        """Make `readers`, sorted, the readers of `file`. New ones get the newest version's key."""
         session = self._session
 
         def wraps(present: VerifiedFile) -> list[VersionWrap]:
@@ -160,12 +157,7 @@ class Sharing:
             made = key.wrap_for(session.account.server_id, session.account.first, recipients)
             return [VersionWrap(present.version, wrap) for wrap in made]
 
-        def wanted(head: FileRecord) -> tuple[ReaderEntry, ...]:
-            if unchanged and head.rev != file.head.rev:
-                raise ConflictError("the file was changed meanwhile", "run the command again")
-            return readers
-
-        return self._change(file, _Change(wanted, wraps))
+        return self._change(file, _Change(lambda _head: readers, wraps))
 
     def _share_older(self, file: VerifiedFile, person: Person, expires: int) -> None:
         """Wraps of the versions before the newest, newest first, in as many records as it takes."""

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Final
 
 from protocol.codec import encoding
 from protocol.codec.errors import EncodingError, MessageError
-from protocol.codec.fields import AtMost, Bytes32, Struct, UserName
+from protocol.codec.fields import AtMost, Bytes32, Exactly, Struct, UserName
 from protocol.codec.values import changed, field
 from protocol.records.records import MAX_WRAPPED_KEY, Statement
 from protocol.records.signatures import SigningKey
@@ -38,14 +38,15 @@ _LONGER: Final = 4
 class Bundle(Struct):
     """What an account's other devices and its recovery code need to go on with.
 
-    No device's and no recovery private key. `generations` and `name_keys` oldest first; `pins` are
-    (user, hash of that user's first statement); `checkpoint` the last one proven, empty for none.
+    It holds no device's and no recovery private key. `generations` are ordered oldest first;
+    `name_keys` holds the account's one name key; `pins` are (user, hash of that user's first
+    statement); `checkpoint` is the last one proven, empty if there is none.
     """
 
     AS_MAP: ClassVar[bool] = True
 
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(_MAX_GENERATIONS)]
-    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
+    name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
     pins: tuple[tuple[UserName, Bytes32], ...]
     checkpoint: bytes
 
@@ -134,7 +135,6 @@ def _check_current(bundle: Bundle, statement: Statement) -> None:
     newest = bundle.generations[-1] if bundle.generations else None
     if (
         newest is None
-        or not bundle.name_keys
         or newest.generation != statement.generation
         or SigningKey.from_seed(newest.sign_seed).public != statement.sign_pub
         or newest.wrap_alg != statement.wrap_alg

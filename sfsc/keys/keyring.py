@@ -103,8 +103,9 @@ class Keyring(Struct):
 
     `addresses` are HOST:PORT; `first` is the hash of the own first statement; `statements` the
     exact bytes of the own chain as far as it is known, none before the server accepted the first.
-    `generations` and `name_keys` stand oldest first, the last is the one in use. `pins` are
-    (user, hash of that user's first statement), sorted by user.
+    `generations` are ordered oldest first; the last one is in use. `name_keys` holds the one name
+    key that the account keeps for life. `pins` are (user, hash of that user's first statement),
+    sorted by user.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -115,7 +116,7 @@ class Keyring(Struct):
     first: Bytes32
     statements: Annotated[tuple[_Statement, ...], AtMost(8192)]
     generations: Annotated[tuple[GenerationKeys, ...], AtMost(1024)]
-    name_keys: Annotated[tuple[Bytes32, ...], AtMost(64)] = field(repr=False)
+    name_keys: Annotated[tuple[Bytes32, ...], Exactly(1)] = field(repr=False)
     device: DeviceKey
     pending: PendingStatement | None
     pins: Annotated[tuple[tuple[UserName, Bytes32], ...], AtMost(MAX_PINS)]

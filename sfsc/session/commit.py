@@ -29,16 +29,10 @@ Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 def find(session: Session, name: str) -> VerifiedFile:
     """The newest version of our file `name`, deleted or not. Raises `NotFound`."""
     check_name(name)
-    name_keys = session.account.name_keys
     try:
-        file = session.newest(session.file_id(name))
+        return session.newest(session.account.file_id(name))
     except NotFound as exc:
-        if session.has_other_ids(name_keys):
-            return find(session, name)
         raise NotFound(f"there never was a file {name}", "`sfsc ls` shows what there is") from exc
-    if file.deleted and session.has_other_ids(name_keys):
-        return find(session, name)
-    return file
 
 
 def find_living(session: Session, name: str) -> VerifiedFile:

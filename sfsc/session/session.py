@@ -35,7 +35,6 @@ from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
-    ConflictError,
     Distrusted,
     Fork,
     KeyringMissing,
@@ -52,7 +51,7 @@ from sfsc.session.handshake import LOST, dial, greet, login, signed_login, trust
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import answered, proof_in, refusal
 from sfsc.threadguard import ThreadGuard
-from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile, has_moved
+from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
 from sfsc.trust.server_log import SentChange, ServerTrust
 from sfsc.trust.state import ClientState, KnownFile
 
@@ -135,7 +134,6 @@ class Session:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
         self.keyring = keyring
-        self._renames = len(keyring.name_keys) > 1
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use(keyring)
         self._recovery = recovery
@@ -177,8 +175,6 @@ class Session:
         if not self.state.is_current:
             # Another process of this machine has got a key of its own, and changed the state's.
             self.state.adopt_current_key(state_key(keyring.device.xwing_private))
-        # For good: what was begun with an old id may end after the last of them is forgotten.
-        self._renames = self._renames or keyring.name_keys != self.keyring.name_keys
         self.keyring = keyring
         self.account = OwnAccount.from_keyring(keyring)
         user = keyring.user
@@ -315,34 +311,6 @@ class Session:
         """The answer to a request. Raises what an `Error` stands for."""
         return answered(self.ask(message), kind)
 
-    @property
-    def has_one_id(self) -> bool:
-        """Whether each name of ours has just one id: no rotation is renaming files."""
-        return len(self.account.name_keys) == 1
-
-    def file_id(self, name: str) -> str:
-        """The id that our file `name` (checked, or `SETTINGS`) has now, or as a new file gets.
-
-        It is asked for only while a rotation moves files to the ids of a new name key: all counts
-        under the old one until the last version has moved.
-        """
-        if self.has_one_id:
-            return self.account.file_id(name)
-        ids = self.account.file_ids(name)
-        for place, older in enumerate(ids[:-1], 1):
-            with contextlib.suppress(NotFound):
-                file = self.newest(older)
-                if not has_moved(file.head, file.version, ids[place:]):
-                    return older
-        return ids[-1]
-
-    def has_other_ids(self, name_keys: tuple[bytes, ...]) -> bool:
-        """Whether the account has other name keys by now than these, so that what was not found
-        may be found; asked before somebody is told that there is no file."""
-        if self.account.name_keys == name_keys:
-            self._renew()
-        return self.account.name_keys != name_keys
-
     def newest(self, file_id: str) -> VerifiedFile:
         """The newest version of a file of ours, deleted or not, verified and remembered.
 
@@ -354,7 +322,7 @@ class Session:
         if missing and (known is not None or self.state.logged_revision(file_id)):
             # Records are never removed: not by rm, not by purge.
             raise Rollback("the server no longer knows a file that it had")
-        return self._learn(answered(reply, Stated).view, file_id, known)
+        return self.learn(answered(reply, Stated).view, file_id, known)
 
     def find(self, file_id: str) -> VerifiedFile | None:
         """As `newest`; None where there never was one."""
@@ -364,18 +332,10 @@ class Session:
             return None
 
     def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
-        """What the server shows as the newest version of a file that is about to be changed,
-        verified and remembered; `known` was read before the server was asked.
+        """Verify and remember what the server shows as the newest version of a file of ours.
 
-        Raises `ConflictError` where the file went to the id of a new name key meanwhile: a change
-        of what is left behind would be lost.
+        `known` was read before the server was asked. Raises as `Owner.newest`.
         """
-        file = self._learn(view, file_id, known)
-        if self._renames and file.deleted and (file.head.to or file.head.op == PURGE):
-            raise ConflictError("the file was moved by a rotation just now", "run it again")
-        return file
-
-    def _learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
         file = self.account.verify_newest(view, file_id, None if known is None else known.revision)
         if known is None or file.head.rev > known.rev:
             # Without an entry: the next listing asks for what changed since the last, so for this.

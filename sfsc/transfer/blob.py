@@ -41,7 +41,7 @@ class Wanted(Value):
     @classmethod
     def of(cls, session: Session, name: str, version: int, known: Known = _NOTHING) -> Wanted:
         """Of a file of ours. `known` is what was looked up already, by file_id."""
-        return cls.of_id(session, session.file_id(name), version, name, known)
+        return cls.of_id(session, session.account.file_id(name), version, name, known)
 
     @classmethod
     def of_id(
@@ -157,12 +157,10 @@ class Blob:
     def open(cls, session: Session, name: str, version: int) -> Blob:
         """A file of our own, asked for and answered. Raises as `ask`, and `Rollback` where the
         server no longer knows a file that it had."""
-        name_keys, wanted = session.account.name_keys, Wanted.of(session, name, version)
+        wanted = Wanted.of(session, name, version)
         try:
             return cls.ask(session, wanted)
         except NotFound:
-            if session.has_other_ids(name_keys):
-                return cls.open(session, name, version)
             if wanted.known is not None:
                 session.newest(wanted.file_id)  # what was deleted is known all the same
             raise

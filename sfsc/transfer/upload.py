@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Self, TypeVar
 
 from protocol.codec import merkle
-from protocol.codec.values import Value, changed, field
+from protocol.codec.values import Value, field
 from protocol.records.records import FileRecord, ReaderEntry
 from protocol.records.signatures import Label
 from protocol.wire.messages import Done, Error, Receipt, Reply, Request
@@ -209,14 +209,11 @@ class Attempts:
                 raise UploadLost
             if not left:
                 raise refusal(reply)
-            shown = reply.head if reply.code == "conflict" else None
-            if shown is None:
+            content, base = attempt.content, attempt.base
+            if reply.code == "conflict" and reply.head is not None:
+                base = known_file(self._session.learn(reply.head, content.file_id, base))
+            else:
                 self._session.renew(reply)
-            content, base = self._placed(attempt), attempt.base
-            if content.file_id != attempt.content.file_id:
-                base = self._base(content.file_id, content.expected)
-            elif shown is not None:
-                base = known_file(self._session.learn(shown, content.file_id, base))
             attempt = self._onto(base, content, attempt.build)
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
@@ -328,15 +325,6 @@ class Attempts:
             return known
         file = self._session.find(file_id)
         return None if file is None else known_file(file)
-
-    def _placed(self, attempt: Attempt) -> Content:
-        """What was to be put, under the id that its name has by now: a rotation may have moved the
-        file to another. Raises `UploadLost` where its pieces lie under the old one."""
-        content = attempt.content
-        file_id = self._session.file_id(content.name)
-        if file_id != content.file_id and not isinstance(attempt.request, PutSmall):
-            raise UploadLost
-        return changed(content, file_id=file_id)
 
     def _stored(self, attempt: Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record
@@ -558,7 +546,7 @@ class Uploads:
                     large = Large(plaintext, name, expected)
                     done = self._commit(large, workshop)
             else:
-                file_id = self._session.file_id(name)
+                file_id = self._session.account.file_id(name)
                 done = self._store(Small(plaintext, small, name, file_id, expected))
         self._session.join()
         return done
@@ -567,7 +555,7 @@ class Uploads:
         """Store the account's settings, at most 64 KiB, onto the version `expected` (0: none).
         Raises `ConflictError` where another machine was faster."""
         with opened(io.BytesIO(data)) as plaintext:
-            file_id = self._session.file_id(SETTINGS)
+            file_id = self._session.account.settings_id
             small = plaintext.small() or b""
             done = self._store(Small(plaintext, small, SETTINGS, file_id, expected))
         self._session.join()
@@ -576,9 +564,7 @@ class Uploads:
     def foresee(self, sources: Sequence[tuple[str, str]]) -> None:
         """That these paths are to be put next, in order, under these names, all checked: what is
         known of them is asked together, and large ones are opened ahead."""
-        if not self._session.has_one_id:
-            return  # the server must be asked for it
-        ids = [self._session.file_id(name) for _, name in sources]
+        ids = [self._session.account.file_id(name) for _, name in sources]
         self._attempts.look_up(ids)
         sizes = [(file_id, _size(path)) for file_id, (path, _) in zip(ids, sources, strict=True)]
         self._openings.foresee((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
@@ -622,7 +608,7 @@ class Uploads:
     def _put_next(self, many: Many, source: Source, name: str) -> Iterator[Put]:
         """Take up one more file; what must be answered before that is yielded."""
         # A second version of a file stands on the first, which must be there.
-        file_id = self._session.file_id(name)
+        file_id = self._session.account.file_id(name)
         while many.full or file_id in many:
             yield from self._answered(many)
         with opened(source) as plaintext:
@@ -702,7 +688,7 @@ class Uploads:
 
     def _upload(self, large: Large, workshop: Workshop) -> None:
         key, plaintext = ContentKey.generate(), large.plaintext
-        file_id = self._session.file_id(large.name)
+        file_id = self._session.account.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         upload = self._openings.take(file_id, size) or self._opened(file_id, size)
         with Sending(self._session, upload, workshop) as sending:

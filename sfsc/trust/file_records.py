@@ -6,7 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final
 
@@ -314,7 +314,7 @@ class OwnAccount(FileOwner):
 
     __slots__ = ("__dict__",)  # for what is worked out once
 
-    name_keys: tuple[bytes, ...] = field(repr=False)
+    name_key: bytes = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
@@ -325,7 +325,7 @@ class OwnAccount(FileOwner):
             keyring.user,
             keyring.first,
             *_signing_keys(keyring.statements),
-            keyring.name_keys,
+            keyring.name_keys[0],
             private_keys(keyring.generations),
         )
 
@@ -335,21 +335,16 @@ class OwnAccount(FileOwner):
         return next(reversed(self.private_keys.values())).public
 
     def file_id(self, name: str) -> str:
-        """What the server knows the file `name` as; the name was checked, or is `SETTINGS`. While a
-        rotation moves files to new ids, `Session.file_id` says whether it is there already."""
-        return file_id(self.name_keys[-1], name)
-
-    def file_ids(self, name: str) -> tuple[str, ...]:
-        """The ids of `name`, by each name key, the one in use last."""
-        return tuple(file_id(key, name) for key in self.name_keys)
+        """Return the id under which the server stores our file `name` (checked, or `SETTINGS`)."""
+        return file_id(self.name_key, name)
 
     @cached_property
-    def settings_ids(self) -> frozenset[str]:
-        """The file that holds this account's settings, by each name key; listings hide it."""
-        return frozenset(file_id(key, SETTINGS) for key in self.name_keys)
+    def settings_id(self) -> str:
+        """Id of the file that holds this account's settings; listings hide it."""
+        return self.file_id(SETTINGS)
 
     def is_settings(self, wanted: str) -> bool:
-        return wanted in self.settings_ids
+        return wanted == self.settings_id
 
     def open_version(
         self, file: VerifiedFile, owner: FileOwner | None = None
@@ -381,9 +376,8 @@ class OwnAccount(FileOwner):
         return metadata
 
     def _belongs(self, name: str, wanted: str) -> bool:
-        if any(file_id(key, name) == wanted for key in self.name_keys):
-            return True
-        return name == SETTINGS_NAME and self.is_settings(wanted)
+        """Whether `wanted` is the id of a file of ours whose metadata has this `name`."""
+        return self.file_id(name) == wanted or (name == SETTINGS_NAME and self.is_settings(wanted))
 
     def wrap_for_readers(
         self, key: ContentKey, readers: Iterable[Recipient] = ()
@@ -400,12 +394,6 @@ class OwnAccount(FileOwner):
     def is_lost(self, wraps: Sequence[Wrap]) -> bool:
         """Whether our wrap among these was made anew by somebody else, for himself."""
         return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
-
-
-def has_moved(head: FileRecord, version: int, to: Collection[str]) -> bool:
-    """Whether a file whose last record is `head`, and newest version `version`, is one that a new
-    name key has emptied: it leads to one of the ids `to`, or nothing of it is left."""
-    return head.current == 0 and (head.to in to or version in (head.purged or ()))
 
 
 def owner_from_chain(chain: Sequence[bytes]) -> FileOwner:

@@ -253,9 +253,12 @@ def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     assert (done["generation"], done["files"]) == (2, 17)
     assert tried(daemon, before, private_keys(before.generations)) == (17, 0)
     assert all(path.read_bytes() not in kept for path in blobs(daemon))
-    # Under other ids: compared without the names that stand ahead of them.
-    old = {one[-32:] for one in old_deks}
-    assert old.isdisjoint(one[-32:] for one in deks(daemon, keyring(alice)))
+    after, new_deks = keyring(alice), deks(daemon, keyring(alice))
+    assert after.name_keys == before.name_keys
+    assert after.device != before.device
+    # The same versions under the same ids, each with another file key.
+    assert {one[:-32] for one in new_deks} == {one[:-32] for one in old_deks}
+    assert {one[-32:] for one in new_deks}.isdisjoint(one[-32:] for one in old_deks)
     alice.run("get", "big", "-o", "back", cwd=tmp_path)
     assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
     alice.run("rm", "big")
@@ -362,7 +365,7 @@ def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) 
         if cut == "begun":
             rotation._begin("x25519", None, ROTATE)
         else:
-            pending = rotation._new_generation("x25519", None, ROTATE, None)
+            pending = rotation._new_generation("x25519", None, ROTATE)
             rotation._file.save(dataclasses.replace(rotation._keyring, pending=pending))
     (done,) = objects(alice.run("--json", "rotate", "--key-type", "rsa2048"))
     assert (done["key_type"], done["generation"]) == ("rsa2048", 2 + (cut == "begun"))

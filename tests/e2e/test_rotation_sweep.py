@@ -31,8 +31,8 @@ MOST = 5 if FULL else 1
 """Times the points of a test run."""
 SEED = 6
 SECONDS = 300 if FULL else 60
-"""For one rotation. After a theft each file moves to another id and leaves records that every later
-rotation endorses: of a whole run the last ones have hundreds of them, three in a batch."""
+"""Time limit of one rotation. After a theft each version gets another record, which every later
+rotation endorses: the last rotations of a full run have hundreds of records."""
 NAMES = [f"{number:02}" for number in range(8)]
 LARGE = "large"
 """Past what goes up in one request."""

@@ -41,10 +41,9 @@ def _alone(
     generations: tuple[GenerationKeys, ...],
     signers: tuple[SigningKey, ...],
     keys: GenerationKeys | None = None,
-    name_keys: tuple[bytes, ...] | None = None,
 ) -> PendingStatement:
     alone = dataclasses.replace(draft, devices=())
-    return _signed(self, alone, generations, signers, keys, name_keys)
+    return _signed(self, alone, generations, signers, keys)
 
 
 class Thief:

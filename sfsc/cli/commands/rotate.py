@@ -67,7 +67,7 @@ def command(
 
     With --compromised every content, old versions and trash included, is fetched and stored again
     under a new key: then neither an old private key nor an old file key opens what is there now.
-    What was taken before stays taken. Every file gets another id on the server too. With NAMEs only
+    What was taken before stays taken. With NAMEs only
     these files get new contents, all their versions; the keys of all others are wrapped anew. This
     machine gets another key of its own. Of another whose keyring may have been copied, say
     --drop-device: it joins again with the recovery code.

@@ -71,8 +71,6 @@ def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
     begun = changed(head(file), n=2, generation=2, prev=bytes(32))
     file.save(changed(keyring, statements=(*keyring.statements, begun.encode())))
     assert not KeyStatus(session, file).unsettled  # they count while it is not finished
-    file.save(changed(keyring, generations=(first,), name_keys=(bytes(32), bytes(32))))
-    assert KeyStatus(session, file).unsettled
 
 
 def test_a_machine_that_has_not_joined(session: Session, file: KeyringFile) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import ClassVar, cast
 
 import pytest
 
 from protocol.codec import encoding
+from protocol.codec.fields import Bytes32, Struct, UserName
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
@@ -89,7 +91,6 @@ def test_a_bundle_of_another_statement_or_server() -> None:
     "bundle",
     [
         dataclasses.replace(BUNDLE, generations=()),
-        dataclasses.replace(BUNDLE, name_keys=()),
         dataclasses.replace(
             BUNDLE, generations=(GenerationKeys(2, SIGN.seed, "x25519", WRAP.encoded),)
         ),
@@ -106,6 +107,29 @@ def test_a_bundle_of_another_statement_or_server() -> None:
 )
 def test_a_bundle_without_the_statements_keys(bundle: Bundle) -> None:
     sealed = _sealed(bundle)
+    with pytest.raises(BadRecord):
+        open_bundle(sealed, _statement(sealed), [DEVICE])
+
+
+class AnyNameKeys(Struct):
+    """A `Bundle` with any number of name keys."""
+
+    AS_MAP: ClassVar[bool] = True
+
+    generations: tuple[GenerationKeys, ...]
+    name_keys: tuple[Bytes32, ...]
+    pins: tuple[tuple[UserName, Bytes32], ...]
+    checkpoint: bytes
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_bundle_has_one_name_key(count: int) -> None:
+    keys = tuple(bytes([number]) * 32 for number in range(count))
+    loose = AnyNameKeys(BUNDLE.generations, keys, BUNDLE.pins, BUNDLE.checkpoint)
+    sealed = _sealed(cast(Bundle, loose))
+    if count == 1:
+        assert open_bundle(sealed, _statement(sealed), [DEVICE]).name_keys == keys
+        return
     with pytest.raises(BadRecord):
         open_bundle(sealed, _statement(sealed), [DEVICE])
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import encoding
 from protocol.codec.errors import MessageError
-from sfsc.crypto.primitives import SEAL_OVERHEAD
+from sfsc.crypto.primitives import SEAL_OVERHEAD, seal
 from sfsc.errors import (
     ConflictError,
     KeyringDamaged,
@@ -97,6 +97,16 @@ def test_nothing_stands_in_the_clear(path: Path) -> None:
     for secret in (KEYS.sign_seed, KEYS.wrap_private, *CONTENTS.name_keys, b"ann", b"example"):
         assert secret in body
         assert secret not in stored
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_keyring_has_one_name_key(path: Path, count: int) -> None:
+    lock = KeyringFile.create(path, CONTENTS, None)._lock
+    keys = [bytes([number]) * 32 for number in range(count)]
+    body = encoding.pack({**CONTENTS.to_map(), "name_keys": keys})
+    path.write_bytes(lock.header + seal(lock.key, body, lock.header))
+    with pytest.raises(KeyringDamaged):
+        KeyringFile.unlock(path, None)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
