@@ -1,11 +1,12 @@
-"""logs/audit.jsonl as bytes: group append that can be taken back, lines, and the reserve.
+"""logs/audit.jsonl as bytes: a group append that can be undone, reading lines, and the disk
+reserve.
 
-Knows nothing of what a line says. An append is one write and one sync. What may go wrong:
+Knows nothing of the content of lines. An append is one write and one sync. What may go wrong:
 
-- A write that fails or comes up short (a full disk) is taken back: truncate, sync. The group is
-  refused and the file goes on. If taking it back fails, nothing is appended any more.
-- A sync that fails leaves unknown what is on the disk; the kernel may have dropped the pages it
-  could not write, and call the next sync a success. So nothing is appended any more.
+- A write fails or is short (a full disk). It is undone by truncate and sync; the group is refused
+  and the file stays usable. If undoing fails, nothing is appended any more.
+- A sync fails. Then it is unknown what is on the disk: the kernel may have dropped the pages that
+  it could not write and may report the next sync as a success. So nothing is appended any more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _CHUNK = 1 << 20
 
 
 class LogFile:
-    """The file under `path`, made if it is not there. `end` is how many bytes count."""
+    """The file `path`, created if missing. `end` is how many of its bytes are valid."""
 
     def __init__(self, path: Path, files: Files) -> None:
         """Raises OSError."""
@@ -38,20 +39,18 @@ class LogFile:
         self.end = files.size(self._handle)
 
     def append(self, data: bytes) -> None:
-        """All of `data` is durable on return. One thread only.
-
-        Raises `JournalRefusedError` (`JournalFullError` for a full disk) when the file is as it was
-        before, `JournalFailedError` when that is not known.
-        """
+        """Append `data` durably. One thread only. Raises `JournalRefusedError` (`JournalFullError`
+        for a full disk) if the file is as it was before, `JournalFailedError` if that is
+        unknown."""
         try:
             written = self._files.write(self._handle, data)
         except OSError as exc:
-            self._take_back()
+            self._undo_write()
             if exc.errno in FULL_DISK:
                 raise JournalFullError("the disk is full") from exc
             raise JournalRefusedError(f"the log could not be written: {exc.strerror}") from exc
         if written != len(data):
-            self._take_back()
+            self._undo_write()
             raise JournalFullError(f"the disk is full: it took {written} of {len(data)} bytes")
         try:
             self._files.sync_data(self._handle)
@@ -60,24 +59,24 @@ class LogFile:
         self.end += written
 
     def truncate(self, end: int) -> None:
-        """Drop what follows `end` bytes and make the rest durable. Raises OSError."""
+        """Cut the file to `end` bytes and make the rest durable. Raises OSError."""
         if self._files.size(self._handle) != end:
             self._files.truncate(self._handle, end)
         self._files.sync(self._handle)
         self.end = end
 
     def read(self, start: int, end: int) -> bytes:
-        """Raises `JournalUnreadableError` if the bytes cannot be read or are not there."""
+        """Return bytes [start, end). Raises `JournalUnreadableError` if they are missing or
+        unreadable."""
         try:
             return self._files.read_exactly(self._handle, end - start, start)
         except (OSError, EOFError) as exc:
             raise JournalUnreadableError(f"the log cannot be read at byte {start}") from exc
 
     def lines(self, start: int, end: int) -> Iterator[bytes]:
-        """The lines in [start, end), newlines left out; a last one without newline is left out.
-
-        Ends after anything longer than a line may be, which is yielded for the parser to refuse.
-        """
+        """Yield the lines in [start, end) without newlines; a last line without newline is left
+        out. Ends after data longer than a line may be, which is yielded so that the parser refuses
+        it."""
         rest = b""
         while start < end:
             chunk = self.read(start, min(start + _CHUNK, end))
@@ -91,20 +90,18 @@ class LogFile:
     def close(self) -> None:
         self._files.close(self._handle)
 
-    def _take_back(self) -> None:
+    def _undo_write(self) -> None:
         try:
             self._files.truncate(self._handle, self.end)
             self._files.sync_data(self._handle)
         except OSError as exc:
-            message = f"a torn write could not be taken back: {exc.strerror}"
+            message = f"an incomplete write could not be undone: {exc.strerror}"
             raise JournalFailedError(message) from exc
 
 
 class DiskReserve:
-    """A file that only takes up room, so that there is some to give when the disk is full.
-
-    Random bytes, since a file system may store zeros, or any pattern, in no room at all.
-    """
+    """A file that only occupies disk space, which can be freed when the disk is full. It holds
+    random bytes, because a file system may store zeros or any pattern in no space."""
 
     def __init__(self, path: Path, size: int, files: Files) -> None:
         self._path = path
@@ -113,7 +110,7 @@ class DiskReserve:
         self.held = path.is_file() and path.stat().st_size == size
 
     def release(self) -> None:
-        """Give the room away, if it is held and can be had."""
+        """Free the space, if it is held."""
         if not self.held:
             return
         try:
@@ -123,8 +120,8 @@ class DiskReserve:
             return  # still held; the next full disk tries again
         self.held = False
 
-    def keep(self) -> None:
-        """Take the room, once twice as much is free. That there is none yet is no error."""
+    def refill(self) -> None:
+        """Occupy the space once twice as much is free. Does nothing if there is not enough."""
         if self.held:
             return
         try:

@@ -1,12 +1,12 @@
-"""The log file: the commit point of everything the daemon does.
+"""The log: the commit point of everything the daemon does.
 
-A group of entries is one write and one sync of logs/audit.jsonl (`logfile` decides what a failure
-leaves); an entry counts once that sync returned. Beside it stand logs/checkpoint, the last signed
-note, and logs/tree, a cache.
+A group of entries is one write and one sync of logs/audit.jsonl (`sfsd.log.file` handles failures);
+an entry is valid once that sync returned. Beside it are logs/checkpoint, the last signed note, and
+logs/tree, a cache.
 
-A start reads the lines past the cache's mark (`logreplay`), and of those before it only the last:
-the mark's root is checked against the checkpoint. `verify_before_mark` reads the others, in the
-background.
+A start reads the lines past the cache's mark (`sfsd.log.replay`), and only the last one before it:
+the mark's root is checked against the checkpoint. `verify_before_mark` reads the earlier lines in
+the background.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ from sfsd.errors import (
 from sfsd.fs.files import Files
 from sfsd.log import replay
 from sfsd.log.file import RESERVE_SIZE, DiskReserve, LogFile
-from sfsd.log.proofs import Consistency, Inclusion, ProofCache
 from sfsd.log.replay import NO_ENTRY, AccountHead, LogState
-from sfsd.log.tree import MAX_ACCOUNTS, LogTree, TreeMark
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark
 
 _log = logging.getLogger(__name__)
 _MARK_EVERY = 4096
-"""Lines between marks: what a start has to read again at most, but for a last group."""
+"""Lines between marks: how many a start reads again at most, apart from a last group."""
 
 
 class AppendedEntry(Value):
@@ -59,7 +58,7 @@ def now() -> datetime:
 
 
 class Journal:
-    """The log of one root. One thread appends; any thread reads, proves and asks for receipts."""
+    """The log of one root. One thread appends; any thread reads, proves and requests receipts."""
 
     def __init__(
         self,
@@ -71,11 +70,9 @@ class Journal:
         clock: Callable[[], datetime] = now,
         reserve: int = RESERVE_SIZE,
     ) -> None:
-        """Open the log in `folder`, verify what must be and cut what is torn.
-
-        Raises `JournalDamagedError` with the first seq that is not what was signed, or OSError.
-        `reserve` is the size of logs/reserve in bytes.
-        """
+        """Open the log in `folder`, verify the unmarked part and cut a torn last line. Raises
+        `JournalDamagedError` with the first seq that differs from what was signed, or OSError.
+        `reserve` is the size of logs/reserve in bytes."""
         self._folder = folder
         self._key = key
         self._origin = origin
@@ -100,38 +97,39 @@ class Journal:
             raise
         self._proofs = ProofCache(self._tree)
         self._state, self._accounts = found.state, found.heads
-        self._marked = self._trusted = found.trusted
+        self._marked = self._unverified = found.trusted
         self.refill_reserve()
 
     # Appending: the committer's thread only.
 
     @property
     def next_seq(self) -> int:
-        """The seq of the next entry: how many there are."""
+        """The seq of the next entry, which is the number of entries."""
         return self._state.size
 
     size = next_seq
 
     @property
     def failed(self) -> str | None:
-        """Why nothing is appended any more, or None. Then no download may be served either."""
+        """Why nothing is appended any more, or None. If set, no download may be served either."""
         return self._failed
 
     @property
     def full(self) -> bool:
-        """Whether the reserve is spent: only what frees or reads should be asked for now."""
+        """Whether the reserve is used up: then only requests that free space or read should be
+        made."""
         return not self._reserve.held
 
     def account(self, user: str) -> AccountHead:
-        """How many entries belong to `user`, and the last one's hash."""
+        """Return how many entries belong to `user`, and the hash of the last one."""
         return self._accounts.get(user, NO_ENTRY)
 
     def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
-        """Make `drafts` the next entries, in order, in one write and one sync; all or none.
+        """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
 
-        A draft's `stage` and `detail["paths"]` are the committer's to fill; `detail["accounts"]` is
-        filled here. Raises `EntryTooLongError` (nothing written), `JournalRefusedError` (taken
-        back; `JournalFullError` for a full disk), `JournalFailedError` (from now on always).
+        The committer fills a draft's `stage` and `detail["paths"]`; this fills
+        `detail["accounts"]`. Raises `EntryTooLongError` (nothing written), `JournalRefusedError`
+        (undone; `JournalFullError` for a full disk), `JournalFailedError` (from then on always).
         """
         if self._failed is not None:
             raise JournalFailedError(self._failed)
@@ -175,8 +173,8 @@ class Journal:
         return appended, heads
 
     def _advance(self, appended: Sequence[AppendedEntry]) -> None:
-        """Durable lines become part of the log. Readers see the new state last."""
-        # For the receipts that are asked for next.
+        """Add durable lines to the in-memory state. Readers see the new state last."""
+        # Receipts for these are requested next.
         self._recent = {item.seq: item.line for item in appended}
         end = self._state.end
         for item in appended:
@@ -184,7 +182,7 @@ class Journal:
             end += len(item.line) + 1
         self._state = LogState(appended[-1].seq + 1, end, appended[-1].hash, self._tree.root())
 
-    # Behind: also the committer's, when it has time.
+    # Maintenance: also the committer's thread, when it is idle.
 
     def save_mark(self, *, force: bool = False) -> None:
         """Save a mark if many lines came since the last, so that the next start is short."""
@@ -201,19 +199,19 @@ class Journal:
                 self._files.replace_durable(self._folder / "checkpoint", note)
             self._tree.save_mark(TreeMark(state.size, state.end, state.hash, state.root, accounts))
         except OSError as exc:
-            _log.warning("logs/tree could not be saved, the next start is longer: %s", exc.strerror)
-        self._marked = state  # saved or not, the next try is that many lines away
+            _log.warning("logs/tree not saved, the next start takes longer: %s", exc.strerror)
+        self._marked = state  # saved or not, the next attempt is that many lines away
 
     def refill_reserve(self) -> None:
-        """Lay the reserve on the disk if it is not there and there is room."""
-        self._reserve.keep()
+        """Create the reserve if it is missing and there is space."""
+        self._reserve.refill()
 
     def release_reserve(self) -> None:
-        """Give the reserve's room to the disk, which the store has found full."""
+        """Free the reserve, because the store found the disk full."""
         self._reserve.release()
 
     def close(self) -> None:
-        """Save a mark and let go of the files."""
+        """Save a mark and close the files."""
         self.save_mark(force=True)
         self._close_files()
 
@@ -221,11 +219,10 @@ class Journal:
         self._tree.close()
         self._file.close()
 
-    # Reading and proving: any thread. What cannot be read raises
-    # `JournalUnreadableError`.
+    # Reading and proving: any thread. Raises `JournalUnreadableError` if the log cannot be read.
 
     def line(self, seq: int) -> bytes:
-        """Line `seq` without its newline. Raises `JournalRangeError`."""
+        """Return line `seq` without its newline. Raises `JournalRangeError`."""
         state = self._state
         if not 0 <= seq < state.size:
             raise JournalRangeError(f"no entry {seq} in a log of {state.size}")
@@ -235,29 +232,27 @@ class Journal:
         return self._file.read(start, following - 1)
 
     def entry(self, seq: int) -> LogEntry:
-        """Entry `seq`. Raises `JournalRangeError`, or `JournalDamagedError`."""
+        """Return entry `seq`. Raises `JournalRangeError` or `JournalDamagedError`."""
         try:
             return auditlog.parse(self.line(seq), seq=seq)
         except LogError as exc:
             raise JournalDamagedError.from_log_error(exc) from exc
 
     def paths(self, seq: int) -> dict[str, bytes | None]:
-        """`Entry.paths` of entry `seq`, at half of what the whole entry takes. Raises as `entry`.
-
-        A line that the tree has a leaf of is, byte for byte, one that was accepted when it came
-        there, and is not judged a second time.
-        """
+        """Return `LogEntry.paths` of entry `seq`, at half the cost of parsing it. Raises as
+        `entry`. If the line's leaf is in the tree, its bytes were accepted when they were added and
+        need no second check."""
         line = self.line(seq)
         try:
             leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))
         except LogError as exc:
             raise JournalDamagedError.from_log_error(exc) from exc
         if self._proofs.node(0, seq) != leaf:
-            return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` mends it
+            return self.entry(seq).paths  # perhaps only the tree is wrong: `verify` repairs it
         return auditlog.paths_of(line)
 
     def lines(self, first: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Lines [first, end) without their newlines; to the present end by default."""
+        """Yield lines [first, end) without their newlines; `end` is the present end by default."""
         state = self._state
         end = state.size if end is None else end
         if not 0 <= first <= end <= state.size:
@@ -265,57 +260,58 @@ class Journal:
         return self._file.lines(self._start(first, state), self._start(end, state))
 
     def checkpoint(self) -> bytes:
-        """The signed note of the present, durable size; also kept in logs/checkpoint."""
+        """Return the signed note of the present, durable size; it is also kept in
+        logs/checkpoint."""
         return self._sign()[1]
 
     def root_at(self, size: int) -> bytes:
-        """The Merkle root of the first `size` lines. Raises `JournalRangeError`."""
+        """Return the Merkle root of the first `size` lines. Raises `JournalRangeError`."""
         self._check_size(size)
         return self._proofs.root_at(size)
 
-    def prove(self, what: Inclusion | Consistency) -> tuple[bytes, ...]:
-        """A proof of O(log n) hashes. Raises `JournalRangeError`."""
-        if isinstance(what, Inclusion):
-            self._check_size(what.size)
-            if not 0 <= what.index < what.size:
-                raise JournalRangeError(f"no entry {what.index} in a log of {what.size}")
-        else:
-            self._check_size(what.new)
-            if not 0 <= what.old <= what.new:
-                raise JournalRangeError(f"a log of {what.new} does not continue one of {what.old}")
-        return self._proofs.prove(what)
+    def prove_inclusion(self, seq: int, size: int) -> tuple[bytes, ...]:
+        """Prove that entry `seq` is in the log of `size` entries: O(log n) hashes of 32 bytes.
+        Raises `JournalRangeError`."""
+        self._check_size(size)
+        if not 0 <= seq < size:
+            raise JournalRangeError(f"no entry {seq} in a log of {size}")
+        return self._proofs.prove_inclusion(seq, size)
+
+    def prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
+        """Prove that the log of `new` entries extends the log of `old`: O(log n) hashes. Raises
+        `JournalRangeError`."""
+        self._check_size(new)
+        if not 0 <= old <= new:
+            raise JournalRangeError(f"a log of {new} does not extend one of {old}")
+        return self._proofs.prove_consistency(old, new)
 
     def receipt(self, seq: int, since: int) -> Receipt:
-        """Proof that entry `seq` is logged, from a checkpoint of size `since` on.
-
-        Raises `JournalRangeError` for a `seq` or `since` past the log.
-        """
+        """Return the proof that entry `seq` is logged, from a checkpoint of size `since` on. Raises
+        `JournalRangeError` for a `seq` or `since` past the log."""
         size, note = self._sign()
         return Receipt(
             line=self._recent.get(seq) or self.line(seq),
-            inclusion=self.prove(Inclusion(seq, size)),
+            inclusion=self.prove_inclusion(seq, size),
             checkpoint=note,
-            consistency=self.prove(Consistency(since, size)),
+            consistency=self.prove_consistency(since, size),
         )
 
     def verify(self, *, stop: threading.Event | None = None) -> None:
-        """Check every line against chain and tree, until `stop` is set.
-
-        A tree that differs from a sound log is mended. Raises `JournalDamagedError` with the first
-        seq that is wrong; then nothing is appended any more.
-        """
+        """Check every line against chain and tree, until `stop` is set. Repairs a tree that differs
+        from an intact log. Raises `JournalDamagedError` with the first wrong seq; then nothing is
+        appended any more."""
         self._verify(self._state, stop)
 
     def verify_before_mark(self, *, stop: threading.Event | None = None) -> None:
-        """`verify` what the start took on trust from its mark; for the background."""
-        self._verify(self._trusted, stop)
+        """Verify what the start took from its mark unchecked; for the background."""
+        self._verify(self._unverified, stop)
 
     def _verify(self, upto: LogState, stop: threading.Event | None) -> None:
         try:
             differences = replay.compare(self._file, self._tree, upto, stop or threading.Event())
             for difference in differences:
                 self._tree.repair(*difference)
-                self._proofs.forget()
+                self._proofs.clear()
         except JournalDamagedError as exc:
             self._failed = str(exc)
             raise
@@ -331,7 +327,8 @@ class Journal:
                 try:
                     self._files.replace_soon(self._folder / "checkpoint", note)
                 except OSError as exc:
-                    # The one stored before still holds; the next start vouches for less.
+                    # The previous stored checkpoint remains valid; the next start verifies fewer
+                    # lines by it.
                     _log.warning("logs/checkpoint could not be replaced: %s", exc.strerror)
             return self._signed
 

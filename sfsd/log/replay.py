@@ -1,7 +1,7 @@
-"""Reading the log back: what a start must verify, what it may cut, and the check of all of it.
+"""Reads the log at a start, and checks all of it in the background.
 
-Up to the stored checkpoint all must be as it was signed. Past it, complete lines that chain are
-kept, though nobody may have been told of them: their effects are recovered from the stage. The
+Up to the stored checkpoint everything must be as it was signed. Past it, complete lines that chain
+are kept, even if their success was never reported: their effects are recovered from the stage. The
 first line that is torn or does not chain ends the log.
 """
 
@@ -21,14 +21,14 @@ from sfsd.log.file import LogFile
 from sfsd.log.tree import LogTree, TreeMark
 
 AccountHead = tuple[int, bytes]
-"""Of an account: how many entries it has, and the last one's hash (`GENESIS` for none)."""
+"""An account's number of entries and the last one's hash (`GENESIS` if there are none)."""
 NO_ENTRY: AccountHead = (0, auditlog.GENESIS)
 _FLUSH_EVERY = 65_536
-"""Lines between flushes while the cache is built again: about 5 MiB of memory."""
+"""Lines between flushes while the cache is rebuilt: about 5 MiB of memory."""
 
 
 class LogState(Value):
-    """A log's first `size` lines: where they end in bytes, the last one's hash, the Merkle root."""
+    """The first `size` lines of a log: their bytes, the last one's hash, the Merkle root."""
 
     size: int
     end: int
@@ -40,7 +40,8 @@ EMPTY = LogState(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
 
 
 class ReplayResult(Value):
-    """What a start found: the log's `state`, the account `heads`, and what it took on trust."""
+    """Result of a start: the log's `state`, the account `heads`, and the unchecked part before the
+    mark."""
 
     state: LogState
     heads: dict[str, AccountHead]
@@ -48,16 +49,14 @@ class ReplayResult(Value):
 
 
 def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.Checkpoint:
-    """What the note under `path` says, of size 0 if there is none.
-
-    Raises `JournalDamagedError` for anything but a note of this log's, or OSError.
-    """
+    """Return the checkpoint in the note `path`, of size 0 if there is none. Raises
+    `JournalDamagedError` for anything but a note of this log, or OSError."""
     try:
         note = path.read_bytes()
     except FileNotFoundError:
         note = b""
-    # It is replaced without a sync; after a power loss some file systems have the new name with
-    # nothing, or zeros, behind it.
+    # The note is replaced without a sync: after a power loss some file systems have the new name
+    # with no content or zeros.
     if not note.strip(b"\0"):
         return checkpoint.Checkpoint(verifier.name, 0, merkle.EMPTY_ROOT)
     try:
@@ -67,13 +66,11 @@ def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.C
 
 
 def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> ReplayResult:
-    """Take up the cache as far as its mark holds, and the lines past it as far as they chain.
-
-    Raises `JournalDamagedError` with the first seq that is not what `signed` was given for.
-    """
+    """Load the cache up to its mark, and the lines past it as long as they chain. Raises
+    `JournalDamagedError` with the first seq that differs from what `signed` covers."""
     mark = tree.load_mark()
     if mark is None or not _fits(mark, file, tree):
-        # The cache is not this log's. Read all of it, and if the log is at fault, say where.
+        # The cache does not match this log. Read all of it, and report damage in the log itself.
         tree.truncate(0)
         trusted, heads = EMPTY, {}
     else:
@@ -84,7 +81,7 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     for line in file.lines(end, file.end):
         try:
             entry = next(auditlog.verify_chain([line], first=size, prev=last))
-            _take_heads(heads, entry)
+            _advance_heads(heads, entry)
         except LogError as exc:
             if size < signed.size:
                 raise JournalDamagedError.from_log_error(exc) from exc
@@ -92,28 +89,26 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
         tree.append(entry.hash, end)
         size, end, last = size + 1, end + len(line) + 1, entry.hash
         if size % _FLUSH_EVERY == 0:
-            with suppress(OSError):  # a disk without room for it: it stays in memory
+            with suppress(OSError):  # no space on the disk: the nodes stay in memory
                 tree.flush()
     if size < signed.size:
-        raise JournalDamagedError("signed for, and not there", seq=size)
+        raise JournalDamagedError("covered by the signed checkpoint, but missing", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:
         if trusted.size:  # perhaps only the cache is wrong
             tree.truncate(0)
             return replay(file, tree, signed)
-        # The lines chain, so they were rewritten from some entry on; which one, only a copy of
-        # the log could tell.
-        raise JournalDamagedError("from here or later, not the log that was signed", seq=0)
+        # The lines chain, so they were rewritten from some entry on. Only a copy of the log could
+        # show which.
+        raise JournalDamagedError("this entry or a later one differs from the signed log", seq=0)
     return ReplayResult(LogState(size, end, last, tree.root()), heads, trusted)
 
 
 def compare(
     file: LogFile, tree: LogTree, upto: LogState, stop: threading.Event
 ) -> list[tuple[int, int, bytes]]:
-    """Check that the lines before `upto` are those it was made of.
-
-    Returns where the tree differs from such a sound log, as arguments of `LogTree.mend`; nothing
-    once `stop` is set. Raises `JournalDamagedError` with the first seq that is wrong.
-    """
+    """Check the lines before `upto` against its root. Return where the tree differs from such an
+    intact log, as arguments of `LogTree.repair`; an empty list once `stop` is set. Raises
+    `JournalDamagedError` with the first wrong seq."""
     differences: list[tuple[int, int, bytes]] = []
     frontier = merkle.Frontier()
     offset = 0
@@ -127,18 +122,18 @@ def compare(
             if not tree.agrees(seq, offset, completed):
                 differences.append((seq, offset, completed))
             offset += len(line) + 1
-        # The root commits to every hash, each hash to its line: no parsing is needed for that.
+        # The root commits to every hash, and each hash to its line, so no parsing is needed.
         if frontier.size != upto.size or frontier.root() != upto.root:
-            raise LogError("a line that was not written so", seq=max(0, upto.size - 1))
+            raise LogError("the line is not what was written", seq=max(0, upto.size - 1))
     except LogError as exc:
-        # Of a line that was rewritten along with its hash, the tree still has the leaf.
+        # If a line was rewritten with a new hash, the tree still has the old leaf.
         seq = min([exc.seq] + [seq for seq, _, _ in differences])
         raise JournalDamagedError(exc.problem, seq=seq) from exc
     return differences
 
 
 def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:
-    """Whether the log has a line that ends where, and is the one that, the mark says."""
+    """Return whether the log has the line that the mark names, ending at the marked offset."""
     if mark.size == 0:
         return mark.offset == 0
     start = tree.offset(mark.size - 1)
@@ -151,7 +146,7 @@ def _fits(mark: TreeMark, file: LogFile, tree: LogTree) -> bool:
         return False
 
 
-def _take_heads(heads: dict[str, AccountHead], entry: LogEntry) -> None:
+def _advance_heads(heads: dict[str, AccountHead], entry: LogEntry) -> None:
     for user, head in entry.accounts.items():
         if head != heads.get(user, NO_ENTRY):
             raise LogError(f"not the next entry of {user[:40]!r}", seq=entry.seq)

@@ -19,7 +19,6 @@ from protocol.wire.messages.log import (
     LogProven,
 )
 from sfsd.errors import JournalDamagedError, JournalRangeError, Refused
-from sfsd.log.proofs import Consistency, Inclusion
 from sfsd.rules.context import EVERYONE, Access, Principal, ServerContext, operation
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
@@ -34,15 +33,16 @@ SCAN: Final = 32 * 1024
 @operation(LogHead, access=EVERYONE)
 def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
     note = server.journal.checkpoint()
-    proven = Consistency(who.known_size, checkpoint.read(note).size)
-    return LogCheckpoint(note, server.journal.prove(proven))
+    size = checkpoint.read(note).size
+    return LogCheckpoint(note, server.journal.prove_consistency(who.known_size, size))
 
 
 @operation(LogProof, access=EVERYONE)
 def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogProven:  # noqa: ARG001
-    kind = Inclusion if message.kind == INCLUSION else Consistency
+    journal = server.journal
+    prove = journal.prove_inclusion if message.kind == INCLUSION else journal.prove_consistency
     try:
-        return LogProven(server.journal.prove(kind(message.start, message.size)))
+        return LogProven(prove(message.start, message.size))
     except JournalRangeError as exc:
         raise Refused("bad-request", str(exc)) from exc
 

@@ -19,7 +19,6 @@ from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages import Receipt
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Login, Ping, Pong, Session
 from sfsd.errors import Refused
-from sfsd.log.proofs import Consistency
 from sfsd.rules.context import EVERYONE, Access, Commit, Principal, ServerContext, draft, operation
 from sfsd.rules.users import User, rotation_notice, signing_key_id, validate_first_statement
 from sfsd.storage.change import Change, Write
@@ -200,7 +199,7 @@ def _session(
     note = server.journal.checkpoint() if receipt is None else receipt.checkpoint
     size = checkpoint.read(note).size
     who.known_size = size
-    consistency = server.journal.prove(Consistency(known_size, size)) if known_size <= size else ()
+    consistency = server.journal.prove_consistency(known_size, size) if known_size <= size else ()
     notice = None if user is None else rotation_notice(user, server.now, who.generation)
     return Session(note, consistency, receipt, notice, server.now)
 

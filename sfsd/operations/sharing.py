@@ -24,7 +24,6 @@ from protocol.wire.messages.sharing import (
     VersionWrap,
 )
 from sfsd.errors import Refused, require
-from sfsd.log.proofs import Consistency, Inclusion
 from sfsd.operations.files import PAGE_BYTES, view_size
 from sfsd.operations.records import RecordEffects, commit_record
 from sfsd.operations.uploads import repeated_receipt, version_with_content
@@ -79,11 +78,11 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
             signatures=link.signatures,
             index=link.seq,
             line=server.journal.line(link.seq),
-            inclusion=server.journal.prove(Inclusion(link.seq, size)),
+            inclusion=server.journal.prove_inclusion(link.seq, size),
         )
         for link in links[first : first + PER_PAGE]
     )
-    consistency = server.journal.prove(Consistency(who.known_size, size))
+    consistency = server.journal.prove_consistency(who.known_size, size)
     end = first + len(statements)
     return Identity(statements, note, consistency, end + 1 if end < len(links) else 0)
 

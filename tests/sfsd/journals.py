@@ -12,7 +12,6 @@ from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.log.proofs import Consistency, Inclusion
 
 KEY = SigningKey.from_seed(bytes(32))
 ORIGIN = checkpoint.origin_of(bytes(32))
@@ -56,9 +55,9 @@ def check(journal: Journal) -> list[LogEntry]:
         for user, head in entry.accounts.items():
             assert head == heads.get(user, (0, GENESIS))
             heads[user] = (head[0] + 1, entry.hash)
-        proof = journal.prove(Inclusion(entry.seq, note.size))
+        proof = journal.prove_inclusion(entry.seq, note.size)
         merkle.verify_inclusion(leaves[entry.seq], entry.seq, note.size, proof, note.root)
-        proof = journal.prove(Consistency(entry.seq, note.size))
+        proof = journal.prove_consistency(entry.seq, note.size)
         old_root = merkle.root(leaves[: entry.seq])
         merkle.verify_consistency(entry.seq, old_root, note.size, note.root, proof)
         assert journal.root_at(entry.seq) == old_root

@@ -137,7 +137,7 @@ def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
     reserve = DiskReserve(path, 5000, Files())
     assert not holds(reserve)
-    reserve.keep()
+    reserve.refill()
     assert holds(reserve)
     assert path.stat().st_size == 5000
     assert path.stat().st_blocks * 512 >= 5000
@@ -151,17 +151,17 @@ def test_a_reserve_that_a_crash_left_short_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "reserve").write_bytes(bytes(10))
     reserve = DiskReserve(tmp_path / "reserve", 5000, Files())
     assert not holds(reserve)
-    reserve.keep()
+    reserve.refill()
     assert (tmp_path / "reserve").stat().st_size == 5000
 
 
 def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFiles) -> None:
     reserve = DiskReserve(tmp_path / "reserve", 5000, files)
     files.fail("write", "reserve", errno.ENOSPC)
-    reserve.keep()
+    reserve.refill()
     assert not holds(reserve)
     assert not (tmp_path / "reserve").exists()
-    reserve.keep()
+    reserve.refill()
     assert holds(reserve)
     files.fail("remove", "reserve")
     reserve.release()
@@ -172,6 +172,6 @@ def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFile
 
 def test_a_reserve_larger_than_the_disk_is_not_tried(tmp_path: Path, files: FaultyFiles) -> None:
     reserve = DiskReserve(tmp_path / "reserve", 1 << 60, files)
-    reserve.keep()
+    reserve.refill()
     assert not holds(reserve)
     assert ("write", "reserve") not in files.calls

@@ -26,7 +26,6 @@ from sfsd.errors import (
     JournalRefusedError,
 )
 from sfsd.log.journal import Journal
-from sfsd.log.proofs import Consistency, Inclusion
 from tests.sfsd.faults import FaultyFiles
 from tests.sfsd.journals import RESERVE, VERIFIER, check, draft, drafts, open_journal
 
@@ -268,16 +267,12 @@ def test_what_the_log_does_not_have_is_out_of_range(journal: Journal) -> None:
             journal.entry(seq)
         with pytest.raises(JournalRangeError):
             journal.receipt(seq, 0)
-    for what in (
-        Inclusion(3, 3),
-        Inclusion(-1, 3),
-        Inclusion(0, 4),
-        Consistency(2, 1),
-        Consistency(-1, 3),
-        Consistency(1, 4),
-    ):
+    for seq, size in [(3, 3), (-1, 3), (0, 4)]:
         with pytest.raises(JournalRangeError):
-            journal.prove(what)
+            journal.prove_inclusion(seq, size)
+    for old, new in [(2, 1), (-1, 3), (1, 4)]:
+        with pytest.raises(JournalRangeError):
+            journal.prove_consistency(old, new)
     for first, end in [(-1, 2), (2, 1), (0, 4), (4, 4)]:
         with pytest.raises(JournalRangeError):
             journal.lines(first, end)

@@ -9,11 +9,14 @@ import pytest
 
 from protocol.codec import merkle
 from protocol.codec.merkle import Frontier
+from sfsd.errors import JournalUnreadableError
 from sfsd.fs.files import Files
-from sfsd.log.tree import MAX_ACCOUNTS, LogTree, TreeMark
+from sfsd.log.tree import MAX_ACCOUNTS, LogTree, ProofCache, TreeMark
 from tests.sfsd.faults import FaultyFiles
 
 HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(70)]
+PROVEN = 37
+"""Size of the tree in the tests of `ProofCache`."""
 LEAVES = [merkle.leaf_hash(entry_hash) for entry_hash in HASHES]
 
 
@@ -209,3 +212,49 @@ def test_a_file_cut_while_we_run_disagrees(tmp_path: Path) -> None:
     assert not tree.agrees(39, 3900, right)
     with pytest.raises(EOFError):
         tree.node(0, 39)
+
+
+@pytest.fixture
+def proven_tree(tmp_path: Path) -> LogTree:
+    tree = LogTree(tmp_path, Files())
+    tree.truncate(0)
+    fill(tree, 0, PROVEN)
+    return tree
+
+
+def test_proofs_verify_with_and_without_the_cache(proven_tree: LogTree) -> None:
+    proofs = ProofCache(proven_tree)
+    for _ in range(2):  # uncached, then cached
+        for size in range(1, PROVEN + 1):
+            root = merkle.root(LEAVES[:size])
+            assert proofs.root_at(size) == root
+            for index in range(size):
+                path = proofs.prove_inclusion(index, size)
+                merkle.verify_inclusion(LEAVES[index], index, size, path, root)
+            for old in range(size + 1):
+                proof = proofs.prove_consistency(old, size)
+                merkle.verify_consistency(old, merkle.root(LEAVES[:old]), size, root, proof)
+
+
+def test_clear_drops_proofs_of_a_damaged_tree(proven_tree: LogTree, tmp_path: Path) -> None:
+    root = proven_tree.root()
+    proven_tree.save_mark(TreeMark(PROVEN, PROVEN * 100, HASHES[PROVEN - 1], root, ()))
+    at = merkle.node_position(0, 4) * merkle.HASH_SIZE
+    nodes = bytearray((tmp_path / "nodes").read_bytes())
+    right = bytes(nodes[at : at + 32])
+    nodes[at : at + 32] = bytes(32)
+    (tmp_path / "nodes").write_bytes(nodes)
+    proofs = ProofCache(proven_tree)
+    assert proofs.prove_inclusion(5, PROVEN)[0] == bytes(32)
+    proven_tree.repair(4, 400, right)
+    assert proofs.prove_inclusion(5, PROVEN)[0] == bytes(32), "kept"
+    proofs.clear()
+    merkle.verify_inclusion(LEAVES[5], 5, PROVEN, proofs.prove_inclusion(5, PROVEN), root)
+
+
+def test_proofs_of_a_truncated_tree_are_refused(proven_tree: LogTree, tmp_path: Path) -> None:
+    root = proven_tree.root()
+    proven_tree.save_mark(TreeMark(PROVEN, PROVEN * 100, HASHES[PROVEN - 1], root, ()))
+    (tmp_path / "nodes").write_bytes(b"")
+    with pytest.raises(JournalUnreadableError):
+        ProofCache(proven_tree).prove_inclusion(5, PROVEN)

@@ -52,8 +52,8 @@ def verdict(root: Path, *, strict: bool) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("part", [1, 700, 5_000, 1 << 24])
 def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_PART", part)
-    monkeypatch.setattr(verify, "_FEW", 10**6)
+    monkeypatch.setattr(verify, "_PART_SIZE", part)
+    monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 10**6)
     assert verdict(root, strict=False) == verdict(root, strict=True)
     assert verify_links(root).entries == ENTRIES
     # What is being written behind the last newline is not looked at.
@@ -62,8 +62,8 @@ def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.Monk
 
 
 def test_on_several_processors(root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_PART", 4_000)
-    monkeypatch.setattr(verify, "_FEW", 0)
+    monkeypatch.setattr(verify, "_PART_SIZE", 4_000)
+    monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 0)
     assert verdict(root, strict=False) == verdict(root, strict=True)
     changed = bytearray(log)
     changed[len(log) // 2] ^= 1
@@ -100,8 +100,8 @@ def test_the_same_verdict_whatever_was_done(root: Path, log: bytes, part: int, s
             changed = b"".join(lines)
     (root / "logs" / "audit.jsonl").write_bytes(changed)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verify, "_PART", part)
-        patched.setattr(verify, "_FEW", 10**6)
+        patched.setattr(verify, "_PART_SIZE", part)
+        patched.setattr(verify, "_MAX_SEQUENTIAL", 10**6)
         found = verdict(root, strict=False)
     assert found == verdict(root, strict=True)
     assert found[0] == "damaged" or changed == log
