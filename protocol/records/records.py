@@ -1,7 +1,7 @@
-"""Signed records: what a server, a user and a file state about themselves (DESIGN section 4).
+"""Signed records of servers, users and files; docs/protocol.md lists their fields.
 
-A record is a msgpack map with exactly its keys. **The exact bytes received are what is hashed and
-verified, never a re-encoding**: `parse` reads bytes that a caller keeps and passes on unchanged.
+A record is a msgpack map with exactly its keys. **Hashes and signatures cover the exact bytes
+received, never a re-encoding**: callers of `parse` keep the bytes and pass them on unchanged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from protocol.codec.fields import (
 )
 
 MAX_RECORD = 32 * 1024
-"""Bytes of the longest signed record; base64 of it and its entry fit in a 64 KiB log line."""
+"""Longest signed record in bytes; its base64 and the rest of the entry fit in a 64 KiB log line."""
 MAX_READERS = 256
 MAX_DEVICES = 16
 MAX_VOIDS = 64
 MAX_PURGED = 512
 PURGED_AT_ONCE = 96
-"""Versions that a purge names, and what removes as much: the line that the log has of it must have
-room for three paths of each, however long the owner's name, and a record with as many readers as
-there may be."""
+"""Most versions that one change, such as a purge, removes: its log line must hold three paths for
+each, with the longest owner name, and a record with `MAX_READERS` readers."""
 MAX_WRAPPED_KEY = 1184
 
 
@@ -60,15 +59,9 @@ WRAP_SIZES = {
 WRAP_ALGORITHMS = tuple(WRAP_SIZES)
 RSA_BITS = {alg: sizes.rsa_bits for alg, sizes in WRAP_SIZES.items() if sizes.rsa_bits}
 XWING_PUBLIC_SIZE = WRAP_SIZES["xwing"].public
-STATEMENT_REASONS = (
-    "enrol",
-    "device",
-    "recovery-key",
-    "rotate",
-    "compromised",
-    "recovery",
-    "finish",
-)
+ENROL, DEVICE, RECOVERY_KEY, FINISH = "enrol", "device", "recovery-key", "finish"
+ROTATE, COMPROMISED, RECOVERY = "rotate", "compromised", "recovery"
+STATEMENT_REASONS = (ENROL, DEVICE, RECOVERY_KEY, ROTATE, COMPROMISED, RECOVERY, FINISH)
 
 Generation = Annotated[int, Between(1, 2**31)]
 WrapAlgorithm = Annotated[str, OneOf(WRAP_ALGORITHMS)]
@@ -76,62 +69,62 @@ WrapPublic = Annotated[bytes, AtMost(XWING_PUBLIC_SIZE)]
 
 
 def record_hash(body: bytes) -> bytes:
-    """The name of a record: SHA-256 of its exact bytes, 32 bytes."""
+    """Return the 32-byte SHA-256 of a record's exact bytes, by which others refer to it."""
     return hashlib.sha256(body).digest()
 
 
 def server_id(public_key: bytes) -> bytes:
-    """What an invitation pins: SHA-256("sfs/v1/server\\0" ‖ the server's Ed25519 public key)."""
+    """Return the 32-byte id that invitations pin: SHA-256("sfs/v1/server\\0" ‖ Ed25519 key)."""
     return hashlib.sha256(b"sfs/v1/server\0" + public_key).digest()
 
 
 @lru_cache(256)
 def key_id(algorithm: str, public_key: bytes) -> bytes:
-    """The name of a wrapping key: SHA-256(algorithm ‖ 0 ‖ public key bytes), 32 bytes."""
+    """Return the 32-byte id of a key: SHA-256(algorithm ‖ 0 ‖ public key bytes)."""
     return hashlib.sha256(algorithm.encode() + b"\0" + public_key).digest()
 
 
 def login_body(
     *, server: bytes, spki: bytes, welcome: bytes, version: int, user: str, generation: int
 ) -> bytes:
-    """What a Login signature covers: the server, its TLS key and this very Welcome.
+    """Return the bytes that a Login signature covers: server, TLS key and this one Welcome.
 
-    `server`, `spki` and `welcome` (SHA-256 of the Welcome body, challenge included) are 32 bytes.
+    `server`, `spki` and `welcome` (SHA-256 of the Welcome body with its challenge) are 32 bytes.
     """
     return encoding.pack([server, spki, welcome, version, user, generation])
 
 
 def enrol_proof_body(*, welcome: bytes, statement: bytes) -> bytes:
-    """What a token proves without travelling: HMAC-SHA256(SHA-256(token), this)."""
+    """Return the message that proves a token without sending it: HMAC-SHA256(SHA-256(token), …)."""
     return b"sfs/v1/enroll\0" + welcome + statement
 
 
 class SignedStruct(Struct):
-    """A `Struct` that is signed: `encode` once, then keep the bytes."""
+    """Base of signed records: `encode` one once, then keep its bytes."""
 
     AS_MAP = True
     LIMIT: ClassVar[int] = MAX_RECORD
     ELEMENTS: ClassVar[int] = encoding.MAX_ELEMENTS
-    """Of the longest array; only what never comes from elsewhere may have more."""
+    """Most elements of an array. Only records that are never received may raise it."""
 
     def encode(self) -> bytes:
-        """The bytes to sign, keep and send. Raises `MessageError` past the limit."""
+        """Return the bytes to sign, keep and send. Raises `MessageError` past the limit."""
         body = encoding.pack(self.to_map())
         if len(body) > self.LIMIT:
-            raise MessageError(f"a record of {len(body)} bytes; {self.LIMIT} are allowed")
+            raise MessageError(f"record has {len(body)} bytes, at most {self.LIMIT} allowed")
         return body
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        """The record these bytes are. Raises `EncodingError` or `MessageError`."""
+        """Parse the exact bytes of a record. Raises `EncodingError` or `MessageError`."""
         return cls.from_map(encoding.unpack(body, limit=cls.LIMIT, elements=cls.ELEMENTS))
 
 
 class ServerStatement(SignedStruct):
     """Statement `n` of a server, signed by its long-lived key `server_pub`.
 
-    `tls_spki_sha256` names the TLS key and `log_vkey` (C2SP vkey text) the log key in force from
-    `created` (unix seconds) on. Clients refuse an `n` lower than one they have seen.
+    `tls_spki_sha256` names the TLS key and `log_vkey` (C2SP vkey text) the log key that are valid
+    from `created` (unix seconds) on. Clients refuse an `n` lower than one they have seen.
     """
 
     server_pub: Bytes32
@@ -142,7 +135,7 @@ class ServerStatement(SignedStruct):
 
 
 class RecoveryKey(Struct):
-    """The public halves of a recovery code."""
+    """The public keys of a recovery code."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -151,12 +144,12 @@ class RecoveryKey(Struct):
 
 
 class Statement(SignedStruct):
-    """Statement `n` of a user's identity chain; see DESIGN section 4 for when it is valid.
+    """Statement `n` of a user's identity chain; `protocol.records.chain` checks its validity.
 
-    `generation` counts key generations, `oldest` is the lowest whose signatures count. `devices`
-    are (device id 16 bytes, X-Wing public key 1,216 bytes). `voids` is empty, or the hash of the
-    first statement that this one undoes, with all after it (`protocol.records.chain`). `prev` is
-    the hash of statement n-1, empty for the first. Times are unix seconds.
+    `generation` counts key generations; `oldest` is the lowest whose signatures count. `devices`
+    are (16-byte device id, 1,216-byte X-Wing public key). `voids` is empty, or the hash of the
+    first statement that this one undoes together with all after it. `prev` is the hash of statement
+    n-1, empty for the first. Times are unix seconds.
     """
 
     server: Bytes32
@@ -182,25 +175,18 @@ class Statement(SignedStruct):
 
     def __post_init__(self) -> None:
         if self.oldest > self.generation:
-            raise MessageError("Statement.oldest is past its generation")
+            raise MessageError("Statement.oldest is above its generation")
         if (self.n == 1) != (self.prev == b""):
             raise MessageError("Statement.prev: only the first statement has none")
 
     @property
     def key_id(self) -> bytes:
-        """The name of the wrapping key this statement makes current."""
+        """The id of the wrapping key that this statement makes current."""
         return key_id(self.wrap_alg, self.wrap_pub)
 
 
-PUT, DELETE, RESTORE, MOVE, ACCESS, REENCRYPT, PURGE = (
-    "put",
-    "delete",
-    "restore",
-    "move",
-    "access",
-    "reencrypt",
-    "purge",
-)
+PUT, DELETE, RESTORE, MOVE = "put", "delete", "restore", "move"
+ACCESS, REENCRYPT, PURGE = "access", "reencrypt", "purge"
 _CONTENT = (
     "content_id",
     "version",
@@ -218,30 +204,30 @@ OWN_KEYS: dict[str, tuple[str, ...]] = {
     ACCESS: (),
     PURGE: ("purged",),
 }
-"""The keys a file record has beside the common ones, by its op."""
+"""Keys of a file record by op, besides the common ones."""
 CONTENT_OPS = frozenset(op for op, keys in OWN_KEYS.items() if "content_id" in keys)
 _OPTIONAL = frozenset(key for keys in OWN_KEYS.values() for key in keys)
 _BELONGS = {
     op: [("from_" if key == "from" else key, key in own) for key in sorted(_OPTIONAL - {"to"})]
     for op, own in OWN_KEYS.items()
 }
-"""By op: the fields that are there or are None (`to` of a delete is either)."""
+"""By op: (field, whether it must be set, else None). `to` of a delete may be either."""
 
 MAX_VERSION = 2**31
 Version = Annotated[int, Between(1, MAX_VERSION)]
 ReaderEntry = tuple[UserName, Bytes32, Count]
-"""(user, hash of that user's first statement, expiry in unix seconds or 0 for none)."""
+"""(user, hash of that user's first statement, expiry in unix seconds or 0 for never)."""
 
 
 class FileRecord(SignedStruct):
-    """Record `rev` of a file: the one signed thing about it.
+    """Record `rev` of a file. All signed facts about a file are in its records.
 
     `prev` is the hash of record rev-1 (empty for the first), `seen` the size and root of the newest
-    checkpoint the signer had proven, `readers` all who may read beside the owner, `current` the
-    version current after this record (0: none). What follows `current` belongs to some ops only,
-    see `OWN_KEYS`: put, restore, move and reencrypt describe the content of `version`; `from_` is
-    (file_id, version) of the content taken over; `to` of a delete is the file_id it moved to, or
-    None; `purged` lists versions. A field foreign to the op is None.
+    checkpoint that the signer had verified, `readers` all users who may read besides the owner,
+    `current` the current version after this record (0: none). Later fields belong to some ops only
+    (see `OWN_KEYS`), and are None for others. put, restore, move and reencrypt describe the content
+    of `version`; `from_` is (file_id, version) of the reused content; `to` of a delete is the
+    file_id that the file moved to, or None; `purged` lists versions.
     """
 
     server: Bytes32
@@ -276,7 +262,7 @@ class FileRecord(SignedStruct):
             raise MessageError("FileRecord.prev: only the first record has none")
         names = [reader[0] for reader in self.readers]
         if names != sorted(set(names)) or self.owner in names:
-            raise MessageError("FileRecord.readers are not sorted, unique and other than the owner")
+            raise MessageError("FileRecord.readers must be sorted, unique and without the owner")
 
     def to_map(self) -> dict[str, Any]:
         return self.to_map_of(_FIELDS[self.op])
@@ -287,28 +273,26 @@ class FileRecord(SignedStruct):
             raise MessageError("FileRecord: not a map")
         op = value.get("op")
         if not isinstance(op, str) or op not in OWN_KEYS:
-            raise MessageError("FileRecord.op: not one we know")
+            raise MessageError("FileRecord.op is unknown")
         return cls.from_map_of(value, _FIELDS[op])
 
 
 _FIELDS = {
     op: tuple(
-        [
-            name
-            for name in FileRecord.__match_args__
-            if (key := name.rstrip("_")) not in _OPTIONAL or key in own
-        ]
+        name
+        for name in FileRecord.__match_args__
+        if name.rstrip("_") in own or name.rstrip("_") not in _OPTIONAL
     )
     for op, own in OWN_KEYS.items()
 }
-"""By op: the fields that its records have."""
+"""By op: the fields of its records."""
 
 
 class RotationFinish(SignedStruct):
-    """What a user signs when no wrap of an older generation is left.
+    """Signed statement of a user that no wrap of an older generation is left.
 
-    `root` is the RFC 6962 root over the wraps this user has as of log entry `as_of_seq`, sorted by
-    owner, file_id, version; see `wrap_leaf`. `files` counts them.
+    `root` is the RFC 6962 root over this user's wraps as of log entry `as_of_seq`, sorted by owner,
+    file_id and version (leaves: `wrap_leaf`). `files` counts them.
     """
 
     generation: Generation
@@ -318,6 +302,7 @@ class RotationFinish(SignedStruct):
 
 
 def wrap_leaf(owner: str, file_id: str, version: int, wrapped: bytes) -> bytes:
-    """A leaf of `RotationFinish.root`: owner ‖ 0 ‖ file_id ‖ u64be(version) ‖ SHA-256(wrap)."""
+    """Return leaf data of `RotationFinish.root`:
+    owner ‖ 0 ‖ file_id ‖ u64be(version) ‖ SHA-256(wrap)."""
     head = owner.encode() + b"\0" + file_id.encode() + version.to_bytes(8)
     return head + hashlib.sha256(wrapped).digest()

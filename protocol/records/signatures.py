@@ -1,9 +1,9 @@
-"""Ed25519 (RFC 8032) with a context string: the only place that signs or verifies.
+"""Ed25519 signatures (RFC 8032) with a context string; all signing and verifying is here.
 
-A signature is plain Ed25519 over ``label ‖ 0x00 ‖ body``. Labels hold no NUL, so no body under
-one label can be read as a body under another. Signed notes (C2SP signed-note) are signed over
-their bare text, as that specification asks; a note's text begins with ``sfs/<hex>\\n`` and never
-with a label followed by NUL, so the two domains cannot meet.
+A signature is plain Ed25519 over ``label ‖ 0x00 ‖ body``. Labels hold no NUL, so a signature under
+one label is never valid under another. A signed note (C2SP signed-note) is signed over its bare
+text, as its specification requires. That text begins with ``sfs/<hex>\\n``, never with a label and
+a NUL, so a note's signature is never valid for a labelled body or the other way round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEED_SIZE = 32
 
 
 class Label(Enum):
-    """What a signature is for; the value is the context string."""
+    """Purpose of a signature; the value is its context string."""
 
     LOGIN = b"sfs/v1/login"
     STATEMENT = b"sfs/v1/statement"
@@ -41,23 +41,25 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> SigningKey:
+        """Return a new random key."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def from_seed(cls, seed: bytes) -> SigningKey:
-        """The key of a 32-byte seed (RFC 8032 section 5.1.5)."""
+        """Return the key of a 32-byte seed (RFC 8032 section 5.1.5)."""
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @property
     def seed(self) -> bytes:
+        """The 32 secret bytes that `from_seed` takes."""
         return self._key.private_bytes_raw()
 
     def sign(self, label: Label, body: bytes) -> bytes:
-        """64 bytes over ``label ‖ 0x00 ‖ body``."""
+        """Return the 64-byte signature over ``label ‖ 0x00 ‖ body``."""
         return self._key.sign(label.value + b"\0" + body)
 
     def sign_note(self, text: bytes) -> bytes:
-        """64 bytes over a signed note's text, newline at its end included."""
+        """Return the 64-byte signature over a signed note's text with its last newline."""
         return self._key.sign(text)
 
     def __repr__(self) -> str:
@@ -65,12 +67,12 @@ class SigningKey:
 
 
 def verify_signature(label: Label, body: bytes, signature: bytes, public: bytes) -> None:
-    """Raise `SignatureError` unless `signature` is `public`'s over ``label ‖ 0x00 ‖ body``."""
+    """Raise `SignatureError` unless `public` made `signature` over ``label ‖ 0x00 ‖ body``."""
     _verify(label.value + b"\0" + body, signature, public)
 
 
 def verify_note(text: bytes, signature: bytes, public: bytes) -> None:
-    """Raise `SignatureError` unless `signature` is `public`'s over the note's text."""
+    """Raise `SignatureError` unless `public` made `signature` over the note's text."""
     _verify(text, signature, public)
 
 
@@ -83,5 +85,5 @@ def _verify(signed: bytes, signature: bytes, public: bytes) -> None:
 
 @lru_cache(64)
 def _loaded(public: bytes) -> Ed25519PublicKey:
-    """A user's records are signed with the same few keys."""
+    """Load a public key; cached because a user's records are signed with few keys."""
     return Ed25519PublicKey.from_public_bytes(public)

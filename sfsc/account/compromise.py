@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from protocol.records.chain import COMPROMISED
-from protocol.records.records import PUT, REENCRYPT, Statement, record_hash
+from protocol.records.records import COMPROMISED, PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.codec.values import Value, changed
 from protocol.records import chain as rules
-from protocol.records.records import MAX_DEVICES, RecoveryKey, Statement, key_id, record_hash
+from protocol.records.records import (
+    DEVICE,
+    MAX_DEVICES,
+    RECOVERY_KEY,
+    RecoveryKey,
+    Statement,
+    key_id,
+    record_hash,
+)
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Receipt
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
@@ -74,7 +82,7 @@ class Devices:
             self._send_pending()
         device = self._keyring.device
         public = public_of(device)
-        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+        self._publish(DEVICE, lambda head: _with_device(head, device.device_id, public))
 
     def renew_key(self) -> Statement:
         """Give this machine another key of its own, since somebody may have a copy of the present
@@ -87,7 +95,7 @@ class Devices:
         public = key.public.encoded
         # Not kept before it is sent: of a machine that loses to another's rotation only the old key
         # opens what that one has sealed.
-        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+        self._publish(DEVICE, lambda head: _with_device(head, device.device_id, public))
         for _ in range(MAX_CONFLICTS):
             try:
                 self._file.save(changed(self._keyring, device=device))
@@ -119,7 +127,7 @@ class Devices:
         key = PrivateKey.generate(XWING)
         device = DeviceKey(os.urandom(16), key.encoded)
         public = key.public.encoded
-        self._publish(rules.DEVICE, lambda head: _with_device(head, device.device_id, public))
+        self._publish(DEVICE, lambda head: _with_device(head, device.device_id, public))
         KeyringFile.create(path, changed(self._keyring, device=device, pending=None), passphrase)
 
     def has_recovery(self) -> bool:
@@ -146,7 +154,7 @@ class Devices:
             return None if head.recovery == wanted else {"recovery": wanted}
 
         also = None if head.recovery is None or old is None else old.signing_key
-        self._publish(rules.RECOVERY_KEY, change, also)
+        self._publish(RECOVERY_KEY, change, also)
 
     # --- the chain ----------------------------------------------------------------------------
 

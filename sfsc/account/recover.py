@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.codec.values import Value, changed
-from protocol.records.chain import RECOVERY, standing
-from protocol.records.records import Statement, record_hash
+from protocol.records.chain import standing
+from protocol.records.records import RECOVERY, Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle

@@ -16,8 +16,16 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.values import Value, changed
-from protocol.records.chain import COMPROMISED, FINISH, RECOVERY, ROTATE, standing
-from protocol.records.records import RotationFinish, Statement, record_hash
+from protocol.records.chain import standing
+from protocol.records.records import (
+    COMPROMISED,
+    FINISH,
+    RECOVERY,
+    ROTATE,
+    RotationFinish,
+    Statement,
+    record_hash,
+)
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
-from protocol.records.chain import FINISH, RECOVERY, RENEWING, standing
+from protocol.records.chain import RENEWING, standing
 from protocol.records.records import (
     ACCESS,
     CONTENT_OPS,
+    FINISH,
     PURGE,
+    RECOVERY,
     REENCRYPT,
     FileRecord,
     ReaderEntry,

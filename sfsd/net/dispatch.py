@@ -14,8 +14,7 @@ from typing import Final
 
 import sfsd.operations  # noqa: F401 - fills the table
 from protocol.codec.fields import shortened
-from protocol.records.chain import COMPROMISED, RECOVERY
-from protocol.records.records import Statement
+from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
 from protocol.wire.messages.rotation import RotateBegin

@@ -16,8 +16,17 @@ from protocol.codec import merkle
 from protocol.codec.base64text import to_text
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value, changed
-from protocol.records.chain import DEVICE, FINISH, KEEPING, RECOVERY, RECOVERY_KEY, RENEWING
-from protocol.records.records import RotationFinish, Statement, record_hash, wrap_leaf
+from protocol.records.chain import KEEPING, RENEWING
+from protocol.records.records import (
+    DEVICE,
+    FINISH,
+    RECOVERY,
+    RECOVERY_KEY,
+    RotationFinish,
+    Statement,
+    record_hash,
+    wrap_leaf,
+)
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap

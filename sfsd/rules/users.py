@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.records.chain import KEEPING, RECOVERY, check_first, check_next, standing, voided
+from protocol.records.chain import KEEPING, check_first, check_next, standing, voided
 from protocol.records.records import (
+    RECOVERY,
     RSA_BITS,
     WRAP_SIZES,
     Statement,

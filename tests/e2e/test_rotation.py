@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sfsc
-from protocol.records.chain import ROTATE
+from protocol.records.records import ROTATE
 from sfsc.account import rewrap
 from sfsc.crypto.primitives import PrivateKey, wrap_info
 from sfsc.errors import Tampered

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 import sfsc
-from protocol.records.chain import COMPROMISED, ROTATE
-from protocol.records.records import FileRecord, Statement
+from protocol.records.records import COMPROMISED, ROTATE, FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.account.compromise import Theft

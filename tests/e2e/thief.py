@@ -10,8 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import sfsc
-from protocol.records.chain import ROTATE
-from protocol.records.records import Statement
+from protocol.records.records import ROTATE, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
 from sfsc.account import devices

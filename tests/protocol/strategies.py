@@ -67,13 +67,13 @@ def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
 
 def _annotated(base: object, *caps: Any) -> st.SearchStrategy[Any]:
     (cap,) = caps
-    named = {
+    named: dict[object, st.SearchStrategy[Any]] = {
         check_user_name: USER_NAMES,
         check_principal: USER_NAMES | st.sampled_from(["operator", "server"]),
         check_file_id: FILE_IDS,
         empty_or_hash: st.just(b"") | HASHES,
     }
-    if isinstance(cap, types.FunctionType):
+    if cap in named:
         return named[cap]
     if isinstance(cap, Between):
         return st.integers(cap.low, cap.high)
