@@ -1,4 +1,4 @@
-"""A root on the disk and the world made of it; who opens one holds its lock."""
+"""Opening a root: its lock, crash recovery, and the log entry of the server's statement."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore
 
 USERS = "store/users"
-"""Below the root, from `init` on."""
+"""Folder below the root; exists since `init`."""
 STATEMENT_OP = "server-statement"
-"""The op of the entry that holds a statement of this server."""
+"""Op of the log entry that holds a statement of this server."""
 
 
 @contextmanager
 def lock_root(root: Path) -> Iterator[None]:
     """Hold the lock of `root`: one process owns a root.
 
-    Raises `RootBusyError` where another has it, `ConfigError` where there is no root.
+    Raises `RootBusyError` if another process holds it, `ConfigError` if there is no root.
     """
-    Config.load(root)  # before a folder is made where there is no root
+    Config.load(root)  # fails before a folder is made outside a root
     folder = root / "run"
     Files().make_folder(folder)
     lock = FileLock(folder / "lock", timeout=0)
@@ -52,15 +52,15 @@ def lock_root(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_world(
+def open_server_context(
     root: Path,
     *,
     clock: Callable[[], float] = time.time,
     files: Files | None = None,
 ) -> Iterator[ServerContext]:
-    """The world of `root`, recovered from the last crash; the caller holds the root's lock.
+    """Open `root` and recover it from the last crash; the caller holds the root's lock.
 
-    Raises `ConfigError`, `JournalDamagedError`, `RecoveryError` where it must not be used.
+    Raises `ConfigError`, `JournalDamagedError` or `RecoveryError` if it must not be used.
     """
     files = files or Files()
     config = Config.load(root)
@@ -83,27 +83,29 @@ def open_world(
 
 
 def _check_mounted(root: Path, journal: Journal) -> None:
-    """Raise `RecoveryError` where there is a log and no store at all, as where its disk is not
-    mounted: in an empty store anybody who is invited anew could be anyone."""
+    """Raise `RecoveryError` if there is a log but no store, as when its disk is not mounted.
+
+    An empty store must not be served: a newly invited user could take any user's name.
+    """
     if journal.size and not (root / USERS).is_dir():
         raise RecoveryError(
             f"not there, and the log has {journal.size} entries",
             path=USERS,
-            hint="mount the disk that it lies on, or bring it back from a backup of the root",
+            hint="mount its disk, or restore it from a backup of the root",
         )
 
 
 def _log_statement(world: ServerContext, keys: ServerKeys) -> None:
-    """Log the server's statement unless it was logged before: clients can look it up."""
+    """Log the server's statement unless it is logged already, so that clients can look it up."""
     if not _is_logged(world.journal, keys.statement):
-        stated = EntryDraft(
+        draft = EntryDraft(
             op=STATEMENT_OP, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
         )
-        world.committer.submit(Change(stated)).result()
+        world.committer.submit(Change(draft)).result()
 
 
 def _is_logged(journal: Journal, statement: bytes) -> bool:
-    # A log begins with the first statement, and for most servers that is the only one.
+    # The log begins with the first statement, which for most servers is the only one.
     if journal.size and journal.entry(0).rec == statement:
         return True
     marker = f'"op":"{STATEMENT_OP}"'.encode()

@@ -24,7 +24,7 @@ from protocol.wire.messages import Error, Message, Reply, Request
 from protocol.wire.messages.accounts import Account, AccountsPage, UserList
 from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Welcome
 from sfsd import server_keys
-from sfsd.datadir import lock_root, open_world
+from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
 from sfsd.net.dispatch import Access, Dispatcher, Principal
 from sfsd.server_keys import ServerKeys
@@ -101,7 +101,7 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
         finally:
             await service.close()
 
-    with open_world(root) as world:
+    with open_server_context(root) as world:
         return asyncio.run(run())
 
 

@@ -1,1 +1,1 @@
-"""Jobs that run on a schedule."""
+"""Jobs that the daemon runs once a day."""

@@ -1,5 +1,8 @@
-"""Wraps of readers whose time is over. They are refused from that moment on (`visibility`); here
-what was wrapped for them goes, so that nobody who takes the disk and their keys opens it."""
+"""Removes the key wraps of readers whose access has expired.
+
+They are refused from the moment of expiry (`rules.access`). Removing their wraps ensures that a
+thief of the disk and of their keys cannot decrypt the files either.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import Sidecar
 
-MAX_TOUCHED: Final = 128
-"""Versions of one change: a log line names each. What is left is met the next time."""
+MAX_VERSIONS: Final = 128
+"""Versions of one change, since a log line names each. The next run does the rest."""
 _PAGE: Final = 256
 
 
 def expired_reader_changes(world: ServerContext, user: str) -> Iterator[Change]:
-    """A change for each file that was shared with `user` until now, and has a wrap of his left."""
+    """Yield a change for each file whose share with `user` expired and that has their wraps."""
     after = ("", "")
     while notes := world.inboxes.for_user(user).after(after, _PAGE):
         for owner, file_id in notes:
             try:
                 change = _change(world, user, FileHead.load(world.index.for_user(owner), file_id))
             except (DamagedError, Absent):
-                continue  # whoever asks for it hears of it; so does `fsck`
+                continue  # requests for it and `fsck` report it
             if change is not None:
                 yield change
         after = notes[-1]
@@ -39,15 +42,15 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
     record = head.record
     if record is None:
         return None
-    ends = [expires for name, _, expires in record.readers if name == user]
-    if not ends or not ends[0] or world.now < ends[0]:
+    expiry = [expires for name, _, expires in record.readers if name == user]
+    if not expiry or not expiry[0] or world.now < expiry[0]:
         return None
     found: dict[int, Document[Sidecar]] = {}
     for version in range(head.version, 0, -1):
         document = head.files.sidecar(head.file_id, version)
         if any(wrap.user == user for wrap in document.value.wraps):
             found[version] = document
-        if len(found) == MAX_TOUCHED:
+        if len(found) == MAX_VERSIONS:
             break
     if not found:
         return None
@@ -59,7 +62,7 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
         for version, document in found.items()
     }
 
-    def then(seq: int) -> None:
+    def note_written(seq: int) -> None:
         for version, sidecar in without.items():
             head.files.note_written(changed(sidecar, seq=seq), version)
 
@@ -73,4 +76,4 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
     )
     expect = head.expect() | {one.path: one.digest for one in found.values()}
     writes = (Write(head.paths(version).sidecar, one.encode) for version, one in without.items())
-    return Change(draft, expect, tuple(writes), None, then)
+    return Change(draft, expect, tuple(writes), None, note_written)

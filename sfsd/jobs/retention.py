@@ -1,8 +1,7 @@
-"""What is removed by itself: bundles that were kept long enough, wraps of readers whose time is
-over, and by the operator's policy old trash, and old versions beyond a number.
+"""Removes old bundles and wraps of expired readers, and by policy old trash and versions.
 
-Content, metadata and wraps go, records stay, as by a purge; but nobody signs for it, so the log has
-it as the server's own deed, in the history of the file's owner.
+Content, metadata and wraps are removed and records stay, as by a purge. No user signs it, so the
+log has it as an act of the server, in the history of the file's owner.
 """
 
 from __future__ import annotations
@@ -41,8 +40,10 @@ class _Version(Value):
 def retention_changes(
     world: ServerContext, owner: str, policy: RetentionPolicy
 ) -> Iterator[Change]:
-    """Every change that the policy asks for now, of one owner; each to be made before the next is
-    asked for. A file whose sidecars are damaged, or missing, is left alone."""
+    """Yield the changes that are due for one owner; commit each before asking for the next.
+
+    A file with damaged or missing sidecars is skipped.
+    """
     if (change := remove_expired_bundles(world, owner)) is not None:
         yield change
     yield from expired_reader_changes(world, owner)
@@ -53,13 +54,15 @@ def retention_changes(
     while page := files.after(after, _PAGE):
         for file_id, _, _ in page:
             try:
-                yield from _due(world, FileHead.load(files, file_id), policy)
+                yield from _file_changes(world, FileHead.load(files, file_id), policy)
             except (DamagedError, Absent):
-                continue  # whoever asks for it hears of it; so does `fsck`
+                continue  # requests for it and `fsck` report it
         after = page[-1][0]
 
 
-def _due(world: ServerContext, head: FileHead, policy: RetentionPolicy) -> Iterator[Change]:
+def _file_changes(
+    world: ServerContext, head: FileHead, policy: RetentionPolicy
+) -> Iterator[Change]:
     if head.document is None:
         return
     newest = head.document
@@ -69,37 +72,39 @@ def _due(world: ServerContext, head: FileHead, policy: RetentionPolicy) -> Itera
         for number in range(head.version - 1, 0, -1)
     ]
     kept = [one for one in versions if one.kept]
-    why, gone = VERSIONS, kept[policy.versions :] if policy.versions else []
+    why, removed = VERSIONS, kept[policy.versions :] if policy.versions else []
     if _is_old_trash(world, newest.value, policy):
-        why, gone = TRASH, kept
+        why, removed = TRASH, kept
     current = newest.value.head_record.current
-    # The oldest first, and so the head, which every change relies on, in none but the last.
-    gone = [one for one in reversed(gone) if one.number != current]
-    for start in range(0, len(gone), PURGED_AT_ONCE):
-        yield _removal(world, head, gone[start : start + PURGED_AT_ONCE], why)
+    # Oldest first: every change relies on the head, so only the last may rewrite it.
+    removed = [one for one in reversed(removed) if one.number != current]
+    for start in range(0, len(removed), PURGED_AT_ONCE):
+        yield _removal(world, head, removed[start : start + PURGED_AT_ONCE], why)
 
 
 def _is_old_trash(world: ServerContext, head: Sidecar, policy: RetentionPolicy) -> bool:
-    """Whether the file was deleted so long ago, by this server's clock. What a move has left
-    behind are older versions of a living file, and no trash."""
+    """Tell whether the file was deleted at least `trash_days` ago, by this server's clock.
+
+    The old id of a moved file is not trash: its versions belong to a file that exists.
+    """
     record = head.head_record
     if not policy.trash_days or record.op != DELETE or record.to is not None:
         return False
     return world.now - world.logged_at(head.seq) >= policy.trash_days * DAY
 
 
-def _removal(world: ServerContext, head: FileHead, gone: list[_Version], why: str) -> Change:
+def _removal(world: ServerContext, head: FileHead, versions: list[_Version], why: str) -> Change:
     owner, file_id, files = head.files.owner, head.file_id, head.files
-    numbers = [one.number for one in gone]
+    numbers = [one.number for one in versions]
     effects: list[Effect] = []
     emptied: dict[int, Sidecar] = {}
-    for one in gone:
+    for one in versions:
         paths = head.paths(one.number)
         emptied[one.number] = changed(one.document.value, metadata=None, wraps=(), leaves=None)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
         effects.append(Write(paths.sidecar, emptied[one.number].encode))
 
-    def then(seq: int) -> None:
+    def note_written(seq: int) -> None:
         for number in numbers:
             files.note_written(changed(emptied[number], seq=seq), number)
             files.ledger.drop(file_id, number)
@@ -113,5 +118,5 @@ def _removal(world: ServerContext, head: FileHead, gone: list[_Version], why: st
         detail={"purged": numbers, "why": why},
         accounts=(owner,),
     )
-    expect = {one.document.path: one.document.digest for one in gone} | head.expect()
-    return Change(draft, expect, tuple(effects), None, then)
+    expect = {one.document.path: one.document.digest for one in versions} | head.expect()
+    return Change(draft, expect, tuple(effects), None, note_written)

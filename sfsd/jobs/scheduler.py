@@ -1,5 +1,4 @@
-"""What the daemon does by itself, and when: once a day it logs whose keys fell due, and removes
-what retention lets go."""
+"""The daily jobs: log which users' keys are due for rotation, and remove expired data."""
 
 from __future__ import annotations
 
@@ -8,39 +7,42 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from protocol.codec.names import SERVER
+from protocol.codec.values import changed
+from protocol.log.auditlog import EntryDraft
 from sfsd.config import DAY, RetentionPolicy
 from sfsd.errors import DamagedError, Stale
-from sfsd.jobs.expired_keys import rotation_due_change
 from sfsd.jobs.retention import retention_changes
 from sfsd.rules.context import ServerContext
-from sfsd.storage.change import Change
+from sfsd.storage.change import Change, Write
+from sfsd.storage.paths import account_path
 
-AFTER_START: Final = 60.0
-"""Seconds until the first run: whoever waits for the daemon comes first."""
-LOOK: Final = 600.0
-"""Seconds between looks at the clock, which may have been set."""
-Make = Callable[[Change], Awaitable[int]]
+FIRST_PAUSE: Final = 60.0
+"""Seconds until the first run, so that clients that wait for the daemon come first."""
+PAUSE: Final = 600.0
+"""Seconds between checks of the clock, which may be set at any time."""
+CommitChange = Callable[[Change], Awaitable[int]]
 
 
-class Schedule:
-    """Asked for a `pause` and then to `run`, over and over. `make` has a change committed."""
+class JobScheduler:
+    """Runs the jobs once a day. The server sleeps for `pause`, calls `run`, and repeats."""
 
-    def __init__(self, world: ServerContext, make: Make) -> None:
+    def __init__(self, world: ServerContext, commit: CommitChange) -> None:
         self._world = world
-        self._make = make
+        self._commit = commit
         self._last: float | None = None
         self._started = False
 
     def pause(self) -> float:
-        """Seconds until `run` is to be called."""
-        seconds = LOOK if self._started else AFTER_START
+        """Return the seconds until `run` is to be called."""
+        seconds = PAUSE if self._started else FIRST_PAUSE
         self._started = True
         return seconds
 
     async def run(self) -> int:
-        """Do what is due; how many changes were made."""
+        """Run the jobs if a day has passed; return the number of changes made."""
         policy, now = self._world.config.retention, self._world.clock()
-        # A clock that was set back must not put it off for ever.
+        # A clock that was set back must not postpone the jobs for years.
         if self._last is not None and 0 <= now - self._last < DAY:
             return 0
         self._last = now
@@ -51,14 +53,37 @@ class Schedule:
             changes = self._changes(owner, policy)
             while (change := await asyncio.to_thread(next, changes, None)) is not None:
                 try:
-                    await self._make(change)
+                    await self._commit(change)
                 except Stale:
-                    continue  # someone works with that file just now; tomorrow is another day
+                    continue  # a user is changing that file; the next run retries
                 made += 1
         return made
 
     def _changes(self, owner: str, policy: RetentionPolicy) -> Iterator[Change]:
-        with suppress(DamagedError):  # whoever asks for the account hears of it; so does `fsck`
+        with suppress(DamagedError):  # requests for the account and `fsck` report it
             if (change := rotation_due_change(self._world, owner)) is not None:
                 yield change
             yield from retention_changes(self._world, owner, policy)
+
+
+def rotation_due_change(world: ServerContext, name: str) -> Change | None:
+    """Return a log entry that says that a user's keys are due; once for each generation.
+
+    It blocks nothing. What a user may do after `due` is decided at each request (`rules.users`), so
+    neither a daemon that was down nor a full log delays a block. Raises `DamagedError`.
+    """
+    user = world.users.find(name)
+    if user is None or user.account.value.disabled:
+        return None
+    head, account = user.chain.head, user.account.value
+    if world.now < head.due or account.fell_due >= head.generation:
+        return None
+    draft = EntryDraft(
+        op="rotation-due",
+        actor=SERVER,
+        owner=name,
+        detail={"generation": head.generation, "due": head.due, "expires": head.expires},
+        accounts=(name,),
+    )
+    logged = changed(account, fell_due=head.generation)
+    return Change(draft, user.expect, (Write(account_path(name), logged.encode),))

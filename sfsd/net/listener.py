@@ -20,11 +20,11 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.invitation import format_address, parse_address
 from sfsd import server_keys
 from sfsd.config import ConnectionLimits
-from sfsd.datadir import lock_root, open_world
+from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
 from sfsd.fs.files import Files
-from sfsd.jobs.scheduler import Schedule
+from sfsd.jobs.scheduler import JobScheduler
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import (
     ConnectionLimiter,
@@ -213,7 +213,7 @@ class Server:
 
     async def _run_jobs(self) -> None:
         committer = self.world.committer
-        schedule = Schedule(self.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+        schedule = JobScheduler(self.world, lambda one: asyncio.wrap_future(committer.submit(one)))
         while True:
             await asyncio.sleep(schedule.pause())
             try:
@@ -272,7 +272,7 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     The bound address is written to `ready_file` and run/address once connections are accepted.
     """
     raise_descriptor_limit()
-    with lock_root(root), open_world(root) as world:
+    with lock_root(root), open_server_context(root) as world:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.readable_by_others(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))

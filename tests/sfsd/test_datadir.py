@@ -1,4 +1,4 @@
-"""A root has one owner at a time, and its log begins with what the server says it is."""
+"""The lock of a root, and the statements of the server in its log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protocol.records.records import ServerStatement
 from protocol.records.signatures import SigningKey
 from sfsd import server_keys
 from sfsd.cli import main
-from sfsd.datadir import STATEMENT_OP, lock_root, open_world
+from sfsd.datadir import STATEMENT_OP, lock_root, open_server_context
 from sfsd.errors import ConfigError, JournalDamagedError, RecoveryError, RootBusyError
 from sfsd.storage.change import Change
 
@@ -23,7 +23,7 @@ def root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return tmp_path / "root"
 
 
-def test_one_owner_at_a_time(root: Path) -> None:
+def test_root_is_locked_by_one_process(root: Path) -> None:
     with lock_root(root):
         with pytest.raises(RootBusyError) as caught, lock_root(root):
             pass
@@ -32,14 +32,14 @@ def test_one_owner_at_a_time(root: Path) -> None:
         assert (root / "run" / "lock").exists()
 
 
-def test_no_folder_appears_where_there_is_no_root(tmp_path: Path) -> None:
+def test_lock_makes_no_folder_outside_a_root(tmp_path: Path) -> None:
     with pytest.raises(ConfigError), lock_root(tmp_path / "nothing"):
         pass
     assert not (tmp_path / "nothing").exists()
 
 
-def stated(root: Path) -> list[ServerStatement]:
-    with lock_root(root), open_world(root) as world:
+def logged_statements(root: Path) -> list[ServerStatement]:
+    with lock_root(root), open_server_context(root) as world:
         entries = [world.journal.entry(seq) for seq in range(world.journal.size)]
     return [
         ServerStatement.parse(entry.rec)
@@ -48,56 +48,56 @@ def stated(root: Path) -> list[ServerStatement]:
     ]
 
 
-def test_the_statement_is_logged_once(root: Path) -> None:
-    first = stated(root)
+def test_statement_is_logged_once(root: Path) -> None:
+    first = logged_statements(root)
     assert [statement.n for statement in first] == [1]
-    assert stated(root) == first
+    assert logged_statements(root) == first
 
 
-def test_a_successor_is_logged_too(root: Path) -> None:
-    stated(root)
-    new_key(root)
-    assert [statement.n for statement in stated(root)] == [1, 2]
-    assert [statement.n for statement in stated(root)] == [1, 2]
+def test_successor_is_logged_too(root: Path) -> None:
+    logged_statements(root)
+    replace_tls_key(root)
+    assert [statement.n for statement in logged_statements(root)] == [1, 2]
+    assert [statement.n for statement in logged_statements(root)] == [1, 2]
 
 
-def new_key(root: Path) -> None:
-    """Another TLS key and certificate, taken from a root of its own."""
+def replace_tls_key(root: Path) -> None:
+    """Install another TLS key and certificate, made in a root of their own."""
     other = root.with_name("other")
     server_keys.create(other, 1_800_000_000)
     for name in ("tls.key", "tls.crt"):
         (root / "keys" / name).write_bytes((other / name).read_bytes())
 
 
-def test_a_log_of_another_key_is_refused(root: Path) -> None:
-    stated(root)
+def test_log_of_another_key_is_refused(root: Path) -> None:
+    logged_statements(root)
     (root / "keys" / "log.key").write_text(SigningKey.generate().seed.hex())
-    with lock_root(root), pytest.raises(ConfigError), open_world(root):
+    with lock_root(root), pytest.raises(ConfigError), open_server_context(root):
         pass
 
 
-def test_a_log_that_is_damaged_where_a_statement_is_looked_for(root: Path) -> None:
-    """A start takes on trust what lies before its mark, but for what it looks at."""
-    stated(root)
-    new_key(root)
-    with lock_root(root), open_world(root) as world:
+def test_damaged_statement_entry_is_found_at_start(root: Path) -> None:
+    """A start does not verify entries before its mark, except those that it reads."""
+    logged_statements(root)
+    replace_tls_key(root)
+    with lock_root(root), open_server_context(root) as world:
         world.committer.submit(Change(EntryDraft(op="start", actor="server"))).result()
     path = root / "logs" / "audit.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)
-    with lock_root(root), pytest.raises(JournalDamagedError), open_world(root):
+    with lock_root(root), pytest.raises(JournalDamagedError), open_server_context(root):
         pass
 
 
-def test_a_store_that_is_not_mounted(root: Path) -> None:
-    """Else it would be served empty: whoever is invited then could take anyone's name."""
-    stated(root)
+def test_unmounted_store_is_not_served(root: Path) -> None:
+    """An empty store would let a newly invited user take any name."""
+    logged_statements(root)
     (root / "store").rename(root / "elsewhere")
     for _ in range(2):
         with pytest.raises(RecoveryError, match="store/users: not there") as caught:
-            stated(root)
+            logged_statements(root)
         assert caught.value.hint
-        (root / "store").mkdir(exist_ok=True)  # what its disk is mounted on
+        (root / "store").mkdir(exist_ok=True)  # the mount point
     (root / "store").rmdir()
     (root / "elsewhere").rename(root / "store")
-    assert stated(root)
+    assert logged_statements(root)

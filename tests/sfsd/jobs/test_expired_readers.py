@@ -1,4 +1,4 @@
-"""What was wrapped for a reader goes when his time is over; the clock is moved by hand."""
+"""Wraps of expired readers are removed; the tests set the clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
 F = file_id(1)
 
 
-def test_wraps_go_when_the_time_is_over_and_not_before(served: Daemon) -> None:
+def test_wraps_are_removed_at_expiry(served: Daemon) -> None:
     ada, bob, cat = (served.person(name) for name in ("ada", "bob", "cat"))
     until = int(served.clock.now) + DAY
     for content in (b"1", b"2"):
@@ -31,14 +31,14 @@ def test_wraps_go_when_the_time_is_over_and_not_before(served: Daemon) -> None:
     (entry,) = served.entries("retention")
     assert (entry.actor, entry.owner, set(entry.accounts)) == ("server", "ada", {"ada", "bob"})
     assert isinstance(cat.ask(GetOpen("ada", F, 0)), Opened)
-    # Shared with him again, he finds it again.
+    # Sharing the file again gives access again.
     shared(ada, reader(bob), reader(cat), wraps={2: [bob.wrap()]})
     assert isinstance(bob.ask(GetOpen("ada", F, 0)), Opened)
     assert run(served) == 0
 
 
-def test_many_versions_take_several_turns(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expired_readers, "MAX_TOUCHED", 1)
+def test_many_versions_take_several_runs(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expired_readers, "MAX_VERSIONS", 1)
     ada, bob = served.person("ada"), served.person("bob")
     until = int(served.clock.now) + DAY
     for content in (b"1", b"2"):
@@ -49,7 +49,7 @@ def test_many_versions_take_several_turns(served: Daemon, monkeypatch: pytest.Mo
     assert wrap_owners(served, "ada", 1) == wrap_owners(served, "ada", 2) == {"ada"}
 
 
-def test_a_missing_file_stops_nothing(served: Daemon) -> None:
+def test_missing_sidecar_stops_no_other_file(served: Daemon) -> None:
     ada, cat, bob = (served.person(name) for name in ("ada", "cat", "bob"))
     until = int(served.clock.now) + DAY
     for owner in (ada, cat):

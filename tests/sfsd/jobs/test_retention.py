@@ -1,4 +1,4 @@
-"""What goes by itself, with a clock that is moved by hand."""
+"""Retention of trash and versions; the tests set the clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protocol.wire.messages.downloads import GetOpen
 from protocol.wire.messages.files import Stat, Stated
 from sfsd.config import DAY, Config, RetentionPolicy
 from sfsd.errors import ConfigError
-from sfsd.jobs.scheduler import AFTER_START, LOOK, Schedule
+from sfsd.jobs.scheduler import FIRST_PAUSE, PAUSE, JobScheduler
 from tests.sfsd.builders import Clock, Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import both, move, restored
 
@@ -23,7 +23,7 @@ F, G, H = file_id(1), file_id(2), file_id(3)
 
 
 @contextmanager
-def kept_for(
+def daemon_with_policy(
     root: Path, clock: Clock | None = None, *, days: int = 0, versions: int = 0
 ) -> Iterator[Daemon]:
     policy = Config(retention=RetentionPolicy(days, versions))
@@ -31,16 +31,16 @@ def kept_for(
         yield served
 
 
-def schedule(served: Daemon) -> Schedule:
+def schedule(served: Daemon) -> JobScheduler:
     committer = served.world.committer
-    return Schedule(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    return JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
 
 
-def run(served: Daemon, planned: Schedule | None = None) -> int:
+def run(served: Daemon, planned: JobScheduler | None = None) -> int:
     return served.run((planned or schedule(served)).run())
 
 
-def there(person: Person, wanted: str, version: int) -> bool:
+def has_content(person: Person, wanted: str, version: int) -> bool:
     reply = person.ask(Stat(person.name, wanted, version))
     assert isinstance(reply, Stated), reply
     return bool(reply.view.metadata)
@@ -52,8 +52,8 @@ def used(person: Person) -> int:
     return reply.used
 
 
-def test_old_trash_goes_and_its_records_stay(tmp_path: Path) -> None:
-    with kept_for(tmp_path, days=30) as served:
+def test_old_trash_is_removed_and_its_records_stay(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, days=30) as served:
         ada = served.person("ada")
         ada.put(F, b"1" * 100)
         ada.put(F, b"2" * 100)
@@ -63,8 +63,8 @@ def test_old_trash_goes_and_its_records_stay(tmp_path: Path) -> None:
         assert run(served) == 0
         served.clock.now += 120
         assert run(served) == 1
-        assert [there(ada, F, version) for version in (1, 2)] == [False, False]
-        assert there(ada, G, 1)
+        assert [has_content(ada, F, version) for version in (1, 2)] == [False, False]
+        assert has_content(ada, G, 1)
         assert used(ada) == 6
         (entry,) = served.entries("retention")
         assert (entry.actor, entry.owner, entry.file) == ("server", "ada", F)
@@ -74,23 +74,23 @@ def test_old_trash_goes_and_its_records_stay(tmp_path: Path) -> None:
         refused(ada.ask(restored(ada, 1).change()), "not-found")
         assert run(served) == 0
         ada.put(F, b"anew")
-        # Whoever prunes later may name what is gone already.
+        # A later purge may name versions that are removed already.
         purge = ada.signed(ada.record(F, PURGE, purged=(1, 2)))
         done(ada.ask(ada.took(purge).change()))
 
 
-def test_versions_beyond_a_number_go(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=2) as served:
+def test_old_versions_are_removed(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=2) as served:
         ada = served.person("ada")
         for number in range(5):
             ada.put(F, bytes([number]) * 10)
         ada.put(G, b"one")
         assert run(served) == 1
-        assert [there(ada, F, version) for version in range(1, 6)] == [False] * 3 + [True] * 2
+        assert [has_content(ada, F, version) for version in range(1, 6)] == [False] * 3 + [True] * 2
         made = restored(ada, 4)
         done(ada.ask(ada.took(made).change()))
         assert run(served) == 1
-        assert [there(ada, F, version) for version in range(4, 7)] == [False, True, True]
+        assert [has_content(ada, F, version) for version in range(4, 7)] == [False, True, True]
         assert served.entries("retention")[-1].detail == {
             **served.entries("retention")[-1].detail,
             "purged": [4],
@@ -100,8 +100,8 @@ def test_versions_beyond_a_number_go(tmp_path: Path) -> None:
         assert run(served) == 0
 
 
-def test_what_a_move_has_left_is_no_trash(tmp_path: Path) -> None:
-    with kept_for(tmp_path, days=1) as served:
+def test_old_id_of_a_moved_file_is_not_trash(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, days=1) as served:
         ada = served.person("ada")
         ada.put(F, b"old")
         ada.put(F, b"new")
@@ -110,27 +110,27 @@ def test_what_a_move_has_left_is_no_trash(tmp_path: Path) -> None:
         served.clock.now += 100 * DAY
         run(served)
         assert served.entries("retention") == []
-        assert there(ada, F, 1)
+        assert has_content(ada, F, 1)
 
 
-def test_it_survives_a_restart(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=1) as served:
+def test_removal_survives_a_restart(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=1) as served:
         ada = served.person("ada")
         for number in range(3):
             ada.put(F, bytes([number]) * 10)
         assert run(served) == 1
-    with kept_for(tmp_path, served.clock, versions=1) as served:
+    with daemon_with_policy(tmp_path, served.clock, versions=1) as served:
         ada.served = served
         ada.who = ada.log_in()
-        assert [there(ada, F, version) for version in (1, 2, 3)] == [False, False, True]
+        assert [has_content(ada, F, version) for version in (1, 2, 3)] == [False, False, True]
         assert (run(served), used(ada)) == (0, 10)
 
 
-def test_once_a_day(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=1) as served:
+def test_jobs_run_once_a_day(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=1) as served:
         ada = served.person("ada")
         planned = schedule(served)
-        assert (planned.pause(), planned.pause(), planned.pause()) == (AFTER_START, LOOK, LOOK)
+        assert (planned.pause(), planned.pause(), planned.pause()) == (FIRST_PAUSE, PAUSE, PAUSE)
         assert run(served, planned) == 0
         ada.put(F, b"1")
         ada.put(F, b"2")
@@ -138,13 +138,13 @@ def test_once_a_day(tmp_path: Path) -> None:
         assert run(served, planned) == 0
         served.clock.now += 20
         assert run(served, planned) == 1
-        served.clock.now -= 400 * DAY  # the clock was set back: not a year without
+        served.clock.now -= 400 * DAY  # a clock that is set back does not postpone the run
         ada.put(F, b"3")
         assert run(served, planned) == 1
 
 
-def test_nothing_goes_without_a_policy(tmp_path: Path) -> None:
-    with kept_for(tmp_path) as served:
+def test_nothing_is_removed_without_a_policy(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path) as served:
         ada = served.person("ada")
         ada.put(F, b"1")
         ada.put(F, b"2")
@@ -154,8 +154,8 @@ def test_nothing_goes_without_a_policy(tmp_path: Path) -> None:
         assert served.entries("retention") == []
 
 
-def test_one_damaged_file_stops_nothing(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=1) as served:
+def test_damaged_file_stops_no_other_file(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=1) as served:
         ada = served.person("ada")
         for wanted in (F, G):
             ada.put(wanted, b"1")
@@ -163,28 +163,28 @@ def test_one_damaged_file_stops_nothing(tmp_path: Path) -> None:
         path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
         path.write_bytes(path.read_bytes() + b" ")
         assert run(served) == 1
-        assert not there(ada, G, 1)
+        assert not has_content(ada, G, 1)
 
 
 @pytest.mark.parametrize("policy", [(-1, 0), (0, -1), (40_000, 0), (0, 10**7)])
-def test_policies_that_cannot_be(policy: tuple[int, int]) -> None:
+def test_invalid_policies(policy: tuple[int, int]) -> None:
     with pytest.raises(ConfigError):
         RetentionPolicy(*policy)
 
 
-def test_a_missing_file_stops_nothing(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=1) as served:
+def test_missing_sidecar_stops_no_other_account(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=1) as served:
         ada, bob = served.person("ada"), served.person("bob")
         for person in (ada, bob):
             person.put(F, b"1")
             person.put(F, b"2")
         (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
         assert run(served) == 1
-        assert not there(bob, F, 1)
+        assert not has_content(bob, F, 1)
 
 
-def test_as_many_versions_as_a_line_of_the_log_has_room_for(tmp_path: Path) -> None:
-    with kept_for(tmp_path, versions=1) as served:
+def test_many_versions_are_removed_in_several_changes(tmp_path: Path) -> None:
+    with daemon_with_policy(tmp_path, versions=1) as served:
         ada = served.person("a" * 32)
         for number in range(300):
             ada.put(F, bytes([number % 256]))
@@ -193,7 +193,7 @@ def test_as_many_versions_as_a_line_of_the_log_has_room_for(tmp_path: Path) -> N
         assert [number for some in purged for number in some] == list(range(1, 300))
         assert used(ada) == 1
         ada.delete(F)
-    with kept_for(tmp_path, served.clock, days=1) as served:
+    with daemon_with_policy(tmp_path, served.clock, days=1) as served:
         ada.served = served
         ada.who = ada.log_in()
         served.clock.now += 2 * DAY

@@ -1,4 +1,4 @@
-"""The daemon logs whose keys fell due: once a generation, by an injected clock."""
+"""The daemon logs which users' keys are due, once a generation; the tests set the clock."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 from protocol.wire.messages.accounts import UserAccess
 from sfsd.config import DAY
-from sfsd.jobs.scheduler import Schedule
+from sfsd.jobs.scheduler import JobScheduler
 from tests.sfsd.builders import Daemon, Person, daemon, done
 from tests.sfsd.operations.test_rotation import begun
 
 
 def run(served: Daemon, days: float = 0) -> int:
-    """A run of a schedule that has just begun, some days later."""
+    """Run a new scheduler, some days later."""
     served.clock.now += days * DAY
     committer = served.world.committer
-    planned = Schedule(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
-    return served.run(planned.run())
+    scheduler = JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    return served.run(scheduler.run())
 
 
-def told(served: Daemon) -> list[tuple[str | None, object]]:
+def logged(served: Daemon) -> list[tuple[str | None, object]]:
     return [(one.owner, one.detail["generation"]) for one in served.entries("rotation-due")]
 
 
-def test_who_fell_due_is_logged_once_for_each_generation(served: Daemon, ada: Person) -> None:
+def test_due_keys_are_logged_once_for_each_generation(served: Daemon, ada: Person) -> None:
     served.clock.now = ada.first.due - 1
     assert run(served) == 0
     served.clock.now = ada.first.due
@@ -36,33 +36,33 @@ def test_who_fell_due_is_logged_once_for_each_generation(served: Daemon, ada: Pe
         assert run(served, days=1) == 0
     begun(ada)
     run(served, days=80)
-    assert told(served) == [("ada", 1)]
+    assert logged(served) == [("ada", 1)]
     run(served, days=20)
-    assert told(served) == [("ada", 1), ("ada", 2)]
+    assert logged(served) == [("ada", 1), ("ada", 2)]
 
 
-def test_a_restart_does_not_say_it_again(tmp_path: Path) -> None:
+def test_restart_does_not_log_it_again(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         served.person("ada")
         assert run(served, days=100) == 1
     with daemon(tmp_path, served.clock) as again:
         assert run(again, days=1) == 0
-        assert told(again) == [("ada", 1)]
+        assert logged(again) == [("ada", 1)]
 
 
-def test_only_those_who_are_due_and_there(served: Daemon, ada: Person) -> None:
+def test_disabled_and_invited_users_are_skipped(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     done(served.ask(served.operator(), UserAccess("bob", disabled=True, reason="")))
     served.ask(served.operator(), Person("carol", served).invitation())
     assert run(served, days=100) == 1
-    assert told(served) == [("ada", 1)]
+    assert logged(served) == [("ada", 1)]
     done(served.ask(served.operator(), UserAccess("bob", disabled=False, reason="")))
     assert run(served) == 1
-    assert told(served) == [("ada", 1), ("bob", 1)]
+    assert logged(served) == [("ada", 1), ("bob", 1)]
     assert bob.first.due < served.clock.now
 
 
-def test_a_damaged_account_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+def test_damaged_account_stops_no_other(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         served.person("ada")
         served.person("bob")
@@ -70,17 +70,17 @@ def test_a_damaged_account_does_not_keep_the_others_from_it(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-1])
     with daemon(tmp_path, served.clock) as again:
         assert run(again, days=100) == 1
-        assert told(again) == [("bob", 1)]
+        assert logged(again) == [("bob", 1)]
 
 
-def test_a_run_a_day(served: Daemon, ada: Person) -> None:
-    """The clock is looked at often, and the accounts once a day."""
+def test_jobs_run_once_a_day(served: Daemon, ada: Person) -> None:
+    """The clock is checked often, the accounts once a day."""
     committer = served.world.committer
-    planned = Schedule(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
-    assert served.run(planned.run()) == 0
+    scheduler = JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    assert served.run(scheduler.run()) == 0
     served.clock.now = ada.first.due - 0.5 * DAY
-    assert served.run(planned.run()) == 0
+    assert served.run(scheduler.run()) == 0
     served.clock.now += 0.9 * DAY
-    assert served.run(planned.run()) == 0
+    assert served.run(scheduler.run()) == 0
     served.clock.now += 0.1 * DAY
-    assert served.run(planned.run()) == 1
+    assert served.run(scheduler.run()) == 1
