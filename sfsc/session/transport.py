@@ -1,11 +1,11 @@
-"""One TLS connection to a server: requests go out, replies come in, in any order.
+"""One TLS connection to a server: sends requests and receives replies, in any order.
 
-Blocking for the caller, one thread, and never stuck: whenever it waits, it waits for both
-directions at once, so that two full pipes cannot deadlock. How much is under way is bounded by a
-window of requests and of bytes; a request that does not fit waits until replies have made room.
+Calls block, and run on the caller's thread. A wait always covers both directions, so that two full
+pipes cannot deadlock. A window limits the requests and the bytes in flight; a request that does not
+fit waits for replies.
 
-The only module of `sfsc` with a socket. It decides nothing about trust: it hands on the Welcome,
-and the hash of the TLS key that the peer has proven to hold.
+This is the only module of `sfsc` with a socket. It decides nothing about trust: it returns the
+Welcome, and the hash of the TLS key that the peer has proven to hold.
 """
 
 from __future__ import annotations
@@ -34,20 +34,18 @@ from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
 _CORKED: Final = 16
 _CORKED_SIZE: Final = 8 * TLS_RECORD
-"""Small requests, and bytes of them, that wait for one another before they are sent, so that the
-server can take them up together; far fewer than a window has, so that it always has something to
-do."""
+"""Small requests, and bytes of them, that are collected before they are sent, so that the server
+can process them together. Far fewer than a window holds, so that the server is never idle."""
 CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
-"""The option of Linux by which TCP holds back a part of a segment until it is taken away."""
+"""Linux's socket option that holds back a partial TCP segment until the option is cleared."""
 _AGAIN: Final = "run the command again"
 _BUSY: Final = "the server or the network may be overloaded; run the command again"
 
 
 class Transport(Closing):
-    """Build with `dial`. Methods raise `NetworkError`; once one has, all do, and only `close` is
-    left. `peer_spki_sha256` is SHA-256 of the SubjectPublicKeyInfo whose private key the peer
-    holds, `timeouts` what it was dialled with.
-    """
+    """Build with `dial`. Methods raise `NetworkError`; after the first failure all do, and only
+    `close` works. `peer_spki_sha256` is the SHA-256 of the peer's SubjectPublicKeyInfo, whose
+    private key the peer has proven to hold. `timeouts` are those given to `dial`."""
 
     def __init__(self, tls: ssl.SSLSocket, timeouts: Timeouts) -> None:
         tls.setblocking(False)
@@ -70,7 +68,7 @@ class Transport(Closing):
 
     @classmethod
     def dial(cls, host: str, port: int, timeouts: Timeouts | None = None) -> Self:
-        """Connect over TCP and TLS. Nothing is said to the server before `welcome` was judged."""
+        """Connect over TCP and TLS. Callers send nothing before they have verified `welcome`."""
         limits = timeouts or Timeouts()
         address = format_address(host, port)
         tls = _handshake(_connect(host, port, address, limits.connect), address)
@@ -81,16 +79,17 @@ class Transport(Closing):
             raise
 
     def welcome(self) -> Welcome:
-        """The server's first message; sets the window that it grants. Call it once, first."""
+        """Return the server's first message, and apply the window that it grants. Call it once,
+        first."""
         reply = self.result(Ticket(WELCOME_ID), self.timeouts.opening)
-        if not isinstance(reply, Welcome):  # the connection lets nothing else through
-            raise ProtocolFailure("the server does not begin with a Welcome")
+        if not isinstance(reply, Welcome):  # unreachable: `Connection` rejects anything else
+            raise ProtocolFailure("the server's first message is not a Welcome")
         self._window = min(MAX_WINDOW, max(PIECE, reply.limits.window))
         return reply
 
     @property
     def welcome_sha256(self) -> bytes:
-        """SHA-256 of the exact Welcome received, 32 bytes: what a Login signs."""
+        """SHA-256 (32 bytes) of the exact Welcome received, which a Login signs."""
         return self._connection.welcome_sha256
 
     @property
@@ -99,7 +98,7 @@ class Transport(Closing):
         return self._failure is None
 
     def submit(self, message: Request) -> Ticket:
-        """Send a request without waiting for its reply; waits only while the window is full."""
+        """Send a request without waiting for its reply; wait only while the window is full."""
         weight = _weight(message)
         while len(self._weights) >= MAX_REQUESTS or (
             self._weights and self._in_flight + weight > self._window
@@ -114,13 +113,13 @@ class Transport(Closing):
         return ticket
 
     def push(self) -> None:
-        """Send what waits for others to go with it, for who does something else until he needs the
-        answer. What fails is raised where an answer is waited for."""
+        """Send the collected requests now, for a caller that does other work before it waits for a
+        reply. Failures are raised by the method that waits."""
         if self.usable and (self._corked or self._outgoing):
             self._move()
 
     def result(self, ticket: Ticket, seconds: float | None = None) -> Reply:
-        """The reply to a request; `seconds` bounds the whole wait where it is given."""
+        """Return the reply to a request; `seconds`, if given, limits the whole wait."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while ticket not in self._replies:
             left = self.timeouts.idle
@@ -130,7 +129,7 @@ class Transport(Closing):
         return self._replies.pop(ticket)
 
     def answered(self, ticket: Ticket) -> bool:
-        """Whether `result` would not have to wait."""
+        """Whether `result` would return without waiting."""
         return ticket in self._replies
 
     def call(self, message: Request, seconds: float | None = None) -> Reply:
@@ -138,12 +137,13 @@ class Transport(Closing):
         return self.result(self.submit(message), seconds)
 
     def abandon(self, ticket: Ticket) -> None:
-        """Nobody will ask for this reply any more."""
+        """Discard the reply to this request, now or when it arrives."""
         if self._replies.pop(ticket, None) is None and ticket in self._weights:
             self._abandoned.add(ticket)
 
     def close(self) -> None:
-        """Say goodbye where that is possible at once, and let go. Twice does no harm."""
+        """Close the connection, with a TLS close_notify if it can be sent without waiting.
+        Idempotent."""
         if self._failure is None:
             self._failure = Unreachable("the connection was closed")
             with contextlib.suppress(OSError, ValueError):
@@ -151,11 +151,11 @@ class Transport(Closing):
         self._selector.close()
         self._tls.close()
 
-    # --- moving bytes -------------------------------------------------------------------------
+    # --- sending and receiving ----------------------------------------------------------------
 
     def _enqueue(self, pieces: list[Buffer], *, at_once: bool) -> None:
-        """Small frames wait for a few others, or until somebody waits for an answer: a record and
-        a call of the system for each would cost more than what most of them ask for."""
+        """Queue a frame. Small frames are collected until there are a few, or until a caller waits
+        for a reply: a TLS record and a system call for each would cost more than most requests."""
         size = sum(map(len, pieces))
         if size > TLS_RECORD:
             self._uncork()
@@ -173,7 +173,7 @@ class Transport(Closing):
         self._move()
 
     def _uncork(self) -> int:
-        """How many bytes waited, and now go out next."""
+        """Queue the collected frames to be sent next; return their size in bytes."""
         size, self._corked_size = self._corked_size, 0
         if self._corked:
             self._outgoing.append(memoryview(b"".join(self._corked)))
@@ -181,7 +181,7 @@ class Transport(Closing):
         return size
 
     def _advance(self, seconds: float) -> None:
-        """Move what can be moved; where that is nothing, wait for the peer."""
+        """Send and receive what is possible now; if that is nothing, wait for the peer."""
         self._check()
         if self._move():
             return
@@ -189,7 +189,7 @@ class Transport(Closing):
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
         self._selector.modify(self._tls, events)
         if not self._selector.select(max(0.0, seconds)):
-            self._fail(TimedOut("the server does not answer", _BUSY))
+            self._fail(TimedOut("the server did not answer in time", _BUSY))
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -202,9 +202,9 @@ class Transport(Closing):
         self._corked.clear()
 
     def _move(self) -> bool:
-        """Receive and send as far as the socket goes without waiting; whether anything happened.
+        """Receive and send until the socket would block; return whether anything happened.
 
-        A failure is kept for `_check`, so that replies which came before it are not lost.
+        A failure is stored for `_check`, so that replies that came before it are not lost.
         """
         small = self._uncork() > TLS_RECORD
         try:
@@ -221,9 +221,9 @@ class Transport(Closing):
         return True
 
     def _send(self, *, small: bool) -> bool:
-        """`small` frames, of several records, are handed over together: TLS writes a record at a
-        time, and each would wake a server on the same machine, which then has three requests to
-        take up and not sixteen."""
+        """Send the queue. `small` frames, of several TLS records, leave as one TCP segment: TLS
+        writes one record at a time, and each would wake a server on the same machine, which would
+        then process three requests at once instead of sixteen."""
         if CORK is None or not small:
             return self._write()
         self._tls.setsockopt(socket.IPPROTO_TCP, CORK, 1)
@@ -237,7 +237,7 @@ class Transport(Closing):
         with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
             while self._outgoing:
                 view = self._outgoing[0]
-                # A repeated send after "want" must offer the same bytes again: it does.
+                # After a "want" error OpenSSL requires the same bytes again; the queue keeps them.
                 count = self._tls.send(view)
                 moved = True
                 if count == len(view):
@@ -247,8 +247,8 @@ class Transport(Closing):
         return moved
 
     def _receive(self) -> bool:
-        """Until nothing is left, in the kernel and in TLS, or a piece has come: whoever waits for
-        it has something to do meanwhile. Only where this is False is waiting on the socket safe."""
+        """Receive until the kernel and TLS have nothing left, or until a piece of data has come,
+        which the caller can process meanwhile. Waiting on the socket is safe only after False."""
         received = 0
         while received < PIECE and (filled := self._fill(self._connection.get_buffer(-1))):
             received += filled
@@ -257,27 +257,27 @@ class Transport(Closing):
         return received > 0
 
     def _fill(self, buffer: memoryview) -> int:
-        """Bytes received into `buffer`; 0 where there are none now."""
+        """Receive into `buffer`; return the number of bytes, 0 if none are available now."""
         filled = 0
         self._tls_writes = False
         try:
             while filled < len(buffer):
                 count = self._tls.recv_into(buffer[filled:])
                 if count == 0:
-                    if filled:  # what came before the end is still good; the end comes again
+                    if filled:  # return these first; the next call sees the end again
                         break
                     raise ConnectionResetError("the server closed the connection")
                 filled += count
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLWantWriteError:  # TLS itself has something to say, as to a KeyUpdate
+        except ssl.SSLWantWriteError:  # TLS itself must write, for example after a KeyUpdate
             self._tls_writes = True
         return filled
 
     def _answered(self, ticket: Ticket, message: object) -> None:
         if isinstance(message, Error) and message.code == "shutting-down":
-            # Of what was asked nothing was done. The connection is lost in a moment: whoever would
-            # ask again on another does so, and finds the server that starts next.
+            # The server has done nothing of the request and closes the connection soon. The caller
+            # repeats it on a new connection, which reaches the server that starts next.
             self._fail(Unreachable("the server is stopping", _AGAIN))
             return
         self._in_flight -= self._weights.pop(ticket, 0)
@@ -288,7 +288,7 @@ class Transport(Closing):
 
 
 def _weight(message: Request) -> int:
-    """Bytes of file data that a request sends or asks for: what the window counts."""
+    """Return the bytes of file data that a request sends or asks for, which the window counts."""
     if isinstance(message, Read):
         return message.length
     return len(getattr(message, message.BULK)) if message.BULK else 0
@@ -300,7 +300,7 @@ def _weight(message: Request) -> int:
 def _connect(host: str, port: int, address: str, seconds: float) -> socket.socket:
     try:
         connected = socket.create_connection((host, port), timeout=seconds)
-        # Requests are small and waited for; bulk fills packets by itself.
+        # Callers wait for small requests; bulk data fills packets without Nagle's algorithm.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except TimeoutError as exc:
         raise TimedOut(f"no connection to {address} within {seconds:g} s", _BUSY) from exc
@@ -311,13 +311,13 @@ def _connect(host: str, port: int, address: str, seconds: float) -> socket.socke
 
 
 def _context() -> ssl.SSLContext:
-    """TLS 1.3 and nothing older, without certificate authorities.
+    """Return a context for TLS 1.3 only, without certificate authorities.
 
-    Safe because the peer's key is checked elsewhere and more strictly: the Welcome carries a
-    statement signed by the server's pinned key that names the SHA-256 of the one TLS key in force,
-    `trust` compares it with the key the peer has just proven to hold, and nothing is sent before
-    that. So certificates may be self-signed or from any authority, and may change. No name is sent
-    (SNI): the pin says who is meant, and an eavesdropper need not know.
+    This is safe because the peer's key is verified elsewhere and more strictly: the Welcome carries
+    a statement, signed by the server's pinned key, that names the SHA-256 of the one valid TLS key.
+    `sfsc.trust` compares it with the key that the peer has just proven to hold, and nothing is sent
+    before that. So certificates may be self-signed or from any authority, and may change. No server
+    name (SNI) is sent: the pin identifies the server, and an eavesdropper need not learn the name.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -328,9 +328,9 @@ def _context() -> ssl.SSLContext:
 
 def _handshake(connected: socket.socket, address: str) -> ssl.SSLSocket:
     try:
-        return _context().wrap_socket(connected)  # takes the socket over, and closes it on failure
+        return _context().wrap_socket(connected)  # owns the socket, and closes it on failure
     except TimeoutError as exc:
-        raise TimedOut(f"{address} accepts connections but does not speak", _BUSY) from exc
+        raise TimedOut(f"{address} accepts connections but sends nothing", _BUSY) from exc
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
         raise Unreachable(f"{address} closed the connection at once", _BUSY) from exc
     except ssl.SSLError as exc:
@@ -345,12 +345,13 @@ _INTEGER, _SEQUENCE, _VERSION = 0x02, 0x30, 0xA0
 
 
 def spki_sha256(certificate: bytes) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo of a DER certificate (RFC 5280 section 4.1), 32 bytes.
+    """Return the SHA-256 (32 bytes) of the SubjectPublicKeyInfo of a DER certificate (RFC 5280
+    section 4.1).
 
-    Importing an X.509 parser costs 64 ms at every start of a command, hence this walk. It is safe:
-    OpenSSL has parsed these very bytes and has seen the peer use the private key, and the walk goes
-    through the same fixed schema with definite lengths in their shortest form only, so that there
-    is no second reading in which another key stands in this place. Raises `ProtocolFailure`.
+    An X.509 parser would cost 64 ms at every start of a command, hence this walk. It is safe:
+    OpenSSL has parsed these very bytes and has verified that the peer has the private key. The walk
+    follows the same fixed schema and accepts only definite lengths in their shortest form, so that
+    no second reading has another key in this place. Raises `ProtocolFailure`.
     """
     whole, rest = _content(memoryview(certificate), _SEQUENCE)
     tbs, _signature = _content(whole, _SEQUENCE)
@@ -366,7 +367,7 @@ def spki_sha256(certificate: bytes) -> bytes:
 
 
 def _content(data: memoryview, tag: int) -> tuple[memoryview, memoryview]:
-    """(content of the first element, all that follows it); the element must have this tag."""
+    """Return (content of the first element, everything after it); the element must have `tag`."""
     if len(data) < 2 or data[0] != tag:
         raise ProtocolFailure("the server's certificate is malformed")
     start, length = 2, data[1]
