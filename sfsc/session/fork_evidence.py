@@ -1,8 +1,10 @@
-"""What proves that a server has told two stories, kept in a file for people to look at.
+"""Evidence that a server showed two different logs (a split view), kept in a file for people to
+read.
 
-Two checkpoints, both signed with the log's key, that cannot both be true of one log; or instead of
-the first the record of whoever had seen it, which a server takes only where it is true of its log.
-The file is text, lies in HOME/evidence and is never removed by us.
+It consists of two statements about the log that cannot both be true: two checkpoints signed with
+the log's key, or one checkpoint and a signed record that quotes another. A server accepts a record
+only if the checkpoint in it is one of its log. The text file lies in HOME/evidence and is never
+removed by sfsc.
 """
 
 from __future__ import annotations
@@ -19,22 +21,23 @@ FOLDER: Final = "evidence"
 
 
 def place(home: Path, notes: tuple[bytes, bytes]) -> Path:
-    """Where these two are kept: the checkpoint that was known and the one that was shown."""
+    """Return the path of the file for these two notes: the one known before and the one shown
+    later."""
     known, shown = notes
     name = hashlib.sha256(known + b"\0" + shown).hexdigest()[:16]
     return home / FOLDER / f"{name}.txt"
 
 
 def save(path: Path, about: str, what: str, notes: tuple[bytes, bytes]) -> None:
-    """Write `notes` to their `place` (0600), unless they are there already: whole, or not at all.
+    """Write `notes` atomically to `path` (mode 0600), unless the file exists.
 
-    `about` says which server and user, `what` the judgement. Raises `LocalError`.
+    `about` names the server and the user, `what` the finding. Raises `LocalError`.
     """
     known, shown = notes
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = (
         f"sfs evidence\n{about}\nfound {now}\n{what}\n\n"
-        f"Both of these are signed, and cannot both be true of one log.\n\n"
+        f"Both of these are signed, and they cannot both be true of one log.\n\n"
         f"known before:\n\n{_shown(known)}\nshown then:\n\n{_shown(shown)}"
     )
     try:

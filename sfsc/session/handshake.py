@@ -1,4 +1,5 @@
-"""The first words with a server: whom to call, that it is the pinned one, and the signed login."""
+"""Opening of a connection: dial an address, verify that the server is the pinned one, sign the
+login."""
 
 from __future__ import annotations
 
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
 LOST: Final = (Unreachable, TimedOut)
-"""What a connection that is gone raises, and a server that cannot answer now."""
+"""Raised for a lost connection, and for a server that cannot answer now."""
 
 
 def login(
     transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
 ) -> opening.Login:
-    """A login with the `key` of a `generation` (0: the recovery key), signed for this connection;
-    `known` is the size of the log that is remembered."""
+    """Build a login with the `key` of a `generation` (0: the recovery key), signed for this
+    connection. `known` is the size of the log that the client remembers."""
     body = signed_login(transport, server, user, generation)
     signature = key.sign(Label.LOGIN, body)
     return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature)
 
 
 def signed_login(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
-    """What a login over this connection signs."""
+    """Return the bytes that a login over this connection signs."""
     return login_body(
         server=server,
         spki=transport.peer_spki_sha256,
@@ -46,15 +47,15 @@ def signed_login(transport: Transport, server: bytes, user: str, generation: int
 
 
 def trust_from(state: ClientState, pin: bytes) -> ServerTrust:
-    """What is believed of the server `pin` (its server_id), going on from what is remembered."""
+    """Return the trust in the server `pin` (its server_id), as far as `state` remembers it."""
     newest = state.checkpoint()
     point = None if newest is None else TreeHead(*newest)
     return ServerTrust(pin, statement=state.server_statement(), newest=point)
 
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
-    """A connection to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
-    from sfsc.session.transport import Transport  # loaded by whoever connects; see `traffic`
+    """Connect to the first address (HOST:PORT) that answers. Raises `NetworkError`."""
+    from sfsc.session.transport import Transport  # slow to import; see `limits`
 
     failure: SfscError | None = None
     for address in addresses:
@@ -62,14 +63,14 @@ def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
             host, port = parse_address(address)
             return Transport.dial(host, port, timeouts)
         except MessageError as exc:
-            failure = KeyringDamaged(f"the keyring's address is none: {exc}")
+            failure = KeyringDamaged(f"the keyring has a malformed address: {exc}")
         except LOST as exc:
             failure = exc
-    raise failure or KeyringDamaged("the keyring has no address of a server")
+    raise failure or KeyringDamaged("the keyring has no server address")
 
 
 def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> opening.Welcome:
-    """Receive and judge the Welcome. Before this has returned nothing is said to the server."""
+    """Receive and verify the Welcome. Nothing is sent to the server before this returns."""
     welcome = transport.welcome()
     statement = trust.accept_welcome(welcome, transport.peer_spki_sha256)
     state.remember_server_statement(statement.n, welcome.statement, welcome.signature)
@@ -77,9 +78,9 @@ def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> openi
 
 
 def term(limits: opening.Limits, now: int) -> tuple[int, int]:
-    """(due, expires) of a key made now: the server's policy, jittered so that not all fall due on
-    one day, and clamped to 1 day - 2 years, whatever a server asks for."""
-    import secrets  # with what it loads a millisecond, which only new keys are worth
+    """Return (due, expires) of a key made `now`, in unix seconds. The server's policy is jittered,
+    so that keys do not all fall due on one day, and clamped to between 1 day and 2 years."""
+    import secrets  # takes 1 ms to import, which only new keys need
 
     early = secrets.randbelow(limits.max_age * limits.jitter // 100 + 1)
     due = now + _clamp(limits.max_age - early)

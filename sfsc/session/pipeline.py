@@ -1,5 +1,5 @@
-"""Requests under way, oldest first, over connections that may be lost: whoever has many small
-things to ask for does not wait for each."""
+"""Pipeline of requests over connections that may be lost: many small requests are sent without
+waiting for each reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfsc.session.server_errors import answered
 from sfsc.session.session import Session
 
 Skip = Callable[[str, SfscError], None]
-"""Told of each of many that could not be done, by its path or name, and why."""
+"""Called for each item that failed, with its path or name and the reason."""
 _Item = TypeVar("_Item")
 _Request = TypeVar("_Request", bound=Request)
 _Page = TypeVar("_Page", bound=Reply)
@@ -31,10 +31,10 @@ class _Waiting(Mutable, Generic[_Item]):
 
 
 class Window(Generic[_Item]):
-    """Items, each with the request that was sent for it.
+    """Items, oldest first, each with the request that was sent for it.
 
-    What was not answered when a connection was lost is sent again on the next: every request of
-    this protocol may be.
+    Requests without a reply when a connection is lost are sent again on the next one, which is safe
+    because every request of this protocol is idempotent.
     """
 
     def __init__(self, session: Session, size: int = MAX_REQUESTS) -> None:
@@ -49,7 +49,7 @@ class Window(Generic[_Item]):
         return len(self._waiting)
 
     def __contains__(self, key: str) -> bool:
-        """Whether an item that was sent under `key` waits."""
+        """Whether an item sent under `key` still waits for its reply."""
         return key in self._keys
 
     @property
@@ -58,7 +58,7 @@ class Window(Generic[_Item]):
 
     @property
     def answered(self) -> bool:
-        """Whether `take` has an answer to give without waiting."""
+        """Whether `take` would return without waiting."""
         if not self._waiting or self._connection != self._session.connections:
             return False
         ticket = self._waiting[0].ticket
@@ -67,8 +67,8 @@ class Window(Generic[_Item]):
     def send(
         self, item: _Item, request: Request, key: str = "", ahead: Callable[[], None] | None = None
     ) -> None:
-        """`key`, where there is one, is that of no other item that waits. `ahead` is called before
-        the request is sent over a connection, for what must come before it there."""
+        """Send `request` for `item`. `key`, if given, is unique among the waiting items. `ahead` is
+        called before the request is sent over a connection, to send what must precede it there."""
         waiting = _Waiting(item, request, key, ahead)
         self._waiting.append(waiting)
         self._unsent.append(waiting)
@@ -77,7 +77,8 @@ class Window(Generic[_Item]):
         self._session.surviving(self._submit, lambda: None)
 
     def take(self) -> tuple[_Item, Reply]:
-        """The oldest, and the answer to it. Where the server is lost for good, so are all."""
+        """Return the oldest item and its reply. If no connection can be opened again, all items are
+        dropped."""
         try:
             reply = self._session.surviving(self._oldest, lambda: None)
         except SfscError:
@@ -88,7 +89,7 @@ class Window(Generic[_Item]):
         return oldest.item, reply
 
     def abandon(self) -> None:
-        """Nobody asks any more what became of them."""
+        """Drop all items and discard their replies."""
         self._drop_foreign_tickets()
         for waiting in self._waiting:
             if waiting.ticket is not None:
@@ -113,12 +114,12 @@ class Window(Generic[_Item]):
         self._submit()
         ticket = self._waiting[0].ticket
         if ticket is None:
-            raise ProtocolFailure("a request that was not sent")
+            raise ProtocolFailure("a request was not sent")
         return self._session.transport.result(ticket)
 
     def _drop_foreign_tickets(self) -> None:
-        """A ticket is of its connection; another may have been opened, here or while an answer was
-        judged. What has none is sent again."""
+        """Mark all items as unsent if another connection was opened, here or while a reply was
+        processed: a ticket belongs to one connection."""
         if self._connection != self._session.connections:
             for waiting in self._waiting:
                 waiting.ticket = None
@@ -132,9 +133,11 @@ def pages(
     kind: type[_Page],
     more: Callable[[_Page], _Request | None],
 ) -> Iterator[_Page]:
-    """The answers to `first` and to all that `more` makes of the page before, None for the last:
-    each is asked for while the page before is worked on. Raises `ProtocolFailure` where the same
-    would be asked for again, and what an `Error` stands for."""
+    """Yield the replies to `first` and to each request that `more` derives from the page before,
+    until it returns None. Each page is requested while the caller processes the one before.
+
+    Raises `ProtocolFailure` if a request would be repeated, and the exception of an `Error` reply.
+    """
     window = Window[_Request](session)
     known = {first}
     try:
@@ -142,11 +145,11 @@ def pages(
         while window:
             asked, reply = window.take()
             if isinstance(reply, Error):
-                reply = session.ask(asked)  # where keys were rotated since, with the new ones
+                reply = session.ask(asked)  # with the new keys, if they were rotated meanwhile
             page = answered(reply, kind)
             if (following := more(page)) is not None:
                 if following in known:
-                    raise ProtocolFailure("the server's list goes round in circles")
+                    raise ProtocolFailure("the server's list repeats a page")
                 known.add(following)
                 window.send(following, following)
                 session.transport.push()
@@ -156,8 +159,8 @@ def pages(
 
 
 def changed_since(session: Session, since: int) -> Iterator[Listing]:
-    """All of our files that changed in the log from entry `since` on, by file_id, in pages; each is
-    asked for while the one before is worked on. Nothing of it is verified."""
+    """Yield pages of all of our files that changed in the log from entry `since` on, ordered by
+    file_id. Nothing in them is verified."""
 
     def more(page: Listing) -> List | None:
         return List(page.next, MAX_PAGE, since) if page.next else None

@@ -1,4 +1,4 @@
-"""Map of the server's error codes to exceptions: `server_codes` of each class says which."""
+"""Map of the server's error codes to exceptions, built from the `server_codes` of each class."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BY_CODE: Final[dict[str, tuple[type[SfscError], str | None]]] = {
     for kind in _subclasses(SfscError)
     for code, hint in vars(kind).get("server_codes", {}).items()
 }
-"""Exception class and hint for each error code, as the classes state them."""
+"""Error code -> (exception class, hint)."""
 
 
 def refusal(error: Error) -> SfscError:
-    """The exception that an `Error` stands for. A code that we should never meet is a failure of
-    the protocol: one of the two sides is wrong about it."""
+    """Return the exception for an `Error`. An unexpected code gives `ProtocolFailure`: one of the
+    two sides has a bug."""
     kind, hint = _BY_CODE.get(error.code, (ProtocolFailure, None))
     cause = error.text or error.code
     if issubclass(kind, ConflictError):
@@ -40,16 +40,17 @@ def refusal(error: Error) -> SfscError:
 
 
 def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
-    """`reply`, which must be a `kind`. Raises what an `Error` stands for."""
+    """Return `reply`, which must be a `kind`. Raises the exception of an `Error`."""
     if isinstance(reply, Error):
         raise refusal(reply)
-    if not isinstance(reply, kind):  # the connection's table of replies lets none through
-        raise ProtocolFailure(f"the server answers with {type(reply).__name__}")
+    if not isinstance(reply, kind):  # unreachable: `Connection` checks the type of each reply
+        raise ProtocolFailure(f"the server sent an unexpected {type(reply).__name__}")
     return reply
 
 
 def proof_in(reply: Reply) -> tuple[bytes, ...]:
-    """The proof that the log gives. Raises `BadReceipt` where it declines, as `answered` else."""
+    """Return the proof in a reply of the log. Raises `BadReceipt` if the server declines, otherwise
+    as `answered`."""
     if isinstance(reply, Error) and reply.code == "bad-request":
-        raise BadReceipt("the server does not prove that its log is one", REPORT)
+        raise BadReceipt("the server does not prove that its log is append-only", REPORT)
     return answered(reply, LogProven).proof
