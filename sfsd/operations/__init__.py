@@ -1,7 +1,4 @@
-"""One function per request: rule of access, change and log entry side by side.
-
-Importing this package fills the table of `sfsd.rules.context`.
-"""
+"""One function for each request. Importing the package fills the table of `sfsd.rules.context`."""
 
 from __future__ import annotations
 

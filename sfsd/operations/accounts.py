@@ -1,4 +1,4 @@
-"""What an account uses, and what an operator does with accounts."""
+"""Accounts: usage, and the operator's requests to add, change and list them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final
 from protocol import VERSION
 from protocol.codec.fields import shortened
 from protocol.codec.values import changed
-from protocol.wire.messages import Done, Reply
-from protocol.wire.messages import accounts as messages
+from protocol.wire.messages import Reply
 from protocol.wire.messages.accounts import (
+    Account,
     AccountsPage,
     ForceRotation,
     Status,
@@ -32,10 +32,12 @@ from sfsd.storage.json_files import StoredAccount
 from sfsd.storage.paths import account_path, statements_path
 
 PER_PAGE: Final = 256
+"""Accounts in one reply to UserList."""
 
 
 @operation(Usage, access=USER, slow=True)
 def usage(server: ServerContext, who: Principal, message: Usage) -> UsageAnswer:  # noqa: ARG001
+    """Return the bytes and files that count against the user's quota."""
     ledger = server.index.for_user(who.user).loaded_ledger()
     _, quota = server.users.quota(who.user)
     return UsageAnswer(ledger.used, quota, ledger.files)
@@ -43,12 +45,12 @@ def usage(server: ServerContext, who: Principal, message: Usage) -> UsageAnswer:
 
 @operation(UserAdd, access=OPERATOR, logged="user-add")
 def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[Reply]:
-    """Invite; one who was invited and has not enrolled gets a new token in place of the old."""
+    """Invite a user. A second invitation before enrolment replaces the token of the first."""
     present = server.users.account(message.user)
     if present is not None and present.value.used_by is not None:
         raise Refused("conflict", f"{message.user} has enrolled already")
     if message.expires <= server.now:
-        raise Refused("bad-request", "the invitation would have expired already")
+        raise Refused("bad-request", "the invitation's expiry is in the past")
     account = StoredAccount(
         seq=0,
         token_sha256=message.token_sha256,
@@ -58,86 +60,87 @@ def user_add(server: ServerContext, who: Principal, message: UserAdd) -> Commit[
         quota=message.quota,
         forced=None,
     )
+    detail = {"quota": message.quota, "expires": message.expires}
     path = account_path(message.user)
     change = Change(
-        draft(
-            who,
-            "user-add",
-            owner=message.user,
-            detail={"quota": message.quota, "expires": message.expires},
-            accounts=(message.user,),
-        ),
+        draft(who, "user-add", owner=message.user, detail=detail, accounts=(message.user,)),
         expect={
             path: None if present is None else present.digest,
             statements_path(message.user): None,
         },
         effects=(Write(path, account.encode),),
     )
-    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
+    return Commit(change, lambda seq: server.done(seq, who))
 
 
 @operation(UserAccess, access=OPERATOR, logged="user-access")
 def user_access(server: ServerContext, who: Principal, message: UserAccess) -> Commit[Reply]:
-    """Disable or enable. Whether that changes anything or not, it is logged."""
-    present = server.users.account(message.user)
-    if present is None:
-        raise Refused("not-found", "no such user")
-    account = changed(present.value, disabled=message.disabled)
+    """Disable or enable an account."""
+    account = _find(server, message.user)
     detail = {"disabled": message.disabled, "reason": message.reason}
-    return _replace(server, who, "user-access", message.user, present, account, detail)
+    new = changed(account.value, disabled=message.disabled)
+    return _replace(server, who, "user-access", message.user, account, new, detail)
 
 
 @operation(UserQuota, access=OPERATOR, logged="user-quota")
 def user_quota(server: ServerContext, who: Principal, message: UserQuota) -> Commit[Reply]:
-    """What is kept already stays, be it more than the new quota."""
-    present = server.users.account(message.user)
-    if present is None:
-        raise Refused("not-found", "no such user")
-    account = changed(present.value, quota=message.quota)
-    detail = {"quota": message.quota, "before": present.value.quota}
-    return _replace(server, who, "user-quota", message.user, present, account, detail)
+    """Set a user's quota. Stored files stay even if they exceed it."""
+    account = _find(server, message.user)
+    detail = {"quota": message.quota, "before": account.value.quota}
+    new = changed(account.value, quota=message.quota)
+    return _replace(server, who, "user-quota", message.user, account, new, detail)
 
 
 @operation(ForceRotation, access=OPERATOR, logged="rotate-force")
 def force_rotation(server: ServerContext, who: Principal, message: ForceRotation) -> Commit[Reply]:
-    """From its acknowledgement on the user may only read, until he has rotated."""
-    present = server.users.account(message.user)
-    if present is None or present.value.used_by is None:
-        raise Refused("not-found", "no such user, or not enrolled")
+    """Restrict a user to reading, from the acknowledgement on, until they have rotated."""
+    account = _find(server, message.user)
+    if account.value.used_by is None:
+        raise Refused("not-found", f"{message.user} has not enrolled")
     reason = message.reason or "the operator asks for it"
-    account = changed(present.value, forced=reason)
-    return _replace(server, who, "rotate-force", message.user, present, account, {"reason": reason})
+    new = changed(account.value, forced=reason)
+    return _replace(server, who, "rotate-force", message.user, account, new, {"reason": reason})
 
 
 @operation(UserList, access=OPERATOR, slow=True)
 def user_list(server: ServerContext, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
+    """Return one page of accounts, in order of their names."""
     names = server.store.children("", message.after, PER_PAGE)
-    shown = tuple(found for name in names if (found := _shown(server, name)) is not None)
+    found = ((name, server.users.account(name)) for name in names)
+    shown = tuple(_summary(server, name, one.value) for name, one in found if one is not None)
     return AccountsPage(shown, names[-1] if len(names) == PER_PAGE else "")
 
 
 @operation(UserShow, access=OPERATOR, slow=True)
 def user_show(server: ServerContext, who: Principal, message: UserShow) -> AccountsPage:  # noqa: ARG001
-    shown = _shown(server, message.user)
-    if shown is None:
-        raise Refused("not-found", "no such user")
-    return AccountsPage((shown,), "")
+    """Return one account."""
+    account = _find(server, message.user)
+    return AccountsPage((_summary(server, message.user, account.value),), "")
 
 
 @operation(Status, access=OPERATOR)
 def status(server: ServerContext, who: Principal, message: Status) -> StatusAnswer:  # noqa: ARG001
-    vitals = server.metrics
+    """Return the daemon's version, address, counters, free disk space and failure."""
+    metrics = server.metrics
     return StatusAnswer(
         version=VERSION,
-        address=vitals.address,
-        started=vitals.started,
+        address=metrics.address,
+        started=metrics.started,
         log_size=server.journal.size,
-        connections=vitals.connections,
-        sessions=vitals.sessions,
+        connections=metrics.connections,
+        sessions=metrics.sessions,
         users=len(server.store.children("")),
         disk_free=shutil.disk_usage(server.root).free,
         failed=shortened(server.failed or ""),
     )
+
+
+def _find(server: ServerContext, user: str) -> Document[StoredAccount]:
+    """Return the account of an invited or enrolled user. Raises `Refused` (not-found)."""
+    account = server.users.account(user)
+    if account is None:
+        raise Refused("not-found", f"no such user: {user}")
+    return account
 
 
 def _replace(
@@ -145,27 +148,25 @@ def _replace(
     who: Principal,
     op: str,
     user: str,
-    present: Document[StoredAccount],
-    account: StoredAccount,
+    old: Document[StoredAccount],
+    new: StoredAccount,
     detail: Mapping[str, object],
 ) -> Commit[Reply]:
-    """`account` in the place of what there is; logged in any case, be it the same."""
+    """Return the change from `old` to `new`, which is logged even if they are equal."""
     change = Change(
         draft(who, op, owner=user, detail=detail, accounts=(user,)),
-        expect={present.path: present.digest},
-        effects=(Write(present.path, account.encode),),
+        expect={old.path: old.digest},
+        effects=(Write(old.path, new.encode),),
     )
-    return Commit(change, lambda seq: Done(server.receipt(seq, who)))
+    return Commit(change, lambda seq: server.done(seq, who))
 
 
-def _shown(server: ServerContext, name: str) -> messages.Account | None:
-    found = server.users.account(name)
-    if found is None:
-        return None
-    account, chain = found.value, server.users.chain(name)
+def _summary(server: ServerContext, name: str, account: StoredAccount) -> Account:
+    """Return what the operator is shown of an account."""
+    chain = server.users.chain(name)
     head = None if chain is None else chain[0].head
     ledger = server.index.for_user(name).loaded_ledger()
-    return messages.Account(
+    return Account(
         user=name,
         fingerprint=b"" if chain is None else chain[0].first_hash,
         generation=0 if head is None else head.generation,

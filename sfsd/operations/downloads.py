@@ -1,7 +1,7 @@
-"""Fetching a file: opening it, which is logged, and reading ranges of it.
+"""Download a file: open it, which is logged, and read ranges of it.
 
-A download is in the log, durably, before its first byte leaves: once for a session and a content,
-all ranges after it are covered. Who may read is decided again at each Read.
+The log entry is durable before the first byte is sent. There is one entry for each session and
+content; it covers all later ranges. Access is checked again at each Read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
 
 FIRST_BYTES: Final = 256 * 1024
-"""Bytes of the blob that come with its opening: small files need no second round trip."""
+"""Bytes sent with the reply to GetOpen, so that small files need no second round trip."""
 
 
 @operation(GetOpen, access=USER, logged="download", weight=PIECE)
 def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply | Commit[Reply]:
+    """Open a version for reading. Reply with its view, leaf hashes and first bytes."""
     _check_downloads(server)
     server.users.require_active(who.user)
     visible = _find(server, who, message)
@@ -51,6 +52,7 @@ def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply |
 
 @operation(GetLeaves, access=USER, slow=True, weight=PIECE)
 def get_leaves(server: ServerContext, who: Principal, message: GetLeaves) -> LeavesPage:
+    """Return one page of leaf hashes of an open version."""
     _, visible, opened = _reopen(server, who, message.handle)
     count = -(-opened.size // PIECE_SIZE)
     if message.first > count:
@@ -62,6 +64,7 @@ def get_leaves(server: ServerContext, who: Principal, message: GetLeaves) -> Lea
 
 @operation(Read, access=USER, slow=True, weight=lambda message: message.length)
 def read(server: ServerContext, who: Principal, message: Read) -> Bytes:
+    """Return a range of an open version's ciphertext."""
     session, visible, opened = _reopen(server, who, message.handle)
     if message.offset > opened.size:
         raise Refused("bad-request", f"the blob has {opened.size} bytes")
@@ -71,7 +74,7 @@ def read(server: ServerContext, who: Principal, message: Read) -> Bytes:
 
 
 def _find(server: ServerContext, who: Principal, message: GetOpen) -> VisibleVersion:
-    """The version that was asked for, 0 being the current one; purged ones are not found."""
+    """Return the requested version (0: the current one). Raises `Refused`, also if purged."""
     newest = server.visibility.newest(who.user, message.owner, message.file_id)
     version = message.version or newest.last.current
     if version == 0:
@@ -83,6 +86,7 @@ def _find(server: ServerContext, who: Principal, message: GetOpen) -> VisibleVer
 
 
 def _version(visible: VisibleVersion) -> OpenVersion:
+    """Return what identifies the version's content."""
     record = visible.sidecar.content_record
     return OpenVersion(
         owner=record.owner,
@@ -97,12 +101,13 @@ def _version(visible: VisibleVersion) -> OpenVersion:
 def _answer(
     server: ServerContext, who: Principal, visible: VisibleVersion, opened: OpenVersion
 ) -> Opened:
+    """Read the first bytes and leaf hashes of a version and give it a handle."""
     try:
-        # Room for no more than there is: what goes with this sidecar is as long as it says.
+        # The ciphertext is as long as its sidecar says, so no larger buffer is needed.
         first = server.store.read_range(opened.path, 0, min(opened.size, FIRST_BYTES))
     except Absent as exc:
         _check_unchanged(server, visible)
-        raise DamagedError("the ciphertext is not there", path=opened.path) from exc
+        raise DamagedError("missing ciphertext", path=opened.path) from exc
     leaves = _leaves(server, visible, 0)
     _check_unchanged(server, visible)
     handle = server.read_handles.for_session(who.session).add(opened)
@@ -110,7 +115,7 @@ def _answer(
 
 
 def _leaves(server: ServerContext, visible: VisibleVersion, first: int) -> bytes:
-    """One page of leaf hashes from leaf `first` on."""
+    """Return one page of leaf hashes from leaf `first` on."""
     inline = visible.sidecar.leaves
     start, length = first * HASH_SIZE, LEAVES_PER_PAGE * HASH_SIZE
     if inline is not None:
@@ -119,13 +124,13 @@ def _leaves(server: ServerContext, visible: VisibleVersion, first: int) -> bytes
         return server.store.read_range(visible.paths.leaves, start, length)
     except Absent as exc:
         _check_unchanged(server, visible)
-        raise DamagedError("the leaf hashes are not there", path=visible.paths.leaves) from exc
+        raise DamagedError("missing leaf hashes", path=visible.paths.leaves) from exc
 
 
 def _check_unchanged(server: ServerContext, visible: VisibleVersion) -> None:
-    """That what was read beside a sidecar goes with it: it may have been encrypted anew meanwhile.
+    """Check that the sidecar is unchanged, so that it describes the bytes just read.
 
-    Raises `Stale`: then it is to be decided and read again.
+    A reencryption may have replaced both. `Stale` then makes the request run again.
     """
     document = visible.document
     if not server.store.is_unchanged(document.path, document.digest):
@@ -135,16 +140,17 @@ def _check_unchanged(server: ServerContext, visible: VisibleVersion) -> None:
 def _reopen(
     server: ServerContext, who: Principal, handle: bytes
 ) -> tuple[SessionHandles, VisibleVersion, OpenVersion]:
-    """The handle's version, if this user may still read it and it still is what was opened."""
+    """Return the handle's version. Raises `Refused` if access or its content has changed."""
     _check_downloads(server)
     session = server.read_handles.for_session(who.session)
     opened = session.get(handle)
     visible = server.visibility.version(who.user, opened.owner, opened.file_id, opened.version)
     if visible.sidecar.metadata is None or _version(visible) != opened:
-        raise Refused("changed", "this version has another content now; open the file again")
+        raise Refused("changed", "the version was reencrypted; open the file again")
     return session, visible, opened
 
 
 def _check_downloads(server: ServerContext) -> None:
+    """Raise `Refused` if a storage failure keeps downloads from being logged."""
     if server.failed is not None:
-        raise Refused("unavailable", "a sync failed: until a restart, nothing can be logged")
+        raise Refused("unavailable", "storage failure: no downloads until the daemon is restarted")

@@ -1,4 +1,4 @@
-"""The log, for whoever has an account: everybody checks all of it, and reads what is his own."""
+"""Read the log. Every account can verify all of it, and read its own entries."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from sfsd.rules.context import EVERYONE, Access, Principal, ServerContext, opera
 
 READERS: Final = frozenset({Access.FULL, Access.OPERATOR})
 PAGE_BYTES: Final = 1024 * 1024
-"""Bytes of one page's entries; a frame holds 4 KiB more."""
+"""Maximum bytes of one page's entries; a frame holds 4 KiB more."""
 _ITEM_OVERHEAD: Final = 15
-"""Array header 1, seq 9, header of the bytes 5."""
+"""Bytes of an array header (1), a seq (9) and the header of a byte string (5)."""
 SCAN: Final = 32 * 1024
-"""Lines looked through for one page, so that no request reads a whole long log."""
+"""Maximum lines examined for one page, so that no request reads a whole long log."""
 
 
 @operation(LogHead, access=EVERYONE)
 def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogCheckpoint:  # noqa: ARG001
+    """Return the newest checkpoint and the proof that it extends the session's first one."""
     note = server.journal.checkpoint()
     size = checkpoint.read(note).size
     return LogCheckpoint(note, server.journal.prove_consistency(who.known_size, size))
@@ -39,6 +40,7 @@ def log_head(server: ServerContext, who: Principal, message: LogHead) -> LogChec
 
 @operation(LogProof, access=EVERYONE)
 def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogProven:  # noqa: ARG001
+    """Return an inclusion or consistency proof."""
     journal = server.journal
     prove = journal.prove_inclusion if message.kind == INCLUSION else journal.prove_consistency
     try:
@@ -49,7 +51,10 @@ def log_proof(server: ServerContext, who: Principal, message: LogProof) -> LogPr
 
 @operation(LogEntries, access=READERS, slow=True, weight=PIECE)
 def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> LogPage:
-    """Not for an older key: what its account does is nothing to who stole it, or a token, once."""
+    """Return log entries from `first` on: own entries in full, of others only the hash.
+
+    Sessions of older keys may not: a stolen old key or enrolment token must not reveal activity.
+    """
     size = server.journal.size
     end = min(size, message.first + SCAN)
     entries: list[LogItem] = []
@@ -63,6 +68,7 @@ def log_entries(server: ServerContext, who: Principal, message: LogEntries) -> L
 
 
 def _items(server: ServerContext, who: Principal, wanted: range, *, own: bool) -> Iterator[LogItem]:
+    """Yield own lines in full, and unless `own` is set the hashes of the others."""
     if not wanted:
         return
     for seq, line in enumerate(server.journal.lines(wanted.start, wanted.stop), wanted.start):
@@ -76,10 +82,10 @@ def _items(server: ServerContext, who: Principal, wanted: range, *, own: bool) -
 
 
 def _may_read(who: Principal, seq: int, line: bytes) -> bool:
-    """Actor, owner, and every account the entry belongs to; the operator reads everything."""
+    """Whether the user is the entry's actor, owner or one of its accounts, or is the operator."""
     if who.access is Access.OPERATOR:
         return True
-    # A name is written without escapes wherever it stands; most lines are others' and not parsed.
+    # User names never need JSON escapes, so most lines of other users are skipped unparsed.
     if f'"{who.user}"'.encode() not in line:
         return False
     entry = auditlog.parse(line, seq=seq)

@@ -1,12 +1,11 @@
-"""Opening a session, and asking whether the server is there.
+"""Log in, enrol, and ping.
 
-Whoever is refused learns nothing: an unknown user, a disabled one, a wrong key and a wrong token
-give the same answer after the same work.
+A refusal reveals nothing: an unknown user, a disabled user, a wrong key and a wrong token give the
+same reply after the same work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import Final
 
@@ -25,21 +24,22 @@ from sfsd.storage.change import Change, Write
 from sfsd.storage.json_files import StoredStatement, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, statements_path
 
-Opening = tuple[Principal, Session]
+OpenedSession = tuple[Principal, Session]
 
 _NOBODY: Final = SigningKey.generate().public
-"""Verified against where there is no key, so that the work done tells nothing."""
+"""Key to verify against if the user has none, so that the time taken reveals nothing."""
 
 
 @operation(Ping, access=EVERYONE)
-def ping(server: ServerContext, who: Principal, message: Ping) -> Pong:  # noqa: ARG001 - the table's form
+def ping(server: ServerContext, who: Principal, message: Ping) -> Pong:  # noqa: ARG001
+    """Return the server's time in Unix seconds."""
     return Pong(server.now)
 
 
 def log_in(
     server: ServerContext, message: Login, welcome: bytes, address: str
-) -> Opening | Commit[Opening]:
-    """Open a session by signature. Raises `Refused`, which never says what was wrong."""
+) -> OpenedSession | Commit[OpenedSession]:
+    """Open a session by signature. Raises `Refused`, which never says what is wrong."""
     _check_version(message.version)
     public, access, user = _key_of(server, message)
     statement = server.identity.statement
@@ -59,7 +59,7 @@ def log_in(
         raise _refused()
     who = Principal(message.user, message.generation, access, -1, 0, address)
     if server.failed is not None:
-        # The log takes no entry; such a session can look, and changes and downloads are refused.
+        # The login cannot be logged. The session may list files; changes and downloads are refused.
         return who, _session(server, who, user, message.known_size)
     detail = {"address": address, "generation": message.generation, "access": access.name.lower()}
     entry = draft(
@@ -71,7 +71,7 @@ def log_in(
         accounts=() if user is None else (user.name,),
     )
 
-    def answer(seq: int) -> Opening:
+    def answer(seq: int) -> OpenedSession:
         who.session = seq
         return who, _session(server, who, user, message.known_size)
 
@@ -81,31 +81,28 @@ def log_in(
 
 def enrol(
     server: ServerContext, message: Enroll, welcome: bytes, address: str
-) -> Opening | Commit[Opening]:
-    """Take in a new user's first statement, allowed by the token of an invitation.
+) -> OpenedSession | Commit[OpenedSession]:
+    """Store a new user's first statement, authorised by the token of an invitation.
 
-    Raises `Refused`: `token` without a reason, or the rule that the statement breaks. The same
-    statement again gets its receipt, and a session that can do no more than an old key's: for this
-    a token is enough, and after its first use a token is no secret worth much.
+    Raises `Refused`: `token` without the reason, or the rule that the statement breaks. If the same
+    statement is sent again, its receipt is returned with a restricted session: it needs only the
+    token, and a used token is hardly secret.
     """
     _check_version(message.version)
     name = message.user
     statement_hash = record_hash(message.statement)
     document = server.users.account(name)
-    account = None if document is None else document.value
-    token = None if account is None else account.token_sha256
-    proof = hmac.new(
-        token or bytes(32),
-        enrol_proof_body(welcome=welcome, statement=statement_hash),
-        hashlib.sha256,
-    ).digest()
+    token = None if document is None else document.value.token_sha256
+    body = enrol_proof_body(welcome=welcome, statement=statement_hash)
+    proof = hmac.digest(token or bytes(32), body, "sha256")
     proven = hmac.compare_digest(proof, message.proof)
-    if document is None or account is None or token is None or not proven or account.disabled:
-        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+    if document is None or token is None or not proven or document.value.disabled:
+        raise _invalid_token()
+    account = document.value
     if account.used_by is not None:
         return _enrol_again(server, message, statement_hash, address)
     if server.now >= account.token_expires:
-        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+        raise _invalid_token()
     statement = validate_first_statement(
         message.statement,
         message.signature,
@@ -117,34 +114,31 @@ def enrol(
     )
     who = Principal(name, statement.generation, Access.FULL, -1, 0, address)
     used = changed(account, used_by=statement_hash)
+    entry = draft(
+        who,
+        "enrol",
+        owner=name,
+        rec=message.statement,
+        sigs={signing_key_id(statement.sign_pub): message.signature},
+        detail={"generation": statement.generation, "wrap_alg": statement.wrap_alg},
+        accounts=(name,),
+    )
+
+    def chain(seq: int) -> bytes:
+        link = StoredStatement(message.statement, (message.signature,), seq, statement)
+        return encode_statements([link])
+
     change = Change(
-        draft(
-            who,
-            "enrol",
-            owner=name,
-            rec=message.statement,
-            sigs={signing_key_id(statement.sign_pub): message.signature},
-            detail={"generation": statement.generation, "wrap_alg": statement.wrap_alg},
-            accounts=(name,),
-        ),
-        expect={
-            account_path(name): document.digest,
-            statements_path(name): None,
-            bundle_path(name): None,
-        },
-        effects=(
+        entry,
+        {account_path(name): document.digest, statements_path(name): None, bundle_path(name): None},
+        (
             Write(account_path(name), used.encode),
-            Write(
-                statements_path(name),
-                lambda seq: encode_statements(
-                    [StoredStatement(message.statement, (message.signature,), seq, statement)]
-                ),
-            ),
+            Write(statements_path(name), chain),
             Write(bundle_path(name), bytes(message.bundle)),
         ),
     )
 
-    def answer(seq: int) -> Opening:
+    def answer(seq: int) -> OpenedSession:
         who.session = seq
         receipt = server.receipt(seq, who)
         return who, _session(server, who, server.users.find(name), 0, receipt)
@@ -154,14 +148,15 @@ def enrol(
 
 def _enrol_again(
     server: ServerContext, message: Enroll, statement_hash: bytes, address: str
-) -> Commit[Opening]:
+) -> Commit[OpenedSession]:
+    """Return the receipt of a statement that an earlier request stored, if it is the same one."""
     user = server.users.find(message.user)
     if user is None or user.chain.first_hash != statement_hash:
-        raise Refused("token", "the invitation is unknown, used, expired or not for this user")
+        raise _invalid_token()
     who = Principal(message.user, 1, Access.RESTRICTED, -1, 0, address)
     entry = draft(who, "enrol-again", owner=message.user, accounts=(message.user,))
 
-    def answer(seq: int) -> Opening:
+    def answer(seq: int) -> OpenedSession:
         who.session = seq
         receipt = server.receipt(user.chain.links[0].seq, who)
         return who, _session(server, who, user, 0, receipt)
@@ -170,7 +165,7 @@ def _enrol_again(
 
 
 def _key_of(server: ServerContext, message: Login) -> tuple[bytes | None, Access, User | None]:
-    """The public key that must have signed, None where there is none, and what it opens."""
+    """Return the public key that must have signed (None: no such key), its access, and the user."""
     if message.user == OPERATOR:
         key = server.identity.operator_public if message.generation == 1 else None
         return key, Access.OPERATOR, None
@@ -192,9 +187,9 @@ def _session(
     known_size: int,
     receipt: Receipt | None = None,
 ) -> Session:
-    """The answer; sets what the session's receipts start from.
+    """Return the reply, and set the size from which the session's receipts prove consistency.
 
-    A client that has seen a longer log than there is gets no proof, and knows what that means.
+    A client that has seen a longer log gets no proof, and so detects that the log was truncated.
     """
     note = server.journal.checkpoint() if receipt is None else receipt.checkpoint
     size = checkpoint.read(note).size
@@ -206,7 +201,11 @@ def _session(
 
 def _check_version(version: int) -> None:
     if version != PROTOCOL_VERSION:
-        raise Refused("bad-request", f"this server speaks version {PROTOCOL_VERSION}")
+        raise Refused("bad-request", f"this server supports protocol version {PROTOCOL_VERSION}")
+
+
+def _invalid_token() -> Refused:
+    return Refused("token", "the invitation is unknown, used, expired or not for this user")
 
 
 def _refused() -> Refused:

@@ -1,1 +1,1 @@
-"""Who may do what: users, records, access, history."""
+"""Rules for requests: users, records, read access, retention of bundles, and refusals."""

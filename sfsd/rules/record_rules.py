@@ -1,9 +1,9 @@
 """Rules that a signed record must satisfy before it is appended to a file.
 
-The server checks every rule of docs/format.md that does not need a private key. The order
-suits an honest client that another device overtook: first the signer, then the head, then the rest.
-Each check adds the documents it relied on to `expect`; the committer checks them again when it
-appends the record.
+The server checks every rule of docs/format.md that does not need a private key. The order suits an
+honest client that another device overtook: first the signer, then the head, then the rest. Each
+check adds the documents it relied on to `expect`; the committer checks them again when it appends
+the record.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class FileHead(Value):
 
     @property
     def record(self) -> FileRecord | None:
+        """The last record, None if there is no file."""
         return None if self.document is None else self.document.value.head_record
 
     @property
@@ -175,16 +176,13 @@ class Admission:
         required = {record.owner}
         expect: dict[str, bytes | None] = {}
         for reader in record.readers:
-            user = self._reader(reader)
-            current[user.name] = user.chain.head
+            user = self._find_reader(reader, current, expect)
             if self._wants_wrap(reader, user):
                 required.add(user.name)
-            expect[statements_path(user.name)] = user.expect[statements_path(user.name)]
         for wrap in wraps:
             check_wrap(wrap, current.get(wrap.user))
         check_distinct(wraps)
-        users = [wrap.user for wrap in wraps]
-        if missing := required - set(users):
+        if missing := required - {wrap.user for wrap in wraps}:
             raise Refused("stale-recipient", f"no wrap for {', '.join(sorted(missing))}")
         return expect
 
@@ -202,11 +200,8 @@ class Admission:
         current: dict[str, Statement] = {}
         expect: dict[str, bytes | None] = {}
         for reader in record.readers:
-            if reader[:2] in old and reader[0] not in for_whom:
-                continue
-            user = self._reader(reader)
-            current[user.name] = user.chain.head
-            expect[statements_path(user.name)] = user.expect[statements_path(user.name)]
+            if reader[:2] not in old or reader[0] in for_whom:
+                self._find_reader(reader, current, expect)
         for wrap in wraps:
             check_wrap(wrap, current.get(wrap.user))
         return expect
@@ -230,11 +225,16 @@ class Admission:
         if before is not None and record.op not in (ACCESS, MOVE):
             require(record.readers == before.readers, "only an access record changes readers")
 
-    def _reader(self, reader: ReaderEntry) -> User:
+    def _find_reader(
+        self, reader: ReaderEntry, current: dict[str, Statement], expect: dict[str, bytes | None]
+    ) -> User:
+        """Return a reader, adding their newest statement to `current` and its file to `expect`."""
         name, first_hash, _ = reader
         user = self._users.find(name)
         if user is None or user.chain.first_hash != first_hash:
             raise Refused("bad-request", f"no user {name} with that first statement")
+        current[name] = user.chain.head
+        expect[statements_path(name)] = user.expect[statements_path(name)]
         return user
 
     def _wants_wrap(self, reader: ReaderEntry, user: User) -> bool:
@@ -267,10 +267,8 @@ def check_content(
     require(size > 0, "the ciphertext is empty")  # it would not count against the quota
     require(record.ciphertext_size == size, f"the ciphertext has {size} bytes")
     require(record.segments_root == root, "segments_root does not match the ciphertext")
-    require(
-        record.metadata_sha256 == hashlib.sha256(metadata).digest(),
-        "metadata_sha256 does not match",
-    )
+    digest = hashlib.sha256(metadata).digest()
+    require(record.metadata_sha256 == digest, "metadata_sha256 does not match")
     require(bool(metadata), "a version needs metadata")
     used = [version for version, one in content_ids.items() if one == record.content_id]
     if any(version > admitted.head.version for version in used):

@@ -189,10 +189,7 @@ def validate_first_statement(
     statement = _refusing(lambda: check_first(body, (signature,)))
     require(statement.server == server_id, "the statement is for another server")
     require(statement.user == user, "the statement is for another user")
-    require(
-        statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "bundle_sha256 does not match"
-    )
-    _check_keys(statement)
+    _check_keys(statement, bundle)
     check_times(statement, policy, now)
     return statement
 
@@ -222,14 +219,11 @@ def validate_next_statement(
         # A thief of the key can lengthen the chain, but not further than its owner can follow.
         raise Refused("denied", f"{MAX_RUN} statements: only the recovery key may add more")
     require(statement.reason in reasons, f"wrong request for reason {statement.reason}")
-    require(
-        statement.bundle_sha256 == hashlib.sha256(bundle).digest(), "bundle_sha256 does not match"
-    )
     if statement.reason in KEEPING:
         _check_created(statement, now)
     else:
         check_times(statement, policy, now)
-    _check_keys(statement)
+    _check_keys(statement, bundle)
     named = zip(signers, signatures, strict=True)
     return statement, {signing_key_id(public): signature for public, signature in named}
 
@@ -263,10 +257,8 @@ def check_times(statement: Statement, policy: RotationPolicy, now: float) -> Non
 
 
 def _check_created(statement: Statement, now: float) -> None:
-    skew = abs(statement.created - now)
-    require(
-        skew <= CLOCK_SKEW, "created is more than a day from the server's time; check the clock"
-    )
+    near = abs(statement.created - now) <= CLOCK_SKEW
+    require(near, "created is more than a day from the server's time; check the clock")
 
 
 def check_wrap_key(algorithm: str, public: bytes) -> None:
@@ -296,7 +288,10 @@ def check_wrap_key(algorithm: str, public: bytes) -> None:
     require(canonical == public, f"not canonical DER of an {algorithm} public key")
 
 
-def _check_keys(statement: Statement) -> None:
+def _check_keys(statement: Statement, bundle: bytes) -> None:
+    """Check the statement's public keys, and that it names `bundle`. Raises `Refused`."""
+    digest = hashlib.sha256(bundle).digest()
+    require(statement.bundle_sha256 == digest, "bundle_sha256 does not match")
     check_wrap_key(statement.wrap_alg, statement.wrap_pub)
     devices = statement.devices
     require(len({device for device, _ in devices}) == len(devices), "duplicate device")
