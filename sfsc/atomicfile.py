@@ -1,8 +1,9 @@
-"""Small private files of ours, each written whole or not at all, and there after a power cut: temp
-file, fsync, rename, fsync of the folder; of a folder that is made, the one above it is synced too.
+"""Small private files, each written completely or not at all, and durable after a power cut.
 
-Made with mode 0600, folders with 0700. On Windows they inherit the access list of their folder,
-which below a user's profile admits that user, SYSTEM and administrators only.
+Write order: temporary file, fsync, rename, fsync of the folder. If a folder is created, its parent
+is synced too. Files are created with mode 0600, folders with 0700. On Windows they inherit the
+access list of their folder, which below a user's profile admits that user, SYSTEM and
+administrators only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _RANDOM = 8
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """`path` is `data` from now on. Raises OSError: then it is that, or what it was before."""
+    """Replace the contents of `path` by `data`, atomically and durably.
+
+    Raises `OSError`; the file then has either the new or the old contents.
+    """
     temporary = path.with_name(f".{path.name}.{os.urandom(_RANDOM).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
@@ -35,7 +39,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def remove_temporary_files(path: Path) -> None:
-    """Remove what those who were killed while they replaced `path` have left; nobody does now."""
+    """Remove the temporary files of writers that were killed while they replaced `path`.
+
+    The caller must hold the lock of `path`, so that no other writer is active.
+    """
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _RANDOM}}}")
     for left in path.parent.iterdir():
         if name.fullmatch(left.name):
@@ -43,7 +50,7 @@ def remove_temporary_files(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """With all that is missing above it."""
+    """Create `folder` and its missing parents, durably."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for one in missing:
@@ -51,7 +58,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # Windows cannot open a folder; there the rename itself is journalled
+    if os.name == "posix":  # Windows cannot open a folder; there the file system journals renames
         handle = os.open(folder, os.O_RDONLY)
         try:
             sync_to_disk(handle)
@@ -60,8 +67,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sync_to_disk(handle: int) -> None:
-    """What is in the open file or folder is on the disk when this returns. Raises OSError."""
-    if sys.platform == "darwin":  # there `fsync` leaves data in the drive's cache
+    """Flush an open file or folder to the disk. Raises `OSError`."""
+    if sys.platform == "darwin":  # macOS: `fsync` leaves data in the drive's cache
         try:
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
         except OSError as exc:
@@ -69,5 +76,5 @@ def sync_to_disk(handle: int) -> None:
                 raise
         else:
             return
-        # A share of another machine has no more than `fsync`.
+        # A network share supports `fsync` only.
     os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What is let go of at the end of a ``with`` block, whatever ended it."""
+"""Base class of contexts that close themselves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context that closes itself."""
+    """A context manager whose `close` runs when the ``with`` block ends, for whatever reason."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held. Twice does no harm."""
+        """Release the resources held. Idempotent."""
 
     def __enter__(self) -> Self:
         return self

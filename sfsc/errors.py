@@ -1,42 +1,42 @@
-"""Everything that `sfsc` raises on purpose, one tree; the figure is the command's exit code::
+"""Exceptions of `sfsc`, one tree. The number is the exit code of the command::
 
     SfscError                    1
-    ├── LocalError               1  this machine: a missing file, a full disk, no permission
+    ├── LocalError               1  fault of this machine: missing file, full disk, no permission
     │   ├── UnreadableSource        a source that cannot be read
-    │   │   └── NotRegularFile      a link, pipe or device in a folder: not what is stored
-    │   └── BadDestination          a name that can be no file of this machine, or leads elsewhere
-    ├── UsageError               2  the call itself makes no sense
-    ├── NotFound                 3  no such file or user, or not one that may be seen
-    ├── Denied                   4  the server knows who asks and says no
+    │   │   └── NotRegularFile      a link, pipe or device in a folder that is stored
+    │   └── BadDestination          a name that cannot be a file here, or leads elsewhere
+    ├── UsageError               2  an invalid call
+    ├── NotFound                 3  no such file or user, or not visible to this account
+    ├── Denied                   4  the server refuses an authenticated request
     │   ├── QuotaExceeded
     │   ├── TokenRefused            the invitation is used, expired or unknown
-    │   ├── StaleGeneration         this machine's keys are older than the account's
-    │   ├── Untrusted               another user whose key was not compared yet; has `.fingerprint`
-    │   └── WeakRecipient           another user whose key is not one to encrypt for
-    ├── IntegrityError           5  something is not what was signed
-    │   ├── Tampered                bytes that do not open or hash to what was promised
-    │   ├── WrongServer             not the server that was pinned
+    │   ├── StaleGeneration         the keys of this machine are older than the account's
+    │   ├── Untrusted               a user whose key was not compared yet; has `.fingerprint`
+    │   └── WeakRecipient           a user whose key is expired or too weak to encrypt for
+    ├── IntegrityError           5  data differs from what was signed
+    │   ├── Tampered                bytes that do not decrypt or have the wrong hash
+    │   ├── WrongServer             the server is not the pinned one
     │   ├── BrokenChain             identity statements that do not follow from the pinned one
-    │   ├── BadRecord               a statement or record that is malformed or not validly signed
+    │   ├── BadRecord               a statement or record that is malformed or badly signed
     │   ├── BadReceipt              a change that the log does not prove
-    │   ├── Rollback                older than what this client has already seen
+    │   ├── Rollback                data older than this client has already seen
     │   ├── Fork                    two histories of one log
-    │   ├── TakenOver               the account's newest keys are sealed for somebody else alone
-    │   ├── Destroyed               what somebody with stolen keys has left of a file
-    │   └── Distrusted              nothing is signed for this server until that was looked into
-    ├── ConflictError            6  someone was faster; has `.head`
+    │   ├── TakenOver               the account's newest keys exclude its recovery key
+    │   ├── Destroyed               a version that an attacker with stolen keys destroyed
+    │   └── Distrusted              signing is blocked until the fork of this server is accepted
+    ├── ConflictError            6  another change came first; has `.head`
     ├── NetworkError             7
     │   ├── Unreachable
     │   ├── TimedOut
-    │   └── ProtocolFailure         the peer does not speak this protocol, or broke it off
+    │   └── ProtocolFailure         the peer does not speak this protocol, or violated it
     └── KeyringError             8  key or passphrase
         ├── KeyringMissing
         ├── KeyringDamaged
         ├── WrongPassphrase
         └── UnsupportedKey          a key of an unknown kind, size or encoding
 
-Every error carries `cause`, what happened, and `hint`, what to do about it. Neither
-ever holds a secret.
+Every error carries `cause`, what happened, and `hint`, what to do about it. Neither ever holds a
+secret.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from typing import ClassVar
 
 
 class SfscError(Exception):
-    """Root of this package's errors; `exit_code` is what the command ends with."""
+    """Root of this package's errors; `exit_code` is the exit code of the command."""
 
     exit_code: ClassVar[int] = 1
     usual_hint: ClassVar[str] = "see `sfsc --help`"
-    """The hint if the caller gives none."""
+    """Hint if the raising code gives none."""
     server_codes: ClassVar[Mapping[str, str | None]] = {}
     """The server's error codes that raise this class itself, each with its hint."""
 
@@ -71,23 +71,23 @@ class UnreadableSource(LocalError):
 
 
 class NotRegularFile(UnreadableSource):
-    """A link, pipe or device in a folder that is stored. Only its regular files are."""
+    """A link, pipe or device in a folder that is stored; only regular files are stored."""
 
 
 class BadDestination(LocalError):
-    """A name that can be no file in the folder meant: a device, or through a link."""
+    """A name that cannot be a file in the target folder: a device, or a path through a link."""
 
     usual_hint = "fetch it by itself: `sfsc get NAME -o PATH`"
 
 
 class UsageError(SfscError):
-    """A call that makes no sense, whatever the server would say."""
+    """An invalid call, independent of the server."""
 
     exit_code = 2
 
 
 class NotFound(SfscError):
-    """No such file or user. What belongs to others looks the same."""
+    """No such file or user. Files of other users look the same."""
 
     exit_code = 3
     usual_hint = "`sfsc ls` shows what there is"
@@ -95,7 +95,7 @@ class NotFound(SfscError):
 
 
 class Denied(SfscError):
-    """The server refused what was asked."""
+    """The server refused the request."""
 
     exit_code = 4
     usual_hint = "the operator can tell why"
@@ -108,7 +108,7 @@ class Denied(SfscError):
 
 
 class QuotaExceeded(Denied):
-    """The owner's quota would be passed."""
+    """The request would exceed the owner's quota."""
 
     server_codes: ClassVar = {
         # Deleted files are trash, which counts as stored.
@@ -118,7 +118,7 @@ class QuotaExceeded(Denied):
 
 
 class TokenRefused(Denied):
-    """The invitation was used before, has expired, or was never given."""
+    """The invitation is used, expired or unknown."""
 
     server_codes: ClassVar = {"token": "ask the operator for a new invitation: `sfsd user add`"}
 
@@ -130,9 +130,9 @@ class StaleGeneration(Denied):
 
 
 class Untrusted(Denied):
-    """Another user of whom only the server says whose key is his.
+    """A user whose key only the server vouches for.
 
-    `fingerprint` is what it shows, the hash of his first statement (lower hex).
+    `fingerprint` is the hash of the first statement that the server shows for the user (lower hex).
     """
 
     def __init__(self, cause: str, hint: str | None = None, *, fingerprint: str = "") -> None:
@@ -141,23 +141,23 @@ class Untrusted(Denied):
 
 
 class WeakRecipient(Denied):
-    """Another user whose key has expired, or is weaker than `min_wrap_alg` allows."""
+    """A user whose key has expired, or is weaker than `min_wrap_alg` allows."""
 
 
 class IntegrityError(SfscError):
-    """Something is not what was signed. Never retried, never ignored."""
+    """Data differs from what was signed. Never retried, never ignored."""
 
     exit_code = 5
-    usual_hint = "something was changed, and nothing of it was used: tell the server's operator"
+    usual_hint = "the changed data was not used: report this to the server's operator"
     server_codes: ClassVar = {"damaged": "the operator finds out more with `sfsd fsck`"}
 
 
 class Tampered(IntegrityError):
-    """Bytes that do not decrypt, or do not hash, to what was promised."""
+    """Bytes that do not decrypt, or do not have the signed hash."""
 
 
 class _Mismatch(IntegrityError):
-    """Two fingerprints that should be one: `pinned` here, `shown` by the server (lower hex)."""
+    """Two fingerprints that should be equal: `pinned` here, `shown` by the server (lower hex)."""
 
     def __init__(
         self,
@@ -189,8 +189,9 @@ class BadReceipt(IntegrityError):
 
 
 class _LogConflict(IntegrityError):
-    """`notes` are the signed checkpoint that was known and the one that was shown, where both are
-    at hand; `evidence` the file that they were written to."""
+    """The server's log contradicts what was seen. `notes` are the signed checkpoint that was known
+    and the one that was shown, if both are known; `evidence` is the file that they were written to.
+    """
 
     def __init__(
         self, cause: str, hint: str | None = None, *, notes: tuple[bytes, bytes] | None = None
@@ -209,8 +210,10 @@ class Fork(_LogConflict):
 
 
 class TakenOver(IntegrityError):
-    """Somebody has continued the account's chain and left its recovery key out of its bundle.
-    `first` is the number of the first statement that is to be undone, 0 where that is not known."""
+    """An attacker has continued the account's chain and left its recovery key out of its bundle.
+
+    `first` is the number of the first statement to undo, 0 if it is unknown.
+    """
 
     usual_hint = "take the account back: `sfsc init --recovery --take-back`"
 
@@ -220,23 +223,23 @@ class TakenOver(IntegrityError):
 
 
 class Destroyed(IntegrityError):
-    """A version that somebody with stolen keys has removed, replaced, or wrapped for himself."""
+    """A version that an attacker with stolen keys removed, replaced, or wrapped for another key."""
 
-    usual_hint = "`sfsc history` shows what was done; other copies are all that is left of it"
+    usual_hint = "see `sfsc history`; restore the contents from another copy, if there is one"
 
 
 class Distrusted(IntegrityError):
-    """The server has told two stories, and nobody has accepted that yet: nothing is signed."""
+    """The server has shown two histories of its log. Nothing is signed until the user accepts it."""
 
 
 class ConflictError(SfscError):
-    """A change made onto something that is no longer the newest.
+    """A change based on a state that is no longer the newest.
 
-    `head` is the bytes of the signed record that is the newest, where the server sent it.
+    `head` is the bytes of the newest signed record, if the server sent it.
     """
 
     exit_code = 6
-    usual_hint = "look what is there now, and run the command again"
+    usual_hint = "check the current state with `sfsc ls`, then run the command again"
     server_codes: ClassVar = {
         "conflict": None,
         "changed": "run the command again",
@@ -249,7 +252,7 @@ class ConflictError(SfscError):
 
 
 class NetworkError(SfscError):
-    """The connection, not the answer, failed."""
+    """The connection failed, not the request."""
 
     exit_code = 7
     usual_hint = "is the server running and reachable? run the command again"
@@ -271,7 +274,7 @@ class TimedOut(NetworkError):
 
 
 class ProtocolFailure(NetworkError):
-    """The peer speaks something else, or broke the protocol."""
+    """The peer does not speak this protocol, or violated it."""
 
 
 class KeyringError(SfscError):
@@ -282,15 +285,15 @@ class KeyringError(SfscError):
 
 
 class KeyringMissing(KeyringError):
-    """There is no keyring where one was looked for."""
+    """No keyring exists at the expected path."""
 
 
 class KeyringDamaged(KeyringError):
-    """A keyring file that is not one, or whose bytes have changed."""
+    """A file that is not a keyring, or whose bytes have changed."""
 
 
 class WrongPassphrase(KeyringError):
-    """The passphrase is not the one the key was locked with."""
+    """The passphrase does not unlock the key."""
 
 
 class UnsupportedKey(KeyringError):

@@ -1,7 +1,7 @@
-"""One thread at a time: whoever comes while another is at it is refused before he touches anything.
+"""Refuse concurrent use: a call from a second thread fails before it changes anything.
 
-Answers that two threads have mixed up look like those of a server that lies, and would be kept as
-evidence against it. So this is checked, not only written down.
+Replies mixed up between two threads look like those of a lying server, and would be kept as
+evidence against it. So concurrent use is checked, not only documented.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ _Class = TypeVar("_Class", bound=type)
 
 
 class ThreadGuard:
-    """A context around each step of the work. Raises `UsageError` where another thread is in one,
-    or the work has ended."""
+    """Context manager around each step of the work.
+
+    Raises `UsageError` if another thread is inside one, or the work has ended.
+    """
 
     __slots__ = ("_lock", "ended")
 
@@ -29,11 +31,11 @@ class ThreadGuard:
         self.ended = False
 
     def __enter__(self) -> None:
-        # Not waited for: of two threads that wait for each other, as at the ends of a pipe,
-        # neither would ever learn why.
+        # Never block: two threads that wait for each other, as at the ends of a pipe, would
+        # deadlock without an error.
         if not self._lock.acquire(blocking=False):
-            hint = "connect once in each thread"
-            raise UsageError("another thread is using this store at this moment", hint)
+            hint = "open one connection per thread"
+            raise UsageError("another thread is using this store", hint)
         if self.ended:
             self._lock.release()
             raise UsageError("the store is closed", "connect again")
@@ -53,8 +55,11 @@ class _Guarded(Protocol):
 
 
 def single_threaded(kind: _Class) -> _Class:
-    """The class, each public method of which takes its `turn`; of one that returns an iterator
-    each step does. Not `close`: it ends what is under way."""
+    """Class decorator: every public method runs inside the object's `turn`.
+
+    If a method returns an iterator, each step of the iterator does. `close` is exempt: it ends the
+    work under way.
+    """
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
             setattr(kind, name, _guarded(method))
@@ -66,7 +71,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     def called(self: _Guarded, *arguments: object, **options: object) -> object:
         with self.turn:
             result = method(self, *arguments, **options)
-        # A file is an iterator too; it takes its turn where it reads.
+        # A file object is an iterator too; it enters the guard when it reads.
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
             return _guarded_steps(self.turn, result)
         return result
@@ -84,6 +89,6 @@ def _guarded_steps(turn: ThreadGuard, items: Iterator[object]) -> Iterator[objec
                     return
             yield item
     finally:
-        # Who leaves the loop early lets go of what is under way, also of a store that is closed.
+        # A caller that leaves the loop early ends the generator, even if the store is closed.
         if isinstance(items, GeneratorType):
             items.close()

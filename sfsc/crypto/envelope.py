@@ -1,6 +1,7 @@
-"""What goes around a file's ciphertext: its key's wraps, its sealed metadata, its record's content.
+"""Envelope of a file's ciphertext: the wraps of its key, its sealed metadata, its signed record.
 
-A version of a file has one `ContentKey`: a fresh DEK and content_id. Everything else hangs on it::
+A version of a file has one `ContentKey`: a fresh DEK (data encryption key) and a content_id. The
+rest derives from it::
 
     ciphertext    Encryptor under the DEK, bound to the content_id
     metadata      nonce[12] ‖ AES-256-GCM(metadata key, {name, size, mtime, mode}), bound to the
@@ -50,10 +51,10 @@ _Mode = Annotated[int, Between(0, 0o7777)]
 
 
 class Metadata(Struct):
-    """What only readers learn of a file.
+    """Metadata of a file, readable only with its DEK.
 
-    `size` in bytes of plaintext; `mtime` in nanoseconds since 1970 and `mode` (POSIX permission
-    bits) are None where the source had none, as a pipe has.
+    `size` is in bytes of plaintext. `mtime` (nanoseconds since 1970) and `mode` (POSIX permission
+    bits) are None if the source has none, as a pipe.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -65,7 +66,7 @@ class Metadata(Struct):
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` unless `name` may be a file's name (DESIGN section 3)."""
+    """Raise `UsageError` unless `name` is a valid file name (rules in `protocol.codec.names`)."""
     try:
         check_file_name(name)
     except MessageError as exc:
@@ -73,8 +74,10 @@ def check_name(name: str) -> None:
 
 
 def requested_version(version: int | None) -> int:
-    """What a server is asked for a file's `version` by; 0, the current one, for None. Raises
-    `UsageError` and `NotFound` for one that no file has."""
+    """Return the version number to send to a server: 0, the current version, for None.
+
+    Raises `UsageError` below 1, and `NotFound` above the highest number that a version can have.
+    """
     if version is None:
         return 0
     if version < 1:
@@ -85,39 +88,45 @@ def requested_version(version: int | None) -> int:
 
 
 class Recipient(Value):
-    """Who shall be able to open a file: a user and that user's current key."""
+    """A user who may open a file, and that user's current key."""
 
     user: str
     key: PublicKey
 
 
 class ContentKey(Value):
-    """The DEK of one version's content; `fresh` for a new one, `open_wraps` for a stored one."""
+    """The DEK (32 bytes) and content_id (16 bytes) of one version's content.
+
+    `generate` makes a new one, `open_wraps` opens a stored one.
+    """
 
     content_id: bytes
     dek: bytes = field(repr=False)
 
     @classmethod
     def generate(cls) -> ContentKey:
+        """Return a fresh random key."""
         return cls(new_content_id(), new_key())
 
     def encryptor(self) -> Encryptor:
-        """For the one ciphertext of this content. One that is begun anew needs a fresh key."""
+        """Return the encryptor of this content's one ciphertext. A restarted upload needs a fresh
+        key."""
         return Encryptor(self.dek, self.content_id)
 
     def decryptor(self, header: Buffer, ciphertext_size: int) -> Decryptor:
-        """For the blob with these first 40 bytes and this signed size. Raises `Tampered`."""
+        """Return the decryptor of a blob with this 40-byte header and signed size. Raises
+        `Tampered`."""
         return Decryptor(self.dek, self.content_id, header, ciphertext_size)
 
     def seal_metadata(self, metadata: Metadata) -> bytes:
-        """The bytes to store; the record holds their SHA-256."""
+        """Encrypt the metadata. The record holds the SHA-256 of the bytes returned."""
         return seal(metadata_key(self.dek), encoding.pack(metadata.to_map()), self.content_id)
 
     def open_metadata(self, record: FileRecord, sealed: bytes) -> Metadata:
-        """What `sealed` says, if it is what `record` was signed over.
+        """Decrypt metadata after checking that it is what `record` was signed over.
 
         Raises `Tampered` if it is not, and `BadRecord` for a name or size that no honest client
-        writes: who shared a file is not trusted with where it lands.
+        writes: a user who shares a file must not choose where it is written.
         """
         digest = hashlib.sha256(sealed).digest()
         if record.metadata_sha256 is None or not hmac.compare_digest(
@@ -130,13 +139,14 @@ class ContentKey(Value):
         except (EncodingError, MessageError) as exc:
             raise BadRecord(f"the file's metadata is malformed: {exc}") from exc
         if metadata.size != plaintext_size(record.ciphertext_size or 0):
-            raise BadRecord("the file's metadata states a size that its content does not have")
+            raise BadRecord("the size in the file's metadata is not the size of its content")
         return metadata
 
     def wrap_for(
         self, server: bytes, owner_first: bytes, recipients: Iterable[Recipient]
     ) -> tuple[Wrap, ...]:
-        """The DEK for each recipient. `owner_first` is the hash of the owner's first statement."""
+        """Wrap the DEK for each recipient. `owner_first` is the hash of the owner's first
+        statement."""
         return tuple(
             Wrap(
                 recipient.user,
@@ -157,10 +167,10 @@ def open_wraps(
     wraps: Iterable[Wrap],
     keys: Mapping[bytes, PrivateKey],
 ) -> ContentKey:
-    """The key of the content that `record` (of put, restore, move or reencrypt) describes.
+    """Return the content key of `record` (a put, restore, move or reencrypt).
 
-    Raises `KeyringError` when no wrap is for one of `keys`, and `Tampered` when the one that is
-    does not open, or opens to another key than the one the record commits to.
+    Raises `KeyringError` if no wrap is for one of `keys`, and `Tampered` if the wrap does not open,
+    or opens to another key than the one the record commits to.
     """
     if record.op not in CONTENT_OPS or record.content_id is None or record.dek_commit is None:
         raise BadRecord(f"a record of {record.op} describes no content")
@@ -178,7 +188,7 @@ def open_wraps(
 
 
 class RecordAuthor(Value):
-    """Who signs a record and where: fields that all records of one session share."""
+    """Signer of records: the fields that all records of one session share."""
 
     server: bytes
     owner: str
@@ -203,12 +213,13 @@ def content_record(
     origin: tuple[str, int] | None = None,
     current: int | None = None,
 ) -> FileRecord:
-    """The record that makes `version` of a file, onto its record `head` (exact bytes; None: new).
+    """Build the record that adds `version` to a file, on top of its record `head` (exact bytes;
+    None for a new file).
 
-    `metadata` as `seal_metadata` gave it; `seen` the newest proven (size, root) of the log;
-    `created` in unix seconds; `origin` the (file_id, version) that a restore takes over; `current`
-    the version that is current after it, by default this one. The record is built again, with the
-    same key, when the head moved on.
+    `metadata` is the output of `seal_metadata`, `seen` the newest proven (size, root) of the log,
+    `created` unix seconds, `origin` the (file_id, version) that a restore copies, `current` the
+    version that becomes current, by default this one. If the head has moved on, the record is built
+    again with the same key.
     """
     return FileRecord(
         server=author.server,

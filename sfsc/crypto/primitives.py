@@ -1,9 +1,9 @@
-"""Every primitive and every key derivation of the client, one label per purpose.
+"""All primitives and key derivations of the client, one label per purpose.
 
-The only module of `sfsc` that imports `cryptography`; its exceptions end here. What is derived
-from what (DESIGN section 4; HKDF is RFC 5869 with SHA-256, everything is 32 bytes)::
+The exceptions of `cryptography` are translated here. All derivations (HKDF is RFC 5869 with
+SHA-256; outputs are 32 bytes unless stated)::
 
-    segment key    = HKDF(dek, salt = the blob's, info = content_id)     Tink's streaming AEAD
+    segment key    = HKDF(dek, salt = header's, info = content_id)       Tink's streaming AEAD
     metadata key   = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/metadata")
     commitment     = HKDF(dek, salt = SHA-256("sfs/v1/dek"), info = "sfs/v1/commit")
     keyring keys   = HKDF(Argon2id(passphrase, salt), info = "sfs/v1/keyring/…")
@@ -13,8 +13,8 @@ from what (DESIGN section 4; HKDF is RFC 5869 with SHA-256, everything is 32 byt
     wrap info      = "sfs/v1/wrap\\0" ‖ server_id ‖ owner's first statement ‖ content_id ‖ key_id
     bundle info    = "sfs/v1/bundle\\0" ‖ server_id ‖ user ‖ 0 ‖ u64be(n) ‖ key_id
 
-A segment key's info is a content_id, 16 bytes; no label above is 16 bytes long, so no two
-purposes can meet even under one salt.
+A segment key's info is a content_id, 16 bytes; no label above is 16 bytes long, so the infos of two
+purposes are never equal, even under one salt.
 
 Wrap keys, as bytes:
 
@@ -77,12 +77,12 @@ _MLKEM_SEED_SIZE: Final = 64
 
 
 def new_key() -> bytes:
-    """32 fresh secret bytes: a DEK, a name_key, a bundle's K."""
+    """Return 32 random secret bytes: a DEK, a name_key, or the key K of a bundle."""
     return os.urandom(KEY_SIZE)
 
 
 def new_content_id() -> bytes:
-    """16 fresh bytes that name one encryption of one content."""
+    """Return 16 random bytes that identify one encryption of one content."""
     return os.urandom(CONTENT_ID_SIZE)
 
 
@@ -94,43 +94,45 @@ def _hkdf(secret: bytes, salt: bytes | None, info: bytes) -> bytes:
 
 
 def segment_key(dek: bytes, salt: bytes, associated_data: bytes) -> bytes:
-    """The key of one blob's segments; `associated_data` is its content_id, `salt` its header's."""
+    """Return the key of one blob's segments. `associated_data` is its content_id, `salt` its
+    header's."""
     return _hkdf(dek, salt, associated_data)
 
 
 def metadata_key(dek: bytes) -> bytes:
-    """The key a file's name, size, time and mode are sealed with."""
+    """Return the key that seals a file's name, size, time and mode."""
     return _hkdf(dek, _DEK_SALT, b"sfs/v1/metadata")
 
 
 def commitment(dek: bytes) -> bytes:
-    """`dek_commit`: public, binds a signed record to one DEK and tells nothing about it."""
+    """Return `dek_commit`: public, binds a signed record to one DEK, and reveals nothing about it."""
     return _hkdf(dek, _DEK_SALT, b"sfs/v1/commit")
 
 
 def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
-    """`(key, check)` of a keyring: what seals it, and what tells a wrong passphrase at once."""
+    """Return (key, check) of a keyring: `key` seals it, `check` detects a wrong passphrase."""
     return _hkdf(secret, None, b"sfs/v1/keyring/seal"), _hkdf(secret, None, b"sfs/v1/keyring/check")
 
 
 def recovery_keys(code: bytes) -> tuple[bytes, bytes]:
-    """(Ed25519 seed, X-Wing private key of 96 bytes) of a recovery code's 32 bytes."""
+    """Return (Ed25519 seed, X-Wing private key of 96 bytes) for the 32 bytes of a recovery code."""
     sign = _hkdf(code, None, b"sfs/v1/recovery/sign")
     return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v1/recovery/xwing").derive(code)
 
 
 def state_key(device_private: bytes) -> bytes:
-    """The key that names are cached under, on the one machine that has this device key."""
+    """Return the key that seals cached names, derived from this device's private key."""
     return _hkdf(device_private, None, b"sfs/v1/state")
 
 
 def verification_mac_key(state: bytes) -> bytes:
-    """The key that what was verified is known again by, of the one that names are cached under."""
+    """Return the MAC key that marks verified signatures, derived from the state key."""
     return _hkdf(state, None, b"sfs/v1/state/known")
 
 
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
-    """RFC 9106 Argon2id, 32 bytes. The caller caps the cost before it asks for `kib` KiB."""
+    """Return 32 bytes of Argon2id (RFC 9106). The caller limits the cost before it asks for `kib`
+    KiB."""
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
     try:
@@ -141,17 +143,17 @@ def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: in
 
 
 def file_id(name_key: bytes, name: str) -> str:
-    """The 32 hex characters under which the server knows the file `name` (already checked)."""
+    """Return the 32 hex characters that identify the file `name` (already checked) at the server."""
     return hmac.digest(name_key, name.encode(), "sha256")[:16].hex()
 
 
 def wrap_info(server_id: bytes, owner_first: bytes, content_id: bytes, recipient: bytes) -> bytes:
-    """What a wrapped DEK is bound to. `recipient` is a key_id; every part has a fixed size."""
+    """Return the HPKE info of a wrapped DEK. `recipient` is a key_id; every part has a fixed size."""
     return b"sfs/v1/wrap\0" + server_id + owner_first + content_id + recipient
 
 
 def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:
-    """What a bundle's sealed K is bound to: the statement `n` of `user`, and one recipient."""
+    """Return the HPKE info of a bundle's key K: statement `n` of `user`, and one recipient."""
     return b"sfs/v1/bundle\0" + server_id + user.encode() + b"\0" + n.to_bytes(8) + recipient
 
 
@@ -159,9 +161,9 @@ def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:
 
 
 class Aead:
-    """AES-256-GCM under one 32-byte key, with explicit 12-byte nonces, between buffers.
+    """AES-256-GCM between buffers, with explicit 12-byte nonces, under one 32-byte key.
 
-    The caller never uses a nonce twice. The interpreter lock is free while it works.
+    The caller never uses a nonce twice. Calls release the interpreter lock.
     """
 
     __slots__ = ("_cipher",)
@@ -170,13 +172,14 @@ class Aead:
         self._cipher = AESGCM(key)
 
     def seal_into(self, nonce: bytes, plaintext: Buffer, out: Buffer) -> None:
-        """Fill `out`, exactly 16 bytes longer than `plaintext` and apart from it."""
+        """Encrypt into `out`, which is exactly 16 bytes longer than `plaintext` and does not
+        overlap it."""
         self._cipher.encrypt_into(nonce, plaintext, None, out)
 
     def open_into(self, nonce: bytes, ciphertext: Buffer, out: Buffer) -> None:
-        """Fill `out`, exactly 16 bytes shorter than `ciphertext`; `Tampered` if it is not genuine.
+        """Decrypt into `out`, which is exactly 16 bytes shorter than `ciphertext`.
 
-        After `Tampered`, `out` holds bytes that nobody vouched for.
+        Raises `Tampered`; `out` then holds unauthenticated bytes.
         """
         try:
             self._cipher.decrypt_into(nonce, ciphertext, None, out)
@@ -185,7 +188,7 @@ class Aead:
 
 
 class Sealer:
-    """AES-256-GCM under one 32-byte key, with random nonces: for few messages a key (< 2^32)."""
+    """AES-256-GCM with random nonces under one 32-byte key, for fewer than 2^32 messages."""
 
     __slots__ = ("_cipher",)
 
@@ -193,12 +196,12 @@ class Sealer:
         self._cipher = AESGCM(key)
 
     def seal(self, plaintext: bytes, associated_data: bytes) -> bytes:
-        """`nonce[12] ‖ ciphertext ‖ tag[16]`."""
+        """Return `nonce[12] ‖ ciphertext ‖ tag[16]`."""
         nonce = os.urandom(NONCE_SIZE)
         return nonce + self._cipher.encrypt(nonce, plaintext, associated_data)
 
     def open(self, sealed: bytes, associated_data: bytes) -> bytes:
-        """Undo `seal`. Raises `Tampered`."""
+        """Decrypt the output of `seal`. Raises `Tampered`."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
         except (InvalidTag, ValueError) as exc:  # ValueError: too short to hold a nonce
@@ -206,12 +209,12 @@ class Sealer:
 
 
 def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """As `Sealer.seal`, once."""
+    """Encrypt one message as `Sealer.seal` does."""
     return Sealer(key).seal(plaintext, associated_data)
 
 
 def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
-    """As `Sealer.open`, once. Raises `Tampered`."""
+    """Decrypt one message as `Sealer.open` does. Raises `Tampered`."""
     return Sealer(key).open(sealed, associated_data)
 
 
@@ -224,29 +227,28 @@ _SUITES: Final = {
 
 
 class PublicKey:
-    """A key that secrets are wrapped to. Building one checks it: `UnsupportedKey`."""
+    """Key that secrets are wrapped to. The constructor validates it and raises `UnsupportedKey`."""
 
     __slots__ = ("_key", "alg", "encoded", "key_id")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
         if alg not in WRAP_SIZES or len(encoded) != WRAP_SIZES[alg].public:
-            raise UnsupportedKey(f"{len(encoded)} bytes are no public key of a known kind")
+            raise UnsupportedKey(f"not a {alg} public key: {len(encoded)} bytes")
         try:
             self._key = _load_rsa_public(encoded) if alg in RSA_BITS else _load_kem(alg, encoded)
         except ValueError as exc:
-            raise UnsupportedKey(f"this is no {alg} public key") from exc
+            raise UnsupportedKey(f"not a {alg} public key") from exc
         self.alg = alg
         self.encoded = encoded
         self.key_id = key_id(alg, encoded)
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
-        """`secret` (32 bytes) for this key alone, bound to `info`; sizes in
-        `protocol.records.records.WRAP_SIZES`."""
+        """Encrypt `secret` (32 bytes) to this key, bound to `info`. Sizes are in the table above."""
         if self.alg in RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         try:
             return _SUITES[self.alg].encrypt(secret, cast("_KemPublic", self._key), info=info)
-        except ValueError as exc:  # an X25519 key of low order, which agrees on nothing
+        except ValueError as exc:  # an X25519 key of low order: the shared secret would be zero
             raise UnsupportedKey(f"this {self.alg} key cannot be used") from exc
 
     def __repr__(self) -> str:
@@ -254,27 +256,27 @@ class PublicKey:
 
 
 class PrivateKey:
-    """The key that opens what was wrapped to `public`. `encoded` is secret."""
+    """Key that opens what was wrapped to `public`. `encoded` is secret."""
 
     __slots__ = ("_key", "alg", "encoded", "public")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
         """Load the private encoding of this module's table. Raises `UnsupportedKey`.
 
-        RSA numbers are taken as they are (checking them costs 0.3 s at each start), so `encoded`
-        must come from an authenticated keyring or bundle.
+        RSA numbers are not checked (that costs 0.3 s at each start), so `encoded` must come from an
+        authenticated keyring or bundle.
         """
         try:
             self._key, public = _PRIVATE_LOADERS[alg](encoded)
         except (KeyError, ValueError, TypeError) as exc:
-            raise UnsupportedKey("this is no private key of a known kind") from exc
+            raise UnsupportedKey("not a private key of a known kind") from exc
         self.public = PublicKey(alg, public)
         self.alg = alg
         self.encoded = encoded
 
     @classmethod
     def generate(cls, alg: str) -> PrivateKey:
-        """A fresh key; rsa4096 takes about a second."""
+        """Return a fresh key. rsa4096 takes about a second."""
         if alg == "xwing":
             return cls(alg, os.urandom(_MLKEM_SEED_SIZE + KEY_SIZE))
         if alg == "x25519":
@@ -283,20 +285,21 @@ class PrivateKey:
             from cryptography.hazmat.primitives.asymmetric import rsa
 
             return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, RSA_BITS[alg])))
-        raise UnsupportedKey(f"there is no key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
-
-    def decrypt(self, wrapped: bytes, info: bytes) -> bytes:
-        """What `wrapped` holds, of whatever length. Raises `Tampered`."""
-        try:
-            if self.alg in RSA_BITS:
-                return cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
-            return _SUITES[self.alg].decrypt(wrapped, cast("_KemPrivate", self._key), info=info)
-        except (InvalidTag, ValueError) as exc:
-            raise Tampered("the wrapped key does not open with this key") from exc
+        raise UnsupportedKey(f"unknown key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
-        """Undo `PublicKey.wrap`. Raises `Tampered` for another key, other info or changed bytes."""
-        secret = self.decrypt(wrapped, info)
+        """Decrypt the output of `PublicKey.wrap`.
+
+        Raises `Tampered` for another key, other info or changed bytes.
+        """
+        try:
+            if self.alg in RSA_BITS:
+                secret = cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
+            else:
+                key = cast("_KemPrivate", self._key)
+                secret = _SUITES[self.alg].decrypt(wrapped, key, info=info)
+        except (InvalidTag, ValueError) as exc:
+            raise Tampered("the wrapped key does not open with this key") from exc
         if len(secret) != KEY_SIZE:
             raise Tampered(f"the wrapped key has {len(secret)} bytes")
         return secret
@@ -325,7 +328,7 @@ def _load_xwing(encoded: bytes) -> tuple[hpke.MLKEM768X25519PrivateKey, bytes]:
     return key, mlkem.public_key().public_bytes_raw() + x25519_public
 
 
-# --- RSA: serialization is slow to import, so only who meets such a key pays for it ------
+# --- RSA: serialization is slow to import, so it is imported only for such a key -----------
 
 _RSA_EXPONENT: Final = 65537
 

@@ -1,15 +1,15 @@
-"""The segment cipher: Tink's AES256_GCM_HKDF_1MB streaming AEAD, byte for byte.
+"""Segment cipher: Tink's AES256_GCM_HKDF_1MB streaming AEAD, byte for byte.
 
 A blob is ``0x28 ‖ salt[32] ‖ nonce_prefix[7] ‖ segments``. With S = 1,048,576, segment 0 ends at
-offset S (the 40 header bytes count into it) and every other is S bytes long, tag included; only
-the last may be shorter. So segment i, with the header ahead of segment 0, is exactly the 1 MiB
-*piece* i of the blob: what one message carries and one leaf of `segments_root` hashes. Segment i
-is AES-256-GCM under HKDF(DEK, salt, associated data) with the nonce
-``nonce_prefix ‖ u32be(i) ‖ (1 if last else 0)`` and no associated data of its own.
+offset S (the 40 header bytes count into it) and every other segment is S bytes long, tag included;
+only the last may be shorter. So segment i, with the header before segment 0, is exactly the 1 MiB
+*piece* i of the blob: what one message carries and one leaf of `segments_root` hashes. Segment i is
+AES-256-GCM under HKDF(DEK, salt, associated data) with the nonce ``nonce_prefix ‖ u32be(i) ‖ (1 if
+last else 0)`` and no associated data of its own.
 
-Why it is safe: the nonce holds place and end, so segments that are moved, dropped, repeated or
-taken from another blob do not open, nor does one that was made the last or is no longer the last.
-No segment's plaintext leaves this module before its tag was checked.
+Why it is safe: the nonce encodes position and end. Segments that are moved, dropped, repeated or
+taken from another blob do not open; neither does a segment that was made, or is no longer, the
+last. No plaintext leaves this module before its tag is checked.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ _SALT_SIZE: Final = 32
 _PREFIX_SIZE: Final = 7
 _MAX_SEGMENTS: Final = 2**32
 Allocate = Callable[[int], bytearray | memoryview]
-"""Memory of so many bytes or more, to be written to."""
+"""Allocate a writable buffer of at least the given number of bytes."""
 
 
 class ByteSource(Protocol):
-    """A binary file, pipe or socket file; short reads are fine, 0 is the end."""
+    """A binary file, pipe or socket file. Short reads are fine; 0 is the end."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
 class Geometry(Value):
-    """Where the bytes are, for one segment size. Sizes and offsets in bytes."""
+    """Layout of blobs for one segment size. All sizes and offsets are in bytes."""
 
     segment_size: int
 
     def capacity(self, index: int) -> int:
-        """Plaintext bytes of segment `index` when full."""
+        """Return the plaintext size of a full segment `index`."""
         return self.segment_size - TAG_SIZE - (HEADER_SIZE if index == 0 else 0)
 
     def plaintext_offset(self, index: int) -> int:
-        """Where in the plaintext segment `index` begins."""
+        """Return the offset of segment `index` in the plaintext."""
         return 0 if index == 0 else self.capacity(0) + (index - 1) * self.capacity(1)
 
     def segment_at(self, offset: int) -> int:
-        """The segment that holds byte `offset` of the plaintext."""
+        """Return the index of the segment that holds byte `offset` of the plaintext."""
         first = self.capacity(0)
         return 0 if offset < first else 1 + (offset - first) // self.capacity(1)
 
     def ciphertext_size(self, plaintext_size: int) -> int:
-        """Bytes of the blob of a plaintext of that size; 56 for an empty one."""
+        """Return the blob size for a plaintext size; 56 for an empty plaintext."""
         segments = self.segment_at(max(0, plaintext_size - 1)) + 1
         return HEADER_SIZE + plaintext_size + segments * TAG_SIZE
 
     def segment_count(self, ciphertext_size: int) -> int:
-        """Segments, hence pieces, of a blob of that size."""
+        """Return the number of segments, and so of pieces, of a blob."""
         return -(-ciphertext_size // self.segment_size)
 
     def plaintext_size(self, ciphertext_size: int) -> int:
-        """The inverse of `ciphertext_size`. Raises `Tampered` for a size that no blob has."""
+        """Return the plaintext size of a blob. Raises `Tampered` if no blob has this size."""
         size = ciphertext_size - HEADER_SIZE - self.segment_count(ciphertext_size) * TAG_SIZE
         if size < 0 or self.ciphertext_size(size) != ciphertext_size:
             raise Tampered(f"no encrypted file has {ciphertext_size} bytes")
@@ -83,10 +83,10 @@ plaintext_offset = SEGMENTS_1MB.plaintext_offset
 
 
 class Encryptor:
-    """Encrypts one plaintext, once, in order. `header` is the 40 bytes the blob begins with.
+    """Encrypts one plaintext, once, in order. `header` is the blob's first 40 bytes.
 
-    Building one draws salt and nonce prefix; there is no way to begin again under them, so that
-    no segment is ever encrypted twice under one key.
+    The constructor draws salt and nonce prefix, and nothing resets them, so no segment is ever
+    encrypted twice under one key.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Encryptor:
 
     @property
     def capacity(self) -> int:
-        """Plaintext bytes that the next segment takes; each but the last must be full."""
+        """Plaintext size of the next segment. Only the last segment may be shorter."""
         return self._geometry.capacity(self._index)
 
     def seal_segment(
@@ -116,17 +116,17 @@ class Encryptor:
         last: bool,
         allocate: Allocate = bytearray,
     ) -> memoryview:
-        """The next piece of the blob (≤ S bytes), piece 0 with the header ahead.
+        """Return the next piece of the blob (at most S bytes); piece 0 starts with the header.
 
-        `allocate(n)` gives a buffer of n bytes or more for it, which the result is a view of.
-        Raises `ValueError` where the caller broke the format: a segment after the last, one too
-        long, one short of full that is not the last, or an empty one behind another.
+        The result is a view of a buffer from `allocate`. Raises `ValueError` if the caller violates
+        the format: a segment after the last, a segment that is too long, a short segment that is
+        not the last, or an empty segment after another.
         """
         size = len(plaintext)
         if self._ended or size > self.capacity or (size < self.capacity and not last):
             raise ValueError("not the next segment of this blob")
         if size == 0 and self._index > 0:
-            raise ValueError("an empty segment behind a full one")
+            raise ValueError("an empty segment after a full one")
         if self._index >= _MAX_SEGMENTS:
             raise LocalError("a file of more than 2^32 segments cannot be encrypted")
         start = HEADER_SIZE if self._index == 0 else 0
@@ -142,36 +142,36 @@ class Encryptor:
     def plaintext_segments(
         self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[tuple[memoryview, bool]]:
-        """What each segment of what `source` holds is to be made of, in order, and whether it is
-        the last: to be sealed as it comes or later. In memory that `allocate` gave, as for `seal`.
+        """Yield the plaintext of each segment of `source` in order, and whether it is the last.
 
-        Reads one byte ahead, since only the end of `source` tells which segment is the last.
+        The caller seals it now or later; buffers come from `allocate`, as for `seal_segment`. Reads
+        one byte ahead, because only the end of `source` shows which segment is the last.
         """
         size, capacity = self._geometry.segment_size, self._geometry.capacity
         buffer = memoryview(allocate(size))
         filled = _read_fully(source, buffer[: capacity(0) + 1])
         for index in itertools.count():
-            room = capacity(index)
-            if filled <= room:
+            size_limit = capacity(index)
+            if filled <= size_limit:
                 yield buffer[:filled], True
                 return
             following = memoryview(allocate(size))
-            following[0] = buffer[room]
-            yield buffer[:room], False
+            following[0] = buffer[size_limit]
+            yield buffer[:size_limit], False
             buffer = following
             filled = 1 + _read_fully(source, buffer[1 : capacity(index + 1) + 1])
 
     def encrypt_stream(self, source: ByteSource) -> Iterator[memoryview]:
-        """All pieces of the blob of what `source` holds, in order."""
+        """Yield all pieces of the blob of `source`, in order."""
         for portion, last in self.plaintext_segments(source):
             yield self.seal_segment(portion, last=last)
 
 
 class Decryptor:
-    """Opens the segments of one blob in any order; several threads may share it.
+    """Opens the segments of one blob in any order. Threads may share it.
 
-    `header` is the blob's first 40 bytes. `ciphertext_size` is the blob's *signed* size: it says
-    which segment is the last. Raises `Tampered` for a header or size that no blob has.
+    `header` is the blob's first 40 bytes. `ciphertext_size` is the blob's *signed* size: it
+    determines which segment is the last. Raises `Tampered` for an invalid header or size.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Decryptor:
         self._geometry = geometry
 
     def piece_size(self, index: int) -> int:
-        """Bytes of piece `index` of this blob, tag (and for piece 0 the header) included."""
+        """Return the size of piece `index`, tag (and for piece 0 the header) included."""
         start = index * self._geometry.segment_size
         return min(self._geometry.segment_size, self.ciphertext_size - start)
 
@@ -206,10 +206,10 @@ class Decryptor:
         piece: Buffer,
         allocate: Allocate = bytearray,
     ) -> memoryview:
-        """The plaintext of segment `index`, given its whole piece (piece 0 with the header).
+        """Return the plaintext of segment `index`, given its whole piece (piece 0 with the header).
 
-        `allocate(n)` gives a buffer of n bytes or more, which the result is a view of. Raises
-        `Tampered` when the piece is not, bit for bit, the one that was encrypted at this place.
+        The result is a view of a buffer from `allocate`. Raises `Tampered` if the piece is not, bit
+        for bit, the one that was encrypted at this index.
         """
         if not 0 <= index < self.segment_count or len(piece) != self.piece_size(index):
             raise Tampered(f"segment {index} has {len(piece)} bytes, which is not what was signed")
@@ -223,17 +223,17 @@ class Decryptor:
         try:
             self._aead.open_into(nonce, view[start:], plaintext)
         except Tampered as exc:
-            plaintext[:] = bytes(size)  # what a forged segment decrypts to is nobody's to see
+            plaintext[:] = bytes(size)  # never expose the plaintext of a forged segment
             raise Tampered(f"segment {index} does not decrypt") from exc
         return plaintext
 
     def decrypt_stream(
         self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[memoryview]:
-        """All plaintext, a segment at a time, of the blob that `source` holds from its beginning.
+        """Yield the plaintext of the blob in `source`, one segment at a time, from its beginning.
 
-        Raises `Tampered` as `open` does, and for a source that ends early or goes on behind the
-        last segment: only a caller who got to the end of this iterator has the whole file.
+        Raises `Tampered` as `open_segment` does, and if `source` ends early or continues after the
+        last segment: only a caller that exhausts this iterator has the whole file.
         """
         buffer = memoryview(bytearray(self._geometry.segment_size))
         for index in range(self.segment_count):
@@ -250,12 +250,12 @@ def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
 
 
 def _read_fully(source: ByteSource, view: memoryview) -> int:
-    """Read until `view` is full or `source` ends; how many bytes were read."""
+    """Read until `view` is full or `source` ends. Return the number of bytes read."""
     filled = 0
     while filled < len(view):
         count = source.readinto(view[filled:])
         if count is None:
-            raise LocalError("cannot read from a source that does not block")
+            raise LocalError("cannot read from a non-blocking source")
         if count == 0:
             break
         filled += count
