@@ -229,7 +229,8 @@ class Destroyed(IntegrityError):
 
 
 class Distrusted(IntegrityError):
-    """The server has shown two histories of its log. Nothing is signed until the user accepts it."""
+    """The server has shown two histories of its log. Nothing is signed until the user
+    accepts it."""
 
 
 class ConflictError(SfscError):

@@ -34,7 +34,7 @@ class ThreadGuard:
         # Never block: two threads that wait for each other, as at the ends of a pipe, would
         # deadlock without an error.
         if not self._lock.acquire(blocking=False):
-            hint = "open one connection per thread"
+            hint = "open a connection in each thread"
             raise UsageError("another thread is using this store", hint)
         if self.ended:
             self._lock.release()

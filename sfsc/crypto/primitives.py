@@ -94,8 +94,7 @@ def _hkdf(secret: bytes, salt: bytes | None, info: bytes) -> bytes:
 
 
 def segment_key(dek: bytes, salt: bytes, associated_data: bytes) -> bytes:
-    """Return the key of one blob's segments. `associated_data` is its content_id, `salt` its
-    header's."""
+    """Return the key of one blob's segments; `associated_data` is its content_id."""
     return _hkdf(dek, salt, associated_data)
 
 
@@ -105,7 +104,7 @@ def metadata_key(dek: bytes) -> bytes:
 
 
 def commitment(dek: bytes) -> bytes:
-    """Return `dek_commit`: public, binds a signed record to one DEK, and reveals nothing about it."""
+    """Return `dek_commit`: public, binds a signed record to one DEK, reveals nothing about it."""
     return _hkdf(dek, _DEK_SALT, b"sfs/v1/commit")
 
 
@@ -115,7 +114,7 @@ def keyring_keys(secret: bytes) -> tuple[bytes, bytes]:
 
 
 def recovery_keys(code: bytes) -> tuple[bytes, bytes]:
-    """Return (Ed25519 seed, X-Wing private key of 96 bytes) for the 32 bytes of a recovery code."""
+    """Return (Ed25519 seed, X-Wing private key of 96 bytes) for a recovery code of 32 bytes."""
     sign = _hkdf(code, None, b"sfs/v1/recovery/sign")
     return sign, HKDF(hashes.SHA256(), 96, None, b"sfs/v1/recovery/xwing").derive(code)
 
@@ -131,8 +130,8 @@ def verification_mac_key(state: bytes) -> bytes:
 
 
 def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: int) -> bytes:
-    """Return 32 bytes of Argon2id (RFC 9106). The caller limits the cost before it asks for `kib`
-    KiB."""
+    """Return 32 bytes of Argon2id (RFC 9106). The caller limits the cost first: `kib` KiB of
+    memory."""
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
     try:
@@ -143,12 +142,13 @@ def argon2id(passphrase: bytes, salt: bytes, *, passes: int, lanes: int, kib: in
 
 
 def file_id(name_key: bytes, name: str) -> str:
-    """Return the 32 hex characters that identify the file `name` (already checked) at the server."""
+    """Return the 32 hex characters by which the server knows the file `name` (already checked)."""
     return hmac.digest(name_key, name.encode(), "sha256")[:16].hex()
 
 
 def wrap_info(server_id: bytes, owner_first: bytes, content_id: bytes, recipient: bytes) -> bytes:
-    """Return the HPKE info of a wrapped DEK. `recipient` is a key_id; every part has a fixed size."""
+    """Return the HPKE info of a wrapped DEK. `recipient` is a key_id; each part has a
+    fixed size."""
     return b"sfs/v1/wrap\0" + server_id + owner_first + content_id + recipient
 
 
@@ -243,7 +243,7 @@ class PublicKey:
         self.key_id = key_id(alg, encoded)
 
     def wrap(self, secret: bytes, info: bytes) -> bytes:
-        """Encrypt `secret` (32 bytes) to this key, bound to `info`. Sizes are in the table above."""
+        """Encrypt `secret` (32 bytes) to this key, bound to `info`. Returns `WRAP_SIZES` bytes."""
         if self.alg in RSA_BITS:
             return cast("RSAPublicKey", self._key).encrypt(secret, _oaep(info))
         try:
@@ -287,19 +287,21 @@ class PrivateKey:
             return cls(alg, _pkcs8(rsa.generate_private_key(_RSA_EXPONENT, RSA_BITS[alg])))
         raise UnsupportedKey(f"unknown key type {alg!r}", f"use {', '.join(WRAP_ALGORITHMS)}")
 
+    def decrypt(self, wrapped: bytes, info: bytes) -> bytes:
+        """Return the plaintext of `wrapped`, of any length. Raises `Tampered`."""
+        try:
+            if self.alg in RSA_BITS:
+                return cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
+            return _SUITES[self.alg].decrypt(wrapped, cast("_KemPrivate", self._key), info=info)
+        except (InvalidTag, ValueError) as exc:
+            raise Tampered("the wrapped key does not open with this key") from exc
+
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
         """Decrypt the output of `PublicKey.wrap`.
 
         Raises `Tampered` for another key, other info or changed bytes.
         """
-        try:
-            if self.alg in RSA_BITS:
-                secret = cast("RSAPrivateKey", self._key).decrypt(wrapped, _oaep(info))
-            else:
-                key = cast("_KemPrivate", self._key)
-                secret = _SUITES[self.alg].decrypt(wrapped, key, info=info)
-        except (InvalidTag, ValueError) as exc:
-            raise Tampered("the wrapped key does not open with this key") from exc
+        secret = self.decrypt(wrapped, info)
         if len(secret) != KEY_SIZE:
             raise Tampered(f"the wrapped key has {len(secret)} bytes")
         return secret
@@ -338,7 +340,7 @@ def _load_rsa_public(encoded: bytes) -> RSAPublicKey:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     key = serialization.load_der_public_key(encoded)
-    # One key has one encoding, hence one key_id; WRAP_SIZES has fixed the modulus' size with it.
+    # One key has one encoding, hence one key_id; WRAP_SIZES fixes the modulus size.
     if not isinstance(key, RSAPublicKey) or _spki(key) != encoded:
         raise ValueError("not the DER of an RSA public key")
     return key
