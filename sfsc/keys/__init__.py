@@ -1,1 +1,1 @@
-"""Private keys on this machine."""
+"""Private keys of one account on this machine."""

@@ -1,4 +1,4 @@
-"""Who a keyring is: for its owner, and for paper."""
+"""Public description of the account that a keyring belongs to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from sfsc.keys.keyring import GenerationKeys, Keyring
 
 
 class Whoami(Value):
-    """Who a keyring is. `server_id` and `fingerprint` (the first statement's hash): 32 bytes."""
+    """The account of a keyring. `server_id` and `fingerprint` (hash of the first statement): 32
+    bytes."""
 
     user: str
     address: str
@@ -20,14 +21,14 @@ class Whoami(Value):
 
     @property
     def words(self) -> list[str]:
-        """The fingerprint, a word for each byte."""
+        """The fingerprint as PGP words, one per byte."""
         from sfsc.keys.pgp_words import pgp_words
 
         return pgp_words(self.fingerprint)
 
 
 def describe_account(keyring: Keyring) -> Whoami:
-    """Who a keyring is. Raises `KeyringMissing` before the enrolment."""
+    """Describe the account of a keyring. Raises `KeyringMissing` before the enrolment."""
     current = current_keys(keyring)
     return Whoami(
         user=keyring.user,
@@ -40,13 +41,14 @@ def describe_account(keyring: Keyring) -> Whoami:
 
 
 def current_keys(keyring: Keyring) -> GenerationKeys:
-    """The private keys in use. Raises `KeyringMissing` before the enrolment."""
+    """Return the private keys in use. Raises `KeyringMissing` before the enrolment."""
     if keyring.current is None:
         raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
     return keyring.current
 
 
 def account_link(keyring: Keyring) -> AccountLink:
-    """Which account a keyring is of, for paper and for PEM files; no secret."""
+    """Return the link of the account, for printed recovery codes and PEM files. It
+    holds no secret."""
     host, port = parse_address(keyring.addresses[0])
     return AccountLink(host, port, keyring.user, keyring.server_id, keyring.first)

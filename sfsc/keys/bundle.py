@@ -1,4 +1,4 @@
-"""The bundle: what an account's other devices and its recovery code need to go on.
+"""The bundle: the keys that an account's other devices and its recovery code need.
 
 Each statement commits to one bundle, which is sealed for the statement's devices, its recovery key
 and its own wrap key.
@@ -32,13 +32,13 @@ from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 
 _MAX_GENERATIONS: Final = 64
 _LONGER: Final = 4
-"""Bytes that msgpack's header of a long array or bin has more than that of a short one."""
+"""Extra bytes of msgpack's header of a long array or bin, compared with a short one."""
 
 
 class Bundle(Struct):
-    """What an account's other devices and its recovery code need to go on with.
+    """Plain contents of a bundle, without any private key of a device or of the recovery code.
 
-    It holds no device's and no recovery private key. `generations` are ordered oldest first;
+    `generations` are ordered oldest first;
     `name_keys` holds the account's one name key; `pins` are (user, hash of that user's first
     statement); `checkpoint` is the last one proven, empty if there is none.
     """
@@ -52,7 +52,7 @@ class Bundle(Struct):
 
 
 class _SealedBundle(Struct):
-    """On the wire: the bundle under K, and K for each recipient (key_id, wrapped K)."""
+    """Wire form: the bundle under a key K, and K for each recipient (key_id, wrapped K)."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -65,12 +65,12 @@ class _SealedBundle(Struct):
 def seal_bundle(
     bundle: Bundle, *, server: bytes, user: str, n: int, recipients: Iterable[PublicKey]
 ) -> bytes:
-    """The bundle of statement `n` of `user`, which holds the SHA-256 of what this returns.
+    """Seal the bundle of statement `n` of `user`. The statement holds the SHA-256 of the result.
 
     `recipients` are the statement's devices, its recovery key and its own wrap key. K's info
-    without a recipient is the associated data of what K seals, so that no bundle passes for that
-    of another statement. Of pins that are too many only the first are in it: another machine asks
-    about the others again. Raises `LocalError` where the rest is past 64 KiB.
+    without a recipient is the associated data of what K seals, so that a bundle cannot pass for
+    that of another statement. If there are too many pins, only the first fit; other machines ask
+    about the rest again. Raises `LocalError` if the remainder exceeds 64 KiB.
     """
     key = new_key()
     keys = tuple(
@@ -86,20 +86,20 @@ def seal_bundle(
         except MessageError as exc:
             raise LocalError(f"the account's bundle has grown past its limits: {exc}") from exc
 
-    # What is longer than these: the headers of an array and of a bin, for more that is in them.
-    room = MAX_BUNDLE - len(sealed(())) - 2 * _LONGER
+    # With pins, two msgpack headers become longer: the array's and the bin's.
+    space = MAX_BUNDLE - len(sealed(())) - 2 * _LONGER
     sizes = itertools.accumulate(len(encoding.pack(pin)) for pin in bundle.pins)
-    packed = sealed(bundle.pins[: sum(size <= room for size in sizes)])
+    packed = sealed(bundle.pins[: sum(size <= space for size in sizes)])
     if len(packed) > MAX_BUNDLE:
         raise LocalError(f"the account's bundle has grown to {len(packed)} bytes")
     return packed
 
 
 def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey]) -> Bundle:
-    """The bundle that `statement` (already verified) commits to, opened with one of `keys`.
+    """Open the bundle that `statement` (already verified) commits to, with one of `keys`.
 
-    Raises `Tampered` when it is another or does not open, `BadRecord` when its keys are not those
-    the statement makes current, and `KeyringError` when it is sealed for none of `keys`.
+    Raises `Tampered` if it is another bundle or does not open, `BadRecord` if its keys are not
+    those that the statement makes current, and `KeyringError` if it is sealed for none of `keys`.
     """
     if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
         raise Tampered("the account's bundle is not the one its statement names")
@@ -116,8 +116,8 @@ def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey])
 
 
 _DROPPED_HINT: Final = (
-    "it was dropped: `sfsc init --recovery` in an empty --home joins again; "
-    "if somebody else did that, `sfsc rotate --recovery` takes the account back"
+    "this device was dropped: join again by `sfsc init --recovery` in an empty --home; if an "
+    "attacker dropped it, take the account back by `sfsc rotate --recovery`"
 )
 
 
@@ -131,7 +131,7 @@ def _bundle_key(parts: _SealedBundle, statement: Statement, keys: Sequence[Priva
 
 
 def _check_current(bundle: Bundle, statement: Statement) -> None:
-    """The newest keys in the bundle are the ones the statement makes public."""
+    """Raise `BadRecord` unless the bundle's newest keys are the ones the statement publishes."""
     newest = bundle.generations[-1] if bundle.generations else None
     if (
         newest is None

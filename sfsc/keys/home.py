@@ -1,4 +1,4 @@
-"""Where a user's keys and memory lie on this machine, and how the keyring is unlocked."""
+"""Location of a user's keyring and state on this machine, and how the keyring is unlocked."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ AUTO_ROTATE: Final = "SFSC_AUTO_ROTATE"
 MIN_WRAP_ALG: Final = "SFSC_MIN_WRAP_ALG"
 MAX_PASSPHRASE: Final = 64 * 1024
 DEFAULT_MIN_WRAP_ALG: Final = WRAP_ALGORITHMS[0]
-"""What `min_wrap_alg` is where nobody sets it: every algorithm will do."""
+"""Default of `min_wrap_alg`: every algorithm is accepted."""
 Home = str | os.PathLike[str] | None
-"""The folder of a keyring and of what is remembered, or None: the environment says which."""
+"""Folder of the keyring and the state, or None: use the environment."""
 Passphrase = str | Callable[[], str] | None
-"""A passphrase, what asks for one, or None: the environment names it."""
+"""A passphrase, a function that asks for one, or None: use the environment."""
 
 
 def home_folder(home: Home) -> Path:
-    """The folder meant by `home`, by SFSC_HOME, or the system's place for a user's data."""
+    """Return `home`, else SFSC_HOME, else the system's folder for user data."""
     stated = home if home is not None else os.environ.get(HOME)
     if stated is not None:
         return Path(stated)
@@ -36,16 +36,18 @@ def home_folder(home: Home) -> Path:
 
 
 def resolve_min_wrap_alg(stated: str | None) -> str:
-    """The weakest kind of key to encrypt for: what was `stated`, else what SFSC_MIN_WRAP_ALG says,
-    else any. Raises `UsageError` for none that there is."""
+    """Return the weakest key type to encrypt for: `stated`, else SFSC_MIN_WRAP_ALG, else any.
+
+    Raises `UsageError` for an unknown type.
+    """
     weakest = stated or os.environ.get(MIN_WRAP_ALG) or DEFAULT_MIN_WRAP_ALG
     if weakest not in WRAP_ALGORITHMS:
-        raise UsageError(f"no algorithm {weakest}", f"one of {', '.join(WRAP_ALGORITHMS)}")
+        raise UsageError(f"unknown algorithm {weakest}", f"use {', '.join(WRAP_ALGORITHMS)}")
     return weakest
 
 
 def auto_rotate_enabled() -> bool:
-    """Whether keys that are due are rotated without being asked: SFSC_AUTO_ROTATE is not 0."""
+    """Return whether due keys are rotated automatically: SFSC_AUTO_ROTATE is not 0."""
     return os.environ.get(AUTO_ROTATE, "1") != "0"
 
 
@@ -54,9 +56,9 @@ def keyring_path(home: Path) -> Path:
 
 
 def find_passphrase(passphrase: Passphrase) -> str | None:
-    """The passphrase that was given, asked for, or is named by the environment; None for none.
+    """Return the passphrase given, asked for, or named by the environment; else None.
 
-    Raises `LocalError` for a passphrase file that cannot be read.
+    Raises `LocalError` if the passphrase file cannot be read.
     """
     if isinstance(passphrase, str):
         return passphrase
@@ -74,29 +76,29 @@ def find_passphrase(passphrase: Passphrase) -> str | None:
 
 
 def require_passphrase(passphrase: Passphrase) -> str:
-    """The passphrase of a new file. Raises `UsageError` where none is named."""
+    """Return the passphrase of a new file. Raises `UsageError` if none is given."""
     stated = find_passphrase(passphrase)
     if stated is None:
-        raise UsageError("a new key file needs a passphrase", "or say that there shall be none")
+        raise UsageError("a new key file needs a passphrase", "or use --no-passphrase")
     return stated
 
 
 def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
-    """The keyring of `home`. A passphrase is asked for only where one is needed.
+    """Unlock the keyring in `home`, asking for a passphrase only if it needs one.
 
-    Raises `KeyringError`, and what asking raises.
+    Raises `KeyringError`, and the errors of asking.
     """
     return unlock_keyring(keyring_path(home), passphrase)
 
 
 def check_no_keyring(home: Path) -> None:
-    """Raise `LocalError` where `home` has an account already."""
+    """Raise `LocalError` if `home` already has an account."""
     if os.path.exists(keyring_path(home)):
-        raise LocalError(f"there is a keyring in {home} already", "use another --home")
+        raise LocalError(f"a keyring exists in {home}", "use another --home")
 
 
 def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
-    """The keyring at `path`, which may be a backup. As `unlock_home`."""
+    """Unlock the keyring at `path`, which may be a backup, as `unlock_home` does."""
     if not needs_passphrase(path):
         return KeyringFile.unlock(path, None)
     stated = find_passphrase(passphrase)

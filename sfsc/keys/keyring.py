@@ -7,14 +7,14 @@ The file is ``header[106] ‖ nonce[12] ‖ ciphertext ‖ tag[16]``, big-endian
     13    1  kdf: 0 no passphrase, 1 Argon2id
     14   12  Argon2id passes, lanes, KiB of memory (u32 each; 0 without a passphrase)
     26   16  salt
-    42   32  check: tells a wrong passphrase before anything is decrypted
+    42   32  check: detects a wrong passphrase before anything is decrypted
     74   32  SHA-256 of the 74 bytes before: tells a damaged header from a wrong passphrase
     106      AES-256-GCM of the msgpack map of `Keyring`, the whole header as associated data
 
-key and check are HKDF of Argon2id(passphrase, salt), or of the salt itself without a passphrase;
-then whoever can read the file has the keys, and the header says so.
+key and check are HKDF of Argon2id(passphrase, salt), or of the salt alone without a passphrase;
+then everyone who can read the file has the keys, and the header says so.
 
-A file is replaced, never changed (`sfsc.atomicfile`), and read back.
+A file is replaced atomically (`sfsc.atomicfile`), never changed in place, and read back.
 """
 
 from __future__ import annotations
@@ -56,15 +56,16 @@ from sfsc.errors import (
 )
 
 MAX_KEYRING: Final = 64 * 1024 * 1024
-"""Bytes of the longest keyring file: a thief who fills a chain must not keep its owner from it."""
+"""Maximum file size in bytes. Large, so that an attacker who fills a chain cannot lock the owner
+out."""
 MAX_PINS: Final = 8192
-"""Other users that an account can know."""
+"""Maximum number of other users that an account can know."""
 
 _Statement = Annotated[bytes, AtMost(MAX_RECORD)]
 
 
 class GenerationKeys(Struct):
-    """The private keys of one generation; `wrap_private` as `primitives` encodes it."""
+    """Private keys of one generation; `wrap_private` is encoded as in `sfsc.crypto.primitives`."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -75,7 +76,7 @@ class GenerationKeys(Struct):
 
 
 class DeviceKey(Struct):
-    """This machine's own X-Wing key, which never leaves it."""
+    """This machine's X-Wing key pair, which never leaves the machine."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -84,10 +85,10 @@ class DeviceKey(Struct):
 
 
 class PendingStatement(Struct):
-    """A statement kept before it is sent, so that a rerun sends the very same bytes.
+    """A statement saved before it is sent, so that a retry sends the same bytes.
 
-    `signatures` as it is sent with (own key first), `bundle` the sealed bundle it commits to,
-    `keys` the generation that it begins, if it begins one.
+    `signatures` are in sending order (own key first), `bundle` is the sealed bundle it commits to,
+    `keys` are those of the generation that it begins, if any.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -99,10 +100,10 @@ class PendingStatement(Struct):
 
 
 class Keyring(Struct):
-    """What one user must keep secret, and what it has pinned.
+    """The secrets of one user on this machine, and the pinned identities.
 
-    `addresses` are HOST:PORT; `first` is the hash of the own first statement; `statements` the
-    exact bytes of the own chain as far as it is known, none before the server accepted the first.
+    `addresses` are HOST:PORT; `first` is the hash of the own first statement; `statements` are the
+    exact bytes of the known own chain, empty until the server has accepted the first.
     `generations` are ordered oldest first; the last one is in use. `name_keys` holds the one name
     key that the account keeps for life. `pins` are (user, hash of that user's first statement),
     sorted by user.
@@ -123,7 +124,7 @@ class Keyring(Struct):
 
     @property
     def current(self) -> GenerationKeys | None:
-        """The newest generation that the server has accepted; None before the enrolment."""
+        """Keys of the newest generation that the server accepted; None before the enrolment."""
         return self.generations[-1] if self.generations else None
 
 
@@ -137,7 +138,7 @@ _MAX_PASSES, _MAX_LANES, _MAX_KIB = 16, 16, 1024 * 1024
 
 
 class Argon2Cost(Value):
-    """What one guess of the passphrase costs; `kib` KiB of memory for Argon2id."""
+    """Cost of one passphrase guess; `kib` KiB of memory for Argon2id."""
 
     passes: int = 3
     lanes: int = 4
@@ -145,7 +146,7 @@ class Argon2Cost(Value):
 
 
 class _KeyringHeader(Value):
-    """A header, and the key that it and the passphrase give."""
+    """A file header, and the key derived from it and the passphrase."""
 
     header: bytes
     key: bytes = field(repr=False)
@@ -181,10 +182,10 @@ _HINT: Final = "type it again, or set SFSC_PASSPHRASE or SFSC_PASSPHRASE_FILE"
 
 
 class KeyringFile:
-    """A keyring and where it is kept. `contents` is what the file holds."""
+    """A keyring and the file it is stored in. `contents` is what the file holds."""
 
     def __init__(self, path: Path, contents: Keyring, lock: _KeyringHeader, stored: bytes) -> None:
-        """Use `create` or `open`."""
+        """Use `create` or `unlock` instead."""
         self.path = path
         self.contents = contents
         self._lock = lock
@@ -198,22 +199,22 @@ class KeyringFile:
         passphrase: str | None,
         cost: Argon2Cost | None = None,
     ) -> KeyringFile:
-        """Write the first keyring at `path`, making its folder (0700) where there is none.
+        """Write the first keyring at `path`, creating its folder (mode 0700) if needed.
 
-        Raises `LocalError` where there is one already, and when it cannot be written; `UsageError`
-        for an empty passphrase. None means that there shall be no passphrase.
+        Raises `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty
+        passphrase. None means no passphrase.
         """
         lock = _KeyringHeader.generate(passphrase, cost or Argon2Cost())
         with _translate_errors(path):
             make_folder(path.parent)
             with _lock_file(path):
                 if path.exists():
-                    raise LocalError(f"there is a keyring at {path} already")
+                    raise LocalError(f"a keyring exists at {path}")
                 return cls(path, contents, lock, _write(path, contents, lock))
 
     @classmethod
     def unlock(cls, path: Path, passphrase: str | None) -> KeyringFile:
-        """Read the keyring at `path`. `passphrase` does not matter where there is none.
+        """Read the keyring at `path`. `passphrase` is ignored if the file has none.
 
         Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`.
         """
@@ -222,10 +223,10 @@ class KeyringFile:
         return cls(path, _unseal(stored, lock), lock, stored)
 
     def save(self, contents: Keyring) -> None:
-        """Replace the file, durably; when this returns, `contents` is what will be read again.
+        """Replace the file, durably. When this returns, the file holds `contents`.
 
-        Raises `ConflictError`, and changes nothing, when another process has replaced the file
-        since it was read here; `LocalError` when it cannot be written.
+        Raises `ConflictError`, and changes nothing, if another process has replaced the file since
+        it was read here; `LocalError` if it cannot be written.
         """
         with _translate_errors(self.path), _lock_file(self.path):
             self.check_unchanged()
@@ -234,49 +235,54 @@ class KeyringFile:
         self._stored_sha256 = hashlib.sha256(stored).digest()
 
     def check_unchanged(self) -> None:
-        """Raise `ConflictError` when another process has replaced the file since it was read here,
-        `LocalError` when it cannot be read."""
+        """Raise `ConflictError` if another process has replaced the file since it was read here.
+
+        Raises `LocalError` if the file cannot be read.
+        """
         if hashlib.sha256(_read(self.path)).digest() != self._stored_sha256:
-            raise ConflictError("another sfsc has changed the keyring", "run the command again")
+            raise ConflictError("another process changed the keyring", "run the command again")
 
     def reload(self) -> None:
-        """Take over what another process of this machine has written since.
+        """Read what another process of this machine has written since.
 
-        Raises `KeyringDamaged`, also where the file is locked otherwise by now, and `LocalError`.
+        Raises `KeyringDamaged`, also if the passphrase was changed, and `LocalError`.
         """
         stored = _read(self.path)
         if stored[:_HEADER_SIZE] != self._lock.header:
-            raise KeyringDamaged("the keyring was replaced meanwhile", "run the command again")
+            raise KeyringDamaged(
+                "another process replaced the keyring file", "run the command again"
+            )
         self.contents = _unseal(stored, self._lock)
         self._stored_sha256 = hashlib.sha256(stored).digest()
 
 
 def needs_passphrase(path: Path) -> bool:
-    """Whether the keyring at `path` is locked. Raises `KeyringMissing` or `KeyringDamaged`."""
+    """Return whether the keyring at `path` is locked. Raises `KeyringMissing` or
+    `KeyringDamaged`."""
     return bool(_parse_header(_read(path)[:_HEADER_SIZE])[2] == _ARGON2ID)
 
 
 def passphrase_bytes(passphrase: str) -> bytes:
-    """A passphrase as UTF-8; bytes of an environment that are not UTF-8 stand for themselves.
+    """Encode a passphrase as UTF-8. Environment bytes that are not UTF-8 are kept as they are.
 
-    Raises `UsageError` for an empty one, and for surrogates that stand for no byte.
+    Raises `UsageError` for an empty passphrase, and for surrogates that encode no byte.
     """
     if not passphrase:
-        raise UsageError("an empty passphrase locks nothing", "say --no-passphrase instead")
+        raise UsageError("the passphrase is empty", "use --no-passphrase instead")
     try:
         return passphrase.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
-        raise UsageError("the passphrase is no text", "type it again") from exc
+        raise UsageError("the passphrase is not valid text", "type it again") from exc
 
 
 def _derive(passphrase: str, salt: bytes, passes: int, lanes: int, kib: int) -> bytes:
-    # NFC: keyboards of different systems compose the same letter differently.
+    # NFC: different systems encode the same accented letter differently.
     text = passphrase_bytes(unicodedata.normalize("NFC", passphrase))
     return argon2id(text, salt, passes=passes, lanes=lanes, kib=kib)
 
 
 def _parse_header(header: bytes) -> tuple[bytes, int, int, int, int, int, bytes, bytes]:
-    """The fields of a header whose every number is within its cap."""
+    """Return the fields of a header after checking its digest and that every number is in range."""
     fields, digest = header[: _HEADER.size], header[_HEADER.size :]
     if len(header) != _HEADER_SIZE or not fields.startswith(_MAGIC):
         raise KeyringDamaged("this file is no keyring")
@@ -284,12 +290,12 @@ def _parse_header(header: bytes) -> tuple[bytes, int, int, int, int, int, bytes,
         raise KeyringDamaged("the keyring's header is damaged", "restore it from a backup")
     magic, version, kdf, passes, lanes, kib, salt, check = _HEADER.unpack(fields)
     if version != 1 or kdf not in (_NO_PASSPHRASE, _ARGON2ID):
-        raise KeyringDamaged(f"a keyring of version {version}.{kdf}", "use a newer sfsc")
-    # Before Argon2id allocates: a hostile file must not ask for all memory, or for a year.
+        raise KeyringDamaged(f"unknown keyring version {version}.{kdf}", "use a newer sfsc")
+    # Checked before Argon2id runs: a hostile file must not claim all memory, or a year of time.
     if kdf == _ARGON2ID and not (
         1 <= passes <= _MAX_PASSES and 1 <= lanes <= _MAX_LANES and 8 * lanes <= kib <= _MAX_KIB
     ):
-        raise KeyringDamaged("the keyring's header asks for an absurd cost")
+        raise KeyringDamaged("the Argon2id cost in the keyring's header is out of range")
     return magic, version, kdf, passes, lanes, kib, salt, check
 
 
@@ -298,7 +304,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             stored = file.read(MAX_KEYRING + 1)
     except FileNotFoundError as exc:
-        raise KeyringMissing(f"there is no keyring at {path}", "run `sfsc init`") from exc
+        raise KeyringMissing(f"no keyring at {path}", "run `sfsc init`") from exc
     except OSError as exc:
         raise LocalError(f"cannot read the keyring at {path}: {exc.strerror}") from exc
     if len(stored) > MAX_KEYRING:
@@ -315,28 +321,28 @@ def _unseal(stored: bytes, lock: _KeyringHeader) -> Keyring:
 
 
 def _write(path: Path, contents: Keyring, lock: _KeyringHeader) -> bytes:
-    """Replace `path` and read it back; returns the bytes it now holds."""
+    """Replace `path` and read it back. Return the bytes it now holds."""
     stored = lock.header + seal(lock.key, encoding.pack(contents.to_map()), lock.header)
     if len(stored) > MAX_KEYRING:
-        raise LocalError(f"a keyring of {len(stored)} bytes")
-    # Copies of keys that may be dropped by now; who holds the lock is the only writer.
+        raise LocalError(f"the keyring is too large: {len(stored)} bytes")
+    # They may hold keys that were dropped since. The lock makes this the only writer.
     remove_temporary_files(path)
     replace_file(path, stored)
     if _unseal(_read(path), lock) != contents:
-        raise LocalError(f"the keyring at {path} is not what was written")
+        raise LocalError(f"reading back the keyring at {path} gives other data than written")
     return stored
 
 
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[None]:
-    """Only one process at a time writes the keyring at `path`."""
+    """Hold the lock of the keyring at `path`: one process at a time writes it."""
     from filelock import FileLock, Timeout
 
     try:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
             yield
     except Timeout as exc:
-        raise LocalError("another sfsc keeps the keyring locked") from exc
+        raise LocalError("another sfsc process holds the lock of the keyring") from exc
 
 
 @contextlib.contextmanager

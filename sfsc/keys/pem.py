@@ -1,9 +1,9 @@
-"""An account's keys as PEM, for other programs and for a safe: PKCS#8 (RFC 5958, RFC 7468) of its
-Ed25519 signing key and of its RSA or X25519 wrap key, encrypted or not.
+"""Export and import of an account's keys as PEM, for other programs and for a safe.
 
-Ahead of the keys stands, as text that PEM readers pass over, which account they open. An X-Wing key
-has no PKCS#8 form that others read; such an account is kept by `key backup` or a recovery code.
-Loads the serialization of `cryptography`, which no other command needs.
+The format is PKCS#8 (RFC 5958, RFC 7468) of the Ed25519 signing key and of the RSA or X25519 wrap
+key, encrypted or not. Text before the keys, which PEM readers skip, names the account. An X-Wing
+key has no PKCS#8 form that other programs read; back up such an account by `sfsc key backup` or a
+recovery code. Loads the serialization of `cryptography`, which no other command needs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sfsc.keys.keyring import passphrase_bytes
 
 MAX_PEM: Final = 64 * 1024
 MAX_SECRET: Final = 1023
-"""Bytes of the longest passphrase that OpenSSL reads."""
+"""Maximum length in bytes of a passphrase that OpenSSL reads."""
 _BLOCK: Final = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n[A-Za-z0-9+/=\r\n:, -]+?-----END \1-----"
 )
@@ -45,8 +45,8 @@ _RSA: Final = {bits: alg for alg, bits in RSA_BITS.items()}
 
 
 class PemKeys(Value):
-    """What a PEM file holds: the `seed` of an Ed25519 key, a wrap key, the account, each of which
-    may be None; and the `generation` of the keys."""
+    """Contents of a PEM file: an Ed25519 `seed`, a wrap key, the account link (each may be None),
+    and the `generation` of the keys."""
 
     seed: bytes | None = field(repr=False)
     wrapping: PrivateKey | None
@@ -57,8 +57,11 @@ class PemKeys(Value):
 def export_pem(
     link: AccountLink, generation: int, seed: bytes, wrapping: PrivateKey, passphrase: str | None
 ) -> bytes:
-    """The PEM file of an account. None as `passphrase` encrypts nothing. Raises `UnsupportedKey`
-    for an X-Wing key, `UsageError` for a passphrase that is empty, or longer than others read."""
+    """Return the PEM file of an account, unencrypted if `passphrase` is None.
+
+    Raises `UnsupportedKey` for an X-Wing key, `UsageError` for a passphrase that is empty or too
+    long.
+    """
     if wrapping.alg == "xwing":
         raise UnsupportedKey("an xwing key has no PEM form", "use `sfsc key backup` instead")
     if wrapping.alg == "x25519":
@@ -67,7 +70,7 @@ def export_pem(
     else:
         loaded = load_der_private_key(wrapping.encoded, None)
         if not isinstance(loaded, RSAPrivateKey):
-            raise UnsupportedKey(f"this {wrapping.alg} key is none")
+            raise UnsupportedKey(f"not an {wrapping.alg} key")
         private = loaded
     lock: KeySerializationEncryption = NoEncryption()
     if passphrase is not None:
@@ -84,19 +87,19 @@ def export_pem(
 
 
 def is_encrypted(data: bytes) -> bool:
-    """Whether a passphrase is needed to load it."""
+    """Return whether loading the file needs a passphrase."""
     return b"ENCRYPTED" in data
 
 
 def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
-    """The keys of a PEM file: at most one Ed25519 key, and one of RSA or X25519.
+    """Load the keys of a PEM file: at most one Ed25519 key, and one RSA or X25519 key.
 
-    Raises `WrongPassphrase`, and `UnsupportedKey` for what is none of these. RSA numbers are
-    checked: such a key may come from anywhere.
+    Raises `WrongPassphrase`, and `UnsupportedKey` for other content. RSA numbers are checked,
+    because the key may come from an untrusted source.
     """
     blocks = [found.group(0) for found in _BLOCK.finditer(data)] if len(data) <= MAX_PEM else []
     if not blocks:
-        raise UnsupportedKey("this file holds no PEM private key", "it should begin -----BEGIN")
+        raise UnsupportedKey("no PEM private key in this file", "it should begin -----BEGIN")
     seed: bytes | None = None
     wrapping: PrivateKey | None = None
     for block in blocks:
@@ -109,7 +112,7 @@ def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
             wrapping = _rsa(key)
         else:
             raise UnsupportedKey(
-                "this file holds a key that has no use here", "one Ed25519, and one RSA or X25519"
+                "this file holds an extra or unusable key", "keep one Ed25519, one RSA or X25519"
             )
     return PemKeys(seed, wrapping, _link(data), _generation(data))
 
@@ -122,16 +125,17 @@ def _load(block: bytes, passphrase: str | None) -> object:
         raise WrongPassphrase("the PEM key is locked with a passphrase") from exc
     except ValueError as exc:
         if is_encrypted(block):
-            raise WrongPassphrase("the passphrase is not the PEM key's") from exc
+            raise WrongPassphrase("the passphrase does not unlock the PEM key") from exc
         raise UnsupportedKey("this PEM key is malformed") from exc
     except UnsupportedAlgorithm as exc:
-        raise UnsupportedKey("a PEM key of a kind that is not known here") from exc
+        raise UnsupportedKey("a PEM key of an unknown kind") from exc
 
 
 def _rsa(key: RSAPrivateKey) -> PrivateKey:
     alg = _RSA.get(key.key_size)
     if alg is None or key.public_key().public_numbers().e != 65537:
-        raise UnsupportedKey(f"an RSA key of {key.key_size} bits", "2048, 3072 or 4096, e = 65537")
+        cause = f"unsupported RSA key of {key.key_size} bits"
+        raise UnsupportedKey(cause, "use 2048, 3072 or 4096 bits, e = 65537")
     return PrivateKey(alg, key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
 
 
@@ -147,4 +151,4 @@ def _link(data: bytes) -> AccountLink | None:
     try:
         return parse_account_link(found.group(0).decode("ascii"))
     except (MessageError, UnicodeDecodeError) as exc:
-        raise UnsupportedKey("the account named in this file is malformed") from exc
+        raise UnsupportedKey("the account link in this file is malformed") from exc

@@ -1,8 +1,7 @@
-"""Fingerprints in words, for two people who compare them over the telephone.
+"""Fingerprints as PGP words, for two people who compare them over the telephone.
 
-The PGP word list (Juola and Zimmermann, 1995): a word for each byte, of two syllables where it
-stands at an even place and of three at an odd one, so that a word left out or two that are swapped
-are heard.
+The PGP word list (Juola and Zimmermann, 1995) has a word for each byte: two syllables at even
+positions, three at odd ones, so that a listener notices omitted or swapped words.
 """
 
 from __future__ import annotations
@@ -65,6 +64,6 @@ yesteryear yucatan
 
 
 def pgp_words(data: bytes) -> list[str]:
-    """One word for each byte."""
+    """Return one word for each byte."""
     even, odd = _TWO_SYLLABLES.split(), _THREE_SYLLABLES.split()
     return [(odd if place % 2 else even)[byte] for place, byte in enumerate(data)]

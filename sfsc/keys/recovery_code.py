@@ -1,7 +1,7 @@
-"""The recovery code: 32 random bytes that a person keeps on paper, and the keys they stand for.
+"""The recovery code: 32 random bytes that a user keeps on paper, and the keys derived from it.
 
 Written as 14 groups of four letters and digits: base32 (RFC 4648, A-Z and 2-7) of the 32 bytes and
-the first three of their SHA-256, so that a slip of the pen is found before anybody is asked.
+the first three of their SHA-256, so that a copying error is found before the server is asked.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ CODE_SIZE: Final = 32
 _CHECK_SIZE: Final = 3
 _GROUP: Final = 4
 _LETTERS: Final = -(-(CODE_SIZE + _CHECK_SIZE) * 8 // 5)
-# What the alphabet does not have can only be what looks like it.
+# Digits outside the alphabet are read as the letters they resemble.
 _MISREAD: Final = str.maketrans({"0": "O", "1": "I", "8": "B", "-": None})
 
 
 class RecoveryCode(Value):
-    """`secret` is the 32 bytes. Nothing of it is ever stored."""
+    """A recovery code; `secret` is its 32 bytes. No part of it is ever stored."""
 
     secret: bytes = field(repr=False)
 
     @classmethod
     def generate(cls) -> Self:
+        """Return a fresh random code."""
         return cls(os.urandom(CODE_SIZE))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What a person has typed: case, blanks and hyphens do not matter. Raises `UsageError`,
-        which never repeats it."""
+        """Parse a typed code, ignoring case, blanks and hyphens.
+
+        Raises `UsageError`, which never repeats the text.
+        """
         letters = "".join(text.split()).upper().translate(_MISREAD)
         try:
             if len(letters) != _LETTERS:
@@ -47,20 +50,21 @@ class RecoveryCode(Value):
             whole = base64.b32decode(letters)
         except (binascii.Error, ValueError) as exc:
             cause = f"a recovery code has {_LETTERS} letters and digits"
-            raise UsageError(cause, "copy it from the paper, all of it") from exc
+            raise UsageError(cause, "type the whole code, as printed") from exc
         secret, check = whole[:CODE_SIZE], whole[CODE_SIZE:]
         if not hmac.compare_digest(check, _check(secret)):
-            raise UsageError("the recovery code is mistyped", "compare it with the paper")
+            raise UsageError("the recovery code is mistyped", "compare it with the printed code")
         return cls(secret)
 
     @property
     def text(self) -> str:
-        """In groups, for paper."""
+        """The code in groups, for printing."""
         letters = base64.b32encode(self.secret + _check(self.secret)).decode()
         return "-".join(letters[at : at + _GROUP] for at in range(0, _LETTERS, _GROUP))
 
     @property
     def signing_key(self) -> SigningKey:
+        """The Ed25519 key that signs recovery statements."""
         return SigningKey.from_seed(recovery_keys(self.secret)[0])
 
     @property
@@ -70,7 +74,7 @@ class RecoveryCode(Value):
 
     @property
     def public_keys(self) -> RecoveryKey:
-        """What a statement commits to."""
+        """The public keys that a statement commits to."""
         return RecoveryKey(self.signing_key.public, self.wrap_key.public.encoded)
 
 
