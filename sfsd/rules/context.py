@@ -27,7 +27,7 @@ from sfsd.state.documents import Documents
 from sfsd.state.file_index import FileIndex
 from sfsd.state.inbox_index import InboxIndex
 from sfsd.state.read_handles import ReadHandles
-from sfsd.state.uploads import Uploads
+from sfsd.state.uploads import UploadRegistry
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.store import DirectoryStore
@@ -111,7 +111,7 @@ class ServerContext:
         self.inboxes = InboxIndex(store)
         self.users = UserRegistry(self.documents, self.index)
         share = DescriptorBudget()
-        self.uploads = Uploads(store.create_upload_file, share, clock)
+        self.uploads = UploadRegistry(store.create_upload_file, share, clock)
         self.read_handles = ReadHandles(store.open_blob, share)
         self.admission = Admission(identity.server_id, self.users, journal, clock)
         self.visibility = Visibility(self.users, self.index, clock)

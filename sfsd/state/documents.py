@@ -1,8 +1,8 @@
-"""The JSON files of the store, read as what the log says they are.
+"""Verified cache of the store's JSON files.
 
-Each states the `seq` of the entry that last wrote it, and that entry's `detail.paths` what its
-bytes must be. Parsed files are cached under their digest: what was verified once is not parsed
-again, and a cache that is asked for the digest of the bytes on the disk cannot be out of date.
+Each file states the `seq` of the entry that last wrote it, and that entry's `detail.paths` has the
+digest of its bytes. Parsed files are cached under their digest, so verified bytes are not parsed
+again. The cache cannot be out of date, because it is asked for the digest of the bytes on the disk.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from sfsd.storage.paths import account_path, statements_path
 from sfsd.storage.store import DirectoryStore
 
 CACHED_BYTES = 40 << 20
-"""Of the files that are kept parsed in memory; one of a single reader is 3 KiB, and takes about
-twice that."""
+"""Total bytes of the files kept parsed in memory. A sidecar with one reader has 3 KiB, and takes
+about twice that."""
 _CACHED_ENTRIES = 32
-"""Of the log, as far as they say what files are; one may be of 256 sidecars, written together."""
+"""Log entries whose paths are kept; one may list 256 sidecars, written together."""
 
 Parsed = TypeVar("Parsed")
 _Any = TypeVar("_Any")
 
 
 class Document(Value, Generic[Parsed]):
-    """A parsed file and the digest of its bytes, which a change that relies on it expects."""
+    """A parsed file and the digest of its bytes, which a dependent change expects."""
 
     path: str
     digest: bytes
@@ -48,7 +48,7 @@ class Document(Value, Generic[Parsed]):
 
 
 class _CachedFile(Value):
-    """A parsed file, the digest of its bytes, and how many they are."""
+    """A parsed file, the digest of its bytes, and their number."""
 
     digest: bytes
     value: Any
@@ -56,7 +56,8 @@ class _CachedFile(Value):
 
 
 class SidecarWrite:
-    """A sidecar on its way to `path`; `value` is what stands there once its bytes were made."""
+    """A sidecar to be written to `path`. `value` is the written sidecar once its bytes were
+    encoded."""
 
     def __init__(self, path: str, sidecar: Sidecar) -> None:
         self.path = path
@@ -65,11 +66,11 @@ class SidecarWrite:
 
     @property
     def effect(self) -> Write:
-        """What puts it there."""
+        """The effect that writes the sidecar."""
         return Write(self.path, self._encode, self._digest)
 
     def _encode(self, seq: int) -> bytes:
-        """The bytes, as entry `seq` writes them."""
+        """Return the bytes as entry `seq` writes them."""
         self.value = changed(self.value, seq=seq)
         raw = self.value.encode(seq)
         self.encoded = _CachedFile(hashlib.sha256(raw).digest(), self.value, len(raw))
@@ -77,38 +78,37 @@ class SidecarWrite:
 
     def _digest(self) -> bytes:
         if self.encoded is None:
-            raise ValueError("its bytes were not made yet")
+            raise ValueError("not encoded yet")
         return self.encoded.digest
 
 
 class Documents:
-    """Reads and remembers. Safe on several threads."""
+    """Reads, verifies and caches documents. Safe on several threads."""
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
         self._cache: OrderedDict[str, _CachedFile] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
-        # Lines of the log do not change, and those who ask for files ask in the order in which
-        # many were written with one entry.
+        # Log lines do not change, and files are often requested in the order in which one entry
+        # wrote many.
         self._paths = lru_cache(_CACHED_ENTRIES)(journal.paths)
 
     def sidecar(self, path: str) -> Document[Sidecar]:
-        """Raises `Absent`, or `DamagedError` where the bytes are not what the log says."""
+        """Return the sidecar `path`. Raises `Absent`, or `DamagedError` if the bytes differ from
+        the log."""
         (found,) = self.sidecars([path])
         return found
 
     def sidecars(self, paths: Sequence[str]) -> list[Document[Sidecar]]:
-        """Each as `sidecar` gives it. Each step is taken for all before the next: of many small
-        things that takes three quarters of the time. Raises as `sidecar`."""
-        return self._load_all(paths, parse_sidecar_lenient, _sidecar_seq)
+        """Return many sidecars in input order. Raises as `sidecar`. Each step runs for all files
+        before the next step: for many small files this takes three quarters of the time."""
+        return self._load_all(paths, parse_sidecar_lenient)
 
     def cached_sidecar(self, path: str) -> Document[Sidecar]:
-        """As `sidecar`, but one that was verified or written here is not read from the disk again.
-
-        For who replaces it, or asks whether all were replaced: what the committer compares with is
-        the digest that the store knows, and this is what has it.
-        """
+        """Return a sidecar without reading it again if it was verified or written here. Raises as
+        `sidecar`. For a caller that replaces it, or checks whether all were replaced: the committer
+        compares with the digest that the store knows, which is the digest of this document."""
         digest = self._store.cached_digest(path)
         found = None if digest is None else self._find(path, digest)
         if digest is None or found is None:
@@ -116,26 +116,26 @@ class Documents:
         return Document(path, digest, found.value)
 
     def remember(self, sidecar: SidecarWrite) -> None:
-        """It was published: who reads the file, and finds these very bytes, need not parse them."""
+        """Cache a published sidecar, so that later readers of these bytes need not parse them."""
         if sidecar.encoded is not None:
             self._keep(sidecar.path, sidecar.encoded)
 
     def has(self, path: str, digest: bytes | None) -> bool:
-        """Whether the file at `path` is the one of this digest; None stands for no file."""
+        """Return whether the file `path` has this digest; None stands for no file."""
         return self._store.stored_digest(path) == digest
 
     def account(self, user: str) -> Document[StoredAccount] | None:
-        """The account of `user`, None where no such user was ever invited. Raises as `sidecar`."""
-        return self._load_or_none(account_path(user), parse_account, _account_seq)
+        """Return the account of `user`, None if the user was never invited. Raises as `sidecar`."""
+        return self._load_or_none(account_path(user), parse_account)
 
     def statements(self, user: str) -> Document[tuple[StoredStatement, ...]] | None:
-        """The identity chain of `user`, None before enrolment. Raises as `sidecar`."""
-        return self._load_or_none(statements_path(user), parse_statements, _statements_seq)
+        """Return the identity chain of `user`, None before enrolment. Raises as `sidecar`."""
+        return self._load_or_none(statements_path(user), parse_statements)
 
     def _load_or_none(
-        self, path: str, parse: Callable[[str, bytes], _Any], seq_of: Callable[[_Any], int]
+        self, path: str, parse: Callable[[str, bytes], _Any]
     ) -> Document[_Any] | None:
-        # The store knows the digest of what it wrote: users are asked for at every request, and
+        # The store knows the digest of what it wrote: users are looked up at every request, and
         # their files are read once.
         digest = self._store.stored_digest(path)
         if digest is None:
@@ -144,16 +144,13 @@ class Documents:
         if found is not None:
             return Document(path, digest, found.value)
         try:
-            (document,) = self._load_all([path], parse, seq_of)
+            (document,) = self._load_all([path], parse)
         except Absent:
             return None
         return document
 
     def _load_all(
-        self,
-        paths: Sequence[str],
-        parse: Callable[[str, bytes], _Any],
-        seq_of: Callable[[_Any], int],
+        self, paths: Sequence[str], parse: Callable[[str, bytes], _Any]
     ) -> list[Document[_Any]]:
         loaded: list[tuple[str, _CachedFile]] = []
         fresh: list[tuple[str, _CachedFile]] = []
@@ -164,7 +161,9 @@ class Documents:
                 fresh.append((path, found))
             loaded.append((path, found))
         for path, found in fresh:
-            self._verify(path, found.digest, seq_of(found.value))
+            value = found.value  # the last statement of a chain, or an account or sidecar
+            seq = value[-1].seq if isinstance(value, tuple) else value.seq
+            self._verify(path, found.digest, seq)
             self._keep(path, found)
         return [Document(path, found.digest, found.value) for path, found in loaded]
 
@@ -177,7 +176,7 @@ class Documents:
             return found
 
     def _keep(self, path: str, kept: _CachedFile) -> None:
-        """In the place of what the file was before: who has read that has it."""
+        """Cache the file in place of its previous content, which a caller may still hold."""
         with self._lock:
             before = self._cache.pop(path, None)
             self._held += kept.size - (0 if before is None else before.size)
@@ -190,18 +189,6 @@ class Documents:
         try:
             written = self._paths(seq).get(path)
         except (JournalRangeError, JournalDamagedError) as exc:
-            raise DamagedError(f"entry {seq}, which it names, is not there", path=path) from exc
+            raise DamagedError(f"it names entry {seq}, which is missing", path=path) from exc
         if written != digest:
-            raise DamagedError(f"not what entry {seq} wrote", path=path)
-
-
-def _sidecar_seq(found: Sidecar) -> int:
-    return found.seq
-
-
-def _account_seq(found: StoredAccount) -> int:
-    return found.seq
-
-
-def _statements_seq(found: tuple[StoredStatement, ...]) -> int:
-    return found[-1].seq
+            raise DamagedError(f"it differs from what entry {seq} wrote", path=path)

@@ -1,8 +1,8 @@
-"""Which files an owner has: the newest version of each, in memory for the users who were last here.
+"""Index of each owner's files: the newest version of each, in memory for recently active users.
 
-One scan of the names at a user's first use; after that every change keeps it current. Versions only
-ever grow and no sidecar is removed, so noting a change twice, or a little late, does no harm: an
-operation that read too old an answer expects a sidecar to be absent which is there, and is Stale.
+Built by one scan of the names at a user's first use; then every change updates it. Versions only
+grow and no sidecar is removed, so updates are idempotent and may be late. An operation that read a
+stale answer expects a sidecar to be absent that exists, and is refused as Stale.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from sfsd.storage.paths import VersionPaths, files_folder, parse_sidecar_name
 from sfsd.storage.store import DirectoryStore
 
 USERS = 256
-"""Users whose files are kept in memory; 100 bytes a file."""
-_SCAN = 4096
+"""Users whose index is kept in memory; it takes 100 bytes a file."""
 
 
 class OwnerFiles(LoadOnce):
@@ -39,30 +38,31 @@ class OwnerFiles(LoadOnce):
         self._contents: dict[str, dict[int, bytes]] = {}
 
     def newest(self, file_id: str) -> int:
-        """The highest version of a file, 0 where there is no such file."""
+        """Return the highest version of a file, 0 if there is no such file."""
         self._ensure()
         with self._lock:
             return self._newest.get(file_id, 0)
 
     def sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """Raises `Absent`, `DamagedError`."""
+        """Return the sidecar of a version. Raises `Absent`, `DamagedError`."""
         return self._documents.sidecar(
             VersionPaths.for_version(self.owner, file_id, version).sidecar
         )
 
     def sidecars(self, places: Sequence[tuple[str, int]]) -> list[Document[Sidecar]]:
-        """Those of many (file_id, version), in their order, at less cost. Raises as `sidecar`."""
+        """Batch version of `sidecar` for (file_id, version) pairs; results in input order."""
         paths = [VersionPaths.for_version(self.owner, *place).sidecar for place in places]
         return self._documents.sidecars(paths)
 
     def cached_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """As `Documents.cached_sidecar`. Raises as `sidecar`."""
+        """Return `Documents.cached_sidecar` of a version. Raises as `sidecar`."""
         return self._documents.cached_sidecar(
             VersionPaths.for_version(self.owner, file_id, version).sidecar
         )
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
-        """Up to `limit` (file_id, newest version, seq) in order; seq is 0 where not yet known."""
+        """Return up to `limit` (file_id, newest version, seq) past `file_id`, in order; seq 0 is
+        unknown."""
         self._ensure()
         with self._lock:
             start = bisect.bisect_right(self._sorted, file_id)
@@ -70,7 +70,7 @@ class OwnerFiles(LoadOnce):
             return [(one, self._newest[one], self._seqs.get(one, 0)) for one in ids]
 
     def note_written(self, sidecar: Sidecar, version: int) -> None:
-        """The sidecar of `version` was written."""
+        """Record that the sidecar of `version` was written."""
         record = sidecar.content_record
         file_id = record.file_id
 
@@ -87,8 +87,8 @@ class OwnerFiles(LoadOnce):
         self._note(change)
 
     def note_rewritten(self, seq: int, places: Sequence[tuple[str, int]]) -> None:
-        """Entry `seq` wrote the sidecars of these (file_id, version), which were there, anew; their
-        contents are what they were."""
+        """Record that entry `seq` rewrote the existing sidecars of these (file_id, version); their
+        contents are unchanged."""
 
         def change() -> None:
             for file_id, version in places:
@@ -98,7 +98,7 @@ class OwnerFiles(LoadOnce):
         self._note(change)
 
     def content_ids(self, file_id: str) -> dict[int, bytes]:
-        """The content_id that each version of a file was made with. Raises `DamagedError`."""
+        """Return the content_id of each version of a file. Raises `DamagedError`."""
         newest = self.newest(file_id)
         with self._lock:
             known = self._contents.setdefault(file_id, {})
@@ -111,7 +111,7 @@ class OwnerFiles(LoadOnce):
             return dict(known)
 
     def loaded_ledger(self) -> Ledger:
-        """The ledger, loaded."""
+        """Return the quota ledger, loaded."""
         self.ledger.load(self._weigh)
         return self.ledger
 
@@ -130,17 +130,10 @@ class OwnerFiles(LoadOnce):
 
     def _versions(self) -> Iterator[tuple[str, int]]:
         folder = files_folder(self.owner)
-        for part in self._children(folder):
-            for name in self._children(f"{folder}/{part}"):
+        for part in self._store.children(folder):
+            for name in self._store.children(f"{folder}/{part}"):
                 if (parsed := parse_sidecar_name(name)) is not None:
                     yield parsed
-
-    def _children(self, folder: str) -> Iterator[str]:
-        page = self._store.children(folder, "", _SCAN)
-        yield from page
-        while len(page) == _SCAN:  # else that was all
-            page = self._store.children(folder, page[-1], _SCAN)
-            yield from page
 
     def _weigh(self) -> tuple[list[Holding], list[str]]:
         holdings: list[Holding] = []
@@ -149,7 +142,7 @@ class OwnerFiles(LoadOnce):
             try:
                 sidecar = self.sidecar(file_id, version).value
             except DamagedError:
-                continue  # whoever asks for that file hears of it; the others can still be used
+                continue  # a request for that file reports it; the others stay usable
             holdings.extend(holding_of(sidecar))
             if version > newest.get(file_id, (0, False))[0]:
                 newest[file_id] = (version, sidecar.head_record.current != 0)
@@ -157,7 +150,7 @@ class OwnerFiles(LoadOnce):
 
 
 def holding_of(sidecar: Sidecar) -> list[Holding]:
-    """What a version weighs: nothing once it is purged."""
+    """Return the content that counts as quota for a version: nothing once it is purged."""
     record = sidecar.content_record
     if sidecar.metadata is None or record.version is None:
         return []
@@ -167,15 +160,7 @@ def holding_of(sidecar: Sidecar) -> list[Holding]:
 
 
 class FileIndex(UserCache[OwnerFiles]):
-    """The `OwnerFiles` of every owner."""
+    """LRU cache of each owner's `OwnerFiles`."""
 
     def __init__(self, store: DirectoryStore, documents: Documents) -> None:
-        super().__init__()
-        self._store = store
-        self._documents = documents
-
-    def _make(self, user: str) -> OwnerFiles:
-        return OwnerFiles(user, self._store, self._documents)
-
-    def _most(self) -> int:
-        return USERS
+        super().__init__(lambda user: OwnerFiles(user, store, documents), USERS)

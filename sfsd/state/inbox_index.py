@@ -1,7 +1,7 @@
-"""What is shared with each user, by the notes in his inbox; in memory for those who were last here.
+"""Index of the files shared with each user, from the notes in the user's inbox.
 
-A note says only that an owner once made him a reader of a file. Whether he still may read it, the
-file's last record says (`visibility`).
+A note only says that an owner once made the user a reader of a file. Whether the user still may
+read it is decided by the file's last record (`sfsd.rules.access`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from sfsd.storage.store import DirectoryStore
 USERS: Final = 256
 """Users whose notes are kept in memory; 200 bytes a note."""
 MAX_FROM_ONE: Final = 10_000
-"""Files that one owner can share with one user: nobody can fill another's inbox, nor the disk's
-table of files with empty ones."""
-_SCAN: Final = 4096
+"""Files that one owner can share with one user. So nobody can fill another user's inbox, or the
+disk's inode table with empty files."""
 Note = tuple[str, str]
 """(owner, file_id)"""
 
@@ -35,23 +34,23 @@ class UserInbox(LoadOnce):
         self._notes: list[Note] = []
 
     def after(self, note: Note, limit: int) -> list[Note]:
-        """Up to `limit` notes behind `note`, in order."""
+        """Return up to `limit` notes past `note`, in order."""
         self._load(self._scan, self._enter)
         with self._lock:
             start = bisect.bisect_right(self._notes, note)
             return self._notes[start : start + limit]
 
     def check_room(self, owner: str) -> None:
-        """Raise `Refused` where `owner` has filled his part of it."""
+        """Raise `Refused` if `owner` has used up the share of this inbox."""
         self._load(self._scan, self._enter)
         with self._lock:
             first = bisect.bisect_left(self._notes, (owner, ""))
             last = bisect.bisect_right(self._notes, (owner, "g"))  # past every hexadecimal id
         if last - first >= MAX_FROM_ONE:
-            raise Refused("quota", f"{self._user} has {MAX_FROM_ONE} files of yours already")
+            raise Refused("quota", f"you already share {MAX_FROM_ONE} files with {self._user}")
 
     def note_changed(self, note: Note, *, present: bool) -> None:
-        """A note was written, or removed."""
+        """Record that a note was written or removed."""
 
         def change() -> None:
             place = bisect.bisect_left(self._notes, note)
@@ -64,26 +63,15 @@ class UserInbox(LoadOnce):
         self._note(change)
 
     def _scan(self) -> list[Note]:
-        found: list[Note] = []
-        folder, after = inbox_folder(self._user), ""
-        while page := self._store.children(folder, after, _SCAN):
-            found += [note for name in page if (note := parse_inbox_name(name)) is not None]
-            after = page[-1]
-        return sorted(found)
+        names = self._store.children(inbox_folder(self._user))
+        return sorted(note for name in names if (note := parse_inbox_name(name)) is not None)
 
     def _enter(self, found: list[Note]) -> None:
         self._notes = found
 
 
 class InboxIndex(UserCache[UserInbox]):
-    """The `UserInbox` of every user."""
+    """LRU cache of each user's `UserInbox`."""
 
     def __init__(self, store: DirectoryStore) -> None:
-        super().__init__()
-        self._store = store
-
-    def _make(self, user: str) -> UserInbox:
-        return UserInbox(user, self._store)
-
-    def _most(self) -> int:
-        return USERS
+        super().__init__(lambda user: UserInbox(user, store), USERS)

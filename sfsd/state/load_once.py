@@ -1,4 +1,4 @@
-"""State that is read from the disk once, while changes to it go on."""
+"""State that is loaded from the disk once, while changes to it continue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ _Found = TypeVar("_Found")
 
 
 class LoadOnce:
-    """Base of such state. Loading holds no lock; what changes meanwhile is done again after it.
+    """Base of state that is loaded once. Loading holds no lock; changes made meanwhile are applied
+    again.
 
-    A change is published on the disk before it is noted here, and noting one twice is harmless. So
-    a change is either in what `read` finds, or noted while it reads, or noted later: never missed.
+    A change is published on the disk before it is applied here, and applying it twice is harmless.
+    So each change is either in the data that `read` finds, or applied during or after the load:
+    never missed.
     """
 
     def __init__(self) -> None:
@@ -23,7 +25,7 @@ class LoadOnce:
         self._meanwhile: list[Callable[[], None]] | None = None
 
     def _load(self, read: Callable[[], _Found], enter: Callable[[_Found], None]) -> None:
-        """Unless it is loaded: `enter` what `read` finds. What `read` raises passes through."""
+        """Load with `read` and `enter` unless already loaded. Errors of `read` pass through."""
         if self._loaded.is_set():
             return
         with self._one_loader:
@@ -42,7 +44,7 @@ class LoadOnce:
                 self._meanwhile = None
 
     def _note(self, change: Callable[[], None]) -> None:
-        """Do `change` now, or after the running load, or not at all: a load to come sees it."""
+        """Apply `change` now, or after the running load; do nothing if a later load will see it."""
         with self._lock:
             if self._loaded.is_set():
                 change()

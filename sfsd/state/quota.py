@@ -1,11 +1,11 @@
-"""What an owner's ciphertext weighs: all versions, trash and running uploads, each content once.
+"""Quota ledger of an owner's ciphertext: all versions, trash and running uploads.
 
-Bytes are *held* by versions of files or *reserved* by uploads and puts that are on their way. A put
-reserves before its change is made, on the committer thread, so that two puts cannot both take the
-last of a quota.
+Each content counts once. Bytes are *held* by versions of files or *reserved* by running uploads and
+puts. A put reserves before its change is made, on the committer thread, so that two puts cannot
+both take the last bytes of a quota.
 
-A content is known by its content_id, which its owner chooses: two that are stored under one id
-would count once. So where there is a quota no id is taken that another content has.
+A content is identified by its content_id, which its owner chooses: two contents stored under one id
+would count once. So if there is a quota, no id of another content is accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Holding(Value):
 
 
 class Ledger(LoadOnce):
-    """One owner's account. Reserving needs no load where there is no quota. Safe on threads."""
+    """One owner's quota. Reserving needs no load if there is no quota. Safe on several threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,8 @@ class Ledger(LoadOnce):
         self._coming: set[bytes] = set()
 
     def load(self, read: Callable[[], tuple[Iterable[Holding], Iterable[str]]]) -> None:
-        """At first use. `read` gives all that is held, and the file_ids with a current version."""
+        """Load at first use. `read` returns all contents, and the file_ids with a current
+        version."""
 
         def enter(found: tuple[Iterable[Holding], Iterable[str]]) -> None:
             holdings, living = found
@@ -50,7 +51,7 @@ class Ledger(LoadOnce):
         self._load(read, enter)
 
     def hold(self, holding: Holding) -> None:
-        """A version now has this content."""
+        """Record that a version has this content."""
 
         def change() -> None:
             self._leave(holding.file_id, holding.version)
@@ -59,11 +60,11 @@ class Ledger(LoadOnce):
         self._note(change)
 
     def drop(self, file_id: str, version: int) -> None:
-        """A version has no content any more."""
+        """Record that a version has no content any more."""
         self._note(lambda: self._leave(file_id, version))
 
     def mark(self, file_id: str, *, living: bool) -> None:
-        """Whether a file now has a current version."""
+        """Record whether a file has a current version."""
         self._note(lambda: (self._living.add if living else self._living.discard)(file_id))
 
     @property
@@ -74,40 +75,41 @@ class Ledger(LoadOnce):
 
     @property
     def files(self) -> int:
-        """Files that have a current version."""
+        """The number of files that have a current version."""
         with self._lock:
             return len(self._living)
 
     def reserve(self, size: int, quota: int) -> None:
-        """Take `size` bytes out of `quota` bytes (0: no limit). Raises `Refused`."""
+        """Reserve `size` bytes of `quota` bytes (0: no limit). Raises `Refused`."""
         with self._lock:
             if quota and self._held + self._reserved + size > quota:
-                # What is reserved shows in no listing: who has nothing to delete learns why.
-                also = f"; {self._reserved:,} are held for uploads" if self._reserved else ""
+                # Reserved bytes are in no listing: a user who has nothing to delete learns the
+                # cause here.
+                also = f"; {self._reserved:,} are reserved for uploads" if self._reserved else ""
                 raise Refused(
-                    "quota", f"{size:,} bytes more would pass the quota of {quota:,}{also}"
+                    "quota", f"{size:,} more bytes would exceed the quota of {quota:,}{also}"
                 )
             self._reserved += size
 
     def release(self, size: int) -> None:
-        """Give back what was reserved: it is not needed, or it is held by now."""
+        """Release reserved bytes that are unneeded or held by now."""
         with self._lock:
             self._reserved -= size
 
     def announce(self, content_id: bytes) -> None:
-        """A content of this id is on its way. Raises `Refused` where another has that id."""
+        """Reserve a content_id for a coming content. Raises `Refused` if another content has it."""
         with self._lock:
             if content_id in self._holders or content_id in self._coming:
                 raise Refused("bad-request", "the content_id was used before")
             self._coming.add(content_id)
 
     def retract(self, content_id: bytes) -> None:
-        """It is held by now, or does not come."""
+        """Release a content_id that is held by now, or will not come."""
         with self._lock:
             self._coming.discard(content_id)
 
     def is_shared(self, content_id: bytes) -> bool:
-        """Whether several versions have this content."""
+        """Return whether several versions have this content."""
         with self._lock:
             return self._holders.get(content_id, 0) > 1
 

@@ -1,8 +1,8 @@
-"""Versions that a session has open for reading.
+"""Handles of the versions that a session reads.
 
-A handle is a promise of one content, not of access: who may read is decided again at each Read. The
-descriptor behind it is opened at the first Read past what GetOpen answered, and closed again when
-others are used more; the handle stays good.
+A handle guarantees one content, not access: each Read checks again who may read. The descriptor is
+opened at the first Read past what GetOpen returned, and closed when other handles are used more;
+the handle stays valid.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.storage.store import Blob
 
 HANDLES: Final = 1024
-"""Handles a session keeps; older ones answer `changed`."""
+"""Handles that a session keeps; older ones answer `changed`."""
 FILES: Final = 16
-"""Files a session keeps open."""
+"""Files that a session keeps open."""
 LOGGED: Final = 4096
-"""Downloads that a session is known to have in the log. Who goes on has them there once more."""
+"""Logged downloads that a session remembers. A client that reads more files has some logged
+twice."""
 PER_FILE: Final = 2
-"""Descriptors of one: it may be read past the page cache too."""
+"""Descriptors of one open file: it may also have one for direct I/O."""
 
 
 class OpenVersion(Value):
-    """`content_id` says which content was opened: another under the same path is a change."""
+    """An opened version. `content_id` identifies the content: another one under the same path is a
+    change."""
 
     owner: str
     file_id: str
@@ -41,7 +43,7 @@ class OpenVersion(Value):
 
 
 class SessionHandles:
-    """Of one session. Safe on several threads."""
+    """Handles of one session. Safe on several threads."""
 
     def __init__(self, open_blob: Callable[[str], Blob], share: DescriptorBudget) -> None:
         self._open_blob = open_blob
@@ -52,7 +54,7 @@ class SessionHandles:
         self._logged: OrderedDict[OpenVersion, None] = OrderedDict()
 
     def add(self, opened: OpenVersion) -> bytes:
-        """The 16-byte name of a new handle."""
+        """Add a handle and return its name of 16 bytes."""
         name = secrets.token_bytes(16)
         with self._lock:
             self._handles[name] = opened
@@ -62,7 +64,7 @@ class SessionHandles:
         return name
 
     def get(self, name: bytes) -> OpenVersion:
-        """Raises `Refused` for a handle that is not open any more."""
+        """Return the version of a handle. Raises `Refused` if the handle is not open any more."""
         with self._lock:
             opened = self._handles.get(name)
             if opened is None:
@@ -71,15 +73,15 @@ class SessionHandles:
             return opened
 
     def read(self, name: bytes, offset: int, length: int) -> Buffer:
-        """Bytes of the content; fewer only at its end. Raises `Refused`, StoreError."""
+        """Return bytes of the content, fewer only at its end. Raises `Refused`, StoreError."""
         try:
             return self._blob(name).read_range(offset, length)
         except StagingClosedError:
-            # Others were used more just now, and it was closed between finding and using it.
+            # It was closed in favour of other handles between lookup and use.
             return self._blob(name).read_range(offset, length)
 
     def is_logged(self, opened: OpenVersion) -> bool:
-        """Whether the log has this session's download of this content already."""
+        """Return whether this session's download of this content is in the log already."""
         with self._lock:
             return opened in self._logged
 
@@ -90,7 +92,8 @@ class SessionHandles:
                 self._logged.popitem(last=False)
 
     def invalidate(self, owner: str, file_id: str, version: int) -> None:
-        """A version's content goes: its handles answer `changed` from now on."""
+        """Drop the handles of a version whose content is removed: they answer `changed` from now
+        on."""
         with self._lock:
             gone = [
                 name
@@ -118,7 +121,7 @@ class SessionHandles:
             return self._blobs[name]
 
     def _open(self, path: str) -> Blob:
-        """In the place of the one that was not used for longest, where there is no room beside."""
+        """Open a file; if there is no room, close the least recently used one."""
         if len(self._blobs) == FILES:
             self._close(next(iter(self._blobs)))
         while not self._share.acquire(PER_FILE):
@@ -138,12 +141,12 @@ class SessionHandles:
         if blob is not None:
             try:
                 blob.close()
-            finally:  # of what cannot be closed the descriptor is gone too
+            finally:  # a failed close frees the descriptor too
                 self._share.release(PER_FILE)
 
 
 class ReadHandles:
-    """The handles of every open session, by the seq of its login entry."""
+    """Handles of every open session, by the seq of its login entry."""
 
     def __init__(self, open_blob: Callable[[str], Blob], share: DescriptorBudget) -> None:
         self._open_blob = open_blob
@@ -152,12 +155,13 @@ class ReadHandles:
         self._sessions: dict[int, SessionHandles] = {}
 
     def open_session(self, session: int) -> None:
-        """A session was opened."""
+        """Add a session."""
         with self._lock:
             self._sessions[session] = SessionHandles(self._open_blob, self._share)
 
     def for_session(self, session: int) -> SessionHandles:
-        """Raises `Refused` where the session has ended: a request of it may still be running."""
+        """Return a session's handles. Raises `Refused` if the session ended while a request was
+        running."""
         with self._lock:
             found = self._sessions.get(session)
         if found is None:
@@ -165,14 +169,14 @@ class ReadHandles:
         return found
 
     def invalidate(self, owner: str, file_id: str, version: int) -> None:
-        """Close every session's handles on a version whose content goes."""
+        """Close every session's handles of a version whose content is removed."""
         with self._lock:
             sessions = list(self._sessions.values())
         for session in sessions:
             session.invalidate(owner, file_id, version)
 
     def close_session(self, session: int) -> None:
-        """The session has ended."""
+        """Close the handles of a session that ended."""
         with self._lock:
             found = self._sessions.pop(session, None)
         if found is not None:

@@ -1,9 +1,9 @@
 """Uploads that are not yet a version of a file.
 
-An upload belongs to the user, not to the session: it outlives a lost connection, and is dropped
+An upload belongs to the user, not to the session: it survives a lost connection, and is dropped
 after an hour without bytes. Its bytes count as quota from the moment they are announced or arrive.
-Pieces come pipelined and are written by several threads at once, so within the client's window they
-may arrive here in any order; what a client is told is how far they come without a gap.
+Pieces are pipelined and written by several threads at once, so within the client's window they may
+arrive in any order. The client is told up to where they are complete.
 """
 
 from __future__ import annotations
@@ -26,19 +26,17 @@ LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""
 PER_USER: Final = 64
 PER_UPLOAD: Final = 2
-"""Descriptors of one: it may be written past the page cache too."""
+"""Descriptors of one upload: it may also have one for direct I/O."""
 REPLACING: Final = 2
-"""Uploads of one user that encrypt a version anew: two machines may be at it."""
+"""Uploads of one user that re-encrypt a version: two machines may do it at once."""
 WINDOW: Final = 16 * 1024 * 1024
-"""Bytes a client may have unanswered on one connection (Limits.window)."""
+"""Unanswered bytes that a client may have on one connection (Limits.window)."""
 _SETTLE: Final = 10.0
 
 
 class Upload:
-    """One upload: `staged` has the bytes, `reserved` of them are taken out of the quota.
-
-    `replaces` is the version that it encrypts anew, 0 for a new one.
-    """
+    """One upload: `staged` has the bytes, of which `reserved` count as quota. `replaces` is the
+    version that it re-encrypts, 0 for a new one."""
 
     def __init__(
         self,
@@ -65,22 +63,20 @@ class Upload:
         self._condition = threading.Condition()
 
     def reserve(self, size: int, quota: int) -> None:
-        """Have `size` bytes reserved in all. Raises `Refused`."""
+        """Reserve `size` bytes in total. Raises `Refused`."""
         if self.replaces:
-            return  # it takes the place of a version that has just as many
+            return  # it replaces a version of the same size
         with self._condition:
-            if self._closed:  # while a piece was on its way: nobody would give it back any more
-                raise Refused("upload-lost", "the upload is gone")
+            if self._closed:  # closed during a write: nothing would release the bytes
+                raise Refused("upload-lost", "the upload was dropped")
             more = size - self._reserved
             if more > 0:
                 self.files.ledger.reserve(more, quota)
                 self._reserved = size
 
     def write(self, offset: int, data: Buffer, quota: int) -> int:
-        """Take one piece; returns how many bytes are kept without a gap.
-
-        A piece that is here already is not written again. Raises `Refused`, StoreRefusedError.
-        """
+        """Write one piece; return how many bytes from the start are complete. A piece that is
+        stored already is not written again. Raises `Refused`, StoreRefusedError."""
         index, length = offset // PIECE, len(memoryview(data))
         with self._condition:
             if not self._begin(index, offset, length):
@@ -89,7 +85,7 @@ class Upload:
             self.reserve(offset + length, quota)
             self.staged.write(index, data)
         except StagingClosedError as exc:
-            raise Refused("upload-lost", "the upload is gone") from exc
+            raise Refused("upload-lost", "the upload was dropped") from exc
         else:
             with self._condition:
                 self._got.add(index)
@@ -100,70 +96,74 @@ class Upload:
         return self.staged.received
 
     def _begin(self, index: int, offset: int, length: int) -> bool:
-        """Whether this piece has to be written. Raises `Refused` for one that cannot be."""
+        """Return whether this piece must be written. Raises `Refused` for an invalid one."""
         if self._closed or self._committing:
-            raise Refused("upload-lost", "the upload is committed or gone")
+            raise Refused("upload-lost", "the upload was committed or dropped")
         if offset % PIECE or not length:
-            raise Refused("bad-request", "not a whole piece at a multiple of 1 MiB")
+            raise Refused(
+                "bad-request", "the offset is not a multiple of 1 MiB, or the piece is empty"
+            )
         end = offset + length
         if offset >= self.staged.received + WINDOW:
-            raise Refused("bad-request", "a piece beyond the window")
+            raise Refused("bad-request", "the piece is beyond the window")
         if self._end is not None and (end > self._end or (length < PIECE and end != self._end)):
-            raise Refused("bad-request", "a piece past the end, or one before it that is short")
+            raise Refused("bad-request", "the piece is past the end, or short before the end")
         if index in self._got:
             return False
         if index in self._writing:
             raise Refused("busy", "this piece is being written")
         if length < PIECE:
             if any(index < other for other in self._got | self._writing):
-                raise Refused("bad-request", "a short piece before the last")
+                raise Refused("bad-request", "a short piece is not the last")
             self._end = end
         self._writing.add(index)
         return True
 
     def wait_for_writes(self) -> int:
-        """Wait until no piece is being written; returns the bytes kept without a gap."""
+        """Wait until no piece is being written; return how many bytes from the start are
+        complete."""
         with self._condition:
             if not self._condition.wait_for(lambda: not self._writing, _SETTLE):
                 raise Refused("busy", "pieces are still being written")
             return self.staged.received
 
     def begin_commit(self) -> None:
-        """From now on no other commit, no more bytes. Raises `Refused`."""
+        """Start a commit: no other commit, no more bytes. Raises `Refused`."""
         self.wait_for_writes()
         with self._condition:
             if self._committing:
                 raise Refused("busy", "the upload is being committed")
             if self._closed:
-                raise Refused("upload-lost", "the upload is gone")
+                raise Refused("upload-lost", "the upload was dropped")
             self._committing = True
 
     def seal(self) -> tuple[int, list[bytes], bytes]:
-        """(bytes, leaf hashes, segments_root) of all. Raises `Refused` where a piece is missing."""
+        """Seal the upload; return (bytes, leaf hashes, segments_root). Raises `Refused` if
+        incomplete."""
         try:
             size, leaves = self.staged.size, self.staged.leaves
         except IncompleteError as exc:
-            raise Refused("bad-request", f"the upload is not whole: {exc}") from exc
+            raise Refused("bad-request", f"the upload is incomplete: {exc}") from exc
         if self.size and size != self.size:
-            raise Refused("bad-request", f"{size} bytes of the {self.size} announced are here")
-        # Synced here, on a pool thread: the committer, who does it again, must not wait for a disk.
+            raise Refused("bad-request", f"{size} of the announced {self.size} bytes arrived")
+        # Synced here, on a pool thread: the committer, which syncs again, must not wait for a disk.
         self.staged.seal()
         return size, leaves, root(leaves)
 
     def end_commit(self) -> None:
-        """The commit was not made; it may be tried again."""
+        """End a failed commit, which may be retried."""
         with self._condition:
             self._committing = False
 
     def close_unless_committing(self) -> bool:
-        """No more bytes and no commit from now on, unless it is being committed: then its bytes may
-        be in the log by now."""
+        """Close unless a commit is running, whose entry may be in the log by now; return whether it
+        closed."""
         with self._condition:
             self._closed = self._closed or not self._committing
             return not self._committing
 
     def finish(self) -> None:
-        """Nothing is reserved any more: the bytes are held by a version, or dropped."""
+        """Release the reservation: the bytes are held by a version, or dropped."""
         with self._condition:
             self._closed = True
             reserved, self._reserved = self._reserved, 0
@@ -171,10 +171,11 @@ class Upload:
 
     @property
     def committing(self) -> bool:
+        """Whether a commit of this upload is running."""
         return self._committing
 
 
-class Uploads:
+class UploadRegistry:
     """All uploads of the daemon. Safe on several threads."""
 
     def __init__(
@@ -192,14 +193,14 @@ class Uploads:
     def open_upload(
         self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int = 0
     ) -> Upload:
-        """Begin one of `size` bytes, 0 where that is not known. Raises `Refused`, StoreError."""
+        """Begin an upload of `size` bytes, 0 if unknown. Raises `Refused`, StoreError."""
         self.drop_idle()
         with self._lock:
             own = [one for one in self._uploads.values() if one.files.owner == files.owner]
         if len(own) >= PER_USER:
             raise Refused("busy", f"{PER_USER} uploads are open; commit or abort one")
-        # Such bytes are outside of every quota: of no more than so many versions at a time. Who
-        # died over one begins it again, and the one that waits for him no more is dropped.
+        # These bytes are outside of every quota, so the number of such versions is limited. A
+        # client that died starts again, and the abandoned upload is dropped.
         replacing = [one for one in own if one.replaces and not one.committing]
         if replaces and len(replacing) >= REPLACING:
             self._drop_unless_committed(min(replacing, key=lambda one: one.last_bytes))
@@ -228,31 +229,33 @@ class Uploads:
         return upload
 
     def get(self, user: str, upload_id: bytes) -> Upload:
-        """Raises `Refused` where `user` has no such upload, or has left it for too long."""
+        """Return an upload. Raises `Refused` if `user` has no such upload, or it expired."""
         self.drop_idle()
         with self._lock:
             upload = self._uploads.get(upload_id)
         if upload is None or upload.files.owner != user:
-            raise Refused("upload-lost", "no such upload; it is committed, dropped or never was")
+            raise Refused(
+                "upload-lost", "no such upload: it was committed or dropped, or never existed"
+            )
         return upload
 
     def touch(self, upload: Upload) -> None:
         upload.last_bytes = self._clock()
 
     def forget(self, upload: Upload) -> None:
-        """It became a version, and its descriptors were closed: let go of it."""
+        """Forget an upload that became a version and whose descriptors are closed."""
         known = self._remove(upload)
         upload.finish()
         if known:
             self._share.release(PER_UPLOAD)
 
     def abort(self, upload: Upload) -> None:
-        """Drop it and its bytes. Raises `Refused` while it is being committed."""
+        """Drop an upload and its bytes. Raises `Refused` while it is being committed."""
         upload.begin_commit()
         self._drop(upload)
 
     def drop_idle(self) -> int:
-        """Drop those that have had no bytes for `LIFETIME`; returns how many."""
+        """Drop uploads without bytes for `LIFETIME`; return how many."""
         oldest = self._clock() - LIFETIME
         with self._lock:
             idle = [
@@ -263,7 +266,8 @@ class Uploads:
         return sum([self._drop_unless_committed(upload) for upload in idle])
 
     def _drop_unless_committed(self, upload: Upload) -> bool:
-        """Whether it was dropped. A commit may have begun since it was looked at."""
+        """Drop the upload unless a commit began since it was looked up; return whether it was
+        dropped."""
         if not upload.close_unless_committing():
             return False
         self._drop(upload)
@@ -273,14 +277,15 @@ class Uploads:
         known = self._remove(upload)
         upload.finish()
         try:
-            # A file that stays is in staging/; the next start drops what no entry names.
+            # A file that remains is in staging/; the next start drops it, because no entry names
+            # it.
             with contextlib.suppress(StoreRefusedError):
                 upload.staged.discard()
-        finally:  # of what cannot be closed the descriptor is gone too
+        finally:  # a failed close frees the descriptor too
             if known:
                 self._share.release(PER_UPLOAD)
 
     def _remove(self, upload: Upload) -> bool:
-        """Whether it was still there."""
+        """Remove the upload; return whether it was present."""
         with self._lock:
             return self._uploads.pop(upload.upload_id, None) is not None

@@ -44,7 +44,7 @@ def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -
     effect = written.effect
     assert callable(effect.data)
     assert callable(effect.digest)
-    with pytest.raises(ValueError, match="not made"):
+    with pytest.raises(ValueError, match="not encoded"):
         effect.digest()
     raw = effect.data(9)
     assert effect.digest() == hashlib.sha256(raw).digest()

@@ -133,7 +133,7 @@ def test_who_has_nothing_to_delete_learns_what_holds_the_room() -> None:
     ledger = Ledger()
     with pytest.raises(Refused) as full:
         ledger.reserve(2000, 1500)
-    assert full.value.cause == "2,000 bytes more would pass the quota of 1,500"
+    assert full.value.cause == "2,000 more bytes would exceed the quota of 1,500"
     ledger.reserve(1200, 1500)
-    with pytest.raises(Refused, match="; 1,200 are held for uploads"):
+    with pytest.raises(Refused, match="; 1,200 are reserved for uploads"):
         ledger.reserve(1000, 1500)

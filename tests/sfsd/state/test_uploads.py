@@ -12,7 +12,7 @@ from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.state.file_index import OwnerFiles
-from sfsd.state.uploads import LIFETIME, PER_UPLOAD, WINDOW, Upload, Uploads
+from sfsd.state.uploads import LIFETIME, PER_UPLOAD, WINDOW, Upload, UploadRegistry
 from sfsd.storage.upload_file import UploadFile
 from tests.sfsd.builders import Clock, Daemon, file_id
 
@@ -25,7 +25,7 @@ def files(served: Daemon) -> OwnerFiles:
 
 
 @pytest.fixture
-def uploads(served: Daemon) -> Uploads:
+def uploads(served: Daemon) -> UploadRegistry:
     return served.world.uploads
 
 
@@ -56,7 +56,7 @@ def code_of(call: object, *args: object) -> str:
     return caught.value.code
 
 
-def gated(uploads: Uploads, files: OwnerFiles) -> tuple[Upload, Gated]:
+def gated(uploads: UploadRegistry, files: OwnerFiles) -> tuple[Upload, Gated]:
     upload = uploads.open_upload(files, F, 0, 0)
     gate = Gated(upload.staged)
     upload.staged = gate  # type: ignore[assignment]
@@ -64,7 +64,7 @@ def gated(uploads: Uploads, files: OwnerFiles) -> tuple[Upload, Gated]:
 
 
 def test_a_piece_that_is_being_written_is_not_written_twice(
-    uploads: Uploads, files: OwnerFiles
+    uploads: UploadRegistry, files: OwnerFiles
 ) -> None:
     upload, gate = gated(uploads, files)
     writing = threading.Thread(target=upload.write, args=(0, bytes(PIECE), 0))
@@ -77,7 +77,9 @@ def test_a_piece_that_is_being_written_is_not_written_twice(
     assert upload.wait_for_writes() == PIECE
 
 
-def test_settling_waits_for_what_is_being_written(uploads: Uploads, files: OwnerFiles) -> None:
+def test_settling_waits_for_what_is_being_written(
+    uploads: UploadRegistry, files: OwnerFiles
+) -> None:
     upload, gate = gated(uploads, files)
     writing = threading.Thread(target=upload.write, args=(0, bytes(PIECE), 0))
     writing.start()
@@ -87,7 +89,7 @@ def test_settling_waits_for_what_is_being_written(uploads: Uploads, files: Owner
     writing.join()
 
 
-def test_a_write_that_failed_may_come_again(uploads: Uploads, files: OwnerFiles) -> None:
+def test_a_write_that_failed_may_come_again(uploads: UploadRegistry, files: OwnerFiles) -> None:
     upload, gate = gated(uploads, files)
     gate.go.set()
     gate.fail = True
@@ -98,7 +100,9 @@ def test_a_write_that_failed_may_come_again(uploads: Uploads, files: OwnerFiles)
     assert files.ledger.used == 4
 
 
-def test_pieces_come_in_any_order_within_the_window(uploads: Uploads, files: OwnerFiles) -> None:
+def test_pieces_come_in_any_order_within_the_window(
+    uploads: UploadRegistry, files: OwnerFiles
+) -> None:
     upload = uploads.open_upload(files, F, 0, 0)
     assert upload.write(PIECE, bytes(PIECE), 0) == 0
     assert code_of(upload.write, 0, b"short", 0) == "bad-request"
@@ -109,7 +113,7 @@ def test_pieces_come_in_any_order_within_the_window(uploads: Uploads, files: Own
     assert (size, len(leaves)) == (2 * PIECE + 3, 3)
 
 
-def test_one_commit_at_a_time(uploads: Uploads, files: OwnerFiles) -> None:
+def test_one_commit_at_a_time(uploads: UploadRegistry, files: OwnerFiles) -> None:
     upload = uploads.open_upload(files, F, 0, 0)
     upload.write(0, b"all", 0)
     upload.begin_commit()
@@ -125,7 +129,9 @@ def test_one_commit_at_a_time(uploads: Uploads, files: OwnerFiles) -> None:
     assert files.ledger.used == 0  # a version holds the bytes now
 
 
-def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: OwnerFiles) -> None:
+def test_what_is_announced_is_reserved_and_given_back(
+    uploads: UploadRegistry, files: OwnerFiles
+) -> None:
     files.loaded_ledger()
     upload = uploads.open_upload(files, F, 700, 1000)
     assert files.ledger.used == 700
@@ -141,7 +147,7 @@ def test_what_is_announced_is_reserved_and_given_back(uploads: Uploads, files: O
 
 def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> None:
     clock = Clock(0.0)
-    uploads = Uploads(served.world.store.create_upload_file, DescriptorBudget(), clock)
+    uploads = UploadRegistry(served.world.store.create_upload_file, DescriptorBudget(), clock)
     files = served.world.index.for_user("ada")
     busy, idle = (uploads.open_upload(files, F, 0, 0) for _ in range(2))
     busy.write(0, b"all", 0)
@@ -156,7 +162,7 @@ def test_of_what_descriptors_there_are_uploads_have_no_more(
     served: Daemon, files: OwnerFiles
 ) -> None:
     share, clock = DescriptorBudget(3 * PER_UPLOAD), Clock(0.0)
-    uploads = Uploads(served.world.store.create_upload_file, share, clock)
+    uploads = UploadRegistry(served.world.store.create_upload_file, share, clock)
     files.loaded_ledger()
     assert code_of(uploads.open_upload, files, F, 11, 10) == "quota"
     dropped, idle, committed = (uploads.open_upload(files, F, 0, 0) for _ in range(3))
@@ -180,7 +186,7 @@ def test_what_cannot_be_closed_is_given_back(
 ) -> None:
     share = DescriptorBudget(PER_UPLOAD)
     store = served.world.store
-    uploads = Uploads(store.create_upload_file, share, Clock(0.0))
+    uploads = UploadRegistry(store.create_upload_file, share, Clock(0.0))
     upload, close = uploads.open_upload(files, F, 0, 0), store.files.close
 
     def failing(handle: int) -> None:
@@ -194,7 +200,7 @@ def test_what_cannot_be_closed_is_given_back(
     assert share.acquire(PER_UPLOAD)
 
 
-def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles) -> None:
+def test_what_is_gone_reserves_nothing_more(uploads: UploadRegistry, files: OwnerFiles) -> None:
     """As for a piece that was on its way when the upload was dropped."""
     upload = uploads.open_upload(files, F, 0, 0)
     upload.finish()
@@ -204,7 +210,7 @@ def test_what_is_gone_reserves_nothing_more(uploads: Uploads, files: OwnerFiles)
 
 @pytest.mark.parametrize("look", ["for idle ones", "for those that replace"])
 def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
-    served: Daemon, uploads: Uploads, files: OwnerFiles, look: str
+    served: Daemon, uploads: UploadRegistry, files: OwnerFiles, look: str
 ) -> None:
     """Its bytes may be in the log by the time that its file would be removed."""
 
@@ -238,7 +244,7 @@ def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
     assert first.staged.path.exists()
 
 
-def test_what_was_dropped_is_not_committed(uploads: Uploads, files: OwnerFiles) -> None:
+def test_what_was_dropped_is_not_committed(uploads: UploadRegistry, files: OwnerFiles) -> None:
     upload = uploads.open_upload(files, F, 0, 0)
     assert upload.close_unless_committing()
     assert code_of(upload.begin_commit) == "upload-lost"
