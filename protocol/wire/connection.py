@@ -1,9 +1,9 @@
-"""One connection, either end, without I/O: received bytes in, messages out, and the other way.
+"""Protocol state of one connection, for both roles, without I/O: bytes to messages and back.
 
-The legal order is two tables. `_LEGAL` says what each side may send in each state; a side checks
-its own row before it sends and the other's when it receives. `_REPLIES` says which replies may
-answer a request. Who may ask for what is no matter of order: the server's service decides that, and
-answers a request beyond a session's rights with an `Error`.
+Two tables define the legal order. `_LEGAL` lists what each side may send in each state; a side
+checks its own row before it sends and the peer's row when it receives. `_REPLIES` lists the replies
+that may answer a request. Access rights are not checked here: the server's service answers a
+request beyond a session's rights with an `Error`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,34 @@ from protocol.wire.messages import Error, Message, Reply, Request, decode, encod
 from protocol.wire.messages.session import OPENING, Session, Welcome
 
 MAX_OUTSTANDING = 1024
-"""Requests that may wait for their reply on one connection."""
+"""Most requests that may wait for their reply on one connection."""
 WELCOME_ID = 0
 """The request id of the Welcome, which answers no request; a client's ids are 1 to 2^32 - 1."""
 
 
 class Role(Enum):
+    """End of a connection."""
+
     CLIENT = "client"
     SERVER = "server"
 
     @property
     def peer(self) -> Role:
+        """The role of the other end."""
         return Role.SERVER if self is Role.CLIENT else Role.CLIENT
 
 
 class ConnectionState(Enum):
-    """Where a connection stands; both ends pass through the states in this order."""
+    """State of a connection. Both ends pass through the states in this order."""
 
-    WELCOME = "the server has yet to say who it is"
-    OPENING = "the client has yet to say who it is"
-    OPEN = "requests and replies"
-    CLOSED = "one side broke the rules"
+    WELCOME = "before the Welcome"
+    OPENING = "before the login"
+    OPEN = "in a session"
+    CLOSED = "after a protocol error"
 
 
 class UnknownRequest(Request):
-    """A request of a type that this version does not know; the answer is an `Error`."""
+    """A request of a type that this version does not know; it is answered with an `Error`."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = ()
 
@@ -57,7 +60,7 @@ class UnknownRequest(Request):
 
 
 class ReceivedMessage(Value):
-    """A message received, and the request id that it has or answers."""
+    """A received message, and the request id that it has or answers."""
 
     request_id: int
     message: Message
@@ -76,8 +79,8 @@ _NOTHING: _Types = frozenset()
 _LEGAL: dict[tuple[Role, ConnectionState], tuple[_Types, int]] = {
     (Role.SERVER, ConnectionState.WELCOME): (frozenset({Welcome}), MAX_OPENING_BODY),
     (Role.CLIENT, ConnectionState.WELCOME): (_NOTHING, MAX_OPENING_BODY),
-    # A client answers a Welcome only after it has checked who the server is, and the receipt of an
-    # Enroll is longer than the Enroll: so the server's limit rises first.
+    # The server's limit rises first: a client answers a Welcome only after it has authenticated the
+    # server, and the receipt of an Enroll is longer than the Enroll.
     (Role.SERVER, ConnectionState.OPENING): (frozenset({Session, Error}), MAX_BODY),
     (Role.CLIENT, ConnectionState.OPENING): (frozenset(OPENING), MAX_OPENING_BODY),
     (Role.SERVER, ConnectionState.OPEN): (_ANSWERS, MAX_BODY),
@@ -85,7 +88,7 @@ _LEGAL: dict[tuple[Role, ConnectionState], tuple[_Types, int]] = {
     (Role.SERVER, ConnectionState.CLOSED): (_NOTHING, 0),
     (Role.CLIENT, ConnectionState.CLOSED): (_NOTHING, 0),
 }
-"""What each side may send in each state, and the longest frame body it may send, in bytes."""
+"""The messages that each side may send in each state, and the longest frame body in bytes."""
 
 _REPLIES: dict[type[Message], _Types] = {
     cls: frozenset({*cls.REPLIES, Error}) for cls in _ALL if issubclass(cls, Request)
@@ -93,10 +96,10 @@ _REPLIES: dict[type[Message], _Types] = {
 
 
 class Connection:
-    """Both roles of one connection. No socket, no clock, no thread; one caller at a time.
+    """One end of a connection. Not thread-safe; uses no socket and no clock.
 
-    `welcome_sha256` (32 bytes, empty before) is what a Login signature covers: SHA-256 of the exact
-    Welcome body that was sent or received.
+    `welcome_sha256` is SHA-256 of the exact Welcome body that was sent or received, which a Login
+    signature covers: 32 bytes, empty before the Welcome.
     """
 
     def __init__(self, role: Role) -> None:
@@ -108,14 +111,14 @@ class Connection:
         self._enter(ConnectionState.WELCOME)
 
     def get_buffer(self, hint: int) -> memoryview:  # noqa: ARG002 - the signature is asyncio's
-        """Where to receive the next bytes; never empty. `hint` is asyncio's wish and not needed."""
+        """Return the buffer for the next received bytes, never empty. `hint` is ignored."""
         return self._reader.get_buffer()
 
     def buffer_updated(self, n: int) -> list[ReceivedMessage]:
-        """`n` bytes were received into the buffer: the messages that are now whole.
+        """Take `n` bytes received into the buffer; return the messages that are now complete.
 
-        Raises `RemoteProtocolError` where the other side broke the rules: the connection is closed,
-        and messages of this call that came before the fault are dropped with it.
+        Raises `RemoteProtocolError` if the peer broke the rules. The connection is then closed, and
+        the messages of this call before the fault are dropped.
         """
         if self.state is ConnectionState.CLOSED:
             return []
@@ -125,20 +128,20 @@ class Connection:
             while (body := self._reader.next_body()) is not None:
                 messages.append(self._receive(body))
         except RemoteProtocolError:
-            self._reader = FrameReader(0)  # a place for what may still arrive; it is never read
+            self._reader = FrameReader(0)  # takes bytes that still arrive; they are never read
             self._enter(ConnectionState.CLOSED)
             raise
         return messages
 
     def request(self, message: Request) -> tuple[int, list[Buffer]]:
-        """Client: the request's id, and the pieces of its frame, to be sent in order.
+        """Return, for a client, the request's id and the pieces of its frame in order.
 
-        Raises `LocalProtocolError` where it is not legal now, or `MAX_OUTSTANDING` wait already.
+        Raises `LocalProtocolError` if it is not legal now, or `MAX_OUTSTANDING` requests wait.
         """
         limit = self._check_sending(Role.CLIENT, message)
         most = 1 if self.state is ConnectionState.OPENING else MAX_OUTSTANDING
         if len(self._outstanding) >= most:
-            raise LocalProtocolError(f"{most} requests wait for a reply already")
+            raise LocalProtocolError(f"{most} requests already wait for a reply")
         request_id = self._next_id()
         pieces = encode_frame(encode(request_id, message), limit)
         self._outstanding[request_id] = type(message)
@@ -146,9 +149,9 @@ class Connection:
         return request_id, pieces
 
     def respond(self, request_id: int, message: Reply) -> list[Buffer]:
-        """Server: the pieces of a reply's frame. The Welcome is the reply to `WELCOME_ID`.
+        """Return, for a server, the pieces of a reply's frame. A Welcome answers `WELCOME_ID`.
 
-        Raises `LocalProtocolError` where the request does not wait or may not be answered so.
+        Raises `LocalProtocolError` if that request does not wait or has other reply types.
         """
         limit = self._check_sending(Role.SERVER, message)
         if isinstance(message, Welcome):
@@ -166,20 +169,20 @@ class Connection:
         return pieces
 
     def established(self) -> None:
-        """Server: the login was accepted; just before or after the Session is sent."""
+        """Open the session, for a server, just before or after the Session reply is sent."""
         if self.role is not Role.SERVER or self.state is not ConnectionState.OPENING:
-            raise LocalProtocolError(f"no login to accept: {self.state.value}")
+            raise LocalProtocolError(f"login accepted {self.state.value}")
         self._enter(ConnectionState.OPEN)
 
     def _receive(self, body: memoryview) -> ReceivedMessage:
         request_id, message = self._decode(body)
         if type(message) not in self._received:
-            raise SequenceError(f"{type(message).__name__} while {self.state.value}")
+            raise SequenceError(f"{type(message).__name__} {self.state.value}")
         if self.role is Role.SERVER:
             self._asked(request_id, message)
         elif self.state is ConnectionState.WELCOME:
             if request_id != WELCOME_ID:
-                raise SequenceError("a Welcome that answers a request")
+                raise SequenceError("the Welcome answers a request")
             self._welcomed(body)
         else:
             self._answered(request_id, message)
@@ -190,15 +193,15 @@ class Connection:
             return decode(body)
         except UnknownMessage as exc:
             if self.role is Role.CLIENT:
-                raise  # no reply to what was asked
+                raise  # no known request has such a reply
             return exc.request_id, UnknownRequest(exc.number)
 
     def _asked(self, request_id: int, message: Message) -> None:
         if request_id == WELCOME_ID or request_id in self._outstanding:
-            raise SequenceError(f"the request id {request_id} is taken")
+            raise SequenceError(f"the request id {request_id} is in use")
         most = 1 if self.state is ConnectionState.OPENING else MAX_OUTSTANDING
         if len(self._outstanding) >= most:
-            raise SequenceError(f"more than {most} requests without waiting for a reply")
+            raise SequenceError(f"more than {most} requests wait for a reply")
         self._outstanding[request_id] = type(message)
 
     def _answered(self, request_id: int, message: Message) -> None:
@@ -219,13 +222,13 @@ class Connection:
         self._received, self._reader.limit = _LEGAL[self.role.peer, state]
 
     def _check_sending(self, role: Role, message: Message) -> int:
-        """The longest body that may be sent now."""
+        """Return the longest body that may be sent now. Raises `LocalProtocolError`."""
         if self.role is not role or type(message) not in self._sent:
-            raise LocalProtocolError(f"{type(message).__name__} while {self.state.value}")
+            raise LocalProtocolError(f"{type(message).__name__} {self.state.value}")
         return self._limit
 
     def _next_id(self) -> int:
-        """Counts up, from 2^32 - 1 to 1, past ids whose reply is still to come."""
+        """Return the next id, skipping ids in use; 1 follows 2^32 - 1."""
         request_id = self._last_id
         while True:
             request_id = request_id % (2**32 - 1) + 1

@@ -1,12 +1,12 @@
-"""Frames: ``u32 big-endian length | body``. Bytes in, bodies out, whatever is inside.
+"""Frames: ``u32 big-endian length ‖ body``, with any body.
 
-How bytes are received: the transport asks `get_buffer` where to put them. That is a scratch buffer
-of 64 KiB, out of which many small frames are cut per read. Once the header of a large frame was
-seen, it is a buffer of exactly the body's length, so that bulk bytes land where they stay. A large
-body is handed on as a view that may outlive everything; its buffer is never used again.
+The transport receives into `get_buffer`. That is normally a scratch buffer of 64 KiB, which takes
+many small frames per read. After the header of a large frame it is a buffer of exactly the body's
+length, so that bulk bytes need no copy. A large body is returned as a view of any lifetime; its
+buffer is not reused while a view exists.
 
-A length is checked before anything is allocated for it. Every byte is moved at most once, however
-it arrives: the rest of a read moves to the front of the scratch only after frames were cut off.
+A length is checked before memory is allocated for it. Every byte is moved at most once: the rest of
+a read moves to the front of the scratch buffer only after frames were removed there.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from protocol.codec.encoding import MAX_BODY, VIEW_FROM, Buffer
 from protocol.codec.errors import FrameError, LocalProtocolError
 
 MAX_OPENING_BODY = 16 * 1024
-"""Bytes of the longest body before the other side is known."""
+"""Longest body in bytes before the peer is authenticated."""
 SCRATCH = 64 * 1024
 TLS_RECORD = 16 * 1024
-"""Bytes of the longest TLS record (RFC 8446 section 5.1). Frames up to as many share one."""
+"""Longest TLS record in bytes (RFC 8446 section 5.1)."""
 
 _LONG = 512 * 1024
-"""A body from this many bytes on is received into lent memory; others would hold too much of it."""
+"""Smallest body in bytes received into a pool buffer; a shorter one would waste most of it."""
 _memory = BufferPool(-(-MAX_BODY // PAGE) * PAGE, keep=16)
 _LENGTH = struct.Struct(">I")
 
 
 class FrameReader:
-    """Cuts received bytes into frame bodies.
+    """Splits received bytes into frame bodies.
 
-    `limit` is the longest body allowed, in bytes; it may change between two bodies, and counts for
-    every header that is looked at afterwards.
+    `limit` is the longest body allowed, in bytes. It may change between two bodies and applies to
+    every header read afterwards.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._scratch = memoryview(bytearray(SCRATCH))
-        self._start = 0  # of the bytes in scratch that were received and not yet handed on
+        self._start = 0  # start of the received and unconsumed bytes in scratch; _end is their end
         self._end = 0
-        self._body: memoryview | None = None  # of the large frame under way
-        self._filled = 0  # bytes of that body
+        self._body: memoryview | None = None  # of the incomplete large frame
+        self._filled = 0  # received bytes of that body
 
     def get_buffer(self) -> memoryview:
-        """Where the next bytes belong; never empty once `next_body` has answered None."""
+        """Return the buffer for the next bytes; not empty once `next_body` has returned None."""
         if self._body is not None:
             return self._body[self._filled :]
         return self._scratch[self._end :]
 
     def buffer_updated(self, count: int) -> None:
-        """`count` bytes were put at the front of what `get_buffer` gave."""
+        """Take `count` bytes received at the front of the buffer from `get_buffer`."""
         if self._body is not None:
             self._filled += count
         else:
             self._end += count
 
     def next_body(self) -> memoryview | None:
-        """The next whole body, or None where more bytes are needed; ask until then.
+        """Return the next complete body; None if more bytes are needed. Call it until then.
 
-        A body of less than `VIEW_FROM` bytes is valid until the next call only, a longer one for
-        ever. Raises `FrameError` for a length that is zero or past `limit`.
+        A body shorter than `VIEW_FROM` bytes is valid until the next call only, others always.
+        Raises `FrameError` for a length that is zero or past `limit`.
         """
         if self._body is None:
             length = self._length()
@@ -75,16 +75,16 @@ class FrameReader:
         return self._finish()
 
     def _length(self) -> int | None:
-        """What the header at the front of scratch declares; None where it is not whole."""
+        """Return the length in the header at the front of scratch; None if it is incomplete."""
         if self._end - self._start < _LENGTH.size:
             return None
         length: int = _LENGTH.unpack_from(self._scratch, self._start)[0]
         if not 0 < length <= self.limit:
-            raise FrameError(f"a frame of {length} bytes where 1 to {self.limit} are allowed")
+            raise FrameError(f"frame has {length} bytes, allowed are 1 to {self.limit}")
         return length
 
     def _cut(self, length: int) -> memoryview | None:
-        """The small body at the front of scratch; None where it is not whole."""
+        """Remove the small body at the front of scratch; None if it is incomplete."""
         first = self._start + _LENGTH.size
         if self._end < first + length:
             self._compact()
@@ -93,52 +93,59 @@ class FrameReader:
         return self._scratch[first : self._start].toreadonly()
 
     def _finish(self) -> memoryview | None:
-        """The large body under way; None where it is not whole."""
+        """Return the large body; None if it is incomplete."""
         if self._body is None or self._filled < len(self._body):
             return None
         whole, self._body = self._body, None
         return whole.toreadonly()
 
     def _begin(self, length: int) -> None:
-        """A buffer for a large body, and into it what scratch already holds of it."""
+        """Allocate a large body and move the part of it in scratch there."""
         first = self._start + _LENGTH.size
         self._filled = min(length, self._end - first)
-        self._body = _room(length)
+        self._body = _allocate(length)
         self._body[: self._filled] = self._scratch[first : first + self._filled]
         self._start = first + self._filled
 
     def _compact(self) -> None:
-        """The rest to the front. It is less than a small frame, so that half the scratch is free,
-        and it never moves again: only behind a frame cut off at the front is `_start` not 0."""
+        """Move the rest to the front, so that at least half of scratch is free.
+
+        The rest is less than a small frame. It never moves again, because `_start` is above 0 only
+        after a frame was removed at the front.
+        """
         if self._start:
             held = self._end - self._start
             self._scratch[:held] = self._scratch[self._start : self._end]
             self._start, self._end = 0, held
 
 
-def _room(length: int) -> memoryview:
-    """Memory for a large body. That of a long one ends where a page ends: so its bulk, where that
-    is a number of whole pages, begins at a page, and can go to a disk as it is."""
+def _allocate(length: int) -> memoryview:
+    """Allocate memory for a large body. A long one ends at a page boundary.
+
+    Its bulk bytes, if they are whole pages, then start at a page and can be written with O_DIRECT.
+    """
     if not _LONG <= length <= _memory.size:
         return memoryview(bytearray(length))
     return _memory.acquire()[_memory.size - length :]
 
 
 def encode_frame(body: list[Buffer], limit: int = MAX_BODY) -> list[Buffer]:
-    """The pieces of a body as the pieces of a frame; bulk bytes stay a piece of their own.
+    """Return the pieces of a frame with this body; bulk bytes stay a separate piece.
 
-    Raises `LocalProtocolError` where the other side would refuse the length.
+    Raises `LocalProtocolError` for a length that the peer would refuse.
     """
     length = sum(len(piece) for piece in body)
     if not 0 < length <= limit:
-        raise LocalProtocolError(f"a body of {length} bytes where 1 to {limit} are allowed")
+        raise LocalProtocolError(f"body has {length} bytes, allowed are 1 to {limit}")
     head, *rest = body
     return [_LENGTH.pack(length) + head, *rest]
 
 
 def split_for_tls_records(pieces: list[Buffer]) -> Iterator[memoryview]:
-    """The bytes of a frame's pieces in order, cut so that its small head shares a TLS record with
-    what follows it, and bulk bytes are not copied beyond that record."""
+    """Yield a frame's bytes in order; the first view is one full TLS record with the small head.
+
+    Only that record is copied; later bulk bytes are not.
+    """
     head, *rest = [memoryview(piece) for piece in pieces]
     room = max(0, TLS_RECORD - len(head))
     first = rest.pop(0) if rest else memoryview(b"")

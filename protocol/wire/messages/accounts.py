@@ -1,4 +1,4 @@
-"""What an account uses, and what an operator does with accounts."""
+"""Messages about accounts: a user's own usage, and administration by the operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol.wire.messages.base import Done, Reply, Request, message
 
 @message(97)
 class UsageAnswer(Reply):
-    """Bytes of ciphertext the account holds, its quota in bytes (0: none), its current files."""
+    """Bytes of ciphertext in the account, its quota in bytes (0: none), and its current files."""
 
     used: Count
     quota: Count
@@ -19,14 +19,17 @@ class UsageAnswer(Reply):
 
 @message(96)
 class Usage(Request):
-    """The asker's own account."""
+    """Get the usage of the user's own account."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UsageAnswer,)
 
 
 class Account(Struct):
-    """One account as an operator sees it. `fingerprint` is the first statement's hash, empty before
-    enrolment; `created`, `due` and `expires` are the head statement's, 0 before it."""
+    """One account as the operator sees it.
+
+    `fingerprint` is the first statement's hash, empty before enrolment. `created`, `due` and
+    `expires` are those of the newest statement, 0 before enrolment.
+    """
 
     user: UserName
     fingerprint: Annotated[bytes, AtMost(32)]
@@ -44,13 +47,15 @@ class Account(Struct):
 
 @message(99)
 class AccountsPage(Reply):
+    """Accounts by name; `next` is the next page's `after`, "" at the end."""
+
     accounts: Annotated[tuple[Account, ...], AtMost(256)]
     next: Annotated[str, AtMost(32)]
 
 
 @message(98)
 class UserList(Request):
-    """Operator: accounts by name after `after` ("" = from the start)."""
+    """List accounts by name after `after` ("": from the start); operator only."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
 
@@ -59,7 +64,7 @@ class UserList(Request):
 
 @message(100)
 class UserShow(Request):
-    """Operator: one account; the answer's page holds just it."""
+    """Get one account, as a page of one; operator only."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
 
@@ -68,9 +73,9 @@ class UserShow(Request):
 
 @message(101)
 class UserAdd(Request):
-    """Operator: invite a user. Replaces the token of one not yet enrolled.
+    """Invite a user, or replace the token of one not yet enrolled; operator only.
 
-    Only SHA-256 of the token travels and is kept; `expires` is in unix seconds.
+    Only SHA-256 of the token is sent and stored. `expires` is in unix seconds.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
@@ -83,7 +88,7 @@ class UserAdd(Request):
 
 @message(102)
 class UserAccess(Request):
-    """Operator: disable a user (closes the sessions too) or enable him again."""
+    """Disable a user and close the user's sessions, or enable the user again; operator only."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
@@ -94,7 +99,7 @@ class UserAccess(Request):
 
 @message(104)
 class StatusAnswer(Reply):
-    """State of the daemon. `failed` is empty, or why changes are refused since a failed sync."""
+    """Status of the daemon. `failed` is empty, or why changes are refused since a failed sync."""
 
     version: Annotated[str, AtMost(64)]
     address: Text
@@ -109,7 +114,7 @@ class StatusAnswer(Reply):
 
 @message(142)
 class UserQuota(Request):
-    """Operator: how many bytes of ciphertext a user may keep from now on, 0 for no limit."""
+    """Set a user's quota in bytes of ciphertext, 0 for no limit; operator only."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
@@ -119,7 +124,10 @@ class UserQuota(Request):
 
 @message(144)
 class ForceRotation(Request):
-    """Operator: a user may only read, until he has rotated his keys; `reason` is told to him."""
+    """Restrict a user to reading until the user's keys are rotated; operator only.
+
+    The user is shown `reason`.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
@@ -129,6 +137,6 @@ class ForceRotation(Request):
 
 @message(103)
 class Status(Request):
-    """Operator: how the daemon is."""
+    """Get the daemon's status; operator only."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (StatusAnswer,)

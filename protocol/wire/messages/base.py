@@ -1,4 +1,4 @@
-"""What every message is, the one registry of types, and the parts that several messages carry."""
+"""Base classes of messages, the registry of message types, and parts that several messages use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from protocol.log.checkpoint import MAX_CHECKPOINT
 from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
 
 PIECE = PIECE_SIZE
-"""Bytes of a segment, of a Data message, of the longest Read, and of a leaf of segments_root."""
+"""Bytes of a segment, of a Data message, of the longest Read, and under a leaf of segments_root."""
 MAX_SMALL = 256 * 1024
-"""Bytes of the longest ciphertext that a PutSmall carries."""
+"""Longest ciphertext of a PutSmall in bytes."""
 MAX_METADATA = 4096
 MAX_WRAPS = 257
 MAX_BUNDLE = 64 * 1024
@@ -39,26 +39,26 @@ RecordBytes = Annotated[bytes, AtMost(MAX_RECORD)]
 Proof = Annotated[tuple[Bytes32, ...], AtMost(MAX_PROOF)]
 CheckpointNote = Annotated[bytes, AtMost(MAX_CHECKPOINT)]
 Leaves = Annotated[bytes, AtMost(LEAVES_PER_PAGE * HASH_SIZE)]
-"""Leaf hashes of a blob, 32 bytes each, concatenated."""
+"""Concatenated leaf hashes of a blob, 32 bytes each."""
 UploadId = Bytes16
 Handle = Bytes16
 
 
 class Message(Struct):
-    """A frame body: ``[type, request_id, fields…]``. `BULK` names a last field of raw bytes."""
+    """Base of messages: ``[type, request_id, fields…]``. `BULK` names a last field of raw bytes."""
 
     TYPE: ClassVar[int] = 0
     BULK: ClassVar[str | None] = None
 
 
 class Request(Message):
-    """What a client sends. `REPLIES` are the types that may answer it beside `Error`."""
+    """Base of messages from a client. `REPLIES` may answer it besides `Error`."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = ()
 
 
 class Reply(Message):
-    """What a server sends."""
+    """Base of messages from a server."""
 
 
 _REGISTRY: dict[int, type[Message]] = {}
@@ -66,7 +66,7 @@ _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 
 def message(number: int) -> Callable[[type[_AnyMessage]], type[_AnyMessage]]:
-    """Enter a message class in the registry under its wire number."""
+    """Register a message class under its wire number."""
 
     def register(cls: type[_AnyMessage]) -> type[_AnyMessage]:
         if number in _REGISTRY:
@@ -79,12 +79,12 @@ def message(number: int) -> Callable[[type[_AnyMessage]], type[_AnyMessage]]:
 
 
 def registered() -> dict[int, type[Message]]:
-    """All message classes that are imported, by wire number."""
+    """Return all imported message classes by wire number."""
     return dict(_REGISTRY)
 
 
 def encode(request_id: int, item: Message) -> list[Buffer]:
-    """The frame body of `item`, in pieces; bulk bytes are a piece of their own, uncopied."""
+    """Return the frame body of `item` in pieces; bulk bytes are a separate piece, uncopied."""
     elements = [item.TYPE, request_id, *item.to_array()]
     if item.BULK is None:
         return encoding.pack_message(elements)
@@ -92,51 +92,46 @@ def encode(request_id: int, item: Message) -> list[Buffer]:
 
 
 def decode(body: memoryview) -> tuple[int, Message]:
-    """(request id, message) of a frame body. A large bulk field is a view into `body`.
+    """Parse a frame body to (request id, message). A large bulk field is a view into `body`.
 
     Raises `EncodingError`, `MessageError`, or `UnknownMessage` with the request id to answer.
     """
     elements = encoding.unpack_message(body)
     if len(elements) < 2:
-        raise MessageError("a message without type and request id")
+        raise MessageError("the message has no type and request id")
     number, request_id = elements[:2]
     if type(number) is not int or type(request_id) is not int or not 0 <= request_id < 2**32:
-        raise MessageError("a message whose type or request id is not a number")
+        raise MessageError("the type or request id of the message is not a valid number")
     cls = _REGISTRY.get(number)
     if cls is None:
         raise UnknownMessage(number, request_id)
     fields = elements[2:]
     if cls.BULK is not None:
-        # Unknown fields of a later version stand ahead of the bulk, which is always last.
-        fields = _bulk_behind_known(cls, fields)
+        # The bulk is always last: fields added by a later version come before it.
+        known = field_count(cls)
+        if len(fields) >= known:  # otherwise `from_array` refuses
+            fields = [*fields[: known - 1], fields[-1]]
     elif fields and isinstance(fields[-1], memoryview):
-        fields[-1] = bytes(fields[-1])  # only bulk outlives its frame as a view
+        fields[-1] = bytes(fields[-1])  # only bulk may outlive its frame as a view
     return request_id, cls.from_array(fields)
 
 
-def _bulk_behind_known(cls: type[Message], fields: list[object]) -> list[object]:
-    known = field_count(cls)
-    if len(fields) < known:
-        raise MessageError(f"{cls.__name__}: {len(fields)} elements of {known}")
-    return [*fields[: known - 1], fields[-1]]
-
-
 class GenerationSignature(Struct):
-    """A signature under a file record: its own for its generation, an endorsement above."""
+    """A signature on a file record: its own generation's, or an endorsement by a later one."""
 
     generation: Generation
     signature: Signature
 
 
 class SignedRecord(Struct):
-    """A file record's exact bytes with the signatures that it has."""
+    """A file record's exact bytes with its signatures."""
 
     record: RecordBytes
     signatures: Annotated[tuple[GenerationSignature, ...], AtMost(64)]
 
 
 class Wrap(Struct):
-    """A DEK wrapped to one user's key; `key_id` = records.key_id(algorithm, public key)."""
+    """A DEK wrapped for one user's key; `key_id` is records.key_id(algorithm, public key)."""
 
     user: UserName
     key_id: Bytes32
@@ -148,11 +143,11 @@ Wraps = Annotated[tuple[Wrap, ...], AtMost(MAX_WRAPS)]
 
 
 class FileView(Struct):
-    """One version of a file as the server answers it: its sidecar, as far as the asker may see it.
+    """One version of a file: the part of its sidecar that the requesting user may see.
 
-    `content` is the record that made the version, `head` the file's last record where that is
-    another, `wraps` the asker's own only, `seq` the log entry that last changed the sidecar.
-    `metadata` is the encrypted metadata, empty for a purged version.
+    `content` is the record that created the version, `head` the file's last record, or None if it
+    is the same. `wraps` has only the user's own. `seq` is the log entry that last changed the
+    sidecar. `metadata` is encrypted, and empty for a purged version.
     """
 
     seq: Count
@@ -163,10 +158,10 @@ class FileView(Struct):
 
 
 class Receipt(Struct):
-    """Proof that a change stands in the log.
+    """Proof that a change is logged.
 
-    `line` is the entry's exact line without its newline, `inclusion` proves it in `checkpoint` (a
-    C2SP signed note), `consistency` leads there from the checkpoint that opened the session.
+    `line` is the entry's exact line without newline. `inclusion` proves it in `checkpoint` (a C2SP
+    signed note). `consistency` proves that from the checkpoint that opened the session.
     """
 
     line: Annotated[bytes, AtMost(MAX_LINE)]
@@ -199,10 +194,10 @@ ERROR_CODES = (
 
 @message(1)
 class Error(Reply):
-    """A request that was not done; nothing changed.
+    """A refused or failed request; nothing changed.
 
-    `code` is for programs, `text` for people. A `conflict` carries the file's present head, where
-    the asker may see it, so that a put to a known name is one round trip.
+    `code` is for programs, `text` for users. A `conflict` carries the file's current head if the
+    user may see it, so that a put to an existing name takes one more round trip only.
     """
 
     code: Annotated[str, OneOf(ERROR_CODES)]
@@ -212,6 +207,6 @@ class Error(Reply):
 
 @message(2)
 class Done(Reply):
-    """A change was made and is durable; the receipt proves it."""
+    """The change is made and durable; the receipt proves it."""
 
     receipt: Receipt

@@ -1,6 +1,6 @@
-"""Fetching a file: open (which is logged), then read ranges.
+"""Downloads: open a file (which is logged), then read ranges.
 
-The client's window of unanswered reads is the flow control; the server keeps no stream.
+The client limits its unanswered reads, which is the flow control; the server keeps no stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from protocol.wire.messages.base import PIECE, FileView, Handle, Leaves, Reply, 
 
 @message(49)
 class Opened(Reply):
-    """`leaves` is the first page of leaf hashes, `data` the first bytes of the blob (≤ 256 KiB)."""
+    """An opened file: `leaves` is the first page of leaf hashes, `data` the first ≤ 256 KiB."""
 
     BULK: ClassVar[str | None] = "data"
 
@@ -37,12 +37,14 @@ class GetOpen(Request):
 
 @message(51)
 class LeavesPage(Reply):
+    """Up to 16,384 leaf hashes."""
+
     leaves: Leaves
 
 
 @message(50)
 class GetLeaves(Request):
-    """Leaf hashes from leaf `first` on."""
+    """Get leaf hashes from leaf `first` on."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (LeavesPage,)
 
@@ -52,6 +54,8 @@ class GetLeaves(Request):
 
 @message(53)
 class Bytes(Reply):
+    """The requested bytes of ciphertext."""
+
     BULK: ClassVar[str | None] = "data"
 
     data: Annotated[Buffer, AtMost(PIECE)]
@@ -59,7 +63,7 @@ class Bytes(Reply):
 
 @message(52)
 class Read(Request):
-    """`length` ≤ 1 MiB bytes of ciphertext at `offset`; fewer only at the end of the blob."""
+    """Read `length` (≤ 1 MiB) bytes of ciphertext at `offset`; fewer only at the blob's end."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Bytes,)
 

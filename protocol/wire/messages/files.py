@@ -1,4 +1,4 @@
-"""Looking at files and changing them without new ciphertext."""
+"""Listing files, and changing them without new ciphertext."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from protocol.wire.messages.base import (
 )
 
 MAX_PAGE = 256
-"""Entries in one page of a listing; the server sends fewer where a page would pass a frame."""
+"""Most entries in a page of a listing; the server sends fewer if they would exceed a frame."""
 
 
 @message(65)
 class Stated(Reply):
+    """The requested version of a file."""
+
     view: FileView
 
 
 @message(64)
 class Stat(Request):
-    """The sidecar of `version` (0: the newest, deleted or not) of a file."""
+    """Get the sidecar of `version` (0: the newest, deleted or not) of a file."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Stated,)
 
@@ -39,7 +41,7 @@ class Stat(Request):
 
 @message(67)
 class Listing(Reply):
-    """Newest version of each file, by file_id; `next` is the next page's `after`, "" at the end."""
+    """Newest version of each file by file_id; `next` is the next page's `after`, "" at the end."""
 
     views: Annotated[tuple[FileView, ...], AtMost(MAX_PAGE)]
     next: Annotated[str, AtMost(32)]
@@ -47,8 +49,11 @@ class Listing(Reply):
 
 @message(66)
 class List(Request):
-    """The asker's files after file_id `after` ("" = from the start), those changed at or after log
-    entry `since_seq` only; deleted ones are among them, so that a cache can follow."""
+    """List the user's files after file_id `after` ("": from the start).
+
+    Only files changed at or after log entry `since_seq` are listed. Deleted files are included, so
+    that a cache can be kept up to date.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Listing,)
 
@@ -59,7 +64,7 @@ class List(Request):
 
 @message(69)
 class HistoryPage(Reply):
-    """A file's records in order of `rev`, with their signatures; `next` is 0 at the end."""
+    """A file's records in order of `rev`; `next` is the next page's `first`, 0 at the end."""
 
     records: Annotated[tuple[SignedRecord, ...], AtMost(MAX_PAGE)]
     next: Count
@@ -67,7 +72,7 @@ class HistoryPage(Reply):
 
 @message(68)
 class History(Request):
-    """All records of a file from revision `first` on."""
+    """Get all records of a file from revision `first` on."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (HistoryPage,)
 
@@ -77,7 +82,7 @@ class History(Request):
 
 
 class RecordChange(Struct):
-    """A record with its signature and what its op brings: metadata and wraps (restore, move)."""
+    """A signed record with the metadata and wraps that its op needs (restore, move)."""
 
     record: RecordBytes
     signature: Signature
@@ -87,8 +92,10 @@ class RecordChange(Struct):
 
 @message(70)
 class Record(Request):
-    """Delete, restore, move, access or purge: signed records, done all or none. A move is two: the
-    record onto the new file's head, then the tombstone of the old."""
+    """Delete, restore, move, share or purge by signed records, all or none.
+
+    A move has two records: one for the new file, then the tombstone of the old one.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 

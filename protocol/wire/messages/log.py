@@ -1,4 +1,4 @@
-"""Reading the audit log: its signed head, its entries as far as they are one's own, its proofs."""
+"""Reading the audit log: its signed head, the user's own entries, and proofs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from protocol.log.auditlog import MAX_LINE
 from protocol.wire.messages.base import CheckpointNote, Proof, Reply, Request, message
 
 MAX_ENTRIES = 1000
-"""Entries in one page; the server sends fewer where a page would pass a frame."""
+"""Most entries in a page; the server sends fewer if they would exceed a frame."""
 INCLUSION = "inclusion"
 CONSISTENCY = "consistency"
 
 
 @message(113)
 class LogCheckpoint(Reply):
-    """The log's signed present, proven from the checkpoint that opened the session."""
+    """The log's current checkpoint, proven from the one that opened the session."""
 
     checkpoint: CheckpointNote
     consistency: Proof
@@ -24,12 +24,16 @@ class LogCheckpoint(Reply):
 
 @message(112)
 class LogHead(Request):
+    """Get the log's current checkpoint."""
+
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogCheckpoint,)
 
 
 class LogItem(Struct):
-    """Entry `seq`: its exact line without newline, or its hash, 32 bytes, where it is not the
-    asker's to read. No line is that short."""
+    """Entry `seq`: its exact line without newline, or its 32-byte hash if the user may not read it.
+
+    No line is as short as a hash.
+    """
 
     seq: Count
     data: Annotated[bytes, AtMost(MAX_LINE)]
@@ -39,8 +43,8 @@ class LogItem(Struct):
 class LogPage(Reply):
     """Entries in order of seq; `next` is the next page's `first`, 0 at the end.
 
-    The server looks through a bounded part of the log for one page: it may be short, or empty, with
-    more to come.
+    The server searches a bounded part of the log for a page. A page may be short or even empty and
+    not be the last one.
     """
 
     entries: Annotated[tuple[LogItem, ...], AtMost(MAX_ENTRIES)]
@@ -49,10 +53,10 @@ class LogPage(Reply):
 
 @message(114)
 class LogEntries(Request):
-    """At most `limit` entries from seq `first` on; with `own`, those that the asker may read only.
+    """Get at most `limit` entries from seq `first` on; with `own`, only those the user may read.
 
-    What is one's own comes without a gap: each such line says in ``detail.accounts`` how many of
-    that account came before, and the hash of the last.
+    A gap in these would show: each states in ``detail.accounts`` how many entries of the account
+    came before it, and the hash of the last.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogPage,)
@@ -64,12 +68,14 @@ class LogEntries(Request):
 
 @message(117)
 class LogProven(Reply):
+    """The requested proof."""
+
     proof: Proof
 
 
 @message(116)
 class LogProof(Request):
-    """For `size` entries: that entry `start` is among them (inclusion), or that they continue the
+    """Prove, for the log at `size` entries, that it holds entry `start` (inclusion) or extends the
     log of `start` entries (consistency)."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogProven,)

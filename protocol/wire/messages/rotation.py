@@ -1,5 +1,4 @@
-"""A user's own identity chain and its rotation: the next statement, the bundle that goes with the
-newest, and every wrap made anew under it."""
+"""A user's own identity chain and key rotation: statements, their bundles, and new wraps."""
 
 from __future__ import annotations
 
@@ -29,17 +28,17 @@ from protocol.wire.messages.base import (
 )
 
 MAX_BATCH = 256
-"""Wraps in one page, and in one `Rewrap`."""
+"""Most wraps in a page and in a `Rewrap`."""
 
 BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 
 
 @message(128)
 class NewStatement(Request):
-    """The asker's next statement (of a reason that keeps the generation), and its bundle.
+    """Append the user's next statement, which keeps the generation, with its bundle.
 
-    `signatures` has the own key's first. The same bytes again get the same receipt; where the chain
-    has grown meanwhile the answer is `conflict`, and `Lookup` shows by what.
+    The first of `signatures` is by the statement's own key. Sending the same bytes again returns
+    the same receipt. If the chain has grown, the answer is `conflict`, and `Lookup` shows how.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
@@ -51,15 +50,18 @@ class NewStatement(Request):
 
 @message(131)
 class SealedBundle(Reply):
-    """The bundle that a statement names by its hash."""
+    """The bundle whose hash is in a statement."""
 
     bundle: BundleBytes
 
 
 @message(130)
 class GetBundle(Request):
-    """The asker's own, of statement `n`; 0: of the newest. An earlier one is kept for a time, and
-    given to a session of the recovery key alone; `not-found` where it is not kept (any more)."""
+    """Get the user's own bundle of statement `n` (0: the newest).
+
+    Earlier bundles are kept for a time and given only to a session of the recovery key. The answer
+    is `not-found` if the bundle is not kept.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (SealedBundle,)
 
@@ -68,8 +70,11 @@ class GetBundle(Request):
 
 @message(132)
 class RotateBegin(Request):
-    """The asker's next statement, of a new generation, and its bundle: `NewStatement` for the
-    reasons that renew the keys. It lifts every block."""
+    """Append the user's next statement, which begins a generation, with its bundle.
+
+    Like `NewStatement`, for the reasons that renew the keys. It lifts every restriction that an
+    overdue or forced rotation has set.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
@@ -79,8 +84,11 @@ class RotateBegin(Request):
 
 
 class WrapItem(Struct):
-    """One version as far as a rotation is concerned: the record that made it, the file's last where
-    that stands in the same sidecar and is another, and the asker's own wrap (None: purged)."""
+    """One version, for a rotation: its records and the user's own wrap (None: purged).
+
+    `content` created the version. `head` is the file's last record if it is another one and in the
+    same sidecar, else None.
+    """
 
     owner: UserName
     file_id: FileId
@@ -92,7 +100,7 @@ class WrapItem(Struct):
 
 @message(135)
 class WrapsPage(Reply):
-    """`next` is the next page's `after`, "" at the end. A page may be short, with more to come."""
+    """`next` is the next page's `after`, "" at the end. A short page need not be the last one."""
 
     items: Annotated[tuple[WrapItem, ...], AtMost(MAX_BATCH)]
     next: Annotated[str, AtMost(128)]
@@ -100,9 +108,11 @@ class WrapsPage(Reply):
 
 @message(134)
 class GetWraps(Request):
-    """Versions, the asker's own and those shared with him, whose wrap for him, or whose record of
-    his, is of an older generation; with `all_of_them` every one that he has a wrap of. By owner,
-    file_id and version; `after` is what the server gave, "" at first."""
+    """List versions, own and shared, with a wrap or record of the user from an older generation.
+
+    With `all_of_them`, list every version that has a wrap for the user. The order is owner,
+    file_id, version. `after` is the `next` of the page before, "" at first.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (WrapsPage,)
 
@@ -112,16 +122,18 @@ class GetWraps(Request):
 
 
 class Endorsement(Struct):
-    """The signature of a later generation over a record's hash."""
+    """A later generation's signature over a record's hash."""
 
     record_hash: Bytes32
     signature: Signature
 
 
 class RewrapItem(Struct):
-    """A version's wrap for the asker's current key, and endorsements of the records that stand
-    beside it. `wrap` is None where there is none, or for one that another shares and that does not
-    open: he then has none any more."""
+    """A version's wrap for the user's current key, and endorsements of the records stored with it.
+
+    `wrap` is None if the version has none. It is also None for a shared file whose wrap cannot be
+    opened: the user then loses it.
+    """
 
     owner: UserName
     file_id: FileId
@@ -132,8 +144,10 @@ class RewrapItem(Struct):
 
 @message(137)
 class Rewrapped(Reply):
-    """What was new already needs no entry (`receipt` None where that holds for all). `left` are the
-    places in the request of items that were changed meanwhile and are to be asked for again."""
+    """Result of a `Rewrap`; `receipt` is None if no item needed a change.
+
+    `left` are the indexes of items whose version changed meanwhile and must be fetched again.
+    """
 
     receipt: Receipt | None
     left: Annotated[tuple[Count, ...], AtMost(MAX_BATCH)]
@@ -141,8 +155,10 @@ class Rewrapped(Reply):
 
 @message(136)
 class Rewrap(Request):
-    """Wraps and endorsements under the asker's current keys, of files of one owner: his own, or
-    another's who shares them with him, whose records he does not endorse."""
+    """Store wraps and endorsements by the user's current keys, for files of one owner.
+
+    The owner is the user, or another user who shares the files; their records are not endorsed.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Rewrapped,)
 
@@ -151,10 +167,10 @@ class Rewrap(Request):
 
 @message(138)
 class RotateFinish(Request):
-    """The statement that ends older generations, its bundle, and a signed `RotationFinish`.
+    """Append the statement that ends older generations, with its bundle and a `RotationFinish`.
 
-    Refused with `conflict` while a wrap or record of an older generation is left, or where the
-    store has changed since `as_of_seq`.
+    Refused with `conflict` while a wrap or record of an older generation is left, or if the store
+    has changed since `as_of_seq`.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)

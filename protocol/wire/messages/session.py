@@ -1,4 +1,4 @@
-"""Opening a session: the server speaks first, so a client sends nothing to a stranger."""
+"""Opening a session. The server sends first, so a client sends nothing to an unknown server."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ ProtocolVersion = Annotated[int, Between(1, 255)]
 
 
 class Limits(Struct):
-    """What this server grants and demands.
+    """Limits and key policy of a server.
 
-    `window`: bytes of Data a client may have unanswered on one connection. `max_age` and `grace`
-    are seconds, `jitter` percent: from them the client sets a statement's `due` and `expires`.
+    `window` is the bytes of Data that a client may have unanswered on one connection. From
+    `max_age` and `grace` (seconds) and `jitter` (percent) the client sets a statement's `due` and
+    `expires`.
     """
 
     window: Count
@@ -47,7 +48,7 @@ class Limits(Struct):
 
 @message(16)
 class Welcome(Reply):
-    """The server's first frame (request id 0): what it is, signed by its long-lived key."""
+    """The server's first frame (request id 0): its statement, signed by its long-lived key."""
 
     versions: Annotated[tuple[ProtocolVersion, ...], AtMost(16)]
     statement: RecordBytes
@@ -57,8 +58,10 @@ class Welcome(Reply):
 
 
 class Notice(Struct):
-    """What is to be said of this user's keys: `due`, in unix seconds, and how they stand; `rotated`
-    where the login was with an older generation than the account has."""
+    """State of this user's keys; `due` is in unix seconds.
+
+    `rotated` means that the login used an older generation than the account has.
+    """
 
     due: Count
     state: Annotated[str, OneOf(("due", "overdue", "forced", "rotated"))]
@@ -69,8 +72,8 @@ class Notice(Struct):
 class Session(Reply):
     """The session is open.
 
-    `consistency` proves `checkpoint` from the client's `known_size`. `receipt` answers an Enroll.
-    `time` is the server's clock, unix seconds.
+    `consistency` proves `checkpoint` from the client's `known_size`. `receipt` answers an Enroll
+    (else None). `time` is the server's clock in unix seconds.
     """
 
     checkpoint: CheckpointNote
@@ -82,7 +85,8 @@ class Session(Reply):
 
 @message(17)
 class Login(Request):
-    """`signature` is over records.login_body by the key of `generation` (0: the recovery key)."""
+    """Log in. `signature` is over records.login_body by the key of `generation`; 0 is the recovery
+    key."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
@@ -95,10 +99,10 @@ class Login(Request):
 
 @message(19)
 class Enroll(Request):
-    """First statement of a new user, allowed by an invitation's token, which does not travel.
+    """Enrol a new user by a first statement and an invitation's token, which is not sent.
 
-    `signature` is the statement's by its own key; `proof` = HMAC-SHA256(SHA-256(token),
-    records.enrol_proof_body). The same statement again gets the same answer.
+    `signature` is by the statement's own key. `proof` is HMAC-SHA256(SHA-256(token),
+    records.enrol_proof_body). Sending the same statement again returns the same answer.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
@@ -113,13 +117,15 @@ class Enroll(Request):
 
 @message(20)
 class Pong(Reply):
-    """The server is there; `time` is its clock, unix seconds."""
+    """The server responds; `time` is its clock in unix seconds."""
 
     time: Count
 
 
 @message(21)
 class Ping(Request):
+    """Check that the server responds."""
+
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Pong,)
 
 

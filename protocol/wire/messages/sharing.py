@@ -1,4 +1,4 @@
-"""Other people: their identity chains, who may read a file, what is shared with the asker."""
+"""Other users: their identity chains, the readers of a file, and files shared with the user."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from protocol.wire.messages.base import (
 )
 
 MAX_SHARED_PAGE = 256
-"""Entries in one page of an inbox."""
+"""Most entries in a page of an inbox."""
 MAX_ACCESS_WRAPS = 256
-"""Wraps that one change of a file's readers brings."""
+"""Most wraps in one change of a file's readers."""
 
 
 class SignedStatement(Struct):
@@ -37,7 +37,7 @@ class SignedStatement(Struct):
 
 @message(81)
 class Identity(Reply):
-    """A user's statements in order from `first` on, each proven in `checkpoint`."""
+    """A user's statements from `first` on, each proven in `checkpoint`; `next` is 0 at the end."""
 
     statements: Annotated[tuple[SignedStatement, ...], AtMost(8)]
     checkpoint: CheckpointNote
@@ -47,7 +47,7 @@ class Identity(Reply):
 
 @message(80)
 class Lookup(Request):
-    """The identity chain of `user` from statement number `first` (≥ 1) on."""
+    """Get the identity chain of `user` from statement number `first` (≥ 1) on."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Identity,)
 
@@ -56,7 +56,7 @@ class Lookup(Request):
 
 
 class VersionWrap(Struct):
-    """The DEK of one version, wrapped to a reader."""
+    """The DEK of one version, wrapped for a reader."""
 
     version: Version
     wrap: Wrap
@@ -64,10 +64,9 @@ class VersionWrap(Struct):
 
 @message(82)
 class SetReaders(Request):
-    """Who may read one of the asker's files from now on: a record of op access, and wraps of
-    versions for its readers, each to a reader's current key.
+    """Set who may read one of the user's files: a record of op access, and wraps for its readers.
 
-    In the same change go the wraps of all who are no readers any more.
+    Each wrap is for a reader's current key. The same change removes the wraps of former readers.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
@@ -78,8 +77,10 @@ class SetReaders(Request):
 
 
 class SharedFile(Struct):
-    """A file that `owner` lets the asker read; `view` of its current version, None where nothing
-    of it has changed since what was asked for."""
+    """A file that `owner` shares with the user.
+
+    `view` is its current version, None if it has not changed since the requested entry.
+    """
 
     owner: UserName
     file_id: FileId
@@ -88,8 +89,10 @@ class SharedFile(Struct):
 
 @message(85)
 class InboxPage(Reply):
-    """By owner and file_id; `next` is the next page's `after`, "" at the end. A page may be short,
-    with more to come."""
+    """Shared files by owner and file_id; `next` is the next page's `after`, "" at the end.
+
+    A short page need not be the last one.
+    """
 
     files: Annotated[tuple[SharedFile, ...], AtMost(MAX_SHARED_PAGE)]
     next: Annotated[str, AtMost(80)]
@@ -97,8 +100,10 @@ class InboxPage(Reply):
 
 @message(84)
 class Inbox(Request):
-    """What others share with the asker at present, after `after` ("": from the start), with views
-    of those that changed at or after log entry `since_seq`."""
+    """List files currently shared with the user, after `after` ("": from the start).
+
+    Files changed at or after log entry `since_seq` have a view.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (InboxPage,)
 

@@ -1,7 +1,7 @@
-"""Storing a file: small ones in one message, large ones in pieces of 1 MiB.
+"""Uploads: small files in one message, large ones in pieces of 1 MiB.
 
-Data messages are pipelined. Each carries exactly one whole piece (1,048,576 bytes at a multiple of
-that offset); only the last may be shorter. The server hashes and writes pieces as they come.
+Data messages are pipelined. Each holds exactly one piece (1,048,576 bytes at a multiple of that
+offset); only the last may be shorter. The server hashes and writes pieces as they arrive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from protocol.wire.messages.base import (
 
 @message(32)
 class PutSmall(Request):
-    """A whole new version: record (op put), signature, metadata, wraps, ≤ 256 KiB ciphertext."""
+    """Store a new version: record (op put), signature, metadata, wraps, ≤ 256 KiB of ciphertext."""
 
     BULK: ClassVar[str | None] = "ciphertext"
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
@@ -40,7 +40,7 @@ class PutSmall(Request):
 
 @message(34)
 class UploadState(Reply):
-    """Where an upload stands: all bytes below `offset` are kept across connections."""
+    """Progress of an upload: all bytes below `offset` are kept, also if the connection drops."""
 
     upload: UploadId
     offset: Count
@@ -48,11 +48,11 @@ class UploadState(Reply):
 
 @message(33)
 class PutOpen(Request):
-    """Begin an upload to a file; `size` is the ciphertext's (0: not known) and counts as quota.
+    """Begin an upload to a file; `size` is the ciphertext's (0: unknown) and counts as quota.
 
-    With `version` it is to encrypt that version anew: `size` is what that has, nothing more counts
-    as quota, and nothing but such a record can be committed with it. Of three the one that had no
-    bytes for longest is dropped.
+    If `version` is given, the upload re-encrypts it: `size` is that version's size, no more quota
+    is used, and only a record of op reencrypt can commit it. A third upload of this kind drops the
+    one that received no bytes for longest.
     """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
@@ -65,7 +65,7 @@ class PutOpen(Request):
 
 @message(35)
 class Data(Request):
-    """One piece of ciphertext, at `offset`, a multiple of 1 MiB and the next one expected."""
+    """Send one piece of ciphertext at `offset`, the next multiple of 1 MiB."""
 
     BULK: ClassVar[str | None] = "data"
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
@@ -77,7 +77,7 @@ class Data(Request):
 
 @message(36)
 class PutResume(Request):
-    """After a dropped connection: how far did it come? `upload-lost` where it is gone."""
+    """Get an upload's progress after a dropped connection; `upload-lost` if it no longer exists."""
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 
@@ -86,8 +86,11 @@ class PutResume(Request):
 
 @message(37)
 class PutCommit(Request):
-    """Make the uploaded ciphertext a version. After `conflict`, `stale-recipient` or
-    `stale-generation` the ciphertext is kept and this may be sent again with another record."""
+    """Make the uploaded ciphertext a version.
+
+    After `conflict`, `stale-recipient` or `stale-generation` the ciphertext is kept, and the commit
+    can be sent again with another record.
+    """
 
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
@@ -100,11 +103,13 @@ class PutCommit(Request):
 
 @message(38)
 class Aborted(Reply):
-    """The upload is gone."""
+    """The upload is dropped."""
 
 
 @message(39)
 class PutAbort(Request):
+    """Drop an upload."""
+
     REPLIES: ClassVar[tuple[type[Reply], ...]] = (Aborted,)
 
     upload: UploadId
