@@ -13,7 +13,7 @@ from protocol.records.records import COMPROMISED, PUT, REENCRYPT, Statement, rec
 from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
-from sfsc.files.history import FileHistory
+from sfsc.files.history import FileHistory, PastReaders
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.session.commit import find
 from sfsc.session.session import Session
@@ -65,7 +65,7 @@ class Theft:
         """Every version whose content the old keys open, trash included, under a new key; only of
         the files `chosen`, by id, where they are given."""
         session, account = self._session, self._session.account
-        reencryption = Reencryption(session)
+        reencryption = Reencryption(session, PastReaders(session).of_version)
         for item in list(items):
             if item.wrap is None or item.owner != account.user:
                 continue  # what others share, only they can encrypt anew

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.codec.values import Value, field
-from protocol.records.records import MOVE, PURGED_AT_ONCE, RESTORE, FileRecord, record_hash
+from protocol.records.records import (
+    CONTENT_OPS,
+    MOVE,
+    PURGED_AT_ONCE,
+    REENCRYPT,
+    RESTORE,
+    FileRecord,
+    ReaderEntry,
+    record_hash,
+)
 from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
@@ -212,6 +221,61 @@ class FileHistory:
         if len(records) < newest.head.rev:
             raise Rollback(f"the server shows {len(records)} of {newest.head.rev} records")
         return records
+
+
+class PastReaders:
+    """Which of a file's readers had the key of an older version, as its signed records show.
+
+    A reader gets the newest version's key when added to the file, and the key of each later version
+    while the grant lasts. `share --history` gives older keys as well, but only the server knows of
+    those, and a server must not be able to name who gets a key: they do not count here.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._history = FileHistory(session)
+        self._head = b""  # hash of the record up to which the rest was read
+        self._first: dict[tuple[str, bytes], int] = {}
+        """Oldest version that a reader got without a gap since, by user and first statement."""
+        self._expired: set[tuple[str, bytes, int]] = set()
+        """Versions that were made after a reader's grant had ended."""
+
+    def of_version(self, file: VerifiedFile, version: int) -> tuple[ReaderEntry, ...]:
+        """Return the present readers of `file` that have the key of its `version`.
+
+        Of the newest version these are all readers. Raises as `FileHistory.records`.
+        """
+        readers = file.head.readers
+        if version == file.version or not readers:
+            return readers
+        self._read(file)
+        return tuple(
+            (user, first, expires)
+            for user, first, expires in readers
+            if self._first.get((user, first), version + 1) <= version
+            and (user, first, version) not in self._expired
+        )
+
+    def _read(self, file: VerifiedFile) -> None:
+        head, digest = file.head, record_hash(file.head_body)
+        if self._head and self._head in (digest, head.prev if head.op == REENCRYPT else digest):
+            self._head = digest  # encrypting again changes no readers: nothing new to read
+            return
+        self._head, self._first, self._expired, newest = b"", {}, set(), 0
+        for record in self._history.records(file):
+            if record.op in CONTENT_OPS - {REENCRYPT}:
+                newest = record.version or newest
+                self._expired |= {
+                    (user, first, newest)
+                    for user, first, expires in record.readers
+                    if expires and record.created >= expires
+                }
+            # Readers that are added to a deleted file get no key of it.
+            since = newest if record.current else newest + 1
+            self._first = {
+                (user, first): self._first.get((user, first), since)
+                for user, first, _ in record.readers
+            }
+        self._head = digest
 
 
 def _revision(record: FileRecord, gone: set[int], *, voided: bool) -> Revision:

@@ -17,6 +17,7 @@ from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, check_name
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.files.contacts import Contacts, Person
+from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
 from sfsc.files.shared_folders import Folder, SharedFolders
 from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
@@ -172,7 +173,8 @@ class Sharing:
         for _ in range(PER_CHANGE, file.version, PER_CHANGE):
             file = self._change(file, _dropping(user))
         if reencrypt and not file.deleted:
-            Reencryption(self._session).version(file.file_id, file.head.current)
+            history = PastReaders(self._session)
+            Reencryption(self._session, history.of_version).version(file.file_id, file.head.current)
 
     def _adding(self, person: Person, expires: int, older: Sequence[int] = ()) -> _Change:
         """He reads a file until `expires`: a wrap of its newest version, and of `older` ones."""

@@ -213,8 +213,8 @@ class Session:
     def wrap(
         self, key: ContentKey, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> tuple[Wrap, ...]:
-        """The DEK of a version of ours for ourselves and all of `readers`, who are those of the
-        file's record `head` (None: a new file). Raises what `Readers` does."""
+        """Wrap the DEK of a version of ours for ourselves and for `readers`, all or some of the
+        readers in the file's record `head` (None for a new file). Raises what `Readers` does."""
         if not readers:
             return self.account.wrap_for_readers(key)
         if self.readers is None:

@@ -8,11 +8,11 @@ replaces the old bytes once the new ones are durable.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from protocol.codec import merkle
 from protocol.codec.values import Value
-from protocol.records.records import REENCRYPT, FileRecord
+from protocol.records.records import REENCRYPT, FileRecord, ReaderEntry
 from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadState
@@ -44,8 +44,15 @@ class _Content(Value):
 class Reencryption:
     """Encrypts versions again, over one session whose keys are the new ones already."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(
+        self,
+        session: Session,
+        readers_of: Callable[[VerifiedFile, int], tuple[ReaderEntry, ...]],
+    ) -> None:
+        """`readers_of` tells which of a file's readers have the key of a version: they get the
+        fresh key, and no other reader does."""
         self._session = session
+        self._readers_of = readers_of
 
     def version(self, file_id: str, version: int) -> None:
         """Encrypt one version again under a fresh key.
@@ -103,7 +110,8 @@ class Reencryption:
         """Store `content` under a record upon the head of `onto`, proven and remembered. Return the
         server's refusal, None if it was stored. Raises `UploadLost`."""
         session, record = self._session, self._record(content, onto)
-        wraps = session.wrap(content.key, onto.head, record.readers)
+        readers = self._readers_of(onto, content.blob.file.version)
+        wraps = session.wrap(content.key, onto.head, readers)
         body = record.encode()
         signature, connection = session.sign(body), session.connections
         reply = session.ask(content.build(body, signature, wraps))

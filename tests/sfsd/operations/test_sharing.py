@@ -229,6 +229,20 @@ def test_readers_that_are_not_right(served: Daemon, ada: Person, bob: Person) ->
     ada.took(right)
 
 
+def test_who_gets_the_key_of_a_version_that_is_encrypted_again(ada: Person, bob: Person) -> None:
+    """Of the newest version every reader; of an older one none has to."""
+    ada.put(F, b"1" * 60)
+    ada.put(F, b"2" * 60)
+    shared(ada, reader(bob), wraps={2: [bob.wrap()]})
+    refused(ada.ask(ada.anew(F, 2, b"n" * 60, wraps=(ada.wrap(),)).small()), "stale-recipient")
+    both = (ada.wrap(), bob.wrap())
+    for version, wraps in ((2, both), (1, (ada.wrap(),)), (1, both)):
+        made = ada.anew(F, version, b"n" * 60, wraps=wraps)
+        done(ada.ask(made.small()))
+        ada.took(made)
+    refused(ada.ask(ada.anew(F, 1, b"n" * 60, wraps=(bob.wrap(),)).small()), "stale-recipient")
+
+
 def test_an_older_record_and_another_op_do_not_change_readers(ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     early, message = change(ada, reader(bob), wraps={1: [bob.wrap()]})
