@@ -44,7 +44,7 @@ def test_each_path_and_name_exists(page: str) -> None:
             parts = name.split(".")
             if not all(re.search(rf"\b{re.escape(part)}\b", text) for part in parts):
                 missing.append(f"{page}:{number}: {name} in {path}")
-    assert missing == []
+    assert not missing, "\n".join(missing)
 
 
 @pytest.mark.parametrize("page", PAGES)
