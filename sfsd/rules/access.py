@@ -47,16 +47,14 @@ class Visibility:
     Nothing is cached: a dropped reader is refused from the acknowledgement of that record.
     """
 
-    def __init__(
-        self, accounts: UserRegistry, index: FileIndex, clock: Callable[[], float]
-    ) -> None:
-        self._accounts = accounts
+    def __init__(self, users: UserRegistry, index: FileIndex, clock: Callable[[], float]) -> None:
+        self._users = users
         self._index = index
         self._clock = clock
 
     def newest(self, user: str, owner: str, file_id: str) -> VisibleVersion:
         """Return the newest version, deleted or not. Raises `Refused`, `DamagedError`."""
-        if user != owner and self._accounts.account(owner) is None:
+        if user != owner and self._users.account(owner) is None:
             raise not_found()
         head = FileHead.load(self._index.for_user(owner), file_id)
         last = head.newest.value.head_record
@@ -80,7 +78,7 @@ class Visibility:
 
     def _is_reader(self, user: str, last: FileRecord) -> bool:
         now = self._clock()
-        chain = self._accounts.chain(user)
+        chain = self._users.chain(user)
         return chain is not None and any(
             name == user and first == chain[0].first_hash and (expires == 0 or now < expires)
             for name, first, expires in last.readers

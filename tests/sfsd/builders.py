@@ -313,7 +313,7 @@ class Person:
         made = self.signed(record, metadata, (self.wrap(),) if wraps is None else wraps)
         return replace(made, ciphertext=ciphertext)
 
-    def anew(self, file_id: str, number: int, ciphertext: bytes, **changed: Any) -> Version:
+    def reencrypted(self, file_id: str, number: int, ciphertext: bytes, **changed: Any) -> Version:
         """Version `number` of a file encrypted anew, onto the file's head."""
         current = FileRecord.parse(self.heads[file_id]).current
         fields: dict[str, Any] = {"version": number, "current": current, "op": REENCRYPT}

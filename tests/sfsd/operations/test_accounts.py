@@ -1,4 +1,4 @@
-"""Accounts, as their users and as the operator see them."""
+"""Usage, and the operator's requests for accounts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sfsd.config import DAY
 from tests.sfsd.builders import Daemon, Person, check_receipt, done, file_id, refused
 
 
-def test_usage_is_the_askers_own(served: Daemon) -> None:
+def test_usage_is_that_of_the_session_user(served: Daemon) -> None:
     ada, bob = served.person("ada", quota=5000), served.person("bob")
     ada.put(file_id(1), bytes(100))
     ada.put(file_id(2), bytes(200))
@@ -39,17 +39,17 @@ def test_an_invitation_is_logged_without_its_token(served: Daemon) -> None:
     assert hashlib.sha256(bob.token).hexdigest().encode() not in line
 
 
-def test_the_enrolled_are_not_invited_again(served: Daemon) -> None:
+def test_an_enrolled_user_cannot_be_invited_again(served: Daemon) -> None:
     ada = served.person("ada")
     refused(served.ask(served.operator(), ada.invitation()), "conflict")
 
 
-def test_an_invitation_that_has_expired_already_is_refused(served: Daemon) -> None:
+def test_an_expired_invitation_is_refused(served: Daemon) -> None:
     late = UserAdd("bob", bytes(32), int(served.clock.now), 0)
     refused(served.ask(served.operator(), late), "bad-request")
 
 
-def test_the_operator_sees_every_account(served: Daemon) -> None:
+def test_the_operator_lists_every_account(served: Daemon) -> None:
     ada = served.person("ada", quota=10_000)
     ada.put(file_id(1), bytes(100))
     bob = Person("bob", served)
@@ -68,7 +68,7 @@ def test_the_operator_sees_every_account(served: Daemon) -> None:
     refused(served.ask(operator, UserShow("eve")), "not-found")
 
 
-def test_the_disabled_keep_their_files(served: Daemon) -> None:
+def test_a_disabled_user_keeps_their_files(served: Daemon) -> None:
     ada = served.person("ada")
     ada.put(file_id(1), b"kept")
     operator = served.operator()
@@ -84,7 +84,7 @@ def test_the_disabled_keep_their_files(served: Daemon) -> None:
     assert opened.data == b"kept"
 
 
-def test_status_says_how_the_daemon_is(served: Daemon) -> None:
+def test_status_reports_counters_and_failure(served: Daemon) -> None:
     served.person("ada")
     served.world.metrics.address = "127.0.0.1:7373"
     answer = served.ask(served.operator(), Status())
@@ -95,7 +95,7 @@ def test_status_says_how_the_daemon_is(served: Daemon) -> None:
     assert answer.version
 
 
-def test_a_user_is_the_one_that_is_known_until_one_of_his_files_changes(served: Daemon) -> None:
+def test_a_user_is_cached_until_their_account_or_chain_changes(served: Daemon) -> None:
     served.person("ada")
     accounts = served.world.users
     known = accounts.find("ada")
@@ -111,7 +111,7 @@ def test_a_user_is_the_one_that_is_known_until_one_of_his_files_changes(served: 
     assert accounts.chain("nobody") is None
 
 
-def test_a_quota_holds_from_now_on(served: Daemon) -> None:
+def test_a_new_quota_applies_to_later_uploads(served: Daemon) -> None:
     ada = served.person("ada", quota=1000)
     ada.put(file_id(1), bytes(600))
     operator = served.operator()

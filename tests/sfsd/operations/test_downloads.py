@@ -1,4 +1,4 @@
-"""Fetching files, and that the log has it first."""
+"""Downloads, and that each is logged before it is served."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAIT = 20
 
 
 class Slow(Files):
-    """Real files; whoever opens the one named `blob` finds that `first` was done before."""
+    """Real files that run `first` before the file named `blob` is opened."""
 
     def __init__(self) -> None:
         self.blob = ""
@@ -45,7 +45,7 @@ class Slow(Files):
 
 
 class Noting(Files):
-    """Real files; `read` are the names of those that were opened for reading."""
+    """Real files that record in `read` the names of those opened for reading."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -69,7 +69,7 @@ def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0
     return reply
 
 
-def test_an_opening_reads_each_file_once(tmp_path: Path) -> None:
+def test_get_open_reads_each_file_once(tmp_path: Path) -> None:
     files = Noting()
     with daemon(tmp_path, files=files) as running:
         person = running.person("ada")
@@ -79,7 +79,7 @@ def test_an_opening_reads_each_file_once(tmp_path: Path) -> None:
         assert sorted(files.read) == [f"{F}.1.ct", f"{F}.1.json"]
 
 
-def test_what_is_opened_is_what_was_stored(ada: Person) -> None:
+def test_a_download_returns_what_was_stored(ada: Person) -> None:
     reply = opened(ada)
     put = ada.made[F, 1]
     assert reply.data == CONTENT[:FIRST_BYTES]
@@ -127,7 +127,7 @@ def test_a_download_is_logged_once_for_a_session_and_version(served: Daemon, ada
     assert [entry.version for entry in served.entries("download")] == [1, 2, 1]
 
 
-def test_foreign_and_unknown_files_look_the_same(served: Daemon, ada: Person) -> None:
+def test_foreign_and_missing_files_give_the_same_error(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     asked = [
         GetOpen("ada", F, 0),
@@ -142,7 +142,7 @@ def test_foreign_and_unknown_files_look_the_same(served: Daemon, ada: Person) ->
     refused(bob.ask(Read(handle, 0, 1)), "changed")
 
 
-def test_a_deleted_file_opens_by_its_version_only(ada: Person) -> None:
+def test_a_deleted_file_opens_only_by_version(ada: Person) -> None:
     ada.delete(F)
     refused(ada.ask(GetOpen("ada", F, 0)), "not-found")
     reply = opened(ada, version=1)
@@ -150,7 +150,7 @@ def test_a_deleted_file_opens_by_its_version_only(ada: Person) -> None:
     assert reply.view.head.record == ada.heads[F]
 
 
-def test_who_may_read_is_decided_at_each_read(served: Daemon, ada: Person) -> None:
+def test_access_is_checked_at_each_read(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     until = int(served.clock.now) + DAY
     other = file_id(2)
@@ -164,7 +164,7 @@ def test_who_may_read_is_decided_at_each_read(served: Daemon, ada: Person) -> No
     refused(bob.ask(GetLeaves(reply.handle, 0)), "not-found")
 
 
-def test_handles_answer_changed_once_the_content_has_gone(ada: Person) -> None:
+def test_a_handle_on_a_purged_content_gives_changed(ada: Person) -> None:
     ada.put(F, b"newer")
     reply = opened(ada, version=1)
     assert isinstance(ada.ask(Read(reply.handle, 0, 9)), Bytes)
@@ -188,19 +188,19 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
     assert ada.ask(Read(handles[0], 0, 4)) == Bytes(CONTENT[:4])
 
 
-def test_a_session_that_ended_has_no_handles(served: Daemon, ada: Person) -> None:
+def test_a_closed_session_has_no_handles(served: Daemon, ada: Person) -> None:
     handle = opened(ada).handle
     served.dispatcher.close_session(ada.who)
     refused(ada.ask(Read(handle, 0, 1)), "changed")
 
 
-def test_the_disabled_download_nothing(served: Daemon, ada: Person) -> None:
+def test_a_disabled_user_cannot_download(served: Daemon, ada: Person) -> None:
     off = UserAccess("ada", disabled=True, reason="")
     assert isinstance(served.ask(served.operator(), off), Done)
     refused(ada.ask(GetOpen("ada", F, 0)), "denied")
 
 
-def test_a_sidecar_with_a_byte_flipped_is_damaged(served: Daemon, ada: Person) -> None:
+def test_a_flipped_byte_in_a_sidecar_is_reported_as_damage(served: Daemon, ada: Person) -> None:
     path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     good = path.read_bytes()
     for position in range(0, len(good), 97):
@@ -210,13 +210,13 @@ def test_a_sidecar_with_a_byte_flipped_is_damaged(served: Daemon, ada: Person) -
     opened(ada)
 
 
-def test_a_ciphertext_or_leaves_that_went_missing_are_damaged(served: Daemon, ada: Person) -> None:
+def test_missing_ciphertext_or_leaves_are_reported_as_damage(served: Daemon, ada: Person) -> None:
     (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
     refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
 
 
-def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -> None:
-    """Another session's change is published between the look at the sidecar and the bytes."""
+def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> None:
+    """Another session's change is published between the reads of the sidecar and the bytes."""
     files = Slow()
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada")
@@ -224,7 +224,7 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
         writer = ada.log_in()
 
         def published(change: Change) -> None:
-            """Not `then` as well, which waits for a lock that the reader has."""
+            """Publish without running `then`, which waits for a lock that the reader holds."""
             (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
             before = served.world.store.stored_digest(path)
             served.world.committer.submit(change)
@@ -232,7 +232,7 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
 
         def race(message: GetOpen | Read) -> Reply:
             decided = OPERATIONS[PutSmall].function(
-                served.world, writer, ada.took(ada.anew(F, 1, b"new content")).small()
+                served.world, writer, ada.took(ada.reencrypted(F, 1, b"new content")).small()
             )
             assert isinstance(decided, Commit)
             files.first = partial(published, decided.change)
@@ -250,16 +250,16 @@ def test_what_is_encrypted_anew_while_it_is_read_is_old_or_new(tmp_path: Path) -
         assert files.blob == ""
 
 
-def test_reading_beside_a_re_encryption(served: Daemon) -> None:
+def test_concurrent_reads_and_reencryptions(served: Daemon) -> None:
     bob = served.person("bob")
     bob.put(F, b"0" * 100)
     writer = bob.log_in()
 
     async def both(ciphertext: bytes) -> tuple[Reply, Reply]:
         asked = GetOpen("bob", F, 0)
-        anew = bob.took(bob.anew(F, 1, ciphertext)).small()
+        reencryption = bob.took(bob.reencrypted(F, 1, ciphertext)).small()
         return await asyncio.gather(
-            served.dispatcher.handle(bob.who, asked), served.dispatcher.handle(writer, anew)
+            served.dispatcher.handle(bob.who, asked), served.dispatcher.handle(writer, reencryption)
         )
 
     for turn in range(30):

@@ -1,4 +1,4 @@
-"""Looking at files."""
+"""Listings and file history."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_stat_shows_the_newest_version_and_the_head(served: Daemon, ada: Person)
     assert view.head is not None
     assert view.head.record == gone.body
     assert view.seq == served.entries("delete")[0].seq
-    # An older version comes with the file's head too, so that it can be judged.
+    # The view of an older version includes the file's head, so that the client can verify it.
     old = stat(ada, version=1)
     assert old.content.record == first.body
     assert old.head == view.head
@@ -79,7 +79,7 @@ def test_stat_shows_the_newest_version_and_the_head(served: Daemon, ada: Person)
     assert foreign == refused(bob.ask(Stat("nobody", F, 0)), "not-found")
 
 
-def test_a_listing_comes_in_pages_in_order(ada: Person) -> None:
+def test_a_listing_is_paged_and_ordered(ada: Person) -> None:
     numbers = [5, 3, 8, 1, 9, 2]
     for number in numbers:
         ada.put(file_id(number))
@@ -108,7 +108,7 @@ def test_a_page_stays_below_a_frame(served: Daemon, ada: Person) -> None:
     assert ids(page) + ids(rest) == [file_id(number) for number in range(256)]
 
 
-def test_since_seq_gives_what_changed(served: Daemon, ada: Person) -> None:
+def test_since_seq_lists_changed_files(served: Daemon, ada: Person) -> None:
     for number in (1, 2, 3):
         ada.put(file_id(number))
     mark = served.world.journal.size
@@ -119,7 +119,7 @@ def test_since_seq_gives_what_changed(served: Daemon, ada: Person) -> None:
     assert ids(listed(ada, since=mark)) == [file_id(2), file_id(3), file_id(4)]
 
 
-def test_a_page_looks_at_so_many_files_and_no_more(
+def test_a_page_examines_a_bounded_number_of_files(
     ada: Person, served: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_SCANNED", 6)
@@ -135,7 +135,7 @@ def test_a_page_looks_at_so_many_files_and_no_more(
     assert [ids(page) for page in pages] == [[file_id(4)], [], [file_id(13)]]
     assert [page.next for page in pages] == [file_id(5), file_id(11), ""]
     assert ids(listed(ada, limit=5)) == [file_id(number) for number in range(5)]
-    # None is left where the last that was looked at is the last there is.
+    # There is no next page if the last file examined is the last file.
     assert [ids(listed(ada, after=file_id(7))), listed(ada, after=file_id(7)).next] == [
         [file_id(number) for number in range(8, 14)],
         file_id(13),
@@ -158,7 +158,7 @@ def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
         assert ids(listed(ada, since=mark)) == [file_id(2)]
 
 
-def test_one_damaged_sidecar_is_named_damaged(served: Daemon, ada: Person) -> None:
+def test_a_damaged_sidecar_is_reported_as_damage(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(file_id(2))
     path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
@@ -166,10 +166,10 @@ def test_one_damaged_sidecar_is_named_damaged(served: Daemon, ada: Person) -> No
     refused(ada.ask(List("", 256, 0)), "damaged")
     refused(ada.ask(Stat("ada", F, 0)), "damaged")
     assert ids(listed(ada, after=F)) == [file_id(2)]
-    ada.put(file_id(3))  # the daemon goes on
+    ada.put(file_id(3))  # the daemon still works
 
 
-def test_history_finds_in_the_log_what_no_sidecar_has(ada: Person) -> None:
+def test_history_reads_records_from_the_log(ada: Person) -> None:
     bodies = [ada.put(F, b"1").body]
     for _ in range(2):
         bodies.append(ada.delete(F).body)
@@ -184,7 +184,7 @@ def test_history_finds_in_the_log_what_no_sidecar_has(ada: Person) -> None:
     assert revisions(ada, first=99) == []
 
 
-def test_a_history_is_looked_for_no_further_back_than_it_goes(
+def test_history_does_not_read_the_log_before_the_file_existed(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(2, 9):
@@ -207,7 +207,7 @@ def test_a_history_is_looked_for_no_further_back_than_it_goes(
     assert looked == [seen]
 
 
-def test_a_long_history_comes_in_pages(ada: Person) -> None:
+def test_a_long_history_is_paged(ada: Person) -> None:
     bodies = [ada.put(F, b"v").body for _ in range(260)]
     reply = ada.ask(History("ada", F, 1))
     assert isinstance(reply, HistoryPage)
@@ -215,7 +215,7 @@ def test_a_long_history_comes_in_pages(ada: Person) -> None:
     assert [one.record for one in reply.records] + revisions(ada, reply.next) == bodies
 
 
-def test_a_history_that_was_endorsed_often_fits_its_pages(
+def test_a_history_with_many_endorsements_fits_its_pages(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = ada.put(F).body + bytes(400)

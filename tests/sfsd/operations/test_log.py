@@ -1,4 +1,4 @@
-"""Reading the log over the wire: all of it checks, and a user reads what is his own."""
+"""Reading the log over the wire: all of it verifies, and users read their own entries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def page(served: Daemon, who: Principal, first: int, limit: int = 100, *, own: b
 
 
 def walk(served: Daemon, who: Principal, limit: int = 100, *, own: bool) -> list[LogItem]:
-    """Every page, one after the other."""
+    """Return the items of every page, in order."""
     found, first = list[LogItem](), 0
     while True:
         answer = page(served, who, first, limit, own=own)
@@ -59,7 +59,7 @@ def proof(served: Daemon, who: Principal, kind: str, start: int, size: int) -> t
     return answer.proof
 
 
-def test_the_head_continues_what_opened_the_session(served: Daemon) -> None:
+def test_the_head_is_consistent_with_the_login_checkpoint(served: Daemon) -> None:
     ada = served.person("ada")
     served.person("bob")
     answer, point = head(served, ada.who)
@@ -70,8 +70,8 @@ def test_the_head_continues_what_opened_the_session(served: Daemon) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
-def test_anybody_can_hash_the_whole_log(served: Daemon, limit: int) -> None:
-    """Lines of one's own, hashes of the rest: the root over all of them is the signed one."""
+def test_every_user_can_compute_the_root_of_the_log(served: Daemon, limit: int) -> None:
+    """The root over own lines and hashes of the other lines equals the signed root."""
     ada, bob = served.person("ada"), served.person("bob")
     for person in (ada, bob):
         items = walk(served, person.who, limit, own=False)
@@ -89,7 +89,7 @@ def test_anybody_can_hash_the_whole_log(served: Daemon, limit: int) -> None:
         assert not any(f'"{person.name}"'.encode() in line for line in others)
 
 
-def test_what_is_ones_own_has_no_gap(served: Daemon) -> None:
+def test_own_entries_have_no_gap(served: Daemon) -> None:
     ada = served.person("ada")
     served.person("bob")
     served.open(ada.enroll())
@@ -105,8 +105,8 @@ def test_what_is_ones_own_has_no_gap(served: Daemon) -> None:
     assert (len(items), previous and previous[1]) == served.world.journal.account("ada")
 
 
-def test_a_name_in_someone_elses_entry_shows_nothing(served: Daemon) -> None:
-    """Only where it stands as actor, owner or account is it that person."""
+def test_a_user_name_in_a_foreign_entry_reveals_nothing(served: Daemon) -> None:
+    """A name counts only as actor, owner or account of an entry."""
     ada, bob = served.person("ada"), served.person("bob")
     change = Change(EntryDraft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
     seq = served.world.committer.submit(change).result(10)
@@ -124,7 +124,7 @@ def test_the_operator_reads_every_line(served: Daemon) -> None:
         assert lines == list(served.world.journal.lines())
 
 
-def test_a_page_is_no_longer_than_a_frame(served: Daemon) -> None:
+def test_a_page_fits_in_a_frame(served: Daemon) -> None:
     ada = served.person("ada")
     long = EntryDraft("note", "ada", detail={"reason": "x" * 60_000}, accounts=("ada",))
     for done in [served.world.committer.submit(Change(long)) for _ in range(20)]:
@@ -135,7 +135,7 @@ def test_a_page_is_no_longer_than_a_frame(served: Daemon) -> None:
     assert len([item for item in found if len(item.data) > 60_000]) == 20
 
 
-def test_one_page_looks_through_a_part_of_a_long_log(
+def test_one_page_examines_a_bounded_part_of_a_long_log(
     served: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "SCAN", 2)
@@ -147,13 +147,13 @@ def test_one_page_looks_through_a_part_of_a_long_log(
     assert seqs == [entry.seq for entry in served.entries() if "ada" in entry.accounts]
 
 
-def test_past_the_end_there_is_nothing(served: Daemon) -> None:
+def test_a_page_past_the_end_is_empty(served: Daemon) -> None:
     ada = served.person("ada")
     for first in (served.world.journal.size, 2**53):
         assert page(served, ada.who, first, own=False) == LogPage((), 0)
 
 
-def test_proofs_prove(served: Daemon) -> None:
+def test_proofs_verify(served: Daemon) -> None:
     ada = served.person("ada")
     journal = served.world.journal
     _, point = head(served, ada.who)
@@ -168,13 +168,13 @@ def test_proofs_prove(served: Daemon) -> None:
 
 @pytest.mark.parametrize("kind", [INCLUSION, CONSISTENCY])
 @pytest.mark.parametrize(("start", "size"), [(0, 2**53), (2**53, 2**53), (3, 2)])
-def test_what_never_was_is_not_proven(served: Daemon, kind: str, start: int, size: int) -> None:
+def test_impossible_proofs_are_refused(served: Daemon, kind: str, start: int, size: int) -> None:
     ada = served.person("ada")
     refused(served.ask(ada.who, LogProof(kind, start, size)), "bad-request")
 
 
-def test_an_old_key_may_ask_for_proofs_and_reads_no_line(served: Daemon) -> None:
-    """Who stole it, or has an old invitation, is not to learn from where its owner logs in."""
+def test_a_session_of_an_old_key_gets_proofs_but_no_entries(served: Daemon) -> None:
+    """A thief of an old key or invitation must not learn from where the owner logs in."""
     ada = served.person("ada")
     who, _ = served.open(ada.enroll())
     assert who.access is Access.RESTRICTED

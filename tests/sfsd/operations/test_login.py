@@ -1,4 +1,4 @@
-"""Who gets in, and that whoever does not learns nothing."""
+"""Logins and enrolments, and that a refusal reveals nothing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_login_proves_that_the_log_continues(served: Daemon, ada: Person) -> N
     merkle.verify_consistency(old.size, old.root, new.size, new.root, after.consistency)
 
 
-def test_whoever_has_seen_a_longer_log_is_told_the_size_and_no_proof(
+def test_a_client_that_saw_a_longer_log_gets_the_size_and_no_proof(
     served: Daemon, ada: Person
 ) -> None:
     _, session = served.open(login("ada", ada.key, known_size=10**6))
@@ -78,7 +78,7 @@ def test_whoever_has_seen_a_longer_log_is_told_the_size_and_no_proof(
     assert verify(session.checkpoint, VERIFIER).size < 10**6
 
 
-def test_nobody_learns_why_he_was_refused(served: Daemon, ada: Person) -> None:
+def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     off = UserAccess("bob", disabled=True, reason="left")
     assert isinstance(served.ask(served.operator(), off), Done)
@@ -104,11 +104,11 @@ def test_nobody_learns_why_he_was_refused(served: Daemon, ada: Person) -> None:
     assert {(one.code, one.cause) for one in refusals} == {("refused", refusals[0].cause)}
 
 
-def test_another_version_is_refused(served: Daemon, ada: Person) -> None:
+def test_another_protocol_version_is_refused(served: Daemon, ada: Person) -> None:
     assert refusal(served, replace(login("ada", ada.key), version=2)).code == "bad-request"
 
 
-def test_the_recovery_key_opens_a_session_of_its_own_kind(served: Daemon) -> None:
+def test_the_recovery_key_opens_a_recovery_session(served: Daemon) -> None:
     code = SigningKey.generate()
     bob = invited(served)
     bob.first = bob.statement(recovery=RecoveryKey(code.public, b"x" * 1216))
@@ -119,13 +119,13 @@ def test_the_recovery_key_opens_a_session_of_its_own_kind(served: Daemon) -> Non
     assert isinstance(served.ask(who, Ping()), Pong)
 
 
-def test_the_operator_logs_in_with_a_key_of_its_own(served: Daemon) -> None:
+def test_the_operator_logs_in_with_the_operator_key(served: Daemon) -> None:
     who = served.operator()
     assert who.access is Access.OPERATOR
     refused(served.ask(who, PutOpen("ada", "0" * 32, 0)), "not-allowed")
 
 
-def test_an_enrolment_opens_a_session_and_is_proven(served: Daemon) -> None:
+def test_an_enrolment_opens_a_session_and_returns_a_receipt(served: Daemon) -> None:
     bob = invited(served)
     enroll = bob.enroll()
     who, session = served.open(enroll)
@@ -140,20 +140,20 @@ def test_an_enrolment_opens_a_session_and_is_proven(served: Daemon) -> None:
     assert chain[0].first_hash == record_hash(enroll.statement)
 
 
-def test_the_same_enrolment_again_gets_its_receipt_and_little_else(served: Daemon) -> None:
+def test_a_repeated_enrolment_gets_its_receipt_and_a_restricted_session(served: Daemon) -> None:
     bob = invited(served)
     _, first = served.open(bob.enroll())
-    served.clock.now += 10 * DAY  # the invitation would be past its time by now
+    served.clock.now += 10 * DAY  # the invitation would have expired by now
     who, again = served.open(bob.enroll())
     assert first.receipt is not None
     assert again.receipt is not None
     assert check_receipt(again.receipt).hash == check_receipt(first.receipt).hash
-    # A used token is known to whoever saw the invitation: it must not open the account.
+    # Anyone who saw the invitation knows the used token: it must not open the account.
     assert who.access is Access.RESTRICTED
     assert len(served.entries("enrol")) == 1
 
 
-def test_a_token_is_for_one_use_by_one_user_in_time(served: Daemon) -> None:
+def test_a_token_is_valid_once_for_one_user_until_it_expires(served: Daemon) -> None:
     bob, eve = invited(served, "bob"), invited(served, "eve")
     late = invited(served, "late", lasts=60)
     used = invited(served, "used")
@@ -171,7 +171,7 @@ def test_a_token_is_for_one_use_by_one_user_in_time(served: Daemon) -> None:
         )
     ]
     assert {(one.code, one.cause) for one in refusals} == {("token", refusals[0].cause)}
-    served.open(bob.enroll())  # a refused attempt does not use a token up
+    served.open(bob.enroll())  # a refused attempt does not use up the token
 
 
 def test_a_new_invitation_replaces_the_token(served: Daemon) -> None:
@@ -182,7 +182,7 @@ def test_a_new_invitation_replaces_the_token(served: Daemon) -> None:
     served.open(bob.enroll())
 
 
-def test_the_disabled_do_not_enrol(served: Daemon) -> None:
+def test_a_disabled_account_cannot_be_enrolled(served: Daemon) -> None:
     bob = invited(served)
     off = UserAccess("bob", disabled=True, reason="")
     assert isinstance(served.ask(served.operator(), off), Done)
@@ -196,7 +196,7 @@ def test_a_statement_that_breaks_a_rule_does_not_use_the_token(served: Daemon) -
     served.open(bob.enroll())
 
 
-def test_a_notice_says_when_the_key_is_due(served: Daemon, ada: Person) -> None:
+def test_a_login_notice_says_when_the_key_is_due(served: Daemon, ada: Person) -> None:
     notices = []
     for at in (ada.first.due - 1, ada.first.due, ada.first.expires):
         served.clock.now = at
@@ -208,5 +208,5 @@ def test_a_notice_says_when_the_key_is_due(served: Daemon, ada: Person) -> None:
     assert notices[1].due == ada.first.due
 
 
-def test_ping_gives_the_time(served: Daemon, ada: Person) -> None:
+def test_ping_returns_the_time(served: Daemon, ada: Person) -> None:
     assert ada.ask(Ping()) == Pong(int(served.clock.now))

@@ -52,14 +52,14 @@ def revisions(person: Person, wanted: str = F) -> list[bytes]:
 
 
 def usage(person: Person) -> tuple[int, int]:
-    """(bytes held, living files)."""
+    """Return (bytes held, files with a current version)."""
     reply = person.ask(Usage())
     assert isinstance(reply, UsageAnswer), reply
     return reply.used, reply.files
 
 
 def restored(person: Person, version: int, **changed: Any) -> Version:
-    """A restore of what was put as `version`."""
+    """Return a restore of `version`."""
     source = person.made[F, version].record
     kept = {
         key: getattr(source, key)
@@ -76,7 +76,7 @@ def move(
     left: dict[str, Any] | None = None,
     **changed: Any,
 ) -> tuple[Version, Version]:
-    """The two records of a move of the newest version of `old`, right but for what is changed."""
+    """Return the two records of a move of `old`, valid except for what `changed` changes."""
     number = max(v for f, v in person.made if f == old)
     source = person.made[old, number].record
     kept = {
@@ -93,14 +93,14 @@ def both(made: Version, gone: Version) -> Record:
     return Record(made.change().changes + gone.change().changes)
 
 
-def test_a_delete_is_a_tombstone_and_frees_nothing(served: Daemon, ada: Person) -> None:
+def test_a_delete_adds_a_tombstone_and_frees_no_quota(served: Daemon, ada: Person) -> None:
     ada.put(F, b"x" * 500)
     gone = ada.delete(F)
     again = check_receipt(done(ada.ask(gone.change())), gone.body)
     assert len(served.entries("delete")) == 1
     assert again.paths.keys() == {f"ada/files/00/{F}.1.json"}
     assert usage(ada) == (500, 0)
-    ada.put(F, b"anew")
+    ada.put(F, b"again")
     assert stat(ada).head is None
 
 
@@ -121,7 +121,7 @@ def test_a_delete_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None
     assert isinstance(ada.ask(GetOpen("ada", F, 0)), Opened)
 
 
-def test_what_is_not_there_cannot_be_deleted(served: Daemon, ada: Person) -> None:
+def test_a_missing_or_deleted_file_cannot_be_deleted(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     ada.put(F)
     unknown = ada.signed(ada.record(file_id(2), DELETE, current=0))
@@ -134,14 +134,14 @@ def test_what_is_not_there_cannot_be_deleted(served: Daemon, ada: Person) -> Non
     assert error.head is not None
 
 
-def test_a_delete_brings_neither_metadata_nor_wraps(ada: Person) -> None:
+def test_a_delete_with_metadata_or_wraps_is_refused(ada: Person) -> None:
     ada.put(F)
     made = ada.signed(ada.record(F, DELETE, current=0))
     for wrong in (replace(made, metadata=b"m"), replace(made, wraps=(ada.wrap(),))):
         refused(ada.ask(wrong.change()), "bad-request")
 
 
-def test_records_come_one_by_one_and_of_known_ops(ada: Person) -> None:
+def test_record_takes_one_record_of_a_known_op(ada: Person) -> None:
     put = ada.put(F)
     refused(ada.ask(Record(())), "bad-request")
     refused(ada.ask(put.change()), "bad-request")
@@ -149,7 +149,7 @@ def test_records_come_one_by_one_and_of_known_ops(ada: Person) -> None:
     refused(ada.ask(access.change()), "bad-request")
 
 
-def test_a_restore_is_an_old_content_as_a_new_version(served: Daemon, ada: Person) -> None:
+def test_a_restore_makes_an_old_content_the_newest_version(served: Daemon, ada: Person) -> None:
     ada.put(F, b"precious")
     ada.put(F, b"mistaken")
     ada.delete(F)
@@ -164,7 +164,7 @@ def test_a_restore_is_an_old_content_as_a_new_version(served: Daemon, ada: Perso
     ada.put(F, b"onward")
 
 
-def test_a_restore_never_fails_on_quota(served: Daemon) -> None:
+def test_a_restore_does_not_count_against_the_quota(served: Daemon) -> None:
     ada = served.person("ada", quota=100)
     ada.put(F, bytes(100))
     ada.delete(F)
@@ -195,7 +195,7 @@ def test_a_restore_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> Non
     refused(ada.ask(made.change()), code)
 
 
-def test_a_purge_takes_bytes_and_wraps_and_leaves_records(served: Daemon, ada: Person) -> None:
+def test_a_purge_removes_bytes_and_wraps_and_keeps_records(served: Daemon, ada: Person) -> None:
     bodies = [ada.put(F, bytes([n]) * 100).body for n in range(3)]
     purge = ada.signed(ada.record(F, PURGE, purged=(1, 2)))
     entry = check_receipt(done(ada.ask(purge.change())), purge.body)
@@ -215,7 +215,7 @@ def test_a_purge_takes_bytes_and_wraps_and_leaves_records(served: Daemon, ada: P
     ada.put(F, b"onward")
 
 
-def test_a_purge_of_as_many_versions_as_clients_ask_for_at_once(served: Daemon) -> None:
+def test_a_purge_of_as_many_versions_as_clients_send_at_once(served: Daemon) -> None:
     ada = served.person("a" * 32)
     for number in range(PURGED_AT_ONCE):
         ada.put(F, bytes([number]))
@@ -224,8 +224,8 @@ def test_a_purge_of_as_many_versions_as_clients_ask_for_at_once(served: Daemon) 
     done(ada.ask(ada.signed(ada.record(F, PURGE, purged=purged)).change()))
 
 
-def test_a_line_has_room_for_a_purge_of_what_many_read(ada: Person) -> None:
-    """However many, and whatever they and the owner are called."""
+def test_a_purge_of_a_file_with_many_readers_fits_in_a_log_line(ada: Person) -> None:
+    """The entry fits for any number of readers and the longest names."""
     owner, purged = "a" * 32, tuple(range(100_001, 100_001 + PURGED_AT_ONCE))
     readers = tuple((f"{number:032}", bytes(32), 2**40) for number in range(MAX_READERS))
     record = ada.record(F, PURGE, owner=owner, actor=owner, readers=readers, purged=purged)
@@ -255,7 +255,7 @@ def test_a_line_has_room_for_a_purge_of_what_many_read(ada: Person) -> None:
     assert len(line) <= MAX_LINE
 
 
-def test_a_deleted_file_is_purged_whole(served: Daemon, ada: Person) -> None:
+def test_every_version_of_a_deleted_file_can_be_purged(served: Daemon, ada: Person) -> None:
     ada.put(F, b"1")
     ada.delete(F)
     purge = ada.took(ada.signed(ada.record(F, PURGE, purged=(1,))))
@@ -283,7 +283,7 @@ def test_a_purge_that_breaks_a_rule_is_refused(ada: Person, wrong: str) -> None:
     refused(ada.ask(ada.signed(ada.record(F, PURGE, **changed)).change()), code)
 
 
-def test_a_move_is_one_entry_with_both_records(served: Daemon, ada: Person) -> None:
+def test_a_move_is_one_log_entry_with_both_records(served: Daemon, ada: Person) -> None:
     ada.put(F, b"old")
     ada.put(F, b"precious")
     made, gone = move(ada)
@@ -301,14 +301,14 @@ def test_a_move_is_one_entry_with_both_records(served: Daemon, ada: Person) -> N
     older = ada.ask(GetOpen("ada", F, 1))
     assert isinstance(older, Opened)
     assert older.data == b"old"
-    assert usage(ada) == (11, 1)  # the one content under two names is counted once
-    # The same bytes again get the same receipt.
+    assert usage(ada) == (11, 1)  # a content in two files is counted once
+    # The same request again gets the same receipt.
     again = check_receipt(done(ada.ask(both(made, gone))), made.body)
     assert again.seq == entry.seq
     assert len(served.entries("move")) == 1
 
 
-def test_a_file_moves_there_and_back_and_on(served: Daemon, ada: Person) -> None:
+def test_a_file_can_be_moved_back_and_again(served: Daemon, ada: Person) -> None:
     bodies = {F: [ada.put(F, b"x").body], G: []}
     for old, new in ((F, G), (G, F), (F, G)):
         made, gone = move(ada, old, new)
@@ -321,7 +321,7 @@ def test_a_file_moves_there_and_back_and_on(served: Daemon, ada: Person) -> None
     assert revisions(ada, G)[:-1] == bodies[G]
 
 
-def test_the_tombstone_of_a_move_is_found_once_no_sidecar_has_it(ada: Person) -> None:
+def test_history_finds_the_tombstone_of_a_move_in_the_log(ada: Person) -> None:
     bodies = [ada.put(F, b"x").body]
     made, gone = move(ada)
     done(ada.ask(both(made, ada.took(gone))))
@@ -384,7 +384,7 @@ def test_a_move_onto_a_living_file_is_a_conflict(ada: Person) -> None:
     assert (made.record.version, made.record.rev) == (2, 3)
 
 
-def test_halves_of_a_move(ada: Person) -> None:
+def test_one_record_of_a_move_is_refused(ada: Person) -> None:
     ada.put(F, b"1")
     made, gone = move(ada)
     refused(ada.ask(both(gone, made)), "bad-request")
@@ -394,7 +394,7 @@ def test_halves_of_a_move(ada: Person) -> None:
     refused(ada.ask(both(*move(ada))), "conflict")
 
 
-def test_nobody_moves_what_is_not_his(served: Daemon, ada: Person) -> None:
+def test_a_foreign_file_cannot_be_moved(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     ada.put(F, b"1")
     bob.put(F, b"1")
@@ -409,8 +409,8 @@ def wrapped_for(served: Daemon, wanted: str, version: int) -> set[str]:
     return {wrap.user for wrap in sidecar.wraps}
 
 
-def test_who_is_dropped_by_a_move_leaves_no_wrap_behind(served: Daemon, ada: Person) -> None:
-    """The name had readers whom the file that takes it has not."""
+def test_a_move_removes_the_wraps_of_dropped_readers(served: Daemon, ada: Person) -> None:
+    """The destination had readers that the moved file does not have."""
     bob = served.person("bob")
     for number in (1, 2):
         readers = (("bob", bob.first_hash, 0),)

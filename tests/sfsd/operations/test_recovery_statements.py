@@ -1,4 +1,4 @@
-"""A thief continues the chain, and the recovery key takes it back: what the server makes of it."""
+"""Recovery: a thief extends the chain, and the recovery key voids the thief's statements."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RECOVERY = RecoveryKey(CODE.public, b"y" * 1216)
 
 @pytest.fixture
 def ada(served: Daemon) -> Person:
-    """With a recovery key, statement 2, and two files."""
+    """A user with a recovery key, a second statement and two files."""
     ada = served.person("ada")
     made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY, bundle=b"good")
     done(ada.ask(made))
@@ -55,7 +55,7 @@ def ada(served: Daemon) -> Person:
 
 
 def recovered(person: Person, first: bytes, **changed: Any) -> RotateBegin:
-    """The person's statement that undoes all from the one with this hash on."""
+    """Return a recovery statement that voids all statements from the one with hash `first` on."""
     fields = {"voids": (first,), "oldest": 1, **changed}
     renewed(person, "recovery", **fields)
     body = person.renewed.encode()
@@ -74,7 +74,7 @@ def by_code(served: Daemon) -> Principal:
 
 
 def robbed(ada: Person, *, finish: bool = False) -> tuple[SigningKey, bytes]:
-    """Somebody with her key begins a generation; (his key, the hash of his first statement)."""
+    """Begin a generation with ada's stolen key. Return (thief's key, hash of their statement)."""
     begun(ada)
     stolen = record_hash(ada.first.encode())
     if finish:
@@ -87,21 +87,23 @@ def robbed(ada: Person, *, finish: bool = False) -> tuple[SigningKey, bytes]:
 
 
 @pytest.mark.parametrize("finish", [False, True])
-def test_the_recovery_key_takes_it_back(served: Daemon, ada: Person, *, finish: bool) -> None:
+def test_the_recovery_key_voids_the_thiefs_generation(
+    served: Daemon, ada: Person, *, finish: bool
+) -> None:
     thief, first = robbed(ada, finish=finish)
-    ada.put(F, b"his")
-    ada.put(H, b"his")
-    his = ada.who
+    ada.put(F, b"thief")
+    ada.put(H, b"thief")
+    theirs = ada.who
     message = recovered(ada, first)
     done(served.ask(by_code(served), message))
-    # Whatever he has open or opens is at an end; what he signs counts no more.
-    refused(served.ask(his, Usage()), "stale-generation")
+    # The thief's sessions are refused, and so are records that the thief signs.
+    refused(served.ask(theirs, Usage()), "stale-generation")
     with pytest.raises(Refused):
         served.open(login("ada", thief, generation=2))
     late = ada.version(G, b"late")
     adopt(ada)
     refused(ada.ask(late.small()), "stale-generation")
-    # His records and wraps do not stand in the way: the owner's alone are asked for.
+    # The thief's records and wraps do not block the finish: only the owner's are required.
     asked = [(one.file_id, one.version) for one in wraps(ada)]
     assert asked == [(F, 1), (G, 1)]
     refused(ada.ask(finished(ada)), "conflict")
@@ -116,7 +118,7 @@ def test_the_recovery_key_takes_it_back(served: Daemon, ada: Person, *, finish: 
     assert isinstance(ada.ask(Usage()), UsageAnswer)
 
 
-def test_only_who_has_the_recovery_key_undoes(served: Daemon, ada: Person) -> None:
+def test_only_the_recovery_key_can_void_statements(served: Daemon, ada: Person) -> None:
     thief, first = robbed(ada)
     for second in (thief, SigningKey.generate()):
         message = recovered(ada, first)
@@ -129,18 +131,18 @@ def test_only_who_has_the_recovery_key_undoes(served: Daemon, ada: Person) -> No
         served.open(login("ada", thief, generation=0))
 
 
-def test_a_tombstone_onto_what_the_thief_has_deleted(served: Daemon, ada: Person) -> None:
+def test_the_owner_can_delete_a_file_that_the_thief_deleted(served: Daemon, ada: Person) -> None:
     _, first = robbed(ada)
-    his = ada.delete(F)
+    theirs = ada.delete(F)
     done(served.ask(by_code(served), recovered(ada, first)))
     adopt(ada)
     ada.delete(F)
     again = ada.signed(ada.record(F, "delete", current=0))
     refused(ada.ask(again.change()), "conflict")
-    assert his.record.generation == 2
+    assert theirs.record.generation == 2
 
 
-def test_earlier_bundles_are_for_the_recovery_key(served: Daemon, ada: Person) -> None:
+def test_only_the_recovery_key_reads_earlier_bundles(served: Daemon, ada: Person) -> None:
     robbed(ada)
     code = by_code(served)
     assert served.ask(code, GetBundle(0)) == SealedBundle(b"bundle 2")
@@ -152,7 +154,7 @@ def test_earlier_bundles_are_for_the_recovery_key(served: Daemon, ada: Person) -
     refused(ada.ask(GetBundle(3)), "not-allowed")
 
 
-def test_they_are_kept_for_thirty_days(tmp_path: Path) -> None:
+def test_earlier_bundles_are_kept_for_thirty_days(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
         made = onto(ada.first, ada.key, reason="recovery-key", recovery=RECOVERY)
@@ -170,7 +172,7 @@ def test_they_are_kept_for_thirty_days(tmp_path: Path) -> None:
         assert run(served) == 0
 
 
-def test_a_flood_drives_out_its_own(
+def test_a_flood_of_statements_removes_its_own_bundles(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundles, "KEPT_MOST", 4)
@@ -183,7 +185,7 @@ def test_a_flood_drives_out_its_own(
             ada.key,
             devices=(device,),
             created=int(served.clock.now),
-            bundle=b"his %d" % number,
+            bundle=b"thief %d" % number,
         )
         done(ada.ask(made))
         ada.first = Statement.parse(made.statement)
@@ -193,25 +195,25 @@ def test_a_flood_drives_out_its_own(
     assert sum(name.startswith("bundle.") for name in names) == 4
 
 
-def test_a_chain_that_is_full_takes_the_recovery_key(
+def test_a_full_chain_accepts_the_recovery_key(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MAX_RUN == 2048
     monkeypatch.setattr("sfsd.rules.users.MAX_RUN", 4)
     _, first = robbed(ada)
     device = (b"d" * 16, b"x" * 1216)
-    made = onto(ada.first, ada.key, devices=(device,), bundle=b"his")
+    made = onto(ada.first, ada.key, devices=(device,), bundle=b"thief")
     done(ada.ask(made))
     ada.first = Statement.parse(made.statement)
     refused(ada.ask(onto(ada.first, ada.key, devices=())), "denied")
     refused(ada.ask(renewed(ada)), "denied")
     done(served.ask(by_code(served), recovered(ada, first)))
     adopt(ada)
-    # Counted anew: the owner goes on.
+    # The count starts again at the recovery: the owner can continue.
     done(ada.ask(onto(ada.first, ada.key, devices=(device,), bundle=b"mine")))
 
 
-def test_nobody_recovers_on_and_on(served: Daemon, ada: Person) -> None:
+def test_the_number_of_recoveries_is_limited(served: Daemon, ada: Person) -> None:
     served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=10))
     for _ in range(2):
         served.clock.now += DAY
@@ -257,8 +259,8 @@ def test_sessions_of_older_generations_are_closed(
     assert not isinstance(served.ask(asker, Ping()), Refused)
 
 
-def test_a_bundle_that_a_rotation_keeps_is_not_removed_with_old_ones(served: Daemon) -> None:
-    """What was decided on a chain that has grown since is decided again."""
+def test_removing_old_bundles_is_stale_after_a_rotation(served: Daemon) -> None:
+    """A change that was decided on a shorter chain is stale."""
     ada = served.person("ada")
     begun(ada)
     served.clock.now += bundles.KEPT_DAYS * DAY

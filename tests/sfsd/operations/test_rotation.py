@@ -1,4 +1,4 @@
-"""A user's own chain: a statement onto the newest one, and the bundle that goes with it."""
+"""A user's identity chain: new statements and their bundles, and rotations."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def chain(reply: Reply) -> list[bytes]:
     return [one.statement for one in reply.statements]
 
 
-def test_a_device_joins_the_chain(served: Daemon, ada: Person) -> None:
+def test_a_device_statement_extends_the_chain(served: Daemon, ada: Person) -> None:
     assert ada.ask(GetBundle(0)) == SealedBundle(ada.bundle)
     joined = onto(ada.first, ada.key, devices=(DEVICE,))
     entry = check_receipt(done(ada.ask(joined)), joined.statement)
@@ -89,14 +89,14 @@ def test_a_device_joins_the_chain(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     assert chain(ada.ask(Lookup("ada", 1))) == chain(bob.ask(Lookup("ada", 1))) == bodies
     assert chain(bob.ask(Lookup("ada", 2))) == bodies[1:]
-    # The same bytes again get the same receipt, and work goes on.
+    # The same request again gets the same receipt, and later requests work.
     again = check_receipt(done(ada.ask(joined)), joined.statement)
     assert again.seq == entry.seq
     ada.put(file_id(1))
     assert len(served.entries("statement")) == 1
 
 
-def test_it_survives_a_restart(tmp_path: Path) -> None:
+def test_the_chain_survives_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
         joined = onto(ada.first, ada.key, devices=(DEVICE,))
@@ -108,7 +108,7 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
         assert ada.ask(GetBundle(0)) == SealedBundle(b"bundle 2")
 
 
-def test_who_is_overtaken_is_told(ada: Person) -> None:
+def test_a_statement_for_an_older_head_gives_conflict(ada: Person) -> None:
     first = onto(ada.first, ada.key, devices=(DEVICE,))
     second = onto(ada.first, ada.key, devices=(), created=ada.first.created + 1)
     done(ada.ask(first))
@@ -152,12 +152,12 @@ def test_a_statement_that_breaks_a_rule_is_refused(ada: Person, case: str) -> No
     assert chain(ada.ask(Lookup("ada", 1))) == [ada.first.encode()]
 
 
-def test_a_statement_by_a_stranger(ada: Person) -> None:
+def test_a_statement_signed_by_another_key_is_refused(ada: Person) -> None:
     refused(ada.ask(onto(ada.first, SigningKey.generate())), "refused")
     refused(ada.ask(NewStatement(b"\x80", (), b"")), "bad-request")
 
 
-def test_a_bundle_that_is_not_the_chains(served: Daemon, ada: Person) -> None:
+def test_a_bundle_that_does_not_match_its_statement(served: Daemon, ada: Person) -> None:
     path = served.world.store.users / "ada" / "bundle"
     path.write_bytes(b"another")
     refused(ada.ask(GetBundle(0)), "damaged")
@@ -165,7 +165,7 @@ def test_a_bundle_that_is_not_the_chains(served: Daemon, ada: Person) -> None:
     refused(ada.ask(GetBundle(0)), "damaged")
 
 
-def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
+def test_a_long_chain(served: Daemon, ada: Person) -> None:
     before = ada.first
     for number in range(40):
         made = onto(before, ada.key, devices=((bytes([number]) * 16, DEVICE[1]),))
@@ -182,7 +182,7 @@ def test_a_chain_of_many(served: Daemon, ada: Person) -> None:
     assert found[-1] == before.encode()
 
 
-def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ada: Person) -> None:
+def test_more_rotations_than_a_record_keeps_signatures(served: Daemon, ada: Person) -> None:
     ada.put(file_id(0), b"content")
     for _ in range(KEPT_SIGNATURES + 4):
         served.clock.now += DAY
@@ -200,27 +200,27 @@ def test_more_rotations_than_a_record_has_room_for_signatures(served: Daemon, ad
 
 
 @pytest.mark.parametrize("after", ["b\0b.00.1", f"ada/.{file_id(1)}.1", "../x.0.1", "ada.1", "é"])
-def test_a_cursor_that_names_no_place_is_the_start(ada: Person, after: str) -> None:
-    """It is looked for nowhere: what it says is anybody's text, and no path of the store."""
+def test_a_malformed_cursor_means_the_start(ada: Person, after: str) -> None:
+    """A cursor is untrusted text and never becomes a path of the store."""
     ada.put(file_id(1))
     page = ada.ask(GetWraps(after, 1, all_of_them=True))
     assert isinstance(page, WrapsPage)
     assert [item.file_id for item in page.items] == [file_id(1)]
 
 
-def test_nobody_rotates_on_and_on(served: Daemon, ada: Person) -> None:
-    """A thief would push out what the owner has endorsed, and his bundles."""
+def test_the_number_of_rotations_is_limited(served: Daemon, ada: Person) -> None:
+    """A thief could otherwise push out the owner's endorsements and bundles."""
     served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=3))
     for _ in range(3):
         served.clock.now += DAY
         begun(ada)
     refused(ada.ask(renewed(ada)), "denied")
-    served.clock.now += 29 * DAY  # the first of them is past
+    served.clock.now += 29 * DAY  # the first rotation is too old to count
     begun(ada)
 
 
-def test_nobody_lengthens_his_chain_on_and_on(served: Daemon, ada: Person) -> None:
-    """All of it is written anew with each statement, and everybody's changes wait meanwhile."""
+def test_the_number_of_statements_is_limited(served: Daemon, ada: Person) -> None:
+    """Each statement rewrites the whole chain, and every user's changes wait meanwhile."""
     served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=2))
 
     def joined(number: int) -> NewStatement:
@@ -234,21 +234,17 @@ def test_nobody_lengthens_his_chain_on_and_on(served: Daemon, ada: Person) -> No
         done(ada.ask(made))
         ada.first = Statement.parse(made.statement)
     refused(ada.ask(joined(9)), "denied")
-    begun(ada)  # who may have to rotate still may, and end it
+    begun(ada)  # a required rotation is still possible, and its finish too
     ended = finished(ada)
     done(ada.ask(ended))
     ada.first = Statement.parse(ended.statement)
-    refused(ada.ask(finished(ada)), "bad-request")  # once for each rotation
-    served.clock.now += 28 * DAY  # the first of them are past
+    refused(ada.ask(finished(ada)), "bad-request")  # one finish for each rotation
+    served.clock.now += 28 * DAY  # the first statements are too old to count
     done(ada.ask(joined(9)))
 
 
-# --- rotation
-
-
 def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBegin:
-    """The statement of the person's next generation; `person` goes on with the new keys once it
-    was taken (`adopted`)."""
+    """Return a statement of the person's next generation, whose keys `begun` adopts."""
     person.next_key, person.next_wrap = SigningKey.generate(), secrets.token_bytes(32)
     before = person.first
     now = int(person.served.clock.now)
@@ -272,7 +268,7 @@ def renewed(person: Person, reason: str = "rotate", **changed: Any) -> RotateBeg
 
 
 def begun(person: Person, **changed: Any) -> None:
-    """The person has rotated, and logged in with the new key."""
+    """Begin a rotation and log in with the new key."""
     message = renewed(person, **changed)
     check_receipt(done(person.ask(message)), message.statement)
     person.key, person.wrap_pub = person.next_key, person.next_wrap
@@ -344,10 +340,10 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
         (file_id(4), 1),
     ]
     assert wraps(ada, limit=1) == wraps(ada)
-    # The session of before may look on for the new keys, and no more.
+    # The old session may only look for the new keys.
     refused(served.ask(old, Usage()), "stale-generation")
     assert isinstance(served.ask(old, GetBundle(0)), SealedBundle)
-    # One that was opened since, by a client that had lost its connection, is told the same.
+    # So may a session that a reconnecting client opens with the old key.
     again, _ = served.open(login("ada", first))
     assert again.access is Access.RESTRICTED
     refused(served.ask(again, Usage()), "stale-generation")
@@ -360,7 +356,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     entry = check_receipt(reply.receipt)
     assert (entry.op, entry.detail["count"], reply.left) == ("rewrap", 4, ())
     assert len(wraps(ada)) == 2
-    # Half of it is new already: only the rest is written.
+    # Half of the items are renewed already: only the rest is written.
     reply = ada.ask(Rewrap(items))
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None
@@ -378,7 +374,7 @@ def test_a_rotation_from_begin_to_finish(served: Daemon, ada: Person) -> None:
     ]
 
 
-def test_what_is_rewrapped_survives_a_restart_and_goes_on(tmp_path: Path) -> None:
+def test_a_rotation_continues_after_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada = served.person("ada")
         ada.put(file_id(1), b"content")
@@ -396,7 +392,7 @@ def test_what_is_rewrapped_survives_a_restart_and_goes_on(tmp_path: Path) -> Non
         done(ada.ask(finished(ada)))
 
 
-def test_old_keys_sign_nothing_more(served: Daemon, ada: Person) -> None:
+def test_records_signed_by_old_keys_are_refused(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
     key = ada.key
     begun(ada)
@@ -409,7 +405,7 @@ def test_old_keys_sign_nothing_more(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"now")
 
 
-def test_a_block_is_lifted_by_a_rotation(served: Daemon, ada: Person) -> None:
+def test_a_rotation_ends_a_forced_block(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
     operator = served.operator()
     entry = check_receipt(done(served.ask(operator, ForceRotation("ada", "stolen laptop"))))
@@ -424,7 +420,7 @@ def test_a_block_is_lifted_by_a_rotation(served: Daemon, ada: Person) -> None:
     refused(served.ask(operator, ForceRotation("eve", "")), "not-found")
 
 
-def test_due_and_overdue(served: Daemon, ada: Person) -> None:
+def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
 
     def state() -> str | None:
@@ -446,7 +442,7 @@ def test_due_and_overdue(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"again")
 
 
-def test_a_login_with_an_older_key_is_told(served: Daemon, ada: Person) -> None:
+def test_a_login_with_an_older_key_gets_a_notice(served: Daemon, ada: Person) -> None:
     old = ada.key
     begun(ada)
     notice = served.open(login("ada", old, 1))[1].notice
@@ -466,17 +462,17 @@ WRONG_BEGINNINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_BEGINNINGS)
-def test_a_beginning_that_breaks_a_rule(ada: Person, case: str) -> None:
+def test_a_rotate_begin_that_breaks_a_rule_is_refused(ada: Person, case: str) -> None:
     refused(ada.ask(renewed(ada, **WRONG_BEGINNINGS[case])), "bad-request")
 
 
-def test_who_rotates_second_is_told(ada: Person) -> None:
+def test_the_second_of_two_rotations_gives_conflict(ada: Person) -> None:
     first, second = renewed(ada), renewed(ada)
     done(ada.ask(second))
     refused(ada.ask(first), "stale-generation")
 
 
-def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
+def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
     bob = served.person("bob")
     bob.put(file_id(1), b"content")
@@ -492,12 +488,12 @@ def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
         ("bad-request", replace(right, wrap=replace(right.wrap, user="bob"))),
         ("refused", replace(right, endorsements=(forged,))),
         ("bad-request", replace(right, owner="bob")),
-        # Who has rotated elsewhere meanwhile hears of it, not that his signatures are wrong.
+        # After a rotation on another device the error says so, not that signatures are wrong.
         (
             "stale-recipient",
             replace(right, wrap=ada.wrap(key_id=b"k" * 32), endorsements=(forged,)),
         ),
-        # Nor is anything believed of what is not there.
+        # Items are also checked if their version does not exist.
         ("refused", replace(right, version=7, endorsements=(forged,))),
     ):
         refused(ada.ask(Rewrap((wrong,))), code)
@@ -505,7 +501,7 @@ def test_rewraps_that_are_not_right(served: Daemon, ada: Person) -> None:
     other = Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32)))
     assert ada.ask(Rewrap((replace(right, endorsements=(other,)),))) == Rewrapped(None, (0,))
     assert ada.ask(Rewrap((replace(right, wrap=None),))) == Rewrapped(None, (0,))
-    # Not there, and not shared with her: the two look the same.
+    # A missing file and one that is not shared with ada give the same reply.
     for elsewhere in (
         replace(right, file_id=file_id(9)),
         replace(right, version=7),
@@ -528,7 +524,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         **user.expect,
         sidecar: served.world.store.stored_digest(sidecar),
     }
-    # A newer version beside it changes nothing; the version itself, once purged, is another.
+    # A newer version does not make it stale; a purge of the version does.
     ada.put(file_id(1), b"3")
     assert decided.change.expect[sidecar] == served.world.store.stored_digest(sidecar)
     done(ada.ask(ada.took(ada.signed(ada.record(file_id(1), PURGE, purged=(1,)))).change()))
@@ -544,7 +540,7 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         ("bad-request", {"generation": 1}),
     ],
 )
-def test_a_finish_that_is_not_so(ada: Person, code: str, changed: dict[str, Any]) -> None:
+def test_a_wrong_finish_is_refused(ada: Person, code: str, changed: dict[str, Any]) -> None:
     ada.put(file_id(1), b"content")
     begun(ada)
     for item in wraps(ada):
@@ -566,7 +562,7 @@ def test_purged_versions_and_tombstones_are_endorsed(ada: Person) -> None:
     done(ada.ask(finished(ada)))
 
 
-def test_a_finish_looks_at_what_is_known_and_reads_the_rest(
+def test_a_finish_reads_only_uncached_sidecars(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):

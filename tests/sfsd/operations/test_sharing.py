@@ -143,7 +143,7 @@ def test_shared_read_and_taken_back(served: Daemon, ada: Person, bob: Person) ->
     opened = bob.ask(GetOpen("ada", F, 0))
     assert isinstance(opened, Opened)
     assert [wrap.user for wrap in opened.view.wraps] == ["bob"]
-    # An older version is found, but nobody wrapped it for him.
+    # An older version is visible, but has no wrap for bob.
     older = bob.ask(GetOpen("ada", F, 1))
     assert isinstance(older, Opened)
     assert older.view.wraps == ()
@@ -155,7 +155,7 @@ def test_shared_read_and_taken_back(served: Daemon, ada: Person, bob: Person) ->
     assert [set(entry.accounts) for entry in served.entries("access")] == [{"ada", "bob"}] * 2
 
 
-def test_history_is_wrapped_too_and_dropped_with_its_reader(
+def test_wraps_of_older_versions_are_added_and_dropped_with_a_reader(
     served: Daemon, ada: Person, bob: Person
 ) -> None:
     for content in (b"1", b"2", b"3"):
@@ -167,7 +167,7 @@ def test_history_is_wrapped_too_and_dropped_with_its_reader(
     assert all(wrap_owners(served, "ada", v) == {"ada"} for v in (1, 2, 3, 4))
 
 
-def test_a_long_history_is_dropped_by_several_records(
+def test_wraps_of_many_versions_are_dropped_by_several_records(
     served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "MAX_TOUCHED", 2)
@@ -183,7 +183,7 @@ def test_a_long_history_is_dropped_by_several_records(
     assert wrap_owners(served, "ada", 1) == {"ada"}
 
 
-def test_a_grant_ends_at_its_time_for_every_request(
+def test_every_request_is_refused_after_a_grant_expires(
     served: Daemon, ada: Person, bob: Person
 ) -> None:
     ada.put(F, b"one")
@@ -199,7 +199,7 @@ def test_a_grant_ends_at_its_time_for_every_request(
     assert received(bob) == []
 
 
-def test_readers_that_are_not_right(served: Daemon, ada: Person, bob: Person) -> None:
+def test_invalid_readers_are_refused(served: Daemon, ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     eve = served.person("eve")
     stranger = ("zoe", bytes(32), 0)
@@ -223,27 +223,27 @@ def test_readers_that_are_not_right(served: Daemon, ada: Person, bob: Person) ->
     forged = SetReaders(right.body, bytes(64), message.wraps)
     refused(ada.ask(forged), "refused")
     assert received(bob) == []
-    # The same bytes again get the same receipt.
+    # The same request again gets the same receipt.
     first = check_receipt(done(ada.ask(message)))
     assert check_receipt(done(ada.ask(message))) == first
     ada.took(right)
 
 
-def test_who_gets_the_key_of_a_version_that_is_encrypted_again(ada: Person, bob: Person) -> None:
-    """Of the newest version every reader; of an older one none has to."""
+def test_the_wraps_that_a_reencryption_needs(ada: Person, bob: Person) -> None:
+    """The newest version needs a wrap for every reader, an older one only for the owner."""
     ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 60)
     shared(ada, reader(bob), wraps={2: [bob.wrap()]})
-    refused(ada.ask(ada.anew(F, 2, b"n" * 60, wraps=(ada.wrap(),)).small()), "stale-recipient")
+    refused(ada.ask(ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(),)).small()), "stale-recipient")
     both = (ada.wrap(), bob.wrap())
     for version, wraps in ((2, both), (1, (ada.wrap(),)), (1, both)):
-        made = ada.anew(F, version, b"n" * 60, wraps=wraps)
+        made = ada.reencrypted(F, version, b"n" * 60, wraps=wraps)
         done(ada.ask(made.small()))
         ada.took(made)
-    refused(ada.ask(ada.anew(F, 1, b"n" * 60, wraps=(bob.wrap(),)).small()), "stale-recipient")
+    refused(ada.ask(ada.reencrypted(F, 1, b"n" * 60, wraps=(bob.wrap(),)).small()), "stale-recipient")
 
 
-def test_an_older_record_and_another_op_do_not_change_readers(ada: Person, bob: Person) -> None:
+def test_an_old_record_or_another_op_does_not_change_readers(ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     early, message = change(ada, reader(bob), wraps={1: [bob.wrap()]})
     ada.put(F, b"two")
@@ -253,7 +253,7 @@ def test_an_older_record_and_another_op_do_not_change_readers(ada: Person, bob: 
     assert early.record.rev == 2
 
 
-def test_too_many_at_once(
+def test_too_many_readers_or_versions_at_once_are_refused(
     served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada.put(F, b"one")
@@ -268,10 +268,10 @@ def test_too_many_at_once(
     assert {owner for owner, _, _ in received(bob)} == {"ada", "eve"}
 
 
-def test_two_records_are_never_taken_onto_one(
+def test_two_records_are_never_appended_to_the_same_head(
     served: Daemon, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One is decided upon, and another lands, before the first reads the sidecar again."""
+    """Another record is stored between the decision on one record and its read of the sidecar."""
     ada.put(F, b"one")
     cat = served.person("cat")
     (_, first), (second, other) = (
@@ -294,7 +294,7 @@ def test_two_records_are_never_taken_onto_one(
     ada.took(second)
 
 
-def test_sharing_and_unsharing_without_end_leaves_nothing_behind(
+def test_repeated_sharing_and_unsharing_does_not_grow_the_sidecar(
     served: Daemon, ada: Person, bob: Person
 ) -> None:
     ada.put(F, b"one")
@@ -302,18 +302,17 @@ def test_sharing_and_unsharing_without_end_leaves_nothing_behind(
     for turn in range(12):
         shared(ada, reader(bob), wraps={1: [bob.wrap()]})
         shared(ada)
-        if turn:  # a sidecar names its entry, whose number has digits
+        if turn:  # the sidecar has the decimal number of its entry
             sizes.add(len(served.world.store.read(f"ada/files/{F[:2]}/{F}.1.json")))
     assert max(sizes) - min(sizes) < 16
     assert received(bob) == []
     assert served.world.store.children("bob/inbox") == []
 
 
-def test_a_line_has_no_room_for_so_many_readers_at_once(
+def test_a_new_file_with_too_many_readers_for_a_log_line_is_refused(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new file with too many for one line of the log (200 of them past 64 KiB): refused as a
-    whole, and the daemon goes on."""
+    """200 readers exceed a log line of 64 KiB: the put is refused, and the daemon still works."""
     crowd = [served.person(f"reader-{n:03}") for n in range(16)]
     readers = tuple(reader(one) for one in crowd)
     put = ada.version(F, b"x", readers=readers, wraps=(ada.wrap(), *(o.wrap() for o in crowd)))
@@ -327,10 +326,7 @@ def test_a_line_has_no_room_for_so_many_readers_at_once(
     assert isinstance(crowd[15].ask(GetOpen("ada", F, 0)), Opened)
 
 
-# --- the inbox --------------------------------------------------------------------------------
-
-
-def test_an_inbox_is_by_owner_and_id_and_says_what_changed(
+def test_an_inbox_is_ordered_and_lists_changed_files(
     served: Daemon, ada: Person, bob: Person
 ) -> None:
     eve = served.person("eve")
@@ -354,7 +350,7 @@ def test_an_inbox_is_by_owner_and_id_and_says_what_changed(
         assert isinstance(bob.ask(Inbox(odd, 2, 0)), InboxPage)
 
 
-def test_an_inbox_outlives_a_restart(tmp_path: Path) -> None:
+def test_an_inbox_survives_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         ada, bob = served.person("ada"), served.person("bob")
         ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
@@ -363,9 +359,6 @@ def test_an_inbox_outlives_a_restart(tmp_path: Path) -> None:
         bob.served = served
         bob.who = bob.log_in()
         assert received(bob) == [("ada", F, True)]
-
-
-# --- a reader's own wraps ---------------------------------------------------------------------
 
 
 def wraps_of(person: Person, *, everything: bool) -> list[tuple[str, str, int]]:
@@ -380,7 +373,7 @@ def wraps_of(person: Person, *, everything: bool) -> list[tuple[str, str, int]]:
         after = page.next
 
 
-def test_wraps_are_by_owner_file_and_version(served: Daemon, ada: Person) -> None:
+def test_wraps_are_ordered_by_owner_file_and_version(served: Daemon, ada: Person) -> None:
     bob, cat = served.person("bob"), served.person("cat")
     for owner in (ada, cat):
         for number in (1, 2):
@@ -395,24 +388,22 @@ def test_wraps_are_by_owner_file_and_version(served: Daemon, ada: Person) -> Non
     assert wraps_of(bob, everything=False) == []
 
 
-def test_a_reader_replaces_his_own_wrap_and_nothing_else(
-    served: Daemon, ada: Person, bob: Person
-) -> None:
+def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, bob: Person) -> None:
     eve = served.person("eve")
     ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
     before = served.world.index.for_user("ada").sidecar(F, 1).value.wraps
     mine = bob.wrap()
-    # His key is the same, so nothing is to be done; for others there is nothing to do it to.
+    # bob's key is unchanged, so nothing is written; ada's versions are not shared with others.
     assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
     assert eve.ask(Rewrap((RewrapItem("ada", F, 1, eve.wrap(), ()),))) == Rewrapped(None, (0,))
     for code, wrap in (
         ("bad-request", ada.wrap()),
-        ("bad-request", bob.wrap(user="ada")),  # under her name, for his key
+        ("bad-request", bob.wrap(user="ada")),  # in ada's name, for bob's key
         ("stale-recipient", bob.wrap(key_id=ada.wrap().key_id)),
     ):
         refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, wrap, ()),))), code)
     assert served.world.index.for_user("ada").sidecar(F, 1).value.wraps == before
-    # One that does not open he may give up.
+    # A reader may remove a wrap that does not open.
     reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
     assert isinstance(reply, Rewrapped)
     assert reply.receipt is not None

@@ -1,4 +1,4 @@
-"""Storing files, and every way in which that is refused."""
+"""Uploads, and the reasons to refuse them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def used(person: Person) -> int:
     return answer.used
 
 
-def test_a_small_file_is_stored_and_comes_back(served: Daemon, ada: Person) -> None:
+def test_a_small_file_can_be_stored_and_read(served: Daemon, ada: Person) -> None:
     ada.put(F, b"x" * 1000)
     assert fetched(ada) == b"x" * 1000
     (entry,) = served.entries("upload")
@@ -63,7 +63,7 @@ def test_a_small_file_is_stored_and_comes_back(served: Daemon, ada: Person) -> N
     assert set(entry.paths) == {f"{stem}.ct", f"{stem}.json"}
 
 
-def test_new_versions_go_onto_the_last_record(ada: Person) -> None:
+def test_a_new_version_follows_the_last_record(ada: Person) -> None:
     for number in range(1, 4):
         ada.put(F, bytes([number]) * 100)
     assert [fetched(ada, version=v)[:1] for v in (1, 2, 3, 0)] == [b"\1", b"\2", b"\3", b"\3"]
@@ -103,10 +103,10 @@ def test_a_record_that_breaks_a_rule_is_refused(served: Daemon, ada: Person, wro
     size = served.world.journal.size
     refused(ada.ask(ada.version(F, b"c" * 56, **changed).small()), code)
     assert served.world.journal.size == size
-    ada.put(F)  # and the right one is taken
+    ada.put(F)  # and the valid one is accepted
 
 
-def test_an_owner_who_is_someone_else_looks_like_no_file(served: Daemon, ada: Person) -> None:
+def test_a_put_to_another_owner_gives_not_found(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     put = ada.version(F, b"c" * 56)
     foreign = refused(bob.ask(put.small()), "not-found")
@@ -114,7 +114,7 @@ def test_an_owner_who_is_someone_else_looks_like_no_file(served: Daemon, ada: Pe
     assert foreign == unknown == refused(bob.ask(PutOpen("ada", F, 0)), "not-found")
 
 
-def test_bytes_that_are_no_record_are_refused(ada: Person) -> None:
+def test_a_malformed_record_is_refused(ada: Person) -> None:
     put = ada.version(F, b"c" * 56).small()
     refused(ada.ask(replace(put, record=b"\x80")), "bad-request")
 
@@ -134,7 +134,7 @@ def test_a_signature_by_another_key_is_refused(served: Daemon, ada: Person) -> N
     ada.put(F)
 
 
-def test_the_second_of_two_writers_gets_a_conflict_with_the_head(ada: Person) -> None:
+def test_the_second_of_two_writers_gets_a_conflict_and_the_head(ada: Person) -> None:
     late = ada.version(F, b"late")
     early = ada.put(F, b"early")
     error = refused(ada.ask(late.small()), "conflict")
@@ -144,12 +144,12 @@ def test_the_second_of_two_writers_gets_a_conflict_with_the_head(ada: Person) ->
     ada.put(F, b"late again")
 
 
-def test_a_record_onto_the_right_revision_of_another_history_conflicts(ada: Person) -> None:
+def test_a_record_with_a_wrong_prev_gives_conflict(ada: Person) -> None:
     ada.put(F)
     refused(ada.ask(ada.version(F, b"c" * 56, prev=bytes(32)).small()), "conflict")
 
 
-def test_readers_change_only_by_an_access_record(served: Daemon, ada: Person) -> None:
+def test_a_put_cannot_change_the_readers(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     ada.put(F)
     wraps = (ada.wrap(), bob.wrap())
@@ -157,16 +157,14 @@ def test_readers_change_only_by_an_access_record(served: Daemon, ada: Person) ->
     refused(ada.ask(ada.version(F, b"2", readers=readers, wraps=wraps).small()), "bad-request")
 
 
-def test_a_content_id_is_used_once(ada: Person) -> None:
+def test_a_repeated_content_id_is_refused(ada: Person) -> None:
     first = ada.put(F)
     ada.put(F)
     reused = ada.version(F, b"c" * 56, content_id=first.record.content_id)
     refused(ada.ask(reused.small()), "bad-request")
 
 
-def test_a_first_record_may_have_readers_who_find_it_in_their_inbox(
-    served: Daemon, ada: Person
-) -> None:
+def test_a_new_file_with_readers_appears_in_their_inboxes(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     readers = (("bob", bob.first_hash, 0),)
     put = ada.put(F, b"shared", readers=readers, wraps=(ada.wrap(), bob.wrap()))
@@ -175,14 +173,12 @@ def test_a_first_record_may_have_readers_who_find_it_in_their_inbox(
     assert opened.view.wraps == put.wraps[1:]
     assert served.world.store.read(f"bob/inbox/ada.{F}") == b""
     assert set(served.entries("upload")[0].accounts) == {"ada", "bob"}
-    # The next version is wrapped for him too; without it, the put is refused.
+    # The next version needs a wrap for bob; without it, the put is refused.
     refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
     ada.put(F, b"2", wraps=(bob.wrap(), ada.wrap()))
 
 
-def test_a_reader_whose_grant_or_key_has_expired_may_be_left_out(
-    served: Daemon, ada: Person
-) -> None:
+def test_an_expired_reader_needs_no_wrap(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     until = int(served.clock.now) + DAY
     readers = (("bob", bob.first_hash, until),)
@@ -193,7 +189,7 @@ def test_a_reader_whose_grant_or_key_has_expired_may_be_left_out(
     assert isinstance(bob.ask(GetOpen("ada", F, 0)), Error)
 
 
-def test_wraps_are_exactly_for_those_who_may_read(served: Daemon, ada: Person) -> None:
+def test_wraps_must_match_the_owner_and_readers(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
 
     def code(*wraps: Any) -> str:
@@ -209,20 +205,20 @@ def test_wraps_are_exactly_for_those_who_may_read(served: Daemon, ada: Person) -
     assert code(ada.wrap(), bob.wrap()) == "bad-request"
 
 
-def test_a_key_past_its_expiry_writes_no_more(served: Daemon, ada: Person) -> None:
+def test_an_expired_key_cannot_write(served: Daemon, ada: Person) -> None:
     ada.put(F)
     served.clock.now = ada.first.expires
     refused(ada.ask(ada.version(F, b"2").small()), "rotation-required")
     assert fetched(ada) == b"c" * 56
 
 
-def test_a_large_file_goes_in_pieces(served: Daemon, ada: Person) -> None:
+def test_a_large_file_is_uploaded_in_pieces(served: Daemon, ada: Person) -> None:
     upload = ada.upload(F, LARGE)
     version = ada.took(ada.version(F, LARGE))
     check_receipt(done(ada.ask(version.commit(upload))), version.body)
     assert served.world.store.read(f"ada/files/00/{F}.1.ct") == LARGE
     assert used(ada) == len(LARGE)
-    # The answer was lost: the same commit again gets the same receipt, though the upload is gone.
+    # If the reply was lost, the same commit gets the same receipt, though the upload is gone.
     check_receipt(done(ada.ask(version.commit(upload))), version.body)
     refused(ada.ask(PutResume(upload)), "upload-lost")
 
@@ -234,9 +230,7 @@ def test_the_size_may_be_unknown_until_the_end(ada: Person) -> None:
     assert used(ada) == len(LARGE)
 
 
-def test_past_64_segments_the_leaf_hashes_have_a_file_of_their_own(
-    served: Daemon, ada: Person
-) -> None:
+def test_more_than_64_leaf_hashes_are_stored_in_their_own_file(served: Daemon, ada: Person) -> None:
     content = b"\x07" * (64 * PIECE + 1)
     upload = ada.upload(F, content)
     version = ada.took(ada.version(F, content))
@@ -257,7 +251,7 @@ BAD_PIECES: dict[str, tuple[int, int]] = {
 
 
 @pytest.mark.parametrize("wrong", BAD_PIECES)
-def test_a_piece_that_cannot_be_is_refused(ada: Person, wrong: str) -> None:
+def test_an_invalid_piece_is_refused(ada: Person, wrong: str) -> None:
     offset, length = BAD_PIECES[wrong]
     state = ada.ask(PutOpen("ada", F, len(LARGE)))
     assert isinstance(state, UploadState)
@@ -265,7 +259,7 @@ def test_a_piece_that_cannot_be_is_refused(ada: Person, wrong: str) -> None:
     assert ada.ask(PutResume(state.upload)) == UploadState(state.upload, 0)
 
 
-def test_of_unknown_size_nothing_follows_a_short_piece(ada: Person) -> None:
+def test_no_piece_may_follow_a_short_piece(ada: Person) -> None:
     state = ada.ask(PutOpen("ada", F, 0))
     assert isinstance(state, UploadState)
     assert ada.ask(Data(state.upload, 0, b"short")) == UploadState(state.upload, 5)
@@ -273,7 +267,7 @@ def test_of_unknown_size_nothing_follows_a_short_piece(ada: Person) -> None:
     assert ada.ask(Data(state.upload, 0, b"short")) == UploadState(state.upload, 5)
 
 
-def test_an_upload_that_is_not_whole_is_not_committed(ada: Person) -> None:
+def test_an_incomplete_upload_cannot_be_committed(ada: Person) -> None:
     state = ada.ask(PutOpen("ada", F, len(LARGE)))
     assert isinstance(state, UploadState)
     version = ada.version(F, LARGE)
@@ -287,7 +281,7 @@ def test_an_upload_that_is_not_whole_is_not_committed(ada: Person) -> None:
     done(ada.ask(version.commit(state.upload)))
 
 
-def test_an_upload_outlives_its_connection(served: Daemon, ada: Person) -> None:
+def test_an_upload_survives_its_connection(served: Daemon, ada: Person) -> None:
     state = ada.ask(PutOpen("ada", F, len(LARGE)))
     assert isinstance(state, UploadState)
     ada.ask(Data(state.upload, 0, LARGE[:PIECE]))
@@ -300,7 +294,7 @@ def test_an_upload_outlives_its_connection(served: Daemon, ada: Person) -> None:
     done(ada.ask(ada.version(F, LARGE).commit(state.upload)))
 
 
-def test_uploads_are_of_their_user_only(served: Daemon, ada: Person) -> None:
+def test_a_foreign_upload_gives_not_found(served: Daemon, ada: Person) -> None:
     bob = served.person("bob")
     upload = ada.upload(F, LARGE)
     for message in (PutResume(upload), PutAbort(upload), Data(upload, 0, b"x")):
@@ -308,7 +302,7 @@ def test_uploads_are_of_their_user_only(served: Daemon, ada: Person) -> None:
     refused(bob.ask(bob.version(F, LARGE).commit(upload)), "upload-lost")
 
 
-def test_after_a_conflict_the_ciphertext_is_kept(ada: Person) -> None:
+def test_the_ciphertext_is_kept_after_a_conflict(ada: Person) -> None:
     upload = ada.upload(F, LARGE)
     late = ada.version(F, LARGE)
     ada.put(F, b"overtaken")
@@ -317,7 +311,7 @@ def test_after_a_conflict_the_ciphertext_is_kept(ada: Person) -> None:
     check_receipt(done(ada.ask(again.commit(upload))), again.body)
 
 
-def test_after_a_stale_recipient_the_ciphertext_is_kept(ada: Person) -> None:
+def test_the_ciphertext_is_kept_after_a_stale_recipient(ada: Person) -> None:
     upload = ada.upload(F, LARGE)
     wrong = ada.version(F, LARGE, wraps=(ada.wrap(key_id=bytes(32)),))
     refused(ada.ask(wrong.commit(upload)), "stale-recipient")
@@ -338,7 +332,7 @@ def test_a_commit_waits_for_the_data_sent_before_it(served: Daemon, ada: Person)
     check_receipt(done(last), version.body)
 
 
-def test_two_commits_of_one_upload_make_one_version(served: Daemon, ada: Person) -> None:
+def test_two_commits_of_one_upload_add_one_version(served: Daemon, ada: Person) -> None:
     upload = ada.upload(F, LARGE)
     commit: PutCommit = ada.version(F, LARGE).commit(upload)
     replies = served.ask_all(ada.who, [commit, commit])
@@ -350,7 +344,7 @@ def test_two_commits_of_one_upload_make_one_version(served: Daemon, ada: Person)
         assert done(replies[1]).line == done(replies[0]).line
 
 
-def test_an_aborted_upload_is_gone_and_weighs_nothing(served: Daemon, ada: Person) -> None:
+def test_an_aborted_upload_is_removed_and_frees_its_quota(served: Daemon, ada: Person) -> None:
     upload = ada.upload(F, LARGE)
     assert used(ada) == len(LARGE)
     assert ada.ask(PutAbort(upload)) == Aborted()
@@ -359,7 +353,7 @@ def test_an_aborted_upload_is_gone_and_weighs_nothing(served: Daemon, ada: Perso
     assert list(served.world.store.staging.glob("*.ct")) == []
 
 
-def test_an_hour_without_bytes_drops_an_upload(served: Daemon, ada: Person) -> None:
+def test_an_idle_upload_is_dropped_after_an_hour(served: Daemon, ada: Person) -> None:
     state = ada.ask(PutOpen("ada", F, len(LARGE)))
     assert isinstance(state, UploadState)
     served.clock.now += LIFETIME
@@ -372,13 +366,13 @@ def test_an_hour_without_bytes_drops_an_upload(served: Daemon, ada: Person) -> N
     assert used(ada) == 0
 
 
-def test_a_user_has_so_many_uploads_and_no_more(ada: Person) -> None:
+def test_the_number_of_uploads_of_a_user_is_limited(ada: Person) -> None:
     for _ in range(PER_USER):
         assert isinstance(ada.ask(PutOpen("ada", F, 0)), UploadState)
     refused(ada.ask(PutOpen("ada", F, 0)), "busy")
 
 
-def test_what_is_encrypted_anew_is_outside_of_the_quota(served: Daemon) -> None:
+def test_a_reencryption_does_not_count_against_the_quota(served: Daemon) -> None:
     bob = served.person("bob", quota=3 * PIECE)
     old = bytes(2 * PIECE)
     bob.took(made := bob.version(F, old))
@@ -393,11 +387,11 @@ def test_what_is_encrypted_anew_is_outside_of_the_quota(served: Daemon) -> None:
         assert isinstance(bob.ask(Data(state.upload, at, new[at : at + PIECE])), UploadState)
     refused(bob.ask(Data(state.upload, 2 * PIECE, b"more")), "bad-request")
     assert used(bob) == 2 * PIECE
-    # It cannot become anything that would count.
+    # It cannot be committed as a new version, which would count.
     refused(bob.ask(bob.version(F, new).commit(state.upload)), "bad-request")
-    done(bob.ask(bob.anew(F, 1, new).commit(state.upload)))
+    done(bob.ask(bob.reencrypted(F, 1, new).commit(state.upload)))
     assert used(bob) == 2 * PIECE
-    # Two at a time: of a client that died over one, the next try drops what it left.
+    # Two at a time are allowed: a third drops the oldest, which a crashed client may have left.
     tries = []
     for _ in range(3):
         served.clock.now += 1
@@ -407,7 +401,7 @@ def test_what_is_encrypted_anew_is_outside_of_the_quota(served: Daemon) -> None:
     assert all(isinstance(bob.ask(PutResume(one)), UploadState) for one in ids[1:])
 
 
-def test_a_quota_is_the_owners_ciphertext_with_what_is_on_its_way(served: Daemon) -> None:
+def test_running_uploads_count_against_the_quota(served: Daemon) -> None:
     bob = served.person("bob", quota=3 * PIECE)
     bob.put(F, bytes(200_000))
     upload = bob.upload(file_id(2), bytes(2 * PIECE))
@@ -421,11 +415,11 @@ def test_a_quota_is_the_owners_ciphertext_with_what_is_on_its_way(served: Daemon
     bob.put(F, bytes(262_144))
     refused(bob.ask(bob.version(F, bytes(262_144)).small()), "quota")
     done(bob.ask(bob.version(file_id(2), bytes(2 * PIECE)).commit(upload)))
-    bob.delete(F)  # never fails on quota, and frees nothing
+    bob.delete(F)  # a delete ignores the quota, and frees nothing
     assert used(bob) == 200_000 + 2 * PIECE + 3 * 262_144
 
 
-def test_two_puts_cannot_both_take_the_last_of_a_quota(served: Daemon) -> None:
+def test_two_puts_cannot_both_take_the_remaining_quota(served: Daemon) -> None:
     bob = served.person("bob", quota=150_000)
     puts = [bob.version(file_id(n), bytes(100_000)).small() for n in range(8)]
     replies = served.ask_all(bob.who, puts)
@@ -434,7 +428,7 @@ def test_two_puts_cannot_both_take_the_last_of_a_quota(served: Daemon) -> None:
     assert used(bob) == 100_000
 
 
-def test_eight_writers_of_one_file_make_one_version(served: Daemon, ada: Person) -> None:
+def test_of_eight_concurrent_writers_one_adds_a_version(served: Daemon, ada: Person) -> None:
     puts = [ada.version(F, bytes([n]) * 99) for n in range(8)]
     replies = served.ask_all(ada.who, [put.small() for put in puts])
     codes = [reply.code for reply in replies if isinstance(reply, Error)]
@@ -442,7 +436,7 @@ def test_eight_writers_of_one_file_make_one_version(served: Daemon, ada: Person)
     assert len(served.entries("upload")) == 1
 
 
-def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_files_survive_a_restart(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         bob = served.person("bob", quota=PIECE)
         bob.put(F, b"one")
@@ -456,6 +450,6 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         bob.put(F, b"three")
 
 
-def test_a_ciphertext_is_never_empty(ada: Person) -> None:
-    """It would count as no quota, and its metadata and wraps lie on the disk all the same."""
+def test_an_empty_ciphertext_is_refused(ada: Person) -> None:
+    """It would not count against the quota, while its metadata and wraps use the disk."""
     refused(ada.ask(ada.version(F, b"").small()), "bad-request")

@@ -1,4 +1,4 @@
-"""A content that takes an older one's place under a new key."""
+"""Reencryption: a new ciphertext under a new key replaces a version's content."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def content(person: Person, version: int) -> bytes:
     return bytes(opened.data)
 
 
-def test_a_version_gets_new_bytes_and_stays_what_it_is(served: Daemon, ada: Person) -> None:
+def test_a_reencryption_replaces_only_the_bytes_of_a_version(served: Daemon, ada: Person) -> None:
     old = [ada.put(F, b"1" * 60), ada.put(F, b"2" * 70)]
     for number, size in ((2, 70), (1, 60), (2, 70)):
-        made = ada.anew(F, number, b"n" * size)
+        made = ada.reencrypted(F, number, b"n" * size)
         entry = check_receipt(done(ada.ask(made.small())), made.body)
         ada.heads[F] = made.body
         assert (entry.op, entry.version) == ("reencrypt", number)
         assert content(ada, number) == b"n" * size
-        # The same bytes again get the same receipt.
+        # The same request again gets the same receipt.
         assert check_receipt(done(ada.ask(made.small()))).seq == entry.seq
     history = ada.ask(History("ada", F, 1))
     assert isinstance(history, HistoryPage)
@@ -54,12 +54,12 @@ def test_a_version_gets_new_bytes_and_stays_what_it_is(served: Daemon, ada: Pers
     assert content(ada, 0) == b"3"
 
 
-def test_a_version_in_the_trash_and_a_large_one(served: Daemon, ada: Person) -> None:
+def test_a_large_deleted_version_can_be_reencrypted(served: Daemon, ada: Person) -> None:
     first = ada.version(F, LARGE)
     done(ada.ask(ada.took(first).commit(ada.upload(F, LARGE))))
     ada.delete(F)
     large = os.urandom(len(LARGE))
-    made = ada.anew(F, 1, large)
+    made = ada.reencrypted(F, 1, large)
     upload = ada.upload(F, large)
     check_receipt(done(ada.ask(made.commit(upload))), made.body)
     ada.heads[F] = made.body
@@ -67,11 +67,11 @@ def test_a_version_in_the_trash_and_a_large_one(served: Daemon, ada: Person) -> 
     assert content(ada, 1) == large[: 256 * 1024]
 
 
-def test_handles_on_the_old_bytes_are_closed(ada: Person) -> None:
+def test_handles_on_the_old_bytes_give_changed(ada: Person) -> None:
     ada.put(F, b"1" * 60)
     opened = ada.ask(GetOpen("ada", F, 1))
     assert isinstance(opened, Opened)
-    done(ada.ask(ada.anew(F, 1, b"n" * 60).small()))
+    done(ada.ask(ada.reencrypted(F, 1, b"n" * 60).small()))
     refused(ada.ask(Read(opened.handle, 0, 10)), "changed")
 
 
@@ -87,12 +87,12 @@ def test_handles_on_the_old_bytes_are_closed(ada: Person) -> None:
         ("conflict", 1, {"prev": bytes(32)}),
     ],
 )
-def test_what_is_not_the_version_anew(
+def test_an_invalid_reencryption_is_refused(
     ada: Person, code: str, version: int, changed: dict[str, Any]
 ) -> None:
     ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 59)
-    refused(ada.ask(ada.anew(F, version, b"n" * 60, **changed).small()), code)
+    refused(ada.ask(ada.reencrypted(F, version, b"n" * 60, **changed).small()), code)
     assert content(ada, 1) == b"1" * 60
 
 
@@ -103,14 +103,14 @@ def used(person: Person) -> int:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_nobody_gets_round_his_quota_by_encrypting_anew(served: Daemon, *, large: bool) -> None:
-    """A version that is encrypted anew is asked for no quota: it must be as long as it was."""
+def test_a_reencryption_must_keep_the_size(served: Daemon, *, large: bool) -> None:
+    """A reencryption ignores the quota, so the ciphertext must keep its size."""
     bob = served.person("bob", quota=1000)
     bob.put(F, b"1" * 60)
-    longer = bob.anew(F, 1, b"n" * 900)
+    longer = bob.reencrypted(F, 1, b"n" * 900)
     asked = longer.commit(bob.upload(F, b"n" * 900)) if large else longer.small()
     refused(bob.ask(asked), "bad-request")
-    assert used(bob) == 60 + 900 * large  # the upload is his to abort, or to commit otherwise
+    assert used(bob) == 60 + 900 * large  # the upload can still be aborted or committed correctly
 
 
 def restored(person: Person, version: int) -> Version:
@@ -133,39 +133,39 @@ def restored(person: Person, version: int) -> Version:
     return person.took(made)
 
 
-def test_a_content_that_versions_share_is_parted_within_twice_the_quota(served: Daemon) -> None:
+def test_a_shared_content_is_duplicated_up_to_twice_the_quota(served: Daemon) -> None:
     bob = served.person("bob", quota=100)
     bob.put(F, b"1" * 90)
     restored(bob, 1)
     restored(bob, 1)
     assert used(bob) == 90
-    # One more does not fail on the quota, as a rotation must not; but nobody goes on like that.
+    # A rotation must not fail on the quota, so one more copy is allowed, but not further ones.
     for fill in (b"2", b"3"):
-        made = bob.anew(F, 1, fill * 90)
+        made = bob.reencrypted(F, 1, fill * 90)
         done(bob.ask(made.small()))
         bob.heads[F] = made.body
         assert used(bob) == 180
-    refused(bob.ask(bob.anew(F, 2, b"4" * 90).small()), "quota")
+    refused(bob.ask(bob.reencrypted(F, 2, b"4" * 90).small()), "quota")
     assert used(bob) == 180
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_a_content_id_counts_once_and_so_is_taken_once(served: Daemon, *, anew: bool) -> None:
-    """What is stored under one id counts as one content: also beside another in one group."""
+@pytest.mark.parametrize("reencrypts", [False, True])
+def test_concurrent_puts_cannot_share_a_content_id(served: Daemon, *, reencrypts: bool) -> None:
+    """Contents with one id count once, so two puts of one group must not share an id."""
     bob = served.person("bob", quota=1000)
     one = bob.put(F, b"1" * 60)
     other = file_id(2)
-    if anew:
+    if reencrypts:
         bob.put(other, b"2" * 60)
-        second = bob.anew(other, 1, b"3" * 60, content_id=one.record.content_id)
+        second = bob.reencrypted(other, 1, b"3" * 60, content_id=one.record.content_id)
     else:
         second = bob.version(other, b"2" * 900, content_id=one.record.content_id)
     refused(bob.ask(second.small()), "bad-request")
     pair = [bob.version(file_id(n), b"4" * 400, content_id=b"i" * 16) for n in (3, 4)]
     replies = served.ask_all(bob.who, [version.small() for version in pair])
     assert sorted(type(reply).__name__ for reply in replies) == ["Done", "Error"]
-    assert used(bob) == 460 + 60 * anew
-    # Once it is gone, and where another could not be stored, the id is free.
+    assert used(bob) == 460 + 60 * reencrypts
+    # The id is free once the content is purged, and after a put that failed.
     bob.delete(F)
     done(bob.ask(bob.signed(bob.record(F, PURGE, current=0, purged=(1,))).change()))
     done(bob.ask(bob.version(file_id(5), b"5" * 60, content_id=one.record.content_id).small()))
@@ -174,13 +174,13 @@ def test_a_content_id_counts_once_and_so_is_taken_once(served: Daemon, *, anew: 
 def test_a_content_id_of_another_version_is_refused(ada: Person) -> None:
     first = ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 60)
-    made = ada.anew(F, 2, b"n" * 60, content_id=first.record.content_id)
+    made = ada.reencrypted(F, 2, b"n" * 60, content_id=first.record.content_id)
     refused(ada.ask(made.small()), "bad-request")
 
 
-def test_a_purged_version_has_nothing_to_encrypt(ada: Person) -> None:
+def test_a_purged_version_cannot_be_reencrypted(ada: Person) -> None:
     ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 60)
     purge = ada.signed(ada.record(F, PURGE, purged=(1,)))
     done(ada.ask(ada.took(purge).change()))
-    refused(ada.ask(ada.anew(F, 1, b"n" * 60).small()), "not-found")
+    refused(ada.ask(ada.reencrypted(F, 1, b"n" * 60).small()), "not-found")

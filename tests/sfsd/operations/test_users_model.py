@@ -1,8 +1,8 @@
-"""Several users against one daemon, in any order and right or wrong, compared with a dictionary.
+"""Model test: several users send valid and invalid requests to one daemon in any order.
 
-The model knows of each file who may read it, its versions and which of them have a content, and of
-each user what counts as quota. It says beforehand what each request is answered; what is refused
-must change nothing, and after every restart log and store must be sound.
+The model has each file's readers, versions and contents, and each user's quota use. It predicts the
+reply to each request. A refused request must change nothing, and after every restart the log and
+the store must verify.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ size = st.integers(1, 250)
 
 @dataclass
 class Kept:
-    """A version; `data` is None once it is purged."""
+    """A version of a file; `data` is None once it is purged."""
 
     made: Version
     data: bytes | None
@@ -104,7 +104,7 @@ class Users(RuleBasedStateMachine):
         self.past: list[tuple[str, Request, Version]] = []
 
     def _keep_statement(self) -> None:
-        """What those who verify the log find its key by."""
+        """Write the server statement, from which log verification takes the log's key."""
         body = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000).encode()
         signature = SERVER_KEY.sign(Label.SERVER_STATEMENT, body)
         lines = b"\n".join(map(base64.b64encode, (body, signature)))
@@ -122,8 +122,6 @@ class Users(RuleBasedStateMachine):
     def _check_sound(self) -> None:
         verify_log(self.root)
         assert list(Fsck(self.root, read_data=True).run()) == []
-
-    # --- what the model says ---
 
     def _wraps(self, owner: str, readers: set[str]) -> tuple[Wrap, ...]:
         return tuple(self.people[one].wrap() for one in sorted({owner} | readers))
@@ -145,10 +143,8 @@ class Users(RuleBasedStateMachine):
             if whose == owner
         )
 
-    # --- asking ---
-
     def _ask(self, who: str, request: Request, made: Version, expected: str) -> bool:
-        """Whether it was done, as `expected` ("" for done, else a code) says."""
+        """Send a request and check the reply: `expected` is an error code, "" for success."""
         before = self.served.world.journal.size
         reply = self.people[who].ask(request)
         if expected:
@@ -181,7 +177,7 @@ class Users(RuleBasedStateMachine):
 
     @rule(owner=name, file=file, size=size)
     def put_what_counts_as_another(self, owner: str, file: str, size: int) -> None:
-        """Under the content_id of what is there, in this file or another: that counts once."""
+        """Put with the content_id of a stored content, which counts once."""
         ada, found = self.people[owner], self.files.get((owner, file), File())
         kept = [
             one.made.record.content_id
@@ -292,7 +288,7 @@ class Users(RuleBasedStateMachine):
                 kept.wrapped &= {owner, *names}
 
     @rule(owner=name, file=file, version=number, more=st.sampled_from([0, 0, 0, 1]))
-    def encrypt_anew(self, owner: str, file: str, version: int, more: int) -> None:
+    def reencrypt(self, owner: str, file: str, version: int, more: int) -> None:
         ada, found = self.people[owner], self.files.get((owner, file))
         if found is None:
             return
@@ -300,7 +296,7 @@ class Users(RuleBasedStateMachine):
         had = b"" if kept is None or kept.data is None else kept.data
         data = os.urandom(len(had) + more or 1)
         given = self._wraps(owner, found.names)
-        made = ada.anew(file, version, data, wraps=given)
+        made = ada.reencrypted(file, version, data, wraps=given)
         expected = ""
         if kept is None or kept.data is None:
             expected = "not-found"
@@ -311,11 +307,9 @@ class Users(RuleBasedStateMachine):
         if self._ask(owner, made.small(), made, expected):
             found.versions[version] = Kept(made, data, found.names | {owner})
 
-    # --- what nobody may ---
-
     @rule(who=name, owner=name, file=file, op=st.sampled_from([PUT, DELETE, ACCESS, PURGE]))
     def meddle(self, who: str, owner: str, file: str, op: str) -> None:
-        """Another's file, with a record that is right onto its head, signed by oneself."""
+        """Send a valid record for another user's file, signed by the sender."""
         if who == owner or (owner, file) not in self.files:
             return
         bob, ada = self.people[who], self.people[owner]
@@ -336,15 +330,13 @@ class Users(RuleBasedStateMachine):
     @precondition(lambda self: bool(getattr(self, "past", ())))
     @rule(data=st.data())
     def replay(self, data: st.DataObject) -> None:
-        """What was done before, once more: the same receipt, or none."""
+        """Repeat an earlier request: it gets the same receipt, or is refused."""
         who, request, made = data.draw(st.sampled_from(self.past))
         before = self.served.world.journal.size
         reply = self.people[who].ask(request)
         assert self.served.world.journal.size == before
         if self.people[who].heads[made.record.file_id] != made.body:
             assert isinstance(reply, Error), reply
-
-    # --- reading ---
 
     @rule(who=name, owner=name, file=file, version=st.integers(0, 4))
     def get(self, who: str, owner: str, file: str, version: int) -> None:
@@ -363,11 +355,9 @@ class Users(RuleBasedStateMachine):
         read = self.people[who].ask(Read(reply.handle, 0, 1 << 20))
         assert bytes(read.data) == kept.data  # type: ignore[attr-defined]
 
-    # --- keys and the daemon ---
-
     @rule(who=name, finish=st.booleans())
     def rotate(self, who: str, *, finish: bool) -> None:
-        self.clock.now += DAY  # within a month of which there may be forty
+        self.clock.now += DAY  # forty rotations are allowed in thirty days
         for person in self.people.values():
             person.who = person.log_in()
         ada = self.people[who]

@@ -1,5 +1,7 @@
-"""Every field of every signed record wrong in turn: refused with a typed error, and the store, the
-log, the stage and the quota stay as they were, to the byte; then the right one is taken.
+"""Forged records: one wrong field at a time is refused with a typed error.
+
+Store, log, staging directory and quota must be unchanged to the byte; then the valid record is
+accepted.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from tests.sfsd.builders import SERVER_ID, Daemon, Person, Version, daemon, done
 from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
 
 F, G, H, NEW = map(file_id, range(1, 5))
-"""F has three versions, the first of them purged, and a reader; G one; H one that was deleted."""
+"""F has a reader and three versions, the first purged; G has one version; H is deleted."""
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Scene:
     root: Path
 
     def state(self) -> object:
-        """All that a refused request must leave as it is."""
+        """Return everything that a refused request must not change."""
         folder, world = self.root / "store", self.served.world
         stored = {
             str(path.relative_to(folder)): path.read_bytes()
@@ -115,9 +117,9 @@ def committed(scene: Scene) -> tuple[Version, Ask]:
     return made, lambda made: made.commit(upload)
 
 
-def anew(scene: Scene) -> tuple[Version, Ask]:
+def reencrypt(scene: Scene) -> tuple[Version, Ask]:
     ada = scene.ada
-    return ada.anew(F, 2, b"n" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
+    return ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
 
 
 def delete(scene: Scene) -> tuple[Version, Ask]:
@@ -164,7 +166,7 @@ def purge(scene: Scene) -> tuple[Version, Ask]:
 
 
 def access(scene: Scene) -> tuple[Version, Ask]:
-    """Zoe comes, eve goes."""
+    """Add zoe as a reader and drop eve."""
     made = scene.ada.signed(
         scene.ada.record(F, ACCESS, readers=(("zoe", scene.zoe.first_hash, 0),)),
         wraps=(scene.zoe.wrap(),),
@@ -177,7 +179,7 @@ def access(scene: Scene) -> tuple[Version, Ask]:
 BUILDS: dict[str, Build] = {
     build.__name__: build
     for build in (
-        *(put, first_put, committed, anew, delete, restore, arriving, leaving, purge, access),
+        *(put, first_put, committed, reencrypt, delete, restore, arriving, leaving, purge, access),
     )
 }
 FAR = 2**53
@@ -215,7 +217,7 @@ EVERY: dict[str, Any] = {
     "purged": [[], [3], [2, 2], [2, 3], [3, 2], [9], [0], [2, 2**31], list(range(1, 514))],
     "more": [1],
 }
-"""What is tried in the place of each field, be it one that a record of that op has or not."""
+"""Wrong values for each field, also for fields that a record of that op does not have."""
 
 
 def readers_of(scene: Scene, made: FileRecord, how: str) -> list[list[Any]]:
@@ -231,7 +233,7 @@ def readers_of(scene: Scene, made: FileRecord, how: str) -> list[list[Any]]:
 
 
 def instead(scene: Scene, made: FileRecord, field: str, value: Any) -> Any:  # noqa: ANN401
-    """`value`, or what it stands for."""
+    """Return `value`, or the value that it is a placeholder for."""
     if field == "readers" and isinstance(value, str):
         return readers_of(scene, made, value)
     if value == "G's":
@@ -250,7 +252,7 @@ def unpacked(body: bytes) -> dict[str, Any]:
 
 
 def forged(scene: Scene, made: Version, field: str, value: Any) -> Version | None:  # noqa: ANN401
-    """The version with that in its record, signed as well; None where that is what it had."""
+    """Return a re-signed version with `field` replaced; None if the value is unchanged."""
     body = unpacked(made.body)
     wrong = instead(scene, made.record, field, value)
     if field in body and body[field] == wrong and type(body[field]) is type(wrong):
@@ -260,7 +262,7 @@ def forged(scene: Scene, made: Version, field: str, value: Any) -> Version | Non
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_field_wrong_in_turn(scene: Scene, name: str) -> None:
+def test_a_record_with_one_wrong_field_is_refused(scene: Scene, name: str) -> None:
     made, ask = BUILDS[name](scene)
     before = scene.state()
     tried = 0
@@ -284,13 +286,13 @@ CODES = {"bad-request", "conflict", "not-found", "refused", "stale-recipient", "
 RIGHT: list[tuple[str, str, Any]] = [
     ("first_put", "file_id", file_id(99)),
     ("first_put", "content_id", "of what was purged"),
-    ("anew", "version", 3),
+    ("reencrypt", "version", 3),
 ]
-"""What is another request, and a good one."""
+"""Changes that make a different, valid request."""
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_field_left_out(scene: Scene, name: str) -> None:
+def test_a_record_with_a_missing_field_is_refused(scene: Scene, name: str) -> None:
     made, ask = BUILDS[name](scene)
     before = scene.state()
     body = unpacked(made.body)
@@ -305,7 +307,9 @@ def test_every_field_left_out(scene: Scene, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_what_goes_with_a_record_wrong_in_turn(scene: Scene, name: str) -> None:
+def test_a_record_with_wrong_signature_metadata_wraps_or_bytes_is_refused(
+    scene: Scene, name: str
+) -> None:
     made, ask = BUILDS[name](scene)
     before = scene.state()
     for what, wrong in beside(scene, made).items():
@@ -317,7 +321,7 @@ def test_what_goes_with_a_record_wrong_in_turn(scene: Scene, name: str) -> None:
 
 
 def beside(scene: Scene, made: Version) -> dict[str, Version]:
-    """Signature, metadata, wraps and ciphertext, each wrong in some way."""
+    """Return versions with a wrong signature, metadata, wraps or ciphertext."""
     stranger = SigningKey.generate()
     wrongs = {
         "a stranger's signature": replace(made, signature=stranger.sign(Label.RECORD, made.body)),
@@ -329,7 +333,7 @@ def beside(scene: Scene, made: Version) -> dict[str, Version]:
         "other metadata": replace(made, metadata=made.metadata + b"?"),
     }
     if made.record.op == ACCESS:
-        del wrongs["other metadata"]  # it brings none
+        del wrongs["other metadata"]  # this op has no metadata
     if made.ciphertext and made.record.op in ("put", REENCRYPT):
         wrongs["no metadata"] = replace(made, metadata=b"")
     if made.wraps:
@@ -404,7 +408,7 @@ def rotated(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_every_field_of_a_statement_wrong_in_turn(scene: Scene, name: str) -> None:
+def test_a_statement_with_one_wrong_field_is_refused(scene: Scene, name: str) -> None:
     ada = scene.ada
     if name == "finish":
         rotated(scene)
@@ -430,7 +434,7 @@ def test_every_field_of_a_statement_wrong_in_turn(scene: Scene, name: str) -> No
     done(ada.ask(made))
 
 
-def test_every_field_of_a_finish_wrong_in_turn(scene: Scene) -> None:
+def test_a_finish_with_one_wrong_field_is_refused(scene: Scene) -> None:
     rotated(scene)
     made = finished(scene.ada)
     before, body = scene.state(), unpacked(made.finish)
@@ -454,8 +458,8 @@ def test_every_field_of_a_finish_wrong_in_turn(scene: Scene) -> None:
     done(scene.ada.ask(made))
 
 
-def test_what_is_no_rewrap_of_ones_own(scene: Scene) -> None:
-    """Of others' wraps, others' files, what is not there; with others' signatures."""
+def test_foreign_and_forged_rewraps_are_refused(scene: Scene) -> None:
+    """Rewraps of foreign wraps, foreign files and missing files, or with foreign signatures."""
     begun(scene.ada)
     ada, eve = scene.ada, scene.eve
     item = wraps(ada)[-1]

@@ -1,4 +1,4 @@
-"""Refusals grouped, and a flood of them."""
+"""Grouping of refusals, and the bounds on a flood of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sfsd.rules.refusal_log import NAMES, SOURCES, RefusalLog
 from tests.sfsd.builders import Clock
 
 
-def test_a_minute_becomes_one_entry_a_source_once_it_is_over() -> None:
+def test_a_finished_minute_gives_one_entry_for_each_source() -> None:
     clock = Clock(60.0 * 1000 + 5)
     log = RefusalLog(clock)
     for user in ("ada", "bob", "ada"):
@@ -30,7 +30,7 @@ def test_a_minute_becomes_one_entry_a_source_once_it_is_over() -> None:
     assert log.due() == []
 
 
-def test_a_flood_from_everywhere_leaves_a_bounded_number_of_bounded_entries() -> None:
+def test_a_flood_gives_a_bounded_number_of_bounded_entries() -> None:
     clock = Clock(0.0)
     log = RefusalLog(clock)
     for source in range(1000):
@@ -44,7 +44,7 @@ def test_a_flood_from_everywhere_leaves_a_bounded_number_of_bounded_entries() ->
     assert max(len(draft.detail["users"]) for draft in drafts) == NAMES + 1
 
 
-def test_nobody_fetching_does_not_fill_memory() -> None:
+def test_memory_is_bounded_if_drafts_are_not_fetched() -> None:
     clock = Clock(0.0)
     log = RefusalLog(clock)
     for _ in range(100):
@@ -54,7 +54,7 @@ def test_nobody_fetching_does_not_fill_memory() -> None:
     assert len(log.due()) == SOURCES + 1
 
 
-def test_at_the_end_the_running_minute_is_due_too() -> None:
+def test_due_returns_the_current_minute_at_shutdown() -> None:
     log = RefusalLog(Clock(30.0))
     log.note("192.0.2.1", "ada", "refused")
     assert len(log.due(all_of_them=True)) == 1

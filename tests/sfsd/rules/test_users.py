@@ -1,4 +1,4 @@
-"""Every rule that a first statement must keep."""
+"""Rules for a first statement, and users' signing keys."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ RSA2048 = rsa_public(2048)
         {"due": NOW + DAY, "expires": NOW + DAY},
     ],
 )
-def test_a_right_statement_is_taken(changed: dict[str, Any]) -> None:
+def test_a_valid_statement_is_accepted(changed: dict[str, Any]) -> None:
     statement = replace(FIRST, **changed)
     assert judge(statement) == statement
 
@@ -116,7 +116,7 @@ def test_a_statement_that_breaks_a_rule_is_refused(changed: dict[str, Any]) -> N
     assert caught.value.code == "bad-request"
 
 
-def test_no_policy_goes_past_two_years() -> None:
+def test_no_policy_allows_more_than_two_years() -> None:
     policy = RotationPolicy(max_age=730 * DAY, grace=730 * DAY, jitter=50)
     end = NOW + 730 * DAY
     judge(replace(FIRST, due=end, expires=end), policy)
@@ -126,7 +126,7 @@ def test_no_policy_goes_past_two_years() -> None:
         judge(replace(FIRST, due=end + 1, expires=end + 1), policy)
 
 
-def test_a_statement_is_signed_by_its_own_key() -> None:
+def test_a_statement_must_be_signed_by_its_own_key() -> None:
     body = replace(FIRST, sign_pub=SigningKey.generate().public).encode()
     with pytest.raises(Refused) as caught:
         validate_first_statement(
@@ -141,14 +141,14 @@ def test_a_statement_is_signed_by_its_own_key() -> None:
     assert caught.value.code == "refused"
 
 
-def test_other_bytes_are_no_statement() -> None:
+def test_a_malformed_statement_is_refused() -> None:
     with pytest.raises(Refused):
         validate_first_statement(
             b"\x80", bytes(64), BUNDLE, user="ada", server_id=SERVER_ID, policy=POLICY, now=NOW
         )
 
 
-def test_a_wrapping_key_is_what_it_says() -> None:
+def test_a_wrapping_key_must_match_its_algorithm() -> None:
     check_wrap_key("rsa2048", RSA2048)
     check_wrap_key("rsa3072", rsa_public(3072))
     wrong = [
@@ -163,7 +163,7 @@ def test_a_wrapping_key_is_what_it_says() -> None:
             check_wrap_key(algorithm, public)
 
 
-def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
+def test_signing_keys_omit_voided_generations() -> None:
     second = replace(FIRST, n=2, generation=2, sign_pub=b"2" * 32, prev=record_hash(FIRST.encode()))
     undone = record_hash(second.encode())
     voiding = replace(second, n=3, generation=3, sign_pub=b"3" * 32, voids=(undone,), prev=undone)
@@ -174,12 +174,12 @@ def test_a_chain_knows_the_key_of_each_generation_that_was_not_voided() -> None:
     assert chain.signing_keys == {1: KEY.public, 2: b"2" * 32}
     longer = Chain("ada", (*links, StoredStatement(voiding.encode(), (), 2, voiding)))
     assert longer.signing_keys == {1: KEY.public, 3: b"3" * 32}
-    # The second names the first one's wrap key: what is wrapped for that is not given up.
+    # The second statement reuses the first one's wrapping key, whose wraps stay valid.
     assert longer.voided_keys() == (frozenset({2}), frozenset())
     assert longer.head == voiding
     assert longer.first_hash == record_hash(FIRST.encode())
 
 
-def test_a_signing_key_is_named_by_its_hash() -> None:
+def test_a_signing_key_id_is_its_hash() -> None:
     expected = hashlib.sha256(b"ed25519\0" + KEY.public).hexdigest()
     assert signing_key_id(KEY.public) == expected

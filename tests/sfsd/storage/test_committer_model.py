@@ -1,4 +1,4 @@
-"""The store and its log against a dictionary, through changes, conflicts, restarts and crashes."""
+"""Model test of store and log: changes, conflicts, restarts and crashes against a dictionary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ deed = st.one_of(
     st.builds(Drop, path),
 )
 deeds = st.lists(deed, max_size=4, unique_by=lambda deed: deed.path).map(tuple)
-# What a change expects: of some paths, the present bytes, none, or bytes that are long gone.
+# Expectations of a change for some paths: present bytes, no file, or outdated bytes.
 expectation = st.dictionaries(
     path, st.sampled_from(["present", "present", "none", "gone"]), max_size=3
 )
@@ -38,7 +38,7 @@ groups = st.lists(st.tuples(deeds, expectation), min_size=1, max_size=5)
 
 
 class StoreAndLog(RuleBasedStateMachine):
-    """One root on a disk that forgets; `world.states` is the dictionary after every entry."""
+    """A root on a simulated disk; `world.states` has the expected state after each entry."""
 
     @initialize()
     def start(self) -> None:
@@ -105,7 +105,7 @@ class StoreAndLog(RuleBasedStateMachine):
         except Crash:
             pass
         self.disk.end()
-        del self.world  # its process is gone
+        del self.world  # the process has ended
         if power:
             self.roots += 1
             self.root = self.folder / str(self.roots)
