@@ -83,13 +83,13 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
     off = UserAccess("bob", disabled=True, reason="left")
     assert isinstance(served.ask(served.operator(), off), Done)
     invited(served, "eve")
-    stranger = SigningKey.generate()
+    other_key = SigningKey.generate()
     refusals = [
         refusal(served, message)
         for message in (
-            login("nobody", stranger),
-            login("eve", stranger),
-            login("ada", stranger),
+            login("nobody", other_key),
+            login("eve", other_key),
+            login("ada", other_key),
             login("ada", ada.key, generation=2),
             login("ada", ada.key, generation=0),
             login("ada", ada.key, server=bytes(32)),
@@ -98,7 +98,7 @@ def test_a_refused_login_does_not_say_why(served: Daemon, ada: Person) -> None:
             login("bob", bob.key),
             login("operator", ada.key),
             login("operator", OPERATOR_KEY, generation=2),
-            login("server", stranger),
+            login("server", other_key),
         )
     ]
     assert {(one.code, one.cause) for one in refusals} == {("refused", refusals[0].cause)}

@@ -139,9 +139,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "another key": ("bad-request", {"wrap_pub": b"v" * 32}),
     "another bundle": ("bad-request", {"bundle_sha256": bytes(32)}),
     "a clock that is wrong": ("bad-request", {"created": 5}),
-    "a device that is none": ("bad-request", {"devices": ((b"d" * 16, b"x" * 100),)}),
+    "a malformed device": ("bad-request", {"devices": ((b"d" * 16, b"x" * 100),)}),
     "a device twice": ("bad-request", {"devices": (DEVICE, DEVICE)}),
-    "somebody else's": ("bad-request", {"user": "bob"}),
+    "another user": ("bad-request", {"user": "bob"}),
 }
 
 
@@ -457,7 +457,7 @@ WRONG_BEGINNINGS: dict[str, dict[str, Any]] = {
     "it lasts too long": {"due": 2_900_000_000},
     "it recovers without the code": {"reason": "recovery"},
     "it is of a device": {"reason": "device"},
-    "a key that is none": {"wrap_pub": b"short"},
+    "a malformed key": {"wrap_pub": b"short"},
 }
 
 

@@ -202,11 +202,11 @@ def test_every_request_is_refused_after_a_grant_expires(
 def test_invalid_readers_are_refused(served: Daemon, ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     eve = served.person("eve")
-    stranger = ("zoe", bytes(32), 0)
+    unknown = ("zoe", bytes(32), 0)
     for code, readers, wraps in (
         ("stale-recipient", [reader(bob)], {}),
         ("stale-recipient", [reader(bob)], {1: [bob.wrap(key_id=bytes(32))]}),
-        ("bad-request", [stranger], {1: [bob.wrap(user="zoe")]}),
+        ("bad-request", [unknown], {1: [bob.wrap(user="zoe")]}),
         ("bad-request", [("bob", bytes(32), 0)], {1: [bob.wrap()]}),
         ("bad-request", [reader(bob)], {1: [bob.wrap(), eve.wrap()]}),
         ("bad-request", [reader(bob)], {1: [bob.wrap(wrapped=b"short")]}),

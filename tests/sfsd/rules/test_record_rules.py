@@ -322,9 +322,9 @@ def test_a_record_with_wrong_signature_metadata_wraps_or_bytes_is_refused(
 
 def beside(scene: Scene, made: Version) -> dict[str, Version]:
     """Return versions with a wrong signature, metadata, wraps or ciphertext."""
-    stranger = SigningKey.generate()
+    other_key = SigningKey.generate()
     wrongs = {
-        "a stranger's signature": replace(made, signature=stranger.sign(Label.RECORD, made.body)),
+        "another key's signature": replace(made, signature=other_key.sign(Label.RECORD, made.body)),
         "a signature for another use": replace(
             made, signature=scene.ada.key.sign(Label.ENDORSE, made.body)
         ),
