@@ -234,13 +234,17 @@ def test_the_wraps_that_a_reencryption_needs(ada: Person, bob: Person) -> None:
     ada.put(F, b"1" * 60)
     ada.put(F, b"2" * 60)
     shared(ada, reader(bob), wraps={2: [bob.wrap()]})
-    refused(ada.ask(ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(),)).small()), "stale-recipient")
+    refused(
+        ada.ask(ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(),)).small()), "stale-recipient"
+    )
     both = (ada.wrap(), bob.wrap())
     for version, wraps in ((2, both), (1, (ada.wrap(),)), (1, both)):
         made = ada.reencrypted(F, version, b"n" * 60, wraps=wraps)
         done(ada.ask(made.small()))
         ada.took(made)
-    refused(ada.ask(ada.reencrypted(F, 1, b"n" * 60, wraps=(bob.wrap(),)).small()), "stale-recipient")
+    refused(
+        ada.ask(ada.reencrypted(F, 1, b"n" * 60, wraps=(bob.wrap(),)).small()), "stale-recipient"
+    )
 
 
 def test_an_old_record_or_another_op_does_not_change_readers(ada: Person, bob: Person) -> None:
