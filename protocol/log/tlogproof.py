@@ -64,8 +64,11 @@ class TlogProof(Value):
         index = lines[2].removeprefix(_INDEX)
         if index == lines[2] or not is_size(index):
             raise ProofError("the proof has no index")
-        path = tuple(map(_decode, lines[3:]))
-        return cls(int(index), _decode(lines[1].removeprefix(_EXTRA)), path, note)
+        try:
+            line, *path = map(from_text, (lines[1].removeprefix(_EXTRA), *lines[3:]))
+        except ValueError as exc:
+            raise ProofError("bad base64 in a proof") from exc
+        return cls(int(index), line, tuple(path), note)
 
 
 def verify(proof: TlogProof, verifier: Verifier) -> tuple[LogEntry, Checkpoint]:
@@ -79,10 +82,3 @@ def verify(proof: TlogProof, verifier: Verifier) -> tuple[LogEntry, Checkpoint]:
     leaf = merkle.leaf_hash(entry.hash)
     merkle.verify_inclusion(leaf, proof.index, signed.size, proof.path, signed.root)
     return entry, signed
-
-
-def _decode(text: str) -> bytes:
-    try:
-        return from_text(text)
-    except ValueError as exc:
-        raise ProofError("bad base64 in a proof") from exc

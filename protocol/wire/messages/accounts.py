@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import AtMost, Bytes32, Count, Struct, Text, UserName
 from protocol.wire.messages.base import Done, Reply, Request, message
@@ -17,11 +17,9 @@ class UsageAnswer(Reply):
     files: Count
 
 
-@message(96)
+@message(96, replies=(UsageAnswer,))
 class Usage(Request):
     """Get the usage of the user's own account."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UsageAnswer,)
 
 
 class Account(Struct):
@@ -53,32 +51,26 @@ class AccountsPage(Reply):
     next: Annotated[str, AtMost(32)]
 
 
-@message(98)
+@message(98, replies=(AccountsPage,))
 class UserList(Request):
     """List accounts by name after `after` ("": from the start); operator only."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
 
     after: Annotated[str, AtMost(32)]
 
 
-@message(100)
+@message(100, replies=(AccountsPage,))
 class UserShow(Request):
     """Get one account, as a page of one; operator only."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (AccountsPage,)
 
     user: UserName
 
 
-@message(101)
+@message(101, replies=(Done,))
 class UserAdd(Request):
     """Invite a user, or replace the token of one not yet enrolled; operator only.
 
     Only SHA-256 of the token is sent and stored. `expires` is in unix seconds.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     user: UserName
     token_sha256: Bytes32
@@ -86,11 +78,9 @@ class UserAdd(Request):
     quota: Count
 
 
-@message(102)
+@message(102, replies=(Done,))
 class UserAccess(Request):
     """Disable a user and close the user's sessions, or enable the user again; operator only."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     user: UserName
     disabled: bool
@@ -112,31 +102,25 @@ class StatusAnswer(Reply):
     failed: Text
 
 
-@message(142)
+@message(142, replies=(Done,))
 class UserQuota(Request):
     """Set a user's quota in bytes of ciphertext, 0 for no limit; operator only."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     user: UserName
     quota: Count
 
 
-@message(144)
+@message(144, replies=(Done,))
 class ForceRotation(Request):
     """Restrict a user to reading until the user's keys are rotated; operator only.
 
     The user is shown `reason`.
     """
 
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
-
     user: UserName
     reason: Text
 
 
-@message(103)
+@message(103, replies=(StatusAnswer,))
 class Status(Request):
     """Get the daemon's status; operator only."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (StatusAnswer,)

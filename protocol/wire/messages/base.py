@@ -45,7 +45,7 @@ Handle = Bytes16
 
 
 class Message(Struct):
-    """Base of messages: ``[type, request_id, fields…]``. `BULK` names a last field of raw bytes."""
+    """Base of messages: ``[TYPE, request_id, fields…]``. `BULK` names a last field of raw bytes."""
 
     TYPE: ClassVar[int] = 0
     BULK: ClassVar[str | None] = None
@@ -65,13 +65,17 @@ _REGISTRY: dict[int, type[Message]] = {}
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 
-def message(number: int) -> Callable[[type[_AnyMessage]], type[_AnyMessage]]:
-    """Register a message class under its wire number."""
+def message(
+    number: int, *, replies: tuple[type[Reply], ...] = (), bulk: str | None = None
+) -> Callable[[type[_AnyMessage]], type[_AnyMessage]]:
+    """Register a message class under its wire number and set its `REPLIES` and `BULK`."""
 
     def register(cls: type[_AnyMessage]) -> type[_AnyMessage]:
         if number in _REGISTRY:
             raise LocalProtocolError(f"two messages have the number {number}")
-        cls.TYPE = number
+        cls.TYPE, cls.BULK = number, bulk
+        if issubclass(cls, Request):
+            cls.REPLIES = replies
         _REGISTRY[number] = cls
         return cls
 

@@ -5,18 +5,16 @@ The client limits its unanswered reads, which is the flow control; the server ke
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, UserName
 from protocol.wire.messages.base import PIECE, FileView, Handle, Leaves, Reply, Request, message
 
 
-@message(49)
+@message(49, bulk="data")
 class Opened(Reply):
     """An opened file: `leaves` is the first page of leaf hashes, `data` the first ≤ 256 KiB."""
-
-    BULK: ClassVar[str | None] = "data"
 
     handle: Handle
     view: FileView
@@ -24,11 +22,9 @@ class Opened(Reply):
     data: Annotated[Buffer, AtMost(PIECE)]
 
 
-@message(48)
+@message(48, replies=(Opened,))
 class GetOpen(Request):
     """Open `version` (0: the current one) of a file for reading."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Opened,)
 
     owner: UserName
     file_id: FileId
@@ -42,30 +38,24 @@ class LeavesPage(Reply):
     leaves: Leaves
 
 
-@message(50)
+@message(50, replies=(LeavesPage,))
 class GetLeaves(Request):
     """Get leaf hashes from leaf `first` on."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (LeavesPage,)
 
     handle: Handle
     first: Count
 
 
-@message(53)
+@message(53, bulk="data")
 class Bytes(Reply):
     """The requested bytes of ciphertext."""
-
-    BULK: ClassVar[str | None] = "data"
 
     data: Annotated[Buffer, AtMost(PIECE)]
 
 
-@message(52)
+@message(52, replies=(Bytes,))
 class Read(Request):
     """Read `length` (≤ 1 MiB) bytes of ciphertext at `offset`; fewer only at the blob's end."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Bytes,)
 
     handle: Handle
     offset: Count

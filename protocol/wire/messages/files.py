@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.wire.messages.base import (
@@ -28,11 +28,9 @@ class Stated(Reply):
     view: FileView
 
 
-@message(64)
+@message(64, replies=(Stated,))
 class Stat(Request):
     """Get the sidecar of `version` (0: the newest, deleted or not) of a file."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Stated,)
 
     owner: UserName
     file_id: FileId
@@ -47,15 +45,13 @@ class Listing(Reply):
     next: Annotated[str, AtMost(32)]
 
 
-@message(66)
+@message(66, replies=(Listing,))
 class List(Request):
     """List the user's files after file_id `after` ("": from the start).
 
     Only files changed at or after log entry `since_seq` are listed. Deleted files are included, so
     that a cache can be kept up to date.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Listing,)
 
     after: Annotated[str, AtMost(32)]
     limit: Annotated[int, Between(1, MAX_PAGE)]
@@ -70,11 +66,9 @@ class HistoryPage(Reply):
     next: Count
 
 
-@message(68)
+@message(68, replies=(HistoryPage,))
 class History(Request):
     """Get all records of a file from revision `first` on."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (HistoryPage,)
 
     owner: UserName
     file_id: FileId
@@ -90,13 +84,11 @@ class RecordChange(Struct):
     wraps: Wraps
 
 
-@message(70)
+@message(70, replies=(Done,))
 class Record(Request):
     """Delete, restore, move, share or purge by signed records, all or none.
 
     A move has two records: one for the new file, then the tombstone of the old one.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     changes: Annotated[tuple[RecordChange, ...], AtMost(2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import AtMost, Between, Count, OneOf, Struct
 from protocol.log.auditlog import MAX_LINE
@@ -22,11 +22,9 @@ class LogCheckpoint(Reply):
     consistency: Proof
 
 
-@message(112)
+@message(112, replies=(LogCheckpoint,))
 class LogHead(Request):
     """Get the log's current checkpoint."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogCheckpoint,)
 
 
 class LogItem(Struct):
@@ -51,15 +49,13 @@ class LogPage(Reply):
     next: Count
 
 
-@message(114)
+@message(114, replies=(LogPage,))
 class LogEntries(Request):
     """Get at most `limit` entries from seq `first` on; with `own`, only those the user may read.
 
     A gap in these would show: each states in ``detail.accounts`` how many entries of the account
     came before it, and the hash of the last.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogPage,)
 
     first: Count
     limit: Annotated[int, Between(1, MAX_ENTRIES)]
@@ -73,12 +69,10 @@ class LogProven(Reply):
     proof: Proof
 
 
-@message(116)
+@message(116, replies=(LogProven,))
 class LogProof(Request):
     """Prove, for the log at `size` entries, that it holds entry `start` (inclusion) or extends the
     log of `start` entries (consistency)."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (LogProven,)
 
     kind: Annotated[str, OneOf((CONSISTENCY, INCLUSION))]
     start: Count

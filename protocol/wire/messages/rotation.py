@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import (
     AtMost,
@@ -33,15 +33,13 @@ MAX_BATCH = 256
 BundleBytes = Annotated[bytes, AtMost(MAX_BUNDLE)]
 
 
-@message(128)
+@message(128, replies=(Done,))
 class NewStatement(Request):
     """Append the user's next statement, which keeps the generation, with its bundle.
 
     The first of `signatures` is by the statement's own key. Sending the same bytes again returns
     the same receipt. If the chain has grown, the answer is `conflict`, and `Lookup` shows how.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
@@ -55,7 +53,7 @@ class SealedBundle(Reply):
     bundle: BundleBytes
 
 
-@message(130)
+@message(130, replies=(SealedBundle,))
 class GetBundle(Request):
     """Get the user's own bundle of statement `n` (0: the newest).
 
@@ -63,20 +61,16 @@ class GetBundle(Request):
     is `not-found` if the bundle is not kept.
     """
 
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (SealedBundle,)
-
     n: Count
 
 
-@message(132)
+@message(132, replies=(Done,))
 class RotateBegin(Request):
     """Append the user's next statement, which begins a generation, with its bundle.
 
     Like `NewStatement`, for the reasons that renew the keys. It lifts every restriction that an
     overdue or forced rotation has set.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]
@@ -106,15 +100,13 @@ class WrapsPage(Reply):
     next: Annotated[str, AtMost(128)]
 
 
-@message(134)
+@message(134, replies=(WrapsPage,))
 class GetWraps(Request):
     """List versions, own and shared, with a wrap or record of the user from an older generation.
 
     With `all_of_them`, list every version that has a wrap for the user. The order is owner,
     file_id, version. `after` is the `next` of the page before, "" at first.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (WrapsPage,)
 
     after: Annotated[str, AtMost(128)]
     limit: Annotated[int, Between(1, MAX_BATCH)]
@@ -153,27 +145,23 @@ class Rewrapped(Reply):
     left: Annotated[tuple[Count, ...], AtMost(MAX_BATCH)]
 
 
-@message(136)
+@message(136, replies=(Rewrapped,))
 class Rewrap(Request):
     """Store wraps and endorsements by the user's current keys, for files of one owner.
 
     The owner is the user, or another user who shares the files; their records are not endorsed.
     """
 
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Rewrapped,)
-
     items: Annotated[tuple[RewrapItem, ...], AtMost(MAX_BATCH)]
 
 
-@message(138)
+@message(138, replies=(Done,))
 class RotateFinish(Request):
     """Append the statement that ends older generations, with its bundle and a `RotationFinish`.
 
     Refused with `conflict` while a wrap or record of an older generation is left, or if the store
     has changed since `as_of_seq`.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     statement: RecordBytes
     signatures: Annotated[tuple[Signature, ...], AtMost(2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import (
     AtMost,
@@ -83,12 +83,10 @@ class Session(Reply):
     time: Count
 
 
-@message(17)
+@message(17, replies=(Session,))
 class Login(Request):
     """Log in. `signature` is over records.login_body by the key of `generation`; 0 is the recovery
     key."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
     version: ProtocolVersion
     user: Principal
@@ -97,15 +95,13 @@ class Login(Request):
     signature: Signature
 
 
-@message(19)
+@message(19, replies=(Session,))
 class Enroll(Request):
     """Enrol a new user by a first statement and an invitation's token, which is not sent.
 
     `signature` is by the statement's own key. `proof` is HMAC-SHA256(SHA-256(token),
     records.enrol_proof_body). Sending the same statement again returns the same answer.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Session,)
 
     version: ProtocolVersion
     user: UserName
@@ -122,11 +118,9 @@ class Pong(Reply):
     time: Count
 
 
-@message(21)
+@message(21, replies=(Pong,))
 class Ping(Request):
     """Check that the server responds."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Pong,)
 
 
 OPENING: tuple[type[Message], ...] = (Login, Enroll)

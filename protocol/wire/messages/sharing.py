@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
 from protocol.log.auditlog import MAX_LINE
@@ -45,11 +45,9 @@ class Identity(Reply):
     next: Count
 
 
-@message(80)
+@message(80, replies=(Identity,))
 class Lookup(Request):
     """Get the identity chain of `user` from statement number `first` (≥ 1) on."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Identity,)
 
     user: UserName
     first: Count
@@ -62,14 +60,12 @@ class VersionWrap(Struct):
     wrap: Wrap
 
 
-@message(82)
+@message(82, replies=(Done,))
 class SetReaders(Request):
     """Set who may read one of the user's files: a record of op access, and wraps for its readers.
 
     Each wrap is for a reader's current key. The same change removes the wraps of former readers.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     record: RecordBytes
     signature: Signature
@@ -98,14 +94,12 @@ class InboxPage(Reply):
     next: Annotated[str, AtMost(80)]
 
 
-@message(84)
+@message(84, replies=(InboxPage,))
 class Inbox(Request):
     """List files currently shared with the user, after `after` ("": from the start).
 
     Files changed at or after log entry `since_seq` have a view.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (InboxPage,)
 
     after: Annotated[str, AtMost(80)]
     limit: Annotated[int, Between(1, MAX_SHARED_PAGE)]

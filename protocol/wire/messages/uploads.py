@@ -6,7 +6,7 @@ offset); only the last may be shorter. The server hashes and writes pieces as th
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, UserName
@@ -24,12 +24,9 @@ from protocol.wire.messages.base import (
 )
 
 
-@message(32)
+@message(32, bulk="ciphertext", replies=(Done,))
 class PutSmall(Request):
     """Store a new version: record (op put), signature, metadata, wraps, ≤ 256 KiB of ciphertext."""
-
-    BULK: ClassVar[str | None] = "ciphertext"
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     record: RecordBytes
     signature: Signature
@@ -46,7 +43,7 @@ class UploadState(Reply):
     offset: Count
 
 
-@message(33)
+@message(33, replies=(UploadState,))
 class PutOpen(Request):
     """Begin an upload to a file; `size` is the ciphertext's (0: unknown) and counts as quota.
 
@@ -55,44 +52,35 @@ class PutOpen(Request):
     one that received no bytes for longest.
     """
 
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
-
     owner: UserName
     file_id: FileId
     size: Count
     version: Annotated[int, Between(0, 2**31)] = 0
 
 
-@message(35)
+@message(35, bulk="data", replies=(UploadState,))
 class Data(Request):
     """Send one piece of ciphertext at `offset`, the next multiple of 1 MiB."""
-
-    BULK: ClassVar[str | None] = "data"
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 
     upload: UploadId
     offset: Count
     data: Annotated[Buffer, AtMost(PIECE)]
 
 
-@message(36)
+@message(36, replies=(UploadState,))
 class PutResume(Request):
     """Get an upload's progress after a dropped connection; `upload-lost` if it no longer exists."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (UploadState,)
 
     upload: UploadId
 
 
-@message(37)
+@message(37, replies=(Done,))
 class PutCommit(Request):
     """Make the uploaded ciphertext a version.
 
     After `conflict`, `stale-recipient` or `stale-generation` the ciphertext is kept, and the commit
     can be sent again with another record.
     """
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Done,)
 
     upload: UploadId
     record: RecordBytes
@@ -106,10 +94,8 @@ class Aborted(Reply):
     """The upload is dropped."""
 
 
-@message(39)
+@message(39, replies=(Aborted,))
 class PutAbort(Request):
     """Drop an upload."""
-
-    REPLIES: ClassVar[tuple[type[Reply], ...]] = (Aborted,)
 
     upload: UploadId
