@@ -1,1 +1,1 @@
-"""What was verified, and what is remembered against rollback."""
+"""Verification of the server's answers, and the state remembered against rollback."""

@@ -1,7 +1,7 @@
-"""The SQLite file in which a client keeps what it remembers: opened, written to in short
-transactions, and its errors translated. What is in it, `state` and `remembered` say.
+"""SQLite file that holds a client's state: opening, short transactions, translated errors. The
+contents are described in `state` and `peer_state`.
 
-Several processes may use one file: they wait for each other.
+Several processes may use one file; they wait for each other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CREATE TABLE file (
     version INTEGER NOT NULL, entry BLOB
 ) WITHOUT ROWID;
 """
-_OTHERS: Final = """
+_PEERS: Final = """
 CREATE TABLE logged (file_id TEXT PRIMARY KEY, rev INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE statement (
     user TEXT NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (user, n)
@@ -46,22 +46,22 @@ CREATE TABLE shared (
     entry BLOB, PRIMARY KEY (owner, file_id)
 ) WITHOUT ROWID;
 """
-"""What the second version has more: the log followed, other people, their files."""
-_VOUCHED: Final = "ALTER TABLE file ADD COLUMN vouched BLOB"
-"""What the third has: whether a record's signature is known to be good."""
+"""Added in schema 2: the followed log, other users, their files."""
+_VERIFIED: Final = "ALTER TABLE file ADD COLUMN vouched BLOB"
+"""Added in schema 3: a MAC showing that the record's signature was found valid."""
 _PAGE: Final = 1024
-"""Bytes of a page. A file's row is about as long: it would not go into one of SQLite's own 4,096,
-of which a quarter is the longest row, and would take a second nearly for itself, to be written with
-the first for every row that changes, as files are in no order."""
-_MOVED: Final = 4 << 20
-"""Bytes of what was written that are moved to their places, and synced, together."""
+"""Page size in bytes. A file's row is about as long. SQLite's default of 4,096 would split each
+row: at most a quarter of a page is stored inline, and the rest fills nearly a page of its own,
+which is written with the first page for every changed row, because files come in no order."""
+_WAL_BYTES: Final = 4 << 20
+"""Bytes of WAL that are moved into the database, and synced, together."""
 _VALUE: Final = "SELECT value FROM meta WHERE key = ?"
-_KEY: Final = "key"
-"""Kept under this name: nothing, sealed, which shows whether the key is still the same."""
+_KEY_ROW: Final = "key"
+"""Row that holds an empty sealed message; it shows whether the key is still the same."""
 
 
 class StateDatabase(Closing):
-    """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
+    """Open with `open_database`. Every method may raise `LocalError`. Not thread-safe."""
 
     def __init__(self, path: Path, database: sqlite3.Connection, key: bytes) -> None:
         self._path = path
@@ -72,15 +72,16 @@ class StateDatabase(Closing):
 
     @classmethod
     def open_database(cls, path: Path, account: bytes, key: bytes) -> Self:
-        """The file of `account` (any bytes that name server and user) at `path`, made if needed.
+        """Open the file of `account` (bytes that name server and user) at `path`, creating it if
+        needed.
 
-        `key` (32 bytes) encrypts what is cached. Raises `LocalError`, also where the file belongs
-        to another account or was written by a newer version.
+        `key` (32 bytes) encrypts cached data. Raises `LocalError`, also if the file belongs to
+        another account or was written by a newer version.
         """
         with translate_errors(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Made here and not by SQLite, which would take the mode from the umask; the files that
-            # it puts beside this one take the mode from this one.
+            # Created here because SQLite takes the mode from the umask. Its WAL files then take
+            # the mode of this file.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             database = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -94,13 +95,13 @@ class StateDatabase(Closing):
         return opened
 
     def _prepare(self, account: bytes) -> None:
-        # Of a new file only; another keeps what it was made with.
+        # Effective for a new file only.
         self._database.execute(f"PRAGMA page_size = {_PAGE}")
         self._database.execute("PRAGMA journal_mode = WAL")
         (page,) = self._database.execute("PRAGMA page_size").fetchone()
-        self._database.execute(f"PRAGMA wal_autocheckpoint = {_MOVED // page}")
-        # A crash of this process loses nothing; a power cut may lose the last few memories, and
-        # what is then remembered is only older, never wrong.
+        self._database.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // page}")
+        # A crash of this process loses nothing. A power cut may lose the last few changes; the
+        # state is then older, never wrong.
         self._database.execute("PRAGMA synchronous = NORMAL")
         with self._begin_immediate():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -108,13 +109,13 @@ class StateDatabase(Closing):
                 self._create(_TABLES)
                 self._database.execute("INSERT INTO meta VALUES ('account', ?)", (account,))
             if version in (0, 1):
-                self._create(_OTHERS)
+                self._create(_PEERS)
             if version in (0, 1, 2):
-                self._create(_VOUCHED)
+                self._create(_VERIFIED)
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LocalError(
-                    f"{self._path} has version {version}", "use the sfsc that wrote it, or a newer"
+                    f"{self._path} has version {version}", "use the sfsc that wrote it, or newer"
                 )
         if self.meta_value("account") != account:
             raise LocalError(
@@ -126,11 +127,11 @@ class StateDatabase(Closing):
                 self.replace_key(self._key)
 
     def adopt_current_key(self, key: bytes) -> bool:
-        """Use this key if it is the one that things are kept under, as where another process of
-        this machine has changed it; whether it is."""
-        sealed = self.meta_value(_KEY)
+        """Use `key` if the file is encrypted with it, as after another process of this machine has
+        changed the key. Return whether it is."""
+        sealed = self.meta_value(_KEY_ROW)
         try:
-            if sealed is None or Sealer(key).open(sealed, _KEY.encode()):
+            if sealed is None or Sealer(key).open(sealed, _KEY_ROW.encode()):
                 return False
         except Tampered:
             return False
@@ -139,28 +140,32 @@ class StateDatabase(Closing):
         return True
 
     def check_current(self) -> None:
-        """Raise `LocalError` unless it `is_current`."""
+        """Raise `LocalError` unless `is_current`."""
         if not self.is_current:
-            raise LocalError(
-                "another process has given this machine other keys", "run the command again"
-            )
+            raise LocalError("another process changed this machine's keys", "run the command again")
 
     @property
     def is_current(self) -> bool:
-        """Whether things are kept under the key that is used here. Not so once another process of
-        this machine has changed it: from then on none of them opens here, nor may one be added."""
-        return self.meta_value(_KEY) == self._key_check
+        """Whether the file is still encrypted with the key used here.
+
+        False once another process of this machine has changed the key: cached data then does not
+        open here, and none may be added.
+        """
+        return self.meta_value(_KEY_ROW) == self._key_check
 
     def replace_key(self, key: bytes) -> None:
-        """Go on with this key, and forget what is cached under another: a machine that gets a new
-        one may be cut before its keyring has it. What files must be, stays."""
+        """Use another key, and delete what is cached under the old one.
+
+        A machine that gets a new key may crash before its keyring holds it. What protects against
+        rollback stays.
+        """
         self._set_key(key)
-        if self.meta_value(_KEY) is not None:
+        if self.meta_value(_KEY_ROW) is not None:
             for table in ("file", "shared"):
-                self.execute(f"UPDATE {table} SET entry = NULL", ())  # noqa: S608 - two names of ours
-            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')", ())
-        self._key_check = self.seal(b"", _KEY)
-        self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, self._key_check))
+                self.execute(f"UPDATE {table} SET entry = NULL")  # noqa: S608 - constants
+            self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
+        self._key_check = self.seal(b"", _KEY_ROW)
+        self.set_meta(_KEY_ROW, self._key_check)
 
     def _set_key(self, key: bytes) -> None:
         self._key = key
@@ -172,12 +177,12 @@ class StateDatabase(Closing):
             self._database.execute(statement)
 
     def close(self) -> None:
-        """Twice does no harm."""
+        """Close the file. Idempotent."""
         self._database.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make several changes one transaction, all or none of which are kept."""
+        """Make the changes of the block one transaction: all or none are kept."""
         with self._translated, self._begin_immediate():
             yield
 
@@ -195,86 +200,95 @@ class StateDatabase(Closing):
         self._database.execute("COMMIT")
 
     def _roll_back(self) -> None:
-        if self._database.in_transaction:  # a full disk has ended it
+        if self._database.in_transaction:  # False if a full disk has ended it
             self._database.execute("ROLLBACK")
 
     def seal(self, plain: bytes, name: str) -> bytes:
-        """Bytes to keep, encrypted under the keyring's key for what `name` is about."""
+        """Encrypt bytes to store, bound to `name`, the thing they describe."""
         return self._sealer.seal(plain, name.encode())
 
     def unseal(self, sealed: bytes, name: str) -> bytes:
-        """The inverse. Raises `LocalError`: the file was tampered with, or the key changed."""
+        """Decrypt the output of `seal`. Raises `LocalError` if the file was changed or the key
+        replaced."""
         try:
             return self._sealer.open(sealed, name.encode())
         except Tampered as exc:
             self.check_current()
-            raise LocalError(f"{self._path} does not open", _MOVE_AWAY) from exc
+            raise LocalError(f"{self._path} does not decrypt", _MOVE_AWAY) from exc
 
     def verification_mac(self, file_id: str, digest: bytes) -> bytes:
-        """16 bytes that say that the signature of a record of the file is good, by the SHA-256 of
-        the record; or the same of what else has a name. Nobody can make them who does not have the
-        keyring's key."""
+        """Return 16 bytes stating that the signature of a record is valid; `digest` is the record's
+        SHA-256.
+
+        Other named data is marked the same way. Only a holder of the keyring's key can make the
+        MAC.
+        """
         return hmac.digest(self._known_key, file_id.encode() + digest, "sha256")[:16]
 
-    def check_verification_mac(self, voucher: bytes | None, file_id: str, digest: bytes) -> bool:
-        """Whether it is that `voucher`; None is nobody's."""
-        return voucher is not None and hmac.compare_digest(
-            voucher, self.verification_mac(file_id, digest)
-        )
+    def check_verification_mac(self, mac: bytes | None, file_id: str, digest: bytes) -> bool:
+        """Return whether `mac` is the right one; False if it is None."""
+        return mac is not None and hmac.compare_digest(mac, self.verification_mac(file_id, digest))
 
     def meta_number(self, key: str) -> int:
-        """A number that only grows; 0 at first."""
+        """Return a stored number that only grows; 0 at first."""
         value = self.meta_value(key)
         return 0 if value is None else int.from_bytes(value, "big")
 
     def raise_meta_number(self, key: str, value: int) -> None:
-        """Where it is more than is known. Raises as `check_current`: it is about what is cached."""
+        """Store a number if it is larger than the known one.
+
+        Raises as `check_current`, because the number describes cached data.
+        """
         with self.transaction():
             self.check_current()
             if value > self.meta_number(key):
-                self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value.to_bytes(8)))
+                self.set_meta(key, value.to_bytes(8))
 
     def fetch_rows(self, query: str, values: tuple[str | bytes, ...] = ()) -> list[tuple[Any, ...]]:
-        """Every row that a query finds."""
+        """Return all rows of a query."""
         with self._translated:
             return self._database.execute(query, values).fetchall()
 
-    def execute(self, statement: str, values: tuple[int | str | bytes | None, ...]) -> None:
-        """One statement that changes something."""
+    def set_meta(self, key: str, value: bytes) -> None:
+        """Store a value by name."""
+        self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def execute(self, statement: str, values: tuple[int | str | bytes | None, ...] = ()) -> None:
+        """Execute one statement that changes something."""
         with self._translated:
             self._database.execute(statement, values)
 
     def execute_many(
         self, statement: str, rows: Sequence[tuple[int | str | bytes | None, ...]]
     ) -> None:
-        """One statement that changes something, for each of `rows`; in a transaction of its own,
-        if in none."""
+        """Execute one changing statement for each of `rows`, in the open transaction or
+        in its own."""
         with self._translated, self._begin_immediate():
             self._database.executemany(statement, rows)
 
     def fetch_row(self, query: str, values: tuple[str | bytes, ...] = ()) -> tuple[Any, ...] | None:
-        """The first row that a query finds."""
+        """Return the first row of a query, or None."""
         with self._translated:
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
     def meta_value(self, key: str) -> bytes | None:
-        """One thing that is kept by its name, None for nothing."""
-        # Not by `row`: it is asked for whatever is signed.
+        """Return a value stored by name, or None."""
+        # Not by `fetch_row`, for speed: it runs for every signature.
         with self._translated:
             row = self._database.execute(_VALUE, (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
 
 _MOVE_AWAY: Final = (
-    "move it away and run the command again; the server's past is then taken on trust once"
+    "move the file away and run the command again; the server's log is then trusted once as shown"
 )
 
 
 class translate_errors:  # noqa: N801 - it is used as a function
-    """A context: errors of SQLite and of the system that concern `path` come out as `LocalError`.
+    """Context manager that turns errors of SQLite and the system into `LocalError`.
 
-    A class, since a generator would cost as much as the query in it.
+    A class, because a generator would cost as much as the query inside it.
     """
 
     __slots__ = ("_path",)

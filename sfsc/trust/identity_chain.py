@@ -1,5 +1,5 @@
-"""Users' identity chains as the server shows them: each statement proven to stand in the log, and
-to follow from the one before it, from the first, which is pinned."""
+"""Verification of users' identity chains: every statement is proven to be in the log, and to follow
+from the one before it, starting at the first, which is pinned."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sfsc.errors import BrokenChain, ProtocolFailure, Rollback
 from sfsc.trust.server_log import REPORT, ServerTrust
 
 MAX_STATEMENTS: Final = 8192
-"""Of one user. Ten years of weekly rotations are 1,600; a server takes 2,048, and as many again
-after each recovery."""
+"""Statements of one user. Ten years of weekly rotations make 1,600; a server accepts 2,048, and as
+many again after each recovery."""
 MAX_MOVES: Final = 16
-"""How often an account's chain may grow between the reading of its end and of its bundle."""
+"""How often a chain may grow between reading its end and its bundle."""
 SendLookup = Callable[[Lookup], Identity]
 
 
 def follow_chain(
     ask: SendLookup, trust: ServerTrust, user: str, first: bytes, known: tuple[bytes, ...] = ()
 ) -> tuple[bytes, ...]:
-    """All statements of `user`, exact bytes, in order.
+    """Return all statements of `user`, exact bytes, in order.
 
-    `first` is the pinned hash of the first one, `known` those that were followed before. The
-    checkpoints they are proven in are loose until `trust` is joined. Raises `BrokenChain` for a
-    chain that does not follow from the pin or from what is known, `Rollback` for one that has
-    become shorter, `BadReceipt` and the errors of a log that is not one.
+    `first` is the pinned hash of the first one, `known` the statements verified before. The
+    checkpoints that prove them stay unlinked until `trust.close_gaps`. Raises `BrokenChain` for a
+    chain that does not follow from the pin or from `known`, `Rollback` for a chain that has become
+    shorter, `BadReceipt`, and the errors of an inconsistent log.
     """
     chain, number = list(known), max(1, len(known))
     shown: list[tuple[bytes, tuple[bytes, ...]]] = []
@@ -49,7 +49,7 @@ def follow_chain(
             raise ProtocolFailure("the server's list of statements has gaps or no end")
         number = page.next
     if not chain or len(shown) == 0:
-        raise Rollback(f"the server shows fewer statements of {user} than were seen", REPORT)
+        raise Rollback(f"the server shows fewer statements of {user} than before", REPORT)
     return tuple(chain)
 
 
@@ -58,11 +58,11 @@ def fetch_newest_bundle(
     follow_on: Callable[[tuple[bytes, ...]], tuple[bytes, ...]],
     fetch: Callable[[], bytes],
 ) -> tuple[tuple[bytes, ...], bytes]:
-    """The account's sealed bundle, and the chain whose last statement names it.
+    """Return the account's chain, and the sealed bundle that its last statement names.
 
-    The two are two questions, and another machine may publish between them: a bundle that the end
-    of `chain` does not name is only believed where the chain, followed on, goes on to one that
-    does. Where it does not go on, the bundle is returned as it is, for `open_bundle` to refuse.
+    Bundle and chain are two requests, and another device may publish between them. If the end of
+    `chain` does not name the bundle, the chain is followed further until it does. If it does not
+    continue, the bundle is returned as it is, and `open_bundle` refuses it.
     """
     sealed = fetch()
     for _ in range(MAX_MOVES):
@@ -79,7 +79,7 @@ def fetch_newest_bundle(
 def _check_known(known: bytes, body: bytes, first: bytes) -> None:
     if known != body:
         raise BrokenChain(
-            "the server shows another statement than was seen",
+            "the server shows another statement than before",
             REPORT,
             pinned=first.hex(),
             shown=record_hash(body).hex(),
@@ -109,8 +109,8 @@ def _check_follows(
         ) from exc
     if not holds or record_hash(body) != first:
         raise BrokenChain(
-            f"{user} is not who was pinned",
-            "compare the two fingerprints with him, by another way than this server",
+            f"the identity of {user} is not the pinned one",
+            f"compare the two fingerprints with {user}, by another way than this server",
             pinned=first.hex(),
             shown=record_hash(body).hex(),
         )

@@ -1,7 +1,5 @@
-"""What this client remembers of other people, in the same file as the rest (`state`): how far each
-one's identity chain was followed, and of each file that they share the newest record that was
-verified, so that nobody can turn back time there either.
-"""
+"""State about other users, in the same file as the rest (`state`): how far each identity chain was
+verified, and the newest verified record of each shared file, to detect rollback there too."""
 
 from __future__ import annotations
 
@@ -18,7 +16,8 @@ _RECEIVED: Final = "received"
 
 
 class KnownSharedFile(Value):
-    """A file of `owner`: (rev, hash) of its newest verified record, and what a listing shows."""
+    """A file shared by `owner`: (rev, hash) of its newest verified record, and its cached listing
+    entry."""
 
     owner: str
     file_id: str
@@ -28,7 +27,7 @@ class KnownSharedFile(Value):
 
     @classmethod
     def from_file(cls, file: VerifiedFile, entry: bytes | None) -> KnownSharedFile:
-        """A verified file, by its last record."""
+        """Build from a verified file and its listing entry."""
         head = file.head
         return cls(head.owner, head.file_id, head.rev, record_hash(file.head_body), entry)
 
@@ -38,62 +37,63 @@ class KnownSharedFile(Value):
 
 
 class PeerState:
-    """Other people, as far as this client knows them. Methods may raise `LocalError`."""
+    """What this client knows about other users. Methods may raise `LocalError`."""
 
     def __init__(self, state: ClientState) -> None:
         self._state = state
 
     def chain(self, user: str) -> tuple[bytes, ...]:
-        """The statements of `user` that were followed; none where he is not known, or where they
-        are others than were remembered under this keyring's key: their signatures are not kept, and
-        what is known is not verified again."""
+        """Return the verified statements of `user`.
+
+        Empty if the user is unknown, or if the stored chain was not written under this keyring's
+        key: signatures are not stored, and a known chain is not verified again.
+        """
         rows = self._state.fetch_rows(
             "SELECT body FROM statement WHERE user = ? ORDER BY n", (user,)
         )
         chain, name = tuple(bytes(body) for (body,) in rows), _chain_name(user)
-        vouched = self._state.check_verification_mac(
-            self._state.meta_value(name), name, _digest(chain)
-        )
-        return chain if vouched else ()
+        mac = self._state.meta_value(name)
+        return chain if self._state.check_verification_mac(mac, name, _digest(chain)) else ()
 
     def remember_chain(self, user: str, chain: tuple[bytes, ...]) -> None:
-        """A chain that was followed from what was known; nothing where as much or more is here."""
+        """Store a chain verified from the known one; ignored if as much or more is known."""
         with self._state.transaction():
             known = self.chain(user)
             if len(known) >= len(chain) or chain[: len(known)] != known:
-                return  # of two that part, who asks next finds out
+                return  # if two chains diverge, the next verification detects it
             if not known:
                 self.forget_chain(user)
-            for n, body in enumerate(chain[len(known) :], len(known) + 1):
-                self._state.execute("INSERT INTO statement VALUES (?, ?, ?)", (user, n, body))
+            new = [(user, n, body) for n, body in enumerate(chain, 1) if n > len(known)]
+            self._state.execute_many("INSERT INTO statement VALUES (?, ?, ?)", new)
             name = _chain_name(user)
-            voucher = self._state.verification_mac(name, _digest(chain))
-            self._state.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, voucher))
+            self._state.set_meta(name, self._state.verification_mac(name, _digest(chain)))
 
     def forget_chain(self, user: str) -> None:
-        """What was known of somebody who was never pinned."""
+        """Delete the chain of a user who was never pinned."""
         self._state.execute("DELETE FROM statement WHERE user = ?", (user,))
         self._state.execute("DELETE FROM meta WHERE key = ?", (_chain_name(user),))
 
     def known_revisions(
         self, owner: str, file_ids: Sequence[str]
     ) -> dict[str, KnownRevision | None]:
-        """As `ClientState.known`, of files that `owner` shares."""
-        query = "SELECT file_id, rev, hash FROM shared WHERE owner = ? AND"
+        """Return the known revisions of files shared by `owner`; see `ClientState.file`."""
+        query = "SELECT file_id, rev, hash, NULL FROM shared WHERE owner = ? AND"
         return self._state.query_revisions(query, (owner,), file_ids)
 
     def shared_files(self) -> Iterator[KnownSharedFile]:
-        """Every file of others that is known, in no order."""
-        for row in self._state.fetch_rows("SELECT owner, file_id, rev, hash, entry FROM shared"):
-            yield self._from_row(*row)
+        """Yield every known file of other users, in no order."""
+        rows = self._state.fetch_rows("SELECT owner, file_id, rev, hash, entry FROM shared")
+        for owner, file_id, rev, digest, sealed in rows:
+            name = _entry_name(owner, file_id)
+            entry = None if sealed is None else self._state.unseal(sealed, name)
+            yield KnownSharedFile(owner, file_id, rev, digest, entry)
 
     def remember_file(self, known: KnownSharedFile) -> None:
-        """The newest record of a file of another's, verified; an older one changes nothing."""
+        """Store the newest verified record of a shared file; an older one changes nothing."""
         with self._state.transaction():
-            cached = (
-                known.entry is not None and self._state.is_current
-            )  # as `ClientState.remember_files`
-            sealed = self._state.seal(known.entry or b"", _name(known)) if cached else None
+            sealed = None
+            if known.entry is not None and self._state.is_current:  # as in `remember_files`
+                sealed = self._state.seal(known.entry, _entry_name(known.owner, known.file_id))
             self._state.execute(
                 "INSERT INTO shared VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " rev = excluded.rev, hash = excluded.hash,"
@@ -103,25 +103,16 @@ class PeerState:
             )
 
     def received_size(self) -> int:
-        """Log size up to which the entries of shared files are complete; 0 at first."""
+        """Return the log size up to which the entries of shared files are complete; 0 at first."""
         return self._state.meta_number(_RECEIVED)
 
     def remember_received_size(self, size: int) -> None:
-        """All changes of shared files in the first `size` entries of the log are known."""
+        """Record that all changes of shared files in the first `size` log entries are known."""
         self._state.raise_meta_number(_RECEIVED, size)
-
-    def _from_row(
-        self, owner: str, file_id: str, rev: int, digest: bytes, sealed: bytes | None
-    ) -> KnownSharedFile:
-        known = KnownSharedFile(owner, file_id, rev, bytes(digest), None)
-        if sealed is None:
-            return known
-        entry = self._state.unseal(bytes(sealed), _name(known))
-        return KnownSharedFile(owner, file_id, rev, bytes(digest), entry)
 
 
 def _chain_name(user: str) -> str:
-    """What the voucher of a chain stands under; no file_id has a colon."""
+    """Return the key under which a chain's MAC is stored; no file_id contains a colon."""
     return f"chain:{user}"
 
 
@@ -129,5 +120,5 @@ def _digest(chain: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join([record_hash(body) for body in chain])).digest()
 
 
-def _name(known: KnownSharedFile) -> str:
-    return f"{known.owner}:{known.file_id}"
+def _entry_name(owner: str, file_id: str) -> str:
+    return f"{owner}:{file_id}"

@@ -1,9 +1,9 @@
-"""Signatures that were found good in this process, so that none is verified twice: a folder that is
-fetched was listed just before. Nothing that lies on a disk is believed so.
+"""Cache of signatures found valid in this process, so that none is verified twice: a folder that is
+fetched was usually listed just before. Nothing stored on disk counts as verified here.
 
-Of many that came together, `verify_in_background` has some verified by another thread: Ed25519
-leaves the interpreter to others. Nobody is believed by that: who asks finds the signature
-verified, or verifies it.
+For a batch, `verify_in_background` verifies a part in a second thread (Ed25519 releases the
+interpreter lock). That is only a speed-up: every caller finds a signature verified, or verifies it
+itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from protocol.codec.errors import SignatureError
 from protocol.records.signatures import Label, verify_signature
 
 MAX_CACHED: Final = 64 * 1024
-"""Signatures that are remembered, about 100 bytes each; past it all are forgotten."""
+"""Cached signatures, about 100 bytes each; when the cache is full it is emptied."""
 _MIN_BATCH: Final = 8
-"""Signatures that are verified sooner than a thread is there to help."""
+"""Fewer signatures are verified faster than a thread starts."""
 _verified: set[bytes] = set()
 SignatureCheck = tuple[Label, bytes, bytes, bytes]
 """A label, a body, a signature (64 bytes) and a public key (32 bytes)."""
@@ -29,7 +29,8 @@ SignatureCheck = tuple[Label, bytes, bytes, bytes]
 def signature_is_valid(
     label: Label, body: bytes, signature: bytes | None, public: bytes | None
 ) -> bool:
-    """Whether `signature` (64 bytes) is `public`'s (32 bytes) over `body`; None is nobody's."""
+    """Return whether `public` (32 bytes) made `signature` (64 bytes) over `body`; False if one is
+    None."""
     if signature is None or public is None:
         return False
     whole = _cache_key(label, body, signature, public)
@@ -47,8 +48,8 @@ def signature_is_valid(
 
 @contextlib.contextmanager
 def verify_in_background(signed: Sequence[SignatureCheck]) -> Iterator[None]:
-    """While the block asks whether these are verified, about in their order, another thread begins
-    at their end: the two meet."""
+    """While the block verifies `signed` roughly in order, a second thread starts at the end. The
+    two meet in the middle."""
     if len(signed) < _MIN_BATCH:
         yield
         return
@@ -56,7 +57,7 @@ def verify_in_background(signed: Sequence[SignatureCheck]) -> Iterator[None]:
 
     def backwards() -> None:
         for one in reversed(signed):
-            # One that is known was come to by the block, and so were all before it.
+            # A cached signature was verified by the block, and so were all before it.
             if done.is_set() or _cache_key(*one) in _verified:
                 return
             signature_is_valid(*one)
@@ -71,6 +72,6 @@ def verify_in_background(signed: Sequence[SignatureCheck]) -> Iterator[None]:
 
 
 def _cache_key(label: Label, body: bytes, signature: bytes, public: bytes) -> bytes:
-    """The name of a signature and all that it is over."""
-    # Of fixed lengths but the last, and no label holds a zero: so no two of these read alike.
+    """Return a hash of a signature and everything it covers."""
+    # Unambiguous: all parts but the last have fixed sizes, and no label contains a zero byte.
     return hashlib.sha256(signature + public + label.value + b"\0" + body).digest()

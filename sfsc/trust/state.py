@@ -1,13 +1,13 @@
-"""What this client remembers, in ``HOME/state.sqlite3`` (0600), so that nobody can turn back time.
+"""State of this client in ``HOME/state.sqlite3`` (0600), which detects a server that rolls back.
 
-The newest proven checkpoint of the log, every server statement, and of every file the newest
-record that was verified. Beside these, as a cache, what a listing shows of each file, and that its
-record's signature was found good; names are encrypted, and that is authenticated, under a key that
-comes from the keyring, since the keyring may be locked and this is not.
+It holds the newest proven checkpoint of the log, every server statement, and the newest verified
+record of every file. As a cache, it also holds the listing entry of each file, and a MAC showing
+that its record's signature was found valid. Names are encrypted and authenticated under a key from
+the keyring, because the keyring may be locked and this file is not.
 
-Several processes may use one file: writes are short transactions that wait for each other, and
-each only moves forward, so that whoever is late cannot undo what another has learned. Losing the
-file loses memory, not data: what the server then shows is taken as new.
+Several processes may use one file: writes are short transactions that wait for each other, and each
+only moves forward, so a late process cannot undo what another has learned. Losing the file loses
+the rollback detection, not data: what the server then shows is accepted as new.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sfsc.trust.file_records import KnownRevision
 
 
 class KnownFile(Value):
-    """The newest record of a file that was verified here, and the newest version it has.
+    """The newest verified record of a file, and its newest version.
 
     `record` is the record's exact bytes, `hash` their SHA-256; a deleted file has both too.
     """
@@ -42,7 +42,7 @@ class KnownFile(Value):
 
     @classmethod
     def from_record(cls, head: FileRecord, body: bytes, version: int) -> Self:
-        """That `head`, whose exact bytes are `body`, is the last record, `version` the newest."""
+        """Build from the last record `head`, its exact bytes `body`, and the newest `version`."""
         return cls(head.file_id, head.rev, record_hash(body), body, version)
 
     @property
@@ -51,8 +51,8 @@ class KnownFile(Value):
 
 
 class LogPosition(Value):
-    """A place in an account's own log: entries below `next_seq` are followed, `count` of them the
-    account's, the last with the hash `last` (32 bytes)."""
+    """Position in an account's own log: entries below `next_seq` are verified, `count` of them are
+    the account's, and the last of those has the hash `last` (32 bytes)."""
 
     next_seq: int
     count: int
@@ -69,20 +69,22 @@ class LogPosition(Value):
 _FOLLOWED: Final = struct.Struct(">QQ32s")
 _SERVER_STATEMENTS: Final = "SELECT statement FROM server_statement ORDER BY n DESC"
 LOG_START: Final = LogPosition(0, 0, GENESIS)
-"""Where nothing was followed yet."""
+"""Position before the first entry."""
 
 
 class ClientState(StateDatabase):
-    """Build with `open`. Every method may raise `LocalError`. Not for several threads at once."""
+    """Open with `open_client_state`. Every method may raise `LocalError`. Not thread-safe."""
 
     def change_key(self, key: bytes) -> None:
-        """Go on with another key (32 bytes), since the one before may be in other hands. What is
-        cached of one's own files is kept; no record is vouched for, until it is verified again: who
-        has a key can vouch in advance for what a signing key is to have signed that he never gets.
+        """Switch to another key (32 bytes), because the old one may be in an attacker's hands.
+
+        Cached data of own files is kept. All verification MACs become invalid, so every record is
+        verified again: a holder of the old key could have written MACs in advance, for signatures
+        that it cannot make.
         """
         with self.transaction():
             if self.adopt_current_key(key):
-                return  # another process has begun with it already
+                return  # another process has switched already
             entries, listed = list(self.entries()), self.listed_size()
             self.replace_key(key)
             for file_id, entry in entries:
@@ -93,13 +95,15 @@ class ClientState(StateDatabase):
     # --- the log ------------------------------------------------------------------------------
 
     def checkpoint(self) -> tuple[int, bytes, bytes] | None:
-        """Size and root (32 bytes) of the newest proven checkpoint, and the signed note that says
-        so; of one moment, since other processes remember newer ones."""
+        """Return size, root (32 bytes) and signed note of the newest proven checkpoint.
+
+        One query, because other processes store newer ones.
+        """
         row = self.fetch_row("SELECT size, root, note FROM checkpoint")
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_checkpoint(self, size: int, root: bytes, note: bytes) -> None:
-        """A checkpoint that was proven from an earlier one; nothing where a newer one is here."""
+        """Store a checkpoint proven from an earlier one; ignored if a newer one is known."""
         self.execute(
             "INSERT INTO checkpoint VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " size = excluded.size, root = excluded.root, note = excluded.note"
@@ -108,16 +112,16 @@ class ClientState(StateDatabase):
         )
 
     def server_statement(self) -> bytes | None:
-        """The newest server statement."""
+        """Return the newest server statement."""
         row = self.fetch_row(_SERVER_STATEMENTS)
         return None if row is None else row[0]
 
     def server_statements(self) -> list[bytes]:
-        """Every server statement that was ever in force here, newest first."""
+        """Return every server statement ever in force here, newest first."""
         return [bytes(body) for (body,) in self.fetch_rows(_SERVER_STATEMENTS)]
 
     def remember_server_statement(self, n: int, statement: bytes, signature: bytes) -> None:
-        """All are kept: a stored receipt is checked with the log key that was in force then."""
+        """Store a server statement. All are kept: old receipts need the log key of their time."""
         self.execute(
             "INSERT INTO server_statement VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (n, statement, signature),
@@ -127,29 +131,29 @@ class ClientState(StateDatabase):
 
     @property
     def home(self) -> Path:
-        """Where the file lies: beside the keyring."""
+        """Folder of the file, which also holds the keyring."""
         return self._path.parent
 
     def distrust(self, evidence: str) -> None:
-        """The server has told two stories; `evidence` is the path of what proves it."""
-        self.execute("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (evidence.encode(),))
+        """Record that the server has shown two histories; `evidence` is the path of the proof."""
+        self.set_meta("evidence", evidence.encode())
 
     def distrust_evidence(self) -> str | None:
-        """The path that `distrust` was told, None where nobody distrusts."""
+        """Return the path given to `distrust`, or None."""
         value = self.meta_value("evidence")
         return None if value is None else value.decode()
 
     def last_server_rotation(self) -> int:
-        """When keys were last rotated here because a server asked for it; 0 for never."""
-        value = self.meta_value("rotated")
-        return 0 if value is None else int.from_bytes(value, "big")
+        """Return when keys were last rotated here at the server's request, in unix seconds; 0 for
+        never."""
+        return self.meta_number("rotated")
 
     def remember_server_rotation(self, now: int) -> None:
-        """Unix seconds."""
-        self.execute("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (now.to_bytes(8),))
+        """Record a rotation at the server's request, in unix seconds."""
+        self.set_meta("rotated", now.to_bytes(8))
 
     def reencrypt_choice(self, generation: int) -> frozenset[str] | None:
-        """The files whose contents the rotation to `generation` encrypts anew; None for all."""
+        """Return the files whose contents the rotation to `generation` reencrypts; None for all."""
         value = self.meta_value("chosen") or b""
         if int.from_bytes(value[:8]) != generation or len(value) == 8:
             return None
@@ -157,97 +161,91 @@ class ClientState(StateDatabase):
         return frozenset(text[at : at + 32] for at in range(0, len(text), 32))
 
     def remember_reencrypt_choice(self, generation: int, chosen: frozenset[str] | None) -> None:
-        """Their ids, None for all: whatever command goes on after a cut knows of it."""
+        """Store the ids of these files, None for all, for the command that resumes after an
+        interruption."""
         value = generation.to_bytes(8) + "".join(sorted(chosen or ())).encode()
-        self.execute("INSERT OR REPLACE INTO meta VALUES ('chosen', ?)", (value,))
+        self.set_meta("chosen", value)
 
     def reset_log(self, size: int, root: bytes, note: bytes) -> None:
-        """Take the log as it is now for the truth, and forget what was known of files: what the
-        server shows of them is taken as new."""
+        """Accept the log as it is now, and forget all known files: the server's view is taken as
+        new."""
         with self.transaction():
             self.execute(
-                "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')", ()
+                "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')"
             )
-            self.execute("DELETE FROM file", ())
-            self.execute("DELETE FROM logged", ())
-            self.execute("DELETE FROM shared", ())
-            self.execute("DELETE FROM checkpoint", ())
+            for table in ("file", "logged", "shared", "checkpoint"):
+                self.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
             self.execute("INSERT INTO checkpoint VALUES (1, ?, ?, ?)", (size, root, note))
 
     # --- files --------------------------------------------------------------------------------
 
     def file(self, file_id: str) -> KnownFile | None:
-        """Ask before the server is asked: another process may learn of something newer meanwhile,
-        and an answer that was true when it was given would look like a rollback."""
-        row = self.fetch_row(
-            "SELECT rev, hash, record, version FROM file WHERE file_id = ?", (file_id,)
-        )
-        return None if row is None else KnownFile(file_id, *row)
+        """Return what is known of a file. Call it before asking the server.
+
+        Another process may learn of a newer revision meanwhile, and an answer that was true when it
+        was given would look like a rollback.
+        """
+        return self.files([file_id])[file_id]
 
     def verified_file(self, file_id: str) -> KnownFile | None:
-        """As `file`, where its very record is vouched for: what it says may be signed again."""
+        """Return the known file if its record's signature is marked valid: it may be
+        signed again."""
         query = "SELECT vouched, rev, hash, record, version FROM file WHERE file_id = ?"
         row = self.fetch_row(query, (file_id,))
         if row is None:
             return None
         known = KnownFile(file_id, *row[1:])
-        return (
-            known
-            if self.check_verification_mac(row[0], file_id, record_hash(known.record))
-            else None
-        )
+        verified = self.check_verification_mac(row[0], file_id, record_hash(known.record))
+        return known if verified else None
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
-        """As `file`, of each of a few files."""
+        """Return what is known of each of a few files, as `file` does."""
         query = "SELECT file_id, rev, hash, record, version FROM file WHERE"
         found: dict[str, KnownFile | None] = dict.fromkeys(file_ids)
         found.update((row[0], KnownFile(*row)) for row in self._query_files(query, (), file_ids))
         return found
 
     def known_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
-        """The revision that is known of each of a few files, and whether it is vouched for; to be
-        asked for as `file` is."""
-        found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
+        """Return the known revision of each of a few files, and whether it is marked valid; see
+        `file`."""
         query = "SELECT file_id, rev, hash, vouched FROM file WHERE"
-        for file_id, rev, digest, voucher in self._query_files(query, (), file_ids):
-            found[file_id] = KnownRevision(
-                rev, digest, self.check_verification_mac(voucher, file_id, digest)
-            )
-        return found
+        return self.query_revisions(query, (), file_ids)
 
     def query_revisions(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> dict[str, KnownRevision | None]:
-        """By a query for (file_id, rev, hash) that goes on with which files; none vouched for."""
+        """Run a query for (file_id, rev, hash, MAC) that ends where the file_ids are to be
+        selected."""
         found: dict[str, KnownRevision | None] = dict.fromkeys(file_ids)
-        for file_id, rev, digest in self._query_files(query, values, file_ids):
-            found[file_id] = KnownRevision(rev, digest)
+        for file_id, rev, digest, mac in self._query_files(query, values, file_ids):
+            verified = self.check_verification_mac(mac, file_id, digest)
+            found[file_id] = KnownRevision(rev, digest, verified)
         return found
 
     def _query_files(
         self, query: str, values: tuple[str, ...], file_ids: Sequence[str]
     ) -> list[tuple[Any, ...]]:
-        """What a query finds that goes on with which files."""
+        """Run a query that ends where the file_ids are to be selected."""
         marks = ",".join("?" * len(file_ids))
         return self.fetch_rows(f"{query} file_id IN ({marks})", (*values, *file_ids))
 
     def all_revisions(self) -> dict[str, KnownRevision]:
-        """What is known of every file; to be asked for as `file` is."""
+        """Return the known revision of every file; see `file`."""
         rows = self.fetch_rows("SELECT file_id, rev, hash FROM file")
         return {file_id: KnownRevision(rev, digest) for file_id, rev, digest in rows}
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
-        """The newest record of a file, its signature verified or made here, and what a listing
-        shows of it (None: nothing).
+        """Store the newest verified or self-made record of a file, and its listing entry (None:
+        none).
 
-        An older one than is known changes nothing.
+        An older record changes nothing.
         """
         self.remember_files([(known, entry)])
 
     def remember_files(self, files: Sequence[tuple[KnownFile, bytes | None]]) -> None:
-        """As `remember_file`, all of them together: that costs about as much as one."""
+        """Store several files as `remember_file` does, at about the cost of one."""
         with self.transaction():
-            # Under a key of before it would open for nobody. Who has the present one lists it anew.
+            # Sealed under an old key it would never open. A process with the new key lists again.
             cached = self.is_current
             rows = [
                 (
@@ -265,21 +263,22 @@ class ClientState(StateDatabase):
                 "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
                 " version = excluded.version, vouched = excluded.vouched,"
-                # That of the same record stays: no later listing would bring it again.
+                # Keep the entry of the same record: no later listing would return it.
                 " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
                 " WHERE excluded.rev >= rev",
                 rows,
             )
 
     def cached_revisions(self, file_ids: Sequence[str]) -> dict[str, KnownRevision | None]:
-        """As `known`, where what a listing shows of that very record is cached, else None."""
-        query = "SELECT file_id, rev, hash FROM file WHERE entry NOT NULL AND"
+        """Return known revisions of files whose listing entry is cached for that very record, else
+        None."""
+        query = "SELECT file_id, rev, hash, NULL FROM file WHERE entry NOT NULL AND"
         return self.query_revisions(query, (), file_ids)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
-        """(file_id, cached entry) of all files that have one, in no order.
+        """Yield (file_id, cached listing entry) of all files that have one, in no order.
 
-        Raises `LocalError` for one that does not open: then the file was tampered with.
+        Raises `LocalError` if one does not decrypt: the file was changed.
         """
         for file_id, sealed in self.fetch_rows(
             "SELECT file_id, entry FROM file WHERE entry NOT NULL"
@@ -287,39 +286,41 @@ class ClientState(StateDatabase):
             yield file_id, self.unseal(sealed, file_id)
 
     def listed_size(self) -> int:
-        """Log size up to which the cached entries are complete; 0 at first."""
+        """Return the log size up to which the cached entries are complete; 0 at first."""
         return self.meta_number("listed")
 
     def remember_listed_size(self, size: int) -> None:
-        """All changes in the first `size` entries of the log are cached."""
+        """Record that all changes in the first `size` log entries are cached."""
         self.raise_meta_number("listed", size)
 
     # --- the account's own log ----------------------------------------------------------------
 
     def followed_log(self) -> LogPosition:
-        """How far the log of this account was followed."""
+        """Return how far this account's log was verified."""
         value = self.meta_value("followed")
         return LOG_START if value is None else LogPosition.unpack(value)
 
     def remember_followed_log(
         self, before: LogPosition, now: LogPosition, newest: dict[str, int]
     ) -> bool:
-        """That it was followed from `before` to `now`, and the last `rev` of each file in between.
-        False, and nothing, where another process has followed it meanwhile."""
+        """Store that the log was verified from `before` to `now`, and each file's last `rev` in
+        between.
+
+        Return False, and store nothing, if another process was faster.
+        """
         with self.transaction():
             if self.followed_log() != before:
                 return False
-            for file_id, rev in newest.items():
-                self.execute(
-                    "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
-                    " WHERE excluded.rev > rev",
-                    (file_id, rev),
-                )
-            self.execute("INSERT OR REPLACE INTO meta VALUES ('followed', ?)", (now.pack(),))
+            self.execute_many(
+                "INSERT INTO logged VALUES (?, ?) ON CONFLICT DO UPDATE SET rev = excluded.rev"
+                " WHERE excluded.rev > rev",
+                list(newest.items()),
+            )
+            self.set_meta("followed", now.pack())
             return True
 
     def logged_revision(self, file_id: str) -> int:
-        """The last `rev` of a file that the log is known to have; 0 for none."""
+        """Return the last `rev` of a file in the verified part of the log; 0 for none."""
         row = self.fetch_row("SELECT rev FROM logged WHERE file_id = ?", (file_id,))
         return 0 if row is None else int(row[0])
 
@@ -329,7 +330,7 @@ def state_path(home: Path) -> Path:
 
 
 def open_client_state(home: Path, keyring: Keyring) -> ClientState:
-    """Open what this client remembers of the keyring's account. Raises `LocalError`."""
+    """Open the state of the keyring's account. Raises `LocalError`."""
     account = keyring.server_id + keyring.user.encode()
     return ClientState.open_database(
         state_path(home), account, state_key(keyring.device.xwing_private)
@@ -337,17 +338,20 @@ def open_client_state(home: Path, keyring: Keyring) -> ClientState:
 
 
 def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
-    """(server_id, exact bytes of every server statement) that the state at `path` keeps, newest
-    first; for who checks a proof without any key. Raises `LocalError`."""
+    """Return (server_id, exact bytes of every server statement, newest first) from the state at
+    `path`.
+
+    Used to check a proof without any key. Raises `LocalError`.
+    """
     with translate_errors(path):
         if not path.exists():
-            hint = "name the log's key with --vkey: `sfsc status` shows it where there is one"
-            raise LocalError(f"there is no account in {path.parent}", hint)
+            hint = "give the log's key by --vkey: `sfsc status` shows it on an enrolled machine"
+            raise LocalError(f"no account in {path.parent}", hint)
         database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             found = database.execute("SELECT value FROM meta WHERE key = 'account'").fetchone()
             if found is None:
-                raise sqlite3.DatabaseError("it does not say whose it is")
+                raise sqlite3.DatabaseError("no account is named in it")
             rows = database.execute(_SERVER_STATEMENTS)
             return bytes(found[0][:32]), [bytes(body) for (body,) in rows]
         finally:
