@@ -1,31 +1,31 @@
-"""What an operator may set: ``ROOT/sfsd.toml``, every key of which has a default.
+"""Settings of the operator: ``ROOT/sfsd.toml``. Every key has a default.
 
 ::
 
     listen = "127.0.0.1:7373"  # where `serve` binds when no --listen is given
     public = "files.example:7373"  # what invitations tell users to connect to
-    quota = "50 GiB"  # of a new user; "0" is none
+    quota = "50 GiB"  # of a new user; "0" is no limit
 
-    [limits]  # against strangers and stuck clients
+    [limits]  # against floods and stuck clients
     login_seconds = 10  # TLS handshake and login together
-    unauthenticated = 64  # connections before login, in all and of one address
+    unauthenticated = 64  # connections before login, in total and of one address
     unauthenticated_per_address = 16
-    connections = 512  # connections in all and of one address
+    connections = 512  # connections in total and of one address
     connections_per_address = 64
     idle_seconds = 600  # without a request
-    write_seconds = 60  # without taking anything of an answer
-    rotations = 40  # that one account begins within 30 days
+    write_seconds = 60  # without reading its answers
+    rotations = 40  # begun by one account within 30 days
 
     [rotation]  # policy for users' keys
     max_age = "90d"
     grace = "30d"
     jitter = 10  # percent of max_age
 
-    [retention]  # what goes by itself; 0: nothing
-    trash_days = 0  # content of files deleted so long ago
-    versions = 0  # all but so many of a file's newest
+    [retention]  # removed automatically; 0: nothing
+    trash_days = 0  # content of files deleted that many days ago
+    versions = 0  # all but that many newest versions of a file
 
-An unknown key is refused: a limit that was mistyped must not be a limit that is not there.
+An unknown key is an error: a mistyped limit would silently not apply.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MAX_SIZE = 2**53
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``1048576``, ``50G``, ``50 GiB``: units are powers of 1024. Raises `ConfigError`."""
+    """Parse ``1048576``, ``50G`` or ``50 GiB`` (powers of 1024) to bytes. Raises `ConfigError`."""
     matched = _SIZE.fullmatch(text.strip()) if text.isascii() else None
     size = int(matched[1]) * _UNITS.get((matched[2] or "").upper(), 1) if matched else _MAX_SIZE + 1
     if size > _MAX_SIZE:
@@ -63,7 +63,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``. Raises `ConfigError`."""
+    """Parse ``90s``, ``15m``, ``12h``, ``7d`` or ``2w`` to seconds. Raises `ConfigError`."""
     matched = _DURATION.fullmatch(text.strip()) if text.isascii() else None
     if matched is None or int(matched[1]) * _SECONDS[matched[2]] > 100 * 366 * DAY:
         raise ConfigError(f"not a duration: {text[:40]!r}", "write it like 12h or 7d")
@@ -71,8 +71,10 @@ def parse_duration(text: str) -> int:
 
 
 class ConnectionLimits(Value):
-    """Seconds, numbers of connections, and how many `rotations` of an account begin within 30 days
-    (of statements that keep its keys there may be twice as many). Every one is at least 1."""
+    """Table ``[limits]``: seconds, numbers of connections, and `rotations` per account in 30 days.
+
+    Statements that keep the keys may be twice as many as `rotations`. Each limit is at least 1.
+    """
 
     login_seconds: int = 10
     unauthenticated: int = 64
@@ -90,14 +92,14 @@ class ConnectionLimits(Value):
 
 
 class RotationPolicy(Value):
-    """`max_age` and `grace` are seconds, `jitter` percent of max_age."""
+    """Table ``[rotation]``: `max_age` and `grace` in seconds, `jitter` in percent of max_age."""
 
     max_age: int = 90 * DAY
     grace: int = 30 * DAY
     jitter: int = 10
 
     def __post_init__(self) -> None:
-        # A client clamps a statement's life to 1 day - 2 years (DESIGN section 3).
+        # A client limits a statement's lifetime to between 1 day and 2 years.
         if not DAY <= self.max_age <= 730 * DAY or not 0 <= self.grace <= 730 * DAY:
             raise ConfigError("rotation.max_age is 1 to 730 days, rotation.grace at most 730")
         if not 0 <= self.jitter <= 100:
@@ -105,8 +107,10 @@ class RotationPolicy(Value):
 
 
 class RetentionPolicy(Value):
-    """What is removed by itself: the content of files deleted `trash_days` days ago, and of all
-    versions but the newest `versions`. 0: nothing ever."""
+    """Table ``[retention]``: what is removed automatically; 0 keeps everything.
+
+    Content is removed of files deleted `trash_days` days ago, and of all but the newest `versions`.
+    """
 
     trash_days: int = 0
     versions: int = 0
@@ -119,7 +123,7 @@ class RetentionPolicy(Value):
 
 
 class Config(Value):
-    """Settings of one root. `quota` is bytes for a user invited without --quota; 0 is none."""
+    """Settings of one root. `quota` is the bytes of a user added without --quota; 0: no limit."""
 
     listen: str = "127.0.0.1:7373"
     public: str = ""
@@ -135,7 +139,7 @@ class Config(Value):
 
     @classmethod
     def load(cls, root: Path) -> Self:
-        """The settings of `root`. Raises `ConfigError`, also where there is no root."""
+        """Load the settings of `root`. Raises `ConfigError`, also if there is no root."""
         path = root / FILE_NAME
         try:
             with path.open("rb") as file:
@@ -152,25 +156,27 @@ class Config(Value):
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """The settings that `raw`, a TOML document of at most 64 KiB, states."""
+        """Parse a TOML document of at most 64 KiB. Raises `ConfigError`."""
         if len(raw) > MAX_CONFIG:
             raise ConfigError(f"longer than {MAX_CONFIG} bytes")
         try:
             document = tomllib.loads(raw.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"not TOML: {exc}") from exc
-        values: dict[str, Any] = {
-            name: _converted(name, value) for name, value in _flattened(document)
-        }
-        top = {name: value for name, value in values.items() if "." not in name}
-        limits = ConnectionLimits(**_with_prefix("limits.", values))
-        rotation = RotationPolicy(**_with_prefix("rotation.", values))
-        retention = RetentionPolicy(**_with_prefix("retention.", values))
-        return cls(**top, limits=limits, rotation=rotation, retention=retention)
+        values: dict[str, dict[str, Any]] = {table: {} for table in ("", *_TABLES)}
+        for name, value in _flattened(document):
+            table, _, key = name.rpartition(".")
+            values[table][key] = _converted(name, value)
+        return cls(
+            **values[""],
+            limits=ConnectionLimits(**values["limits"]),
+            rotation=RotationPolicy(**values["rotation"]),
+            retention=RetentionPolicy(**values["retention"]),
+        )
 
 
 def check_listen_address(address: str) -> str:
-    """`address`, which is ``HOST:PORT``; port 0 is any that is free. Raises `ConfigError`."""
+    """Return `address` if it is ``HOST:PORT`` (0: any free port). Raises `ConfigError`."""
     try:
         parse_address(address)
     except MessageError as exc:
@@ -179,14 +185,14 @@ def check_listen_address(address: str) -> str:
 
 
 def check_public_address(address: str) -> str:
-    """`address`, where users reach the daemon. Raises `ConfigError`."""
+    """Return `address` if it is ``HOST:PORT`` with a port that is not 0. Raises `ConfigError`."""
     if parse_address(check_listen_address(address))[1] == 0:
-        raise ConfigError("nobody can connect to port 0")
+        raise ConfigError("no client can connect to port 0")
     return address
 
 
 def initial_text(public: str) -> str:
-    """What `init` writes: the public address where given, and where to read about the rest."""
+    """Return the file that `init` writes: the public address, if given, and a pointer to docs."""
     stated = f'public = "{public}"\n' if public else '# public = "HOST:PORT"\n'
     return f"# Settings of this sfsd root; docs/format.md lists them all.\n{stated}"
 
@@ -207,27 +213,23 @@ def _size(value: object) -> int:
     return value if type(value) is int and 0 <= value <= _MAX_SIZE else parse_size(_text(value))
 
 
-def _duration(value: object) -> int:
-    return parse_duration(_text(value))
-
-
 _SETTINGS: dict[str, Callable[[object], str | int]] = {
     "listen": _text,
     "public": _text,
     "quota": _size,
     **{f"limits.{name}": _number for name in ConnectionLimits.__match_args__},
-    "rotation.max_age": _duration,
-    "rotation.grace": _duration,
+    "rotation.max_age": lambda value: parse_duration(_text(value)),
+    "rotation.grace": lambda value: parse_duration(_text(value)),
     "rotation.jitter": _number,
     "retention.trash_days": _number,
     "retention.versions": _number,
 }
-"""Every setting by its full name, and how its TOML value is read."""
+"""Parser of the TOML value of each setting, by its full name."""
 _TABLES = ("limits", "rotation", "retention")
 
 
 def _flattened(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """The settings of a document by full name; a table that is not ours stays whole."""
+    """Yield the settings of a document by full name; an unknown table is yielded whole."""
     for name, value in document.items():
         if isinstance(value, dict) and name in _TABLES:
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())
@@ -245,16 +247,8 @@ def _converted(name: str, value: object) -> str | int:
 
 
 def _with_name(name: str, read: Callable[[], _T]) -> _T:
-    """What `read` gives. Raises its `ConfigError` with the setting's `name` ahead."""
+    """Return `read()`. Prefixes the setting's `name` to the cause of a `ConfigError`."""
     try:
         return read()
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc.cause}", exc.hint) from exc
-
-
-def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
-        if name.startswith(prefix)
-    }

@@ -1,16 +1,16 @@
-"""Who this server is: the files in ROOT/keys, made once and read at every start.
+"""The server's keys and signed statement: the files in ROOT/keys.
 
 ::
 
-    server.key        the server's long-lived Ed25519 seed; an invitation pins it. May be kept
-                      elsewhere while the daemon runs: it signs statements only
-    server.statement  the statement in force: base64 of its bytes, base64 of the signature
+    server.key        the server's long-lived Ed25519 seed; an invitation pins its public key. May
+                      be kept elsewhere while the daemon runs: it signs statements only
+    server.statement  the current statement: base64 of its bytes, base64 of the signature
     log.key           Ed25519 seed that signs checkpoints
-    operator.key      Ed25519 seed with which the operator logs in; operator.pub is its public half
-    tls.key tls.crt   PEM; self-signed, or put there from any authority
+    operator.key      Ed25519 seed with which the operator logs in; operator.pub is the public key
+    tls.key tls.crt   PEM; self-signed, or from any certificate authority
 
-A seed is 64 hex digits and a newline. All files are 0600. Where the TLS certificate has another
-key than the statement says, the next start signs a successor with server.key.
+A seed is 64 hex digits and a newline. All files have mode 0600. If the TLS certificate has another
+key than the statement says, the next start signs a new statement with server.key.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify_sig
 from sfsd.errors import ConfigError
 from sfsd.fs.files import Files
 
-_HINT = "restore ROOT/keys from a backup; a new root would be another server to every client"
+_HINT = "restore ROOT/keys from a backup; to clients, a new root is another server"
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-"""No expiry (RFC 5280 section 4.1.2.5): a successor statement ends a key's use, not a date."""
+"""No expiry (RFC 5280 section 4.1.2.5): a newer statement ends a key's use, not a date."""
+_NEXT_LOG_KEY = "log.key.next"
+"""New key of the log while it is being installed."""
 _T = TypeVar("_T")
 
 
-_NEXT_LOG_KEY = "log.key.next"
-"""A key of the log that is being taken over."""
-
-
 class ServerKeys(Value):
-    """What a daemon works with. `statement` and `signature` are the exact bytes Welcome carries."""
+    """Keys of a running daemon; `statement` and `signature` are the exact bytes in a Welcome."""
 
     folder: Path
     statement: bytes
@@ -55,33 +53,33 @@ class ServerKeys(Value):
 
     @property
     def server_id(self) -> bytes:
-        """32 bytes: what invitations pin."""
+        """Id of the server, 32 bytes, which invitations pin."""
         return server_id(ServerStatement.parse(self.statement).server_pub)
 
     @property
     def n(self) -> int:
-        """The number of the statement in force."""
+        """Number of the current statement."""
         return ServerStatement.parse(self.statement).n
 
     @property
     def spki_sha256(self) -> bytes:
-        """SHA-256 of the TLS key's SubjectPublicKeyInfo, 32 bytes: what a login signs."""
+        """SHA-256 of the TLS key's SubjectPublicKeyInfo, 32 bytes; a login signs it."""
         return ServerStatement.parse(self.statement).tls_spki_sha256
 
     @property
     def origin(self) -> str:
-        """The log's C2SP origin."""
+        """Origin of the log (C2SP tlog-checkpoint)."""
         return origin_of(self.server_id)
 
     def tls_context(self) -> ssl.SSLContext:
-        """TLS 1.3 only, without session tickets: every connection proves the key anew."""
+        """Return a TLS 1.3 context without session tickets: every connection proves the key."""
         return _tls_context(self.folder)
 
 
 def create(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
-    """Make all keys of a new root and its first statement; `now` is unix seconds.
+    """Make all keys of a new root and its first statement; `now` is Unix seconds.
 
-    Raises `ConfigError` where `folder` holds keys already.
+    Raises `ConfigError` if `folder` is not empty.
     """
     files = files or Files()
     if folder.exists() and any(folder.iterdir()):
@@ -101,55 +99,56 @@ def create(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
 
 
 def load(folder: Path) -> ServerKeys:
-    """The keys of a root, as the statement in force names them.
+    """Load the keys that the current statement names.
 
-    Raises `ConfigError` for a file that is missing or malformed, and where the TLS or log key is
-    not the one stated.
+    Raises `ConfigError` if a file is missing or malformed, or if the TLS or log key is not the one
+    in the statement.
     """
     statement, signature = read_server_statement(folder)
     known = ServerStatement.parse(statement)
     log_key = _read_key(folder / "log.key")
     if Verifier(origin_of(server_id(known.server_pub)), log_key.public).vkey != known.log_vkey:
-        raise ConfigError("keys/log.key is not the log's", _HINT)
+        raise ConfigError("keys/log.key is not the key of the log", _HINT)
     if known.tls_spki_sha256 != _stored_spki(folder):
         raise ConfigError(
             "keys/tls.crt has another key than keys/server.statement says",
-            "the next start of `sfsd serve` states it: restart the daemon if one runs",
+            "restart the daemon: the next start of `sfsd serve` signs a new statement",
         )
     return ServerKeys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
 
 
 def readable_by_others(folder: Path) -> list[str]:
-    """Names of the key files that others on this machine may read, as after a copy that did not
-    keep the rights. Nothing where rights are not of that kind (Windows)."""
+    """Return the names of key files that other users of this machine may read.
+
+    A copy may have lost the file modes. Always empty on Windows, which has no such modes.
+    """
     if os.name != "posix" or not folder.stat().st_mode & 0o011:
         return []
     return sorted(path.name for path in folder.glob("*.key") if path.stat().st_mode & 0o044)
 
 
 def update_statement(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
-    """As `load`, but a TLS key that is not the one stated gets a successor statement, and a log key
-    that lies ready is taken over.
+    """Load the keys; first sign a statement for a new TLS key, and install a new log key.
 
-    For who holds the root's lock. `now` is unix seconds. Raises `ConfigError`.
+    The caller holds the root's lock. `now` is Unix seconds. Raises `ConfigError`.
     """
     if (folder / _NEXT_LOG_KEY).exists():
         _finish_log_key_change(folder, now, files or Files())
     known = ServerStatement.parse(read_server_statement(folder)[0])
     if known.tls_spki_sha256 != _stored_spki(folder):
-        _tls_context(folder)  # a certificate without its key must not be stated
+        _tls_context(folder)  # fails for a certificate without its key
         _write_statement(folder, files or Files(), n=known.n + 1, now=now)
     return load(folder)
 
 
 def renew_tls_key(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
-    """A fresh TLS key and certificate, and a statement that names it. As `restate`.
+    """Make a new TLS key and certificate, and a statement that names it. As `update_statement`.
 
-    The key is replaced before the certificate, and the statement last: cut in between, the old
-    certificate has no key, and it is done again.
+    The key is replaced before the certificate, and the statement last. After a crash in between,
+    the old certificate has no key, and the command is run again.
     """
     files = files or Files()
-    _server_key(folder)  # before anything is replaced that needs its signature
+    _server_key(folder)  # fails before anything is replaced
     private, certificate = _self_signed(now)
     files.replace_durable(folder / "tls.key", private)
     files.replace_durable(folder / "tls.crt", certificate)
@@ -157,28 +156,31 @@ def renew_tls_key(folder: Path, now: int, files: Files | None = None) -> ServerK
 
 
 def renew_log_key(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
-    """A fresh key of the log, a statement that names it, and the stored checkpoint signed with it.
+    """Make a new log key and a statement that names it, and sign the stored checkpoint with it.
 
-    For who holds the root's lock. Where it is cut, `restate` goes on. Raises `ConfigError`.
+    The caller holds the root's lock. After a crash, `update_statement` continues. Raises
+    `ConfigError`.
     """
     files = files or Files()
-    _server_key(folder)  # before anything is replaced that needs its signature
-    fresh = SigningKey.generate().seed.hex().encode() + b"\n"
-    files.replace_durable(folder / _NEXT_LOG_KEY, fresh)
+    _server_key(folder)  # fails before anything is replaced
+    seed = SigningKey.generate().seed.hex().encode() + b"\n"
+    files.replace_durable(folder / _NEXT_LOG_KEY, seed)
     return update_statement(folder, now, files)
 
 
 def _finish_log_key_change(folder: Path, now: int, files: Files) -> None:
-    """Take over the key that lies ready: the checkpoint, the key, the statement, in this order.
-    What is done already is left, so that it may be cut anywhere."""
-    fresh = _read_key(folder / _NEXT_LOG_KEY)
+    """Install the new log key: sign the checkpoint, replace the key, sign a statement.
+
+    In this order; steps that are done already are skipped, so a crash may happen anywhere.
+    """
+    new_key = _read_key(folder / _NEXT_LOG_KEY)
     known = ServerStatement.parse(read_server_statement(folder)[0])
     origin = origin_of(server_id(known.server_pub))
-    verifier = Verifier(origin, fresh.public)
+    verifier = Verifier(origin, new_key.public)
     note = folder.parent / "logs" / "checkpoint"
     if note.exists() and verifier.vkey != known.log_vkey:
-        _resign_checkpoint(note, Verifier.parse(known.log_vkey), verifier, fresh, files)
-    files.replace_durable(folder / "log.key", fresh.seed.hex().encode() + b"\n")
+        _resign_checkpoint(note, Verifier.parse(known.log_vkey), verifier, new_key, files)
+    files.replace_durable(folder / "log.key", new_key.seed.hex().encode() + b"\n")
     if verifier.vkey != known.log_vkey:
         _write_statement(folder, files, n=known.n + 1, now=now)
     files.remove(folder / _NEXT_LOG_KEY)
@@ -190,14 +192,14 @@ def _resign_checkpoint(
 ) -> None:
     data = note.read_bytes()
     if not data.strip(b"\0"):
-        return  # a power loss has left nothing of it, and a start does without
+        return  # zeroed by a power loss; the daemon can start without it
     try:
         signed = checkpoint.verify(data, old)
     except CheckpointError:
         try:
-            checkpoint.verify(data, new)  # done before this was cut
+            checkpoint.verify(data, new)  # signed before a crash
         except CheckpointError as exc:
-            raise ConfigError("logs/checkpoint is not this log's", _HINT) from exc
+            raise ConfigError("logs/checkpoint is signed by another key", _HINT) from exc
         return
     files.replace_durable(note, checkpoint.sign(key, new.name, signed.size, signed.root))
 
@@ -210,19 +212,19 @@ def _tls_context(folder: Path) -> ssl.SSLContext:
         context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError(
-            f"keys/tls.crt and keys/tls.key are not usable: {type(exc).__name__}",
-            "both are PEM, without a passphrase, and the certificate is of that key",
+            f"cannot load keys/tls.crt and keys/tls.key: {type(exc).__name__}",
+            "both must be PEM without a passphrase, and the certificate must have that key",
         ) from exc
     return context
 
 
 def operator_key(folder: Path) -> SigningKey:
-    """The key the operator's commands log in with. Raises `ConfigError`."""
+    """Load the key with which the operator's commands log in. Raises `ConfigError`."""
     return _read_key(folder / "operator.key")
 
 
 def _write_statement(folder: Path, files: Files, *, n: int, now: int) -> None:
-    """Sign statement `n` about the keys that lie there."""
+    """Sign and store statement `n` about the keys in `folder`."""
     server = _server_key(folder) if n > 1 else _read_key(folder / "server.key")
     origin = origin_of(server_id(server.public))
     body = ServerStatement(
@@ -238,7 +240,7 @@ def _write_statement(folder: Path, files: Files, *, n: int, now: int) -> None:
 
 
 def _server_key(folder: Path) -> SigningKey:
-    """The key that signs successors of the statement in force. Raises `ConfigError`."""
+    """Load the key that signs new statements. Raises `ConfigError`."""
     server = _read_key(folder / "server.key")
     if server.public != ServerStatement.parse(read_server_statement(folder)[0]).server_pub:
         raise ConfigError("keys/server.key is not this server's", _HINT)
@@ -246,7 +248,7 @@ def _server_key(folder: Path) -> SigningKey:
 
 
 def _self_signed(now: int) -> tuple[bytes, bytes]:
-    """(private key, certificate) in PEM. Nobody verifies its names: clients check the key."""
+    """Make a (private key, certificate) pair in PEM. Clients check the key, not the names."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -273,9 +275,9 @@ def _self_signed(now: int) -> tuple[bytes, bytes]:
 
 
 def spki_sha256(certificate: bytes) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (RFC 5280) of a certificate in DER, 32 bytes.
+    """Return the SHA-256 of the SubjectPublicKeyInfo (RFC 5280) of a DER certificate, 32 bytes.
 
-    Raises ValueError for what is no certificate, or has a key of an unknown kind.
+    Raises ValueError if it is not a certificate or has a key of an unknown kind.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -296,7 +298,7 @@ def _stored_spki(folder: Path) -> bytes:
 
 
 def _first_certificate(pem: bytes) -> bytes:
-    """The DER of a chain's first certificate, which is the server's own."""
+    """Return the first certificate of a PEM chain, which is the server's own, as DER."""
     end = "-----END CERTIFICATE-----"
     head, found, _ = pem.decode("ascii").partition(end)
     start = head.find("-----BEGIN CERTIFICATE-----")
@@ -314,7 +316,7 @@ def _read_public(path: Path) -> bytes:
 
 
 def read_server_statement(folder: Path) -> tuple[bytes, bytes]:
-    """(exact bytes, signature) of the statement in force, verified. Raises `ConfigError`."""
+    """Load and verify the current statement: (exact bytes, signature). Raises `ConfigError`."""
 
     def parsed(raw: bytes) -> tuple[bytes, bytes]:
         body, signature = (base64.b64decode(line, validate=True) for line in raw.split())
@@ -341,5 +343,5 @@ def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
     except OSError as exc:
         raise ConfigError(f"keys/{path.name} cannot be read: {exc.strerror}", _HINT) from exc
     except (ValueError, binascii.Error, RemoteProtocolError) as exc:
-        # The cause may quote the file, and the file may be a secret.
+        # The exception's text may quote the file, which may be a secret.
         raise ConfigError(f"keys/{path.name} is malformed", _HINT) from exc

@@ -1,4 +1,4 @@
-"""sfsd.toml: defaults, what is refused, and the units."""
+"""sfsd.toml: defaults, errors and units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sfsd.config import (
 from sfsd.errors import ConfigError
 
 
-def test_an_empty_file_is_all_defaults() -> None:
+def test_empty_file_is_all_defaults() -> None:
     assert Config.parse(b"") == Config()
     assert Config().limits.login_seconds == 10
     assert Config().rotation == RotationPolicy(90 * DAY, 30 * DAY, 10)
@@ -79,26 +79,26 @@ def test_every_setting() -> None:
         (b"#" * 70_000, "bytes"),
     ],
 )
-def test_what_is_refused_is_named(text: bytes, named: str) -> None:
+def test_invalid_setting_is_named(text: bytes, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.parse(text)
     assert named in caught.value.cause
 
 
-def test_a_root_that_is_none(tmp_path: Path) -> None:
+def test_folder_without_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.load(tmp_path)
     assert caught.value.hint is not None
     assert "sfsd init" in caught.value.hint
 
 
-def test_what_init_writes_is_read_back(tmp_path: Path) -> None:
+def test_initial_text_is_valid(tmp_path: Path) -> None:
     for public in ("", "files.example:7373"):
         (tmp_path / "sfsd.toml").write_text(initial_text(public))
         assert Config.load(tmp_path) == Config(public=public)
 
 
-def test_the_file_is_named_in_its_errors(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "sfsd.toml").write_text("nonsense = 1")
     with pytest.raises(ConfigError) as caught:
         Config.load(tmp_path)
@@ -114,7 +114,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1X", "1.5G", "9000P", "G", "1 0", "٣", "1e9"])
-def test_no_sizes(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_size(text)
 
@@ -126,12 +126,12 @@ def test_durations(count: int, unit: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1y", "99999999w", "1d1h"])
-def test_no_durations(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_duration(text)
 
 
-def test_an_address_that_is_none() -> None:
+def test_invalid_addresses() -> None:
     for read, text in (
         (check_listen_address, "nowhere"),
         (check_public_address, "nowhere"),
@@ -143,16 +143,16 @@ def test_an_address_that_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "cause"),
     [
         (b"limits = 5", "limits: not a table"),
         (b"[[retention]]", "retention: not a table"),
         (b"[limit]", "unknown setting 'limit'"),
-        (b'public = "here:0"', "public: nobody can connect to port 0"),
+        (b'public = "here:0"', "public: no client can connect to port 0"),
         (b'[rotation]\ngrace = "1"', "rotation.grace: not a duration: '1'"),
     ],
 )
-def test_what_is_wrong_is_named(text: bytes, said: str) -> None:
+def test_causes(text: bytes, cause: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.parse(text)
-    assert caught.value.cause == said
+    assert caught.value.cause == cause

@@ -1,4 +1,4 @@
-"""Keys of a root: made once, read at every start, stated anew when the TLS key changes."""
+"""Keys of a root, and the statements signed when the TLS or log key changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
-    """Both ends in memory, until the client is done. Raises `ssl.SSLError`."""
+    """Run a handshake in memory until the client is done. Raises `ssl.SSLError`."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server)
     theirs = server.wrap_bio(to_server, to_client, server_side=True)
@@ -58,7 +58,7 @@ def trusting() -> ssl.SSLContext:
 def replace_tls(
     folder: Path, *, key: ed25519.Ed25519PrivateKey | None = None, with_key: bool = True
 ) -> bytes:
-    """An authority's certificate and its chain, dropped in; returns the new certificate's DER.
+    """Install a certificate and chain of an authority; return the new certificate as DER.
 
     Without `key`, for the key that lies there.
     """
@@ -94,7 +94,7 @@ def replace_tls(
     return leaf.public_bytes(serialization.Encoding.DER)
 
 
-def test_what_is_made(folder: Path) -> None:
+def test_created_files(folder: Path) -> None:
     keys = server_keys.load(folder)
     assert {path.name for path in folder.iterdir()} == FILES
     if os.name == "posix":
@@ -124,7 +124,7 @@ def test_keys_are_never_overwritten(folder: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_tls_shows_the_key_that_is_stated(folder: Path) -> None:
+def test_tls_uses_the_key_of_the_statement(folder: Path) -> None:
     keys = server_keys.load(folder)
     session = handshake(keys.tls_context(), trusting())
     shown = session.getpeercert(binary_form=True)
@@ -147,7 +147,7 @@ def test_the_certificate_does_not_expire(folder: Path) -> None:
     assert isinstance(certificate.signature_hash_algorithm, hashes.SHA256)
 
 
-def test_a_certificate_for_the_same_key_changes_nothing(folder: Path) -> None:
+def test_certificate_for_the_same_key_needs_no_statement(folder: Path) -> None:
     before = server_keys.load(folder)
     replace_tls(folder)
     assert server_keys.update_statement(folder, NOW + 5).statement == before.statement
@@ -155,7 +155,7 @@ def test_a_certificate_for_the_same_key_changes_nothing(folder: Path) -> None:
     assert shown == {}, "not verified, so not shown parsed"
 
 
-def test_a_certificate_for_another_key_is_stated(folder: Path) -> None:
+def test_certificate_for_another_key_gets_a_statement(folder: Path) -> None:
     before = server_keys.load(folder)
     shown = replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
@@ -170,7 +170,7 @@ def test_a_certificate_for_another_key_is_stated(folder: Path) -> None:
     handshake(after.tls_context(), trusting())
 
 
-def test_another_log_key_is_refused(folder: Path) -> None:
+def test_other_log_key_is_refused(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     (folder / "log.key").write_text(SigningKey.generate().seed.hex())
     with pytest.raises(ConfigError) as caught:
@@ -179,7 +179,7 @@ def test_another_log_key_is_refused(folder: Path) -> None:
     assert (folder / "server.statement").read_bytes() == before
 
 
-def test_a_certificate_without_its_key_is_not_stated(folder: Path) -> None:
+def test_certificate_without_its_key_gets_no_statement(folder: Path) -> None:
     before = (folder / "server.statement").read_bytes()
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate(), with_key=False)
     with pytest.raises(ConfigError):
@@ -196,7 +196,7 @@ def test_the_server_key_may_be_elsewhere(folder: Path) -> None:
         server_keys.update_statement(folder, NOW)
 
 
-def test_another_servers_key_states_nothing(folder: Path) -> None:
+def test_key_of_another_server_signs_no_statement(folder: Path) -> None:
     (folder / "server.key").write_text(SigningKey.generate().seed.hex())
     replace_tls(folder, key=ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError):
@@ -205,7 +205,7 @@ def test_another_servers_key_states_nothing(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES - {"server.key", "operator.key", "tls.key"}))
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"secret-rubbish", b"00" * 33])
-def test_a_broken_file_is_named_and_not_quoted(
+def test_malformed_file_is_named_and_not_quoted(
     folder: Path, name: str, content: bytes | None
 ) -> None:
     (folder / name).unlink()
@@ -219,7 +219,7 @@ def test_a_broken_file_is_named_and_not_quoted(
 
 
 @pytest.mark.parametrize("name", ["operator.key", "tls.key"])
-def test_keys_that_are_read_when_used(folder: Path, name: str) -> None:
+def test_keys_that_are_loaded_on_use(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"secret-rubbish")
     keys = server_keys.load(folder)
     with pytest.raises(ConfigError) as caught:
@@ -227,7 +227,7 @@ def test_keys_that_are_read_when_used(folder: Path, name: str) -> None:
     assert "rubbish" not in str(caught.value)
 
 
-def test_a_statement_is_verified_before_it_is_used(folder: Path) -> None:
+def test_statement_is_verified_on_load(folder: Path) -> None:
     lines = (folder / "server.statement").read_bytes().split()
     (folder / "server.statement").write_bytes(lines[0] + b"\n" + lines[1][:-8] + b"AAAAAA==\n")
     with pytest.raises(ConfigError):
@@ -235,10 +235,8 @@ def test_a_statement_is_verified_before_it_is_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", bytes(200)])
-def test_a_log_key_is_taken_over_where_a_power_loss_left_no_checkpoint(
-    folder: Path, left: bytes
-) -> None:
-    """The daemon starts without one, so it must after the key was replaced too."""
+def test_log_key_is_replaced_without_a_checkpoint(folder: Path, left: bytes) -> None:
+    """After a power loss, the daemon must start without one."""
     before = server_keys.load(folder)
     logs = folder.parent / "logs"
     logs.mkdir()
@@ -249,10 +247,10 @@ def test_a_log_key_is_taken_over_where_a_power_loss_left_no_checkpoint(
 
 
 @pytest.mark.parametrize("renew", [server_keys.renew_log_key, server_keys.renew_tls_key])
-def test_without_the_server_key_nothing_is_replaced(
+def test_nothing_is_replaced_without_the_server_key(
     folder: Path, renew: Callable[[Path, int], server_keys.ServerKeys]
 ) -> None:
-    """Else the next start would need it as well."""
+    """Otherwise the next start would need the server key too."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for other in (None, SigningKey.generate().seed.hex()):
         (folder / "server.key").unlink(missing_ok=True)
@@ -265,7 +263,7 @@ def test_without_the_server_key_nothing_is_replaced(
         server_keys.update_statement(folder, NOW + 9).tls_context()
 
 
-def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
+def test_certificate_with_an_unknown_kind_of_key(folder: Path) -> None:
     der = ssl.PEM_cert_to_DER_cert((folder / "tls.crt").read_text())
     known, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
     assert known in der
@@ -274,7 +272,7 @@ def test_a_certificate_with_a_key_of_an_unknown_kind(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="rights of another kind")
-def test_keys_that_others_may_read(folder: Path) -> None:
+def test_key_files_readable_by_others(folder: Path) -> None:
     assert server_keys.readable_by_others(folder) == []
     (folder / "log.key").chmod(0o644)
     (folder / "tls.key").chmod(0o640)
