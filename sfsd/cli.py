@@ -1,4 +1,4 @@
-"""`sfsd`: the way from arguments to a command and from an error to an exit code."""
+"""Entry point of `sfsd`: finds the command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from protocol.codec.terminal_text import printable
 from sfsd.errors import SfsdError
 
 COMMANDS = {
-    "init": "Make a new root: keys, settings, empty folders.",
+    "init": "Make a new root: keys, settings and empty folders.",
     "serve": "Serve the root until SIGTERM or SIGINT.",
-    "user": "Invite users, look at them, disable and enable them.",
-    "rotate": "Let users rotate their keys before they write again.",
-    "rotate-keys": "Replace the server's TLS key or its log's key.",
-    "status": "Show how the daemon is.",
+    "user": "Invite, list, disable and enable users, and set quotas.",
+    "rotate": "Require users to rotate their keys.",
+    "rotate-keys": "Replace the server's TLS key or log key.",
+    "status": "Show the state of the daemon.",
     "fsck": "Check that log, sidecars and ciphertext agree.",
-    "audit": "Read the log, and verify it.",
+    "audit": "Read and verify the log.",
 }
-"""Name and one line of help of every command, in the order of --help."""
+"""Each command and its line of help, in the order of --help."""
 USAGE = 2
 INTERRUPTED = 130
 
 
 class DaemonCommands(click.Group):
-    """Loads ``sfsd.commands.NAME`` when NAME is called; --help reads `COMMANDS` and loads none."""
+    """Group that imports ``sfsd.commands.NAME`` when NAME is called; --help imports no command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,7 +48,9 @@ class DaemonCommands(click.Group):
 @click.group(cls=DaemonCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="sfsd")
 def group() -> None:
-    """Keep other people's files without being able to read them.
+    """Store users' encrypted files without being able to read them.
+
+    Example: sfsd init --root /srv/sfs && sfsd serve --root /srv/sfs
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 integrity (something was
     tampered with), 6 conflict, 7 network.
@@ -56,7 +58,7 @@ def group() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code and lets no expected error through as a traceback."""
+    """Run one command and return its exit code. No expected error ends in a traceback."""
     try:
         outcome = group.main(arguments, prog_name="sfsd", standalone_mode=False)
         sys.stdout.flush()
@@ -65,23 +67,26 @@ def main(arguments: list[str] | None = None) -> int:
         exc.show(sys.stderr)
         return USAGE
     except SfsdError as exc:
-        _blame(exc.cause, exc.hint)
+        _print_error(exc.cause, exc.hint)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _blame("interrupted", None)
+        _print_error("interrupted", None)
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read our answer has left. Python would complain once more when it flushes at exit.
+        # The reader of stdout is gone. Without this, Python's flush at exit prints an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as exc:
-        # Disk and permissions: what they concern is in the error, and none of it is secret.
+        # Disk or permissions: the error names a path, which is no secret.
         where = f": {exc.filename}" if exc.filename else ""
-        _blame(f"{exc.strerror or type(exc).__name__}{where}", "look at the disk and its rights")
+        _print_error(
+            f"{exc.strerror or type(exc).__name__}{where}",
+            "check the disk and the permissions",
+        )
         return SfsdError.exit_code
 
 
-def _blame(cause: str, hint: str | None) -> None:
+def _print_error(cause: str, hint: str | None) -> None:
     click.echo(f"sfsd: {printable(cause)}", err=True)
     if hint:
         click.echo(f"hint: {printable(hint)}", err=True)

@@ -33,6 +33,11 @@ def printable_lines(text: str) -> str:
     return "".join(f"{printable(line)}\n" for line in text.removesuffix("\n").split("\n"))
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return ``1 file`` or ``3 files``; `plural` is `noun` with an s unless given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def human_time(seconds: int) -> str:
     """Format Unix seconds as ``2026-11-24 09:30:00Z``, or as ``N s`` outside the years 1 to 9999.
 

@@ -1,4 +1,4 @@
-"""The operator's commands, one file each; loaded when called."""
+"""The operator's commands, one module each, imported when called."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _T = TypeVar("_T")
 
 
 def answer(text: str) -> None:
-    """One line of the answer, on stdout, made printable."""
+    """Print one line of the answer to stdout, made printable."""
     click.echo(printable(text))
 
 
 def answer_json(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of stdout."""
+    """Print one JSON object on one line of stdout."""
     click.echo(json.dumps(value, separators=(",", ":")))
 
 
 def user_name(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
-    """The callback of an argument that names a user."""
+    """Check an argument that is a user's name; a click callback."""
     if name is not None:
         try:
             check_user_name(name)
@@ -37,8 +37,8 @@ def user_name(_context: click.Context, _parameter: click.Parameter, name: str | 
     return name
 
 
-def parsed(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
-    """The callback of an argument that `parse` reads; what it refuses is a mistake of usage."""
+def parse_with(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
+    """Return a click callback that parses an argument; a `ConfigError` is an error of usage."""
 
     def read(_context: click.Context, _parameter: click.Parameter, text: str | None) -> _T | None:
         try:
@@ -50,16 +50,16 @@ def parsed(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
 
 
 def _reason(_context: click.Context, _option: click.Parameter, reason: str) -> str:
-    from protocol.codec.fields import MAX_TEXT  # loads what --help has no use for
+    from protocol.codec.fields import MAX_TEXT  # imports what --help does not need
 
     if len(reason.encode(errors="replace")) > MAX_TEXT:
         raise click.BadParameter(f"a reason has at most {MAX_TEXT} bytes")
     return reason
 
 
-def reason_option(shown: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
-    """``--reason``, which `shown` explains."""
-    return click.option("--reason", default="", callback=_reason, help=shown)
+def reason_option(text: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """Return the option ``--reason`` with the help text `text`."""
+    return click.option("--reason", default="", callback=_reason, help=text)
 
 
 root_option = click.option(
@@ -67,7 +67,7 @@ root_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     envvar="SFSD_ROOT",
     default=".",
-    show_default="the present folder",
+    show_default="the current folder",
     help="The daemon's folder (SFSD_ROOT).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")

@@ -1,4 +1,4 @@
-"""`sfsd audit`: the log, read and verified from the files alone, beside a running daemon or not."""
+"""`sfsd audit`: read and verify the log from its files, with or without a running daemon."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final, cast
 import click
 
 from protocol.codec.errors import LogError
+from protocol.codec.terminal_text import counted
 from protocol.codec.values import Value
 from protocol.log import auditlog
 from protocol.log.auditlog import LogEntry
@@ -19,18 +20,21 @@ from sfsd.commands import answer, answer_json, json_option, operator_client, roo
 from sfsd.errors import CommandError, JournalDamagedError
 from sfsd.log.verify import complete_lines, verify_links, verify_log
 
-_STEPS: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
-_STEP_FACTS: Final = ("generation", "reason", "files")
-_FACTS: Final = ("address", "count", "codes", "users", "reason")
+_ROTATION: Final = frozenset({"enrol", "rotate-force", "rotate-begin", "rewrap", "rotate-finish"})
+_STEP_DETAILS: Final = ("generation", "reason", "files")
+_DETAILS: Final = ("address", "count", "codes", "users", "reason")
 
 
 @click.group()
 def command() -> None:
-    """Read the log, and verify it."""
+    """Read and verify the log.
+
+    Example: sfsd audit verify
+    """
 
 
-def _moment(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """A date or time in ISO 8601, UTC unless it says otherwise, as entries write theirs."""
+def _entry_time(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """Convert a date or time (ISO 8601, default UTC) to the form in entries; a click callback."""
     if value is None:
         return None
     try:
@@ -42,7 +46,7 @@ def _moment(_context: click.Context, _option: click.Parameter, value: str | None
 
 
 class _Filter(Value):
-    """Which entries are wanted; None or nothing for all."""
+    """Selects entries; None or an empty tuple selects all."""
 
     user: str | None
     file: str | None
@@ -50,7 +54,7 @@ class _Filter(Value):
     since: str | None
     until: str | None
 
-    def wants(self, entry: LogEntry) -> bool:
+    def matches(self, entry: LogEntry) -> bool:
         return (
             (self.user is None or self.user in (entry.actor, entry.owner, *entry.accounts))
             and (self.file is None or self.file == entry.file)
@@ -62,15 +66,15 @@ class _Filter(Value):
 
 @command.command()
 @root_option
-@click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
-@click.option("--user", metavar="USER", help="Only what USER did, owns or is concerned by.")
-@click.option("--file", "file_id", metavar="ID", help="Only what was done to this file id.")
-@click.option("--op", "ops", metavar="OP", multiple=True, help="Only this kind (repeatable).")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of the log unchanged.")
+@click.option("--user", metavar="USER", help="Only entries by USER or about USER.")
+@click.option("--file", "file_id", metavar="ID", help="Only entries about this file id.")
+@click.option("--op", "ops", metavar="OP", multiple=True, help="Only this op (repeatable).")
 @click.option(
-    "--since", metavar="TIME", callback=_moment, help="Only from this time on (ISO 8601, UTC)."
+    "--since", metavar="TIME", callback=_entry_time, help="Only from this time on (ISO 8601, UTC)."
 )
-@click.option("--until", metavar="TIME", callback=_moment, help="Only before this time.")
-@click.option("--follow", is_flag=True, help="Go on with what is appended, until interrupted.")
+@click.option("--until", metavar="TIME", callback=_entry_time, help="Only before this time.")
+@click.option("--follow", is_flag=True, help="Print new entries too, until interrupted.")
 def log(
     root: Path,
     as_json: bool,
@@ -81,49 +85,60 @@ def log(
     until: str | None,
     follow: bool,
 ) -> None:
-    """Print the log, one entry a line: when, who, what."""
+    """Print the log, one entry a line: time, user and operation.
+
+    Example: sfsd audit log --user alice --since 2026-11-24
+    """
     wanted = _Filter(user, file_id, ops, since, until)
     for entry, line in _entries(root, follow=follow):
-        if not wanted.wants(entry):
+        if not wanted.matches(entry):
             continue
         if as_json:
             click.echo(line)
         else:
-            answer(_shown(entry))
+            answer(_format(entry))
 
 
 @command.command("checkpoint")
 @root_option
 def checkpoint_(root: Path) -> None:
-    """Print the signed note of the log's present size, for others to keep and compare."""
-    head = cast(LogCheckpoint, operator_client.ask(root, [LogHead()])[0])
+    """Print the signed checkpoint of the log, for others to keep and compare.
+
+    Example: sfsd audit checkpoint > checkpoint.txt
+    """
+    head = cast(LogCheckpoint, operator_client.send_requests(root, [LogHead()])[0])
     click.echo(head.checkpoint, nl=False)
 
 
-def _shown(entry: LogEntry) -> str:
+def _format(entry: LogEntry) -> str:
     what = entry.owner or ""
     if entry.file:
         what += f":{entry.file}" + (f" v{entry.version}" if entry.version else "")
-    # Of what an entry says besides, people want who was refused and from where.
-    facts = {key: entry.detail[key] for key in _FACTS if key in entry.detail}
-    said = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items())
-    return f"{entry.seq:>8} {entry.time} {entry.op:<16} {entry.actor:<12} {what} {said}".rstrip()
+    # Of the other details, operators need most who was refused, and from where.
+    details = {key: entry.detail[key] for key in _DETAILS if key in entry.detail}
+    text = " ".join(f"{key}={json.dumps(value)}" for key, value in details.items())
+    return f"{entry.seq:>8} {entry.time} {entry.op:<16} {entry.actor:<12} {what} {text}".rstrip()
 
 
 @command.command()
 @root_option
 @json_option
-@click.option("--strict", is_flag=True, help="Check the spelling of every line too; slower.")
+@click.option("--strict", is_flag=True, help="Check the canonical form of every line too; slower.")
 def verify(root: Path, as_json: bool, *, strict: bool) -> None:
-    """Check every line: its hash, the chain, the tree, and the signed checkpoint.
+    """Check the hash of every line, the chain, the tree, and the signed checkpoint.
 
-    Ends with exit code 5 and the first entry that is wrong.
+    Exit code 5 and the first wrong entry if the log is damaged.
+
+    Example: sfsd audit verify --strict
     """
     found = verify_log(root) if strict else verify_links(root)
     if as_json:
         answer_json({"entries": found.entries, "signed": found.signed, "root": found.root.hex()})
         return
-    answer(f"{found.entries} entries chain, {found.signed} of them under the signed checkpoint")
+    answer(
+        f"{counted(found.entries, 'entry', 'entries')} verified,"
+        f" {found.signed} of them under the signed checkpoint"
+    )
     answer(f"root {found.root.hex()}")
 
 
@@ -132,11 +147,13 @@ def verify(root: Path, as_json: bool, *, strict: bool) -> None:
 @json_option
 @click.argument("user")
 def rotation(root: Path, as_json: bool, user: str) -> None:
-    """Show every step of USER's rotations, and whether the last is finished.
+    """Show every step of USER's rotations, and whether the last one is finished.
 
-    The signed statements are in the entries: `sfsd audit log --json --user USER`.
+    `sfsd audit log --json --user USER` shows the entries with the signed statements.
+
+    Example: sfsd audit rotation alice
     """
-    steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _STEPS]
+    steps = [entry for entry, _ in _entries(root) if entry.owner == user and entry.op in _ROTATION]
     if not steps:
         raise CommandError(
             f"no enrolled user {user} in the log", "`sfsd user list` shows all users", exit_code=3
@@ -146,23 +163,23 @@ def rotation(root: Path, as_json: bool, user: str) -> None:
         if entry.op == "rewrap":
             wrapped += int(entry.detail.get("count", 0))
             continue
-        facts: dict[str, object] = {
-            key: entry.detail[key] for key in _STEP_FACTS if key in entry.detail
+        details: dict[str, object] = {
+            key: entry.detail[key] for key in _STEP_DETAILS if key in entry.detail
         }
         if entry.op == "rotate-finish":
-            facts["wrapped"], wrapped = wrapped, 0
+            details["wrapped"], wrapped = wrapped, 0
         if as_json:
-            answer_json({"seq": entry.seq, "time": entry.time, "op": entry.op, **facts})
+            answer_json({"seq": entry.seq, "time": entry.time, "op": entry.op, **details})
         else:
-            said = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items())
-            answer(f"{entry.seq:>8} {entry.time} {entry.op:<16} {said}".rstrip())
+            text = " ".join(f"{key}={json.dumps(value)}" for key, value in details.items())
+            answer(f"{entry.seq:>8} {entry.time} {entry.op:<16} {text}".rstrip())
     begun = [entry.op for entry in steps if entry.op in ("rotate-begin", "rotate-finish")]
     if begun and begun[-1] == "rotate-begin" and not as_json:
-        answer(f"not finished: {wrapped} versions wrapped so far")
+        answer(f"not finished: {counted(wrapped, 'version')} wrapped so far")
 
 
 def _entries(root: Path, *, follow: bool = False) -> Iterator[tuple[LogEntry, bytes]]:
-    """Every entry and its line."""
+    """Yield each entry and its line."""
     for seq, line in enumerate(complete_lines(root, follow=follow)):
         try:
             yield auditlog.parse(line, seq=seq), line

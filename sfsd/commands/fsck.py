@@ -1,4 +1,4 @@
-"""`sfsd fsck`: the store compared with the log."""
+"""`sfsd fsck`: compare the store with the log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from protocol.codec.terminal_text import counted
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.datadir import lock_root
 from sfsd.errors import CommandError
@@ -17,13 +18,15 @@ from sfsd.storage.fsck import Fsck
 @root_option
 @json_option
 @click.option("--read-data", is_flag=True, help="Read all ciphertext too, not only its size.")
-@click.option("--repair", is_flag=True, help="Make anew what can be derived from the rest.")
+@click.option("--repair", is_flag=True, help="Restore what can be derived from other files.")
 def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None:
-    """Check that every file of the store is what the log says, and that nothing else is there.
+    """Check that the store holds exactly the files that the log says.
 
-    The daemon must not run. No key is needed. With --repair, inbox notes, leaf hashes, identity
-    chains, second names of a ciphertext and the log's cache are made anew, and files that the log
-    knows nothing of are moved to stray/. Exit code 5 where damage is left.
+    The daemon must not run. No key is needed. --repair restores inbox notes, leaf hashes, identity
+    chains, second names of a ciphertext and the log's cache, and moves files that are not in the
+    log to stray/. Exit code 5 if damage is left.
+
+    Example: sfsd fsck --root /srv/sfs --read-data
     """
     with lock_root(root):
         check = Fsck(root, read_data=read_data, repair=repair)
@@ -39,9 +42,9 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
                 answer(f"{state}{finding.kind}: {finding.path}{entry}: {finding.text}")
     if left:
         raise CommandError(
-            f"{left} of {check.checked} files are not what the log says",
-            "bring them back from a backup of the root, or ask their owners",
+            f"{counted(left, 'difference')} from the log left in {counted(check.checked, 'file')}",
+            "restore the files from a backup of the root, or ask their owners",
             exit_code=5,
         )
     if not as_json:
-        answer(f"{check.checked} files are what the log says, {found} differences found before")
+        answer(f"{counted(check.checked, 'file')} checked, no damage left ({found} reported above)")

@@ -1,7 +1,7 @@
-"""The operator's requests: the same protocol and operations, with or without a running daemon.
+"""Sends the operator's requests: the same operations with or without a running daemon.
 
-Where a daemon holds the root's lock, it is asked over its ordinary port. Where none does, the
-command takes the lock and calls the operation in process. There is no third way to change a root.
+If a daemon holds the root's lock, the requests go to its port. Otherwise the command takes the lock
+and runs the operations in its own process. Nothing else changes a root.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, cast
 
-from protocol.codec.encoding import Buffer
 from protocol.codec.errors import MessageError, RemoteProtocolError
 from protocol.codec.names import OPERATOR
 from protocol.records.invitation import parse_address
@@ -46,11 +45,11 @@ _REFUSALS: Final = {
 """Exit code and hint for each error code; other codes get 1 and `_HINT`."""
 
 
-def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
-    """The replies to an operator's requests, in order.
+def send_requests(root: Path, messages: Sequence[Request]) -> list[Reply]:
+    """Send requests of the operator and return their replies, in order.
 
-    Raises `CommandError` for the first that is refused, `UnreachableError` where a daemon
-    holds the lock but does not answer as it should, and what opening a root raises.
+    Raises `CommandError` for the first refused request, `UnreachableError` if a daemon holds the
+    lock but does not answer or violates the protocol, and the errors of opening a root.
     """
     try:
         with lock_root(root):
@@ -59,11 +58,11 @@ def ask(root: Path, messages: Sequence[Request]) -> list[Reply]:
         return _over_the_wire(root, messages)
 
 
-def accounts(root: Path) -> Iterator[Account]:
-    """All, the invited ones too, by name. Raises as `ask`."""
+def all_accounts(root: Path) -> Iterator[Account]:
+    """Yield all accounts, including invited users, by name. Raises as `send_requests`."""
     after = ""
     while True:
-        page = cast(AccountsPage, ask(root, [UserList(after)])[0])
+        page = cast(AccountsPage, send_requests(root, [UserList(after)])[0])
         yield from page.accounts
         if not page.next:
             return
@@ -71,7 +70,7 @@ def accounts(root: Path) -> Iterator[Account]:
 
 
 def running_address(root: Path) -> str | None:
-    """Where the daemon of `root` accepts connections; None where none runs."""
+    """Return the address of the running daemon of `root`, or None if none runs."""
     try:
         with lock_root(root):
             return None
@@ -82,10 +81,11 @@ def running_address(root: Path) -> str | None:
 def _address(root: Path) -> str:
     try:
         address = (root / "run" / "address").read_text().strip()
-        parse_address(address)  # a power loss may have left nothing of it, or zeros
+        parse_address(address)  # after a power loss, the file may be empty or zeros
     except (OSError, UnicodeDecodeError, MessageError) as exc:
         raise UnreachableError(
-            f"a process holds {root}, but serves no address yet", "wait until the daemon is ready"
+            f"a process uses {root}, but accepts no connections yet",
+            "wait until the daemon is ready",
         ) from exc
     return address
 
@@ -94,24 +94,23 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
     who = Principal(OPERATOR, GENERATION, Access.OPERATOR, -1, 0, "local")
 
     async def run() -> list[Reply]:
-        service = Dispatcher(world)
-        service.on_revoke = lambda _user, _which: None  # no daemon, so no session to close
+        dispatcher = Dispatcher(world)
         try:
-            return [accepted_reply(await service.handle(who, message)) for message in messages]
+            return [accepted_reply(await dispatcher.handle(who, message)) for message in messages]
         finally:
-            await service.close()
+            await dispatcher.close()
 
     with open_server_context(root) as world:
         return asyncio.run(run())
 
 
 def accepted_reply(reply: Message) -> Reply:
-    """Return `reply`. Raises `CommandError` for an `Error`, `UnreachableError` for no reply."""
+    """Return `reply`. Raises `CommandError` for an `Error`, `UnreachableError` for a request."""
     if isinstance(reply, Error):
         exit_code, hint = _REFUSALS.get(reply.code, (1, _HINT))
         raise CommandError(reply.text, hint, exit_code=exit_code)
     if not isinstance(reply, Reply):
-        raise UnreachableError("the daemon answers with something that is no reply")
+        raise UnreachableError("the daemon sent a message that is not a reply")
     return reply
 
 
@@ -119,58 +118,55 @@ def _over_the_wire(root: Path, messages: Sequence[Request]) -> list[Reply]:
     address = _address(root)
     try:
         host, port = parse_address(address)
-        with socket.create_connection(_reachable(host, port), timeout=SECONDS) as plain:
-            return _talk(root, plain, messages)
+        # A daemon that listens on every address is reached by the loopback address.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        with socket.create_connection((host, port), timeout=SECONDS) as plain:
+            return _send_over_tls(root, plain, messages)
     except (OSError, RemoteProtocolError) as exc:
         raise UnreachableError(
             f"the daemon at {address} does not answer: {exc}", "see what the daemon printed"
         ) from exc
 
 
-def _reachable(host: str, port: int) -> tuple[str, int]:
-    """A daemon that listens everywhere is reached on this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104
-
-
-def _talk(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
+def _send_over_tls(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
     known = server_keys.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # No authority vouches for the peer: it must show the very key that this root's statement names.
+    # No certificate authority is involved: the peer must have the key of this root's statement.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with context.wrap_socket(plain) as tls:
-        if _shown_spki(tls) != known.spki_sha256:
+        if _peer_spki(tls) != known.spki_sha256:
             raise UnreachableError(
                 f"another server than that of {root} answers at its address",
-                "restart the daemon if its keys were changed",
+                "restart the daemon if its keys were replaced",
             )
-        return _Client(tls, root, known).ask(messages)
+        return _OperatorConnection(tls, root, known).send(messages)
 
 
-def _shown_spki(tls: ssl.SSLSocket) -> bytes | None:
+def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
     try:
         return server_keys.spki_sha256(tls.getpeercert(binary_form=True) or b"")
     except ValueError:
         return None
 
 
-class _Client:
-    """One request at a time: an operator is in no hurry."""
+class _OperatorConnection:
+    """Connection that sends one request at a time, since commands need no speed."""
 
     def __init__(self, tls: ssl.SSLSocket, root: Path, known: ServerKeys) -> None:
         self._tls = tls
         self._connection = Connection(Role.CLIENT)
         self._log_in(root, known)
 
-    def ask(self, messages: Sequence[Request]) -> list[Reply]:
+    def send(self, messages: Sequence[Request]) -> list[Reply]:
         return [accepted_reply(self._call(message)) for message in messages]
 
     def _log_in(self, root: Path, known: ServerKeys) -> None:
         welcome = self._receive()
         if not isinstance(welcome, Welcome) or welcome.statement != known.statement:
             raise UnreachableError(
-                "the daemon states other keys than those of this root", "restart the daemon"
+                "the daemon has a different statement than this root", "restart the daemon"
             )
         body = login_body(
             server=known.server_id,
@@ -188,12 +184,8 @@ class _Client:
             raise UnreachableError("the daemon does not open a session")
 
     def _call(self, message: Request) -> Message:
-        _, pieces = self._connection.request(message)
-        self._send(pieces)
+        self._tls.sendall(b"".join(self._connection.request(message)[1]))
         return self._receive()
-
-    def _send(self, pieces: list[Buffer]) -> None:
-        self._tls.sendall(b"".join(pieces))
 
     def _receive(self) -> Message:
         while True:

@@ -1,4 +1,4 @@
-"""`sfsd rotate`: users must rotate their keys."""
+"""`sfsd rotate`: require users to rotate their keys."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from sfsd.commands import answer, operator_client, reason_option, root_option, u
 @click.command()
 @click.argument("name", metavar="USER", required=False, callback=user_name)
 @click.option("--all", "everyone", is_flag=True, help="Every enrolled user.")
-@reason_option("Told to the user, and logged.")
+@reason_option("Shown to the user, and logged.")
 @root_option
 def command(root: Path, name: str | None, *, everyone: bool, reason: str) -> None:
-    """Let USER only read until he has rotated his keys. His next sfsc command does it."""
+    """Require USER to rotate their keys; until then, the account can only read.
+
+    The user's next sfsc command rotates them.
+
+    Example: sfsd rotate alice --reason "laptop lost"
+    """
     if (name is None) != everyone:
-        raise click.UsageError("a USER, or --all: give one of the two")
+        raise click.UsageError("give either a USER or --all")
     names = _enrolled(root) if name is None else [name]
-    operator_client.ask(root, [ForceRotation(one, reason) for one in names])
+    operator_client.send_requests(root, [ForceRotation(one, reason) for one in names])
     for one in names:
         answer(one)
 
 
 def _enrolled(root: Path) -> list[str]:
-    return [account.user for account in operator_client.accounts(root) if account.fingerprint]
+    return [account.user for account in operator_client.all_accounts(root) if account.fingerprint]

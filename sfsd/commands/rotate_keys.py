@@ -1,4 +1,4 @@
-"""`sfsd rotate-keys`: new keys of the server itself."""
+"""`sfsd rotate-keys`: replace keys of the server itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from sfsd.datadir import lock_root
 @click.argument("which", type=click.Choice(["tls", "log"]))
 @root_option
 def command(root: Path, which: str) -> None:
-    """Replace the TLS key or the log's key. The daemon must not run.
+    """Replace the TLS key or the log key. The daemon must not run.
 
-    Clients notice nothing: the server's long-lived key signs a statement about the new one, which
-    they follow from the key that their invitation pinned.
+    Users need not do anything: the server's long-lived key, which their invitation pinned, signs a
+    statement with the new key.
+
+    Example: sfsd rotate-keys tls --root /srv/sfs
     """
     with lock_root(root):
         now = int(time.time())

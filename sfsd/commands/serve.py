@@ -1,4 +1,4 @@
-"""`sfsd serve`: the daemon."""
+"""`sfsd serve`: run the daemon."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sfsd import config
-from sfsd.commands import parsed, root_option
+from sfsd.commands import parse_with, root_option
 from sfsd.net.listener import serve_root
 
 
@@ -17,15 +17,18 @@ from sfsd.net.listener import serve_root
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    callback=parsed(config.check_listen_address),
-    help="Where to listen; port 0 takes a free one.",
+    callback=parse_with(config.check_listen_address),
+    help="Where to listen; port 0 is any free port.",
 )
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Gets the bound address once connections are accepted.",
+    help="File to write the bound address to, once connections are accepted.",
 )
 def command(root: Path, listen: str | None, ready_file: Path | None) -> None:
-    """Serve the root until SIGTERM or SIGINT."""
+    """Serve the root until SIGTERM or SIGINT.
+
+    Example: sfsd serve --root /srv/sfs --listen 0.0.0.0:7373
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     serve_root(root, listen, ready_file)

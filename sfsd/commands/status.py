@@ -1,4 +1,4 @@
-"""`sfsd status`: how the daemon is."""
+"""`sfsd status`: show the state of the daemon."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-from protocol.codec.terminal_text import human_time
+from protocol.codec.terminal_text import counted, human_time
 from protocol.wire.messages.accounts import Status, StatusAnswer
 from sfsd.commands import answer, answer_json, json_option, operator_client, root_option
 
@@ -16,8 +16,11 @@ from sfsd.commands import answer, answer_json, json_option, operator_client, roo
 @root_option
 @json_option
 def command(root: Path, as_json: bool) -> None:
-    """Show where the daemon listens, since when, and how full log and disk are."""
-    status = cast(StatusAnswer, operator_client.ask(root, [Status()])[0])
+    """Show where the daemon listens, since when, and the size of the log and the disk.
+
+    Example: sfsd status --root /srv/sfs
+    """
+    status = cast(StatusAnswer, operator_client.send_requests(root, [Status()])[0])
     if as_json:
         answer_json(
             {
@@ -36,9 +39,9 @@ def command(root: Path, as_json: bool) -> None:
     running = f"{status.address}, since {human_time(status.started)}" if status.address else "no"
     answer(f"running      {running}")
     answer(f"version      {status.version}")
-    answer(f"connections  {status.connections}, {status.sessions} logged in")
+    answer(f"connections  {status.connections}, of which {status.sessions} logged in")
     answer(f"users        {status.users}")
-    answer(f"log          {status.log_size} entries")
-    answer(f"disk         {status.disk_free} bytes free")
+    answer(f"log          {counted(status.log_size, 'entry', 'entries')}")
+    answer(f"disk         {counted(status.disk_free, 'byte')} free")
     if status.failed:
         answer(f"FAILED       {status.failed}")

@@ -1,4 +1,4 @@
-"""`sfsd user`: accounts."""
+"""`sfsd user`: manage accounts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 import click
 
-from protocol.codec.terminal_text import human_time
+from protocol.codec.terminal_text import counted, human_time
 from protocol.records.invitation import TOKEN_SIZE, Invitation, parse_address
 from protocol.wire.messages.accounts import (
     Account,
@@ -25,7 +25,7 @@ from sfsd.commands import (
     answer_json,
     json_option,
     operator_client,
-    parsed,
+    parse_with,
     reason_option,
     root_option,
     user_name,
@@ -33,12 +33,15 @@ from sfsd.commands import (
 from sfsd.config import Config, parse_duration, parse_size
 from sfsd.errors import ConfigError
 
-_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
+_ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 
 
 @click.group()
 def command() -> None:
-    """Invite users, look at them, disable and enable them."""
+    """Invite, list, disable and enable users, and set quotas.
+
+    Example: sfsd user add alice
+    """
 
 
 _name = click.argument("name", callback=user_name)
@@ -49,20 +52,22 @@ _name = click.argument("name", callback=user_name)
 @root_option
 @click.option(
     "--quota",
-    callback=parsed(parse_size),
-    help="Most that the user may store, such as 50G; 0 is no limit.",
+    callback=parse_with(parse_size),
+    help="Limit on what the user may store, such as 50G; 0: no limit.",
 )
 @click.option(
     "--expires",
     default="7d",
     show_default=True,
-    callback=parsed(parse_duration),
-    help="How long the invitation holds.",
+    callback=parse_with(parse_duration),
+    help="How long the invitation is valid.",
 )
 def add(name: str, root: Path, quota: int | None, expires: int) -> None:
-    """Invite NAME. Prints the invitation and nothing else: it holds a secret, works once, expires.
+    """Invite NAME and print the invitation.
 
-    A name that was invited and has not enrolled gets a new invitation; the old one is void.
+    The invitation is secret, works once and expires. If NAME was invited before and has not enrolled, the old invitation becomes invalid.
+
+    Example: sfsd user add alice --quota 50G
     """
     config = Config.load(root)
     host, port = parse_address(_public_address(root, config))
@@ -74,16 +79,16 @@ def add(name: str, root: Path, quota: int | None, expires: int) -> None:
         expires=int(time.time()) + expires,
         quota=config.quota if quota is None else quota,
     )
-    operator_client.ask(root, [request])
+    operator_client.send_requests(root, [request])
     click.echo(invitation.to_text())
 
 
 def _public_address(root: Path, config: Config) -> str:
-    """Where the invitation sends the user. Raises `ConfigError` where nothing says it."""
+    """Return the address for invitations. Raises `ConfigError` if none is known."""
     address = config.public or operator_client.running_address(root)
-    if address is None or parse_address(address)[0] in _EVERYWHERE:
+    if address is None or parse_address(address)[0] in _ANY_ADDRESS:
         raise ConfigError(
-            "nothing says at which address users reach this daemon",
+            "unknown at which address users reach this daemon",
             f'set `public = "HOST:PORT"` in {root / "sfsd.toml"}',
         )
     return address
@@ -93,10 +98,15 @@ def _public_address(root: Path, config: Config) -> str:
 @root_option
 @json_option
 def list_(root: Path, as_json: bool) -> None:
-    """List all accounts, the invited ones too."""
-    for account in operator_client.accounts(root):
+    """List all accounts, including invited users.
+
+    Columns: name, state, number of files, bytes of ciphertext.
+
+    Example: sfsd user list --json
+    """
+    for account in operator_client.all_accounts(root):
         if as_json:
-            answer_json(_as_object(account))
+            answer_json(_to_json(account))
         else:
             state = _state(account)
             answer(f"{account.user:<32} {state:<9} {account.files:>8} {account.used:>15}")
@@ -107,11 +117,14 @@ def list_(root: Path, as_json: bool) -> None:
 @root_option
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
-    """Show one account."""
-    page = cast(AccountsPage, operator_client.ask(root, [UserShow(name)])[0])
+    """Show one account.
+
+    Example: sfsd user show alice
+    """
+    page = cast(AccountsPage, operator_client.send_requests(root, [UserShow(name)])[0])
     (account,) = page.accounts
     if as_json:
-        answer_json(_as_object(account))
+        answer_json(_to_json(account))
         return
     answer(f"user         {account.user}")
     answer(f"state        {_state(account)}")
@@ -119,7 +132,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
     answer(f"keys         generation {account.generation}, {account.wrap_alg or '-'}")
     answer(f"rotate by    {human_time(account.due) if account.due else '-'}")
     answer(f"invited to   {human_time(account.invited_until) if account.invited_until else '-'}")
-    answer(f"stored       {account.files} files, {account.used} bytes")
+    answer(f"stored       {counted(account.files, 'file')}, {counted(account.used, 'byte')}")
     answer(f"quota        {account.quota or 'none'}")
 
 
@@ -128,8 +141,11 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @root_option
 @reason_option("For the log.")
 def disable(name: str, root: Path, reason: str) -> None:
-    """Refuse NAME from now on, and close the sessions he has."""
-    operator_client.ask(root, [UserAccess(name, True, reason)])
+    """Refuse NAME from now on, and close the user's sessions.
+
+    Example: sfsd user disable alice --reason "left the company"
+    """
+    operator_client.send_requests(root, [UserAccess(name, True, reason)])
 
 
 @command.command()
@@ -137,17 +153,23 @@ def disable(name: str, root: Path, reason: str) -> None:
 @root_option
 @reason_option("For the log.")
 def enable(name: str, root: Path, reason: str) -> None:
-    """Let NAME in again."""
-    operator_client.ask(root, [UserAccess(name, False, reason)])
+    """Accept NAME again.
+
+    Example: sfsd user enable alice
+    """
+    operator_client.send_requests(root, [UserAccess(name, False, reason)])
 
 
 @command.command("quota")
 @_name
-@click.argument("size", callback=parsed(parse_size))
+@click.argument("size", callback=parse_with(parse_size))
 @root_option
 def set_quota(name: str, size: int, root: Path) -> None:
-    """Let NAME keep SIZE bytes of ciphertext (10GB, 512MiB; 0: no limit). What is there stays."""
-    operator_client.ask(root, [UserQuota(name, size)])
+    """Limit the ciphertext of NAME to SIZE (10GB, 512MiB; 0: no limit). Stored files stay.
+
+    Example: sfsd user quota alice 100G
+    """
+    operator_client.send_requests(root, [UserQuota(name, size)])
 
 
 def _state(account: Account) -> str:
@@ -156,7 +178,7 @@ def _state(account: Account) -> str:
     return "enrolled" if account.fingerprint else "invited"
 
 
-def _as_object(account: Account) -> dict[str, object]:
+def _to_json(account: Account) -> dict[str, object]:
     return {
         "user": account.user,
         "state": _state(account),

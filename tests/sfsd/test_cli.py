@@ -1,4 +1,4 @@
-"""From arguments to a command and from errors to exit codes; help loads no command."""
+"""Commands, help, error messages and exit codes; --help imports no command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ def test_every_command_exists_and_has_help(capsys: pytest.CaptureFixture[str]) -
         assert name in listed
         assert line in listed
         assert main([name, "--help"]) == 0
-        assert "Usage: sfsd " + name in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "Usage: sfsd " + name in shown
+        assert "Example: sfsd " + name in shown
+
+
+@pytest.mark.parametrize("group", ["user", "audit"])
+def test_every_subcommand_has_an_example(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = cli.group.get_command(click.Context(cli.group), group)
+    assert isinstance(loaded, click.Group)
+    for name in loaded.commands:
+        assert main([group, name, "--help"]) == 0
+        assert f"Example: sfsd {group} {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -30,7 +41,7 @@ def test_every_command_exists_and_has_help(capsys: pytest.CaptureFixture[str]) -
     [["nonsense"], ["serve", "--nonsense"], ["user"], ["user", "add"], ["user", "add", "Big"],
      ["user", "add", "operator"], ["audit", "nonsense"]],
 )  # fmt: skip
-def test_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -38,8 +49,8 @@ def test_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
-    """Run a command of the tests' own that raises; returns the exit code."""
+def run_failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a command that raises an error; return the exit code."""
 
     def run(error: BaseException) -> int:
         @click.command()
@@ -60,54 +71,54 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
         (CommandError("cause", "do this", exit_code=6), 6),
     ],
 )
-def test_cause_and_hint(
-    failing: Callable[[BaseException], int],
+def test_error_message_is_cause_and_hint(
+    run_failing: Callable[[BaseException], int],
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
     code: int,
 ) -> None:
-    assert failing(error) == code
+    assert run_failing(error) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "sfsd: cause\nhint: do this\n"
 
 
-def test_a_damaged_log(
-    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+def test_damaged_log(
+    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failing(JournalDamagedError("not what was written", seq=17)) == 5
+    assert run_failing(JournalDamagedError("not what was written", seq=17)) == 5
     assert "entry 17" in capsys.readouterr().err
 
 
-def test_a_full_disk(
-    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+def test_full_disk(
+    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failing(OSError(28, "No space left on device", "/srv/root")) == 1
+    assert run_failing(OSError(28, "No space left on device", "/srv/root")) == 1
     said = capsys.readouterr().err
     assert said.startswith("sfsd: No space left on device: /srv/root\nhint: ")
 
 
-def test_foreign_text_moves_no_cursor(
-    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+def test_error_messages_are_printable(
+    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failing(UnreachableError("says \x1b]0;title\x07\r\u202eevil", "\x9b2J")) == 7
+    assert run_failing(UnreachableError("says \x1b]0;title\x07\r\u202eevil", "\x9b2J")) == 7
     said = capsys.readouterr().err
     assert said == "sfsd: says \\x1b]0;title\\x07\\r\\u202eevil\nhint: \\x9b2J\n"
 
 
-def test_an_interrupt(
-    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+def test_interrupt(
+    run_failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failing(KeyboardInterrupt()) == 130
+    assert run_failing(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-def test_a_bug_is_not_hidden(failing: Callable[[BaseException], int]) -> None:
+def test_bug_ends_in_a_traceback(run_failing: Callable[[BaseException], int]) -> None:
     with pytest.raises(ZeroDivisionError):
-        failing(ZeroDivisionError())
+        run_failing(ZeroDivisionError())
 
 
-def test_help_loads_neither_cryptography_nor_a_command() -> None:
+def test_help_imports_neither_cryptography_nor_a_command() -> None:
     script = (
         "import sys; from sfsd.cli import main; main(['--help']);"
         "print(sorted(n for n in sys.modules if n.startswith(('cryptography', 'sfsd.commands.',"

@@ -60,7 +60,7 @@ def replace_tls(
 ) -> bytes:
     """Install a certificate and chain of an authority; return the new certificate as DER.
 
-    Without `key`, for the key that lies there.
+    Without `key`, the certificate is for the present key.
     """
     old = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
     public = old.public_key() if key is None else key.public_key()

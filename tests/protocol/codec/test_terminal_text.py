@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec.terminal_text import human_time, printable, printable_lines
+from protocol.codec.terminal_text import counted, human_time, printable, printable_lines
 
 HOSTILE = [
     ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
@@ -59,3 +59,8 @@ def test_lines_stay_lines() -> None:
 )
 def test_human_time(seconds: int, shown: str) -> None:
     assert human_time(seconds) == shown
+
+
+def test_counted() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert [counted(n, "entry", "entries") for n in (1, 2)] == ["1 entry", "2 entries"]

@@ -16,7 +16,7 @@ from protocol.log.checkpoint import Verifier, verify
 from protocol.records.records import ServerStatement
 from protocol.wire.messages.accounts import UserAccess, UserAdd
 from sfsd import server_keys
-from sfsd.commands import operator_client
+from sfsd.commands.operator_client import send_requests
 from tests.sfsd.rewriting import rewritten
 
 Sfsd = Callable[..., Any]
@@ -27,7 +27,7 @@ ADDED = 12
 def log(root: Path) -> Path:
     """The log of a root where a dozen users were invited."""
     names = [f"user{number:02}" for number in range(ADDED)]
-    operator_client.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
+    send_requests(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
     return root / "logs" / "audit.jsonl"
 
 
@@ -49,7 +49,7 @@ def test_lines_as_they_are(log: Path, sfsd: Sfsd) -> None:
 
 
 def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
-    operator_client.ask(root, [UserAccess("user00", True, "left \x1b[2J\u202e")])
+    send_requests(root, [UserAccess("user00", True, "left \x1b[2J\u202e")])
     lines = sfsd("audit", "log").lines
     assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
     assert "server-statement" in lines[0]
@@ -60,7 +60,7 @@ def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
 
 
 def test_some_of_the_lines(log: Path, root: Path, sfsd: Sfsd) -> None:
-    operator_client.ask(root, [UserAccess("user03", True, "left")])
+    send_requests(root, [UserAccess("user03", True, "left")])
     entries = [auditlog.parse(line) for line in log.read_bytes().splitlines()]
 
     def seqs(*options: str) -> list[int]:
@@ -88,7 +88,7 @@ def test_some_of_the_lines(log: Path, root: Path, sfsd: Sfsd) -> None:
 def test_lines_as_they_come(log: Path, root: Path) -> None:
     """What is there first; then what is appended, whole, in the moment that it is."""
     words = ["audit", "log", "--root", str(root), "--op", "user-access", "--follow"]
-    operator_client.ask(root, [UserAccess("user01", True, "first")])
+    send_requests(root, [UserAccess("user01", True, "first")])
     with subprocess.Popen(
         [sys.executable, "-c", f"import sys, sfsd.cli; sys.exit(sfsd.cli.main({words!r}))"],
         stdout=subprocess.PIPE,
@@ -99,7 +99,7 @@ def test_lines_as_they_come(log: Path, root: Path) -> None:
             assert 'reason="first"' in following.stdout.readline()
             with log.open("ab") as file:
                 file.write(b'{"seq":99')  # torn: the next start cuts it
-            operator_client.ask(root, [UserAccess("user01", False, "second")])
+            send_requests(root, [UserAccess("user01", False, "second")])
             assert 'reason="second"' in following.stdout.readline()
         finally:
             following.terminate()

@@ -18,7 +18,7 @@ from protocol.codec import merkle
 from protocol.codec.errors import ProofError
 from protocol.log import auditlog
 from protocol.wire.messages.accounts import UserAdd
-from sfsd.commands import operator_client
+from sfsd.commands.operator_client import send_requests
 from sfsd.errors import JournalDamagedError
 from sfsd.log.verify import verify_links
 from tests.sfsd.rewriting import rewritten
@@ -56,7 +56,7 @@ class Sound:
 @pytest.fixture
 def sound(root: Path) -> Sound:
     names = [f"user{number:02}" for number in range(ENTRIES - 1)]
-    operator_client.ask(root, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
+    send_requests(root, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
     log = Sound(root)
     assert len(log.lines) == ENTRIES
     assert log.wrong(log.data) is None

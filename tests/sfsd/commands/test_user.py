@@ -14,7 +14,7 @@ import pytest
 from protocol.records.invitation import parse_invitation
 from protocol.wire.messages.accounts import UserAdd
 from sfsd import server_keys
-from sfsd.commands import operator_client
+from sfsd.commands.operator_client import send_requests
 from sfsd.config import DAY
 from sfsd.datadir import lock_root
 
@@ -101,7 +101,7 @@ def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
 
 def test_more_accounts_than_a_page(root: Path, sfsd: Sfsd) -> None:
     names = [f"user{number:03}" for number in range(260)]
-    operator_client.ask(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
+    send_requests(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
     assert [line.split()[0] for line in sfsd("user", "list").lines] == names
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.wire.messages.accounts import UserAdd
 from sfsd.cli import main
-from sfsd.commands import operator_client
+from sfsd.commands.operator_client import send_requests
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.log import verify
 from sfsd.log.verify import complete_lines, verify_links, verify_log
@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("verified") / "root"
     assert main(["init", "--root", str(path), "--public", "files.example:7373"]) == 0
     names = [f"user{number:02}" for number in range(ENTRIES - 1)]
-    operator_client.ask(path, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
+    send_requests(path, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
     return path
 
 
