@@ -65,7 +65,8 @@ _name = click.argument("name", callback=user_name)
 def add(name: str, root: Path, quota: int | None, expires: int) -> None:
     """Invite NAME and print the invitation.
 
-    The invitation is secret, works once and expires. If NAME was invited before and has not enrolled, the old invitation becomes invalid.
+    The invitation is secret, works once and expires. If NAME was invited before and has not
+    enrolled, the old invitation becomes invalid.
 
     Example: sfsd user add alice --quota 50G
     """
