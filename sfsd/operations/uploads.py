@@ -88,7 +88,7 @@ class QuotaClaim(Value):
     reserve: Callable[[], None]
     reserved: int
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Take the quota. Raises `Refused` if it is exceeded or the content id is in use."""
         if self.quota:
             self.ledger.announce(self.content_id)
@@ -98,7 +98,7 @@ class QuotaClaim(Value):
             self._retract()
             raise
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release the reservation."""
         self._retract()
         self.ledger.release(self.reserved)
@@ -276,7 +276,7 @@ def _add_version(
         server.documents.remember(written)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
-        claim.give_back()
+        claim.release()
         files.ledger.mark(record.file_id, living=True)
         update_inboxes(server, record, added, ())
         content.kept()
@@ -320,7 +320,7 @@ def _reencrypt(
             files.note_written(changed(one, seq=seq), number)
         for holding in holding_of(sidecar):
             files.ledger.hold(holding)
-        claim.give_back()
+        claim.release()
         server.read_handles.invalidate(record.owner, record.file_id, version)
         content.kept()
 

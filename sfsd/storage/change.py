@@ -105,10 +105,10 @@ Effect = Write | Adopt | Link | Remove
 class Claim(Protocol):
     """Something a change needs a share of, such as quota. Both run on the committer thread."""
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Raises an SfsdError to fail this change alone."""
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The change was not made after all. Never called after a success; must not raise."""
 
 
@@ -124,7 +124,7 @@ class Change(Value):
     expect: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
     effects: tuple[Effect, ...] = ()
     claim: Claim | None = None
-    then: Callable[[int], None] | None = None
+    on_published: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         paths = [effect.path for effect in self.effects]

@@ -36,11 +36,11 @@ from sfsd.storage.store import DirectoryStore
 
 MAX_GROUP = 256
 """Changes that are made durable together."""
-GATHER = 32
+GATHER_ENOUGH = 32
 """Changes that are enough for a group not to wait for more: a quarter of what one client sends."""
 GATHER_SECONDS = 0.005
 """The longest that a group waits for changes that are being decided."""
-_LOOK_AGAIN = 0.0005
+_POLL_SECONDS = 0.0005
 MAX_GROUP_EFFECTS = 4096
 MAX_GROUP_BYTES = 8 << 20
 """Bytes of small files in one group's pack; one change may pass it alone."""
@@ -51,7 +51,7 @@ _RESERVE_EVERY = 10.0
 """Seconds between tries to lay the reserve again after a full disk."""
 
 
-class Submitted(Value):
+class PendingChange(Value):
     """A change that waits for its seq."""
 
     change: Change
@@ -66,7 +66,7 @@ class Submitted(Value):
         return len(self.change.effects), size
 
 
-class CommitPoint:
+class GroupCommitter:
     """Takes groups of changes through the log, on whatever thread calls; no two at once."""
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
@@ -79,10 +79,10 @@ class CommitPoint:
         """Why nothing may be acknowledged any more, or None."""
         return self._store.failed or self._journal.failed
 
-    def commit(self, group: Sequence[Submitted]) -> None:
+    def commit(self, group: Sequence[PendingChange]) -> None:
         """Make the changes, in order, and answer each future."""
         while group:
-            group = self._try(group)
+            group = self._commit_once(group)
         if self._store.unsettled > MAX_UNSETTLED and self.failed is None:
             self.settle()
 
@@ -96,14 +96,14 @@ class CommitPoint:
         except StoreFailedError:
             return
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         """Between groups: what shortens the next start and prepares for a full disk."""
         self._journal.save_mark()
         if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
             self._journal.refill_reserve()
 
-    def _try(self, group: Sequence[Submitted]) -> Sequence[Submitted]:
+    def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
         """One attempt; returns those who need another because one of them did not fit the log."""
         try:
             prepared = self._prepare(group)
@@ -130,7 +130,7 @@ class CommitPoint:
         self._finish(prepared, accepted)
         return ()
 
-    def _prepare(self, group: Sequence[Submitted]) -> PreparedGroup:
+    def _prepare(self, group: Sequence[PendingChange]) -> PreparedGroup:
         if self._journal.failed is not None:
             raise StoreFailedError(self._journal.failed)
         try:
@@ -140,7 +140,7 @@ class CommitPoint:
             self._journal.release_reserve()
             raise
 
-    def _finish(self, prepared: PreparedGroup, accepted: Sequence[Submitted]) -> None:
+    def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingChange]) -> None:
         """The group is in the log: make it visible and say so."""
         if not accepted:
             return
@@ -150,8 +150,8 @@ class CommitPoint:
             _fail(accepted, exc)
             return
         for seq, submitted in enumerate(accepted, prepared.first_seq):
-            if submitted.change.then is not None:
-                submitted.change.then(seq)
+            if submitted.change.on_published is not None:
+                submitted.change.on_published(seq)
         self._journal.checkpoint()
         for seq, submitted in enumerate(accepted, prepared.first_seq):
             submitted.future.set_result(seq)
@@ -173,7 +173,7 @@ class CommitPoint:
 
 
 class Committer:
-    """The thread that runs a `CommitPoint`, and the one that settles behind it.
+    """The thread that runs a `GroupCommitter`, and the one that settles behind it.
 
     Everything that goes to the log goes through `submit`.
     """
@@ -182,10 +182,10 @@ class Committer:
         self, store: DirectoryStore, journal: Journal, *, settle_after: float = 0.5
     ) -> None:
         """Start on a store and a log that were just recovered; settles every `settle_after` s."""
-        self._point = CommitPoint(store, journal)
+        self._point = GroupCommitter(store, journal)
         self._settle_after = settle_after
         self._changed = threading.Condition()
-        self._waiting: deque[Submitted] = deque()
+        self._waiting: deque[PendingChange] = deque()
         self.expected: Callable[[], int] = lambda: 0
         """How many requests are about to be decided, and may submit a change. Set by who knows."""
         self._closing = False
@@ -193,7 +193,7 @@ class Committer:
         self._published = threading.Event()
         self._done = threading.Event()
         self._commits = threading.Thread(target=self._run, name="committer")
-        self._settles = threading.Thread(target=self._settle_behind, name="settler")
+        self._settles = threading.Thread(target=self._settle_loop, name="settler")
         self._commits.start()
         self._settles.start()
 
@@ -213,7 +213,7 @@ class Committer:
 
     def submit_all(self, changes: Sequence[Change]) -> list[Future[int]]:
         """`submit` each, in order, so that they come into one group where they fit."""
-        group = [Submitted(change) for change in changes]
+        group = [PendingChange(change) for change in changes]
         failed = self.failed
         with self._changed:
             if self._closing:
@@ -237,12 +237,12 @@ class Committer:
         self._point.settle(force=True)
 
     def _run(self) -> None:
-        group: list[Submitted] = []
+        group: list[PendingChange] = []
         try:
             while group := self._gather():
                 self._point.commit(group)
                 self._published.set()
-                self._point.keep()
+                self._point.maintain()
         finally:
             # Reached early only by a mistake of ours, which the thread's end reports. Nobody may
             # wait for ever because of it.
@@ -255,34 +255,34 @@ class Committer:
                 if not submitted.future.done():
                     submitted.future.set_exception(StoreFailedError("the committer has stopped"))
 
-    def _gather(self) -> list[Submitted]:
+    def _gather(self) -> list[PendingChange]:
         """The next group, in the order of submission; empty when there will be none."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                self._wait_for_others()
+                self._wait_for_more()
                 group = self._take()
                 if group or self._closing:
                     return group
 
-    def _wait_for_others(self) -> None:
+    def _wait_for_more(self) -> None:
         """Let the group grow for a moment while others are on their way into it.
 
         A group costs two syncs and a signature whatever its size, so a few ms of waiting, by who
         would otherwise wait for the next group, save more than that. Who is alone never waits.
         """
         until = time.monotonic() + GATHER_SECONDS
-        while self.expected() and len(self._waiting) < GATHER and not self._closing:
+        while self.expected() and len(self._waiting) < GATHER_ENOUGH and not self._closing:
             if time.monotonic() > until:
                 return
             self._changed.release()
             try:
-                time.sleep(_LOOK_AGAIN)  # not notified for each: that would cost a switch
+                time.sleep(_POLL_SECONDS)  # not notified for each: that would cost a switch
             finally:
                 self._changed.acquire()
 
-    def _take(self) -> list[Submitted]:
-        group: list[Submitted] = []
+    def _take(self) -> list[PendingChange]:
+        group: list[PendingChange] = []
         effects = size = 0
         while self._waiting and len(group) < MAX_GROUP:
             more_effects, more_size = self._waiting[0].cost()
@@ -294,7 +294,7 @@ class Committer:
                 group.append(submitted)
         return group
 
-    def _settle_behind(self) -> None:
+    def _settle_loop(self) -> None:
         while not self._done.is_set():
             self._published.wait()
             self._done.wait(self._settle_after)
@@ -302,6 +302,6 @@ class Committer:
             self._point.settle()
 
 
-def _fail(group: Sequence[Submitted], exc: SfsdError) -> None:
+def _fail(group: Sequence[PendingChange], exc: SfsdError) -> None:
     for submitted in group:
         submitted.future.set_exception(exc)

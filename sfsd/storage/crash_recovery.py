@@ -64,20 +64,20 @@ def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
             f"entry {store.installer.applied} was applied, the log ends at {last}",
             path="logs/audit.jsonl",
         )
-    wanted = _wanted(store, journal)
+    expected = _expected_files(store, journal)
     stage = StagedFiles(store.files, store.staging)
-    installed = sum([_restore(store, stage, want) for want in wanted.values()])
+    installed = sum([_restore(store, stage, file) for file in expected.values()])
     entries = last - store.installer.applied
     if entries:
-        steps = [InstallStep(want.path, want.digest) for want in wanted.values()]
+        steps = [InstallStep(file.path, file.digest) for file in expected.values()]
         store.installer.sync(steps, ancestors=True)
         store.installer.write_applied(last)
-    return RecoveryReport(entries, installed, _drop_staged(store))
+    return RecoveryReport(entries, installed, _remove_leftovers(store))
 
 
-def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
+def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
     """What entries past the mark say of each path; the last word counts."""
-    wanted: dict[str, ExpectedFile] = {}
+    expected: dict[str, ExpectedFile] = {}
     first = store.installer.applied + 1
     for seq, line in enumerate(journal.lines(first), first):
         try:
@@ -89,17 +89,17 @@ def _wanted(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
                 check_path(path)
             except PathError as exc:
                 raise RecoveryError(f"named by entry {seq}", path=path) from exc
-            wanted[path] = ExpectedFile(seq, path, digest, entry.stage)
-    return wanted
+            expected[path] = ExpectedFile(seq, path, digest, entry.stage)
+    return expected
 
 
-def _restore(store: DirectoryStore, stage: StagedFiles, want: ExpectedFile) -> bool:
-    """Make the path what is wanted; whether anything had to be done."""
-    store.installer.remove_temporary(want.path)
-    if store.digest_in_place(want.path) == want.digest:
+def _restore(store: DirectoryStore, stage: StagedFiles, file: ExpectedFile) -> bool:
+    """Make the path what is expected; whether anything had to be done."""
+    store.installer.remove_temporary(file.path)
+    if store.digest_in_place(file.path) == file.digest:
         return False
     store.installer.install(
-        InstallStep(want.path, None) if want.digest is None else stage.find(want)
+        InstallStep(file.path, None) if file.digest is None else stage.find(file)
     )
     return True
 
@@ -112,19 +112,19 @@ class StagedFiles:
         self._folder = folder
         self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
 
-    def find(self, want: ExpectedFile) -> InstallStep:
-        """How to install what is wanted, its digest checked. Raises `RecoveryError`."""
-        problem = f"entry {want.seq} wrote it, and its bytes are neither in place nor staged"
-        if want.stage is None or want.digest is None or not _STAGE.fullmatch(want.stage):
-            raise RecoveryError(problem, path=want.path)
+    def find(self, file: ExpectedFile) -> InstallStep:
+        """How to install what is expected, its digest checked. Raises `RecoveryError`."""
+        problem = f"entry {file.seq} wrote it, and its bytes are neither in place nor staged"
+        if file.stage is None or file.digest is None or not _STAGE.fullmatch(file.stage):
+            raise RecoveryError(problem, path=file.path)
         try:
-            member = self._members(want.stage)[want.path, want.digest]
-            step = InstallStep(want.path, want.digest, self._data(want.stage, member), member.blob)
+            member = self._members(file.stage)[file.path, file.digest]
+            step = InstallStep(file.path, file.digest, self._data(file.stage, member), member.blob)
             known = self._digest_of(step)
         except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
-            raise RecoveryError(problem, path=want.path) from exc
-        if known != want.digest:
-            raise RecoveryError(f"{problem} (the staged ones are damaged)", path=want.path)
+            raise RecoveryError(problem, path=file.path) from exc
+        if known != file.digest:
+            raise RecoveryError(f"{problem} (the staged ones are damaged)", path=file.path)
         return step
 
     def _members(self, name: str) -> dict[tuple[str, bytes], packs.Member]:
@@ -161,9 +161,9 @@ class StagedFiles:
         return pieces.finish()
 
 
-def _drop_staged(store: DirectoryStore) -> int:
+def _remove_leftovers(store: DirectoryStore) -> int:
     """Remove what is staged: all that entries need of it is durable in place by now."""
-    litter = [path for path in store.staging.iterdir() if _OURS.fullmatch(path.name)]
-    for path in litter:
+    leftovers = [path for path in store.staging.iterdir() if _OURS.fullmatch(path.name)]
+    for path in leftovers:
         store.files.remove(path)
-    return len(litter)
+    return len(leftovers)

@@ -30,7 +30,7 @@ from sfsd.storage.json_files import StoredStatement, encode_statements, parse_si
 
 STRAY: Final = "stray"
 """Folder in the root that takes what the log knows nothing of."""
-_EMPTY: Final = hashlib.sha256(b"").digest()
+_EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
 _CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
@@ -54,7 +54,7 @@ class _LoggedState(Mutable):
     chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
     waiting: dict[str, ExpectedFile] = field(default_factory=dict)
 
-    def take(self, entry: LogEntry) -> None:
+    def apply(self, entry: LogEntry) -> None:
         for path, digest in entry.paths.items():
             if entry.seq > self.applied:
                 self.waiting[path] = ExpectedFile(entry.seq, path, digest, entry.stage)
@@ -83,7 +83,7 @@ class Fsck:
         self._read_data = read_data
         self._repair = repair
         self._files = Files()
-        self._known = _LoggedState(self._applied())
+        self._logged = _LoggedState(self._applied())
         self._stage = StagedFiles(self._files, root / "staging")
         self._sizes: dict[str, int] = {}
         self.checked = 0
@@ -91,19 +91,19 @@ class Fsck:
     def run(self) -> Iterator[Finding]:
         """Every difference, as it is found. What is waiting is no damage: a start installs it."""
         try:
-            verified = verify_log(self._root, self._known.take)
+            verified = verify_log(self._root, self._logged.apply)
         except JournalDamagedError as exc:
             yield Finding("log", "logs/audit.jsonl", exc.seq, False, str(exc))
             return
         if verified.cache_differs is not None:
             yield self._drop_cache(verified.cache_differs)
         present = set(self._walk())
-        wanted = self._known.waiting.values()
+        wanted = self._logged.waiting.values()
         waiting = {one.path: one.seq for one in wanted if self._waits(one, present)}
         if waiting:
             text = "entries wait to be installed; a start of the daemon does it"
             yield Finding("waiting", "staging", min(waiting.values()), False, text)
-        for path in sorted(present | self._known.paths.keys(), key=_sidecars_first):
+        for path in sorted(present | self._logged.paths.keys(), key=_sidecars_first):
             if path not in waiting:
                 self.checked += 1
                 yield from self._check(path, there=path in present)
@@ -121,7 +121,7 @@ class Fsck:
         there = want.path in present
         if want.digest is None:
             return there
-        if there and self._is(want.path, want.digest):
+        if there and self._matches(want.path, want.digest):
             return False
         try:
             self._stage.find(want)
@@ -137,13 +137,13 @@ class Fsck:
     # --- one path -----------------------------------------------------------------------------
 
     def _check(self, path: str, *, there: bool) -> Iterator[Finding]:
-        known = self._known.paths.get(path)
+        known = self._logged.paths.get(path)
         if known is None:
-            yield self._put_aside(path)
+            yield self._move_stray(path)
             return
         digest, seq = known
         problem = None if there else "missing"
-        if there and not self._is(path, digest):
+        if there and not self._matches(path, digest):
             problem = "changed"
         if problem is None:
             return
@@ -153,7 +153,7 @@ class Fsck:
         )
         yield Finding(problem, f"store/users/{path}", seq, repaired, what)
 
-    def _is(self, path: str, digest: bytes) -> bool:
+    def _matches(self, path: str, digest: bytes) -> bool:
         """Whether the file is what the log says; of ciphertext its size, unless all is read."""
         target = self._users / path
         if is_ciphertext(path):
@@ -190,9 +190,9 @@ class Fsck:
         """Derive the file from the rest; whether that was possible. What is put in place has the
         digest that the log says, or is not put there."""
         if is_ciphertext(path):
-            return self._link_again(path, digest)
+            return self._relink(path, digest)
         derived = None
-        if digest == _EMPTY:
+        if digest == _EMPTY_DIGEST:
             derived = b""  # a note in an inbox says all by its name
         elif path.endswith(".leaves"):
             derived = self._leaves_of(path)
@@ -204,9 +204,9 @@ class Fsck:
         self._files.replace_durable(self._users / path, derived)
         return True
 
-    def _link_again(self, path: str, digest: bytes) -> bool:
+    def _relink(self, path: str, digest: bytes) -> bool:
         """The same content often lies under another name too: after a restore, or a move."""
-        for other, (known, _) in self._known.paths.items():
+        for other, (known, _) in self._logged.paths.items():
             if known != digest or other == path or not is_ciphertext(other):
                 continue
             source, target = self._users / other, self._users / path
@@ -223,12 +223,12 @@ class Fsck:
         return b"".join(self._leaves(blob)) if blob.is_file() else None
 
     def _chain_of(self, user: str) -> bytes | None:
-        chain = self._known.chains.get(user)
+        chain = self._logged.chains.get(user)
         if not chain:
             return None
         return encode_statements(chain)
 
-    def _put_aside(self, path: str) -> Finding:
+    def _move_stray(self, path: str) -> Finding:
         text = "the log knows nothing of it"
         if self._repair:
             target = self._root / STRAY / path

@@ -22,7 +22,7 @@ from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.prepare import InstallStep
 
-MANY = 16
+SYNCFS_MIN_FILES = 16
 """Files from which on one sync of the file system costs less than one of each."""
 _APPLIED = re.compile(rb"[0-9]{1,16}\n")
 
@@ -89,7 +89,7 @@ class Installer:
         latest = {step.path: step for step in steps}
         with self._lock:
             folders, self._grown = self._grown, set()
-        if len(latest) >= MANY and self._top is not None and self._syncs.all(self._top):
+        if len(latest) >= SYNCFS_MIN_FILES and self._top is not None and self._syncs.all(self._top):
             return
         targets = [self._users / step.path for step in latest.values() if step.digest is not None]
         for target in targets:

@@ -63,7 +63,7 @@ class PreparedGroup:
     def last_seq(self) -> int:
         return self.first_seq + self.count - 1
 
-    def published(self) -> None:
+    def release_drafts(self) -> None:
         """Let go of what is not needed to settle it: there may be many until then."""
         self.drafts.clear()
         self.changes.clear()
@@ -92,7 +92,7 @@ class GroupBuilder:
         self._users = users
         self._staging = staging
         self._digest_in_place = digest_in_place
-        self._laid_over: dict[str, bytes | None] = {}
+        self._overlay: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
         self.prepared = PreparedGroup(first_seq)
@@ -103,12 +103,12 @@ class GroupBuilder:
         try:
             self._check(change)
             if change.claim is not None:
-                change.claim.take()
+                change.claim.acquire()
             try:
                 steps = self._steps(change, prepared.first_seq + prepared.count)
             except SfsdError:
                 if change.claim is not None:
-                    change.claim.give_back()
+                    change.claim.release()
                 raise
         except SfsdError as exc:
             prepared.refused[index] = exc
@@ -118,7 +118,7 @@ class GroupBuilder:
         prepared.count += 1
         prepared.drafts.append(self._draft(change.draft, steps))
         for step in steps:
-            self._laid_over[step.path] = step.digest
+            self._overlay[step.path] = step.digest
         prepared.steps.extend(steps)
         self._add_members(steps)
 
@@ -139,13 +139,13 @@ class GroupBuilder:
         stale = [path for path, digest in change.expect.items() if self._digest(path) != digest]
         # A source that this group touched is not yet, or no longer, what its decider saw.
         sources = (effect.source for effect in change.effects if isinstance(effect, Link))
-        stale.extend(source for source in sources if source in self._laid_over)
+        stale.extend(source for source in sources if source in self._overlay)
         if stale:
             raise Stale(tuple(stale))
 
     def _digest(self, path: str) -> bytes | None:
-        if path in self._laid_over:
-            return self._laid_over[path]
+        if path in self._overlay:
+            return self._overlay[path]
         return self._digest_in_place(path)
 
     def _steps(self, change: Change, seq: int) -> list[InstallStep]:
@@ -236,7 +236,7 @@ def abandon(files: Files, staging: Path, prepared: PreparedGroup) -> None:
     """Undo a group that is not in the log. Uploads stay, so that they can be tried again."""
     for change in prepared.changes:
         if change.claim is not None:
-            change.claim.give_back()
+            change.claim.release()
     prepared.adopted.clear()
     drop_stage(files, staging, prepared)
 

@@ -123,7 +123,7 @@ class DirectoryStore:
         published = self._published
         data = self.read(path)
         digest = digest_of(path, data)
-        self._found(path, digest, published)
+        self._cache_digest(path, digest, published)
         return data, digest
 
     def _read(self, path: str, offset: int, length: int | None) -> bytes:
@@ -176,7 +176,7 @@ class DirectoryStore:
                 self._digests.move_to_end(path)
                 return self._digests[path]
         digest = self.digest_in_place(path)
-        self._found(path, digest, published)
+        self._cache_digest(path, digest, published)
         return digest
 
     def cached_digest(self, path: str) -> bytes | None:
@@ -184,7 +184,7 @@ class DirectoryStore:
         with self._lock:
             return self._digests.get(path)
 
-    def _found(self, path: str, digest: bytes | None, published: int) -> None:
+    def _cache_digest(self, path: str, digest: bytes | None, published: int) -> None:
         """Remember what was read since `_published` was `published`."""
         with self._lock:
             # Bytes read before a publish must not be remembered after it.
@@ -309,7 +309,7 @@ class DirectoryStore:
                 self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
             staged.mark_adopted()
-        prepared.published()
+        prepared.release_drafts()
 
     # Behind.
 

@@ -26,11 +26,11 @@ from sfsd.fs.files import Files
 UPLOAD_ID_SIZE = 16
 MAX_PIECES = 1 << 24
 """16 TiB; a piece past this is refused before its hash is kept."""
-FLOOR = 32 << 20
+MIN_FREE_BYTES = 32 << 20
 """Bytes of the disk that uploads leave free: what was committed must find room to be installed."""
-_WRITE_BACK = 8
+_WRITE_BACK_PIECES = 8
 """Pieces that are handed to the disk together."""
-_RESERVE = 16
+_RESERVE_PIECES = 16
 """Pieces that blocks are reserved for together."""
 
 
@@ -86,22 +86,22 @@ class UploadFile:
         if not 0 < length <= PIECE_SIZE or not 0 <= index < MAX_PIECES:
             raise ValueError(f"piece {index} of {length} bytes")
         with self._shared.use() as handle, self._while_open():
-            room = self._files.free(self.path.parent) - FLOOR
+            room = self._files.free(self.path.parent) - MIN_FREE_BYTES
             if room < 0:
                 raise StoreFullError("writing an upload: the disk is nearly full")
             leaf = merkle.leaf_hash(piece)
             # One at a time: the kernel lets no two write to one file at once, and has the others
             # spin for it, which takes a core from whoever hashes the next piece.
             with self._disk:
-                self._store(handle, index, piece, room)
+                self._write_piece(handle, index, piece, room)
             with self._changed:
                 self._pieces[index] = (leaf, length)
                 while self._contiguous in self._pieces:
                     self._contiguous += 1
 
-    def _store(self, handle: int, index: int, piece: Buffer, room: int) -> None:
+    def _write_piece(self, handle: int, index: int, piece: Buffer, room: int) -> None:
         offset = index * PIECE_SIZE
-        if index % _RESERVE == 0:
+        if index % _RESERVE_PIECES == 0:
             self._reserve(handle, offset, room)
         try:
             if self._direct is not None and self._direct.write(piece, offset):
@@ -109,14 +109,16 @@ class UploadFile:
             self._files.write_all_at(handle, piece, offset)
         except OSError as exc:
             raise store_error(exc, "writing an upload") from exc
-        if index % _WRITE_BACK == _WRITE_BACK - 1:
-            first = index - _WRITE_BACK + 1
-            self._files.start_writing_back(handle, first * PIECE_SIZE, _WRITE_BACK * PIECE_SIZE)
+        if index % _WRITE_BACK_PIECES == _WRITE_BACK_PIECES - 1:
+            first = index - _WRITE_BACK_PIECES + 1
+            self._files.start_writing_back(
+                handle, first * PIECE_SIZE, _WRITE_BACK_PIECES * PIECE_SIZE
+            )
 
     def _reserve(self, handle: int, offset: int, room: int) -> None:
         """Room for a few pieces from `offset` on, within what was announced: a little, as nobody
         says that they will come."""
-        length = min(_RESERVE * PIECE_SIZE, self._announced - offset)
+        length = min(_RESERVE_PIECES * PIECE_SIZE, self._announced - offset)
         if 0 < length <= room:
             self._files.reserve(handle, offset, length)
 

@@ -14,7 +14,7 @@ from sfsd.errors import SfsdError, Stale
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
-from sfsd.storage.committer import CommitPoint, Submitted
+from sfsd.storage.committer import GroupCommitter, PendingChange
 from sfsd.storage.crash_recovery import RecoveryReport, recover
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -89,7 +89,7 @@ class World:
         self.journal: Journal = journals.open_journal(root / "logs", self.files)
         self.store = DirectoryStore(root, self.files)
         self.recovered: RecoveryReport = recover(self.store, self.journal)
-        self.point = CommitPoint(self.store, self.journal)
+        self.point = GroupCommitter(self.store, self.journal)
         self.base = self.journal.next_seq
         self.states: list[State] = [dict(state or {})]
         self.futures: list[Future[int]] = []
@@ -111,7 +111,7 @@ class World:
         Where the disk refused some, the dictionary follows; once the disk has failed, it keeps
         what may have been done. Raises StoreRefusedError if an upload could not be staged.
         """
-        submitted = [Submitted(self._change(step)) for step in steps]
+        submitted = [PendingChange(self._change(step)) for step in steps]
         before = len(self.states)
         holds = self._foresee(steps)
         futures = [each.future for each in submitted]

@@ -25,7 +25,7 @@ from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import committer
 from sfsd.storage.change import Change, Effect, Write, digest_of
-from sfsd.storage.committer import MAX_GROUP, CommitPoint, Committer, Submitted
+from sfsd.storage.committer import MAX_GROUP, Committer, GroupCommitter, PendingChange
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 from tests.sfsd.worlds import check_start, stored
@@ -134,10 +134,10 @@ class Purse:
     def __init__(self) -> None:
         self.taken = 0
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         self.taken += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.taken -= 1
 
 
@@ -153,7 +153,7 @@ def test_a_change_is_durable_published_and_signed_for_before_it_is_answered(
     def then(seq: int) -> None:
         seen.append((seq, daemon.store.read("alice/x"), daemon.journal.next_seq))
 
-    asked = Change(EntryDraft("test", "alice"), {}, (Write("alice/x", b"1"),), then=then)
+    asked = Change(EntryDraft("test", "alice"), {}, (Write("alice/x", b"1"),), on_published=then)
     assert daemon.submit(asked).result(WAIT) == 0
     assert seen == [(0, b"1", 1)]
     entry = daemon.journal.entry(0)
@@ -333,7 +333,7 @@ def test_a_mistake_of_ours_leaves_nobody_waiting(
         raise LookupError(seq)
 
     futures = [
-        daemon.submit(Change(EntryDraft("test", "alice"), then=then)),
+        daemon.submit(Change(EntryDraft("test", "alice"), on_published=then)),
         *(daemon.submit(change()) for _ in range(MAX_GROUP + 1)),
     ]
     daemon.files.open.set()
@@ -350,15 +350,15 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     journal = journals.open_journal(tmp_path / "logs")
     store = DirectoryStore(tmp_path)
     group = [
-        Submitted(write("alice/x", b"1")),
-        Submitted(change(Write("alice/x", b"2"), expect={"alice/x": None})),
-        Submitted(write("alice/y", b"3")),
+        PendingChange(write("alice/x", b"1")),
+        PendingChange(change(Write("alice/x", b"2"), expect={"alice/x": None})),
+        PendingChange(write("alice/y", b"3")),
     ]
-    CommitPoint(store, journal).commit(group)
+    GroupCommitter(store, journal).commit(group)
     assert isinstance(group[1].future.exception(0), Stale)
     assert [group[n].future.result(0) for n in (0, 2)] == [0, 1]
-    stale = [Submitted(change(expect={"alice/x": None}))]
-    CommitPoint(store, journal).commit(stale)
+    stale = [PendingChange(change(expect={"alice/x": None}))]
+    GroupCommitter(store, journal).commit(stale)
     assert isinstance(stale[0].future.exception(0), Stale)
     assert journal.next_seq == 2
     journal.close()

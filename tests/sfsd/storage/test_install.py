@@ -13,7 +13,7 @@ from protocol.log.auditlog import EntryDraft
 from sfsd.errors import StoreFailedError
 from sfsd.fs.files import Files
 from sfsd.storage.change import Change, Write
-from sfsd.storage.install import MANY
+from sfsd.storage.install import SYNCFS_MIN_FILES
 from sfsd.storage.store import DirectoryStore
 
 if sys.platform != "linux":
@@ -50,23 +50,25 @@ def store_with(root: Path, files: CountingFiles, count: int) -> DirectoryStore:
 
 def test_many_files_are_settled_by_one_sync(tmp_path: Path) -> None:
     files = CountingFiles(whole=True)
-    store_with(tmp_path, files, MANY).settle(force=True)
+    store_with(tmp_path, files, SYNCFS_MIN_FILES).settle(force=True)
     assert files.all == 1
     assert files.each == 2  # staging/applied, and its folder
 
 
-@pytest.mark.parametrize(("count", "whole"), [(MANY - 1, True), (MANY, False)])
+@pytest.mark.parametrize(
+    ("count", "whole"), [(SYNCFS_MIN_FILES - 1, True), (SYNCFS_MIN_FILES, False)]
+)
 def test_few_files_and_untrusted_file_systems_are_synced_one_by_one(
     tmp_path: Path, count: int, whole: bool
 ) -> None:
     files = CountingFiles(whole)
     store_with(tmp_path, files, count).settle(force=True)
-    assert files.all == (count >= MANY)
+    assert files.all == (count >= SYNCFS_MIN_FILES)
     assert files.each >= count + 2
 
 
 def test_after_a_failed_sync_nothing_is_durable_and_the_stage_stays(tmp_path: Path) -> None:
-    store = store_with(tmp_path, CountingFiles(whole=True, failing=True), MANY)
+    store = store_with(tmp_path, CountingFiles(whole=True, failing=True), SYNCFS_MIN_FILES)
     with pytest.raises(StoreFailedError):
         store.settle(force=True)
     assert store.failed is not None

@@ -316,12 +316,12 @@ class Purse:
     def __init__(self, left: int) -> None:
         self.left = left
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         if not self.left:
             raise SfsdError("none left")
         self.left -= 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.left += 1
 
 

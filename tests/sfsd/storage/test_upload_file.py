@@ -21,7 +21,7 @@ from sfsd.errors import (
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.change import digest_of
-from sfsd.storage.upload_file import FLOOR, MAX_PIECES, UploadFile
+from sfsd.storage.upload_file import MAX_PIECES, MIN_FREE_BYTES, UploadFile
 from tests.sfsd.disk import Disk
 
 ID = bytes(range(16))
@@ -238,7 +238,7 @@ class Reserving(Files):
     [
         (17 * PIECE_SIZE + 3, 1 << 40, [(0, 16 * PIECE_SIZE), (16 * PIECE_SIZE, PIECE_SIZE + 3)]),
         (0, 1 << 40, []),
-        (17 * PIECE_SIZE + 3, FLOOR + 2 * PIECE_SIZE, [(16 * PIECE_SIZE, PIECE_SIZE + 3)]),
+        (17 * PIECE_SIZE + 3, MIN_FREE_BYTES + 2 * PIECE_SIZE, [(16 * PIECE_SIZE, PIECE_SIZE + 3)]),
     ],
 )
 def test_reserves_what_was_announced_a_little_at_a_time_and_never_the_floor(
