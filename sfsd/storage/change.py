@@ -1,10 +1,10 @@
-"""What the committer can be asked to do: a `Change` is one log entry and its effects on the store.
+"""A `Change` is one log entry and its effects on the store.
 
-An operation decides and returns one; nothing has happened until the committer says so. Paths are
-``/``-separated and relative to ROOT/store/users. What a file's bytes are known by is its *digest*,
-32 bytes: of a ciphertext (a path that ends in ``.ct``) the segments_root, the RFC 6962 root over
-its 1 MiB pieces; of everything else SHA-256. `expect`, the log's `detail.paths`, packs and the
-store's cache all mean this.
+An operation decides on a change and returns it; the committer then makes it. Paths are
+``/``-separated and relative to ROOT/store/users. A file's bytes are identified by its *digest*, 32
+bytes: for a ciphertext (a path that ends in ``.ct``) the segments_root, the RFC 6962 root over its
+1 MiB pieces; for every other file SHA-256. `expect`, the log's `detail.paths`, packs and the
+store's cache all use this digest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from sfsd.storage.upload_file import UploadFile
 MAX_PATH = 255
 """Bytes of the longest path."""
 
-# Lower case only, so two paths never meet on a system that folds case; no part starts with a dot,
-# so none is "..", or a temporary of ours; none ends in one, which Windows would drop.
+# Lower case only, so two paths never collide on a system that folds case. No part starts with a
+# dot, so none is ".." or one of our temporary files. No part ends in a dot, which Windows would
+# drop.
 _PART = r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9_-])?"
 _PATH = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}")
 
 
 def check_path(path: str) -> None:
-    """Raise `PathError` unless `path` is one that the store can have."""
+    """Raise `PathError` unless `path` is a valid path of the store."""
     if len(path) > MAX_PATH or not _PATH.fullmatch(path):
         raise PathError(f"not a path of the store: {path[:MAX_PATH]!r}")
 
@@ -42,7 +43,7 @@ def is_ciphertext(path: str) -> bool:
 
 
 def digest_of(path: str, data: Buffer) -> bytes:
-    """The 32 bytes by which `data` under `path` is known."""
+    """Return the digest of `data` under `path`, 32 bytes."""
     if not is_ciphertext(path):
         return hashlib.sha256(data).digest()
     pieces = merkle.PieceHasher()
@@ -51,11 +52,9 @@ def digest_of(path: str, data: Buffer) -> bytes:
 
 
 class Write(Value):
-    """`data` becomes the file `path`. A callable gets the entry's seq: a sidecar states its own.
-
-    `digest` saves hashing bytes that were hashed already; it must be `digest_of(path, data)`. A
-    callable is asked for it once `data` was called.
-    """
+    """Write `data` to `path`. A callable gets the entry's seq, which a sidecar contains. `digest`
+    avoids hashing bytes that were hashed already; it must equal `digest_of(path, data)`. A callable
+    digest is called after `data` was called."""
 
     path: str
     data: bytes | Callable[[int], bytes]
@@ -66,7 +65,7 @@ class Write(Value):
 
 
 class Adopt(Value):
-    """A finished upload becomes the ciphertext `path`."""
+    """Make a finished upload the ciphertext `path`."""
 
     path: str
     staged: UploadFile
@@ -76,10 +75,8 @@ class Adopt(Value):
 
 
 class Link(Value):
-    """The ciphertext `source`, whose segments_root is `root`, stands under `path` as well.
-
-    It is `Stale` if `source` is not there, or touched by an earlier change of the same group.
-    """
+    """Add `path` as a second name of the ciphertext `source`, whose segments_root is `root`. It is
+    `Stale` if `source` does not exist, or an earlier change of the same group touches it."""
 
     path: str
     source: str
@@ -91,7 +88,7 @@ class Link(Value):
 
 
 class Remove(Value):
-    """No file stands under `path` afterwards; that none stood there before is fine."""
+    """Remove the file `path`; a missing file is no error."""
 
     path: str
 
@@ -103,21 +100,24 @@ Effect = Write | Adopt | Link | Remove
 
 
 class Claim(Protocol):
-    """Something a change needs a share of, such as quota. Both run on the committer thread."""
+    """A resource that a change reserves, such as quota. Both methods run on the committer
+    thread."""
 
     def acquire(self) -> None:
-        """Raises an SfsdError to fail this change alone."""
+        """Reserve it. Raises an SfsdError to fail this change alone."""
 
     def release(self) -> None:
-        """The change was not made after all. Never called after a success; must not raise."""
+        """Undo the reservation of a failed change; never called after a success, and must not
+        raise."""
 
 
 class Change(Value):
-    """One log entry and what it does, wholly or not at all.
+    """One log entry and its effects, made completely or not at all.
 
-    `expect` maps a path to the digest its file must have, None for no file. `claim` is taken once
-    that holds. `then(seq)` runs on the committer thread once the change is durable and published
-    and before anyone is answered: for indexes, caches and ledgers; it must not raise.
+    `expect` maps a path to the digest that its file must have, None for no file. `claim` is
+    acquired once that holds. `on_published(seq)` runs on the committer thread when the change is
+    durable and published and before the request is answered; it updates indexes, caches and
+    ledgers, and must not raise.
     """
 
     draft: EntryDraft

@@ -1,12 +1,12 @@
-"""The one thread that makes changes, and the order in which they become true (DESIGN section 5).
+"""The one thread that makes changes, and the order in which they take effect (docs/design.md).
 
-For the group that gathered while the last one was on its way to the disk: check and stage
-(`DirectoryStore.prepare`), log (`Journal.append`: the commit point), publish, sign, answer; what
-was published is settled behind. Since one thread makes every change, nothing else locks.
+Changes that gather while the last group is written form the next group: check and stage it
+(`DirectoryStore.prepare`), log it (`Journal.append`: the commit point), publish, sign, answer. A
+second thread settles what was published. Since one thread makes every change, nothing else locks.
 
-A failure before the log undoes the group, and the daemon goes on. One after it cannot be undone,
-and one that leaves unknown what is on the disk must not be guessed about: from then on `failed`
-says why nothing is acknowledged any more, until a restart recovers.
+A failure before the log undoes the group, and the daemon continues. A failure after it cannot be
+undone, and if the state of the disk is unknown, it must not be guessed. From then on `failed` says
+why nothing is acknowledged until a restart recovers.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
 
 MAX_GROUP = 256
-"""Changes that are made durable together."""
+"""Most changes that are made durable together."""
 GATHER_ENOUGH = 32
-"""Changes that are enough for a group not to wait for more: a quarter of what one client sends."""
+"""Changes at which a group stops waiting for more: a quarter of what one client sends."""
 GATHER_SECONDS = 0.005
-"""The longest that a group waits for changes that are being decided."""
+"""The longest time that a group waits for changes that are being decided."""
 _POLL_SECONDS = 0.0005
 MAX_GROUP_EFFECTS = 4096
 MAX_GROUP_BYTES = 8 << 20
-"""Bytes of small files in one group's pack; one change may pass it alone."""
+"""Bytes of small files in one group's pack; a single change may exceed it."""
 MAX_UNSETTLED = 16 * 1024
-"""Files published and not yet settled; past this the committer settles before it goes on."""
+"""Files published and not yet settled; past this the committer settles before it continues."""
 _CALLABLE_SIZE = 8 << 10
 _RESERVE_EVERY = 10.0
-"""Seconds between tries to lay the reserve again after a full disk."""
+"""Seconds between attempts to create the reserve again after a full disk."""
 
 
 class PendingChange(Value):
@@ -58,7 +58,7 @@ class PendingChange(Value):
     future: Future[int] = field(default_factory=Future)
 
     def cost(self) -> tuple[int, int]:
-        """(effects, bytes for the pack), roughly."""
+        """Return the approximate (effects, bytes in the pack)."""
         size = 0
         for effect in self.change.effects:
             if isinstance(effect, Write):
@@ -67,7 +67,7 @@ class PendingChange(Value):
 
 
 class GroupCommitter:
-    """Takes groups of changes through the log, on whatever thread calls; no two at once."""
+    """Commits groups of changes on the calling thread; one at a time."""
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
@@ -80,31 +80,34 @@ class GroupCommitter:
         return self._store.failed or self._journal.failed
 
     def commit(self, group: Sequence[PendingChange]) -> None:
-        """Make the changes, in order, and answer each future."""
+        """Make the changes, in order, and complete each future."""
         while group:
             group = self._commit_once(group)
         if self._store.unsettled > MAX_UNSETTLED and self.failed is None:
             self.settle()
 
     def settle(self, *, force: bool = False) -> None:
-        """`DirectoryStore.settle`; a failure shows as `failed`, a full disk is tried later."""
+        """Call `DirectoryStore.settle`. A failure shows as `failed`; a full disk is retried
+        later."""
         try:
             self._store.settle(force=force)
         except StoreFullError:
-            # Settling is what gives the stage's room back, so it gets the little that it needs.
+            # Settling frees the stage's space, so it gets the little space that it needs.
             self._journal.release_reserve()
         except StoreFailedError:
             return
 
     def maintain(self) -> None:
-        """Between groups: what shortens the next start and prepares for a full disk."""
+        """Between groups: save a mark, which shortens the next start, and restore the disk
+        reserve."""
         self._journal.save_mark()
         if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
             self._journal.refill_reserve()
 
     def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
-        """One attempt; returns those who need another because one of them did not fit the log."""
+        """Try once; return the changes to retry because one of the group was too long for the
+        log."""
         try:
             prepared = self._prepare(group)
         except StoreError as exc:
@@ -120,7 +123,7 @@ class GroupCommitter:
             accepted.pop(exc.index).future.set_exception(exc)
             return accepted
         except JournalFailedError as exc:
-            # The entries may be on the disk all the same: the stage stays for the next start.
+            # The entries may be on the disk: the stage stays for the next start.
             _fail(accepted, exc)
             return ()
         except JournalError as exc:
@@ -141,7 +144,7 @@ class GroupCommitter:
             raise
 
     def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingChange]) -> None:
-        """The group is in the log: make it visible and say so."""
+        """Publish a logged group and complete its futures."""
         if not accepted:
             return
         try:
@@ -157,13 +160,14 @@ class GroupCommitter:
             submitted.future.set_result(seq)
 
     def _publish(self, prepared: PreparedGroup) -> None:
-        """Raises StoreFailedError: what is logged and cannot be shown waits for the next start."""
+        """Publish. Raises StoreFailedError: what is logged and cannot be published waits for a
+        restart."""
         try:
             self._store.publish(prepared)
         except OSError as exc:
             if exc.errno not in FULL_DISK:
                 self._store.syncs.fail("installing a group", exc)
-            # It is true already, so it gets the room that is kept for such a moment.
+            # It is committed already, so it may use the disk reserve.
             self._journal.release_reserve()
             self.settle()
             try:
@@ -173,21 +177,21 @@ class GroupCommitter:
 
 
 class Committer:
-    """The thread that runs a `GroupCommitter`, and the one that settles behind it.
-
-    Everything that goes to the log goes through `submit`.
-    """
+    """The thread that runs a `GroupCommitter`, and the thread that settles in the background.
+    Everything that goes to the log goes through `submit`."""
 
     def __init__(
         self, store: DirectoryStore, journal: Journal, *, settle_after: float = 0.5
     ) -> None:
-        """Start on a store and a log that were just recovered; settles every `settle_after` s."""
+        """Start with a store and a log that were just recovered; settles every `settle_after`
+        seconds."""
         self._point = GroupCommitter(store, journal)
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting: deque[PendingChange] = deque()
         self.expected: Callable[[], int] = lambda: 0
-        """How many requests are about to be decided, and may submit a change. Set by who knows."""
+        """Returns how many requests are being decided and may submit a change; set by the request
+        batches."""
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()
@@ -203,16 +207,17 @@ class Committer:
         return self._stopped or self._point.failed
 
     def submit(self, change: Change) -> Future[int]:
-        """The seq of the change's entry, once it is durable and published.
+        """Submit a change; return a future of its entry's seq, set once it is durable and
+        published.
 
         The future fails with `Stale` (decide again), the claim's own error, `EntryTooLongError`,
         StoreRefusedError, `JournalRefusedError` (nothing was done), StoreFailedError,
-        `JournalFailedError` (it may have been done, a restart will tell) or `ShuttingDown`.
+        `JournalFailedError` (it may have been done; a restart finds out) or `ShuttingDown`.
         """
         return self.submit_all([change])[0]
 
     def submit_all(self, changes: Sequence[Change]) -> list[Future[int]]:
-        """`submit` each, in order, so that they come into one group where they fit."""
+        """Submit all, in order, so that they share a group if they fit."""
         group = [PendingChange(change) for change in changes]
         failed = self.failed
         with self._changed:
@@ -226,7 +231,7 @@ class Committer:
         return [submitted.future for submitted in group]
 
     def close(self) -> None:
-        """Make what was submitted, settle, stop. Twice is fine."""
+        """Make the submitted changes, settle and stop. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -244,8 +249,8 @@ class Committer:
                 self._published.set()
                 self._point.maintain()
         finally:
-            # Reached early only by a mistake of ours, which the thread's end reports. Nobody may
-            # wait for ever because of it.
+            # Reached early only by a bug, which the thread's end reports. No caller may wait
+            # forever because of it.
             with self._changed:
                 if group:
                     self._stopped = "the committer has stopped"
@@ -256,7 +261,7 @@ class Committer:
                     submitted.future.set_exception(StoreFailedError("the committer has stopped"))
 
     def _gather(self) -> list[PendingChange]:
-        """The next group, in the order of submission; empty when there will be none."""
+        """Return the next group, in the order of submission; an empty one at the end."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -266,18 +271,18 @@ class Committer:
                     return group
 
     def _wait_for_more(self) -> None:
-        """Let the group grow for a moment while others are on their way into it.
-
-        A group costs two syncs and a signature whatever its size, so a few ms of waiting, by who
-        would otherwise wait for the next group, save more than that. Who is alone never waits.
-        """
+        """Let the group grow for a moment while other changes are being decided. A group costs two
+        syncs and a signature whatever its size. So waiting a few ms saves more time for the changes
+        that would otherwise wait for the next group. A lone change never waits."""
         until = time.monotonic() + GATHER_SECONDS
         while self.expected() and len(self._waiting) < GATHER_ENOUGH and not self._closing:
             if time.monotonic() > until:
                 return
             self._changed.release()
             try:
-                time.sleep(_POLL_SECONDS)  # not notified for each: that would cost a switch
+                time.sleep(
+                    _POLL_SECONDS
+                )  # polled, because a notification for each change would cost a thread switch
             finally:
                 self._changed.acquire()
 

@@ -1,9 +1,9 @@
-"""What a start does about the last crash: the store becomes what the log says.
+"""Crash recovery at a start: the store becomes what the log says.
 
 Entries past staging/applied may not be in place, or not durably. The last of them that touches a
-path decides what stands there: what is in place and has the right digest stays, anything else is
-installed from the stage. If an entry's bytes are in neither place the daemon does not start. What
-is staged beyond that belongs to changes that never were, and goes. A second start changes nothing.
+path decides its content: a file in place with the right digest stays, any other is installed from
+the stage. If an entry's bytes are in neither place, the daemon does not start. The rest of the
+stage belongs to changes that were never committed, and is removed. A second start changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
 
 class RecoveryReport(Value):
-    """What a start found: entries past the mark, files changed, staged files dropped."""
+    """Result of a recovery: entries past the mark, files changed, staged files dropped."""
 
     entries: int
     installed: int
@@ -37,7 +37,8 @@ class RecoveryReport(Value):
 
 
 class ExpectedFile(Value):
-    """What entry `seq` says must stand under `path`; `stage` names the pack that has it staged."""
+    """The file that entry `seq` requires under `path`; `stage` names the pack that has it
+    staged."""
 
     seq: int
     path: str
@@ -46,11 +47,9 @@ class ExpectedFile(Value):
 
 
 def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
-    """Bring `store` up to the end of `journal`; both were just opened and serve nobody yet.
-
-    Raises `RecoveryError` naming the file that cannot be had, `JournalDamagedError`,
-    StoreRefusedError, StoreFailedError.
-    """
+    """Bring `store` up to the end of `journal`; both were just opened and serve no requests yet.
+    Raises `RecoveryError` naming the file whose bytes are missing, `JournalDamagedError`,
+    StoreRefusedError, StoreFailedError."""
     try:
         return _recover(store, journal)
     except OSError as exc:
@@ -76,7 +75,7 @@ def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
 
 
 def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
-    """What entries past the mark say of each path; the last word counts."""
+    """Return what entries past the mark say of each path; the last one decides."""
     expected: dict[str, ExpectedFile] = {}
     first = store.installer.applied + 1
     for seq, line in enumerate(journal.lines(first), first):
@@ -94,7 +93,7 @@ def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, Expect
 
 
 def _restore(store: DirectoryStore, stage: StagedFiles, file: ExpectedFile) -> bool:
-    """Make the path what is expected; whether anything had to be done."""
+    """Restore one path; return whether it was changed."""
     store.installer.remove_temporary(file.path)
     if store.digest_in_place(file.path) == file.digest:
         return False
@@ -105,7 +104,7 @@ def _restore(store: DirectoryStore, stage: StagedFiles, file: ExpectedFile) -> b
 
 
 class StagedFiles:
-    """What is in staging/, each pack opened when an entry asks for it."""
+    """The files in staging/; each pack is opened when an entry needs it."""
 
     def __init__(self, files: Files, folder: Path) -> None:
         self._files = files
@@ -113,7 +112,7 @@ class StagedFiles:
         self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
 
     def find(self, file: ExpectedFile) -> InstallStep:
-        """How to install what is expected, its digest checked. Raises `RecoveryError`."""
+        """Return the step that installs a file, its digest checked. Raises `RecoveryError`."""
         problem = f"entry {file.seq} wrote it, and its bytes are neither in place nor staged"
         if file.stage is None or file.digest is None or not _STAGE.fullmatch(file.stage):
             raise RecoveryError(problem, path=file.path)
@@ -162,7 +161,7 @@ class StagedFiles:
 
 
 def _remove_leftovers(store: DirectoryStore) -> int:
-    """Remove what is staged: all that entries need of it is durable in place by now."""
+    """Remove all staged files: everything that entries need from them is durable in place."""
     leftovers = [path for path in store.staging.iterdir() if _OURS.fullmatch(path.name)]
     for path in leftovers:
         store.files.remove(path)

@@ -1,8 +1,8 @@
-"""Log, sidecars and ciphertext compared: what the log says the store must be, and what it is.
+"""Compares log, sidecars and ciphertext: what the log says the store holds, and what it holds.
 
-The log names the digest of every file that it has ever written. So the whole store is checked
-against it without any key: nothing missing, nothing changed, nothing beside. What can be derived
-from the rest is repaired on demand; what cannot is named. The root is not in use meanwhile.
+The log has the digest of every file that was ever written. So the whole store is checked against it
+without any key: no file missing, changed or extra. Data that can be derived from the rest is
+repaired on demand; other damage is reported. The root is not in use meanwhile.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sfsd.storage.install import Installer
 from sfsd.storage.json_files import StoredStatement, encode_statements, parse_sidecar
 
 STRAY: Final = "stray"
-"""Folder in the root that takes what the log knows nothing of."""
+"""Folder in the root that takes files that the log does not know."""
 _EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
 _CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
 class Finding(Value):
-    """A difference. `kind` is log, cache, waiting, missing, changed or stray; `seq` the entry that
-    last wrote `path` (relative to the root), where one did."""
+    """One difference. `kind` is log, cache, waiting, missing, changed or stray; `seq` is the entry
+    that last wrote `path` (relative to the root), if there is one."""
 
     kind: str
     path: str
@@ -46,8 +46,8 @@ class Finding(Value):
 
 
 class _LoggedState(Mutable):
-    """What the log says: each path's digest and the entry that wrote it; every user's chain; and
-    what entries past `applied` touch, which may still be in the stage."""
+    """The store according to the log: each path's digest and the entry that wrote it, and every
+    user's chain. Also what entries past `applied` touch, which may still be in the stage."""
 
     applied: int
     paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class _LoggedState(Mutable):
 
 
 class Fsck:
-    """One check of a root whose lock the caller holds."""
+    """One check of a root; the caller holds the root's lock."""
 
     def __init__(self, root: Path, *, read_data: bool = False, repair: bool = False) -> None:
         self._root = root
@@ -89,7 +89,7 @@ class Fsck:
         self.checked = 0
 
     def run(self) -> Iterator[Finding]:
-        """Every difference, as it is found. What is waiting is no damage: a start installs it."""
+        """Yield every difference. A waiting file is no damage: a start installs it."""
         try:
             verified = verify_log(self._root, self._logged.apply)
         except JournalDamagedError as exc:
@@ -109,7 +109,7 @@ class Fsck:
                 yield from self._check(path, there=path in present)
 
     def _applied(self) -> int:
-        """Every entry up to this seq is in place; -1 where that is not known."""
+        """Return the seq up to which every entry is in place; -1 if unknown."""
         syncs, staging = SyncGuard(self._files), self._root / "staging"
         try:
             return Installer(self._files, syncs, users=self._users, staging=staging).applied
@@ -117,7 +117,7 @@ class Fsck:
             return -1
 
     def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
-        """Whether a start will make the path what the log says, and it is not so yet."""
+        """Return whether a start will restore the path, which does not match the log yet."""
         there = want.path in present
         if want.digest is None:
             return there
@@ -154,7 +154,8 @@ class Fsck:
         yield Finding(problem, f"store/users/{path}", seq, repaired, what)
 
     def _matches(self, path: str, digest: bytes) -> bool:
-        """Whether the file is what the log says; of ciphertext its size, unless all is read."""
+        """Return whether the file matches the log; of a ciphertext only its size, unless all is
+        read."""
         target = self._users / path
         if is_ciphertext(path):
             size = self._sizes.get(path)
@@ -174,7 +175,7 @@ class Fsck:
         try:
             record = parse_sidecar(path, data).content_record
         except DamagedError:
-            return  # it is what was written, so a daemon will say what it thinks of it
+            return  # it is what was written; the daemon reports it when it reads it
         self._sizes[f"{path.removesuffix('.json')}.ct"] = record.ciphertext_size or 0
 
     def _leaves(self, target: Path) -> list[bytes]:
@@ -187,13 +188,13 @@ class Fsck:
     # --- repair -------------------------------------------------------------------------------
 
     def _restore(self, path: str, digest: bytes) -> bool:
-        """Derive the file from the rest; whether that was possible. What is put in place has the
-        digest that the log says, or is not put there."""
+        """Derive the file from the rest; return whether that was possible. Only a file with the
+        digest that the log says is put in place."""
         if is_ciphertext(path):
             return self._relink(path, digest)
         derived = None
         if digest == _EMPTY_DIGEST:
-            derived = b""  # a note in an inbox says all by its name
+            derived = b""  # an inbox note is empty: its name is its content
         elif path.endswith(".leaves"):
             derived = self._leaves_of(path)
         elif path.endswith("/statements.json"):
@@ -205,7 +206,7 @@ class Fsck:
         return True
 
     def _relink(self, path: str, digest: bytes) -> bool:
-        """The same content often lies under another name too: after a restore, or a move."""
+        """Link another ciphertext of the same content, common after a restore or a move."""
         for other, (known, _) in self._logged.paths.items():
             if known != digest or other == path or not is_ciphertext(other):
                 continue
@@ -246,6 +247,6 @@ class Fsck:
 
 
 def _sidecars_first(path: str) -> tuple[str, int, str]:
-    """A version's sidecar ahead of its ciphertext, whose size it says."""
+    """Sort a version's sidecar before its ciphertext, whose size the sidecar states."""
     stem, _, kind = path.rpartition(".")
     return (stem, 0 if kind == "json" else 1, kind)

@@ -1,9 +1,9 @@
-"""Files put in place, and made durable there afterwards.
+"""Installs files in place, and makes them durable there afterwards.
 
-A group's bytes are durable in the stage before its entries are logged, so putting them in place
-syncs nothing: a crash before `sync` costs a reinstallation from the stage. Only when all that was
-put in place up to some entry has been synced, with the folders that hold it, does staging/applied
-say so; what it says may be believed after any failure.
+A group's bytes are durable in the stage before its entries are logged, so installing them syncs
+nothing: a crash before `sync` costs another installation from the stage. staging/applied names an
+entry only when everything installed up to it has been synced, with the folders that hold it. So it
+is correct after any failure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sfsd.fs.files import Files
 from sfsd.storage.prepare import InstallStep
 
 SYNCFS_MIN_FILES = 16
-"""Files from which on one sync of the file system costs less than one of each."""
+"""The number of files from which one sync of the file system costs less than one of each."""
 _APPLIED = re.compile(rb"[0-9]{1,16}\n")
 
 
@@ -31,25 +31,26 @@ class Installer:
     """The folder `users`, as changes see it. One thread installs, one syncs."""
 
     def __init__(self, files: Files, syncs: SyncGuard, *, users: Path, staging: Path) -> None:
-        """Raises OSError, or `RecoveryError` if staging/applied is not what this wrote."""
+        """Read staging/applied. Raises OSError, or `RecoveryError` if it is malformed."""
         self._files = files
         self._syncs = syncs
         self._users = users
         self._users_text = str(users)
         self._staging = staging
         self._lock = threading.Lock()
-        self._grown: set[str] = set()  # folders that got a folder since the last sync
+        self._grown: set[str] = set()  # folders in which a folder was created since the last sync
         self._top: int | None = None
         if sys.platform == "linux":
-            # Open from the beginning: what could not be written is told to who was there before.
+            # Opened at the start: a write failure is reported to descriptors that were open before
+            # it.
             self._top = os.open(users, os.O_RDONLY | os.O_DIRECTORY)
             weakref.finalize(self, os.close, self._top)
         self.applied = self._read_applied()
         """Every entry up to this seq is durable in place; -1 for none."""
 
     def install(self, step: InstallStep) -> None:
-        """Old or new under the path, never a mixture; where there was nothing, a part of the new
-        may be seen until it is done. Not synced. Raises OSError."""
+        """Install a step: old or new content under the path, never a mixture. Not synced. A new
+        file may be seen incomplete until this returns. Raises OSError."""
         try:
             self._install(step)
         except FileNotFoundError:
@@ -76,16 +77,15 @@ class Installer:
         self._files.replace_staged(target, step.data)
 
     def remove_temporary(self, path: str) -> Path:
-        """The name under which `path` is made before it is put in place; nothing is there now."""
+        """Return the path under which `path` is written before it is renamed; no file exists there
+        now."""
         temporary = self._files.temporary(self._users / path)
         self._files.remove(temporary)
         return temporary
 
     def sync(self, steps: Iterable[InstallStep], *, ancestors: bool = False) -> None:
-        """Make what `install` did durable. Raises StoreFailedError or OSError.
-
-        `ancestors` for what an earlier process did: which folders it made is not known.
-        """
+        """Make installed steps durable. Raises StoreFailedError or OSError. `ancestors` is for
+        steps of an earlier process, whose new folders are unknown."""
         latest = {step.path: step for step in steps}
         with self._lock:
             folders, self._grown = self._grown, set()
@@ -93,21 +93,19 @@ class Installer:
             return
         targets = [self._users / step.path for step in latest.values() if step.digest is not None]
         for target in targets:
-            # All on their way to the disk first: the syncs then find little to wait for.
+            # Start writing all of them back first: the syncs then have little to wait for.
             self._with_file(target, lambda handle: self._files.start_writing_back(handle, 0, 0))
         for target in targets:
             self._with_file(target, self._syncs.file)
         for folder in {path.rpartition("/")[0] for path in latest}:
             folders.update(_up_from(folder) if ancestors else [folder])
         for folder in sorted(folders, reverse=True):
-            if (self._users / folder).is_dir():  # it may be that all it ever held was removed
+            if (self._users / folder).is_dir():  # all that it held may have been removed
                 self._syncs.folder(self._users / folder)
 
     def write_applied(self, seq: int) -> None:
-        """State durably that every entry up to `seq` is durable in place.
-
-        Raises StoreFailedError, or OSError for what is not a sync.
-        """
+        """Record durably that every entry up to `seq` is durable in place. Raises StoreFailedError,
+        or OSError for failures other than a sync."""
         path = self._staging / "applied"
         temporary = self._files.temporary(path)
         self._files.remove(temporary)
@@ -148,6 +146,6 @@ class Installer:
 
 
 def _up_from(folder: str) -> list[str]:
-    """`folder` and those above it, up to "", which is users/."""
+    """Return `folder` and its ancestors, up to "", which is users/."""
     parts = folder.split("/") if folder else []
     return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]

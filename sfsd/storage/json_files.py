@@ -1,8 +1,8 @@
-"""What the JSON files of the store hold, and the one form that each has.
+"""The JSON files of the store: their content and their one canonical form.
 
-Every one is compact, has its keys in one order and states the `seq` of the log entry that last
-wrote it: that entry's `detail.paths` says what the file's bytes must be. What does not parse to
-exactly what this module writes is damaged.
+Each file is compact, has its keys in a fixed order and states the `seq` of the log entry that last
+wrote it; that entry's `detail.paths` has the digest of its bytes. A file whose parsed content does
+not encode to exactly its bytes is damaged.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from sfsd.errors import DamagedError
 
 INLINE_LEAVES: Final = 64
-"""Most leaf hashes that stand in the sidecar; more have a file of their own, 32 bytes each."""
+"""Most leaf hashes kept in the sidecar; more are in a file of their own, 32 bytes each."""
 _PARSED: Final = 16 * 1024
-"""Records that are kept parsed, about 2 KB each."""
+"""Records kept parsed, about 2 KB each."""
 _LONG: Final = 2048
-"""Bytes of a record from which on it counts as one of those that have many readers."""
+"""Bytes from which a record counts as one with many readers."""
 _LONG_PARSED: Final = 256
-"""Of these records, up to 100 KB each."""
+"""Records with many readers kept parsed, up to 100 KB each."""
 
 _Parsed = TypeVar("_Parsed")
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 class Sidecar(Value):
-    """What stands beside a ciphertext.
+    """The file beside a ciphertext.
 
-    `content` is the record that made this version, `head` the file's last record where that is
-    another (kept in the newest version's sidecar only). A purged version has `metadata` None and no
-    wraps. `leaves` are the ciphertext's leaf hashes, concatenated, None where in a file of their
-    own.
+    `content` is the record that made this version. `head` is the file's last record if that is
+    another one (in the newest version's sidecar only). A purged version has `metadata` None and no
+    wraps. `leaves` are the ciphertext's concatenated leaf hashes, None if they are in a file of
+    their own.
     """
 
     seq: int
@@ -62,15 +62,13 @@ class Sidecar(Value):
 
     @property
     def last(self) -> SignedRecord:
-        """The last record this sidecar knows: the file's head, in the newest version's."""
+        """The last record in this sidecar: in the newest version's, the file's head."""
         return self.content if self.head is None else self.head
 
     def encode(self, seq: int) -> bytes:
-        """The file's bytes, written by entry `seq`.
-
-        Put together here, at a quarter of an encoder's time: numbers, hex, base64, and names and
-        algorithms, which were checked when their `Wrap` was built, have nothing to be escaped.
-        """
+        """Return the file's bytes, written by entry `seq`. Built from strings in a quarter of a
+        JSON encoder's time. Numbers, hex, base64, and the names and algorithms that were checked
+        when their `Wrap` was built need no escaping."""
         wraps = {
             wrap.key_id.hex(): f'{{"user":"{wrap.user}","alg":"{wrap.algorithm}",'
             f'"wrap":"{to_text(wrap.wrapped)}"}}'
@@ -84,15 +82,16 @@ class Sidecar(Value):
         ).encode()
 
     def view(self, user: str, last: SignedRecord) -> FileView:
-        """What `user`, who may see it, is answered: no wrap but his own, and the file's `last`."""
+        """Return the view of `user`, who may see it: only their own wrap, and the file's `last`
+        record."""
         own = tuple(wrap for wrap in self.wraps if wrap.user == user)
         head = None if last.record == self.content.record else last
         return FileView(self.seq, self.content, head, self.metadata or b"", own)
 
 
 def cached_record(body: bytes) -> FileRecord:
-    """The record that these bytes are; of the same the same, while it is kept. A rotation, which
-    touches all there are, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
+    """Parse a record, or return the cached one for the same bytes. A rotation, which reads every
+    record, needs few of them parsed. Raises `EncodingError` or `MessageError`."""
     return _record_of(body) if len(body) < _LONG else _long_record_of(body)
 
 
@@ -101,19 +100,19 @@ _long_record_of = lru_cache(_LONG_PARSED)(FileRecord.parse)
 
 
 def parse_sidecar(path: str, raw: bytes) -> Sidecar:
-    """The sidecar whose bytes are `raw`. Raises `DamagedError`."""
+    """Parse a sidecar strictly. Raises `DamagedError`."""
     return _parse(path, raw, _whole_sidecar, lambda found: found.encode(found.seq))
 
 
 def parse_sidecar_lenient(path: str, raw: bytes) -> Sidecar:
-    """As `parse_sidecar` where `raw` is what that accepts, at half of its time. Of other bytes this
-    may make something all the same: for who then compares their hash with what was written, and is
-    interested in the sidecar only where they agree. Raises `DamagedError`."""
+    """Parse valid sidecar bytes as `parse_sidecar` does, in half of the time. Raises
+    `DamagedError`. Invalid bytes may be accepted: the caller compares their hash with what was
+    written, and uses the sidecar only if it is equal."""
     return _read(path, raw, _sidecar)
 
 
 def _whole_sidecar(value: dict[str, Any]) -> Sidecar:
-    """Raises as well for records that are none."""
+    """Build a sidecar; malformed records in it raise too."""
     found = _sidecar(value)
     for signed in (found.content, found.last):
         FileRecord.parse(signed.record)
@@ -137,12 +136,12 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
 
 
 class StoredAccount(Value):
-    """What the operator says about a user, and the state of the invitation.
+    """The operator's settings for a user, and the state of the invitation.
 
-    `token_sha256` is 32 bytes, None where never invited, `token_expires` unix seconds, `used_by`
-    the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only
-    reads and rotation are allowed until the user has rotated, None where they are not. `fell_due`
-    is the generation whose falling due the log has, 0 for none.
+    `token_sha256` is 32 bytes, None if never invited; `token_expires` is unix seconds; `used_by` is
+    the hash of the statement that used it. `quota` is bytes, 0 for none. `forced` is why only reads
+    and rotation are allowed until the user has rotated, or None. `fell_due` is the last generation
+    whose expiry is logged, 0 for none.
     """
 
     seq: int
@@ -155,8 +154,8 @@ class StoredAccount(Value):
     fell_due: int = 0
 
     def encode(self, seq: int) -> bytes:
-        """The file's bytes, written by entry `seq`."""
-        # Left out where there is none: it is younger than the files of some roots.
+        """Return the file's bytes, written by entry `seq`."""
+        # Omitted if 0: files of older roots do not have it.
         fell_due = {"fell_due": self.fell_due} if self.fell_due else {}
         return _dump(
             {
@@ -173,7 +172,7 @@ class StoredAccount(Value):
 
 
 def parse_account(path: str, raw: bytes) -> StoredAccount:
-    """The account whose file holds `raw`. Raises `DamagedError`."""
+    """Parse an account. Raises `DamagedError`."""
     return _parse(path, raw, _account, lambda found: found.encode(found.seq))
 
 
@@ -204,7 +203,7 @@ class StoredStatement(Value):
 
 
 def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
-    """The bytes of statements.json; the last one's seq is the entry that writes it."""
+    """Return the bytes of statements.json; the last statement's seq is the entry that writes it."""
     return _dump(
         {
             "statements": [
@@ -220,7 +219,7 @@ def encode_statements(statements: Iterable[StoredStatement]) -> bytes:
 
 
 def parse_statements(path: str, raw: bytes) -> tuple[StoredStatement, ...]:
-    """The chain whose file holds `raw`, at least one long. Raises `DamagedError`."""
+    """Parse a chain of at least one statement. Raises `DamagedError`."""
     return _parse(path, raw, _statements, encode_statements)
 
 
@@ -246,7 +245,7 @@ def _parse(
     encode: Callable[[_Parsed], bytes],
 ) -> _Parsed:
     found = _read(path, raw, build)
-    # One content has one form: white space, key order and spellings of base64 hide nothing.
+    # Each content has one form: white space, key order and spellings of base64 hide nothing.
     if encode(found) != raw:
         raise DamagedError("not in the one form it has", path=path)
     return found
@@ -267,7 +266,7 @@ def _read(path: str, raw: bytes, build: Callable[[dict[str, Any]], _Parsed]) -> 
 
 
 def _signed_json(item: SignedRecord) -> str:
-    """The members that stand for it, to be put between braces."""
+    """Return the JSON members of a signed record, without braces."""
     signatures = {one.generation: f'"{to_text(one.signature)}"' for one in item.signatures}
     return f'"record":"{to_text(item.record)}","signatures":{{{_members(signatures)}}}'
 
@@ -295,8 +294,8 @@ def _optional_json(data: bytes | None) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """As `base64text.from_text`, but that the spelling is for who asks to look at: in all of a file
-    at once, or in its hash."""
+    """Decode base64 as `base64text.from_text`, without checking for the canonical spelling. Callers
+    check it for the whole file at once, or by its hash."""
     return binascii.a2b_base64(text, strict_mode=True)
 
 

@@ -37,11 +37,9 @@ _BLOB_NAME = 16
 
 
 class Member(Value):
-    """One file of a pack: what is to stand under `path`.
-
-    Either `offset` says where its `size` bytes begin in the pack, or `blob` names the file in
-    staging/ (less ``.ct``) that holds them.
-    """
+    """One file of a pack, to be installed under `path`. Either `offset` is the position of its
+    `size` bytes in the pack, or `blob` names the file in staging/ (without ``.ct``) that holds
+    them."""
 
     path: str
     digest: bytes
@@ -51,10 +49,8 @@ class Member(Value):
 
 
 def encode(members: Sequence[tuple[Member, Buffer]]) -> bytes:
-    """The pack of `members`, each with its bytes (none for a blob); offsets are not looked at.
-
-    Raises `PackError` past `MAX_MEMBERS` or `MAX_INDEX`.
-    """
+    """Encode the pack of `members`, each with its bytes (none for a blob); offsets are ignored.
+    Raises `PackError` past `MAX_MEMBERS` or `MAX_INDEX`."""
     index: list[bytes] = []
     contents: list[Buffer] = []
     for member, data in members:
@@ -73,7 +69,7 @@ def encode(members: Sequence[tuple[Member, Buffer]]) -> bytes:
 
 
 def read_index(files: Files, handle: int) -> list[Member]:
-    """The members of the open pack. Their contents are not checked yet. Raises `PackError`."""
+    """Return the members of the open pack; their contents are not checked. Raises `PackError`."""
     try:
         head = files.read_exactly(handle, _HEAD.size, 0)
         magic, version, count, size = _HEAD.unpack(head)

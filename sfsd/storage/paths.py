@@ -21,7 +21,7 @@ from typing import Final
 from protocol.codec.values import Value
 
 _KEPT: Final = 256
-"""Versions whose paths are kept: whoever decides about one asks several times."""
+"""Versions whose paths are cached: a decision about a version needs them several times."""
 
 _SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
@@ -41,12 +41,12 @@ def bundle_path(user: str) -> str:
 
 
 def kept_bundle_path(user: str, n: int) -> str:
-    """The bundle of statement `n`, which has a successor."""
+    """Return the path of the bundle of statement `n`, which has a successor."""
     return f"{user}/bundle.{n}"
 
 
 def parse_kept_bundle(name: str) -> int | None:
-    """The `n` of a kept bundle's bare file name; None for any other file."""
+    """Return the `n` of a kept bundle's bare file name; None for any other file."""
     matched = _KEPT_BUNDLE.fullmatch(name)
     return int(matched[1]) if matched else None
 
@@ -60,18 +60,18 @@ def inbox_folder(user: str) -> str:
 
 
 def parse_inbox_name(name: str) -> tuple[str, str] | None:
-    """(owner, file_id) of a note's bare file name; None for any other file."""
+    """Return (owner, file_id) of a note's bare file name; None for any other file."""
     matched = _INBOX_NAME.fullmatch(name)
     return (matched[1], matched[2]) if matched else None
 
 
 def inbox_path(user: str, owner: str, file_id: str) -> str:
-    """The note to `user` that `owner` shares a file with him."""
+    """Return the path of the note that `owner` shares a file with `user`."""
     return f"{inbox_folder(user)}/{owner}.{file_id}"
 
 
 class VersionPaths(Value):
-    """Where one version of a file lies."""
+    """The paths of one version of a file."""
 
     sidecar: str
     ciphertext: str
@@ -85,6 +85,6 @@ class VersionPaths(Value):
 
 
 def parse_sidecar_name(name: str) -> tuple[str, int] | None:
-    """(file_id, version) of a sidecar's bare file name; None for any other file."""
+    """Return (file_id, version) of a sidecar's bare file name; None for any other file."""
     matched = _SIDECAR_NAME.fullmatch(name)
     return (matched[1], int(matched[2])) if matched else None

@@ -1,8 +1,8 @@
-"""A group of changes on its way to the commit point: checked, staged, ready to be logged.
+"""Prepares a group of changes for the commit point: checked, staged, ready to be logged.
 
-Changes are looked at in order, each against the store with the earlier ones of its group laid over
-it. One that does not hold is refused alone; what the others need is then made durable at once, or
-the whole group is undone. Until its entries are in the log, none of this is visible to anyone.
+Changes are checked in order, each against the store overlaid with the earlier ones of its group. A
+change that fails its check is refused alone. The data of the others is then made durable at once,
+or the whole group is undone. Until its entries are in the log, nobody can see any of it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ _MARGIN = 1 << 20
 
 
 class InstallStep(Value):
-    """What will stand under `path`: `data`, the file staging/`blob`.ct, or nothing.
-
-    `digest` is that of the bytes, None where the file goes. `replaces` where another file is known
-    to stand there; without it, one may.
-    """
+    """The new state of `path`: `data`, the file staging/`blob`.ct, or no file. `digest` is that of
+    the bytes, None if the file is removed. `replaces` is set if another file is known to exist
+    there; if unset, one may."""
 
     path: str
     digest: bytes | None
@@ -40,11 +38,11 @@ class InstallStep(Value):
 
 
 class PreparedGroup:
-    """A group: what became of each change, and the entries and steps of those accepted.
+    """A prepared group: the outcome of each change, and the entries and steps of those accepted.
 
-    `accepted` and `refused` count changes in the order they were given; `drafts` are complete, the
-    first of them for entry `first_seq`; `count` is how many. `pack` is the group's file in staging/
-    (less ``.pack``), None if nothing had to be staged.
+    `accepted` and `refused` index the changes in input order. `drafts` are complete, the first of
+    them for entry `first_seq`; `count` is their number. `pack` is the group's file in staging/
+    (without ``.pack``), None if nothing had to be staged.
     """
 
     def __init__(self, first_seq: int) -> None:
@@ -64,13 +62,13 @@ class PreparedGroup:
         return self.first_seq + self.count - 1
 
     def release_drafts(self) -> None:
-        """Let go of what is not needed to settle it: there may be many until then."""
+        """Free data that settling does not need: many groups may wait for it."""
         self.drafts.clear()
         self.changes.clear()
 
     @property
     def blobs(self) -> list[str]:
-        """Names in staging/ (less ``.ct``) that the group no longer needs once it is settled."""
+        """Names in staging/ (without ``.ct``) that the group no longer needs once it is settled."""
         return [staged.name for staged in self.adopted] + self.linked
 
 
@@ -98,7 +96,7 @@ class GroupBuilder:
         self.prepared = PreparedGroup(first_seq)
 
     def add(self, index: int, change: Change) -> None:
-        """Accept change `index` of the group, or note why it is refused."""
+        """Accept change `index` of the group, or record why it is refused."""
         prepared = self.prepared
         try:
             self._check(change)
@@ -123,10 +121,8 @@ class GroupBuilder:
         self._add_members(steps)
 
     def stage(self) -> None:
-        """Make all that the accepted changes need durable; nothing is left behind on failure.
-
-        Raises StoreRefusedError, StoreFullError, StoreFailedError.
-        """
+        """Make the data of the accepted changes durable; a failure leaves nothing behind. Raises
+        StoreRefusedError, StoreFullError, StoreFailedError."""
         try:
             self._syncs.check()  # sealing an upload may have failed
             if self._members:
@@ -137,7 +133,7 @@ class GroupBuilder:
 
     def _check(self, change: Change) -> None:
         stale = [path for path, digest in change.expect.items() if self._digest(path) != digest]
-        # A source that this group touched is not yet, or no longer, what its decider saw.
+        # If this group touched a source, it is not what its operation saw.
         sources = (effect.source for effect in change.effects if isinstance(effect, Link))
         stale.extend(source for source in sources if source in self._overlay)
         if stale:
@@ -163,7 +159,7 @@ class GroupBuilder:
             case Write(path, data, digest):
                 contents = data(seq) if callable(data) else data
                 known = digest() if callable(digest) else digest or digest_of(path, contents)
-                replaces = expect.get(path) is not None  # which was checked just before
+                replaces = expect.get(path) is not None  # checked just before
                 return InstallStep(path, known, contents, replaces=replaces)
             case Adopt(path, staged):
                 if any(staged is other for other in self.prepared.adopted):
@@ -177,7 +173,7 @@ class GroupBuilder:
                 return InstallStep(path, None)
 
     def _link(self, source: str) -> str:
-        """The name in staging/ of a second, durable name for the ciphertext `source`."""
+        """Add a durable second name in staging/ for the ciphertext `source`; return it."""
         name = os.urandom(16).hex()
         self.prepared.linked.append(name)
         path = self._staging / f"{name}.ct"
@@ -195,7 +191,7 @@ class GroupBuilder:
         return name
 
     def _unlink(self, keep: int) -> None:
-        """Take back all links but the first `keep`."""
+        """Remove all links but the first `keep`."""
         for name in self.prepared.linked[keep:]:
             _drop(self._files, self._staging / f"{name}.ct")
         del self.prepared.linked[keep:]
@@ -219,7 +215,7 @@ class GroupBuilder:
         data = packs.encode(self._members)
         try:
             if self._files.free(self._staging) < 2 * len(data) + _MARGIN:
-                # The same bytes are written once more to install them; by then they are logged.
+                # The same bytes are written again to install them; by then they are logged.
                 raise StoreFullError("staging a group: the disk is full")
             handle = self._files.open_new(self._staging / f"{self._pack}.pack")
             try:
@@ -233,7 +229,7 @@ class GroupBuilder:
 
 
 def abandon(files: Files, staging: Path, prepared: PreparedGroup) -> None:
-    """Undo a group that is not in the log. Uploads stay, so that they can be tried again."""
+    """Undo a group that is not in the log. Uploads stay, so that they can be retried."""
     for change in prepared.changes:
         if change.claim is not None:
             change.claim.release()
@@ -250,6 +246,6 @@ def drop_stage(files: Files, staging: Path, prepared: PreparedGroup) -> None:
 
 
 def _drop(files: Files, path: Path) -> None:
-    # Litter that no entry past `applied` names: the next start drops it.
+    # A leftover that no entry past `applied` names: the next start removes it.
     with suppress(OSError):
         files.remove(path)

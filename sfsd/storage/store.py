@@ -1,10 +1,10 @@
-"""Bytes by path, in a directory tree. Knows no users and no JSON.
+"""Bytes by path, in a directory tree. Knows neither users nor JSON.
 
-`DirectoryStore` reads on any thread; changes come from the committer alone, in three steps that
-would fit an object store too: `prepare` makes a group durable beside the store, the journal makes
-it true, `publish` makes it visible. What was published is made durable in place in the
-background (`settle`), and only then is the stage dropped. `sfsd.storage.crash_recovery` finishes
-what a crash cut off.
+`DirectoryStore` reads on any thread. Changes come from the committer alone, in three steps that
+would fit an object store too: `prepare` makes a group durable in the stage, the journal commits it,
+`publish` makes it visible. Published files are made durable in place in the background (`settle`),
+and only then is the stage removed. `sfsd.storage.crash_recovery` completes what a crash
+interrupted.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sfsd.storage.prepare import GroupBuilder, PreparedGroup, abandon, drop_stag
 from sfsd.storage.upload_file import UploadFile
 
 _CACHED_DIGESTS = 1 << 16
-"""About 200 bytes each."""
+"""Digests that are kept; about 200 bytes each."""
 _APPLIED_LAG = 4096
 """Entries without effects that a start may have to read again."""
 
 
 class Blob:
-    """An open file: what it held when it was opened, whatever stands under its path since."""
+    """An open file: its content when it was opened, whatever is written to its path later."""
 
     def __init__(
         self, files: Files, handle: int, size: int, direct: DirectFile | None = None
@@ -47,10 +47,8 @@ class Blob:
         self.size = size
 
     def read_range(self, offset: int, length: int) -> Buffer:
-        """Up to `length` bytes from `offset`. Any thread.
-
-        Raises StagingClosedError once closed, StoreRefusedError if the disk cannot be read.
-        """
+        """Return up to `length` bytes from `offset`. Any thread. Raises StagingClosedError once
+        closed, StoreRefusedError if the disk cannot be read."""
         with self._shared.use() as handle:
             try:
                 if self._direct is not None:
@@ -62,7 +60,7 @@ class Blob:
                 raise store_error(exc, "reading a file") from exc
 
     def close(self) -> None:
-        """Twice is fine, and so is a read that is still running."""
+        """Close the file; running reads finish first. Idempotent."""
         self._shared.close()
         if self._direct is not None:
             self._direct.close()
@@ -72,8 +70,8 @@ class DirectoryStore:
     """The files below ROOT/store/users and the stage in ROOT/staging."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
-        """Makes the folders if need be. Raises StoreRefusedError, StoreFailedError, or
-        `RecoveryError` if staging/applied is not what this wrote."""
+        """Create the folders if missing. Raises StoreRefusedError, StoreFailedError, or
+        `RecoveryError` if staging/applied is malformed."""
         self.files = files or Files()
         self.syncs = SyncGuard(self.files)
         self.users = root / "store" / "users"
@@ -107,19 +105,16 @@ class DirectoryStore:
     # Reading: any thread.
 
     def read(self, path: str) -> bytes:
-        """The whole file. Raises `Absent`, `PathError`, StoreRefusedError."""
+        """Return the whole file. Raises `Absent`, `PathError`, StoreRefusedError."""
         return self._read(path, 0, None)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`. Raises as `read`."""
+        """Return up to `length` bytes from `offset`. Raises as `read`."""
         return self._read(path, offset, length)
 
     def read_with_digest(self, path: str) -> tuple[bytes, bytes]:
-        """Read a file that is not a ciphertext; return (bytes, digest).
-
-        Caches the digest, so that a change that expects it does not read the file again. Raises as
-        `read`.
-        """
+        """Read a file that is not a ciphertext; return (bytes, digest). Caches the digest, so that
+        a change that expects it does not read the file again. Raises as `read`."""
         published = self._published
         data = self.read(path)
         digest = digest_of(path, data)
@@ -143,10 +138,10 @@ class DirectoryStore:
 
     def _open(self, path: str) -> int:
         check_path(path)
-        # A file that is new has its name before all of its bytes.
+        # A new file has its name before all of its bytes.
         self._await_installed(path)
         try:
-            # A text, not a Path: putting one together would cost as much as opening the file.
+            # A str, not a Path: building a Path would cost as much as opening the file.
             return self.files.open_read(f"{self._users_text}/{path}")
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise Absent(path) from exc
@@ -154,7 +149,7 @@ class DirectoryStore:
             raise store_error(exc, "opening a file") from exc
 
     def open_blob(self, path: str) -> Blob:
-        """The file, kept open: later changes of `path` do not reach it. Raises as `read`."""
+        """Open a file; later changes of `path` do not affect it. Raises as `read`."""
         handle = self._open(path)
         try:
             size, direct = self.files.size(handle), None
@@ -166,10 +161,8 @@ class DirectoryStore:
             raise store_error(exc, "opening a file") from exc
 
     def stored_digest(self, path: str) -> bytes | None:
-        """The digest of the file (`sfsd.storage.change`), None if there is none; cached.
-
-        What is not cached is read. Raises `PathError`, StoreRefusedError.
-        """
+        """Return the digest of the file (`sfsd.storage.change`), cached; None if there is none.
+        Reads the file if its digest is not cached. Raises `PathError`, StoreRefusedError."""
         with self._lock:
             published = self._published
             if path in self._digests:
@@ -180,7 +173,7 @@ class DirectoryStore:
         return digest
 
     def cached_digest(self, path: str) -> bytes | None:
-        """As `stored_digest` where that need not look at the disk, else None."""
+        """Return the cached digest, or None if finding it needs the disk."""
         with self._lock:
             return self._digests.get(path)
 
@@ -192,9 +185,9 @@ class DirectoryStore:
                 self._remember(path, digest)
 
     def digest_in_place(self, path: str) -> bytes | None:
-        """As `stored_digest`, from the bytes that stand there now."""
+        """Return the digest of the bytes that are in place now."""
         try:
-            # The common case, a path that must be new, without what opening a file takes.
+            # The common case, a path that must be new, without the cost of opening a file.
             os.stat(f"{self._users_text}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -216,23 +209,20 @@ class DirectoryStore:
 
     @contextmanager
     def publishing_paused(self) -> Iterator[None]:
-        """While it lasts nothing is published, so that several files can be read as one change
-        left them. The committer waits: for a few small files only."""
+        """Pause publishing, so that several files can be read as one change left them. The
+        committer waits: for a few small files only."""
         with self._publishing:
             yield
 
     def is_unchanged(self, path: str, digest: bytes) -> bool:
-        """Whether the file's digest is still `digest`, and so was since that was found.
-
-        Then what the same changes write, such as the ciphertext beside a sidecar, and was read
-        meanwhile, is what goes with it. Waits only for a publication of `path` itself.
-        """
+        """Return whether the file's digest is still `digest`, and was so since it was read. If so,
+        data of the same change that was read meanwhile, such as the ciphertext beside a sidecar,
+        belongs to it. Waits only for a publication of `path` itself."""
         self._await_installed(path)
         return self.stored_digest(path) == digest
 
     def _await_installed(self, path: str) -> None:
-        """Wait while a publication writes this very path; whoever knows of a new one may only
-        have seen its name."""
+        """Wait while a publication writes this path: the caller may have seen only its new name."""
         with self._lock:
             installing = path in self._installing
         if installing:
@@ -246,10 +236,8 @@ class DirectoryStore:
             self._digests.popitem(last=False)
 
     def children(self, folder: str, after: str = "", limit: int | None = None) -> list[str]:
-        """Names in `folder` past `after`, sorted, at most `limit`; [] if there is no such folder.
-
-        `folder` is a path of the store, or "" for the top. Raises `PathError`.
-        """
+        """Return names in `folder` past `after`, sorted, at most `limit`; [] if there is no such
+        folder. `folder` is a path of the store, or "" for the top. Raises `PathError`."""
         if folder:
             check_path(folder)
         try:
@@ -263,18 +251,16 @@ class DirectoryStore:
             raise store_error(exc, "listing a folder") from exc
 
     def create_upload_file(self, upload_id: bytes, size: int = 0) -> UploadFile:
-        """Begin an upload; `upload_id` is 16 random bytes, `size` what it shall have in bytes, 0
-        where that is not known. Raises StoreRefusedError."""
+        """Create the file of an upload. `upload_id` is 16 random bytes; `size` is its planned size
+        in bytes, 0 if unknown. Raises StoreRefusedError."""
         return UploadFile(self.files, self.syncs, self.staging, upload_id, size)
 
     # Changing: the committer's thread.
 
     def prepare(self, group: Sequence[Change], first_seq: int) -> PreparedGroup:
-        """Check each change and make what the accepted ones need durable beside the store.
-
-        The first accepted change is to be entry `first_seq`. Refused changes leave no trace; if
-        this raises (StoreRefusedError, StoreFullError, StoreFailedError), no change does.
-        """
+        """Check each change and make the data of accepted ones durable in the stage. The first
+        accepted change is to be entry `first_seq`. Refused changes leave no trace; if this raises
+        (StoreRefusedError, StoreFullError, StoreFailedError), no change does."""
         builder = GroupBuilder(
             self.files,
             self.syncs,
@@ -289,12 +275,12 @@ class DirectoryStore:
         return builder.prepared
 
     def abandon(self, prepared: PreparedGroup) -> None:
-        """Undo what `prepare` did, for a group that is certainly not in the log."""
+        """Undo `prepare` for a group that is certainly not in the log."""
         abandon(self.files, self.staging, prepared)
 
     def publish(self, prepared: PreparedGroup) -> None:
-        """Make a logged group visible, in order. May be repeated after an OSError, which it raises
-        as it is: the caller knows whether room can be made."""
+        """Make a logged group visible, in order. May be repeated after an OSError. The OSError is
+        passed on: the caller knows whether space can be freed."""
         with self._publishing:
             with self._lock:
                 self._installing = frozenset(step.path for step in prepared.steps)
@@ -311,20 +297,20 @@ class DirectoryStore:
             staged.mark_adopted()
         prepared.release_drafts()
 
-    # Behind.
+    # In the background.
 
     @property
     def unsettled(self) -> int:
-        """How many files were published and are not yet known to be durable in place."""
+        """The number of files published and not yet known to be durable in place."""
         with self._lock:
             return sum(len(prepared.steps) for prepared in self._unsettled)
 
     def settle(self, *, force: bool = False) -> None:
-        """Make everything published so far durable in place, say so, and drop its stage.
+        """Make everything published so far durable in place, record that, and remove its stage.
 
-        `force` says so even of entries that had no effects. Any thread, beside the committer.
-        Raises StoreFullError (to be tried again), or StoreFailedError, after which nothing more may
-        be acknowledged.
+        `force` records it even for entries that had no effects. Any thread, beside the committer.
+        Raises StoreFullError (retry later), or StoreFailedError, after which nothing may be
+        acknowledged.
         """
         with self._settling:
             self.syncs.check()

@@ -1,9 +1,9 @@
-"""Uploads on their way in: one file in staging/ each, hashed piece by piece as it arrives.
+"""Files of running uploads: one in staging/ each, hashed piece by piece as it arrives.
 
-Pieces are hashed by pool threads side by side, and written one after the other. Their bytes go to
-the disk (`sfsd.fs.direct_io`) or start on the way to it at once, so that the sync which a commit
-waits for is short. A file in staging/ that no log entry names is dropped at the next start: an
-upload survives a lost connection, but not a restart of the daemon.
+Pool threads hash pieces in parallel and write them one after the other. The bytes go to the disk
+(`sfsd.fs.direct_io`), or their write-back starts at once, so that the sync of the commit is short.
+A file in staging/ that no log entry names is removed at the next start: an upload survives a lost
+connection, but not a restart of the daemon.
 """
 
 from __future__ import annotations
@@ -27,25 +27,23 @@ UPLOAD_ID_SIZE = 16
 MAX_PIECES = 1 << 24
 """16 TiB; a piece past this is refused before its hash is kept."""
 MIN_FREE_BYTES = 32 << 20
-"""Bytes of the disk that uploads leave free: what was committed must find room to be installed."""
+"""Free disk bytes that uploads must leave, so that committed data can be installed."""
 _WRITE_BACK_PIECES = 8
-"""Pieces that are handed to the disk together."""
+"""Pieces whose write-back is started together."""
 _RESERVE_PIECES = 16
-"""Pieces that blocks are reserved for together."""
+"""Pieces whose disk blocks are reserved together."""
 
 
 class UploadFile:
-    """One upload. `name` is its file in staging/, less ``.ct``: the upload's id in hex.
-
-    `write` may run on several threads for distinct pieces. `size`, `leaves` and `root` are those of
-    the whole ciphertext; they are final once it is sealed.
-    """
+    """One upload. `name` is its file in staging/, without ``.ct``: the upload's id in hex. `write`
+    may run on several threads for distinct pieces. `size`, `leaves` and `root` are those of the
+    whole ciphertext; they are final once it is sealed."""
 
     def __init__(
         self, files: Files, syncs: SyncGuard, folder: Path, upload_id: bytes, size: int = 0
     ) -> None:
-        """Begin the upload `upload_id` (16 bytes) in `folder`; `size` is what it shall have in
-        bytes, as far as that is known. Raises StoreRefusedError."""
+        """Create the upload `upload_id` (16 bytes) in `folder`. `size` is its planned size in
+        bytes, 0 if unknown. Raises StoreRefusedError."""
         if len(upload_id) != UPLOAD_ID_SIZE:
             raise ValueError(f"an upload id of {len(upload_id)} bytes")
         self.name = upload_id.hex()
@@ -77,11 +75,9 @@ class UploadFile:
             raise
 
     def write(self, index: int, piece: Buffer) -> None:
-        """Piece `index` of the ciphertext: 1 MiB, or 1 byte to 1 MiB for the last.
-
-        A piece that is sent again replaces the one before. Raises StoreRefusedError,
-        StagingClosedError, or ValueError for a length or index that cannot be.
-        """
+        """Write piece `index` of the ciphertext: 1 MiB, or 1 byte to 1 MiB for the last. A repeated
+        piece replaces the earlier one. Raises StoreRefusedError, StagingClosedError, or ValueError
+        for an impossible length or index."""
         length = len(memoryview(piece))
         if not 0 < length <= PIECE_SIZE or not 0 <= index < MAX_PIECES:
             raise ValueError(f"piece {index} of {length} bytes")
@@ -90,8 +86,8 @@ class UploadFile:
             if room < 0:
                 raise StoreFullError("writing an upload: the disk is nearly full")
             leaf = merkle.leaf_hash(piece)
-            # One at a time: the kernel lets no two write to one file at once, and has the others
-            # spin for it, which takes a core from whoever hashes the next piece.
+            # One at a time: the kernel serializes writes to one file, and the other threads would
+            # spin, which takes a core from hashing the next piece.
             with self._disk:
                 self._write_piece(handle, index, piece, room)
             with self._changed:
@@ -116,15 +112,15 @@ class UploadFile:
             )
 
     def _reserve(self, handle: int, offset: int, room: int) -> None:
-        """Room for a few pieces from `offset` on, within what was announced: a little, as nobody
-        says that they will come."""
+        """Reserve blocks for a few pieces from `offset` on, within the announced size: only a few,
+        because the rest may never arrive."""
         length = min(_RESERVE_PIECES * PIECE_SIZE, self._announced - offset)
         if 0 < length <= room:
             self._files.reserve(handle, offset, length)
 
     @property
     def received(self) -> int:
-        """Bytes from the start on without a gap: where a resumed upload goes on."""
+        """Bytes from the start without a gap, where a resumed upload continues."""
         with self._changed:
             return self._length(self._contiguous)
 
@@ -148,12 +144,9 @@ class UploadFile:
         return merkle.root(self.leaves)
 
     def seal(self) -> None:
-        """No byte changes from now on, and all are durable on return. Twice is fine.
-
-        Whoever commits an upload calls this before looking at its root, and not on the committer
-        thread, which would hold up everyone while the disk catches up.
-        Raises IncompleteError, StoreFailedError, StagingClosedError.
-        """
+        """Freeze the bytes and make them durable. Idempotent. Called before a commit reads the
+        root, and not on the committer thread, which would delay every change while the disk catches
+        up. Raises IncompleteError, StoreFailedError, StagingClosedError."""
         with self._shared.use() as handle:
             with self._changed:
                 self._check_whole()
@@ -162,15 +155,13 @@ class UploadFile:
             self._syncs.file(handle)
 
     def mark_adopted(self) -> None:
-        """For the store: the bytes stand under another name, and it will drop this one."""
+        """Mark the bytes as adopted: they have another name, and the store will remove this one."""
         self._adopted = True
         self._close()
 
     def discard(self) -> None:
-        """Drop the upload and its file, unless it was committed. Twice is fine.
-
-        Raises StoreRefusedError if the file cannot be removed (the next start drops it).
-        """
+        """Remove the upload and its file, unless it was committed. Idempotent. Raises
+        StoreRefusedError if the file cannot be removed (the next start removes it)."""
         self._close()
         if not self._adopted:
             try:
