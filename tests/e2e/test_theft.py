@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,18 @@ import sfsc
 from protocol.records.records import COMPROMISED, ROTATE, FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
+from sfsc.account import devices
 from sfsc.account.compromise import Theft
 from sfsc.account.rotate import Rotation
-from sfsc.errors import BadRecord, ConflictError
+from sfsc.errors import BadRecord, ConflictError, NotFound
 from sfsc.files.listing import Files
-from sfsc.keys.bundle import private_keys
+from sfsc.keys.bundle import Bundle, private_keys, seal_bundle
 from sfsc.keys.keyring import PendingStatement
 from sfsc.log.account_log import OwnLog
 from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
-from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, tried
+from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, read, tried
 from tests.e2e.thief import copied
 from tests.harness import Client, Daemon, environment
 
@@ -347,3 +350,90 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
 def signed_with_the_old_key(signed: SignedRecord) -> SignedRecord:
     record = FileRecord.parse(signed.record)
     return SignedRecord(dataclasses.replace(record, generation=1).encode(), ())
+
+
+def another_machine(alice: Client, folder: Path) -> Client:
+    """Another machine of the account."""
+    alice.run("key", "backup", folder / "other.backup", "--no-passphrase")
+    machine = Client(folder / "another")
+    machine.run("key", "restore", folder / "other.backup", "--no-passphrase")
+    return machine
+
+
+def test_a_store_that_was_opened_before(alice: Client, tmp_path: Path) -> None:
+    """It finds every file after the rotation, and what it stores then is there."""
+    other = another_machine(alice, tmp_path)
+    with sfsc.connect(other.home) as second:
+        assert read(second, NAMES[5]) == NAMES[5].encode() * 50
+        with sfsc.connect(alice.home) as store:
+            store.rotate(compromised=True)
+        assert read(second, NAMES[3]) == NAMES[3].encode() * 50
+        second.put(io.BytesIO(b"two"), name=NAMES[5])
+        second.put(io.BytesIO(b"new"), name="another")
+        second.rm(NAMES[6])
+        with pytest.raises(NotFound):
+            read(second, "never was")
+    with sfsc.connect(alice.home) as store:
+        assert read(store, NAMES[5], 1) == NAMES[5].encode() * 50
+        assert (read(store, NAMES[5]), read(store, "another")) == (b"two", b"new")
+        assert NAMES[6] not in [entry.name for entry in store.ls()]
+        store.verify_rotation()
+        store.audit_verify()
+
+
+def test_another_machine_finishes_it(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """Its next command goes on by itself, with the contents that are left."""
+    other, before = another_machine(alice, tmp_path), deks(daemon, keyring(alice))
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(alice.home)],
+        capture_output=True,
+        env=environment({}),
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    other.run("ls")
+    assert {one[:-32].decode() for one in before} == changed(before, deks(daemon, keyring(other)))
+    check_all(other)
+    check_all(alice)
+    assert keyring(alice).name_keys == keyring(other).name_keys
+
+
+def test_two_machines_finish_it_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """One of the two may find that what it reads was encrypted again just now."""
+    other, before = another_machine(alice, tmp_path), deks(daemon, keyring(alice))
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(alice.home)],
+        capture_output=True,
+        env=environment({}),
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+
+    def finish(machine: Client) -> None:
+        with suppress(ConflictError), sfsc.connect(machine.home):
+            pass
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(finish, machine) for machine in (alice, other)]:
+            done.result(60)
+    other.run("ls")
+    assert {one[:-32].decode() for one in before} == changed(before, deks(daemon, keyring(other)))
+    check_all(alice)
+    check_all(other)
+
+
+def test_a_bundle_with_another_name_key(
+    alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine keeps its own, and refuses the bundle: it would no longer find any file."""
+    other, before = another_machine(alice, tmp_path), keyring(alice)
+
+    def sealed(bundle: Bundle, **given: Any) -> bytes:
+        return seal_bundle(dataclasses.replace(bundle, name_keys=(b"n" * 32,)), **given)
+
+    with sfsc.connect(other.home, auto_rotate=False) as store, monkeypatch.context() as patch:
+        patch.setattr(devices, "seal_bundle", sealed)
+        with pytest.raises(BadRecord):
+            store.rotate()
+    assert "another name key" in alice.run("ls", code=5).stderr
+    assert keyring(alice) == before
