@@ -1,8 +1,7 @@
-"""After a theft of keys: which contents get new ones, and that nothing the thief signed since is
-taken over.
+"""After a theft of keys: encrypt contents again, and accept no record that the thief signed since.
 
-Who has the old key can sign in its name; he cannot put a record before what is logged. So one of an
-older generation counts only where the log had it before the rotation began.
+A thief with the old key can sign records with it, but cannot insert one before what is logged. So a
+record of an older generation counts only if the log had it before the rotation began.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from sfsc.trust.server_log import REPORT
 
 
 class Theft:
-    """Over one session, whose keys are the new ones already; `statements` is the account's chain,
-    which holds the statement that began them."""
+    """A rotation after a theft, over one session whose keys are the new ones already.
+
+    `statements` is the account's chain, including the statement that began the new keys.
+    """
 
     def __init__(self, session: Session, statements: Sequence[bytes]) -> None:
         self._session = session
@@ -36,16 +37,19 @@ class Theft:
         self._before = self._logged_before(begun, generations)
 
     def _logged_before(self, begun: bytes, generations: Mapping[bytes, int]) -> frozenset[bytes]:
-        """Hashes of all records of this account that the log had before the rotation began, each
-        before its own key was ended: that may be by an earlier one, which was not finished.
-        `generations` are those of the chain's statements."""
+        """Return the hashes of the account's records that the log had before their key was ended.
+
+        The rotation that `begun` starts ended the key, or an earlier rotation that was not
+        finished. `generations` maps the chain's statements to their generations. Raises
+        `BadReceipt` if the log does not have `begun`.
+        """
         user, newest, found = self._session.account.user, 0, set[bytes]()
         for entry in OwnLog(self._session).entries():
             if entry.rec == begun:
                 return frozenset(found)
             newest = max(newest, generations.get(entry.rec or b"", 0))
             if entry.owner == user and entry.op in RECORDS:
-                # Whose signature each has is asked where it is taken over.
+                # Signatures are verified when a record is used, not here.
                 signed = [SignedRecord(body, ()) for body, _ in entry.records]
                 found |= {
                     record_hash(one.record)
@@ -55,25 +59,28 @@ class Theft:
         raise BadReceipt("the log does not have the beginning of this rotation", REPORT)
 
     def check(self, signed: SignedRecord) -> None:
-        """Raise `BadRecord` for a record of an older key that is not from before its end."""
+        """Raise `BadRecord` if a record of an older key was not logged before the key was ended."""
         if parse_record(signed).generation >= self._generation:
-            return  # of a key made since: another device was dropped before this was finished
+            return  # of a newer key: another device was dropped before this rotation was finished
         if record_hash(signed.record) not in self._before:
             raise BadRecord("a record of the old key that was logged after it was ended", REPORT)
 
     def reencrypt(self, items: Iterable[WrapItem], chosen: frozenset[str] | None) -> None:
-        """Every version whose content the old keys open, trash included, under a new key; only of
-        the files `chosen`, by id, where they are given."""
+        """Encrypt every version again whose content the old keys open, trash included.
+
+        `chosen` are the ids of the files to do this for, None for all. Raises as `check` and
+        `Reencryption.version`.
+        """
         session, account = self._session, self._session.account
         reencryption = Reencryption(session, PastReaders(session).of_version)
         for item in list(items):
             if item.wrap is None or item.owner != account.user:
-                continue  # what others share, only they can encrypt anew
+                continue  # only its owner can encrypt a shared file again
             if account.is_lost((item.wrap,)) or (chosen is not None and item.file_id not in chosen):
                 continue
             record = account.verify_record(item.content, item.file_id)
             if record.generation == session.author.generation:
-                # A restore or a move takes over a content that is older than it.
+                # The content of a restore or a move is older than its record.
                 if record.op in (PUT, REENCRYPT):
                     continue
             else:
@@ -82,8 +89,10 @@ class Theft:
 
 
 def files_of(session: Session, names: Iterable[str]) -> frozenset[str]:
-    """The ids of these files, and of all that they were renamed from or to: what a name has left
-    behind lies there under the same key. Raises `NotFound`."""
+    """Return the ids of these files and of all files that they were renamed from or to.
+
+    A rename leaves the same content key under the old name. Raises `NotFound`.
+    """
     versions = FileHistory(session)
     waiting = [find(session, name).file_id for name in names]
     found: set[str] = set()

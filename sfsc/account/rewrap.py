@@ -62,9 +62,12 @@ Answer = tuple[RewrapItem | None, bytes | None]
 
 
 class Sweep(Mutable):
-    """All versions looked through once: how many of those with a wrap were done, and how many were
-    changed meanwhile, and are to be looked at again. `leaves` are the leaf hashes of all wraps for
-    our present key, in the order of `RotationFinish.root`."""
+    """The result of one pass over all versions.
+
+    `done` counts the wraps that were renewed, `left` the versions that were changed meanwhile and
+    need another pass. `leaves` are the leaf hashes of all wraps for our present key, in the order
+    of `RotationFinish.root`.
+    """
 
     done: int = 0
     left: int = 0

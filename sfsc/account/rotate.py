@@ -1,11 +1,12 @@
-"""The account's keys replaced: a new generation, every wrap made anew, the old keys destroyed.
+"""Rotation of the account's keys: begin a generation, renew every wrap, destroy the old keys.
 
-Re-wrapping limits what a key that is stolen *tomorrow* opens. It does not help against who has the
-old private key and the old wraps already; for that, contents are encrypted anew (`reencryption`).
+Renewed wraps limit what a key stolen *tomorrow* opens. They do not help against a thief who already
+has the old private key and the old wraps. For that case contents are encrypted again
+(`sfsc.account.compromise`).
 
-Each step may be cut: the new keys and the statement that brings them are kept before they are
-sent, the server says what is left to wrap, and old private keys go only once the account's bundle
-was read back without them. Of two machines the second helps to finish what the first has begun.
+A rotation may be interrupted at any step. The new keys and their statement are saved before they
+are sent. The server lists what is left to wrap. Old private keys are destroyed only after the
+account's bundle was read back without them. A second machine helps to finish what another began.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Rotation:
         return self._file.contents
 
     def plan(self) -> Plan:
-        """What `rotate` would do; nothing is changed."""
+        """Return what `rotate` would do; change nothing."""
         head = self._devices.catch_up()
         size = versions = 0
         for item in self._items():
@@ -123,14 +124,15 @@ class Rotation:
         names: Sequence[str] = (),
         told: Skip | None = None,
     ) -> Rotated:
-        """Replace the keys and finish, or finish what was begun. `key_type` is of the new wrap key,
-        by default that of the present one; `drop` the device_id of a machine that gets no more of
-        this account's keys. With `compromised` every content is encrypted anew as well, or where
-        `names` are given, all versions of these files.
+        """Replace the keys and finish, or finish a rotation that was begun.
 
-        Raises what stops it; run again, it goes on where it was. Where it finishes what a recovery
-        has begun, `told` hears of each version that somebody else has destroyed; without it, it is
-        one `Destroyed` for all, raised once everything else is done.
+        `key_type` is the type of the new wrap key, by default that of the present one. `drop` is
+        the device_id of a machine that gets no more of this account's keys. With `compromised` all
+        contents are encrypted again too; with `names` only all versions of those files.
+
+        Raises `SfscError`; run again, it continues where it stopped. If it finishes a recovery,
+        `told` is called for each version that somebody else has destroyed. Without `told`, one
+        `Destroyed` names them all, raised when everything else is done.
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
@@ -142,7 +144,7 @@ class Rotation:
         begins = not unfinished(head) or drop is not None or compromised > begun
         begins = begins or key_type not in (None, head.wrap_alg)
         if compromised and begins:
-            # In a copy of the keyring is this machine's own key too: the bundle would open with it.
+            # A copy of the keyring contains this machine's device key, which opens the bundle.
             head = self._devices.renew_key()
         if compromised:
             chosen = files_of(self._session, names) if names else None
@@ -165,8 +167,8 @@ class Rotation:
         return done
 
     def _choose(self, chosen: frozenset[str] | None, generation: int, *, begun: bool) -> None:
-        """Remember whose contents are encrypted anew, before that is begun; of one that was begun
-        already, what was chosen then stays so."""
+        """Remember the files to encrypt again, before the rotation begins. Files that were chosen
+        for one that has begun already stay chosen."""
         state = self._session.state
         if begun and chosen is not None:
             before = state.reencrypt_choice(self._session.author.generation)
@@ -199,8 +201,9 @@ class Rotation:
             head = self._devices.catch_up()
             if head.generation == before:
                 continue  # a machine has joined or left meanwhile: onto that
-            # Another machine's generation counts, and ours was never used. It will do for new keys;
-            # nobody is locked out by it, no content is encrypted anew, and they are of its kind.
+            # Another machine's generation counts, and ours was never used. Its keys will do if only
+            # new keys are wanted: it drops no device, encrypts no content again, and has its own
+            # type of key.
             will_do = drop is None and reason == ROTATE and key_type in (None, head.wrap_alg)
             if will_do and unfinished(head):
                 return

@@ -22,19 +22,19 @@ from sfsc.trust.state import KnownFile
 
 
 class Renames:
-    """Renames one's own files, over one session."""
+    """Renames the account's files, over one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def mv(self, name: str, to: str) -> Entry:
-        """Give the file `name` the name `to`. What is there now.
+        """Rename the file `name` to `to`, and return its entry.
 
-        Raises `NotFound`, and `ConflictError` where there is a file `to`.
+        Raises `NotFound`, and `ConflictError` if there is a file `to`.
         """
         check_name(to)
         if name == to:
-            raise UsageError("the two names are one")
+            raise UsageError("the old and the new name are the same")
         session = self._session
         file, file_id = find_living(session, name), session.account.file_id(to)
         target = session.find(file_id)
@@ -84,7 +84,8 @@ class Renames:
 
 
 class _Move(Value):
-    """Both records, signed. `left` is the tombstone, `buried` its exact bytes and signature."""
+    """The two signed records of a rename. `left` is the tombstone of the old file; `buried` are the
+    tombstone's exact bytes and signature."""
 
     record: FileRecord
     body: bytes

@@ -27,7 +27,7 @@ Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 
 
 def find(session: Session, name: str) -> VerifiedFile:
-    """The newest version of our file `name`, deleted or not. Raises `NotFound`."""
+    """Return the newest version of our file `name`, deleted or not. Raises `NotFound`."""
     check_name(name)
     try:
         return session.newest(session.account.file_id(name))

@@ -155,14 +155,14 @@ class Blob:
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
-        """A file of our own, asked for and answered. Raises as `ask`, and `Rollback` where the
-        server no longer knows a file that it had."""
+        """Open a version of our file `name`. Raises as `ask`, and `Rollback` if the server no longer
+        knows a file that it had."""
         wanted = Wanted.of(session, name, version)
         try:
             return cls.ask(session, wanted)
         except NotFound:
             if wanted.known is not None:
-                session.newest(wanted.file_id)  # what was deleted is known all the same
+                session.newest(wanted.file_id)  # the server must still know a deleted file
             raise
 
     @classmethod
