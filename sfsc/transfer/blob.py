@@ -155,8 +155,10 @@ class Blob:
 
     @classmethod
     def open(cls, session: Session, name: str, version: int) -> Blob:
-        """Open a version of our file `name`. Raises as `ask`, and `Rollback` if the server no longer
-        knows a file that it had."""
+        """Open a version of our file `name`.
+
+        Raises as `ask`, and `Rollback` if the server no longer knows a file that it had.
+        """
         wanted = Wanted.of(session, name, version)
         try:
             return cls.ask(session, wanted)

@@ -105,7 +105,7 @@ CUT = """
 import os, signal, sys
 import sfsc
 from sfsc.keys.keyring import KeyringFile
-from sfsc.trust.state import State
+from sfsc.trust.state import ClientState
 
 def cut(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -118,7 +118,7 @@ def save(file, contents, save=KeyringFile.save):
 if sys.argv[2] == "keyring":
     KeyringFile.save = save
 else:
-    State.change_key = cut
+    ClientState.change_key = cut
 sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True)
 """
 
