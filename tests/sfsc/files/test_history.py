@@ -7,12 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.records.records import (
+    ACCESS,
+    REENCRYPT,
+    FileRecord,
+    ReaderEntry,
+    record_hash,
+)
 from protocol.wire.messages import Reply, Request
 from protocol.wire.messages.files import HistoryPage, Record
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
-from sfsc.files.history import FileHistory
+from sfsc.files.history import FileHistory, PastReaders
 from sfsc.files.listing import Files
+from sfsc.session.commit import onto, tombstone
 from sfsc.session.session import Session
+from sfsc.trust.file_records import VerifiedFile
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import put
 
@@ -133,3 +142,63 @@ def test_a_file_that_is_there_again_is_not_removed_for_good(
     with pytest.raises(ConflictError):
         FileHistory(session).purge("file")
     assert all(one.op != "purge" for one in FileHistory(session).history("file"))
+
+
+def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who were added while it was the newest, or before, and whose grant had not ended."""
+    put(session, b"one")
+    first = session.newest(session.account.file_id("file"))
+
+    def reader(user: str, expires: int = 0) -> ReaderEntry:
+        return user, bytes(32), expires
+
+    def made(version: int, *readers: ReaderEntry) -> FileRecord:
+        return replace(
+            first.head, version=version, current=version, readers=readers, created=version
+        )
+
+    def access(current: int, *readers: ReaderEntry) -> FileRecord:
+        head, body = first.head, first.head_body
+        return onto(session, head, body, op=ACCESS, current=current, readers=readers)
+
+    bob, carol, dora, eve = (reader(user) for user in ("bob", "carol", "dora", "eve"))
+    brief = reader("brief", expires=3)
+    records = [
+        made(1, bob),
+        access(1, bob, brief, carol),
+        made(2, bob, brief, carol),
+        access(2, bob, brief),
+        access(2, bob, brief, carol),
+        made(3, bob, brief, carol),
+        tombstone(session, first.head, first.head_body),
+        access(0, bob, brief, carol, eve),
+        made(4, bob, brief, carol, eve),
+        access(4, bob, brief, carol, dora, eve),
+    ]
+    records[6] = replace(records[6], readers=(bob, brief, carol))
+    asked = list[int]()
+
+    def told(_history: FileHistory, newest: VerifiedFile) -> list[FileRecord]:
+        asked.append(newest.head.rev)
+        return records
+
+    monkeypatch.setattr(FileHistory, "records", told)
+    newest, last = records[-2], records[-1]
+    file = VerifiedFile(newest, newest.encode(), last, last.encode(), b"m", ())
+    past = PastReaders(session)
+    expected = [{"bob", "brief"}, {"bob", "brief", "carol"}, {"bob", "carol"}]
+    for version, users in enumerate(expected, 1):
+        assert {user for user, _, _ in past.of_version(file, version)} == users
+    assert past.of_version(file, 4) == last.readers
+    # A version that was encrypted again changes no readers: the history is not read again.
+    again = replace(
+        newest,
+        rev=3,
+        prev=record_hash(file.head_body),
+        op=REENCRYPT,
+        version=1,
+        readers=last.readers,
+    )
+    file = replace(file, head=again, head_body=again.encode())
+    assert {user for user, _, _ in past.of_version(file, 2)} == expected[1]
+    assert len(asked) == 1
