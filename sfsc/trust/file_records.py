@@ -1,8 +1,6 @@
-"""Whose files are whose, and every decision about what a server says of files, without I/O: is a
-record one that its owner's keys signed, is it about the file we asked for, is it the newest we have
-seen, do its key and its name belong to it. What a method returns was verified, unless it says
-otherwise.
-"""
+"""Every decision about what a server says of files, without I/O: whether a record is signed by its
+owner's keys, describes the requested file, is the newest one seen, and has the right key and name.
+What a method returns was verified, unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -35,19 +33,21 @@ from sfsc.keys.keyring import Keyring
 from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid
 
 SETTINGS: Final = "\0settings"
-"""What the id of the account's settings is made of; no file can have this name (DESIGN 6)."""
+"""Name from which the id of the account's settings is derived. No file can have it."""
 SETTINGS_NAME: Final = "settings"
-"""What stands as a name in the settings' metadata."""
+"""Name in the metadata of the settings."""
 _PARSE_CACHE_SIZE: Final = 8192
-"""Records that are kept parsed, about 2 KB each."""
+"""Number of parsed records kept, about 2 KB each."""
 _REPORT = "keep what you have, and ask the server's operator"
-_VOIDED_HINT = "somebody else had your keys then: see `sfsc history`"
+_VOIDED_HINT = "an attacker had your keys at that time: see `sfsc history`"
 
 
 class KnownRevision(Value):
-    """A record of a file that is known, which an answer must not fall behind: its `rev`, and its
-    `hash` (32 bytes). With `vouched`, whoever holds this account's keys has found its signature
-    good before, or made it, so that it needs no second look."""
+    """The known record of a file, by `rev` and `hash` (32 bytes). No answer may be older.
+
+    If `verified`, a holder of this account's keys has checked or made its signature, so that it is
+    not verified again.
+    """
 
     rev: int
     hash: bytes
@@ -57,10 +57,10 @@ class KnownRevision(Value):
 class VerifiedFile(Value):
     """One version of a file, every signature verified.
 
-    `content` made the version, `head` is the file's last record, often the same one; what ends in
-    `_body` are their exact bytes. `metadata` and `wraps` are as stored: `OwnAccount.open` has yet
-    to judge them. A `content` of a voided generation is shown, so that records can stand upon it,
-    and never opened.
+    `content` is the record that made the version; `head` is the file's last record, often the same.
+    Fields ending in `_body` are their exact bytes. `metadata` and `wraps` are as stored;
+    `OwnAccount.open_version` checks them. A `content` of a voided generation is shown, so that
+    records can be based on it, and never opened.
     """
 
     content: FileRecord
@@ -76,7 +76,7 @@ class VerifiedFile(Value):
 
     @property
     def version(self) -> int:
-        """The version that `content` made."""
+        """Number of the version that `content` made."""
         return self.content.version or 0
 
     @property
@@ -84,29 +84,31 @@ class VerifiedFile(Value):
         return self.head.current == 0
 
     def check_not_older(self, known: KnownRevision | None) -> None:
-        """Raise `Rollback` or `Fork` where this is older than `known`, the newest record that was
-        known *before* the server was asked, or leads there another way."""
+        """Raise `Rollback` or `Fork` if this is older than `known`, or does not follow from it.
+
+        `known` is the newest record known *before* the server was asked.
+        """
         if known is None:
             return
         rev, digest = known.rev, known.hash
         head = self.head
         if head.rev < rev:
             raise Rollback(
-                f"the server shows revision {head.rev} of a file, after {rev} was seen",
+                f"the server shows revision {head.rev} of a file after revision {rev}",
                 _REPORT,
             )
         if head.rev == rev and record_hash(self.head_body) != digest:
-            raise Fork(f"the server shows another revision {rev} of a file than was seen", _REPORT)
+            raise Fork(f"the server shows a different revision {rev} of a file", _REPORT)
         if head.rev == rev + 1 and head.prev != digest:
-            raise Fork(f"revision {head.rev} of a file does not follow what was seen", _REPORT)
+            raise Fork(f"revision {head.rev} of a file does not follow the one before", _REPORT)
 
 
 class Entry(Struct):
-    """A file as a listing shows it: its current version. Sizes in bytes, times in unix seconds.
+    """A listing entry: the current version of a file. Sizes in bytes, times in unix seconds.
 
-    `revision` counts all that was ever recorded of the file, `version` its contents; `created` is
-    when this version was stored, `mtime` when its source was last changed; `mode` is None where
-    the source had none.
+    `revision` counts all records of the file, `version` its contents. `created` is when this
+    version was stored, `mtime` when its source was last changed (`created` if unknown). `mode` is
+    None if the source had none.
     """
 
     AS_MAP: ClassVar[bool] = True
@@ -123,6 +125,7 @@ class Entry(Struct):
 
     @classmethod
     def from_record(cls, head: FileRecord, content: FileRecord, metadata: Metadata) -> Entry:
+        """Build from the file's last record, the record of the version, and its metadata."""
         mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
         return cls(
             metadata.name,
@@ -137,20 +140,22 @@ class Entry(Struct):
         )
 
     def pack(self) -> bytes:
-        """Bytes for a cache."""
+        """Encode for a cache."""
         return encoding.pack(self.to_map())
 
     @classmethod
     def unpack(cls, packed: bytes) -> Entry:
-        """The inverse. Raises `EncodingError` or `MessageError`."""
+        """Decode the output of `pack`. Raises `EncodingError` or `MessageError`."""
         return cls.from_map(encoding.unpack(packed))
 
 
 class FileOwner(Value):
-    """A user whose files these are, as his identity chain shows him: `first` is the hash of his
-    first statement, `signers` are the public keys, by generation, whose signatures count, `former`
-    those that ever did, `voided` those that somebody else brought and a recovery has undone;
-    `voided_wraps` the ids of the keys that he had wraps made to."""
+    """A user who owns files, as shown by the user's identity chain.
+
+    `first` is the hash of the first statement. `signers` are the public keys whose signatures are
+    valid, by generation; `former` those that ever were; `voided` those that an attacker introduced
+    and a recovery undid; `voided_wraps` the ids of the attacker's wrap keys.
+    """
 
     server_id: bytes
     user: str
@@ -163,16 +168,17 @@ class FileOwner(Value):
     def verify_newest(
         self, view: FileView, wanted: str | None, known: KnownRevision | None
     ) -> VerifiedFile:
-        """What Stat, List or a conflict shows: the newest version of the file `wanted`.
+        """Verify the answer to Stat or List, or a conflict: the newest version of the file
+        `wanted`.
 
-        `wanted` None stands for any file of his; for `known` see `VerifiedFile.check_not_older`.
+        If `wanted` is None, any file of the owner; for `known` see `VerifiedFile.check_not_older`.
         Raises `BadRecord`, `Rollback` or `Fork`.
         """
         file = self._verify_view(view, wanted, known)
-        # Another record that made content would have made a version newer than this one.
-        made = file.head.op in CONTENT_OPS - {REENCRYPT}  # which may be of an older version
+        # If the last record is another one that made content, it made a newer version.
+        made = file.head.op in CONTENT_OPS - {REENCRYPT}  # REENCRYPT may be of an older version
         older = made and file.head_body != file.content_body
-        # Any other says which is current, and of a file that is there that is the newest.
+        # Any other record names the current version, which is the newest unless deleted.
         if older or file.head.current not in (0, file.version):
             raise Rollback("the server shows an older version of the file as its newest", _REPORT)
         return file
@@ -180,26 +186,28 @@ class FileOwner(Value):
     def verify_version(
         self, view: FileView, wanted: str, version: int, known: KnownRevision | None
     ) -> VerifiedFile:
-        """What GetOpen shows: `version` of the file, or with 0 the current one.
+        """Verify the answer to GetOpen: `version` of the file, or the current one for 0.
 
-        Raises as `newest` does, and `NotFound` for the current version of a deleted file.
+        Raises as `verify_newest` does, and `NotFound` for the current version of a deleted file.
         """
         file = self._verify_view(view, wanted, known)
         if version == 0 and file.deleted:
             raise NotFound("the file was deleted")
         if file.version != (version or file.head.current):
             raise Rollback(
-                f"the server shows version {file.version} of the file for another one", _REPORT
+                f"the server shows version {file.version} of the file instead of another", _REPORT
             )
         return file
 
     def is_voided(self, record: FileRecord) -> bool:
-        """Whether it is of a generation that a recovery has undone."""
+        """Return whether a recovery has undone the record's generation."""
         return record.generation in self.voided
 
     def verify_voidable(self, view: FileView, wanted: str) -> VerifiedFile:
-        """As `newest`, but of a file whose last record may be of a voided generation: for who puts
-        another upon it. Raises `BadRecord`."""
+        """Verify as `verify_newest` does, but allow a last record of a voided generation.
+
+        For callers that base another record on it. Raises `BadRecord`.
+        """
         return self._verify_view(view, wanted, None, historic=True)
 
     def _verify_view(
@@ -210,7 +218,7 @@ class FileOwner(Value):
         *,
         historic: bool = False,
     ) -> VerifiedFile:
-        # What a thief has stored stays there below the record that ended it.
+        # Records of an attacker stay below the owner's record that ended them.
         below = historic or view.head is not None
         passes = below and self.is_voided_signed(view.content)
         read = parse_record(view.content, _parse_cached)
@@ -232,11 +240,11 @@ class FileOwner(Value):
     def verify_record(
         self, signed: SignedRecord, wanted: str | None, *, historic: bool = False
     ) -> FileRecord:
-        """A record of his file `wanted` (None: of any), signed with a key of his that counts; one
-        of a generation that counts no more must be endorsed by one that does.
+        """Verify a record of the file `wanted` (None: any), signed with a valid key of the owner.
 
-        A `historic` one need not, and may be of a generation that was voided: it is linked by
-        hashes to one that was judged without. Raises `BadRecord`.
+        A record of a former generation must be endorsed by a valid one. A `historic` record need
+        not, and may be of a voided generation: it is linked by hashes to one verified without
+        `historic`. Raises `BadRecord`.
         """
         return self.verify_parsed(signed, parse_record(signed), wanted, historic=historic)
 
@@ -249,9 +257,10 @@ class FileOwner(Value):
         *,
         historic: bool = False,
     ) -> FileRecord:
-        """As `record`, of a record that is parsed; `known` of the same file may vouch for it."""
+        """Verify a record as `verify_record` does; a matching `known` replaces checking its
+        signature."""
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
-            raise BadRecord("a file's record is of another server or user", _REPORT)
+            raise BadRecord("a file's record names another server or user", _REPORT)
         if wanted is not None and record.file_id != wanted:
             raise BadRecord("the server shows the record of another file", _REPORT)
         self._check_signed(signed, record, known, historic=historic)
@@ -259,12 +268,15 @@ class FileOwner(Value):
         return record
 
     def signature_checks(self, views: Iterable[FileView]) -> list[SignatureCheck]:
-        """Of most of these the signatures that `newest` will ask about, for `verifying`: a hint,
-        and no judgement."""
+        """Return most of the signatures that `verify_newest` will check, for
+        `verify_in_background`.
+
+        A hint only; nothing is decided here.
+        """
         found = []
         for view in views:
             for one in (view.content,) if view.head is None else (view.content, view.head):
-                # Of several, one is the record's own; which, only the record says.
+                # With several signatures, only the parsed record tells which is its own.
                 if len(one.signatures) == 1 and one.signatures[0].generation in self.signers:
                     own = one.signatures[0]
                     public = self.signers[own.generation]
@@ -272,7 +284,8 @@ class FileOwner(Value):
         return found
 
     def is_voided_signed(self, signed: SignedRecord) -> bool:
-        """As `is_voided`, of a record that was not parsed yet. Raises `BadRecord`."""
+        """Return whether a recovery has undone an unparsed record's generation. Raises
+        `BadRecord`."""
         return bool(self.voided) and self.is_voided(parse_record(signed))
 
     def _check_signed(
@@ -288,8 +301,8 @@ class FileOwner(Value):
             raise BadRecord("a file's record has two signatures of one generation", _REPORT)
         own = by_generation.pop(record.generation, None)
         keys = {**self.former, **self.voided} if historic else self.signers
-        # Which keys count may have changed since then, so that is asked all the same; whose a
-        # signature is may not: a generation has one key for ever.
+        # Safe to reuse: a generation's key never changes, so a valid signature stays valid. Which
+        # generations count may have changed, so that is checked below every time.
         vouched = known is not None and known.verified and known.hash == record_hash(signed.record)
 
         def is_by(public: bytes | None) -> bool:
@@ -299,27 +312,27 @@ class FileOwner(Value):
 
         if is_by(keys.get(record.generation)):
             return
-        # Of older keys an old record stays; that it is old, a key that counts has vouched for.
+        # A record of a former key is accepted if a valid key endorsed it, which proves its age.
         digest = record_hash(signed.record)
         former = is_by(self.former.get(record.generation))
         for generation, signature in by_generation.items():
             public = self.signers.get(generation) if generation > record.generation else None
             if former and signature_is_valid(Label.ENDORSE, digest, signature, public):
                 return
-        raise BadRecord("a file's record is not validly signed with a key that counts", _REPORT)
+        raise BadRecord("a file's record is not signed with a valid key of its owner", _REPORT)
 
 
 class OwnAccount(FileOwner):
-    """Who we are."""
+    """This account: its private keys, and the verification of its own files."""
 
-    __slots__ = ("__dict__",)  # for what is worked out once
+    __slots__ = ("__dict__",)  # for cached properties
 
     name_key: bytes = field(repr=False)
     private_keys: dict[bytes, PrivateKey] = field(repr=False)
 
     @classmethod
     def from_keyring(cls, keyring: Keyring) -> OwnAccount:
-        """As this keyring knows it. Raises `UnsupportedKey` for keys that do not load."""
+        """Build from a keyring. Raises `UnsupportedKey` if a key does not load."""
         return cls(
             keyring.server_id,
             keyring.user,
@@ -331,7 +344,7 @@ class OwnAccount(FileOwner):
 
     @cached_property
     def own_key(self) -> PublicKey:
-        """The key that others, and we, wrap to for us."""
+        """Current public key to which this account's wraps are made."""
         return next(reversed(self.private_keys.values())).public
 
     def file_id(self, name: str) -> str:
@@ -349,30 +362,30 @@ class OwnAccount(FileOwner):
     def open_version(
         self, file: VerifiedFile, owner: FileOwner | None = None
     ) -> tuple[ContentKey, Metadata]:
-        """The key and the metadata of a version, checked against its record; of a file that its
-        `owner` shares with us, else of our own.
+        """Return the key and the metadata of a version, checked against its record.
 
-        Raises `Tampered` or `BadRecord` where they are not what was signed, and `KeyringError`
-        where this machine has no key for it. A name of ours that does not belong to the file's id
-        is refused: else one file could be given for another.
+        The file is shared by `owner`, or our own if that is None. Raises `Tampered` or `BadRecord`
+        if they are not what was signed, and `KeyringError` if this machine has no key for it. A
+        name of our own that does not match the file's id is refused; otherwise the server could
+        substitute another file.
         """
         key = self.open_content_key(file, owner)
         return key, self.open_metadata(key, file, owner)
 
     def open_content_key(self, file: VerifiedFile, owner: FileOwner | None = None) -> ContentKey:
-        """The first half of `open`."""
+        """Return the key of a version; the first half of `open_version`."""
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
-            raise BadRecord("this version was made with a key that was undone", _VOIDED_HINT)
+            raise BadRecord("this version was signed with a voided key", _VOIDED_HINT)
         return open_wraps(file.content, whose.first, file.wraps, self.private_keys)
 
     def open_metadata(
         self, key: ContentKey, file: VerifiedFile, owner: FileOwner | None = None
     ) -> Metadata:
-        """The second half of `open`."""
+        """Return the metadata of a version; the second half of `open_version`."""
         metadata = key.open_metadata(file.content, file.metadata)
         if owner is None and not self._belongs(metadata.name, file.file_id):
-            raise Tampered("the file's name does not belong to it", _REPORT)
+            raise Tampered("the file's name does not match its id", _REPORT)
         return metadata
 
     def _belongs(self, name: str, wanted: str) -> bool:
@@ -382,36 +395,36 @@ class OwnAccount(FileOwner):
     def wrap_for_readers(
         self, key: ContentKey, readers: Iterable[Recipient] = ()
     ) -> tuple[Wrap, ...]:
-        """The DEK of a version of ours, for all who shall open it: ourselves, and `readers`."""
+        """Wrap the DEK of a version of our own for this account and `readers`."""
         own = Recipient(self.user, self.own_key)
         return key.wrap_for(self.server_id, self.first, [own, *readers])
 
     def listing_entry(self, file: VerifiedFile, owner: FileOwner | None = None) -> Entry:
-        """What a listing shows of a version; raises as `open` does."""
+        """Return the listing entry of a version. Raises as `open_version` does."""
         _, metadata = self.open_version(file, owner)
         return Entry.from_record(file.head, file.content, metadata)
 
     def is_lost(self, wraps: Sequence[Wrap]) -> bool:
-        """Whether our wrap among these was made anew by somebody else, for himself."""
+        """Return whether an attacker has rewrapped this version to the attacker's own key."""
         return any(wrap.user == self.user and wrap.key_id in self.voided_wraps for wrap in wraps)
 
 
 def owner_from_chain(chain: Sequence[bytes]) -> FileOwner:
-    """Whom a chain of statements, followed from its first, shows."""
+    """Return the owner that a verified chain of statements shows."""
     head = Statement.parse(chain[-1])
     return FileOwner(head.server, head.user, record_hash(chain[0]), *_signing_keys(chain))
 
 
 @lru_cache(_PARSE_CACHE_SIZE)
 def _parse_cached(body: bytes) -> FileRecord:
-    """Of the same bytes the same: what was listed is often fetched just after."""
+    """Parse a record, reusing earlier results: what was listed is often fetched next."""
     return FileRecord.parse(body)
 
 
 def parse_record(
     signed: SignedRecord, parse: Callable[[bytes], FileRecord] = FileRecord.parse
 ) -> FileRecord:
-    """What a record says, be it signed by whomever. Raises `BadRecord`."""
+    """Parse a record without checking its signatures. Raises `BadRecord`."""
     try:
         return parse(signed.record)
     except (EncodingError, MessageError) as exc:
@@ -422,9 +435,8 @@ _Keys = dict[int, bytes]
 
 
 def _signing_keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
-    """The signing key of each generation, by a (trusted) chain: of those whose signatures
-    count, of those that ever did, and of those that a recovery has voided; with the ids of the
-    latters' wrap keys."""
+    """Return the signing keys of a verified chain, by generation: those now valid, those ever
+    valid, and those that a recovery voided; and the ids of the voided generations' wrap keys."""
     stand, undone = standing([Statement.parse(body) for body in bodies])
     former = {one.generation: one.sign_pub for one in stand}
     oldest = stand[-1].oldest if stand else 1
@@ -433,13 +445,13 @@ def _signing_keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozens
         {generation: key for generation, key in former.items() if generation >= oldest},
         former,
         {one.generation: one.sign_pub for one in voided},
-        # One of ours that he has named as his is ours still.
+        # If the attacker named a key of ours, it is still ours.
         frozenset(one.key_id for one in voided) - {one.key_id for one in stand},
     )
 
 
 def _check_current(record: FileRecord) -> None:
-    """What a record says is current must be what its op makes so."""
+    """Raise `BadRecord` unless the record makes the version current that its op requires."""
     made = 0 if record.op == DELETE else record.version
     settled = record.op == DELETE or record.op in CONTENT_OPS - {REENCRYPT}
     if settled and record.current != made:

@@ -1,10 +1,10 @@
-"""Every decision about a server and its log, without I/O: is it the pinned server, does its log
-continue the one we know, does it hold the change that we asked for. (What it says about our files
-is judged in `identity`.)
+"""Every decision about a server and its log, without I/O: whether it is the pinned server, its log
+continues the known one, and the log holds a requested change. (Answers about files are verified in
+`file_records`.)
 
-A fresh client believes one thing only, the pinned server_id, which an invitation or a keyring
-holds. From there: server_id → server statement → TLS key and log key → checkpoints → receipts.
-A judgement that raises has changed nothing.
+A new client trusts only the pinned server_id, from an invitation or a keyring. From there:
+server_id → server statement → TLS key and log key → checkpoints → receipts. A method that raises
+has changed nothing.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from sfsc.errors import (
     WrongServer,
 )
 
-REPORT: Final = "keep what you have; ask others of this server what they see, then its operator"
+REPORT: Final = "keep what you have; compare with other users of this server, then ask its operator"
 
 
 class TreeHead(Value):
-    """A proven state of the log: `size` entries under `root` (32 bytes); `note` says it, signed."""
+    """A proven state of the log: `size` entries under `root` (32 bytes), signed in `note`."""
 
     size: int
     root: bytes
@@ -57,10 +57,10 @@ _EMPTY_LOG = TreeHead(0, merkle.EMPTY_ROOT, b"")
 
 
 class SentChange(Value):
-    """A change as it was sent, hence as its log entry must say it.
+    """A change as it was sent, which its log entry must match.
 
-    `record` is the exact bytes that were signed; `signatures` by the hex name of the signing key;
-    `tombstone` the same two of the file that a move left.
+    `record` is the exact bytes that were signed; `signatures` are keyed by the hex name of the
+    signing key; `tombstone` is the same pair for the file that a move left.
     """
 
     op: str
@@ -74,22 +74,24 @@ class SentChange(Value):
 
 
 class ServerTrust:
-    """The server and its log. `newest` is the newest proven point: what a client remembers, and
-    the `seen` of its records. Feed it Welcome, then Session, then receipts; a new connection of the
-    same client begins again at the Welcome.
+    """Trust state of one server and its log.
+
+    `newest` is the newest proven tree head: what a client stores, and the `seen` of its records.
+    Call `accept_welcome`, then `accept_session`, then `verify_receipt`; a new connection of the
+    same client starts again with `accept_welcome`.
     """
 
     def __init__(
         self, pin: bytes, *, statement: bytes | None = None, newest: TreeHead | None = None
     ) -> None:
-        """`pin` is the server_id; the rest is what an earlier session left, if there was one."""
+        """`pin` is the server_id; the rest comes from an earlier session, if there was one."""
         self.pin = pin
         self._proven: set[tuple[int, bytes]] = set()
         self.newest = newest or _EMPTY_LOG
         self._statement = statement
         self._verifier: Verifier | None = None
         self._at_login = self.newest
-        self._unlinked: dict[int, TreeHead] = {}  # by size: of receipts, until they are joined
+        self._unlinked: dict[int, TreeHead] = {}  # by size: from receipts, until `close_gaps`
         self._last_verified = self.newest
         self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
 
@@ -104,28 +106,28 @@ class ServerTrust:
 
     @property
     def at_login(self) -> TreeHead:
-        """The log as it was when the present session began, this login in it."""
+        """The tree head when this session began, including this login."""
         return self._at_login
 
     def has_proven(self, seen: tuple[int, bytes]) -> bool:
-        """Whether (size, root) was once the newest proven point here."""
+        """Return whether (size, root) was once the newest proven tree head here."""
         return seen in self._proven
 
     def accept_welcome(self, welcome: Welcome, peer_spki_sha256: bytes) -> ServerStatement:
-        """The server's statement, which is now the one in force.
+        """Verify the server's statement and make it the one in force.
 
-        Raises `WrongServer` where the server or its TLS key is another than the pin leads to,
-        `BadRecord` for a statement that is not validly signed, `Rollback` for an older one than is
-        known, `Fork` for a second one of the same number, `ProtocolFailure` for no common version.
+        Raises `WrongServer` if the server or its TLS key does not match the pin, `BadRecord` for a
+        statement that is not validly signed, `Rollback` for an older one than the known one, `Fork`
+        for another one with the same number, and `ProtocolFailure` without a common version.
         """
         if PROTOCOL_VERSION not in welcome.versions:
-            raise ProtocolFailure("the server does not speak version 1", "use a newer sfsc")
+            raise ProtocolFailure("the server does not support version 1", "use a newer sfsc")
         statement = _server_statement(welcome.statement)
         shown = server_id(statement.server_pub)
         if shown != self.pin:
             raise WrongServer(
-                "this is not the server that was pinned",
-                "someone may stand between; ask the operator for the server's id",
+                "this is not the pinned server",
+                "someone may intercept the connection; ask the operator for the server's id",
                 pinned=self.pin.hex(),
                 shown=shown.hex(),
             )
@@ -141,8 +143,8 @@ class ServerTrust:
             raise BadRecord("the server's statement names the key of another log", REPORT)
         if statement.tls_spki_sha256 != peer_spki_sha256:
             raise WrongServer(
-                "the connection does not end at the server that was pinned",
-                "someone stands between, or the server has lost its TLS key",
+                "the connection does not end at the pinned server",
+                "someone intercepts it, or the server has lost its TLS key: ask the operator",
                 pinned=statement.tls_spki_sha256.hex(),
                 shown=peer_spki_sha256.hex(),
             )
@@ -157,13 +159,13 @@ class ServerTrust:
         known = _server_statement(self._statement)
         if statement.n < known.n:
             raise Rollback(
-                f"the server shows its statement {statement.n}, after {known.n} was seen", REPORT
+                f"the server shows its statement {statement.n} after statement {known.n}", REPORT
             )
         if statement.n == known.n:
             raise Fork(f"the server has signed two statements with the number {known.n}", REPORT)
 
     def accept_session(self, session: Session) -> None:
-        """The log at login must continue the newest point known; it is then the newest.
+        """Check that the log at login continues the newest known tree head, and make it the newest.
 
         Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
         ours, `BadRecord` for a checkpoint that is not validly signed.
@@ -173,13 +175,14 @@ class ServerTrust:
         self._check_same_size(point)
         self._at_login = self.newest = point
         if self._unlinked:
-            # What the session before left loose was proven from another opening than this.
+            # Unlinked heads of the previous session were proven from another login than this.
             self._unlinked[point.size] = point
 
     def accept_enrolment(self, session: Session, sent: SentChange) -> LogEntry:
-        """The first session of a new account: its receipt must show the statement in the log.
+        """Accept the first session of a new account, whose receipt must show its statement in the
+        log.
 
-        Raises as `session` and `receipt` do, and `BadReceipt` where there is none.
+        Raises as `accept_session` and `verify_receipt`, and `BadReceipt` without a receipt.
         """
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
@@ -195,11 +198,11 @@ class ServerTrust:
         return entry
 
     def verify_receipt(self, receipt: Receipt, sent: SentChange) -> LogEntry:
-        """The log entry of a change, proven to say what was sent and to stand in a log that
-        continues the one this session opened with. `join` is still to come.
+        """Return the log entry of a change, proven to match what was sent and to be in the log.
 
-        Raises `BadReceipt` for an entry that says something else or is not in the checkpoint,
-        `Rollback` and `Fork` for a log that does not continue the one this session opened with.
+        The log is proven to continue its state at login; `close_gaps` must follow. Raises
+        `BadReceipt` for an entry that does not match or is not in the checkpoint, `Rollback` and
+        `Fork` for a log that does not continue its state at login.
         """
         point = self._verify_note(receipt.checkpoint)
         try:
@@ -216,9 +219,12 @@ class ServerTrust:
     def verify_statements(
         self, shown: Identity, user: str
     ) -> list[tuple[bytes, tuple[bytes, ...]]]:
-        """The (exact bytes, signatures) of statements of `user`, each proven to stand in a log that
-        continues the one this session opened with; `join` is still to come. Whether they are
-        validly signed, and follow from each other, is yet to be judged. Raises as `receipt`."""
+        """Return (exact bytes, signatures) of statements of `user`, each proven to be in the log.
+
+        The log is proven to continue its state at login; `close_gaps` must follow. The caller must
+        still verify the signatures, and that the statements follow from each other. Raises as
+        `verify_receipt`.
+        """
         point = self._verify_note(shown.checkpoint)
         for one in shown.statements:
             try:
@@ -228,7 +234,7 @@ class ServerTrust:
             except (LogError, ProofError) as exc:
                 raise BadReceipt(f"the log does not prove a statement: {exc}", REPORT) from exc
             if (entry.owner, entry.rec) != (user, one.statement):
-                raise BadReceipt("the log has another statement than is shown", REPORT)
+                raise BadReceipt("the log has another statement than the server shows", REPORT)
         self._check_extends(self._at_login, point, shown.consistency)
         self._add_unlinked(point)
         return [(one.statement, one.signatures) for one in shown.statements]
@@ -236,9 +242,12 @@ class ServerTrust:
     def check_older_checkpoint(
         self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
     ) -> None:
-        """Check that the log continues the checkpoint `note`, which another machine of ours has
-        seen: it comes out of our own sealed bundle, and the log's key may be another since. `prove`
-        asks for the consistency of two sizes. Raises `Rollback`, `Fork`."""
+        """Check that the log continues the checkpoint `note`, which another device of this account
+        saw.
+
+        The note comes from our own sealed bundle, and may be signed with an older log key. `prove`
+        requests the consistency proof of two sizes. Raises `Rollback`, `Fork`.
+        """
         try:
             said = notes.read(note)
         except CheckpointError as exc:
@@ -246,7 +255,7 @@ class ServerTrust:
         known = TreeHead(said.size, said.root, note)
         if known.size > self.newest.size:
             raise Rollback(
-                f"the server's log has {self.newest.size} entries, after {known.size} were seen",
+                f"the server's log has {self.newest.size} entries, fewer than {known.size} seen",
                 REPORT,
             )
         if known.size:
@@ -258,16 +267,20 @@ class ServerTrust:
         return "" if self._verifier is None else self._verifier.vkey
 
     def accept_checkpoint(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
-        """The log's present, proven from the opening of this session; `join` is still to come.
-        Raises as `receipt`."""
+        """Verify the log's current checkpoint, proven from login; `close_gaps` must follow.
+
+        Raises as `verify_receipt`.
+        """
         point = self._verify_note(note)
         self._check_extends(self._at_login, point, consistency)
         self._add_unlinked(point)
 
     @staticmethod
     def verify_checkpoint(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
-        """What a checkpoint says that somebody else has seen: it may be from before the log had the
-        key that it has now. Raises `BadRecord` where none of `keys` has signed it."""
+        """Return the tree head of a checkpoint that another user has seen.
+
+        It may predate the log's current key. Raises `BadRecord` if none of `keys` has signed it.
+        """
         failure: CheckpointError | None = None
         for key in keys:
             try:
@@ -276,18 +289,20 @@ class ServerTrust:
                 failure = exc
                 continue
             return TreeHead(checkpoint.size, checkpoint.root, note)
-        hint = "it should be an `audit checkpoint` of somebody else at the same server"
-        raise BadRecord(f"this is no checkpoint of this server's log: {failure}", hint)
+        hint = "it should come from `sfsc audit checkpoint` of another user of this server"
+        raise BadRecord(f"not a checkpoint of this server's log: {failure}", hint)
 
     def check_continues(
         self, known: TreeHead, point: TreeHead, consistency: tuple[bytes, ...]
     ) -> None:
-        """That the log of a proven `point`, which was the newest when the proof was asked for,
-        continues `known`. Raises `Rollback`, `Fork`."""
+        """Check that the log of a proven tree head `point` continues `known`.
+
+        `point` was the newest when the proof was requested. Raises `Rollback`, `Fork`.
+        """
         self._check_extends(known, point, consistency)
 
     def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
-        """That the log of a proven `point` has the entry. Raises `BadReceipt`."""
+        """Check that the log of a proven tree head `point` has the entry. Raises `BadReceipt`."""
         try:
             leaf = merkle.leaf_hash(entry.hash)
             merkle.verify_inclusion(leaf, entry.seq, point.size, proof, point.root)
@@ -295,17 +310,17 @@ class ServerTrust:
             raise BadReceipt(f"the log does not prove entry {entry.seq}: {exc}", REPORT) from exc
 
     def consistency_gaps(self) -> list[tuple[int, int]]:
-        """Pairs of log sizes, smaller and larger, whose consistency `join` needs proofs of.
+        """Return pairs of log sizes, smaller and larger, for which `close_gaps` needs proofs.
 
-        Receipts that each continue the opening of their session may be of logs that part after
-        it. They are of one log when each checkpoint is proven from the one before it.
+        Receipts that each continue the log at login may still belong to logs that fork after it.
+        They belong to one log if each checkpoint is proven from the one before it.
         """
         return [(old.size, new.size) for old, new in pairwise(self._unlinked_chain())]
 
     def close_gaps(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
-        """Take all checkpoints of receipts as proven; the largest is then `newest`.
+        """Accept all checkpoints of receipts as proven; the largest becomes `newest`.
 
-        `proofs` are of `gaps`, in its order. Raises `Fork` where they do not hold.
+        `proofs` belong to `consistency_gaps`, in its order. Raises `Fork` if they are invalid.
         """
         chain = self._unlinked_chain()
         for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
@@ -315,21 +330,21 @@ class ServerTrust:
             self.newest = chain[-1]
 
     def _unlinked_chain(self) -> list[TreeHead]:
-        """The checkpoints that must prove to be of one log, by size."""
+        """Return the checkpoints that must be proven to be of one log, by size."""
         points = dict(self._unlinked)
-        # The opening itself is left out: a receipt of its session was proven from it already.
+        # The head at login is left out: receipts of this session were proven from it already.
         if points and self.newest is not self._at_login:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
 
     def _add_unlinked(self, point: TreeHead) -> None:
-        """A point that was proven from the opening; loose until it is joined."""
+        """Add a tree head proven from login; it stays unlinked until `close_gaps`."""
         self._check_same_size(point)
         if point.size != self.newest.size:
             self._unlinked[point.size] = point
 
     def _check_same_size(self, point: TreeHead) -> None:
-        """Two checkpoints of one size are one checkpoint, whatever each was proven from."""
+        """Raise `Fork` if another root is known for the same size."""
         for known in (self.newest, self._unlinked.get(point.size, point)):
             if known.size == point.size and known.root != point.root:
                 raise Fork(
@@ -339,11 +354,12 @@ class ServerTrust:
                 )
 
     def _verify_note(self, note: bytes) -> TreeHead:
-        """What a signed note says. Those of one commit are the same bytes: verified once."""
+        """Return the tree head of a signed note. Notes of one commit are equal, and
+        verified once."""
         if note == self._last_verified.note:
             return self._last_verified
         if self._verifier is None:
-            raise ProtocolFailure("a checkpoint before the server has said who it is")
+            raise ProtocolFailure("the server sent a checkpoint before its statement")
         try:
             checkpoint = notes.verify(note, self._verifier)
         except CheckpointError as exc:
@@ -352,13 +368,13 @@ class ServerTrust:
         return self._last_verified
 
     def _check_extends(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
-        """That `point` continues `known`. The receipts of one commit prove the same by the same:
-        what was proven last is not worked out again."""
+        """Check that `point` continues `known`. Receipts of one commit repeat a proof; the last one
+        checked is not checked again."""
         if self._last_extension == (known, point, proof):
             return
         if point.size < known.size:
             raise Rollback(
-                f"the server's log has {point.size} entries, after {known.size} were seen",
+                f"the server's log has {point.size} entries, fewer than {known.size} seen",
                 REPORT,
                 notes=(known.note, point.note),
             )
@@ -366,7 +382,7 @@ class ServerTrust:
             merkle.verify_consistency(known.size, known.root, point.size, point.root, proof)
         except ProofError as exc:
             raise Fork(
-                f"the server's log does not continue the one seen before: {exc}",
+                f"the server's log does not continue the known one: {exc}",
                 REPORT,
                 notes=(known.note, point.note),
             ) from exc
@@ -392,4 +408,4 @@ def _check_matches(entry: LogEntry, sent: SentChange) -> None:
         entry.records[1] if len(entry.records) > 1 else None,
     )
     if said != sent:
-        raise BadReceipt("the log has an entry for the change that says something else", REPORT)
+        raise BadReceipt("the log entry of the change differs from what was sent", REPORT)
