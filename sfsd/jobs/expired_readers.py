@@ -15,9 +15,7 @@ from protocol.log.auditlog import EntryDraft
 from sfsd.errors import Absent, DamagedError
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
-from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
-from sfsd.storage.json_files import Sidecar
 
 MAX_VERSIONS: Final = 128
 """Versions of one change, since a log line names each. The next run does the rest."""
@@ -45,25 +43,12 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
     expiry = [expires for name, _, expires in record.readers if name == user]
     if not expiry or not expiry[0] or world.now < expiry[0]:
         return None
-    found: dict[int, Document[Sidecar]] = {}
-    for version in range(head.version, 0, -1):
-        document = head.files.sidecar(head.file_id, version)
-        if any(wrap.user == user for wrap in document.value.wraps):
-            found[version] = document
-        if len(found) == MAX_VERSIONS:
-            break
+    found = head.without_wraps({user}, MAX_VERSIONS)
     if not found:
         return None
-    without = {
-        version: changed(
-            document.value,
-            wraps=tuple(wrap for wrap in document.value.wraps if wrap.user != user),
-        )
-        for version, document in found.items()
-    }
 
     def note_written(seq: int) -> None:
-        for version, sidecar in without.items():
+        for version, (_, sidecar) in found.items():
             head.files.note_written(changed(sidecar, seq=seq), version)
 
     draft = EntryDraft(
@@ -74,6 +59,6 @@ def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
         detail={"why": "expired", "reader": user},
         accounts=tuple(sorted({record.owner, user})),
     )
-    expect = head.expect() | {one.path: one.digest for one in found.values()}
-    writes = (Write(head.paths(version).sidecar, one.encode) for version, one in without.items())
-    return Change(draft, expect, tuple(writes), None, note_written)
+    expect = head.expect() | {old.path: old.digest for old, _ in found.values()}
+    writes = tuple(Write(old.path, new.encode) for old, new in found.values())
+    return Change(draft, expect, writes, None, note_written)

@@ -26,7 +26,7 @@ FIRST_BYTES: Final = 256 * 1024
 @operation(GetOpen, access=USER, logged="download", weight=PIECE)
 def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply | Commit[Reply]:
     """Open a version for reading. Reply with its view, leaf hashes and first bytes."""
-    _check_downloads(server)
+    server.check_storage()  # a download must be logged
     server.users.require_active(who.user)
     visible = _find(server, who, message)
     opened = _version(visible)
@@ -141,16 +141,10 @@ def _reopen(
     server: ServerContext, who: Principal, handle: bytes
 ) -> tuple[SessionHandles, VisibleVersion, OpenVersion]:
     """Return the handle's version. Raises `Refused` if access or its content has changed."""
-    _check_downloads(server)
+    server.check_storage()  # a download must be logged
     session = server.read_handles.for_session(who.session)
     opened = session.get(handle)
     visible = server.visibility.version(who.user, opened.owner, opened.file_id, opened.version)
     if visible.sidecar.metadata is None or _version(visible) != opened:
         raise Refused("changed", "the version was reencrypted; open the file again")
     return session, visible, opened
-
-
-def _check_downloads(server: ServerContext) -> None:
-    """Raise `Refused` if a storage failure keeps downloads from being logged."""
-    if server.failed is not None:
-        raise Refused("unavailable", "storage failure: no downloads until the daemon is restarted")

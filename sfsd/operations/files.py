@@ -10,15 +10,7 @@ from protocol.log import auditlog
 from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord
-from protocol.wire.messages.files import (
-    MAX_PAGE,
-    History,
-    HistoryPage,
-    List,
-    Listing,
-    Stat,
-    Stated,
-)
+from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.errors import DamagedError
 from sfsd.log.journal import Journal
 from sfsd.rules.context import USER, Principal, ServerContext, operation

@@ -32,6 +32,7 @@ from sfsd.rules.record_rules import (
     check_content,
     not_found,
     parse_record,
+    reader_names,
 )
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
@@ -180,9 +181,9 @@ def _move(
     require(record.readers == readers, "a move keeps the readers")
     source = version_with_content(left, current)
     taken = _link_content(server, made, source, left.paths(current), arriving)
-    before = () if head.record is None else head.record.readers
-    dropped = {reader[0] for reader in before} - {reader[0] for reader in readers}
-    stripped = _without_wraps(head, dropped)
+    dropped = reader_names(head.record) - reader_names(left.record)
+    # The next access record strips versions past `STRIPPED`; nobody can read them meanwhile.
+    stripped = head.without_wraps(dropped, STRIPPED)
     decided = changed(
         taken,
         sidecars=(
@@ -206,24 +207,6 @@ def _move(
         dropped=tuple(sorted(dropped)),
     )
     return commit_record(server, who, made, decided)
-
-
-def _without_wraps(
-    head: FileHead, dropped: set[str]
-) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
-    """Return up to `STRIPPED` versions with wraps of `dropped`: {number: (stored, stripped)}.
-
-    The next access record removes wraps from the rest; nobody can read those meanwhile.
-    """
-    found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
-    for version in range(head.version if dropped else 0, 0, -1):
-        document = head.files.sidecar(head.file_id, version)
-        wraps = tuple(wrap for wrap in document.value.wraps if wrap.user not in dropped)
-        if wraps != document.value.wraps:
-            found[version] = document, changed(document.value, wraps=wraps)
-        if len(found) == STRIPPED:
-            break
-    return found
 
 
 def _link_content(
@@ -256,14 +239,7 @@ def _link_content(
             effects.append(Write(new.leaves, server.store.read(old.leaves)))
         except Absent as exc:
             raise DamagedError("missing leaf hashes", path=old.leaves) from exc
-    sidecar = Sidecar(
-        seq=0,
-        content=admitted.signed,
-        head=None,
-        metadata=change.metadata,
-        wraps=change.wraps,
-        leaves=source.value.leaves,
-    )
+    sidecar = Sidecar(0, admitted.signed, None, change.metadata, change.wraps, source.value.leaves)
     return RecordEffects(
         head.next_version,
         ((head, head.next_version, sidecar),),

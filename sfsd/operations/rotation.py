@@ -65,12 +65,7 @@ from sfsd.rules.users import User, validate_next_statement
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.change import Change, Effect, Write
-from sfsd.storage.json_files import (
-    Sidecar,
-    StoredStatement,
-    cached_record,
-    encode_statements,
-)
+from sfsd.storage.json_files import Sidecar, StoredStatement, cached_record, encode_statements
 from sfsd.storage.paths import account_path, bundle_path, parse_inbox_name, statements_path
 
 PER_RECOVERY: Final = 5

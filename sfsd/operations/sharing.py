@@ -10,7 +10,7 @@ from typing import Final
 
 from protocol.codec.values import changed
 from protocol.log import checkpoint
-from protocol.records.records import ACCESS, FileRecord
+from protocol.records.records import ACCESS
 from protocol.wire.messages import FileView, Reply
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.sharing import (
@@ -43,8 +43,8 @@ from sfsd.rules.record_rules import (
     check_distinct,
     not_found,
     parse_record,
+    reader_names,
 )
-from sfsd.state.documents import Document
 from sfsd.storage.json_files import Sidecar
 
 PER_PAGE: Final = 8
@@ -61,10 +61,7 @@ _SCANNED: Final = 4096
 def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
     """Return the identity chain of any enrolled user; sessions of other keys get only their own."""
     if message.user != who.user and who.access is not Access.FULL:
-        raise Refused(
-            "not-allowed",
-            "this session may look up its own user only",
-        )
+        raise Refused("not-allowed", "this session may look up its own user only")
     chain = server.users.chain(message.user)
     if chain is None:
         raise Refused("not-found", "no such user")
@@ -106,23 +103,25 @@ def set_readers(
         return receipt
     newest = head.newest
     admitted = server.admission.admit(record, message.record, message.signature, head)
-    return commit_record(server, who, admitted, _readers(server, admitted, newest, message))
+    effects = _change_readers(server, admitted, newest.value, message)
+    return commit_record(server, who, admitted, effects)
 
 
-def _readers(
-    server: ServerContext, admitted: AdmittedRecord, newest: Document[Sidecar], message: SetReaders
+def _change_readers(
+    server: ServerContext, admitted: AdmittedRecord, newest: Sidecar, message: SetReaders
 ) -> RecordEffects:
+    """Return the effects of an access record."""
     record, head = admitted.record, admitted.head
-    before = newest.value.head_record
+    before = newest.head_record
     require(record.current == before.current, "an access record changes only the readers")
-    old, new = _names(before), _names(record)
+    old, new = reader_names(before), reader_names(record)
     added, dropped = tuple(sorted(new - old)), tuple(sorted(old - new))
     require(
         len(added) + len(dropped) <= MAX_READERS_CHANGED,
         f"one change adds and drops at most {MAX_READERS_CHANGED} readers",
     )
     expect = server.admission.check_readers(admitted, [one.wrap for one in message.wraps])
-    sidecars = {head.version: newest.value}
+    sidecars = {head.version: newest}
     for version, wraps in _by_version(message.wraps).items():
         document = version_with_content(head, version)
         expect[document.path] = document.digest
@@ -142,8 +141,7 @@ def _readers(
             sidecars[version] = document.value
         kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
         sidecars[version] = changed(sidecars[version], wraps=kept)
-    last = changed(sidecars[head.version], head=admitted.signed)
-    sidecars[head.version] = last
+    sidecars[head.version] = changed(sidecars[head.version], head=admitted.signed)
     return RecordEffects(
         version=None,
         sidecars=tuple((head, version, one) for version, one in sorted(sidecars.items())),
@@ -152,10 +150,6 @@ def _readers(
         added=added,
         dropped=dropped,
     )
-
-
-def _names(record: FileRecord) -> set[str]:
-    return {reader[0] for reader in record.readers}
 
 
 def _by_version(wraps: tuple[VersionWrap, ...]) -> dict[int, list[Wrap]]:

@@ -37,13 +37,7 @@ from sfsd.rules.context import (
     operation,
     weight_of_parts,
 )
-from sfsd.rules.record_rules import (
-    AdmittedRecord,
-    FileHead,
-    check_content,
-    not_found,
-    parse_record,
-)
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, parse_record
 from sfsd.state.documents import Document, SidecarWrite
 from sfsd.state.file_index import holding_of
 from sfsd.state.quota import Ledger
@@ -141,7 +135,7 @@ def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadS
     if message.owner != who.user:
         raise not_found()
     server.users.require_active(who.user)
-    _check_writable(server)
+    server.check_storage()
     # This loads the ledger if there is a quota; the upload finds the ledger through `files`.
     _, quota = server.users.quota(who.user)
     files = server.index.for_user(who.user)
@@ -158,7 +152,7 @@ def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadS
 def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
     """Store one piece of an upload; the reply says how many bytes are kept without a gap."""
     upload = server.uploads.get(who.user, message.upload)
-    _check_writable(server)
+    server.check_storage()
     _, quota = server.users.quota(who.user)
     offset = upload.write(message.offset, message.data, quota)
     server.uploads.touch(upload)
@@ -181,11 +175,7 @@ def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Abort
 
 
 @operation(
-    PutCommit,
-    access=USER,
-    logged="upload or reencrypt",
-    after_data=True,
-    weight=_weight_of_put,
+    PutCommit, access=USER, logged="upload or reencrypt", after_data=True, weight=_weight_of_put
 )
 def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Reply | Commit[Reply]:
     """Store the ciphertext of an upload under its record."""
@@ -239,14 +229,8 @@ def _store(
     )
     expect = server.admission.check_wraps(admitted, content.wraps)
     admitted = changed(admitted, expect={**admitted.expect, **expect})
-    sidecar = Sidecar(
-        seq=0,
-        content=admitted.signed,
-        head=None,
-        metadata=content.metadata,
-        wraps=content.wraps,
-        leaves=content.leaves if content.has_few_leaves else None,
-    )
+    leaves = content.leaves if content.has_few_leaves else None
+    sidecar = Sidecar(0, admitted.signed, None, content.metadata, content.wraps, leaves)
     if record.op == REENCRYPT:
         return _reencrypt(server, who, admitted, content, sidecar)
     return _add_version(server, who, admitted, content, sidecar, claim)
@@ -381,11 +365,6 @@ def repeated_receipt(
         # An entry without a record of its own changed the sidecar since. History still has ours.
         raise Refused("conflict", "the file has changed", head=head.view(who.user))
     return server.done(seq, who)
-
-
-def _check_writable(server: ServerContext) -> None:
-    if server.failed is not None:
-        raise Refused("unavailable", "storage failure: read-only until the daemon is restarted")
 
 
 def record_entry(

@@ -17,6 +17,7 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.records import ServerStatement, server_id
 from protocol.wire.messages import Done, Receipt, Reply, Request
 from sfsd.config import Config
+from sfsd.errors import Refused
 from sfsd.fs.descriptors import DescriptorBudget
 from sfsd.log.journal import Journal
 from sfsd.rules.access import Visibility
@@ -127,6 +128,12 @@ class ServerContext:
     def failed(self) -> str | None:
         """Why changes and downloads are refused until a restart, or None."""
         return self.committer.failed
+
+    def check_storage(self) -> None:
+        """Raise `Refused` after a storage failure: nothing can be changed or logged."""
+        if self.failed is not None:
+            why = "storage failure: no uploads and downloads until the daemon is restarted"
+            raise Refused("unavailable", why)
 
     def receipt(self, seq: int, who: Principal) -> Receipt:
         """Return the proof for session `who` that entry `seq` is in the log."""

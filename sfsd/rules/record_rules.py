@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
-from protocol.codec.values import Value
+from protocol.codec.values import Value, changed
 from protocol.records.records import (
     ACCESS,
     MOVE,
@@ -83,6 +83,23 @@ class FileHead(Value):
             return None
         return self.document.value.view(user, self.document.value.last)
 
+    def without_wraps(
+        self, users: set[str], most: int
+    ) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
+        """Return {version: (sidecar, the same without wraps of `users`)}, at most `most`.
+
+        Versions that have no such wraps are left out. The newest come first.
+        """
+        found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
+        for version in range(self.version if users else 0, 0, -1):
+            document = self.files.sidecar(self.file_id, version)
+            wraps = tuple(wrap for wrap in document.value.wraps if wrap.user not in users)
+            if wraps != document.value.wraps:
+                found[version] = document, changed(document.value, wraps=wraps)
+            if len(found) == most:
+                break
+        return found
+
     def expect(self) -> dict[str, bytes | None]:
         """Return the expectation that no newer version exists and the sidecar is unchanged."""
         expected: dict[str, bytes | None] = {self.paths(self.next_version).sidecar: None}
@@ -104,10 +121,14 @@ class AdmittedRecord(Value):
     @property
     def accounts(self) -> tuple[str, ...]:
         """Users whose account log has the entry: owner, actor, readers added or dropped."""
-        before = self.head.record
-        old = set() if before is None else {reader[0] for reader in before.readers}
-        new = {reader[0] for reader in self.record.readers}
-        return tuple(sorted({self.record.owner, self.record.actor} | (old ^ new)))
+        record = self.record
+        toggled = reader_names(self.head.record) ^ reader_names(record)
+        return tuple(sorted({record.owner, record.actor} | toggled))
+
+
+def reader_names(record: FileRecord | None) -> set[str]:
+    """Return the names of a record's readers; none without a record."""
+    return set() if record is None else {reader[0] for reader in record.readers}
 
 
 def not_found() -> Refused:

@@ -15,14 +15,7 @@ from typing import Final, TypeVar
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
 from protocol.records.chain import KEEPING, check_first, check_next, standing, voided
-from protocol.records.records import (
-    RECOVERY,
-    RSA_BITS,
-    WRAP_SIZES,
-    Statement,
-    key_id,
-    record_hash,
-)
+from protocol.records.records import RECOVERY, RSA_BITS, WRAP_SIZES, Statement, key_id, record_hash
 from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, RotationPolicy
 from sfsd.errors import Refused, require

@@ -12,25 +12,10 @@ from protocol.records.records import PURGE, FileRecord
 from protocol.wire.frames import encode_frame
 from protocol.wire.messages import FileView, encode
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
-from protocol.wire.messages.files import (
-    MAX_PAGE,
-    History,
-    HistoryPage,
-    List,
-    Listing,
-    Stat,
-    Stated,
-)
+from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.operations import files
 from sfsd.operations.rotation import KEPT_SIGNATURES
-from tests.sfsd.builders import (
-    Daemon,
-    Person,
-    daemon,
-    done,
-    file_id,
-    refused,
-)
+from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, refused
 from tests.sfsd.operations.test_records import restored
 
 F = file_id(1)

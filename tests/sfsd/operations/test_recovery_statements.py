@@ -13,13 +13,7 @@ import pytest
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from protocol.wire.messages.rotation import (
-    GetBundle,
-    Rewrap,
-    Rewrapped,
-    RotateBegin,
-    SealedBundle,
-)
+from protocol.wire.messages.rotation import GetBundle, Rewrap, Rewrapped, RotateBegin, SealedBundle
 from protocol.wire.messages.session import Ping
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Refused, Stale
@@ -28,14 +22,7 @@ from sfsd.rules.context import Principal
 from sfsd.rules.users import MAX_RUN
 from tests.sfsd.builders import Daemon, Person, daemon, done, file_id, login, refused
 from tests.sfsd.jobs.test_retention import run
-from tests.sfsd.operations.test_rotation import (
-    begun,
-    finished,
-    onto,
-    renewed,
-    rewrapped,
-    wraps,
-)
+from tests.sfsd.operations.test_rotation import begun, finished, onto, renewed, rewrapped, wraps
 
 F, G, H = file_id(1), file_id(2), file_id(3)
 CODE = SigningKey.from_seed(b"c" * 32)

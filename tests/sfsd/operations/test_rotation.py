@@ -45,16 +45,7 @@ from sfsd.net.dispatch import Access
 from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
 from sfsd.rules.context import Commit
 from sfsd.storage.paths import VersionPaths
-from tests.sfsd.builders import (
-    Daemon,
-    Person,
-    check_receipt,
-    daemon,
-    done,
-    file_id,
-    login,
-    refused,
-)
+from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, login, refused
 
 DEVICE = (b"d" * 16, b"x" * 1216)
 

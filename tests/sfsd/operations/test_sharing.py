@@ -283,13 +283,13 @@ def test_two_records_are_never_appended_to_the_same_head(
     )
     winner = sharing.set_readers(served.world, ada.who, other)
     assert isinstance(winner, Commit)
-    decide = sharing._readers
+    decide = sharing._change_readers
 
     def overtaken(*arguments: Any) -> RecordEffects:
         served.world.committer.submit(winner.change).result(10)
         return decide(*arguments)
 
-    monkeypatch.setattr(sharing, "_readers", overtaken)
+    monkeypatch.setattr(sharing, "_change_readers", overtaken)
     loser = sharing.set_readers(served.world, ada.who, first)
     assert isinstance(loser, Commit)
     with pytest.raises(Stale):

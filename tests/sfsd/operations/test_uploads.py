@@ -26,15 +26,7 @@ from protocol.wire.messages.uploads import (
 )
 from sfsd.config import DAY
 from sfsd.state.uploads import LIFETIME, PER_USER
-from tests.sfsd.builders import (
-    Daemon,
-    Person,
-    check_receipt,
-    daemon,
-    done,
-    file_id,
-    refused,
-)
+from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, refused
 
 F = file_id(1)
 LARGE = os.urandom(2 * PIECE + 12345)

@@ -13,15 +13,7 @@ from protocol.wire.messages.accounts import Usage, UsageAnswer
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import GetOpen, Opened, Read
 from protocol.wire.messages.files import History, HistoryPage
-from tests.sfsd.builders import (
-    Daemon,
-    Person,
-    Version,
-    check_receipt,
-    done,
-    file_id,
-    refused,
-)
+from tests.sfsd.builders import Daemon, Person, Version, check_receipt, done, file_id, refused
 
 F = file_id(1)
 LARGE = os.urandom(2 * PIECE + 12345)
