@@ -21,10 +21,8 @@ _RANDOM = 8
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace the contents of `path` by `data`, atomically and durably.
-
-    Raises `OSError`; the file then has either the new or the old contents.
-    """
+    """Replace the contents of `path` by `data`, atomically and durably. Raises `OSError`; the file
+    then has either the new or the old contents."""
     temporary = path.with_name(f".{path.name}.{os.urandom(_RANDOM).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
@@ -39,10 +37,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def remove_temporary_files(path: Path) -> None:
-    """Remove the temporary files of writers that were killed while they replaced `path`.
-
-    The caller must hold the lock of `path`, so that no other writer is active.
-    """
+    """Remove the temporary files of writers that were killed while they replaced `path`. The caller
+    must hold the lock of `path`, so that no other writer is active."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _RANDOM}}}")
     for left in path.parent.iterdir():
         if name.fullmatch(left.name):

@@ -130,10 +130,8 @@ class StaleGeneration(Denied):
 
 
 class Untrusted(Denied):
-    """A user whose key only the server vouches for.
-
-    `fingerprint` is the hash of the first statement that the server shows for the user (lower hex).
-    """
+    """A user whose key only the server vouches for. `fingerprint` is the hash of the first
+    statement that the server shows for the user (lower hex)."""
 
     def __init__(self, cause: str, hint: str | None = None, *, fingerprint: str = "") -> None:
         super().__init__(cause, hint)
@@ -211,9 +209,7 @@ class Fork(_LogConflict):
 
 class TakenOver(IntegrityError):
     """An attacker has continued the account's chain and left its recovery key out of its bundle.
-
-    `first` is the number of the first statement to undo, 0 if it is unknown.
-    """
+    `first` is the number of the first statement to undo, 0 if it is unknown."""
 
     usual_hint = "take the account back: `sfsc init --recovery --take-back`"
 
@@ -234,10 +230,8 @@ class Distrusted(IntegrityError):
 
 
 class ConflictError(SfscError):
-    """A change based on a state that is no longer the newest.
-
-    `head` is the bytes of the newest signed record, if the server sent it.
-    """
+    """A change based on a state that is no longer the newest. `head` is the bytes of the newest
+    signed record, if the server sent it."""
 
     exit_code = 6
     usual_hint = "check the current state with `sfsc ls`, then run the command again"

@@ -19,10 +19,8 @@ _Class = TypeVar("_Class", bound=type)
 
 
 class ThreadGuard:
-    """Context manager around each step of the work.
-
-    Raises `UsageError` if another thread is inside one, or the work has ended.
-    """
+    """Context manager around each step of the work. Raises `UsageError` if another thread is inside
+    one, or the work has ended."""
 
     __slots__ = ("_lock", "ended")
 
@@ -55,11 +53,8 @@ class _Guarded(Protocol):
 
 
 def single_threaded(kind: _Class) -> _Class:
-    """Class decorator: every public method runs inside the object's `turn`.
-
-    If a method returns an iterator, each step of the iterator does. `close` is exempt: it ends the
-    work under way.
-    """
+    """Class decorator: every public method runs inside the object's `turn`. If a method returns an
+    iterator, each step of the iterator does. `close` is exempt: it ends the work under way."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
             setattr(kind, name, _guarded(method))

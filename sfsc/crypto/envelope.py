@@ -51,11 +51,9 @@ _Mode = Annotated[int, Between(0, 0o7777)]
 
 
 class Metadata(Struct):
-    """Metadata of a file, readable only with its DEK.
-
-    `size` is in bytes of plaintext. `mtime` (nanoseconds since 1970) and `mode` (POSIX permission
-    bits) are None if the source has none, as a pipe.
-    """
+    """Metadata of a file, readable only with its DEK. `size` is in bytes of plaintext. `mtime`
+    (nanoseconds since 1970) and `mode` (POSIX permission bits) are None if the source has none, as
+    a pipe."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -74,10 +72,8 @@ def check_name(name: str) -> None:
 
 
 def requested_version(version: int | None) -> int:
-    """Return the version number to send to a server: 0, the current version, for None.
-
-    Raises `UsageError` below 1, and `NotFound` above the highest number that a version can have.
-    """
+    """Return the version number to send to a server: 0, the current version, for None. Raises
+    `UsageError` below 1, and `NotFound` above the highest number that a version can have."""
     if version is None:
         return 0
     if version < 1:
@@ -95,10 +91,8 @@ class Recipient(Value):
 
 
 class ContentKey(Value):
-    """The DEK (32 bytes) and content_id (16 bytes) of one version's content.
-
-    `generate` makes a new one, `open_wraps` opens a stored one.
-    """
+    """The DEK (32 bytes) and content_id (16 bytes) of one version's content. `generate` makes a new
+    one, `open_wraps` opens a stored one."""
 
     content_id: bytes
     dek: bytes = field(repr=False)
@@ -123,11 +117,9 @@ class ContentKey(Value):
         return seal(metadata_key(self.dek), encoding.pack(metadata.to_map()), self.content_id)
 
     def open_metadata(self, record: FileRecord, sealed: bytes) -> Metadata:
-        """Decrypt metadata after checking that it is what `record` was signed over.
-
-        Raises `Tampered` if it is not, and `BadRecord` for a name or size that no honest client
-        writes: a user who shares a file must not choose where it is written.
-        """
+        """Decrypt metadata after checking that it is what `record` was signed over. Raises
+        `Tampered` if it is not, and `BadRecord` for a name or size that no honest client writes: a
+        user who shares a file must not choose where it is written."""
         digest = hashlib.sha256(sealed).digest()
         if record.metadata_sha256 is None or not hmac.compare_digest(
             record.metadata_sha256, digest
@@ -167,11 +159,9 @@ def open_wraps(
     wraps: Iterable[Wrap],
     keys: Mapping[bytes, PrivateKey],
 ) -> ContentKey:
-    """Return the content key of `record` (a put, restore, move or reencrypt).
-
-    Raises `KeyringError` if no wrap is for one of `keys`, and `Tampered` if the wrap does not open,
-    or opens to another key than the one the record commits to.
-    """
+    """Return the content key of `record` (a put, restore, move or reencrypt). Raises `KeyringError`
+    if no wrap is for one of `keys`, and `Tampered` if the wrap does not open, or opens to another
+    key than the one the record commits to."""
     if record.op not in CONTENT_OPS or record.content_id is None or record.dek_commit is None:
         raise BadRecord(f"a record of {record.op} describes no content")
     wrap = next((wrap for wrap in wraps if wrap.key_id in keys), None)

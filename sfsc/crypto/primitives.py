@@ -161,10 +161,8 @@ def bundle_info(server_id: bytes, user: str, n: int, recipient: bytes) -> bytes:
 
 
 class Aead:
-    """AES-256-GCM between buffers, with explicit 12-byte nonces, under one 32-byte key.
-
-    The caller never uses a nonce twice. Calls release the interpreter lock.
-    """
+    """AES-256-GCM between buffers, with explicit 12-byte nonces, under one 32-byte key. The caller
+    never uses a nonce twice. Calls release the interpreter lock."""
 
     __slots__ = ("_cipher",)
 
@@ -177,10 +175,8 @@ class Aead:
         self._cipher.encrypt_into(nonce, plaintext, None, out)
 
     def open_into(self, nonce: bytes, ciphertext: Buffer, out: Buffer) -> None:
-        """Decrypt into `out`, which is exactly 16 bytes shorter than `ciphertext`.
-
-        Raises `Tampered`; `out` then holds unauthenticated bytes.
-        """
+        """Decrypt into `out`, which is exactly 16 bytes shorter than `ciphertext`. Raises
+        `Tampered`; `out` then holds unauthenticated bytes."""
         try:
             self._cipher.decrypt_into(nonce, ciphertext, None, out)
         except InvalidTag as exc:
@@ -261,11 +257,9 @@ class PrivateKey:
     __slots__ = ("_key", "alg", "encoded", "public")
 
     def __init__(self, alg: str, encoded: bytes) -> None:
-        """Load the private encoding of this module's table. Raises `UnsupportedKey`.
-
-        RSA numbers are not checked (that costs 0.3 s at each start), so `encoded` must come from an
-        authenticated keyring or bundle.
-        """
+        """Load the private encoding of this module's table. Raises `UnsupportedKey`. RSA numbers
+        are not checked (that costs 0.3 s at each start), so `encoded` must come from an
+        authenticated keyring or bundle."""
         try:
             self._key, public = _PRIVATE_LOADERS[alg](encoded)
         except (KeyError, ValueError, TypeError) as exc:
@@ -297,10 +291,8 @@ class PrivateKey:
             raise Tampered("the wrapped key does not open with this key") from exc
 
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
-        """Decrypt the output of `PublicKey.wrap`.
-
-        Raises `Tampered` for another key, other info or changed bytes.
-        """
+        """Decrypt the output of `PublicKey.wrap`. Raises `Tampered` for another key, other info or
+        changed bytes."""
         secret = self.decrypt(wrapped, info)
         if len(secret) != KEY_SIZE:
             raise Tampered(f"the wrapped key has {len(secret)} bytes")

@@ -83,11 +83,9 @@ plaintext_offset = SEGMENTS_1MB.plaintext_offset
 
 
 class Encryptor:
-    """Encrypts one plaintext, once, in order. `header` is the blob's first 40 bytes.
-
-    The constructor draws salt and nonce prefix, and nothing resets them, so no segment is ever
-    encrypted twice under one key.
-    """
+    """Encrypts one plaintext, once, in order. `header` is the blob's first 40 bytes. The
+    constructor draws salt and nonce prefix, and nothing resets them, so no segment is ever
+    encrypted twice under one key."""
 
     def __init__(
         self,
@@ -142,11 +140,9 @@ class Encryptor:
     def plaintext_segments(
         self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[tuple[memoryview, bool]]:
-        """Yield the plaintext of each segment of `source` in order, and whether it is the last.
-
-        The caller seals it now or later; buffers come from `allocate`, as for `seal_segment`. Reads
-        one byte ahead, because only the end of `source` shows which segment is the last.
-        """
+        """Yield the plaintext of each segment of `source` in order, and whether it is the last. The
+        caller seals it now or later; buffers come from `allocate`, as for `seal_segment`. Reads one
+        byte ahead, because only the end of `source` shows which segment is the last."""
         size, capacity = self._geometry.segment_size, self._geometry.capacity
         buffer = memoryview(allocate(size))
         filled = _read_fully(source, buffer[: capacity(0) + 1])
@@ -168,11 +164,9 @@ class Encryptor:
 
 
 class Decryptor:
-    """Opens the segments of one blob in any order. Threads may share it.
-
-    `header` is the blob's first 40 bytes. `ciphertext_size` is the blob's *signed* size: it
-    determines which segment is the last. Raises `Tampered` for an invalid header or size.
-    """
+    """Opens the segments of one blob in any order. Threads may share it. `header` is the blob's
+    first 40 bytes. `ciphertext_size` is the blob's *signed* size: it determines which segment is
+    the last. Raises `Tampered` for an invalid header or size."""
 
     def __init__(
         self,
@@ -207,10 +201,8 @@ class Decryptor:
         allocate: Allocate = bytearray,
     ) -> memoryview:
         """Return the plaintext of segment `index`, given its whole piece (piece 0 with the header).
-
         The result is a view of a buffer from `allocate`. Raises `Tampered` if the piece is not, bit
-        for bit, the one that was encrypted at this index.
-        """
+        for bit, the one that was encrypted at this index."""
         if not 0 <= index < self.segment_count or len(piece) != self.piece_size(index):
             raise Tampered(f"segment {index} has {len(piece)} bytes, which is not what was signed")
         start = HEADER_SIZE if index == 0 else 0
@@ -231,10 +223,8 @@ class Decryptor:
         self, source: ByteSource, allocate: Allocate = bytearray
     ) -> Iterator[memoryview]:
         """Yield the plaintext of the blob in `source`, one segment at a time, from its beginning.
-
         Raises `Tampered` as `open_segment` does, and if `source` ends early or continues after the
-        last segment: only a caller that exhausts this iterator has the whole file.
-        """
+        last segment: only a caller that exhausts this iterator has the whole file."""
         buffer = memoryview(bytearray(self._geometry.segment_size))
         for index in range(self.segment_count):
             piece = buffer[: self.piece_size(index)]

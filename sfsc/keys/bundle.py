@@ -96,11 +96,9 @@ def seal_bundle(
 
 
 def open_bundle(sealed: bytes, statement: Statement, keys: Sequence[PrivateKey]) -> Bundle:
-    """Open the bundle that `statement` (already verified) commits to, with one of `keys`.
-
-    Raises `Tampered` if it is another bundle or does not open, `BadRecord` if its keys are not
-    those that the statement makes current, and `KeyringError` if it is sealed for none of `keys`.
-    """
+    """Open the bundle that `statement` (already verified) commits to, with one of `keys`. Raises
+    `Tampered` if it is another bundle or does not open, `BadRecord` if its keys are not those that
+    the statement makes current, and `KeyringError` if it is sealed for none of `keys`."""
     if not hmac.compare_digest(hashlib.sha256(sealed).digest(), statement.bundle_sha256):
         raise Tampered("the account's bundle is not the one its statement names")
     try:

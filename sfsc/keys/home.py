@@ -37,9 +37,7 @@ def home_folder(home: Home) -> Path:
 
 def resolve_min_wrap_alg(stated: str | None) -> str:
     """Return the weakest key type to encrypt for: `stated`, else SFSC_MIN_WRAP_ALG, else any.
-
-    Raises `UsageError` for an unknown type.
-    """
+    Raises `UsageError` for an unknown type."""
     weakest = stated or os.environ.get(MIN_WRAP_ALG) or DEFAULT_MIN_WRAP_ALG
     if weakest not in WRAP_ALGORITHMS:
         raise UsageError(f"unknown algorithm {weakest}", f"use {', '.join(WRAP_ALGORITHMS)}")
@@ -56,10 +54,8 @@ def keyring_path(home: Path) -> Path:
 
 
 def find_passphrase(passphrase: Passphrase) -> str | None:
-    """Return the passphrase given, asked for, or named by the environment; else None.
-
-    Raises `LocalError` if the passphrase file cannot be read.
-    """
+    """Return the passphrase given, asked for, or named by the environment; else None. Raises
+    `LocalError` if the passphrase file cannot be read."""
     if isinstance(passphrase, str):
         return passphrase
     if passphrase is not None:
@@ -84,10 +80,8 @@ def require_passphrase(passphrase: Passphrase) -> str:
 
 
 def unlock_home(home: Path, passphrase: Passphrase) -> KeyringFile:
-    """Unlock the keyring in `home`, asking for a passphrase only if it needs one.
-
-    Raises `KeyringError`, and the errors of asking.
-    """
+    """Unlock the keyring in `home`, asking for a passphrase only if it needs one. Raises
+    `KeyringError`, and the errors of asking."""
     return unlock_keyring(keyring_path(home), passphrase)
 
 

@@ -85,11 +85,9 @@ class DeviceKey(Struct):
 
 
 class PendingStatement(Struct):
-    """A statement saved before it is sent, so that a retry sends the same bytes.
-
-    `signatures` are in sending order (own key first), `bundle` is the sealed bundle it commits to,
-    `keys` are those of the generation that it begins, if any.
-    """
+    """A statement saved before it is sent, so that a retry sends the same bytes. `signatures` are
+    in sending order (own key first), `bundle` is the sealed bundle it commits to, `keys` are those
+    of the generation that it begins, if any."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -199,11 +197,9 @@ class KeyringFile:
         passphrase: str | None,
         cost: Argon2Cost | None = None,
     ) -> KeyringFile:
-        """Write the first keyring at `path`, creating its folder (mode 0700) if needed.
-
-        Raises `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty
-        passphrase. None means no passphrase.
-        """
+        """Write the first keyring at `path`, creating its folder (mode 0700) if needed. Raises
+        `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty
+        passphrase. None means no passphrase."""
         lock = _KeyringHeader.generate(passphrase, cost or Argon2Cost())
         with _translate_errors(path):
             make_folder(path.parent)
@@ -214,20 +210,16 @@ class KeyringFile:
 
     @classmethod
     def unlock(cls, path: Path, passphrase: str | None) -> KeyringFile:
-        """Read the keyring at `path`. `passphrase` is ignored if the file has none.
-
-        Raises `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`.
-        """
+        """Read the keyring at `path`. `passphrase` is ignored if the file has none. Raises
+        `KeyringMissing`, `WrongPassphrase`, `KeyringDamaged` or `LocalError`."""
         stored = _read(path)
         lock = _KeyringHeader.unlock(stored[:_HEADER_SIZE], passphrase)
         return cls(path, _unseal(stored, lock), lock, stored)
 
     def save(self, contents: Keyring) -> None:
-        """Replace the file, durably. When this returns, the file holds `contents`.
-
-        Raises `ConflictError`, and changes nothing, if another process has replaced the file since
-        it was read here; `LocalError` if it cannot be written.
-        """
+        """Replace the file, durably. When this returns, the file holds `contents`. Raises
+        `ConflictError`, and changes nothing, if another process has replaced the file since it was
+        read here; `LocalError` if it cannot be written."""
         with _translate_errors(self.path), _lock_file(self.path):
             self.check_unchanged()
             stored = _write(self.path, contents, self._lock)
@@ -236,17 +228,13 @@ class KeyringFile:
 
     def check_unchanged(self) -> None:
         """Raise `ConflictError` if another process has replaced the file since it was read here.
-
-        Raises `LocalError` if the file cannot be read.
-        """
+        Raises `LocalError` if the file cannot be read."""
         if hashlib.sha256(_read(self.path)).digest() != self._stored_sha256:
             raise ConflictError("another process changed the keyring", "run the command again")
 
     def reload(self) -> None:
-        """Read what another process of this machine has written since.
-
-        Raises `KeyringDamaged`, also if the passphrase was changed, and `LocalError`.
-        """
+        """Read what another process of this machine has written since. Raises `KeyringDamaged`,
+        also if the passphrase was changed, and `LocalError`."""
         stored = _read(self.path)
         if stored[:_HEADER_SIZE] != self._lock.header:
             raise KeyringDamaged(
@@ -264,9 +252,7 @@ def needs_passphrase(path: Path) -> bool:
 
 def passphrase_bytes(passphrase: str) -> bytes:
     """Encode a passphrase as UTF-8. Environment bytes that are not UTF-8 are kept as they are.
-
-    Raises `UsageError` for an empty passphrase, and for surrogates that encode no byte.
-    """
+    Raises `UsageError` for an empty passphrase, and for surrogates that encode no byte."""
     if not passphrase:
         raise UsageError("the passphrase is empty", "use --no-passphrase instead")
     try:

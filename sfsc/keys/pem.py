@@ -57,11 +57,8 @@ class PemKeys(Value):
 def export_pem(
     link: AccountLink, generation: int, seed: bytes, wrapping: PrivateKey, passphrase: str | None
 ) -> bytes:
-    """Return the PEM file of an account, unencrypted if `passphrase` is None.
-
-    Raises `UnsupportedKey` for an X-Wing key, `UsageError` for a passphrase that is empty or too
-    long.
-    """
+    """Return the PEM file of an account, unencrypted if `passphrase` is None. Raises
+    `UnsupportedKey` for an X-Wing key, `UsageError` for a passphrase that is empty or too long."""
     if wrapping.alg == "xwing":
         raise UnsupportedKey("an xwing key has no PEM form", "use `sfsc key backup` instead")
     if wrapping.alg == "x25519":
@@ -92,11 +89,9 @@ def is_encrypted(data: bytes) -> bool:
 
 
 def load_pem(data: bytes, passphrase: str | None) -> PemKeys:
-    """Load the keys of a PEM file: at most one Ed25519 key, and one RSA or X25519 key.
-
-    Raises `WrongPassphrase`, and `UnsupportedKey` for other content. RSA numbers are checked,
-    because the key may come from an untrusted source.
-    """
+    """Load the keys of a PEM file: at most one Ed25519 key, and one RSA or X25519 key. Raises
+    `WrongPassphrase`, and `UnsupportedKey` for other content. RSA numbers are checked, because the
+    key may come from an untrusted source."""
     blocks = [found.group(0) for found in _BLOCK.finditer(data)] if len(data) <= MAX_PEM else []
     if not blocks:
         raise UnsupportedKey("no PEM private key in this file", "it should begin -----BEGIN")

@@ -39,10 +39,8 @@ class RecoveryCode(Value):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a typed code, ignoring case, blanks and hyphens.
-
-        Raises `UsageError`, which never repeats the text.
-        """
+        """Parse a typed code, ignoring case, blanks and hyphens. Raises `UsageError`, which never
+        repeats the text."""
         letters = "".join(text.split()).upper().translate(_MISREAD)
         try:
             if len(letters) != _LETTERS:

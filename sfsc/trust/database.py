@@ -73,11 +73,8 @@ class StateDatabase(Closing):
     @classmethod
     def open_database(cls, path: Path, account: bytes, key: bytes) -> Self:
         """Open the file of `account` (bytes that name server and user) at `path`, creating it if
-        needed.
-
-        `key` (32 bytes) encrypts cached data. Raises `LocalError`, also if the file belongs to
-        another account or was written by a newer version.
-        """
+        needed. `key` (32 bytes) encrypts cached data. Raises `LocalError`, also if the file belongs
+        to another account or was written by a newer version."""
         with translate_errors(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Created here because SQLite takes the mode from the umask. Its WAL files then take
@@ -146,19 +143,14 @@ class StateDatabase(Closing):
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is still encrypted with the key used here.
-
-        False once another process of this machine has changed the key: cached data then does not
-        open here, and none may be added.
-        """
+        """Whether the file is still encrypted with the key used here. False once another process of
+        this machine has changed the key: cached data then does not open here, and none may be
+        added."""
         return self.meta_value(_KEY_ROW) == self._key_check
 
     def replace_key(self, key: bytes) -> None:
-        """Use another key, and delete what is cached under the old one.
-
-        A machine that gets a new key may crash before its keyring holds it. What protects against
-        rollback stays.
-        """
+        """Use another key, and delete what is cached under the old one. A machine that gets a new
+        key may crash before its keyring holds it. What protects against rollback stays."""
         self._set_key(key)
         if self.meta_value(_KEY_ROW) is not None:
             for table in ("file", "shared"):
@@ -218,11 +210,8 @@ class StateDatabase(Closing):
 
     def verification_mac(self, file_id: str, digest: bytes) -> bytes:
         """Return 16 bytes stating that the signature of a record is valid; `digest` is the record's
-        SHA-256.
-
-        Other named data is marked the same way. Only a holder of the keyring's key can make the
-        MAC.
-        """
+        SHA-256. Other named data is marked the same way. Only a holder of the keyring's key can
+        make the MAC."""
         return hmac.digest(self._known_key, file_id.encode() + digest, "sha256")[:16]
 
     def check_verification_mac(self, mac: bytes | None, file_id: str, digest: bytes) -> bool:
@@ -235,10 +224,8 @@ class StateDatabase(Closing):
         return 0 if value is None else int.from_bytes(value, "big")
 
     def raise_meta_number(self, key: str, value: int) -> None:
-        """Store a number if it is larger than the known one.
-
-        Raises as `check_current`, because the number describes cached data.
-        """
+        """Store a number if it is larger than the known one. Raises as `check_current`, because the
+        number describes cached data."""
         with self.transaction():
             self.check_current()
             if value > self.meta_number(key):
@@ -286,10 +273,8 @@ _MOVE_AWAY: Final = (
 
 
 class translate_errors:  # noqa: N801 - it is used as a function
-    """Context manager that turns errors of SQLite and the system into `LocalError`.
-
-    A class, because a generator would cost as much as the query inside it.
-    """
+    """Context manager that turns errors of SQLite and the system into `LocalError`. A class,
+    because a generator would cost as much as the query inside it."""
 
     __slots__ = ("_path",)
 

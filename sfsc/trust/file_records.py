@@ -43,11 +43,9 @@ _VOIDED_HINT = "an attacker had your keys at that time: see `sfsc history`"
 
 
 class KnownRevision(Value):
-    """The known record of a file, by `rev` and `hash` (32 bytes). No answer may be older.
-
-    If `verified`, a holder of this account's keys has checked or made its signature, so that it is
-    not verified again.
-    """
+    """The known record of a file, by `rev` and `hash` (32 bytes). No answer may be older. If
+    `verified`, a holder of this account's keys has checked or made its signature, so that it is not
+    verified again."""
 
     rev: int
     hash: bytes
@@ -85,9 +83,7 @@ class VerifiedFile(Value):
 
     def check_not_older(self, known: KnownRevision | None) -> None:
         """Raise `Rollback` or `Fork` if this is older than `known`, or does not follow from it.
-
-        `known` is the newest record known *before* the server was asked.
-        """
+        `known` is the newest record known *before* the server was asked."""
         if known is None:
             return
         rev, digest = known.rev, known.hash
@@ -169,11 +165,8 @@ class FileOwner(Value):
         self, view: FileView, wanted: str | None, known: KnownRevision | None
     ) -> VerifiedFile:
         """Verify the answer to Stat or List, or a conflict: the newest version of the file
-        `wanted`.
-
-        If `wanted` is None, any file of the owner; for `known` see `VerifiedFile.check_not_older`.
-        Raises `BadRecord`, `Rollback` or `Fork`.
-        """
+        `wanted`. If `wanted` is None, any file of the owner; for `known` see
+        `VerifiedFile.check_not_older`. Raises `BadRecord`, `Rollback` or `Fork`."""
         file = self._verify_view(view, wanted, known)
         # If the last record is another one that made content, it made a newer version.
         made = file.head.op in CONTENT_OPS - {REENCRYPT}  # REENCRYPT may be of an older version
@@ -186,10 +179,8 @@ class FileOwner(Value):
     def verify_version(
         self, view: FileView, wanted: str, version: int, known: KnownRevision | None
     ) -> VerifiedFile:
-        """Verify the answer to GetOpen: `version` of the file, or the current one for 0.
-
-        Raises as `verify_newest` does, and `NotFound` for the current version of a deleted file.
-        """
+        """Verify the answer to GetOpen: `version` of the file, or the current one for 0. Raises as
+        `verify_newest` does, and `NotFound` for the current version of a deleted file."""
         file = self._verify_view(view, wanted, known)
         if version == 0 and file.deleted:
             raise NotFound("the file was deleted")
@@ -204,10 +195,8 @@ class FileOwner(Value):
         return record.generation in self.voided
 
     def verify_voidable(self, view: FileView, wanted: str) -> VerifiedFile:
-        """Verify as `verify_newest` does, but allow a last record of a voided generation.
-
-        For callers that base another record on it. Raises `BadRecord`.
-        """
+        """Verify as `verify_newest` does, but allow a last record of a voided generation. For
+        callers that base another record on it. Raises `BadRecord`."""
         return self._verify_view(view, wanted, None, historic=True)
 
     def _verify_view(
@@ -269,10 +258,7 @@ class FileOwner(Value):
 
     def signature_checks(self, views: Iterable[FileView]) -> list[SignatureCheck]:
         """Return most of the signatures that `verify_newest` will check, for
-        `verify_in_background`.
-
-        A hint only; nothing is decided here.
-        """
+        `verify_in_background`. A hint only; nothing is decided here."""
         found = []
         for view in views:
             for one in (view.content,) if view.head is None else (view.content, view.head):

@@ -43,11 +43,9 @@ class PeerState:
         self._state = state
 
     def chain(self, user: str) -> tuple[bytes, ...]:
-        """Return the verified statements of `user`.
-
-        Empty if the user is unknown, or if the stored chain was not written under this keyring's
-        key: signatures are not stored, and a known chain is not verified again.
-        """
+        """Return the verified statements of `user`. Empty if the user is unknown, or if the stored
+        chain was not written under this keyring's key: signatures are not stored, and a known chain
+        is not verified again."""
         rows = self._state.fetch_rows(
             "SELECT body FROM statement WHERE user = ? ORDER BY n", (user,)
         )

@@ -57,11 +57,9 @@ _EMPTY_LOG = TreeHead(0, merkle.EMPTY_ROOT, b"")
 
 
 class SentChange(Value):
-    """A change as it was sent, which its log entry must match.
-
-    `record` is the exact bytes that were signed; `signatures` are keyed by the hex name of the
-    signing key; `tombstone` is the same pair for the file that a move left.
-    """
+    """A change as it was sent, which its log entry must match. `record` is the exact bytes that
+    were signed; `signatures` are keyed by the hex name of the signing key; `tombstone` is the same
+    pair for the file that a move left."""
 
     op: str
     actor: str
@@ -74,12 +72,9 @@ class SentChange(Value):
 
 
 class ServerTrust:
-    """Trust state of one server and its log.
-
-    `newest` is the newest proven tree head: what a client stores, and the `seen` of its records.
-    Call `accept_welcome`, then `accept_session`, then `verify_receipt`; a new connection of the
-    same client starts again with `accept_welcome`.
-    """
+    """Trust state of one server and its log. `newest` is the newest proven tree head: what a client
+    stores, and the `seen` of its records. Call `accept_welcome`, then `accept_session`, then
+    `verify_receipt`; a new connection of the same client starts again with `accept_welcome`."""
 
     def __init__(
         self, pin: bytes, *, statement: bytes | None = None, newest: TreeHead | None = None
@@ -166,10 +161,8 @@ class ServerTrust:
 
     def accept_session(self, session: Session) -> None:
         """Check that the log at login continues the newest known tree head, and make it the newest.
-
         Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
-        ours, `BadRecord` for a checkpoint that is not validly signed.
-        """
+        ours, `BadRecord` for a checkpoint that is not validly signed."""
         point = self._verify_note(session.checkpoint)
         self._check_extends(self.newest, point, session.consistency)
         self._check_same_size(point)
@@ -180,10 +173,7 @@ class ServerTrust:
 
     def accept_enrolment(self, session: Session, sent: SentChange) -> LogEntry:
         """Accept the first session of a new account, whose receipt must show its statement in the
-        log.
-
-        Raises as `accept_session` and `verify_receipt`, and `BadReceipt` without a receipt.
-        """
+        log. Raises as `accept_session` and `verify_receipt`, and `BadReceipt` without a receipt."""
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
         before = self.newest, self._at_login
@@ -243,11 +233,8 @@ class ServerTrust:
         self, note: bytes, prove: Callable[[tuple[int, int]], tuple[bytes, ...]]
     ) -> None:
         """Check that the log continues the checkpoint `note`, which another device of this account
-        saw.
-
-        The note comes from our own sealed bundle, and may be signed with an older log key. `prove`
-        requests the consistency proof of two sizes. Raises `Rollback`, `Fork`.
-        """
+        saw. The note comes from our own sealed bundle, and may be signed with an older log key.
+        `prove` requests the consistency proof of two sizes. Raises `Rollback`, `Fork`."""
         try:
             said = notes.read(note)
         except CheckpointError as exc:
@@ -267,20 +254,16 @@ class ServerTrust:
         return "" if self._verifier is None else self._verifier.vkey
 
     def accept_checkpoint(self, note: bytes, consistency: tuple[bytes, ...]) -> None:
-        """Verify the log's current checkpoint, proven from login; `close_gaps` must follow.
-
-        Raises as `verify_receipt`.
-        """
+        """Verify the log's current checkpoint, proven from login; `close_gaps` must follow. Raises
+        as `verify_receipt`."""
         point = self._verify_note(note)
         self._check_extends(self._at_login, point, consistency)
         self._add_unlinked(point)
 
     @staticmethod
     def verify_checkpoint(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
-        """Return the tree head of a checkpoint that another user has seen.
-
-        It may predate the log's current key. Raises `BadRecord` if none of `keys` has signed it.
-        """
+        """Return the tree head of a checkpoint that another user has seen. It may predate the log's
+        current key. Raises `BadRecord` if none of `keys` has signed it."""
         failure: CheckpointError | None = None
         for key in keys:
             try:
@@ -295,10 +278,8 @@ class ServerTrust:
     def check_continues(
         self, known: TreeHead, point: TreeHead, consistency: tuple[bytes, ...]
     ) -> None:
-        """Check that the log of a proven tree head `point` continues `known`.
-
-        `point` was the newest when the proof was requested. Raises `Rollback`, `Fork`.
-        """
+        """Check that the log of a proven tree head `point` continues `known`. `point` was the
+        newest when the proof was requested. Raises `Rollback`, `Fork`."""
         self._check_extends(known, point, consistency)
 
     def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
@@ -311,17 +292,13 @@ class ServerTrust:
 
     def consistency_gaps(self) -> list[tuple[int, int]]:
         """Return pairs of log sizes, smaller and larger, for which `close_gaps` needs proofs.
-
         Receipts that each continue the log at login may still belong to logs that fork after it.
-        They belong to one log if each checkpoint is proven from the one before it.
-        """
+        They belong to one log if each checkpoint is proven from the one before it."""
         return [(old.size, new.size) for old, new in pairwise(self._unlinked_chain())]
 
     def close_gaps(self, proofs: Sequence[tuple[bytes, ...]]) -> None:
-        """Accept all checkpoints of receipts as proven; the largest becomes `newest`.
-
-        `proofs` belong to `consistency_gaps`, in its order. Raises `Fork` if they are invalid.
-        """
+        """Accept all checkpoints of receipts as proven; the largest becomes `newest`. `proofs`
+        belong to `consistency_gaps`, in its order. Raises `Fork` if they are invalid."""
         chain = self._unlinked_chain()
         for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
             self._check_extends(old, new, proof)

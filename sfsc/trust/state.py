@@ -29,10 +29,8 @@ from sfsc.trust.file_records import KnownRevision
 
 
 class KnownFile(Value):
-    """The newest verified record of a file, and its newest version.
-
-    `record` is the record's exact bytes, `hash` their SHA-256; a deleted file has both too.
-    """
+    """The newest verified record of a file, and its newest version. `record` is the record's exact
+    bytes, `hash` their SHA-256; a deleted file has both too."""
 
     file_id: str
     rev: int
@@ -95,10 +93,8 @@ class ClientState(StateDatabase):
     # --- the log ------------------------------------------------------------------------------
 
     def checkpoint(self) -> tuple[int, bytes, bytes] | None:
-        """Return size, root (32 bytes) and signed note of the newest proven checkpoint.
-
-        One query, because other processes store newer ones.
-        """
+        """Return size, root (32 bytes) and signed note of the newest proven checkpoint. One query,
+        because other processes store newer ones."""
         row = self.fetch_row("SELECT size, root, note FROM checkpoint")
         return None if row is None else (row[0], row[1], row[2])
 
@@ -180,11 +176,9 @@ class ClientState(StateDatabase):
     # --- files --------------------------------------------------------------------------------
 
     def file(self, file_id: str) -> KnownFile | None:
-        """Return what is known of a file. Call it before asking the server.
-
-        Another process may learn of a newer revision meanwhile, and an answer that was true when it
-        was given would look like a rollback.
-        """
+        """Return what is known of a file. Call it before asking the server. Another process may
+        learn of a newer revision meanwhile, and an answer that was true when it was given would
+        look like a rollback."""
         return self.files([file_id])[file_id]
 
     def verified_file(self, file_id: str) -> KnownFile | None:
@@ -236,10 +230,7 @@ class ClientState(StateDatabase):
 
     def remember_file(self, known: KnownFile, entry: bytes | None) -> None:
         """Store the newest verified or self-made record of a file, and its listing entry (None:
-        none).
-
-        An older record changes nothing.
-        """
+        none). An older record changes nothing."""
         self.remember_files([(known, entry)])
 
     def remember_files(self, files: Sequence[tuple[KnownFile, bytes | None]]) -> None:
@@ -276,10 +267,8 @@ class ClientState(StateDatabase):
         return self.query_revisions(query, (), file_ids)
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
-        """Yield (file_id, cached listing entry) of all files that have one, in no order.
-
-        Raises `LocalError` if one does not decrypt: the file was changed.
-        """
+        """Yield (file_id, cached listing entry) of all files that have one, in no order. Raises
+        `LocalError` if one does not decrypt: the file was changed."""
         for file_id, sealed in self.fetch_rows(
             "SELECT file_id, entry FROM file WHERE entry NOT NULL"
         ):
@@ -304,10 +293,7 @@ class ClientState(StateDatabase):
         self, before: LogPosition, now: LogPosition, newest: dict[str, int]
     ) -> bool:
         """Store that the log was verified from `before` to `now`, and each file's last `rev` in
-        between.
-
-        Return False, and store nothing, if another process was faster.
-        """
+        between. Return False, and store nothing, if another process was faster."""
         with self.transaction():
             if self.followed_log() != before:
                 return False
@@ -339,10 +325,7 @@ def open_client_state(home: Path, keyring: Keyring) -> ClientState:
 
 def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:
     """Return (server_id, exact bytes of every server statement, newest first) from the state at
-    `path`.
-
-    Used to check a proof without any key. Raises `LocalError`.
-    """
+    `path`. Used to check a proof without any key. Raises `LocalError`."""
     with translate_errors(path):
         if not path.exists():
             hint = "give the log's key by --vkey: `sfsc status` shows it on an enrolled machine"
