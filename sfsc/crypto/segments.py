@@ -145,7 +145,7 @@ class Encryptor:
         byte ahead, because only the end of `source` shows which segment is the last."""
         size, capacity = self._geometry.segment_size, self._geometry.capacity
         buffer = memoryview(allocate(size))
-        filled = _read_fully(source, buffer[: capacity(0) + 1])
+        filled = read_fully(source, buffer[: capacity(0) + 1])
         for index in itertools.count():
             size_limit = capacity(index)
             if filled <= size_limit:
@@ -155,12 +155,7 @@ class Encryptor:
             following[0] = buffer[size_limit]
             yield buffer[:size_limit], False
             buffer = following
-            filled = 1 + _read_fully(source, buffer[1 : capacity(index + 1) + 1])
-
-    def encrypt_stream(self, source: ByteSource) -> Iterator[memoryview]:
-        """Yield all pieces of the blob of `source`, in order."""
-        for portion, last in self.plaintext_segments(source):
-            yield self.seal_segment(portion, last=last)
+            filled = 1 + read_fully(source, buffer[1 : capacity(index + 1) + 1])
 
 
 class Decryptor:
@@ -219,27 +214,12 @@ class Decryptor:
             raise Tampered(f"segment {index} does not decrypt") from exc
         return plaintext
 
-    def decrypt_stream(
-        self, source: ByteSource, allocate: Allocate = bytearray
-    ) -> Iterator[memoryview]:
-        """Yield the plaintext of the blob in `source`, one segment at a time, from its beginning.
-        Raises `Tampered` as `open_segment` does, and if `source` ends early or continues after the
-        last segment: only a caller that exhausts this iterator has the whole file."""
-        buffer = memoryview(bytearray(self._geometry.segment_size))
-        for index in range(self.segment_count):
-            piece = buffer[: self.piece_size(index)]
-            filled = _read_fully(source, piece)
-            last = index == self.segment_count - 1
-            if last and filled == len(piece) and _read_fully(source, memoryview(bytearray(1))):
-                raise Tampered("bytes follow the last segment")
-            yield self.open_segment(index, piece[:filled], allocate)
-
 
 def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     return prefix + index.to_bytes(4) + (b"\x01" if last else b"\x00")
 
 
-def _read_fully(source: ByteSource, view: memoryview) -> int:
+def read_fully(source: ByteSource, view: memoryview) -> int:
     """Read until `view` is full or `source` ends. Return the number of bytes read."""
     filled = 0
     while filled < len(view):

@@ -29,6 +29,7 @@ from sfsc.keys.keyring import (
     PendingStatement,
 )
 from sfsc.keys.recovery_code import RecoveryCode
+from tests.sfsc.crypto.streams import encrypt_stream
 
 PATH = Path(__file__).with_name("crypto.json")
 Json = dict[str, Any]
@@ -95,7 +96,7 @@ def _blob(size: int) -> Json:
     """`plaintext` is SHAKE-256 output; blobs past 64 bytes are named by their SHA-256."""
     encryptor = Encryptor(DEK, CONTENT_ID, _random=lambda n: drawn(f"blob random {n}", n))
     source = io.BytesIO(drawn("plaintext", size))
-    blob = b"".join(encryptor.encrypt_stream(source))
+    blob = b"".join(encrypt_stream(encryptor, source))
     return {
         "plaintext_size": size,
         "header": blob[:40].hex(),

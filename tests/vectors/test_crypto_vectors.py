@@ -17,6 +17,7 @@ from sfsc.crypto.segments import ciphertext_size
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
+from tests.sfsc.crypto.streams import decrypt_stream
 
 HERE = Path(__file__).parent
 GENERATOR = runpy.run_path(str(HERE / "generate_crypto.py"))
@@ -42,7 +43,7 @@ def test_wraps_open(alg: str) -> None:
 @pytest.mark.parametrize("case", [c for c in VECTORS["blobs"] if c["blob"] is not None])
 def test_blobs_open(case: dict[str, Any]) -> None:
     blob = bytes.fromhex(case["blob"])
-    opened = b"".join(KEY.decryptor(blob[:40], len(blob)).decrypt_stream(io.BytesIO(blob)))
+    opened = b"".join(decrypt_stream(KEY.decryptor(blob[:40], len(blob)), io.BytesIO(blob)))
     assert opened == GENERATOR["drawn"]("plaintext", case["plaintext_size"])
 
 

@@ -22,6 +22,7 @@ from sfsc.crypto.segments import (
     Geometry,
 )
 from sfsc.errors import LocalError, Tampered
+from tests.sfsc.crypto.streams import decrypt_stream, encrypt_stream
 
 DEK = bytes(range(32))
 CONTENT = b"content-id-is-16"
@@ -37,14 +38,14 @@ def _plaintext(size: int) -> bytes:
 
 
 def _encrypt(plaintext: bytes, geometry: Geometry = SEGMENTS_1MB) -> bytes:
-    return b"".join(Encryptor(DEK, CONTENT, geometry).encrypt_stream(io.BytesIO(plaintext)))
+    return b"".join(encrypt_stream(Encryptor(DEK, CONTENT, geometry), io.BytesIO(plaintext)))
 
 
 def _decrypt(
     blob: bytes, geometry: Geometry = SEGMENTS_1MB, dek: bytes = DEK, content: bytes = CONTENT
 ) -> bytes:
     decryptor = Decryptor(dek, content, blob[:HEADER_SIZE], len(blob), geometry)
-    return b"".join(decryptor.decrypt_stream(io.BytesIO(blob)))
+    return b"".join(decrypt_stream(decryptor, io.BytesIO(blob)))
 
 
 class Dripping(io.RawIOBase):
@@ -73,7 +74,7 @@ def test_a_segment_is_a_piece_of_the_protocol() -> None:
 @pytest.mark.parametrize("size", EDGES)
 def test_round_trip_at_the_edges(size: int) -> None:
     plaintext = _plaintext(size)
-    pieces = [bytes(p) for p in Encryptor(DEK, CONTENT).encrypt_stream(io.BytesIO(plaintext))]
+    pieces = [bytes(p) for p in encrypt_stream(Encryptor(DEK, CONTENT), io.BytesIO(plaintext))]
     blob = b"".join(pieces)
     assert {len(piece) for piece in pieces[:-1]} <= {S}
     assert len(blob) == segments.ciphertext_size(size)
@@ -119,10 +120,10 @@ def test_segment_of_an_offset(offset: int) -> None:
 
 @given(plaintext=st.binary(max_size=400), step=st.integers(1, 100))
 def test_round_trip_from_short_reads(plaintext: bytes, step: int) -> None:
-    blob = b"".join(Encryptor(DEK, CONTENT, TINY).encrypt_stream(Dripping(plaintext, step)))
+    blob = b"".join(encrypt_stream(Encryptor(DEK, CONTENT, TINY), Dripping(plaintext, step)))
     assert len(blob) == TINY.ciphertext_size(len(plaintext))
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
-    assert b"".join(decryptor.decrypt_stream(Dripping(blob, step))) == plaintext
+    assert b"".join(decrypt_stream(decryptor, Dripping(blob, step))) == plaintext
 
 
 @given(plaintext=st.binary(min_size=1, max_size=400), data=st.data())
@@ -154,7 +155,7 @@ def test_every_cut_is_seen(plaintext: bytes, data: st.DataObject) -> None:
         _decrypt(cut, TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
-        list(decryptor.decrypt_stream(io.BytesIO(cut)))
+        list(decrypt_stream(decryptor, io.BytesIO(cut)))
 
 
 def _swap(blob: bytes) -> bytes:
@@ -191,7 +192,7 @@ def test_tampering_with_a_blob_whose_last_segment_is_full(name: str) -> None:
         _decrypt(changed, TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
-        list(decryptor.decrypt_stream(io.BytesIO(changed)))
+        list(decrypt_stream(decryptor, io.BytesIO(changed)))
 
 
 def test_another_key_or_content_opens_nothing() -> None:
@@ -213,7 +214,7 @@ def test_nothing_of_a_bad_segment_is_released() -> None:
         buffers.append(bytearray(b"\xaa" * size))
         return buffers[-1]
 
-    opened = decryptor.decrypt_stream(io.BytesIO(blob), allocate)
+    opened = decrypt_stream(decryptor, io.BytesIO(blob), allocate)
     assert next(opened) == plaintext[:8]
     with pytest.raises(Tampered):
         next(opened)
@@ -276,7 +277,7 @@ def test_one_byte_is_looked_at_ahead(size: int) -> None:
 
 def test_a_source_that_does_not_block_is_refused() -> None:
     with pytest.raises(LocalError):
-        list(Encryptor(DEK, CONTENT).encrypt_stream(NotYet()))
+        list(encrypt_stream(Encryptor(DEK, CONTENT), NotYet()))
 
 
 class Kept(io.BytesIO):
