@@ -87,12 +87,12 @@ def create(folder: Path, now: int, files: Files | None = None) -> ServerKeys:
     files.make_folder(folder)
     for name in ("server.key", "log.key", "operator.key"):
         seed = SigningKey.generate().seed
-        files.write_new_durable(folder / name, seed.hex().encode() + b"\n")
+        files.write_new(folder / name, seed.hex().encode() + b"\n", durable=True)
     operator = _read_key(folder / "operator.key")
-    files.write_new_durable(folder / "operator.pub", operator.public.hex().encode() + b"\n")
+    files.write_new(folder / "operator.pub", operator.public.hex().encode() + b"\n", durable=True)
     private, certificate = _self_signed(now)
-    files.write_new_durable(folder / "tls.key", private)
-    files.write_new_durable(folder / "tls.crt", certificate)
+    files.write_new(folder / "tls.key", private, durable=True)
+    files.write_new(folder / "tls.crt", certificate, durable=True)
     _write_statement(folder, files, n=1, now=now)
     files.sync_folder(folder)
     return load(folder)

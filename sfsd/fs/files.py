@@ -21,10 +21,12 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from protocol.buffers import largefiles
+from protocol.codec.encoding import Buffer
 
 if sys.platform == "darwin":
     import fcntl
@@ -77,7 +79,7 @@ class Files:
     def close(self, handle: int) -> None:
         os.close(handle)
 
-    def write(self, handle: int, data: bytes | bytearray | memoryview) -> int:
+    def write(self, handle: int, data: Buffer) -> int:
         """Write once; return how many bytes were written, which may be too few."""
         return os.write(handle, data)
 
@@ -99,7 +101,7 @@ class Files:
             memory[: len(data)] = data
             return len(data)
 
-    def write_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+    def write_at(self, handle: int, data: Buffer, offset: int) -> int:
         """Write once at `offset`; return how many bytes were written. Safe beside writes of other
         ranges."""
         if sys.platform != "win32":
@@ -196,13 +198,21 @@ class Files:
 
     # Combined calls.
 
-    def write_all(self, handle: int, data: bytes | bytearray | memoryview) -> None:
+    @contextlib.contextmanager
+    def closing(self, handle: int) -> Iterator[int]:
+        """Yield `handle` and close it at the end of the block."""
+        try:
+            yield handle
+        finally:
+            self.close(handle)
+
+    def write_all(self, handle: int, data: Buffer) -> None:
         """Write every byte; for files that are not read before they are complete."""
         view = memoryview(data)
         while view:
             view = view[self.write(handle, view) :]
 
-    def write_all_at(self, handle: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    def write_all_at(self, handle: int, data: Buffer, offset: int) -> None:
         """Write every byte, starting at `offset`."""
         view = memoryview(data)
         while view:
@@ -219,28 +229,39 @@ class Files:
             data += more
         return data
 
-    def write_new_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        """Create `path` with `data` and sync it. Its name is durable after `sync_folder` of its
-        folder. A failed attempt is removed, so the same path can be tried again."""
-        self._write_new(path, data, durable=True)
+    def write_new(
+        self, path: Path | str, data: Buffer, *, durable: bool = False, allocate: bool = False
+    ) -> None:
+        """Create `path` with `data`. Raises FileExistsError if `path` exists.
 
-    def write_new(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
-        """Create `path` with `data`, without a sync: a kill may leave part of it, power loss
-        nothing. Raises FileExistsError if `path` exists."""
-        self._write_new(path, data, durable=False)
+        With `durable` the file is synced, and its name is durable after `sync_folder` of its
+        folder; without it, a kill may leave part of the data, power loss nothing. `allocate` calls
+        `Files.allocate`. A failed attempt is removed, so the same path can be tried again.
+        """
+        handle = self.open_new(path)
+        try:
+            with self.closing(handle):
+                if allocate:
+                    self.allocate(handle, len(data))
+                self.write_all(handle, data)
+                if durable:
+                    self.sync(handle)
+        except OSError:
+            self.remove(path)
+            raise
 
-    def replace_durable(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+    def replace_durable(self, path: Path, data: Buffer) -> None:
         """Replace the content of `path`: old or new, never a mixture; the new is durable on
         return."""
         self._replace_with(path, data, durable=True)
         self.sync_folder(path.parent)
 
-    def replace_soon(self, path: Path, data: bytes | bytearray | memoryview) -> None:
+    def replace_soon(self, path: Path, data: Buffer) -> None:
         """Replace as `replace_durable`, but without a sync: atomic if killed, empty after power
         loss."""
         self._replace_with(path, data, durable=False)
 
-    def replace_staged(self, path: Path | str, data: bytes | bytearray | memoryview) -> None:
+    def replace_staged(self, path: Path | str, data: Buffer) -> None:
         """Replace as `replace_soon`, for bytes that stay durable elsewhere until a sync of `path`.
         Power loss may leave zeros. Takes a third of the time if another file has that name."""
         self._replace_with(path, data, durable=False, allocate=True)
@@ -269,44 +290,17 @@ class Files:
                 self.remove(target)
                 raise
 
-    def _write_new(
-        self,
-        path: Path | str,
-        data: bytes | bytearray | memoryview,
-        *,
-        durable: bool,
-        allocate: bool = False,
-    ) -> None:
-        handle = self.open_new(path)
-        try:
-            try:
-                if allocate:
-                    self.allocate(handle, len(data))
-                self.write_all(handle, data)
-                if durable:
-                    self.sync(handle)
-            finally:
-                self.close(handle)
-        except OSError:
-            self.remove(path)
-            raise
-
     def _replace_with(
-        self,
-        path: Path | str,
-        data: bytes | bytearray | memoryview,
-        *,
-        durable: bool,
-        allocate: bool = False,
+        self, path: Path | str, data: Buffer, *, durable: bool, allocate: bool = False
     ) -> None:
         temporary = _temporary(str(path))
         try:
-            self._write_new(temporary, data, durable=durable, allocate=allocate)
+            self.write_new(temporary, data, durable=durable, allocate=allocate)
         except FileExistsError:
             # One daemon owns a root, so this can only be left over from a crash. It is removed, not
             # overwritten: it may be a second name of a file that is in use.
             self.remove(temporary)
-            self._write_new(temporary, data, durable=durable, allocate=allocate)
+            self.write_new(temporary, data, durable=durable, allocate=allocate)
         try:
             self.replace(temporary, path)
         except OSError:

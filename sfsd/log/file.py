@@ -128,7 +128,7 @@ class DiskReserve:
             self._files.remove(self._path)
             if shutil.disk_usage(self._path.parent).free < 2 * self._size:
                 return
-            self._files.write_new_durable(self._path, os.urandom(self._size))
+            self._files.write_new(self._path, os.urandom(self._size), durable=True)
         except OSError:
             return
         self.held = True

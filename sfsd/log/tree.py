@@ -165,12 +165,9 @@ class LogTree:
             ("nodes", completed, node_count(seq) * HASH_SIZE),
             ("offsets", offset.to_bytes(_OFFSET_SIZE, "big"), seq * _OFFSET_SIZE),
         ):
-            handle = self._files.open_update(self._folder / name)
-            try:
+            with self._files.closing(self._files.open_update(self._folder / name)) as handle:
                 self._files.write_all_at(handle, data, start)
                 self._files.sync_data(handle)
-            finally:
-                self._files.close(handle)
 
     def root(self) -> bytes:
         return self._frontier.root()

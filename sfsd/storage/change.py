@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
@@ -35,7 +35,7 @@ _PATH = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}")
 def check_path(path: str) -> None:
     """Raise `PathError` unless `path` is a valid path of the store."""
     if len(path) > MAX_PATH or not _PATH.fullmatch(path):
-        raise PathError(f"not a path of the store: {path[:MAX_PATH]!r}")
+        raise PathError(f"invalid path: {path[:MAX_PATH]!r}")
 
 
 def is_ciphertext(path: str) -> bool:
@@ -46,8 +46,14 @@ def digest_of(path: str, data: Buffer) -> bytes:
     """Return the digest of `data` under `path`, 32 bytes."""
     if not is_ciphertext(path):
         return hashlib.sha256(data).digest()
+    return ciphertext_digest([data])
+
+
+def ciphertext_digest(parts: Iterable[Buffer]) -> bytes:
+    """Return the segments_root of a ciphertext that is given in parts, 32 bytes."""
     pieces = merkle.PieceHasher()
-    pieces.update(data)
+    for part in parts:
+        pieces.update(part)
     return pieces.finish()
 
 
@@ -135,4 +141,4 @@ class Change(Value):
 def _check_ciphertext(path: str) -> None:
     check_path(path)
     if not is_ciphertext(path):
-        raise PathError(f"not the path of a ciphertext: {path}")
+        raise PathError(f"not a ciphertext path: {path}")

@@ -9,10 +9,11 @@ stage belongs to changes that were never committed, and is removed. A second sta
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from protocol.codec.errors import LogError
-from protocol.codec.merkle import PIECE_SIZE, PieceHasher
+from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Value
 from protocol.log import auditlog
 from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
@@ -20,7 +21,7 @@ from sfsd.fs.descriptors import store_error
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import packs
-from sfsd.storage.change import check_path, digest_of
+from sfsd.storage.change import check_path, ciphertext_digest, digest_of
 from sfsd.storage.prepare import InstallStep
 from sfsd.storage.store import DirectoryStore
 
@@ -60,7 +61,7 @@ def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
     last = journal.next_seq - 1
     if store.installer.applied > last:
         raise RecoveryError(
-            f"entry {store.installer.applied} was applied, the log ends at {last}",
+            f"entry {store.installer.applied} was applied, but the log ends at {last}",
             path="logs/audit.jsonl",
         )
     expected = _expected_files(store, journal)
@@ -87,7 +88,7 @@ def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, Expect
             try:
                 check_path(path)
             except PathError as exc:
-                raise RecoveryError(f"named by entry {seq}", path=path) from exc
+                raise RecoveryError(f"entry {seq} names an invalid path", path=path) from exc
             expected[path] = ExpectedFile(seq, path, digest, entry.stage)
     return expected
 
@@ -123,41 +124,31 @@ class StagedFiles:
         except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
             raise RecoveryError(problem, path=file.path) from exc
         if known != file.digest:
-            raise RecoveryError(f"{problem} (the staged ones are damaged)", path=file.path)
+            raise RecoveryError(f"{problem} (the staged bytes are damaged)", path=file.path)
         return step
 
     def _members(self, name: str) -> dict[tuple[str, bytes], packs.Member]:
         if name not in self._packs:
-            handle = self._files.open_read(self._folder / f"{name}.pack")
-            try:
+            with self._open(f"{name}.pack") as handle:
                 found = packs.read_index(self._files, handle)
-            finally:
-                self._files.close(handle)
             self._packs[name] = {(member.path, member.digest): member for member in found}
         return self._packs[name]
 
     def _data(self, name: str, member: packs.Member) -> bytes:
         if member.blob is not None:
             return b""
-        handle = self._files.open_read(self._folder / f"{name}.pack")
-        try:
+        with self._open(f"{name}.pack") as handle:
             return self._files.read_exactly(handle, member.size, member.offset)
-        finally:
-            self._files.close(handle)
 
     def _digest_of(self, step: InstallStep) -> bytes:
         if step.blob is None:
             return digest_of(step.path, step.data)
-        pieces = PieceHasher()
-        handle = self._files.open_read(self._folder / f"{step.blob}.ct")
-        try:
-            offset = 0
-            while piece := self._files.read_at(handle, PIECE_SIZE, offset):
-                pieces.update(piece)
-                offset += len(piece)
-        finally:
-            self._files.close(handle)
-        return pieces.finish()
+        with self._open(f"{step.blob}.ct") as handle:
+            offsets = range(0, self._files.size(handle), PIECE_SIZE)
+            return ciphertext_digest(self._files.read_at(handle, PIECE_SIZE, at) for at in offsets)
+
+    def _open(self, name: str) -> AbstractContextManager[int]:
+        return self._files.closing(self._files.open_read(self._folder / name))
 
 
 def _remove_leftovers(store: DirectoryStore) -> int:

@@ -101,7 +101,9 @@ class Fsck:
         wanted = self._logged.waiting.values()
         waiting = {one.path: one.seq for one in wanted if self._waits(one, present)}
         if waiting:
-            text = "entries wait to be installed; a start of the daemon does it"
+            text = (
+                "logged changes are not installed yet; the next start of the daemon installs them"
+            )
             yield Finding("waiting", "staging", min(waiting.values()), False, text)
         for path in sorted(present | self._logged.paths.keys(), key=_sidecars_first):
             if path not in waiting:
@@ -149,7 +151,9 @@ class Fsck:
             return
         repaired = self._repair and self._restore(path, digest)
         what = (
-            "the log has it, the disk has not" if problem == "missing" else "not what was written"
+            "the file is in the log but not on the disk"
+            if problem == "missing"
+            else "the content is not what was written"
         )
         yield Finding(problem, f"store/users/{path}", seq, repaired, what)
 
@@ -230,19 +234,19 @@ class Fsck:
         return encode_statements(chain)
 
     def _move_stray(self, path: str) -> Finding:
-        text = "the log knows nothing of it"
+        text = "the log has no such file"
         if self._repair:
             target = self._root / STRAY / path
             self._files.make_folder(target.parent)
             self._files.replace(self._users / path, target)
-            text += f"; it is in {STRAY}/ now"
+            text += f"; moved to {STRAY}/"
         return Finding("stray", f"store/users/{path}", None, self._repair, text)
 
     def _drop_cache(self, seq: int) -> Finding:
         if self._repair:
             for part in sorted((self._root / "logs" / "tree").iterdir()):
                 self._files.remove(part)
-        text = "the cached tree is not the log's; a start builds it again where it is missing"
+        text = "the cached tree differs from the log; a start rebuilds a missing one"
         return Finding("cache", "logs/tree", seq, self._repair, text)
 
 

@@ -109,12 +109,9 @@ class Installer:
         path = self._staging / "applied"
         temporary = self._files.temporary(path)
         self._files.remove(temporary)
-        handle = self._files.open_new(temporary)
-        try:
+        with self._files.closing(self._files.open_new(temporary)) as handle:
             self._files.write_all(handle, f"{seq}\n".encode())
             self._syncs.file(handle)
-        finally:
-            self._files.close(handle)
         self._files.replace(temporary, path)
         self._syncs.folder(self._staging)
         self.applied = seq
@@ -124,10 +121,8 @@ class Installer:
             handle = self._files.open_update(target)
         except FileNotFoundError:
             return  # a later group removed it, and that removal is settled with that group
-        try:
+        with self._files.closing(handle):
             do(handle)
-        finally:
-            self._files.close(handle)
 
     def _make_folder_of(self, path: str) -> None:
         folder = path.rpartition("/")[0]
@@ -141,7 +136,7 @@ class Installer:
         except FileNotFoundError:
             return -1
         if not _APPLIED.fullmatch(text):
-            raise RecoveryError("not a seq", path="staging/applied")
+            raise RecoveryError("not an entry number", path="staging/applied")
         return int(text)
 
 

@@ -178,9 +178,9 @@ def parse_account(path: str, raw: bytes) -> StoredAccount:
 
 def _account(value: dict[str, Any]) -> StoredAccount:
     if type(value["disabled"]) is not bool:
-        raise ValueError("neither disabled nor not")
+        raise ValueError("disabled is not a boolean")
     if not isinstance(value["forced"], str | None):
-        raise ValueError("forced without a reason in words")
+        raise ValueError("forced is not a text")
     return StoredAccount(
         seq=_number(value["seq"]),
         token_sha256=None if value["token"] is None else bytes.fromhex(value["token"]),
@@ -234,7 +234,7 @@ def _statements(value: dict[str, Any]) -> tuple[StoredStatement, ...]:
         for item in value["statements"]
     )
     if [item.statement.n for item in found] != list(range(1, len(found) + 1)) or not found:
-        raise ValueError("statements that do not count from 1")
+        raise ValueError("the statements are not numbered from 1")
     return found
 
 
@@ -247,7 +247,7 @@ def _parse(
     found = _read(path, raw, build)
     # Each content has one form: white space, key order and spellings of base64 hide nothing.
     if encode(found) != raw:
-        raise DamagedError("not in the one form it has", path=path)
+        raise DamagedError("the file is not in its canonical form", path=path)
     return found
 
 
@@ -262,7 +262,7 @@ def _read(path: str, raw: bytes, build: Callable[[dict[str, Any]], _Parsed]) -> 
         RecursionError,
         RemoteProtocolError,
     ) as exc:
-        raise DamagedError("does not parse", path=path) from exc
+        raise DamagedError("the file cannot be parsed", path=path) from exc
 
 
 def _signed_json(item: SignedRecord) -> str:
@@ -305,5 +305,5 @@ def _optional_bytes(text: str | None) -> bytes | None:
 
 def _number(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError("not a number")
+        raise ValueError("not a non-negative integer")
     return value

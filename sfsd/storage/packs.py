@@ -63,7 +63,7 @@ def encode(members: Sequence[tuple[Member, Buffer]]) -> bytes:
             index.append(bytes.fromhex(member.blob))
     size = sum(map(len, index))
     if len(members) > MAX_MEMBERS or size > MAX_INDEX:
-        raise PackError(f"{len(members)} members and an index of {size} bytes are too much")
+        raise PackError(f"{len(members)} members and an index of {size} bytes are too many")
     head = b"".join([_HEAD.pack(MAGIC, VERSION, len(members), size), *index])
     return b"".join([head, hashlib.sha256(head).digest(), *contents])
 
@@ -74,19 +74,19 @@ def read_index(files: Files, handle: int) -> list[Member]:
         head = files.read_exactly(handle, _HEAD.size, 0)
         magic, version, count, size = _HEAD.unpack(head)
         if magic != MAGIC or version != VERSION:
-            raise PackError("not a pack, or of another version")
+            raise PackError("not a pack, or an unknown version")
         if count > MAX_MEMBERS or size > MAX_INDEX:
-            raise PackError(f"{count} members and an index of {size} bytes are too much")
+            raise PackError(f"{count} members and an index of {size} bytes are too many")
         index = files.read_exactly(handle, size, _HEAD.size)
         checksum = files.read_exactly(handle, 32, _HEAD.size + size)
     except EOFError as exc:
-        raise PackError("the pack is cut short") from exc
+        raise PackError("the pack is truncated") from exc
     if hashlib.sha256(head + index).digest() != checksum:
-        raise PackError("the checksum is wrong")
+        raise PackError("wrong checksum")
     members = _parse_index(index, count, _HEAD.size + size + 32)
     end = max((m.offset + m.size for m in members if m.blob is None), default=0)
     if end > files.size(handle):
-        raise PackError("the pack is cut short")
+        raise PackError("the pack is truncated")
     return members
 
 
@@ -108,9 +108,9 @@ def _parse_index(index: bytes, count: int, offset: int) -> list[Member]:
                 members.append(Member(path, digest, size, offset))
                 offset += size
             else:
-                raise PackError(f"a member of unknown kind {kind}")
+                raise PackError(f"unknown member kind {kind}")
     except (struct.error, UnicodeDecodeError, PathError) as exc:
         raise PackError("the index is malformed") from exc
     if at != len(index):
-        raise PackError("the index is not as long as it says")
+        raise PackError("wrong length of the index")
     return members

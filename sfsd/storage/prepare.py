@@ -184,10 +184,8 @@ class GroupBuilder:
             raise Stale((source,)) from exc
         except OSError as exc:
             raise store_error(exc, "linking a ciphertext") from exc
-        try:
+        with self._files.closing(handle):
             self._syncs.file(handle)
-        finally:
-            self._files.close(handle)
         return name
 
     def _unlink(self, keep: int) -> None:
@@ -217,12 +215,10 @@ class GroupBuilder:
             if self._files.free(self._staging) < 2 * len(data) + _MARGIN:
                 # The same bytes are written again to install them; by then they are logged.
                 raise StoreFullError("staging a group: the disk is full")
-            handle = self._files.open_new(self._staging / f"{self._pack}.pack")
-            try:
+            path = self._staging / f"{self._pack}.pack"
+            with self._files.closing(self._files.open_new(path)) as handle:
                 self._files.write_all(handle, data)
                 self._syncs.file(handle)
-            finally:
-                self._files.close(handle)
         except OSError as exc:
             raise store_error(exc, "staging a group") from exc
         self._syncs.folder(self._staging)

@@ -14,17 +14,17 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
-from protocol.codec.merkle import PIECE_SIZE, PieceHasher
+from protocol.codec.merkle import PIECE_SIZE
 from sfsd.errors import Absent
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, Files
-from sfsd.storage.change import Change, check_path, digest_of, is_ciphertext
+from sfsd.storage.change import Change, check_path, ciphertext_digest, digest_of, is_ciphertext
 from sfsd.storage.install import Installer
 from sfsd.storage.prepare import GroupBuilder, PreparedGroup, abandon, drop_stage
 from sfsd.storage.upload_file import UploadFile
@@ -192,20 +192,16 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            raise store_error(exc, "looking at a file") from exc
+            raise store_error(exc, "examining a file") from exc
         try:
             if not is_ciphertext(path):
                 return digest_of(path, self.read(path))
             blob = self.open_blob(path)
         except Absent:
             return None
-        try:
-            pieces = PieceHasher()
-            for offset in range(0, blob.size, PIECE_SIZE):
-                pieces.update(blob.read_range(offset, PIECE_SIZE))
-            return pieces.finish()
-        finally:
-            blob.close()
+        with closing(blob):
+            offsets = range(0, blob.size, PIECE_SIZE)
+            return ciphertext_digest(blob.read_range(offset, PIECE_SIZE) for offset in offsets)
 
     @contextmanager
     def publishing_paused(self) -> Iterator[None]:

@@ -45,7 +45,7 @@ class UploadFile:
         """Create the upload `upload_id` (16 bytes) in `folder`. `size` is its planned size in
         bytes, 0 if unknown. Raises StoreRefusedError."""
         if len(upload_id) != UPLOAD_ID_SIZE:
-            raise ValueError(f"an upload id of {len(upload_id)} bytes")
+            raise ValueError(f"upload id has {len(upload_id)} bytes")
         self.name = upload_id.hex()
         self.path = folder / f"{self.name}.ct"
         self._files = files
@@ -65,7 +65,7 @@ class UploadFile:
             if size >= LARGE:
                 self._open_direct(handle)
         except OSError as exc:
-            raise store_error(exc, "a new upload") from exc
+            raise store_error(exc, "creating an upload") from exc
 
     def _open_direct(self, handle: int) -> None:
         try:
@@ -80,7 +80,7 @@ class UploadFile:
         for an impossible length or index."""
         length = len(memoryview(piece))
         if not 0 < length <= PIECE_SIZE or not 0 <= index < MAX_PIECES:
-            raise ValueError(f"piece {index} of {length} bytes")
+            raise ValueError(f"invalid piece {index} of {length} bytes")
         with self._shared.use() as handle, self._while_open():
             room = self._files.free(self.path.parent) - MIN_FREE_BYTES
             if room < 0:
@@ -192,7 +192,7 @@ class UploadFile:
         if count == 0 or self._contiguous != count:
             raise IncompleteError(f"piece {self._contiguous} of the upload is missing")
         if any(self._pieces[index][1] != PIECE_SIZE for index in range(count - 1)):
-            raise IncompleteError("a piece before the last is short")
+            raise IncompleteError("a short piece is not the last")
 
     def _length(self, pieces: int) -> int:
         return (pieces - 1) * PIECE_SIZE + self._pieces[pieces - 1][1] if pieces else 0

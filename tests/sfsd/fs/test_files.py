@@ -94,17 +94,17 @@ def test_what_is_replaced_from_a_stage_has_its_room_first(tmp_path: Path) -> Non
 
 def test_write_new_refuses_what_is_there_and_keeps_it(tmp_path: Path) -> None:
     files = Files()
-    files.write_new_durable(tmp_path / "a", b"first")
+    files.write_new(tmp_path / "a", b"first", durable=True)
     with pytest.raises(FileExistsError):
-        files.write_new_durable(tmp_path / "a", b"second")
+        files.write_new(tmp_path / "a", b"second", durable=True)
     assert (tmp_path / "a").read_bytes() == b"first"
     assert os.stat(tmp_path / "a").st_mode & 0o077 == 0
 
 
 def test_a_failed_new_file_can_be_tried_again(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        Faulty("sync").write_new_durable(tmp_path / "a", b"first")
-    Files().write_new_durable(tmp_path / "a", b"second")
+        Faulty("sync").write_new(tmp_path / "a", b"first", durable=True)
+    Files().write_new(tmp_path / "a", b"second", durable=True)
     assert (tmp_path / "a").read_bytes() == b"second"
 
 
