@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its tables, its limits and its bytes."""
+"""The tables, limits and dumps in docs/protocol.md match the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-import sfsd.operations  # noqa: F401 - fills the table
+import sfsd.operations  # noqa: F401 - fills OPERATIONS
 from protocol.codec.encoding import MAX_BODY, MAX_ELEMENTS, MAX_STRING, Buffer
 from protocol.codec.fields import AtMost, Between, Exactly, OneOf, Struct, empty_or_hash
 from protocol.codec.names import check_file_id, check_principal, check_user_name
@@ -54,7 +54,7 @@ SESSIONS = {
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading, backticks taken off; its head is left out."""
+    """Return the cells of the table below a heading, without its head row and without backticks."""
     section = re.split(r"^#+ ", PAGE.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[
         0
     ]
@@ -66,7 +66,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def notation(hint: Any) -> str:  # noqa: ANN401 - a type hint
-    """A field's type as the page writes it."""
+    """Return a field's type in the notation of the page."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, cap = get_args(hint)
@@ -112,7 +112,7 @@ def fields(cls: type[Struct]) -> str:
 
 
 def parts() -> set[type[Struct]]:
-    """Every part that a message carries, at any depth."""
+    """Return every part of a message, at any depth."""
     found: set[type[Struct]] = set()
     waiting: list[Any] = [*registered().values()]
     while waiting:
@@ -136,7 +136,7 @@ def test_messages() -> None:
 
 
 def _asking(cls: type[Message]) -> list[str]:
-    """Answered by, asked by and logged as; nothing for a reply."""
+    """Return (answered by, asked by, logged as) of a request; empty for a reply."""
     if not issubclass(cls, Request):
         return ["", "", ""]
     replies = ", ".join(reply.__name__ for reply in cls.REPLIES)
@@ -201,7 +201,7 @@ DUMPS = re.findall(r"^```hex (\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DO
 LINE = re.compile(r"((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: … (\d+) more)? +(\S.*)")
 
 
-def test_every_step_of_an_opening_is_shown() -> None:
+def test_the_page_shows_every_step_of_an_opening() -> None:
     assert [name for name, _ in DUMPS] == ["Welcome", "Login", "Session", "Ping", "Pong", "Data"]
 
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for every `Struct`, derived from the fields that it declares.
+"""Hypothesis strategies for every `Struct`, derived from its declared fields.
 
 A field type or cap that this does not know fails loudly, as it does in `protocol.codec.fields`.
 """
@@ -19,7 +19,7 @@ from protocol.records.records import OWN_KEYS, FileRecord, Statement
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
 HASHES = st.binary(min_size=32, max_size=32)
-# Ends so that no name is reserved, and but for one none is a device.
+# The ending makes no name reserved, and only one a device name.
 USER_NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}[yz]", fullmatch=True)
 FILE_IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
 _MANY = 4
@@ -27,7 +27,7 @@ _LONG = 200
 
 
 def structs(cls: type[AnyStruct]) -> st.SearchStrategy[AnyStruct]:
-    """Valid instances of `cls`."""
+    """Return a strategy for valid instances of `cls`."""
     if cls is Statement:
         return _statements()  # type: ignore[return-value]
     if cls is FileRecord:
@@ -41,7 +41,7 @@ def _fields(cls: type[Struct]) -> dict[str, st.SearchStrategy[Any]]:
 
 
 def _values(hint: object, cap: int | None = None) -> st.SearchStrategy[Any]:
-    """Values of a type; `cap` is the largest length, where one is declared."""
+    """Return a strategy for values of a type; `cap` is the declared maximum length, if any."""
     origin = get_origin(hint)
     if origin is Annotated:
         return _annotated(*get_args(hint))
@@ -94,7 +94,7 @@ def _tuples(args: tuple[Any, ...], cap: int | None) -> st.SearchStrategy[Any]:
 
 
 def _bulk(cap: int) -> st.SearchStrategy[bytes]:
-    """Short ones mostly; some at the sizes where a bin's header or its treatment changes."""
+    """Mostly short bins; some at the sizes at which the header or the handling changes."""
     edges = (0, 255, 256, VIEW_FROM - 100, VIEW_FROM, 65535, 65536, 65537, cap - 1, cap)
     sizes = st.sampled_from([size for size in edges if 0 <= size <= cap])
     return st.binary(max_size=min(cap, _LONG)) | st.builds(_pattern, sizes, st.integers(1, 250))
@@ -132,7 +132,7 @@ def _file_records(draw: st.DrawFn) -> FileRecord:
 
 
 def _own_fields() -> dict[str, Any]:
-    """The fields of a file record that belong to some ops only: type where present, by name."""
+    """Return {name: type if present} of the file record fields that only some ops have."""
     hints = get_type_hints(FileRecord, include_extras=True)
     names = [field.name for field in dataclasses.fields(FileRecord) if field.default is None]
     return {

@@ -1,8 +1,8 @@
-"""Known answers for the client's cryptography: python tests/vectors/generate_crypto.py
+"""Generates known answers for the client's cryptography: python tests/vectors/generate_crypto.py
 
-All inputs come from SHAKE-256 of a label, so that anyone can make them again. What a primitive
-draws at random by itself (an RSA key, an HPKE encapsulation, a nonce) is drawn once and then kept
-from the file that is there; `test_crypto_vectors.py` opens it. All values are lower hex.
+All inputs are SHAKE-256 of a label, so that anyone can reproduce them. Random values that a
+primitive draws itself (an RSA key, an HPKE encapsulation, a nonce) are drawn once and then kept
+from the existing file; `test_crypto_vectors.py` opens them. All values are lower-case hex.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 def drawn(label: str, size: int) -> bytes:
-    """The input called `label`."""
+    """Return deterministic bytes for `label`."""
     return hashlib.shake_256(b"sfs/v1/vectors/" + label.encode()).digest(size)
 
 
@@ -93,7 +93,7 @@ def _derivations() -> Json:
 
 
 def _blob(size: int) -> Json:
-    """`plaintext` is SHAKE-256 output; blobs past 64 bytes are named by their SHA-256."""
+    """Return a blob vector from SHAKE-256 plaintext; blobs over 64 bytes appear as SHA-256."""
     encryptor = Encryptor(DEK, CONTENT_ID, _random=lambda n: drawn(f"blob random {n}", n))
     source = io.BytesIO(drawn("plaintext", size))
     blob = b"".join(encrypt_stream(encryptor, source))
@@ -146,7 +146,7 @@ def _bundle() -> str:
 
 
 def statement(sealed: str) -> Statement:
-    """Whose bundle it is; signed by nobody."""
+    """Return the unsigned statement of the bundle's owner."""
     (keys,), own = keyring().generations, _private("xwing", {}).public
     return Statement(
         server=SERVER,
@@ -181,7 +181,7 @@ def _recovery(kept: Json) -> Json:
 
 
 def generate(kept: Json) -> Json:
-    """The whole file; `kept` is the one that is there, or empty."""
+    """Return the content of the file; `kept` is the existing one, or empty."""
     files = kept.get("keyring_files", {})
     return {
         "server_id": SERVER.hex(),

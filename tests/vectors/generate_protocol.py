@@ -1,7 +1,7 @@
 """Writes protocol.json beside this file: the exact bytes of version 1, for other implementations.
 
-Everything follows from `protocol_examples`. Run as ``python tests/vectors/generate_protocol.py``;
-the tests make it again and compare.
+The content comes from `protocol_examples`. Run ``python tests/vectors/generate_protocol.py``; a
+test generates it again and compares.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATH = Path(__file__).with_name("protocol.json")
 
 
 def plain(value: object) -> object:
-    """A field's value as JSON shows it: bytes as hex, parts as objects."""
+    """Return a field's value for JSON: bytes as hex, parts as objects."""
     if isinstance(value, Struct):
         fields = dataclasses.fields(value)
         return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in fields}
@@ -66,7 +66,7 @@ def _frame_vector(request_id: int, message: Message) -> dict[str, object]:
 
 
 def vectors() -> dict[str, object]:
-    """All of the file; bytes are lower-case hex."""
+    """Return the content of the file; bytes are lower-case hex."""
     public = {
         "x25519": examples.X25519,
         "xwing": examples.XWING,

@@ -1,7 +1,7 @@
-"""One example of every record and message of version 1, from fixed seeds: tests and vectors use it.
+"""Examples of every record and message of version 1, from fixed seeds, for tests and vectors.
 
 Seeds are SHA-256 of a name, other bytes SHAKE-256 of one. The chain, the log and every signature
-are real; where no private key of ours is needed, a public key or ciphertext is just bytes.
+are valid. A public key without a needed private key, or a ciphertext, is arbitrary bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MOVED_ID = "fedcba9876543210fedcba9876543210"
 
 
 def fill(name: str, size: int) -> bytes:
-    """`size` bytes that stand for a key, hash or ciphertext."""
+    """Return `size` bytes as a placeholder for a key, hash or ciphertext."""
     return hashlib.shake_256(b"sfs test vector: " + name.encode()).digest(size)
 
 
@@ -137,7 +137,7 @@ PUT = FileRecord(
 
 
 def _successor(of: FileRecord, **changes: Any) -> FileRecord:
-    """The next record of the same file; what belongs to another op is gone."""
+    """Return the next record of the same file, without fields of other ops."""
     own = {key.rstrip("_") for key in records.OWN_KEYS[changes["op"]]}
     foreign = {
         field.name: None
@@ -187,14 +187,14 @@ RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
 
 
 def signed(name: str) -> tuple[bytes, bytes]:
-    """(exact bytes, signature) of one of the records above."""
+    """Return (exact bytes, signature) of one of the records above."""
     record, label, signer = RECORDS[name]
     body = record.encode()
     return body, SIGNERS[signer].sign(label, body)
 
 
 def _log() -> list[bytes]:
-    """Lines of a small log: a start, the enrolment, and every record of alice's file in order."""
+    """Return the lines of a small log: start, enrolment, and alice's file records in order."""
     drafts = [
         auditlog.EntryDraft("start", "server"),
         auditlog.EntryDraft("enrol", "alice", "alice", **_logged("first statement")),

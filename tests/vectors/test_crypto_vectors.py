@@ -1,4 +1,4 @@
-"""The checked-in known answers are what the code derives, and all that was sealed still opens."""
+"""The code reproduces the checked-in known answers and opens their sealed data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = ContentKey(
 )
 
 
-def test_every_derived_value_comes_out_again() -> None:
+def test_derived_values_are_reproduced() -> None:
     assert GENERATOR["generate"](VECTORS) == VECTORS
 
 
@@ -79,7 +79,7 @@ def test_keyring_files_open(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["code", "own key"])
 def test_the_bundle_opens(by: str) -> None:
-    """With a code that was printed, or with the keys that an older keyring has."""
+    """The recovery code opens the bundle, and so do the keys of an older keyring."""
     case = VECTORS["recovery"]
     code = RecoveryCode.parse(case["code"])
     own = primitives.PrivateKey("xwing", bytes.fromhex(VECTORS["wraps"]["xwing"]["private"]))

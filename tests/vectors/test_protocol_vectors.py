@@ -1,4 +1,4 @@
-"""protocol.json is what the code writes, and read by itself it is consistent and verifies."""
+"""The code reproduces protocol.json, whose content is consistent and verifies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIGNERS = {name: bytes.fromhex(key["public"]) for name, key in VECTORS["signers"
 FRAMES = VECTORS["frames"]
 
 
-def test_generated_anew_it_is_the_same() -> None:
+def test_generation_reproduces_the_file() -> None:
     assert GENERATOR["text"]() == TEXT
 
 
@@ -69,7 +69,7 @@ def test_records_parse_and_verify(vector: dict[str, Any]) -> None:
         verify_signature(Label.LOGIN, body, signature, SIGNERS[vector["signer"]])
 
 
-def test_names_of_keys() -> None:
+def test_key_ids() -> None:
     stated = VECTORS["server_id"]
     public = bytes.fromhex(stated["public"])
     assert hashlib.sha256(b"sfs/v1/server\0" + public).hexdigest() == stated["server_id"]
@@ -78,7 +78,7 @@ def test_names_of_keys() -> None:
         assert hashlib.sha256(named).hexdigest() == key["key_id"]
 
 
-def test_login_covers_this_very_welcome() -> None:
+def test_login_signature_covers_the_welcome() -> None:
     login = VECTORS["login"]
     welcome = bytes.fromhex(next(f["frame"] for f in FRAMES if f["message"] == "Welcome"))
     assert hashlib.sha256(welcome[4:]).hexdigest() == login["welcome_sha256"]

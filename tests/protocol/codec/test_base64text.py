@@ -1,4 +1,4 @@
-"""Base64 with one spelling for each value."""
+"""Canonical base64: one text for each value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol.codec.base64text import from_text, to_text
 
 
 @given(st.binary(max_size=100))
-def test_what_is_spelled_is_read_back(data: bytes) -> None:
+def test_round_trip(data: bytes) -> None:
     assert from_text(to_text(data)) == data
 
 
@@ -18,6 +18,6 @@ def test_what_is_spelled_is_read_back(data: bytes) -> None:
     "text",
     ["QQ", "QQ=", "QR==", "QQ==\n", " QQ==", "Q Q==", "QQ==QQ==", "Q_==", "=", "QQ===", "é"],
 )
-def test_any_other_spelling_is_refused(text: str) -> None:
+def test_non_canonical_base64_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         from_text(text)

@@ -1,4 +1,4 @@
-"""msgpack in tables of bytes (msgpack specification), and everything that is refused."""
+"""Known msgpack encodings (msgpack specification), and all input that is refused."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_huge_declared_length_costs_nothing(packed: str, padding: int) -> None
     assert _peak(bytes.fromhex(packed)) < 32 * 1024
 
 
-def test_a_bomb_of_nested_arrays_is_bounded() -> None:
+def test_nested_arrays_use_bounded_memory() -> None:
     declared = encoding.MAX_ELEMENTS
     header = b"\xdc" + declared.to_bytes(2, "big")
     assert _peak(header * 1024 + bytes(declared)) < 10 * 1024 * 1024
@@ -140,7 +140,7 @@ def test_a_bomb_of_nested_arrays_is_bounded() -> None:
 
 
 def _peak(body: bytes) -> int:
-    """Bytes allocated at most while `body` is refused."""
+    """Return the peak number of bytes allocated while `body` is refused."""
     tracemalloc.start()
     try:
         with pytest.raises(EncodingError):
@@ -176,7 +176,7 @@ def test_caps() -> None:
         encoding.unpack_message(memoryview(encoding.pack([*most, bytes(40_000)])))
 
 
-def test_what_is_ones_own_may_have_more_elements() -> None:
+def test_caller_may_raise_the_element_limit() -> None:
     many = [0] * 3000
     assert encoding.unpack(encoding.pack(many), elements=3000) == many
     with pytest.raises(EncodingError):
@@ -193,7 +193,7 @@ def test_limit() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, -(2**63) - 1, {1, 2}, "\ud800", 1j])
-def test_what_msgpack_cannot_hold(value: object) -> None:
+def test_unencodable_values_raise_encoding_error(value: object) -> None:
     with pytest.raises(EncodingError):
         encoding.pack(value)
 
@@ -225,14 +225,14 @@ def test_large_bulk_is_a_view_and_small_bulk_a_copy() -> None:
 
 
 @given(st.lists(st.integers(9_000, 30_000).map(bytes) | VALUES, min_size=1, max_size=12))
-def test_long_elements_ahead_of_the_last(elements: list[object]) -> None:
-    """Elements that cross the pieces in which a large body is fed to msgpack."""
+def test_long_elements_before_the_bulk(elements: list[object]) -> None:
+    """Elements may span the pieces in which a large body is fed to msgpack."""
     elements = [bytes(encoding.VIEW_FROM), *elements]
     assert encoding.unpack_message(memoryview(encoding.pack(elements))) == elements
 
 
 @pytest.mark.parametrize("lie", [-1, 1, 17, 255])
-def test_a_bulk_length_that_lies(lie: int) -> None:
+def test_bulk_length_must_match_the_body(lie: int) -> None:
     for size in (60, 60_000, 100_000):
         head, bulk = encoding.pack_message([1], bulk=bytes(size))
         width = {60: 1, 60_000: 2, 100_000: 4}[size]
@@ -243,7 +243,7 @@ def test_a_bulk_length_that_lies(lie: int) -> None:
 
 
 @pytest.mark.parametrize("value", [1, "a", b"a" * 40_000, {"a": 1}, None])
-def test_a_message_is_an_array(value: object) -> None:
+def test_a_message_must_be_an_array(value: object) -> None:
     with pytest.raises(EncodingError):
         encoding.unpack_message(memoryview(encoding.pack(value)))
 
@@ -254,7 +254,7 @@ def test_an_empty_array_in_a_large_body() -> None:
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_any_bytes_are_a_value_or_an_encoding_error(data: bytes, is_long: bool) -> None:
+def test_any_bytes_decode_or_raise_encoding_error(data: bytes, is_long: bool) -> None:
     body = b"\x92" + encoding.pack(bytes(encoding.VIEW_FROM)) + data if is_long else data
     for parse in (encoding.unpack, encoding.unpack_message):
         try:

@@ -1,4 +1,4 @@
-"""Declared fields: what each type and cap lets in, when built and when parsed."""
+"""Declared fields: values that each type and cap accepts when built and when parsed."""
 
 from __future__ import annotations
 
@@ -172,13 +172,13 @@ def test_a_wrong_element_is_refused_when_parsed(at: int, value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1, {}, "text", b"bytes", [], ARRAY[:-1]])
-def test_what_is_no_array_of_it(value: object) -> None:
+def test_invalid_arrays(value: object) -> None:
     with pytest.raises(MessageError):
         Whole.from_array(value)
 
 
 @pytest.mark.parametrize("value", [None, 1, [], {}, {"from": 1}, {"from": 1, "of": None, "x": 1}])
-def test_what_is_no_map_of_it(value: object) -> None:
+def test_invalid_maps(value: object) -> None:
     with pytest.raises(MessageError):
         Keyed.from_map(value)
 
@@ -189,7 +189,7 @@ def test_unknown_trailing_elements_are_ignored_in_every_array() -> None:
     assert Whole.from_array(later) == Whole(**GOOD)
 
 
-def test_a_view_belongs_in_bulk_only() -> None:
+def test_only_bulk_fields_accept_views() -> None:
     elements = [*ARRAY]
     elements[3] = memoryview(b"12345")
     whole = Whole.from_array(elements)
@@ -242,7 +242,7 @@ def test_named_types(hint: object, good: list[Any], bad: list[Any]) -> None:
         object,
     ],
 )
-def test_a_field_type_that_is_unknown_is_a_mistake_of_ours(hint: object) -> None:
+def test_unsupported_field_types_raise_type_error(hint: object) -> None:
     class Odd(Struct):
         value: Any
 
@@ -252,7 +252,7 @@ def test_a_field_type_that_is_unknown_is_a_mistake_of_ours(hint: object) -> None
 
 
 @given(st.lists(VALUES, max_size=12) | VALUES)
-def test_any_value_is_the_struct_or_a_message_error(value: object) -> None:
+def test_any_value_parses_or_raises_message_error(value: object) -> None:
     for parse in (Whole.from_array, Whole.from_map, Keyed.from_map):
         try:
             parse(value)
@@ -261,7 +261,7 @@ def test_any_value_is_the_struct_or_a_message_error(value: object) -> None:
 
 
 class Stranger(Struct):
-    """Fields that are called as what generated code uses."""
+    """Fields named like names in the generated code."""
 
     type: Bytes16
     len: Text
@@ -295,18 +295,18 @@ NEAR: list[object] = [
 
 
 @pytest.mark.parametrize("name", HINTS)
-def test_what_is_compiled_is_what_is_declared(name: str) -> None:
-    """The same is refused, in the same words, as by a plain reading of the declaration."""
+def test_compiled_checks_match_the_declaration(name: str) -> None:
+    """Compiled code refuses the same values, with the same text, as a plain check of the hints."""
     for value in NEAR:
         _compared(name, value)
 
 
 @given(st.sampled_from(sorted(HINTS)), VALUES)
-def test_so_it_is_of_any_value(name: str, value: object) -> None:
+def test_compiled_checks_match_for_any_value(name: str, value: object) -> None:
     _compared(name, value)
 
 
-def test_so_it_is_of_numbers_and_text() -> None:
+def test_compiled_checks_match_for_numbers_and_text() -> None:
     for x, y in itertools.product(
         [-1, 0, 2**53, 2**53 + 1, True], ["", "four", "éé", "ééa", "fives"]
     ):
@@ -323,7 +323,7 @@ def _compared(name: str, value: object) -> None:
 
 
 def _refusal(hint: object, value: object) -> str | None:
-    """Why `value` is not of the type and within the caps that `hint` states; None: it is."""
+    """Return why `value` violates the type and caps of `hint`; None if it does not."""
     args = get_args(hint)
     if get_origin(hint) is Annotated:
         base, cap = args
@@ -338,7 +338,7 @@ def _refusal(hint: object, value: object) -> str | None:
 
 
 def _wrong(hint: object, value: object) -> str | None:
-    """Why `value` is of another type."""
+    """Return the error for a value of another type, or None."""
     origin = get_origin(hint)
     allowed = {tuple: (tuple,), None: (hint,)}.get(origin) or get_args(hint)
     if type(value) in allowed:

@@ -98,7 +98,7 @@ def split_hashes(text: str) -> tuple[bytes, ...]:
 
 
 def naive_root(leaves: Sequence[bytes]) -> bytes:
-    """RFC 6962 section 2.1, word for word, over leaf hashes."""
+    """Root by the definition in RFC 6962 section 2.1, over leaf hashes."""
     if not leaves:
         return hashlib.sha256().digest()
     if len(leaves) == 1:
@@ -111,7 +111,7 @@ def naive_root(leaves: Sequence[bytes]) -> bytes:
 
 
 def naive_path(m: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """RFC 6962 section 2.1.1."""
+    """Audit path by the definition in RFC 6962 section 2.1.1."""
     if len(leaves) == 1:
         return []
     k = 1
@@ -123,7 +123,7 @@ def naive_path(m: int, leaves: Sequence[bytes]) -> list[bytes]:
 
 
 def naive_subproof(m: int, leaves: Sequence[bytes], whole: bool) -> list[bytes]:
-    """RFC 6962 section 2.1.2."""
+    """Consistency proof by the definition in RFC 6962 section 2.1.2."""
     if m == len(leaves):
         return [] if whole else [naive_root(leaves)]
     k = 1
@@ -135,7 +135,7 @@ def naive_subproof(m: int, leaves: Sequence[bytes], whole: bool) -> list[bytes]:
 
 
 class Nodes:
-    """The post-order array a log keeps; counts how often it is read."""
+    """The post-order array of a log; counts reads."""
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
         self.reads = 0
@@ -188,7 +188,7 @@ def test_roots_equal_the_definition(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 34))
-def test_every_inclusion_proof_is_the_definition_and_verifies(size: int) -> None:
+def test_inclusion_proofs_match_the_definition_and_verify(size: int) -> None:
     root = naive_root(MANY[:size])
     for index in range(size):
         proof = merkle.inclusion_proof(index, size, STORED)
@@ -201,7 +201,7 @@ def test_every_inclusion_proof_is_the_definition_and_verifies(size: int) -> None
 
 
 @pytest.mark.parametrize("new", range(1, 34))
-def test_every_consistency_proof_is_the_definition_and_verifies(new: int) -> None:
+def test_consistency_proofs_match_the_definition_and_verify(new: int) -> None:
     for old in range(1, new + 1):
         proof = merkle.consistency_proof(old, new, STORED)
         assert list(proof) == naive_subproof(old, MANY[:new], True)
@@ -211,7 +211,7 @@ def test_every_consistency_proof_is_the_definition_and_verifies(new: int) -> Non
 
 
 def mangled(proof: Sequence[bytes]) -> list[tuple[bytes, ...]]:
-    """Proofs that differ from `proof` by one hash changed, dropped, doubled or added."""
+    """Return proofs that differ from `proof` by one changed, dropped, doubled or added hash."""
     other = bytes(32)
     result = [(*proof, other), (other, *proof)]
     for at in range(len(proof)):
@@ -252,7 +252,7 @@ def test_a_mangled_consistency_proof_fails(data: st.DataObject) -> None:
         merkle.verify_consistency(old, roots[0], new, bytes(32), proof)
 
 
-def test_empty_consistency_proofs_hold_only_where_nothing_is_to_prove() -> None:
+def test_empty_consistency_proofs_are_valid_only_if_trivial() -> None:
     empty, one, two, three, four = (naive_root(MANY[:n]) for n in range(5))
     merkle.verify_consistency(0, empty, 0, empty, ())
     merkle.verify_consistency(0, empty, 2, two, ())
@@ -274,7 +274,7 @@ def test_empty_consistency_proofs_hold_only_where_nothing_is_to_prove() -> None:
         merkle.verify_consistency(2, two, 2, two, (one,))
 
 
-def test_proofs_past_the_tree_are_our_error() -> None:
+def test_proofs_beyond_the_tree_raise_local_errors() -> None:
     for index, size in [(0, 0), (3, 3), (-1, 3)]:
         with pytest.raises(LocalProtocolError):
             merkle.inclusion_proof(index, size, STORED)
@@ -288,12 +288,12 @@ def test_proofs_past_the_tree_are_our_error() -> None:
         Frontier(3, [bytes(32)])
 
 
-def test_an_endless_proof_is_refused() -> None:
+def test_a_too_long_proof_is_refused() -> None:
     with pytest.raises(ProofError):
         merkle.verify_inclusion(MANY[0], 0, 1 << 200, [bytes(32)] * 200, MANY[0])
 
 
-def test_nodes_stand_in_the_order_they_are_completed() -> None:
+def test_nodes_are_stored_in_order_of_completion() -> None:
     seen: dict[int, tuple[int, int]] = {}
     for size in range(1, 65):
         leaf = size - 1
@@ -325,7 +325,7 @@ def test_proofs_of_a_large_tree_read_few_nodes() -> None:
 
 
 @given(st.lists(st.integers(0, 2_500_000), max_size=4))
-def test_pieces_of_any_chunking_give_the_same_root(lengths: list[int]) -> None:
+def test_any_chunk_sizes_give_the_same_root(lengths: list[int]) -> None:
     blob = bytes(range(256)) * (sum(lengths) // 256 + 1)
     blob = blob[: sum(lengths)]
     hasher = PieceHasher()
@@ -349,8 +349,8 @@ def test_piece_edges(extra: int) -> None:
 
 
 @given(st.integers(0, 300), st.lists(st.integers(0, 60), max_size=8))
-def test_subtrees_hashed_apart_are_the_same_tree(start: int, sizes: list[int]) -> None:
-    """Leaves in parts of any lengths, behind a tree that was there: one root."""
+def test_subtrees_hashed_separately_give_the_same_tree(start: int, sizes: list[int]) -> None:
+    """Parts of any lengths appended to an existing tree give the root over all leaves."""
     total = start + sum(sizes)
     leaves = [merkle.leaf_hash(b"%d" % number) for number in range(total)]
     frontier = Frontier()
@@ -367,7 +367,7 @@ def test_subtrees_hashed_apart_are_the_same_tree(start: int, sizes: list[int]) -
     assert frontier.root() == merkle.root([*leaves, merkle.leaf_hash(b"more")])
 
 
-def test_a_subtree_belongs_where_its_size_divides() -> None:
+def test_a_subtree_must_begin_at_a_multiple_of_its_size() -> None:
     frontier = Frontier()
     frontier.append(merkle.leaf_hash(b"0"))
     with pytest.raises(LocalProtocolError):

@@ -1,4 +1,4 @@
-"""User names, file ids and file names: the tables of what may be, and any text at all."""
+"""User names, file ids and file names: tables of valid and invalid ones, and arbitrary text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from protocol.codec.names import (
 
 
 @pytest.mark.parametrize("name", ["a", "0", "alice", "a-b_c", "9" * 32, "con1", "com", "console"])
-def test_user_names(name: str) -> None:
+def test_valid_user_names(name: str) -> None:
     check_user_name(name)
     check_principal(name)
 
@@ -53,7 +53,7 @@ def test_user_names(name: str) -> None:
         "com0",
     ],
 )
-def test_no_user_names(name: str) -> None:
+def test_invalid_user_names(name: str) -> None:
     with pytest.raises(MessageError):
         check_user_name(name)
     with pytest.raises(MessageError):
@@ -61,7 +61,7 @@ def test_no_user_names(name: str) -> None:
 
 
 @given(st.text("azAZ09-_. \n\0é", max_size=34) | st.text("a0-_", min_size=30, max_size=34))
-def test_user_names_are_what_the_expression_says(name: str) -> None:
+def test_user_names_match_the_regular_expression(name: str) -> None:
     expected = re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", name) is not None
     assert accepts(check_principal, name) is expected
 
@@ -75,12 +75,12 @@ def accepts(check: Callable[[str], None], text: str) -> bool:
 
 
 @given(st.text("059afgA\n", min_size=30, max_size=34))
-def test_file_ids_are_what_the_expression_says(text: str) -> None:
+def test_file_ids_match_the_regular_expression(text: str) -> None:
     assert accepts(check_file_id, text) is (re.fullmatch("[0-9a-f]{32}", text) is not None)
 
 
 @pytest.mark.parametrize("name", ["operator", "server"])
-def test_principals_that_are_no_users(name: str) -> None:
+def test_reserved_principals_are_not_user_names(name: str) -> None:
     check_principal(name)
     with pytest.raises(MessageError):
         check_user_name(name)
@@ -89,7 +89,7 @@ def test_principals_that_are_no_users(name: str) -> None:
 @pytest.mark.parametrize(
     "file_id", ["", "0" * 31, "0" * 33, "A" * 32, "0" * 31 + "g", "0" * 32 + "\n"]
 )
-def test_no_file_ids(file_id: str) -> None:
+def test_invalid_file_ids(file_id: str) -> None:
     check_file_id("0123456789abcdef" * 2)
     with pytest.raises(MessageError):
         check_file_id(file_id)
@@ -116,7 +116,7 @@ def test_no_file_ids(file_id: str) -> None:
         "é" * (MAX_FILE_NAME // 2),
     ],
 )
-def test_file_names(name: str) -> None:
+def test_valid_file_names(name: str) -> None:
     check_file_name(name)
 
 
@@ -152,13 +152,13 @@ def test_file_names(name: str) -> None:
         "é" * (MAX_FILE_NAME // 2) + "a",
     ],
 )
-def test_no_file_names(name: str) -> None:
+def test_invalid_file_names(name: str) -> None:
     with pytest.raises(MessageError):
         check_file_name(name)
 
 
 @given(st.text(max_size=40) | st.text("./\\a\0é", max_size=12))
-def test_any_text_is_a_file_name_or_a_message_error(name: str) -> None:
+def test_any_text_is_valid_or_raises_message_error(name: str) -> None:
     try:
         check_file_name(name)
     except MessageError:
@@ -194,7 +194,7 @@ def test_device_names(part: str, expected: bool) -> None:
     assert is_device_name(part) is expected
 
 
-def test_every_control_character_of_unicode_and_no_other_is_refused_in_a_file_name() -> None:
+def test_file_names_refuse_exactly_the_unicode_control_characters() -> None:
     def refused(char: str) -> bool:
         try:
             check_file_name(f"a{char}")

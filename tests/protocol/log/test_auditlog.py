@@ -39,7 +39,7 @@ def encode(draft: EntryDraft = DRAFT, seq: int = 0, prev: bytes = GENESIS) -> tu
 
 
 def sealed(body: bytes) -> bytes:
-    """A line whose hash is right, whatever it says: `body` is all ahead of ``,"hash"``."""
+    """Return a line with a valid hash; `body` is everything before ``,"hash"``."""
     return body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
 
 
@@ -66,13 +66,13 @@ def test_a_known_line() -> None:
         + digest.hex().encode()
         + b'"}'
     )
-    # What twenty lines of anything would do to check it.
+    # The check as another program would do it.
     body, _, tail = line.rpartition(b',"hash":"')
     assert hashlib.sha256(body).hexdigest() + '"}' == tail.decode()
     assert tuple(json.loads(line)) == KEYS
 
 
-def test_a_line_parses_to_what_was_drafted() -> None:
+def test_a_line_parses_to_its_draft() -> None:
     line, digest = encode(seq=4, prev=bytes(32))
     entry = auditlog.parse(line, seq=4)
     for name in ("op", "actor", "owner", "file", "version", "session", "stage", "rec", "sigs"):
@@ -175,7 +175,7 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(sigs=[]),
         lambda v: v.update(time="2024-02-29T23:59:59Z"),
         lambda v: v.update(time="2024-02-29T23:59:59.999+00:00"),
-        lambda v: v.update(time="2024-02-29T23:59:59.99٣Z"),  # a digit, and not one of ours
+        lambda v: v.update(time="2024-02-29T23:59:59.99٣Z"),  # a digit that is not ASCII
         lambda v: v.update(time="2024-02-29T23:59:59.99aZ"),
         lambda v: v.update(time=None),
         lambda v: v.update(time=5),
@@ -212,7 +212,7 @@ def reorder(value: dict[str, Any]) -> None:
         lambda v: v.update(prev=None),
     ],
 )
-def test_a_line_with_a_right_hash_and_a_wrong_form_is_refused(
+def test_a_malformed_line_with_a_valid_hash_is_refused(
     change: Callable[[dict[str, Any]], object],
 ) -> None:
     auditlog.parse(resealed(lambda value: None))
@@ -238,7 +238,7 @@ def test_a_line_with_a_right_hash_and_a_wrong_form_is_refused(
         (b'{"seq"', b'[{"seq"'),
     ],
 )
-def test_another_spelling_of_the_same_line_is_refused(old: bytes, new: bytes) -> None:
+def test_non_canonical_lines_are_refused(old: bytes, new: bytes) -> None:
     body = encode()[0].rpartition(b',"hash":"')[0]
     assert body.count(old) == 1
     auditlog.parse(sealed(body))
@@ -274,7 +274,7 @@ def first_wrong(lines: list[bytes]) -> int:
     return caught.value.seq
 
 
-def test_a_chain_holds_from_anywhere() -> None:
+def test_a_chain_verifies_from_any_entry() -> None:
     lines = chain(8)
     entries = list(auditlog.verify_chain(lines))
     assert [entry.seq for entry in entries] == list(range(8))
@@ -292,7 +292,7 @@ def test_the_first_wrong_entry_is_named(at: int) -> None:
     assert first_wrong(lines[:at] + lines[at + 1 :]) == at
     assert first_wrong([*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]]) == at
     assert first_wrong([*lines[: at + 1], *lines[at:]]) == at + 1
-    # Rewritten along with its hash, an entry no longer has a successor.
+    # The entry after one that was rewritten with its hash does not follow it.
     rewritten = resealed(lambda value: value.update(actor="mallory"), lines[at])
     assert first_wrong([*lines[:at], rewritten, *lines[at + 1 :]]) == at + 1
 
@@ -302,7 +302,7 @@ def test_the_first_entry_follows_genesis() -> None:
     assert first_wrong([line]) == 0
 
 
-def test_an_entry_in_another_place_is_named() -> None:
+def test_an_entry_with_another_seq_is_named() -> None:
     lines = chain(3)
     with pytest.raises(LogError) as caught:
         auditlog.parse(lines[1], seq=2)
@@ -321,7 +321,7 @@ TOMBSTONES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("wrong", TOMBSTONES)
-def test_a_malformed_tombstone_is_no_entry(wrong: str) -> None:
+def test_a_malformed_tombstone_is_refused(wrong: str) -> None:
     line, _ = encode(replace(DRAFT, detail=TOMBSTONES[wrong]))
     with pytest.raises(LogError):
         auditlog.parse(line)
@@ -340,8 +340,8 @@ def test_the_records_of_an_entry() -> None:
 
 @pytest.mark.parametrize("spelled", [str.upper, lambda text: " ".join([text[:2], text[2:]])])
 @pytest.mark.parametrize("where", ["paths", "accounts"])
-def test_a_hash_in_the_detail_has_one_spelling(where: str, spelled: Callable[[str], str]) -> None:
-    """Else something could be hidden in it."""
+def test_hashes_in_the_detail_are_canonical(where: str, spelled: Callable[[str], str]) -> None:
+    """Otherwise data could be hidden in the spelling."""
     text = "ab" * 32
     for known in (text, spelled(text)):
         detail = {where: {"ada": known if where == "paths" else [0, known]}}

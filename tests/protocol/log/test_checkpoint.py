@@ -12,7 +12,7 @@ from protocol.log import checkpoint
 from protocol.log.checkpoint import Checkpoint, Verifier
 from protocol.records.signatures import SigningKey
 
-# golang.org/x/mod/sumdb/note: the key and note of its tests.
+# Key and note of the tests of golang.org/x/mod/sumdb/note.
 PETER = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
 PETER_SEED = base64.b64decode("AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz")[1:]
 PETER_TEXT = (
@@ -38,7 +38,7 @@ def refuse(note: bytes | str, verifier: Verifier = LOG) -> None:
 
 
 def signed(text: str) -> str:
-    """A note of any text, validly signed."""
+    """Return a note with any text and a valid signature."""
     blob = base64.b64encode(LOG.key_id + KEY.sign_note(text.encode())).decode()
     return f"{text}\n— {ORIGIN} {blob}\n"
 
@@ -51,13 +51,13 @@ def test_published_keys_parse_and_print(vkey: str) -> None:
     assert verifier.key_id.hex() == vkey.split("+")[1]
 
 
-def test_the_published_signature_is_ours_too() -> None:
+def test_published_signature_is_reproduced() -> None:
     key = SigningKey.from_seed(PETER_SEED)
     verifier = Verifier("PeterNeumann", key.public)
     assert verifier.vkey == PETER
     blob = verifier.key_id + key.sign_note(PETER_TEXT.encode())
     assert base64.b64encode(blob).decode() == PETER_SIGNATURE
-    # Its signature holds, so what is refused is that it is no checkpoint.
+    # Its signature is valid, so it is refused only because it is not a checkpoint.
     note = f"{PETER_TEXT}\n— PeterNeumann {PETER_SIGNATURE}\n"
     with pytest.raises(CheckpointError, match="malformed"):
         checkpoint.verify(note.encode(), verifier)
@@ -88,7 +88,7 @@ def test_mangled_keys_are_refused(vkey: str) -> None:
         Verifier.parse(vkey)
 
 
-def test_the_text_is_the_specification_s() -> None:
+def test_the_text_matches_the_specification() -> None:
     assert f"sfs/{'ab' * 32}\n1234\n{base64.b64encode(ROOT).decode()}" == TEXT
     assert SIGNATURE.startswith(f"— sfs/{'ab' * 32} ")
     assert SIGNATURE.endswith("\n")
@@ -96,7 +96,7 @@ def test_the_text_is_the_specification_s() -> None:
 
 
 @given(st.integers(0, 10**16 - 1), st.binary(min_size=32, max_size=32))
-def test_what_is_signed_is_read_back(size: int, root: bytes) -> None:
+def test_round_trip(size: int, root: bytes) -> None:
     note = checkpoint.sign(KEY, ORIGIN, size, root)
     assert len(note) <= checkpoint.MAX_CHECKPOINT
     assert checkpoint.verify(note, LOG) == Checkpoint(ORIGIN, size, root)
@@ -137,12 +137,12 @@ def test_another_log_or_key_is_refused() -> None:
         "\n" + TEXT,
     ],
 )
-def test_a_signed_text_of_another_form_is_refused(text: str) -> None:
+def test_malformed_signed_text_is_refused(text: str) -> None:
     checkpoint.verify(signed(TEXT + "\n").encode(), LOG)
     refuse(signed(text + "\n"))
 
 
-def test_signatures_of_others_are_tolerated() -> None:
+def test_signatures_of_other_keys_are_ignored() -> None:
     witness = "— witness.example/w " + base64.b64encode(bytes(76)).decode() + "\n"
     same_name = f"— {ORIGIN} " + base64.b64encode(b"\0" * 68).decode() + "\n"
     same_id = "— other " + base64.b64encode(LOG.key_id + bytes(64)).decode() + "\n"
@@ -153,7 +153,7 @@ def test_signatures_of_others_are_tolerated() -> None:
     refuse(f"{TEXT}\n\n{same_name}{same_id}")
 
 
-def test_a_second_signature_by_the_key_must_hold_too() -> None:
+def test_every_signature_by_the_key_must_verify() -> None:
     bad = f"— {ORIGIN} " + base64.b64encode(LOG.key_id + bytes(64)).decode() + "\n"
     refuse(f"{TEXT}\n\n{SIGNATURE}{bad}")
     refuse(f"{TEXT}\n\n{bad}{SIGNATURE}")

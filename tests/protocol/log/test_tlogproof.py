@@ -23,7 +23,7 @@ TIME = "2026-11-25T01:02:03.004Z"
 
 
 def written(count: int) -> tuple[list[bytes], list[bytes]]:
-    """(lines, entry hashes) of a log of `count` entries."""
+    """Return (lines, entry hashes) of a log of `count` entries."""
     lines: list[bytes] = []
     hashes = [auditlog.GENESIS]
     for seq in range(count):
@@ -54,14 +54,14 @@ FILE = PROOF.encode()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 21])
-def test_every_entry_of_a_log_can_be_proven_from_its_file(size: int) -> None:
+def test_every_entry_has_a_valid_proof_file(size: int) -> None:
     for seq in range(size):
         entry, signed = tlogproof.verify(TlogProof.parse(proof_of(seq, size).encode()), LOG)
         assert (entry.seq, entry.file, entry.hash) == (seq, f"{seq:032x}", HASHES[seq])
         assert (signed.origin, signed.size) == (ORIGIN, size)
 
 
-def test_the_form_is_c2sp_s() -> None:
+def test_the_format_matches_c2sp() -> None:
     lines = FILE.decode().split("\n")
     assert lines[0] == "c2sp.org/tlog-proof@v1"
     assert lines[1] == "extra " + base64.b64encode(LINES[5]).decode()
@@ -84,7 +84,7 @@ def test_round_trip(index: int, line: bytes, path: tuple[bytes, ...], note: byte
 
 
 @given(st.binary(max_size=300))
-def test_what_parses_is_what_would_be_written(data: bytes) -> None:
+def test_parsed_proofs_encode_to_the_same_bytes(data: bytes) -> None:
     for candidate in (data, FILE[: len(data)] + data):
         try:
             proof = TlogProof.parse(candidate)
@@ -93,7 +93,7 @@ def test_what_parses_is_what_would_be_written(data: bytes) -> None:
         assert proof.encode() == candidate
 
 
-def test_no_flipped_byte_passes() -> None:
+def test_every_flipped_byte_is_refused() -> None:
     for at in range(len(FILE)):
         changed = bytearray(FILE)
         changed[at] ^= 1
@@ -101,7 +101,7 @@ def test_no_flipped_byte_passes() -> None:
             tlogproof.verify(TlogProof.parse(bytes(changed)), LOG)
 
 
-def test_no_truncation_passes() -> None:
+def test_every_truncation_is_refused() -> None:
     for length in range(len(FILE)):
         with pytest.raises((ProofError, LogError, CheckpointError)):
             tlogproof.verify(TlogProof.parse(FILE[:length]), LOG)
@@ -124,13 +124,13 @@ def test_no_truncation_passes() -> None:
         FILE + b"x" * tlogproof.MAX_TLOG_PROOF,
     ],
 )
-def test_another_form_is_refused(data: bytes) -> None:
+def test_malformed_proofs_are_refused(data: bytes) -> None:
     with pytest.raises(ProofError):
         TlogProof.parse(data)
 
 
-STRANGER = SigningKey.from_seed(bytes(32))
-FORGED = checkpoint.sign(STRANGER, ORIGIN, 21, bytes(32))
+OTHER_KEY = SigningKey.from_seed(bytes(32))
+FORGED = checkpoint.sign(OTHER_KEY, ORIGIN, 21, bytes(32))
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,14 @@ FORGED = checkpoint.sign(STRANGER, ORIGIN, 21, bytes(32))
         (lambda: replace(PROOF, path=(PROOF.path[0][:31], *PROOF.path[1:])), ProofError),
     ],
 )
-def test_another_content_is_refused(
-    change: Callable[[], TlogProof], error: type[Exception]
-) -> None:
+def test_wrong_content_is_refused(change: Callable[[], TlogProof], error: type[Exception]) -> None:
     with pytest.raises(error):
         tlogproof.verify(TlogProof.parse(change().encode()), LOG)
 
 
 def test_the_key_of_another_log_is_refused() -> None:
     with pytest.raises(CheckpointError):
-        tlogproof.verify(PROOF, Verifier(ORIGIN, STRANGER.public))
+        tlogproof.verify(PROOF, Verifier(ORIGIN, OTHER_KEY.public))
     assert tlogproof.verify(PROOF, LOG)[1] == Checkpoint(
         ORIGIN, 21, merkle.root(map(merkle.leaf_hash, HASHES))
     )

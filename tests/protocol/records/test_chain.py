@@ -1,4 +1,4 @@
-"""How one statement follows another: each rule, broken by itself."""
+"""Rules of identity chains, each broken alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from protocol.records.chain import check_first, check_next
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 
-KEY, NEXT, CODE, OTHER_CODE, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(5))
+KEY, NEXT, CODE, OTHER_CODE, OTHER_KEY = (SigningKey.from_seed(bytes([n]) * 32) for n in range(5))
 RECOVERY = RecoveryKey(CODE.public, b"x" * 1216)
 OTHER_RECOVERY = RecoveryKey(OTHER_CODE.public, b"x" * 1216)
 DEVICE = (b"d" * 16, b"x" * 1216)
@@ -58,14 +58,14 @@ RENEWED: dict[str, Any] = {
 }
 
 
-def test_a_first_statement() -> None:
+def test_a_valid_first_statement() -> None:
     assert check_first(*signed(FIRST, KEY)) == FIRST
 
 
 @pytest.mark.parametrize(
     ("changed", "keys", "error"),
     [
-        ({}, (STRANGER,), SignatureError),
+        ({}, (OTHER_KEY,), SignatureError),
         ({}, (), ChainError),
         ({}, (KEY, KEY), ChainError),
         ({"reason": "device"}, (KEY,), ChainError),
@@ -74,7 +74,7 @@ def test_a_first_statement() -> None:
         ({"voids": (bytes(32),)}, (KEY,), ChainError),
     ],
 )
-def test_what_is_no_first_statement(
+def test_invalid_first_statements(
     changed: dict[str, Any], keys: tuple[SigningKey, ...], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -90,7 +90,7 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         {"reason": "recovery-key", "recovery": OTHER_RECOVERY},
         (KEY, CODE),
     ),
-    "no recovery key any more": (
+    "recovery key removed": (
         WITH_CODE,
         {"reason": "recovery-key", "recovery": None},
         (KEY, CODE),
@@ -107,7 +107,7 @@ GOOD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
 
 
 @pytest.mark.parametrize("case", GOOD)
-def test_what_may_follow(case: str) -> None:
+def test_valid_next_statements(case: str) -> None:
     before, changed, keys = GOOD[case]
     statement = following(before, **changed)
     checked, signers = check_next([before.encode()], *signed(statement, *keys))
@@ -117,14 +117,14 @@ def test_what_may_follow(case: str) -> None:
 
 BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
     "not signed": (FIRST, {}, ()),
-    "signed thrice": (FIRST, {}, (KEY, KEY, KEY)),
-    "signed by a stranger": (FIRST, {}, (STRANGER,)),
-    "a stranger beside it": (FIRST, {}, (KEY, STRANGER)),
-    "a code that was never committed": (FIRST, {}, (KEY, CODE)),
+    "three signatures": (FIRST, {}, (KEY, KEY, KEY)),
+    "signed by an unrelated key": (FIRST, {}, (OTHER_KEY,)),
+    "an unrelated second signature": (FIRST, {}, (KEY, OTHER_KEY)),
+    "a recovery key that was never committed": (FIRST, {}, (KEY, CODE)),
     "of another server": (FIRST, {"server": bytes(32)}, (KEY,)),
     "of another user": (FIRST, {"user": "eve"}, (KEY,)),
-    "a number left out": (FIRST, {"n": 3}, (KEY,)),
-    "onto another": (FIRST, {"prev": bytes(32)}, (KEY,)),
+    "a skipped number": (FIRST, {"n": 3}, (KEY,)),
+    "after another statement": (FIRST, {"prev": bytes(32)}, (KEY,)),
     "a second enrolment": (FIRST, {"reason": "enrol", **RENEWED}, (NEXT, KEY)),
     "a device with a new key": (FIRST, {"sign_pub": NEXT.public}, (NEXT, KEY)),
     "a device with a new wrap key": (FIRST, {"wrap_pub": b"v" * 32}, (KEY,)),
@@ -136,7 +136,11 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
         (KEY,),
     ),
     "a rotation signed by the new key alone": (FIRST, {"reason": "rotate", **RENEWED}, (NEXT,)),
-    "a rotation by a stranger": (FIRST, {"reason": "rotate", **RENEWED}, (NEXT, STRANGER)),
+    "a rotation by an unrelated key": (
+        FIRST,
+        {"reason": "rotate", **RENEWED},
+        (NEXT, OTHER_KEY),
+    ),
     "a rotation to the same key": (
         FIRST,
         {"reason": "rotate", **RENEWED, "sign_pub": KEY.public},
@@ -178,13 +182,13 @@ BAD: dict[str, tuple[Statement, dict[str, Any], tuple[SigningKey, ...]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_may_not_follow(case: str) -> None:
+def test_invalid_next_statements(case: str) -> None:
     before, changed, keys = BAD[case]
     with pytest.raises((ChainError, SignatureError)):
         check_next([before.encode()], *signed(following(before, **changed), *keys))
 
 
-def test_bytes_that_are_no_statement() -> None:
+def test_malformed_statements() -> None:
     for body in (b"", b"\x80", b"x" * 100):
         with pytest.raises(RemoteProtocolError):
             check_first(body, (bytes(64),))
@@ -192,7 +196,7 @@ def test_bytes_that_are_no_statement() -> None:
             check_next([FIRST.encode()], body, (bytes(64),))
 
 
-def test_the_exact_bytes_are_what_is_followed() -> None:
+def test_prev_covers_the_exact_bytes() -> None:
     body, signatures = signed(following(FIRST), KEY)
     other = replace(FIRST, created=1001).encode()
     with pytest.raises(ChainError):

@@ -1,4 +1,4 @@
-"""Invitations: what one side writes the other reads, and nothing else is one."""
+"""Invitations: round trips, and refusal of any other text."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 
 @given(st.text())
-def test_any_text_is_an_invitation_or_a_message_error(text: str) -> None:
+def test_any_text_parses_or_raises_message_error(text: str) -> None:
     try:
         invitation = parse_invitation(text)
     except MessageError:
@@ -85,7 +85,7 @@ def test_any_text_is_an_invitation_or_a_message_error(text: str) -> None:
     assert invitation.to_text() == text.strip()
 
 
-def test_the_token_stays_out_of_reprs() -> None:
+def test_repr_omits_the_token() -> None:
     assert "ff" not in repr(Invitation("h", 1, "alice", b"\0" * 32, TOKEN)).lower()
 
 
@@ -99,6 +99,6 @@ def test_addresses(text: str, parts: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":1", "a", "a:", "a:-1", "::1:5", "[a:5", "a b:1", "é:1"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(MessageError):
         parse_address(text)

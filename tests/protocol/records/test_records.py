@@ -1,4 +1,4 @@
-"""Signed records: exact keys, the rules between fields, and the names that hashes give."""
+"""Signed records: exact keys, rules between fields, and hashes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_round_trip(cls: type[SignedStruct], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.data())
-def test_a_missing_unknown_or_doubled_key(cls: type[SignedStruct], data: st.DataObject) -> None:
+def test_missing_unknown_and_repeated_keys(cls: type[SignedStruct], data: st.DataObject) -> None:
     written = data.draw(structs(cls)).to_map()
     key = data.draw(st.sampled_from(sorted(written)))
     less = {name: value for name, value in written.items() if name != key}
@@ -100,9 +100,7 @@ def test_a_missing_unknown_or_doubled_key(cls: type[SignedStruct], data: st.Data
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.data())
-def test_a_changed_record_is_another_or_refused(
-    cls: type[SignedStruct], data: st.DataObject
-) -> None:
+def test_changed_bytes_differ_or_are_refused(cls: type[SignedStruct], data: st.DataObject) -> None:
     record = data.draw(structs(cls))
     body = bytearray(record.encode())
     at = data.draw(st.integers(0, len(body) - 1))
@@ -111,15 +109,15 @@ def test_a_changed_record_is_another_or_refused(
         changed = cls.parse(bytes(body))
     except RemoteProtocolError:
         return
-    # 0 may be written in more than one way in msgpack, so an equal record is possible: that is why
-    # the bytes received are what is hashed and verified.
+    # msgpack has several encodings of 0, so the record may be equal. For this reason hashes and
+    # signatures cover the bytes received.
     assert records.record_hash(bytes(body)) != records.record_hash(record.encode())
     assert isinstance(changed, cls)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_record_or_a_remote_error(cls: type[SignedStruct], data: bytes) -> None:
+def test_any_bytes_parse_or_raise_remote_errors(cls: type[SignedStruct], data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         cls.parse(data)
 
@@ -149,7 +147,7 @@ def test_the_keys_of_every_op(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OWN_KEYS)
-def test_a_foreign_or_missing_field_of_an_op(op: str) -> None:
+def test_foreign_and_missing_fields_of_an_op(op: str) -> None:
     record = BY_OP[op]
     present: dict[str, Any] = {"to": examples.FILE_ID, "purged": (1,)}
     for other in BY_OP.values():
@@ -169,7 +167,7 @@ def test_a_foreign_or_missing_field_of_an_op(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["", "PUT", "puts", None, 1, b"put", ["put"]])
-def test_an_op_that_is_none(op: object) -> None:
+def test_unknown_ops(op: object) -> None:
     with pytest.raises(MessageError):
         FileRecord.parse(encoding.pack({**examples.PUT.to_map(), "op": op}))
 
@@ -203,7 +201,7 @@ def test_an_op_that_is_none(op: object) -> None:
         {"readers": (("operator", HASH, 0),)},
     ],
 )
-def test_what_a_file_record_refuses(changes: dict[str, Any]) -> None:
+def test_invalid_file_records(changes: dict[str, Any]) -> None:
     with pytest.raises(MessageError):
         dataclasses.replace(examples.PUT, **changes)
 
@@ -232,7 +230,7 @@ def test_what_a_file_record_refuses(changes: dict[str, Any]) -> None:
         {"due": 2**53 + 1},
     ],
 )
-def test_what_a_statement_refuses(changes: dict[str, Any]) -> None:
+def test_invalid_statements(changes: dict[str, Any]) -> None:
     with pytest.raises(MessageError):
         dataclasses.replace(examples.FIRST, **changes)
 
@@ -255,7 +253,7 @@ def test_the_limit_is_checked_before_anything_is_parsed() -> None:
         FileRecord.parse(bytes(MAX_RECORD + 1))
 
 
-def test_hashes_by_their_formulas() -> None:
+def test_hashes_match_their_definitions() -> None:
     assert records.record_hash(b"body") == hashlib.sha256(b"body").digest()
     public = bytes(range(32))
     assert records.server_id(public) == hashlib.sha256(b"sfs/v1/server\x00" + public).digest()

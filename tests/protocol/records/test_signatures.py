@@ -1,4 +1,4 @@
-"""Ed25519 with a context string: RFC 8032's answers, and nothing verifies out of its context."""
+"""Ed25519 with context strings: RFC 8032 vectors; no signature verifies in another context."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_labels_cannot_be_confused() -> None:
     values = [label.value for label in Label]
     assert len(set(values)) == len(values)
     assert not any(b"\0" in value for value in values)
-    # A note begins with "sfs/" and 64 hex digits; a label is no beginning of one.
+    # A note begins with "sfs/" and 64 hex digits, and no label is a prefix of one.
     assert all(value.startswith(b"sfs/v1/") for value in values)
 
 
 @given(st.binary(max_size=100), st.sampled_from(Label), st.integers(0, 511))
-def test_one_bit_of_a_signature(body: bytes, label: Label, bit: int) -> None:
+def test_one_flipped_bit_is_refused(body: bytes, label: Label, bit: int) -> None:
     signature = bytearray(KEY.sign(label, body))
     assert len(signature) == 64
     verify_signature(label, body, bytes(signature), KEY.public)
@@ -84,7 +84,7 @@ def test_one_bit_of_a_signature(body: bytes, label: Label, bit: int) -> None:
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
-def test_another_body_or_key(body: bytes, other: bytes) -> None:
+def test_other_bodies_and_keys_are_refused(body: bytes, other: bytes) -> None:
     signature = KEY.sign(Label.RECORD, body)
     if body != other:
         with pytest.raises(SignatureError):
@@ -100,7 +100,7 @@ def test_wrong_lengths(signature: bytes, public: bytes) -> None:
         verify_signature(Label.LOGIN, b"", signature, public)
 
 
-def test_fresh_keys_differ_and_keep_their_seed_to_themselves() -> None:
+def test_generated_keys_differ_and_repr_hides_the_seed() -> None:
     first, second = SigningKey.generate(), SigningKey.generate()
     assert first.seed != second.seed
     assert (len(first.seed), len(first.public)) == (SEED_SIZE, 32)

@@ -1,4 +1,4 @@
-"""Both roles against each other: the legal order, request ids, limits, and any bytes at all."""
+"""Both roles connected: legal order, request ids, limits, and arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ REFUSED = Error("refused", "no")
 def feed(
     to: Connection, pieces: Iterable[Buffer], chunks: Sequence[int] = ()
 ) -> list[ReceivedMessage]:
-    """What `to` makes of the pieces, received `chunks` bytes at a time, then in one go."""
+    """Return the messages in the pieces, received in `chunks` of given sizes and then at once."""
     data = memoryview(b"".join(pieces))
     sizes = iter(chunks)
     received: list[ReceivedMessage] = []
@@ -74,20 +74,20 @@ def feed(
 
 
 def raw(request_id: int, message: Message) -> list[Buffer]:
-    """A frame that nobody checked."""
+    """Return an unchecked frame."""
     body = b"".join(encode(request_id, message))
     return [len(body).to_bytes(4, "big"), body]
 
 
 def opening() -> tuple[Connection, Connection]:
-    """(client, server) after the Welcome."""
+    """Return (client, server) after the Welcome."""
     client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
     feed(client, server.respond(WELCOME_ID, WELCOME))
     return client, server
 
 
 def opened() -> tuple[Connection, Connection]:
-    """(client, server) after a login."""
+    """Return (client, server) after a login."""
     client, server = opening()
     request_id, pieces = client.request(LOGIN)
     feed(server, pieces)
@@ -103,7 +103,7 @@ def ask(client: Connection, server: Connection, message: Request) -> int:
 
 
 def assert_closed(connection: Connection) -> None:
-    """Nothing is sent any more, and what still arrives has a place but no effect."""
+    """Check that nothing can be sent, and that received bytes are taken and ignored."""
     assert connection.state is ConnectionState.CLOSED
     assert feed(connection, [bytes(100_000)]) == []
     with pytest.raises(LocalProtocolError):
@@ -151,7 +151,7 @@ def test_the_session_may_be_sent_before_it_is_established() -> None:
 
 
 @pytest.mark.parametrize("attempt", [LOGIN, ENROLL])
-def test_a_refused_opening_may_be_tried_again(attempt: Request) -> None:
+def test_a_refused_login_can_be_retried(attempt: Request) -> None:
     client, server = opening()
     for expected in (1, 2):
         request_id = ask(client, server, attempt)
@@ -162,7 +162,7 @@ def test_a_refused_opening_may_be_tried_again(attempt: Request) -> None:
     assert client.state is server.state is ConnectionState.OPENING
 
 
-# What the other side may send in each state, one example of each kind of message.
+# What the peer may send in each state, with one example of each kind of message.
 KINDS: dict[str, Message] = {
     "welcome": WELCOME,
     "login": LOGIN,
@@ -270,7 +270,7 @@ REPLIES = [message for message in EXAMPLES.values() if isinstance(message, Reply
 
 
 @pytest.mark.parametrize("asked", REQUESTS, ids=lambda message: type(message).__name__)
-def test_only_the_replies_of_a_request_answer_it(asked: Request) -> None:
+def test_a_request_accepts_only_its_replies(asked: Request) -> None:
     for answer in REPLIES:
         client, server = opening() if type(asked) in OPENING else opened()
         request_id = ask(client, server, asked)
@@ -316,7 +316,7 @@ def test_a_second_reply() -> None:
 
 
 @pytest.mark.parametrize("request_id", [0, 2])
-def test_a_server_takes_no_request_id_twice(request_id: int) -> None:
+def test_a_server_refuses_a_request_id_in_use(request_id: int) -> None:
     client, server = opened()
     assert ask(client, server, Ping()) == 2
     with pytest.raises(SequenceError):
@@ -347,7 +347,7 @@ def test_only_one_login_at_a_time() -> None:
         feed(server, raw(2, LOGIN))
 
 
-def test_requests_that_wait_are_capped() -> None:
+def test_outstanding_requests_are_limited() -> None:
     client, server = opened()
     for _ in range(MAX_OUTSTANDING):
         ask(client, server, Ping())
@@ -360,7 +360,7 @@ def test_requests_that_wait_are_capped() -> None:
         feed(server, raw(2, Ping()))
 
 
-def test_request_ids_wrap_past_those_that_wait() -> None:
+def test_request_ids_wrap_and_skip_ids_in_use() -> None:
     client, server = opened()
     for _ in range(2):
         ask(client, server, Ping())
@@ -368,7 +368,7 @@ def test_request_ids_wrap_past_those_that_wait() -> None:
     assert [ask(client, server, Ping()) for _ in range(3)] == [2**32 - 1, 1, 4]
 
 
-def test_a_message_that_cannot_be_sent_takes_no_request_id() -> None:
+def test_an_unsendable_message_uses_no_request_id() -> None:
     client, server = opening()
     too_long = Enroll(1, "alice", bytes(16_000), bytes(400), bytes(64), bytes(32))
     with pytest.raises(LocalProtocolError):
@@ -401,7 +401,7 @@ def test_a_length_past_the_limit_of_the_state(
     assert_closed(refusing)
 
 
-def test_a_session_longer_than_any_login_fits() -> None:
+def test_the_session_reply_may_be_longer_than_a_login() -> None:
     client, server = opening()
     receipt = Receipt(bytes(60_000), (), b"checkpoint", ())
     session = Session(b"checkpoint", (), receipt, None, 1)
@@ -411,7 +411,7 @@ def test_a_session_longer_than_any_login_fits() -> None:
     ]
 
 
-def test_unknown_requests_are_answered_and_the_session_goes_on() -> None:
+def test_unknown_requests_are_answered_and_the_session_continues() -> None:
     client, server = opened()
     body = encoding.pack([4000, 77, "field", [1], bytes(10)])
     assert feed(server, [len(body).to_bytes(4, "big"), body]) == [
@@ -435,7 +435,7 @@ def test_unknown_requests_are_answered_and_the_session_goes_on() -> None:
         ("9215cf0000000100000000", MessageError),
     ],
 )
-def test_bodies_that_close_a_connection(body: str, error: type[RemoteProtocolError]) -> None:
+def test_invalid_bodies_close_the_connection(body: str, error: type[RemoteProtocolError]) -> None:
     client, server = opened()
     client.request(Ping())
     data = bytes.fromhex(body)
@@ -445,7 +445,7 @@ def test_bodies_that_close_a_connection(body: str, error: type[RemoteProtocolErr
         assert_closed(connection)
 
 
-def test_large_data_is_a_view_that_outlives_what_follows() -> None:
+def test_large_data_is_a_view_that_outlives_later_messages() -> None:
     client, server = opened()
     first = Data(bytes(16), 0, b"a" * 1024 * 1024)
     second = Data(bytes(16), 1024 * 1024, b"b" * 1024 * 1024)
@@ -493,7 +493,7 @@ def test_byte_by_byte() -> None:
 
 
 @given(st.binary(max_size=400), st.sampled_from(Role), st.integers(0, 2))
-def test_any_bytes_give_messages_or_a_remote_error(data: bytes, role: Role, at: int) -> None:
+def test_any_bytes_give_messages_or_raise_remote_errors(data: bytes, role: Role, at: int) -> None:
     state = (ConnectionState.WELCOME, ConnectionState.OPENING, ConnectionState.OPEN)[at]
     framed = len(data).to_bytes(4, "big") + data
     for stream in (data, framed):

@@ -1,4 +1,4 @@
-"""Frames in tables of bytes, fed in any pieces; a bad length is refused before it costs memory."""
+"""Known frames, received in pieces of any size; bad lengths are refused before allocation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EDGES = (1, 2, VIEW_FROM - 1, VIEW_FROM, VIEW_FROM + 1, SCRATCH - 4, SCRATCH, SC
 
 
 def feed(reader: FrameReader, data: bytes, chunks: Iterable[int]) -> list[bytes]:
-    """Bodies that come of `data`, received `chunks` bytes at a time, then in one go."""
+    """Return the bodies in `data`, received in `chunks` of given sizes and then at once."""
     found: list[bytes] = []
     sizes = iter(chunks)
     at = 0
@@ -72,7 +72,7 @@ def test_bulk_is_not_copied_when_framed() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 101])
-def test_a_length_of_ours_past_the_limit(size: int) -> None:
+def test_sending_a_body_past_the_limit_is_refused(size: int) -> None:
     with pytest.raises(LocalProtocolError):
         encode_frame([bytes(size)], limit=100)
     assert len(encode_frame([bytes(100)], limit=100)[0]) == 104
@@ -100,7 +100,7 @@ def test_any_chunks_give_the_same_bodies(sizes: list[int], chunks: list[int]) ->
     assert feed(FrameReader(MAX_BODY), framed(bodies), chunks) == bodies
 
 
-def test_large_bodies_land_where_they_stay() -> None:
+def test_large_bodies_are_received_without_copies() -> None:
     reader = FrameReader(MAX_BODY)
     data = framed([pattern(MAX_BODY)])
     reader.get_buffer()[:10] = data[:10]
@@ -146,7 +146,7 @@ def test_a_bad_length_is_refused_before_anything_is_allocated(header: str, limit
         tracemalloc.stop()
 
 
-def test_the_limit_counts_for_the_next_header() -> None:
+def test_a_new_limit_applies_to_the_next_header() -> None:
     reader = FrameReader(10)
     data = framed([bytes(10), bytes(11)])
     reader.get_buffer()[: len(data)] = data
@@ -158,7 +158,7 @@ def test_the_limit_counts_for_the_next_header() -> None:
         feed(reader, framed([bytes(12)]), [])
 
 
-def test_time_does_not_grow_with_the_square_of_the_bytes() -> None:
+def test_reading_takes_linear_time() -> None:
     def seconds(size: int) -> float:
         data = framed([pattern(size)])
         started = time.process_time()
@@ -169,13 +169,13 @@ def test_time_does_not_grow_with_the_square_of_the_bytes() -> None:
             reader.next_body()
         return (time.process_time() - started) / size
 
-    # Per byte; a quadratic reader would differ by the factor between the sizes, 32.
+    # Time per byte; in a quadratic reader the sizes would differ by their factor, 32.
     assert seconds(16 * VIEW_FROM) < 8 * min(seconds(VIEW_FROM // 2) for _ in range(3))
 
 
 @pytest.mark.parametrize("head", [0, 5, TLS_RECORD - 1, TLS_RECORD, TLS_RECORD + 1])
 @pytest.mark.parametrize("bulk", [None, 0, 1, TLS_RECORD, 3 * TLS_RECORD + 7])
-def test_a_head_shares_a_record_with_what_follows_it(head: int, bulk: int | None) -> None:
+def test_the_head_shares_a_tls_record_with_the_next_bytes(head: int, bulk: int | None) -> None:
     pieces: list[Buffer] = [bytes(head)]
     if bulk is not None:
         pieces.append(b"b" * bulk)
@@ -187,7 +187,7 @@ def test_a_head_shares_a_record_with_what_follows_it(head: int, bulk: int | None
         assert rest[0].obj is pieces[1]
 
 
-def test_a_long_body_ends_where_a_page_ends_so_that_whole_pages_of_bulk_begin_at_one() -> None:
+def test_long_bodies_end_at_a_page_boundary() -> None:
     bulk = 1 << 20
     for head in (1, 30, 47, 4096):
         reader = FrameReader(MAX_BODY)
@@ -199,7 +199,7 @@ def test_a_long_body_ends_where_a_page_ends_so_that_whole_pages_of_bulk_begin_at
         assert ctypes.addressof(ctypes.c_char.from_buffer(body[head:])) % PAGE == 0
 
 
-def test_a_long_body_stays_what_it_was_while_somebody_looks() -> None:
+def test_long_bodies_do_not_change_while_a_view_exists() -> None:
     reader = FrameReader(MAX_BODY)
     kept = []
     for number in range(40):

@@ -1,4 +1,4 @@
-"""Accounts and operator requests: bounds of every field; no token in any of them."""
+"""Accounts and operator requests: bounds of every field, and no field for a token."""
 
 from __future__ import annotations
 

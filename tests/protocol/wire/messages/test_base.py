@@ -1,4 +1,4 @@
-"""Every message there is: its number, its bytes there and back, and whatever else may arrive."""
+"""Every message: its number, round trips, and malformed input."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.protocol.codec.test_encoding import VALUES
 from tests.protocol.strategies import structs
 from tests.vectors.protocol_examples import MESSAGES
 
-# Wire numbers of version 1, never to be used for anything else.
+# Wire numbers of version 1, which are never reused.
 NUMBERS = {
     1: "Error",
     2: "Done",
@@ -114,7 +114,7 @@ def test_numbers() -> None:
     assert {cls.TYPE for cls in CLASSES} == set(NUMBERS)
 
 
-def test_a_number_is_given_once() -> None:
+def test_message_numbers_are_unique() -> None:
     class Second(Reply):
         pass
 
@@ -136,7 +136,7 @@ def test_round_trip(cls: type[Message], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("message", [m for _, m in MESSAGES], ids=lambda m: type(m).__name__)
 def test_a_later_version_may_add_fields(message: Message) -> None:
-    """At the end of a message, ahead of its bulk, and at the end of every part in it."""
+    """New fields come at the end of a message, before its bulk, and at the end of every part."""
     fields = [getattr(message, field.name) for field in dataclasses.fields(message)]
     elements = [message.TYPE, 7, *map(_grown, fields)]
     bulk = [elements.pop()] if message.BULK else []
@@ -145,7 +145,7 @@ def test_a_later_version_may_add_fields(message: Message) -> None:
 
 
 def _grown(value: object) -> object:
-    """The wire form of a field whose parts have one element more each."""
+    """Return the wire form of a field with one additional element in each part."""
     if isinstance(value, Struct):
         names = [field.name for field in dataclasses.fields(value)]
         return [*(_grown(getattr(value, name)) for name in names), None]
@@ -193,7 +193,7 @@ def test_a_field_of_another_type(message: Message) -> None:
         "d415c0",
     ],
 )
-def test_what_is_no_message(body: str) -> None:
+def test_malformed_messages(body: str) -> None:
     with pytest.raises((MessageError, EncodingError)):
         decode(memoryview(bytes.fromhex(body)))
 
@@ -203,7 +203,7 @@ def test_what_is_no_message(body: str) -> None:
     st.integers(0, 2**32 - 1),
     st.lists(VALUES, max_size=4),
 )
-def test_unknown_types_say_what_to_answer(
+def test_unknown_types_report_the_request_id(
     number: int, request_id: int, fields: list[object]
 ) -> None:
     with pytest.raises(UnknownMessage) as caught:
@@ -212,7 +212,7 @@ def test_unknown_types_say_what_to_answer(
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, VIEW_FROM, base.PIECE])
-def test_bulk_is_never_copied_on_its_way_out(size: int) -> None:
+def test_encoding_does_not_copy_bulk(size: int) -> None:
     for bulk in (bytes(size), bytearray(size), memoryview(bytes(size))):
         for message in (Data(bytes(16), 0, bulk), Bytes(bulk)):
             pieces = encode(1, message)
@@ -220,7 +220,7 @@ def test_bulk_is_never_copied_on_its_way_out(size: int) -> None:
             assert decode(memoryview(b"".join(pieces))) == (1, message)
 
 
-def test_bulk_comes_in_as_a_view_of_the_body() -> None:
+def test_decoded_bulk_is_a_view_of_the_body() -> None:
     body = bytearray(body_of(1, Data(bytes(16), 0, bytes(base.PIECE))))
     _, message = decode(memoryview(body))
     assert isinstance(message, Data)
@@ -228,7 +228,7 @@ def test_bulk_comes_in_as_a_view_of_the_body() -> None:
     assert message.data[-1] == 9
 
 
-def test_a_long_last_field_that_is_not_bulk_is_bytes() -> None:
+def test_long_last_fields_other_than_bulk_are_bytes() -> None:
     page = LeavesPage(bytes(LEAVES_PER_PAGE * 32))
     _, message = decode(memoryview(body_of(1, page)))
     assert isinstance(message, LeavesPage)
@@ -255,7 +255,7 @@ def test_errors() -> None:
             Error(code, text)
 
 
-def test_types_are_what_the_library_says() -> None:
+def test_field_types_match_get_type_hints() -> None:
     known: list[type[Struct]] = [FileRecord, Statement, *CLASSES]
     for cls in known:
         expected = get_type_hints(cls, include_extras=True)
@@ -272,7 +272,7 @@ def test_every_class_is_a_request_or_a_reply_and_frozen() -> None:
 
 
 @given(st.lists(VALUES, max_size=8), st.sampled_from([*NUMBERS, 0, 255]))
-def test_any_fields_are_a_message_or_a_remote_error(fields: list[object], number: int) -> None:
+def test_any_fields_decode_or_raise_remote_errors(fields: list[object], number: int) -> None:
     body = encoding.pack([number, 1, *fields])
     try:
         _, message = decode(memoryview(body))
@@ -282,7 +282,7 @@ def test_any_fields_are_a_message_or_a_remote_error(fields: list[object], number
 
 
 @given(ANY_MESSAGE, st.data())
-def test_a_damaged_message_is_another_or_a_remote_error(
+def test_damaged_messages_differ_or_raise_remote_errors(
     message: Message, data: st.DataObject
 ) -> None:
     body = bytearray(body_of(1, message))

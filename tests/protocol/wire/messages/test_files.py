@@ -1,4 +1,4 @@
-"""Looking at files and changing them: bounds of every field."""
+"""Listing and changing files: bounds of every field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening messages: what may stand in them, and that they fit the frames of strangers."""
+"""Opening messages: bounds of every field, and they fit the frames allowed before a login."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_replies() -> None:
     assert (Pong,) == Ping.REPLIES
 
 
-def test_opening_messages_of_usual_size_fit_a_strangers_frame() -> None:
+def test_typical_opening_messages_fit_an_opening_frame() -> None:
     for request_id, message in examples.MESSAGES:
         if isinstance(message, (Welcome, *OPENING)):
             assert sum(map(len, encode(request_id, message))) < MAX_OPENING_BODY // 2

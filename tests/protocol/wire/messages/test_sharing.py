@@ -1,4 +1,4 @@
-"""Identity chains of others: bounds of every field, and a full page fits a frame."""
+"""Identity chains of other users: bounds of every field, and a full page fits a frame."""
 
 from __future__ import annotations
 

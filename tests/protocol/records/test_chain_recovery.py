@@ -1,4 +1,4 @@
-"""What the recovery key may undo, and what it may not: a chain that a thief has continued."""
+"""Statements that a recovery can undo, in a chain that a thief has extended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THIEF, OWNER, AGAIN, LATER = (SigningKey.from_seed(bytes([n]) * 32) for n in ran
 
 
 class Chain:
-    """Statements that follow each other; `add` checks each as both sides do."""
+    """An identity chain; `add` verifies each statement as server and clients do."""
 
     def __init__(self) -> None:
         self.bodies = [FIRST.encode()]
@@ -55,8 +55,8 @@ class Chain:
 
 
 @pytest.fixture
-def robbed() -> Chain:
-    """1 enrol, 2 recovery-key; the thief's: 3 device, 4 rotate, 5 finish, 6 device."""
+def extended() -> Chain:
+    """1 enrol, 2 recovery-key; by the thief: 3 device, 4 rotate, 5 finish, 6 device."""
     chain = Chain()
     chain.add({"devices": ((b"t" * 16, b"x" * 1216),)}, KEY)
     chain.add(chain.renewed(THIEF), THIEF, KEY)
@@ -65,76 +65,76 @@ def robbed() -> Chain:
     return chain
 
 
-def test_all_from_the_first_named_on_is_undone(robbed: Chain) -> None:
-    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
-    assert voided(robbed.statements) == {4, 5, 6}
-    stand, undone = standing(robbed.statements)
+def test_a_recovery_voids_all_statements_from_the_named_one_on(extended: Chain) -> None:
+    extended.add(extended.recovery(first=4, oldest=1), OWNER, CODE)
+    assert voided(extended.statements) == {4, 5, 6}
+    stand, undone = standing(extended.statements)
     assert [one.n for one in stand] == [1, 2, 3, 7]
     assert [one.generation for one in undone] == [2, 2, 2]
-    # It goes on from there, and what is undone stays so.
-    robbed.add({"reason": "finish", "oldest": 3}, OWNER)
-    robbed.add(robbed.renewed(LATER), LATER, OWNER)
-    assert voided(robbed.statements) == {4, 5, 6}
+    # The chain continues, and void statements stay void.
+    extended.add({"reason": "finish", "oldest": 3}, OWNER)
+    extended.add(extended.renewed(LATER), LATER, OWNER)
+    assert voided(extended.statements) == {4, 5, 6}
 
 
-def test_the_thief_s_finish_does_not_end_what_was_before(robbed: Chain) -> None:
+def test_voiding_a_finish_restores_the_oldest_generation(extended: Chain) -> None:
     for oldest in (2, 3):
         with pytest.raises(ChainError):
-            robbed.check(robbed.recovery(first=4, oldest=oldest), OWNER, CODE)
-    # His finish stands where it is not undone.
+            extended.check(extended.recovery(first=4, oldest=oldest), OWNER, CODE)
+    # The thief's finish counts unless it is voided.
     with pytest.raises(ChainError):
-        robbed.check(robbed.recovery(first=6, oldest=1), OWNER, CODE)
-    robbed.check(robbed.recovery(first=6, oldest=2), OWNER, CODE)
-    robbed.check(robbed.renewed(OWNER, "recovery"), OWNER, CODE)
+        extended.check(extended.recovery(first=6, oldest=1), OWNER, CODE)
+    extended.check(extended.recovery(first=6, oldest=2), OWNER, CODE)
+    extended.check(extended.renewed(OWNER, "recovery"), OWNER, CODE)
 
 
 @pytest.mark.parametrize("reason", ["rotate", "compromised", "device", "recovery-key"])
-def test_nothing_else_undoes(robbed: Chain, reason: str) -> None:
-    changed: dict[str, Any] = {"reason": reason, "voids": (robbed.hash_of(4),), "oldest": 1}
+def test_only_recoveries_may_void(extended: Chain, reason: str) -> None:
+    changed: dict[str, Any] = {"reason": reason, "voids": (extended.hash_of(4),), "oldest": 1}
     if reason in ("rotate", "compromised"):
-        changed = robbed.renewed(OWNER, **changed)
+        changed = extended.renewed(OWNER, **changed)
     for keys in ((OWNER, CODE), (OWNER, THIEF), (THIEF, CODE), (THIEF, THIEF)):
         with pytest.raises((ChainError, SignatureError)):
-            robbed.check(changed, *keys)
+            extended.check(changed, *keys)
 
 
-def test_without_the_recovery_key_nothing_is_undone(robbed: Chain) -> None:
+def test_voiding_requires_the_recovery_key(extended: Chain) -> None:
     for second in (THIEF, KEY, OWNER):
         with pytest.raises(ChainError):
-            robbed.check(robbed.recovery(first=4, oldest=1), OWNER, second)
+            extended.check(extended.recovery(first=4, oldest=1), OWNER, second)
     with pytest.raises(ChainError):
-        robbed.check({"reason": "finish", "oldest": 1}, THIEF)
+        extended.check({"reason": "finish", "oldest": 1}, THIEF)
 
 
-def test_what_may_not_be_undone(robbed: Chain) -> None:
+def test_statements_that_cannot_be_voided(extended: Chain) -> None:
     wrong: list[tuple[bytes, ...]] = [
-        (robbed.hash_of(1),),
+        (extended.hash_of(1),),
         (bytes(32),),
-        (robbed.hash_of(4), robbed.hash_of(5)),
+        (extended.hash_of(4), extended.hash_of(5)),
     ]
     for voids in wrong:
         with pytest.raises(ChainError):
-            robbed.check(robbed.renewed(OWNER, "recovery", voids=voids, oldest=1), OWNER, CODE)
-    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
-    # An earlier decision of the recovery key is not taken back, nor what stands before it.
+            extended.check(extended.renewed(OWNER, "recovery", voids=voids, oldest=1), OWNER, CODE)
+    extended.add(extended.recovery(first=4, oldest=1), OWNER, CODE)
+    # A recovery cannot void an earlier recovery or a statement before it.
     for first in (3, 4, 7):
         with pytest.raises(ChainError):
-            robbed.check(robbed.recovery(first, oldest=1, key=AGAIN), AGAIN, CODE)
+            extended.check(extended.recovery(first, oldest=1, key=AGAIN), AGAIN, CODE)
 
 
-def test_a_second_theft_is_undone_as_well(robbed: Chain) -> None:
-    robbed.add(robbed.recovery(first=4, oldest=1), OWNER, CODE)
-    robbed.add(robbed.renewed(LATER), LATER, OWNER)
-    robbed.add(robbed.recovery(first=8, oldest=1, key=AGAIN), AGAIN, CODE)
-    assert voided(robbed.statements) == {4, 5, 6, 8}
+def test_a_second_theft_can_be_undone(extended: Chain) -> None:
+    extended.add(extended.recovery(first=4, oldest=1), OWNER, CODE)
+    extended.add(extended.renewed(LATER), LATER, OWNER)
+    extended.add(extended.recovery(first=8, oldest=1, key=AGAIN), AGAIN, CODE)
+    assert voided(extended.statements) == {4, 5, 6, 8}
 
 
-def test_the_thief_cannot_change_the_recovery_key(robbed: Chain) -> None:
+def test_the_thief_cannot_change_the_recovery_key(extended: Chain) -> None:
     other = RecoveryKey(THIEF.public, b"t" * 1216)
     for recovery in (other, None):
         for keys in ((THIEF,), (THIEF, THIEF)):
             with pytest.raises(ChainError):
-                robbed.check({"reason": "recovery-key", "recovery": recovery}, *keys)
-    # The owner may, at once with his return.
-    changed = robbed.recovery(first=4, oldest=1) | {"recovery": RecoveryKey(AGAIN.public, b"n")}
-    robbed.check(changed, OWNER, CODE)
+                extended.check({"reason": "recovery-key", "recovery": recovery}, *keys)
+    # The owner may replace the recovery key in the same recovery.
+    changed = extended.recovery(first=4, oldest=1) | {"recovery": RecoveryKey(AGAIN.public, b"n")}
+    extended.check(changed, OWNER, CODE)
