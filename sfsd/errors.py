@@ -1,32 +1,8 @@
-"""All exceptions that `sfsd` raises on purpose, as one tree::
+"""All exceptions that `sfsd` raises on purpose.
 
-SfsdError                     has `.cause`, `.hint` and the command's `.exit_code`
-├── ConfigError               sfsd.toml, a flag or a key file is not usable
-├── RootBusyError             another process holds the root's lock
-├── UnreachableError          the running daemon cannot be talked to
-├── CommandError              a command failed; its exit code is given
-├── Refused                   a request is refused; has `.code`, `.head`
-├── Stale                     the state that a change was based on has changed; has `.paths`
-├── ShuttingDown              the daemon is stopping; nothing was done
-├── JournalError              the log file
-│   ├── JournalUnreadableError  the disk cannot read the log
-│   ├── JournalRangeError     a seq or size past the end of the log
-│   ├── EntryTooLongError     a draft whose line would exceed 64 KiB; has `.index`
-│   ├── JournalRefusedError   a group was rolled back; the log still takes entries
-│   │   └── JournalFullError  … because the disk is full
-│   ├── JournalFailedError    sticky: nothing more is appended until a restart
-│   └── JournalDamagedError   the log is not what was written; has `.seq`
-└── StoreError                stored bytes, by path
-    ├── PathError             not a path of the store: a bug of the caller
-    ├── Absent                nothing is stored under a path; has `.path`
-    ├── DamagedError          stored bytes differ from what the log says; has `.path`
-    ├── StagingClosedError    an open file, mostly an upload's, was closed meanwhile
-    ├── IncompleteError       an upload that lacks pieces
-    ├── PackError             a pack in staging/ that does not parse
-    ├── RecoveryError         the store cannot be made what the log says; has `.path`
-    ├── StoreRefusedError     a system call failed and was undone; the store goes on
-    │   └── StoreFullError    … because the disk is full
-    └── StoreFailedError      sticky: nothing more is acknowledged until a restart
+`JournalError` is the family of the log file, `StoreError` that of stored bytes. In both, a
+``…RefusedError`` was rolled back and the daemon goes on, a ``…FailedError`` lasts until a restart,
+and a ``…DamagedError`` says that bytes differ from what was written.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def load(folder: Path) -> ServerKeys:
             "keys/tls.crt has another key than keys/server.statement says",
             "restart the daemon: the next start of `sfsd serve` signs a new statement",
         )
-    return ServerKeys(folder, statement, signature, log_key, _read_public(folder / "operator.pub"))
+    return ServerKeys(folder, statement, signature, log_key, _read(folder / "operator.pub", _hex32))
 
 
 def readable_by_others(folder: Path) -> list[str]:
@@ -309,10 +309,6 @@ def _first_certificate(pem: bytes) -> bytes:
 
 def _read_key(path: Path) -> SigningKey:
     return _read(path, lambda raw: SigningKey.from_seed(_hex32(raw)))
-
-
-def _read_public(path: Path) -> bytes:
-    return _read(path, _hex32)
 
 
 def read_server_statement(folder: Path) -> tuple[bytes, bytes]:

@@ -25,7 +25,8 @@ from protocol.wire.messages.session import PROTOCOL_VERSION, Login, Session, Wel
 from sfsd import server_keys
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import CommandError, RootBusyError, UnreachableError
-from sfsd.net.dispatch import Access, Dispatcher, Principal
+from sfsd.net.dispatch import Dispatcher
+from sfsd.rules.context import Access, Principal
 from sfsd.server_keys import ServerKeys
 
 SECONDS: Final = 30.0

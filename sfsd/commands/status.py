@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import cast
 
@@ -22,19 +23,7 @@ def command(root: Path, as_json: bool) -> None:
     """
     status = cast(StatusAnswer, operator_client.send_requests(root, [Status()])[0])
     if as_json:
-        answer_json(
-            {
-                "version": status.version,
-                "address": status.address,
-                "started": status.started,
-                "log_size": status.log_size,
-                "connections": status.connections,
-                "sessions": status.sessions,
-                "users": status.users,
-                "disk_free": status.disk_free,
-                "failed": status.failed,
-            }
-        )
+        answer_json(dataclasses.asdict(status))
         return
     running = f"{status.address}, since {human_time(status.started)}" if status.address else "no"
     answer(f"running      {running}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from pathlib import Path
@@ -180,17 +181,6 @@ def _state(account: Account) -> str:
 
 
 def _to_json(account: Account) -> dict[str, object]:
-    return {
-        "user": account.user,
-        "state": _state(account),
-        "fingerprint": account.fingerprint.hex(),
-        "generation": account.generation,
-        "wrap_alg": account.wrap_alg,
-        "created": account.created,
-        "due": account.due,
-        "expires": account.expires,
-        "invited_until": account.invited_until,
-        "used": account.used,
-        "quota": account.quota,
-        "files": account.files,
-    }
+    values = dataclasses.asdict(account)
+    del values["disabled"]  # part of the state
+    return values | {"state": _state(account), "fingerprint": account.fingerprint.hex()}

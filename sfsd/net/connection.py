@@ -21,9 +21,10 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.session import Enroll, Login
 from sfsd.config import ConnectionLimits
 from sfsd.errors import Refused
-from sfsd.net.dispatch import Dispatcher, Principal
+from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget, weight_of
 from sfsd.net.write_queue import WriteQueue
+from sfsd.rules.context import Principal
 
 MAX_RUNNING: Final = 256
 """Running requests of one connection; a client's own window is smaller."""
@@ -113,9 +114,6 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._last_request = self._loop.time()
             self._waiting.extend(received)
             self._start_requests()
-
-    def eof_received(self) -> bool:
-        return False
 
     def pause_writing(self) -> None:
         if self._queue is not None:
@@ -254,21 +252,16 @@ class ClientConnection(asyncio.BufferedProtocol):
         messages = [cast(Request, incoming.message) for incoming in batch]
         answers = self._dispatcher.handle_all(cast(Principal, self.principal), messages)
         async for index, reply in answers:
-            if not self._writable.is_set():
-                await self._wait_until_writable()
-            self._send(batch[index].request_id, reply)
+            await self._reply(batch[index].request_id, reply)
 
     async def _reply(self, request_id: int, reply: Reply) -> None:
-        await self._wait_until_writable()
-        self._send(request_id, reply)
-
-    async def _wait_until_writable(self) -> None:
         while not self._writable.is_set():  # again, because another waiter may fill the queue
             await self._writable.wait()
+        self._send(request_id, reply)
 
     async def _open(self, request_id: int, message: Login | Enroll) -> None:
         if self._draining:
-            self._refuse(request_id, Error("shutting-down", "the server is stopping"))
+            self._refuse(request_id, _SHUTTING_DOWN)
             return
         self.user = message.user  # from now on, disabling the account closes this connection
         try:
@@ -294,10 +287,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.close()
 
     def _send(self, request_id: int, reply: Reply) -> None:
-        transport, outgoing = self._transport, self._queue
-        if transport is None or outgoing is None or transport.is_closing():
+        transport, queue = self._transport, self._queue
+        if transport is None or queue is None or transport.is_closing():
             return
-        outgoing.put(self._connection.respond(request_id, reply))
+        queue.put(self._connection.respond(request_id, reply))
         self._check_unsent()
 
     @property

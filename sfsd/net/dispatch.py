@@ -28,8 +28,6 @@ from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerCont
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
 
-__all__ = ["Access", "Dispatcher", "Principal"]
-
 _SUPERSEDED: Final = "the account's keys were rotated"
 _LOGGED_CODES: Final = frozenset({"refused", "token", "denied", "not-allowed"})
 """Codes of attempts without permission; the log has their number by source and minute."""

@@ -328,32 +328,22 @@ async def _serve(
             restore()
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], None]:
+def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Callable[[], object]:
     """Call `stop` on the loop at SIGTERM or SIGINT; return a function that undoes that."""
     import signal
 
-    wanted = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT)
     try:
-        for number in wanted:
+        for number in numbers:
             loop.add_signal_handler(number, stop)
     except NotImplementedError:
         # Windows: its loop has no signal handlers, but Python's own run between its steps.
-        before = {
-            number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
-            for number in wanted
-        }
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        return restore
-
-    def remove() -> None:
-        for number in wanted:
-            loop.remove_signal_handler(number)
-
-    return remove
+        before = [
+            (number, signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop)))
+            for number in numbers
+        ]
+        return lambda: [signal.signal(*one) for one in before]
+    return lambda: [loop.remove_signal_handler(number) for number in numbers]
 
 
 def _verify(world: ServerContext, stop: threading.Event) -> None:

@@ -40,8 +40,8 @@ from protocol.wire.messages.uploads import Data, PutCommit, PutOpen, PutSmall, U
 from sfsd.config import DAY, Config
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
-from sfsd.net.dispatch import Dispatcher, Principal
-from sfsd.rules.context import ServerContext, ServerIdentity
+from sfsd.net.dispatch import Dispatcher
+from sfsd.rules.context import Principal, ServerContext, ServerIdentity
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.store import DirectoryStore

@@ -23,9 +23,10 @@ from protocol.wire.messages.session import Session as Opened
 from protocol.wire.messages.uploads import Data, PutSmall
 from sfsd.config import ConnectionLimits
 from sfsd.net.connection import MAX_BATCH, MAX_RUNNING, MAX_UNSENT, ClientConnection
-from sfsd.net.dispatch import Dispatcher, Principal
+from sfsd.net.dispatch import Dispatcher
 from sfsd.net.memory_budget import MAX_CONNECTION_BYTES, MemoryBudget
 from sfsd.net.write_queue import CHUNK
+from sfsd.rules.context import Principal
 from tests.sfsd.builders import ADDRESS, OPERATOR_KEY, Daemon, login
 
 LIMITS = ConnectionLimits()

@@ -41,9 +41,8 @@ from protocol.wire.messages.rotation import (
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsd.config import DAY, ConnectionLimits
 from sfsd.errors import Stale
-from sfsd.net.dispatch import Access
 from sfsd.operations.rotation import KEPT_SIGNATURES, rewrap
-from sfsd.rules.context import Commit
+from sfsd.rules.context import Access, Commit
 from sfsd.storage.paths import VersionPaths
 from tests.sfsd.builders import Daemon, Person, check_receipt, daemon, done, file_id, login, refused
 
