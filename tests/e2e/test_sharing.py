@@ -339,7 +339,7 @@ def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
             wrap = ContentKey.wrap_for
             patch.setattr(
                 ContentKey,
-                "wrap",
+                "wrap_for",
                 lambda key, server, first, who: tuple(
                     one if one.user == "ned" else dataclasses.replace(one, wrapped=bytes(1168))
                     for one in wrap(key, server, first, who)
