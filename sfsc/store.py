@@ -26,13 +26,13 @@ from sfsc.keys.home import (
     resolve_min_wrap_alg,
 )
 from sfsc.keys.keyring import KeyringFile
-from sfsc.log.seen_checkpoints import Seen
+from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Progress, Session
 from sfsc.threadguard import single_threaded
-from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads, Got, Target
+from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry
@@ -131,15 +131,15 @@ class Store(Closing):
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
         """A version as a seekable file; only what is read of it is fetched."""
         check_name(name)
-        return self._reader(Blob.open(self._session, name, requested_version(version)))
+        return self._reader(RemoteVersion.open_own(self._session, name, requested_version(version)))
 
-    def _reader(self, blob: Blob) -> io.BufferedReader:
+    def _reader(self, remote: RemoteVersion) -> io.BufferedReader:
         from sfsc.transfer.reader import Reader
 
-        seen = Seen(self._session)
-        seen.note(blob.file)
-        seen.prove()
-        return io.BufferedReader(Reader(self._session, blob), 128 * 1024)
+        seen = SeenCheckpoints(self._session)
+        seen.add(remote.file)
+        seen.verify()
+        return io.BufferedReader(Reader(self._session, remote), 128 * 1024)
 
     def put_tree(
         self, folder: Path, *, name: str | None = None, skip: Skip | None = None
@@ -284,7 +284,7 @@ class Store(Closing):
 
     def _shared(
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
-    ) -> Blob:
+    ) -> RemoteVersion:
         return self._inbox.open(
             owner, name, requested_version(version), file_id=file_id, first_use=first_use
         )

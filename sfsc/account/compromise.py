@@ -14,7 +14,7 @@ from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.files.history import FileHistory, PastReaders
 from sfsc.log.account_log import RECORDS, OwnLog
-from sfsc.session.commit import find
+from sfsc.session.commit import find_file
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import parse_record
@@ -94,14 +94,14 @@ def files_of(session: Session, names: Iterable[str]) -> frozenset[str]:
     A rename leaves the same content key under the old name. Raises `NotFound`.
     """
     versions = FileHistory(session)
-    waiting = [find(session, name).file_id for name in names]
+    waiting = [find_file(session, name).file_id for name in names]
     found: set[str] = set()
     while waiting:
         file_id = waiting.pop()
         if file_id in found:
             continue
         found.add(file_id)
-        for record in versions.records(session.newest(file_id)):
+        for record in versions.records(session.fetch_newest(file_id)):
             waiting += [record.to] if record.to is not None else []
             waiting += [record.from_[0]] if record.from_ is not None else []
     return frozenset(found)

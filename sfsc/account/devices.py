@@ -41,7 +41,7 @@ from sfsc.keys.keyring import (
     KeyringFile,
     PendingStatement,
 )
-from sfsc.session.server_errors import answered, refusal
+from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
 from sfsc.trust.server_log import SentChange
@@ -178,7 +178,7 @@ class Devices:
         """Another process of this machine has written the keyring: go on from what it has."""
         before = self._session.author.generation
         self._file.reload()
-        self._session.use(self._keyring)
+        self._session.use_keyring(self._keyring)
         if self._session.author.generation != before:
             self._session.reconnect()
 
@@ -193,7 +193,7 @@ class Devices:
             if pending is not None and pending.statement in chain:
                 pending = None  # it was accepted, and the answer lost
             self._file.save(changed(keyring, statements=chain, pending=pending))
-            session.use(self._keyring)
+            session.use_keyring(self._keyring)
         if not unfinished(head) and has_old_keys(self._keyring):
             self.drop_old_keys()
         return head
@@ -201,7 +201,7 @@ class Devices:
     def follow(self, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """The account's chain, exact bytes, as far as it goes now; `known` was followed before."""
         keyring, session = self._keyring, self._session
-        with session.judging():
+        with session.keeping_fork_evidence():
             chain = follow_chain(
                 lambda asked: session.call(asked, Identity),
                 session.trust,
@@ -209,7 +209,7 @@ class Devices:
                 keyring.first,
                 known,
             )
-        session.join()
+        session.link_receipts()
         return chain
 
     def _renew(self, chain: tuple[bytes, ...]) -> Statement:
@@ -230,7 +230,7 @@ class Devices:
                 pins=_pins(keyring.pins, bundle.pins),
             )
         self._file.save(changed(renewed, statements=chain, pending=None))
-        session.use(self._keyring)
+        session.use_keyring(self._keyring)
         session.reconnect()
         return Statement.parse(chain[-1])
 
@@ -266,7 +266,7 @@ class Devices:
         if bundle.generations != keyring.generations[-1:]:
             raise BadRecord("the account's bundle does not hold the present keys alone")
         self._file.save(changed(keyring, generations=bundle.generations))
-        self._session.use(self._keyring)
+        self._session.use_keyring(self._keyring)
 
     def prove(self, receipt: Receipt, op: str, pending: PendingStatement) -> None:
         """That the log has a statement of ours as it was sent. Raises as `Trust.receipt`."""
@@ -285,9 +285,9 @@ class Devices:
             record=pending.statement,
             signatures={key_id("ed25519", public).hex(): one for public, one in named},
         )
-        with session.judging():
+        with session.keeping_fork_evidence():
             session.trust.verify_receipt(receipt, sent)
-        session.join()
+        session.link_receipts()
 
     def accept(self, pending: PendingStatement) -> None:
         """What was kept as pending is the newest statement; where it began a generation, the
@@ -306,7 +306,7 @@ class Devices:
             self._file.reload()
             if pending.statement not in self._keyring.statements:
                 raise
-        self._session.use(self._keyring)
+        self._session.use_keyring(self._keyring)
         if pending.keys is not None:
             self._session.reconnect()
 
@@ -373,8 +373,8 @@ class Devices:
                 self._file.save(changed(self._keyring, pending=None))
             if reply.code == "conflict":
                 return False
-            raise refusal(reply)
-        self.prove(answered(reply, Done).receipt, "statement", pending)
+            raise to_exception(reply)
+        self.prove(expect_reply(reply, Done).receipt, "statement", pending)
         self.accept(pending)
         return True
 

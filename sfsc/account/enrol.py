@@ -26,9 +26,9 @@ from sfsc.errors import LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
-from sfsc.session.handshake import dial, term
+from sfsc.session.handshake import dial, key_lifetime
 from sfsc.session.limits import Timeouts
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.transport import Transport
 from sfsc.trust.server_log import SentChange, ServerTrust
 from sfsc.trust.state import open_client_state
@@ -83,7 +83,7 @@ def enrol_account(
             reply = _send(transport, file.contents, invitation)
             if isinstance(reply, Error) and _is_final(reply, again=begun is not None):
                 keyring_path(home).unlink()
-            _accept(answered(reply, opening.Session), trust, file)
+            _accept(expect_reply(reply, opening.Session), trust, file)
             newest = trust.newest
             state.remember_checkpoint(newest.size, newest.root, newest.note)
     finally:
@@ -126,7 +126,7 @@ def _fresh(
         recipients=(device_key.public, wrapping.public),
     )
     now = int(time.time())
-    due, expires = term(limits, now)
+    due, expires = key_lifetime(limits, now)
     body = Statement(
         server=invitation.pin,
         user=invitation.user,

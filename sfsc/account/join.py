@@ -28,10 +28,10 @@ from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session.handshake import dial, login
+from sfsc.session.handshake import build_login, dial
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import answered, proof_in
+from sfsc.session.server_errors import expect_proof, expect_reply
 from sfsc.session.session import Session
 from sfsc.session.transport import Transport
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
@@ -128,18 +128,18 @@ class _Opened(Value):
         opener: Opener,
         taking: TakingBack | None,
     ) -> _Opened:
-        message = login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
+        message = build_login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
         reply = transport.call(message, transport.timeouts.opening)
-        trust.accept_session(answered(reply, opening.Session))
+        trust.accept_session(expect_reply(reply, opening.Session))
 
         def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
             def ask(message: Lookup) -> Identity:
-                return answered(transport.call(message), Identity)
+                return expect_reply(transport.call(message), Identity)
 
             return follow_chain(ask, trust, link.user, link.first, known)
 
         def fetch(n: int = 0) -> bytes:
-            return answered(transport.call(GetBundle(n)), SealedBundle).bundle
+            return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
 
         chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
         if taking is not None and opener.code is not None:
@@ -189,4 +189,4 @@ def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
 
 
 def _proof(transport: Transport, gap: tuple[int, int]) -> tuple[bytes, ...]:
-    return proof_in(transport.call(LogProof(CONSISTENCY, *gap)))
+    return expect_proof(transport.call(LogProof(CONSISTENCY, *gap)))

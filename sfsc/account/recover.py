@@ -38,10 +38,10 @@ from sfsc.files.contacts import Contacts
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session.handshake import DAY, term
+from sfsc.session.handshake import DAY, key_lifetime
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import answered, refusal
+from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
 from sfsc.trust.state import ClientState
 
@@ -285,12 +285,12 @@ class Recovery:
                 RotateBegin(pending.statement, pending.signatures, pending.bundle)
             )
             if not isinstance(reply, Error):
-                self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
+                self._devices.prove(expect_reply(reply, Done).receipt, "rotate-begin", pending)
                 self._devices.accept(pending)
                 return
             self._file.save(changed(self._keyring, pending=None))
             if reply.code != "conflict":
-                raise refusal(reply)
+                raise to_exception(reply)
         raise ConflictError("somebody keeps continuing the account's chain", "run it again")
 
     def _drafted(
@@ -308,7 +308,7 @@ class Recovery:
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type or base.wrap_alg)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())
-        due, expires = term(self._session.limits, now)
+        due, expires = key_lifetime(self._session.limits, now)
         draft = changed(
             head,
             n=head.n + 1,

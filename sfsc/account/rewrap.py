@@ -30,7 +30,7 @@ from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.files.contacts import Contacts
 from sfsc.session.pipeline import Window, pages
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, parse_record
 from sfsc.trust.server_log import SentChange
@@ -211,7 +211,7 @@ class Rewrapping:
                 self._take(window, sweep)
         finally:
             window.abandon()
-        self._session.join()
+        self._session.link_receipts()
         return sweep
 
     def _renewed(self, sweep: Sweep) -> Iterator[RewrapItem]:
@@ -253,12 +253,12 @@ class Rewrapping:
 
     def _take(self, window: Window[_Batch], sweep: Sweep) -> None:
         batch, reply = window.take()
-        answer = answered(reply, Rewrapped)
+        answer = expect_reply(reply, Rewrapped)
         if answer.receipt is not None:
             sent = SentChange(
                 "rewrap", self._session.author.actor, batch[0].owner, None, None, b"", {}
             )
-            with self._session.judging():
+            with self._session.keeping_fork_evidence():
                 self._session.trust.verify_receipt(answer.receipt, sent)
         left = frozenset(answer.left)
         sweep.done += sum(

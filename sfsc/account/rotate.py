@@ -48,9 +48,9 @@ from sfsc.errors import (
 from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
-from sfsc.session.handshake import term
+from sfsc.session.handshake import key_lifetime
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import answered, refusal
+from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner
 
@@ -227,10 +227,10 @@ class Rotation:
             if reply.code not in ("conflict", "stale-generation"):
                 if reply.code in ("bad-request", "refused"):
                     self._file.save(changed(self._keyring, pending=None))
-                raise refusal(reply)
+                raise to_exception(reply)
             self._file.save(changed(self._keyring, pending=None))
             return False
-        self._devices.prove(answered(reply, Done).receipt, "rotate-begin", pending)
+        self._devices.prove(expect_reply(reply, Done).receipt, "rotate-begin", pending)
         self._devices.accept(pending)
         return True
 
@@ -245,7 +245,7 @@ class Rotation:
         signing, wrapping = SigningKey.generate(), PrivateKey.generate(algorithm)
         keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
         now = int(self._clock())
-        due, expires = term(self._session.limits, now)
+        due, expires = key_lifetime(self._session.limits, now)
         draft = changed(
             head,
             n=head.n + 1,
@@ -341,7 +341,7 @@ class Rotation:
         if isinstance(reply, Error) and reply.code in ("conflict", "stale-generation"):
             self._devices.catch_up()
             return None
-        self._devices.prove(answered(reply, Done).receipt, "rotate-finish", ending)
+        self._devices.prove(expect_reply(reply, Done).receipt, "rotate-finish", ending)
         self._devices.accept(ending)
         self._devices.drop_old_keys()
         return len(leaves)

@@ -41,7 +41,7 @@ from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, OwnLog
-from sfsc.session.commit import Built, change_file, tombstone
+from sfsc.session.commit import Built, build_tombstone, change_file
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
@@ -190,7 +190,7 @@ class Repair:
         known = KnownFile.from_record(made, body, entry.version)
         session.state.remember_file(known, None if hidden else entry.pack())
         if made.readers != readers:
-            self._sharing.set_readers(session.newest(file.file_id), readers)
+            self._sharing.set_readers(session.fetch_newest(file.file_id), readers)
 
     def _bury(self, file_id: str, gone: Mapping[int, _How]) -> None:
         """A file of whose records none is his, but whose current version opens no more."""
@@ -204,7 +204,7 @@ class Repair:
         def build(onto: VerifiedFile) -> Built | None:
             if onto.deleted and not session.account.is_voided(onto.head):
                 return None
-            return tombstone(session, onto.head, onto.head_body), b"", ()
+            return build_tombstone(session, onto.head, onto.head_body), b"", ()
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made

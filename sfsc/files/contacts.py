@@ -39,7 +39,7 @@ from sfsc.errors import (
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import KeyringFile
 from sfsc.log.account_log import OwnLog
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, owner_from_chain
 from sfsc.trust.identity_chain import follow_chain
@@ -152,7 +152,7 @@ class Contacts:
 
     def _follow(self, user: str, first: bytes, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
         session = self._session
-        with session.judging():
+        with session.keeping_fork_evidence():
             chain = follow_chain(
                 lambda asked: session.call(asked, Identity),
                 session.trust,
@@ -160,7 +160,7 @@ class Contacts:
                 first,
                 known,
             )
-        session.join()
+        session.link_receipts()
         return chain
 
     def _first_shown(self, user: str) -> bytes:
@@ -168,7 +168,7 @@ class Contacts:
         if user not in self._shown:
             reply = self._session.ask(Lookup(user, 1))
             missing = isinstance(reply, Error) and reply.code == "not-found"
-            page = None if missing else answered(reply, Identity)
+            page = None if missing else expect_reply(reply, Identity)
             if page is None or not page.statements:
                 hint = "ask the operator; of your own, a file that has a colon is YOU:NAME"
                 raise NotFound(f"there is no user {user}", hint)

@@ -21,7 +21,7 @@ from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
-from sfsc.session.commit import Built, change_file, find, purge
+from sfsc.session.commit import Built, build_purge, change_file, find_file
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
@@ -77,7 +77,7 @@ class FileHistory:
     def history(self, name: str) -> list[Revision]:
         """Every record of `name`, oldest first, deleted or not; each signed, and each on the one
         before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
-        records = self.records(find(self._session, name))
+        records = self.records(find_file(self._session, name))
         gone = {version for record in records for version in record.purged or ()}
         voided = self._session.account.is_voided
         return [_revision(record, gone, voided=voided(record)) for record in records]
@@ -89,7 +89,7 @@ class FileHistory:
         Raises `NotFound` for a version that is not there or was purged, `UsageError` where there is
         nothing to restore.
         """
-        file = find(self._session, name)
+        file = find_file(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
         source = self._version(file, requested_version(version) or file.version)
@@ -131,7 +131,7 @@ class FileHistory:
     def export(self, name: str, version: int | None = None) -> ExportedKey:
         """What opens one version, the current one by default, with nothing of ours but its
         ciphertext. Raises `NotFound`."""
-        file = find(self._session, name)
+        file = find_file(self._session, name)
         if version is None and file.deleted:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
         shown = self._version(file, requested_version(version) or file.version)
@@ -145,12 +145,12 @@ class FileHistory:
         versions it removed; the current one is never among them. Raises `NotFound`."""
         if keep < 1:
             raise UsageError("nothing would be kept", "`sfsc rm --purge` removes a file whole")
-        return self._purge(find(self._session, name), keep)
+        return self._purge(find_file(self._session, name), keep)
 
     def purge(self, name: str) -> list[int]:
         """Remove the contents of all versions of `name`, which is deleted, for good; records of
         what there was stay. The versions it removed. Raises `NotFound`."""
-        file = find(self._session, name)
+        file = find_file(self._session, name)
         if not file.deleted:
             raise UsageError("the file is not deleted", "delete it first: `sfsc rm --purge`")
         return self._purge(file, 0)
@@ -165,7 +165,7 @@ class FileHistory:
                 raise ConflictError("the file is there again", "it was put or restored meanwhile")
             # What is there is read anew for each try: another device may purge as well.
             file, chosen = onto, self._old(onto, keep)[:PURGED_AT_ONCE]
-            return (purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
+            return (build_purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
 
         while (made := change_file(self._session, file, build)) is not None:
             record, body = made
@@ -173,7 +173,7 @@ class FileHistory:
             self._session.state.remember_file(
                 KnownFile.from_record(record, body, file.version), None
             )
-            file = self._session.newest(file.file_id)
+            file = self._session.fetch_newest(file.file_id)
         return removed
 
     def _old(self, file: VerifiedFile, keep: int) -> list[int]:

@@ -32,9 +32,9 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import Contacts, Person
 from sfsc.session.pipeline import Skip, pages
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob, Wanted
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
 from sfsc.trust.peer_state import KnownSharedFile, PeerState
 
@@ -81,7 +81,7 @@ class ReceivedFiles:
         to `skip`, as OWNER:FILE_ID, and left out.
         """
         session, remembered = self._session, self._remembered
-        session.keep_up()
+        session.refresh_state_key()
         complete = session.trust.newest.size
         known = {(one.owner, one.file_id): one for one in remembered.shared_files()}
         since, whole = remembered.received_size(), True
@@ -106,7 +106,7 @@ class ReceivedFiles:
         *,
         file_id: str | None = None,
         first_use: bool = False,
-    ) -> Blob:
+    ) -> RemoteVersion:
         """A file that `owner` shares, by its name; by its id too where he has several of that name.
 
         Raises `NotFound`, `Untrusted` for an owner who was never verified, unless `first_use`, and
@@ -118,8 +118,10 @@ class ReceivedFiles:
             _check_id(file_id)
         person = self._people.trusted(owner, first_use=first_use)
         wanted = file_id or self._find(person, name)
-        asked = Wanted.shared(self._session, person.owner, wanted, version, name)
-        return Blob.ask(self._session, asked)
+        request = VersionRequest.build(
+            self._session, wanted, version, name=name, owner=person.owner
+        )
+        return RemoteVersion.request(self._session, request)
 
     def inside(
         self, owner: str, folder: str, skip: Skip, *, first_use: bool = False
@@ -206,7 +208,7 @@ class ReceivedFiles:
         reply = self._session.ask(Stat(item.owner, item.file_id, 0))
         if isinstance(reply, Error) and reply.code == "not-found":
             raise NotFound("the file is shared no more")
-        return answered(reply, Stated).view
+        return expect_reply(reply, Stated).view
 
     def _expires(self, file: VerifiedFile) -> int:
         """Until when we may read it, by its last record. Raises `BadRecord` where we may not."""

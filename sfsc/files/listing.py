@@ -16,9 +16,9 @@ from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.errors import LocalError, NotFound
-from sfsc.session.commit import Built, change_file, find_living, tombstone
+from sfsc.session.commit import Built, build_tombstone, change_file, find_current_file
 from sfsc.session.pipeline import Window, changed_since
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile
 from sfsc.trust.signature_cache import verify_in_background
@@ -58,21 +58,21 @@ class Files:
 
     def stat(self, name: str) -> Entry:
         """The current version of `name`, as the server has it now. Raises `NotFound`."""
-        return self._session.account.listing_entry(find_living(self._session, name))
+        return self._session.account.listing_entry(find_current_file(self._session, name))
 
     def rm(self, name: str) -> Entry:
         """Delete `name`: a signed record says so from now on. What it deleted; its versions stay.
 
         Raises `NotFound` where there is nothing to delete.
         """
-        session, file = self._session, find_living(self._session, name)
+        session, file = self._session, find_current_file(self._session, name)
 
         def build(onto: VerifiedFile) -> Built | None:
             nonlocal file
             file = onto
             if onto.deleted:
                 return None
-            return tombstone(session, onto.head, onto.head_body), b"", ()
+            return build_tombstone(session, onto.head, onto.head_body), b"", ()
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made
@@ -92,15 +92,15 @@ class Files:
                 yield self._deleted(*window.take())
         finally:
             window.abandon()
-        self._session.join()
+        self._session.link_receipts()
 
     def _deletion(self, entry: Entry) -> _Deletion:
         session = self._session
         # Who can write the state's file must have no record of his signed upon: it names readers.
         known = session.state.verified_file(entry.file_id)
         if known is None:
-            known = known_file(session.newest(entry.file_id))
-        record = tombstone(session, FileRecord.parse(known.record), known.record)
+            known = known_file(session.fetch_newest(entry.file_id))
+        record = build_tombstone(session, FileRecord.parse(known.record), known.record)
         body = record.encode()
         signature = session.sign(body)
         request = Record((RecordChange(body, signature, b"", ()),))
@@ -113,12 +113,12 @@ class Files:
         session, made = self._session, deletion.made
         if isinstance(reply, Error):
             if reply.code != "conflict":
-                session.renew(reply)
+                session.renew_keys(reply)
             with contextlib.suppress(NotFound):
                 self.rm(deletion.entry.name)
             return deletion.entry
-        receipt = answered(reply, Done).receipt
-        session.proven(receipt, deletion.record, made.record, deletion.signature)
+        receipt = expect_reply(reply, Done).receipt
+        session.verify_receipt(receipt, deletion.record, made.record, deletion.signature)
         session.state.remember_file(made, None)
         return deletion.entry
 
@@ -127,7 +127,7 @@ class Files:
     def _follow(self) -> None:
         """Bring what is remembered up to date: all that changed since the last listing."""
         session, state = self._session, self._session.state
-        session.keep_up()
+        session.refresh_state_key()
         # What is appended from here on is seen next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed_size(), state.all_revisions()

@@ -14,8 +14,8 @@ from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.crypto.envelope import ContentKey, Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
-from sfsc.session.commit import MAX_CONFLICTS, find_living, landed, tombstone
-from sfsc.session.server_errors import answered
+from sfsc.session.commit import MAX_CONFLICTS, build_tombstone, find_current_file, was_accepted
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile, parse_record
 from sfsc.trust.state import KnownFile
@@ -36,8 +36,8 @@ class Renames:
         if name == to:
             raise UsageError("the old and the new name are the same")
         session = self._session
-        file, file_id = find_living(session, name), session.account.file_id(to)
-        target = session.find(file_id)
+        file, file_id = find_current_file(session, name), session.account.file_id(to)
+        target = session.find_newest(file_id)
         for _ in range(MAX_CONFLICTS):
             if file.deleted:
                 raise NotFound(f"{name} was deleted meanwhile")
@@ -51,24 +51,24 @@ class Renames:
             if not isinstance(reply, Error):
                 self._prove(move, reply)
                 return self._moved(move, file)
-            if landed(session, connection, reply, move.record, move.body):
+            if was_accepted(session, connection, reply, move.record, move.body):
                 return self._moved(move, file)
             if reply.code != "conflict" or reply.head is None:
-                session.renew(reply)
-                file, target = find_living(session, name), session.find(file_id)
+                session.renew_keys(reply)
+                file, target = find_current_file(session, name), session.find_newest(file_id)
                 continue
             shown = parse_record(reply.head.head or reply.head.content).file_id
             if shown == file.file_id:
-                file = session.learn(reply.head, shown, known_file(file))
+                file = session.verify_newest(reply.head, shown, known_file(file))
             else:
                 known = None if target is None else known_file(target)
-                target = session.learn(reply.head, move.record.file_id, known)
+                target = session.verify_newest(reply.head, move.record.file_id, known)
         raise ConflictError("others keep changing the files", "run the command again")
 
     def _prove(self, move: _Move, reply: Reply) -> None:
-        receipt = answered(reply, Done).receipt
-        self._session.proven(receipt, move.record, move.body, move.signature, move.buried)
-        self._session.join()
+        receipt = expect_reply(reply, Done).receipt
+        self._session.verify_receipt(receipt, move.record, move.body, move.signature, move.buried)
+        self._session.link_receipts()
 
     def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
         state = self._session.state
@@ -110,7 +110,7 @@ class _Move(Value):
         sealed = key.seal_metadata(renamed)
         record = _moved_record(session, file, target, key, sealed, file_id)
         body = record.encode()
-        left = tombstone(session, file.head, file.head_body, record.file_id)
+        left = build_tombstone(session, file.head, file.head_body, record.file_id)
         buried = left.encode()
         signature, signed = session.sign(body), session.sign(buried)
         wraps = session.wrap(key, file.head, record.readers)

@@ -16,7 +16,7 @@ from protocol.codec.fields import AtMost, Bytes32, Count, Struct, UserName
 from protocol.records.records import ReaderEntry
 from sfsc.errors import BadRecord, ConflictError, NotFound, UsageError
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob, Wanted
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
 
@@ -135,7 +135,7 @@ class SharedFolders:
         """Read the settings where they are others than before."""
         self._read_at = self._ticks()
         session = self._session
-        file = session.find(session.account.settings_id)
+        file = session.find_newest(session.account.settings_id)
         if file is None or file.head_body == self._head:
             return
         # Older settings would bring back whom another machine has stopped sharing with.
@@ -146,8 +146,9 @@ class SharedFolders:
 
     def _read(self, file: VerifiedFile) -> tuple[Folder, ...]:
         session = self._session
-        blob = Blob.ask(session, Wanted.of_id(session, file.file_id, file.version))
-        whole = b"".join(bytes(segment) for segment in blob.segments())
+        wanted = VersionRequest.build(session, file.file_id, file.version)
+        stored = RemoteVersion.request(session, wanted)
+        whole = b"".join(bytes(segment) for segment in stored.segments())
         try:
             return _Settings.from_map(encoding.unpack(whole)).folders
         except (EncodingError, MessageError) as exc:

@@ -20,9 +20,15 @@ from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
 from sfsc.files.shared_folders import Folder, SharedFolders
-from sfsc.session.commit import MAX_CONFLICTS, find, find_living, landed, onto
+from sfsc.session.commit import (
+    MAX_CONFLICTS,
+    build_record,
+    find_current_file,
+    find_file,
+    was_accepted,
+)
 from sfsc.session.pipeline import Window
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.reencrypt import Reencryption
 from sfsc.trust.file_records import VerifiedFile
@@ -63,7 +69,7 @@ class Sharing:
         Raises `Untrusted` for one who was never verified, unless `first_use`; `WeakRecipient`,
         `NotFound`.
         """
-        file = find_living(self._session, name)
+        file = find_current_file(self._session, name)
         person = self._people.trusted(user, first_use=first_use)
         file = self._change(file, self._adding(person, expires))
         if history:
@@ -78,7 +84,7 @@ class Sharing:
         what the log has.
         """
         self._people.follow()
-        file = find(self._session, name)
+        file = find_file(self._session, name)
         if not self._reads(file, user):
             raise NotFound(f"{name} is not shared with {user}", "`sfsc stat` shows its readers")
         self._dropped(self._change(file, _dropping(user)), user, reencrypt=reencrypt)
@@ -121,7 +127,7 @@ class Sharing:
 
     def readers(self, name: str) -> list[Grant]:
         """Who may read `name` beside us, by user."""
-        head = find_living(self._session, name).head
+        head = find_current_file(self._session, name).head
         return [Grant(name, user, expires) for user, _, expires in head.readers]
 
     def _inside(self, prefix: str) -> Iterator[VerifiedFile]:
@@ -140,7 +146,7 @@ class Sharing:
             window.abandon()
 
     def _stated(self, wanted: tuple[str, KnownFile | None], reply: Reply) -> VerifiedFile:
-        return self._session.learn(answered(reply, Stated).view, *wanted)
+        return self._session.verify_newest(expect_reply(reply, Stated).view, *wanted)
 
     # --- one file -----------------------------------------------------------------------------
 
@@ -213,7 +219,7 @@ class Sharing:
             attempt = self._attempt(file, change)
             reply = self._session.ask(attempt.request)
             if (done := self._settled(attempt, reply)) is not None:
-                self._session.join()
+                self._session.link_receipts()
                 return done
             file = self._present(attempt, reply)
         raise ConflictError("others keep changing the file", "run the command again")
@@ -234,7 +240,7 @@ class Sharing:
                 yield self._finished(*window.take())
         finally:
             window.abandon()
-        self._session.join()
+        self._session.link_receipts()
 
     def _finished(self, attempt: _Attempt, reply: Reply) -> VerifiedFile:
         done = self._settled(attempt, reply)
@@ -244,7 +250,9 @@ class Sharing:
         session, head = self._session, file.head
         self._people.check_newest(head)
         made = change.readers(head)
-        record = onto(session, head, file.head_body, op=ACCESS, current=head.current, readers=made)
+        record = build_record(
+            session, head, file.head_body, op=ACCESS, current=head.current, readers=made
+        )
         body = record.encode()
         signature = session.sign(body)
         request = SetReaders(body, signature, tuple(change.wraps(file)))
@@ -254,9 +262,9 @@ class Sharing:
         """The file as the record has left it, None where it did not land."""
         session, record, body = self._session, attempt.record, attempt.body
         if not isinstance(reply, Error):
-            receipt = answered(reply, Done).receipt
-            session.proven(receipt, record, body, attempt.request.signature)
-        elif not landed(session, attempt.connection, reply, record, body):
+            receipt = expect_reply(reply, Done).receipt
+            session.verify_receipt(receipt, record, body, attempt.request.signature)
+        elif not was_accepted(session, attempt.connection, reply, record, body):
             return None
         file = attempt.file
         session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
@@ -268,10 +276,10 @@ class Sharing:
         """What the next attempt is to be put onto. Raises what stands against one."""
         error = cast(Error, reply)
         if error.code != "conflict" or error.head is None:
-            self._session.renew(error)
+            self._session.renew_keys(error)
             return attempt.file
         known = known_file(attempt.file)
-        return self._session.learn(error.head, attempt.record.file_id, known)
+        return self._session.verify_newest(error.head, attempt.record.file_id, known)
 
 
 class _Change(Value):

@@ -17,8 +17,8 @@ from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.listing import Files
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.transfer.destination import Tree
-from sfsc.transfer.download import Downloads, Got, Item
+from sfsc.transfer.destination import DestinationTree
+from sfsc.transfer.download import DownloadItem, Downloads, Got
 from sfsc.transfer.source import default_name
 from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, FileOwner
@@ -61,7 +61,7 @@ class Trees:
         owner, entries = shared or (None, self.inside(name))
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
-        with Tree(target) as tree:
+        with DestinationTree(target) as tree:
             items = _items(entries, above and above + 1, tree, skip)
             yield from Downloads(self._session).get_many(items, skip, owner)
 
@@ -86,15 +86,17 @@ def folder_name(folder: Path) -> str:
     return "" if name == "." else name
 
 
-def _items(entries: list[Entry], above: int, tree: Tree, skip: Skip) -> Iterator[Item]:
+def _items(
+    entries: list[Entry], above: int, tree: DestinationTree, skip: Skip
+) -> Iterator[DownloadItem]:
     for entry in entries:
         below = entry.name[above:]
         try:
-            place = tree.place(below)
+            destination = tree.destination(below)
         except SfscError as exc:
             skip(entry.name, exc)
             continue
-        yield Item(entry.name, entry.file_id, entry.version, tree.path / below, place)
+        yield DownloadItem(entry.name, entry.file_id, entry.version, tree.path / below, destination)
 
 
 def _foreseen(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:

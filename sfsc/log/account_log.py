@@ -20,15 +20,13 @@ from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from protocol.wire.messages.log import (
     INCLUSION,
     MAX_ENTRIES,
-    LogCheckpoint,
     LogEntries,
-    LogHead,
     LogPage,
     LogProof,
 )
 from sfsc.errors import BadReceipt, BadRecord, Rollback
 from sfsc.session.pipeline import pages
-from sfsc.session.server_errors import proof_in
+from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import LOGGED_AS, Session
 from sfsc.trust.server_log import REPORT, TreeHead
 from sfsc.trust.state import LOG_START, LogPosition
@@ -175,19 +173,10 @@ class OwnLog:
                 last = item.seq
                 yield entry, item.data
 
-    def refresh(self) -> TreeHead:
-        """The log as it is now, proven to continue what is known."""
-        session = self._session
-        head = session.call(LogHead(), LogCheckpoint)
-        with session.judging():
-            session.trust.accept_checkpoint(head.checkpoint, head.consistency)
-        session.join()
-        return session.trust.newest
-
     def prove(self, entry: LogEntry) -> tuple[TreeHead, tuple[bytes, ...]]:
         """The log as it is now, and the proof that it has `entry`, verified. Raises `BadReceipt`,
         and as `refresh`."""
-        point = self.refresh()
-        proof = proof_in(self._session.ask(LogProof(INCLUSION, entry.seq, point.size)))
+        point = self._session.refresh_log()
+        proof = expect_proof(self._session.ask(LogProof(INCLUSION, entry.seq, point.size)))
         self._session.trust.check_included(entry, point, proof)
         return point, proof

@@ -18,7 +18,7 @@ from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
 from sfsc.log.account_log import RECORDS, OwnLog
 from sfsc.log.receipts import verifiers_in
 from sfsc.session.pipeline import changed_since
-from sfsc.session.server_errors import proof_in
+from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
 from sfsc.trust.server_log import REPORT
 
@@ -171,8 +171,8 @@ class Audit:
         ours). Raises `BadRecord` for a note that no key of the log has signed, `Fork`,
         `Rollback`."""
         session = self._session
-        self._own.refresh()
-        with session.judging():
+        session.refresh_log()
+        with session.keeping_fork_evidence():
             theirs = session.trust.verify_checkpoint(note, self._log_keys())
             ours = session.trust.newest
             if theirs.size > ours.size:
@@ -212,7 +212,7 @@ class Audit:
     def _consistency(self, old: int, new: int) -> tuple[bytes, ...]:
         if old in (0, new):
             return ()
-        return proof_in(self._session.ask(LogProof(CONSISTENCY, old, new)))
+        return expect_proof(self._session.ask(LogProof(CONSISTENCY, old, new)))
 
 
 def _event(entry: LogEntry, names: dict[str, str]) -> Event:

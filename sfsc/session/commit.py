@@ -13,7 +13,7 @@ from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import VerifiedFile
 
@@ -26,36 +26,40 @@ Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 """A record, and the sealed metadata and the wraps that go with it."""
 
 
-def find(session: Session, name: str) -> VerifiedFile:
+def find_file(session: Session, name: str) -> VerifiedFile:
     """Return the newest version of our file `name`, deleted or not. Raises `NotFound`."""
     check_name(name)
     try:
-        return session.newest(session.account.file_id(name))
+        return session.fetch_newest(session.account.file_id(name))
     except NotFound as exc:
         raise NotFound(f"there never was a file {name}", "`sfsc ls` shows what there is") from exc
 
 
-def find_living(session: Session, name: str) -> VerifiedFile:
+def find_current_file(session: Session, name: str) -> VerifiedFile:
     """The current version of our file `name`. Raises `NotFound`."""
-    file = find(session, name)
+    file = find_file(session, name)
     if file.deleted:
         raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
     return file
 
 
-def tombstone(session: Session, head: FileRecord, body: bytes, to: str | None = None) -> FileRecord:
+def build_tombstone(
+    session: Session, head: FileRecord, body: bytes, to: str | None = None
+) -> FileRecord:
     """The record that deletes a file onto its `head`, whose exact bytes are `body`; `to` is the
     file_id that the file moved to."""
-    return onto(session, head, body, op=DELETE, current=0, to=to)
+    return build_record(session, head, body, op=DELETE, current=0, to=to)
 
 
-def purge(session: Session, file: VerifiedFile, versions: tuple[int, ...]) -> FileRecord:
+def build_purge(session: Session, file: VerifiedFile, versions: tuple[int, ...]) -> FileRecord:
     """The record that removes the content of `versions`, sorted and none of them current."""
     head = file.head
-    return onto(session, head, file.head_body, op=PURGE, current=head.current, purged=versions)
+    return build_record(
+        session, head, file.head_body, op=PURGE, current=head.current, purged=versions
+    )
 
 
-def onto(
+def build_record(
     session: Session,
     head: FileRecord,
     body: bytes,
@@ -87,7 +91,7 @@ def onto(
     )
 
 
-def landed(
+def was_accepted(
     session: Session, connection: int, refused: Error, record: FileRecord, body: bytes
 ) -> bool:
     """Whether the file's history has this very record, which was sent when `connection` was the
@@ -101,7 +105,7 @@ def landed(
     reply = session.ask(History(record.owner, record.file_id, record.rev))
     if isinstance(reply, Error) and reply.code == "not-found":
         return False
-    return any(item.record == body for item in answered(reply, HistoryPage).records)
+    return any(item.record == body for item in expect_reply(reply, HistoryPage).records)
 
 
 @overload
@@ -130,13 +134,13 @@ def change_file(
         signature, connection = session.sign(body), session.connections
         reply = session.ask(Record((RecordChange(body, signature, metadata, wraps),)))
         if not isinstance(reply, Error):
-            session.proven(answered(reply, Done).receipt, record, body, signature)
-            session.join()
+            session.verify_receipt(expect_reply(reply, Done).receipt, record, body, signature)
+            session.link_receipts()
             return record, body
-        if landed(session, connection, reply, record, body):
+        if was_accepted(session, connection, reply, record, body):
             return record, body
         if reply.code != "conflict" or reply.head is None:
-            session.renew(reply)
+            session.renew_keys(reply)
             continue
-        file = session.learn(reply.head, record.file_id, known_file(file))
+        file = session.verify_newest(reply.head, record.file_id, known_file(file))
     raise ConflictError("others keep changing the file", "run the command again")

@@ -24,17 +24,17 @@ LOST: Final = (Unreachable, TimedOut)
 """Raised for a lost connection, and for a server that cannot answer now."""
 
 
-def login(
+def build_login(
     transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
 ) -> opening.Login:
     """Build a login with the `key` of a `generation` (0: the recovery key), signed for this
     connection. `known` is the size of the log that the client remembers."""
-    body = signed_login(transport, server, user, generation)
+    body = login_signed_bytes(transport, server, user, generation)
     signature = key.sign(Label.LOGIN, body)
     return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature)
 
 
-def signed_login(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
+def login_signed_bytes(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
     """Return the bytes that a login over this connection signs."""
     return login_body(
         server=server,
@@ -46,7 +46,7 @@ def signed_login(transport: Transport, server: bytes, user: str, generation: int
     )
 
 
-def trust_from(state: ClientState, pin: bytes) -> ServerTrust:
+def load_trust(state: ClientState, pin: bytes) -> ServerTrust:
     """Return the trust in the server `pin` (its server_id), as far as `state` remembers it."""
     newest = state.checkpoint()
     point = None if newest is None else TreeHead(*newest)
@@ -69,7 +69,7 @@ def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:
     raise failure or KeyringDamaged("the keyring has no server address")
 
 
-def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> opening.Welcome:
+def verify_welcome(transport: Transport, trust: ServerTrust, state: ClientState) -> opening.Welcome:
     """Receive and verify the Welcome. Nothing is sent to the server before this returns."""
     welcome = transport.welcome()
     statement = trust.accept_welcome(welcome, transport.peer_spki_sha256)
@@ -77,7 +77,7 @@ def greet(transport: Transport, trust: ServerTrust, state: ClientState) -> openi
     return welcome
 
 
-def term(limits: opening.Limits, now: int) -> tuple[int, int]:
+def key_lifetime(limits: opening.Limits, now: int) -> tuple[int, int]:
     """Return (due, expires) of a key made `now`, in unix seconds. The server's policy is jittered,
     so that keys do not all fall due on one day, and clamped to between 1 day and 2 years."""
     import secrets  # takes 1 ms to import, which only new keys need

@@ -12,7 +12,7 @@ from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.files import MAX_PAGE, List, Listing
 from sfsc.errors import ProtocolFailure, SfscError
 from sfsc.session.limits import MAX_REQUESTS, Ticket
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 
 Skip = Callable[[str, SfscError], None]
@@ -24,9 +24,8 @@ _Page = TypeVar("_Page", bound=Reply)
 
 class _Waiting(Mutable, Generic[_Item]):
     item: _Item
-    request: Request
+    request: Request | Callable[[], Request]
     key: str
-    ahead: Callable[[], None] | None
     ticket: Ticket | None = None
 
 
@@ -57,30 +56,28 @@ class Window(Generic[_Item]):
         return len(self._waiting) >= self._size
 
     @property
-    def answered(self) -> bool:
+    def has_reply(self) -> bool:
         """Whether `take` would return without waiting."""
         if not self._waiting or self._connection != self._session.connections:
             return False
         ticket = self._waiting[0].ticket
-        return ticket is not None and self._session.transport.answered(ticket)
+        return ticket is not None and self._session.transport.has_reply(ticket)
 
-    def send(
-        self, item: _Item, request: Request, key: str = "", ahead: Callable[[], None] | None = None
-    ) -> None:
-        """Send `request` for `item`. `key`, if given, is unique among the waiting items. `ahead` is
-        called before the request is sent over a connection, to send what must precede it there."""
-        waiting = _Waiting(item, request, key, ahead)
+    def send(self, item: _Item, request: Request | Callable[[], Request], key: str = "") -> None:
+        """Send `request` for `item`; a function builds it for each connection that it is sent
+        over. `key`, if given, is unique among the waiting items."""
+        waiting = _Waiting(item, request, key)
         self._waiting.append(waiting)
         self._unsent.append(waiting)
         if key:
             self._keys.add(key)
-        self._session.surviving(self._submit, lambda: None)
+        self._session.with_reconnect(self._submit)
 
     def take(self) -> tuple[_Item, Reply]:
         """Return the oldest item and its reply. If no connection can be opened again, all items are
         dropped."""
         try:
-            reply = self._session.surviving(self._oldest, lambda: None)
+            reply = self._session.with_reconnect(self._oldest)
         except SfscError:
             self._clear()
             raise
@@ -105,9 +102,8 @@ class Window(Generic[_Item]):
         self._drop_foreign_tickets()
         while self._unsent:
             first = self._unsent[0]
-            if first.ahead is not None:
-                first.ahead()
-            first.ticket = self._session.transport.submit(first.request)
+            request = first.request if isinstance(first.request, Request) else first.request()
+            first.ticket = self._session.transport.submit(request)
             self._unsent.popleft()
 
     def _oldest(self) -> Reply:
@@ -146,7 +142,7 @@ def pages(
             asked, reply = window.take()
             if isinstance(reply, Error):
                 reply = session.ask(asked)  # with the new keys, if they were rotated meanwhile
-            page = answered(reply, kind)
+            page = expect_reply(reply, kind)
             if (following := more(page)) is not None:
                 if following in known:
                     raise ProtocolFailure("the server's list repeats a page")

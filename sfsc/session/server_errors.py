@@ -27,7 +27,7 @@ _BY_CODE: Final[dict[str, tuple[type[SfscError], str | None]]] = {
 """Error code -> (exception class, hint)."""
 
 
-def refusal(error: Error) -> SfscError:
+def to_exception(error: Error) -> SfscError:
     """Return the exception for an `Error`. An unexpected code gives `ProtocolFailure`: one of the
     two sides has a bug."""
     kind, hint = _BY_CODE.get(error.code, (ProtocolFailure, None))
@@ -39,18 +39,18 @@ def refusal(error: Error) -> SfscError:
     return kind(cause, hint)
 
 
-def answered(reply: Reply, kind: type[_Reply]) -> _Reply:
+def expect_reply(reply: Reply, kind: type[_Reply]) -> _Reply:
     """Return `reply`, which must be a `kind`. Raises the exception of an `Error`."""
     if isinstance(reply, Error):
-        raise refusal(reply)
+        raise to_exception(reply)
     if not isinstance(reply, kind):  # unreachable: `Connection` checks the type of each reply
         raise ProtocolFailure(f"the server sent an unexpected {type(reply).__name__}")
     return reply
 
 
-def proof_in(reply: Reply) -> tuple[bytes, ...]:
+def expect_proof(reply: Reply) -> tuple[bytes, ...]:
     """Return the proof in a reply of the log. Raises `BadReceipt` if the server declines, otherwise
-    as `answered`."""
+    as `expect_reply`."""
     if isinstance(reply, Error) and reply.code == "bad-request":
         raise BadReceipt("the server does not prove that its log is append-only", REPORT)
-    return answered(reply, LogProven).proof
+    return expect_reply(reply, LogProven).proof

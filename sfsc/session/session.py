@@ -1,9 +1,9 @@
-"""One login: transport, trust and state tied together.
+"""One login: combines the transport, the trust in the server and the remembered state.
 
-`connect` opens a session and lets nothing pass that `trust` has not judged; what was proven is
-remembered before anybody is told. After a lost connection `surviving` opens another and goes on:
-every request of this protocol may be sent twice, since a record is accepted onto one head only, and
-the same bytes again get the same receipt.
+Everything the server sends is verified by `sfsc.trust`, and what was proven is remembered before a
+method returns. After a lost connection `with_reconnect` opens another and repeats the work. Every
+request of this protocol is idempotent: a record is accepted onto one head only, and the same bytes
+again get the same receipt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from protocol.wire.messages import Error, FileView, Receipt, Reply, Request
 from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
-from protocol.wire.messages.log import CONSISTENCY, LogProof
+from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
@@ -47,21 +47,28 @@ from sfsc.errors import (
 )
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
-from sfsc.session.handshake import LOST, dial, greet, login, signed_login, trust_from
+from sfsc.session.handshake import (
+    LOST,
+    build_login,
+    dial,
+    load_trust,
+    login_signed_bytes,
+    verify_welcome,
+)
 from sfsc.session.limits import Timeouts
-from sfsc.session.server_errors import answered, proof_in, refusal
+from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
-from sfsc.trust.server_log import SentChange, ServerTrust
+from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
 from sfsc.trust.state import ClientState, KnownFile
 
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
 
 MAX_LOSSES: Final = 5
-"""Connections that may be lost one after the other over one step of work."""
+"""Consecutive connections that may be lost during one step of work."""
 _PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between attempts to connect again; a daemon is restarted within them."""
+"""Seconds before each attempt to connect again; a daemon restarts within their sum."""
 LOGGED_AS: Final = {
     PUT: "upload",
     DELETE: "delete",
@@ -71,40 +78,40 @@ LOGGED_AS: Final = {
     PURGE: "purge",
     ACCESS: "access",
 }
-"""What the log calls a record's op."""
+"""Op of a record -> op of its log entry."""
 
 _Done = TypeVar("_Done")
 _Reply = TypeVar("_Reply", bound=Reply)
 
 
 class Progress(Protocol):
-    """Is told how far a long step is, in bytes of plaintext, about."""
+    """Receives the progress of a long step, in approximate bytes of plaintext."""
 
     def expect(self, size: int) -> None:
-        """`size` more bytes are to be moved."""
+        """Announce that `size` more bytes will be transferred."""
 
     def advance(self, size: int) -> None:
-        """`size` more bytes were moved."""
+        """Report that `size` more bytes were transferred."""
 
 
 class Readers(Protocol):
-    """Knows other people's keys."""
+    """Looks up the keys of other users who read our files."""
 
     def recipients(
         self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> list[Recipient]:
-        """Those of a file's `readers` who are to get a wrap, with their present keys. `head` is
-        the file's last record as the server shows it, None for a new file."""
+        """Return those of a file's `readers` who get a wrap, with their present keys. `head` is the
+        file's last record as the server shows it, None for a new file."""
 
     def check_newest(self, head: FileRecord) -> None:
-        """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
+        """Raise `Rollback` if the log has a newer record of this file of ours than `head`."""
 
     def forget(self) -> None:
-        """Somebody has newer keys than were known: ask anew."""
+        """Discard the known keys, because a reader has newer ones."""
 
 
 class _Nobody:
-    """Told, and does nothing with it."""
+    """Ignores all progress."""
 
     def expect(self, size: int) -> None:
         pass
@@ -114,7 +121,7 @@ class _Nobody:
 
 
 class Session:
-    """A user's way to the server. Call `connect` first; methods raise `SfscError`."""
+    """A user's login on the server. Call `connect` first. Methods raise `SfscError`."""
 
     def __init__(
         self,
@@ -127,29 +134,29 @@ class Session:
         anew: bool = False,
         recovery: SigningKey | None = None,
     ) -> None:
-        """With `anew` what is remembered of the log counts for nothing; with `recovery` the login
-        is by the account's recovery key, until other keys are in `use`. Raises `KeyringMissing`
-        where the keyring's first statement was never accepted."""
+        """With `anew`, ignore what is remembered of the log. With `recovery`, log in with the
+        account's recovery key until `use_keyring` is called. Raises `KeyringMissing` if the server
+        never accepted the keyring's first statement."""
         if keyring.current is None or not keyring.statements:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self.state = state
         self.keyring = keyring
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
-        self.use(keyring)
+        self.use_keyring(keyring)
         self._recovery = recovery
-        self.trust = trust_from(state, keyring.server_id)
+        self.trust = load_trust(state, keyring.server_id)
         if anew:
             self.trust = ServerTrust(keyring.server_id, statement=state.server_statement())
         self._remembered = self.trust.newest
         self.notice: opening.Notice | None = None
-        """What the server had to say of our keys at the last login."""
+        """The server's notice about our keys at the last login."""
         self.limits = opening.Limits(0, 0, 0, 0)
         self.renewer: Callable[[], object] | None = None
-        """Called where the account has newer keys than this session: it finds and `use`s them."""
+        """Finds the account's newer keys, and calls `use_keyring` with them."""
         self.readers: Callable[[], Readers] | None = None
-        """Gives those whom files are wrapped for beside ourselves."""
+        """Returns the lookup of readers' keys."""
         self.new_readers: Callable[[str], tuple[ReaderEntry, ...]] = lambda _name: ()
-        """Who may read a new file of a name: those whom its folder is shared with."""
+        """Returns the readers of a new file by its name: those with whom its folder is shared."""
         self._timeouts = timeouts
         self._pause = pause
         self.turn = ThreadGuard()
@@ -157,23 +164,23 @@ class Session:
         self._transport: Transport | None = None
         self.connections = 0
         self.login_record = b""
-        """What the present login signed, and so the `rec` of its entry in the log."""
+        """The bytes that the present login signed, which are the `rec` of its log entry."""
 
     @property
     def transport(self) -> Transport:
-        """The present connection; after a loss, another one."""
+        """The present connection; a different one after a loss."""
         if self._transport is None:
             raise Unreachable("there is no connection")
         return self._transport
 
-    def use(self, keyring: Keyring) -> None:
-        """Go on with these keys; a connection that stands was opened with the ones before."""
+    def use_keyring(self, keyring: Keyring) -> None:
+        """Use these keys from now on; the present connection was opened with the ones before."""
         current = keyring.current
         if current is None:
             raise KeyringMissing("this keyring is not enrolled yet", "run `sfsc init` again")
         self._recovery = None
         if not self.state.is_current:
-            # Another process of this machine has got a key of its own, and changed the state's.
+            # Another process of this machine rotated the device's key, and with it the state's.
             self.state.adopt_current_key(state_key(keyring.device.xwing_private))
         self.keyring = keyring
         self.account = OwnAccount.from_keyring(keyring)
@@ -183,25 +190,25 @@ class Session:
         name = hash_of_key("ed25519", self._signing.public).hex()
         self._signing_ids[current.generation] = name
 
-    def renew(self, error: Error) -> None:
-        """Go on with the newer keys that the account has. Raises what `error`, the answer to a
-        request, stands for where it is about something else or nobody can renew."""
+    def renew_keys(self, error: Error) -> None:
+        """Adopt the newer keys that the account has, if `error` asks for that. Raises the exception
+        of `error` if it is about something else, or if newer keys cannot be found."""
         if self.renewer is None or error.code not in ("stale-generation", "stale-recipient"):
-            raise refusal(error)
+            raise to_exception(error)
         if error.code == "stale-recipient" and self.readers is not None:
             self.readers().forget()
         self._renew()
 
-    def keep_up(self) -> None:
-        """For who needs what is cached: where another process of this machine has changed the key
-        that it is kept under, have that found. Raises `LocalError` where it is not."""
+    def refresh_state_key(self) -> None:
+        """Adopt newer keys if another process of this machine has changed the key that encrypts the
+        cached state. Raises `LocalError` if the state still cannot be read."""
         if not self.state.is_current:
             self._renew()
             self.state.check_current()
 
     def _renew(self) -> None:
-        """Have newer keys found. All that this asks for is allowed with older ones: a server that
-        calls it stale too is not renewed for again, and again within that."""
+        """Call `renewer`, but not from within itself. All of its requests are allowed with older
+        keys: if the server calls these stale too, they are not renewed again."""
         renewer, self.renewer = self.renewer, None
         if renewer is None:
             return
@@ -218,16 +225,16 @@ class Session:
         if not readers:
             return self.account.wrap_for_readers(key)
         if self.readers is None:
-            raise LocalError("nothing here knows other people's keys")
+            raise LocalError("no lookup of other users' keys")
         return self.account.wrap_for_readers(key, self.readers().recipients(head, readers))
 
     # --- opening ------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Open a session, on the first of the keyring's addresses that answers.
+        """Connect to the first of the keyring's addresses that answers, and log in.
 
-        Raises `NetworkError`, `Denied`, and `IntegrityError` for a server that is not the pinned
-        one or whose log does not continue the one remembered.
+        Raises `NetworkError`, `Denied`, and `IntegrityError` if the server is not the pinned one or
+        if its log does not continue the one remembered.
         """
         generation, key = self.author.generation, self._signing
         if self._recovery is not None:
@@ -235,13 +242,13 @@ class Session:
         server, user = self.keyring.server_id, self.keyring.user
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
-            self.limits = greet(transport, self.trust, self.state).limits
-            message = login(transport, server, user, generation, key, self.trust.newest.size)
+            self.limits = verify_welcome(transport, self.trust, self.state).limits
+            message = build_login(transport, server, user, generation, key, self.trust.newest.size)
             reply = transport.call(message, transport.timeouts.opening)
-            self.login_record = signed_login(transport, server, user, generation)
-            opened = answered(reply, opening.Session)
+            self.login_record = login_signed_bytes(transport, server, user, generation)
+            opened = expect_reply(reply, opening.Session)
             self.notice = opened.notice
-            with self.judging():
+            with self.keeping_fork_evidence():
                 self.trust.accept_session(opened)
             self._remember()
         except BaseException:
@@ -251,38 +258,34 @@ class Session:
         self.connections += 1
 
     def close(self) -> None:
-        """Twice does no harm."""
+        """Close the connection. Idempotent."""
         if self._transport is not None:
             self._transport.close()
 
     # --- asking -------------------------------------------------------------------------------
 
-    def surviving(self, action: Callable[[], _Done], again: Callable[[], object]) -> _Done:
-        """Do `action`; where the connection is lost, open another, do `again`, and then `action`.
-
-        Both may be done several times. Raises what the last attempt raised.
-        """
+    def with_reconnect(self, action: Callable[[], _Done]) -> _Done:
+        """Return the result of `action`, repeated on a new connection if one is lost, and with
+        newer keys if the account has them. Raises the error of the last attempt."""
         lost = 0
         while True:
             try:
-                if lost:
-                    again()
                 return action()
             except StaleGeneration:
-                # This session was opened with keys that the account has newer ones of by now.
+                # The keys were rotated since this connection was opened.
                 if self.renewer is None or lost == MAX_LOSSES:
                     raise
                 lost += 1
                 self._renew()
             except LOST:
-                # An answer like "busy" is of the same class, but the connection is there.
+                # A reply like "busy" raises the same class, but the connection is usable.
                 if self.transport.usable or lost == MAX_LOSSES:
                     raise
                 lost += 1
                 self.reconnect()
 
     def reconnect(self) -> None:
-        """A new login, with the keys in use; tried for as long as a daemon takes to restart."""
+        """Log in again with the present keys, retrying for as long as a daemon takes to restart."""
         self.close()
         failure: SfscError | None = None
         for seconds in _PAUSES:
@@ -294,27 +297,27 @@ class Session:
         raise failure or Unreachable("the connection was lost")
 
     def ask(self, message: Request) -> Reply:
-        """The answer to a request, be it an `Error`; sent again where the connection is lost, or
-        was opened with keys that were rotated since."""
+        """Return the reply to a request, which may be an `Error`. The request is repeated if the
+        connection is lost, or was opened with keys that were rotated since."""
         generation = self.author.generation
 
         def asked() -> Reply:
             reply = self.transport.call(message)
-            # Once renewed, it can only be what was signed with the older key.
+            # After a renewal, only a signature in the message itself can be stale.
             if _is_stale(reply) and self.renewer and self.author.generation == generation:
-                raise refusal(cast(Error, reply))
+                raise to_exception(cast(Error, reply))
             return reply
 
-        return self.surviving(asked, lambda: None)
+        return self.with_reconnect(asked)
 
     def call(self, message: Request, kind: type[_Reply]) -> _Reply:
-        """The answer to a request. Raises what an `Error` stands for."""
-        return answered(self.ask(message), kind)
+        """Return the reply to a request. Raises the exception of an `Error`."""
+        return expect_reply(self.ask(message), kind)
 
-    def newest(self, file_id: str) -> VerifiedFile:
-        """The newest version of a file of ours, deleted or not, verified and remembered.
+    def fetch_newest(self, file_id: str) -> VerifiedFile:
+        """Fetch, verify and remember the newest version of a file of ours, deleted or not.
 
-        Raises `NotFound` where there never was one.
+        Raises `NotFound` if there never was one.
         """
         known = self.state.file(file_id)
         reply = self.ask(Stat(self.account.user, file_id, 0))
@@ -322,29 +325,29 @@ class Session:
         if missing and (known is not None or self.state.logged_revision(file_id)):
             # Records are never removed: not by rm, not by purge.
             raise Rollback("the server no longer knows a file that it had")
-        return self.learn(answered(reply, Stated).view, file_id, known)
+        return self.verify_newest(expect_reply(reply, Stated).view, file_id, known)
 
-    def find(self, file_id: str) -> VerifiedFile | None:
-        """As `newest`; None where there never was one."""
+    def find_newest(self, file_id: str) -> VerifiedFile | None:
+        """Like `fetch_newest`, but return None if there never was such a file."""
         try:
-            return self.newest(file_id)
+            return self.fetch_newest(file_id)
         except NotFound:
             return None
 
-    def learn(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
+    def verify_newest(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
         """Verify and remember what the server shows as the newest version of a file of ours.
 
         `known` was read before the server was asked. Raises as `Owner.newest`.
         """
         file = self.account.verify_newest(view, file_id, None if known is None else known.revision)
         if known is None or file.head.rev > known.rev:
-            # Without an entry: the next listing asks for what changed since the last, so for this.
+            # No entry needed: the next listing asks for all changes since the last, with this one.
             self.state.remember_file(known_file(file), None)
         return file
 
-    def learn_head(self, file: VerifiedFile, known: KnownRevision | None) -> None:
-        """Remember the head that any version of a file was shown with, verified, where it says
-        which version is the newest: a put onto it must know. `known` is what was."""
+    def remember_head(self, file: VerifiedFile, known: KnownRevision | None) -> None:
+        """Remember the head that a verified version was shown with, if it says which version is the
+        newest: a later put builds on it. `known` is what was known before."""
         head = file.head
         if head.op in (PUT, RESTORE, MOVE) and (known is None or head.rev > known.rev):
             newest = KnownFile.from_record(head, file.head_body, head.version or 0)
@@ -354,20 +357,21 @@ class Session:
 
     @property
     def seen(self) -> tuple[int, bytes]:
-        """Size and root of the newest proven point of the log, for the next record."""
+        """(size, root) of the newest proven checkpoint, for the next record."""
         return self.trust.newest.size, self.trust.newest.root
 
     def sign(self, body: bytes) -> bytes:
-        """Our signature of a file record, 64 bytes. Raises `Distrusted`."""
+        """Return our signature of a file record, 64 bytes. Raises `Distrusted`."""
         self.check_trusted()
         return self._signing.sign(Label.RECORD, body)
 
     def signing_key(self) -> SigningKey:
-        """For who signs many: `check_trusted` before any of it is sent. Raises `Distrusted`."""
+        """Return the key for signing many records, which the caller then sends at once. Raises
+        `Distrusted`."""
         self.check_trusted()
         return self._signing
 
-    def proven(
+    def verify_receipt(
         self,
         receipt: Receipt,
         record: FileRecord,
@@ -375,12 +379,13 @@ class Session:
         signature: bytes,
         tombstone: tuple[bytes, bytes] | None = None,
     ) -> LogEntry:
-        """The log entry of a record of ours, proven from the checkpoint this session opened with.
+        """Verify that the log has a record of ours, and that the log continues the one of this
+        login. Return its log entry.
 
-        `tombstone` is the exact bytes and the signature of the record of the file that a move
-        left. Call `join` before success is reported. Raises as `ServerTrust.receipt`.
+        `tombstone` is the exact bytes and the signature of the record that a move leaves at the old
+        name. Call `link_receipts` before reporting success. Raises as `ServerTrust.verify_receipt`.
         """
-        # By the key of then: what was sent before the keys were renewed may be answered after.
+        # The key of that generation: a reply may come after the keys were renewed.
         signer = self._signing_ids[record.generation]
         left = tombstone and (tombstone[0], {signer: tombstone[1]})
         sent = SentChange(
@@ -393,13 +398,13 @@ class Session:
             signatures={signer: signature},
             tombstone=left,
         )
-        with self.judging():
+        with self.keeping_fork_evidence():
             return self.trust.verify_receipt(receipt, sent)
 
     @contextlib.contextmanager
-    def judging(self) -> Iterator[None]:
-        """Keep what proves that the server has told two stories, wherever a judgement finds that,
-        and sign nothing more for it until somebody has looked (`Distrusted`)."""
+    def keeping_fork_evidence(self) -> Iterator[None]:
+        """Save the evidence of a split view if the block finds one, and sign nothing more for this
+        server (`Distrusted`) until the user has looked at it."""
         try:
             yield
         except (Rollback, Fork) as exc:
@@ -410,7 +415,7 @@ class Session:
                     )
                     exc.hint = f"both checkpoints are in {exc.evidence}; show them to others"
                 except LocalError as fault:
-                    # What was found is told all the same: a full disk must not hide it.
+                    # Report the fork all the same: a full disk must not hide it.
                     exc.hint = f"{exc.hint} ({fault.cause})"
             raise
 
@@ -424,35 +429,44 @@ class Session:
         return str(path)
 
     def check_trusted(self) -> None:
-        """Raise `Distrusted` where the server has told two stories."""
+        """Raise `Distrusted` if the server has shown a split view."""
         if (kept := self.state.distrust_evidence()) is not None:
             raise Distrusted(
-                f"this server has told two stories: see {kept}",
-                "where that has an explanation, say `sfsc audit accept`",
+                f"this server has shown two different logs: see {kept}",
+                "if there is an explanation, run `sfsc audit accept`",
             )
 
-    def join(self) -> None:
-        """Have the receipts since the last `join` proven from each other, and remember the newest.
+    def link_receipts(self) -> None:
+        """Prove that the checkpoints of all receipts since the last call are of one log, and
+        remember the newest.
 
-        Costs nothing for the first receipts of a session that are of one checkpoint. Raises `Fork`,
-        and `BadReceipt` where the server will not prove that it has one log.
+        This costs nothing for the first receipts of a session if they have one checkpoint. Raises
+        `Fork`, and `BadReceipt` if the server declines the proof.
         """
-        proofs = self.surviving(self._joining, lambda: None)
-        with self.judging():
+        proofs = self.with_reconnect(self._fetch_consistency_proofs)
+        with self.keeping_fork_evidence():
             self.trust.close_gaps(proofs)
         self._remember()
 
-    def _joining(self) -> list[tuple[bytes, ...]]:
+    def refresh_log(self) -> TreeHead:
+        """Fetch the log's present checkpoint, and verify that it continues what is known."""
+        head = self.call(LogHead(), LogCheckpoint)
+        with self.keeping_fork_evidence():
+            self.trust.accept_checkpoint(head.checkpoint, head.consistency)
+        self.link_receipts()
+        return self.trust.newest
+
+    def _fetch_consistency_proofs(self) -> list[tuple[bytes, ...]]:
         asked = [
             self.transport.submit(LogProof(CONSISTENCY, old, new))
             for old, new in self.trust.consistency_gaps()
         ]
         replies = [self.transport.result(ticket) for ticket in asked]
-        return [proof_in(reply) for reply in replies]
+        return [expect_proof(reply) for reply in replies]
 
     def _remember(self) -> None:
         newest = self.trust.newest
-        if newest != self._remembered:  # receipts of one commit have one checkpoint
+        if newest != self._remembered:  # receipts of one commit share a checkpoint
             self.state.remember_checkpoint(newest.size, newest.root, newest.note)
             self._remembered = newest
 
@@ -462,5 +476,5 @@ def _is_stale(reply: Reply) -> bool:
 
 
 def known_file(file: VerifiedFile) -> KnownFile:
-    """What to remember of a verified file whose newest version this is."""
+    """Return what the state remembers of a verified file, of which this is the newest version."""
     return KnownFile.from_record(file.head, file.head_body, file.version)

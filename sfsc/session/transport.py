@@ -128,7 +128,7 @@ class Transport(Closing):
             self._advance(left)
         return self._replies.pop(ticket)
 
-    def answered(self, ticket: Ticket) -> bool:
+    def has_reply(self, ticket: Ticket) -> bool:
         """Whether `result` would return without waiting."""
         return ticket in self._replies
 
@@ -253,7 +253,7 @@ class Transport(Closing):
         while received < PIECE and (filled := self._fill(self._connection.get_buffer(-1))):
             received += filled
             for incoming in self._connection.buffer_updated(filled):
-                self._answered(Ticket(incoming.request_id), incoming.message)
+                self._deliver(Ticket(incoming.request_id), incoming.message)
         return received > 0
 
     def _fill(self, buffer: memoryview) -> int:
@@ -274,7 +274,7 @@ class Transport(Closing):
             self._tls_writes = True
         return filled
 
-    def _answered(self, ticket: Ticket, message: object) -> None:
+    def _deliver(self, ticket: Ticket, message: object) -> None:
         if isinstance(message, Error) and message.code == "shutting-down":
             # The server has done nothing of the request and closes the connection soon. The caller
             # repeats it on a new connection, which reaches the server that starts next.

@@ -1,12 +1,12 @@
-"""Where fetched files land: whole and verified at their place, or not there at all.
+"""Destinations of downloads: a file appears whole and verified, or not at all.
 
-A file is made under a temporary name (0600) in its own folder and takes its place by a rename. A
-large one gets even that name, where it can be done, only when all of it is there, so that nothing
-stays of one that is cut off by whatever kills us.
+A file is written under a temporary name (mode 0600) in its folder and renamed into place. A large
+file gets even the temporary name only once it is complete, if the system allows that, so that
+nothing is left behind if the process is killed.
 
-A tree of files comes from names that a server, or whoever shared them, has chosen: below the folder
-that was meant, each step of the way is opened as the folder it is and never through a link, so that
-no name leads elsewhere, be it by what stood there before.
+The names in a tree of files were chosen by the server or by the user who shared them. So below the
+destination, each folder of a path is opened by itself and never through a link: no name leads
+outside, whatever existed there before.
 """
 
 from __future__ import annotations
@@ -32,67 +32,68 @@ from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer.local_io import LargeFileWriter
 
 _PERMISSIONS: Final = 0o777
-"""No set-user-id, set-group-id or sticky bit comes back from a server."""
+"""Permissions that are restored: no set-user-id, set-group-id or sticky bit from a server."""
 _POSIX: Final = os.name == "posix"
 _FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
 _UNNAMED: Final = os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | getattr(os, "O_CLOEXEC", 0)
-_NO_SUCH_THING: Final = frozenset(
+_UNSUPPORTED: Final = frozenset(
     {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 )
-_FOREIGN: Final = frozenset('<>:"|?*')
-"""What no file name on Windows can hold; a colon would name another stream of a file."""
-Place = Callable[[Metadata], AbstractContextManager[BinaryIO]]
-"""Where a file goes, once its metadata is known."""
+_NOT_ON_WINDOWS: Final = frozenset('<>:"|?*')
+"""Characters that no file name on Windows can have; a colon would name another stream of a file."""
+OpenDestination = Callable[[Metadata], AbstractContextManager[BinaryIO]]
+"""Opens the destination of a file, once its metadata is known."""
 
 
-class Folder(Closing):
-    """An open folder. On POSIX everything in it is reached through its descriptor, so that nobody
-    can put a link in its place meanwhile; Windows has no such thing, and links are looked for."""
+class DestinationFolder(Closing):
+    """An open folder. On POSIX everything in it is accessed through its descriptor, so that nobody
+    can replace it by a link meanwhile. Windows has no such calls; there links are checked for."""
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
-        """Use `open`."""
+        """Use `open_folder`."""
         self.path = path
         self._descriptor = descriptor
         self._random = os.urandom(8).hex()
         self._count = itertools.count()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """The folder that the user named; links on the way are his own. Raises `LocalError`."""
-        with _writing(path):
+    def open_folder(cls, path: Path) -> Self:
+        """Open the folder that the user named; links in that path are followed. Raises
+        `LocalError`."""
+        with _translating_errors(path):
             if not _POSIX:
                 if not path.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 return cls(path, None)
             return cls(path, os.open(path, _FOLDER))
 
-    def enter(self, part: str) -> Folder:
-        """The folder `part` in this one, made where there is none.
+    def enter(self, part: str) -> DestinationFolder:
+        """Open the folder `part` in this one, and create it if it does not exist.
 
-        Raises `BadDestination` where something else stands there, a link to a folder included.
+        Raises `BadDestination` if anything else has that name, including a link to a folder.
         """
         path = self.path / part
-        with _writing(path):
+        with _translating_errors(path):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._at(part), 0o777, dir_fd=self._descriptor)
             try:
                 if not _POSIX:
                     if _is_link(path) or not path.is_dir():
                         raise NotADirectoryError
-                    return Folder(path, None)
+                    return DestinationFolder(path, None)
                 opened = os.open(part, _FOLDER | _NO_LINK, dir_fd=self._descriptor)
             except OSError as exc:
                 if exc.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, None):
                     raise
-                raise BadDestination(f"{path} is a link or a file, and should be a folder") from exc
-            return Folder(path, opened)
+                raise BadDestination(f"{path} is a link or a file, not a folder") from exc
+            return DestinationFolder(path, opened)
 
     def folds_case(self) -> bool:
-        """Whether names that differ in nothing but case are one here. Raises `LocalError`."""
-        with _writing(self.path):
-            name = self._temporary()
+        """Whether the file system ignores case in names here. Raises `LocalError`."""
+        with _translating_errors(self.path):
+            name = self._temporary_name()
             os.close(os.open(self._at(name), _NEW, 0o600, dir_fd=self._descriptor))
             try:
                 os.stat(self._at(name.upper()), dir_fd=self._descriptor)
@@ -102,17 +103,20 @@ class Folder(Closing):
                 os.unlink(self._at(name), dir_fd=self._descriptor)
             return True
 
-    def _temporary(self) -> str:
+    def _temporary_name(self) -> str:
         return f".sfsc-{self._random}-{next(self._count)}"
 
     @contextlib.contextmanager
-    def arriving(self, name: str, metadata: Metadata, *, durable: bool) -> Iterator[BinaryIO]:
-        """A file to write that takes its place as `name` when the block ends well, and else is
-        gone. With `durable` it is on the disk by then. Raises `LocalError` for every fault of the
-        file system, those in the block included."""
-        with _writing(self.path, name):
-            temporary = self._temporary()
-            unnamed = self._unnamed(temporary) if metadata.size >= LARGE else None
+    def replacing_file(self, name: str, metadata: Metadata, *, durable: bool) -> Iterator[BinaryIO]:
+        """Open a new file that replaces `name` if the block ends without an error, and is removed
+        otherwise.
+
+        With `durable` it is synced to the disk first. Raises `LocalError` for every error of the
+        file system, including those in the block.
+        """
+        with _translating_errors(self.path, name):
+            temporary = self._temporary_name()
+            unnamed = self._create_unnamed(temporary) if metadata.size >= LARGE else None
             made = unnamed
             if made is None:
                 made = os.open(self._at(temporary), _NEW, 0o600, dir_fd=self._descriptor)
@@ -121,7 +125,7 @@ class Folder(Closing):
                     yield file
                     file.flush()
                     if unnamed is not None:
-                        # Before the sync, which is to make it the file of a name.
+                        # Before the sync, so that the name is durable, too.
                         self._give_name(unnamed, temporary)
                     if durable:
                         sync_to_disk(made)
@@ -140,23 +144,23 @@ class Folder(Closing):
                     os.unlink(self._at(temporary), dir_fd=self._descriptor)
                 raise
             if durable and self._descriptor is not None:
-                # Windows cannot open a folder; there the rename itself is journalled.
+                # Windows cannot open a folder; its file system journals the rename.
                 sync_to_disk(self._descriptor)
 
     def close(self) -> None:
-        """Twice does no harm."""
+        """Close the descriptor. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _unnamed(self, trial: str) -> int | None:
-        """A file in this folder without a name, None where there is no such thing.
+    def _create_unnamed(self, trial: str) -> int | None:
+        """Create a file without a name in this folder; return None if the system cannot.
 
-        That one can be given a name is tried with another, now, under the name `trial`: it would be
-        late to learn of it when a large file is there.
+        Whether such a file can be given a name is tried with another one first, under the name
+        `trial`: after a large download it would be too late.
         """
         if sys.platform == "linux" and self._descriptor is not None:
-            with contextlib.suppress(OSError):  # what is wrong with the folder shows the other way
+            with contextlib.suppress(OSError):  # a fault of the folder shows with a named file, too
                 tried = os.open(".", _UNNAMED, 0o600, dir_fd=self._descriptor)
                 try:
                     self._give_name(tried, trial)
@@ -167,31 +171,31 @@ class Folder(Closing):
         return None
 
     def _give_name(self, unnamed: int, name: str) -> None:
-        """Raises OSError, also where something has that name."""
+        """Link the unnamed file to `name`. Raises OSError, also if the name exists."""
         os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=self._descriptor)
 
     def _at(self, name: str) -> str:
         return name if self._descriptor is not None else str(self.path / name)
 
 
-class Tree(Closing):
-    """Places files by their names with ``/`` below a folder, which is made where there is none.
+class DestinationTree(Closing):
+    """Opens files by their names with ``/`` below a folder, which is created if needed.
 
-    A context; the last folder that was used stays open, since names come sorted.
+    The most recently used subfolder stays open, because names come sorted.
     """
 
     def __init__(self, path: Path, *, folds_case: bool | None = None) -> None:
-        """With `folds_case` names that differ in nothing but case may be one there; None: that is
-        found out. Raises `LocalError`."""
-        with _writing(path):
+        """`folds_case` says whether the file system ignores case in names; None detects it. Raises
+        `LocalError`."""
+        with _translating_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        self._top = Folder.open(path)
+        self._top = DestinationFolder.open_folder(path)
         self._parts: list[str] = []
         self._last = self._top
-        self._placed: dict[str, str] | None = None  # by what their names have in common
+        self._names: dict[str, str] | None = None  # case-folded -> first name
         try:
             if self._top.folds_case() if folds_case is None else folds_case:
-                self._placed = {}
+                self._names = {}
         except BaseException:
             self._top.close()
             raise
@@ -200,34 +204,36 @@ class Tree(Closing):
     def path(self) -> Path:
         return self._top.path
 
-    def place(self, name: str) -> Place:
-        """Where a file of that name goes: as `Folder.arriving`, one at a time; not synced: the
-        server still has it. Raises `BadDestination` for a name that can be no file here."""
-        *parts, last = check_placeable(name)
+    def destination(self, name: str) -> OpenDestination:
+        """Return the destination for `name`; as `DestinationFolder.replacing_file`, one at a time.
 
-        def arriving(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
+        Files are not synced: the server still has them. Raises `BadDestination` for a name that no
+        file can have here.
+        """
+        *parts, last = check_local_name(name)
+
+        def open_file(metadata: Metadata) -> AbstractContextManager[BinaryIO]:
             folder = self._folder(parts)
-            self._check_no_other(name)
-            return folder.arriving(last, metadata, durable=False)
+            self._check_collision(name)
+            return folder.replacing_file(last, metadata, durable=False)
 
-        return arriving
+        return open_file
 
-    def _check_no_other(self, name: str) -> None:
-        """Raise `BadDestination` if `name` has the place of another, which came before."""
-        if self._placed is None:
+    def _check_collision(self, name: str) -> None:
+        """Raise `BadDestination` if `name` is the same file as another one that was written
+        before."""
+        if self._names is None:
             return
-        other = self._placed.setdefault(name.casefold(), name)
+        other = self._names.setdefault(name.casefold(), name)
         if other == name:
             return
-        with contextlib.suppress(OSError):  # one of them is not there: two places, or none yet
+        with contextlib.suppress(OSError):  # one of them does not exist: they are not the same
             if (self.path / other).samefile(self.path / name):
-                raise BadDestination(
-                    f"{name} would take the place of {other}, which is another file"
-                )
+                raise BadDestination(f"{name} would overwrite {other}, which is another file")
 
-    def _folder(self, parts: list[str]) -> Folder:
+    def _folder(self, parts: list[str]) -> DestinationFolder:
         if parts != self._parts:
-            self._leave()
+            self._close_last()
             folder = self._top
             try:
                 for part in parts:
@@ -242,46 +248,46 @@ class Tree(Closing):
             self._parts, self._last = parts, folder
         return self._last
 
-    def _leave(self) -> None:
+    def _close_last(self) -> None:
         if self._last is not self._top:
             self._last.close()
         self._parts, self._last = [], self._top
 
     def close(self) -> None:
-        """Twice does no harm."""
-        self._leave()
+        """Close all folders. Idempotent."""
+        self._close_last()
         self._top.close()
 
 
-def check_placeable(name: str) -> tuple[str, ...]:
-    """The parts of a file's name (already a valid one), for a place below some folder.
+def check_local_name(name: str) -> tuple[str, ...]:
+    """Return the parts of a valid file name, for a path below some folder.
 
-    Raises `BadDestination` for what Windows takes for a device, on every system: the folder may be
-    one that Windows sees too. On Windows also for what its file names cannot hold.
+    Raises `BadDestination` for a Windows device name, on every system: Windows may use the same
+    folder. On Windows, also for names that its file systems cannot store.
     """
     parts = tuple(name.split("/"))
     for part in parts:
         if is_device_name(part):
-            raise BadDestination(f"{name} is the name of a device on Windows")
-        if sys.platform == "win32" and (part[-1] in ". " or _FOREIGN & set(part)):
-            raise BadDestination(f"{name} cannot be the name of a file on Windows")
+            raise BadDestination(f"{name} is a device name on Windows")
+        if sys.platform == "win32" and (part[-1] in ". " or _NOT_ON_WINDOWS & set(part)):
+            raise BadDestination(f"{name} is not a valid file name on Windows")
     return parts
 
 
 @contextlib.contextmanager
-def arriving(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
-    """A file at a path that the user chose; see `Folder.arriving`, durable.
+def replacing_file(path: Path, metadata: Metadata) -> Iterator[BinaryIO]:
+    """Open a file at a path that the user chose; as `DestinationFolder.replacing_file`, durable.
 
     A device or a pipe is written to, not replaced.
     """
-    with _writing(path):
+    with _translating_errors(path):
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:
                 yield stream
             return
     with (
-        Folder.open(path.parent) as folder,
-        folder.arriving(path.name, metadata, durable=True) as file,
+        DestinationFolder.open_folder(path.parent) as folder,
+        folder.replacing_file(path.name, metadata, durable=True) as file,
     ):
         yield file
 
@@ -293,29 +299,30 @@ def _writer(made: int, metadata: Metadata, *, durable: bool) -> BinaryIO:
 
 
 def _restore(target: int | str, metadata: Metadata) -> None:
-    """Time and permissions of the source, where it had any; else it stays with its owner alone."""
+    """Restore time and permissions of the source, if it had any; otherwise only its owner can read
+    it."""
     if metadata.mode is not None:
-        with _where_there_are_such():
+        with _ignoring_unsupported():
             os.chmod(target, metadata.mode & _PERMISSIONS)
     if metadata.mtime is not None:
-        with _where_there_are_such():
+        with _ignoring_unsupported():
             os.utime(target, ns=(metadata.mtime, metadata.mtime))
 
 
 @contextlib.contextmanager
-def _where_there_are_such() -> Iterator[None]:
-    """A file system without permissions (FAT), or that cannot hold a time, still holds the file."""
+def _ignoring_unsupported() -> Iterator[None]:
+    """Ignore errors of a file system without permissions (FAT), or that cannot store a time."""
     try:
         yield
     except OverflowError:
         return
     except OSError as exc:
-        if exc.errno not in _NO_SUCH_THING:
+        if exc.errno not in _UNSUPPORTED:
             raise
 
 
 def _is_link(path: Path) -> bool:
-    """Whether `path` leads elsewhere: a symbolic link, on Windows also a junction."""
+    """Whether `path` is a symbolic link, or on Windows also a junction."""
     status = os.lstat(path)
     if sys.platform != "win32":
         return stat.S_ISLNK(status.st_mode)
@@ -324,7 +331,7 @@ def _is_link(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, name: str = "") -> Iterator[None]:
+def _translating_errors(path: Path, name: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as exc:

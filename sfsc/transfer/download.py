@@ -1,8 +1,9 @@
-"""Fetching files: verified piece by piece, and at their place only once they are whole.
+"""Download of files: verified piece by piece, and visible at their place only once they are whole.
 
-Nothing is written that was not checked against the signed record: each piece against its leaf of
-`segments_root`, then by its own tag. A file takes its place when all is there (`places`); a stream
-is given verified bytes only, but whoever reads it must mind an error at the end.
+Everything is verified against the signed record before it is written: each piece against its leaf
+of `segments_root`, then by its own tag. A file appears at its place when it is complete (see
+`destination`). A stream receives verified bytes only, but its reader must expect an error at the
+end.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ from protocol.codec.values import Value
 from protocol.wire.messages.base import PIECE
 from sfsc.crypto.envelope import check_name, requested_version
 from sfsc.errors import NetworkError, SfscError
-from sfsc.log.seen_checkpoints import Seen
+from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Answer, Blob, Wanted
-from sfsc.transfer.destination import Place, arriving
+from sfsc.transfer.destination import OpenDestination, replacing_file
 from sfsc.transfer.local_io import LargeFileWriter
+from sfsc.transfer.remote_version import (
+    RemoteVersion,
+    VersionReply,
+    VersionRequest,
+    known_revisions,
+)
 from sfsc.trust.file_records import FileOwner
-from sfsc.trust.peer_state import PeerState
 
 AHEAD: Final = 32
-"""Files that are asked for before the first has arrived; each answer brings up to 256 KiB."""
-_ASKED_AHEAD: Final = 8 * PIECE
-"""Bytes of larger files that may have come before it is their turn, unless it is one file's."""
+"""Files requested before the first has arrived; each reply has up to 256 KiB."""
+_PREFETCH_SIZE: Final = 8 * PIECE
+"""Bytes of larger files that may be prefetched, though always one file."""
 Target = str | os.PathLike[str] | BinaryIO
 
 
 class Got(Value):
     """A version that was fetched, whole and verified.
 
-    `size` in bytes, `mtime` in unix seconds (None where the source had none); `path` is where it
-    is, None where it went into a stream.
+    `size` is in bytes, `mtime` in unix seconds (None if the source had none). `path` is where the
+    file is, None if it was written to a stream.
     """
 
     name: str
@@ -49,180 +54,180 @@ class Got(Value):
     path: Path | None
 
 
-class Item(Value):
-    """One of many to fetch: `name` in its `version`, to `place`, which is at `path`."""
+class DownloadItem(Value):
+    """One of many files to fetch: version `version` of `name`, written to `destination`, which is
+    at `path`."""
 
     name: str
     file_id: str
     version: int
     path: Path
-    place: Place
+    destination: OpenDestination
 
 
-_Asked = tuple[Item, Wanted]
+_Requested = tuple[DownloadItem, VersionRequest]
 
 
-class _Opened(Value):
-    """One that was answered: its `blob`, or why there is none."""
+class _Verified(Value):
+    """An item whose reply was verified, with the version or the error."""
 
-    item: Item
-    blob: Blob | SfscError
+    item: DownloadItem
+    outcome: RemoteVersion | SfscError
 
     @property
-    def ahead(self) -> int:
-        """Bytes that were asked for before its turn."""
-        return self.blob.ahead if isinstance(self.blob, Blob) else 0
+    def prefetched(self) -> int:
+        return self.outcome.prefetched if isinstance(self.outcome, RemoteVersion) else 0
 
     def abandon(self) -> None:
-        """Nobody wants it any more."""
-        if isinstance(self.blob, Blob):
-            self.blob.abandon()
+        if isinstance(self.outcome, RemoteVersion):
+            self.outcome.abandon()
 
 
-class _Line:
-    """Those that were `judged`, and before them those that wait for their turn. `ahead` are the
-    bytes, about, that were asked for before it."""
+class _Prefetch:
+    """Queue of verified items whose pieces were requested; `verified` are those behind them, of
+    which nothing was requested yet. `size` is the approximate number of bytes requested."""
 
     def __init__(self) -> None:
-        self.ahead = 0
-        self.judged: deque[_Opened] = deque()
-        self._waiting: deque[_Opened] = deque()
+        self.size = 0
+        self.verified: deque[_Verified] = deque()
+        self._ready: deque[_Verified] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self.judged)
+        return len(self._ready) + len(self.verified)
 
     @property
     def has_next(self) -> bool:
-        """Whether there is one to `take`."""
-        return bool(self._waiting)
+        return bool(self._ready)
 
-    def add(self, one: _Opened) -> None:
-        """The first that was judged, asked ahead by now."""
-        self.ahead += one.ahead
-        self._waiting.append(one)
+    def add(self, one: _Verified) -> None:
+        self.size += one.prefetched
+        self._ready.append(one)
 
-    def take(self) -> _Opened:
-        """The oldest, nothing of which was used yet."""
-        one = self._waiting.popleft()
-        self.ahead -= one.ahead
+    def take(self) -> _Verified:
+        """Return the oldest item, of which nothing was used yet."""
+        one = self._ready.popleft()
+        self.size -= one.prefetched
         return one
 
     def abandon(self) -> None:
-        """Nobody wants them any more."""
-        for one in self._waiting:
+        for one in self._ready:
             one.abandon()
 
 
 class Downloads:
-    """Gets files over one session."""
+    """Downloads files over one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._seen = Seen(session)
+        self._seen = SeenCheckpoints(session)
 
     def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
         """Fetch `name`, its current version or an older one, into a file, folder or stream.
 
-        Without a target, into its last part in the present folder. Where this raises, no file was
-        made or changed.
+        Without a target, write to the last part of the name in the current folder. If this raises,
+        no file was made or changed.
         """
         check_name(name)
-        return self.fetch(Blob.open(self._session, name, requested_version(version)), target)
+        remote = RemoteVersion.open_own(self._session, name, requested_version(version))
+        return self.fetch(remote, target)
 
-    def fetch(self, blob: Blob, target: Target | None = None) -> Got:
-        """As `get`, what was opened already: a file of ours, or one that is shared with us."""
-        name = blob.metadata.name
-        self._seen.note(blob.file)
-        self._seen.prove()
-        self._session.progress.expect(blob.metadata.size)
+    def fetch(self, remote: RemoteVersion, target: Target | None = None) -> Got:
+        """Like `get`, for an opened version of our own file or of one shared with us."""
+        name = remote.metadata.name
+        self._seen.add(remote.file)
+        self._seen.verify()
+        self._session.progress.expect(remote.metadata.size)
         path: Path | None = None
         if isinstance(target, (str, os.PathLike, type(None))):
             path = _path(target, name)
-            with arriving(path, blob.metadata) as file:
-                self._pour(blob, file)
+            with replacing_file(path, remote.metadata) as file:
+                self._write(remote, file)
         else:
-            self._pour(blob, target)
-        return _got(blob, path)
+            self._write(remote, target)
+        return _got(remote, path)
 
     def get_many(
-        self, items: Iterable[Item], skip: Skip, owner: FileOwner | None = None
+        self, items: Iterable[DownloadItem], skip: Skip, owner: FileOwner | None = None
     ) -> Iterator[Got]:
-        """Fetch many, small ones without waiting for each; answers in order. `owner` shares them
-        with us, None for our own.
+        """Fetch many files, with several requests in flight; yields results in order. `owner`
+        shares the files with us, None for our own.
 
-        One that fails is told to `skip`, and the work goes on, unless it is the connection. What
-        their signers had seen of the log is proven last, or where there is much of it.
+        A file that fails is reported to `skip`, and the others are fetched, unless the connection
+        failed. What the signers had seen of the log is verified last, or whenever that is a lot.
         """
-        window = Window[_Asked](self._session, AHEAD)
-        line = _Line()
+        window = Window[_Requested](self._session, AHEAD)
+        queue = _Prefetch()
         try:
-            for asked in self._wanted(items, owner):
-                if len(window) + len(line) >= AHEAD:
-                    yield from self._placed(self._next(window, line), skip)
-                window.send(asked, asked[1].request)
-                if self._seen.are_many:
-                    self._seen.prove()
-            while window or line:
-                yield from self._placed(self._next(window, line), skip)
+            for item, wanted in self._requests(items, owner):
+                if len(window) + len(queue) >= AHEAD:
+                    yield from self._store(self._next(window, queue), skip)
+                window.send((item, wanted), wanted.message)
+                if self._seen.is_full:
+                    self._seen.verify()
+            while window or queue:
+                yield from self._store(self._next(window, queue), skip)
         finally:
             window.abandon()
-            line.abandon()
-        self._seen.prove()
+            queue.abandon()
+        self._seen.verify()
 
-    def _wanted(self, items: Iterable[Item], owner: FileOwner | None) -> Iterator[_Asked]:
-        """To be sent as they come. What is known of them is looked up for some together, just
-        before the first of these is asked for."""
+    def _requests(
+        self, items: Iterable[DownloadItem], owner: FileOwner | None
+    ) -> Iterator[_Requested]:
+        """Yield the request of each item. What is known of the files is read in batches, just
+        before the first file of a batch is requested."""
         session, left = self._session, iter(items)
-        while some := list(islice(left, AHEAD)):
-            ids = [item.file_id for item in some]
-            if owner is None:
-                known = session.state.known_revisions(ids)
-                for item in some:
-                    yield item, Wanted.of(session, item.name, item.version, known)
-            else:
-                known = PeerState(session.state).known_revisions(owner.user, ids)
-                for item in some:
-                    asked = item.file_id, item.version, item.name
-                    yield item, Wanted.shared(session, owner, *asked, known)
+        while batch := list(islice(left, AHEAD)):
+            known = known_revisions(session, owner, [item.file_id for item in batch])
+            for item in batch:
+                version, name = item.version, item.name
+                yield (
+                    item,
+                    VersionRequest.build(
+                        session, item.file_id, version, name=name, owner=owner, known=known
+                    ),
+                )
 
-    def _next(self, window: Window[_Asked], line: _Line) -> _Opened:
-        """The oldest. Those behind it that were answered are opened too, and where they did not
-        come whole, the rest is asked for: it comes while those before it are written."""
-        while not line.has_next or (line.ahead < _ASKED_AHEAD and (line.judged or window.answered)):
-            if not line.judged:
-                line.judged.extend(self._judged(window))
-            line.add(self._asked_ahead(line.judged.popleft()))
-        return line.take()
+    def _next(self, window: Window[_Requested], queue: _Prefetch) -> _Verified:
+        """Return the oldest item. Later items that have a reply are verified too, and the rest of
+        their ciphertext is requested, so that it arrives while earlier files are written."""
+        while not queue.has_next or (
+            queue.size < _PREFETCH_SIZE and (queue.verified or window.has_reply)
+        ):
+            if not queue.verified:
+                queue.verified.extend(self._verify_replies(window))
+            queue.add(self._prefetch(queue.verified.popleft()))
+        return queue.take()
 
-    def _judged(self, window: Window[_Asked]) -> Iterator[_Opened]:
-        """All that are answered, and one at least."""
-        items: list[Item] = []
-        answers: list[Answer] = []
-        while not answers or window.answered:
+    def _verify_replies(self, window: Window[_Requested]) -> Iterator[_Verified]:
+        """Verify all replies that have arrived, at least one."""
+        items: list[DownloadItem] = []
+        replies: list[VersionReply] = []
+        while not replies or window.has_reply:
             (item, wanted), reply = window.take()
             items.append(item)
-            answers.append(Answer(self._session, wanted, reply))
-        return map(_Opened, items, Blob.judged(answers))
+            replies.append(VersionReply(self._session, wanted, reply))
+        return map(_Verified, items, RemoteVersion.verify_batch(replies))
 
-    def _asked_ahead(self, one: _Opened) -> _Opened:
-        blob = one.blob
-        if isinstance(blob, SfscError):
+    def _prefetch(self, one: _Verified) -> _Verified:
+        remote = one.outcome
+        if isinstance(remote, SfscError):
             return one
         try:
-            self._seen.note(blob.file)
-            if not blob.is_whole:
-                blob.ask_ahead()
+            self._seen.add(remote.file)
+            if not remote.is_whole:
+                remote.prefetch()
         except SfscError as exc:
-            return _Opened(one.item, exc)
+            return _Verified(one.item, exc)
         return one
 
-    def _placed(self, one: _Opened, skip: Skip) -> Iterator[Got]:
-        item, blob = one.item, one.blob
+    def _store(self, one: _Verified, skip: Skip) -> Iterator[Got]:
+        item, remote = one.item, one.outcome
         try:
-            if isinstance(blob, SfscError):
-                raise blob
-            with item.place(blob.metadata) as file:
-                self._pour(blob, file)
+            if isinstance(remote, SfscError):
+                raise remote
+            with item.destination(remote.metadata) as file:
+                self._write(remote, file)
         except NetworkError:
             raise
         except SfscError as exc:
@@ -230,22 +235,22 @@ class Downloads:
             return
         finally:
             one.abandon()
-        yield _got(blob, item.path)
+        yield _got(remote, item.path)
 
-    def _pour(self, blob: Blob, file: BinaryIO) -> None:
-        """Write all of it. What `file` raises is the caller's own and goes through."""
-        room = file.room if isinstance(file, LargeFileWriter) else None
-        for segment in blob.segments(room):
+    def _write(self, remote: RemoteVersion, file: BinaryIO) -> None:
+        """Write the whole plaintext. Errors of `file` are the caller's and are not translated."""
+        allocate = file.allocate if isinstance(file, LargeFileWriter) else None
+        for segment in remote.segments(allocate):
             size = len(segment)
             while segment:
-                # A raw stream may take less than it is given.
+                # A raw stream may write less than it is given.
                 segment = segment[file.write(segment) :]
             self._session.progress.advance(size)
         file.flush()
 
 
-def _got(blob: Blob, path: Path | None) -> Got:
-    metadata, file = blob.metadata, blob.file
+def _got(remote: RemoteVersion, path: Path | None) -> Got:
+    metadata, file = remote.metadata, remote.file
     mtime = None if metadata.mtime is None else metadata.mtime // 1_000_000_000
     return Got(metadata.name, file.file_id, file.version, metadata.size, mtime, path)
 
@@ -253,5 +258,5 @@ def _got(blob: Blob, path: Path | None) -> Got:
 def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     last = PurePosixPath(name).name
     path = Path(last if target is None else target)
-    # Not `Path.is_dir`, which raises what the file system says of a name that is too long for it.
+    # Not `Path.is_dir`, which raises OSError if the name is too long for the file system.
     return path / last if os.path.isdir(path) else path

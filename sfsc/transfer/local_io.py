@@ -1,52 +1,46 @@
-"""A new large file, written from its beginning to its end and then synced, at little cost.
+"""Writers of a new large file, sequential and then synced, at little cost.
 
-It bypasses the page cache if the file system allows (`DirectWriter`): bytes come in portions of any
-size and go out in whole pages, from page-aligned memory. Each portion lies as far from a page
-boundary in memory as it does in the file, after the rest of the portion before, so that only this
-rest is copied. A thread writes while the caller prepares the next portion. The last bytes, which
-fill no page, go through the cache. A direct write still needs a sync to be durable.
+`DirectWriter` bypasses the page cache if the file system allows it. Bytes come in chunks of any
+size and are written in whole pages, from page-aligned memory. Each chunk is placed as far from a
+page boundary in memory as it is in the file, behind the rest of the chunk before, so that only this
+rest is copied. A thread writes while the caller prepares the next chunk. The last bytes, which fill
+no page, go through the cache. Direct writes still need a sync to be durable.
 
-Otherwise the bytes start on their way to the disk as they come, so that the disk works while the
+Without direct writes, write-back of the bytes starts as they come, so that the disk works while the
 network does and the sync at the end is short. Blocks are reserved ahead, 64 MiB at a time: the file
-system decides once where they lie, not for every page, and a full disk is found earlier. All of
-these are hints; only the sync says what is on the disk.
+system chooses their place once instead of for every page, and a full disk is noticed earlier. All
+of these are hints; only the sync makes the file durable.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
 from protocol.buffers import largefiles
+from protocol.buffers.largefiles import LARGE
 from protocol.buffers.pool import PAGE, BufferPool
 from protocol.codec.encoding import Buffer
 from protocol.codec.values import Value
 from sfsc.closing import Closing
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-import io
-import sys
-from typing import TYPE_CHECKING
-
-from protocol.buffers.largefiles import LARGE
-
-if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
-    from protocol.codec.encoding import Buffer
-
-PORTION: Final = 1024 * 1024
-"""Bytes of the longest portion."""
+MAX_CHUNK: Final = 1024 * 1024
+"""Bytes of the longest chunk."""
 _PENDING: Final = 4
-"""Portions that wait to be written before the caller does."""
-_memory: Final = BufferPool(PORTION + PAGE, keep=2 * _PENDING)
+"""Chunks that may wait for the disk before the caller has to."""
+_memory: Final = BufferPool(MAX_CHUNK + PAGE, keep=2 * _PENDING)
 
 
-class _Room(Value):
-    """`size` bytes of `memory`, behind `lead` others of the page that they begin in."""
+class _LentBuffer(Value):
+    """`size` bytes of `memory`, after `lead` other bytes of the page in which they begin."""
 
     memory: memoryview
     lead: int
@@ -54,94 +48,93 @@ class _Room(Value):
 
 
 class DirectWriter(Closing):
-    """A new file, from its first byte on. For one thread, but for `room`, which another may call.
-    Methods raise OSError, also of what was written before."""
+    """Writes a new file from its first byte. For one thread, except that `allocate` may be called
+    on another. Methods raise OSError, also for earlier writes."""
 
     def __init__(self, descriptor: int, direct: int) -> None:
-        """`direct` is a second handle of the file behind `descriptor`, and is closed here."""
+        """`direct` is a second descriptor of the file, opened for direct I/O and owned here."""
         self._descriptor = descriptor
         self._direct = direct
-        self._able = True
+        self._direct_works = True
         self._closed = False
-        self._offered = 0
-        self._rooms: deque[_Room] = deque()
+        self._allocated = 0
+        self._lent: deque[_LentBuffer] = deque()
         self._written = 0
         self._rest = b""
         from concurrent.futures import ThreadPoolExecutor
 
-        self._writer = ThreadPoolExecutor(1, "sfsc-write")
+        self._thread = ThreadPoolExecutor(1, "sfsc-write")
         self._writing: deque[Future[None]] = deque()
 
     @classmethod
-    def beside(cls, descriptor: int) -> Self | None:
-        """For an open file that is empty; None where the cache must serve."""
+    def for_empty_file(cls, descriptor: int) -> Self | None:
+        """Return a writer for an open empty file, None if direct I/O is not supported."""
         direct = largefiles.open_direct(descriptor, writing=True)
         return None if direct is None else cls(descriptor, direct)
 
-    def room(self, size: int) -> memoryview:
-        """Memory for the next `size` ≤ 1 MiB bytes that nobody has asked room for yet. What is then
-        written as a view of it is written from there."""
-        room = _Room(_memory.acquire(), self._offered % PAGE, size)
-        self._offered += size
-        self._rooms.append(room)
-        return room.memory[room.lead : room.lead + size]
+    def allocate(self, size: int) -> memoryview:
+        """Return memory for the next `size` ≤ 1 MiB bytes for which none was allocated yet. If it
+        is then passed to `write`, it is written without a copy."""
+        lent = _LentBuffer(_memory.acquire(), self._allocated % PAGE, size)
+        self._allocated += size
+        self._lent.append(lent)
+        return lent.memory[lent.lead : lent.lead + size]
 
     def write(self, data: Buffer) -> int:
-        """Take the next bytes, at least one of them; how many. Waits while the disk is behind."""
-        portion = memoryview(data)[:PORTION]
+        """Accept the next bytes; return how many, at least one. Waits if the disk is slow."""
+        chunk = memoryview(data)[:MAX_CHUNK]
         lead = self._written % PAGE
-        memory = self._taken(lead, portion)
+        memory = self._take_lent(lead, chunk)
         if memory is None:
             memory = _memory.acquire()
-            memory[lead : lead + len(portion)] = portion
+            memory[lead : lead + len(chunk)] = chunk
         memory[:lead] = self._rest
-        end = lead + len(portion)
+        end = lead + len(chunk)
         whole = end - end % PAGE
         self._rest = bytes(memory[whole:end])
         if whole:
-            self._writing.append(
-                self._writer.submit(self._put, memory[:whole], self._written - lead)
-            )
-        self._written += len(portion)
+            offset = self._written - lead
+            self._writing.append(self._thread.submit(self._write_pages, memory[:whole], offset))
+        self._written += len(chunk)
         while len(self._writing) > _PENDING:
             self._writing.popleft().result()
-        return len(portion)
+        return len(chunk)
 
     def flush(self) -> None:
-        """All that was taken is written, if not durable."""
+        """Write everything accepted; it is not durable yet."""
         while self._writing:
             self._writing.popleft().result()
         _write_all(self._descriptor, memoryview(self._rest), self._written - len(self._rest))
 
     def close(self) -> None:
-        """Drop what is not written. Twice does no harm."""
+        """Close `direct` and drop what was not written. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._writer.shutdown(cancel_futures=True)
+            self._thread.shutdown(cancel_futures=True)
             os.close(self._direct)
 
-    def _taken(self, lead: int, portion: memoryview) -> memoryview | None:
-        """The memory that `portion` lies in, where that is all of the oldest room that was given,
-        and this is its place."""
-        if not self._rooms:
+    def _take_lent(self, lead: int, chunk: memoryview) -> memoryview | None:
+        """Return the buffer in which `chunk` lies, if it is the whole oldest lent buffer, and that
+        was lent for this offset."""
+        if not self._lent:
             return None
-        room = self._rooms[0]
-        if portion.obj is not room.memory.obj or (room.lead, room.size) != (lead, len(portion)):
+        lent = self._lent[0]
+        if chunk.obj is not lent.memory.obj or (lent.lead, lent.size) != (lead, len(chunk)):
             return None
-        self._rooms.popleft()
-        return room.memory
+        self._lent.popleft()
+        return lent.memory
 
-    def _put(self, memory: memoryview, offset: int) -> None:
-        """On the writer's thread."""
-        while memory and self._able:
+    def _write_pages(self, memory: memoryview, offset: int) -> None:
+        """Write whole pages; runs on the writer's thread."""
+        while memory and self._direct_works:
             try:
-                count = os.write(self._direct, memory)  # whose position is where the last ended
+                count = os.write(self._direct, memory)  # its position is the end of the last write
             except OSError as exc:
-                # The file system takes no such calls, or not of this memory, after all. A disk that
-                # is full or broken is that both ways.
+                # EINVAL: the file system does not support direct I/O, or not from this memory. A
+                # full or broken disk would fail through the cache, too.
                 if exc.errno != errno.EINVAL:
                     raise
-                self._able = False
+                self._direct_works = False
             else:
                 memory, offset = memory[count:], offset + count
         if memory:
@@ -154,34 +147,31 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-_BEGIN: Final = 8 << 20
-"""Bytes that are handed to the disk together; a file that is no longer is left to the sync."""
-_AHEAD: Final = 64 << 20
-"""Bytes that are reserved together, so that one that fails holds no more than these for nothing."""
+_WRITE_BACK: Final = 8 << 20
+"""Bytes whose write-back is started together; a shorter file is left to the sync."""
+_RESERVE: Final = 64 << 20
+"""Bytes reserved together, so that a failed download wastes no more than these."""
 
 
 class LargeFileWriter(io.FileIO):
-    """A new file of `size` bytes, all of which are to come.
+    """A new file of `size` bytes, written in order. `allocate`, if not None, is
+    `DirectWriter.allocate`."""
 
-    `room`, where there is one, gives memory for the next bytes that nobody has asked room for yet,
-    1 MiB at most: what is written as it lies there is not copied.
-    """
-
-    room: Callable[[int], memoryview] | None = None
+    allocate: Callable[[int], memoryview] | None = None
 
     def __init__(self, descriptor: int, size: int) -> None:
-        """Takes the descriptor over, and closes it."""
+        """Take ownership of the descriptor."""
         super().__init__(descriptor, "wb")
         self._size = size
         self._written = 0
-        self._begun = 0
-        self._reserved = 0 if size > _BEGIN else size
-        self._direct = DirectWriter.beside(descriptor) if size >= LARGE else None
+        self._written_back = 0
+        self._reserved = 0 if size > _WRITE_BACK else size
+        self._direct = DirectWriter.for_empty_file(descriptor) if size >= LARGE else None
         if self._direct is not None:
-            self.room = self._direct.room
+            self.allocate = self._direct.allocate
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
-        """As a raw file's: it may take less than it is given."""
+        """Write like a raw file: possibly less than all of `data`."""
         if self._written + len(data) > self._reserved < self._size:
             self._reserve_ahead()
         if self._direct is not None:
@@ -189,32 +179,32 @@ class LargeFileWriter(io.FileIO):
         else:
             count = super().write(data)
         self._written += count
-        if self._direct is None and self._written - self._begun >= _BEGIN:
-            self._begin_writing_back()
+        if self._direct is None and self._written - self._written_back >= _WRITE_BACK:
+            self._start_write_back()
         return count
 
     def flush(self) -> None:
-        """All that was taken is the file's."""
+        """Write everything accepted; it is not durable yet."""
         if self._direct is not None:
             self._direct.flush()
         super().flush()
 
     def close(self) -> None:
-        """What was not flushed may be lost."""
+        """Close the file; bytes that were not flushed may be lost."""
         if self._direct is not None:
             self._direct.close()
-            self._direct = None  # a raw file flushes when it closes
+            self._direct = None  # before FileIO.close, which flushes
         super().close()
 
     def _reserve_ahead(self) -> None:
-        length = min(_AHEAD, self._size - self._reserved)
+        length = min(_RESERVE, self._size - self._reserved)
         self._reserved += length
         if not largefiles.reserve(self.fileno(), self._reserved - length, length):
-            self._reserved = self._size  # what cannot be had is not asked for again; a write tells
+            self._reserved = self._size  # do not try again; a full disk fails a write
 
-    def _begin_writing_back(self) -> None:
-        """Queues what was written since the last time. Pages that are not clean yet stay cached."""
+    def _start_write_back(self) -> None:
+        """Start write-back of the bytes written since the last call; dirty pages stay cached."""
         if sys.platform == "linux":
-            length = self._written - self._begun
-            os.posix_fadvise(self.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
-        self._begun = self._written
+            length = self._written - self._written_back
+            os.posix_fadvise(self.fileno(), self._written_back, length, os.POSIX_FADV_DONTNEED)
+        self._written_back = self._written

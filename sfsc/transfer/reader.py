@@ -15,9 +15,9 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, Read
 from sfsc.crypto.segments import plaintext_offset, segment_at
 from sfsc.session.limits import Ticket
-from sfsc.session.server_errors import answered
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob
+from sfsc.transfer.remote_version import RemoteVersion
 
 CACHED: Final = 4
 """Segments of 1 MiB kept in the clear."""
@@ -32,14 +32,14 @@ class Reader(io.RawIOBase):
     session's turn, and between them the session may do other things.
     """
 
-    def __init__(self, session: Session, blob: Blob) -> None:
+    def __init__(self, session: Session, remote: RemoteVersion) -> None:
         super().__init__()
-        self.name = blob.metadata.name
-        self.version = blob.file.version
-        self.size = blob.metadata.size
+        self.name = remote.metadata.name
+        self.version = remote.file.version
+        self.size = remote.metadata.size
         self._session = session
-        self._blob = blob
-        self._opener = blob.ready()
+        self._remote = remote
+        self._decryptor = remote.decryptor()
         self._position = 0
         self._segments: OrderedDict[int, memoryview] = OrderedDict()
         self._asked: dict[int, Ticket] = {}
@@ -96,8 +96,8 @@ class Reader(io.RawIOBase):
     def _segment(self, index: int) -> memoryview:
         found = self._segments.get(index)
         if found is None:
-            piece = self._session.surviving(lambda: self._fetch(index), lambda: None)
-            found = self._segments[index] = self._opener.open(index, piece)
+            piece = self._session.with_reconnect(lambda: self._fetch(index))
+            found = self._segments[index] = self._decryptor.decrypt(index, piece)
             if len(self._segments) > CACHED:
                 self._segments.popitem(last=False)
         self._segments.move_to_end(index)
@@ -107,22 +107,23 @@ class Reader(io.RawIOBase):
     def _fetch(self, index: int) -> Buffer:
         self._drop_foreign()
         transport = self._session.transport
-        size = self._opener.piece_size(index)
-        if index == 0 and len(self._blob.first) >= size:
-            return memoryview(self._blob.first)[:size]
+        size = self._decryptor.piece_size(index)
+        if index == 0 and len(self._remote.first) >= size:
+            return memoryview(self._remote.first)[:size]
         straight = index in (0, self._before + 1) or index in self._asked
-        last = min(index + AHEAD, self._opener.segment_count - 1) if straight else index
+        last = min(index + AHEAD, self._decryptor.segment_count - 1) if straight else index
         for wanted in range(index, last + 1):
             if wanted not in self._asked and wanted not in self._segments:
-                read = Read(self._blob.handle, wanted * PIECE, self._opener.piece_size(wanted))
+                read = Read(
+                    self._remote.handle(), wanted * PIECE, self._decryptor.piece_size(wanted)
+                )
                 self._asked[wanted] = transport.submit(read)
         for passed in [one for one in self._asked if not index <= one <= index + AHEAD]:
             transport.abandon(self._asked.pop(passed))
-        return answered(transport.result(self._asked.pop(index)), Bytes).data
+        return expect_reply(transport.result(self._asked.pop(index)), Bytes).data
 
     def _drop_foreign(self) -> None:
         """Tickets and the handle are of one connection; another call may have opened a new one."""
         if self._connection != self._session.connections:
             self._asked.clear()
-            self._blob.reopen()
             self._connection = self._session.connections

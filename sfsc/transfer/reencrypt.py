@@ -19,11 +19,11 @@ from protocol.wire.messages.uploads import PutCommit, PutOpen, PutSmall, UploadS
 from sfsc.crypto.envelope import ContentKey, content_record
 from sfsc.crypto.segments import ciphertext_size
 from sfsc.errors import ConflictError, Unreachable
-from sfsc.session.commit import MAX_CONFLICTS, landed
-from sfsc.session.server_errors import answered
+from sfsc.session.commit import MAX_CONFLICTS, was_accepted
+from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
-from sfsc.transfer.blob import Blob, Wanted
-from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
+from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadLost, UploadStream
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.source import SMALL
 from sfsc.transfer.upload import Build
 from sfsc.trust.file_records import VerifiedFile
@@ -34,7 +34,7 @@ class _Content(Value):
     """The content of a version under a fresh key, stored but for its record; `build` makes the
     request that stores it."""
 
-    blob: Blob
+    source: RemoteVersion
     key: ContentKey
     sealed: bytes
     root: bytes
@@ -60,7 +60,7 @@ class Reencryption:
         Raises `ConflictError` if others keep changing the file, and `Tampered` and other
         `IntegrityError`s for a content that is not as signed.
         """
-        for _ in range(MAX_BEGINNINGS):
+        for _ in range(MAX_UPLOAD_STARTS):
             try:
                 return self._reencrypt(file_id, version)
             except UploadLost:
@@ -69,20 +69,23 @@ class Reencryption:
 
     def _reencrypt(self, file_id: str, version: int) -> None:
         session, key = self._session, ContentKey.generate()
-        blob = Blob.ask(session, Wanted.of_id(session, file_id, version))
-        plaintext = _Stream(blob.segments())
-        sealed = key.seal_metadata(blob.metadata)
-        if blob.metadata.size <= SMALL:
+        source = RemoteVersion.request(session, VersionRequest.build(session, file_id, version))
+        plaintext = _Stream(source.segments())
+        sealed = key.seal_metadata(source.metadata)
+        if source.metadata.size <= SMALL:
             ciphertext = key.encryptor().seal_segment(plaintext.all(), last=True)
             root = merkle.root([merkle.leaf_hash(ciphertext)])
 
             def small(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutSmall(body, signature, sealed, wraps, ciphertext)
 
-            return self._commit(_Content(blob, key, sealed, root, small))
-        size = ciphertext_size(blob.metadata.size)
+            return self._commit(_Content(source, key, sealed, root, small))
+        size = ciphertext_size(source.metadata.size)
         begun = session.call(PutOpen(session.account.user, file_id, size, version), UploadState)
-        with Workshop() as workshop, Sending(session, begun.upload, workshop) as stream:
+        with (
+            EncryptionWorker() as worker,
+            UploadStream(session, begun.upload, worker) as stream,
+        ):
             stream.send(key.encryptor(), plaintext)
             stream.finish()
             root = merkle.root(stream.leaves())
@@ -90,20 +93,20 @@ class Reencryption:
             def large(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
                 return PutCommit(begun.upload, body, signature, sealed, wraps)
 
-            return self._commit(_Content(blob, key, sealed, root, large))
+            return self._commit(_Content(source, key, sealed, root, large))
 
     def _commit(self, content: _Content) -> None:
         """Put the record of `content` onto the head of its file. Raises `UploadLost`."""
-        session, file_id = self._session, content.blob.file.file_id
-        onto = session.newest(file_id)
+        session, file_id = self._session, content.source.file.file_id
+        onto = session.fetch_newest(file_id)
         for _ in range(MAX_CONFLICTS):
             refused = self._store(content, onto)
             if refused is None:
                 return
             if refused.code != "conflict" or refused.head is None:
-                session.renew(refused)
+                session.renew_keys(refused)
                 continue
-            onto = session.learn(refused.head, file_id, known_file(onto))
+            onto = session.verify_newest(refused.head, file_id, known_file(onto))
         raise ConflictError("others keep changing the file", "run the command again")
 
     def _store(self, content: _Content, onto: VerifiedFile) -> Error | None:
@@ -116,9 +119,9 @@ class Reencryption:
         signature, connection = session.sign(body), session.connections
         reply = session.ask(content.build(body, signature, wraps))
         if not isinstance(reply, Error):
-            session.proven(answered(reply, Done).receipt, record, body, signature)
-            session.join()
-        elif not landed(session, connection, reply, record, body):
+            session.verify_receipt(expect_reply(reply, Done).receipt, record, body, signature)
+            session.link_receipts()
+        elif not was_accepted(session, connection, reply, record, body):
             if reply.code == "upload-lost":
                 raise UploadLost
             return reply
@@ -131,9 +134,9 @@ class Reencryption:
             content.key,
             file_id=onto.file_id,
             head=onto.head_body,
-            version=content.blob.file.version,
+            version=content.source.file.version,
             current=onto.head.current,
-            ciphertext_size=content.blob.size,
+            ciphertext_size=content.source.size,
             segments_root=content.root,
             metadata=content.sealed,
             readers=onto.head.readers,

@@ -41,12 +41,12 @@ from sfsc.errors import (
     Unreachable,
     UnreadableSource,
 )
-from sfsc.session.commit import MAX_CONFLICTS, landed
+from sfsc.session.commit import MAX_CONFLICTS, was_accepted
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.pipeline import Skip, Window
-from sfsc.session.server_errors import answered, refusal
+from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session, known_file
-from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending, UploadLost, Workshop
+from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadLost, UploadStream
 from sfsc.transfer.source import SMALL, Input, Source, name_for, opened
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
@@ -199,21 +199,23 @@ class Attempts:
         `UploadLost` where its pieces are to be sent again, and `SfscError`."""
         for left in reversed(range(MAX_CONFLICTS)):
             if not isinstance(reply, Error):
-                receipt = answered(reply, Done).receipt
-                self._session.proven(receipt, attempt.record, attempt.body, attempt.signature)
+                receipt = expect_reply(reply, Done).receipt
+                self._session.verify_receipt(
+                    receipt, attempt.record, attempt.body, attempt.signature
+                )
                 return self._stored(attempt, receipt)
-            if landed(self._session, attempt.connection, reply, attempt.record, attempt.body):
+            if was_accepted(self._session, attempt.connection, reply, attempt.record, attempt.body):
                 return self._stored(attempt, None)
             # Of a small one nothing can be lost: a server that says so is not to be asked again.
             if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):
                 raise UploadLost
             if not left:
-                raise refusal(reply)
+                raise to_exception(reply)
             content, base = attempt.content, attempt.base
             if reply.code == "conflict" and reply.head is not None:
-                base = known_file(self._session.learn(reply.head, content.file_id, base))
+                base = known_file(self._session.verify_newest(reply.head, content.file_id, base))
             else:
-                self._session.renew(reply)
+                self._session.renew_keys(reply)
             attempt = self._onto(base, content, attempt.build)
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
@@ -323,7 +325,7 @@ class Attempts:
         shared = head is not None and bool(head.readers)
         if not shared and (expected is None or expected == current):
             return known
-        file = self._session.find(file_id)
+        file = self._session.find_newest(file_id)
         return None if file is None else known_file(file)
 
     def _stored(self, attempt: Attempt, receipt: Receipt | None) -> Put:
@@ -383,7 +385,7 @@ class Openings:
             return
         transport = self._session.transport
         with contextlib.suppress(NetworkError):
-            if transport.answered(asked.ticket):
+            if transport.has_reply(asked.ticket):
                 reply = transport.result(asked.ticket)
                 if isinstance(reply, UploadState):
                     transport.abandon(transport.submit(PutAbort(reply.upload)))
@@ -419,13 +421,13 @@ class Large:
         self.name = name
         self.expected = expected
         self.attempt: Attempt
-        self.sending: Sending
+        self.sending: UploadStream
         self._beginnings = 1
 
     def begin_again(self) -> None:
         """Go back to the first byte of what the server has lost. Raises `Unreachable` where it does
         so too often, or where the source cannot."""
-        if self._beginnings == MAX_BEGINNINGS or not self.plaintext.begin_again():
+        if self._beginnings == MAX_UPLOAD_STARTS or not self.plaintext.begin_again():
             raise Unreachable("the server has lost the upload", "put the file again")
         self._beginnings += 1
 
@@ -469,13 +471,13 @@ class Many(Closing):
         self.window = Window[Attempt | Large](session)
         self.gathered: list[Small] = []
         self._openings = openings
-        self.workshop = Workshop()
+        self.workshop = EncryptionWorker()
         self._large: list[Large] = []
 
     @property
     def has_room(self) -> bool:
         """Whether a large file may be begun beside those under way."""
-        return sum(large.sending.under_way for large in self._large) < _HELD
+        return sum(large.sending.pieces_held for large in self._large) < _HELD
 
     @property
     def full(self) -> bool:
@@ -502,8 +504,12 @@ class Many(Closing):
         """Send the commit of what was sent."""
         self._large.append(large)
         attempt = large.attempt
-        ahead = large.sending.ahead_of_commit
-        self.window.send(large, attempt.request, attempt.content.file_id, ahead)
+
+        def commit_request() -> Request:
+            large.sending.resume_before_commit()
+            return attempt.request
+
+        self.window.send(large, commit_request, attempt.content.file_id)
 
     def done(self, large: Large) -> None:
         self._large.remove(large)
@@ -542,13 +548,13 @@ class Uploads:
             self._session.progress.expect(plaintext.size or 0)
             small = plaintext.small()
             if small is None:
-                with Workshop() as workshop:
+                with EncryptionWorker() as workshop:
                     large = Large(plaintext, name, expected)
                     done = self._commit(large, workshop)
             else:
                 file_id = self._session.account.file_id(name)
                 done = self._store(Small(plaintext, small, name, file_id, expected))
-        self._session.join()
+        self._session.link_receipts()
         return done
 
     def put_settings(self, data: bytes, *, expected: int) -> Put:
@@ -558,7 +564,7 @@ class Uploads:
             file_id = self._session.account.settings_id
             small = plaintext.small() or b""
             done = self._store(Small(plaintext, small, SETTINGS, file_id, expected))
-        self._session.join()
+        self._session.link_receipts()
         return done
 
     def foresee(self, sources: Sequence[tuple[str, str]]) -> None:
@@ -601,7 +607,7 @@ class Uploads:
                 except SfscError as exc:
                     failure = failure or exc
         if not isinstance(failure, _LAST):
-            self._session.join()
+            self._session.link_receipts()
         if failure is not None:
             raise failure
 
@@ -644,7 +650,7 @@ class Uploads:
         failure: SfscError | None = None
         try:
             done.append(self._taken(many))
-            while many.window.answered:
+            while many.window.has_reply:
                 done.append(self._taken(many))
         except SfscError as exc:
             failure = exc
@@ -678,7 +684,7 @@ class Uploads:
         """Store a small file, and wait for it."""
         return self._attempts.settle(only(self._made([small])))
 
-    def _send(self, large: Large, workshop: Workshop) -> None:
+    def _send(self, large: Large, workshop: EncryptionWorker) -> None:
         """Send all of a large file, and make its commit. Raises as `Large.begin_again`."""
         while True:
             try:
@@ -686,12 +692,12 @@ class Uploads:
             except UploadLost:
                 large.begin_again()
 
-    def _upload(self, large: Large, workshop: Workshop) -> None:
+    def _upload(self, large: Large, workshop: EncryptionWorker) -> None:
         key, plaintext = ContentKey.generate(), large.plaintext
         file_id = self._session.account.file_id(large.name)
         size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
         upload = self._openings.take(file_id, size) or self._opened(file_id, size)
-        with Sending(self._session, upload, workshop) as sending:
+        with UploadStream(self._session, upload, workshop) as sending:
             sending.send(key.encryptor(), plaintext)
             root = merkle.root(sending.leaves())
             content = Content.of(plaintext, large.name, file_id, key, root, large.expected)
@@ -706,7 +712,7 @@ class Uploads:
         asked = PutOpen(self._session.account.user, file_id, size)
         return self._session.call(asked, UploadState).upload
 
-    def _commit(self, large: Large, workshop: Workshop) -> Put:
+    def _commit(self, large: Large, workshop: EncryptionWorker) -> Put:
         """Store a large file, and wait for it. Raises as `Large.begin_again`."""
         while True:
             self._send(large, workshop)
@@ -717,7 +723,7 @@ class Uploads:
             except UploadLost:
                 large.begin_again()
 
-    def _committed(self, large: Large, reply: Reply, workshop: Workshop) -> Put:
+    def _committed(self, large: Large, reply: Reply, workshop: EncryptionWorker) -> Put:
         """Follow up on the answer to a commit that was sent behind its pieces."""
         try:
             with large.sending as sending:

@@ -301,7 +301,7 @@ def test_a_record_that_came_later(alice: Client) -> None:
         session = store._session
 
         def head(name: str) -> SignedRecord:
-            return SignedRecord(session.newest(session.account.file_id(name)).head_body, ())
+            return SignedRecord(session.fetch_newest(session.account.file_id(name)).head_body, ())
 
         early = head(NAMES[7])
         store.rotate(compromised=True, names=[NAMES[3]])
@@ -337,7 +337,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
         store._devices.catch_up()
         rotation._begin("xwing", None, COMPROMISED)
         store.put(io.BytesIO(b"new"), name="between")
-        body = session.newest(session.account.file_id("between")).head_body
+        body = session.fetch_newest(session.account.file_id("between")).head_body
         rotation._begin("xwing", None, COMPROMISED)
         own = SignedRecord(body, ())
         theft_with(body).check(own)

@@ -112,7 +112,7 @@ def test_what_was_logged_since_the_login_does_not_count(session: Session, other:
     """A file that was looked at before the log was read may have been changed in between."""
     file_id = put(session, "a")
     session.reconnect()
-    file = session.newest(file_id)
+    file = session.fetch_newest(file_id)
     put(other, "a")
     OwnLog(session).follow()
     assert session.state.logged_revision(file_id) == file.head.rev == 1

@@ -158,7 +158,7 @@ def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> 
 
 def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes, bytes, FileRecord]:
     """A deletion of `a` in ada's name."""
-    head = session.newest(session.account.file_id("a"))
+    head = session.fetch_newest(session.account.file_id("a"))
     fields: dict[str, object] = {
         "rev": head.head.rev + 1,
         "prev": record_hash(head.head_body),

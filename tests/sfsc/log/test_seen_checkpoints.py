@@ -12,10 +12,10 @@ from protocol.wire.messages.log import LogHead, LogProof
 from sfsc.errors import BadReceipt, Distrusted, Fork, Rollback
 from sfsc.files.tree import Trees
 from sfsc.log import seen_checkpoints as seen_module
-from sfsc.log.seen_checkpoints import Seen
+from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob
 from sfsc.transfer.download import Downloads
+from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Simulator
 from tests.sfsc.storing import drop, once
@@ -39,14 +39,14 @@ def test_one_log_for_both(server: Simulator, session: Session, other: Session) -
         assert get(other, f"{number}") == b"content"
         assert get(session, f"other {number}") == b"content"
     # What was proven is not asked about again.
-    seen = Seen(other)
+    seen = SeenCheckpoints(other)
     for number in range(5):
-        seen.note(Blob.open(other, f"{number}", 0).file)
-    seen.prove()
+        seen.add(RemoteVersion.open_own(other, f"{number}", 0).file)
+    seen.verify()
     asked = len(server.asked(LogProof))
     for number in range(5):
-        seen.note(Blob.open(other, f"{number}", 0).file)
-    seen.prove()
+        seen.add(RemoteVersion.open_own(other, f"{number}", 0).file)
+    seen.verify()
     assert len(server.asked(LogProof)) == asked
 
 
@@ -66,14 +66,14 @@ def test_a_connection_that_is_lost_while_it_is_proven(
     server: Simulator, session: Session, other: Session
 ) -> None:
     """The next login finds a longer log than the proofs were asked for: that is no second story."""
-    seen = Seen(other)
+    seen = SeenCheckpoints(other)
     for number in range(3):
         put(session, f"{number}")
     other.reconnect()
     for number in range(3):
-        seen.note(Blob.open(other, f"{number}", 0).file)
+        seen.add(RemoteVersion.open_own(other, f"{number}", 0).file)
     server.spoil = once(LogProof, drop, 1)
-    seen.prove()
+    seen.verify()
     assert other.connections == 3
     assert other.state.distrust_evidence() is None
 

@@ -38,14 +38,14 @@ LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable
 
 @pytest.mark.parametrize("length", [1, 2])
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_that_goes_round_in_circles(
+def test_a_list_that_repeats_a_page(
     server: Simulator, session: Session, name: str, length: int
 ) -> None:
-    """To the page it is at, or to one that it showed before that."""
+    """The present page, or an earlier one."""
     kind, one, other, read = LISTS[name]
     answers = cycle([one, other][:length])
     server.intercept = lambda asked: next(answers) if isinstance(asked, kind) else None
-    with pytest.raises(ProtocolFailure, match="circles"):
+    with pytest.raises(ProtocolFailure, match="repeats"):
         list(read(session))
     assert len(server.asked(kind)) <= length + 2
 

@@ -14,7 +14,7 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
 from sfsc.keys.home import unlock_home
-from sfsc.session.server_errors import refusal
+from sfsc.session.server_errors import to_exception
 from sfsc.session.session import MAX_LOSSES, Session
 from sfsc.trust.state import KnownFile, open_client_state
 from tests.sfsc.conftest import QUICK
@@ -138,10 +138,10 @@ def test_a_server_that_is_busy_is_not_a_lost_connection(
 
 def test_a_file_that_was_known_cannot_be_unknown(server: Simulator, session: Session) -> None:
     with pytest.raises(errors.NotFound):
-        session.newest("a" * 32)
+        session.fetch_newest("a" * 32)
     session.state.remember_file(KnownFile("a" * 32, 1, bytes(32), b"", 1), None)
     with pytest.raises(errors.Rollback):
-        session.newest("a" * 32)
+        session.fetch_newest("a" * 32)
     assert len(server.asked(Stat)) == 2
 
 
@@ -169,7 +169,7 @@ EXITS = {
 
 @pytest.mark.parametrize("code", ERROR_CODES)
 def test_every_code_has_an_exit_code_and_a_hint(code: str) -> None:
-    error = refusal(Error(code, "why"))
+    error = to_exception(Error(code, "why"))
     assert (error.exit_code, error.cause) == (EXITS[code], "why")
     assert error.hint
-    assert refusal(Error(code, "")).cause == code
+    assert to_exception(Error(code, "")).cause == code

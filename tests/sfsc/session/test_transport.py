@@ -309,7 +309,7 @@ def test_a_piece_that_has_come_waits_for_no_other(
         monkeypatch.setattr(transport, "_fill", patient)
         asked.set()
         transport.result(first)
-        assert not transport.answered(others[-1])
+        assert not transport.has_reply(others[-1])
         for ticket in others:
             assert transport.result(ticket) == Bytes(data=bytes(PIECE))
 

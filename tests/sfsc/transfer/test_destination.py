@@ -16,15 +16,22 @@ from protocol.buffers.largefiles import LARGE
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer import destination
-from sfsc.transfer.destination import Folder, Tree, arriving, check_placeable
+from sfsc.transfer.destination import (
+    DestinationFolder,
+    DestinationTree,
+    check_local_name,
+    replacing_file,
+)
 from sfsc.transfer.local_io import LargeFileWriter
 
 PLAIN = Metadata("n", 3, None, None)
 posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
 
 
-def write(tree: Tree, name: str, content: bytes = b"new", metadata: Metadata = PLAIN) -> None:
-    with tree.place(name)(metadata) as file:
+def write(
+    tree: DestinationTree, name: str, content: bytes = b"new", metadata: Metadata = PLAIN
+) -> None:
+    with tree.destination(name)(metadata) as file:
         file.write(content)
 
 
@@ -37,7 +44,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_tree_of_files(tmp_path: Path) -> None:
-    with Tree(tmp_path / "a" / "b") as tree:
+    with DestinationTree(tmp_path / "a" / "b") as tree:
         for name in ("x", "c/y", "c/d/z", "c/w", "e/v", "x"):
             write(tree, name, name.encode())
     expected = {name: name.encode() for name in ("x", "c/y", "c/d/z", "c/w", "e/v")}
@@ -46,11 +53,11 @@ def test_a_tree_of_files(tmp_path: Path) -> None:
 
 def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
     """Where they are one, the second is not put in the first one's place."""
-    with Folder.open(tmp_path) as folder:
+    with DestinationFolder.open_folder(tmp_path) as folder:
         folds = folder.folds_case()
     (tmp_path / "case").write_bytes(b"")
     assert folds == (tmp_path / "CASE").exists()
-    with Tree(tmp_path / "tree") as tree:
+    with DestinationTree(tmp_path / "tree") as tree:
         write(tree, "a/Name", b"first")
         if folds:
             with pytest.raises(BadDestination):
@@ -64,7 +71,7 @@ def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
 @posix
 def test_a_name_whose_place_is_that_of_another(tmp_path: Path) -> None:
     """As on a file system that takes two names for one, told by a link that has both."""
-    with Tree(tmp_path, folds_case=True) as tree:
+    with DestinationTree(tmp_path, folds_case=True) as tree:
         for name in ("Name", "NAMES", "Name"):
             write(tree, name, b"first")
         os.link(tmp_path / "Name", tmp_path / "name")
@@ -77,7 +84,7 @@ def test_a_name_whose_place_is_that_of_another(tmp_path: Path) -> None:
 
 @posix
 def test_times_and_modes_but_no_set_user_id(tmp_path: Path) -> None:
-    with Tree(tmp_path) as tree:
+    with DestinationTree(tmp_path) as tree:
         write(tree, "a", metadata=Metadata("n", 3, 1_500_000_000_123_456_789, 0o6754))
         write(tree, "b")
     status = (tmp_path / "a").stat()
@@ -96,7 +103,7 @@ def test_a_file_system_without_permissions_or_times(
 
     monkeypatch.setattr(os, call, refuse)
     metadata = Metadata("n", 3, 10**18, 0o644)
-    with Tree(tmp_path) as tree:
+    with DestinationTree(tmp_path) as tree:
         for name in ("a", "b"):
             write(tree, name, metadata=metadata)
         with pytest.raises(LocalError):
@@ -108,9 +115,11 @@ def test_a_file_system_without_permissions_or_times(
 def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str) -> None:
     content = os.urandom(LARGE + 5)
     metadata = Metadata("n", len(content), None, None)
-    with Tree(tmp_path) as tree:
+    with DestinationTree(tmp_path) as tree:
         place = (
-            tree.place("a")(metadata) if way == "in a tree" else arriving(tmp_path / "a", metadata)
+            tree.destination("a")(metadata)
+            if way == "in a tree"
+            else replacing_file(tmp_path / "a", metadata)
         )
         with place as file:
             assert isinstance(file, LargeFileWriter)
@@ -135,7 +144,7 @@ def test_a_large_file_has_no_name_before_all_of_it_is_there(
         monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").write_bytes(b"old")
     metadata = Metadata("n", LARGE, 1_500_000_000_000_000_000, 0o640)
-    with arriving(tmp_path / "a", metadata) as file:
+    with replacing_file(tmp_path / "a", metadata) as file:
         assert file.write(b"new") == 3
         there = sorted(path.name for path in tmp_path.iterdir() if path.name != "a")
         assert [name[:6] for name in there] == ([] if lacks == "nothing" else [".sfsc-"])
@@ -154,12 +163,12 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
             file.write(b"half")
             raise KeyboardInterrupt
 
-    with Tree(tmp_path) as tree:
+    with DestinationTree(tmp_path) as tree:
         large = Metadata("n", LARGE, None, None)
         for place in (
-            tree.place("a")(PLAIN),
-            arriving(tmp_path / "a", PLAIN),
-            arriving(tmp_path / "a", large),
+            tree.destination("a")(PLAIN),
+            replacing_file(tmp_path / "a", PLAIN),
+            replacing_file(tmp_path / "a", large),
         ):
             with pytest.raises(KeyboardInterrupt):
                 interrupted(place)
@@ -175,7 +184,7 @@ def test_nothing_is_placed_through_a_link_or_a_file(tmp_path: Path, name: str) -
         folder.mkdir()
         (folder / "link").symlink_to(outside)
         (folder / "file").write_bytes(b"mine")
-    with Tree(inside) as tree:
+    with DestinationTree(inside) as tree:
         with pytest.raises(BadDestination):
             write(tree, name)
         write(tree, "a/fine")
@@ -188,7 +197,7 @@ def test_a_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) ->
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "a").symlink_to(tmp_path / "precious")
-    with Tree(tmp_path / "tree") as tree:
+    with DestinationTree(tmp_path / "tree") as tree:
         write(tree, "a")
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert not (tmp_path / "tree" / "a").is_symlink()
@@ -199,7 +208,7 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
     """The open folder is what is written into, wherever its name leads by then."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    with Tree(tmp_path / "tree") as tree, tree.place("a/x")(PLAIN) as file:
+    with DestinationTree(tmp_path / "tree") as tree, tree.destination("a/x")(PLAIN) as file:
         (tmp_path / "tree" / "a").rename(tmp_path / "tree" / "b")
         (tmp_path / "tree" / "a").symlink_to(outside)
         file.write(b"new")
@@ -209,7 +218,7 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
 
 def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with Tree(tmp_path) as tree, pytest.raises(LocalError):
+    with DestinationTree(tmp_path) as tree, pytest.raises(LocalError):
         write(tree, "a")
     assert everything(tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -218,8 +227,8 @@ def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nul", "a/CON.txt", "com1/b", "Aux .c/x", "lpt¹"])
 def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadDestination):
-        check_placeable(name)
-    with Tree(tmp_path) as tree, pytest.raises(BadDestination):
+        check_local_name(name)
+    with DestinationTree(tmp_path) as tree, pytest.raises(BadDestination):
         write(tree, name)
     assert list(tmp_path.iterdir()) == []
 
@@ -227,24 +236,24 @@ def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
 def test_what_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a:b", "x/c.", "d ", "e?", 'f"', "g|h"]
     for name in names:
-        assert check_placeable(name) == tuple(name.split("/"))
+        assert check_local_name(name) == tuple(name.split("/"))
     monkeypatch.setattr(sys, "platform", "win32")
     for name in names:
         with pytest.raises(BadDestination):
-            check_placeable(name)
+            check_local_name(name)
 
 
 def test_folders_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(LocalError):
-            Folder.open(path)
+            DestinationFolder.open_folder(path)
     with pytest.raises(LocalError):
-        Tree(tmp_path / "file" / "x")
+        DestinationTree(tmp_path / "file" / "x")
 
 
 @posix
 def test_a_device_is_written_to(tmp_path: Path) -> None:
-    with arriving(Path(os.devnull), PLAIN) as file:
+    with replacing_file(Path(os.devnull), PLAIN) as file:
         file.write(b"gone")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)

@@ -32,8 +32,8 @@ from sfsc.errors import (
 )
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
-from sfsc.transfer.destination import Folder, Tree
-from sfsc.transfer.download import Downloads, Item
+from sfsc.transfer.destination import DestinationFolder, DestinationTree
+from sfsc.transfer.download import DownloadItem, Downloads
 from sfsc.transfer.local_io import DirectWriter
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator, Spoil
@@ -91,17 +91,17 @@ def test_a_large_file_is_opened_where_it_is_written_from(
     copied = list[bool]()
 
     class Noted(DirectWriter):
-        def _taken(self, lead: int, portion: memoryview) -> memoryview | None:
-            memory = super()._taken(lead, portion)
+        def _take_lent(self, lead: int, chunk: memoryview) -> memoryview | None:
+            memory = super()._take_lent(lead, chunk)
             copied.append(memory is None)
             return memory
 
-    def beside(descriptor: int) -> DirectWriter:
+    def for_empty_file(descriptor: int) -> DirectWriter:
         (made,) = target.parent.iterdir()
         return Noted(descriptor, os.open(made, os.O_RDWR))
 
-    monkeypatch.setattr(Folder, "_unnamed", lambda *_: None)
-    monkeypatch.setattr(DirectWriter, "beside", beside)
+    monkeypatch.setattr(DestinationFolder, "_create_unnamed", lambda *_: None)
+    monkeypatch.setattr(DirectWriter, "for_empty_file", for_empty_file)
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
     assert copied == [False] * 17
@@ -499,19 +499,21 @@ def contents(session: Session) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    with Tree(tmp_path / "tree") as opened:
+def tree(tmp_path: Path) -> Iterator[DestinationTree]:
+    with DestinationTree(tmp_path / "tree") as opened:
         yield opened
 
 
-def items(session: Session, tree: Tree) -> list[Item]:
+def items(session: Session, tree: DestinationTree) -> list[DownloadItem]:
     return [
-        Item(one.name, one.file_id, one.version, tree.path / one.name, tree.place(one.name))
+        DownloadItem(
+            one.name, one.file_id, one.version, tree.path / one.name, tree.destination(one.name)
+        )
         for one in Files(session).ls()
     ]
 
 
-def arrived(tree: Tree) -> dict[str, bytes]:
+def arrived(tree: DestinationTree) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in tree.path.iterdir()}
 
 
@@ -519,7 +521,9 @@ def refuse(name: str, error: SfscError) -> None:
     raise AssertionError(name) from error
 
 
-def test_many_come_in_their_order(session: Session, tree: Tree, contents: dict[str, bytes]) -> None:
+def test_many_come_in_their_order(
+    session: Session, tree: DestinationTree, contents: dict[str, bytes]
+) -> None:
     for got in Downloads(session).get_many(items(session, tree), refuse):
         assert got.path is not None
         assert got.path.read_bytes() == contents[got.name], "it is told of when it is there"
@@ -527,7 +531,7 @@ def test_many_come_in_their_order(session: Session, tree: Tree, contents: dict[s
 
 
 def test_more_of_a_larger_one_is_asked_for_before_its_turn(
-    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes]
+    server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes]
 ) -> None:
     got = Downloads(session).get_many(items(session, tree), refuse)
     assert [next(got).name for _ in range(2)] == ["a", "b"]
@@ -542,7 +546,7 @@ def test_more_of_a_larger_one_is_asked_for_before_its_turn(
 
 @pytest.mark.parametrize("nth", [0, 8, 10, 12, 13, 15, 20])
 def test_many_over_a_lost_connection(
-    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes], nth: int
+    server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes], nth: int
 ) -> None:
     """Whatever of it was asked for ahead."""
     count = 0
@@ -562,7 +566,7 @@ def test_many_over_a_lost_connection(
 
 @pytest.mark.parametrize("bad", ["b", "c", "f"])
 def test_a_lie_about_one_of_many(
-    server: Simulator, session: Session, tree: Tree, contents: dict[str, bytes], bad: str
+    server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes], bad: str
 ) -> None:
     """It is told in its turn, and the others come."""
     file_id = session.account.file_id(bad)
@@ -586,7 +590,7 @@ def test_a_lie_about_one_of_many(
 
 
 def test_nobody_wants_the_rest(
-    session: Session, tree: Tree, contents: dict[str, bytes], target: Path
+    session: Session, tree: DestinationTree, contents: dict[str, bytes], target: Path
 ) -> None:
     got = Downloads(session).get_many(items(session, tree), refuse)
     next(got)

@@ -1,4 +1,4 @@
-"""Large files that are written through: byte for byte, and with nothing reserved behind them."""
+"""Large files are written byte for byte, and no blocks stay reserved beyond their end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfsc.transfer.local_io import LargeFileWriter
 MIB = 1 << 20
 
 
-def land(path: Path, content: bytes, size: int, step: int) -> None:
+def write_file(path: Path, content: bytes, size: int, step: int) -> None:
     with LargeFileWriter(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), size) as file:
         for start in range(0, len(content), step):
             view = memoryview(content)[start : start + step]
@@ -25,36 +25,34 @@ def land(path: Path, content: bytes, size: int, step: int) -> None:
         file.flush()
 
 
-@pytest.mark.parametrize("way", ["past the cache", "through it"])
+@pytest.mark.parametrize("way", ["direct", "cached"])
 @pytest.mark.parametrize("size", [0, 3, 9 * MIB, LARGE + MIB + 5])
-def test_what_was_written_is_there(
+def test_the_file_has_the_bytes_written(
     tmp_path: Path, size: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if way == "through it":
+    if way == "cached":
         monkeypatch.setattr(largefiles, "open_direct", lambda _, writing: None)
     content = os.urandom(size)
-    land(tmp_path / "a", content, size, MIB - 16)
+    write_file(tmp_path / "a", content, size, MIB - 16)
     assert (tmp_path / "a").read_bytes() == content
 
 
-def test_only_what_is_large_goes_past_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    beside = list[int]()
+def test_only_large_files_use_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = list[int]()
 
     def noted(descriptor: int, *, writing: bool) -> int | None:
-        beside.append(descriptor)
+        direct.append(descriptor)
         return os.dup(descriptor) if writing else None
 
     monkeypatch.setattr(largefiles, "open_direct", noted)
     for size in (LARGE - 1, LARGE):
         descriptor = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT, 0o600)
         with LargeFileWriter(descriptor, size) as file:
-            assert (file.room is not None) == (size == LARGE)
-        assert beside == ([descriptor] if size == LARGE else [])
+            assert (file.allocate is not None) == (size == LARGE)
+        assert direct == ([descriptor] if size == LARGE else [])
 
 
-def test_what_was_not_flushed_is_not_waited_for(tmp_path: Path) -> None:
+def test_close_does_not_wait_for_unflushed_bytes(tmp_path: Path) -> None:
     file = LargeFileWriter(os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT, 0o600), LARGE)
     file.write(bytes(MIB))
     file.close()
@@ -63,7 +61,7 @@ def test_what_was_not_flushed_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reserves on Linux")
-def test_reserves_a_stretch_at_a_time_and_never_past_the_end(
+def test_blocks_are_reserved_in_steps_and_never_beyond_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
@@ -74,20 +72,20 @@ def test_reserves_a_stretch_at_a_time_and_never_past_the_end(
         return real(descriptor, offset, length)
 
     monkeypatch.setattr(largefiles, "reserve", reserve)
-    monkeypatch.setattr(local_io, "_AHEAD", 4 * MIB)
+    monkeypatch.setattr(local_io, "_RESERVE", 4 * MIB)
     size = 9 * MIB + 7
     content = os.urandom(size)
-    land(tmp_path / "a", content, size, MIB)
-    stretches = [(0, 4 * MIB), (4 * MIB, 4 * MIB), (8 * MIB, MIB + 7)]
-    assert asked[: len(stretches)] in (stretches, stretches[:1])  # one: the file system cannot
-    assert len(asked) <= len(stretches)
+    write_file(tmp_path / "a", content, size, MIB)
+    steps = [(0, 4 * MIB), (4 * MIB, 4 * MIB), (8 * MIB, MIB + 7)]
+    assert asked[: len(steps)] in (steps, steps[:1])  # one: the file system cannot reserve
+    assert len(asked) <= len(steps)
     assert (tmp_path / "a").read_bytes() == content
 
 
-def test_a_disk_that_reserves_nothing_is_written_to_all_the_same(
+def test_a_file_system_that_cannot_reserve_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(largefiles, "reserve", lambda *_: False)
     content = os.urandom(9 * MIB)
-    land(tmp_path / "a", content, len(content), MIB)
+    write_file(tmp_path / "a", content, len(content), MIB)
     assert (tmp_path / "a").read_bytes() == content

@@ -15,8 +15,8 @@ from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.downloads import Bytes, GetOpen, LeavesPage, Opened, Read
 from sfsc.errors import NotFound, Tampered, Unreachable
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob
 from sfsc.transfer.reader import AHEAD, Reader
+from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import once
@@ -32,7 +32,7 @@ def stored(session: Session, size: int) -> bytes:
 
 
 def reader(session: Session) -> Reader:
-    return Reader(session, Blob.open(session, "file", 0))
+    return Reader(session, RemoteVersion.open_own(session, "file", 0))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -198,4 +198,4 @@ def test_what_is_closed_or_not_there(session: Session) -> None:
         with pytest.raises(ValueError, match="closed"):
             use()
     with pytest.raises(NotFound):
-        Blob.open(session, "none", 0)
+        RemoteVersion.open_own(session, "none", 0)

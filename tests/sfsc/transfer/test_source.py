@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sfsc.errors import LocalError, UsageError
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Blob
+from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.source import SMALL, Input, Source, default_name, opened
 from sfsc.transfer.upload import Uploads
 
@@ -198,4 +198,4 @@ def test_a_file_from_a_future_that_has_no_number(
     with opened(path) as source:
         assert source.mtime == said
     Uploads(session).put(path, "file")
-    assert Blob.open(session, "file", 0).metadata.mtime == said
+    assert RemoteVersion.open_own(session, "file", 0).metadata.mtime == said

@@ -40,7 +40,7 @@ from sfsc.errors import (
 from sfsc.files.listing import Files
 from sfsc.session.limits import MAX_WINDOW
 from sfsc.session.session import Session
-from sfsc.transfer.chunks import MAX_BEGINNINGS, Sending
+from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, UploadStream
 from sfsc.transfer.source import SMALL, Source
 from sfsc.transfer.upload import Put, Uploads
 from tests.sfsc.lying import Drop, Simulator
@@ -419,9 +419,9 @@ def test_a_connection_lost_between_the_pieces_and_their_commit(
     server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources, contents = mixture()
-    leaves = Sending.leaves
+    leaves = UploadStream.leaves
 
-    def lose(sending: Sending) -> list[bytes]:
+    def lose(sending: UploadStream) -> list[bytes]:
         """All pieces were sent, and none is there."""
         monkeypatch.undo()
         session.close()
@@ -430,7 +430,7 @@ def test_a_connection_lost_between_the_pieces_and_their_commit(
         session.reconnect()
         return leaves(sending)
 
-    monkeypatch.setattr(Sending, "leaves", lose)
+    monkeypatch.setattr(UploadStream, "leaves", lose)
     check_stored(session, list(Uploads(session).put_many(sources)), contents)
     assert session.connections == 2
 
@@ -476,7 +476,7 @@ def test_a_large_one_is_begun_three_times_at_most(
     done = uploads.put_many([(source, "file")])
     with pytest.raises(Unreachable):
         _ = list(done) if many else uploads.put(source, "file")
-    assert len(server.asked(PutOpen)) == MAX_BEGINNINGS
+    assert len(server.asked(PutOpen)) == MAX_UPLOAD_STARTS
 
 
 @pytest.mark.parametrize("kind", [Data, PutCommit])
@@ -526,7 +526,7 @@ def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None
         current = session.keyring.current
         assert current is not None
         newer = replace(current, generation=2, sign_seed=b"n" * 32)
-        session.use(replace(session.keyring, generations=(current, newer)))
+        session.use_keyring(replace(session.keyring, generations=(current, newer)))
 
     done = list(Uploads(session).put_many(sources()))
     # What was signed with the older key stands in the log with that key's signature.

@@ -302,7 +302,7 @@ def test_what_was_accepted_before_keys_were_rotated_is_not_done_twice(
         current = session.keyring.current
         assert current is not None
         newer = replace(current, generation=2, sign_seed=b"n" * 32)
-        session.use(replace(session.keyring, generations=(current, newer)))
+        session.use_keyring(replace(session.keyring, generations=(current, newer)))
 
     def stale(request: Request) -> Reply | None:
         if not isinstance(request, PutSmall | PutCommit | Record):

@@ -13,7 +13,7 @@ from protocol.wire.messages.downloads import Opened
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
-from sfsc.transfer.blob import Answer, Blob, Wanted
+from sfsc.transfer.remote_version import RemoteVersion, VersionReply, VersionRequest
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.lying import Simulator
 
@@ -27,21 +27,25 @@ def stored(session: Session) -> Session:
     return session
 
 
-def asked(session: Session) -> Iterator[tuple[Wanted, Opened]]:
+def asked(session: Session) -> Iterator[tuple[VersionRequest, Opened]]:
     for name in NAMES:
-        wanted = Wanted.of(session, name, 0)
-        reply = session.ask(wanted.request)
+        wanted = VersionRequest.build(session, session.account.file_id(name), 0, name=name)
+        reply = session.ask(wanted.message)
         assert isinstance(reply, Opened)
         yield wanted, reply
 
 
-def judged(session: Session, answers: list[tuple[Wanted, Reply]]) -> list[Blob | SfscError]:
-    return Blob.judged([Answer(session, wanted, reply) for wanted, reply in answers])
+def judged(
+    session: Session, answers: list[tuple[VersionRequest, Reply]]
+) -> list[RemoteVersion | SfscError]:
+    return RemoteVersion.verify_batch(
+        [VersionReply(session, wanted, reply) for wanted, reply in answers]
+    )
 
 
 def test_each_gives_its_own(stored: Session) -> None:
     blobs = judged(stored, list(asked(stored)))
-    assert [b"".join(blob.segments()) for blob in blobs if isinstance(blob, Blob)] == [
+    assert [b"".join(blob.segments()) for blob in blobs if isinstance(blob, RemoteVersion)] == [
         name.encode() for name in NAMES
     ]
     assert judged(stored, []) == []
@@ -50,7 +54,7 @@ def test_each_gives_its_own(stored: Session) -> None:
 def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
     answers = list(asked(stored))
     first = answers[0][1]
-    spoilt: list[tuple[Wanted, Reply]] = list(answers)
+    spoilt: list[tuple[VersionRequest, Reply]] = list(answers)
     # Of another file; with metadata of another version; not there at all.
     spoilt[1] = (answers[1][0], first)
     spoilt[2] = (
@@ -59,7 +63,7 @@ def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
     )
     spoilt[3] = (answers[3][0], Error("not-found", "there is none"))
     kinds = [type(one) for one in judged(stored, spoilt)]
-    assert kinds == [Blob, BadRecord, Tampered, NotFound, Blob]
+    assert kinds == [RemoteVersion, BadRecord, Tampered, NotFound, RemoteVersion]
 
 
 def test_a_file_that_the_server_no_longer_knows(
@@ -70,12 +74,12 @@ def test_a_file_that_the_server_no_longer_knows(
     Files(other).rm("c")
     for name in ("b", "c", "never"):
         with pytest.raises(NotFound):
-            Blob.open(stored, name, 0)
+            RemoteVersion.open_own(stored, name, 0)
     with pytest.raises(NotFound):
-        Blob.open(stored, "a", 2)
+        RemoteVersion.open_own(stored, "a", 2)
     del server.files[stored.account.file_id("a")]
     with pytest.raises(Rollback):
-        Blob.open(stored, "a", 0)
+        RemoteVersion.open_own(stored, "a", 0)
 
 
 def test_another_name_than_the_one_asked_for(stored: Session) -> None:
@@ -91,10 +95,10 @@ def test_what_was_answered_before_a_connection_was_lost_is_asked_for_again(
 ) -> None:
     """A handle is of its connection, whenever its answer is judged."""
     wanted, reply = next(asked(stored))
-    answer = Answer(stored, wanted, changed(reply, leaves=b"", data=b""))
+    answer = VersionReply(stored, wanted, changed(reply, leaves=b"", data=b""))
     stored.reconnect()
-    (blob,) = Blob.judged([answer])
-    assert isinstance(blob, Blob)
+    (blob,) = RemoteVersion.verify_batch([answer])
+    assert isinstance(blob, RemoteVersion)
     before = len(server.requests)
     assert b"".join(blob.segments()) == b"a"
-    assert server.requests[before:][0] == changed(wanted.request, version=1)
+    assert server.requests[before:][0] == changed(wanted.message, version=1)

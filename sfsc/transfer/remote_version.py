@@ -1,0 +1,248 @@
+"""A version on the server, opened for reading: its record, key and leaf hashes are verified before
+any of its ciphertext is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from protocol.codec import merkle
+from protocol.codec.encoding import Buffer
+from protocol.codec.values import Value
+from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
+from sfsc.crypto.envelope import ContentKey, Metadata
+from sfsc.crypto.segments import HEADER_SIZE, Allocate, segment_count
+from sfsc.errors import ConflictError, NotFound, ProtocolFailure, SfscError, Tampered
+from sfsc.session.server_errors import expect_reply
+from sfsc.session.session import Session
+from sfsc.transfer.chunks import DownloadStream, PieceDecryptor
+from sfsc.trust.file_records import FileOwner, KnownRevision, VerifiedFile
+from sfsc.trust.peer_state import KnownSharedFile, PeerState
+
+KnownRevisions = Mapping[str, KnownRevision | None]
+"""file_id -> what is remembered of the file."""
+_NOTHING: Final[KnownRevisions] = MappingProxyType({})
+
+
+class VersionRequest(Value):
+    """A version to open: `version` 0 is the current one. `name` is a checked name, None if only the
+    id is known. `known` is what was known of the file before the request. `owner` is the user who
+    shares it with us, None for a file of our own."""
+
+    name: str | None
+    file_id: str
+    version: int
+    known: KnownRevision | None
+    owner: FileOwner | None
+    message: GetOpen
+
+    @classmethod
+    def build(
+        cls,
+        session: Session,
+        file_id: str,
+        version: int,
+        *,
+        name: str | None = None,
+        owner: FileOwner | None = None,
+        known: KnownRevisions = _NOTHING,
+    ) -> VersionRequest:
+        """Build a request; what is remembered of the file is read unless `known` has it."""
+        if file_id not in known:
+            known = known_revisions(session, owner, (file_id,))
+        message = GetOpen((owner or session.account).user, file_id, version)
+        return cls(name, file_id, version, known[file_id], owner, message)
+
+
+def known_revisions(
+    session: Session, owner: FileOwner | None, file_ids: Sequence[str]
+) -> KnownRevisions:
+    """Return what is remembered of these files of `owner`, None for our own."""
+    if owner is None:
+        return session.state.known_revisions(file_ids)
+    return PeerState(session.state).known_revisions(owner.user, file_ids)
+
+
+class VersionReply:
+    """The reply to `wanted` over the present connection. Each verification step sets attributes
+    that the next one needs."""
+
+    def __init__(self, session: Session, wanted: VersionRequest, reply: Reply) -> None:
+        self.session = session
+        self.wanted = wanted
+        self.reply = reply
+        self.connection = session.connections
+        self.opened: Opened
+        self.file: VerifiedFile
+        self.key: ContentKey
+        self.metadata: Metadata
+
+    def verify(self) -> None:
+        """Verify the file's records. Raises `NotFound` and `IntegrityError`."""
+        wanted = self.wanted
+        if isinstance(self.reply, Error) and self.reply.code == "not-found":
+            name, version = wanted.name or "the file", wanted.version
+            cause = f"{name} has no version {version}" if version else f"no such file: {name}"
+            raise NotFound(cause, "run `sfsc ls` to see what is stored")
+        self.opened = expect_reply(self.reply, Opened)
+        owner = wanted.owner or self.session.account
+        self.file = owner.verify_version(
+            self.opened.view, wanted.file_id, wanted.version, wanted.known
+        )
+
+    def unwrap(self) -> None:
+        """Decrypt the content key. Raises `KeyringError` if we have no key for it."""
+        self.key = self.session.account.open_content_key(self.file, self.wanted.owner)
+
+    def open_metadata(self) -> None:
+        """Decrypt the metadata, and check the name. Raises `Tampered`."""
+        wanted = self.wanted
+        self.metadata = self.session.account.open_metadata(self.key, self.file, wanted.owner)
+        if wanted.name is not None and self.metadata.name != wanted.name:
+            raise Tampered("the server returned another file than the one requested")
+
+    def remember(self) -> None:
+        """Remember the file's head."""
+        if self.wanted.owner is None:
+            self.session.remember_head(self.file, self.wanted.known)
+        else:
+            PeerState(self.session.state).remember_file(KnownSharedFile.from_file(self.file, None))
+
+
+class RemoteVersion:
+    """A verified version; `file` and `metadata` describe it, `size` is that of its ciphertext.
+
+    Build with `open_own`, `request` or `verify_batch`. The hashes of its pieces are verified before
+    the first piece is decrypted.
+    """
+
+    def __init__(self, reply: VersionReply) -> None:
+        """`reply` has passed all verification steps."""
+        self._session = reply.session
+        self.owner = reply.wanted.owner
+        self.file = reply.file
+        self.metadata = reply.metadata
+        self.size = self.file.content.ciphertext_size or 0
+        self.first: Buffer = reply.opened.data
+        self._key = reply.key
+        self._leaves = reply.opened.leaves
+        self._handle = reply.opened.handle
+        self._connection = reply.connection
+        self._download: DownloadStream | None = None
+
+    @classmethod
+    def verify_batch(cls, replies: Sequence[VersionReply]) -> list[RemoteVersion | SfscError]:
+        """Verify replies; return the version or the error of each: `NotFound`, `IntegrityError`, or
+        `KeyringError` if we have no key for it.
+
+        Each step is done for all replies before the next: interleaved with other steps, above all
+        with cryptography, a step loses its code and tables from the processor's caches and takes a
+        sixth longer.
+        """
+        failures: dict[int, SfscError] = {}
+        steps = VersionReply.verify, VersionReply.unwrap, VersionReply.open_metadata
+        for step in (*steps, VersionReply.remember):
+            for place, reply in enumerate(replies):
+                if place not in failures:
+                    try:
+                        step(reply)
+                    except SfscError as exc:
+                        failures[place] = exc
+        return [failures.get(place) or cls(reply) for place, reply in enumerate(replies)]
+
+    @classmethod
+    def open_own(cls, session: Session, name: str, version: int) -> RemoteVersion:
+        """Open a version of our own file `name`. Raises as `request`, and `Rollback` if the server
+        no longer knows a file that it had."""
+        wanted = VersionRequest.build(session, session.account.file_id(name), version, name=name)
+        try:
+            return cls.request(session, wanted)
+        except NotFound:
+            if wanted.known is not None:
+                session.fetch_newest(wanted.file_id)  # the server must still know a deleted file
+            raise
+
+    @classmethod
+    def request(cls, session: Session, wanted: VersionRequest) -> RemoteVersion:
+        """Request one version and verify it. Raises the errors of `verify_batch`."""
+        reply = session.ask(wanted.message)
+        (found,) = cls.verify_batch([VersionReply(session, wanted, reply)])
+        if isinstance(found, SfscError):
+            raise found
+        return found
+
+    def decryptor(self) -> PieceDecryptor:
+        """Fetch all leaf hashes and verify them against the record, so that pieces can be decrypted
+        in any order."""
+        self._session.with_reconnect(self._complete)
+        decryptor = self._key.decryptor(memoryview(self.first)[:HEADER_SIZE], self.size)
+        return PieceDecryptor(decryptor, self._leaves)
+
+    def segments(self, allocate: Allocate | None = None) -> Iterator[memoryview]:
+        """Yield the plaintext in order, each segment valid until the next is requested.
+
+        Segments of a longer file lie in memory from `allocate`, which is called on another thread,
+        in order. Raises as `decryptor`, and `Tampered` for a piece that is not what was signed.
+        """
+        if self.is_whole and self.size <= PIECE:
+            return iter((self.decryptor().decrypt(0, self.first),))  # nothing is left to fetch
+        return self._stream().segments(allocate)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the ciphertext came with the first reply."""
+        return len(self.first) == self.size
+
+    def prefetch(self) -> None:
+        """Request the next pieces before `segments` needs them. Raises as `decryptor`. Call
+        `abandon` if `segments` will not be used."""
+        self._stream().prefetch()
+
+    @property
+    def prefetched(self) -> int:
+        """Approximate number of bytes that were requested and not yet yielded by `segments`."""
+        return 0 if self._download is None else self._download.prefetched
+
+    def abandon(self) -> None:
+        """Discard the pieces that were requested."""
+        if self._download is not None:
+            self._download.abandon()
+
+    def handle(self) -> bytes:
+        """Return a read handle that is valid on the present connection.
+
+        Raises `ConflictError` if the version was re-encrypted since it was opened.
+        """
+        if self._connection != self._session.connections:
+            owner = self.owner or self._session.account
+            message = GetOpen(owner.user, self.file.file_id, self.file.version)
+            opened = expect_reply(self._session.transport.call(message), Opened)
+            if opened.view.content.record != self.file.content_body:
+                raise ConflictError("the file was re-encrypted meanwhile", "run the command again")
+            self._handle = opened.handle
+            self._connection = self._session.connections
+        return self._handle
+
+    def _stream(self) -> DownloadStream:
+        if self._download is None:
+            decryptor = self.decryptor()
+            self._download = DownloadStream(self._session, decryptor, self.first, self.handle)
+        return self._download
+
+    def _complete(self) -> None:
+        transport, expected = self._session.transport, 32 * segment_count(self.size)
+        while len(self._leaves) < expected:
+            message = GetLeaves(self.handle(), len(self._leaves) // 32)
+            page = expect_reply(transport.call(message), LeavesPage).leaves
+            if not page or len(page) % 32:
+                raise ProtocolFailure("the server does not send all hashes of the file's pieces")
+            self._leaves += page
+        hashes = [self._leaves[at : at + 32] for at in range(0, len(self._leaves), 32)]
+        if len(self._leaves) != expected or merkle.root(hashes) != self.file.content.segments_root:
+            raise Tampered("the hashes of the file's pieces are not what was signed")
+        if len(self.first) < HEADER_SIZE:
+            read = Read(self.handle(), 0, min(self.size, PIECE))
+            self.first = expect_reply(transport.call(read), Bytes).data
