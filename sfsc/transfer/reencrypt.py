@@ -113,7 +113,7 @@ class Reencryption:
         """Store `content` under a record upon the head of `onto`, proven and remembered. Return the
         server's refusal, None if it was stored. Raises `UploadLost`."""
         session, record = self._session, self._record(content, onto)
-        readers = self._readers_of(onto, content.blob.file.version)
+        readers = self._readers_of(onto, content.source.file.version)
         wraps = session.wrap(content.key, onto.head, readers)
         body = record.encode()
         signature, connection = session.sign(body), session.connections

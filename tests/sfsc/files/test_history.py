@@ -19,7 +19,7 @@ from protocol.wire.messages.files import HistoryPage, Record
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback
 from sfsc.files.history import FileHistory, PastReaders
 from sfsc.files.listing import Files
-from sfsc.session.commit import onto, tombstone
+from sfsc.session.commit import build_record, build_tombstone
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
 from tests.sfsc.lying import Simulator
@@ -147,7 +147,7 @@ def test_a_file_that_is_there_again_is_not_removed_for_good(
 def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who were added while it was the newest, or before, and whose grant had not ended."""
     put(session, b"one")
-    first = session.newest(session.account.file_id("file"))
+    first = session.fetch_newest(session.account.file_id("file"))
 
     def reader(user: str, expires: int = 0) -> ReaderEntry:
         return user, bytes(32), expires
@@ -159,7 +159,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
 
     def access(current: int, *readers: ReaderEntry) -> FileRecord:
         head, body = first.head, first.head_body
-        return onto(session, head, body, op=ACCESS, current=current, readers=readers)
+        return build_record(session, head, body, op=ACCESS, current=current, readers=readers)
 
     bob, carol, dora, eve = (reader(user) for user in ("bob", "carol", "dora", "eve"))
     brief = reader("brief", expires=3)
@@ -170,7 +170,7 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         access(2, bob, brief),
         access(2, bob, brief, carol),
         made(3, bob, brief, carol),
-        tombstone(session, first.head, first.head_body),
+        build_tombstone(session, first.head, first.head_body),
         access(0, bob, brief, carol, eve),
         made(4, bob, brief, carol, eve),
         access(4, bob, brief, carol, dora, eve),
