@@ -14,7 +14,7 @@ from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
 from sfsd.errors import Absent, DamagedError, Refused, Stale
 from sfsd.rules.access import VisibleVersion
-from sfsd.rules.context import USER, Commit, Principal, ServerContext, draft, operation
+from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
 from sfsd.rules.record_rules import not_found
 from sfsd.state.read_handles import OpenVersion, SessionHandles
 from sfsd.storage.change import Change
@@ -24,7 +24,7 @@ FIRST_BYTES: Final = 256 * 1024
 
 
 @operation(GetOpen, access=USER, logged="download", weight=PIECE)
-def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Reply | Commit[Reply]:
+def get_open(server: ServerContext, who: Principal, message: GetOpen) -> Decision:
     """Open a version for reading. Reply with its view, leaf hashes and first bytes."""
     server.check_storage()  # a download must be logged
     server.users.require_active(who.user)

@@ -32,12 +32,14 @@ _READ_BATCH: Final = 32
 
 @operation(Stat, access=USER)
 def stat(server: ServerContext, who: Principal, message: Stat) -> Stated:
+    """Return what the user may see of one version (0: the newest)."""
     visible = server.visibility.version(who.user, message.owner, message.file_id, message.version)
     return Stated(visible.view())
 
 
 @operation(List, access=USER, slow=True, weight=PIECE)
 def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
+    """Return one page of the user's own files that entry `since_seq` or a later one changed."""
     files = server.index.for_user(who.user)
     views: list[FileView] = []
     size = scanned = 0
@@ -79,6 +81,7 @@ def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Side
 
 @operation(History, access=USER, slow=True, weight=PIECE)
 def history(server: ServerContext, who: Principal, message: History) -> HistoryPage:
+    """Return a file's signed records from revision `first` on, as many as fit a page."""
     visible = server.visibility.newest(who.user, message.owner, message.file_id)
     page: list[SignedRecord] = []
     size = 0

@@ -25,7 +25,7 @@ from sfsd.operations.uploads import (
     update_inboxes,
     version_with_content,
 )
-from sfsd.rules.context import USER, Commit, Principal, ServerContext, operation
+from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, operation
 from sfsd.rules.record_rules import (
     AdmittedRecord,
     FileHead,
@@ -45,7 +45,7 @@ STRIPPED: Final = 32
 
 
 @operation(Record, access=USER, logged="delete, restore, move or purge", weight=PIECE)
-def record_change(server: ServerContext, who: Principal, message: Record) -> Reply | Commit[Reply]:
+def record_change(server: ServerContext, who: Principal, message: Record) -> Decision:
     """Append one record to a file, or the two records of a move."""
     if len(message.changes) == 2:
         return _move(server, who, *message.changes)
@@ -97,7 +97,7 @@ def commit_record(
     )
     notes = inbox_effects(server, record, decided.added, decided.dropped)
 
-    def then(seq: int) -> None:
+    def on_published(seq: int) -> None:
         for _, version, sidecar in decided.sidecars:
             files.note_written(changed(sidecar, seq=seq), version)
             for holding in holding_of(sidecar):
@@ -117,7 +117,7 @@ def commit_record(
     # The digests that the record was checked against win: an op may have read the same sidecar
     # again since.
     expect = {**decided.expect, **admitted.expect}
-    change = Change(entry, expect, (*decided.effects, *written, *notes), None, then)
+    change = Change(entry, expect, (*decided.effects, *written, *notes), None, on_published)
     return Commit(change, lambda seq: server.done(seq, who))
 
 
@@ -157,7 +157,7 @@ def _restore(
 
 def _move(
     server: ServerContext, who: Principal, arriving: RecordChange, leaving: RecordChange
-) -> Reply | Commit[Reply]:
+) -> Decision:
     """Link a file's current content to another file and leave a tombstone, in one change.
 
     No reader gains or loses the content, so the entry is in the account logs only of the owner and

@@ -28,7 +28,6 @@ from protocol.records.records import (
     wrap_leaf,
 )
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
@@ -55,6 +54,7 @@ from sfsd.rules.context import (
     USER,
     Access,
     Commit,
+    Decision,
     Principal,
     ServerContext,
     draft,
@@ -86,9 +86,7 @@ _READ_BATCH: Final = 32
 
 
 @operation(NewStatement, access=STATEMENTS, logged="statement", weight=PIECE)
-def new_statement(
-    server: ServerContext, who: Principal, message: NewStatement
-) -> Reply | Commit[Reply]:
+def new_statement(server: ServerContext, who: Principal, message: NewStatement) -> Decision:
     """Append a statement that keeps the keys, by compare-and-swap on the chain.
 
     It is allowed even if the user must rotate before writing.
@@ -97,17 +95,13 @@ def new_statement(
 
 
 @operation(RotateBegin, access=STATEMENTS, logged="rotate-begin", weight=PIECE)
-def rotate_begin(
-    server: ServerContext, who: Principal, message: RotateBegin
-) -> Reply | Commit[Reply]:
+def rotate_begin(server: ServerContext, who: Principal, message: RotateBegin) -> Decision:
     """Append a statement of the next generation, which must sign every record from then on."""
     return _append(server, who, message, "rotate-begin", RENEWING)
 
 
 @operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
-def rotate_finish(
-    server: ServerContext, who: Principal, message: RotateFinish
-) -> Reply | Commit[Reply]:
+def rotate_finish(server: ServerContext, who: Principal, message: RotateFinish) -> Decision:
     """Retire the older generations, after checking that no wrap or record depends on them."""
     user = server.users.require_active(who.user)
     if user.chain.links[-1].body == message.statement:
@@ -155,7 +149,7 @@ def _append(
     op: str,
     reasons: frozenset[str],
     detail: dict[str, object] | None = None,
-) -> Reply | Commit[Reply]:
+) -> Decision:
     """Return the change that appends a statement and its bundle to the user's chain."""
     user = server.users.require_active(who.user)
     links = user.chain.links
@@ -292,7 +286,7 @@ def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> Wraps
     logged="rewrap",
     weight=lambda message: REQUEST_WEIGHT + _ITEM_WEIGHT * len(message.items),
 )
-def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Commit[Reply]:
+def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     """Replace the user's wraps and add endorsements; skip items that changed meanwhile.
 
     The reply lists the skipped items. An item that is stored already counts as done.
@@ -331,7 +325,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Co
     if not written:
         return Rewrapped(None, tuple(left))
 
-    def then(seq: int) -> None:
+    def on_published(seq: int) -> None:
         files.note_rewritten(seq, rewritten)
         for one in written:
             server.documents.remember(one)
@@ -343,7 +337,7 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Reply | Co
         detail={"generation": user.chain.head.generation, "count": len(written)},
         accounts=tuple(sorted({owner, user.name})),
     )
-    change = Change(entry, expect, tuple([one.effect for one in written]), None, then)
+    change = Change(entry, expect, tuple([one.effect for one in written]), None, on_published)
     return Commit(change, lambda seq: Rewrapped(server.receipt(seq, who), tuple(left)))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from protocol.codec.values import changed
 from protocol.log import checkpoint
 from protocol.records.records import ACCESS
-from protocol.wire.messages import FileView, Reply
+from protocol.wire.messages import FileView
 from protocol.wire.messages.base import PIECE, Wrap
 from protocol.wire.messages.sharing import (
     Identity,
@@ -31,7 +31,7 @@ from sfsd.rules.context import (
     OWN_KEYS,
     USER,
     Access,
-    Commit,
+    Decision,
     Principal,
     ServerContext,
     operation,
@@ -90,9 +90,7 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
     logged="access",
     weight=lambda message: weight_of_parts(message.record, wraps=len(message.wraps)),
 )
-def set_readers(
-    server: ServerContext, who: Principal, message: SetReaders
-) -> Reply | Commit[Reply]:
+def set_readers(server: ServerContext, who: Principal, message: SetReaders) -> Decision:
     """Change a file's readers: store wraps for added readers and remove those of dropped ones."""
     record = parse_record(message.record)
     require(record.op == ACCESS, f"wrong request for a {record.op} record")

@@ -31,6 +31,7 @@ from sfsd.errors import Absent, Refused, require
 from sfsd.rules.context import (
     USER,
     Commit,
+    Decision,
     Principal,
     ServerContext,
     draft,
@@ -113,7 +114,7 @@ def _weight_of_put(message: PutSmall | PutCommit) -> int:
     logged="upload or reencrypt",
     weight=lambda message: _weight_of_put(message) + len(message.ciphertext),
 )
-def put_small(server: ServerContext, who: Principal, message: PutSmall) -> Reply | Commit[Reply]:
+def put_small(server: ServerContext, who: Principal, message: PutSmall) -> Decision:
     """Store a ciphertext of at most 256 KiB that came with its record."""
     record, head = _locate(server, who, message.record)
     if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
@@ -177,7 +178,7 @@ def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Abort
 @operation(
     PutCommit, access=USER, logged="upload or reencrypt", after_data=True, weight=_weight_of_put
 )
-def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Reply | Commit[Reply]:
+def put_commit(server: ServerContext, who: Principal, message: PutCommit) -> Decision:
     """Store the ciphertext of an upload under its record."""
     record, head = _locate(server, who, message.record)
     if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
@@ -255,7 +256,7 @@ def _add_version(
     added = () if head.document else tuple(reader[0] for reader in record.readers)
     effects += inbox_effects(server, record, added, ())
 
-    def then(_seq: int) -> None:
+    def on_published(_seq: int) -> None:
         files.note_written(written.value, version)
         server.documents.remember(written)
         for holding in holding_of(sidecar):
@@ -266,7 +267,7 @@ def _add_version(
         content.kept()
 
     entry = record_entry(who, "upload", admitted, version)
-    change = Change(entry, admitted.expect, tuple(effects), claim, then)
+    change = Change(entry, admitted.expect, tuple(effects), claim, on_published)
     return Commit(change, lambda seq: server.done(seq, who), content.undo)
 
 
@@ -299,7 +300,7 @@ def _reencrypt(
         *(Write(head.paths(number).sidecar, one.encode) for number, one in written.items()),
     ]
 
-    def then(seq: int) -> None:
+    def on_published(seq: int) -> None:
         for number, one in written.items():
             files.note_written(changed(one, seq=seq), number)
         for holding in holding_of(sidecar):
@@ -312,7 +313,7 @@ def _reencrypt(
     # The digests that the record was checked against win: the target may be the same sidecar, read
     # again since.
     expect = {target.path: target.digest, **admitted.expect}
-    change = Change(entry, expect, tuple(effects), claim, then)
+    change = Change(entry, expect, tuple(effects), claim, on_published)
     return Commit(change, lambda seq: server.done(seq, who), content.undo)
 
 

@@ -73,12 +73,15 @@ class FileHead(Value):
 
     @property
     def next_version(self) -> int:
+        """The number that a new version gets."""
         return self.version + 1
 
     def paths(self, version: int) -> VersionPaths:
+        """Return the paths of one version's stored files."""
         return VersionPaths.for_version(self.files.owner, self.file_id, version)
 
     def view(self, user: str) -> FileView | None:
+        """Return what `user` is shown of the newest version, None if there is no file."""
         if self.document is None:
             return None
         return self.document.value.view(user, self.document.value.last)
