@@ -123,7 +123,7 @@ def test_a_new_quota_applies_to_later_uploads(served: Daemon) -> None:
         1000,
     )
     refused(ada.ask(ada.version(file_id(2), bytes(10)).small()), "quota")
-    ada.delete(file_id(1))  # what is there stays, and can be deleted
+    ada.delete(file_id(1))  # stored files stay, and can be deleted
     done(served.ask(operator, UserQuota("ada", 0)))
     ada.put(file_id(2), bytes(5000))
     refused(served.ask(operator, UserQuota("eve", 1)), "not-found")

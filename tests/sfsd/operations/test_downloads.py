@@ -30,7 +30,7 @@ CONTENT = os.urandom(2 * PIECE + 999)
 WAIT = 20
 
 
-class Slow(Files):
+class HookedFiles(Files):
     """Real files that run `first` before the file named `blob` is opened."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Slow(Files):
         return super().open_read(path)
 
 
-class Noting(Files):
+class RecordingFiles(Files):
     """Real files that record in `read` the names of those opened for reading."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def opened(person: Person, owner: str = "ada", wanted: str = F, version: int = 0
 
 
 def test_get_open_reads_each_file_once(tmp_path: Path) -> None:
-    files = Noting()
+    files = RecordingFiles()
     with daemon(tmp_path, files=files) as running:
         person = running.person("ada")
         person.put(F, b"content")
@@ -217,14 +217,14 @@ def test_missing_ciphertext_or_leaves_are_reported_as_damage(served: Daemon, ada
 
 def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> None:
     """Another session's change is published between the reads of the sidecar and the bytes."""
-    files = Slow()
+    files = HookedFiles()
     with daemon(tmp_path, files=files) as served:
         ada = served.person("ada")
         ada.put(F, b"old content")
         writer = ada.log_in()
 
         def published(change: Change) -> None:
-            """Publish without running `then`, which waits for a lock that the reader holds."""
+            """Publish; do not wait for `on_published`, which needs a lock that the reader holds."""
             (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
             before = served.world.store.stored_digest(path)
             served.world.committer.submit(change)

@@ -1,4 +1,4 @@
-"""Looking up other people, letting them read, and what they find."""
+"""Lookups, changes of readers, and the inbox."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.sfsd.builders import (
 F = file_id(1)
 
 
-def test_a_statement_comes_with_its_place_in_the_log(served: Daemon) -> None:
+def test_lookup_proves_that_each_statement_is_in_the_log(served: Daemon) -> None:
     ada, bob = served.person("ada"), served.person("bob")
     reply = ada.ask(Lookup("bob", 1))
     assert isinstance(reply, Identity)
@@ -55,35 +55,32 @@ def test_a_statement_comes_with_its_place_in_the_log(served: Daemon) -> None:
     assert (entry.op, entry.owner, entry.rec) == ("enrol", "bob", link.statement)
     leaf = merkle.leaf_hash(entry.hash)
     merkle.verify_inclusion(leaf, link.index, point.size, link.inclusion, point.root)
-    assert "192.0.2.7" not in link.line.decode()  # others see it
+    assert "192.0.2.7" not in link.line.decode()  # other users see this line
     old = ada.who.known_size
     assert bool(reply.consistency) == (old != point.size)
 
 
-def test_past_the_end_of_a_chain_there_is_nothing(served: Daemon) -> None:
+def test_lookup_past_the_end_of_a_chain_is_empty(served: Daemon) -> None:
     ada = served.person("ada")
     reply = ada.ask(Lookup("ada", 2))
     assert isinstance(reply, Identity)
     assert (reply.statements, reply.next) == ((), 0)
 
 
-def test_the_invited_and_the_unknown_look_the_same(served: Daemon) -> None:
+def test_invited_and_unknown_users_give_the_same_error(served: Daemon) -> None:
     ada = served.person("ada")
     served.ask(served.operator(), Person("eve", served).invitation())
     invited = refused(ada.ask(Lookup("eve", 1)), "not-found")
     assert invited == refused(ada.ask(Lookup("nobody", 1)), "not-found")
 
 
-def test_an_older_key_looks_up_its_own_user_only(served: Daemon) -> None:
+def test_a_session_of_an_older_key_looks_up_only_its_own_user(served: Daemon) -> None:
     ada = served.person("ada")
     served.person("bob")
     who, _ = served.open(ada.enroll())
     assert who.access is Access.RESTRICTED
     assert isinstance(served.ask(who, Lookup("ada", 1)), Identity)
     refused(served.ask(who, Lookup("bob", 1)), "not-allowed")
-
-
-# --- readers ----------------------------------------------------------------------------------
 
 
 def reader(person: Person, expires: int = 0) -> ReaderEntry:
@@ -98,7 +95,7 @@ def record_of(owner: Person, *readers: ReaderEntry, **changed: object) -> Versio
 def change(
     owner: Person, *readers: ReaderEntry, wraps: dict[int, list[Wrap]] | None = None
 ) -> tuple[Version, SetReaders]:
-    """Other readers of `F`, with wraps by version."""
+    """Return a record that changes the readers of `F`, and its request; `wraps` by version."""
     made = record_of(owner, *readers)
     listed = [VersionWrap(v, wrap) for v, found in (wraps or {}).items() for wrap in found]
     return made, SetReaders(made.body, made.signature, tuple(listed))
@@ -134,7 +131,7 @@ def bob(served: Daemon) -> Person:
     return served.person("bob")
 
 
-def test_shared_read_and_taken_back(served: Daemon, ada: Person, bob: Person) -> None:
+def test_a_file_is_shared_read_and_unshared(served: Daemon, ada: Person, bob: Person) -> None:
     ada.put(F, b"one")
     ada.put(F, b"two")
     refused(bob.ask(GetOpen("ada", F, 0)), "not-found")

@@ -49,7 +49,7 @@ F, G, H, NEW = map(file_id, range(1, 5))
 
 
 @dataclass
-class Scene:
+class Setup:
     served: Daemon
     ada: Person
     eve: Person
@@ -73,7 +73,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def setup(tmp_path: Path) -> Iterator[Setup]:
     with daemon(tmp_path) as served:
         ada, eve = served.person("ada", quota=10_000), served.person("eve", quota=10_000)
         zoe, joe = served.person("zoe"), served.person("joe")
@@ -86,11 +86,11 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         ada.put(H, b"h" * 60)
         ada.delete(H)
         eve.put(F)
-        yield Scene(served, ada, eve, zoe, joe, tmp_path)
+        yield Setup(served, ada, eve, zoe, joe, tmp_path)
 
 
 Ask = Callable[[Version], Request]
-Build = Callable[[Scene], tuple[Version, Ask]]
+Build = Callable[[Setup], tuple[Version, Ask]]
 
 
 def small(made: Version) -> Request:
@@ -101,29 +101,29 @@ def one(made: Version) -> Request:
     return made.change()
 
 
-def put(scene: Scene) -> tuple[Version, Ask]:
-    ada = scene.ada
-    return ada.version(F, b"4" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
+def put(setup: Setup) -> tuple[Version, Ask]:
+    ada = setup.ada
+    return ada.version(F, b"4" * 60, wraps=(ada.wrap(), setup.eve.wrap())), small
 
 
-def first_put(scene: Scene) -> tuple[Version, Ask]:
-    return scene.ada.version(NEW, b"n" * 60), small
+def first_put(setup: Setup) -> tuple[Version, Ask]:
+    return setup.ada.version(NEW, b"n" * 60), small
 
 
-def committed(scene: Scene) -> tuple[Version, Ask]:
-    ada = scene.ada
+def committed(setup: Setup) -> tuple[Version, Ask]:
+    ada = setup.ada
     upload = ada.upload(F, b"4" * 60)
-    made = ada.version(F, b"4" * 60, wraps=(ada.wrap(), scene.eve.wrap()))
+    made = ada.version(F, b"4" * 60, wraps=(ada.wrap(), setup.eve.wrap()))
     return made, lambda made: made.commit(upload)
 
 
-def reencrypt(scene: Scene) -> tuple[Version, Ask]:
-    ada = scene.ada
-    return ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(), scene.eve.wrap())), small
+def reencrypt(setup: Setup) -> tuple[Version, Ask]:
+    ada = setup.ada
+    return ada.reencrypted(F, 2, b"n" * 60, wraps=(ada.wrap(), setup.eve.wrap())), small
 
 
-def delete(scene: Scene) -> tuple[Version, Ask]:
-    return scene.ada.signed(scene.ada.record(F, DELETE, current=0)), one
+def delete(setup: Setup) -> tuple[Version, Ask]:
+    return setup.ada.signed(setup.ada.record(F, DELETE, current=0)), one
 
 
 def source(ada: Person, file: str, number: int) -> dict[str, Any]:
@@ -132,44 +132,44 @@ def source(ada: Person, file: str, number: int) -> dict[str, Any]:
     return {"from_": (file, number)} | {name: getattr(made, name) for name in kept}
 
 
-def restore(scene: Scene) -> tuple[Version, Ask]:
-    ada = scene.ada
-    wraps = (ada.wrap(), scene.eve.wrap())
+def restore(setup: Setup) -> tuple[Version, Ask]:
+    ada = setup.ada
+    wraps = (ada.wrap(), setup.eve.wrap())
     return ada.version(F, b"", op=RESTORE, wraps=wraps, **source(ada, F, 2)), one
 
 
-def moving(scene: Scene) -> tuple[Version, Version]:
-    ada = scene.ada
+def moving(setup: Setup) -> tuple[Version, Version]:
+    ada = setup.ada
     made = ada.version(
         NEW,
         b"",
         op=MOVE,
         readers=ada.made[F, 3].record.readers,
-        wraps=(ada.wrap(), scene.eve.wrap()),
+        wraps=(ada.wrap(), setup.eve.wrap()),
         **source(ada, F, 3),
     )
     return made, ada.signed(ada.record(F, DELETE, current=0, to=NEW))
 
 
-def arriving(scene: Scene) -> tuple[Version, Ask]:
-    made, gone = moving(scene)
+def arriving(setup: Setup) -> tuple[Version, Ask]:
+    made, gone = moving(setup)
     return made, lambda made: Record((*made.change().changes, *gone.change().changes))
 
 
-def leaving(scene: Scene) -> tuple[Version, Ask]:
-    made, gone = moving(scene)
+def leaving(setup: Setup) -> tuple[Version, Ask]:
+    made, gone = moving(setup)
     return gone, lambda gone: Record((*made.change().changes, *gone.change().changes))
 
 
-def purge(scene: Scene) -> tuple[Version, Ask]:
-    return scene.ada.signed(scene.ada.record(F, PURGE, purged=(2,))), one
+def purge(setup: Setup) -> tuple[Version, Ask]:
+    return setup.ada.signed(setup.ada.record(F, PURGE, purged=(2,))), one
 
 
-def access(scene: Scene) -> tuple[Version, Ask]:
+def access(setup: Setup) -> tuple[Version, Ask]:
     """Add zoe as a reader and drop eve."""
-    made = scene.ada.signed(
-        scene.ada.record(F, ACCESS, readers=(("zoe", scene.zoe.first_hash, 0),)),
-        wraps=(scene.zoe.wrap(),),
+    made = setup.ada.signed(
+        setup.ada.record(F, ACCESS, readers=(("zoe", setup.zoe.first_hash, 0),)),
+        wraps=(setup.zoe.wrap(),),
     )
     return made, lambda made: SetReaders(
         made.body, made.signature, tuple(VersionWrap(3, wrap) for wrap in made.wraps)
@@ -220,28 +220,28 @@ EVERY: dict[str, Any] = {
 """Wrong values for each field, also for fields that a record of that op does not have."""
 
 
-def readers_of(scene: Scene, made: FileRecord, how: str) -> list[list[Any]]:
-    eve, zoe = (["eve", scene.eve.first_hash, 0], ["zoe", scene.zoe.first_hash, 0])
+def readers_of(setup: Setup, made: FileRecord, how: str) -> list[list[Any]]:
+    eve, zoe = (["eve", setup.eve.first_hash, 0], ["zoe", setup.zoe.first_hash, 0])
     return {
         "doubled": [eve, eve],
         "unsorted": [zoe, eve],
-        "with the owner": [["ada", scene.ada.first_hash, 0], eve],
-        "of another first statement": [["eve", scene.zoe.first_hash, 0]],
-        "unknown": [["nobody", scene.eve.first_hash, 0]],
-        "expired already, and added": [*map(list, made.readers), ["zz", scene.zoe.first_hash, 1]],
+        "with the owner": [["ada", setup.ada.first_hash, 0], eve],
+        "of another first statement": [["eve", setup.zoe.first_hash, 0]],
+        "unknown": [["nobody", setup.eve.first_hash, 0]],
+        "expired already, and added": [*map(list, made.readers), ["zz", setup.zoe.first_hash, 1]],
     }[how]
 
 
-def instead(scene: Scene, made: FileRecord, field: str, value: Any) -> Any:  # noqa: ANN401
+def instead(setup: Setup, made: FileRecord, field: str, value: Any) -> Any:  # noqa: ANN401
     """Return `value`, or the value that it is a placeholder for."""
     if field == "readers" and isinstance(value, str):
-        return readers_of(scene, made, value)
+        return readers_of(setup, made, value)
     if value == "G's":
-        return record_hash(scene.ada.heads[G])
+        return record_hash(setup.ada.heads[G])
     if value == "another version's":
-        return scene.ada.made[F, 3 if made.op != RESTORE else 2].record.content_id
+        return setup.ada.made[F, 3 if made.op != RESTORE else 2].record.content_id
     if value == "of what was purged":
-        return scene.ada.made[F, 1].record.content_id
+        return setup.ada.made[F, 1].record.content_id
     return value
 
 
@@ -251,33 +251,33 @@ def unpacked(body: bytes) -> dict[str, Any]:
     return found
 
 
-def forged(scene: Scene, made: Version, field: str, value: Any) -> Version | None:  # noqa: ANN401
+def forged(setup: Setup, made: Version, field: str, value: Any) -> Version | None:  # noqa: ANN401
     """Return a re-signed version with `field` replaced; None if the value is unchanged."""
     body = unpacked(made.body)
-    wrong = instead(scene, made.record, field, value)
+    wrong = instead(setup, made.record, field, value)
     if field in body and body[field] == wrong and type(body[field]) is type(wrong):
         return None
     raw = encoding.pack(body | {field: wrong})
-    return replace(made, body=raw, signature=scene.ada.key.sign(Label.RECORD, raw))
+    return replace(made, body=raw, signature=setup.ada.key.sign(Label.RECORD, raw))
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_record_with_one_wrong_field_is_refused(scene: Scene, name: str) -> None:
-    made, ask = BUILDS[name](scene)
-    before = scene.state()
+def test_a_record_with_one_wrong_field_is_refused(setup: Setup, name: str) -> None:
+    made, ask = BUILDS[name](setup)
+    before = setup.state()
     tried = 0
     for field, values in EVERY.items():
         for value in values:
-            wrong = forged(scene, made, field, value)
+            wrong = forged(setup, made, field, value)
             if wrong is None or (name, field, value) in RIGHT:
                 continue
-            reply = scene.ada.ask(ask(wrong))
+            reply = setup.ada.ask(ask(wrong))
             assert isinstance(reply, Error), (field, value, type(reply))
             assert reply.code in CODES, (field, value, reply)
             tried += 1
     assert tried > 60
-    assert scene.state() == before
-    done(scene.ada.ask(ask(made)))
+    assert setup.state() == before
+    done(setup.ada.ask(ask(made)))
 
 
 CODES = {"bad-request", "conflict", "not-found", "refused", "stale-recipient", "stale-generation"}
@@ -292,44 +292,44 @@ RIGHT: list[tuple[str, str, Any]] = [
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_record_with_a_missing_field_is_refused(scene: Scene, name: str) -> None:
-    made, ask = BUILDS[name](scene)
-    before = scene.state()
+def test_a_record_with_a_missing_field_is_refused(setup: Setup, name: str) -> None:
+    made, ask = BUILDS[name](setup)
+    before = setup.state()
     body = unpacked(made.body)
     for field in body:
         raw = encoding.pack({key: value for key, value in body.items() if key != field})
-        wrong = replace(made, body=raw, signature=scene.ada.key.sign(Label.RECORD, raw))
-        reply = scene.ada.ask(ask(wrong))
+        wrong = replace(made, body=raw, signature=setup.ada.key.sign(Label.RECORD, raw))
+        reply = setup.ada.ask(ask(wrong))
         assert isinstance(reply, Error)
         assert reply.code == "bad-request", (field, reply)
-    assert scene.state() == before
-    done(scene.ada.ask(ask(made)))
+    assert setup.state() == before
+    done(setup.ada.ask(ask(made)))
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_a_record_with_wrong_signature_metadata_wraps_or_bytes_is_refused(
-    scene: Scene, name: str
+    setup: Setup, name: str
 ) -> None:
-    made, ask = BUILDS[name](scene)
-    before = scene.state()
-    for what, wrong in beside(scene, made).items():
-        reply = scene.ada.ask(ask(wrong))
+    made, ask = BUILDS[name](setup)
+    before = setup.state()
+    for what, wrong in beside(setup, made).items():
+        reply = setup.ada.ask(ask(wrong))
         assert isinstance(reply, Error), (what, reply)
         assert reply.code in CODES, (what, reply)
-    assert scene.state() == before
-    done(scene.ada.ask(ask(made)))
+    assert setup.state() == before
+    done(setup.ada.ask(ask(made)))
 
 
-def beside(scene: Scene, made: Version) -> dict[str, Version]:
+def beside(setup: Setup, made: Version) -> dict[str, Version]:
     """Return versions with a wrong signature, metadata, wraps or ciphertext."""
     other_key = SigningKey.generate()
     wrongs = {
         "another key's signature": replace(made, signature=other_key.sign(Label.RECORD, made.body)),
         "a signature for another use": replace(
-            made, signature=scene.ada.key.sign(Label.ENDORSE, made.body)
+            made, signature=setup.ada.key.sign(Label.ENDORSE, made.body)
         ),
-        "a wrap for nobody": replace(made, wraps=(*made.wraps, scene.ada.wrap(user="nobody"))),
-        "a wrap for no reader": replace(made, wraps=(*made.wraps, scene.joe.wrap())),
+        "a wrap for nobody": replace(made, wraps=(*made.wraps, setup.ada.wrap(user="nobody"))),
+        "a wrap for no reader": replace(made, wraps=(*made.wraps, setup.joe.wrap())),
         "other metadata": replace(made, metadata=made.metadata + b"?"),
     }
     if made.record.op == ACCESS:
@@ -358,8 +358,6 @@ def wrong_wraps(made: Version) -> dict[str, Version]:
         "two that differ": having(first, replace(first, wrapped=bytes(80))),
     }
 
-
-# --- statements -------------------------------------------------------------------------------
 
 STATEMENT: dict[str, Any] = {
     "server": [bytes(32), b""],
@@ -401,20 +399,20 @@ STEPS: dict[str, Callable[[Person], Signed]] = {
 }
 
 
-def rotated(scene: Scene) -> None:
-    begun(scene.ada)
-    while items := wraps(scene.ada):
-        scene.ada.ask(Rewrap(tuple(rewrapped(scene.ada, item) for item in items)))
+def rotated(setup: Setup) -> None:
+    begun(setup.ada)
+    while items := wraps(setup.ada):
+        setup.ada.ask(Rewrap(tuple(rewrapped(setup.ada, item) for item in items)))
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_statement_with_one_wrong_field_is_refused(scene: Scene, name: str) -> None:
-    ada = scene.ada
+def test_a_statement_with_one_wrong_field_is_refused(setup: Setup, name: str) -> None:
+    ada = setup.ada
     if name == "finish":
-        rotated(scene)
+        rotated(setup)
     made = STEPS[name](ada)
     keys = (ada.next_key, ada.key) if name == "rotate" else (ada.key,)
-    before, body, tried = scene.state(), unpacked(made.statement), 0
+    before, body, tried = setup.state(), unpacked(made.statement), 0
     for field, values in STATEMENT.items():
         for value in values:
             if body.get(field) == value:
@@ -430,14 +428,14 @@ def test_a_statement_with_one_wrong_field_is_refused(scene: Scene, name: str) ->
         if signatures != made.signatures:
             assert isinstance(ada.ask(changed(made, signatures=signatures)), Error), signatures
     assert isinstance(ada.ask(changed(made, bundle=b"another")), Error)
-    assert scene.state() == before
+    assert setup.state() == before
     done(ada.ask(made))
 
 
-def test_a_finish_with_one_wrong_field_is_refused(scene: Scene) -> None:
-    rotated(scene)
-    made = finished(scene.ada)
-    before, body = scene.state(), unpacked(made.finish)
+def test_a_finish_with_one_wrong_field_is_refused(setup: Setup) -> None:
+    rotated(setup)
+    made = finished(setup.ada)
+    before, body = setup.state(), unpacked(made.finish)
     wrongs = {
         "generation": [0, 1, 3, -1],
         "files": [0, body["files"] + 1, body["files"] - 1, FAR, -1],
@@ -448,26 +446,26 @@ def test_a_finish_with_one_wrong_field_is_refused(scene: Scene) -> None:
     for field, values in wrongs.items():
         for value in values:
             raw = encoding.pack(body | {field: value})
-            signature = scene.ada.key.sign(Label.ROTATION_FINISH, raw)
-            reply = scene.ada.ask(changed(made, finish=raw, finish_signature=signature))
+            signature = setup.ada.key.sign(Label.ROTATION_FINISH, raw)
+            reply = setup.ada.ask(changed(made, finish=raw, finish_signature=signature))
             assert isinstance(reply, Error), (field, value)
             assert reply.code in CODES
-    other = scene.ada.key.sign(Label.STATEMENT, made.finish)
-    assert isinstance(scene.ada.ask(changed(made, finish_signature=other)), Error)
-    assert scene.state() == before
-    done(scene.ada.ask(made))
+    other = setup.ada.key.sign(Label.STATEMENT, made.finish)
+    assert isinstance(setup.ada.ask(changed(made, finish_signature=other)), Error)
+    assert setup.state() == before
+    done(setup.ada.ask(made))
 
 
-def test_foreign_and_forged_rewraps_are_refused(scene: Scene) -> None:
+def test_foreign_and_forged_rewraps_are_refused(setup: Setup) -> None:
     """Rewraps of foreign wraps, foreign files and missing files, or with foreign signatures."""
-    begun(scene.ada)
-    ada, eve = scene.ada, scene.eve
+    begun(setup.ada)
+    ada, eve = setup.ada, setup.eve
     item = wraps(ada)[-1]
     right = rewrapped(ada, item)
     (one, *_) = right.endorsements
     assert right.wrap is not None
     assert item.wrap is not None
-    before = scene.state()
+    before = setup.state()
     wrongs = {
         "another's wrap": changed(right, wrap=eve.wrap()),
         "an old key's": changed(right, wrap=changed(right.wrap, key_id=item.wrap.key_id)),
@@ -500,5 +498,5 @@ def test_foreign_and_forged_rewraps_are_refused(scene: Scene) -> None:
     }
     for what, other in left.items():
         assert ada.ask(Rewrap((other,))) == Rewrapped(None, (0,)), what
-    assert scene.state() == before
+    assert setup.state() == before
     assert ada.ask(Rewrap((right,))) != Rewrapped(None, (0,))
