@@ -73,9 +73,9 @@ def open_server_context(
         committer = Committer(store, journal)
         try:
             identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
-            world = ServerContext(root, config, identity, store, journal, committer, clock)
-            _log_statement(world, keys)
-            yield world
+            context = ServerContext(root, config, identity, store, journal, committer, clock)
+            _log_statement(context, keys)
+            yield context
         finally:
             committer.close()
     finally:
@@ -95,13 +95,13 @@ def _check_mounted(root: Path, journal: Journal) -> None:
         )
 
 
-def _log_statement(world: ServerContext, keys: ServerKeys) -> None:
+def _log_statement(context: ServerContext, keys: ServerKeys) -> None:
     """Log the server's statement unless it is logged already, so that clients can look it up."""
-    if not _is_logged(world.journal, keys.statement):
+    if not _is_logged(context.journal, keys.statement):
         draft = EntryDraft(
             op=STATEMENT_OP, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
         )
-        world.committer.submit(Change(draft)).result()
+        context.committer.submit(Change(draft)).result()
 
 
 def _is_logged(journal: Journal, statement: bytes) -> bool:

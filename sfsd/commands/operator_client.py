@@ -95,13 +95,13 @@ def _in_process(root: Path, messages: Sequence[Request]) -> list[Reply]:
     who = Principal(OPERATOR, GENERATION, Access.OPERATOR, -1, 0, "local")
 
     async def run() -> list[Reply]:
-        dispatcher = Dispatcher(world)
+        dispatcher = Dispatcher(context)
         try:
             return [accepted_reply(await dispatcher.handle(who, message)) for message in messages]
         finally:
             await dispatcher.close()
 
-    with open_server_context(root) as world:
+    with open_server_context(root) as context:
         return asyncio.run(run())
 
 

@@ -22,13 +22,15 @@ MAX_VERSIONS: Final = 128
 _PAGE: Final = 256
 
 
-def expired_reader_changes(world: ServerContext, user: str) -> Iterator[Change]:
+def expired_reader_changes(context: ServerContext, user: str) -> Iterator[Change]:
     """Yield a change for each file whose share with `user` expired and that has their wraps."""
     after = ("", "")
-    while notes := world.inboxes.for_user(user).after(after, _PAGE):
+    while notes := context.inboxes.for_user(user).after(after, _PAGE):
         for owner, file_id in notes:
             try:
-                change = _change(world, user, FileHead.load(world.index.for_user(owner), file_id))
+                change = _change(
+                    context, user, FileHead.load(context.index.for_user(owner), file_id)
+                )
             except (DamagedError, Absent):
                 continue  # requests for it and `fsck` report it
             if change is not None:
@@ -36,12 +38,12 @@ def expired_reader_changes(world: ServerContext, user: str) -> Iterator[Change]:
         after = notes[-1]
 
 
-def _change(world: ServerContext, user: str, head: FileHead) -> Change | None:
+def _change(context: ServerContext, user: str, head: FileHead) -> Change | None:
     record = head.record
     if record is None:
         return None
     expiry = [expires for name, _, expires in record.readers if name == user]
-    if not expiry or not expiry[0] or world.now < expiry[0]:
+    if not expiry or not expiry[0] or context.now < expiry[0]:
         return None
     found = head.without_wraps({user}, MAX_VERSIONS)
     if not found:

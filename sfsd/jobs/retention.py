@@ -38,30 +38,30 @@ class _Version(Value):
 
 
 def retention_changes(
-    world: ServerContext, owner: str, policy: RetentionPolicy
+    context: ServerContext, owner: str, policy: RetentionPolicy
 ) -> Iterator[Change]:
     """Yield the changes that are due for one owner; commit each before asking for the next.
 
     A file with damaged or missing sidecars is skipped.
     """
-    if (change := remove_expired_bundles(world, owner)) is not None:
+    if (change := remove_expired_bundles(context, owner)) is not None:
         yield change
-    yield from expired_reader_changes(world, owner)
+    yield from expired_reader_changes(context, owner)
     if not (policy.trash_days or policy.versions):
         return
-    files = world.index.for_user(owner)
+    files = context.index.for_user(owner)
     after = ""
     while page := files.after(after, _PAGE):
         for file_id, _, _ in page:
             try:
-                yield from _file_changes(world, FileHead.load(files, file_id), policy)
+                yield from _file_changes(context, FileHead.load(files, file_id), policy)
             except (DamagedError, Absent):
                 continue  # requests for it and `fsck` report it
         after = page[-1][0]
 
 
 def _file_changes(
-    world: ServerContext, head: FileHead, policy: RetentionPolicy
+    context: ServerContext, head: FileHead, policy: RetentionPolicy
 ) -> Iterator[Change]:
     if head.document is None:
         return
@@ -73,16 +73,16 @@ def _file_changes(
     ]
     kept = [one for one in versions if one.kept]
     why, removed = VERSIONS, kept[policy.versions :] if policy.versions else []
-    if _is_old_trash(world, newest.value, policy):
+    if _is_old_trash(context, newest.value, policy):
         why, removed = TRASH, kept
     current = newest.value.head_record.current
     # Oldest first: every change relies on the head, so only the last may rewrite it.
     removed = [one for one in reversed(removed) if one.number != current]
     for start in range(0, len(removed), PURGED_AT_ONCE):
-        yield _removal(world, head, removed[start : start + PURGED_AT_ONCE], why)
+        yield _removal(context, head, removed[start : start + PURGED_AT_ONCE], why)
 
 
-def _is_old_trash(world: ServerContext, head: Sidecar, policy: RetentionPolicy) -> bool:
+def _is_old_trash(context: ServerContext, head: Sidecar, policy: RetentionPolicy) -> bool:
     """Tell whether the file was deleted at least `trash_days` ago, by this server's clock.
 
     The old id of a moved file is not trash: its versions belong to a file that exists.
@@ -90,10 +90,10 @@ def _is_old_trash(world: ServerContext, head: Sidecar, policy: RetentionPolicy) 
     record = head.head_record
     if not policy.trash_days or record.op != DELETE or record.to is not None:
         return False
-    return world.now - world.logged_at(head.seq) >= policy.trash_days * DAY
+    return context.now - context.logged_at(head.seq) >= policy.trash_days * DAY
 
 
-def _removal(world: ServerContext, head: FileHead, versions: list[_Version], why: str) -> Change:
+def _removal(context: ServerContext, head: FileHead, versions: list[_Version], why: str) -> Change:
     owner, file_id, files = head.files.owner, head.file_id, head.files
     numbers = [one.number for one in versions]
     effects: list[Effect] = []
@@ -108,7 +108,7 @@ def _removal(world: ServerContext, head: FileHead, versions: list[_Version], why
         for number in numbers:
             files.note_written(changed(emptied[number], seq=seq), number)
             files.ledger.drop(file_id, number)
-            world.read_handles.invalidate(owner, file_id, number)
+            context.read_handles.invalidate(owner, file_id, number)
 
     draft = EntryDraft(
         op="retention",

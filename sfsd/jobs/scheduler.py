@@ -27,8 +27,8 @@ CommitChange = Callable[[Change], Awaitable[int]]
 class JobScheduler:
     """Runs the jobs once a day. The server sleeps for `pause`, calls `run`, and repeats."""
 
-    def __init__(self, world: ServerContext, commit: CommitChange) -> None:
-        self._world = world
+    def __init__(self, context: ServerContext, commit: CommitChange) -> None:
+        self._context = context
         self._commit = commit
         self._last: float | None = None
         self._started = False
@@ -41,15 +41,15 @@ class JobScheduler:
 
     async def run(self) -> int:
         """Run the jobs if a day has passed; return the number of changes made."""
-        policy, now = self._world.config.retention, self._world.clock()
+        policy, now = self._context.config.retention, self._context.clock()
         # A clock that was set back must not postpone the jobs for years.
         if self._last is not None and 0 <= now - self._last < DAY:
             return 0
         self._last = now
-        if self._world.failed is not None:
+        if self._context.failed is not None:
             return 0
         made = 0
-        for owner in await asyncio.to_thread(self._world.store.children, ""):
+        for owner in await asyncio.to_thread(self._context.store.children, ""):
             changes = self._changes(owner, policy)
             while (change := await asyncio.to_thread(next, changes, None)) is not None:
                 try:
@@ -61,22 +61,22 @@ class JobScheduler:
 
     def _changes(self, owner: str, policy: RetentionPolicy) -> Iterator[Change]:
         with suppress(DamagedError):  # requests for the account and `fsck` report it
-            if (change := rotation_due_change(self._world, owner)) is not None:
+            if (change := rotation_due_change(self._context, owner)) is not None:
                 yield change
-            yield from retention_changes(self._world, owner, policy)
+            yield from retention_changes(self._context, owner, policy)
 
 
-def rotation_due_change(world: ServerContext, name: str) -> Change | None:
+def rotation_due_change(context: ServerContext, name: str) -> Change | None:
     """Return a log entry that says that a user's keys are due; once for each generation.
 
     It blocks nothing. What a user may do after `due` is decided at each request (`rules.users`), so
     neither a daemon that was down nor a full log delays a block. Raises `DamagedError`.
     """
-    user = world.users.find(name)
+    user = context.users.find(name)
     if user is None or user.account.value.disabled:
         return None
     head, account = user.chain.head, user.account.value
-    if world.now < head.due or account.fell_due >= head.generation:
+    if context.now < head.due or account.fell_due >= head.generation:
         return None
     draft = EntryDraft(
         op="rotation-due",

@@ -41,16 +41,16 @@ class Dispatcher:
     or all if it is None. `unwritten` counts failed writes by cause.
     """
 
-    def __init__(self, world: ServerContext) -> None:
-        self.world = world
+    def __init__(self, context: ServerContext) -> None:
+        self.context = context
         self.unwritten = IncidentCounter()
         self.on_revoke: Revoke = lambda _user, _which: None
-        self._batches = BatchRunner(world.committer)
+        self._batches = BatchRunner(context.committer)
         self._data: dict[Principal, set[asyncio.Future[None]]] = {}
 
     def welcome(self) -> Welcome:
         """Return a new first frame: the server's statement, a login challenge, and limits."""
-        identity, policy = self.world.identity, self.world.config.rotation
+        identity, policy = self.context.identity, self.context.config.rotation
         return Welcome(
             versions=(PROTOCOL_VERSION,),
             statement=identity.body,
@@ -69,17 +69,17 @@ class Dispatcher:
 
         def decide() -> tuple[Principal, Session] | Commit[tuple[Principal, Session]]:
             if isinstance(message, Login):
-                return log_in(self.world, message, welcome_sha256, address)
-            return enrol(self.world, message, welcome_sha256, address)
+                return log_in(self.context, message, welcome_sha256, address)
+            return enrol(self.context, message, welcome_sha256, address)
 
         outcome = await self._batches.run(decide)
         if isinstance(outcome, OperationError):
             error = _error_of(outcome)
             if error.code in _LOGGED_CODES:
-                self.world.refusals.note(address, message.user, error.code)
+                self.context.refusals.note(address, message.user, error.code)
             raise Refused(error.code, error.text) from outcome
         who, session = outcome
-        self.world.read_handles.open_session(who.session)
+        self.context.read_handles.open_session(who.session)
         return who, session
 
     async def handle(self, who: Principal, message: Request) -> Reply:
@@ -128,7 +128,7 @@ class Dispatcher:
         # A session whose key was replaced may do no more than a new session with that key.
         if Access.RESTRICTED not in operation.access and self._is_superseded(who):
             raise Refused("stale-generation", _SUPERSEDED)
-        return operation.function(self.world, who, message)
+        return operation.function(self.context, who, message)
 
     def _reply(self, who: Principal, message: Request, outcome: Reply | OperationError) -> Reply:
         if isinstance(outcome, OperationError):
@@ -136,7 +136,7 @@ class Dispatcher:
             if error.code in _LOGGED_CODES or (
                 error.code == "not-found" and _is_foreign(who, message)
             ):
-                self.world.refusals.note(who.address, who.user, error.code)
+                self.context.refusals.note(who.address, who.user, error.code)
             if isinstance(outcome, (JournalRefusedError, StoreRefusedError)):
                 self.unwritten.count(outcome.cause)
             return error
@@ -162,17 +162,17 @@ class Dispatcher:
         """Tell whether the session was opened with a key that its user has replaced."""
         if who.access not in (Access.FULL, Access.RESTRICTED):
             return False
-        chain = self.world.users.chain(who.user)
+        chain = self.context.users.chain(who.user)
         return chain is not None and chain[0].head.generation != who.generation
 
     def close_session(self, who: Principal) -> None:
         """Close the read handles of a session that has ended. Uploads stay: the user owns them."""
         self._data.pop(who, None)
-        self.world.read_handles.close_session(who.session)
+        self.context.read_handles.close_session(who.session)
 
     async def tick(self) -> None:
         """Log refusals that are due and drop idle uploads; called every few seconds."""
-        await self._batches.pool.run(self.world.uploads.drop_idle, slow=True)
+        await self._batches.pool.run(self.context.uploads.drop_idle, slow=True)
         self._log_refusals(last=False)
 
     async def close(self) -> None:
@@ -181,9 +181,9 @@ class Dispatcher:
         await asyncio.to_thread(self._batches.pool.shutdown)
 
     def _log_refusals(self, *, last: bool) -> None:
-        for draft in self.world.refusals.due(all_of_them=last):
+        for draft in self.context.refusals.due(all_of_them=last):
             # Nothing waits for this entry: if the log takes no more entries, it is lost.
-            self.world.committer.submit(Change(draft))
+            self.context.committer.submit(Change(draft))
 
 
 def _error_of(exc: OperationError) -> Error:

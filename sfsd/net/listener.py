@@ -52,11 +52,11 @@ _log = logging.getLogger(__name__)
 class Server:
     """Server of one root, and `ConnectionObserver` of its connections. All on one loop."""
 
-    def __init__(self, world: ServerContext, tls: ssl.SSLContext) -> None:
-        self.world = world
-        self.dispatcher = Dispatcher(world)
+    def __init__(self, context: ServerContext, tls: ssl.SSLContext) -> None:
+        self.context = context
+        self.dispatcher = Dispatcher(context)
         self._tls = tls
-        self._limiter = ConnectionLimiter(_within_descriptors(world.config.limits))
+        self._limiter = ConnectionLimiter(_within_descriptors(context.config.limits))
         self._budget = MemoryBudget()
         self._incidents = IncidentCounter()
         self._sources: dict[ClientConnection, str] = {}
@@ -77,8 +77,8 @@ class Server:
                 "is another daemon running there? choose another address with --listen",
             ) from exc
         bound = format_address(host, self._sockets[0].getsockname()[1])
-        self.world.metrics.address = bound
-        self.world.metrics.started = self.world.now
+        self.context.metrics.address = bound
+        self.context.metrics.started = self.context.now
         await self._log_event("start", {"address": bound})
         for listening in self._sockets:
             self._run(self._accept(listening))
@@ -105,7 +105,7 @@ class Server:
                 session.abort()
         await self.dispatcher.close()
         self._report()
-        if self.world.metrics.started:
+        if self.context.metrics.started:
             await self._log_event("stop", {})
 
     # Callbacks of connections.
@@ -124,7 +124,7 @@ class Server:
         self._incidents.count(kind)
 
     async def _log_event(self, op: str, detail: dict[str, str]) -> None:
-        made = self.world.committer.submit(Change(EntryDraft(op=op, actor=SERVER, detail=detail)))
+        made = self.context.committer.submit(Change(EntryDraft(op=op, actor=SERVER, detail=detail)))
         try:
             await asyncio.wrap_future(made)
         except SfsdError as exc:
@@ -164,7 +164,7 @@ class Server:
         Afterwards the connection reports its end, and the loop closes the socket.
         """
         loop = asyncio.get_running_loop()
-        limits = self.world.config.limits
+        limits = self.context.config.limits
         session = ClientConnection(
             self.dispatcher,
             limits,
@@ -190,7 +190,7 @@ class Server:
                 self.closed(session)
 
     def _update_metrics(self) -> None:
-        vitals = self.world.metrics
+        vitals = self.context.metrics
         vitals.connections = self._limiter.connections.total()
         vitals.sessions = vitals.connections - self._limiter.unauthenticated.total()
 
@@ -212,8 +212,10 @@ class Server:
                 self._report()
 
     async def _run_jobs(self) -> None:
-        committer = self.world.committer
-        schedule = JobScheduler(self.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+        committer = self.context.committer
+        schedule = JobScheduler(
+            self.context, lambda one: asyncio.wrap_future(committer.submit(one))
+        )
         while True:
             await asyncio.sleep(schedule.pause())
             try:
@@ -223,7 +225,7 @@ class Server:
 
     def _report_failure(self) -> None:
         """Print a lasting failure once, since the operator may look at this output first."""
-        if self._failed is None and (failed := self.world.failed) is not None:
+        if self._failed is None and (failed := self.context.failed) is not None:
             self._failed = failed
             _log.critical("storage failure: serving read-only metadata until restart: %s", failed)
 
@@ -272,7 +274,7 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
     The bound address is written to `ready_file` and run/address once connections are accepted.
     """
     raise_descriptor_limit()
-    with lock_root(root), open_server_context(root) as world:
+    with lock_root(root), open_server_context(root) as context:
         tls = server_keys.load(root / "keys").tls_context()
         if exposed := server_keys.readable_by_others(root / "keys"):
             _log.warning("others on this machine may read keys/: %s", ", ".join(exposed))
@@ -280,10 +282,10 @@ def serve_root(root: Path, listen: str | None, ready_file: Path | None) -> None:
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         stop = threading.Event()
-        verifier = threading.Thread(target=_verify, args=(world, stop), name="verify-log")
+        verifier = threading.Thread(target=_verify, args=(context, stop), name="verify-log")
         verifier.start()
         try:
-            asyncio.run(_serve(world, tls, listen or world.config.listen, ready_file))
+            asyncio.run(_serve(context, tls, listen or context.config.listen, ready_file))
         finally:
             stop.set()
             verifier.join()
@@ -305,14 +307,14 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
 
 
 async def _serve(
-    world: ServerContext, tls: ssl.SSLContext, listen: str, ready_file: Path | None
+    context: ServerContext, tls: ssl.SSLContext, listen: str, ready_file: Path | None
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    server = Server(world, tls)
+    server = Server(context, tls)
     restore = _on_signals(loop, stopped.set)
     files = Files()
-    address = world.root / "run" / "address"
+    address = context.root / "run" / "address"
     try:
         bound = await server.start(listen)
         for path in filter(None, (address, ready_file)):
@@ -346,10 +348,10 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Ca
     return lambda: [loop.remove_signal_handler(number) for number in numbers]
 
 
-def _verify(world: ServerContext, stop: threading.Event) -> None:
+def _verify(context: ServerContext, stop: threading.Event) -> None:
     """Verify in the background what the start did not; a difference stops all changes."""
     try:
-        world.journal.verify_before_mark(stop=stop)
+        context.journal.verify_before_mark(stop=stop)
     except JournalDamagedError as exc:
         _log.critical("the log is damaged: serving read-only metadata until restart: %s", exc)
     except JournalError as exc:

@@ -68,12 +68,12 @@ class Clock:
 
 
 class Daemon:
-    """A served world. `ask` and `open` go through `Service`, on one loop."""
+    """A served context. `ask` and `open` go through `Service`, on one loop."""
 
-    def __init__(self, world: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
-        self.world = world
+    def __init__(self, context: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
+        self.context = context
         self.clock = clock
-        self.dispatcher = Dispatcher(world)
+        self.dispatcher = Dispatcher(context)
         self._runner = runner
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -107,7 +107,7 @@ class Daemon:
         return person
 
     def entries(self, op: str | None = None) -> list[LogEntry]:
-        lines = enumerate(self.world.journal.lines())
+        lines = enumerate(self.context.journal.lines())
         entries = [auditlog.parse(line, seq=seq) for seq, line in lines]
         return [entry for entry in entries if op in (None, entry.op)]
 
@@ -138,9 +138,9 @@ def daemon(
     store = DirectoryStore(root, files)
     recover(store, journal)
     committer = Committer(store, journal)
-    world = ServerContext(root, config or Config(), identity, store, journal, committer, clock)
+    context = ServerContext(root, config or Config(), identity, store, journal, committer, clock)
     with asyncio.Runner() as runner:
-        served = Daemon(world, clock, runner)
+        served = Daemon(context, clock, runner)
         try:
             yield served
         finally:

@@ -39,8 +39,8 @@ def test_lock_makes_no_folder_outside_a_root(tmp_path: Path) -> None:
 
 
 def logged_statements(root: Path) -> list[ServerStatement]:
-    with lock_root(root), open_server_context(root) as world:
-        entries = [world.journal.entry(seq) for seq in range(world.journal.size)]
+    with lock_root(root), open_server_context(root) as context:
+        entries = [context.journal.entry(seq) for seq in range(context.journal.size)]
     return [
         ServerStatement.parse(entry.rec)
         for entry in entries
@@ -80,8 +80,8 @@ def test_damaged_statement_entry_is_found_at_start(root: Path) -> None:
     """A start does not verify entries before its mark, except those that it reads."""
     logged_statements(root)
     replace_tls_key(root)
-    with lock_root(root), open_server_context(root) as world:
-        world.committer.submit(Change(EntryDraft(op="start", actor="server"))).result()
+    with lock_root(root), open_server_context(root) as context:
+        context.committer.submit(Change(EntryDraft(op="start", actor="server"))).result()
     path = root / "logs" / "audit.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"time":"2', b'"time":"1') + third)

@@ -266,7 +266,7 @@ def test_a_user_nobody_has_enrolled_is_none(town: Town) -> None:
 
 
 def test_a_place_past_the_log_is_no_place(town: Town) -> None:
-    size = town.served.world.journal.size
+    size = town.served.context.journal.size
     assert town.bob.ask(LogEntries(2**53, 1, own=True)) == town.bob.ask(
         LogEntries(size + 1, 1, own=False)
     )
@@ -288,8 +288,8 @@ def test_who_is_disabled_does_nothing_with_a_session_that_is_still_open(town: To
         GetOpen("ada", SHARED, 0),
     ]
     done(town.served.ask(town.served.operator(), UserAccess("bob", disabled=True, reason="")))
-    size = town.served.world.journal.size
+    size = town.served.context.journal.size
     for request in asked:
         reply = refused(bob.ask(request), "denied")
         assert reply.text == "the account is disabled", request
-    assert town.served.world.journal.size == size
+    assert town.served.context.journal.size == size

@@ -56,7 +56,7 @@ def test_missing_sidecar_stops_no_other_file(served: Daemon) -> None:
         for content in (b"1", b"2"):
             owner.put(F, content)
         shared(owner, reader(bob, until), wraps={2: [bob.wrap()]})
-    (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
+    (served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
     served.clock.now = until
     assert run(served) == 1
     assert wrap_owners(served, "cat", 2) == {"cat"}

@@ -32,8 +32,8 @@ def daemon_with_policy(
 
 
 def schedule(served: Daemon) -> JobScheduler:
-    committer = served.world.committer
-    return JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    committer = served.context.committer
+    return JobScheduler(served.context, lambda one: asyncio.wrap_future(committer.submit(one)))
 
 
 def run(served: Daemon, planned: JobScheduler | None = None) -> int:
@@ -160,7 +160,7 @@ def test_damaged_file_stops_no_other_file(tmp_path: Path) -> None:
         for wanted in (F, G):
             ada.put(wanted, b"1")
             ada.put(wanted, b"2")
-        path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+        path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
         path.write_bytes(path.read_bytes() + b" ")
         assert run(served) == 1
         assert not has_content(ada, G, 1)
@@ -178,7 +178,7 @@ def test_missing_sidecar_stops_no_other_account(tmp_path: Path) -> None:
         for person in (ada, bob):
             person.put(F, b"1")
             person.put(F, b"2")
-        (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
+        (served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
         assert run(served) == 1
         assert not has_content(bob, F, 1)
 

@@ -15,8 +15,8 @@ from tests.sfsd.operations.test_rotation import begun
 def run(served: Daemon, days: float = 0) -> int:
     """Run a new scheduler, some days later."""
     served.clock.now += days * DAY
-    committer = served.world.committer
-    scheduler = JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    committer = served.context.committer
+    scheduler = JobScheduler(served.context, lambda one: asyncio.wrap_future(committer.submit(one)))
     return served.run(scheduler.run())
 
 
@@ -66,7 +66,7 @@ def test_damaged_account_stops_no_other(tmp_path: Path) -> None:
     with daemon(tmp_path) as served:
         served.person("ada")
         served.person("bob")
-    path = served.world.store.users / "ada" / "statements.json"
+    path = served.context.store.users / "ada" / "statements.json"
     path.write_bytes(path.read_bytes()[:-1])
     with daemon(tmp_path, served.clock) as again:
         assert run(again, days=100) == 1
@@ -75,8 +75,8 @@ def test_damaged_account_stops_no_other(tmp_path: Path) -> None:
 
 def test_jobs_run_once_a_day(served: Daemon, ada: Person) -> None:
     """The clock is checked often, the accounts once a day."""
-    committer = served.world.committer
-    scheduler = JobScheduler(served.world, lambda one: asyncio.wrap_future(committer.submit(one)))
+    committer = served.context.committer
+    scheduler = JobScheduler(served.context, lambda one: asyncio.wrap_future(committer.submit(one)))
     assert served.run(scheduler.run()) == 0
     served.clock.now = ada.first.due - 0.5 * DAY
     assert served.run(scheduler.run()) == 0

@@ -220,7 +220,7 @@ class HoldingDispatcher(Dispatcher):
     """Dispatcher that holds every request until `release` is set, and counts running ones."""
 
     def __init__(self, service: Dispatcher) -> None:
-        super().__init__(service.world)
+        super().__init__(service.context)
         self.release = asyncio.Event()
         self.running = self.most = self.started = 0
         self.batches: list[int] = []
@@ -480,7 +480,7 @@ def test_fast_requests_that_arrive_together_run_as_a_batch(served: Daemon) -> No
 
 def test_bug_in_a_batch_closes_the_connection(served: Daemon) -> None:
     async def run() -> None:
-        peer = Peer(FailingDispatcher(served.dispatcher.world))
+        peer = Peer(FailingDispatcher(served.dispatcher.context))
         await peer.log_in()
         pings = [b"".join(peer.connection.request(Ping())[1]) for _ in range(2)]
         peer.push(b"".join(pings))
@@ -495,7 +495,7 @@ SLOW = ConnectionLimits(write_seconds=1)
 
 def test_peer_that_reads_nothing_is_disconnected(served: Daemon) -> None:
     async def run() -> None:
-        service = BulkDispatcher(served.dispatcher.world)
+        service = BulkDispatcher(served.dispatcher.context)
         budget = MemoryBudget()
         peer = Peer(service, SLOW, budget=budget)
         await peer.log_in()
@@ -515,7 +515,7 @@ def test_peer_that_reads_nothing_is_disconnected(served: Daemon) -> None:
 
 def test_peer_that_reads_too_little_is_disconnected(served: Daemon) -> None:
     async def run() -> None:
-        service = BulkDispatcher(served.dispatcher.world)
+        service = BulkDispatcher(served.dispatcher.context)
         peer = Peer(service, SLOW)
         await peer.log_in()
         for _ in range(10):
@@ -532,7 +532,7 @@ def test_peer_that_reads_too_little_is_disconnected(served: Daemon) -> None:
 
 def test_slow_peer_is_served(served: Daemon) -> None:
     async def run() -> None:
-        service = BulkDispatcher(served.dispatcher.world)
+        service = BulkDispatcher(served.dispatcher.context)
         peer = Peer(service, SLOW)
         await peer.log_in()
         asked = [peer.ask(Read(HANDLE, 0, PIECE)) for _ in range(12)]
@@ -555,7 +555,7 @@ def test_bug_is_logged_and_closes_one_connection(
     served: Daemon, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        service = FailingDispatcher(served.dispatcher.world)
+        service = FailingDispatcher(served.dispatcher.context)
         peer, other = Peer(service), Peer(served.dispatcher)
         await peer.log_in()
         await other.log_in()

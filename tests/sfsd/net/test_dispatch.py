@@ -165,7 +165,7 @@ def test_welcome_is_fresh_signed_and_states_the_limits(served: Daemon) -> None:
     first, second = served.dispatcher.welcome(), served.dispatcher.welcome()
     assert first.challenge != second.challenge
     verify_signature(Label.SERVER_STATEMENT, first.statement, first.signature, SERVER_KEY.public)
-    policy = served.world.config.rotation
+    policy = served.context.config.rotation
     assert (first.limits.window, first.limits.max_age) == (WINDOW, policy.max_age)
 
 

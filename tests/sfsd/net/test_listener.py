@@ -66,7 +66,7 @@ async def operator(address: str) -> Wire:
 
 def test_start_login_and_stop_are_logged(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         wire = await operator(address)
         status = await wire.ask(Status())
@@ -87,7 +87,7 @@ def test_start_login_and_stop_are_logged(served: Daemon, tls: ssl.SSLContext) ->
 
 def test_address_in_use(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run(address: str) -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         with pytest.raises(ConfigError) as caught:
             await server.start(address)
         assert caught.value.hint
@@ -101,7 +101,7 @@ def test_address_in_use(served: Daemon, tls: ssl.SSLContext) -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_address_of_another_host(served: Daemon, tls: ssl.SSLContext, host: str) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         with pytest.raises(ConfigError):
             await server.start(f"{host}:7373")
         await server.stop()
@@ -123,7 +123,7 @@ def test_nagle_is_off_for_accepted_sockets(
     monkeypatch.setattr(ClientConnection, "connection_made", record)
 
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         wire = await operator(await server.start(HERE))
         (accepted,) = sockets
         no_delay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
@@ -138,7 +138,7 @@ def test_nagle_is_off_for_accepted_sockets(
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family only")
 def test_any_address_includes_ipv4_and_ipv6(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         port = (await server.start("[::]:0")).rpartition(":")[2]
         for host in ("127.0.0.1", "[::1]"):
             wire = await operator(f"{host}:{port}")
@@ -151,7 +151,7 @@ def test_any_address_includes_ipv4_and_ipv6(served: Daemon, tls: ssl.SSLContext)
 
 def test_limits_of_one_address(served: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         clients = [await Wire.welcomed(address) for _ in range(3)]
         fourth = await Wire.connect(address, None)
@@ -163,10 +163,10 @@ def test_limits_of_one_address(served: Daemon, tls: ssl.SSLContext) -> None:
         assert await fifth.ended(5) == b"", "there were four connections already"
         for wire in (*clients, fourth, fifth):
             await wire.close()
-        await until(lambda: served.world.metrics.connections == 1)
+        await until(lambda: served.context.metrics.connections == 1)
         assert isinstance(await known.ask(Ping()), Pong)
         await known.close()
-        await until(lambda: served.world.metrics.connections == 0)
+        await until(lambda: served.context.metrics.connections == 0)
         await server.stop()
 
     served.run(run())
@@ -177,7 +177,7 @@ def test_tls_handshake_timeout(
     hasty: Daemon, tls: ssl.SSLContext, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        server = Server(hasty.world, tls)
+        server = Server(hasty.context, tls)
         address = await server.start(HERE)
         wire = await Wire.connect(address, None)
         if data:
@@ -185,7 +185,7 @@ def test_tls_handshake_timeout(
         rest = await wire.ended(10)
         assert len(rest) < 100, "an alert of TLS at most"
         await wire.close()
-        await until(lambda: hasty.world.metrics.connections == 0)
+        await until(lambda: hasty.context.metrics.connections == 0)
         async with await operator(address) as admin:
             assert isinstance(await admin.ask(Ping()), Pong)
         await server.stop()
@@ -197,11 +197,11 @@ def test_tls_handshake_timeout(
 
 def test_login_timeout(hasty: Daemon, tls: ssl.SSLContext) -> None:
     async def run() -> None:
-        server = Server(hasty.world, tls)
+        server = Server(hasty.context, tls)
         address = await server.start(HERE)
         wire = await Wire.welcomed(address)
         assert await wire.ended(10) == b""
-        await until(lambda: hasty.world.metrics.connections == 0)
+        await until(lambda: hasty.context.metrics.connections == 0)
         await wire.close()
         await server.stop()
 
@@ -212,13 +212,13 @@ def test_older_tls_is_refused(
     served: Daemon, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         context = any_server()
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await Wire.connect(address, context)
-        await until(lambda: served.world.metrics.connections == 0)
+        await until(lambda: served.context.metrics.connections == 0)
         await server.stop()
 
     with caplog.at_level(logging.INFO, "sfsd"):
@@ -230,7 +230,7 @@ def test_disabled_user_is_disconnected(served: Daemon, tls: ssl.SSLContext) -> N
     ada = served.person("ada")
 
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         admin, client = await operator(address), await Wire.welcomed(address)
         reply = await client.ask(login("ada", ada.key, welcome=client.connection.welcome_sha256))
@@ -249,7 +249,7 @@ def test_stop_does_not_wait_for_unauthenticated_clients(
     served: Daemon, tls: ssl.SSLContext
 ) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         silent = await Wire.connect(address, None)
         half = await Wire.welcomed(address)
@@ -269,14 +269,14 @@ def test_rejected_connections_are_reported_in_one_line(
     served: Daemon, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         address = await server.start(HERE)
         for _ in range(20):
             wire = await Wire.connect(address, None)
             await wire.send(b"nonsense, and no TLS")
             await wire.ended(5)
             await wire.close()
-        await until(lambda: served.world.metrics.connections == 0)
+        await until(lambda: served.context.metrics.connections == 0)
         await server.stop()
 
     with caplog.at_level(logging.INFO, "sfsd"):
@@ -293,10 +293,10 @@ def test_failed_writes_are_reported(
 ) -> None:
     """The daemon prints failed writes regularly, and a lasting failure once."""
     monkeypatch.setattr(server_module, "_TICK_SECONDS", 0.001)
-    monkeypatch.setattr(type(served.world), "failed", property(lambda _world: "a sync failed"))
+    monkeypatch.setattr(type(served.context), "failed", property(lambda _context: "a sync failed"))
 
     async def run() -> None:
-        server = Server(served.world, tls)
+        server = Server(served.context, tls)
         await server.start(HERE)
         server.dispatcher.unwritten.count("the disk is full")
         server.dispatcher.unwritten.count("the disk is full")

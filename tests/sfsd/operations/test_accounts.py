@@ -35,7 +35,7 @@ def test_an_invitation_is_logged_without_its_token(served: Daemon) -> None:
     entry = check_receipt(done(served.ask(served.operator(), bob.invitation(quota=7))))
     assert (entry.op, entry.actor, entry.owner) == ("user-add", "operator", "bob")
     assert entry.detail["quota"] == 7
-    line = served.world.journal.line(entry.seq)
+    line = served.context.journal.line(entry.seq)
     assert hashlib.sha256(bob.token).hexdigest().encode() not in line
 
 
@@ -86,10 +86,10 @@ def test_a_disabled_user_keeps_their_files(served: Daemon) -> None:
 
 def test_status_reports_counters_and_failure(served: Daemon) -> None:
     served.person("ada")
-    served.world.metrics.address = "127.0.0.1:7373"
+    served.context.metrics.address = "127.0.0.1:7373"
     answer = served.ask(served.operator(), Status())
     assert isinstance(answer, StatusAnswer)
-    assert answer.log_size == served.world.journal.size
+    assert answer.log_size == served.context.journal.size
     assert (answer.users, answer.failed, answer.address) == (1, "", "127.0.0.1:7373")
     assert answer.disk_free > 0
     assert answer.version
@@ -97,7 +97,7 @@ def test_status_reports_counters_and_failure(served: Daemon) -> None:
 
 def test_a_user_is_cached_until_their_account_or_chain_changes(served: Daemon) -> None:
     served.person("ada")
-    accounts = served.world.users
+    accounts = served.context.users
     known = accounts.find("ada")
     assert known is not None
     assert accounts.find("ada") is known

@@ -180,7 +180,7 @@ def test_a_session_has_more_handles_than_descriptors(served: Daemon, ada: Person
     for _ in range(2):
         for handle in handles:
             assert ada.ask(Read(handle, 0, 4)) == Bytes(CONTENT[:4])
-    session = served.world.read_handles.for_session(ada.who.session)
+    session = served.context.read_handles.for_session(ada.who.session)
     oldest = session.get(handles[0])
     for _ in range(HANDLES - 1):
         session.add(oldest)
@@ -201,7 +201,7 @@ def test_a_disabled_user_cannot_download(served: Daemon, ada: Person) -> None:
 
 
 def test_a_flipped_byte_in_a_sidecar_is_reported_as_damage(served: Daemon, ada: Person) -> None:
-    path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+    path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     good = path.read_bytes()
     for position in range(0, len(good), 97):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
@@ -211,7 +211,7 @@ def test_a_flipped_byte_in_a_sidecar_is_reported_as_damage(served: Daemon, ada: 
 
 
 def test_missing_ciphertext_or_leaves_are_reported_as_damage(served: Daemon, ada: Person) -> None:
-    (served.world.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
+    (served.context.store.users / "ada" / "files" / "00" / f"{F}.1.ct").unlink()
     refused(ada.ask(GetOpen("ada", F, 0)), "damaged")
 
 
@@ -226,13 +226,13 @@ def test_a_read_during_reencryption_returns_old_or_new_bytes(tmp_path: Path) -> 
         def published(change: Change) -> None:
             """Publish; do not wait for `on_published`, which needs a lock that the reader holds."""
             (path,) = (one.path for one in change.effects if one.path.endswith(".json"))
-            before = served.world.store.stored_digest(path)
-            served.world.committer.submit(change)
-            until(lambda: served.world.store.stored_digest(path) != before)
+            before = served.context.store.stored_digest(path)
+            served.context.committer.submit(change)
+            until(lambda: served.context.store.stored_digest(path) != before)
 
         def race(message: GetOpen | Read) -> Reply:
             decided = OPERATIONS[PutSmall].function(
-                served.world, writer, ada.took(ada.reencrypted(F, 1, b"new content")).small()
+                served.context, writer, ada.took(ada.reencrypted(F, 1, b"new content")).small()
             )
             assert isinstance(decided, Commit)
             files.first = partial(published, decided.change)

@@ -96,7 +96,7 @@ def test_a_page_stays_below_a_frame(served: Daemon, ada: Person) -> None:
 def test_since_seq_lists_changed_files(served: Daemon, ada: Person) -> None:
     for number in (1, 2, 3):
         ada.put(file_id(number))
-    mark = served.world.journal.size
+    mark = served.context.journal.size
     assert ids(listed(ada, since=mark)) == []
     ada.put(file_id(2), b"again")
     ada.delete(file_id(3))
@@ -111,7 +111,7 @@ def test_a_page_examines_a_bounded_number_of_files(
     monkeypatch.setattr(files, "_INDEX_BATCH", 3)
     for number in range(14):
         ada.put(file_id(number))
-    mark = served.world.journal.size
+    mark = served.context.journal.size
     for number in (4, 13):
         ada.put(file_id(number), b"again")
     pages = [listed(ada, since=mark)]
@@ -132,7 +132,7 @@ def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
         ada = served.person("ada")
         for number in (1, 2, 3):
             ada.put(file_id(number))
-        mark = served.world.journal.size
+        mark = served.context.journal.size
         ada.put(file_id(2), b"again")
         before = listed(ada)
     with daemon(tmp_path, served.clock) as served:
@@ -146,7 +146,7 @@ def test_a_listing_after_a_restart_is_the_same(tmp_path: Path) -> None:
 def test_a_damaged_sidecar_is_reported_as_damage(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(file_id(2))
-    path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+    path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     path.write_bytes(path.read_bytes() + b" ")
     refused(ada.ask(List("", 256, 0)), "damaged")
     refused(ada.ask(Stat("ada", F, 0)), "damaged")
@@ -174,20 +174,20 @@ def test_history_does_not_read_the_log_before_the_file_existed(
 ) -> None:
     for number in range(2, 9):
         ada.put(file_id(number))
-    seen = served.world.journal.size
-    point = seen, served.world.journal.root_at(seen)
+    seen = served.context.journal.size
+    point = seen, served.context.journal.root_at(seen)
     bodies = [ada.put(F, number, seen=point).body for number in (b"1", b"2")]
     purge = ada.took(ada.signed(ada.record(F, PURGE, purged=(1,))))
     done(ada.ask(purge.change()))
     bodies += [purge.body, ada.delete(F).body]
     looked: list[int] = []
-    lines = served.world.journal.lines
+    lines = served.context.journal.lines
 
     def noted(first: int = 0, end: int | None = None) -> Iterator[bytes]:
         looked.append(first)
         return lines(first, end)
 
-    monkeypatch.setattr(served.world.journal, "lines", noted)
+    monkeypatch.setattr(served.context.journal, "lines", noted)
     assert revisions(ada) == bodies
     assert looked == [seen]
 

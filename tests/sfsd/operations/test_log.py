@@ -64,8 +64,8 @@ def test_the_head_is_consistent_with_the_login_checkpoint(served: Daemon) -> Non
     served.person("bob")
     answer, point = head(served, ada.who)
     old = ada.who.known_size
-    assert old < point.size == served.world.journal.size
-    known = served.world.journal.root_at(old)
+    assert old < point.size == served.context.journal.size
+    known = served.context.journal.root_at(old)
     merkle.verify_consistency(old, known, point.size, point.root, answer.consistency)
 
 
@@ -84,7 +84,7 @@ def test_every_user_can_compute_the_root_of_the_log(served: Daemon, limit: int) 
         for item in lines:
             entry = auditlog.parse(item.data, seq=item.seq)
             assert person.name in (entry.actor, entry.owner, *entry.accounts)
-        others = [served.world.journal.line(i.seq) for i in items if len(i.data) == 32]
+        others = [served.context.journal.line(i.seq) for i in items if len(i.data) == 32]
         assert others
         assert not any(f'"{person.name}"'.encode() in line for line in others)
 
@@ -102,18 +102,18 @@ def test_own_entries_have_no_gap(served: Daemon) -> None:
             assert entry.accounts["ada"][1] == previous[1]
         previous = (item.seq, entry.hash)
     assert len(items) >= 3
-    assert (len(items), previous and previous[1]) == served.world.journal.account("ada")
+    assert (len(items), previous and previous[1]) == served.context.journal.account("ada")
 
 
 def test_a_user_name_in_a_foreign_entry_reveals_nothing(served: Daemon) -> None:
     """A name counts only as actor, owner or account of an entry."""
     ada, bob = served.person("ada"), served.person("bob")
     change = Change(EntryDraft("note", "bob", detail={"reason": "ada"}, accounts=("bob",)))
-    seq = served.world.committer.submit(change).result(10)
+    seq = served.context.committer.submit(change).result(10)
     (item,) = page(served, ada.who, seq, 1, own=False).entries
-    assert item.data == auditlog.line_hash(served.world.journal.line(seq))
+    assert item.data == auditlog.line_hash(served.context.journal.line(seq))
     (item,) = page(served, bob.who, seq, 1, own=True).entries
-    assert item.data == served.world.journal.line(seq)
+    assert item.data == served.context.journal.line(seq)
 
 
 def test_the_operator_reads_every_line(served: Daemon) -> None:
@@ -121,13 +121,13 @@ def test_the_operator_reads_every_line(served: Daemon) -> None:
     operator = served.operator()
     for own in (False, True):
         lines = [item.data for item in walk(served, operator, own=own)]
-        assert lines == list(served.world.journal.lines())
+        assert lines == list(served.context.journal.lines())
 
 
 def test_a_page_fits_in_a_frame(served: Daemon) -> None:
     ada = served.person("ada")
     long = EntryDraft("note", "ada", detail={"reason": "x" * 60_000}, accounts=("ada",))
-    for done in [served.world.committer.submit(Change(long)) for _ in range(20)]:
+    for done in [served.context.committer.submit(Change(long)) for _ in range(20)]:
         done.result(10)
     first = page(served, ada.who, 0, MAX_ENTRIES, own=True)
     assert first.next != 0
@@ -149,13 +149,13 @@ def test_one_page_examines_a_bounded_part_of_a_long_log(
 
 def test_a_page_past_the_end_is_empty(served: Daemon) -> None:
     ada = served.person("ada")
-    for first in (served.world.journal.size, 2**53):
+    for first in (served.context.journal.size, 2**53):
         assert page(served, ada.who, first, own=False) == LogPage((), 0)
 
 
 def test_proofs_verify(served: Daemon) -> None:
     ada = served.person("ada")
-    journal = served.world.journal
+    journal = served.context.journal
     _, point = head(served, ada.who)
     for seq in range(point.size):
         leaf = merkle.leaf_hash(auditlog.line_hash(journal.line(seq)))
@@ -178,7 +178,7 @@ def test_a_session_of_an_old_key_gets_proofs_but_no_entries(served: Daemon) -> N
     ada = served.person("ada")
     who, _ = served.open(ada.enroll())
     assert who.access is Access.RESTRICTED
-    assert head(served, who)[1].size == served.world.journal.size
+    assert head(served, who)[1].size == served.context.journal.size
     assert proof(served, who, CONSISTENCY, 1, 2)
     for own in (False, True):
         refused(served.ask(who, LogEntries(0, 1, own)), "not-allowed")

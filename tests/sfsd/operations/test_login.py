@@ -134,8 +134,8 @@ def test_an_enrolment_opens_a_session_and_returns_a_receipt(served: Daemon) -> N
     entry = check_receipt(session.receipt, enroll.statement)
     assert (entry.op, entry.owner, entry.seq) == ("enrol", "bob", who.session)
     assert set(entry.paths) == {"bob/account.json", "bob/bundle", "bob/statements.json"}
-    assert served.world.store.read("bob/bundle") == bob.bundle
-    chain = served.world.users.chain("bob")
+    assert served.context.store.read("bob/bundle") == bob.bundle
+    chain = served.context.users.chain("bob")
     assert chain is not None
     assert chain[0].first_hash == record_hash(enroll.statement)
 

@@ -201,7 +201,7 @@ def test_a_purge_removes_bytes_and_wraps_and_keeps_records(served: Daemon, ada: 
     entry = check_receipt(done(ada.ask(purge.change())), purge.body)
     ada.took(purge)
     assert entry.paths[f"ada/files/00/{F}.1.ct"] is None
-    assert served.world.store.children("ada/files/00") == [
+    assert served.context.store.children("ada/files/00") == [
         f"{F}.1.json",
         f"{F}.2.json",
         f"{F}.3.ct",
@@ -405,7 +405,7 @@ def test_a_foreign_file_cannot_be_moved(served: Daemon, ada: Person) -> None:
 
 
 def wrapped_for(served: Daemon, wanted: str, version: int) -> set[str]:
-    sidecar = served.world.index.for_user("ada").sidecar(wanted, version).value
+    sidecar = served.context.index.for_user("ada").sidecar(wanted, version).value
     return {wrap.user for wrap in sidecar.wraps}
 
 

@@ -148,7 +148,7 @@ def test_a_statement_signed_by_another_key_is_refused(ada: Person) -> None:
 
 
 def test_a_bundle_that_does_not_match_its_statement(served: Daemon, ada: Person) -> None:
-    path = served.world.store.users / "ada" / "bundle"
+    path = served.context.store.users / "ada" / "bundle"
     path.write_bytes(b"another")
     refused(ada.ask(GetBundle(0)), "damaged")
     path.unlink()
@@ -200,7 +200,7 @@ def test_a_malformed_cursor_means_the_start(ada: Person, after: str) -> None:
 
 def test_the_number_of_rotations_is_limited(served: Daemon, ada: Person) -> None:
     """A thief could otherwise push out the owner's endorsements and bundles."""
-    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=3))
+    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=3))
     for _ in range(3):
         served.clock.now += DAY
         begun(ada)
@@ -211,7 +211,7 @@ def test_the_number_of_rotations_is_limited(served: Daemon, ada: Person) -> None
 
 def test_the_number_of_statements_is_limited(served: Daemon, ada: Person) -> None:
     """Each statement rewrites the whole chain, and every user's changes wait meanwhile."""
-    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=2))
+    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=2))
 
     def joined(number: int) -> NewStatement:
         now = int(served.clock.now)
@@ -506,20 +506,20 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
         ada.put(file_id(1), text)
     begun(ada)
     older, _ = wraps(ada)
-    decided = rewrap(served.world, ada.who, Rewrap((rewrapped(ada, older),)))
+    decided = rewrap(served.context, ada.who, Rewrap((rewrapped(ada, older),)))
     assert isinstance(decided, Commit)
     sidecar = VersionPaths.for_version("ada", file_id(1), 1).sidecar
-    user = served.world.users.require_active("ada")
+    user = served.context.users.require_active("ada")
     assert decided.change.expect == {
         **user.expect,
-        sidecar: served.world.store.stored_digest(sidecar),
+        sidecar: served.context.store.stored_digest(sidecar),
     }
     # A newer version does not make it stale; a purge of the version does.
     ada.put(file_id(1), b"3")
-    assert decided.change.expect[sidecar] == served.world.store.stored_digest(sidecar)
+    assert decided.change.expect[sidecar] == served.context.store.stored_digest(sidecar)
     done(ada.ask(ada.took(ada.signed(ada.record(file_id(1), PURGE, purged=(1,)))).change()))
     with pytest.raises(Stale):
-        served.world.committer.submit(decided.change).result()
+        served.context.committer.submit(decided.change).result()
 
 
 @pytest.mark.parametrize(
@@ -561,7 +561,7 @@ def test_a_finish_reads_only_uncached_sidecars(
     items = wraps(ada)
     ada.ask(Rewrap(tuple(rewrapped(ada, one) for one in items)))
     end = finished(ada)
-    store, reads = served.world.store, list[str]()
+    store, reads = served.context.store, list[str]()
     read = store.read_with_digest
 
     def counted(path: str) -> tuple[bytes, bytes]:

@@ -178,7 +178,7 @@ def test_a_flood_of_statements_removes_its_own_bundles(
         ada.first = Statement.parse(made.statement)
     code = by_code(served)
     assert served.ask(code, GetBundle(2)) == SealedBundle(b"good")
-    names = served.world.store.children("ada")
+    names = served.context.store.children("ada")
     assert sum(name.startswith("bundle.") for name in names) == 4
 
 
@@ -201,7 +201,7 @@ def test_a_full_chain_accepts_the_recovery_key(
 
 
 def test_the_number_of_recoveries_is_limited(served: Daemon, ada: Person) -> None:
-    served.world.config = replace(served.world.config, limits=ConnectionLimits(rotations=10))
+    served.context.config = replace(served.context.config, limits=ConnectionLimits(rotations=10))
     for _ in range(2):
         served.clock.now += DAY
         begun(ada)
@@ -215,7 +215,7 @@ def test_the_number_of_recoveries_is_limited(served: Daemon, ada: Person) -> Non
 
 
 def test_a_damaged_bundle_does_not_stop_the_chain(served: Daemon, ada: Person) -> None:
-    (served.world.store.users / "ada" / "bundle").write_bytes(b"another")
+    (served.context.store.users / "ada" / "bundle").write_bytes(b"another")
     begun(ada)
     refused(served.ask(by_code(served), GetBundle(2)), "not-found")
     assert hashlib.sha256(b"bundle 2").digest() == ada.first.bundle_sha256
@@ -251,7 +251,7 @@ def test_removing_old_bundles_is_stale_after_a_rotation(served: Daemon) -> None:
     ada = served.person("ada")
     begun(ada)
     served.clock.now += bundles.KEPT_DAYS * DAY
-    change = bundles.remove_expired_bundles(served.world, "ada")
+    change = bundles.remove_expired_bundles(served.context, "ada")
     assert change is not None
     begun(ada)
-    assert isinstance(served.world.committer.submit(change).exception(), Stale)
+    assert isinstance(served.context.committer.submit(change).exception(), Stale)

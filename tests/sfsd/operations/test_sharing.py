@@ -122,7 +122,7 @@ def received(person: Person, since: int = 0) -> list[tuple[str, str, bool]]:
 
 
 def wrap_owners(served: Daemon, owner: str, version: int) -> set[str]:
-    sidecar = served.world.index.for_user(owner).sidecar(F, version).value
+    sidecar = served.context.index.for_user(owner).sidecar(F, version).value
     return {wrap.user for wrap in sidecar.wraps}
 
 
@@ -278,19 +278,19 @@ def test_two_records_are_never_appended_to_the_same_head(
     (_, first), (second, other) = (
         change(ada, reader(one), wraps={1: [one.wrap()]}) for one in (bob, cat)
     )
-    winner = sharing.set_readers(served.world, ada.who, other)
+    winner = sharing.set_readers(served.context, ada.who, other)
     assert isinstance(winner, Commit)
     decide = sharing._change_readers
 
     def overtaken(*arguments: Any) -> RecordEffects:
-        served.world.committer.submit(winner.change).result(10)
+        served.context.committer.submit(winner.change).result(10)
         return decide(*arguments)
 
     monkeypatch.setattr(sharing, "_change_readers", overtaken)
-    loser = sharing.set_readers(served.world, ada.who, first)
+    loser = sharing.set_readers(served.context, ada.who, first)
     assert isinstance(loser, Commit)
     with pytest.raises(Stale):
-        served.world.committer.submit(loser.change).result(10)
+        served.context.committer.submit(loser.change).result(10)
     assert wrap_owners(served, "ada", 1) == {"ada", "cat"}
     ada.took(second)
 
@@ -304,10 +304,10 @@ def test_repeated_sharing_and_unsharing_does_not_grow_the_sidecar(
         shared(ada, reader(bob), wraps={1: [bob.wrap()]})
         shared(ada)
         if turn:  # the sidecar has the decimal number of its entry
-            sizes.add(len(served.world.store.read(f"ada/files/{F[:2]}/{F}.1.json")))
+            sizes.add(len(served.context.store.read(f"ada/files/{F[:2]}/{F}.1.json")))
     assert max(sizes) - min(sizes) < 16
     assert received(bob) == []
-    assert served.world.store.children("bob/inbox") == []
+    assert served.context.store.children("bob/inbox") == []
 
 
 def test_a_new_file_with_too_many_readers_for_a_log_line_is_refused(
@@ -337,7 +337,7 @@ def test_an_inbox_is_ordered_and_lists_changed_files(
             owner.put(file_id(number), b"x", readers=(reader(bob),), wraps=wraps)
     everything = [(o, file_id(n), True) for o in ("ada", "eve") for n in (1, 2, 3)]
     assert received(bob) == everything
-    size = served.world.journal.size
+    size = served.context.journal.size
     ada.put(file_id(2), b"y", wraps=(ada.wrap(), bob.wrap()))
     eve.delete(file_id(3))
     assert received(bob, size) == [
@@ -392,7 +392,7 @@ def test_wraps_are_ordered_by_owner_file_and_version(served: Daemon, ada: Person
 def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, bob: Person) -> None:
     eve = served.person("eve")
     ada.put(F, b"x", readers=(reader(bob),), wraps=(ada.wrap(), bob.wrap()))
-    before = served.world.index.for_user("ada").sidecar(F, 1).value.wraps
+    before = served.context.index.for_user("ada").sidecar(F, 1).value.wraps
     mine = bob.wrap()
     # bob's key is unchanged, so nothing is written; ada's versions are not shared with others.
     assert bob.ask(Rewrap((RewrapItem("ada", F, 1, mine, ()),))) == Rewrapped(None, ())
@@ -403,7 +403,7 @@ def test_a_reader_can_replace_only_their_own_wrap(served: Daemon, ada: Person, b
         ("stale-recipient", bob.wrap(key_id=ada.wrap().key_id)),
     ):
         refused(bob.ask(Rewrap((RewrapItem("ada", F, 1, wrap, ()),))), code)
-    assert served.world.index.for_user("ada").sidecar(F, 1).value.wraps == before
+    assert served.context.index.for_user("ada").sidecar(F, 1).value.wraps == before
     # A reader may remove a wrap that does not open.
     reply = bob.ask(Rewrap((RewrapItem("ada", F, 1, None, ()),)))
     assert isinstance(reply, Rewrapped)

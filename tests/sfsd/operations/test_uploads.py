@@ -63,9 +63,9 @@ def test_a_new_version_follows_the_last_record(ada: Person) -> None:
 
 def test_the_same_record_again_gets_the_same_receipt(served: Daemon, ada: Person) -> None:
     version = ada.put(F)
-    size = served.world.journal.size
+    size = served.context.journal.size
     again = check_receipt(done(ada.ask(version.small())), version.body)
-    assert served.world.journal.size == size
+    assert served.context.journal.size == size
     assert again.seq == served.entries("upload")[0].seq
 
 
@@ -92,9 +92,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_record_that_breaks_a_rule_is_refused(served: Daemon, ada: Person, wrong: str) -> None:
     code, changed = WRONG[wrong]
-    size = served.world.journal.size
+    size = served.context.journal.size
     refused(ada.ask(ada.version(F, b"c" * 56, **changed).small()), code)
-    assert served.world.journal.size == size
+    assert served.context.journal.size == size
     ada.put(F)  # and the valid one is accepted
 
 
@@ -163,7 +163,7 @@ def test_a_new_file_with_readers_appears_in_their_inboxes(served: Daemon, ada: P
     opened = bob.ask(GetOpen("ada", F, 0))
     assert isinstance(opened, Opened)
     assert opened.view.wraps == put.wraps[1:]
-    assert served.world.store.read(f"bob/inbox/ada.{F}") == b""
+    assert served.context.store.read(f"bob/inbox/ada.{F}") == b""
     assert set(served.entries("upload")[0].accounts) == {"ada", "bob"}
     # The next version needs a wrap for bob; without it, the put is refused.
     refused(ada.ask(ada.version(F, b"2").small()), "stale-recipient")
@@ -208,7 +208,7 @@ def test_a_large_file_is_uploaded_in_pieces(served: Daemon, ada: Person) -> None
     upload = ada.upload(F, LARGE)
     version = ada.took(ada.version(F, LARGE))
     check_receipt(done(ada.ask(version.commit(upload))), version.body)
-    assert served.world.store.read(f"ada/files/00/{F}.1.ct") == LARGE
+    assert served.context.store.read(f"ada/files/00/{F}.1.ct") == LARGE
     assert used(ada) == len(LARGE)
     # If the reply was lost, the same commit gets the same receipt, though the upload is gone.
     check_receipt(done(ada.ask(version.commit(upload))), version.body)
@@ -227,7 +227,7 @@ def test_more_than_64_leaf_hashes_are_stored_in_their_own_file(served: Daemon, a
     upload = ada.upload(F, content)
     version = ada.took(ada.version(F, content))
     done(ada.ask(version.commit(upload)))
-    assert len(served.world.store.read(f"ada/files/00/{F}.1.leaves")) == 65 * 32
+    assert len(served.context.store.read(f"ada/files/00/{F}.1.leaves")) == 65 * 32
     opened = ada.ask(GetOpen("ada", F, 0))
     assert isinstance(opened, Opened)
     assert len(opened.leaves) == 65 * 32
@@ -342,7 +342,7 @@ def test_an_aborted_upload_is_removed_and_frees_its_quota(served: Daemon, ada: P
     assert ada.ask(PutAbort(upload)) == Aborted()
     assert used(ada) == 0
     refused(ada.ask(PutResume(upload)), "upload-lost")
-    assert list(served.world.store.staging.glob("*.ct")) == []
+    assert list(served.context.store.staging.glob("*.ct")) == []
 
 
 def test_an_idle_upload_is_dropped_after_an_hour(served: Daemon, ada: Person) -> None:

@@ -57,7 +57,7 @@ from tests.sfsd.builders import (
     file_id,
 )
 from tests.sfsd.operations.test_rotation import begun, finished, rewrapped, wraps
-from tests.sfsd.worlds import memory
+from tests.sfsd.store_model import memory
 
 NAMES = ("ada", "bob", "eve")
 FILES = tuple(map(file_id, (1, 2, 3)))
@@ -145,13 +145,13 @@ class Users(RuleBasedStateMachine):
 
     def _ask(self, who: str, request: Request, made: Version, expected: str) -> bool:
         """Send a request and check the reply: `expected` is an error code, "" for success."""
-        before = self.served.world.journal.size
+        before = self.served.context.journal.size
         reply = self.people[who].ask(request)
         if expected:
             self._is_refused(reply, expected, before)
             return False
         assert isinstance(reply, Done), reply
-        assert self.served.world.journal.size == before + 1
+        assert self.served.context.journal.size == before + 1
         self.people[who].took(made)
         self.past.append((who, request, made))
         return True
@@ -159,7 +159,7 @@ class Users(RuleBasedStateMachine):
     def _is_refused(self, reply: Reply, code: str, log_size: int) -> None:
         assert isinstance(reply, Error), reply
         assert reply.code == code, reply
-        assert self.served.world.journal.size == log_size
+        assert self.served.context.journal.size == log_size
 
     @rule(owner=name, file=file, size=size, large=st.booleans())
     def put(self, owner: str, file: str, size: int, *, large: bool) -> None:
@@ -313,7 +313,7 @@ class Users(RuleBasedStateMachine):
         if who == owner or (owner, file) not in self.files:
             return
         bob, ada = self.people[who], self.people[owner]
-        before = self.served.world.journal.size
+        before = self.served.context.journal.size
         match op:
             case "put":
                 body = ada.version(file, b"x", readers=self.files[owner, file].readers)
@@ -332,9 +332,9 @@ class Users(RuleBasedStateMachine):
     def replay(self, data: st.DataObject) -> None:
         """Repeat an earlier request: it gets the same receipt, or is refused."""
         who, request, made = data.draw(st.sampled_from(self.past))
-        before = self.served.world.journal.size
+        before = self.served.context.journal.size
         reply = self.people[who].ask(request)
-        assert self.served.world.journal.size == before
+        assert self.served.context.journal.size == before
         if self.people[who].heads[made.record.file_id] != made.body:
             assert isinstance(reply, Error), reply
 
@@ -403,7 +403,7 @@ class Users(RuleBasedStateMachine):
             assert seen == own.keys()
             for file, found in own.items():
                 for number, kept in found.versions.items():
-                    sidecar = self.served.world.index.for_user(one).sidecar(file, number).value
+                    sidecar = self.served.context.index.for_user(one).sidecar(file, number).value
                     assert {wrap.user for wrap in sidecar.wraps} == kept.wrapped
             page = person.ask(Inbox("", 256, 0))
             assert isinstance(page, InboxPage)

@@ -59,17 +59,24 @@ class Setup:
 
     def state(self) -> object:
         """Return everything that a refused request must not change."""
-        folder, world = self.root / "store", self.served.world
+        folder, context = self.root / "store", self.served.context
         stored = {
             str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
         usage = [self.served.ask(one.who, Usage()) for one in (self.ada, self.eve)]
-        ledger = world.index.for_user("ada").ledger
+        ledger = context.index.for_user("ada").ledger
         staged = sorted(path.name for path in (self.root / "staging").glob("*.ct"))
         log = (self.root / "logs" / "audit.jsonl").read_bytes()
-        return stored, usage, ledger.used, staged, world.journal.size, hashlib.sha256(log).digest()
+        return (
+            stored,
+            usage,
+            ledger.used,
+            staged,
+            context.journal.size,
+            hashlib.sha256(log).digest(),
+        )
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ FIRST, SECOND = (VersionPaths.for_version("ada", F, version).sidecar for version
 
 
 def fresh(served: Daemon) -> Documents:
-    return Documents(served.world.store, served.world.journal)
+    return Documents(served.context.store, served.context.journal)
 
 
 def test_what_is_not_there_is_absent(served: Daemon) -> None:
@@ -32,10 +32,10 @@ def test_what_is_not_there_is_absent(served: Daemon) -> None:
 def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
     ada.put(F)
     found = fresh(served).sidecar(FIRST)
-    assert found.digest == served.world.store.stored_digest(FIRST)
-    account = served.world.users.account("ada")
+    assert found.digest == served.context.store.stored_digest(FIRST)
+    account = served.context.users.account("ada")
     assert account is not None
-    assert account.digest == served.world.store.stored_digest(account_path("ada"))
+    assert account.digest == served.context.store.stored_digest(account_path("ada"))
 
 
 def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -> None:
@@ -55,7 +55,7 @@ def test_a_sidecar_that_is_known_is_not_read_again(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada.put(F)
-    store, found = served.world.store, fresh(served)
+    store, found = served.context.store, fresh(served)
     store._digests.clear()
     first = found.cached_sidecar(FIRST)  # of neither the digest nor the content is known
     assert first == found.sidecar(FIRST)
@@ -79,21 +79,21 @@ def test_a_sidecar_that_is_known_is_not_read_again(
 
 
 def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
-    before = served.world.documents.account("ada")
+    before = served.context.documents.account("ada")
     assert before is not None
-    assert served.world.documents.account("ada") == before
+    assert served.context.documents.account("ada") == before
     off = UserAccess("ada", disabled=True, reason="")
     done(served.ask(served.operator(), off))
-    after = served.world.documents.account("ada")
+    after = served.context.documents.account("ada")
     assert after is not None
     assert (before.value.disabled, after.value.disabled) == (False, True)
-    assert before.digest != after.digest == served.world.store.stored_digest(account_path("ada"))
+    assert before.digest != after.digest == served.context.store.stored_digest(account_path("ada"))
 
 
 def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(F)
-    users = served.world.store.users
+    users = served.context.store.users
     # A well-formed sidecar of ours, in the wrong place.
     (users / SECOND).write_bytes((users / FIRST).read_bytes())
     with pytest.raises(DamagedError):
@@ -119,7 +119,7 @@ def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
 def test_one_of_many_that_is_damaged_is_told_and_not_kept(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(F)
-    target = served.world.store.users / SECOND
+    target = served.context.store.users / SECOND
     sound = target.read_bytes()
     for wrong in (sound[:-1], sound.replace(b'"head":null', b'"head": null'), b"{}", b"\xff"):
         target.write_bytes(wrong)
@@ -134,12 +134,12 @@ def test_one_of_many_that_is_damaged_is_told_and_not_kept(served: Daemon, ada: P
 def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
     served: Daemon, ada: Person
 ) -> None:
-    path = served.world.store.users / account_path("ada")
+    path = served.context.store.users / account_path("ada")
     account = parse_account("p", path.read_bytes())
     for seq in (account.seq, account.seq - 1, 10**6):
         richer = path.read_bytes().replace(b'"quota":0', b'"quota":9')
         path.write_bytes(richer.replace(f'"seq":{account.seq}'.encode(), f'"seq":{seq}'.encode()))
-        served.world.store._digests.clear()  # as after a restart: nothing is known but the log
+        served.context.store._digests.clear()  # as after a restart: nothing is known but the log
         with pytest.raises(DamagedError):
             fresh(served).account("ada")
 
@@ -151,7 +151,7 @@ def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.M
     )
     for number in range(4):
         ada.put(file_id(number))
-    sizes = [(served.world.store.users / path).stat().st_size for path in paths]
+    sizes = [(served.context.store.users / path).stat().st_size for path in paths]
     monkeypatch.setattr(documents, "CACHED_BYTES", sizes[2] + sizes[3] + 1)
     for path in (*paths, paths[2]):
         found.sidecar(path)
@@ -169,13 +169,13 @@ def test_an_entry_of_the_log_is_parsed_once_for_all_the_files_that_it_wrote(
     ada.put(F)
     ada.put(F)
     asked: list[int] = []
-    paths_of = served.world.journal.paths
+    paths_of = served.context.journal.paths
 
     def counted(seq: int) -> dict[str, bytes | None]:
         asked.append(seq)
         return paths_of(seq)
 
-    monkeypatch.setattr(served.world.journal, "paths", counted)
+    monkeypatch.setattr(served.context.journal, "paths", counted)
     found = fresh(served)
     monkeypatch.setattr(documents, "CACHED_BYTES", 0)
     for path in (FIRST, SECOND, SECOND, FIRST):

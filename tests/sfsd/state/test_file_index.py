@@ -16,13 +16,13 @@ F = file_id(1)
 
 
 def fresh(served: Daemon) -> FileIndex:
-    return FileIndex(served.world.store, served.world.documents)
+    return FileIndex(served.context.store, served.context.documents)
 
 
 def test_a_scan_finds_what_changes_said(served: Daemon, ada: Person) -> None:
     for number in (0, 255 << 120, 1, 255 << 120, 7):
         ada.put(file_id(number))
-    kept, scanned = served.world.index.for_user("ada"), fresh(served).for_user("ada")
+    kept, scanned = served.context.index.for_user("ada"), fresh(served).for_user("ada")
     expected = [(file_id(n), v) for n, v in ((0, 1), (1, 1), (7, 1), (255 << 120, 2))]
     for files in (kept, scanned):
         assert [(one, version) for one, version, _ in files.after("", 99)] == expected
@@ -39,13 +39,13 @@ def test_a_folder_is_listed_once(
     for number in (1, 2):  # in one folder: each a ciphertext and a sidecar
         ada.put(file_id(number))
     listed: list[str] = []
-    children = served.world.store.children
+    children = served.context.store.children
 
     def counted(folder: str, after: str = "", limit: int | None = None) -> list[str]:
         listed.append(folder)
         return children(folder, after, limit)
 
-    monkeypatch.setattr(served.world.store, "children", counted)
+    monkeypatch.setattr(served.context.store, "children", counted)
     files = fresh(served).for_user("ada")
     assert [one for one, _, _ in files.after("", 9)] == [file_id(1), file_id(2)]
     assert listed == ["ada/files", "ada/files/00"]
@@ -55,7 +55,7 @@ def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) ->
     ada.put(F)
     ada.put(F)
     ada.put(file_id(2))
-    files = served.world.index.for_user("ada")
+    files = served.context.index.for_user("ada")
     before = {one: seq for one, _, seq in files.after("", 99)}
     # Of an older version, of the newest ones, and of one of which a later entry is known already.
     files.note_rewritten(10**6, [(F, 1)])
@@ -68,7 +68,7 @@ def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) ->
 
 def test_foreign_names_in_the_folder_are_no_files(served: Daemon, ada: Person) -> None:
     ada.put(F)
-    folder = served.world.store.users / "ada" / "files" / "00"
+    folder = served.context.store.users / "ada" / "files" / "00"
     for name in ("notes.txt", f"{F}.x.json", f".{F}.2.json.tmp"):
         (folder / name).write_bytes(b"")
     assert fresh(served).for_user("ada").newest(F) == 1
@@ -86,7 +86,7 @@ def test_content_ids_are_read_once_and_kept(served: Daemon, ada: Person) -> None
 def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: Person) -> None:
     ada.put(F, bytes(100))
     ada.put(file_id(2), bytes(200))
-    path = served.world.store.users / "ada" / "files" / "00" / f"{F}.1.json"
+    path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     path.write_bytes(b"{}")
     files = fresh(served).for_user("ada")
     with pytest.raises(DamagedError):
@@ -113,7 +113,7 @@ def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
 
 def test_what_a_version_weighs(served: Daemon, ada: Person) -> None:
     put = ada.put(F, bytes(77))
-    sidecar = served.world.index.for_user("ada").sidecar(F, 1).value
+    sidecar = served.context.index.for_user("ada").sidecar(F, 1).value
     (holding,) = file_index.holding_of(sidecar)
     assert (holding.file_id, holding.version, holding.size) == (F, 1, 77)
     assert holding.content_id == FileRecord.parse(put.body).content_id

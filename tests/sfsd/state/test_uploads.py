@@ -21,12 +21,12 @@ F = file_id(1)
 
 @pytest.fixture
 def files(served: Daemon) -> OwnerFiles:
-    return served.world.index.for_user("ada")
+    return served.context.index.for_user("ada")
 
 
 @pytest.fixture
 def uploads(served: Daemon) -> UploadRegistry:
-    return served.world.uploads
+    return served.context.uploads
 
 
 class Gated:
@@ -147,8 +147,8 @@ def test_what_is_announced_is_reserved_and_given_back(
 
 def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> None:
     clock = Clock(0.0)
-    uploads = UploadRegistry(served.world.store.create_upload_file, DescriptorBudget(), clock)
-    files = served.world.index.for_user("ada")
+    uploads = UploadRegistry(served.context.store.create_upload_file, DescriptorBudget(), clock)
+    files = served.context.index.for_user("ada")
     busy, idle = (uploads.open_upload(files, F, 0, 0) for _ in range(2))
     busy.write(0, b"all", 0)
     busy.begin_commit()
@@ -162,7 +162,7 @@ def test_of_what_descriptors_there_are_uploads_have_no_more(
     served: Daemon, files: OwnerFiles
 ) -> None:
     share, clock = DescriptorBudget(3 * PER_UPLOAD), Clock(0.0)
-    uploads = UploadRegistry(served.world.store.create_upload_file, share, clock)
+    uploads = UploadRegistry(served.context.store.create_upload_file, share, clock)
     files.loaded_ledger()
     assert code_of(uploads.open_upload, files, F, 11, 10) == "quota"
     dropped, idle, committed = (uploads.open_upload(files, F, 0, 0) for _ in range(3))
@@ -185,7 +185,7 @@ def test_what_cannot_be_closed_is_given_back(
     served: Daemon, files: OwnerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = DescriptorBudget(PER_UPLOAD)
-    store = served.world.store
+    store = served.context.store
     uploads = UploadRegistry(store.create_upload_file, share, Clock(0.0))
     upload, close = uploads.open_upload(files, F, 0, 0), store.files.close
 

@@ -28,7 +28,7 @@ from sfsd.storage.change import Change, Effect, Write, digest_of
 from sfsd.storage.committer import MAX_GROUP, Committer, GroupCommitter, PendingChange
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
-from tests.sfsd.worlds import check_start, stored
+from tests.sfsd.store_model import check_start, stored
 
 WAIT = 20
 COUNTER = "alice/account.json"

@@ -14,7 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sfsd.storage.change import digest_of
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
-from tests.sfsd.worlds import Copy, Drop, Put, Step, Upload, World, check_start, memory, stored
+from tests.sfsd.store_model import (
+    Copy,
+    Drop,
+    Put,
+    Step,
+    StoreModel,
+    Upload,
+    check_start,
+    memory,
+    stored,
+)
 
 CIPHERTEXTS = [f"{user}/files/0{n}/0{n}.{n}.ct" for user in ("alice", "bob") for n in (1, 2)]
 OTHERS = ["alice/account.json", "alice/files/01/01.1.json", "bob/inbox/alice.01"]
@@ -38,7 +48,7 @@ groups = st.lists(st.tuples(deeds, expectation), min_size=1, max_size=5)
 
 
 class StoreAndLog(RuleBasedStateMachine):
-    """A root on a simulated disk; `world.states` has the expected state after each entry."""
+    """A root on a simulated disk; `model.states` has the expected state after each entry."""
 
     @initialize()
     def start(self) -> None:
@@ -49,8 +59,8 @@ class StoreAndLog(RuleBasedStateMachine):
         self._open()
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.close()
+        if hasattr(self, "model"):
+            self.model.close()
             self.disk.end()
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
@@ -58,10 +68,10 @@ class StoreAndLog(RuleBasedStateMachine):
     def _open(self) -> None:
         state = stored(self.root)
         self.disk = Disk(self.root)
-        self.world = World(self.root, self.disk, state)
+        self.model = StoreModel(self.root, self.disk, state)
 
     def _steps(self, asked: Asked) -> list[Step]:
-        state = self.world.states[-1]
+        state = self.model.states[-1]
         meant: dict[str, dict[str, bytes | None]] = {
             "present": {name: state.get(name) for name in CIPHERTEXTS + OTHERS},
             "none": {},
@@ -74,20 +84,20 @@ class StoreAndLog(RuleBasedStateMachine):
 
     @rule(asked=groups)
     def commit(self, asked: Asked) -> None:
-        self.world.commit(self._steps(asked))
+        self.model.commit(self._steps(asked))
 
     @rule()
     def settle(self) -> None:
-        self.world.point.settle()
+        self.model.point.settle()
 
     @rule()
     def restart(self) -> None:
-        self.world.close()
+        self.model.close()
         self.disk.end()
-        expected = self.world.states[-1]
+        expected = self.model.states[-1]
         assert stored(self.root) == expected
         self._open()
-        assert self.world.recovered.installed == 0
+        assert self.model.recovered.installed == 0
 
     @rule(asked=groups, calls=st.integers(0, 40), seed=st.integers(0, 2**16), power=st.booleans())
     def crash(
@@ -97,34 +107,34 @@ class StoreAndLog(RuleBasedStateMachine):
         seed: int,
         power: bool,
     ) -> None:
-        world = self.world
+        model = self.model
         self.disk.crash_at = len(self.disk.calls) + calls
         try:
-            world.commit(self._steps(asked))
-            world.point.settle()
+            model.commit(self._steps(asked))
+            model.point.settle()
         except Crash:
             pass
         self.disk.end()
-        del self.world  # the process has ended
+        del self.model  # the process has ended
         if power:
             self.roots += 1
             self.root = self.folder / str(self.roots)
             self.disk.lose_power(self.root, Random(seed))
         size, state = check_start(self.root, Disk(self.root))
-        assert world.acknowledged <= size
-        assert state == world.state_at(size)
+        assert model.acknowledged <= size
+        assert state == model.state_at(size)
         self._open()
 
-    @precondition(lambda self: hasattr(self, "world"))
+    @precondition(lambda self: hasattr(self, "model"))
     @invariant()
     def the_store_holds_what_the_dictionary_does(self) -> None:
-        expected = self.world.states[-1]
+        expected = self.model.states[-1]
         assert stored(self.root) == expected
-        assert self.world.journal.next_seq == self.world.base + len(self.world.states) - 1
+        assert self.model.journal.next_seq == self.model.base + len(self.model.states) - 1
         for name in CIPHERTEXTS + OTHERS:
             data = expected.get(name)
             known = None if data is None else digest_of(name, data)
-            assert self.world.store.stored_digest(name) == known
+            assert self.model.store.stored_digest(name) == known
 
 
 TestStoreAndLog = StoreAndLog.TestCase

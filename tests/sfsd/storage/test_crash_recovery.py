@@ -25,14 +25,14 @@ from sfsd.storage.crash_recovery import RecoveryReport
 from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal
-from tests.sfsd.worlds import (
+from tests.sfsd.store_model import (
     Copy,
     Drop,
     Put,
     State,
     Step,
+    StoreModel,
     Upload,
-    World,
     check_start,
     memory,
     stored,
@@ -79,22 +79,22 @@ SCRIPT: list[list[Step] | str] = [
 ]
 
 
-def play(root: Path, disk: Disk) -> World:
-    """Run the script until it ends or the disk does; what was begun is in the world either way."""
-    world = World(root, disk)
+def play(root: Path, disk: Disk) -> StoreModel:
+    """Run the script until it ends or the disk does; what was begun is in the model either way."""
+    model = StoreModel(root, disk)
     try:
         disk.mark("began")
         for act in SCRIPT:
             if isinstance(act, str):
-                world.point.settle()
+                model.point.settle()
                 continue
             with suppress(StoreRefusedError):  # an upload that could not be staged
-                world.commit(act)
+                model.commit(act)
         disk.mark("ended")
-        world.close()
+        model.close()
     except Crash:
         disk.end()
-    return world
+    return model
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("whole")
     disk = Disk(root)
-    world = play(root, disk)
-    assert [f.exception() for f in world.futures].count(None) == len(world.states) - 1
-    assert stored(root) == world.states[-1]
+    model = play(root, disk)
+    assert [f.exception() for f in model.futures].count(None) == len(model.states) - 1
+    assert stored(root) == model.states[-1]
     return Run(disk.calls, disk.marks["began"], disk.marks["ended"])
 
 
@@ -129,14 +129,14 @@ def points(count: int, sample: int) -> list[int]:
     return sorted(Random(count).sample(range(count), min(sample, count)))
 
 
-def judge(world: World, size: int, found: State) -> None:
+def judge(model: StoreModel, size: int, found: State) -> None:
     """After a start: nobody was told of what is not there, and nothing is there by halves."""
-    assert world.acknowledged <= size
-    assert found == world.state_at(size)
+    assert model.acknowledged <= size
+    assert found == model.state_at(size)
 
 
-def crash(root: Path, at: int) -> tuple[World, Disk] | None:
-    """The world that ended at call `at`, None if that was before it was there."""
+def crash(root: Path, at: int) -> tuple[StoreModel, Disk] | None:
+    """The model that ended at call `at`, None if that was before it was there."""
     disk = Disk(root)
     disk.crash_at = at
     try:
@@ -166,10 +166,10 @@ def test_a_power_failure_at_any_call(run: Run, ground: Path, luck: float) -> Non
         crashed = crash(root, at)
         if crashed is None:
             continue
-        world, disk = crashed
+        model, disk = crashed
         disk.lose_power(after, Random(at), luck=luck)
         size, found = check_start(after, Disk(after))
-        judge(world, size, found)
+        judge(model, size, found)
 
 
 def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) 
             disk = Disk(lost)
             disk.crash_at = again
             try:
-                World(lost, disk).journal.close()
+                StoreModel(lost, disk).journal.close()
                 break
             except Crash:
                 disk.end()
@@ -203,24 +203,24 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
         disk = Disk(root)
         disk.fail_at = {at: fault}
         try:
-            world = play(root, disk)
+            model = play(root, disk)
         except (OSError, SfsdError):
             assert at < run.began  # it did not start
             check_start(root, Disk(root))
             continue
-        failed = world.point.failed
+        failed = model.point.failed
         if at >= run.began:
             if run.calls[at].startswith("sync"):
                 assert failed is not None
             elif fault != errno.EIO:
                 assert failed is None
         if failed is not None:
-            [refused] = world.commit([Step()])
+            [refused] = model.commit([Step()])
             assert isinstance(refused.exception(), StoreFailedError | JournalFailedError)
         disk.end()
         disk.lose_power(after, Random(at))
-        judge(world, *check_start(after, Disk(after)))
-        judge(world, *check_start(root, Disk(root)))
+        judge(model, *check_start(after, Disk(after)))
+        judge(model, *check_start(root, Disk(root)))
 
 
 def test_power_fails_after_the_start_that_followed_a_kill(run: Run, ground: Path) -> None:
@@ -230,11 +230,11 @@ def test_power_fails_after_the_start_that_followed_a_kill(run: Run, ground: Path
         crashed = crash(root, at)
         if crashed is None:
             continue
-        world, disk = crashed
+        model, disk = crashed
         disk.crash_at = None  # the machine stays up, with all that was not synced
-        World(root, disk).journal.close()
+        StoreModel(root, disk).journal.close()
         disk.lose_power(after, Random(at), luck=0)
-        judge(world, *check_start(after, Disk(after)))
+        judge(model, *check_start(after, Disk(after)))
 
 
 SIDE = f"{A}.1.json"
@@ -243,11 +243,11 @@ SIDE = f"{A}.1.json"
 @pytest.fixture
 def unsettled(tmp_path: Path) -> Path:
     """A root whose one change is logged and staged, and not in place."""
-    world = World(tmp_path)
-    world.commit([Step((Put(SIDE, b"side"), Upload(f"{A}.1.ct", b"cipher")))])
+    model = StoreModel(tmp_path)
+    model.commit([Step((Put(SIDE, b"side"), Upload(f"{A}.1.ct", b"cipher")))])
     for path in (SIDE, f"{A}.1.ct"):
         (tmp_path / "store" / "users" / path).unlink()
-    world.journal.close()
+    model.journal.close()
     return tmp_path
 
 
@@ -259,23 +259,23 @@ def staged(root: Path, suffix: str) -> Path:
 def test_what_is_staged_is_installed_and_then_dropped(unsettled: Path) -> None:
     (unsettled / "staging" / f"{'0' * 32}.ct").write_bytes(b"of an upload that never ended")
     (unsettled / "staging" / "notes.txt").write_bytes(b"not ours")
-    world = World(unsettled)
-    assert world.recovered == RecoveryReport(entries=1, installed=2, dropped=3)
+    model = StoreModel(unsettled)
+    assert model.recovered == RecoveryReport(entries=1, installed=2, dropped=3)
     assert stored(unsettled) == {SIDE: b"side", f"{A}.1.ct": b"cipher"}
     assert {path.name for path in (unsettled / "staging").iterdir()} == {"applied", "notes.txt"}
-    world.journal.close()
+    model.journal.close()
 
 
 def test_without_its_mark_the_whole_store_is_compared_with_the_log(unsettled: Path) -> None:
-    World(unsettled).journal.close()
+    StoreModel(unsettled).journal.close()
     (unsettled / "staging" / "applied").unlink()
-    world = World(unsettled)
-    assert world.recovered == RecoveryReport(entries=1, installed=0, dropped=0)
-    world.journal.close()
+    model = StoreModel(unsettled)
+    assert model.recovered == RecoveryReport(entries=1, installed=0, dropped=0)
+    model.journal.close()
     (unsettled / "staging" / "applied").unlink()
     (unsettled / "store" / "users" / SIDE).write_bytes(b"changed")
     with pytest.raises(RecoveryError) as refused:
-        World(unsettled)
+        StoreModel(unsettled)
     assert refused.value.path == SIDE
 
 
@@ -307,7 +307,7 @@ def test_a_start_refuses_and_names_what_cannot_be_had(
     harm(staged(unsettled, suffix))
     log = (unsettled / "logs" / "audit.jsonl").read_bytes()
     with pytest.raises(RecoveryError) as refused:
-        World(unsettled)
+        StoreModel(unsettled)
     assert refused.value.path == path
     assert (unsettled / "logs" / "audit.jsonl").read_bytes() == log
     assert path not in stored(unsettled)
@@ -317,14 +317,14 @@ def test_a_start_refuses_and_names_what_cannot_be_had(
 def test_a_mark_that_is_none_of_ours_is_refused(unsettled: Path, text: bytes) -> None:
     (unsettled / "staging" / "applied").write_bytes(text)
     with pytest.raises(RecoveryError) as refused:
-        World(unsettled)
+        StoreModel(unsettled)
     assert refused.value.path == "staging/applied"
 
 
 def test_a_log_shorter_than_what_was_applied_is_refused(unsettled: Path) -> None:
     (unsettled / "staging" / "applied").write_bytes(b"1\n")
     with pytest.raises(RecoveryError) as refused:
-        World(unsettled)
+        StoreModel(unsettled)
     assert refused.value.path == "logs/audit.jsonl"
 
 
@@ -344,5 +344,5 @@ def test_an_entry_cannot_lead_outside(
     journal.append([EntryDraft("test", "alice", stage=stage, detail={"paths": paths})])
     journal.close()
     with pytest.raises(RecoveryError) as refused:
-        World(tmp_path)
+        StoreModel(tmp_path)
     assert refused.value.path in paths

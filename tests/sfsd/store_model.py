@@ -76,7 +76,7 @@ def memory() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-class World:
+class StoreModel:
     """One root with its committer's logic, run on the calling thread.
 
     `states[k]` is what the store must hold after the log's first k entries, asked for but perhaps
@@ -195,9 +195,9 @@ def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
 
     Whatever the log says is in place and nothing else is; the second start changed no byte.
     """
-    world = World(root, files)
-    entries = journals.check(world.journal)
-    world.journal.verify()
+    model = StoreModel(root, files)
+    entries = journals.check(model.journal)
+    model.journal.verify()
     digests: dict[str, bytes] = {}
     for entry in entries:
         for path, digest in entry.paths.items():
@@ -206,12 +206,12 @@ def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
                 digests[path] = digest
     held = stored(root)
     assert {path: digest_of(path, data) for path, data in held.items()} == digests
-    left = {path.name for path in world.store.staging.iterdir()}
+    left = {path.name for path in model.store.staging.iterdir()}
     assert left <= {"applied"}
-    size = world.journal.next_seq
-    world.journal.close()
+    size = model.journal.next_seq
+    model.journal.close()
     before = snapshot(root)
-    again = World(root, files)
+    again = StoreModel(root, files)
     again.journal.close()
     assert again.recovered == RecoveryReport(0, 0, 0)
     assert snapshot(root) == before
