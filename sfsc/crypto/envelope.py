@@ -145,8 +145,7 @@ class ContentKey(Value):
                 recipient.key.key_id,
                 recipient.key.alg,
                 recipient.key.wrap(
-                    self.dek,
-                    wrap_info(server, owner_first, self.content_id, recipient.key.key_id),
+                    self.dek, wrap_info(server, owner_first, self.content_id, recipient.key.key_id)
                 ),
             )
             for recipient in recipients
@@ -154,10 +153,7 @@ class ContentKey(Value):
 
 
 def open_wraps(
-    record: FileRecord,
-    owner_first: bytes,
-    wraps: Iterable[Wrap],
-    keys: Mapping[bytes, PrivateKey],
+    record: FileRecord, owner_first: bytes, wraps: Iterable[Wrap], keys: Mapping[bytes, PrivateKey]
 ) -> ContentKey:
     """Return the content key of `record` (a put, restore, move or reencrypt). Raises `KeyringError`
     if no wrap is for one of `keys`, and `Tampered` if the wrap does not open, or opens to another

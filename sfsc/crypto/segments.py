@@ -108,11 +108,7 @@ class Encryptor:
         return self._geometry.capacity(self._index)
 
     def seal_segment(
-        self,
-        plaintext: Buffer,
-        *,
-        last: bool,
-        allocate: Allocate = bytearray,
+        self, plaintext: Buffer, *, last: bool, allocate: Allocate = bytearray
     ) -> memoryview:
         """Return the next piece of the blob (at most S bytes); piece 0 starts with the header.
 
@@ -189,12 +185,7 @@ class Decryptor:
         start = index * self._geometry.segment_size
         return min(self._geometry.segment_size, self.ciphertext_size - start)
 
-    def open_segment(
-        self,
-        index: int,
-        piece: Buffer,
-        allocate: Allocate = bytearray,
-    ) -> memoryview:
+    def open_segment(self, index: int, piece: Buffer, allocate: Allocate = bytearray) -> memoryview:
         """Return the plaintext of segment `index`, given its whole piece (piece 0 with the header).
         The result is a view of a buffer from `allocate`. Raises `Tampered` if the piece is not, bit
         for bit, the one that was encrypted at this index."""

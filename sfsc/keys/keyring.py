@@ -191,11 +191,7 @@ class KeyringFile:
 
     @classmethod
     def create(
-        cls,
-        path: Path,
-        contents: Keyring,
-        passphrase: str | None,
-        cost: Argon2Cost | None = None,
+        cls, path: Path, contents: Keyring, passphrase: str | None, cost: Argon2Cost | None = None
     ) -> KeyringFile:
         """Write the first keyring at `path`, creating its folder (mode 0700) if needed. Raises
         `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty

@@ -90,8 +90,7 @@ class VerifiedFile(Value):
         head = self.head
         if head.rev < rev:
             raise Rollback(
-                f"the server shows revision {head.rev} of a file after revision {rev}",
-                _REPORT,
+                f"the server shows revision {head.rev} of a file after revision {rev}", _REPORT
             )
         if head.rev == rev and record_hash(self.head_body) != digest:
             raise Fork(f"the server shows a different revision {rev} of a file", _REPORT)
