@@ -147,7 +147,7 @@ class Renewal(Value):
     def _judge(self, one: _Renewed) -> None:
         whose, item = one.owner or self.account, one.item
         for signed, record in zip(one.signed, one.records, strict=True):
-            judged = whose.verify_parsed(signed, record, item.file_id, one.known)
+            judged = whose.verify_record(signed, item.file_id, record=record, known=one.known)
             if signed is item.content:
                 one.content = judged
 

@@ -197,12 +197,10 @@ class KeyringFile:
         `LocalError` if a keyring exists or cannot be written, and `UsageError` for an empty
         passphrase. None means no passphrase."""
         lock = _KeyringHeader.generate(passphrase, cost or Argon2Cost())
-        with _translate_errors(path):
-            make_folder(path.parent)
-            with _lock_file(path):
-                if path.exists():
-                    raise LocalError(f"a keyring exists at {path}")
-                return cls(path, contents, lock, _write(path, contents, lock))
+        with _lock_file(path):
+            if path.exists():
+                raise LocalError(f"a keyring exists at {path}")
+            return cls(path, contents, lock, _write(path, contents, lock))
 
     @classmethod
     def unlock(cls, path: Path, passphrase: str | None) -> KeyringFile:
@@ -216,7 +214,7 @@ class KeyringFile:
         """Replace the file, durably. When this returns, the file holds `contents`. Raises
         `ConflictError`, and changes nothing, if another process has replaced the file since it was
         read here; `LocalError` if it cannot be written."""
-        with _translate_errors(self.path), _lock_file(self.path):
+        with _lock_file(self.path):
             self.check_unchanged()
             stored = _write(self.path, contents, self._lock)
         self.contents = contents
@@ -317,19 +315,15 @@ def _write(path: Path, contents: Keyring, lock: _KeyringHeader) -> bytes:
 
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[None]:
-    """Hold the lock of the keyring at `path`: one process at a time writes it."""
+    """Hold the lock of the keyring at `path`: one process at a time writes it. Creates the folder
+    if needed. Raises `LocalError` if the keyring is locked, or for an `OSError` of the block."""
     from filelock import FileLock, Timeout
 
     try:
+        make_folder(path.parent)
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
             yield
     except Timeout as exc:
         raise LocalError("another sfsc process holds the lock of the keyring") from exc
-
-
-@contextlib.contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as exc:
         raise LocalError(f"cannot write the keyring at {path}: {exc.strerror}") from exc

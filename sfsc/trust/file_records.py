@@ -210,14 +210,18 @@ class FileOwner(Value):
         below = historic or view.head is not None
         passes = below and self.is_voided_signed(view.content)
         read = parse_record(view.content, _parse_cached)
-        content = self.verify_parsed(view.content, read, wanted, known, historic=passes)
+        content = self.verify_record(
+            view.content, wanted, record=read, known=known, historic=passes
+        )
         if content.op not in CONTENT_OPS:
             raise BadRecord(f"a version of the file was made by a record of {content.op}")
         head, head_body = content, view.content.record
         if view.head is not None:
             passes = historic and self.is_voided_signed(view.head)
             read = parse_record(view.head, _parse_cached)
-            head = self.verify_parsed(view.head, read, content.file_id, known, historic=passes)
+            head = self.verify_record(
+                view.head, content.file_id, record=read, known=known, historic=passes
+            )
             head_body = view.head.record
             _check_follows(content, view.content.record, head)
         body = view.content.record
@@ -226,27 +230,22 @@ class FileOwner(Value):
         return file
 
     def verify_record(
-        self, signed: SignedRecord, wanted: str | None, *, historic: bool = False
+        self,
+        signed: SignedRecord,
+        wanted: str | None,
+        *,
+        record: FileRecord | None = None,
+        known: KnownRevision | None = None,
+        historic: bool = False,
     ) -> FileRecord:
         """Verify a record of the file `wanted` (None: any), signed with a valid key of the owner.
 
         A record of a former generation must be endorsed by a valid one. A `historic` record need
         not, and may be of a voided generation: it is linked by hashes to one verified without
-        `historic`. Raises `BadRecord`.
+        `historic`. `record` is the parsed record, if the caller has it. A matching `known` replaces
+        checking its signature. Raises `BadRecord`.
         """
-        return self.verify_parsed(signed, parse_record(signed), wanted, historic=historic)
-
-    def verify_parsed(
-        self,
-        signed: SignedRecord,
-        record: FileRecord,
-        wanted: str | None,
-        known: KnownRevision | None = None,
-        *,
-        historic: bool = False,
-    ) -> FileRecord:
-        """Verify a record as `verify_record` does; a matching `known` replaces checking its
-        signature."""
+        record = parse_record(signed) if record is None else record
         if (record.server, record.owner, record.actor) != (self.server_id, self.user, self.user):
             raise BadRecord("a file's record names another server or user", _REPORT)
         if wanted is not None and record.file_id != wanted:

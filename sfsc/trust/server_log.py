@@ -85,7 +85,8 @@ class ServerTrust:
         self.newest = newest or _EMPTY_LOG
         self._statement = statement
         self._verifier: Verifier | None = None
-        self._at_login = self.newest
+        self.at_login = self.newest
+        """Tree head when this session began, including this login."""
         self._unlinked: dict[int, TreeHead] = {}  # by size: from receipts, until `close_gaps`
         self._last_verified = self.newest
         self._last_extension: tuple[TreeHead, TreeHead, tuple[bytes, ...]] | None = None
@@ -98,11 +99,6 @@ class ServerTrust:
     def newest(self, point: TreeHead) -> None:
         self._newest = point
         self._proven.add((point.size, point.root))
-
-    @property
-    def at_login(self) -> TreeHead:
-        """The tree head when this session began, including this login."""
-        return self._at_login
 
     def has_proven(self, seen: tuple[int, bytes]) -> bool:
         """Return whether (size, root) was once the newest proven tree head here."""
@@ -164,9 +160,9 @@ class ServerTrust:
         Raises `Rollback` for a log that has become shorter, `Fork` for one that does not continue
         ours, `BadRecord` for a checkpoint that is not validly signed."""
         point = self._verify_note(session.checkpoint)
-        self._check_extends(self.newest, point, session.consistency)
+        self.check_continues(self.newest, point, session.consistency)
         self._check_same_size(point)
-        self._at_login = self.newest = point
+        self.at_login = self.newest = point
         if self._unlinked:
             # Unlinked heads of the previous session were proven from another login than this.
             self._unlinked[point.size] = point
@@ -176,13 +172,13 @@ class ServerTrust:
         log. Raises as `accept_session` and `verify_receipt`, and `BadReceipt` without a receipt."""
         if session.receipt is None:
             raise BadReceipt("the server does not prove the enrolment")
-        before = self.newest, self._at_login
+        before = self.newest, self.at_login
         self.accept_session(session)
         try:
             entry = self.verify_receipt(session.receipt, sent)
         except IntegrityError:
             self._proven.discard((self.newest.size, self.newest.root))
-            self.newest, self._at_login = before
+            self.newest, self.at_login = before
             raise
         self.close_gaps([])  # the first receipt of a session leaves no gap
         return entry
@@ -195,15 +191,9 @@ class ServerTrust:
         `Fork` for a log that does not continue its state at login.
         """
         point = self._verify_note(receipt.checkpoint)
-        try:
-            entry = auditlog.parse(receipt.line)
-            leaf = merkle.leaf_hash(entry.hash)
-            merkle.verify_inclusion(leaf, entry.seq, point.size, receipt.inclusion, point.root)
-        except (LogError, ProofError) as exc:
-            raise BadReceipt(f"the log does not prove the change: {exc}", REPORT) from exc
+        entry = self._logged_entry(receipt.line, point, receipt.inclusion)
         _check_matches(entry, sent)
-        self._check_extends(self._at_login, point, receipt.consistency)
-        self._add_unlinked(point)
+        self._add_unlinked(point, receipt.consistency)
         return entry
 
     def verify_statements(
@@ -217,16 +207,10 @@ class ServerTrust:
         """
         point = self._verify_note(shown.checkpoint)
         for one in shown.statements:
-            try:
-                entry = auditlog.parse(one.line, seq=one.index)
-                leaf = merkle.leaf_hash(entry.hash)
-                merkle.verify_inclusion(leaf, one.index, point.size, one.inclusion, point.root)
-            except (LogError, ProofError) as exc:
-                raise BadReceipt(f"the log does not prove a statement: {exc}", REPORT) from exc
+            entry = self._logged_entry(one.line, point, one.inclusion, seq=one.index)
             if (entry.owner, entry.rec) != (user, one.statement):
                 raise BadReceipt("the log has another statement than the server shows", REPORT)
-        self._check_extends(self._at_login, point, shown.consistency)
-        self._add_unlinked(point)
+        self._add_unlinked(point, shown.consistency)
         return [(one.statement, one.signatures) for one in shown.statements]
 
     def check_older_checkpoint(
@@ -246,7 +230,7 @@ class ServerTrust:
                 REPORT,
             )
         if known.size:
-            self._check_extends(known, self.newest, prove((known.size, self.newest.size)))
+            self.check_continues(known, self.newest, prove((known.size, self.newest.size)))
 
     @property
     def log_vkey(self) -> str:
@@ -257,8 +241,7 @@ class ServerTrust:
         """Verify the log's current checkpoint, proven from login; `close_gaps` must follow. Raises
         as `verify_receipt`."""
         point = self._verify_note(note)
-        self._check_extends(self._at_login, point, consistency)
-        self._add_unlinked(point)
+        self._add_unlinked(point, consistency)
 
     @staticmethod
     def verify_checkpoint(note: bytes, keys: Iterable[Verifier]) -> TreeHead:
@@ -274,13 +257,6 @@ class ServerTrust:
             return TreeHead(checkpoint.size, checkpoint.root, note)
         hint = "it should come from `sfsc audit checkpoint` of another user of this server"
         raise BadRecord(f"not a checkpoint of this server's log: {failure}", hint)
-
-    def check_continues(
-        self, known: TreeHead, point: TreeHead, consistency: tuple[bytes, ...]
-    ) -> None:
-        """Check that the log of a proven tree head `point` continues `known`. `point` was the
-        newest when the proof was requested. Raises `Rollback`, `Fork`."""
-        self._check_extends(known, point, consistency)
 
     def check_included(self, entry: LogEntry, point: TreeHead, proof: tuple[bytes, ...]) -> None:
         """Check that the log of a proven tree head `point` has the entry. Raises `BadReceipt`."""
@@ -301,7 +277,7 @@ class ServerTrust:
         belong to `consistency_gaps`, in its order. Raises `Fork` if they are invalid."""
         chain = self._unlinked_chain()
         for (old, new), proof in zip(pairwise(chain), proofs, strict=True):
-            self._check_extends(old, new, proof)
+            self.check_continues(old, new, proof)
         self._unlinked.clear()
         if chain:
             self.newest = chain[-1]
@@ -310,12 +286,24 @@ class ServerTrust:
         """Return the checkpoints that must be proven to be of one log, by size."""
         points = dict(self._unlinked)
         # The head at login is left out: receipts of this session were proven from it already.
-        if points and self.newest is not self._at_login:
+        if points and self.newest is not self.at_login:
             points[self.newest.size] = self.newest
         return [points[size] for size in sorted(points)]
 
-    def _add_unlinked(self, point: TreeHead) -> None:
-        """Add a tree head proven from login; it stays unlinked until `close_gaps`."""
+    def _logged_entry(
+        self, line: bytes, point: TreeHead, proof: tuple[bytes, ...], seq: int | None = None
+    ) -> LogEntry:
+        """Return the entry of a log line, proven to be in the log. Raises `BadReceipt`."""
+        try:
+            entry = auditlog.parse(line, seq=seq)
+        except LogError as exc:
+            raise BadReceipt(f"the log entry is malformed: {exc}", REPORT) from exc
+        self.check_included(entry, point, proof)
+        return entry
+
+    def _add_unlinked(self, point: TreeHead, proof: tuple[bytes, ...]) -> None:
+        """Add a tree head, proven to continue login; it stays unlinked until `close_gaps`."""
+        self.check_continues(self.at_login, point, proof)
         self._check_same_size(point)
         if point.size != self.newest.size:
             self._unlinked[point.size] = point
@@ -344,9 +332,9 @@ class ServerTrust:
         self._last_verified = TreeHead(checkpoint.size, checkpoint.root, note)
         return self._last_verified
 
-    def _check_extends(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
-        """Check that `point` continues `known`. Receipts of one commit repeat a proof; the last one
-        checked is not checked again."""
+    def check_continues(self, known: TreeHead, point: TreeHead, proof: tuple[bytes, ...]) -> None:
+        """Check that the log at `point` continues the log at `known`. Receipts of one commit repeat
+        a proof; the last one checked is not checked again. Raises `Rollback`, `Fork`."""
         if self._last_extension == (known, point, proof):
             return
         if point.size < known.size:
