@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 from sfsd.errors import (
     StagingClosedError,
@@ -27,6 +27,7 @@ from sfsd.fs.files import FULL_DISK, Files
 if sys.platform != "win32":
     import resource
 
+_Result = TypeVar("_Result")
 _UNLIMITED: Final = 1 << 20
 """The count that stands for "no limit"."""
 _WINDOWS: Final = 8192
@@ -64,28 +65,23 @@ class SyncGuard:
 
     def file(self, handle: int) -> None:
         """Write the file's bytes to the disk. Raises `StoreFailedError`."""
-        self.check()
-        try:
-            self._files.sync(handle)
-        except OSError as exc:
-            self.fail("syncing a file", exc)
+        self._run("syncing a file", lambda: self._files.sync(handle))
 
     def all(self, folder: int) -> bool:
         """Sync the file system of the open `folder`; return False if each file must be synced by
         itself. Raises `StoreFailedError`."""
-        self.check()
-        try:
-            return self._files.sync_all(folder)
-        except OSError as exc:
-            self.fail("syncing the file system", exc)
+        return self._run("syncing the file system", lambda: self._files.sync_all(folder))
 
     def folder(self, path: Path) -> None:
         """Write the folder's names to the disk. Raises `StoreFailedError`."""
+        self._run("syncing a folder", lambda: self._files.sync_folder(path))
+
+    def _run(self, doing: str, sync: Callable[[], _Result]) -> _Result:
         self.check()
         try:
-            self._files.sync_folder(path)
+            return sync()
         except OSError as exc:
-            self.fail("syncing a folder", exc)
+            self.fail(doing, exc)
 
 
 def descriptor_limit() -> int:

@@ -78,12 +78,13 @@ class Journal:
         self._origin = origin
         self._files = files or Files()
         self._clock = clock
-        self._failed: str | None = None
+        self.failed: str | None = None
+        """Why nothing is appended any more, or None. If set, no download may be served either."""
         self._signing = threading.Lock()
         self._signed: tuple[int, bytes] | None = None
         self._recent: dict[int, bytes] = {}
         self._files.make_folder(folder)
-        self._reserve = DiskReserve(folder / "reserve", reserve, self._files)
+        self.reserve = DiskReserve(folder / "reserve", reserve, self._files)
         self._file = LogFile(folder / "audit.jsonl", self._files)
         self._tree = LogTree(folder / "tree", self._files)
         try:
@@ -98,7 +99,7 @@ class Journal:
         self._proofs = ProofCache(self._tree)
         self._state, self._accounts = found.state, found.heads
         self._marked = self._unverified = found.trusted
-        self.refill_reserve()
+        self.reserve.refill()
 
     # Appending: the committer's thread only.
 
@@ -110,15 +111,10 @@ class Journal:
     size = next_seq
 
     @property
-    def failed(self) -> str | None:
-        """Why nothing is appended any more, or None. If set, no download may be served either."""
-        return self._failed
-
-    @property
     def full(self) -> bool:
         """Whether the reserve is used up: then only requests that free space or read should be
         made."""
-        return not self._reserve.held
+        return not self.reserve.held
 
     def account(self, user: str) -> AccountHead:
         """Return how many entries belong to `user`, and the hash of the last one."""
@@ -131,18 +127,18 @@ class Journal:
         `detail["accounts"]`. Raises `EntryTooLongError` (nothing written), `JournalRefusedError`
         (undone; `JournalFullError` for a full disk), `JournalFailedError` (from then on always).
         """
-        if self._failed is not None:
-            raise JournalFailedError(self._failed)
+        if self.failed is not None:
+            raise JournalFailedError(self.failed)
         appended, heads = self._encode(drafts)
         if not appended:
             return []
         try:
             self._file.append(b"".join(item.line + b"\n" for item in appended))
         except JournalFullError:
-            self._reserve.release()
+            self.reserve.release()
             raise
         except JournalFailedError as exc:
-            self._failed = str(exc)
+            self.failed = str(exc)
             raise
         self._accounts |= heads
         self._advance(appended)
@@ -187,7 +183,7 @@ class Journal:
     def save_mark(self, *, force: bool = False) -> None:
         """Save a mark if many lines came since the last, so that the next start is short."""
         state = self._state
-        if self._failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
+        if self.failed or state.size - self._marked.size < (1 if force else _MARK_EVERY):
             return
         if len(self._accounts) > MAX_ACCOUNTS:
             return  # starts read the whole log; nothing else is lost
@@ -201,14 +197,6 @@ class Journal:
         except OSError as exc:
             _log.warning("logs/tree not saved, the next start takes longer: %s", exc.strerror)
         self._marked = state  # saved or not, the next attempt is that many lines away
-
-    def refill_reserve(self) -> None:
-        """Create the reserve if it is missing and there is space."""
-        self._reserve.refill()
-
-    def release_reserve(self) -> None:
-        """Free the reserve, because the store found the disk full."""
-        self._reserve.release()
 
     def close(self) -> None:
         """Save a mark and close the files."""
@@ -296,27 +284,26 @@ class Journal:
             consistency=self.prove_consistency(since, size),
         )
 
-    def verify(self, *, stop: threading.Event | None = None) -> None:
+    def verify_before_mark(self, *, stop: threading.Event | None = None) -> None:
+        """Verify the lines that the start took from its mark unchecked; for the background."""
+        self.verify(self._unverified, stop=stop)
+
+    def verify(self, upto: LogState | None = None, *, stop: threading.Event | None = None) -> None:
         """Check every line against chain and tree, until `stop` is set. Repairs a tree that differs
         from an intact log. Raises `JournalDamagedError` with the first wrong seq; then nothing is
         appended any more."""
-        self._verify(self._state, stop)
-
-    def verify_before_mark(self, *, stop: threading.Event | None = None) -> None:
-        """Verify what the start took from its mark unchecked; for the background."""
-        self._verify(self._unverified, stop)
-
-    def _verify(self, upto: LogState, stop: threading.Event | None) -> None:
         try:
-            differences = replay.compare(self._file, self._tree, upto, stop or threading.Event())
+            differences = replay.compare(
+                self._file, self._tree, upto or self._state, stop or threading.Event()
+            )
             for difference in differences:
                 self._tree.repair(*difference)
                 self._proofs.clear()
         except JournalDamagedError as exc:
-            self._failed = str(exc)
+            self.failed = str(exc)
             raise
         except OSError as exc:
-            raise JournalError(f"logs/tree cannot be read or mended: {exc.strerror}") from exc
+            raise JournalError(f"logs/tree cannot be read or repaired: {exc.strerror}") from exc
 
     def _sign(self) -> tuple[int, bytes]:
         with self._signing:

@@ -104,7 +104,7 @@ def _answer(
     """Read the first bytes and leaf hashes of a version and give it a handle."""
     try:
         # The ciphertext is as long as its sidecar says, so no larger buffer is needed.
-        first = server.store.read_range(opened.path, 0, min(opened.size, FIRST_BYTES))
+        first = server.store.read(opened.path, 0, min(opened.size, FIRST_BYTES))
     except Absent as exc:
         _check_unchanged(server, visible)
         raise DamagedError("missing ciphertext", path=opened.path) from exc
@@ -121,7 +121,7 @@ def _leaves(server: ServerContext, visible: VisibleVersion, first: int) -> bytes
     if inline is not None:
         return inline[start : start + length]
     try:
-        return server.store.read_range(visible.paths.leaves, start, length)
+        return server.store.read(visible.paths.leaves, start, length)
     except Absent as exc:
         _check_unchanged(server, visible)
         raise DamagedError("missing leaf hashes", path=visible.paths.leaves) from exc

@@ -66,9 +66,7 @@ class SessionHandles:
     def get(self, name: bytes) -> OpenVersion:
         """Return the version of a handle. Raises `Refused` if the handle is not open any more."""
         with self._lock:
-            opened = self._handles.get(name)
-            if opened is None:
-                raise Refused("changed", "no such handle; open the file again")
+            opened = self._find(name)
             self._handles.move_to_end(name)
             return opened
 
@@ -112,13 +110,17 @@ class SessionHandles:
 
     def _blob(self, name: bytes) -> Blob:
         with self._lock:
-            opened = self._handles.get(name)
-            if opened is None:
-                raise Refused("changed", "no such handle; open the file again")
+            opened = self._find(name)
             if name not in self._blobs:
                 self._blobs[name] = self._open(opened.path)
             self._blobs.move_to_end(name)
             return self._blobs[name]
+
+    def _find(self, name: bytes) -> OpenVersion:
+        opened = self._handles.get(name)
+        if opened is None:
+            raise Refused("changed", "no such handle; open the file again")
+        return opened
 
     def _open(self, path: str) -> Blob:
         """Open a file; if there is no room, close the least recently used one."""

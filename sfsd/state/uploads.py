@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Final
 
 from protocol.codec.encoding import Buffer
-from protocol.codec.merkle import root
 from protocol.wire.messages.base import PIECE
 from sfsd.errors import IncompleteError, Refused, StagingClosedError, StoreRefusedError
 from sfsd.fs.descriptors import DescriptorBudget
@@ -148,7 +147,7 @@ class Upload:
             raise Refused("bad-request", f"{size} of the announced {self.size} bytes arrived")
         # Synced here, on a pool thread: the committer, which syncs again, must not wait for a disk.
         self.staged.seal()
-        return size, leaves, root(leaves)
+        return size, leaves, self.staged.root
 
     def end_commit(self) -> None:
         """End a failed commit, which may be retried."""

@@ -93,7 +93,7 @@ class GroupCommitter:
             self._store.settle(force=force)
         except StoreFullError:
             # Settling frees the stage's space, so it gets the little space that it needs.
-            self._journal.release_reserve()
+            self._journal.reserve.release()
         except StoreFailedError:
             return
 
@@ -103,7 +103,7 @@ class GroupCommitter:
         self._journal.save_mark()
         if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
-            self._journal.refill_reserve()
+            self._journal.reserve.refill()
 
     def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
         """Try once; return the changes to retry because one of the group was too long for the
@@ -140,7 +140,7 @@ class GroupCommitter:
             changes = [submitted.change for submitted in group]
             return self._store.prepare(changes, self._journal.next_seq)
         except StoreFullError:
-            self._journal.release_reserve()
+            self._journal.reserve.release()
             raise
 
     def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingChange]) -> None:
@@ -168,7 +168,7 @@ class GroupCommitter:
             if exc.errno not in FULL_DISK:
                 self._store.syncs.fail("installing a group", exc)
             # It is committed already, so it may use the disk reserve.
-            self._journal.release_reserve()
+            self._journal.reserve.release()
             self.settle()
             try:
                 self._store.publish(prepared)

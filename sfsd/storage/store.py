@@ -104,24 +104,9 @@ class DirectoryStore:
 
     # Reading: any thread.
 
-    def read(self, path: str) -> bytes:
-        """Return the whole file. Raises `Absent`, `PathError`, StoreRefusedError."""
-        return self._read(path, 0, None)
-
-    def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`. Raises as `read`."""
-        return self._read(path, offset, length)
-
-    def read_with_digest(self, path: str) -> tuple[bytes, bytes]:
-        """Read a file that is not a ciphertext; return (bytes, digest). Caches the digest, so that
-        a change that expects it does not read the file again. Raises as `read`."""
-        published = self._published
-        data = self.read(path)
-        digest = digest_of(path, data)
-        self._cache_digest(path, digest, published)
-        return data, digest
-
-    def _read(self, path: str, offset: int, length: int | None) -> bytes:
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the whole file, or up to `length` bytes from `offset`. Raises `Absent`,
+        `PathError`, StoreRefusedError."""
         handle = self._open(path)
         try:
             if length is not None:
@@ -135,6 +120,15 @@ class DirectoryStore:
             raise store_error(exc, "reading a file") from exc
         finally:
             self.files.close(handle)
+
+    def read_with_digest(self, path: str) -> tuple[bytes, bytes]:
+        """Read a file that is not a ciphertext; return (bytes, digest). Caches the digest, so that
+        a change that expects it does not read the file again. Raises as `read`."""
+        published = self._published
+        data = self.read(path)
+        digest = digest_of(path, data)
+        self._cache_digest(path, digest, published)
+        return data, digest
 
     def _open(self, path: str) -> int:
         check_path(path)

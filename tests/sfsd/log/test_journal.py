@@ -155,11 +155,11 @@ def test_the_reserve_is_laid_again(journal: Journal, files: FaultyFiles, logs: P
         journal.append([draft()])
     states = []
     for _ in range(2):
-        journal.refill_reserve()
+        journal.reserve.refill()
         states.append(journal.full)
     assert states == [True, False]
     assert (logs / "reserve").stat().st_size == RESERVE
-    journal.release_reserve()
+    journal.reserve.release()
     assert journal.full
 
 

@@ -63,9 +63,9 @@ def staged_names(store: DirectoryStore) -> set[str]:
 def test_reading(store: DirectoryStore) -> None:
     put(store, change(Write(SIDE, b"0123456789")))
     assert store.read(SIDE) == b"0123456789"
-    assert store.read_range(SIDE, 3, 4) == b"3456"
-    assert store.read_range(SIDE, 8, 99) == b"89"
-    assert store.read_range(SIDE, 99, 1) == b""
+    assert store.read(SIDE, 3, 4) == b"3456"
+    assert store.read(SIDE, 8, 99) == b"89"
+    assert store.read(SIDE, 99, 1) == b""
     assert store.stored_digest(SIDE) == hashlib.sha256(b"0123456789").digest()
     for missing in (BLOB, f"{SIDE}/below", "nobody/account.json"):
         with pytest.raises(Absent) as absent:
