@@ -10,7 +10,7 @@ import functools
 import io
 import threading
 from collections.abc import Callable, Iterator
-from types import FunctionType, GeneratorType, TracebackType
+from types import FunctionType, GeneratorType
 from typing import Any, Protocol, TypeVar
 
 from sfsc.errors import UsageError
@@ -32,18 +32,13 @@ class ThreadGuard:
         # Never block: two threads that wait for each other, as at the ends of a pipe, would
         # deadlock without an error.
         if not self._lock.acquire(blocking=False):
-            hint = "open a connection in each thread"
-            raise UsageError("another thread is using this store", hint)
+            cause = "another thread is using this store"
+            raise UsageError(cause, "open a connection in each thread")
         if self.ended:
             self._lock.release()
             raise UsageError("the store is closed", "connect again")
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._lock.release()
 
 

@@ -12,7 +12,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from sfsc.closing import Closing
@@ -284,12 +283,7 @@ class translate_errors:  # noqa: N801 - it is used as a function
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, sqlite3.OperationalError):
             raise LocalError(f"cannot use {self._path}: {error}") from error
         if isinstance(error, sqlite3.DatabaseError):

@@ -40,7 +40,8 @@ def follow_chain(
         shown = trust.verify_statements(page, user)
         for body, signatures in shown:
             if number <= len(chain):
-                _check_known(chain[number - 1], body, first)
+                if body != chain[number - 1]:
+                    raise _broken("the server shows another statement than before", body, first)
             else:
                 _check_follows(chain, body, signatures, user, trust.pin, first)
                 chain.append(body)
@@ -76,14 +77,8 @@ def fetch_newest_bundle(
     return chain, sealed
 
 
-def _check_known(known: bytes, body: bytes, first: bytes) -> None:
-    if known != body:
-        raise BrokenChain(
-            "the server shows another statement than before",
-            REPORT,
-            pinned=first.hex(),
-            shown=record_hash(body).hex(),
-        )
+def _broken(cause: str, body: bytes, first: bytes, hint: str = REPORT) -> BrokenChain:
+    return BrokenChain(cause, hint, pinned=first.hex(), shown=record_hash(body).hex())
 
 
 def _check_follows(
@@ -101,16 +96,8 @@ def _check_follows(
         statement = check_first(body, signatures)
         holds = (statement.user, statement.server) == (user, server)
     except RemoteProtocolError as exc:
-        raise BrokenChain(
-            f"a statement of {user} does not follow from the one before: {exc}",
-            REPORT,
-            pinned=first.hex(),
-            shown=record_hash(body).hex(),
-        ) from exc
+        cause = f"a statement of {user} does not follow from the one before: {exc}"
+        raise _broken(cause, body, first) from exc
     if not holds or record_hash(body) != first:
-        raise BrokenChain(
-            f"the identity of {user} is not the pinned one",
-            f"compare the two fingerprints with {user}, by another way than this server",
-            pinned=first.hex(),
-            shown=record_hash(body).hex(),
-        )
+        hint = f"compare the two fingerprints with {user}, by another way than this server"
+        raise _broken(f"the identity of {user} is not the pinned one", body, first, hint)

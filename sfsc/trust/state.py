@@ -109,8 +109,7 @@ class ClientState(StateDatabase):
 
     def server_statement(self) -> bytes | None:
         """Return the newest server statement."""
-        row = self.fetch_row(_SERVER_STATEMENTS)
-        return None if row is None else row[0]
+        return next(iter(self.server_statements()), None)
 
     def server_statements(self) -> list[bytes]:
         """Return every server statement ever in force here, newest first."""
