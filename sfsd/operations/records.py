@@ -12,13 +12,14 @@ from typing import Final
 from protocol.codec.base64text import to_text
 from protocol.codec.values import Value, changed, field
 from protocol.log.auditlog import TOMBSTONE, TOMBSTONE_SIGS
-from protocol.records.records import DELETE, MOVE, PURGE, RESTORE, FileRecord
+from protocol.records.records import DELETE, MOVE, PURGE, RESTORE
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import PIECE
 from protocol.wire.messages.files import Record, RecordChange
 from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.uploads import (
     inbox_effects,
+    load_own,
     read_version,
     record_entry,
     repeated_receipt,
@@ -26,14 +27,7 @@ from sfsd.operations.uploads import (
     version_with_content,
 )
 from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, operation
-from sfsd.rules.record_rules import (
-    AdmittedRecord,
-    FileHead,
-    check_content,
-    not_found,
-    parse_record,
-    reader_names,
-)
+from sfsd.rules.record_rules import AdmittedRecord, FileHead, check_content, not_found, reader_names
 from sfsd.state.documents import Document
 from sfsd.state.file_index import holding_of
 from sfsd.storage.change import Change, Effect, Link, Remove, Write
@@ -52,11 +46,10 @@ def record_change(server: ServerContext, who: Principal, message: Record) -> Dec
     if len(message.changes) != 1:
         raise Refused("bad-request", "expected one record, or the two of a move")
     change = message.changes[0]
-    record = _parse_own(who, change)
+    record, head = load_own(server, who, change.record)
     decide = {DELETE: _delete, RESTORE: _restore, PURGE: _purge}.get(record.op)
     if decide is None:
         raise Refused("bad-request", f"wrong request for a {record.op} record")
-    head = FileHead.load(server.index.for_user(who.user), record.file_id)
     if (receipt := repeated_receipt(server, who, head, change.record)) is not None:
         return receipt
     if head.document is None:
@@ -163,14 +156,12 @@ def _move(
     No reader gains or loses the content, so the entry is in the account logs only of the owner and
     of readers of a file that was there before.
     """
-    record, tombstone = _parse_own(who, arriving), _parse_own(who, leaving)
+    record, head = load_own(server, who, arriving.record)
+    tombstone, left = load_own(server, who, leaving.record)
     require((record.op, tombstone.op) == (MOVE, DELETE), "expected a move and its tombstone")
     require(record.file_id != tombstone.file_id, "a file cannot move onto itself")
-    files = server.index.for_user(who.user)
-    head = FileHead.load(files, record.file_id)
     if (receipt := repeated_receipt(server, who, head, arriving.record)) is not None:
         return receipt
-    left = FileHead.load(files, tombstone.file_id)
     current, readers = left.newest.value.head_record.current, left.newest.value.head_record.readers
     gone = server.admission.admit(tombstone, leaving.record, leaving.signature, left)
     made = server.admission.admit(record, arriving.record, arriving.signature, head)
@@ -276,11 +267,3 @@ def _purge(_server: ServerContext, admitted: AdmittedRecord, change: RecordChang
         purged,
         {"purged": list(purged)},
     )
-
-
-def _parse_own(who: Principal, change: RecordChange) -> FileRecord:
-    """Parse the record of a file that the user owns. Raises `Refused`."""
-    record = parse_record(change.record)
-    if record.owner != who.user:
-        raise not_found()
-    return record

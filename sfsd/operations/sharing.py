@@ -26,7 +26,7 @@ from protocol.wire.messages.sharing import (
 from sfsd.errors import Refused, require
 from sfsd.operations.files import PAGE_BYTES, view_size
 from sfsd.operations.records import RecordEffects, commit_record
-from sfsd.operations.uploads import repeated_receipt, version_with_content
+from sfsd.operations.uploads import load_own, repeated_receipt, version_with_content
 from sfsd.rules.context import (
     OWN_KEYS,
     USER,
@@ -37,14 +37,7 @@ from sfsd.rules.context import (
     operation,
     weight_of_parts,
 )
-from sfsd.rules.record_rules import (
-    AdmittedRecord,
-    FileHead,
-    check_distinct,
-    not_found,
-    parse_record,
-    reader_names,
-)
+from sfsd.rules.record_rules import AdmittedRecord, check_distinct, reader_names
 from sfsd.storage.json_files import Sidecar
 
 PER_PAGE: Final = 8
@@ -92,11 +85,8 @@ def lookup(server: ServerContext, who: Principal, message: Lookup) -> Identity:
 )
 def set_readers(server: ServerContext, who: Principal, message: SetReaders) -> Decision:
     """Change a file's readers: store wraps for added readers and remove those of dropped ones."""
-    record = parse_record(message.record)
+    record, head = load_own(server, who, message.record)
     require(record.op == ACCESS, f"wrong request for a {record.op} record")
-    if record.owner != who.user:
-        raise not_found()
-    head = FileHead.load(server.index.for_user(who.user), record.file_id)
     if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
         return receipt
     newest = head.newest

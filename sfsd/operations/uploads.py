@@ -347,9 +347,18 @@ def _reencryption_claim(
 
 def _locate(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRecord, FileHead]:
     """Parse a record that stores content. Return it and its file's head. Raises `Refused`."""
-    record = parse_record(body)
+    record, head = load_own(server, who, body)
     if record.op not in (PUT, REENCRYPT):
         raise Refused("bad-request", f"a {record.op} record stores no content")
+    return record, head
+
+
+def load_own(server: ServerContext, who: Principal, body: bytes) -> tuple[FileRecord, FileHead]:
+    """Parse a record of a file that the user owns. Return it and the file's head.
+
+    Raises `Refused`: bad-request if it is malformed, not-found for another owner.
+    """
+    record = parse_record(body)
     if record.owner != who.user:
         raise not_found()
     return record, FileHead.load(server.index.for_user(who.user), record.file_id)
