@@ -18,7 +18,7 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows states 
 
 @posix_only
 @pytest.mark.parametrize(("stated", "most"), [(256, 256), (524_288, 524_288), (None, 1 << 20)])
-def test_what_the_system_allows(
+def test_the_limit_follows_the_system(
     monkeypatch: pytest.MonkeyPatch, stated: int | None, most: int
 ) -> None:
     soft = resource.RLIM_INFINITY if stated is None else stated

@@ -147,7 +147,7 @@ def test_a_small_upload_and_one_of_unknown_size_go_through_the_cache(tmp_path: P
         assert not files.opened
 
 
-def test_memory_that_is_not_at_a_page_is_written_all_the_same(tmp_path: Path) -> None:
+def test_memory_that_is_not_page_aligned_is_written_through_the_cache(tmp_path: Path) -> None:
     staged = begin(tmp_path, Files())
     memory = memoryview(bytearray(PIECE_SIZE + 1))
     memory[:] = b"\x05" * len(memory)
@@ -158,7 +158,7 @@ def test_memory_that_is_not_at_a_page_is_written_all_the_same(tmp_path: Path) ->
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10))
-def test_pieces_sent_again_replace_those_before_whichever_way_they_went(
+def test_repeated_pieces_replace_earlier_ones_on_either_way(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[int, bool]]
 ) -> None:
     """A short piece goes through the cache, and a whole one over it past the cache, and back."""
@@ -177,7 +177,7 @@ def test_pieces_sent_again_replace_those_before_whichever_way_they_went(
 @pytest.mark.parametrize(
     ("code", "error"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreRefusedError)]
 )
-def test_a_failure_past_the_cache_is_told_and_can_be_tried_again(
+def test_a_failed_direct_write_is_reported_and_can_be_retried(
     tmp_path: Path, code: int, error: type[Exception]
 ) -> None:
     files = Way()
@@ -193,7 +193,7 @@ def test_a_failure_past_the_cache_is_told_and_can_be_tried_again(
     staged.discard()
 
 
-def test_an_upload_whose_second_handle_cannot_be_had_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_without_its_direct_handle_leaves_nothing(tmp_path: Path) -> None:
     class Exhausted(Way):
         def open_direct(self, handle: int, *, writing: bool) -> int | None:
             raise OSError(errno.EMFILE, "too many")
@@ -239,7 +239,7 @@ def test_any_range_is_read_as_through_the_cache(
     opened.close()
 
 
-def test_what_was_read_stays_while_more_is_read(tmp_path: Path) -> None:
+def test_a_returned_buffer_survives_later_reads(tmp_path: Path) -> None:
     opened = blob(tmp_path, Way(), _CONTENT)
     parts = [opened.read_range(at, PIECE_SIZE) for at in range(0, len(_CONTENT), PIECE_SIZE)]
     assert b"".join(parts) == _CONTENT
@@ -248,7 +248,7 @@ def test_what_was_read_stays_while_more_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cannot", ["open", "read"])
-def test_is_read_through_the_cache_where_it_must_be(tmp_path: Path, cannot: str) -> None:
+def test_short_reads_go_through_the_cache(tmp_path: Path, cannot: str) -> None:
     files = Way(cannot)
     opened = blob(tmp_path, files, _CONTENT)
     for _ in range(2):
@@ -257,7 +257,7 @@ def test_is_read_through_the_cache_where_it_must_be(tmp_path: Path, cannot: str)
     opened.close()
 
 
-def test_a_blob_that_is_closed_or_fails(tmp_path: Path) -> None:
+def test_a_closed_or_failing_blob_raises(tmp_path: Path) -> None:
     files = Way()
     opened = blob(tmp_path, files, _CONTENT)
     files.failing = errno.EIO
@@ -288,7 +288,7 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
     assert not files.direct
 
 
-def test_recent_forgets_what_was_opened_long_ago() -> None:
+def test_recently_opened_forgets_old_paths() -> None:
     recent = RecentlyOpened(2)
     assert [recent.seen_again(path) for path in ("a", "b", "a", "c", "b", "c")] == [
         False,

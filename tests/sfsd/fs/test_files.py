@@ -66,7 +66,9 @@ def test_replace_durable_syncs_file_then_name_then_folder(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("call", ["write", "sync", "replace"])
-def test_a_failed_replace_leaves_the_old_and_no_litter(tmp_path: Path, call: str) -> None:
+def test_a_failed_replace_keeps_the_old_file_and_leaves_no_temporary(
+    tmp_path: Path, call: str
+) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         Faulty(call, errno.ENOSPC).replace_durable(tmp_path / "a", b"new")
@@ -81,7 +83,7 @@ def test_replace_survives_a_temporary_left_by_a_crash(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_what_is_replaced_from_a_stage_has_its_room_first(tmp_path: Path) -> None:
+def test_replace_staged_allocates_before_writing(tmp_path: Path) -> None:
     Files().replace_staged(tmp_path / "a", b"first")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         Faulty("allocate", errno.ENOSPC).replace_staged(tmp_path / "a", b"no room")
@@ -92,7 +94,7 @@ def test_what_is_replaced_from_a_stage_has_its_room_first(tmp_path: Path) -> Non
     assert names(tmp_path) == ["a"]
 
 
-def test_write_new_refuses_what_is_there_and_keeps_it(tmp_path: Path) -> None:
+def test_write_new_refuses_an_existing_file(tmp_path: Path) -> None:
     files = Files()
     files.write_new(tmp_path / "a", b"first", durable=True)
     with pytest.raises(FileExistsError):
@@ -101,7 +103,7 @@ def test_write_new_refuses_what_is_there_and_keeps_it(tmp_path: Path) -> None:
     assert os.stat(tmp_path / "a").st_mode & 0o077 == 0
 
 
-def test_a_failed_new_file_can_be_tried_again(tmp_path: Path) -> None:
+def test_a_failed_write_new_can_be_retried(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         Faulty("sync").write_new(tmp_path / "a", b"first", durable=True)
     Files().write_new(tmp_path / "a", b"second", durable=True)
@@ -116,7 +118,7 @@ def test_link_shares_the_file(tmp_path: Path) -> None:
         Files().link_or_copy(tmp_path / "a", tmp_path / "b")
 
 
-def test_link_copies_where_links_cannot_be_made(tmp_path: Path) -> None:
+def test_link_copies_if_links_are_unsupported(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)
     files = Faulty("link", errno.EPERM)
     files.link_or_copy(tmp_path / "a", tmp_path / "b")
@@ -126,7 +128,7 @@ def test_link_copies_where_links_cannot_be_made(tmp_path: Path) -> None:
         files.link_or_copy(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_copy_of_what_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
+def test_copying_a_missing_file_leaves_nothing_open(tmp_path: Path) -> None:
     files = Faulty("link", errno.EPERM)
     free = os.dup(0)
     os.close(free)

@@ -44,7 +44,7 @@ def test_an_append_is_one_write_and_one_sync(
         (0, 3, JournalFullError),
     ],
 )
-def test_a_failed_write_is_taken_back(
+def test_a_failed_write_is_undone(
     log: LogFile,
     files: FaultyFiles,
     tmp_path: Path,
@@ -63,7 +63,7 @@ def test_a_failed_write_is_taken_back(
 
 
 @pytest.mark.parametrize("call", ["truncate", "sync_data"])
-def test_a_write_that_cannot_be_taken_back_is_final(
+def test_a_write_that_cannot_be_undone_is_final(
     log: LogFile, files: FaultyFiles, call: str
 ) -> None:
     files.fail("write", "log", short=3)
@@ -72,7 +72,7 @@ def test_a_write_that_cannot_be_taken_back_is_final(
         log.append(b"second\n")
 
 
-def test_a_failed_sync_is_final_and_not_taken_back(log: LogFile, files: FaultyFiles) -> None:
+def test_a_failed_sync_is_final_and_not_undone(log: LogFile, files: FaultyFiles) -> None:
     files.fail("sync_data", "log", errno.ENOSPC)
     with pytest.raises(JournalFailedError):
         log.append(b"second\n")
@@ -98,7 +98,7 @@ def test_lines(tmp_path: Path, content: bytes, lines: list[bytes]) -> None:
     assert list(log.lines(0, log.end)) == lines
 
 
-def test_lines_of_a_part(tmp_path: Path) -> None:
+def test_lines_of_a_range(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"one\ntwo\nthree\n")
     log = LogFile(tmp_path / "log", Files())
     assert list(log.lines(4, 8)) == [b"two"]
@@ -110,7 +110,7 @@ def test_lines_of_a_part(tmp_path: Path) -> None:
         list(log.lines(0, 15))
 
 
-def test_a_line_without_end_is_not_gathered(tmp_path: Path) -> None:
+def test_an_endless_line_is_not_collected(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"a\n" + b"x" * 5_000_000 + b"\nb\n")
     log = LogFile(tmp_path / "log", Files())
     first, endless = log.lines(0, log.end)
@@ -118,7 +118,9 @@ def test_a_line_without_end_is_not_gathered(tmp_path: Path) -> None:
     assert MAX_LINE < len(endless) < 2_000_000
 
 
-def test_a_cut_drops_the_rest_and_syncs(log: LogFile, files: FaultyFiles, tmp_path: Path) -> None:
+def test_truncate_drops_the_rest_and_syncs(
+    log: LogFile, files: FaultyFiles, tmp_path: Path
+) -> None:
     log.append(b"torn")
     files.calls.clear()
     log.truncate(6)
@@ -133,7 +135,7 @@ def holds(reserve: DiskReserve) -> bool:
     return reserve.held
 
 
-def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
+def test_the_reserve_occupies_and_frees_space(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
     reserve = DiskReserve(path, 5000, Files())
     assert not holds(reserve)
@@ -147,7 +149,7 @@ def test_the_reserve_takes_and_gives_room(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_reserve_that_a_crash_left_short_is_made_anew(tmp_path: Path) -> None:
+def test_a_reserve_cut_by_a_crash_is_recreated(tmp_path: Path) -> None:
     (tmp_path / "reserve").write_bytes(bytes(10))
     reserve = DiskReserve(tmp_path / "reserve", 5000, Files())
     assert not holds(reserve)
@@ -155,7 +157,7 @@ def test_a_reserve_that_a_crash_left_short_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "reserve").stat().st_size == 5000
 
 
-def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFiles) -> None:
+def test_a_reserve_without_space_is_retried(tmp_path: Path, files: FaultyFiles) -> None:
     reserve = DiskReserve(tmp_path / "reserve", 5000, files)
     files.fail("write", "reserve", errno.ENOSPC)
     reserve.refill()
@@ -170,7 +172,7 @@ def test_a_reserve_without_room_is_tried_again(tmp_path: Path, files: FaultyFile
     assert not holds(reserve)
 
 
-def test_a_reserve_larger_than_the_disk_is_not_tried(tmp_path: Path, files: FaultyFiles) -> None:
+def test_a_reserve_larger_than_the_disk_is_not_written(tmp_path: Path, files: FaultyFiles) -> None:
     reserve = DiskReserve(tmp_path / "reserve", 1 << 60, files)
     reserve.refill()
     assert not holds(reserve)

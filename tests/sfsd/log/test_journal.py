@@ -68,7 +68,7 @@ def test_a_group_is_one_write_and_one_sync(journal: Journal, files: FaultyFiles)
     assert [item.seq for item in appended] == list(range(1, 65))
 
 
-def test_entries_are_what_was_drafted(logs: Path) -> None:
+def test_entries_match_their_drafts(logs: Path) -> None:
     journal = open_journal(logs)
     full = EntryDraft(
         op="upload",
@@ -100,7 +100,7 @@ def test_entries_are_what_was_drafted(logs: Path) -> None:
     assert (logs / "audit.jsonl").read_bytes() == first.line + b"\n" + second.line + b"\n"
 
 
-def test_a_draft_that_is_too_long_is_named_and_nothing_written(
+def test_a_draft_that_is_too_long_is_reported_and_nothing_written(
     journal: Journal, files: FaultyFiles
 ) -> None:
     files.calls.clear()
@@ -148,7 +148,7 @@ def test_a_refused_group_leaves_no_trace(
     assert len(check(journal)) == 3
 
 
-def test_the_reserve_is_laid_again(journal: Journal, files: FaultyFiles, logs: Path) -> None:
+def test_the_reserve_is_recreated(journal: Journal, files: FaultyFiles, logs: Path) -> None:
     files.fail("write", "audit.jsonl", errno.ENOSPC)
     files.fail("write", "reserve", errno.ENOSPC)
     with pytest.raises(JournalFullError):
@@ -181,7 +181,7 @@ def test_a_full_disk_stops_neither_checkpoints_nor_marks_nor_proofs(
 
 
 @pytest.mark.parametrize("call", ["truncate", "sync_data"])
-def test_what_cannot_be_taken_back_stops_the_log(
+def test_a_write_that_cannot_be_undone_stops_the_log(
     journal: Journal, files: FaultyFiles, logs: Path, call: str
 ) -> None:
     files.fail("write", "audit.jsonl", short=50)
@@ -217,7 +217,7 @@ def assert_stopped(journal: Journal, files: FaultyFiles, logs: Path) -> None:
     again.close()
 
 
-def test_a_checkpoint_is_only_for_what_is_durable(
+def test_a_checkpoint_covers_only_durable_entries(
     journal: Journal, files: FaultyFiles, logs: Path
 ) -> None:
     def stored() -> int:
@@ -258,7 +258,7 @@ def test_a_receipt_proves_a_line_from_a_known_size(logs: Path) -> None:
     journal.close()
 
 
-def test_what_the_log_does_not_have_is_out_of_range(journal: Journal) -> None:
+def test_entries_past_the_log_are_out_of_range(journal: Journal) -> None:
     journal.append(drafts(2))
     for seq in (-1, 3):
         with pytest.raises(JournalRangeError):
@@ -293,7 +293,7 @@ def test_lines_by_range(journal: Journal) -> None:
             assert list(journal.lines(first, end)) == whole[first:end]
 
 
-def test_a_line_damaged_while_we_run_is_named(journal: Journal, logs: Path) -> None:
+def test_a_line_damaged_at_run_time_is_reported(journal: Journal, logs: Path) -> None:
     journal.append(drafts(3))
     data = bytearray((logs / "audit.jsonl").read_bytes())
     data[len(journal.line(0)) + 30] ^= 1
@@ -308,7 +308,7 @@ def test_a_line_damaged_while_we_run_is_named(journal: Journal, logs: Path) -> N
         journal.append([draft()])
 
 
-def test_the_paths_of_an_entry_are_those_of_the_whole_entry(journal: Journal) -> None:
+def test_paths_equals_the_paths_of_the_parsed_entry(journal: Journal) -> None:
     detail = {"paths": {"a/b": "ab" * 32, "a/c": None}}
     journal.append([EntryDraft(op="upload", actor="alice", detail=detail), draft()])
     seq = journal.size - 2
@@ -318,7 +318,7 @@ def test_the_paths_of_an_entry_are_those_of_the_whole_entry(journal: Journal) ->
         journal.paths(seq + 2)
 
 
-def test_a_line_is_judged_again_where_the_tree_has_another(journal: Journal, logs: Path) -> None:
+def test_a_line_that_differs_from_the_tree_is_parsed_again(journal: Journal, logs: Path) -> None:
     journal.append([EntryDraft(op="upload", actor="alice", detail={"paths": {"a": "ab" * 32}})])
     seq, line = journal.size - 1, journal.line(journal.size - 1)
     whole = (logs / "audit.jsonl").read_bytes()
@@ -339,7 +339,7 @@ def test_a_line_is_judged_again_where_the_tree_has_another(journal: Journal, log
     assert journal.paths(seq) == {"a": b"\xab" * 32}
 
 
-def test_a_start_reads_only_what_follows_the_mark(logs: Path) -> None:
+def test_a_start_reads_only_lines_past_the_mark(logs: Path) -> None:
     journal = open_journal(logs)
     for _ in range(9):
         journal.append(drafts(1000))
@@ -366,7 +366,7 @@ def test_a_start_reads_only_what_follows_the_mark(logs: Path) -> None:
     assert Counting.read < 10_000
 
 
-def test_a_failed_open_lets_go_of_its_files(logs: Path, files: FaultyFiles) -> None:
+def test_a_failed_open_closes_its_files(logs: Path, files: FaultyFiles) -> None:
     open_journal(logs).close()
     files.fail("sync", "audit.jsonl")
     opened: list[int] = []
@@ -544,7 +544,7 @@ TestJournalModel.settings = settings(
 )
 
 
-def test_a_damaged_entry_is_named_once(journal: Journal, logs: Path) -> None:
+def test_a_damaged_entry_is_reported_once(journal: Journal, logs: Path) -> None:
     journal.append(drafts(2))
     path = logs / "audit.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

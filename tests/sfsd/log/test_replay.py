@@ -93,7 +93,7 @@ def rewritten(whole: bytes, first: int, *, to_the_end: bool) -> bytes:
     return b"".join(line + b"\n" for line in sealed)
 
 
-def test_an_abandoned_log_goes_on(logs: Path, whole: bytes) -> None:
+def test_an_abandoned_log_continues(logs: Path, whole: bytes) -> None:
     journal = open_journal(logs)
     assert journal.size == ALL
     check(journal)
@@ -130,7 +130,7 @@ def test_a_torn_tail_is_cut_at_every_byte(logs: Path, whole: bytes, cache: str, 
 
 
 @pytest.mark.parametrize("cache", ["kept", "lost"])
-def test_a_signed_line_that_is_missing_is_named(logs: Path, whole: bytes, cache: str) -> None:
+def test_a_missing_signed_line_is_reported(logs: Path, whole: bytes, cache: str) -> None:
     boundaries = ends(whole)
     if cache == "lost":
         shutil.rmtree(logs / "tree")
@@ -140,7 +140,7 @@ def test_a_signed_line_that_is_missing_is_named(logs: Path, whole: bytes, cache:
         assert (logs / "audit.jsonl").read_bytes() == whole[:cut], "a refusal changes nothing"
 
 
-def test_a_flipped_byte_between_mark_and_checkpoint_is_named(logs: Path, whole: bytes) -> None:
+def test_a_flipped_byte_between_mark_and_checkpoint_is_reported(logs: Path, whole: bytes) -> None:
     boundaries = ends(whole)
     for at in range(boundaries[MARKED - 1], boundaries[SIGNED - 1], 7):
         flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
@@ -165,7 +165,9 @@ def checkpoint_of(whole: bytes, size: int, key: SigningKey = KEY) -> bytes:
     return checkpoint.sign(key, ORIGIN, size, root)
 
 
-def test_a_flipped_byte_before_the_mark_is_found_behind(logs: Path, whole: bytes) -> None:
+def test_a_flipped_byte_before_the_mark_is_found_in_the_background(
+    logs: Path, whole: bytes
+) -> None:
     boundaries = ends(whole)
     journal = open_journal(logs)
     journal.verify_before_mark()
@@ -181,14 +183,14 @@ def test_a_flipped_byte_before_the_mark_is_found_behind(logs: Path, whole: bytes
     journal.close()
 
 
-def test_a_flipped_byte_of_the_marks_own_line_is_named(logs: Path, whole: bytes) -> None:
+def test_a_flipped_byte_of_the_marked_line_is_reported(logs: Path, whole: bytes) -> None:
     at = ends(whole)[MARKED - 1] - 30
     (logs / "audit.jsonl").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     assert damaged_at(logs) == MARKED - 1
 
 
 @pytest.mark.parametrize("seq", range(MARKED - 1))
-def test_a_line_rewritten_with_its_hash_before_the_mark_is_named(
+def test_a_line_rewritten_with_its_hash_before_the_mark_is_reported(
     logs: Path, whole: bytes, seq: int
 ) -> None:
     (logs / "audit.jsonl").write_bytes(rewritten(whole, seq, to_the_end=False))
@@ -264,7 +266,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [delete, empty, zero, halve, flip])
 @pytest.mark.parametrize("name", ["mark", "nodes", "offsets"])
-def test_a_harmed_cache_is_built_again_or_mended(
+def test_a_damaged_cache_is_rebuilt_or_repaired(
     logs: Path, whole: bytes, harm: Callable[[Path], None], name: str
 ) -> None:
     harm(logs / "tree" / name)
@@ -319,7 +321,7 @@ def test_a_wrong_node_under_an_older_checkpoint_is_no_damage(logs: Path, whole: 
     journal.close()
 
 
-def test_a_checkpoint_that_is_not_ours_is_damage(logs: Path, whole: bytes) -> None:
+def test_a_checkpoint_of_another_key_is_damage(logs: Path, whole: bytes) -> None:
     for note in (
         b"x",
         checkpoint_of(whole, SIGNED)[:-2],

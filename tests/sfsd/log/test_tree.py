@@ -67,7 +67,7 @@ def test_memory_and_files_read_alike(tmp_path: Path, flushed: int) -> None:
     assert_whole(tree, 70)
 
 
-def test_what_was_saved_is_there_again(tmp_path: Path) -> None:
+def test_a_saved_tree_is_loaded_again(tmp_path: Path) -> None:
     mark = saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() == mark
@@ -77,7 +77,7 @@ def test_what_was_saved_is_there_again(tmp_path: Path) -> None:
     assert_whole(tree, 70)
 
 
-def test_a_mark_of_all_the_accounts_there_may_be(tmp_path: Path) -> None:
+def test_a_mark_holds_the_maximum_of_accounts(tmp_path: Path) -> None:
     tree = LogTree(tmp_path, Files())
     fill(tree, 0, 3)
     heads = tuple((f"user{n:05}", 1, bytes(32)) for n in range(MAX_ACCOUNTS))
@@ -86,7 +86,7 @@ def test_a_mark_of_all_the_accounts_there_may_be(tmp_path: Path) -> None:
     assert LogTree(tmp_path, Files()).load_mark() == mark
 
 
-def test_what_follows_the_mark_is_written_over(tmp_path: Path) -> None:
+def test_data_past_the_mark_is_overwritten(tmp_path: Path) -> None:
     saved(tmp_path)
     for name in ("nodes", "offsets"):
         with (tmp_path / name).open("ab") as file:
@@ -103,7 +103,7 @@ def test_what_follows_the_mark_is_written_over(tmp_path: Path) -> None:
     assert_whole(again, 70)
 
 
-def test_a_flipped_byte_of_the_mark_is_no_mark(tmp_path: Path) -> None:
+def test_a_damaged_mark_is_ignored(tmp_path: Path) -> None:
     saved(tmp_path, 5)
     whole = (tmp_path / "mark").read_bytes()
     for at in range(len(whole)):
@@ -119,7 +119,7 @@ def test_a_flipped_byte_of_the_mark_is_no_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nodes", "offsets"])
-def test_a_file_that_is_too_short_is_no_cache(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_invalidates_the_cache(tmp_path: Path, name: str) -> None:
     saved(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -130,7 +130,7 @@ def test_a_file_that_is_too_short_is_no_cache(tmp_path: Path, name: str) -> None
     assert_whole(tree, 70)
 
 
-def test_a_changed_peak_is_no_cache(tmp_path: Path) -> None:
+def test_a_changed_peak_invalidates_the_cache(tmp_path: Path) -> None:
     saved(tmp_path)
     nodes = bytearray((tmp_path / "nodes").read_bytes())
     nodes[merkle.node_position(5, 0) * 32] ^= 1
@@ -165,9 +165,7 @@ def test_a_full_disk_costs_the_cache_nothing(tmp_path: Path, name: str, short: i
     ("call", "name"),
     [("sync_data", "nodes"), ("sync_data", "offsets"), ("replace", "mark"), ("write", ".mark.tmp")],
 )
-def test_a_mark_that_cannot_be_saved_leaves_the_one_before(
-    tmp_path: Path, call: str, name: str
-) -> None:
+def test_a_failed_mark_leaves_the_previous_one(tmp_path: Path, call: str, name: str) -> None:
     before = saved(tmp_path)
     files = FaultyFiles()
     tree = LogTree(tmp_path, files)
@@ -180,7 +178,7 @@ def test_a_mark_that_cannot_be_saved_leaves_the_one_before(
     assert LogTree(tmp_path, Files()).load_mark() == before
 
 
-def test_the_mark_comes_after_what_it_states(tmp_path: Path) -> None:
+def test_the_mark_is_written_after_the_data_it_covers(tmp_path: Path) -> None:
     files = FaultyFiles()
     tree = LogTree(tmp_path, files)
     fill(tree, 0, 3)
@@ -189,7 +187,7 @@ def test_the_mark_comes_after_what_it_states(tmp_path: Path) -> None:
     assert max(order) < files.calls.index(("replace", "mark"))
 
 
-def test_damage_is_mended(tmp_path: Path) -> None:
+def test_damage_is_repaired(tmp_path: Path) -> None:
     saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() is not None
@@ -202,7 +200,7 @@ def test_damage_is_mended(tmp_path: Path) -> None:
     assert_whole(tree, 40)
 
 
-def test_a_file_cut_while_we_run_disagrees(tmp_path: Path) -> None:
+def test_a_file_truncated_at_run_time_disagrees(tmp_path: Path) -> None:
     saved(tmp_path)
     tree = LogTree(tmp_path, Files())
     assert tree.load_mark() is not None

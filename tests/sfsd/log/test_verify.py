@@ -51,7 +51,9 @@ def verdict(root: Path, *, strict: bool) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("part", [1, 700, 5_000, 1 << 24])
-def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_intact_log_verifies(
+    root: Path, log: bytes, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verify, "_PART_SIZE", part)
     monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 10**6)
     assert verdict(root, strict=False) == verdict(root, strict=True)
@@ -61,7 +63,9 @@ def test_a_sound_log(root: Path, log: bytes, part: int, monkeypatch: pytest.Monk
     assert verify_links(root).entries == ENTRIES
 
 
-def test_on_several_processors(root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_with_several_processes(
+    root: Path, log: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verify, "_PART_SIZE", 4_000)
     monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 0)
     assert verdict(root, strict=False) == verdict(root, strict=True)
@@ -76,7 +80,9 @@ def test_on_several_processors(root: Path, log: bytes, monkeypatch: pytest.Monke
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
 )
 @given(part=st.integers(1, 9_000), seed=st.integers(0, 10**6))
-def test_the_same_verdict_whatever_was_done(root: Path, log: bytes, part: int, seed: int) -> None:
+def test_damage_gets_the_same_verdict_as_line_by_line(
+    root: Path, log: bytes, part: int, seed: int
+) -> None:
     chance = random.Random(seed)
     lines = log.splitlines(keepends=True)
     at = chance.randrange(ENTRIES)
@@ -107,7 +113,7 @@ def test_the_same_verdict_whatever_was_done(root: Path, log: bytes, part: int, s
     assert found[0] == "damaged" or changed == log
 
 
-def test_a_line_spelled_otherwise_and_signed_for_is_found_by_the_strict_check(
+def test_a_signed_line_in_another_spelling_is_found_by_the_strict_check(
     root: Path, log: bytes
 ) -> None:
     """The hash is made anew over white space: only who holds the log's key could sign for it."""
@@ -120,7 +126,7 @@ def test_a_line_spelled_otherwise_and_signed_for_is_found_by_the_strict_check(
     assert verdict(root, strict=False) == ("damaged", ENTRIES - 1)
 
 
-def test_no_log_at_all(tmp_path: Path) -> None:
+def test_a_missing_log_is_a_config_error(tmp_path: Path) -> None:
     assert main(["init", "--root", str(tmp_path), "--public", "files.example:7373"]) == 0
     (tmp_path / "logs" / "audit.jsonl").unlink(missing_ok=True)
     for verification in (verify_links, verify_log):

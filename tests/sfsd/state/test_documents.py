@@ -22,7 +22,7 @@ def fresh(served: Daemon) -> Documents:
     return Documents(served.context.store, served.context.journal)
 
 
-def test_what_is_not_there_is_absent(served: Daemon) -> None:
+def test_a_missing_document_is_absent(served: Daemon) -> None:
     with pytest.raises(Absent):
         fresh(served).sidecar(FIRST)
     assert fresh(served).account("ada") is None
@@ -38,7 +38,7 @@ def test_a_document_comes_with_its_digest(served: Daemon, ada: Person) -> None:
     assert account.digest == served.context.store.stored_digest(account_path("ada"))
 
 
-def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -> None:
+def test_a_written_sidecar_is_hashed_once(served: Daemon, ada: Person) -> None:
     ada.put(F)
     written = SidecarWrite(FIRST, fresh(served).sidecar(FIRST).value)
     effect = written.effect
@@ -51,7 +51,7 @@ def test_a_sidecar_that_is_written_is_hashed_once(served: Daemon, ada: Person) -
     assert written.value.seq == 9
 
 
-def test_a_sidecar_that_is_known_is_not_read_again(
+def test_a_cached_sidecar_is_not_read_again(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada.put(F)
@@ -78,7 +78,7 @@ def test_a_sidecar_that_is_known_is_not_read_again(
     assert found.cached_sidecar(SECOND) == found.sidecar(SECOND)
 
 
-def test_a_changed_user_is_read_anew(served: Daemon, ada: Person) -> None:
+def test_a_changed_user_is_read_again(served: Daemon, ada: Person) -> None:
     before = served.context.documents.account("ada")
     assert before is not None
     assert served.context.documents.account("ada") == before
@@ -100,7 +100,7 @@ def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person)
         fresh(served).sidecar(SECOND)
 
 
-def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
+def test_a_batch_equals_single_reads(served: Daemon, ada: Person) -> None:
     paths = [VersionPaths.for_version("ada", file_id(n), 1).sidecar for n in range(5)]
     for number in range(5):
         ada.put(file_id(number))
@@ -116,7 +116,7 @@ def test_many_are_each_what_one_is(served: Daemon, ada: Person) -> None:
         found.sidecars([paths[0], VersionPaths.for_version("ada", file_id(9), 1).sidecar])
 
 
-def test_one_of_many_that_is_damaged_is_told_and_not_kept(served: Daemon, ada: Person) -> None:
+def test_a_damaged_file_in_a_batch_is_reported_and_not_cached(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(F)
     target = served.context.store.users / SECOND
@@ -163,7 +163,7 @@ def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.M
     assert list(found._cache) == [paths[3], paths[2]]
 
 
-def test_an_entry_of_the_log_is_parsed_once_for_all_the_files_that_it_wrote(
+def test_a_log_entry_is_parsed_once_for_all_its_files(
     served: Daemon, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada.put(F)

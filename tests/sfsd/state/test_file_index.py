@@ -19,7 +19,7 @@ def fresh(served: Daemon) -> FileIndex:
     return FileIndex(served.context.store, served.context.documents)
 
 
-def test_a_scan_finds_what_changes_said(served: Daemon, ada: Person) -> None:
+def test_a_scan_agrees_with_the_changes(served: Daemon, ada: Person) -> None:
     for number in (0, 255 << 120, 1, 255 << 120, 7):
         ada.put(file_id(number))
     kept, scanned = served.context.index.for_user("ada"), fresh(served).for_user("ada")
@@ -51,7 +51,7 @@ def test_a_folder_is_listed_once(
     assert listed == ["ada/files", "ada/files/00"]
 
 
-def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) -> None:
+def test_a_rewritten_sidecar_counts_as_changed(served: Daemon, ada: Person) -> None:
     ada.put(F)
     ada.put(F)
     ada.put(file_id(2))
@@ -66,7 +66,7 @@ def test_what_was_written_anew_counts_as_changed(served: Daemon, ada: Person) ->
     assert [version for _, version, _ in files.after("", 99)] == [2, 1]
 
 
-def test_foreign_names_in_the_folder_are_no_files(served: Daemon, ada: Person) -> None:
+def test_foreign_names_in_the_folder_are_ignored(served: Daemon, ada: Person) -> None:
     ada.put(F)
     folder = served.context.store.users / "ada" / "files" / "00"
     for name in ("notes.txt", f"{F}.x.json", f".{F}.2.json.tmp"):
@@ -83,7 +83,7 @@ def test_content_ids_are_read_once_and_kept(served: Daemon, ada: Person) -> None
     assert list(files.content_ids(F).values()) == made
 
 
-def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: Person) -> None:
+def test_a_damaged_version_counts_nothing_and_blocks_no_load(served: Daemon, ada: Person) -> None:
     ada.put(F, bytes(100))
     ada.put(file_id(2), bytes(200))
     path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
@@ -94,7 +94,7 @@ def test_a_damaged_version_weighs_nothing_and_stops_nobody(served: Daemon, ada: 
     assert (files.loaded_ledger().used, files.ledger.files) == (200, 1)
 
 
-def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
+def test_an_evicted_owner_lives_while_it_is_referenced(
     served: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "USERS", 2)
@@ -111,7 +111,7 @@ def test_there_is_one_of_each_owner_for_as_long_as_someone_holds_it(
     assert found.for_user("ada").ledger.used == 0
 
 
-def test_what_a_version_weighs(served: Daemon, ada: Person) -> None:
+def test_the_holding_of_a_version(served: Daemon, ada: Person) -> None:
     put = ada.put(F, bytes(77))
     sidecar = served.context.index.for_user("ada").sidecar(F, 1).value
     (holding,) = file_index.holding_of(sidecar)

@@ -94,7 +94,7 @@ def holding(version: int, size: int = 5) -> Holding:
     return Holding("f", version, bytes([version]) * 16, size)
 
 
-def test_what_changes_while_it_loads_is_not_lost() -> None:
+def test_changes_during_a_load_are_not_lost() -> None:
     ledger = Ledger()
     reading, changed = threading.Event(), threading.Event()
 
@@ -115,7 +115,7 @@ def test_what_changes_while_it_loads_is_not_lost() -> None:
     assert (ledger.used, ledger.files) == (10, 1)
 
 
-def test_a_load_that_fails_may_be_tried_again() -> None:
+def test_a_failed_load_can_be_retried() -> None:
     ledger = Ledger()
 
     def fail() -> tuple[list[Holding], list[str]]:
@@ -129,7 +129,7 @@ def test_a_load_that_fails_may_be_tried_again() -> None:
     assert ledger.used == 5
 
 
-def test_who_has_nothing_to_delete_learns_what_holds_the_room() -> None:
+def test_a_refusal_states_the_bytes_reserved_for_uploads() -> None:
     ledger = Ledger()
     with pytest.raises(Refused) as full:
         ledger.reserve(2000, 1500)

@@ -50,7 +50,7 @@ def test_a_handle_outlives_its_descriptor(store: DirectoryStore) -> None:
     session.close()
 
 
-def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> None:
+def test_sessions_share_the_descriptor_budget(store: DirectoryStore) -> None:
     share = DescriptorBudget(3 * PER_FILE)
     opened = begun(store, share)
     first, second = opened.for_session(1), opened.for_session(2)
@@ -74,7 +74,7 @@ def test_sessions_share_what_descriptors_there_are(store: DirectoryStore) -> Non
     assert not share.acquire(1)
 
 
-def test_what_cannot_be_closed_is_given_back(
+def test_a_failed_close_returns_its_descriptors(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = DescriptorBudget(PER_FILE)
@@ -92,7 +92,7 @@ def test_what_cannot_be_closed_is_given_back(
     assert share.acquire(PER_FILE)
 
 
-def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
+def test_the_least_recently_used_handle_is_dropped_first(store: DirectoryStore) -> None:
     session = begun(store).for_session(1)
     first, second = session.add(version(1)), session.add(version(2))
     session.read(second, 0, 1)
@@ -104,7 +104,7 @@ def test_the_least_used_handle_goes_first(store: DirectoryStore) -> None:
     session.close()
 
 
-def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) -> None:
+def test_removed_content_is_changed_in_every_session(store: DirectoryStore) -> None:
     opened = begun(store)
     names = [opened.for_session(number).add(version(1)) for number in (1, 2)]
     other = opened.for_session(1).add(version(2))
@@ -123,7 +123,7 @@ def test_content_that_went_is_changed_in_every_session(store: DirectoryStore) ->
         opened.for_session(1)
 
 
-def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) -> None:
+def test_logged_downloads_are_remembered_for_the_session(store: DirectoryStore) -> None:
     opened = begun(store)
     opened.for_session(1).mark_logged(version(1))
     assert opened.for_session(1).is_logged(version(1))
@@ -131,7 +131,7 @@ def test_what_was_logged_is_remembered_for_the_session(store: DirectoryStore) ->
     assert not opened.for_session(2).is_logged(version(1))
 
 
-def test_threads_that_share_too_few_descriptors_all_read_right(store: DirectoryStore) -> None:
+def test_threads_with_too_few_descriptors_read_correctly(store: DirectoryStore) -> None:
     session = begun(store).for_session(1)
     names = [session.add(version(number)) for number in range(FILES + 4)]
     wrong: list[int] = []

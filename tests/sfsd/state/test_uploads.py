@@ -77,7 +77,7 @@ def test_a_piece_that_is_being_written_is_not_written_twice(
     assert upload.wait_for_writes() == PIECE
 
 
-def test_settling_waits_for_what_is_being_written(
+def test_wait_for_writes_waits_for_running_writes(
     uploads: UploadRegistry, files: OwnerFiles
 ) -> None:
     upload, gate = gated(uploads, files)
@@ -89,7 +89,7 @@ def test_settling_waits_for_what_is_being_written(
     writing.join()
 
 
-def test_a_write_that_failed_may_come_again(uploads: UploadRegistry, files: OwnerFiles) -> None:
+def test_a_failed_write_can_be_repeated(uploads: UploadRegistry, files: OwnerFiles) -> None:
     upload, gate = gated(uploads, files)
     gate.go.set()
     gate.fail = True
@@ -129,7 +129,7 @@ def test_one_commit_at_a_time(uploads: UploadRegistry, files: OwnerFiles) -> Non
     assert files.ledger.used == 0  # a version holds the bytes now
 
 
-def test_what_is_announced_is_reserved_and_given_back(
+def test_announced_bytes_are_reserved_and_released(
     uploads: UploadRegistry, files: OwnerFiles
 ) -> None:
     files.loaded_ledger()
@@ -158,9 +158,7 @@ def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> N
     assert uploads.get("ada", busy.upload_id) is busy
 
 
-def test_of_what_descriptors_there_are_uploads_have_no_more(
-    served: Daemon, files: OwnerFiles
-) -> None:
+def test_uploads_stay_within_the_descriptor_budget(served: Daemon, files: OwnerFiles) -> None:
     share, clock = DescriptorBudget(3 * PER_UPLOAD), Clock(0.0)
     uploads = UploadRegistry(served.context.store.create_upload_file, share, clock)
     files.loaded_ledger()
@@ -181,7 +179,7 @@ def test_of_what_descriptors_there_are_uploads_have_no_more(
     assert not share.acquire(1)
 
 
-def test_what_cannot_be_closed_is_given_back(
+def test_a_failed_close_returns_its_descriptors(
     served: Daemon, files: OwnerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = DescriptorBudget(PER_UPLOAD)
@@ -200,7 +198,7 @@ def test_what_cannot_be_closed_is_given_back(
     assert share.acquire(PER_UPLOAD)
 
 
-def test_what_is_gone_reserves_nothing_more(uploads: UploadRegistry, files: OwnerFiles) -> None:
+def test_a_dropped_upload_reserves_nothing(uploads: UploadRegistry, files: OwnerFiles) -> None:
     """As for a piece that was on its way when the upload was dropped."""
     upload = uploads.open_upload(files, F, 0, 0)
     upload.finish()
@@ -209,7 +207,7 @@ def test_what_is_gone_reserves_nothing_more(uploads: UploadRegistry, files: Owne
 
 
 @pytest.mark.parametrize("look", ["for idle ones", "for those that replace"])
-def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
+def test_an_upload_whose_commit_just_began_is_not_dropped(
     served: Daemon, uploads: UploadRegistry, files: OwnerFiles, look: str
 ) -> None:
     """Its bytes may be in the log by the time that its file would be removed."""
@@ -244,7 +242,7 @@ def test_an_upload_whose_commit_begins_just_now_is_not_dropped(
     assert first.staged.path.exists()
 
 
-def test_what_was_dropped_is_not_committed(uploads: UploadRegistry, files: OwnerFiles) -> None:
+def test_a_dropped_upload_is_not_committed(uploads: UploadRegistry, files: OwnerFiles) -> None:
     upload = uploads.open_upload(files, F, 0, 0)
     assert upload.close_unless_committing()
     assert code_of(upload.begin_commit) == "upload-lost"

@@ -27,7 +27,7 @@ FILE_ID = "0123456789abcdef" * 2
         "a/b/c/d/e/f/g/h",
     ],
 )
-def test_paths_of_the_store(path: str) -> None:
+def test_valid_paths(path: str) -> None:
     check_path(path)
 
 
@@ -56,7 +56,7 @@ def test_paths_of_the_store(path: str) -> None:
         "a/b/c/d/e/f/g/h/i",
     ],
 )
-def test_what_is_no_path_of_the_store(path: str) -> None:
+def test_invalid_paths(path: str) -> None:
     with pytest.raises(PathError):
         check_path(path)
     with pytest.raises(PathError):

@@ -210,7 +210,7 @@ def test_a_cancelled_change_is_not_made(daemon: Daemon) -> None:
     assert stored(daemon.root) == {}
 
 
-def test_it_settles_behind(daemon: Daemon) -> None:
+def test_settling_runs_in_the_background(daemon: Daemon) -> None:
     daemon.submit(write("alice/x", b"1")).result(WAIT)
     settled = threading.Event()
     for _ in range(WAIT * 100):
@@ -269,7 +269,7 @@ def test_a_line_that_is_too_long_fails_alone(daemon: Daemon) -> None:
         ("write", "audit.jsonl", errno.EIO, JournalRefusedError),
     ],
 )
-def test_a_failure_before_the_log_is_undone_and_the_daemon_goes_on(
+def test_a_failure_before_the_log_is_undone_and_the_daemon_continues(
     daemon: Daemon, call: str, name: str, code: int, error: type[SfsdError]
 ) -> None:
     daemon.submit(write("alice/x", b"1")).result(WAIT)
@@ -284,7 +284,7 @@ def test_a_failure_before_the_log_is_undone_and_the_daemon_goes_on(
     assert (purse.taken, daemon.store.read("alice/x")) == (1, b"x")
 
 
-def test_a_full_disk_after_the_log_is_given_the_reserve(daemon: Daemon) -> None:
+def test_a_full_disk_after_the_log_uses_the_reserve(daemon: Daemon) -> None:
     daemon.files.full_until_removed = "reserve"
     daemon.files.errors = NO_ROOM
     assert daemon.submit(write("alice/x", b"1")).result(WAIT) == 0
@@ -301,7 +301,7 @@ def test_a_full_disk_after_the_log_is_given_the_reserve(daemon: Daemon) -> None:
         ("open_new", "x", errno.ENOSPC, StoreFailedError),  # even with the reserve
     ],
 )
-def test_a_failure_at_or_past_the_log_ends_all_acknowledging(
+def test_a_failure_at_or_past_the_log_stops_acknowledgements(
     tmp_path: Path, call: str, name: str, code: int, error: type[SfsdError]
 ) -> None:
     daemon = Daemon(tmp_path)
@@ -319,7 +319,7 @@ def test_a_failure_at_or_past_the_log_ends_all_acknowledging(
     assert (size, state) == (2, {"alice/y": b"1", "alice/x": b"2"})  # it may have been done; it was
 
 
-def test_a_mistake_of_ours_leaves_nobody_waiting(
+def test_a_bug_in_the_committer_leaves_no_caller_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[type[BaseException]] = []
@@ -364,7 +364,7 @@ def test_a_stale_change_among_others_is_refused_alone(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_group_grows_while_others_are_on_their_way_into_it(
+def test_a_group_grows_while_other_changes_are_decided(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "GATHER_SECONDS", WAIT)
@@ -376,6 +376,6 @@ def test_a_group_grows_while_others_are_on_their_way_into_it(
     assert len({daemon.journal.entry(seq).stage for seq in range(3)}) == 1
 
 
-def test_a_group_does_not_wait_for_ever_for_who_never_comes(daemon: Daemon) -> None:
+def test_a_group_stops_waiting_for_changes_that_never_come(daemon: Daemon) -> None:
     daemon.committer.expected = lambda: 1
     assert daemon.submit(change()).result(WAIT) == 0

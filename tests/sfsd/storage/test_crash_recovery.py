@@ -223,7 +223,7 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
         judge(model, *check_start(root, Disk(root)))
 
 
-def test_power_fails_after_the_start_that_followed_a_kill(run: Run, ground: Path) -> None:
+def test_a_power_failure_after_the_start_after_a_kill(run: Run, ground: Path) -> None:
     for at in points(len(run.calls), 60):
         root, after = ground / str(at), ground / f"{at}-after"
         root.mkdir()
@@ -256,7 +256,7 @@ def staged(root: Path, suffix: str) -> Path:
     return path
 
 
-def test_what_is_staged_is_installed_and_then_dropped(unsettled: Path) -> None:
+def test_staged_files_are_installed_and_then_removed(unsettled: Path) -> None:
     (unsettled / "staging" / f"{'0' * 32}.ct").write_bytes(b"of an upload that never ended")
     (unsettled / "staging" / "notes.txt").write_bytes(b"not ours")
     model = StoreModel(unsettled)
@@ -301,7 +301,7 @@ def _flip_first(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [_remove, _flip_first, _flip_last, _cut])
 @pytest.mark.parametrize(("suffix", "path"), [(".pack", SIDE), (".ct", f"{A}.1.ct")])
-def test_a_start_refuses_and_names_what_cannot_be_had(
+def test_a_start_reports_the_file_that_is_missing(
     unsettled: Path, harm: Callable[[Path], None], suffix: str, path: str
 ) -> None:
     harm(staged(unsettled, suffix))
@@ -314,14 +314,14 @@ def test_a_start_refuses_and_names_what_cannot_be_had(
 
 
 @pytest.mark.parametrize("text", [b"", b"1", b"-1\n", b"1\n\n", b"x\n", b"1" * 17 + b"\n"])
-def test_a_mark_that_is_none_of_ours_is_refused(unsettled: Path, text: bytes) -> None:
+def test_a_malformed_applied_mark_is_refused(unsettled: Path, text: bytes) -> None:
     (unsettled / "staging" / "applied").write_bytes(text)
     with pytest.raises(RecoveryError) as refused:
         StoreModel(unsettled)
     assert refused.value.path == "staging/applied"
 
 
-def test_a_log_shorter_than_what_was_applied_is_refused(unsettled: Path) -> None:
+def test_a_log_shorter_than_the_applied_mark_is_refused(unsettled: Path) -> None:
     (unsettled / "staging" / "applied").write_bytes(b"1\n")
     with pytest.raises(RecoveryError) as refused:
         StoreModel(unsettled)
@@ -337,7 +337,7 @@ def test_a_log_shorter_than_what_was_applied_is_refused(unsettled: Path) -> None
         ({SIDE: "00" * 32}, "0" * 32),
     ],
 )
-def test_an_entry_cannot_lead_outside(
+def test_an_entry_cannot_name_a_path_outside(
     tmp_path: Path, paths: dict[str, str | None], stage: str | None
 ) -> None:
     journal = open_journal(tmp_path / "logs")

@@ -67,7 +67,7 @@ def test_few_files_and_untrusted_file_systems_are_synced_one_by_one(
     assert files.each >= count + 2
 
 
-def test_after_a_failed_sync_nothing_is_durable_and_the_stage_stays(tmp_path: Path) -> None:
+def test_a_failed_sync_keeps_the_stage(tmp_path: Path) -> None:
     store = store_with(tmp_path, CountingFiles(whole=True, failing=True), SYNCFS_MIN_FILES)
     with pytest.raises(StoreFailedError):
         store.settle(force=True)

@@ -91,12 +91,12 @@ sidecars = st.builds(
 
 
 @given(sidecars)
-def test_a_sidecar_is_what_was_written(sidecar: Sidecar) -> None:
+def test_a_sidecar_round_trips(sidecar: Sidecar) -> None:
     assert parse_sidecar("p", sidecar.encode(sidecar.seq)) == sidecar
 
 
 @given(sidecars)
-def test_a_sidecar_that_is_known_to_be_one_is_read_the_same(sidecar: Sidecar) -> None:
+def test_the_lenient_parser_agrees_on_valid_sidecars(sidecar: Sidecar) -> None:
     raw = sidecar.encode(sidecar.seq)
     found = parse_sidecar_lenient("p", raw)
     assert found == parse_sidecar("p", raw)
@@ -105,7 +105,7 @@ def test_a_sidecar_that_is_known_to_be_one_is_read_the_same(sidecar: Sidecar) ->
 
 
 @pytest.mark.parametrize("body", [b"", b"no record", TOMBSTONE.encode() + b"x"])
-def test_a_sidecar_of_what_is_no_record_is_damaged(body: bytes) -> None:
+def test_a_sidecar_with_malformed_records_is_damaged(body: bytes) -> None:
     bad = SignedRecord(body, SIDECAR.content.signatures)
     for sidecar in (replace(SIDECAR, content=bad), replace(SIDECAR, head=bad)):
         with pytest.raises(DamagedError):
@@ -113,13 +113,13 @@ def test_a_sidecar_of_what_is_no_record_is_damaged(body: bytes) -> None:
 
 
 @given(sidecars)
-def test_a_sidecar_is_what_an_encoder_makes_of_it(sidecar: Sidecar) -> None:
+def test_a_sidecar_equals_the_json_encoders_output(sidecar: Sidecar) -> None:
     raw = sidecar.encode(sidecar.seq)
     assert json.dumps(json.loads(raw), separators=(",", ":")).encode() == raw
 
 
 @given(sidecars, st.data())
-def test_no_other_bytes_are_the_same_sidecar(sidecar: Sidecar, data: st.DataObject) -> None:
+def test_only_the_canonical_bytes_are_accepted(sidecar: Sidecar, data: st.DataObject) -> None:
     raw = sidecar.encode(sidecar.seq)
     position = data.draw(st.integers(0, len(raw) - 1))
     changed = data.draw(st.integers(0, 255).filter(lambda byte: byte != raw[position]))
@@ -130,7 +130,7 @@ def test_no_other_bytes_are_the_same_sidecar(sidecar: Sidecar, data: st.DataObje
     assert found != sidecar
 
 
-def test_a_sidecar_has_the_keys_and_the_order_that_are_documented() -> None:
+def test_a_sidecar_has_the_documented_keys_in_order() -> None:
     value = json.loads(SIDECAR.encode(8))
     assert list(value) == ["seq", "record", "signatures", "head", "metadata", "wraps", "segments"]
     assert value["seq"] == 8
@@ -170,11 +170,11 @@ LINK = StoredStatement(STATEMENT.encode(), (bytes(64),), 5, STATEMENT)
         replace(ACCOUNT, token_sha256=None, forced="key stolen"),
     ],
 )
-def test_an_account_is_what_was_written(account: StoredAccount) -> None:
+def test_an_account_round_trips(account: StoredAccount) -> None:
     assert parse_account("p", account.encode(account.seq)) == account
 
 
-def test_a_chain_is_what_was_written() -> None:
+def test_a_chain_round_trips() -> None:
     second = replace(STATEMENT, n=2, prev=record_hash(LINK.body), reason="device")
     links = (LINK, StoredStatement(second.encode(), (bytes(64), bytes(64)), 9, second))
     assert parse_statements("p", encode_statements(links)) == links
@@ -199,7 +199,7 @@ def test_a_chain_is_what_was_written() -> None:
         SIDECAR.encode(7),
     ],
 )
-def test_what_is_not_an_account_is_damaged(raw: bytes) -> None:
+def test_a_malformed_account_is_damaged(raw: bytes) -> None:
     with pytest.raises(DamagedError):
         parse_account("ada/account.json", raw)
 
@@ -211,7 +211,7 @@ def test_a_chain_counts_from_one_without_a_gap() -> None:
             parse_statements("p", encode_statements(links))
 
 
-def test_a_view_has_the_askers_wraps_only() -> None:
+def test_a_view_has_only_the_requesters_wraps() -> None:
     view = SIDECAR.view("bob", SIDECAR.last)
     assert (view.wraps, view.head, view.metadata) == (SIDECAR.wraps[1:], None, b"sealed")
     assert SIDECAR.view("eve", SIDECAR.last).wraps == ()
@@ -221,7 +221,7 @@ def test_a_view_has_the_askers_wraps_only() -> None:
     assert purged.view("ada", head).metadata == b""
 
 
-def test_of_long_records_few_are_kept_in_memory() -> None:
+def test_few_long_records_are_cached() -> None:
     """What strangers send, 16,000 of it, must not be 32 KiB each, and three times that parsed."""
     short = record(PURGE, purged=(1,)).encode()
     assert cached_record(short) is cached_record(short)

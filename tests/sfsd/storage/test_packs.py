@@ -60,7 +60,7 @@ def test_the_bytes_of_a_pack(tmp_path: Path) -> None:
 
 
 @given(given_members=st.lists(members, max_size=12))
-def test_a_pack_is_read_as_it_was_written(
+def test_a_pack_round_trips(
     tmp_path_factory: pytest.TempPathFactory, given_members: list[tuple[Member, bytes]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "pack"
@@ -79,7 +79,7 @@ def test_a_pack_cut_anywhere_is_refused(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_flipped_bit_ahead_of_the_contents_is_refused(tmp_path: Path) -> None:
+def test_a_flipped_bit_before_the_contents_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pack"
     for index in range(len(EXAMPLE) - len(b"hi")):
         path.write_bytes(EXAMPLE[:index] + bytes([EXAMPLE[index] ^ 1]) + EXAMPLE[index + 1 :])
@@ -95,7 +95,7 @@ def test_a_flipped_bit_ahead_of_the_contents_is_refused(tmp_path: Path) -> None:
         Member("", DIGEST, 0),
     ],
 )
-def test_a_path_that_the_store_cannot_have_is_refused(tmp_path: Path, member: Member) -> None:
+def test_an_invalid_path_is_refused(tmp_path: Path, member: Member) -> None:
     (tmp_path / "pack").write_bytes(packs.encode([(member, b"")]))
     with pytest.raises(PackError):
         read(tmp_path / "pack")
@@ -108,7 +108,7 @@ def test_a_length_past_the_end_is_refused(tmp_path: Path) -> None:
             read(tmp_path / "pack")
 
 
-def test_caps_are_looked_at_before_anything_is_read(tmp_path: Path) -> None:
+def test_limits_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     path = tmp_path / "pack"
     for count, size in [(packs.MAX_MEMBERS + 1, 0), (0, packs.MAX_INDEX + 1), (0, 2**32 - 1)]:
         path.write_bytes(b"sfs-pack\x00\x01" + count.to_bytes(4, "big") + size.to_bytes(4, "big"))

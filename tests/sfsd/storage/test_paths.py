@@ -23,7 +23,7 @@ from tests.sfsd.builders import file_id
 F = file_id(0xAB << 120)
 
 
-def test_paths_are_paths_of_the_store() -> None:
+def test_all_paths_are_valid() -> None:
     paths = VersionPaths.for_version("ada", F, 12)
     assert paths.sidecar == f"ada/files/ab/{F}.12.json"
     assert (paths.ciphertext, paths.leaves) == (
@@ -43,7 +43,7 @@ def test_paths_are_paths_of_the_store() -> None:
 
 
 @pytest.mark.parametrize("name", ["", f"{F}.ct", f"{F}.0.json", f"{F}.01.json", f"x{F}.1.json"])
-def test_other_names_are_no_sidecars(name: str) -> None:
+def test_other_names_are_not_sidecars(name: str) -> None:
     assert parse_sidecar_name(name) is None
 
 
@@ -54,7 +54,7 @@ def test_a_kept_bundle_is_found_by_its_name(n: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.", "bundle.0", "bundle.01", "bundle.1.json"])
-def test_other_names_are_no_kept_bundles(name: str) -> None:
+def test_other_names_are_not_kept_bundles(name: str) -> None:
     assert parse_kept_bundle(name) is None
 
 

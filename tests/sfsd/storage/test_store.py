@@ -77,7 +77,7 @@ def test_reading(store: DirectoryStore) -> None:
             store.read(bad)
 
 
-def test_an_open_blob_keeps_what_it_was_opened_on(store: DirectoryStore) -> None:
+def test_an_open_blob_keeps_its_content(store: DirectoryStore) -> None:
     put(store, change(Write(BLOB, b"first")))
     blob = store.open_blob(BLOB)
     put(store, change(Write(BLOB, b"the second")), seq=1)
@@ -141,7 +141,7 @@ class Counting(Files):
         return super().open_new(path)
 
 
-def test_what_was_read_is_not_read_again_for_its_digest(tmp_path: Path) -> None:
+def test_a_read_caches_the_digest(tmp_path: Path) -> None:
     put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
     files = Counting()
     store = DirectoryStore(tmp_path, files)
@@ -154,7 +154,7 @@ def test_what_was_read_is_not_read_again_for_its_digest(tmp_path: Path) -> None:
         store.read_with_digest(BLOB.replace(".ct", ".json.x"))
 
 
-def test_what_replaces_a_file_that_is_expected_is_not_tried_as_a_new_one(tmp_path: Path) -> None:
+def test_replacing_an_expected_file_does_not_try_to_create_it(tmp_path: Path) -> None:
     files = Counting()
     store = DirectoryStore(tmp_path, files)
     put(store, change(Write(SIDE, b"old"), expect={SIDE: None}))
@@ -166,7 +166,7 @@ def test_what_replaces_a_file_that_is_expected_is_not_tried_as_a_new_one(tmp_pat
     assert store.read(SIDE) == b"new"
 
 
-def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Path) -> None:
+def test_a_digest_read_before_a_publish_is_not_cached_after_it(tmp_path: Path) -> None:
     files = Halted()
     put(DirectoryStore(tmp_path), change(Write(SIDE, b"old")))
     store = DirectoryStore(tmp_path, files)
@@ -181,7 +181,7 @@ def test_a_digest_read_before_a_publish_is_not_remembered_after_it(tmp_path: Pat
 # Preparing.
 
 
-def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: DirectoryStore) -> None:
+def test_entries_list_paths_digests_and_stage(store: DirectoryStore) -> None:
     data = b"x" * 100
     draft = EntryDraft("test", "alice", detail={"note": 1})
     effects = (upload(store, data), Write(SIDE, lambda seq: b"%d" % seq), Remove(COPY))
@@ -209,13 +209,13 @@ def test_the_entries_say_what_was_touched_and_where_it_is_staged(store: Director
     assert (prepared.drafts, prepared.changes) == ([], []), "nobody needs them to settle it"
 
 
-def test_what_changes_no_bytes_stages_none(store: DirectoryStore) -> None:
+def test_a_change_without_bytes_stages_nothing(store: DirectoryStore) -> None:
     prepared = store.prepare([change(), change(Remove(SIDE))], 0)
     assert prepared.pack is None
     assert list(store.staging.iterdir()) == []
 
 
-def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
+def test_a_given_digest_is_used(store: DirectoryStore) -> None:
     given = digest_of(BLOB, b"x")
     prepared = store.prepare([change(Write(BLOB, b"x", given))], 0)
     assert prepared.drafts[0].detail["paths"] == {BLOB: given.hex()}
@@ -223,7 +223,7 @@ def test_a_digest_that_is_given_is_taken(store: DirectoryStore) -> None:
     assert store.stored_digest(BLOB) == given == store.digest_in_place(BLOB)
 
 
-def test_a_digest_may_be_asked_for_once_the_bytes_are_made(store: DirectoryStore) -> None:
+def test_a_digest_callable_is_called_after_the_data(store: DirectoryStore) -> None:
     made: list[bytes] = []
 
     def encode(seq: int) -> bytes:
@@ -274,7 +274,7 @@ def test_a_link_shares_the_file_and_outlives_its_source(store: DirectoryStore) -
     assert staged_names(store) == {""}  # applied
 
 
-def test_a_link_to_what_is_not_there_is_stale(store: DirectoryStore) -> None:
+def test_a_link_to_a_missing_file_is_stale(store: DirectoryStore) -> None:
     put(store, change(Write(BLOB, b"x")))
     prepared = store.prepare(
         [
@@ -331,7 +331,7 @@ def claiming(
     return Change(EntryDraft("test", "alice"), expect or {}, effects, claim=purse)
 
 
-def test_claims_are_taken_by_those_who_get_in(store: DirectoryStore) -> None:
+def test_only_accepted_changes_keep_their_claims(store: DirectoryStore) -> None:
     purse = Purse(2)
     gone = upload(store, b"abc")
     gone.staged.discard()
@@ -368,7 +368,7 @@ class Small(Files):
         return (1 << 20) + 1000
 
 
-def test_a_group_that_would_not_find_room_to_be_installed_is_refused(tmp_path: Path) -> None:
+def test_a_group_without_space_to_be_installed_is_refused(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path, Small())
     purse = Purse(1)
     with pytest.raises(StoreFullError):
@@ -393,7 +393,7 @@ def test_publishing_may_be_repeated(store: DirectoryStore) -> None:
     assert sorted(path.name for path in store.users.rglob(".*")) == []
 
 
-def test_settling_drops_the_stage_and_says_so(store: DirectoryStore) -> None:
+def test_settling_removes_the_stage_and_records_it(store: DirectoryStore) -> None:
     put(store, change(upload(store, b"abc")), change(Write(SIDE, b"1")))
     assert staged_names(store) == {".ct", ".pack"}
     assert (store.unsettled, store.installer.applied) == (2, -1)
@@ -404,7 +404,7 @@ def test_settling_drops_the_stage_and_says_so(store: DirectoryStore) -> None:
     assert DirectoryStore(store.staging.parent).installer.applied == 1
 
 
-def test_entries_without_effects_are_settled_when_asked_or_many(store: DirectoryStore) -> None:
+def test_entries_without_effects_are_settled_if_forced_or_many(store: DirectoryStore) -> None:
     put(store, change())
     store.settle()
     assert store.installer.applied == -1
@@ -416,7 +416,7 @@ def test_entries_without_effects_are_settled_when_asked_or_many(store: Directory
     assert store.installer.applied == 4096
 
 
-def test_settling_passes_over_what_was_removed_since(store: DirectoryStore) -> None:
+def test_settling_ignores_files_removed_since(store: DirectoryStore) -> None:
     put(store, change(Write(SIDE, b"1")))
     os.unlink(store.users / SIDE)
     put(store, change(Remove(COPY)), seq=1)  # its folder never was
@@ -436,7 +436,7 @@ class Filling(Files):
         return super().open_new(path)
 
 
-def test_a_full_disk_leaves_settling_for_later(tmp_path: Path) -> None:
+def test_a_full_disk_postpones_settling(tmp_path: Path) -> None:
     files = Filling()
     store = DirectoryStore(tmp_path, files)
     put(store, change(Write(SIDE, b"1")))
@@ -465,13 +465,13 @@ def test_after_a_failed_sync_nothing_is_prepared_or_settled(tmp_path: Path) -> N
     assert staged_names(store) == {".pack"}
 
 
-def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"in the way")
     with pytest.raises(StoreRefusedError):
         DirectoryStore(tmp_path)
 
 
-def test_two_files_of_one_change_are_read_as_it_left_them(store: DirectoryStore) -> None:
+def test_two_files_of_one_change_are_read_consistently(store: DirectoryStore) -> None:
     contents = [bytes([n]) * 3000 for n in range(100)]
     put(store, change(Write(SIDE, contents[0]), Write(BLOB, contents[0])))
     done = threading.Event()
@@ -516,7 +516,7 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
     assert store.stored_digest(SIDE) == digest_of(SIDE, contents[-1])
 
 
-def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -> None:
+def test_a_new_file_found_by_its_name_is_read_completely(tmp_path: Path) -> None:
     """A scan of a folder finds the name while the bytes are still written."""
 
     folder, _, name = SIDE.rpartition("/")
@@ -548,7 +548,7 @@ def test_who_knows_a_new_file_by_its_name_only_reads_all_of_it(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_file_that_cannot_be_looked_at_is_not_taken_for_none(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_reported_as_missing(tmp_path: Path) -> None:
     """Who is told that there is none may put another in its place."""
     store = DirectoryStore(tmp_path)
     (store.users / "ada").mkdir()

@@ -49,7 +49,7 @@ def test_pieces_in_any_order_by_many_threads(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_or_short(tmp_path: Path) -> None:
+def test_missing_and_short_pieces(tmp_path: Path) -> None:
     staged = begin(tmp_path)
     with pytest.raises(IncompleteError):
         staged.seal()
@@ -69,7 +69,7 @@ def test_what_is_missing_or_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("index", "size"), [(0, 0), (0, PIECE_SIZE + 1), (-1, 1), (MAX_PIECES, 1)])
-def test_a_piece_that_cannot_be(tmp_path: Path, index: int, size: int) -> None:
+def test_an_invalid_piece(tmp_path: Path, index: int, size: int) -> None:
     staged = begin(tmp_path)
     with pytest.raises(ValueError, match="piece"):
         staged.write(index, bytes(size))
@@ -117,7 +117,7 @@ def test_sealing_waits_for_a_write_that_is_under_way(tmp_path: Path) -> None:
     staged.discard()
 
 
-def test_dropping_waits_to_close_until_a_write_has_ended(tmp_path: Path) -> None:
+def test_discard_closes_after_running_writes(tmp_path: Path) -> None:
     files = Slow()
     staged = begin(tmp_path, files)
     with ThreadPoolExecutor(1) as pool:
@@ -135,7 +135,7 @@ def test_dropping_waits_to_close_until_a_write_has_ended(tmp_path: Path) -> None
     staged.discard()
 
 
-def test_what_was_adopted_is_not_dropped(tmp_path: Path) -> None:
+def test_an_adopted_upload_is_not_removed(tmp_path: Path) -> None:
     staged = begin(tmp_path)
     staged.write(0, b"abc")
     staged.mark_adopted()
@@ -156,9 +156,7 @@ def test_an_upload_id_is_16_bytes_and_used_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "error"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreRefusedError)]
 )
-def test_a_write_that_fails_can_be_tried_again(
-    tmp_path: Path, code: int, error: type[Exception]
-) -> None:
+def test_a_failed_write_can_be_retried(tmp_path: Path, code: int, error: type[Exception]) -> None:
     disk = Disk(tmp_path)
     staged = begin(tmp_path, disk)
     disk.fail_at = {len(disk.calls): code}
@@ -171,7 +169,7 @@ def test_a_write_that_fails_can_be_tried_again(
     staged.discard()
 
 
-def test_a_write_that_comes_up_short_goes_on(tmp_path: Path) -> None:
+def test_a_short_write_continues(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     staged = begin(tmp_path, disk)
     disk.fail_at = {len(disk.calls): None}
@@ -180,7 +178,7 @@ def test_a_write_that_comes_up_short_goes_on(tmp_path: Path) -> None:
     staged.discard()
 
 
-def test_a_sync_that_fails_fails_for_good(tmp_path: Path) -> None:
+def test_a_failed_sync_is_permanent(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     syncs = SyncGuard(disk)
     staged = UploadFile(disk, syncs, tmp_path, ID)
@@ -198,7 +196,7 @@ class Nearly(Files):
         return 1 << 20
 
 
-def test_uploads_leave_room_for_what_is_committed(tmp_path: Path) -> None:
+def test_uploads_leave_space_for_committed_data(tmp_path: Path) -> None:
     staged = begin(tmp_path, Nearly())
     with pytest.raises(StoreFullError):
         staged.write(0, b"abc")
@@ -206,7 +204,7 @@ def test_uploads_leave_room_for_what_is_committed(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
-def test_received_counts_what_has_no_gap(
+def test_received_counts_bytes_before_the_first_gap(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
     staged = begin(tmp_path_factory.mktemp("staging"))
@@ -241,7 +239,7 @@ class Reserving(Files):
         (17 * PIECE_SIZE + 3, MIN_FREE_BYTES + 2 * PIECE_SIZE, [(16 * PIECE_SIZE, PIECE_SIZE + 3)]),
     ],
 )
-def test_reserves_what_was_announced_a_little_at_a_time_and_never_the_floor(
+def test_blocks_are_reserved_in_steps_and_never_below_the_minimum(
     tmp_path: Path, announced: int, free: int, expected: list[tuple[int, int]]
 ) -> None:
     files = Reserving(free)
