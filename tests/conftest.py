@@ -1,4 +1,4 @@
-"""What every test run shares: how hard hypothesis tries, and that ^C reaches what is tested."""
+"""Shared setup: hypothesis profiles, and SIGINT for the tested processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 FUZZ_EXAMPLES = os.environ.get("SFS_FUZZ_EXAMPLES")
 
-# Two cores shared by workers make single examples slow at times; a deadline would only flake.
+# Two cores shared by workers make single examples slow at times, so a deadline would flake.
 settings.register_profile("quick", deadline=None, max_examples=100)
 settings.register_profile("ci", settings.get_profile("quick"), print_blob=True)
 settings.register_profile(
@@ -30,6 +30,6 @@ def _profile() -> str:
 
 settings.load_profile(_profile())
 
-# What a script runs in the background is deaf to ^C, and so is whatever that starts in turn.
+# A shell starts background jobs with SIGINT ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

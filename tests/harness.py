@@ -1,7 +1,7 @@
-"""Real programs in processes of their own: what end-to-end tests, the benchmark and the demo drive.
+"""Runs the real programs in separate processes, for end-to-end tests, benchmarks and the demo.
 
-Nothing here reaches into the product. A `Daemon` is ``sfsd`` over one root, a `Client` is ``sfsc``
-over one home; both learn where to work, and the passphrase, from environment variables.
+Nothing here uses the product's internals. A `Daemon` is ``sfsd`` over one root, a `Client` is
+``sfsc`` over one home. Environment variables give both their folder, and the passphrase.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BYTECODE = Path(sys.prefix) / "bytecode"
-"""Out of the tree, and where nobody else may write."""
+"""Outside the repository, in a folder that no other user can write."""
 PASSPHRASE = "correct horse battery staple"
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -27,12 +27,12 @@ COMMAND_SECONDS = 110.0
 
 
 class CommandFailed(AssertionError):
-    """A program ended with another exit code than the caller expected."""
+    """A program exited with an unexpected code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended. `stdout` is exact; `stderr` is for people and decoded."""
+    """Result of a program: exact `stdout` bytes, and decoded `stderr`."""
 
     arguments: tuple[str, ...]
     code: int
@@ -48,16 +48,16 @@ class Result:
         return self.text.splitlines()
 
     def expect(self, code: int) -> Self:
-        """Itself, when it ended with `code`. Raises `CommandFailed`."""
+        """Return self if the exit code is `code`, else raise `CommandFailed`."""
         if self.code != code:
-            head = f"{' '.join(self.arguments)}: exit {self.code}, not {code}"
+            head = f"{' '.join(self.arguments)}: exit {self.code}, expected {code}"
             stdout = self.stdout[-2000:].decode(errors="replace")
             raise CommandFailed(f"{head}\n--- stdout\n{stdout}\n--- stderr\n{self.stderr[-4000:]}")
         return self
 
 
 def command(program: str) -> list[str]:
-    """How to start `program` (``sfsd`` or ``sfsc``): the installed script, else this tree."""
+    """Return the command for ``sfsd`` or ``sfsc``: the installed script, else this tree."""
     script = Path(sys.executable).with_name(program + (".exe" if os.name == "nt" else ""))
     if script.exists():
         return [str(script)]
@@ -66,10 +66,10 @@ def command(program: str) -> list[str]:
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without a developer's own sfs settings, then `own`.
+    """Return this process's environment without its sfs settings, updated with `own`.
 
-    Programs are compiled once, as they are where they are installed: compiling them anew in each
-    process would take longer than most of what they do.
+    Bytecode is cached, as for installed programs: compiling in each process would take longer than
+    most commands.
     """
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("SFSC_", "SFSD_"))
@@ -89,7 +89,7 @@ def run(
     cwd: Path | None = None,
     seconds: float = COMMAND_SECONDS,
 ) -> Result:
-    """Run `program` to its end. Raises `subprocess.TimeoutExpired` after `seconds`."""
+    """Run `program` until it exits. Raises `subprocess.TimeoutExpired` after `seconds`."""
     words = tuple(map(str, arguments))
     done = subprocess.run(
         [*command(program), *words],
@@ -108,9 +108,8 @@ def run(
 class Daemon(AbstractContextManager["Daemon"]):
     """One ``sfsd`` over `root`, reachable at `address` (``HOST:PORT``) while it runs.
 
-    The first start takes a free port, later ones the same port again, so that clients find it.
-    As a context manager it starts, and stops what still runs. `program` serves in the place of
-    ``sfsd``.
+    The first start takes a free port, and later ones reuse it, so that clients find the daemon.
+    As a context manager it starts the daemon, and stops it at the end. `program` replaces ``sfsd``.
     """
 
     root: Path
@@ -124,22 +123,22 @@ class Daemon(AbstractContextManager["Daemon"]):
 
     @property
     def log_path(self) -> Path:
-        """What the daemon printed, over all starts."""
+        """The output of the daemon over all starts."""
         return self.root.with_name(self.root.name + ".output")
 
     def run(
         self, *arguments: str | Path, code: int = 0, seconds: float = COMMAND_SECONDS
     ) -> Result:
-        """Run ``sfsd ARGUMENTS``. Raises `CommandFailed` unless it ends with `code`."""
+        """Run ``sfsd ARGUMENTS``. Raises `CommandFailed` unless its exit code is `code`."""
         return run("sfsd", arguments, self._environment, seconds=seconds).expect(code)
 
     def init(self) -> None:
-        """Make the root."""
+        """Create the root."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.run("init")
 
     def start(self) -> Self:
-        """Serve, and return once connections are accepted. Raises `CommandFailed`."""
+        """Start serving; return when connections are accepted. Raises `CommandFailed`."""
         if self.process is not None:
             raise RuntimeError("already running")
         ready = self.root.with_name(self.root.name + ".ready")
@@ -169,7 +168,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         raise CommandFailed(f"sfsd serve did not become ready (exit {code})\n{output}")
 
     def stop(self) -> int:
-        """SIGTERM, then the exit code. Raises `subprocess.TimeoutExpired` when it does not stop."""
+        """Send SIGTERM and return the exit code. Raises `subprocess.TimeoutExpired`."""
         process = self._running()
         process.terminate()
         code = process.wait(STOP_SECONDS)
@@ -177,7 +176,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         return code
 
     def kill(self) -> int:
-        """SIGKILL (what a power cut leaves, but for the page cache), then the exit code."""
+        """Send SIGKILL and return the exit code; like a power cut, except for the page cache."""
         process = self._running()
         process.kill()
         code = process.wait(STOP_SECONDS)
@@ -185,7 +184,7 @@ class Daemon(AbstractContextManager["Daemon"]):
         return code
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
-        """The exit code of a daemon that ends by itself."""
+        """Wait for a daemon that exits by itself; return its exit code."""
         code = self._running().wait(seconds)
         self.process = None
         return code
@@ -196,11 +195,11 @@ class Daemon(AbstractContextManager["Daemon"]):
         return self.process
 
     def add_user(self, name: str) -> str:
-        """The invitation of a new user, as the operator would send it."""
+        """Add a user and return the invitation."""
         return self.run("user", "add", name).text.strip()
 
     def client(self, name: str, home: Path, *options: str) -> Client:
-        """Invite `name` and enrol him from `home`."""
+        """Invite the user `name` and enrol the account in `home`."""
         client = Client(home)
         client.run("init", "-", *options, stdin=self.add_user(name).encode() + b"\n")
         return client
@@ -241,13 +240,13 @@ class Client:
         cwd: Path | None = None,
         seconds: float = COMMAND_SECONDS,
     ) -> Result:
-        """Run ``sfsc ARGUMENTS``. Raises `CommandFailed` unless it ends with `code`."""
+        """Run ``sfsc ARGUMENTS``. Raises `CommandFailed` unless its exit code is `code`."""
         return run(
             "sfsc", arguments, self._environment, stdin=stdin, cwd=cwd, seconds=seconds
         ).expect(code)
 
     def start(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start ``sfsc ARGUMENTS`` with pipes, for a caller that feeds it slowly or kills it."""
+        """Start ``sfsc ARGUMENTS`` with pipes, for callers that feed it slowly or kill it."""
         return subprocess.Popen(
             [*command("sfsc"), *map(str, arguments)],
             stdin=subprocess.PIPE,

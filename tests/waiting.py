@@ -1,4 +1,4 @@
-"""For what another thread or process brings about, in its own time."""
+"""Waiting for the effects of other threads and processes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 
 SECONDS = 60.0
-"""Much more than it takes on the slowest machine: who waits in vain has found a mistake."""
+"""Far longer than needed on the slowest machine, so a timeout means a bug."""
 
 
 def until(holds: Callable[[], object]) -> None:
-    """Wait for it to be true. Raises AssertionError after `SECONDS`."""
+    """Wait until `holds()` is true. Raises AssertionError after `SECONDS`."""
     deadline = time.monotonic() + SECONDS
     while not holds():
-        assert time.monotonic() < deadline, "waited for in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)

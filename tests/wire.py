@@ -1,4 +1,4 @@
-"""A client below the library: raw TCP, TLS as one likes, frames one by one."""
+"""Low-level client: TCP, optional TLS, and single frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GONE = (ConnectionError, ssl.SSLError, BrokenPipeError)
 
 
 def any_server() -> ssl.SSLContext:
-    """TLS that trusts whoever answers: strangers do not care."""
+    """Return a TLS context that accepts any server certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -27,7 +27,7 @@ def any_server() -> ssl.SSLContext:
 
 
 class Wire:
-    """One connection: ``async with await Wire.connect(…) as wire``, or `close` it."""
+    """One connection; use it with ``async with await Wire.connect(…)``, or `close` it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -39,9 +39,9 @@ class Wire:
     async def connect(
         cls, address: str, tls: ssl.SSLContext | None, source: str | None = None
     ) -> Self:
-        """To ``HOST:PORT``, in the clear where `tls` is None. Raises what asyncio raises.
+        """Connect to ``HOST:PORT``, without TLS if `tls` is None. Raises the errors of asyncio.
 
-        `source` is the address to come from, another than the system's choice.
+        `source` is the local address to bind, instead of the system's choice.
         """
         host, port = parse_address(address)
         local = None if source is None else (source, 0)
@@ -50,7 +50,7 @@ class Wire:
 
     @classmethod
     async def welcomed(cls, address: str, source: str | None = None) -> Self:
-        """Through TLS, and past the server's Welcome."""
+        """Connect with TLS and receive the server's Welcome."""
         wire = await cls.connect(address, any_server(), source)
         await wire.message()
         return wire
@@ -60,7 +60,7 @@ class Wire:
         await self.writer.drain()
 
     async def message(self) -> Message:
-        """The next message. Raises EOFError where the server has closed the connection."""
+        """Return the next message. Raises EOFError if the server has closed the connection."""
         async with asyncio.timeout(SECONDS):
             while not self._received:
                 data = await self.reader.read(64 * 1024)
@@ -76,13 +76,13 @@ class Wire:
         return self._received.pop(0)
 
     async def ask(self, message: Request) -> Message:
-        """Send a request and take the next message, which answers it where none else waits."""
+        """Send a request and return the next message: its reply, if no other request waits."""
         _, pieces = self.connection.request(message)
         await self.send(b"".join(pieces))
         return await self.message()
 
     def login(self, key: SigningKey, server: bytes, spki: bytes, *, user: str = OPERATOR) -> Login:
-        """A Login on this connection by the key of generation 1."""
+        """Return a Login for this connection, signed by the key of generation 1."""
         body = login_body(
             server=server,
             spki=spki,
@@ -94,7 +94,7 @@ class Wire:
         return Login(PROTOCOL_VERSION, user, 1, 0, key.sign(Label.LOGIN, body))
 
     async def ended(self, within: float = SECONDS) -> bytes:
-        """What still comes until the server closes the connection. Raises TimeoutError."""
+        """Return the bytes received until the server closes the connection. Raises TimeoutError."""
         async with asyncio.timeout(within):
             rest = b""
             try:

@@ -1,5 +1,7 @@
-"""Roots and accounts for tests that are about something else: the code of `sfsd init`, `sfsd user
-add` and `sfsc init`, without a process for each. Those commands have tests of their own."""
+"""Creates roots and accounts without a process for each command.
+
+Uses the code of `sfsd init`, `sfsd user add` and `sfsc init`, which have their own tests.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from tests.harness import Client, Daemon
 
 
 def new_root(root: Path) -> Daemon:
-    """A root that is not served yet."""
+    """Create a root that is not served yet."""
     root.mkdir(parents=True, exist_ok=True)
     _called(init.command, root)
     return Daemon(root)
@@ -23,8 +25,10 @@ def new_root(root: Path) -> Daemon:
 def enrolled(
     daemon: Daemon, name: str, home: Path, key_type: str = "xwing", passphrase: str | None = None
 ) -> Client:
-    """A new user of a served root. Without a passphrase: stretching one takes longer than all else
-    that a command does."""
+    """Enrol a new user of a served root, by default without a passphrase.
+
+    Stretching a passphrase takes longer than everything else in a command.
+    """
     invitation = invited_by(_called(user.command, daemon.root, "add", name).strip())
     enrol_account(invitation, home, key_type, passphrase)
     return Client(home)

@@ -1,4 +1,4 @@
-"""A served root and two enrolled users, each a real process."""
+"""Fixtures: a served root and two enrolled users, all real processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness import Client, Daemon
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """An `sfsd` over a fresh root, accepting connections."""
+    """Yield an `sfsd` with a new root that accepts connections."""
     with new_root(tmp_path / "root") as served:
         yield served
 

@@ -1,13 +1,13 @@
-"""`sfsd serve` and a rotation, in processes that SIGKILL themselves at a point of their work.
+"""Runs `sfsd serve` or a rotation in a process that kills itself (SIGKILL) at a given step.
 
-``python -m tests.e2e.killed POINT serve …`` is `sfsd serve …`, and ``POINT rotate HOME
-[compromised]`` rotates. While the file POINT holds ``KIND NUMBER``, the process that comes to the
-step KIND for the NUMBERth time ends there. While it holds ``count``, each step is written to
+``python -m tests.e2e.killed POINT serve …`` runs `sfsd serve …`; ``POINT rotate HOME
+[compromised]`` rotates. While the file POINT holds ``KIND NUMBER``, the process is killed when it
+reaches the step KIND for the NUMBERth time. While it holds ``count``, each step is written to
 POINT.seen.
 
-Nothing is changed but that: steps are ahead of and behind calls of the product's own. Batches are
-small, each change is a group of its own and the store is settled at once, so that a few files make
-many steps, and the same ones each time.
+Steps are before and after calls of the product's own functions; nothing else in it changes. Batches
+are small, each change is a separate group and the store is settled at once, so that a few files
+make many steps, the same ones each time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SETTLE_AFTER = 0.005
 
 
 class Steps:
-    """How often which step was come to since the point was set."""
+    """Counts the steps of each kind since the point was set."""
 
     def __init__(self, point: Path) -> None:
         self._point = point
@@ -45,7 +45,7 @@ class Steps:
         self._taken: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """What POINT.next holds is the point from now on: who has no session yet is not cut."""
+        """Move POINT.next to POINT, so that no process is killed before it has a session."""
         self._point.with_suffix(".next").replace(self._point)
 
     def take(self, kind: str) -> None:
@@ -71,8 +71,10 @@ class Steps:
         after: str | None,
         but: tuple[type, ...] = (),
     ) -> None:
-        """Have a method of `owner` take a step ahead of it and one behind it; none where it is
-        given or gives something of the types `but`."""
+        """Wrap a method of `owner` with a step before and a step after it.
+
+        Calls with an argument or result of the types `but` take no step.
+        """
         method: Callable[..., object] = getattr(owner, name)
 
         def stepping(*args: object, **named: object) -> object:
@@ -104,7 +106,7 @@ def rotate(steps: Steps, home: str, compromised: bool) -> None:
     replace = Path.replace
 
     def replacing(path: Path, target: Path) -> Path:
-        """Of the keyring, whose next content is complete and synced under another name."""
+        """Take steps around the rename of a keyring, whose new content is already synced."""
         if target.name != "keyring":
             return replace(path, target)
         steps.take("rename")
@@ -115,8 +117,8 @@ def rotate(steps: Steps, home: str, compromised: bool) -> None:
     with sfsc.connect(home, auto_rotate=False) as store:
         steps.begin()
         setattr(Path, "replace", replacing)  # noqa: B010
-        # How many receipts share a checkpoint, and so how many proofs are asked for that one
-        # continues another, is a matter of time. Behind the last of them is "remember".
+        # The number of receipts per checkpoint depends on timing, and so does the number of
+        # consistency proofs requested. "remember" comes after the last of them.
         steps.around(Transport, "submit", "send", "sent", but=(LogProof,))
         steps.around(Transport, "result", None, "received", but=(LogProven,))
         steps.around(KeyringFile, "save", "save", "saved")

@@ -1,5 +1,7 @@
-"""`sfsd` and `sfsc` at another time: ``python -m tests.e2e.later FILE sfsd|sfsc …`` runs the
-program with a clock that is ahead by as many seconds as FILE says, looked at each time."""
+"""Runs `sfsd` or `sfsc` with a clock that is ahead: ``python -m tests.e2e.later FILE sfsd|sfsc …``.
+
+FILE holds the number of seconds, and is read at each call of `time.time`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 def main() -> None:
     ahead, program, *arguments = sys.argv[1:]
     real, file = time.time, Path(ahead)
-    # Ahead of the first import: defaults are bound then.
+    # Before the first import, which binds default arguments.
     setattr(time, "time", lambda: real() + float(file.read_text()))  # noqa: B010
     sys.argv = [program, *arguments]
     sys.exit(importlib.import_module(f"{program}.cli").main())

@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks a connection after so many bytes: what a bad network does."""
+"""TCP proxy that breaks connections after a number of bytes, like a bad network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _CHUNK = 64 * 1024
 
 @dataclass
 class Proxy:
-    """Forwards to `target` (host, port). Connection number i is cut, in both directions, once the
-    client has sent `cuts[i]` bytes (with `downwards`: has received); those behind the last live.
-    `accepted` counts them."""
+    """Forwards connections to `target` (host, port).
+
+    Connection number i is closed in both directions after the client has sent `cuts[i]` bytes, or
+    with `downwards` received as many. Later connections are not cut. `accepted` counts connections.
+    """
 
     target: tuple[str, int]
     cuts: list[int]
@@ -61,7 +63,7 @@ def _forward(source: socket.socket, sink: socket.socket, left: int | None) -> No
 def proxied(
     address: str, cuts: list[int], *, downwards: bool = False
 ) -> Iterator[tuple[Proxy, str]]:
-    """(proxy, its own HOST:PORT) in front of the server at `address`."""
+    """Yield (proxy, its HOST:PORT) in front of the server at `address`."""
     host, _, port = address.rpartition(":")
     proxy = Proxy((host, int(port)), cuts, downwards)
     with socket.create_server(("127.0.0.1", 0)) as listener:

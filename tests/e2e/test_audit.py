@@ -1,4 +1,4 @@
-"""The log from the user's side: receipts that travel, a history without a gap, two stories told."""
+"""The audit log for users: portable receipts, complete histories, and detected split views."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def put(client: Client, name: str, content: bytes = b"content", code: int = 0) -
 # --- receipts
 
 
-def test_a_receipt_is_checked_anywhere(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_a_receipt_verifies_offline_without_keys(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
     proof = tmp_path / "proof"
     alice.run("put", "-", "--name", "a", "--receipt", proof, stdin=b"content")
     assert proof.read_bytes().startswith(b"c2sp.org/tlog-proof@v1\n")
     (status,) = objects(alice.run("--json", "status"))
     daemon.stop()
-    # Offline, and with no key: the keyring is not even there.
+    # Offline and without keys: there is no keyring.
     (alice.home / "keyring").rename(tmp_path / "keyring")
     (told,) = objects(alice.run("--json", "audit", "check", proof))
     assert (told["op"], told["actor"], told["version"]) == ("upload", "alice", 1)
@@ -45,11 +47,11 @@ def test_a_receipt_is_checked_anywhere(daemon: Daemon, alice: Client, tmp_path: 
     stranger.run("audit", "check", proof, "--vkey", "nonsense", code=2)
 
 
-def test_a_receipt_that_was_tampered_with(alice: Client, tmp_path: Path) -> None:
+def test_a_tampered_receipt_is_refused(alice: Client, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     alice.run("put", "-", "--name", "a", "--receipt", proof, stdin=b"content")
-    alice.run("put", "-", "--name", "b", "--receipt", proof, stdin=b"x", code=1)  # it is there
-    alice.run("stat", "b", code=3)  # and so nothing was stored
+    alice.run("put", "-", "--name", "b", "--receipt", proof, stdin=b"x", code=1)  # the file exists
+    alice.run("stat", "b", code=3)  # so nothing was stored
     text = proof.read_bytes()
     lines = text.split(b"\n")
     wrong = [
@@ -70,10 +72,10 @@ def test_a_receipt_that_was_tampered_with(alice: Client, tmp_path: Path) -> None
         assert alice.run("audit", "check", proof, code=5).stdout == b"", number
 
 
-# --- one's own history
+# --- history of an account
 
 
-def test_a_history_that_holds(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_a_valid_history(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         put(alice, name)
         put(alice, name, b"again")
@@ -90,14 +92,14 @@ def test_a_history_that_holds(daemon: Daemon, alice: Client, tmp_path: Path) -> 
     assert (told["records"], told["statements"], told["files"]) == (6 + 2 + 2 + 1, 2, 4)
     (his,) = objects(bob.run("--json", "audit", "verify"))
     assert (his["records"], his["files"]) == (1, 1)
-    # From another machine, which remembers nothing.
+    # On another machine without remembered state.
     other = Client(tmp_path / "other")
     other.run("key", "restore", tmp_path / "backup", OPEN)
     (same,) = objects(other.run("--json", "audit", "verify"))
     assert (same["records"], same["statements"]) == (told["records"], 3)
 
 
-def test_who_did_what_with_a_file(daemon: Daemon, alice: Client) -> None:
+def test_the_history_of_a_file(daemon: Daemon, alice: Client) -> None:
     put(alice, "docs/a")
     put(alice, "docs/a", b"again")
     put(alice, "b")
@@ -111,7 +113,7 @@ def test_who_did_what_with_a_file(daemon: Daemon, alice: Client) -> None:
         ("delete", None, "alice"),
     ]
     everything = alice.run("audit", "log")
-    assert "docs/a" not in everything.text  # it was deleted: only its id is known by listing
+    assert "docs/a" not in everything.text  # deleted: a listing knows only its id
     assert " b version 1" in everything.text
     assert "login" in everything.text
     alice.run("audit", "log", "none", code=3)
@@ -121,7 +123,7 @@ def test_who_did_what_with_a_file(daemon: Daemon, alice: Client) -> None:
 
 
 def test_the_log_and_the_store_must_agree(daemon: Daemon, alice: Client) -> None:
-    """The store without its newest change, the log with it: who looks at his history sees it."""
+    """A store without its newest logged change is reported to the user who reads the history."""
     put(alice, "a")
     daemon.stop()
     files = daemon.root / "store" / "users" / "alice" / "files"
@@ -134,16 +136,16 @@ def test_the_log_and_the_store_must_agree(daemon: Daemon, alice: Client) -> None
     shutil.rmtree(files)
     shutil.copytree(kept, files)
     daemon.start()
-    (alice.home / "state.sqlite3").unlink()  # as from a machine that has not seen the change
+    (alice.home / "state.sqlite3").unlink()  # like a machine that has not seen the change
     assert "store" in alice.run("audit", "verify", code=5).stderr
     daemon.stop()
     assert len(daemon.run("fsck", code=5).lines) == 4
 
 
-# --- two stories
+# --- split views
 
 
-def test_yesterday_s_root_put_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_a_restored_older_root_is_reported(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     put(alice, "a")
     daemon.stop()
     shutil.copytree(daemon.root, tmp_path / "yesterday")
@@ -160,12 +162,12 @@ def test_yesterday_s_root_put_back(daemon: Daemon, alice: Client, tmp_path: Path
     text = evidence.read_text()
     assert text.count("\n— sfs/") == 2
     assert (evidence.stat().st_mode & 0o777) == 0o600
-    # Every command says so, and writes no second file about it.
+    # Every command reports it, and no second evidence file is written.
     for arguments in (("cat", "a"), ("status",), ("audit", "verify")):
         alice.run(*arguments, code=5)
     put(alice, "c", code=5)
     assert list((alice.home / "evidence").iterdir()) == [evidence]
-    # The operator explains himself, and it is accepted.
+    # The operator explains the restore, and the user accepts it.
     alice.run("audit", "accept", stdin=b"no\n", code=2)
     alice.run("ls", code=5)
     alice.run("audit", "accept", stdin=b"yes\n")
@@ -175,10 +177,10 @@ def test_yesterday_s_root_put_back(daemon: Daemon, alice: Client, tmp_path: Path
     assert evidence.exists()
 
 
-def test_a_server_that_comes_back_to_its_first_story(
+def test_a_server_that_returns_to_its_first_log(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    """Reading goes on, since its log is the one that was known; nothing is signed for it."""
+    """Reading works, because the log is the known one, but nothing is signed for that server."""
     put(alice, "a")
     daemon.stop()
     shutil.copytree(daemon.root, tmp_path / "other")
@@ -204,7 +206,7 @@ def test_a_server_that_comes_back_to_its_first_story(
 
 @pytest.fixture
 def forked(daemon: Daemon, alice: Client, tmp_path: Path) -> tuple[Daemon, Client, Client]:
-    """A daemon and its twin, which tells bob another story since a while; alice and bob."""
+    """Return a daemon, a copy that shows bob another log since some time, and alice and bob."""
     bob = enrolled(daemon, "bob", tmp_path / "bob")
     put(alice, "a")
     daemon.stop()
@@ -219,10 +221,10 @@ def forked(daemon: Daemon, alice: Client, tmp_path: Path) -> tuple[Daemon, Clien
     return twin, alice, apart
 
 
-def test_a_checkpoint_from_before_the_log_had_another_key(
+def test_a_checkpoint_signed_by_an_earlier_log_key(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    """Else an operator who does as he should would stand there as one who has told two stories."""
+    """Otherwise an operator who changes the log key as documented would look like an attacker."""
     note = tmp_path / "note"
     note.write_bytes(alice.run("audit", "checkpoint").stdout)
     daemon.stop()
@@ -237,7 +239,7 @@ def test_a_checkpoint_from_before_the_log_had_another_key(
     put(alice, "still trusted")
 
 
-def test_two_people_compare(
+def test_two_users_compare_checkpoints(
     forked: tuple[Daemon, Client, Client], daemon: Daemon, tmp_path: Path
 ) -> None:
     twin, alice, bob = forked
@@ -262,10 +264,10 @@ def test_two_people_compare(
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_keys_that_are_rotated_while_a_history_is_verified(
+def test_a_rotation_during_verification_is_not_tampering(
     alice: Client, monkeypatch: pytest.MonkeyPatch, *, first: bool
 ) -> None:
-    """Before the log is read, or behind that: neither is tampering."""
+    """A rotation before or after the log is read is not tampering."""
     entries = OwnLog.entries
 
     def rotated(own: OwnLog) -> list[LogEntry]:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a hundred uploads: what was acknowledged opens, no half is seen.
+"""SIGKILL at random moments of uploads: acknowledged files open, partial files are never visible.
 
 SFS_CRASH_POINTS=full kills ten times as often (`make crash-sweep`).
 """
@@ -25,7 +25,7 @@ SEED = int(os.environ.get("SFS_CRASH_SEED", "7"))
 
 
 def make_files(folder: Path, chance: random.Random) -> dict[str, bytes]:
-    """80 small files and 20 of 1 to 12 MiB; name to SHA-256 of the content."""
+    """Create 80 small files and 20 of 1 to 12 MiB; return {name: SHA-256 of the content}."""
     hashes = {}
     for number in range(100):
         large = number % 5 == 4
@@ -40,12 +40,14 @@ def make_files(folder: Path, chance: random.Random) -> dict[str, bytes]:
 def put_until_killed(
     daemon: Daemon, client: Client, folder: Path, names: list[str], seconds: float, *, both: bool
 ) -> set[str]:
-    """Put `names` with the daemon killed after `seconds` and started again; those that were
-    acknowledged. With `both` the client is killed as well, else it must go on to its end."""
+    """Put `names` while the daemon is killed after `seconds` and restarted; return stored names.
+
+    With `both` the client is killed too; otherwise it must complete.
+    """
     log = daemon.root / "logs" / "audit.jsonl"
     before = log.stat().st_size
     process = client.start("--json", "put", *names, cwd=folder)
-    # Who finds no daemon at first is told so. The seconds are counted from when there is a session.
+    # A client without a daemon fails at once, so the seconds count from the start of a session.
     awaited = b'"op":"login"' if both else b'"op":"upload"'
     while awaited not in log.read_bytes()[before:] and process.poll() is None:
         time.sleep(0.01)
@@ -68,7 +70,7 @@ def put_until_killed(
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """Relative path to SHA-256 of every file below `folder`."""
+    """Return {relative path: SHA-256} of all files below `folder`."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).digest()
         for path in sorted(folder.rglob("*"))
@@ -78,7 +80,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if KILLS > 4 else 500)
-def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
+def test_kill_at_random_moments_during_uploads(daemon: Daemon, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     alice = enrolled(daemon, "alice", tmp_path / "alice")
     source = tmp_path / "source"
@@ -100,7 +102,7 @@ def test_killed_at_random_during_uploads(daemon: Daemon, tmp_path: Path) -> None
 
 
 def check_every_file(client: Client, hashes: dict[str, bytes], scratch: Path) -> None:
-    """Through the library, in one session: a hundred commands would take minutes to start."""
+    """Check all files in one library session: starting a hundred commands would take minutes."""
     target = scratch / "got"
     with sfsc.connect(client.home, passphrase=client.passphrase) as store:
         assert {entry.name for entry in store.ls()} == set(hashes)
@@ -110,7 +112,7 @@ def check_every_file(client: Client, hashes: dict[str, bytes], scratch: Path) ->
 
 
 def check_second_start(daemon: Daemon) -> None:
-    """A clean stop and another start leave the store as it is; the log only says so."""
+    """Check that a clean stop and start change nothing in the store and are logged."""
     daemon.stop()
     store, log = tree_of(daemon.root / "store"), daemon.root / "logs" / "audit.jsonl"
     before = log.read_bytes()
@@ -127,8 +129,8 @@ def check_second_start(daemon: Daemon) -> None:
 
 
 @pytest.mark.slow
-def test_killed_right_after_an_answer(daemon: Daemon, tmp_path: Path) -> None:
-    """The narrowest case: the daemon dies the moment a client was told that its file is safe."""
+def test_kill_right_after_a_reply(daemon: Daemon, tmp_path: Path) -> None:
+    """The daemon is killed at the moment a client learns that its file is stored."""
     alice = enrolled(daemon, "alice", tmp_path / "alice")
     for turn in range(3):
         for size in (10, 2_000_000):

@@ -1,4 +1,4 @@
-"""Keys that fall due, at whole programs whose clock is set: no test waits."""
+"""Keys that become due, with programs whose clock is set, so that no test waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY = 86_400
 
 @dataclass
 class Later:
-    """A daemon and alice's client, both by one clock."""
+    """A daemon and alice's client with one adjustable clock."""
 
     ahead: Path
     daemon: Daemon
@@ -32,7 +32,7 @@ class Later:
         aside.replace(self.ahead)
 
     def sfsc(self, *arguments: str, careful: bool = False, code: int = 0) -> str:
-        """What a command answers. `careful` is SFSC_AUTO_ROTATE=0."""
+        """Run a command and return its result. `careful` sets SFSC_AUTO_ROTATE=0."""
         own = {"SFSC_HOME": str(self.alice.home), **({"SFSC_AUTO_ROTATE": "0"} if careful else {})}
         done = subprocess.run(
             [sys.executable, "-m", "tests.e2e.later", str(self.ahead), "sfsc", *arguments],
@@ -63,19 +63,19 @@ def later(tmp_path: Path) -> Iterator[Later]:
         yield later
 
 
-def test_due_and_then_overdue(later: Later) -> None:
+def test_keys_become_due_and_then_overdue(later: Later) -> None:
     later.at(80)
     assert json.loads(later.sfsc("--json", "rotate", "--if-due")) == {"due": False}
     later.sfsc("ls")
     assert later.generation == 1
-    later.at(91)  # due: who does not want to is not made to
+    later.at(91)  # due: a rotation is not forced on the user
     later.sfsc("put", "-", "--name", "kept", careful=True)
     assert later.generation == 1
     later.sfsc("ls")
     assert later.generation == 2
     later.at(91 + 80)
     assert json.loads(later.sfsc("--json", "rotate", "--if-due", careful=True)) == {"due": False}
-    later.at(91 + 121)  # past due and grace: reads and rotation only
+    later.at(91 + 121)  # after due and grace: only reads and rotation
     assert "rotat" in later.sfsc("put", "-", "--name", "kept", careful=True, code=4)
     later.sfsc("rm", "kept", careful=True, code=4)
     assert later.sfsc("cat", "kept", careful=True) == "content"
@@ -83,19 +83,19 @@ def test_due_and_then_overdue(later: Later) -> None:
     rotated = json.loads(later.sfsc("--json", "rotate", "--if-due", careful=True))
     assert rotated["generation"] == later.generation == 3
     later.sfsc("put", "-", "--name", "kept", careful=True)
-    later.at(91 + 121 + 121)  # and who lets it, rotates before a put that would be refused
+    later.at(91 + 121 + 121)  # automatic rotation happens before a put that would be refused
     later.sfsc("put", "-", "--name", "kept")
     assert later.generation == 4
     later.sfsc("verify-rotation")
 
 
-def test_a_server_s_word_counts_once_a_day(later: Later) -> None:
+def test_automatic_rotation_obeys_the_server_once_a_day(later: Later) -> None:
     for days, generation in ((0.0, 2), (0.9, 2), (1.1, 3), (1.2, 3)):
         later.at(days)
         later.daemon.run("rotate", "alice")
-        later.sfsc("put", "-", "--name", "x", careful=True, code=4)  # it blocks at once
+        later.sfsc("put", "-", "--name", "x", careful=True, code=4)  # applies at once
         later.sfsc("cat", "kept")
         assert later.generation == generation, days
     assert "rotat" in later.sfsc("put", "-", "--name", "x", code=4)
-    later.sfsc("rotate")  # asked for, at any time
+    later.sfsc("rotate")  # on request, at any time
     later.sfsc("put", "-", "--name", "x")

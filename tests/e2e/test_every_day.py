@@ -1,4 +1,4 @@
-"""Living with it: folders, names, versions and ranges, through the real programs."""
+"""Everyday use through the real programs: folders, names, versions and ranges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 
 def tree(folder: Path, count: int, seed: int = 1) -> dict[str, bytes]:
-    """`count` files of many sizes in many folders; what is under each path."""
+    """Create `count` files of many sizes in many folders; return {path: content}."""
     chance = random.Random(seed)
     found: dict[str, bytes] = {}
     for number in range(count):
@@ -50,7 +50,7 @@ def read(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_folder_goes_up_and_comes_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_upload_and_download_of_a_folder(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     source = tmp_path / "work" / "tree"
     files = tree(source, 120)
     (source / "modes").mkdir()
@@ -66,7 +66,7 @@ def test_a_folder_goes_up_and_comes_back(daemon: Daemon, alice: Client, tmp_path
     assert len(done.lines) == len(files) + 1
     names = {f"tree/{name}" for name in (*files, "modes/run")}
     assert set(alice.run("ls", "-R").lines) == names
-    # Below the present folder; below another; one folder of it; under another name; all.
+    # To the current folder, another one, one subfolder, under another name, and everything.
     back = tmp_path / "back"
     back.mkdir()
     alice.run("get", "-r", "tree", cwd=back)
@@ -81,7 +81,7 @@ def test_a_folder_goes_up_and_comes_back(daemon: Daemon, alice: Client, tmp_path
     assert read(tmp_path / "two") == {"modes/run": b"again"}
     alice.run("get", "-r", "/", "-o", tmp_path / "all")
     assert read(tmp_path / "all" / "other" / "place") == files | {"modes/run": b"again"}
-    # Over what is there: it is replaced, whatever stands beside it stays.
+    # Existing files are replaced, and other files stay.
     (back / "tree" / "mine").write_bytes(b"mine")
     (back / "tree" / "modes" / "run").write_bytes(b"changed")
     alice.run("get", "-r", "tree", cwd=back)
@@ -94,7 +94,7 @@ def test_a_folder_goes_up_and_comes_back(daemon: Daemon, alice: Client, tmp_path
     daemon.run("audit", "verify")
 
 
-def test_the_present_folder_and_an_absolute_one(alice: Client, tmp_path: Path) -> None:
+def test_current_folder_and_absolute_folder(alice: Client, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     (folder / "x").write_bytes(b"x")
@@ -110,7 +110,7 @@ def test_the_present_folder_and_an_absolute_one(alice: Client, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_what_cannot_be_read_is_named_and_the_rest_is_stored(alice: Client, tmp_path: Path) -> None:
+def test_unreadable_files_are_named_and_the_rest_is_stored(alice: Client, tmp_path: Path) -> None:
     files = tree(tmp_path / "t", 5)
     (tmp_path / "t" / "secret").write_bytes(b"")
     (tmp_path / "t" / "secret").chmod(0)
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_stored(alice: Client, tmp_
     assert len(alice.run("ls", "-R").lines) == len(files)
 
 
-def test_names_that_cannot_be_stored_are_named(alice: Client, tmp_path: Path) -> None:
+def test_invalid_names_are_reported(alice: Client, tmp_path: Path) -> None:
     folder = tmp_path / "t"
     folder.mkdir()
     (folder / "fine").write_bytes(b"fine")
@@ -135,8 +135,8 @@ def test_names_that_cannot_be_stored_are_named(alice: Client, tmp_path: Path) ->
     assert "--name" in one.stderr
 
 
-def test_names_that_only_unicode_tells_apart(alice: Client, tmp_path: Path) -> None:
-    """One of the two is stored; the other would silently be a new version of it."""
+def test_names_equal_after_normalization(alice: Client, tmp_path: Path) -> None:
+    """Only one of the two is stored: the other would silently become a new version of it."""
     composed, taken_apart = "caf\u00e9", "cafe\u0301"
     for folder in ("t", f"t/{composed}", f"t/{taken_apart}"):
         (tmp_path / folder).mkdir()
@@ -149,7 +149,7 @@ def test_names_that_only_unicode_tells_apart(alice: Client, tmp_path: Path) -> N
     assert all("version 1" in line for line in failed.lines)
 
 
-def test_names_of_devices_are_fetched_one_by_one(alice: Client, tmp_path: Path) -> None:
+def test_device_names_are_fetched_individually(alice: Client, tmp_path: Path) -> None:
     for name in ("src/aux.c", "src/main.c"):
         alice.run("put", "-", "--name", name, stdin=name.encode())
     failed = alice.run("get", "-r", "src", "-o", tmp_path / "out", code=1)
@@ -159,7 +159,7 @@ def test_names_of_devices_are_fetched_one_by_one(alice: Client, tmp_path: Path) 
     assert (tmp_path / "aux.c").read_bytes() == b"src/aux.c"
 
 
-def test_links_on_the_way_are_not_followed(alice: Client, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(alice: Client, tmp_path: Path) -> None:
     for name in ("t/a/x", "t/b/x"):
         alice.run("put", "-", "--name", name, stdin=b"new")
     outside = tmp_path / "outside"
@@ -172,7 +172,7 @@ def test_links_on_the_way_are_not_followed(alice: Client, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "t" / "b" / "x").read_bytes() == b"new"
 
 
-def test_a_tampered_file_among_many(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_one_tampered_file_among_many(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     for name in "abc":
         alice.run("put", "-", "--name", f"t/{name}", stdin=name.encode() * 1000)
     victim = next(path for path in stored(daemon) if path.suffix == ".ct")
@@ -196,7 +196,7 @@ def test_folders_in_a_listing(alice: Client) -> None:
     assert (folder["name"], folder["files"], folder["size"]) == ("b/", 2, 8)
 
 
-def test_a_file_gets_another_name(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_rename_a_file(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     data = write(tmp_path / "file", 3 * MIB)
     alice.run("put", "file", cwd=tmp_path)
     before = sum(path.stat().st_blocks for path in stored(daemon))
@@ -220,7 +220,7 @@ def test_a_file_gets_another_name(daemon: Daemon, alice: Client, tmp_path: Path)
     daemon.run("audit", "verify")
 
 
-def test_old_contents_go_for_good(daemon: Daemon, alice: Client) -> None:
+def test_purge_removes_old_contents(daemon: Daemon, alice: Client) -> None:
     for number in range(5):
         alice.run("put", "-", "--name", "a", stdin=b"%d" % number * 1000)
     told = objects(alice.run("--json", "history", "a", "--prune", "2"))
@@ -251,7 +251,7 @@ def connected(alice: Client) -> Store:
     return sfsc.connect(alice.home)
 
 
-def test_parts_of_a_file(alice: Client, tmp_path: Path) -> None:
+def test_ranges_of_a_file(alice: Client, tmp_path: Path) -> None:
     data = write(tmp_path / "big", 20 * MIB + 3)
     alice.run("put", "big", cwd=tmp_path)
     with connected(alice) as store, store.open("big") as file:
@@ -265,7 +265,7 @@ def test_parts_of_a_file(alice: Client, tmp_path: Path) -> None:
         assert file.read() == data
 
 
-def test_the_library_has_the_same(alice: Client, tmp_path: Path) -> None:
+def test_ranges_and_versions_in_the_library(alice: Client, tmp_path: Path) -> None:
     files = tree(tmp_path / "t", 10)
     with connected(alice) as store:
         assert len(list(store.put_tree(tmp_path / "t", name="x"))) == len(files)
@@ -297,8 +297,8 @@ def test_a_folder_over_a_bad_network(daemon: Daemon, alice: Client, tmp_path: Pa
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_after_a_second_and_only_on_a_terminal(alice: Client, *, terminal: bool) -> None:
-    """What takes longer says how far it is; in a pipe nothing is said."""
+def test_progress_bar_after_a_second_on_a_terminal_only(alice: Client, *, terminal: bool) -> None:
+    """Longer commands show their progress, but not in a pipe."""
     import pty
 
     reading, writing = pty.openpty() if terminal else os.pipe()
@@ -318,7 +318,7 @@ def test_a_bar_after_a_second_and_only_on_a_terminal(alice: Client, *, terminal:
     process.stdin.close()
     assert process.wait(60) == 0
     said = b""
-    # A terminal whose other end is gone reports an error where a pipe reports its end.
+    # A terminal whose other end is closed reports an error, a pipe reports its end.
     with contextlib.suppress(OSError):
         while part := os.read(reading, 65536):
             said += part
@@ -329,7 +329,7 @@ def test_a_bar_after_a_second_and_only_on_a_terminal(alice: Client, *, terminal:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_tree(alice: Client, tmp_path: Path) -> None:
-    """600 files of 100 KB and one of 100 MB take what one small file takes, and some megabytes."""
+    """600 files of 100 KB and one of 100 MB take only some megabytes more than one small file."""
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "x").write_bytes(b"")
     large = tmp_path / "large"
@@ -354,10 +354,10 @@ TAMPERED = {S, 2 * S - 72, 5 * MIB + 7}
 @pytest.mark.parametrize(
     "size", [0, 1, S - 57, S - 56, S - 55, S, 2 * S - 72, 5 * MIB + 7], ids=str
 )
-def test_tink_opens_what_lies_on_the_server(
+def test_tink_decrypts_stored_files(
     daemon: Daemon, alice: Client, tmp_path: Path, size: int
 ) -> None:
-    """With nothing of ours but the exported key; and what it refuses, we refuse."""
+    """Tink needs only the exported key, and refuses the same input as `sfsc`."""
     data = write(tmp_path / "f", size)
     alice.run("put", "f", cwd=tmp_path)
     (key,) = objects(alice.run("--json", "key", "export-dek", "f"))
@@ -379,7 +379,7 @@ def test_tink_opens_what_lies_on_the_server(
     }
     for name, changed in wrong.items():
         if changed == blob:
-            continue  # one segment has no other order
+            continue  # one segment cannot be reordered
         path.write_bytes(changed)
         released = alice.run("cat", "f", code=5).stdout
         assert data.startswith(released), name

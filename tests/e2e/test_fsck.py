@@ -1,4 +1,4 @@
-"""`sfsd fsck` on a root that was served: all damage is named, and what can be is mended."""
+"""`sfsd fsck` on a used root: all damage is reported, and derived data is repaired."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 @dataclass
 class Served:
-    """A root that was stopped cleanly, and the home of its only user."""
+    """A cleanly stopped root, and the home of its only user."""
 
     root: Path
     home: Path
@@ -54,7 +54,7 @@ def users(daemon: Daemon) -> Path:
 
 
 def named(daemon: Daemon, suffix: str) -> Path:
-    """One file of the store whose name ends so; the largest."""
+    """Return the largest file of the store with this suffix."""
     return max(users(daemon).rglob(f"*{suffix}"), key=lambda path: path.stat().st_size)
 
 
@@ -66,13 +66,13 @@ def found(daemon: Daemon, *options: str, code: int = 5) -> list[tuple[str, str, 
     ]
 
 
-def test_a_root_that_is_whole(daemon: Daemon) -> None:
+def test_an_undamaged_root(daemon: Daemon) -> None:
     assert found(daemon, code=0) == []
     assert found(daemon, "--read-data", "--repair", code=0) == []
     assert " files checked, no damage left (0 reported above)" in daemon.run("fsck").text
 
 
-def test_a_daemon_that_runs_keeps_it_out(daemon: Daemon) -> None:
+def test_fsck_is_refused_while_the_daemon_runs(daemon: Daemon) -> None:
     with daemon.start():
         daemon.run("fsck", code=1)
 
@@ -98,12 +98,14 @@ def remove(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [flip, cut, lengthen, remove])
 @pytest.mark.parametrize("suffix", [".json", ".ct", ".leaves", "bundle", "account.json"])
-def test_every_file_is_compared(daemon: Daemon, harm: Callable[[Path], None], suffix: str) -> None:
+def test_damage_in_every_file_is_found(
+    daemon: Daemon, harm: Callable[[Path], None], suffix: str
+) -> None:
     path = named(daemon, suffix)
     harm(path)
     kind = "missing" if harm is remove else "changed"
     assert found(daemon, "--read-data") == [(kind, path.name, False)]
-    # Without reading all, a change that leaves the size of a ciphertext is not seen.
+    # A changed ciphertext of the same size is found only by reading everything.
     if suffix == ".ct" and harm is flip:
         assert found(daemon, code=0) == []
     else:
@@ -112,7 +114,7 @@ def test_every_file_is_compared(daemon: Daemon, harm: Callable[[Path], None], su
 
 @pytest.mark.parametrize("harm", [flip, cut, remove])
 @pytest.mark.parametrize("suffix", [".leaves", "statements.json"])
-def test_what_can_be_derived_is_made_anew(
+def test_derived_files_are_rebuilt(
     daemon: Daemon, harm: Callable[[Path], None], suffix: str
 ) -> None:
     path = named(daemon, suffix)
@@ -124,8 +126,8 @@ def test_what_can_be_derived_is_made_anew(
     assert found(daemon, "--read-data", code=0) == []
 
 
-def test_a_ciphertext_that_lies_under_another_name_too(daemon: Daemon) -> None:
-    """After the move the content of `a` is that of `b`: either brings back the other."""
+def test_a_ciphertext_is_repaired_from_its_copy(daemon: Daemon) -> None:
+    """After the move `a` and `b` have the same content, so either one repairs the other."""
     by_inode: dict[bytes, list[Path]] = {}
     for path in users(daemon).rglob("*.ct"):
         by_inode.setdefault(path.read_bytes()[:100], []).append(path)
@@ -135,7 +137,7 @@ def test_a_ciphertext_that_lies_under_another_name_too(daemon: Daemon) -> None:
     assert first.samefile(second)
 
 
-def test_what_the_log_knows_nothing_of_is_put_aside(daemon: Daemon) -> None:
+def test_unlogged_files_are_quarantined(daemon: Daemon) -> None:
     stray = users(daemon) / "files" / "ab" / ("0" * 32 + ".1.ct")
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"whose is it?")
@@ -151,7 +153,7 @@ def test_what_the_log_knows_nothing_of_is_put_aside(daemon: Daemon) -> None:
     assert found(daemon, code=0) == []
 
 
-def test_a_log_that_is_not_what_was_written(daemon: Daemon) -> None:
+def test_a_changed_log_is_reported(daemon: Daemon) -> None:
     path = daemon.root / "logs" / "audit.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     lines[5] = lines[5].replace(b'"actor"', b'"Actor"', 1)
@@ -161,7 +163,7 @@ def test_a_log_that_is_not_what_was_written(daemon: Daemon) -> None:
     assert (one["kind"], one["seq"]) == ("log", 5)
 
 
-def test_a_cached_tree_that_is_wrong(daemon: Daemon) -> None:
+def test_a_wrong_tree_cache_is_rebuilt(daemon: Daemon) -> None:
     nodes = daemon.root / "logs" / "tree" / "nodes"
     data = bytearray(nodes.read_bytes())
     data[40] ^= 1
@@ -174,7 +176,7 @@ def test_a_cached_tree_that_is_wrong(daemon: Daemon) -> None:
     assert found(daemon, code=0) == []
 
 
-def test_after_a_kill_what_waits_is_no_damage(tmp_path: Path) -> None:
+def test_changes_pending_after_a_kill_are_not_damage(tmp_path: Path) -> None:
     daemon = new_root(tmp_path / "root")
     daemon.start()
     alice = enrolled(daemon, "alice", tmp_path / "home")
@@ -187,7 +189,7 @@ def test_after_a_kill_what_waits_is_no_damage(tmp_path: Path) -> None:
     assert found(daemon, "--read-data", code=0) == []
 
 
-def test_who_is_repaired_is_served_again(daemon: Daemon, served: Served, tmp_path: Path) -> None:
+def test_a_repaired_user_is_served_again(daemon: Daemon, served: Served, tmp_path: Path) -> None:
     for suffix in (".leaves", "statements.json"):
         remove(named(daemon, suffix))
     daemon.run("fsck", "--repair")
@@ -200,8 +202,8 @@ def test_who_is_repaired_is_served_again(daemon: Daemon, served: Served, tmp_pat
         assert (tmp_path / "big").stat().st_size == 70 * MIB
 
 
-def test_what_waits_for_a_start_is_in_the_stage(daemon: Daemon) -> None:
-    """Without the mark all entries may wait; what is neither in place nor staged does not."""
+def test_pending_changes_are_found_in_staging(daemon: Daemon) -> None:
+    """Without the mark all entries may be pending, except those neither in place nor staged."""
     (daemon.root / "staging" / "applied").unlink()
     assert found(daemon, "--read-data", code=0) == []
     lost, changed = named(daemon, ".ct"), named(daemon, "1.json")

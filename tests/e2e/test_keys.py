@@ -1,4 +1,4 @@
-"""Keys that one can back up: each way to an account on an empty machine, through the programs."""
+"""Key backups: every way to open an account on an empty machine, through the programs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Client:
-    """A machine that has nothing."""
+    """A machine without a keyring."""
     return Client(tmp_path / "fresh")
 
 
 def is_alice(client: Client) -> None:
-    """It reads what there is, writes, and is one of the account's devices."""
+    """Check that the client reads and writes the account's files and is one of its devices."""
     assert client.run("cat", "kept/a").stdout == b"precious"
     assert client.run("ls", "-R").lines == ["kept/a"]
     client.run("put", "-", "--name", "kept/b", stdin=b"more")
@@ -66,12 +66,12 @@ def test_a_recovery_code_opens_the_account(daemon: Daemon, alice: Client, fresh:
     recover(fresh, account, code)
     is_alice(fresh)
     assert len(objects(fresh.run("--json", "device", "list"))) == 2
-    recover(fresh, account, code, expect=1)  # there is an account already
+    recover(fresh, account, code, expect=1)  # the home already has an account
     daemon.stop()
     daemon.run("audit", "verify")
 
 
-def test_a_code_that_is_not_it(alice: Client, fresh: Client, tmp_path: Path) -> None:
+def test_wrong_recovery_codes(alice: Client, fresh: Client, tmp_path: Path) -> None:
     account, code = code_of(alice)
     mistyped = code[:-1] + ("A" if code[-1] != "A" else "B")
     recover(fresh, account, mistyped, expect=2)
@@ -79,15 +79,15 @@ def test_a_code_that_is_not_it(alice: Client, fresh: Client, tmp_path: Path) -> 
     other = account.replace("alice", "nobody")
     recover(fresh, other, code, expect=4)
     assert not fresh.home.exists() or not (fresh.home / "keyring").exists()
-    # As people type: in lower case, without hyphens, with what looks like it.
+    # As users type it: lower case, no hyphens, similar characters.
     recover(fresh, account, code.lower().replace("-", " ").replace("o", "0"))
     is_alice(fresh)
 
 
-def test_another_code_needs_the_old_one(alice: Client, fresh: Client) -> None:
+def test_replacing_the_recovery_code_needs_the_old_one(alice: Client, fresh: Client) -> None:
     account, first = code_of(alice)
     unanswered = alice.run("key", "recovery", stdin=b"\n", code=2)
-    assert not unanswered.stdout  # a code that is shown may be printed and relied on
+    assert not unanswered.stdout  # a code that was shown may have been printed and must stay valid
     (wrong,) = [first[:-4] + "AAAA"]
     alice.run("key", "recovery", stdin=wrong.encode() + b"\n", code=2)
     _, second = code_of(alice, first)
@@ -97,7 +97,7 @@ def test_another_code_needs_the_old_one(alice: Client, fresh: Client) -> None:
     is_alice(fresh)
 
 
-def test_a_code_for_paper(alice: Client) -> None:
+def test_printing_a_recovery_code(alice: Client) -> None:
     shown = alice.run("key", "recovery")
     assert shown.text.count("-") >= 13
     assert "&first=" in shown.text
@@ -105,7 +105,7 @@ def test_a_code_for_paper(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("locked", [True, False])
-def test_a_backup_makes_another_device(
+def test_restoring_a_backup_adds_a_device(
     daemon: Daemon, alice: Client, fresh: Client, tmp_path: Path, *, locked: bool
 ) -> None:
     file = tmp_path / "safe" / "backup"
@@ -118,13 +118,13 @@ def test_a_backup_makes_another_device(
     fresh.run("key", "restore", file)
     is_alice(fresh)
     is_alice(alice)
-    # The same backup again, on a third machine; every machine has a key of its own.
+    # The same backup on a third machine; every machine has its own key.
     third = Client(tmp_path / "third")
     third.run("key", "restore", file, OPEN)
     is_alice(third)
     devices = objects(alice.run("--json", "device", "list"))
     assert len({one["device"] for one in devices}) == 4
-    # Who has lost one tells it by its day.
+    # The user identifies a lost device by its date.
     (enrolled_at,) = [cast("int", one["since"]) for one in devices if one["here"]]
     assert all(enrolled_at <= cast("int", one["since"]) <= time.time() for one in devices)
     assert all("  since 20" in line for line in alice.run("device", "list").lines)
@@ -132,7 +132,9 @@ def test_a_backup_makes_another_device(
 
 
 @pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
-def test_pem_keys(daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str) -> None:
+def test_pem_export_and_import(
+    daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str
+) -> None:
     carol = enrolled(daemon, "carol", tmp_path / "carol", key_type)
     carol.run("put", "-", "--name", "kept/a", stdin=b"precious")
     file = tmp_path / "keys.pem"
@@ -149,7 +151,7 @@ def test_pem_keys(daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str) 
     bare = tmp_path / "bare.pem"
     carol.run("key", "export", "--pem", bare, OPEN)
     for block in bare.read_bytes().split(b"-----END PRIVATE KEY-----\n")[:2]:
-        # A program that is not ours reads it.
+        # Another program reads it.
         read = subprocess.run(
             ["openssl", "pkey", "-noout", "-text"],
             input=block + b"-----END PRIVATE KEY-----\n",
@@ -162,8 +164,8 @@ def test_pem_keys(daemon: Daemon, fresh: Client, tmp_path: Path, key_type: str) 
     is_alice(third)
 
 
-def test_keys_of_one_s_own(daemon: Daemon, fresh: Client, tmp_path: Path) -> None:
-    """An account under an RSA key that another program has made."""
+def test_an_account_with_an_imported_rsa_key(daemon: Daemon, fresh: Client, tmp_path: Path) -> None:
+    """An RSA key created by another program serves as the account's wrapping key."""
     made = subprocess.run(
         ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"],
         capture_output=True,
@@ -204,13 +206,15 @@ def test_keys_of_one_s_own(daemon: Daemon, fresh: Client, tmp_path: Path) -> Non
         (b"x" * 70_000, 8),
     ],
 )
-def test_files_that_are_no_keys(fresh: Client, tmp_path: Path, content: bytes, code: int) -> None:
+def test_files_without_keys_are_refused(
+    fresh: Client, tmp_path: Path, content: bytes, code: int
+) -> None:
     (tmp_path / "f").write_bytes(content)
     fresh.run("init", "--import-key", tmp_path / "f", OPEN, code=code)
     fresh.run("key", "restore", tmp_path / "f", OPEN, code=8)
 
 
-def test_a_fingerprint_in_words(alice: Client) -> None:
+def test_fingerprint_as_words(alice: Client) -> None:
     (me,) = objects(alice.run("--json", "key", "show"))
     (same,) = objects(alice.run("--json", "whoami"))
     assert me["fingerprint"] == same["fingerprint"]
@@ -220,8 +224,8 @@ def test_a_fingerprint_in_words(alice: Client) -> None:
     assert json.dumps(me["fingerprint"])[1:-1] in shown
 
 
-def test_devices_join_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """Six machines restore one backup at the same moment: all join, one after the other."""
+def test_devices_join_concurrently(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """Six machines restore one backup at the same time, and all join one after the other."""
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     machines = [Client(tmp_path / f"machine {number}") for number in range(6)]
     running = [one.start("key", "restore", tmp_path / "backup", OPEN) for one in machines]
@@ -233,7 +237,7 @@ def test_devices_join_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> 
     assert len(objects(alice.run("--json", "device", "list"))) == 8
 
 
-def test_no_more_than_sixteen_devices(alice: Client, tmp_path: Path) -> None:
+def test_at_most_sixteen_devices(alice: Client, tmp_path: Path) -> None:
     for number in range(15):
         alice.run("key", "backup", tmp_path / f"{number}", OPEN)
     alice.run("key", "backup", tmp_path / "16", OPEN, code=2)
@@ -241,8 +245,8 @@ def test_no_more_than_sixteen_devices(alice: Client, tmp_path: Path) -> None:
     alice.run("cat", "kept/a")
 
 
-def test_a_machine_that_dies_while_it_joins(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """Killed at many moments of `key restore`; whatever is left, the next command finishes."""
+def test_kill_while_a_device_joins(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """After a kill at any moment of `key restore`, the next command completes it."""
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     finished = 0
     for number in range(8):
@@ -264,7 +268,7 @@ def test_a_machine_that_dies_while_it_joins(daemon: Daemon, alice: Client, tmp_p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a terminal of the kind that Unix has")
-def test_who_pastes_an_invitation_is_asked_for_it(daemon: Daemon, fresh: Client) -> None:
+def test_init_prompts_for_the_invitation(daemon: Daemon, fresh: Client) -> None:
     ours, its = os.openpty()
     with os.fdopen(ours, "wb", buffering=0) as keyboard, os.fdopen(its, "rb") as stdin:
         process = subprocess.Popen(
@@ -284,10 +288,10 @@ def test_who_pastes_an_invitation_is_asked_for_it(daemon: Daemon, fresh: Client)
     )
 
 
-def test_a_server_that_takes_a_statement_and_calls_it_stale(
+def test_a_server_that_accepts_a_statement_but_reports_a_conflict(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chain is followed to it then; what comes as its receipt is judged all the same."""
+    """The client follows the chain to the statement and still verifies its receipt."""
     call, sent = Transport.call, list[Request]()
 
     def lying(self: Transport, message: Request, seconds: float | None = None) -> Reply:
@@ -308,10 +312,10 @@ def test_a_server_that_takes_a_statement_and_calls_it_stale(
     assert [Statement.parse(body).n for body in statements] == [1, 2]
 
 
-def test_a_keyring_never_goes_back(
+def test_a_keyring_never_returns_to_an_older_state(
     daemon: Daemon, alice: Client, fresh: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another machine rotates while a statement is on its way; it is made again, upon that."""
+    """If another machine rotates while a statement is sent, the statement is built again on top."""
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     fresh.run("key", "restore", tmp_path / "backup", OPEN)
     call, save, saved, sent = Transport.call, KeyringFile.save, list[int](), list[Request]()
@@ -337,7 +341,7 @@ def test_a_keyring_never_goes_back(
     assert len(sent) > 1
 
 
-def test_a_server_that_calls_everything_stale(
+def test_a_server_that_always_reports_conflicts(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, asked = Transport.call, list[Request]()

@@ -40,9 +40,7 @@ def store(alice: Client) -> Iterator[Store]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere its temporary file stays")
-def test_a_download_that_is_killed_leaves_nothing(
-    alice: Client, store: Store, tmp_path: Path
-) -> None:
+def test_a_killed_download_leaves_no_file(alice: Client, store: Store, tmp_path: Path) -> None:
     content = random.Random(1).randbytes(20 * MEBIBYTE)
     store.put(io.BytesIO(content), name="file")
     target = tmp_path / "folder" / "file"
@@ -69,7 +67,7 @@ with sfsc.connect({str(alice.home)!r}, passphrase={PASSPHRASE!r}) as store:
     assert target.read_bytes() == content
 
 
-def test_a_day_of_a_script(daemon: Daemon, store: Store, tmp_path: Path) -> None:
+def test_typical_use_in_a_script(daemon: Daemon, store: Store, tmp_path: Path) -> None:
     path = tmp_path / "report.pdf"
     path.write_bytes(b"version one")
     done = store.put(path, name="docs/report.pdf")
@@ -106,10 +104,10 @@ def test_a_tree_of_small_files(store: Store, tmp_path: Path) -> None:
         assert stream.getvalue() == files[name]
 
 
-def test_a_second_listing_opens_no_key(
+def test_a_second_listing_unwraps_no_keys(
     alice: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine the first one opens every file's key."""
+    """On another machine the first listing unwraps the key of every file."""
     list(store.put_many((io.BytesIO(b""), f"f{i}") for i in range(200)))
     elsewhere = alice.home.with_name("elsewhere")
     elsewhere.mkdir()
@@ -130,8 +128,8 @@ def test_a_second_listing_opens_no_key(
     assert opened[1:] == [0, 0]
 
 
-def test_a_file_of_many_versions_is_purged_whole(daemon: Daemon, store: Store) -> None:
-    """More than a line of the log has room for."""
+def test_purge_of_a_file_with_many_versions(daemon: Daemon, store: Store) -> None:
+    """The file has more versions than fit in a log line."""
     versions = 300
     for number in range(versions):
         store.put(io.BytesIO(b"%d" % number), name="file")
@@ -140,7 +138,7 @@ def test_a_file_of_many_versions_is_purged_whole(daemon: Daemon, store: Store) -
     assert not list((daemon.root / "store" / "users" / "alice" / "files").rglob("*.ct"))
 
 
-def test_a_daemon_that_restarts_under_an_open_store(daemon: Daemon, store: Store) -> None:
+def test_a_daemon_restart_under_an_open_store(daemon: Daemon, store: Store) -> None:
     store.put(io.BytesIO(b"before"), name="file")
     daemon.kill()
     daemon.start()
@@ -152,7 +150,7 @@ def test_a_daemon_that_restarts_under_an_open_store(daemon: Daemon, store: Store
 
 
 class Restarting(io.BytesIO):
-    """A file in whose midst the daemon is stopped in order, and started again, once."""
+    """A file object that cleanly restarts the daemon once, half way through."""
 
     def __init__(self, daemon: Daemon, content: bytes = b"") -> None:
         super().__init__(content)
@@ -173,7 +171,7 @@ class Restarting(io.BytesIO):
         return super().write(data)
 
 
-def test_a_daemon_that_restarts_in_the_midst_of_a_large_file(daemon: Daemon, store: Store) -> None:
+def test_a_daemon_restart_during_a_large_file(daemon: Daemon, store: Store) -> None:
     content = random.Random(7).randbytes(48 * MEBIBYTE)
     assert store.put(Restarting(daemon, content), name="large").version == 1
     arrived = Restarting(daemon)
@@ -181,13 +179,13 @@ def test_a_daemon_that_restarts_in_the_midst_of_a_large_file(daemon: Daemon, sto
     assert arrived.getvalue() == content
 
 
-def test_a_daemon_that_is_gone(daemon: Daemon, alice: Client) -> None:
+def test_a_stopped_daemon(daemon: Daemon, alice: Client) -> None:
     daemon.stop()
     with pytest.raises(sfsc.NetworkError):
         sfsc.connect(alice.home, passphrase=PASSPHRASE)
 
 
-def test_a_put_that_expects_a_version(alice: Client, store: Store) -> None:
+def test_put_with_an_expected_version(alice: Client, store: Store) -> None:
     with sfsc.connect(alice.home, passphrase=PASSPHRASE) as other:
         store.put(io.BytesIO(b"one"), name="file", expected=0)
         other.put(io.BytesIO(b"two"), name="file", expected=1)
@@ -196,8 +194,10 @@ def test_a_put_that_expects_a_version(alice: Client, store: Store) -> None:
         assert store.put(io.BytesIO(b"three"), name="file", expected=2).version == 3
 
 
-def test_a_server_whose_disk_was_turned_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """The operator restores yesterday's backup: whoever was here since will not have it."""
+def test_a_server_restored_from_a_backup_is_refused(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The operator restores an older backup; users who connected since then refuse it."""
     alice.run("put", "-", "--name", "file", stdin=b"one")
     daemon.stop()
     backup = tmp_path / "backup"
@@ -213,10 +213,10 @@ def test_a_server_whose_disk_was_turned_back(daemon: Daemon, alice: Client, tmp_
     alice.run("ls", code=5)
 
 
-def test_threads_that_share_a_store_are_refused_and_the_server_is_not_blamed(
+def test_concurrent_threads_are_refused_without_blaming_the_server(
     alice: Client, store: Store
 ) -> None:
-    """Mixed up, answers look like those of a server that lies: they were kept as evidence."""
+    """Mixed-up replies look like those of a lying server, and were once kept as evidence."""
     refused: list[sfsc.SfscError] = []
     stored: list[str] = []
 
@@ -251,7 +251,7 @@ def test_threads_that_share_a_store_are_refused_and_the_server_is_not_blamed(
 
 @contextlib.contextmanager
 def concurrent(store: Store, source: io.BytesIO) -> Iterator[None]:
-    """Another thread is in the middle of a put, from its first read on to the end of the block."""
+    """Keep another thread inside a put, from its first read to the end of the block."""
     began, go_on = threading.Event(), threading.Event()
 
     class Slow(io.BytesIO):

@@ -1,4 +1,4 @@
-"""The main job, through the real programs: a file goes in encrypted and comes back the same."""
+"""The main task, through the real programs: files are stored encrypted and come back unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(path: Path, size: int, seed: int = 1) -> bytes:
 
 
 def stored(daemon: Daemon, user: str = "alice") -> list[Path]:
-    """The user's files on the server's disk."""
+    """Return the user's files on the server's disk."""
     return sorted((daemon.root / "store" / "users" / user / "files").rglob("*.*"))
 
 
@@ -44,7 +44,7 @@ def objects(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.lines]
 
 
-def test_every_size_comes_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_round_trip_of_every_size(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     sources = {f"f{size}": write(tmp_path / f"f{size}", size, size) for size in (*SIZES, *LARGE)}
     done = objects(alice.run("--json", "put", *sources, cwd=tmp_path))
     assert [(item["name"], item["version"]) for item in done] == [(name, 1) for name in sources]
@@ -71,7 +71,7 @@ def test_every_key_type(daemon: Daemon, tmp_path: Path, key_type: str) -> None:
     assert (tmp_path / "back").read_bytes() == data
     (me,) = objects(user.run("--json", "whoami"))
     assert me["key_type"] == key_type
-    # Another machine of the same user: a fresh listing opens every wrap.
+    # Another machine of the same user: the first listing opens every wrap.
     assert user.run("ls").lines == ["file"]
 
 
@@ -82,7 +82,7 @@ def test_stdin_and_stdout(alice: Client, size: int) -> None:
     assert alice.run("get", "piped/file", "-o", "-").stdout == data
 
 
-def test_cat_writes_one_behind_the_other(alice: Client, tmp_path: Path) -> None:
+def test_cat_concatenates_files(alice: Client, tmp_path: Path) -> None:
     alice.run("put", "-", "--name", "a", stdin=b"first\n")
     alice.run("put", "-", "--name", "b", stdin=b"\0\xff" * 300_000)
     alice.run("put", "-", "--name", "a", stdin=b"second\n")
@@ -92,11 +92,11 @@ def test_cat_writes_one_behind_the_other(alice: Client, tmp_path: Path) -> None:
     alice.run("cat", "a", "b", "--version", "1", code=2)
 
 
-def test_a_put_that_must_not_overwrite(alice: Client, tmp_path: Path) -> None:
+def test_put_without_overwriting(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"one")
     (tmp_path / "two").write_bytes(b"two")
     alice.run("put", "two", "--no-overwrite", cwd=tmp_path)
-    # It ends at the first that is taken; what stands before it was stored.
+    # The command stops at the first existing name; files before it are stored.
     refused = alice.run("put", "one", "two", "one", "--no-overwrite", cwd=tmp_path, code=6)
     assert b"one  version 1" in refused.stdout
     assert b"two" not in refused.stdout
@@ -114,7 +114,7 @@ def test_a_put_that_must_not_overwrite(alice: Client, tmp_path: Path) -> None:
     alice.run("put", "one", "--if-version", "1", "--no-overwrite", cwd=tmp_path, code=2)
 
 
-def test_old_contents_come_back(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_restore_of_old_contents(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     contents = [b"one", b"two" * 500_000, b""]
     for content in contents:
         alice.run("put", "-", "--name", "a", stdin=content)
@@ -137,14 +137,14 @@ def test_old_contents_come_back(daemon: Daemon, alice: Client, tmp_path: Path) -
         ("delete", None, None),
         ("restore", 5, 4),
     ]
-    # A daemon that was killed and restarted shows the same.
+    # The result is the same after the daemon was killed and restarted.
     daemon.kill()
     daemon.start()
     assert alice.run("cat", "a", "--version", "1").stdout == b"one"
     assert alice.run("history", "a").stdout.count(b"\n") == 6
 
 
-def test_a_new_version_and_the_old_one(alice: Client, tmp_path: Path) -> None:
+def test_new_and_old_versions(alice: Client, tmp_path: Path) -> None:
     for seed, size in ((1, 10), (2, 3 * MIB), (3, 0)):
         write(tmp_path / "file", size, seed)
         alice.run("put", "file", cwd=tmp_path)
@@ -155,7 +155,7 @@ def test_a_new_version_and_the_old_one(alice: Client, tmp_path: Path) -> None:
     alice.run("get", "file", "-o", "-", "--version", "4", code=3)
 
 
-def test_names_times_and_modes_come_back(alice: Client, tmp_path: Path) -> None:
+def test_names_times_and_modes_are_restored(alice: Client, tmp_path: Path) -> None:
     folder = tmp_path / "Fotos – Sommer"
     folder.mkdir()
     path = folder / "été ✓.txt"
@@ -184,8 +184,8 @@ def test_two_machines_of_one_user(daemon: Daemon, alice: Client, tmp_path: Path)
     other.run("get", "file", "-o", "-", code=3)
 
 
-def test_puts_from_many_processes_at_once(daemon: Daemon, alice: Client) -> None:
-    """The same name, the same home: all are stored, one upon the other."""
+def test_concurrent_puts_from_many_processes(daemon: Daemon, alice: Client) -> None:
+    """All puts of the same name from the same home are stored as successive versions."""
     running = [alice.start("put", "-", "--name", "file") for _ in range(6)]
     for number, process in enumerate(running):
         assert process.stdin is not None
@@ -218,7 +218,7 @@ sys.exit(code)
 
 
 def peak(client: Client, *arguments: str | Path, cwd: Path) -> int:
-    """Bytes of memory that the command took at most."""
+    """Return the peak memory of the command in bytes."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, arguments)],
         env=environment({"SFSC_HOME": str(client.home), "SFSC_PASSPHRASE": client.passphrase}),
@@ -232,7 +232,7 @@ def peak(client: Client, *arguments: str | Path, cwd: Path) -> int:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(alice: Client, tmp_path: Path) -> None:
-    """Of 300 MiB neither direction keeps more than some megabytes."""
+    """Neither direction holds more than some megabytes of a 300 MiB file."""
     (tmp_path / "small").write_bytes(b"")
     with (tmp_path / "large").open("wb") as file:
         block = os.urandom(MIB)
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_file(alice: Client, tmp_path: Path) -> No
 
 
 def through(address: str, client: Client, home: Path) -> Client:
-    """The same user, whose keyring leads to another address."""
+    """Return the same user with a keyring that names another address."""
     home.mkdir()
     (home / "keyring").write_bytes((client.home / "keyring").read_bytes())
     file = KeyringFile.unlock(home / "keyring", None)
@@ -262,16 +262,16 @@ def through(address: str, client: Client, home: Path) -> Client:
 
 
 @pytest.mark.parametrize("cut", [200, 700, 5_000, MIB + 17, 3 * MIB, 7 * MIB + 12345])
-def test_an_upload_that_is_cut_arrives_whole(
+def test_an_interrupted_upload_is_resumed(
     daemon: Daemon, alice: Client, tmp_path: Path, cut: int
 ) -> None:
     data = write(tmp_path / "file", 8 * MIB + 99)
-    # Once in the midst, and again soon after it has gone on.
+    # Once in the middle, and again soon after the transfer has resumed.
     with proxied(daemon.address, [10**9, cut, cut // 2 + 3000]) as (proxy, address):
         client = through(address, alice, tmp_path / "proxied")
         client.run("status")
         client.run("put", "file", cwd=tmp_path, code=0 if cut > 300 else 7)
-        if cut <= 300:  # TLS itself was cut: a first connection is not tried again
+        if cut <= 300:  # TLS setup was cut: the first connection is not retried
             client.run("put", "file", cwd=tmp_path, code=0)
         assert proxy.accepted >= 3
     alice.run("get", "file", "-o", "back", cwd=tmp_path)
@@ -292,10 +292,8 @@ def test_many_small_files_over_a_bad_network(daemon: Daemon, alice: Client, tmp_
     assert alice.run("get", "f077", "-o", "-").stdout == sources["f077"]
 
 
-def test_an_upload_that_is_given_up_leaves_nothing(
-    daemon: Daemon, alice: Client, tmp_path: Path
-) -> None:
-    """The client is killed half way: nothing of the file is to be seen, then or later."""
+def test_an_abandoned_upload_leaves_no_file(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """The client is killed half way, and the file never becomes visible."""
     process = alice.start("put", "-", "--name", "file")
     assert process.stdin is not None
     process.stdin.write(content(6 * MIB))
@@ -317,12 +315,12 @@ def test_an_upload_that_is_given_up_leaves_nothing(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_upload_in_order(
+def test_a_signal_aborts_an_upload_cleanly(
     daemon: Daemon, alice: Client, number: signal.Signals
 ) -> None:
-    """The server is told, and holds no room for it: else the quota is as good as used for an hour.
+    """The client aborts the upload; otherwise its quota would stay reserved for an hour.
 
-    SIGTERM is what ``timeout``, systemd and a shutdown send.
+    ``timeout``, systemd and a system shutdown send SIGTERM.
     """
     daemon.run("user", "quota", "alice", "20MiB")
     process = alice.start("put", "-", "--name", "file")
@@ -339,7 +337,7 @@ def test_a_signal_ends_an_upload_in_order(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [("get", "file", "-o", "-"), ("cat", "file"), ("ls",)])
-def test_a_full_disk_behind_stdout(alice: Client, arguments: tuple[str, ...]) -> None:
+def test_stdout_on_a_full_disk(alice: Client, arguments: tuple[str, ...]) -> None:
     alice.run("put", "-", "--name", "file", stdin=b"content")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
@@ -355,8 +353,8 @@ def test_a_full_disk_behind_stdout(alice: Client, arguments: tuple[str, ...]) ->
     assert b"ignored" not in done.stderr
 
 
-def test_a_reader_who_leaves_early(alice: Client) -> None:
-    """`sfsc get -o - | head`: no traceback, and no more than a quiet failure."""
+def test_a_closed_output_pipe(alice: Client) -> None:
+    """`sfsc get -o - | head` fails quietly, without a traceback."""
     alice.run("put", "-", "--name", "file", stdin=content(8 * MIB))
     process = subprocess.Popen(
         [*command("sfsc"), "get", "file", "-o", "-"],

@@ -1,4 +1,4 @@
-"""What an operator does with a real daemon: serve, stop, invite, disable, look, change keys."""
+"""Operator tasks on a real daemon: serve, stop, invite, disable, inspect, change keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.harness import Client, CommandFailed, Daemon, Result
 
 
 def blames(result: Result, *words: str) -> None:
-    """Cause and hint on stderr, nothing on stdout, no inside of ours."""
+    """Check for cause and hint on stderr, nothing on stdout, and no traceback."""
     assert result.stdout == b""
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("sfsd: "), result.stderr
@@ -36,7 +36,7 @@ def ops(daemon: Daemon) -> list[str]:
     return [json.loads(line)["op"] for line in daemon.run("audit", "log", "--json").lines]
 
 
-def test_the_address_is_known_while_it_serves(daemon: Daemon) -> None:
+def test_the_address_is_published_while_serving(daemon: Daemon) -> None:
     run = daemon.root / "run"
     assert (run / "address").read_text().strip() == daemon.address
     told = json.loads(daemon.run("status", "--json").text)
@@ -62,8 +62,8 @@ def test_a_port_in_use(daemon: Daemon, tmp_path: Path) -> None:
     assert not ready.exists()
 
 
-def test_another_server_at_the_address_is_not_talked_to(daemon: Daemon, tmp_path: Path) -> None:
-    """A daemon is gone, something holds its lock, and its port is another's now."""
+def test_another_server_at_the_address_is_not_used(daemon: Daemon, tmp_path: Path) -> None:
+    """The daemon is gone, its lock is held, and another server uses its port."""
     other = new_root(tmp_path / "other")
     logged = len(ops(daemon))
     with lock_root(other.root):
@@ -74,7 +74,7 @@ def test_another_server_at_the_address_is_not_talked_to(daemon: Daemon, tmp_path
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal for a process")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_even_twice(daemon: Daemon, number: signal.Signals) -> None:
+def test_repeated_signals_stop_the_daemon(daemon: Daemon, number: signal.Signals) -> None:
     assert daemon.process is not None
     daemon.process.send_signal(number)
     daemon.process.send_signal(number)
@@ -83,7 +83,7 @@ def test_signals_end_it_even_twice(daemon: Daemon, number: signal.Signals) -> No
     assert "Traceback" not in daemon.log_path.read_text()
 
 
-def test_after_sigkill_it_starts_again(daemon: Daemon) -> None:
+def test_start_after_sigkill(daemon: Daemon) -> None:
     invitation = daemon.add_user("dora")
     daemon.kill()
     assert (daemon.root / "run" / "address").exists(), "nobody was there to remove it"
@@ -94,7 +94,7 @@ def test_after_sigkill_it_starts_again(daemon: Daemon) -> None:
     assert parse_invitation(invitation).address == daemon.address
 
 
-def test_the_same_commands_with_and_without_a_daemon(daemon: Daemon) -> None:
+def test_commands_work_with_and_without_a_daemon(daemon: Daemon) -> None:
     daemon.add_user("dora")
     daemon.run("user", "disable", "dora")
     seen = [daemon.run("user", *words).text for words in (("list", "--json"), ("show", "dora"))]
@@ -109,18 +109,18 @@ def test_the_same_commands_with_and_without_a_daemon(daemon: Daemon) -> None:
     assert ops(daemon).count("login") >= 4
 
 
-def test_an_invitation_leads_to_the_public_address(daemon: Daemon) -> None:
+def test_an_invitation_names_the_public_address(daemon: Daemon) -> None:
     assert parse_invitation(daemon.add_user("dora")).address == daemon.address
     (daemon.root / "sfsd.toml").write_text('public = "files.example.lan:7373"\n')
     assert parse_invitation(daemon.add_user("dora")).address == "files.example.lan:7373"
 
 
-def test_an_enrolled_user_is_not_invited_again(daemon: Daemon, alice: Client) -> None:
+def test_an_enrolled_user_cannot_be_invited_again(daemon: Daemon, alice: Client) -> None:
     blames(daemon.run("user", "add", "alice", code=6))
     alice.run("ls")
 
 
-def test_who_is_disabled_is_out_at_once_and_comes_back(
+def test_a_disabled_user_is_disconnected_and_can_be_enabled(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "f").write_text("kept")
@@ -149,8 +149,10 @@ def test_usage_is_shown(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
 def test_a_stop_under_load_is_quick_and_loses_nothing(
     daemon: Daemon, alice: Client, bob: Client, tmp_path: Path
 ) -> None:
-    """Small files and a large one are being stored, and one is stuck half way, when it stops. Who
-    waits for the next start then goes on; of who does not, nothing is seen."""
+    """The daemon stops while small files and a large one are stored and one upload is stuck.
+
+    Clients that wait for the next start then continue. Other uploads leave nothing visible.
+    """
     source = tmp_path / "source"
     source.mkdir()
     names = [f"small-{number:03}" for number in range(400)]
@@ -194,9 +196,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_another_tls_key_is_stated_and_clients_go_on(
-    daemon: Daemon, alice: Client, tmp_path: Path
-) -> None:
+def test_clients_accept_a_stated_new_tls_key(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     before = server_keys.load(daemon.root / "keys")
     server_keys.create(tmp_path / "new", int(time.time()))
     for name in ("tls.key", "tls.crt"):
@@ -212,10 +212,10 @@ def test_another_tls_key_is_stated_and_clients_go_on(
     assert ops(daemon).count("server-statement") == 2
 
 
-def test_a_log_changed_behind_its_mark_stops_changes_and_downloads(
+def test_a_changed_log_stops_changes_and_downloads(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
-    """The start trusts what it marked; the check behind finds the change, and looking goes on."""
+    """The start trusts the marked log; the background check finds the change, and reads go on."""
     (tmp_path / "f").write_text("kept")
     alice.run("put", "f", cwd=tmp_path)
     daemon.stop()
@@ -236,7 +236,7 @@ def test_a_log_changed_behind_its_mark_stops_changes_and_downloads(
     assert daemon.stop() == 0
 
 
-def test_a_torn_log_end_is_cut_and_a_short_one_refused(daemon: Daemon) -> None:
+def test_a_torn_log_end_is_cut_and_a_short_log_is_refused(daemon: Daemon) -> None:
     daemon.add_user("dora")
     daemon.stop()
     log = daemon.root / "logs" / "audit.jsonl"
@@ -252,8 +252,8 @@ def test_a_torn_log_end_is_cut_and_a_short_one_refused(daemon: Daemon) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_many_operators_at_once(daemon: Daemon) -> None:
-    """Each command is a connection; all are served, and each invitation is another."""
+def test_concurrent_operator_commands(daemon: Daemon) -> None:
+    """Every command has its own connection; all are served, and all invitations differ."""
     found: list[str] = []
     threads = [
         threading.Thread(target=lambda n=n: found.append(daemon.add_user(f"user{n}")))
@@ -267,7 +267,7 @@ def test_many_operators_at_once(daemon: Daemon) -> None:
     assert len(daemon.run("user", "list").lines) == 6
 
 
-def test_nothing_listens_after_the_stop(daemon: Daemon) -> None:
+def test_the_port_is_closed_after_stop(daemon: Daemon) -> None:
     host, _, port = daemon.address.rpartition(":")
     daemon.stop()
     with pytest.raises(ConnectionRefusedError):

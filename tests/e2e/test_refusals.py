@@ -1,4 +1,4 @@
-"""What goes wrong for a user, through the real programs: exit code, cause, hint, nothing left."""
+"""Failures, through the real programs: exit code, cause and hint, and no partial result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness import Client, Daemon, Result
 
 
 def blames(result: Result, *words: str) -> None:
-    """The refusal says what and what to do, and shows no inside of ours."""
+    """Check that the refusal has a cause and a hint, and no traceback."""
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("sfsc: "), result.stderr
     assert "hint: " in result.stderr, result.stderr
@@ -23,12 +23,12 @@ def blames(result: Result, *words: str) -> None:
 
 
 def stored(daemon: Daemon, suffix: str, user: str = "alice") -> list[Path]:
-    """The user's files on the server's disk that end in `suffix`."""
+    """Return the user's files on the server's disk that end in `suffix`."""
     return sorted((daemon.root / "store" / "users" / user / "files").rglob(f"*{suffix}"))
 
 
 def flip(path: Path, offset: int) -> None:
-    """Change one bit of a stored file, as a bad disk or a bad operator would."""
+    """Flip one bit of a stored file, as a bad disk or a malicious operator would."""
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x01
     path.write_bytes(data)
@@ -98,7 +98,7 @@ def test_full_quota(daemon: Daemon, tmp_path: Path) -> None:
     blames(carol.run("put", "b", code=4, cwd=tmp_path), "quota")
     blames(carol.run("put", "big", code=4, cwd=tmp_path), "quota")
     assert carol.run("ls").lines == ["a"]
-    # What is deleted is trash, and counts: the hint says what helps.
+    # Deleted files are kept and use quota; the hint says how to free it.
     carol.run("rm", "a")
     blames(carol.run("put", "b", code=4, cwd=tmp_path), "rm --purge")
     carol.run("rm", "--purge", "a")
@@ -127,7 +127,7 @@ def test_truncated_blob(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
 
 
 def test_flipped_byte_in_a_sidecar(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """In the record, in a wrap, or in the metadata; before and after a restart of the daemon."""
+    """A flip in the record, a wrap or the metadata is found, before and after a daemon restart."""
     for name in ("record", "wraps", "metadata"):
         (tmp_path / name).write_text(name)
         alice.run("put", name, cwd=tmp_path)
@@ -142,7 +142,7 @@ def test_flipped_byte_in_a_sidecar(daemon: Daemon, alice: Client, tmp_path: Path
 
 
 def flip_base64(sidecar: Path, key: str) -> None:
-    """Flip a bit in the middle of what `key` holds; the JSON stays well formed."""
+    """Flip a bit in the middle of the value of `key`; the JSON stays well formed."""
     value = json.loads(sidecar.read_bytes())
     holder, inner = value, key
     if key == "wraps":
@@ -166,8 +166,8 @@ def test_missing_local_file(alice: Client, tmp_path: Path) -> None:
     assert alice.run("ls").lines == [], "half of a command was done"
 
 
-def test_what_is_no_file(alice: Client, tmp_path: Path) -> None:
-    """Each is called what it is, and the hint leads on."""
+def test_paths_that_are_not_files(alice: Client, tmp_path: Path) -> None:
+    """The message names the kind of path, and the hint says what to do."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "lost").symlink_to("nowhere")
     assert (
@@ -181,7 +181,7 @@ def test_what_is_no_file(alice: Client, tmp_path: Path) -> None:
     assert "sfsc put - --name" in alice.run("put", os.devnull, code=1).stderr
 
 
-def test_a_user_who_is_not_there(alice: Client) -> None:
+def test_an_unknown_user(alice: Client) -> None:
     alice.run("put", "-", "--name", "file", stdin=b"")
     for arguments in (
         ("share", "file", "nobody"),
@@ -203,7 +203,7 @@ def test_disabled_user(daemon: Daemon, alice: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up", "/absolute", "a//b", "a/./b", "tab\tbed", "back\\slash"])
-def test_names_that_cannot_be(alice: Client, tmp_path: Path, name: str) -> None:
+def test_invalid_names(alice: Client, tmp_path: Path, name: str) -> None:
     (tmp_path / "f").write_text("x")
     result = alice.run("put", "f", "--name", name, code=2, cwd=tmp_path)
     assert "Traceback" not in result.stderr
@@ -211,7 +211,7 @@ def test_names_that_cannot_be(alice: Client, tmp_path: Path, name: str) -> None:
     assert alice.run("ls").lines == []
 
 
-def test_paths_that_no_file_system_has(alice: Client, tmp_path: Path) -> None:
+def test_invalid_paths(alice: Client, tmp_path: Path) -> None:
     long = "x" * 300
     alice.run("put", "-", "--name", long, stdin=b"x")
     for words in (
@@ -230,7 +230,7 @@ def test_paths_that_no_file_system_has(alice: Client, tmp_path: Path) -> None:
     blames(other.run("ls", code=1))
 
 
-def test_versions_and_ids_that_cannot_be(alice: Client, bob: Client) -> None:
+def test_invalid_versions_and_ids(alice: Client, bob: Client) -> None:
     alice.run("put", "-", "--name", "f", stdin=b"x")
     alice.run("share", "f", "bob", "--trust-first-use")
     for program in ("get", "cat", "restore"):
@@ -240,7 +240,7 @@ def test_versions_and_ids_that_cannot_be(alice: Client, bob: Client) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_an_encoding_that_has_no_letters_for_a_name(
+def test_a_locale_encoding_that_cannot_encode_a_name(
     alice: Client, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)

@@ -1,8 +1,8 @@
-"""SIGKILL at every step of a rotation, of the client, the daemon, or both; a rerun finishes.
+"""SIGKILL of client, daemon or both at steps of a rotation; running it again completes it.
 
-40 points in a test run, 200 with SFS_ROTATION=full (`make rotation-sweep`), spread over all kinds
-of steps: see `tests.e2e.killed`. One account goes through all of them: that it is whole again
-after one is where the next begins.
+A test run has 40 points, SFS_ROTATION=full (`make rotation-sweep`) 200, spread over all kinds of
+steps (see `tests.e2e.killed`). One account goes through all of them: each point starts from the
+account that the one before has recovered.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ DAEMON = {"prepare", "prepared", "append", "appended", "publish", "published", "
 
 
 class Swept:
-    """A daemon that ends itself where told, and an account with files of every condition."""
+    """A daemon that kills itself at a given step, and an account with files in every state."""
 
     def __init__(self, folder: Path) -> None:
         self.point = folder / "point"
         program = (sys.executable, "-m", "tests.e2e.killed", str(self.point))
         root = new_root(folder / "root").root
-        (root / "sfsd.toml").write_text("[limits]\nrotations = 1000\n")  # more than anybody needs
+        (root / "sfsd.toml").write_text("[limits]\nrotations = 1000\n")  # more than needed
         self.daemon = Daemon(root, program=program).start()
         self.alice = enrolled(self.daemon, "alice", folder / "alice", "x25519")
         self.contents: dict[tuple[str, int | None], bytes] = {}
@@ -57,7 +57,7 @@ class Swept:
         self.wraps = self._check()
 
     def _fill(self, folder: Path) -> None:
-        """Versions, trash, a purged version, a purged file and a renamed one."""
+        """Create versions, deleted files, a purged version, a purged file and a renamed file."""
         with sfsc.connect(self.alice.home) as store:
             for name in (*NAMES, LARGE):
                 content = name.encode() * (100_000 if name == LARGE else 50)
@@ -79,7 +79,7 @@ class Swept:
             del self.contents[NAMES[7], None]
 
     def _check(self) -> int:
-        """Every file opens, nothing of an older key is left; how many wraps there are."""
+        """Check that every file opens and no older key is used; return the number of wraps."""
         with sfsc.connect(self.alice.home, auto_rotate=False) as store:
             wraps = store.verify_rotation().files
             for (name, version), content in self.contents.items():
@@ -102,7 +102,7 @@ class Swept:
         )
 
     def count(self, *, compromised: bool) -> Counter[str]:
-        """How often each step is come to in a whole rotation."""
+        """Count how often each step occurs in a complete rotation."""
         self.point.with_suffix(".next").write_text("count")
         done, stderr = self._start(compromised=compromised).communicate(timeout=SECONDS)
         assert done == b"done\n", stderr.decode()
@@ -110,8 +110,10 @@ class Swept:
         return Counter(self.point.with_suffix(".seen").read_text().split())
 
     def kill(self, kind: str, number: int, *, compromised: bool, both: bool) -> None:
-        """Rotate up to a step, where its process is killed. Where that is the daemon's, the client
-        is killed with it (`both`), or must live through that and finish."""
+        """Rotate up to a step at which its process is killed.
+
+        If that is the daemon, the client is killed too (`both`) or must survive and finish.
+        """
         self.point.with_suffix(".next").write_text(f"{kind} {number}")
         process = self._start(compromised=compromised)
         if kind in DAEMON:
@@ -131,7 +133,7 @@ class Swept:
             assert done == b"done\n", stderr.decode()
 
     def finish(self, *, compromised: bool, asked: bool) -> None:
-        """A rerun, `asked` for or by itself where something was begun; then all is as it was."""
+        """Complete the rotation, on request (`asked`) or automatically, and check the account."""
         before = self.keyring
         with sfsc.connect(self.alice.home) as store:
             if asked:
@@ -154,7 +156,7 @@ def swept(tmp_path: Path) -> Iterator[Swept]:
 
 
 def spread(counted: Counter[str], most: int) -> list[tuple[str, int]]:
-    """`most` points, from every kind as many, of each kind at random."""
+    """Return at most `most` points, equally many random ones of each kind."""
     chance = random.Random(SEED)
     left = {kind: chance.sample(range(1, n + 1), n) for kind, n in sorted(counted.items())}
     chosen: list[tuple[str, int]] = []
@@ -171,9 +173,9 @@ def spread(counted: Counter[str], most: int) -> list[tuple[str, int]]:
     ("who", "compromised", "most"),
     [("client", False, 14), ("daemon", False, 10), ("client", True, 8), ("daemon", True, 8)],
 )
-def test_killed_at_each_step(swept: Swept, who: str, most: int, *, compromised: bool) -> None:
+def test_kill_at_each_step(swept: Swept, who: str, most: int, *, compromised: bool) -> None:
     counted = swept.count(compromised=compromised)
-    # How often the store is settled is a matter of time: half as often it is settled for certain.
+    # The number of settles depends on timing; half of it is certain.
     counted["settle"] = counted["settled"] = min(counted["settle"], counted["settled"]) // 2
     steps = {kind: n for kind, n in counted.items() if (kind in DAEMON) == (who == "daemon")}
     points = spread(Counter(steps), most * MOST)

@@ -1,4 +1,4 @@
-"""Files shared with others, and taken back: real daemon, real clients, the operator in between."""
+"""Sharing and unsharing with a real daemon and clients, and a malicious operator in between."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def people(daemon: Daemon, folder: Path, *names: str) -> list[Client]:
-    """Users that no other test has."""
+    """Return users that no other test uses."""
     return [enrolled(daemon, name, folder / name) for name in names]
 
 
@@ -60,7 +60,7 @@ def connect(client: Client) -> sfsc.Store:
 
 
 def another_machine(client: Client, folder: Path) -> Client:
-    """The same account elsewhere, with nothing remembered."""
+    """Return the same account on another machine without remembered state."""
     backup, home = folder / "backup", folder / "second"
     with connect(client) as store:
         store.backup(backup, no_passphrase=True)
@@ -74,12 +74,12 @@ def blob_of(daemon: Daemon, client: Client, name: str, version: int | None = Non
     return (daemon.root / where).read_bytes()
 
 
-def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
+def test_share_read_rotate_and_unshare(daemon: Daemon, tmp_path: Path) -> None:
     alice, bob = people(daemon, tmp_path, "alice", "bob")
     with connect(alice) as store:
         put(store, "docs/plan.txt", b"the plan, first draft")
 
-    # Nobody is trusted because the server names him.
+    # A user is not trusted only because the server names them.
     refused = alice.run("share", "docs/plan.txt", "bob", code=4)
     shown = sfsc.whoami(bob.home).fingerprint.hex()
     assert shown in refused.stderr
@@ -87,7 +87,7 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     alice.run("key", "verify", "bob", shown)
     alice.run("share", "docs/plan.txt", "bob")
 
-    # Bob sees and reads it; whose it is, he has only the server's word for until he compares.
+    # Bob reads the file; until bob compares fingerprints, only the server vouches for the owner.
     (listed,) = [json.loads(line) for line in bob.run("--json", "inbox").lines]
     assert (listed["owner"], listed["name"]) == ("alice", "docs/plan.txt")
     assert listed["verified"] is False
@@ -96,7 +96,7 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     bob.run("key", "verify", "alice", own)
     assert bob.run("cat", "alice:docs/plan.txt").text == "the plan, first draft"
 
-    # Bob rotates: his wrap goes with him. Alice writes anew, and rotates: Bob does not notice.
+    # Bob rotates and keeps access. Alice writes again and rotates, which bob does not notice.
     with connect(bob) as reader:
         reader.rotate()
         assert fetched(reader, "alice", "docs/plan.txt") == b"the plan, first draft"
@@ -111,7 +111,7 @@ def test_the_whole_story(daemon: Daemon, tmp_path: Path) -> None:
     assert bob.run("ls", "--shared").text == "alice:docs/plan.txt\n"
     assert "with bob" in alice.run("stat", "docs/plan.txt").text
 
-    # What Bob could have kept: the key of what he has read.
+    # Bob may have kept the key of a version that bob has read.
     saved = saved_key(bob, "alice", "docs/plan.txt")
     assert opens(saved, blob_of(daemon, alice, "docs/plan.txt"))
     alice.run("unshare", "docs/plan.txt", "bob", "--reencrypt")
@@ -157,7 +157,7 @@ def names(store: sfsc.Store) -> list[str]:
     return [f"{one.owner}:{one.entry.name}" for one in store.inbox()]
 
 
-def test_a_shared_folder_is_followed_on_every_machine(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_shared_folder_is_synchronized_to_every_machine(daemon: Daemon, tmp_path: Path) -> None:
     fay, gil = people(daemon, tmp_path, "fay", "gil")
     with connect(fay) as store:
         put(store, "team/a", b"a")
@@ -189,7 +189,7 @@ def test_a_shared_folder_is_followed_on_every_machine(daemon: Daemon, tmp_path: 
         assert names(store) == []
 
 
-def test_history_restore_and_move_keep_their_readers(daemon: Daemon, tmp_path: Path) -> None:
+def test_restore_and_move_keep_readers(daemon: Daemon, tmp_path: Path) -> None:
     hal, ida = people(daemon, tmp_path, "hal", "ida")
     with connect(hal) as store, connect(ida) as reader:
         for content in (b"one", b"two"):
@@ -216,10 +216,8 @@ def test_history_restore_and_move_keep_their_readers(daemon: Daemon, tmp_path: P
         reader.audit_verify()
 
 
-def test_a_large_file_is_wrapped_for_a_key_that_changed_meanwhile(
-    daemon: Daemon, tmp_path: Path
-) -> None:
-    """`stale-recipient`: the ciphertext that is there stays, only the wrap is made anew."""
+def test_a_large_upload_is_rewrapped_for_a_changed_key(daemon: Daemon, tmp_path: Path) -> None:
+    """After `stale-recipient` the uploaded ciphertext is kept, and only the wrap is renewed."""
     jon, kim = people(daemon, tmp_path, "jon", "kim")
     content = bytes(3_000_000)
     with connect(jon) as store, connect(kim) as reader:
@@ -236,7 +234,7 @@ def test_a_large_file_is_wrapped_for_a_key_that_changed_meanwhile(
         assert sent.count("PutCommit") == 2
         assert fetched(reader, "jon", "big") == content
         assert fetched(reader, "jon", "small") == b"2"
-        # And the other way round: what the owner may encrypt for is his to say.
+        # In the other direction: the owner decides which keys are strong enough.
     with sfsc.connect(jon.home, min_wrap_alg="x25519") as store:
         for denied in (
             lambda: put(store, "big", b"x"),
@@ -248,7 +246,7 @@ def test_a_large_file_is_wrapped_for_a_key_that_changed_meanwhile(
     jon.run("put", tmp_path / "jon" / "keyring", "--name", "small", code=0)
 
 
-def test_one_s_own_keys_are_no_weaker_than_one_allows(daemon: Daemon, tmp_path: Path) -> None:
+def test_own_keys_obey_the_minimum_algorithm(daemon: Daemon, tmp_path: Path) -> None:
     sue = enrolled(daemon, "sue", tmp_path / "sue", "x25519")
     with sfsc.connect(sue.home, min_wrap_alg="xwing") as store:
         with pytest.raises(WeakRecipient):
@@ -273,15 +271,15 @@ def watched(sent: list[str]) -> Iterator[None]:
         yield
 
 
-def test_two_files_of_one_name_and_names_that_are_none(daemon: Daemon, tmp_path: Path) -> None:
-    """A sharer is trusted with nothing: neither with his ids, nor with what he calls a file."""
+def test_duplicate_and_invalid_names_from_a_sharer(daemon: Daemon, tmp_path: Path) -> None:
+    """The owner of a shared file is not trusted: neither the file ids nor the names."""
     lea, max_ = people(daemon, tmp_path, "lea", "max")
     with connect(lea) as store:
         for name in ("twin", "other", "fine"):
             put(store, name, name.encode())
             store.share(name, "max", trust_first_use=True)
         with pytest.MonkeyPatch.context() as patch:
-            # Her client lets the metadata say anything.
+            # The owner's modified client seals arbitrary metadata.
             sealed = ContentKey.seal_metadata
             patch.setattr(
                 ContentKey,
@@ -327,9 +325,7 @@ def _sealed_as(key: ContentKey, metadata: Metadata, name: str) -> bytes:
     return seal(metadata_key(key.dek), encoding.pack(told), key.content_id)
 
 
-def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
-    daemon: Daemon, tmp_path: Path
-) -> None:
+def test_garbage_from_a_sharer_does_not_block_rotation(daemon: Daemon, tmp_path: Path) -> None:
     ned, oli = people(daemon, tmp_path, "ned", "oli")
     with connect(ned) as store:
         put(store, "good", b"good")
@@ -348,7 +344,7 @@ def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
             store.share("bad", "oli")
     with connect(oli) as store:
         put(store, "own", b"own")
-        assert store.rotate().files == 2  # her own, and the one that can be read
+        assert store.rotate().files == 2  # her own file and the readable one
         store.verify_rotation()
         assert fetched(store, "ned", "good") == b"good"
         skipped: list[str] = []
@@ -362,18 +358,18 @@ def test_rubbish_from_a_sharer_does_not_keep_anybody_from_rotating(
     ("text", "until"),
     [("12h", 1000 + 12 * 3600), ("30d", 1000 + 30 * 86_400), ("1970-01-02", 2 * 86_400)],
 )
-def test_times_that_are_understood(text: str, until: int) -> None:
+def test_valid_times(text: str, until: int) -> None:
     assert parse_expiry(text, 1000.9) == until
 
 
 @pytest.mark.parametrize("text", ["", "30", "0d", "-1d", "1970-01-01x", "1969-12-31", "31d1h"])
-def test_times_that_are_not(text: str) -> None:
+def test_invalid_times(text: str) -> None:
     with pytest.raises(UsageError):
         parse_expiry(text, 1000.0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="terminals are POSIX ones here")
-def test_on_a_terminal_the_fingerprint_is_asked_about(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_fingerprint_is_confirmed_on_a_terminal(daemon: Daemon, tmp_path: Path) -> None:
     pia, ray = people(daemon, tmp_path, "pia", "ray")
     with connect(pia) as store:
         put(store, "f", b"f")
@@ -387,14 +383,14 @@ def test_on_a_terminal_the_fingerprint_is_asked_about(daemon: Daemon, tmp_path: 
     assert about["readers"] == [{"user": "ray", "expires": 4_102_444_800}]
     known = json.loads(pia.run("--json", "key", "verify", "ray").text)
     assert (known["fingerprint"], known["verified"]) == (shown, True)
-    # Once said yes to, nobody is asked again.
+    # After the first confirmation the user is not asked again.
     with connect(pia) as store:
         store.unshare("f", "ray")
         store.share("f", "ray")
 
 
 def on_a_terminal(client: Client, typed: str, *arguments: str) -> tuple[int, str]:
-    """Exit code of a command whose stdin and stderr are a terminal, and what that showed."""
+    """Run a command with a terminal as stdin and stderr; return (exit code, terminal output)."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -408,19 +404,19 @@ def on_a_terminal(client: Client, typed: str, *arguments: str) -> tuple[int, str
     os.close(theirs)
     os.write(ours, typed.encode())
     said = b""
-    with contextlib.suppress(OSError):  # what a terminal says when its other end is closed
+    with contextlib.suppress(OSError):  # the error of a terminal whose other end is closed
         while part := os.read(ours, 4096):
             said += part
     os.close(ours)
     return process.wait(60), said.decode()
 
 
-# --- a server that lies -----------------------------------------------------------------------
+# --- a lying server -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def lying(spoil: Callable[[Reply], Reply]) -> Iterator[None]:
-    """Every answer passes through `spoil` before the client sees it."""
+    """Pass every reply through `spoil` before the client sees it."""
     result = Transport.result
 
     def spoiled(transport: Transport, ticket: Ticket, timeout: float | None = None) -> Reply:
@@ -457,7 +453,7 @@ def trio(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Trio:
 
 
 def captured(client: Client, kind: type[Reply], action: Callable[[sfsc.Store], object]) -> Reply:
-    """The last answer of a kind that `action` gets."""
+    """Return the last reply of a type that `action` receives."""
     found: list[Reply] = []
 
     def note(reply: Reply) -> Reply:
@@ -470,8 +466,8 @@ def captured(client: Client, kind: type[Reply], action: Callable[[sfsc.Store], o
     return found[-1]
 
 
-def test_a_reader_that_the_server_added(trio: Trio) -> None:
-    """Cyd is shown a file that its owner never shared with her; Ada, one with Cyd among readers."""
+def test_a_reader_added_by_the_server_is_refused(trio: Trio) -> None:
+    """Cyd is shown a file that was never shared with her; ada is shown cyd as a reader."""
     opened = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "shared"))
     assert isinstance(opened, Opened)
     page = InboxPage((SharedFile("ada", file_id_of(opened.view), opened.view),), "")
@@ -481,7 +477,7 @@ def test_a_reader_that_the_server_added(trio: Trio) -> None:
         pytest.raises(BadRecord, match="does not share"),
     ):
         store.inbox()
-    # Who asks for it by its name is not told that there is none.
+    # A request by name is not answered with "not found".
     with (
         lying(lambda reply: page if isinstance(reply, InboxPage) else reply),
         connect(trio.cyd) as store,
@@ -502,8 +498,8 @@ def test_a_reader_that_the_server_added(trio: Trio) -> None:
         put(store, "shared", b"for whom?")
 
 
-def test_another_key_for_a_name(trio: Trio) -> None:
-    """The server answers for Ben with Cyd's statements; then with a fingerprint that changed."""
+def test_another_key_for_a_user_is_refused(trio: Trio) -> None:
+    """The server presents cyd's statements as ben's, and then a changed fingerprint."""
     cyd = captured(trio.ada, Identity, lambda store: store.person("cyd"))
     with (
         lying(lambda reply: cyd if isinstance(reply, Identity) else reply),
@@ -518,7 +514,7 @@ def test_another_key_for_a_name(trio: Trio) -> None:
         assert (caught.value.exit_code, caught.value.pinned) == (5, fingerprint.hex())
 
 
-def test_an_older_statement_of_a_reader(trio: Trio) -> None:
+def test_an_older_statement_of_a_reader_is_refused(trio: Trio) -> None:
     with connect(trio.ben) as store:
         before = captured(trio.ada, Identity, lambda owner: owner.person("ben"))
         store.rotate()
@@ -539,7 +535,7 @@ def test_an_older_statement_of_a_reader(trio: Trio) -> None:
         assert store.readers("mine") == []
 
 
-def test_the_wrap_and_the_content_of_another_file(trio: Trio) -> None:
+def test_wraps_and_contents_of_other_files_are_refused(trio: Trio) -> None:
     with connect(trio.ben) as store:
         ids = {one.entry.name: one.entry.file_id for one in store.inbox()}
     other = captured(trio.ben, Opened, lambda store: fetched(store, "ada", "also"))
@@ -562,8 +558,8 @@ def test_the_wrap_and_the_content_of_another_file(trio: Trio) -> None:
         store.get_shared("ada", "shared", io.BytesIO(), file_id=ids["shared"])
 
 
-def test_a_file_of_another_owner(trio: Trio) -> None:
-    """Attribution: what Ben signed is not shown as Cyd's, nor as Ada's own."""
+def test_a_file_attributed_to_another_owner_is_refused(trio: Trio) -> None:
+    """A file signed by ben is never shown as cyd's or ada's."""
     page = captured(trio.ada, InboxPage, lambda store: store.inbox())
     assert isinstance(page, InboxPage)
     (item,) = page.files
@@ -584,10 +580,8 @@ def test_a_file_of_another_owner(trio: Trio) -> None:
         store.get("mine", io.BytesIO())
 
 
-def test_an_unshare_that_is_hidden_from_another_machine(
-    daemon: Daemon, trio: Trio, tmp_path: Path
-) -> None:
-    """The second machine never saw the file; the log of its account shows what is kept from it."""
+def test_an_unshare_hidden_from_another_machine(daemon: Daemon, trio: Trio, tmp_path: Path) -> None:
+    """The second machine never saw the file, but the account's log shows the hidden change."""
     with connect(trio.ada) as store:
         put(store, "hidden", b"hidden")
         store.share("hidden", "ben")
@@ -616,8 +610,8 @@ def test_an_unshare_that_is_hidden_from_another_machine(
         fetched(store, "ada", "hidden")
 
 
-def test_a_share_that_is_hidden_from_who_ends_it(trio: Trio, tmp_path: Path) -> None:
-    """Another machine is told that there is no such share: by an older record, or by none."""
+def test_a_share_hidden_from_its_owner(trio: Trio, tmp_path: Path) -> None:
+    """Another machine is shown an older record, or none, instead of the share."""
     with connect(trio.ada) as store:
         put(store, "given/away", b"")
         old = captured(trio.ada, Stated, lambda _store: store.stat("given/away"))
@@ -669,7 +663,7 @@ def test_an_older_list_of_shared_folders_is_refused(
         assert store.readers("folder/new") == []
 
 
-def test_afterwards_log_and_store_agree(daemon: Daemon, trio: Trio) -> None:
+def test_log_and_store_still_agree(daemon: Daemon, trio: Trio) -> None:
     for client in (trio.ada, trio.ben, trio.cyd):
         with connect(client) as store:
             store.audit_verify()
@@ -686,7 +680,7 @@ def file_id_of(view: FileView) -> str:
 
 
 def opened_versions(client: Client, owner: str, name: str, versions: int) -> list[int]:
-    """The versions of a shared file that the reader's client can open."""
+    """Return the versions of a shared file that the reader's client can open."""
     found = []
     with connect(client) as store:
         for version in range(1, versions + 1):
@@ -698,10 +692,10 @@ def opened_versions(client: Client, owner: str, name: str, versions: int) -> lis
 
 
 @pytest.mark.parametrize("names", [["f"], []])
-def test_new_contents_give_a_reader_no_older_version(
+def test_reencryption_gives_a_reader_no_older_versions(
     daemon: Daemon, tmp_path: Path, names: list[str]
 ) -> None:
-    """After a theft each reader opens the versions since they were added, as before."""
+    """After a re-encryption each reader opens the versions since they were added, as before."""
     suffix = "named" if names else "whole"
     alice, bob, carol, dora = people(
         daemon, tmp_path, *(f"{name}-{suffix}" for name in ("anna", "bert", "carol", "dora"))
@@ -710,7 +704,7 @@ def test_new_contents_give_a_reader_no_older_version(
     with connect(alice) as store:
         for version in range(1, 7):
             if version == 5:
-                # Carol was left out while version 4 was stored; she has the key of the newest
+                # Carol was not a reader while version 4 was stored; she has the key of the newest
                 # version since she was added again.
                 store.share("f", users[2], trust_first_use=True)
             put(store, "f", b"version %d" % version)
@@ -726,7 +720,7 @@ def test_new_contents_give_a_reader_no_older_version(
         store.rotate(compromised=True, names=names)
     assert opened_versions(bob, users[0], "f", 6) == [3, 4, 5, 6]
     assert opened_versions(carol, users[0], "f", 6) == [4, 5, 6]
-    # Older versions that were given with `--history` have to be given again.
+    # Older versions shared with `--history` must be shared again.
     assert opened_versions(dora, users[0], "f", 6) == [6]
     with connect(alice) as store:
         store.share("f", users[3], history=True)

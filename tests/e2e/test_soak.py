@@ -1,4 +1,4 @@
-"""Long runs: many files, large ones, connections that are cut again and again.
+"""Long runs: many files, large files, and connections that break repeatedly.
 
 `make test` runs a sample of each, `make soak` all of it, by the same code.
 """
@@ -31,7 +31,7 @@ SEED = 20_261_125
 
 
 def fill(path: Path, size: int, seed: int = SEED) -> None:
-    """`size` bytes that do not repeat and cost little to make."""
+    """Write `size` bytes that do not repeat and are cheap to generate."""
     block = bytearray(random.Random(seed).randbytes(MIB))
     with path.open("wb") as file:
         for number in range(0, size, MIB):
@@ -44,7 +44,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 def test_real_files(alice: Client, tmp_path: Path) -> None:
-    """As many as there are under /usr, up to the number wanted; then more of our own."""
+    """Store files of /usr/share up to the wanted number, and generated files for the rest."""
     source = tmp_path / "tree"
     copied = 0
     for folder, _, names in os.walk("/usr/share"):
@@ -62,7 +62,7 @@ def test_real_files(alice: Client, tmp_path: Path) -> None:
     assert same(source, tmp_path / "out" / "tree")
 
 
-def test_a_large_file_in_flat_memory(alice: Client, tmp_path: Path) -> None:
+def test_a_large_file_uses_constant_memory(alice: Client, tmp_path: Path) -> None:
     fill(tmp_path / "large", LARGE)
     fill(tmp_path / "small", 10)
     base_up, base_down = peak(alice, "put", "small", cwd=tmp_path), 0
@@ -74,7 +74,7 @@ def test_a_large_file_in_flat_memory(alice: Client, tmp_path: Path) -> None:
 
 @pytest.fixture
 def sealed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
-    """(hash of the key, nonce) of every segment that is encrypted; it is encrypted all the same."""
+    """Record (hash of the key, nonce) of every encrypted segment."""
     seen: list[tuple[bytes, bytes]] = []
     names: dict[int, bytes] = {}
     build, seal = primitives.Aead.__init__, primitives.Aead.seal_into
@@ -92,10 +92,10 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
     return seen
 
 
-def test_an_upload_cut_again_and_again(
+def test_a_repeatedly_interrupted_upload(
     daemon: Daemon, alice: Client, tmp_path: Path, sealed: list[tuple[bytes, bytes]]
 ) -> None:
-    """It arrives whole, and no segment was encrypted twice under one key and nonce."""
+    """The file arrives complete, and no key and nonce pair is used for two segments."""
     fill(tmp_path / "file", UPLOAD)
     chance = random.Random(SEED)
     moments = [chance.randrange(20_000, 2 * UPLOAD // CUTS) for _ in range(CUTS)]
@@ -112,7 +112,7 @@ def test_an_upload_cut_again_and_again(
     assert same(tmp_path / "file", tmp_path / "back")
 
 
-def test_a_download_cut_again_and_again(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_a_repeatedly_interrupted_download(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     fill(tmp_path / "file", UPLOAD)
     alice.run("put", "file", cwd=tmp_path, seconds=600)
     chance = random.Random(SEED)
@@ -125,7 +125,7 @@ def test_a_download_cut_again_and_again(daemon: Daemon, alice: Client, tmp_path:
     assert same(tmp_path / "file", tmp_path / "back")
 
 
-def test_a_second_listing_opens_no_key(
+def test_a_second_listing_unwraps_no_keys(
     alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "names").mkdir()
@@ -140,7 +140,7 @@ def test_a_second_listing_opens_no_key(
         opened.append(wrapped)
         return unwrap(key, wrapped, info)
 
-    # Counts what happens; it happens all the same.
+    # Counts the calls and passes them on.
     monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
     for calls in (NAMES, 0, 0):
         with sfsc.connect(alice.home) as store:

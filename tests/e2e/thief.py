@@ -1,5 +1,5 @@
-"""Who has copied a keyring and signs with a client of his own making: what he begins is sealed for
-himself alone, and everybody else is dropped."""
+"""A thief with a copied keyring and a modified client, which seals bundles for the thief alone and
+drops all other devices."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.harness import Client
 
 
 def copied(owner: Client, home: Path) -> Client:
-    """A client over a copy of the owner's keyring."""
+    """Return a client with a copy of the owner's keyring."""
     home.mkdir()
     (home / "keyring").write_bytes((owner.home / "keyring").read_bytes())
     return Client(home)
 
 
-def _for_himself(statement: Statement) -> list[PublicKey]:
+def _only_thief(statement: Statement) -> list[PublicKey]:
     return [PublicKey(statement.wrap_alg, statement.wrap_pub)]
 
 
@@ -46,14 +46,14 @@ def _alone(
 
 
 class Thief:
-    """In a session that he opened; `begin` and `finish` rotate so that all others are left out."""
+    """A thief's session; `begin` and `finish` rotate the keys and exclude all other devices."""
 
     def __init__(self, home: Path) -> None:
         self.store = sfsc.connect(home, auto_rotate=False)
         self.rotation = self.store._rotation
 
     def device(self) -> None:
-        """A statement that keeps the generation, and whose bundle is for himself."""
+        """Publish a statement that keeps the generation, with a bundle for the thief alone."""
         self.store._devices._publish(
             "device", lambda head: {"devices": ()} if head.devices else None
         )
@@ -62,7 +62,7 @@ class Thief:
         self.rotation._begin("x25519", None, ROTATE)
 
     def rewrap(self, *names: str) -> None:
-        """Make the wraps of these files for his key."""
+        """Rewrap these files for the thief's key."""
         ids = {self.store._session.account.file_id(name) for name in names}
         rewrapping = Rewrapping(self.store._session, self.store._contacts, None)
         items = [one for one in self.rotation._items() if one.file_id in ids]
@@ -76,7 +76,7 @@ class Thief:
 @contextmanager
 def thief(home: Path) -> Iterator[Thief]:
     with (
-        mock.patch.object(devices, "recipients", _for_himself),
+        mock.patch.object(devices, "recipients", _only_thief),
         mock.patch.object(devices.Devices, "signed", _alone),
     ):
         one = Thief(home)

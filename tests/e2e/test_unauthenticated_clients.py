@@ -1,4 +1,4 @@
-"""Strangers and stuck clients at a real daemon: they are gone in time, and nobody else notices."""
+"""Unauthenticated and stuck clients are disconnected in time and do not affect other clients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ELSEWHERE = "127.0.0.2"
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon with little patience. Nothing that a stranger does makes it print a traceback."""
+    """Return a daemon with short timeouts; check at the end that it printed no traceback."""
     served = Daemon(tmp_path / "root")
     served.init()
     with (served.root / "sfsd.toml").open("a") as file:
@@ -61,7 +61,7 @@ def carol(guarded: Daemon, tmp_path: Path) -> Client:
 
 
 def connections(daemon: Daemon) -> int:
-    """How many there are beside the operator's that asks."""
+    """Return the number of connections besides the operator's own."""
     told = json.loads(daemon.run("status", "--json").text)
     return int(told["connections"]) - 1
 
@@ -72,7 +72,7 @@ OVERSIZED = struct.pack(">I", 2**31)
 
 
 async def rude(address: str, data: bytes, *, tls: bool) -> None:
-    """A stranger sends `data`, waits, and is disconnected before long."""
+    """Send `data` without a login, and check that the server disconnects soon."""
     async with await Wire.connect(address, any_server() if tls else None) as wire:
         try:
             await wire.send(data)
@@ -81,8 +81,8 @@ async def rude(address: str, data: bytes, *, tls: bool) -> None:
         await wire.ended(15)
 
 
-def test_strangers_are_gone_in_time(guarded: Daemon, carol: Client) -> None:
-    """Slow, silent, half a frame, garbage, too long a frame; through TLS and without."""
+def test_unauthenticated_clients_are_disconnected(guarded: Daemon, carol: Client) -> None:
+    """Slow and silent clients, half a frame, garbage, too long a frame; with and without TLS."""
 
     async def run() -> None:
         tries = [(data, tls) for data in (b"", HALF, GARBAGE, OVERSIZED) for tls in (True, False)]
@@ -93,9 +93,9 @@ def test_strangers_are_gone_in_time(guarded: Daemon, carol: Client) -> None:
     carol.run("ls")
 
 
-def test_bytes_that_trickle_win_no_time(guarded: Daemon) -> None:
+def test_slow_bytes_do_not_extend_the_deadline(guarded: Daemon) -> None:
     async def run() -> bool:
-        """Whether he is cut off before he is through, which would take three times as long."""
+        """Return whether the client is disconnected in a third of the time that its bytes take."""
         async with await Wire.welcomed(guarded.address) as wire:
             _, pieces = wire.connection.request(wire.login(SigningKey.generate(), b"", b""))
             for byte in b"".join(pieces)[:-1]:
@@ -127,7 +127,7 @@ def test_only_tls_1_3(guarded: Daemon, carol: Client) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux only")
-def test_a_flood_from_one_address_stops_nobody_else(guarded: Daemon, carol: Client) -> None:
+def test_a_flood_from_one_address_does_not_block_others(guarded: Daemon, carol: Client) -> None:
     async def flood() -> tuple[list[Wire], int]:
         held: list[Wire] = []
         refused = 0
@@ -144,7 +144,7 @@ def test_a_flood_from_one_address_stops_nobody_else(guarded: Daemon, carol: Clie
 
     async def run() -> None:
         held, refused = await flood()
-        # Those that were let in first may have been thrown out again by now, for others to come.
+        # The first connections may have been closed in favour of later ones.
         assert refused >= 30
         await asyncio.to_thread(carol.run, "ls")
         for wire in held:
@@ -154,7 +154,7 @@ def test_a_flood_from_one_address_stops_nobody_else(guarded: Daemon, carol: Clie
     carol.run("ls")
 
 
-def test_logged_in_connections_of_one_address_are_capped(guarded: Daemon) -> None:
+def test_logged_in_connections_per_address_are_limited(guarded: Daemon) -> None:
     keys = server_keys.load(guarded.root / "keys")
     key = server_keys.operator_key(guarded.root / "keys")
 
@@ -211,7 +211,7 @@ def test_refused_logins_are_logged_together(guarded: Daemon) -> None:
     guarded.start()
 
 
-def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
+def test_a_client_that_reads_no_replies_is_disconnected(
     guarded: Daemon, carol: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "big").write_bytes(bytes(12 * 1024 * 1024))
@@ -229,7 +229,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
             assert isinstance(entered, Entered)
             opened = await wire.ask(GetOpen("carol", file_id, 0))
             assert isinstance(opened, Opened)
-            # 500 MiB are asked for, and not one byte of them is read.
+            # Requests 500 MiB and reads not one byte of it.
             wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
             for number in range(500):
                 offset = number % 12 * 1024 * 1024
@@ -239,7 +239,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
             assert (tmp_path / "out").stat().st_size == 12 * 1024 * 1024
             async with asyncio.timeout(30):
                 while await asyncio.to_thread(connections, guarded):
-                    pass  # each look is a process of its own
+                    pass  # each check is a separate process
 
     before = resident(guarded)
     asyncio.run(run())
@@ -248,7 +248,7 @@ def test_who_takes_no_answers_is_cut_off_and_stalls_nobody(
 
 
 def resident(daemon: Daemon) -> int:
-    """Bytes of memory that the daemon has had at most; 0 where the system does not say."""
+    """Return the daemon's peak memory in bytes; 0 if the system does not report it."""
     assert daemon.process is not None
     status = Path(f"/proc/{daemon.process.pid}/status")
     if not status.exists():
@@ -258,8 +258,8 @@ def resident(daemon: Daemon) -> int:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's limit")
-def test_who_holds_all_files_that_he_may_stops_nobody_else(tmp_path: Path) -> None:
-    """Where the system lets a daemon have few handles: what is never to run out is the log's."""
+def test_a_client_at_its_file_limit_does_not_block_others(tmp_path: Path) -> None:
+    """With few file descriptors, those for the log must never run out."""
     few = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh", *command("sfsd"))
     daemon = Daemon(tmp_path / "root", program=few)
     daemon.init()
