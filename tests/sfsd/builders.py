@@ -1,4 +1,4 @@
-"""A daemon without a network, and people who sign: real store, log, committer and service."""
+"""A daemon without network, and users with keys: real store, log, committer and dispatcher."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class Clock:
-    """Unix seconds, moved by hand."""
+    """Clock that tests set, in Unix seconds."""
 
     now: float = 1_800_000_000.0
 
@@ -68,7 +68,7 @@ class Clock:
 
 
 class Daemon:
-    """A served context. `ask` and `open` go through `Service`, on one loop."""
+    """A running daemon; `ask` and `open` go through its `Dispatcher`, on one loop."""
 
     def __init__(self, context: ServerContext, clock: Clock, runner: asyncio.Runner) -> None:
         self.context = context
@@ -83,7 +83,7 @@ class Daemon:
         return self.run(self.dispatcher.handle(who, message))
 
     def ask_all(self, who: Principal, messages: Sequence[Request]) -> list[Reply]:
-        """All at once, as a pipelining client does."""
+        """Send all requests at once, as a pipelining client does."""
 
         async def together() -> list[Reply]:
             return await asyncio.gather(*(self.dispatcher.handle(who, one) for one in messages))
@@ -99,7 +99,7 @@ class Daemon:
         return self.open(login("operator", OPERATOR_KEY))[0]
 
     def person(self, name: str, *, quota: int = 0) -> Person:
-        """Invited and enrolled, with an open session."""
+        """Return a user who is invited and enrolled, with an open session."""
         person = Person(name, self)
         done = self.ask(self.operator(), person.invitation(quota=quota))
         assert isinstance(done, Done), done
@@ -120,7 +120,7 @@ def daemon(
     config: Config | None = None,
     files: Files | None = None,
 ) -> Iterator[Daemon]:
-    """A daemon on `root`, which may be one that ran before."""
+    """Run a daemon on `root`, which may be used before."""
     clock = clock or Clock()
     statement = ServerStatement(SERVER_KEY.public, 1, SPKI, VERIFIER.vkey, 1_800_000_000)
     body = statement.encode()
@@ -163,7 +163,7 @@ def login(user: str, key: SigningKey, generation: int = 1, **changed: Any) -> Lo
 
 
 def check_receipt(receipt: Receipt, body: bytes | None = None) -> LogEntry:
-    """The entry that a receipt proves, its line hashed, its place and the checkpoint verified."""
+    """Verify a receipt (line hash, inclusion, checkpoint) and return the entry that it proves."""
     point = verify(receipt.checkpoint, VERIFIER)
     entry = auditlog.parse(receipt.line)
     leaf = merkle.leaf_hash(entry.hash)
@@ -180,7 +180,7 @@ def segments_root(ciphertext: bytes) -> bytes:
 
 @dataclass
 class Version:
-    """All that goes with a put, each part open to being made wrong."""
+    """All parts of a put; tests may replace each of them."""
 
     record: FileRecord
     body: bytes
@@ -201,7 +201,7 @@ class Version:
 
 @dataclass
 class Person:
-    """A user with keys. `heads` are the last record bytes of each file, kept by `put`."""
+    """A user with keys. `heads` has the bytes of the last record of each file."""
 
     name: str
     served: Daemon
@@ -269,7 +269,7 @@ class Person:
         return replace(made, **changed)
 
     def record(self, file_id: str, op: str, **changed: Any) -> FileRecord:
-        """A record onto this person's last one of that file."""
+        """Return a record that follows this user's last record of the file."""
         head = self.heads.get(file_id)
         before = None if head is None else FileRecord.parse(head)
         fields: dict[str, Any] = {
@@ -297,7 +297,7 @@ class Person:
     def version(
         self, file_id: str, ciphertext: bytes, *, wraps: tuple[Wrap, ...] | None = None, **c: Any
     ) -> Version:
-        """A new version of a file, with everything right but what `c` changes."""
+        """Return a valid new version of a file, with the record fields `c` replaced."""
         number = max((v for f, v in self.made if f == file_id), default=0) + 1
         metadata = c.pop("metadata", b"sealed metadata")
         fields: dict[str, Any] = {
@@ -314,13 +314,13 @@ class Person:
         return replace(made, ciphertext=ciphertext)
 
     def reencrypted(self, file_id: str, number: int, ciphertext: bytes, **changed: Any) -> Version:
-        """Version `number` of a file encrypted anew, onto the file's head."""
+        """Return a re-encryption of version `number`, which follows the file's head."""
         current = FileRecord.parse(self.heads[file_id]).current
         fields: dict[str, Any] = {"version": number, "current": current, "op": REENCRYPT}
         return self.version(file_id, ciphertext, **(fields | changed))
 
     def took(self, version: Version) -> Version:
-        """The server took it: the next record goes onto it."""
+        """Note that the server accepted `version`: the next record follows it."""
         record = version.record
         self.heads[record.file_id] = version.body
         if record.version is not None:
@@ -331,13 +331,13 @@ class Person:
         return self.served.ask(self.who, message)
 
     def put(self, file_id: str, ciphertext: bytes = b"c" * 56, **changed: Any) -> Version:
-        """Store a small version, and check the receipt."""
+        """Store a small version and check the receipt."""
         version = self.version(file_id, ciphertext, **changed)
         check_receipt(done(self.ask(version.small())), version.body)
         return self.took(version)
 
     def upload(self, file_id: str, ciphertext: bytes, size: int | None = None) -> bytes:
-        """All pieces of `ciphertext`, not committed; returns the upload's id."""
+        """Upload all pieces of `ciphertext` without a commit; return the upload's id."""
         announced = len(ciphertext) if size is None else size
         state = self.ask(PutOpen(self.name, file_id, announced))
         assert isinstance(state, UploadState), state
@@ -368,5 +368,5 @@ def refused(reply: Reply, code: str) -> Error:
 
 
 def file_id(number: int) -> str:
-    """The id of file number `number`; ids sort as their numbers do."""
+    """Return the id of file `number`; ids sort as their numbers do."""
     return f"{number:032x}"

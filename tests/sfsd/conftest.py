@@ -1,4 +1,4 @@
-"""What most tests of the daemon begin with; a module that wants another has its own."""
+"""Fixtures of most daemon tests; some modules override them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file system that fails when told to, and can stop a process at any call."""
+"""File system with injected faults, and crashes at any call."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sfsd.fs.files import Files
 
 
 class Crash(BaseException):
-    """The process ends here; no handler of the product may see it as an error."""
+    """End of the process: a BaseException, so that no error handler catches it."""
 
 
 class FaultyFiles(Files):
-    """`fail("write", "audit.jsonl")` makes that call on that file raise, once or `times`.
+    """File system whose calls fail as planned: `fail("write", "audit.jsonl")` fails one write.
 
-    `short` makes a failing write take that many bytes and succeed. `crash_at` counts changing calls
-    of any kind and raises `Crash` instead of making that one.
+    `times` plans several failures, `short` a write that takes that many bytes and succeeds. The
+    changing call number `crash_at` raises `Crash` instead.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class FaultyFiles(Files):
         self._faults.clear()
 
     def _take(self, call: str, name: str) -> int | None:
-        """Raises what was planned; returns how many bytes a short write takes."""
+        """Raise the planned error; return the bytes of a planned short write, otherwise None."""
         self.calls.append((call, name))
         if self.crash_at is not None and len(self.calls) > self.crash_at:
             raise Crash

@@ -1,4 +1,4 @@
-"""What the tests of the log's modules share: drafts, a small journal, and the full check of one."""
+"""Shared by the tests of the log: drafts, a small journal, and a full check of a journal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_journal(folder: Path, files: Files | None = None) -> Journal:
 
 
 def check(journal: Journal) -> list[LogEntry]:
-    """Everything a journal says about itself, checked as a client would; its entries."""
+    """Check every statement of a journal as a client would; return its entries."""
     lines = list(journal.lines())
     entries = list(auditlog.verify_chain(lines))
     assert len(entries) == journal.size

@@ -1,4 +1,4 @@
-"""A store and its log beside a dictionary that says what they must hold."""
+"""Model of a store and its log: a dictionary that predicts what they must hold."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
 
 State = dict[str, bytes]
-"""What stands under each path."""
+"""Bytes of each path."""
 
 
 @dataclass(frozen=True)
 class Put:
-    """Bytes under a path; `stamped` puts the entry's seq ahead, as a sidecar does."""
+    """Write bytes to a path; `stamped` prefixes the entry's seq, as in a sidecar."""
 
     path: str
     data: bytes
@@ -51,36 +51,36 @@ class Drop:
 
 @dataclass(frozen=True)
 class Step:
-    """One change to ask for; `expect` holds the bytes a path must have, None for no file."""
+    """One change; `expect` has the bytes that a path must have, None for no file."""
 
-    deeds: tuple[Put | Upload | Copy | Drop, ...] = ()
+    actions: tuple[Put | Upload | Copy | Drop, ...] = ()
     expect: dict[str, bytes | None] = field(default_factory=dict)
 
 
 def stored(root: Path) -> State:
-    """Every file below the store, temporaries included."""
+    """Return every file of the store, including temporary files."""
     users = root / "store" / "users"
     files = [Path(folder) / name for folder, _, names in os.walk(users) for name in names]
     return {path.relative_to(users).as_posix(): path.read_bytes() for path in files}
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Every file below the root."""
+    """Return every file below the root."""
     files = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def memory() -> Path | None:
-    """Where many small trees that are never synced are made fast, if there is such a place."""
+    """Return a folder in memory, for many small trees that are never synced, if there is one."""
     folder = Path("/dev/shm")
     return folder if os.access(folder, os.W_OK) else None
 
 
 class StoreModel:
-    """One root with its committer's logic, run on the calling thread.
+    """One root with the committer's logic, run on the calling thread.
 
-    `states[k]` is what the store must hold after the log's first k entries, asked for but perhaps
-    not made included; `acknowledged` how many were answered.
+    `states[k]` is what the store must hold after the first k log entries, including requested ones
+    that may fail; `acknowledged` is the number of acknowledged entries.
     """
 
     def __init__(self, root: Path, files: Files | None = None, state: State | None = None) -> None:
@@ -97,29 +97,29 @@ class StoreModel:
 
     @property
     def acknowledged(self) -> int:
-        """Entries that somebody was told of: the log must have them for good."""
+        """Number of acknowledged entries, which the log must never lose."""
         done = [f.result() + 1 for f in self.futures if f.done() and f.exception() is None]
         return max(done, default=self.base)
 
     def state_at(self, size: int) -> State:
-        """What the store must hold when the log has `size` entries."""
+        """Return what the store must hold when the log has `size` entries."""
         return self.states[size - self.base]
 
     def commit(self, steps: Sequence[Step]) -> list[Future[int]]:
-        """Ask for a group. Those that the dictionary says are stale must be refused, no others.
+        """Commit a group. Exactly the changes that are stale in the model must be refused.
 
-        Where the disk refused some, the dictionary follows; once the disk has failed, it keeps
-        what may have been done. Raises StoreRefusedError if an upload could not be staged.
+        If the disk refused some, the model drops them; once the disk has failed, it keeps all that
+        may have been done. Raises StoreRefusedError if an upload could not be staged.
         """
         submitted = [PendingChange(self._change(step)) for step in steps]
         before = len(self.states)
-        holds = self._foresee(steps)
+        valid = self._predict(steps)
         futures = [each.future for each in submitted]
         self.futures += futures
         self.point.commit(submitted)
         errors = [future.exception(0) for future in futures]
         if all(error is None or isinstance(error, Stale) for error in errors):
-            assert holds == [error is None for error in errors]
+            assert valid == [error is None for error in errors]
         elif self.point.failed is None:
             del self.states[before:]
             for step, error in zip(steps, errors, strict=True):
@@ -131,26 +131,26 @@ class StoreModel:
         self.point.settle(force=True)
         self.journal.close()
 
-    def _foresee(self, steps: Sequence[Step]) -> list[bool]:
+    def _predict(self, steps: Sequence[Step]) -> list[bool]:
         touched: set[str] = set()
-        holds: list[bool] = []
+        valid: list[bool] = []
         for step in steps:
             state = self.states[-1]
             fine = all(state.get(path) == data for path, data in step.expect.items())
-            for deed in step.deeds:
-                if isinstance(deed, Copy):
-                    fine = fine and deed.source in state and deed.source not in touched
-            holds.append(fine)
+            for action in step.actions:
+                if isinstance(action, Copy):
+                    fine = fine and action.source in state and action.source not in touched
+            valid.append(fine)
             if fine:
                 self.states.append(self._after(state, step))
-                touched |= {deed.path for deed in step.deeds}
-        return holds
+                touched |= {action.path for action in step.actions}
+        return valid
 
     def _after(self, state: State, step: Step) -> State:
         seq = self.base + len(self.states) - 1
         after = dict(state)
-        for deed in step.deeds:
-            match deed:
+        for action in step.actions:
+            match action:
                 case Put(path, data, stamped):
                     after[path] = _stamp(seq, data) if stamped else data
                 case Upload(path, data):
@@ -166,11 +166,11 @@ class StoreModel:
             path: None if data is None else digest_of(path, data)
             for path, data in step.expect.items()
         }
-        effects = tuple(self._effect(deed) for deed in step.deeds)
+        effects = tuple(self._effect(action) for action in step.actions)
         return Change(EntryDraft("test", "alice", accounts=("alice",)), expect, effects)
 
-    def _effect(self, deed: Put | Upload | Copy | Drop) -> Effect:
-        match deed:
+    def _effect(self, action: Put | Upload | Copy | Drop) -> Effect:
+        match action:
             case Put(path, data, stamped):
                 return Write(path, (lambda seq: _stamp(seq, data)) if stamped else data)
             case Upload(path, data):
@@ -191,9 +191,9 @@ def _stamp(seq: int, data: bytes) -> bytes:
 
 
 def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
-    """Start twice on what a crash left. The log's size and the store, both found sound.
+    """Recover a root twice after a crash; return the log's size and the contents of the store.
 
-    Whatever the log says is in place and nothing else is; the second start changed no byte.
+    The store must hold exactly what the log says, and the second start must not change a byte.
     """
     model = StoreModel(root, files)
     entries = journals.check(model.journal)
@@ -219,7 +219,7 @@ def check_start(root: Path, files: Files | None = None) -> tuple[int, State]:
 
 
 def refusal(future: Future[int]) -> SfsdError | None:
-    """Why a finished future failed."""
+    """Return the error of a finished future, None if it succeeded."""
     error = future.exception(0)
     assert error is None or isinstance(error, SfsdError)
     return error

@@ -1,4 +1,4 @@
-"""A root, and `sfsd` run on it in this process while no daemon serves it."""
+"""A root, and `sfsd` commands run on it in this process without a daemon."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Sfsd = Callable[..., Answer]
 def root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Path:
-    """Made by `init` with a public address; SFSD_ROOT names it."""
+    """Make a root with a public address by `init`, and name it in SFSD_ROOT."""
     path = tmp_path / "root"
     monkeypatch.setenv("SFSD_ROOT", str(path))
     assert main(["init", "--public", "files.example:7373"]) == 0
@@ -40,10 +40,10 @@ def root(
 @pytest.fixture
 def sfsd(capsys: pytest.CaptureFixture[str]) -> Sfsd:
     def run(*arguments: str | Path, code: int = 0) -> Answer:
-        ended = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        answer = Answer(ended, said.out, said.err)
-        assert ended == code, answer
+        exit_code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        answer = Answer(exit_code, printed.out, printed.err)
+        assert exit_code == code, answer
         return answer
 
     return run

@@ -1,4 +1,4 @@
-"""`sfsd audit`: a log that holds, and every way of changing it, each by its first wrong entry."""
+"""`sfsd audit`: a valid log, and changed logs, reported by the first wrong entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protocol.records.records import ServerStatement
 from protocol.wire.messages.accounts import UserAccess, UserAdd
 from sfsd import server_keys
 from sfsd.commands.operator_client import send_requests
-from tests.sfsd.rewriting import rewritten
+from tests.sfsd.rewritten_log import rewritten
 
 Sfsd = Callable[..., Any]
 ADDED = 12
@@ -25,7 +25,7 @@ ADDED = 12
 
 @pytest.fixture
 def log(root: Path) -> Path:
-    """The log of a root where a dozen users were invited."""
+    """Return the log of a root with a dozen invited users."""
     names = [f"user{number:02}" for number in range(ADDED)]
     send_requests(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
     return root / "logs" / "audit.jsonl"
@@ -35,7 +35,7 @@ def write(log: Path, lines: list[bytes]) -> None:
     log.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def test_a_log_that_holds(log: Path, sfsd: Sfsd) -> None:
+def test_valid_log(log: Path, sfsd: Sfsd) -> None:
     people = sfsd("audit", "verify")
     told = json.loads(sfsd("audit", "verify", "--json").out)
     entries = len(log.read_bytes().splitlines())
@@ -44,11 +44,11 @@ def test_a_log_that_holds(log: Path, sfsd: Sfsd) -> None:
     assert people.lines[0].startswith(f"{entries} entries")
 
 
-def test_lines_as_they_are(log: Path, sfsd: Sfsd) -> None:
+def test_log_as_json(log: Path, sfsd: Sfsd) -> None:
     assert sfsd("audit", "log", "--json").out.encode() == log.read_bytes()
 
 
-def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
+def test_log_is_printable(log: Path, root: Path, sfsd: Sfsd) -> None:
     send_requests(root, [UserAccess("user00", True, "left \x1b[2J\u202e")])
     lines = sfsd("audit", "log").lines
     assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
@@ -59,7 +59,7 @@ def test_lines_for_people(log: Path, root: Path, sfsd: Sfsd) -> None:
     assert 'reason="left \\u001b[2J\\u202e"' in lines[-1]
 
 
-def test_some_of_the_lines(log: Path, root: Path, sfsd: Sfsd) -> None:
+def test_log_filters(log: Path, root: Path, sfsd: Sfsd) -> None:
     send_requests(root, [UserAccess("user03", True, "left")])
     entries = [auditlog.parse(line) for line in log.read_bytes().splitlines()]
 
@@ -85,8 +85,8 @@ def test_some_of_the_lines(log: Path, root: Path, sfsd: Sfsd) -> None:
     assert "2026-11-24" in sfsd("audit", "log", "--since", "yesterday", code=2).err
 
 
-def test_lines_as_they_come(log: Path, root: Path) -> None:
-    """What is there first; then what is appended, whole, in the moment that it is."""
+def test_log_follow(log: Path, root: Path) -> None:
+    """Print the present lines, then each new line once it is complete."""
     words = ["audit", "log", "--root", str(root), "--op", "user-access", "--follow"]
     send_requests(root, [UserAccess("user01", True, "first")])
     with subprocess.Popen(
@@ -98,14 +98,14 @@ def test_lines_as_they_come(log: Path, root: Path) -> None:
             assert following.stdout is not None
             assert 'reason="first"' in following.stdout.readline()
             with log.open("ab") as file:
-                file.write(b'{"seq":99')  # torn: the next start cuts it
+                file.write(b'{"seq":99')  # torn: the next start truncates it
             send_requests(root, [UserAccess("user01", False, "second")])
             assert 'reason="second"' in following.stdout.readline()
         finally:
             following.terminate()
 
 
-def test_the_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
+def test_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
     note = sfsd("audit", "checkpoint").out.encode()
     told = json.loads(sfsd("audit", "verify", "--json").out)
     statement = server_keys.read_server_statement(root / "keys")[0]
@@ -116,7 +116,7 @@ def test_the_checkpoint(log: Path, root: Path, sfsd: Sfsd) -> None:
 
 
 @pytest.mark.parametrize("seq", [0, 5, ADDED])
-def test_a_changed_byte(log: Path, sfsd: Sfsd, seq: int) -> None:
+def test_changed_byte(log: Path, sfsd: Sfsd, seq: int) -> None:
     lines = log.read_bytes().splitlines()
     at = len(lines[seq]) // 2
     lines[seq] = lines[seq][:at] + bytes([lines[seq][at] ^ 1]) + lines[seq][at + 1 :]
@@ -128,50 +128,50 @@ def test_a_changed_byte(log: Path, sfsd: Sfsd, seq: int) -> None:
 
 
 @pytest.mark.parametrize("seq", [0, 5, ADDED])
-def test_an_entry_whose_hash_was_made_anew(log: Path, sfsd: Sfsd, seq: int) -> None:
+def test_changed_entry_with_a_new_hash(log: Path, sfsd: Sfsd, seq: int) -> None:
     write(log, rewritten(log.read_bytes().splitlines(), seq, chain=False))
     assert f"entry {seq}:" in sfsd("audit", "verify", code=5).err
 
 
 @pytest.mark.parametrize("seq", [0, 5, ADDED])
-def test_all_from_an_entry_on_made_anew(log: Path, sfsd: Sfsd, seq: int) -> None:
-    """Every line chains; the signed root and the daemon's own tree know better."""
+def test_rewritten_tail(log: Path, sfsd: Sfsd, seq: int) -> None:
+    """Every line chains, but the signed root and the daemon's tree differ."""
     write(log, rewritten(log.read_bytes().splitlines(), seq, chain=True))
     assert f"entry {seq}:" in sfsd("audit", "verify", code=5).err
 
 
-def test_without_the_cached_tree_a_rewritten_log_still_fails(log: Path, sfsd: Sfsd) -> None:
+def test_rewritten_tail_without_the_cached_tree(log: Path, sfsd: Sfsd) -> None:
     write(log, rewritten(log.read_bytes().splitlines(), 5, chain=True))
     for path in (log.parent / "tree").iterdir():
         path.unlink()
     assert "rewritten" in sfsd("audit", "verify", code=5).err
 
 
-def test_an_entry_removed(log: Path, sfsd: Sfsd) -> None:
+def test_removed_entry(log: Path, sfsd: Sfsd) -> None:
     lines = log.read_bytes().splitlines()
     write(log, lines[:5] + lines[6:])
     assert "entry 5:" in sfsd("audit", "verify", code=5).err
 
 
-def test_two_entries_exchanged(log: Path, sfsd: Sfsd) -> None:
+def test_swapped_entries(log: Path, sfsd: Sfsd) -> None:
     lines = log.read_bytes().splitlines()
     lines[5], lines[6] = lines[6], lines[5]
     write(log, lines)
     assert "entry 5:" in sfsd("audit", "verify", code=5).err
 
 
-def test_the_end_removed(log: Path, sfsd: Sfsd) -> None:
+def test_removed_end(log: Path, sfsd: Sfsd) -> None:
     lines = log.read_bytes().splitlines()
     write(log, lines[:-2])
     assert f"entry {len(lines) - 2}:" in sfsd("audit", "verify", code=5).err
 
 
-def test_the_whole_log_removed(log: Path, sfsd: Sfsd) -> None:
+def test_removed_log(log: Path, sfsd: Sfsd) -> None:
     log.write_bytes(b"")
     assert "entry 0:" in sfsd("audit", "verify", code=5).err
 
 
-def test_the_checkpoint_removed_or_forged(log: Path, sfsd: Sfsd) -> None:
+def test_removed_or_forged_checkpoint(log: Path, sfsd: Sfsd) -> None:
     checkpoint = log.parent / "checkpoint"
     note = checkpoint.read_bytes()
     checkpoint.unlink()
@@ -180,28 +180,28 @@ def test_the_checkpoint_removed_or_forged(log: Path, sfsd: Sfsd) -> None:
     assert "checkpoint" in sfsd("audit", "verify", code=5).err
 
 
-def test_a_line_being_written_is_no_damage(log: Path, sfsd: Sfsd) -> None:
+def test_incomplete_last_line_is_not_damage(log: Path, sfsd: Sfsd) -> None:
     with log.open("ab") as file:
         file.write(b'{"seq":99')
     sfsd("audit", "verify")
     assert '{"seq":99' not in sfsd("audit", "log", "--json").out
 
 
-def test_a_line_without_end(log: Path, sfsd: Sfsd) -> None:
+def test_overlong_line(log: Path, sfsd: Sfsd) -> None:
     with log.open("ab") as file:
         file.write(b"x" * 200_000)
     assert "Traceback" not in sfsd("audit", "verify", code=5).err
 
 
-def test_a_log_that_is_no_log(log: Path, sfsd: Sfsd) -> None:
+def test_file_that_is_not_a_log(log: Path, sfsd: Sfsd) -> None:
     log.write_bytes(b"\xff\xfe\nnot json\n")
     assert "entry 0:" in sfsd("audit", "log", code=5).err
 
 
-def test_no_log_yet(root: Path, sfsd: Sfsd) -> None:
+def test_missing_log(root: Path, sfsd: Sfsd) -> None:
     for verb in ("log", "verify"):
         assert "hint: " in sfsd("audit", verb, code=1).err
 
 
-def test_the_rotations_of_nobody(log: Path, sfsd: Sfsd) -> None:
+def test_rotations_of_an_unknown_user(log: Path, sfsd: Sfsd) -> None:
     assert "hint: " in sfsd("audit", "rotation", "nobody", code=3).err

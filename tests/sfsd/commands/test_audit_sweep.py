@@ -1,7 +1,7 @@
-"""A log of 50 entries changed in every way there is: `verify_links` names the first wrong entry.
+"""Every kind of change to a log of 50 entries: `verify_links` names the first wrong entry.
 
-By default one bit of a sample of bytes and a sample of lengths; SFS_AUDIT_SWEEP=full takes every
-bit of every byte, and every length (`make audit-sweep`).
+By default the tests change one bit of a sample of bytes, and truncate to a sample of lengths.
+SFS_AUDIT_SWEEP=full takes every bit of every byte, and every length (`make audit-sweep`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from protocol.wire.messages.accounts import UserAdd
 from sfsd.commands.operator_client import send_requests
 from sfsd.errors import JournalDamagedError
 from sfsd.log.verify import verify_links
-from tests.sfsd.rewriting import rewritten
+from tests.sfsd.rewritten_log import rewritten
 
 ENTRIES = 50
 FULL = os.environ.get("SFS_AUDIT_SWEEP") == "full"
-STRIDE = 1 if FULL else 97  # prime: over the lines, it meets every part of one
+STRIDE = 1 if FULL else 97  # prime, so that over many lines every part of a line is changed
 
 
-class Sound:
-    """A root with a sound log, and what `verify_links` says once other bytes stand in its place."""
+class ValidLog:
+    """A root with a valid log, whose bytes tests replace and verify with `verify_links`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -41,8 +41,8 @@ class Sound:
     def line_of(self, offset: int) -> int:
         return bisect_right(self.starts, offset) - 1
 
-    def wrong(self, data: bytes | Iterable[bytes]) -> int | None:
-        """The seq that is named for these bytes or lines, None where they are found sound."""
+    def first_wrong(self, data: bytes | Iterable[bytes]) -> int | None:
+        """Write these bytes or lines; return the seq of the first wrong entry, None if valid."""
         if not isinstance(data, bytes):
             data = b"".join(line + b"\n" for line in data)
         self.path.write_bytes(data)
@@ -54,65 +54,65 @@ class Sound:
 
 
 @pytest.fixture
-def sound(root: Path) -> Sound:
+def valid(root: Path) -> ValidLog:
     names = [f"user{number:02}" for number in range(ENTRIES - 1)]
     send_requests(root, [UserAdd(name, bytes(32), 4_000_000_000, 0) for name in names])
-    log = Sound(root)
+    log = ValidLog(root)
     assert len(log.lines) == ENTRIES
-    assert log.wrong(log.data) is None
+    assert log.first_wrong(log.data) is None
     return log
 
 
 @pytest.mark.timeout(0 if FULL else 120)
-def test_every_byte(sound: Sound) -> None:
-    for turn, offset in enumerate(range(0, len(sound.data), STRIDE)):
+def test_every_byte(valid: ValidLog) -> None:
+    for turn, offset in enumerate(range(0, len(valid.data), STRIDE)):
         for bit in range(8) if FULL else [turn % 8]:
-            changed = bytearray(sound.data)
+            changed = bytearray(valid.data)
             changed[offset] ^= 1 << bit
-            assert sound.wrong(bytes(changed)) == sound.line_of(offset), (offset, bit)
+            assert valid.first_wrong(bytes(changed)) == valid.line_of(offset), (offset, bit)
 
 
 @pytest.mark.timeout(0 if FULL else 120)
-def test_every_truncation(sound: Sound) -> None:
-    edges = {start + by for start in sound.starts[1:] for by in (-2, -1, 0, 1)}
-    lengths = edges | set(range(0, len(sound.data), STRIDE))
-    for length in sorted(length for length in lengths if length < len(sound.data)):
-        assert sound.wrong(sound.data[:length]) == sound.line_of(length), length
+def test_every_truncation(valid: ValidLog) -> None:
+    edges = {start + by for start in valid.starts[1:] for by in (-2, -1, 0, 1)}
+    lengths = edges | set(range(0, len(valid.data), STRIDE))
+    for length in sorted(length for length in lengths if length < len(valid.data)):
+        assert valid.first_wrong(valid.data[:length]) == valid.line_of(length), length
 
 
-def test_a_line_dropped_doubled_inserted_or_hashed_anew(sound: Sound) -> None:
-    lines = sound.lines
+def test_dropped_doubled_inserted_and_rehashed_lines(valid: ValidLog) -> None:
+    lines = valid.lines
     for at in range(ENTRIES):
-        assert sound.wrong([*lines[:at], *lines[at + 1 :]]) == at
-        assert sound.wrong([*lines[: at + 1], lines[at], *lines[at + 1 :]]) == at + 1
+        assert valid.first_wrong([*lines[:at], *lines[at + 1 :]]) == at
+        assert valid.first_wrong([*lines[: at + 1], lines[at], *lines[at + 1 :]]) == at + 1
         forged = rewritten(lines, at, chain=False)
-        assert sound.wrong([*lines[:at], forged[at], *lines[at:]]) == at
-        assert sound.wrong([*lines[:at], b"", *lines[at:]]) == at
-        assert sound.wrong(forged) == at
+        assert valid.first_wrong([*lines[:at], forged[at], *lines[at:]]) == at
+        assert valid.first_wrong([*lines[:at], b"", *lines[at:]]) == at
+        assert valid.first_wrong(forged) == at
 
 
-def test_every_two_lines_exchanged(sound: Sound) -> None:
+def test_every_swap_of_two_lines(valid: ValidLog) -> None:
     pairs = list(itertools.combinations(range(ENTRIES), 2))
     for one, other in pairs if FULL else [*pairs[::7], *zip(range(49), range(1, 50), strict=True)]:
-        lines = list(sound.lines)
+        lines = list(valid.lines)
         lines[one], lines[other] = lines[other], lines[one]
-        assert sound.wrong(lines) == one
+        assert valid.first_wrong(lines) == one
 
 
-def test_rewritten_from_any_entry_on(sound: Sound) -> None:
-    """Every line chains. The daemon's tree says from where on; without it, the checkpoint says
-    that it is not what was signed."""
-    logs = [rewritten(sound.lines, at, chain=True) for at in range(ENTRIES)]
-    assert [sound.wrong(log) for log in logs] == list(range(ENTRIES))
-    (sound.root / "logs" / "tree" / "nodes").unlink()
-    assert [sound.wrong(log) for log in logs] == [0] * ENTRIES
+def test_rewritten_tail(valid: ValidLog) -> None:
+    """Every line chains. The daemon's tree shows the first changed entry; without it, only the
+    checkpoint shows that the log was changed."""
+    logs = [rewritten(valid.lines, at, chain=True) for at in range(ENTRIES)]
+    assert [valid.first_wrong(log) for log in logs] == list(range(ENTRIES))
+    (valid.root / "logs" / "tree" / "nodes").unlink()
+    assert [valid.first_wrong(log) for log in logs] == [0] * ENTRIES
 
 
-def test_rewritten_and_signed_anew(sound: Sound) -> None:
-    """The operator has the key, so only one who saw an earlier checkpoint can tell; he does."""
-    old_root = merkle.root(_leaves(sound.lines))
+def test_rewritten_and_signed_again(valid: ValidLog) -> None:
+    """The operator has the key, so only a client with an earlier checkpoint detects it."""
+    old_root = merkle.root(_leaves(valid.lines))
     for at in range(ENTRIES):
-        leaves = _leaves(rewritten(sound.lines, at, chain=True))
+        leaves = _leaves(rewritten(valid.lines, at, chain=True))
         leaves.append(merkle.leaf_hash(b"what came after"))
 
         def node(level: int, index: int, leaves: list[bytes] = leaves) -> bytes:

@@ -19,7 +19,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_new_root(tmp_path: Path, sfsd: Sfsd) -> None:
+def test_new_root(tmp_path: Path, sfsd: Sfsd) -> None:
     root = tmp_path / "new"
     answer = sfsd("init", "--root", root, "--public", "[2001:db8::1]:7373")
     assert answer.lines == [server_keys.load(root / "keys").server_id.hex()]
@@ -37,14 +37,14 @@ def test_no_secret_is_printed(tmp_path: Path, sfsd: Sfsd) -> None:
             assert line not in answer.out + answer.err
 
 
-def test_the_present_folder(tmp_path: Path, sfsd: Sfsd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_folder(tmp_path: Path, sfsd: Sfsd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SFSD_ROOT", raising=False)
     sfsd("init")
     assert (tmp_path / "sfsd.toml").exists()
 
 
-def test_an_existing_root_is_refused(root: Path, sfsd: Sfsd) -> None:
+def test_existing_root_is_refused(root: Path, sfsd: Sfsd) -> None:
     before = tree(root)
     answer = sfsd("init", code=1)
     assert "hint: " in answer.err
@@ -59,13 +59,13 @@ def test_keys_without_settings_are_not_overwritten(root: Path, sfsd: Sfsd) -> No
 
 
 @pytest.mark.parametrize("address", ["files.example", "files.example:0", "a b:1", "x:99999"])
-def test_a_public_address_that_is_none(tmp_path: Path, sfsd: Sfsd, address: str) -> None:
+def test_invalid_public_address(tmp_path: Path, sfsd: Sfsd, address: str) -> None:
     sfsd("init", "--root", tmp_path / "new", "--public", address, code=2)
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(tmp_path: Path, sfsd: Sfsd) -> None:
+def test_folder_without_permission(tmp_path: Path, sfsd: Sfsd) -> None:
     tmp_path.chmod(0o500)
     try:
         assert "hint: " in sfsd("init", "--root", tmp_path / "new", code=1).err
@@ -73,7 +73,7 @@ def test_a_folder_without_permission(tmp_path: Path, sfsd: Sfsd) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_a_file_is_in_the_way(tmp_path: Path, sfsd: Sfsd) -> None:
+def test_file_in_place_of_the_folder(tmp_path: Path, sfsd: Sfsd) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "store").write_text("in the way")
     answer = sfsd("init", "--root", tmp_path / "new", code=1)

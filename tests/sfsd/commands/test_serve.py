@@ -1,4 +1,4 @@
-"""`sfsd serve`: what keeps it from serving. That it serves is for tests/e2e."""
+"""`sfsd serve`: errors at start. tests/e2e tests that it serves."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def test_no_root(tmp_path: Path, sfsd: Sfsd) -> None:
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:99999"])
-def test_an_address_that_is_none(root: Path, sfsd: Sfsd, address: str) -> None:
+def test_invalid_address(root: Path, sfsd: Sfsd, address: str) -> None:
     assert "--listen" in sfsd("serve", "--listen", address, code=2).err
 
 
-def test_a_root_that_is_served_already(root: Path, sfsd: Sfsd) -> None:
+def test_locked_root(root: Path, sfsd: Sfsd) -> None:
     with lock_root(root):
         assert "hint: " in sfsd("serve", "--listen", "127.0.0.1:0", code=1).err
 
 
-def test_a_port_in_use(root: Path, sfsd: Sfsd, tmp_path: Path) -> None:
+def test_port_in_use(root: Path, sfsd: Sfsd, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -39,12 +39,12 @@ def test_a_port_in_use(root: Path, sfsd: Sfsd, tmp_path: Path) -> None:
     assert not (root / "run" / "address").exists()
 
 
-def test_settings_that_are_wrong(root: Path, sfsd: Sfsd) -> None:
+def test_invalid_settings(root: Path, sfsd: Sfsd) -> None:
     (root / "sfsd.toml").write_text("[limits]\nconnection = 5\n")
     assert "limits.connection" in sfsd("serve", code=1).err
 
 
-def test_keys_that_are_gone(root: Path, sfsd: Sfsd) -> None:
+def test_missing_keys(root: Path, sfsd: Sfsd) -> None:
     (root / "keys" / "log.key").unlink()
     answer = sfsd("serve", code=1)
     assert "log.key" in answer.err

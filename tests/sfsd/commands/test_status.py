@@ -1,4 +1,4 @@
-"""`sfsd status` of a root that nobody serves."""
+"""`sfsd status` without a running daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfsd.datadir import lock_root
 Sfsd = Callable[..., Any]
 
 
-def test_for_people(root: Path, sfsd: Sfsd) -> None:
+def test_status_as_text(root: Path, sfsd: Sfsd) -> None:
     sfsd("user", "add", "ada")
     shown = dict(line.split(maxsplit=1) for line in sfsd("status").lines)
     assert shown["running"] == "no"
@@ -20,20 +20,20 @@ def test_for_people(root: Path, sfsd: Sfsd) -> None:
     assert shown["log"].endswith(" entries")
 
 
-def test_for_programs(root: Path, sfsd: Sfsd) -> None:
+def test_status_as_json(root: Path, sfsd: Sfsd) -> None:
     shown = json.loads(sfsd("status", "--json").out)
     assert (shown["address"], shown["users"], shown["failed"]) == ("", 0, "")
     assert shown["disk_free"] > 0
 
 
-def test_a_root_that_something_else_holds(root: Path, sfsd: Sfsd) -> None:
+def test_locked_root_without_an_address(root: Path, sfsd: Sfsd) -> None:
     with lock_root(root):
         answer = sfsd("status", code=7)
     assert "hint: " in answer.err
 
 
-def test_a_daemon_that_is_gone_and_left_its_address(root: Path, sfsd: Sfsd) -> None:
-    """After SIGKILL the address stays. Who holds the lock then does not answer there."""
+def test_address_of_a_killed_daemon(root: Path, sfsd: Sfsd) -> None:
+    """After SIGKILL the address stays, and the next holder of the lock does not answer there."""
     (root / "run" / "address").write_text("127.0.0.1:1\n")
     with lock_root(root):
         answer = sfsd("status", code=7)

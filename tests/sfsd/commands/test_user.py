@@ -1,4 +1,4 @@
-"""`sfsd user`, in process as when no daemon runs; tests/e2e/test_operator.py asks a daemon."""
+"""`sfsd user` without a running daemon; tests/e2e/test_operator.py has one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def account(root: Path, user: str) -> dict[str, Any]:
     return read
 
 
-def test_an_invitation_and_nothing_else(root: Path, sfsd: Sfsd) -> None:
+def test_add_prints_only_the_invitation(root: Path, sfsd: Sfsd) -> None:
     answer = sfsd("user", "add", "ada")
     assert (len(answer.lines), answer.err) == (1, "")
     invitation = parse_invitation(answer.out)
@@ -37,7 +37,7 @@ def test_an_invitation_and_nothing_else(root: Path, sfsd: Sfsd) -> None:
     assert len(invitation.token) == 32
 
 
-def test_the_token_is_not_kept_and_not_logged(root: Path, sfsd: Sfsd) -> None:
+def test_token_is_neither_stored_nor_logged(root: Path, sfsd: Sfsd) -> None:
     invitation = parse_invitation(sfsd("user", "add", "ada").out)
     text = invitation.to_text().rpartition("=")[2]
     kept = [path.read_bytes() for path in root.rglob("*") if path.is_file()]
@@ -51,7 +51,7 @@ def test_adding_again_replaces_the_token(root: Path, sfsd: Sfsd) -> None:
     assert [line.split()[:2] for line in sfsd("user", "list").lines] == [["ada", "invited"]]
 
 
-def test_a_quota_is_changed(root: Path, sfsd: Sfsd) -> None:
+def test_quota_is_changed(root: Path, sfsd: Sfsd) -> None:
     sfsd("user", "add", "ada")
     for size, quota in (("3GiB", 3 * 1024**3), ("10", 10), ("0", 0)):
         sfsd("user", "quota", "ada", size)
@@ -71,7 +71,7 @@ def test_quota_and_expiry(root: Path, sfsd: Sfsd) -> None:
 
 
 @pytest.mark.parametrize("option", [("--quota", "much"), ("--expires", "-1d")])
-def test_options_that_are_none(root: Path, sfsd: Sfsd, option: tuple[str, str]) -> None:
+def test_invalid_options(root: Path, sfsd: Sfsd, option: tuple[str, str]) -> None:
     answer = sfsd("user", "add", "ada", *option, code=2)
     assert answer.out == ""
     assert "write it like" in answer.err
@@ -79,7 +79,7 @@ def test_options_that_are_none(root: Path, sfsd: Sfsd, option: tuple[str, str]) 
 
 
 @pytest.mark.parametrize("text", ["", 'listen = "0.0.0.0:7373"\n'])
-def test_without_an_address_there_is_no_invitation(root: Path, sfsd: Sfsd, text: str) -> None:
+def test_add_without_an_address(root: Path, sfsd: Sfsd, text: str) -> None:
     (root / "sfsd.toml").write_text(text)
     answer = sfsd("user", "add", "ada", code=1)
     assert answer.out == ""
@@ -99,7 +99,7 @@ def test_list_and_show(root: Path, sfsd: Sfsd) -> None:
     assert shown == {"user": "ada", "state": "invited"}
 
 
-def test_more_accounts_than_a_page(root: Path, sfsd: Sfsd) -> None:
+def test_list_of_several_pages(root: Path, sfsd: Sfsd) -> None:
     names = [f"user{number:03}" for number in range(260)]
     send_requests(root, [UserAdd(name, bytes(32), 2_000_000_000, 0) for name in names])
     assert [line.split()[0] for line in sfsd("user", "list").lines] == names
@@ -125,8 +125,8 @@ def test_disable_and_enable(root: Path, sfsd: Sfsd) -> None:
 
 
 @pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"\xff\xfe", b"nowhere\n"])
-def test_an_address_that_is_cut_is_none(root: Path, sfsd: Sfsd, left: bytes) -> None:
-    """As after a power loss: it was never synced."""
+def test_truncated_address_file(root: Path, sfsd: Sfsd, left: bytes) -> None:
+    """It is never synced, so a power loss may truncate it."""
     (root / "sfsd.toml").write_text("")
     (root / "run").mkdir(exist_ok=True)
     (root / "run" / "address").write_bytes(left)
@@ -136,6 +136,6 @@ def test_an_address_that_is_cut_is_none(root: Path, sfsd: Sfsd, left: bytes) -> 
 
 
 @pytest.mark.parametrize("port", ["0", "00"])
-def test_nobody_is_invited_to_port_0(root: Path, sfsd: Sfsd, port: str) -> None:
+def test_add_refuses_port_0(root: Path, sfsd: Sfsd, port: str) -> None:
     (root / "sfsd.toml").write_text(f'public = "files.example:{port}"\n')
     assert "port 0" in sfsd("user", "add", "ada", code=1).err

@@ -16,7 +16,7 @@ from sfsd.commands.operator_client import send_requests
 from sfsd.errors import ConfigError, JournalDamagedError
 from sfsd.log import verify
 from sfsd.log.verify import complete_lines, verify_links, verify_log
-from tests.sfsd.rewriting import rewritten
+from tests.sfsd.rewritten_log import rewritten
 
 ENTRIES = 40
 

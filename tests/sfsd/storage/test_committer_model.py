@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sfsd.storage.change import digest_of
-from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
+from tests.sfsd.simulated_disk import SimulatedDisk
 from tests.sfsd.store_model import (
     Copy,
     Drop,
@@ -67,7 +67,7 @@ class StoreAndLog(RuleBasedStateMachine):
 
     def _open(self) -> None:
         state = stored(self.root)
-        self.disk = Disk(self.root)
+        self.disk = SimulatedDisk(self.root)
         self.model = StoreModel(self.root, self.disk, state)
 
     def _steps(self, asked: Asked) -> list[Step]:
@@ -120,7 +120,7 @@ class StoreAndLog(RuleBasedStateMachine):
             self.roots += 1
             self.root = self.folder / str(self.roots)
             self.disk.lose_power(self.root, Random(seed))
-        size, state = check_start(self.root, Disk(self.root))
+        size, state = check_start(self.root, SimulatedDisk(self.root))
         assert model.acknowledged <= size
         assert state == model.state_at(size)
         self._open()

@@ -22,9 +22,9 @@ from sfsd.errors import (
     StoreRefusedError,
 )
 from sfsd.storage.crash_recovery import RecoveryReport
-from tests.sfsd.disk import Disk
 from tests.sfsd.faults import Crash
 from tests.sfsd.journals import open_journal
+from tests.sfsd.simulated_disk import SimulatedDisk
 from tests.sfsd.store_model import (
     Copy,
     Drop,
@@ -79,7 +79,7 @@ SCRIPT: list[list[Step] | str] = [
 ]
 
 
-def play(root: Path, disk: Disk) -> StoreModel:
+def play(root: Path, disk: SimulatedDisk) -> StoreModel:
     """Run the script until it ends or the disk does; what was begun is in the model either way."""
     model = StoreModel(root, disk)
     try:
@@ -116,7 +116,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("whole")
-    disk = Disk(root)
+    disk = SimulatedDisk(root)
     model = play(root, disk)
     assert [f.exception() for f in model.futures].count(None) == len(model.states) - 1
     assert stored(root) == model.states[-1]
@@ -135,9 +135,9 @@ def judge(model: StoreModel, size: int, found: State) -> None:
     assert found == model.state_at(size)
 
 
-def crash(root: Path, at: int) -> tuple[StoreModel, Disk] | None:
+def crash(root: Path, at: int) -> tuple[StoreModel, SimulatedDisk] | None:
     """The model that ended at call `at`, None if that was before it was there."""
-    disk = Disk(root)
+    disk = SimulatedDisk(root)
     disk.crash_at = at
     try:
         return play(root, disk), disk
@@ -151,7 +151,7 @@ def test_a_kill_at_any_call(run: Run, ground: Path) -> None:
         root = ground / str(at)
         root.mkdir()
         crashed = crash(root, at)
-        size, found = check_start(root, Disk(root))
+        size, found = check_start(root, SimulatedDisk(root))
         if crashed is None:
             assert (size, found) == (0, {})
         else:
@@ -168,7 +168,7 @@ def test_a_power_failure_at_any_call(run: Run, ground: Path, luck: float) -> Non
             continue
         model, disk = crashed
         disk.lose_power(after, Random(at), luck=luck)
-        size, found = check_start(after, Disk(after))
+        size, found = check_start(after, SimulatedDisk(after))
         judge(model, size, found)
 
 
@@ -182,7 +182,7 @@ def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) 
             if crashed is None:
                 break
             crashed[1].lose_power(lost, chance)
-            disk = Disk(lost)
+            disk = SimulatedDisk(lost)
             disk.crash_at = again
             try:
                 StoreModel(lost, disk).journal.close()
@@ -190,7 +190,7 @@ def test_a_crash_at_any_call_of_the_start_after_a_crash(run: Run, ground: Path) 
             except Crash:
                 disk.end()
             disk.lose_power(found, chance)
-            judge(crashed[0], *check_start(found, Disk(found)))
+            judge(crashed[0], *check_start(found, SimulatedDisk(found)))
 
 
 @pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, None], ids=["EIO", "ENOSPC", "short"])
@@ -200,13 +200,13 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
             continue
         root, after = ground / str(at), ground / f"{at}-after"
         root.mkdir()
-        disk = Disk(root)
+        disk = SimulatedDisk(root)
         disk.fail_at = {at: fault}
         try:
             model = play(root, disk)
         except (OSError, SfsdError):
             assert at < run.began  # it did not start
-            check_start(root, Disk(root))
+            check_start(root, SimulatedDisk(root))
             continue
         failed = model.point.failed
         if at >= run.began:
@@ -219,8 +219,8 @@ def test_a_failure_at_any_call(run: Run, ground: Path, fault: int | None) -> Non
             assert isinstance(refused.exception(), StoreFailedError | JournalFailedError)
         disk.end()
         disk.lose_power(after, Random(at))
-        judge(model, *check_start(after, Disk(after)))
-        judge(model, *check_start(root, Disk(root)))
+        judge(model, *check_start(after, SimulatedDisk(after)))
+        judge(model, *check_start(root, SimulatedDisk(root)))
 
 
 def test_a_power_failure_after_the_start_after_a_kill(run: Run, ground: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_power_failure_after_the_start_after_a_kill(run: Run, ground: Path) ->
         disk.crash_at = None  # the machine stays up, with all that was not synced
         StoreModel(root, disk).journal.close()
         disk.lose_power(after, Random(at), luck=0)
-        judge(model, *check_start(after, Disk(after)))
+        judge(model, *check_start(after, SimulatedDisk(after)))
 
 
 SIDE = f"{A}.1.json"

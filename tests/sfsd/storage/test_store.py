@@ -26,7 +26,7 @@ from sfsd.fs.files import Files
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.storage.prepare import PreparedGroup
 from sfsd.storage.store import DirectoryStore
-from tests.sfsd.disk import Disk
+from tests.sfsd.simulated_disk import SimulatedDisk
 
 SIDE, BLOB, COPY = "alice/files/01/01.1.json", "alice/files/01/01.1.ct", "alice/files/02/02.1.ct"
 
@@ -450,7 +450,7 @@ def test_a_full_disk_postpones_settling(tmp_path: Path) -> None:
 
 
 def test_after_a_failed_sync_nothing_is_prepared_or_settled(tmp_path: Path) -> None:
-    disk = Disk(tmp_path)
+    disk = SimulatedDisk(tmp_path)
     store = DirectoryStore(tmp_path, disk)
     put(store, change(Write(SIDE, b"1")))
     disk.fail_at = {len(disk.calls): errno.EIO}

@@ -22,7 +22,7 @@ from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.change import digest_of
 from sfsd.storage.upload_file import MAX_PIECES, MIN_FREE_BYTES, UploadFile
-from tests.sfsd.disk import Disk
+from tests.sfsd.simulated_disk import SimulatedDisk
 
 ID = bytes(range(16))
 BIG = bytes(range(256)) * (PIECE_SIZE // 256)
@@ -157,7 +157,7 @@ def test_an_upload_id_is_16_bytes_and_used_once(tmp_path: Path) -> None:
     ("code", "error"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreRefusedError)]
 )
 def test_a_failed_write_can_be_retried(tmp_path: Path, code: int, error: type[Exception]) -> None:
-    disk = Disk(tmp_path)
+    disk = SimulatedDisk(tmp_path)
     staged = begin(tmp_path, disk)
     disk.fail_at = {len(disk.calls): code}
     with pytest.raises(error) as refused:
@@ -170,7 +170,7 @@ def test_a_failed_write_can_be_retried(tmp_path: Path, code: int, error: type[Ex
 
 
 def test_a_short_write_continues(tmp_path: Path) -> None:
-    disk = Disk(tmp_path)
+    disk = SimulatedDisk(tmp_path)
     staged = begin(tmp_path, disk)
     disk.fail_at = {len(disk.calls): None}
     staged.write(0, b"abcdefg")
@@ -179,7 +179,7 @@ def test_a_short_write_continues(tmp_path: Path) -> None:
 
 
 def test_a_failed_sync_is_permanent(tmp_path: Path) -> None:
-    disk = Disk(tmp_path)
+    disk = SimulatedDisk(tmp_path)
     syncs = SyncGuard(disk)
     staged = UploadFile(disk, syncs, tmp_path, ID)
     staged.write(0, b"abc")

@@ -1,4 +1,4 @@
-"""What somebody does who may write the log's file: entries changed, their hashes made anew."""
+"""Attack by a process that can write the log file: entries changed, with new hashes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from protocol.log.auditlog import EntryDraft
 
 
 def rewritten(lines: list[bytes], seq: int, *, chain: bool) -> list[bytes]:
-    """Entry `seq` by another actor and its hash made anew; with `chain`, all after it too."""
+    """Change the actor of entry `seq` and its hash; with `chain`, the hashes of later ones too."""
     changed = list(lines)
     for at in range(seq, len(lines) if chain else seq + 1):
         entry = auditlog.parse(lines[at])

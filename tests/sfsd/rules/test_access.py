@@ -1,7 +1,7 @@
-"""What a request tells of a file by what is that file to the asker: the second half of the matrix
-whose first, who may ask for what at all, is in `test_service`.
+"""What each request reveals about a file, depending on the client's access to that file.
 
-What somebody may not see must look like what is not there, to the last byte of the answer.
+`tests/sfsd/net/test_dispatch.py` has the other half: which session may send which request. A file
+that a user may not see must look like a file that does not exist, to the last byte of the answer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.sfsd.builders import Daemon, Person, Version, daemon, done, file_id, 
 
 SHARED, PRIVATE, DROPPED, EXPIRED, DELETED, MOVED, UNKNOWN = map(file_id, range(1, 8))
 HIDDEN = (PRIVATE, DROPPED, EXPIRED, MOVED)
-"""What is there and not for bob to know of; DELETED was his too, and he may see that it is gone."""
+"""Files that bob must not see. DELETED is not one: bob was a reader, and may see the deletion."""
 
 
 @dataclass
-class Town:
-    """Ada owns every file, bob is or was a reader of most; his are `own` and an upload."""
+class Scenario:
+    """Ada owns every file, bob is or was a reader of most. Bob owns one file and one upload."""
 
     served: Daemon
     ada: Person
@@ -67,7 +67,7 @@ def begun(person: Person, file: str) -> bytes:
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
+def scenario(tmp_path: Path) -> Iterator[Scenario]:
     with daemon(tmp_path) as served:
         ada, bob = served.person("ada"), served.person("bob")
         soon = int(served.clock.now) + DAY
@@ -82,16 +82,16 @@ def town(tmp_path: Path) -> Iterator[Town]:
         ada.delete(DELETED)
         share(ada, MOVED)
         ada.delete(MOVED)
-        bob.put(UNKNOWN)  # an id says nothing about who else has one like it
+        bob.put(UNKNOWN)  # other users may have a file with the same id
         served.clock.now = soon
         bob.who = bob.log_in()
         handles |= {"own": opened(bob, "bob", UNKNOWN)}
         uploads = {"ada's": begun(ada, file_id(20)), "own": begun(bob, file_id(20))}
-        yield Town(served, ada, bob, handles, uploads)
+        yield Scenario(served, ada, bob, handles, uploads)
 
 
 def foreign(asker: Person, op: str, owner: str, file: str) -> Version:
-    """A record of `asker`'s that claims to be `owner`'s, right in all that he can know."""
+    """Return a record signed by `asker` for a file of `owner`, valid as far as `asker` knows."""
     number = None if op in (DELETE, ACCESS, PURGE) else 1
     content = {} if number is None else {"content_id": bytes(16), "ciphertext_size": 1}
     if number is not None:
@@ -115,7 +115,7 @@ def moved(asker: Person, owner: str, file: str) -> Record:
 
 
 def taken(asker: Person, owner: str, file: str) -> Record:
-    """A move of another's file to a name of one's own."""
+    """Return a move of another user's file to a name of the asker."""
     there, gone = foreign(asker, MOVE, asker.name, file_id(30)), foreign(asker, DELETE, owner, file)
     return Record((*there.change().changes, *gone.change().changes))
 
@@ -145,39 +145,39 @@ ABOUT: dict[str, tuple[About, bool]] = {
     "move to oneself": (taken, False),
     "readers": (readers, False),
 }
-"""Of each request about a file: how one asks, and whether a reader is given it."""
+"""Each request about a file: how to build it, and whether a reader gets an answer."""
 
 NAMELESS: dict[type[Request], str] = {
     **dict.fromkeys((GetLeaves, Read), "a handle, below"),
     **dict.fromkeys((Data, PutResume, PutAbort), "an upload, below"),
-    **dict.fromkeys((Inbox, List, GetWraps), "what is the asker's, from a place on; below"),
+    **dict.fromkeys((Inbox, List, GetWraps), "the asker's own list, from a cursor; below"),
     **dict.fromkeys((LogEntries, LogProof), "the log; below"),
-    Lookup: "a user, whom everybody may look up; below",
+    Lookup: "a user; any user may look up another; below",
 }
-"""Requests that tell of files and name none, by what they name."""
+"""Requests that reveal files and name none, with what they name; tested below."""
 
 
-def tells_of_no_file() -> set[type[Request]]:
-    """Those that the first half of the matrix settles: accounts, and one's own keys."""
+def requests_about_no_file() -> set[type[Request]]:
+    """Return the requests that reveal no file: accounts, and the asker's own keys."""
     named = {"Ping", "Usage", "LogHead", "NewStatement", "GetBundle", "RotateBegin", "RotateFinish"}
     alone = {name for name, one in OPERATIONS.items() if one.access == {Access.OPERATOR}}
     return alone | {request for request in OPERATIONS if request.__name__ in named}
 
 
-def test_every_request_says_of_which_files_it_tells(town: Town) -> None:
-    """Who adds one enters it here."""
-    about = {type(build(town.bob, "ada", SHARED)) for build, _ in ABOUT.values()}
-    parts = [about, set(NAMELESS), tells_of_no_file()]
+def test_every_request_is_classified(scenario: Scenario) -> None:
+    """A new request must be added to one of the tables."""
+    about = {type(build(scenario.bob, "ada", SHARED)) for build, _ in ABOUT.values()}
+    parts = [about, set(NAMELESS), requests_about_no_file()]
     assert set().union(*parts) == set(OPERATIONS)
     assert sum(map(len, parts)) == len(OPERATIONS)
 
 
-def test_what_is_hidden_looks_like_what_is_not_there(town: Town) -> None:
-    bob = town.bob
+def test_hidden_files_look_like_missing_files(scenario: Scenario) -> None:
+    bob = scenario.bob
     places = [("nobody", SHARED), ("nobody", UNKNOWN), *(("ada", file) for file in HIDDEN)]
     for what, (build, for_readers) in ABOUT.items():
         nothing = bob.ask(build(bob, "ada", UNKNOWN))
-        if not isinstance(nothing, Rewrapped):  # that says which items it has left as they are
+        if not isinstance(nothing, Rewrapped):  # its answer lists the items that were not changed
             refused(nothing, "not-found")
         for owner, file in places:
             assert bob.ask(build(bob, owner, file)) == nothing, (what, owner, file)
@@ -187,95 +187,95 @@ def test_what_is_hidden_looks_like_what_is_not_there(town: Town) -> None:
             assert not (for_readers and isinstance(reply, Error))
 
 
-def test_a_session_that_may_not_ask_learns_nothing(town: Town) -> None:
-    """Restricted, recovery, operator: the same refusal, whatever stands there."""
+def test_refused_sessions_learn_nothing(scenario: Scenario) -> None:
+    """Restricted, recovery and operator sessions get the same refusal for every file."""
     places = [("ada", SHARED), ("ada", UNKNOWN), ("bob", UNKNOWN), ("nobody", SHARED)]
-    for who in others(town):
+    for who in other_sessions(scenario):
         for build, _ in ABOUT.values():
-            (reply,) = {town.served.ask(who, build(town.bob, *place)) for place in places}
+            (reply,) = {scenario.served.ask(who, build(scenario.bob, *place)) for place in places}
             refused(reply, "not-allowed")
 
 
-def others(town: Town) -> list[Principal]:
-    """Bob's sessions that are none of his present key, and the operator's."""
-    full = town.bob.who
+def other_sessions(scenario: Scenario) -> list[Principal]:
+    """Return sessions of bob that do not use the current key, and the operator's session."""
+    full = scenario.bob.who
     assert full.access is Access.FULL
     return [
         changed(full, access=Access.RESTRICTED),
         changed(full, access=Access.RECOVERY, generation=0),
-        town.served.operator(),
+        scenario.served.operator(),
     ]
 
 
-def test_a_handle_is_of_one_session_and_of_who_may_read(town: Town) -> None:
+def test_handle_belongs_to_one_session(scenario: Scenario) -> None:
     for ask, good in ((lambda h: Read(h, 0, 9), Bytes), (lambda h: GetLeaves(h, 0), LeavesPage)):
-        assert isinstance(town.bob.ask(ask(town.handles["own"])), good)
-        unknown = refused(town.bob.ask(ask(bytes(16))), "changed")
-        for name in (SHARED, "ada's"):  # of his session before, and of somebody else's
-            assert town.bob.ask(ask(town.handles[name])) == unknown
+        assert isinstance(scenario.bob.ask(ask(scenario.handles["own"])), good)
+        unknown = refused(scenario.bob.ask(ask(bytes(16))), "changed")
+        for name in (SHARED, "ada's"):  # of an earlier session of bob, and of another user
+            assert scenario.bob.ask(ask(scenario.handles[name])) == unknown
 
 
-def test_an_open_handle_gives_nothing_once_access_is_over(town: Town) -> None:
-    handle = opened(town.bob, "ada", SHARED)
-    share(town.ada, SHARED)
-    gone = refused(town.bob.ask(Read(handle, 0, 9)), "not-found")
-    assert gone == refused(town.bob.ask(Stat("ada", UNKNOWN, 0)), "not-found")
-    assert gone == refused(town.bob.ask(GetLeaves(handle, 0)), "not-found")
+def test_open_handle_is_useless_after_access_is_revoked(scenario: Scenario) -> None:
+    handle = opened(scenario.bob, "ada", SHARED)
+    share(scenario.ada, SHARED)
+    gone = refused(scenario.bob.ask(Read(handle, 0, 9)), "not-found")
+    assert gone == refused(scenario.bob.ask(Stat("ada", UNKNOWN, 0)), "not-found")
+    assert gone == refused(scenario.bob.ask(GetLeaves(handle, 0)), "not-found")
 
 
-def test_an_upload_is_its_users(town: Town) -> None:
+def test_upload_belongs_to_its_user(scenario: Scenario) -> None:
     asks: tuple[Callable[[bytes], Request], ...] = (
         lambda upload: Data(upload, 0, b"x"),
         PutResume,
-        lambda upload: foreign(town.bob, PUT, "bob", file_id(20)).commit(upload),
+        lambda upload: foreign(scenario.bob, PUT, "bob", file_id(20)).commit(upload),
         PutAbort,
     )
     for ask in asks:
-        unknown = refused(town.bob.ask(ask(bytes(16))), "upload-lost")
-        assert town.bob.ask(ask(town.uploads["ada's"])) == unknown
-        assert town.bob.ask(ask(town.uploads["own"])) != unknown
-    assert isinstance(town.ada.ask(PutResume(town.uploads["ada's"])), UploadState)
+        unknown = refused(scenario.bob.ask(ask(bytes(16))), "upload-lost")
+        assert scenario.bob.ask(ask(scenario.uploads["ada's"])) == unknown
+        assert scenario.bob.ask(ask(scenario.uploads["own"])) != unknown
+    assert isinstance(scenario.ada.ask(PutResume(scenario.uploads["ada's"])), UploadState)
 
 
-def test_lists_have_what_one_may_see_wherever_they_begin(town: Town) -> None:
-    """A place is only where to begin: naming a file does not bring it."""
+def test_lists_show_only_visible_files_from_any_cursor(scenario: Scenario) -> None:
+    """A cursor only says where to begin: naming a hidden file does not reveal it."""
     for file in (*HIDDEN, UNKNOWN):
-        found = town.bob.ask(Inbox(f"ada.{file}", 256, 0))
+        found = scenario.bob.ask(Inbox(f"ada.{file}", 256, 0))
         assert isinstance(found, InboxPage)
         assert {one.file_id for one in found.files} <= {SHARED}
         for cursor in (f"ada.{file}.1", f"ada.{file}.0"):
-            page = town.bob.ask(GetWraps(cursor, 256, all_of_them=True))
+            page = scenario.bob.ask(GetWraps(cursor, 256, all_of_them=True))
             assert isinstance(page, WrapsPage)
             seen = {(one.owner, one.file_id) for one in page.items}
             assert seen <= {("ada", SHARED), ("ada", DELETED), ("bob", UNKNOWN)}
-    everything = town.bob.ask(GetWraps("", 256, all_of_them=True))
+    everything = scenario.bob.ask(GetWraps("", 256, all_of_them=True))
     assert isinstance(everything, WrapsPage)
     assert all(one.wrap is None or one.wrap.user == "bob" for one in everything.items)
 
 
-def test_a_user_nobody_has_enrolled_is_none(town: Town) -> None:
-    operator = town.served.operator()
-    done(town.served.ask(operator, Person("carol", town.served).invitation()))
-    unknown = refused(town.bob.ask(Lookup("nobody", 1)), "not-found")
-    assert town.bob.ask(Lookup("carol", 1)) == unknown
-    before = town.bob.ask(Lookup("ada", 1))
-    done(town.served.ask(operator, UserAccess("ada", disabled=True, reason="")))
-    after = town.bob.ask(Lookup("ada", 1))
+def test_invited_user_looks_like_a_missing_user(scenario: Scenario) -> None:
+    operator = scenario.served.operator()
+    done(scenario.served.ask(operator, Person("carol", scenario.served).invitation()))
+    unknown = refused(scenario.bob.ask(Lookup("nobody", 1)), "not-found")
+    assert scenario.bob.ask(Lookup("carol", 1)) == unknown
+    before = scenario.bob.ask(Lookup("ada", 1))
+    done(scenario.served.ask(operator, UserAccess("ada", disabled=True, reason="")))
+    after = scenario.bob.ask(Lookup("ada", 1))
     assert not isinstance(after, Error)
-    assert type(before) is type(after)  # who is disabled is still who he was
+    assert type(before) is type(after)  # a disabled user keeps the identity
 
 
-def test_a_place_past_the_log_is_no_place(town: Town) -> None:
-    size = town.served.context.journal.size
-    assert town.bob.ask(LogEntries(2**53, 1, own=True)) == town.bob.ask(
+def test_positions_past_the_log_look_alike(scenario: Scenario) -> None:
+    size = scenario.served.context.journal.size
+    assert scenario.bob.ask(LogEntries(2**53, 1, own=True)) == scenario.bob.ask(
         LogEntries(size + 1, 1, own=False)
     )
-    refused(town.bob.ask(LogProof(INCLUSION, size, size)), "bad-request")
+    refused(scenario.bob.ask(LogProof(INCLUSION, size, size)), "bad-request")
 
 
-def test_who_is_disabled_does_nothing_with_a_session_that_is_still_open(town: Town) -> None:
-    """The server closes it; what is on its way then must not be done."""
-    bob, file = town.bob, file_id(40)
+def test_disabled_user_cannot_use_an_open_session(scenario: Scenario) -> None:
+    """The server closes the session; requests that arrive before that must be refused."""
+    bob, file = scenario.bob, file_id(40)
     bob.put(file, b"1" * 60)
     upload = bob.upload(file, b"x")
     asked: list[Request] = [
@@ -287,9 +287,11 @@ def test_who_is_disabled_does_nothing_with_a_session_that_is_still_open(town: To
         rewrap(bob, "ada", SHARED),
         GetOpen("ada", SHARED, 0),
     ]
-    done(town.served.ask(town.served.operator(), UserAccess("bob", disabled=True, reason="")))
-    size = town.served.context.journal.size
+    done(
+        scenario.served.ask(scenario.served.operator(), UserAccess("bob", disabled=True, reason=""))
+    )
+    size = scenario.served.context.journal.size
     for request in asked:
         reply = refused(bob.ask(request), "denied")
         assert reply.text == "the account is disabled", request
-    assert town.served.context.journal.size == size
+    assert scenario.served.context.journal.size == size

@@ -1,9 +1,9 @@
-"""A disk that can lose what was never synced, and a process that can end at any call.
+"""Simulated disk that loses unsynced data in a power failure and can crash at any call.
 
-`Disk` makes every call on the real file system and keeps, beside it, what a sync has made durable:
-per file its bytes at the last sync of it, per folder its names at the last sync of that. Nothing
-is really synced, so thousands of crashes cost seconds. `lose_power` writes out what a machine could
-find after a power failure: of everything changed since its sync, the old or the new, by chance.
+`SimulatedDisk` makes every call on the real file system and also records what a sync made durable:
+for each file its bytes at its last sync, for each folder its names at its last sync. Nothing is
+really synced, so thousands of crashes take seconds. `lose_power` writes one possible state after a
+power failure: of everything changed since its last sync, the old or the new version at random.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sfsd.fs.files import Files
 from tests.sfsd.faults import Crash
 
 SECTOR = 512
-"""Bytes that a disk writes whole or not at all; a file that grew may end at any multiple."""
+"""Bytes that a disk writes atomically; a file that grew may end at any multiple."""
 Bytes = bytes | bytearray | memoryview
 
 
 class Node:
-    """A file's bytes: what reads answer now, and what would survive."""
+    """Bytes of a file: `now` is what reads return, `durable` what survives a power failure."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.now = bytearray(content)
@@ -30,15 +30,17 @@ class Node:
 
 
 Folder = dict[str, "Node | None"]
-"""Names; None stands for a folder, whose own names are kept under its path."""
+"""Nodes by name; None is a folder, whose names are recorded under its path."""
 
 
-class Disk(Files):
-    """`crash_at` counts changing calls from 0 and ends the process instead of making that one;
-    `fail_at` maps such counts to an errno, or to None for a write that comes up short."""
+class SimulatedDisk(Files):
+    """File system that raises `Crash` at the changing call number `crash_at`, counted from 0.
+
+    `fail_at` maps call numbers to an errno, or to None for a short write.
+    """
 
     def __init__(self, root: Path) -> None:
-        """What lies below `root` is durable."""
+        """Take everything below `root` as durable."""
         self.root = root
         self.calls: list[str] = []
         self.marks: dict[str, int] = {}
@@ -59,14 +61,14 @@ class Disk(Files):
             self._durable[path] = dict(self._now[path])
 
     def mark(self, name: str) -> None:
-        """Remember the number of the next call under `name`."""
+        """Store the number of the next call as `marks[name]`."""
         self.marks[name] = len(self.calls)
 
     def _step(self, call: str, path: Path | None = None) -> bool:
-        """Count a changing call; whether a write is to come up short."""
+        """Count a changing call; return whether a write must be short."""
         count = len(self.calls)
         if self.crash_at is not None and count >= self.crash_at:
-            raise Crash  # this call is not made, nor any after it
+            raise Crash  # neither this call nor any later one is made
         self.calls.append(call if path is None else f"{call} {path.name}")
         if count not in self.fail_at:
             return False
@@ -125,7 +127,7 @@ class Disk(Files):
         return taken
 
     def start_writing_back(self, handle: int, offset: int, length: int) -> None:
-        """Promises nothing, so it does nothing."""
+        """Do nothing: the call guarantees nothing."""
 
     def allocate(self, handle: int, size: int) -> None:
         self._step("allocate")
@@ -163,7 +165,7 @@ class Disk(Files):
         self._step("replace", target)
         super().replace(source, target)
         here, there = self._now[source.parent], self._now[target.parent]
-        if there.get(target.name) is not here[source.name]:  # else POSIX does nothing at all
+        if there.get(target.name) is not here[source.name]:  # otherwise POSIX does nothing
             there[target.name] = here.pop(source.name)
 
     def link(self, source: Path, target: Path) -> None:
@@ -188,14 +190,14 @@ class Disk(Files):
                 self._now[folder.parent][folder.name] = None
 
     def end(self) -> None:
-        """The process is gone: its descriptors are closed."""
+        """Close all descriptors, as the end of the process does."""
         for handle in list(self._open):
             self.close(handle)
 
     def lose_power(self, target: Path, chance: Random, *, luck: float = 0.5) -> None:
-        """Make `target` what could be found after a power failure.
+        """Write to `target` a possible state after a power failure.
 
-        `luck` is how likely something that was never synced is there all the same; 0 loses all.
+        `luck` is the probability that unsynced data survives; 0 loses all of it.
         """
         contents: dict[int, bytes] = {}
         self._survive(self.root, target, chance, luck, contents)
