@@ -1,4 +1,4 @@
-"""Small private files: whole or not at all, and there after a power cut."""
+"""Small private files are replaced atomically and survive a power cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfsc import atomicfile
 from sfsc.atomicfile import make_folder, remove_temporary_files, replace_file
 
 
-def test_it_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_replace_leaves_only_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for data in (b"", b"more", b"x" * 100_000, b"less"):
         replace_file(path, data)
@@ -22,7 +22,7 @@ def test_it_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+def test_failed_write_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir()
     with pytest.raises(OSError):
@@ -44,7 +44,7 @@ def test_modes(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "a").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_was_left_goes_and_what_has_another_name_stays(tmp_path: Path) -> None:
+def test_only_matching_temporary_files_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "key [a*].x"
     left = {f".{path.name}.{'0' * 16}", f".{path.name}.0123456789abcdef"}
     others = {
@@ -62,7 +62,7 @@ def test_what_was_left_goes_and_what_has_another_name_stays(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another call syncs")
-def test_names_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_and_files_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     sync = os.fsync
 
@@ -78,16 +78,16 @@ def test_names_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     make_folder(folder)
     assert not synced
     replace_file(folder / "file", b"data")
-    # The file before its name, and that after it.
+    # The file is synced before the rename, the folder after it.
     assert synced == [(folder / "file").stat().st_ino, folder.stat().st_ino]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such call")
 @pytest.mark.parametrize("failing", [None, errno.ENOTSUP, errno.EIO])
-def test_on_macos_the_drive_is_asked_too(
+def test_macos_uses_f_fullfsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int | None
 ) -> None:
-    """Where it cannot be, as on a share, what there is serves; a fault stays one."""
+    """On a share without it, `fsync` is used; any other error is raised."""
     asked: list[str] = []
 
     def full(_handle: int, _command: int) -> None:

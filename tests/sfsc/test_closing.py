@@ -5,15 +5,15 @@ import pytest
 from sfsc.closing import Closing
 
 
-class Door(Closing):
+class Resource(Closing):
     closed = 0
 
     def close(self) -> None:
         self.closed += 1
 
 
-def test_it_is_closed_whatever_ends_the_block_and_that_goes_through() -> None:
-    door = Door()
+def test_block_closes_and_exceptions_propagate() -> None:
+    door = Resource()
     with door as entered:
         assert entered is door
         assert door.closed == 0

@@ -1,4 +1,4 @@
-"""The tree drawn in the docstring is the tree in the code, exit codes included."""
+"""The tree in the docstring matches the code, exit codes included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever comes while another thread is at it is refused, and nobody is blamed for the mix-up."""
+"""Concurrent calls are refused, before replies can be mixed up and the server blamed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Worker:
 
 
 def elsewhere(action: Callable[[], object]) -> object:
-    """What `action` gives, or raises, in another thread."""
+    """Return what `action` returns in another thread, or raise what it raises."""
     outcome: list[object] = []
 
     def run() -> None:
@@ -67,7 +67,7 @@ def test_one_thread_at_a_time() -> None:
     assert Worker.both.__doc__ == "Calls back."
 
 
-def test_each_step_of_many_takes_its_turn() -> None:
+def test_each_iterator_step_takes_the_guard() -> None:
     worker = Worker()
     steps = worker.many(lambda: elsewhere(lambda: worker.both(lambda: "mixed up")))
     assert next(steps) == 1
@@ -77,7 +77,7 @@ def test_each_step_of_many_takes_its_turn() -> None:
     assert worker.let_go == 1
 
 
-def test_who_stops_early_lets_go() -> None:
+def test_leaving_the_loop_early_ends_the_generator() -> None:
     worker = Worker()
     steps = worker.many(lambda: None)
     next(steps)
@@ -86,11 +86,11 @@ def test_who_stops_early_lets_go() -> None:
     assert worker.let_go == 1
 
 
-def test_a_file_is_no_list_of_steps() -> None:
+def test_file_objects_are_not_wrapped() -> None:
     assert Worker().file().read() == b"content"
 
 
-def test_after_the_end() -> None:
+def test_calls_after_the_end_are_refused() -> None:
     worker = Worker()
     steps = worker.many(lambda: None)
     assert worker.close() == worker.close() == "closed"

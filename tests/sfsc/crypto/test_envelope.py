@@ -1,4 +1,4 @@
-"""Wraps, metadata and content records: what opens, and every way in which it must not."""
+"""Wraps, metadata and content records: what opens, and every case that must not."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_longest_metadata_fits_a_message() -> None:
     assert len(KEY.seal_metadata(longest)) <= MAX_METADATA
 
 
-def test_metadata_other_than_signed() -> None:
+def test_other_metadata_than_signed_is_refused() -> None:
     record = _record(KEY.seal_metadata(METADATA))
     with pytest.raises(Tampered):
         KEY.open_metadata(record, KEY.seal_metadata(METADATA))
@@ -114,7 +114,7 @@ def test_metadata_is_bound_to_its_content_and_key() -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES[:-1])
-def test_a_sharers_bad_name_is_refused(name: str) -> None:
+def test_bad_name_in_metadata_is_refused(name: str) -> None:
     body = encoding.pack({"name": name, "size": 1000, "mtime": None, "mode": None})
     sealed = primitives.seal(primitives.metadata_key(KEY.dek), body, KEY.content_id)
     with pytest.raises(BadRecord):
@@ -140,7 +140,7 @@ def test_malformed_metadata_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_bad_names_of_our_own(name: str) -> None:
+def test_bad_own_names_are_usage_errors(name: str) -> None:
     with pytest.raises(UsageError):
         check_name(name)
 
@@ -214,7 +214,7 @@ def test_a_wrap_under_another_keys_name_is_refused() -> None:
         open_wraps(_record(), FIRST, [renamed], {ours.public.key_id: ours})
 
 
-def test_no_wrap_for_us() -> None:
+def test_missing_wrap_is_a_keyring_error() -> None:
     ours, other = PrivateKey.generate("x25519"), PrivateKey.generate("x25519")
     wraps = KEY.wrap_for(SERVER, FIRST, [Recipient("ann", other.public)])
     for offered in (wraps, ()):
@@ -222,7 +222,7 @@ def test_no_wrap_for_us() -> None:
             open_wraps(_record(), FIRST, offered, {ours.public.key_id: ours})
 
 
-def test_a_record_without_content_opens_nothing() -> None:
+def test_record_without_content_is_refused() -> None:
     access = FileRecord(
         server=SERVER, owner="ann", actor="ann", generation=1, file_id="0" * 32, rev=2,
         op="access", prev=b"P" * 32, seen=(1, bytes(32)), created=1, readers=(), current=1,
@@ -234,7 +234,7 @@ def test_a_record_without_content_opens_nothing() -> None:
 # --- content and records --------------------------------------------------------------------
 
 
-def test_a_file_goes_in_and_comes_back() -> None:
+def test_file_round_trip() -> None:
     key, reader = ContentKey.generate(), PrivateKey.generate("xwing")
     plaintext = os.urandom(3000)
     blob = b"".join(encrypt_stream(key.encryptor(), io.BytesIO(plaintext)))
@@ -254,7 +254,7 @@ def test_fresh_keys_differ() -> None:
     assert one.dek != two.dek
 
 
-def test_a_record_says_what_it_must() -> None:
+def test_content_record_fields() -> None:
     record = _record(b"metadata")
     assert (record.rev, record.prev, record.version, record.current) == (1, b"", 1, 1)
     assert record.dek_commit == primitives.commitment(KEY.dek)
@@ -262,7 +262,7 @@ def test_a_record_says_what_it_must() -> None:
     assert (record.op, record.content_id) == ("put", KEY.content_id)
 
 
-def test_a_record_goes_onto_the_head() -> None:
+def test_content_record_links_to_the_head() -> None:
     head = _record().encode()
     following = content_record(
         AUTHOR,
@@ -280,5 +280,5 @@ def test_a_record_goes_onto_the_head() -> None:
     assert (following.rev, following.prev) == (2, record_hash(head))
 
 
-def test_keys_do_not_print() -> None:
+def test_repr_hides_keys() -> None:
     assert repr(KEY.dek) not in repr(KEY)

@@ -1,4 +1,4 @@
-"""Derivations against their formulas written out, wraps of every kind, and what must not open."""
+"""Derivations compared with their formulas, wraps of every kind, and what must not open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INFO = primitives.wrap_info(b"s" * 32, b"o" * 32, b"c" * 16, b"k" * 32)
 
 
 def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int = 32) -> bytes:
-    """RFC 5869, from its text."""
+    """RFC 5869, implemented from its text."""
     prk = hmac.digest(salt or bytes(32), secret, "sha256")
     made = last = b""
     for count in range(1, 1 + size // 32):
@@ -70,12 +70,12 @@ def test_infos() -> None:
 
 
 def test_argon2id() -> None:
-    """A case of the reference implementation's own tests; RFC 9106's has a secret input."""
+    """A test case of the reference implementation; the one in RFC 9106 uses a secret input."""
     tag = primitives.argon2id(b"password", b"somesalt", passes=2, lanes=1, kib=65536)
     assert tag.hex() == "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7"
 
 
-def test_seal_opens_only_with_everything_the_same() -> None:
+def test_seal_is_bound_to_key_and_associated_data() -> None:
     sealed = primitives.seal(KEY, b"secret", b"context")
     assert len(sealed) == len(b"secret") + primitives.SEAL_OVERHEAD
     assert primitives.open_sealed(KEY, sealed, b"context") == b"secret"
@@ -87,7 +87,7 @@ def test_seal_opens_only_with_everything_the_same() -> None:
 
 
 @pytest.mark.parametrize("position", range(34))
-def test_seal_every_byte_counts(position: int) -> None:
+def test_seal_detects_every_changed_byte(position: int) -> None:
     sealed = bytearray(primitives.seal(KEY, b"secret", b""))
     sealed[position] ^= 1
     with pytest.raises(Tampered):
@@ -116,7 +116,7 @@ def test_wrap_round_trip_and_sizes(private: primitives.PrivateKey) -> None:
     assert private.public.wrap(KEY, INFO) != wrapped
 
 
-def test_keys_load_from_their_bytes(private: primitives.PrivateKey) -> None:
+def test_keys_load_from_their_encoding(private: primitives.PrivateKey) -> None:
     again = primitives.PrivateKey(private.alg, private.encoded)
     assert again.public.encoded == private.public.encoded
     wrapped = primitives.PublicKey(private.alg, private.public.encoded).wrap(KEY, INFO)
@@ -138,13 +138,13 @@ def test_wrap_is_bound_to_info_key_and_bytes(private: primitives.PrivateKey) -> 
 
 
 @pytest.mark.parametrize("alg", ["xwing", "x25519", "rsa2048"])
-def test_wrap_opens_for_no_other_key(alg: str) -> None:
+def test_wrap_does_not_open_with_another_key(alg: str) -> None:
     ours, theirs = primitives.PrivateKey.generate(alg), primitives.PrivateKey.generate(alg)
     with pytest.raises(Tampered):
         theirs.unwrap(ours.public.wrap(KEY, INFO), INFO)
 
 
-def test_only_32_bytes_are_a_key(private: primitives.PrivateKey) -> None:
+def test_unwrap_refuses_other_lengths(private: primitives.PrivateKey) -> None:
     with pytest.raises(Tampered):
         private.unwrap(private.public.wrap(KEY[:31], INFO), INFO)
 
@@ -176,7 +176,7 @@ def test_malformed_private_keys(alg: str, encoded: bytes) -> None:
         primitives.PrivateKey(alg, encoded)
 
 
-def test_an_rsa_key_has_the_size_its_name_says() -> None:
+def test_rsa_key_size_must_match_its_name() -> None:
     small = primitives.PrivateKey.generate("rsa2048")
     with pytest.raises(UnsupportedKey):
         primitives.PrivateKey("rsa3072", small.encoded)
@@ -185,24 +185,24 @@ def test_an_rsa_key_has_the_size_its_name_says() -> None:
 
 
 @pytest.mark.parametrize("alg", ["x25519", "xwing"])
-def test_a_key_of_low_order_is_refused(alg: str) -> None:
+def test_low_order_key_is_refused(alg: str) -> None:
     encoded = primitives.PrivateKey.generate(alg).public.encoded[:-32] + bytes(32)
     with pytest.raises(UnsupportedKey):
         primitives.PublicKey(alg, encoded).wrap(KEY, INFO)
 
 
-def test_generate_refuses_what_it_does_not_know() -> None:
+def test_generate_refuses_unknown_key_types() -> None:
     with pytest.raises(UnsupportedKey):
         primitives.PrivateKey.generate("rsa1024")
 
 
-def test_private_keys_do_not_print(private: primitives.PrivateKey) -> None:
+def test_repr_hides_private_keys(private: primitives.PrivateKey) -> None:
     assert private.encoded.hex() not in repr(private)
     assert private.public.key_id.hex() in repr(private)
 
 
 def test_import_loads_neither_x509_nor_rsa() -> None:
-    """They cost more than all the rest (DESIGN section 2)."""
+    """They take longer to import than everything else."""
     program = (
         "import sys, sfsc.crypto.primitives\n"
         "print([m for m in sys.modules if m.startswith('cryptography.x509')"

@@ -1,4 +1,4 @@
-"""The segment cipher: sizes at every edge, both ways with Tink, and a table of tampering."""
+"""The segment cipher: sizes at every edge, both directions with Tink, and a table of tampering."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _decrypt(
     return b"".join(decrypt_stream(decryptor, io.BytesIO(blob)))
 
 
-class Dripping(io.RawIOBase):
-    """A source that gives at most `step` bytes at a time, as a pipe may."""
+class ShortReads(io.RawIOBase):
+    """A source that returns at most `step` bytes at a time, as a pipe may."""
 
     def __init__(self, data: bytes, step: int) -> None:
         self._data = io.BytesIO(data)
@@ -62,12 +62,12 @@ class Dripping(io.RawIOBase):
         return self._data.readinto(buffer[: self._step])
 
 
-class NotYet(io.RawIOBase):
+class NonBlockingSource(io.RawIOBase):
     def readinto(self, buffer: memoryview, /) -> None:  # type: ignore[override]
         return None
 
 
-def test_a_segment_is_a_piece_of_the_protocol() -> None:
+def test_segment_size_is_the_protocols_piece_size() -> None:
     assert SEGMENT_SIZE == PIECE
 
 
@@ -102,7 +102,7 @@ def test_sizes(plaintext_size: int, ciphertext_size: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 40, 55, S + 1, S + 15, S + 16, 2 * S + 16])
-def test_sizes_that_no_blob_has(size: int) -> None:
+def test_invalid_blob_sizes_are_refused(size: int) -> None:
     with pytest.raises(Tampered):
         segments.plaintext_size(size)
 
@@ -120,10 +120,10 @@ def test_segment_of_an_offset(offset: int) -> None:
 
 @given(plaintext=st.binary(max_size=400), step=st.integers(1, 100))
 def test_round_trip_from_short_reads(plaintext: bytes, step: int) -> None:
-    blob = b"".join(encrypt_stream(Encryptor(DEK, CONTENT, TINY), Dripping(plaintext, step)))
+    blob = b"".join(encrypt_stream(Encryptor(DEK, CONTENT, TINY), ShortReads(plaintext, step)))
     assert len(blob) == TINY.ciphertext_size(len(plaintext))
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
-    assert b"".join(decrypt_stream(decryptor, Dripping(blob, step))) == plaintext
+    assert b"".join(decrypt_stream(decryptor, ShortReads(blob, step))) == plaintext
 
 
 @given(plaintext=st.binary(min_size=1, max_size=400), data=st.data())
@@ -139,7 +139,7 @@ def test_random_access(plaintext: bytes, data: st.DataObject) -> None:
 
 
 @given(plaintext=st.binary(max_size=200), bit=st.integers(0))
-def test_every_bit_counts(plaintext: bytes, bit: int) -> None:
+def test_every_flipped_bit_is_detected(plaintext: bytes, bit: int) -> None:
     blob = bytearray(_encrypt(plaintext, TINY))
     bit %= len(blob) * 8
     blob[bit // 8] ^= 1 << bit % 8
@@ -148,7 +148,7 @@ def test_every_bit_counts(plaintext: bytes, bit: int) -> None:
 
 
 @given(plaintext=st.binary(max_size=200), data=st.data())
-def test_every_cut_is_seen(plaintext: bytes, data: st.DataObject) -> None:
+def test_every_truncation_is_detected(plaintext: bytes, data: st.DataObject) -> None:
     blob = _encrypt(plaintext, TINY)
     cut = blob[: data.draw(st.integers(0, len(blob) - 1))]
     with pytest.raises(Tampered):
@@ -195,7 +195,7 @@ def test_tampering_with_a_blob_whose_last_segment_is_full(name: str) -> None:
         list(decrypt_stream(decryptor, io.BytesIO(changed)))
 
 
-def test_another_key_or_content_opens_nothing() -> None:
+def test_another_key_or_content_id_does_not_open() -> None:
     blob = _encrypt(b"secret", TINY)
     with pytest.raises(Tampered):
         _decrypt(blob, TINY, dek=bytes(32))
@@ -203,7 +203,7 @@ def test_another_key_or_content_opens_nothing() -> None:
         _decrypt(blob, TINY, content=b"content-id-is-17")
 
 
-def test_nothing_of_a_bad_segment_is_released() -> None:
+def test_forged_segment_is_wiped() -> None:
     plaintext = _plaintext(8 + 48 + 48)
     blob = bytearray(_encrypt(plaintext, TINY))
     blob[64 + 47] ^= 1  # the last plaintext byte of segment 1
@@ -222,23 +222,23 @@ def test_nothing_of_a_bad_segment_is_released() -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 2, 2**32])
-def test_no_segment_there(index: int) -> None:
+def test_segment_index_out_of_range(index: int) -> None:
     blob = _encrypt(bytes(20), TINY)
     decryptor = Decryptor(DEK, CONTENT, blob[:HEADER_SIZE], len(blob), TINY)
     with pytest.raises(Tampered):
         decryptor.open_segment(index, blob[64:])
 
 
-def test_a_size_past_the_counter_is_refused() -> None:
+def test_more_than_2_to_32_segments_are_refused() -> None:
     with pytest.raises(Tampered):
         Decryptor(DEK, CONTENT, b"\x28" + bytes(39), 64 * (2**32 + 1), TINY)
 
 
-def test_no_two_blobs_alike() -> None:
+def test_blobs_of_one_plaintext_differ() -> None:
     assert _encrypt(b"same", TINY) != _encrypt(b"same", TINY)
 
 
-def test_the_caller_cannot_break_the_format() -> None:
+def test_caller_errors_are_value_errors() -> None:
     encryptor = Encryptor(DEK, CONTENT, TINY)
     for plaintext, last in ((bytes(9), False), (bytes(9), True), (bytes(7), False)):
         with pytest.raises(ValueError):
@@ -251,7 +251,7 @@ def test_the_caller_cannot_break_the_format() -> None:
         encryptor.seal_segment(b"", last=True)
 
 
-def test_pieces_go_into_the_callers_buffers() -> None:
+def test_pieces_use_the_callers_buffers() -> None:
     pool = [bytearray(100) for _ in range(6)]
     encryptor = Encryptor(DEK, CONTENT, TINY)
     portions = list(encryptor.plaintext_segments(io.BytesIO(bytes(60)), lambda _: pool.pop()))
@@ -264,7 +264,7 @@ def test_pieces_go_into_the_callers_buffers() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 8, 9, 56, 57, 60])
-def test_one_byte_is_looked_at_ahead(size: int) -> None:
+def test_plaintext_segments_read_one_byte_ahead(size: int) -> None:
     source = io.BytesIO(bytes(range(size)))
     portions, ends = list[bytes](), list[bool]()
     for portion, last in Encryptor(DEK, CONTENT, TINY).plaintext_segments(source):
@@ -275,13 +275,13 @@ def test_one_byte_is_looked_at_ahead(size: int) -> None:
     assert ends == [False] * (len(ends) - 1) + [True]
 
 
-def test_a_source_that_does_not_block_is_refused() -> None:
+def test_nonblocking_source_is_refused() -> None:
     with pytest.raises(LocalError):
-        list(encrypt_stream(Encryptor(DEK, CONTENT), NotYet()))
+        list(encrypt_stream(Encryptor(DEK, CONTENT), NonBlockingSource()))
 
 
-class Kept(io.BytesIO):
-    """What was written, still there after close."""
+class KeptBytesIO(io.BytesIO):
+    """A buffer whose contents stay readable after close."""
 
     kept = b""
 
@@ -292,7 +292,7 @@ class Kept(io.BytesIO):
 
 
 def _tink(segment_size: int) -> Any:  # noqa: ANN401  # Tink has no types
-    """Google's streaming AEAD under our DEK; the test is skipped where Tink has no wheel."""
+    """Google's streaming AEAD under our DEK; the test is skipped if Tink has no wheel."""
     pytest.importorskip("tink")
     from tink import (  # type: ignore[import-untyped]
         proto_keyset_format,
@@ -325,13 +325,13 @@ def _tink(segment_size: int) -> Any:  # noqa: ANN401  # Tink has no types
     + [(KIB4, size) for size in (0, 4039, 4040, 4041, 8120, 8121, 50_000)],
 )
 def test_tink_both_ways(geometry: Geometry, size: int) -> None:
-    """Tink opens every blob given its DEK, and we every one of Tink's."""
+    """Tink opens our blobs, and we open Tink's."""
     tink = _tink(geometry.segment_size)
     plaintext = _plaintext(size)
     blob = _encrypt(plaintext, geometry)
     with tink.new_decrypting_stream(io.BytesIO(blob), CONTENT) as opened:
         assert opened.read() == plaintext
-    theirs = Kept()
+    theirs = KeptBytesIO()
     with tink.new_encrypting_stream(theirs, CONTENT) as sealing:
         sealing.write(plaintext)
     assert _decrypt(theirs.kept, geometry) == plaintext

@@ -1,4 +1,4 @@
-"""Who a keyring is."""
+"""Public description of the account of a keyring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfsc.keys.pgp_words import pgp_words
 from tests.sfsc.lying import Simulator
 
 
-def test_an_account(server: Simulator, home: Path) -> None:
+def test_describe_enrolled_account(server: Simulator, home: Path) -> None:
     keyring = unlock_home(home, None).contents
     me = describe_account(keyring)
     assert (me.user, me.address, me.server_id) == ("ada", server.address, server.log.server_id)
@@ -27,7 +27,7 @@ def test_an_account(server: Simulator, home: Path) -> None:
     assert parse_account_link(link.to_text()) == link
 
 
-def test_before_the_enrolment(home: Path) -> None:
+def test_unenrolled_keyring_is_refused(home: Path) -> None:
     new = changed(unlock_home(home, None).contents, generations=())
     for ask in (describe_account, current_keys):
         with pytest.raises(KeyringMissing):

@@ -51,36 +51,36 @@ def _statement(sealed: bytes, *, n: int = 1, server: bytes = SERVER) -> Statemen
 
 
 @pytest.mark.parametrize("key", [DEVICE, WRAP])
-def test_the_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
+def test_bundle_opens_for_every_recipient(key: PrivateKey) -> None:
     sealed = _sealed()
     assert open_bundle(sealed, _statement(sealed), [key]) == BUNDLE
     assert open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing"), key]) == BUNDLE
 
 
-def test_the_bundle_of_someone_who_knows_many() -> None:
+def test_bundle_with_many_pins() -> None:
     many = dataclasses.replace(BUNDLE, pins=tuple((f"user{n:05}", bytes(32)) for n in range(1250)))
     sealed = _sealed(many)
     assert open_bundle(sealed, _statement(sealed), [WRAP]) == many
 
 
-def test_the_bundle_holds_nothing_in_the_clear() -> None:
+def test_sealed_bundle_contains_no_plaintext() -> None:
     sealed = _sealed()
     for secret in (SIGN.seed, WRAP.encoded, b"n" * 32, b"B" * 32, b"checkpoint"):
         assert secret not in sealed
 
 
-def test_the_bundle_opens_for_nobody_else() -> None:
+def test_bundle_does_not_open_with_another_key() -> None:
     sealed = _sealed()
     with pytest.raises(KeyringError):
         open_bundle(sealed, _statement(sealed), [PrivateKey.generate("xwing")])
 
 
-def test_another_bundle_than_the_statements() -> None:
+def test_bundle_must_match_the_statements_hash() -> None:
     with pytest.raises(Tampered):
         open_bundle(_sealed(), _statement(_sealed()), [DEVICE])
 
 
-def test_a_bundle_of_another_statement_or_server() -> None:
+def test_bundle_of_another_statement_or_server_is_refused() -> None:
     sealed = _sealed()
     for statement in (_statement(sealed, n=2), _statement(sealed, server=b"T" * 32)):
         with pytest.raises(Tampered):
@@ -105,7 +105,7 @@ def test_a_bundle_of_another_statement_or_server() -> None:
         ),
     ],
 )
-def test_a_bundle_without_the_statements_keys(bundle: Bundle) -> None:
+def test_bundle_without_the_statements_keys_is_refused(bundle: Bundle) -> None:
     sealed = _sealed(bundle)
     with pytest.raises(BadRecord):
         open_bundle(sealed, _statement(sealed), [DEVICE])
@@ -135,7 +135,7 @@ def test_a_bundle_has_one_name_key(count: int) -> None:
 
 
 @pytest.mark.parametrize("sealed", [b"", b"\xc1", encoding.pack({"keys": [], "more": b""})])
-def test_a_malformed_bundle(sealed: bytes) -> None:
+def test_malformed_bundle_is_refused(sealed: bytes) -> None:
     with pytest.raises(BadRecord):
         open_bundle(sealed, _statement(sealed), [DEVICE])
 
@@ -152,8 +152,8 @@ def test_a_large_bundle_fits_a_message() -> None:
 
 @pytest.mark.parametrize("pins", [1400, 1450, 1460, 1480, 2500, MAX_PINS])
 @pytest.mark.parametrize("devices", [1, 17])
-def test_of_more_people_than_fit_the_first_are_in_it(pins: int, devices: int) -> None:
-    """Else who knows many could not rotate his keys any more."""
+def test_pins_beyond_the_limit_are_dropped(pins: int, devices: int) -> None:
+    """Otherwise a user with many contacts could not rotate keys any more."""
     bundle = _with_pins(pins)
     sealed = _sealed(bundle, 1, *([DEVICE.public] * devices), WRAP.public)
     found = open_bundle(sealed, _statement(sealed), [WRAP])
@@ -162,6 +162,6 @@ def test_of_more_people_than_fit_the_first_are_in_it(pins: int, devices: int) ->
     assert len(found.pins) == pins or MAX_BUNDLE - 50 < len(sealed) <= MAX_BUNDLE
 
 
-def test_a_bundle_past_its_limit_is_not_sent() -> None:
+def test_oversized_bundle_is_a_local_error() -> None:
     with pytest.raises(LocalError):
         _sealed(dataclasses.replace(BUNDLE, checkpoint=bytes(MAX_BUNDLE)))

@@ -1,4 +1,4 @@
-"""Where keys lie, and how they are unlocked."""
+"""Location of the keyring, and how it is unlocked."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def keep(home: Path, passphrase: str | None) -> None:
+def make_keyring(home: Path, passphrase: str | None) -> None:
     KeyringFile.create(keyring_path(home), KEYRING, passphrase, Argon2Cost(1, 1, 8))
 
 
-def test_the_folder_is_stated_or_named_or_usual(
+def test_home_folder_from_argument_environment_or_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = home_folder(None)
@@ -54,7 +54,7 @@ def test_the_folder_is_stated_or_named_or_usual(
     assert home_folder("elsewhere") == Path("elsewhere")
 
 
-def test_a_passphrase_is_given_or_asked_for_or_named(
+def test_passphrase_from_argument_prompt_or_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_passphrase(None) is None
@@ -69,7 +69,7 @@ def test_a_passphrase_is_given_or_asked_for_or_named(
 
 
 @pytest.mark.parametrize("stored", [None, b"\xff\xfe"])
-def test_a_passphrase_file_that_cannot_be_read(
+def test_unreadable_passphrase_file_is_a_local_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bytes | None
 ) -> None:
     file = tmp_path / "passphrase"
@@ -80,25 +80,25 @@ def test_a_passphrase_file_that_cannot_be_read(
         find_passphrase(None)
 
 
-def test_nobody_is_asked_for_what_is_not_needed(tmp_path: Path) -> None:
+def test_unlocked_keyring_asks_for_no_passphrase(tmp_path: Path) -> None:
     def ask() -> str:
         raise AssertionError("asked")
 
     with pytest.raises(KeyringMissing):
         unlock_home(tmp_path, ask)
-    keep(tmp_path, None)
+    make_keyring(tmp_path, None)
     assert unlock_home(tmp_path, ask).contents == KEYRING
 
 
-def test_a_locked_keyring(tmp_path: Path) -> None:
-    keep(tmp_path, "secret")
+def test_locked_keyring_needs_a_passphrase(tmp_path: Path) -> None:
+    make_keyring(tmp_path, "secret")
     assert unlock_home(tmp_path, lambda: "secret").contents == KEYRING
     for wrong in ("wrong", "", None):
         with pytest.raises(WrongPassphrase):
             unlock_home(tmp_path, wrong)
 
 
-def test_the_state_lies_beside_and_is_the_accounts(tmp_path: Path) -> None:
+def test_state_is_beside_the_keyring_and_bound_to_the_account(tmp_path: Path) -> None:
     open_client_state(tmp_path, KEYRING).close()
     assert (tmp_path / "state.sqlite3").is_file()
     other = Keyring.from_map(KEYRING.to_map() | {"user": "eve"})
@@ -106,7 +106,7 @@ def test_the_state_lies_beside_and_is_the_accounts(tmp_path: Path) -> None:
         open_client_state(tmp_path, other)
 
 
-def test_the_weakest_key_to_encrypt_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_min_wrap_alg_from_argument_environment_or_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_min_wrap_alg(None) == WRAP_ALGORITHMS[0]
     monkeypatch.setenv("SFSC_MIN_WRAP_ALG", "xwing")
     assert resolve_min_wrap_alg(None) == "xwing"
@@ -121,7 +121,7 @@ def test_the_weakest_key_to_encrypt_for(monkeypatch: pytest.MonkeyPatch) -> None
             resolve_min_wrap_alg(None)
 
 
-def test_a_new_file_needs_a_passphrase() -> None:
+def test_new_file_needs_a_passphrase() -> None:
     assert require_passphrase("secret") == require_passphrase(lambda: "secret") == "secret"
     with pytest.raises(UsageError):
         require_passphrase(None)

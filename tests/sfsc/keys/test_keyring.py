@@ -1,4 +1,4 @@
-"""The keyring file: what opens, what does not and why, and that it is replaced whole."""
+"""The keyring file: what opens, what does not and why, and that it is replaced atomically."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _rehash(header: bytes) -> bytes:
-    """A header whose own digest is right again, as a hostile one's would be."""
+    """Return a header with a recomputed digest, as an attacker would."""
     return header[:74] + hashlib.sha256(header[:74]).digest()
 
 
@@ -82,14 +82,14 @@ def test_round_trip(path: Path, passphrase: str | None, contents: Keyring) -> No
     assert keyring.needs_passphrase(path) is (passphrase is not None)
 
 
-def test_the_default_cost_is_the_designs(path: Path) -> None:
+def test_default_argon2_cost(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "horse")
     header = path.read_bytes()[:HEADER]
     assert [int.from_bytes(header[i : i + 4]) for i in (14, 18, 22)] == [3, 4, 65536]
     assert KeyringFile.unlock(path, "horse").contents == CONTENTS
 
 
-def test_nothing_stands_in_the_clear(path: Path) -> None:
+def test_file_contains_no_plaintext(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "horse", CHEAP)
     stored = path.read_bytes()
     body = encoding.pack(CONTENTS.to_map())
@@ -129,25 +129,25 @@ def test_wrong_passphrase(path: Path, given: str | None) -> None:
     assert caught.value.exit_code == 8
 
 
-def test_a_passphrase_may_be_composed_either_way(path: Path) -> None:
+def test_passphrase_is_normalized_to_nfc(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "p\u00e4ss", CHEAP)
     assert KeyringFile.unlock(path, "pa\u0308ss").contents == CONTENTS
 
 
 @pytest.mark.parametrize("passphrase", ["", "\ud800"])
-def test_a_passphrase_that_is_none_is_refused(path: Path, passphrase: str) -> None:
+def test_invalid_passphrases_are_refused(path: Path, passphrase: str) -> None:
     with pytest.raises(UsageError):
         KeyringFile.create(path, CONTENTS, passphrase, CHEAP)
     assert not path.exists()
 
 
-def test_bytes_of_an_environment_are_a_passphrase(path: Path) -> None:
-    """What is not UTF-8 there comes as surrogates."""
+def test_non_utf8_environment_passphrase(path: Path) -> None:
+    """Bytes that are not UTF-8 arrive as surrogates."""
     KeyringFile.create(path, CONTENTS, "p\udcff", CHEAP)
     assert KeyringFile.unlock(path, "p\udcff").contents == CONTENTS
 
 
-def test_missing(path: Path) -> None:
+def test_missing_keyring(path: Path) -> None:
     with pytest.raises(KeyringMissing):
         KeyringFile.unlock(path, None)
     with pytest.raises(KeyringMissing):
@@ -155,7 +155,7 @@ def test_missing(path: Path) -> None:
 
 
 @given(bit=st.integers(0), passphrase=st.sampled_from([None, "horse"]))
-def test_every_bit_counts(
+def test_every_flipped_bit_is_detected(
     tmp_path_factory: pytest.TempPathFactory, bit: int, passphrase: str | None
 ) -> None:
     path = tmp_path_factory.mktemp("k") / "keyring"
@@ -169,7 +169,7 @@ def test_every_bit_counts(
 
 
 @pytest.mark.parametrize("size", [0, 1, 12, 74, 105, 106, 117, 118, 133, -1])
-def test_every_cut_is_damage(path: Path, size: int) -> None:
+def test_every_truncation_is_detected(path: Path, size: int) -> None:
     KeyringFile.create(path, CONTENTS, None)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(KeyringDamaged):
@@ -188,7 +188,7 @@ def test_every_cut_is_damage(path: Path, size: int) -> None:
         (2**32 - 1, 2**32 - 1, 2**32 - 1),
     ],
 )
-def test_an_absurd_cost_is_refused_unpaid(path: Path, passes: int, lanes: int, kib: int) -> None:
+def test_excessive_cost_is_refused_first(path: Path, passes: int, lanes: int, kib: int) -> None:
     KeyringFile.create(path, CONTENTS, "horse", CHEAP)
     stored = path.read_bytes()
     numbers = b"".join(n.to_bytes(4) for n in (passes, lanes, kib))
@@ -199,7 +199,7 @@ def test_an_absurd_cost_is_refused_unpaid(path: Path, passes: int, lanes: int, k
 
 
 @pytest.mark.parametrize(("offset", "value"), [(12, 0), (12, 2), (13, 2)])
-def test_other_versions_are_refused(path: Path, offset: int, value: int) -> None:
+def test_unknown_versions_are_refused(path: Path, offset: int, value: int) -> None:
     KeyringFile.create(path, CONTENTS, "horse", CHEAP)
     stored = bytearray(path.read_bytes())
     stored[offset] = value
@@ -208,7 +208,7 @@ def test_other_versions_are_refused(path: Path, offset: int, value: int) -> None
         KeyringFile.unlock(path, "horse")
 
 
-def test_a_header_cannot_be_made_to_say_there_is_no_passphrase(path: Path) -> None:
+def test_header_cannot_be_downgraded_to_no_passphrase(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, "horse", CHEAP)
     stored = bytearray(path.read_bytes())
     stored[13] = 0
@@ -217,7 +217,7 @@ def test_a_header_cannot_be_made_to_say_there_is_no_passphrase(path: Path) -> No
         KeyringFile.unlock(path, "horse")
 
 
-def test_a_file_past_the_cap_is_no_keyring(path: Path) -> None:
+def test_oversized_file_is_refused(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, None)
     with path.open("r+b") as file:
         file.truncate(keyring.MAX_KEYRING + 1)
@@ -225,7 +225,7 @@ def test_a_file_past_the_cap_is_no_keyring(path: Path) -> None:
         KeyringFile.unlock(path, None)
 
 
-def test_save_replaces(path: Path) -> None:
+def test_save_replaces_the_file(path: Path) -> None:
     file = KeyringFile.create(path, CONTENTS, "horse", CHEAP)
     before = path.read_bytes()
     file.save(LATER)
@@ -240,8 +240,8 @@ def test_save_replaces(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-def test_what_a_killed_writer_has_left_goes_with_the_next_write(path: Path) -> None:
-    """It holds keys that may be dropped by then."""
+def test_next_write_removes_files_of_a_killed_writer(path: Path) -> None:
+    """They may hold keys that are dropped by then."""
     file = KeyringFile.create(path, CONTENTS, None)
     program = """
 import os, signal, sys
@@ -260,7 +260,7 @@ file.save(file.contents)
     assert KeyringFile.unlock(path, None).contents == LATER
 
 
-def test_save_does_not_undo_what_another_process_saved(path: Path) -> None:
+def test_save_detects_another_process(path: Path) -> None:
     KeyringFile.create(path, CONTENTS, None)
     ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
     theirs.save(LATER)
@@ -277,14 +277,14 @@ def test_create_does_not_overwrite(path: Path) -> None:
     assert KeyringFile.unlock(path, None).contents == CONTENTS
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SfscError) as caught:
         KeyringFile.create(tmp_path / "file" / "keyring", CONTENTS, None)
     assert caught.value.exit_code == 1
 
 
-def test_a_folder_in_its_place(path: Path) -> None:
+def test_folder_at_the_keyrings_path(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(LocalError):
         KeyringFile.unlock(path, None)
@@ -303,7 +303,7 @@ def test_wrong_shapes_cannot_be_built() -> None:
         DeviceKey(b"d" * 16, b"x" * 95)
 
 
-def test_secrets_do_not_print() -> None:
+def test_repr_hides_secrets() -> None:
     shown = repr(LATER)
     for secret in (b"s" * 32, b"w" * 96, b"n" * 32, b"x" * 96, b"bundle"):
         assert repr(secret) not in shown
@@ -311,7 +311,7 @@ def test_secrets_do_not_print() -> None:
 
 
 def test_writers_in_two_processes_lose_nothing(path: Path) -> None:
-    """Each adds ten pins and starts over on a conflict; all twenty must be there."""
+    """Each adds ten pins and retries on a conflict; all twenty must be there."""
     KeyringFile.create(path, dataclasses.replace(CONTENTS, pins=()), None)
     program = """
 import dataclasses, sys

@@ -1,4 +1,4 @@
-"""Keys as PEM: what we write and what others write."""
+"""Keys as PEM, written here or by other programs."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_round_trip(alg: str, passphrase: str | None) -> None:
                 load_pem(data, wrong)
 
 
-def test_bytes_of_an_environment_are_a_passphrase() -> None:
-    """What is not UTF-8 there comes as surrogates."""
+def test_non_utf8_environment_passphrase() -> None:
+    """Bytes that are not UTF-8 arrive as surrogates."""
     data = export_pem(LINK, 1, SEED, PrivateKey.generate("x25519"), "p\udcff")
     assert load_pem(data, "p\udcff").seed == SEED
     with pytest.raises(WrongPassphrase):
@@ -61,7 +61,7 @@ def test_bytes_of_an_environment_are_a_passphrase() -> None:
 
 
 @pytest.mark.parametrize("passphrase", ["", "\ud800", "é" * 512])
-def test_a_passphrase_that_locks_nothing(passphrase: str) -> None:
+def test_empty_or_long_passphrases_are_refused(passphrase: str) -> None:
     with pytest.raises(UsageError):
         export_pem(LINK, 1, SEED, PrivateKey.generate("x25519"), passphrase)
 
@@ -71,7 +71,7 @@ def test_xwing_has_no_pem_form() -> None:
         export_pem(LINK, 1, SEED, PrivateKey.generate("xwing"), None)
 
 
-def test_keys_of_others_in_any_order_and_form() -> None:
+def test_keys_of_other_programs_in_any_order_and_form() -> None:
     signing = ed25519.Ed25519PrivateKey.generate()
     wrapping = rsa.generate_private_key(65537, 2048)
     old = written(wrapping, PrivateFormat.TraditionalOpenSSL)
@@ -84,7 +84,7 @@ def test_keys_of_others_in_any_order_and_form() -> None:
     assert (alone.seed, alone.wrapping is None) == (None, False)
 
 
-def test_a_line_end_of_another_system() -> None:
+def test_crlf_line_ends() -> None:
     data = export_pem(LINK, 3, SEED, PrivateKey.generate("x25519"), None).replace(b"\n", b"\r\n")
     found = load_pem(data, None)
     assert (found.seed, found.link, found.generation) == (SEED, LINK, 3)
@@ -107,18 +107,18 @@ def refused() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("case", sorted(refused()))
-def test_what_is_no_account(case: str) -> None:
+def test_files_without_usable_keys_are_refused(case: str) -> None:
     with pytest.raises(UnsupportedKey):
         load_pem(refused()[case], None)
 
 
 @given(st.binary(max_size=300))
-def test_anything_between_the_lines_is_an_error_of_ours(body: bytes) -> None:
+def test_any_content_raises_only_our_errors(body: bytes) -> None:
     with pytest.raises(KeyringError):
         load_pem(b"-----BEGIN PRIVATE KEY-----\n" + body + b"-----END PRIVATE KEY-----\n", None)
 
 
-def test_a_locked_key_of_another_program() -> None:
+def test_encrypted_key_of_another_program() -> None:
     lock = BestAvailableEncryption(b"secret")
     data = written(rsa.generate_private_key(65537, 2048), PrivateFormat.TraditionalOpenSSL, lock)
     assert load_pem(data, "secret").wrapping is not None

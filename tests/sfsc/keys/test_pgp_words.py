@@ -1,11 +1,11 @@
-"""Fingerprints that two people read to each other."""
+"""Fingerprints as PGP words."""
 
 from __future__ import annotations
 
 from sfsc.keys.pgp_words import pgp_words
 
 
-def test_a_word_for_each_byte_at_each_place() -> None:
+def test_each_byte_has_a_distinct_word_per_position() -> None:
     every = bytes(range(256))
     # At even places one list, at odd ones the other.
     even = pgp_words(bytes(byte for value in every for byte in (value, 0)))[::2]
@@ -15,7 +15,7 @@ def test_a_word_for_each_byte_at_each_place() -> None:
 
 
 def test_the_published_example() -> None:
-    """Of the list's own description: E582 94F2 E9A2 2748 6E8B 061B 31CC 528F D7FA 3F19."""
+    """From the list's own description: E582 94F2 E9A2 2748 6E8B 061B 31CC 528F D7FA 3F19."""
     shown = pgp_words(bytes.fromhex("E58294F2E9A227486E8B061B31CC528FD7FA3F19"))
     assert " ".join(shown) == (
         "topmost istanbul pluto vagabond treadmill pacific brackish dictator goldfish medusa"

@@ -1,4 +1,4 @@
-"""The recovery code: typed as people type, and never half right."""
+"""The recovery code: parsing of typed text, and detection of typing errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_round_trip(secret: bytes) -> None:
 
 
 @given(st.integers(0, 55), st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"))
-def test_one_letter_wrong_is_found(place: int, letter: str) -> None:
+def test_one_wrong_letter_is_detected(place: int, letter: str) -> None:
     letters = CODE.text.replace("-", "")
     typed = letters[:place] + letter + letters[place + 1 :]
     if typed == letters:
@@ -36,19 +36,19 @@ def test_one_letter_wrong_is_found(place: int, letter: str) -> None:
 
 
 @given(st.text(max_size=80))
-def test_anything_typed_is_an_error_of_ours(text: str) -> None:
+def test_any_text_raises_only_usage_errors(text: str) -> None:
     with pytest.raises(UsageError):
         RecoveryCode.parse(text)
 
 
-def test_fresh_ones_differ_and_do_not_print() -> None:
+def test_fresh_codes_differ_and_repr_hides_them() -> None:
     first, second = RecoveryCode.generate(), RecoveryCode.generate()
     assert first != second
     assert first.text not in repr(first)
     assert repr(first.secret) not in repr(first)
 
 
-def test_the_keys_are_of_the_code_alone() -> None:
+def test_keys_are_derived_from_the_code_alone() -> None:
     again = RecoveryCode(bytes(range(32)))
     assert again.public_keys == CODE.public_keys
     verify_signature(

@@ -1,4 +1,4 @@
-"""What a server may say of our files: each lie has its own error."""
+"""What a server may claim about our files: each false claim has its own error."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def account() -> OwnAccount:
 
 @dataclass(frozen=True)
 class Made:
-    """A version as an honest client makes it: record with its bytes, metadata, wraps."""
+    """A version as an honest client makes it: record, metadata, wraps."""
 
     record: FileRecord
     metadata: bytes
@@ -147,7 +147,7 @@ def tombstone(head: FileRecord) -> FileRecord:
 
 
 def access(head: FileRecord) -> FileRecord:
-    """Other readers: a record that makes no content, and says which version is current."""
+    """A record that changes the readers: it makes no content, and names the current version."""
     return dataclasses.replace(tombstone(head), op=ACCESS, current=head.current)
 
 
@@ -166,7 +166,7 @@ def view(made: Made, head: FileRecord | None = None) -> FileView:
 # --- what is believed
 
 
-def test_a_version_that_we_made() -> None:
+def test_newest_version_is_verified() -> None:
     made = version()
     file = account().verify_newest(view(made), FILE_ID, None)
     assert (file.content, file.head, file.version, file.deleted) == (
@@ -190,7 +190,7 @@ def test_a_version_that_we_made() -> None:
     )
 
 
-def test_a_deleted_file_shows_its_last_version_and_its_tombstone() -> None:
+def test_deleted_file_shows_last_version_and_tombstone() -> None:
     made = version()
     end = tombstone(made.record)
     file = account().verify_newest(view(made, end), FILE_ID, None)
@@ -200,7 +200,7 @@ def test_a_deleted_file_shows_its_last_version_and_its_tombstone() -> None:
     assert account().verify_version(view(made, end), FILE_ID, 1, None).version == 1
 
 
-def test_an_older_version_comes_with_the_head() -> None:
+def test_older_version_is_verified_with_the_head() -> None:
     first = version()
     second = version(2, first.body)
     shown = view(first, second.record)
@@ -210,12 +210,12 @@ def test_an_older_version_comes_with_the_head() -> None:
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(0, 0o7777) | st.none(), st.integers(0, 2**53))
-def test_an_entry_can_be_cached(mtime: int, mode: int | None, size: int) -> None:
+def test_entry_pack_round_trip(mtime: int, mode: int | None, size: int) -> None:
     entry = Entry("náme/ö", FILE_ID, 1, 2, size, size, mtime, mode, 5)
     assert Entry.unpack(entry.pack()) == entry
 
 
-def test_a_source_without_a_time_counts_from_its_storing() -> None:
+def test_missing_mtime_falls_back_to_created() -> None:
     record = version().record
     assert Entry.from_record(record, record, Metadata(NAME, 10, None, None)).mtime == record.created
 
@@ -310,7 +310,7 @@ REFUSED: dict[str, tuple[Spoil, type[IntegrityError]]] = {
 
 
 @pytest.mark.parametrize("lie", REFUSED)
-def test_a_view_that_lies(lie: str) -> None:
+def test_false_views_are_refused(lie: str) -> None:
     spoil, error = REFUSED[lie]
     made = version()
     with pytest.raises(error):
@@ -318,7 +318,7 @@ def test_a_view_that_lies(lie: str) -> None:
     assert account().verify_newest(view(made), FILE_ID, None).content == made.record
 
 
-def test_what_was_seen_is_not_unseen() -> None:
+def test_older_revision_is_a_rollback_or_fork() -> None:
     first = version()
     second = version(2, first.body)
     other = version(2, first.body)
@@ -333,12 +333,12 @@ def test_what_was_seen_is_not_unseen() -> None:
     assert account().verify_newest(view(second), FILE_ID, seen).version == 2
     follows = version(3, second.body)
     assert account().verify_newest(view(follows), FILE_ID, seen).version == 3
-    # An older version without the head is as old as it looks.
+    # Without the head, the older version is a rollback.
     with pytest.raises(Rollback):
         account().verify_version(view(first), FILE_ID, 1, seen)
 
 
-def test_one_version_for_another() -> None:
+def test_another_version_than_requested_is_refused() -> None:
     first = version()
     second = version(2, first.body)
     with pytest.raises(Rollback):
@@ -348,33 +348,33 @@ def test_one_version_for_another() -> None:
     assert account().verify_version(view(second), FILE_ID, 0, None).version == 2
 
 
-def test_metadata_of_another_version() -> None:
+def test_metadata_of_another_version_is_refused() -> None:
     one, other = version(), version()
     file = account().verify_newest(view(replace(one, metadata=other.metadata)), FILE_ID, None)
     with pytest.raises(Tampered):
         account().open_version(file)
 
 
-def test_a_wrap_that_opens_to_another_key() -> None:
+def test_wrap_of_another_key_is_refused() -> None:
     one, other = version(), version()
     file = account().verify_newest(view(replace(one, wraps=other.wraps)), FILE_ID, None)
     with pytest.raises(Tampered):
         account().open_version(file)
 
 
-def test_no_wrap_for_us() -> None:
+def test_missing_wrap_is_a_keyring_error() -> None:
     file = account().verify_newest(view(replace(version(), wraps=())), FILE_ID, None)
     with pytest.raises(KeyringError):
         account().open_version(file)
 
 
-def test_a_name_that_is_not_the_files() -> None:
+def test_name_of_another_file_is_refused() -> None:
     file = account().verify_newest(view(version(name="docs/other.pdf")), FILE_ID, None)
     with pytest.raises(Tampered):
         account().open_version(file)
 
 
-def test_a_size_that_is_not_the_contents() -> None:
+def test_wrong_size_in_metadata_is_refused() -> None:
     file = account().verify_newest(view(version(stated_size=11)), FILE_ID, None)
     with pytest.raises(BadRecord):
         account().open_version(file)
@@ -383,7 +383,7 @@ def test_a_size_that_is_not_the_contents() -> None:
 # --- whose signatures count
 
 
-def test_signers_are_those_of_the_chain_from_the_oldest_on() -> None:
+def test_signers_start_at_the_oldest_generation() -> None:
     first = statement()
     second = statement(
         n=2, generation=2, sign_pub=OTHER.public, prev=record_hash(first), reason="rotate"
@@ -473,7 +473,7 @@ COUNTS: dict[str, tuple[tuple[tuple[int, SigningKey, Label], ...], bool, bool]] 
 
 
 @pytest.mark.parametrize("case", COUNTS)
-def test_whose_signature_counts(case: str) -> None:
+def test_valid_signatures_and_endorsements(case: str) -> None:
     signatures, finished, counts = COUNTS[case]
     who, made = rotated(finished=finished), version()
     signed = signed_by(made.body, *signatures)
@@ -486,14 +486,14 @@ def test_whose_signature_counts(case: str) -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("case", COUNTS)
-def test_what_is_vouched_for_is_asked_only_whose_key_counts(case: str, *, finished: bool) -> None:
-    """Its own signature was good, so what it is does not matter any more; all else does."""
+def test_known_record_needs_only_a_valid_generation(case: str, *, finished: bool) -> None:
+    """Its own signature was valid before, so it is not verified again; everything else is."""
     signatures, _, _ = COUNTS[case]
     made = version()
     shown = FileView(9, signed_by(made.body, *signatures), None, made.metadata, made.wraps)
     known = KnownRevision(1, record_hash(made.body), verified=True)
     endorsed = (2, OTHER, ENDORSE) in signatures
-    # A key that does not count is no one's, whoever has vouched for what it signed.
+    # A generation that was never valid is refused, even for a known record.
     never = replace(rotated(finished=finished), signers={2: OTHER.public}, former={})
     if case != "signed twice by one" and (endorsed or not finished):
         assert (
@@ -507,29 +507,29 @@ def test_what_is_vouched_for_is_asked_only_whose_key_counts(case: str, *, finish
 
 
 @pytest.mark.parametrize("known", [None, (1, "same", False), (1, "another", True)])
-def test_what_is_not_vouched_for_is_verified(known: tuple[int, str, bool] | None) -> None:
+def test_unknown_record_is_verified(known: tuple[int, str, bool] | None) -> None:
     made, rest = version(), version().body
     shown = FileView(9, signed(made.record, OTHER), None, made.metadata, made.wraps)
     if known is None:
         revision = None
     else:
         rev, which, vouched = known
-        # Of a `rev` below: what is known of the file is the record before this one.
+        # With a lower `rev`: the known record is the one before this.
         body = made.body if which == "same" else rest
         revision = KnownRevision(rev if which == "same" else 0, record_hash(body), vouched)
     with pytest.raises(BadRecord):
         account().verify_newest(shown, FILE_ID, revision)
 
 
-def test_an_old_record_in_a_history_needs_no_endorsement() -> None:
+def test_historic_record_needs_no_endorsement() -> None:
     who, made = rotated(finished=True), version()
     assert who.verify_record(signed_by(made.body, OLD), FILE_ID, historic=True) == made.record
     with pytest.raises(BadRecord):
         who.verify_record(signed_by(made.body, (1, OTHER, RECORD)), FILE_ID, historic=True)
 
 
-def test_a_record_signed_later_with_a_key_that_was_ended() -> None:
-    """A thief of the old key: whatever he signs, no key that counts has vouched for it."""
+def test_record_signed_with_a_finished_key_is_refused() -> None:
+    """Whatever a thief of the old key signs, no valid key has endorsed it."""
     who = rotated(finished=True)
     forged = version().changed(created=10**10)
     for signatures in ((OLD,), (OLD, (2, SIGNING, ENDORSE))):

@@ -1,4 +1,4 @@
-"""Chains of statements, told by a server that may lie about them."""
+"""Identity chains, shown by a server that may lie about them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY, NEXT, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(3))
 
 
 class Server:
-    """A log with ada's chain in it; `links` is what it shows."""
+    """A log that contains ada's chain; `links` is what the server shows."""
 
     def __init__(self, count: int = 5) -> None:
         self.log = Log()
@@ -114,7 +114,7 @@ class Server:
 
 @pytest.mark.parametrize("known", [0, 1, 3, 5])
 @pytest.mark.parametrize("page", [1, 2, 5, 8])
-def test_a_chain_is_followed(known: int, page: int) -> None:
+def test_chain_is_verified(known: int, page: int) -> None:
     server = Server()
     server.page = page
     assert server.follow(known) == tuple(server.bodies)
@@ -122,7 +122,7 @@ def test_a_chain_is_followed(known: int, page: int) -> None:
     assert server.trust.newest.size == server.log.size
 
 
-def test_a_rotation_is_followed() -> None:
+def test_rotation_is_verified() -> None:
     server = Server(1)
     statement = server.next(reason="rotate", generation=2, sign_pub=NEXT.public, due=9, expires=10)
     body = statement.encode()
@@ -132,8 +132,8 @@ def test_a_rotation_is_followed() -> None:
 
 
 @pytest.mark.parametrize("moves", [0, 1, 3])
-def test_a_bundle_that_is_newer_than_the_chain(moves: int) -> None:
-    """Another machine published between the two questions."""
+def test_bundle_newer_than_the_chain(moves: int) -> None:
+    """Another device published between the two requests."""
     server = Server(2)
     server.add(bundle_sha256=hashlib.sha256(b"bundle 0").digest())
     published = 0
@@ -156,8 +156,8 @@ def test_a_bundle_that_is_newer_than_the_chain(moves: int) -> None:
     )
 
 
-def test_a_bundle_that_no_statement_names() -> None:
-    """The chain does not go on to one that does: `open_bundle` has to refuse it."""
+def test_bundle_named_by_no_statement_is_returned() -> None:
+    """The chain does not continue to a statement that names it, and `open_bundle` refuses it."""
     server = Server(2)
     server.add(bundle_sha256=hashlib.sha256(b"bundle").digest())
     chain = server.follow()
@@ -173,7 +173,7 @@ def test_a_bundle_that_no_statement_names() -> None:
         open_bundle(b"another", Statement.parse(chain[-1]), [])
 
 
-def test_another_first_statement_than_the_pinned() -> None:
+def test_other_first_statement_than_pinned_is_refused() -> None:
     with pytest.raises(BrokenChain) as caught:
         Server().follow(first=bytes(32))
     assert (caught.value.pinned, caught.value.shown) != (None, None)
@@ -238,14 +238,14 @@ LIES: dict[str, tuple[Callable[[Identity], Identity], type[IntegrityError] | typ
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_lies_about_a_chain(lie: str) -> None:
+def test_false_chains_are_refused(lie: str) -> None:
     server = Server()
     server.spoil, error = LIES[lie]
     with pytest.raises(error):
         server.follow()
 
 
-def test_a_chain_that_has_become_shorter() -> None:
+def test_shorter_chain_is_a_rollback() -> None:
     server = Server()
     known = tuple(server.bodies)
     del server.links[2:]
@@ -253,7 +253,7 @@ def test_a_chain_that_has_become_shorter() -> None:
         follow_chain(server.ask, server.trust, "ada", record_hash(known[0]), known)
 
 
-def test_a_chain_that_parts_from_what_was_seen() -> None:
+def test_diverging_chain_is_refused() -> None:
     server = Server()
     known = tuple(server.bodies)
     del server.links[4:], server.bodies[4:]
@@ -263,7 +263,7 @@ def test_a_chain_that_parts_from_what_was_seen() -> None:
         follow_chain(server.ask, server.trust, "ada", record_hash(known[0]), known)
 
 
-def test_a_statement_that_stands_in_no_log() -> None:
+def test_statement_outside_the_log_is_refused() -> None:
     server = Server(2)
     body = server.next().encode()
     forged = SignedStatement(body, (KEY.sign(Label.STATEMENT, body),), 0, server.log.lines[0], ())
@@ -272,7 +272,7 @@ def test_a_statement_that_stands_in_no_log() -> None:
         server.follow()
 
 
-def test_somebody_else_s_statement() -> None:
+def test_statement_of_another_user_is_refused() -> None:
     server = Server(1)
     body = server.next().encode()
     server.append(body, (KEY.sign(Label.STATEMENT, body),), owner="eve")
@@ -280,7 +280,7 @@ def test_somebody_else_s_statement() -> None:
         server.follow()
 
 
-def test_a_log_that_forks_between_the_pages() -> None:
+def test_fork_between_pages_is_detected() -> None:
     server = Server()
     other = server.log.fork(server.log.size)
     other.fill(1)

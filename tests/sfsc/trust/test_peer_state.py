@@ -1,4 +1,4 @@
-"""What is remembered of other people only moves forward."""
+"""State about other users only moves forward."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_a_chain_grows(tmp_path: Path) -> None:
         "UPDATE meta SET value = zeroblob(16) WHERE key = 'chain:alice'",
     ],
 )
-def test_who_can_only_write_the_file_adds_nobody_s_key(tmp_path: Path, change: str) -> None:
-    """What is remembered is not verified again: files would be encrypted for a key of his."""
+def test_chain_written_without_the_key_is_ignored(tmp_path: Path, change: str) -> None:
+    """A stored chain is not verified again: files would be encrypted to an attacker's key."""
     with opened(tmp_path) as state:
         PeerState(state).remember_chain("alice", CHAIN)
         for one in change.split("; "):
@@ -65,15 +65,15 @@ def test_who_can_only_write_the_file_adds_nobody_s_key(tmp_path: Path, change: s
         assert PeerState(state).chain("alice") == CHAIN
 
 
-def test_a_chain_under_another_key_is_followed_anew(tmp_path: Path) -> None:
+def test_chain_under_another_key_is_verified_again(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         PeerState(state).remember_chain("alice", CHAIN)
         state.change_key(b"K" * 32)
         assert PeerState(state).chain("alice") == ()
 
 
-def test_a_chain_of_which_another_process_knows_another_end(tmp_path: Path) -> None:
-    """A mixture would be nobody's."""
+def test_diverging_chains_of_two_processes_are_not_mixed(tmp_path: Path) -> None:
+    """A mixture would be a chain that nobody signed."""
     with opened(tmp_path) as state:
         PeerState(state).remember_chain("alice", CHAIN)
         PeerState(state).remember_chain("alice", (CHAIN[0], b"another", b"third"))
@@ -81,7 +81,7 @@ def test_a_chain_of_which_another_process_knows_another_end(tmp_path: Path) -> N
 
 
 def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
-    """What is remembered under the one before is for nobody, and keeps nobody from the rest."""
+    """What is cached under the old key does not open, and does not block the rest."""
     with opened(tmp_path) as late:
         with opened(tmp_path) as state:
             state.change_key(b"K" * 32)
@@ -91,17 +91,17 @@ def test_another_process_has_changed_the_key(tmp_path: Path) -> None:
             PeerState(late).remember_received_size(5)
 
 
-def test_a_file_never_goes_back(tmp_path: Path) -> None:
+def test_revisions_only_grow(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = PeerState(state)
         assert list(remembered.shared_files()) == []
         remembered.remember_file(known(2, b"entry"))
         remembered.remember_file(known(1, b"older"))
         assert list(remembered.shared_files()) == [known(2, b"entry")]
-        # Opened without a listing: what the listing shows is still of this very record.
+        # Stored without a listing entry: the cached entry still belongs to this record.
         remembered.remember_file(known(2))
         assert list(remembered.shared_files()) == [known(2, b"entry")]
-        # Of a newer record it is not.
+        # It does not belong to a newer record.
         remembered.remember_file(known(3))
         assert list(remembered.shared_files()) == [known(3)]
         other = "e" * 32
@@ -113,7 +113,7 @@ def test_a_file_never_goes_back(tmp_path: Path) -> None:
         assert remembered.known_revisions("bob", ()) == {}
 
 
-def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: Path) -> None:
+def test_names_of_shared_files_are_encrypted_and_bound_to_the_owner(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         PeerState(state).remember_file(known(1, b"a secret name"))
         state.execute("UPDATE shared SET owner = 'eve'", ())
@@ -123,7 +123,7 @@ def test_names_of_others_files_are_encrypted_and_bound_to_their_owner(tmp_path: 
     assert b"a secret name" not in stored
 
 
-def test_how_far_it_was_listed_only_grows(tmp_path: Path) -> None:
+def test_received_size_only_grows(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         remembered = PeerState(state)
         assert remembered.received_size() == 0

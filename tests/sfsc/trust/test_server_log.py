@@ -1,4 +1,4 @@
-"""What a server may say, said by one that can lie: each lie has its error, and changes nothing."""
+"""Answers of a lying server: each lie has its own error, and changes nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def greeted(log: Log) -> ServerTrust:
 
 
 def opened(log: Log, entries: int = 5) -> ServerTrust:
-    """A client in a session that began when the log had `entries`."""
+    """Return a client whose session began when the log had `entries`."""
     log.fill(entries - log.size)
     trust = greeted(log)
     trust.accept_session(log.session(0))
@@ -62,14 +62,14 @@ def upload(log: Log, **changes: object) -> int:
 # --- Welcome
 
 
-def test_the_pinned_server_is_believed() -> None:
+def test_pinned_server_is_accepted() -> None:
     log = Log()
     trust = ServerTrust(log.server_id)
     statement = trust.accept_welcome(log.welcome(), SPKI)
     assert (statement.n, statement.server_pub) == (1, log.server.public)
 
 
-def test_another_server_is_not_the_pinned_one() -> None:
+def test_other_server_is_refused() -> None:
     log, other = Log(), Log()
     with pytest.raises(WrongServer) as caught:
         ServerTrust(log.server_id).accept_welcome(other.welcome(), SPKI)
@@ -77,7 +77,7 @@ def test_another_server_is_not_the_pinned_one() -> None:
     assert caught.value.shown == other.server_id.hex()
 
 
-def test_another_tls_key_is_someone_between() -> None:
+def test_other_tls_key_is_refused() -> None:
     log = Log()
     with pytest.raises(WrongServer):
         ServerTrust(log.server_id).accept_welcome(log.welcome(), bytes(32))
@@ -129,17 +129,17 @@ def foreign_vkey(log: Log) -> Welcome:
         "no common version",
     ],
 )
-def test_a_welcome_that_is_wrong(make: Callable[[Log], Welcome], error: type[Exception]) -> None:
+def test_false_welcomes_are_refused(make: Callable[[Log], Welcome], error: type[Exception]) -> None:
     log = Log()
     trust = ServerTrust(log.server_id)
     with pytest.raises(error):
         trust.accept_welcome(make(log), SPKI)
-    # Nothing was learned: a checkpoint still has no key to be verified with.
+    # Nothing was accepted: there is still no key to verify a checkpoint with.
     with pytest.raises(ProtocolFailure):
         trust.accept_session(log.session(0))
 
 
-def test_the_server_statement_never_falls_and_has_no_twin() -> None:
+def test_older_or_duplicate_server_statement_is_refused() -> None:
     log = Log()
     second = log.welcome(n=2)
     known = ServerTrust(log.server_id, statement=second.statement)
@@ -158,7 +158,7 @@ def test_the_server_statement_never_falls_and_has_no_twin() -> None:
 
 
 @given(known=st.integers(0, 20), more=st.integers(0, 20))
-def test_a_log_that_goes_on_is_believed(known: int, more: int) -> None:
+def test_continued_log_is_accepted(known: int, more: int) -> None:
     log = Log()
     log.fill(known)
     before = TreeHead(known, log.root(known), log.checkpoint())
@@ -177,7 +177,7 @@ def remembering(log: Log) -> ServerTrust:
     return trust
 
 
-def test_a_log_that_became_shorter_is_a_rollback() -> None:
+def test_shorter_log_is_a_rollback() -> None:
     log = Log()
     log.fill(8)
     trust = remembering(log)
@@ -198,7 +198,7 @@ def test_another_log_is_a_fork(more: int) -> None:
         trust.accept_session(other.session(8))
 
 
-def test_no_proof_is_no_proof() -> None:
+def test_missing_consistency_proof_is_refused() -> None:
     log = Log()
     log.fill(4)
     trust = remembering(log)
@@ -210,7 +210,7 @@ def test_no_proof_is_no_proof() -> None:
     trust.accept_session(log.session(4))
 
 
-def test_a_proof_where_none_belongs_is_refused() -> None:
+def test_superfluous_consistency_proof_is_refused() -> None:
     log = Log()
     log.fill(4)
     with pytest.raises(Fork):
@@ -237,7 +237,7 @@ def test_a_checkpoint_of_another_key_or_log() -> None:
 
 
 @given(before=st.integers(0, 12), between=st.integers(0, 12), after=st.integers(0, 12))
-def test_a_change_that_the_log_has_is_believed(before: int, between: int, after: int) -> None:
+def test_logged_change_is_accepted(before: int, between: int, after: int) -> None:
     log = Log()
     trust = opened(log, before)
     log.fill(between)
@@ -269,7 +269,7 @@ def test_a_change_that_the_log_has_is_believed(before: int, between: int, after:
     ],
     ids=lambda changes: "-".join(f"{key}={str(value)[:12]}" for key, value in changes.items()),
 )
-def test_an_entry_that_says_something_else(changes: dict[str, object]) -> None:
+def test_entry_that_differs_from_the_change_is_refused(changes: dict[str, object]) -> None:
     log = Log()
     trust = opened(log)
     before = trust.newest
@@ -314,7 +314,7 @@ def flipped(receipt: Receipt) -> Receipt:
         "cut checkpoint",
     ],
 )
-def test_a_receipt_that_proves_nothing(
+def test_false_receipts_are_refused(
     spoil: Callable[[Receipt], Receipt], error: type[IntegrityError]
 ) -> None:
     log = Log()
@@ -329,7 +329,7 @@ def test_a_receipt_that_proves_nothing(
     trust.verify_receipt(receipt, SENT)
 
 
-def test_receipts_of_one_commit_share_what_proves_it_and_nothing_else(
+def test_receipts_of_one_commit_share_their_proof(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = Log()
@@ -358,7 +358,7 @@ def test_receipts_of_one_commit_share_what_proves_it_and_nothing_else(
     assert worked_out == [7, 7, 7, 8]
 
 
-def test_a_receipt_of_a_forked_log() -> None:
+def test_receipt_of_a_forked_log_is_refused() -> None:
     log = Log()
     trust = opened(log)
     other = log.fork(4)
@@ -367,7 +367,7 @@ def test_a_receipt_of_a_forked_log() -> None:
         trust.verify_receipt(other.receipt(upload(other), 5), SENT)
 
 
-def test_a_receipt_in_a_log_that_became_shorter() -> None:
+def test_receipt_of_a_shorter_log_is_refused() -> None:
     log = Log()
     log.fill(3)
     seq = upload(log)
@@ -378,7 +378,7 @@ def test_a_receipt_in_a_log_that_became_shorter() -> None:
 
 
 def test_two_checkpoints_of_one_size_in_one_session() -> None:
-    """Each continues the one the session opened with; together they show the fork."""
+    """Each continues the log at login; together they show the fork."""
     log = Log()
     trust = opened(log)
     other = log.fork(5)
@@ -388,7 +388,7 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
 
 
 def joined(trust: ServerTrust, log: Log) -> list[tuple[int, int]]:
-    """The gaps that an honest `log` was asked to prove."""
+    """Return the gaps that an honest `log` was asked to prove."""
     gaps = trust.consistency_gaps()
     trust.close_gaps([log.consistency(*gap) for gap in gaps])
     return gaps
@@ -397,10 +397,10 @@ def joined(trust: ServerTrust, log: Log) -> list[tuple[int, int]]:
 @given(
     parted=st.integers(5, 9), ours=st.integers(1, 5), theirs=st.integers(1, 5), proof=st.booleans()
 )
-def test_a_log_that_forks_between_two_receipts(
+def test_fork_between_two_receipts_is_detected(
     parted: int, ours: int, theirs: int, proof: bool
 ) -> None:
-    """Both continue the opening; no proof leads from the one to the other."""
+    """Both continue the log at login; no proof links one to the other."""
     log = Log()
     trust = opened(log)
     before = trust.newest
@@ -423,7 +423,7 @@ def test_a_log_that_forks_between_two_receipts(
     assert trust.newest == before
 
 
-def test_the_first_receipts_of_a_session_cost_no_proof() -> None:
+def test_first_receipts_of_a_session_need_no_proof() -> None:
     log = Log()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
@@ -435,7 +435,7 @@ def test_the_first_receipts_of_a_session_cost_no_proof() -> None:
     assert trust.consistency_gaps() == []
 
 
-def test_receipts_in_any_order_are_joined_by_size() -> None:
+def test_receipts_are_linked_by_size() -> None:
     log = Log()
     trust = opened(log)
     first, second, third = upload(log), upload(log, version=4), upload(log)
@@ -451,7 +451,7 @@ def test_receipts_in_any_order_are_joined_by_size() -> None:
     assert trust.newest.size == 10
 
 
-def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
+def test_older_receipt_does_not_change_newest() -> None:
     log = Log()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
@@ -463,7 +463,7 @@ def test_an_older_receipt_does_not_turn_back_what_is_newest() -> None:
     assert trust.newest.size == 7
 
 
-def test_a_receipt_of_an_earlier_session_is_joined_with_the_next_opening() -> None:
+def test_receipt_of_an_earlier_session_is_linked_with_the_next_login() -> None:
     log = Log()
     trust = opened(log)
     trust.verify_receipt(log.receipt(upload(log), 5), SENT)
@@ -475,8 +475,8 @@ def test_a_receipt_of_an_earlier_session_is_joined_with_the_next_opening() -> No
 
 
 @pytest.mark.parametrize("again", [5, 6, 8])
-def test_a_log_that_forks_while_the_connection_is_lost(again: int) -> None:
-    """The next session opens on the fork: before, at or past the length that a receipt showed."""
+def test_fork_while_disconnected_is_detected(again: int) -> None:
+    """The next session starts on the fork: before, at or past the length that a receipt showed."""
     log = Log()
     trust = opened(log)
     other = log.fork(5)
@@ -492,7 +492,7 @@ def test_a_log_that_forks_while_the_connection_is_lost(again: int) -> None:
 
     with pytest.raises(Fork):
         forked()
-    # What was never joined is no more than the opening, which did continue what was known.
+    # Without `close_gaps`, `newest` stays the log at login, which continued the known one.
     assert trust.newest.size == (8 if again == 8 else 5)
 
 

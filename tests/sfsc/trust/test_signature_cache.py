@@ -18,7 +18,7 @@ def nothing_known() -> None:
     signature_cache._verified.clear()
 
 
-def test_what_was_found_good_vouches_for_itself_only() -> None:
+def test_cached_signature_covers_only_itself() -> None:
     signature = KEY.sign(Label.RECORD, BODY)
     for _ in range(2):
         assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
@@ -35,14 +35,14 @@ def test_what_was_found_good_vouches_for_itself_only() -> None:
     assert len(signature_cache._verified) == 1
 
 
-def test_it_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = KEY.sign(Label.RECORD, BODY)
     assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
     monkeypatch.delattr(signature_cache, "verify_signature")
     assert signature_is_valid(Label.RECORD, BODY, signature, KEY.public)
 
 
-def test_no_more_are_remembered_than_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signature_cache, "MAX_CACHED", 3)
     for number in range(10):
         body = bytes([number])
@@ -55,7 +55,7 @@ def signed(count: int) -> list[SignatureCheck]:
     return [(Label.RECORD, body, KEY.sign(Label.RECORD, body), KEY.public) for body in bodies]
 
 
-def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     by: dict[bytes, str] = {}
     helped = threading.Event()
 
@@ -77,7 +77,7 @@ def test_many_are_verified_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> No
     assert "sfsc-verify" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_helper_vouches_for_nothing_that_is_wrong() -> None:
+def test_background_thread_accepts_no_wrong_signature() -> None:
     many = signed(64)
     label, body, signature, public = many[50]
     many[50] = wrong = (label, body + b"!", signature, public)
@@ -88,7 +88,7 @@ def test_a_helper_vouches_for_nothing_that_is_wrong() -> None:
     assert not signature_is_valid(*wrong)
 
 
-def test_no_thread_is_made_for_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(threading, "Thread")
     with verify_in_background(signed(7)):
         pass

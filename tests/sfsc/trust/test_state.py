@@ -1,4 +1,4 @@
-"""What a client remembers only moves forward, whatever order its processes write in."""
+"""The state of a client only moves forward, in whatever order its processes write."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def vouched(rev: int, file_id: str = "a" * 32) -> KnownRevision:
     return KnownRevision(rev, known(rev, file_id).hash, verified=True)
 
 
-def test_nothing_is_known_at_first(path: Path) -> None:
+def test_new_state_is_empty(path: Path) -> None:
     with opened(path) as state:
         assert state.checkpoint() is None
         assert state.server_statement() is None
@@ -49,7 +49,7 @@ def test_nothing_is_known_at_first(path: Path) -> None:
         assert (state.all_revisions(), list(state.entries())) == ({}, [])
 
 
-def test_what_is_remembered_outlives_the_process(path: Path) -> None:
+def test_state_is_persistent(path: Path) -> None:
     with opened(path) as state:
         state.remember_checkpoint(7, b"r" * 32, b"note")
         state.remember_server_statement(2, b"statement", b"signature")
@@ -67,7 +67,7 @@ def test_what_is_remembered_outlives_the_process(path: Path) -> None:
         assert state.listed_size() == 5
 
 
-def test_nothing_moves_back(path: Path) -> None:
+def test_state_only_moves_forward(path: Path) -> None:
     with opened(path) as early, opened(path) as late:
         for state, step in ((late, 9), (early, 4)):
             state.remember_checkpoint(step, bytes([step]) * 32, b"note %d" % step)
@@ -82,7 +82,7 @@ def test_nothing_moves_back(path: Path) -> None:
             assert state.listed_size() == 9
 
 
-def test_many_are_remembered_together_or_not_at_all(path: Path) -> None:
+def test_remember_files_is_atomic(path: Path) -> None:
     first, second = known(2), known(5, "b" * 32)
     with opened(path) as state:
         state.remember_file(known(3), b"newer")
@@ -96,14 +96,14 @@ def test_many_are_remembered_together_or_not_at_all(path: Path) -> None:
         assert state.file("d" * 32) is None
 
 
-def test_a_statement_that_is_known_stays_as_it_was(path: Path) -> None:
+def test_known_server_statement_is_not_replaced(path: Path) -> None:
     with opened(path) as state:
         state.remember_server_statement(1, b"first", b"")
         state.remember_server_statement(1, b"another", b"")
         assert state.server_statement() == b"first"
 
 
-def test_an_entry_belongs_to_one_record(path: Path) -> None:
+def test_cached_entry_belongs_to_one_record(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         both = ["a" * 32, "b" * 32]
@@ -117,8 +117,8 @@ def test_an_entry_belongs_to_one_record(path: Path) -> None:
         assert list(state.entries()) == [("a" * 32, b"entry 2")]
 
 
-def test_an_entry_stays_where_another_process_learns_the_same(path: Path) -> None:
-    """It was asked for before the listing that has brought the entry, and no other will."""
+def test_cached_entry_survives_the_same_record_without_entry(path: Path) -> None:
+    """It was requested before the listing that brought the entry, and no other will bring it."""
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         state.remember_file(known(1), None)
@@ -151,7 +151,7 @@ def test_an_entry_moved_to_another_file_does_not_open(path: Path) -> None:
         list(state.entries())
 
 
-def test_under_another_key_what_is_cached_is_forgotten_and_nothing_else(path: Path) -> None:
+def test_another_key_forgets_only_cached_data(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         state.remember_listed_size(9)
@@ -164,7 +164,7 @@ def test_under_another_key_what_is_cached_is_forgotten_and_nothing_else(path: Pa
         assert [entry for _, entry in state.entries()] == [b"anew"]
 
 
-def test_the_key_is_changed_and_everything_kept(path: Path) -> None:
+def test_change_key_keeps_cached_data(path: Path) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         state.remember_listed_size(9)
@@ -175,7 +175,7 @@ def test_the_key_is_changed_and_everything_kept(path: Path) -> None:
         assert state.listed_size() == 9
 
 
-def test_a_row_goes_into_few_bytes_and_an_older_file_stays_as_it_is(path: Path) -> None:
+def test_page_size_of_new_and_old_files(path: Path) -> None:
     def pages() -> tuple[int, int]:
         database = sqlite3.connect(path)
         (size,), (count,) = (
@@ -215,7 +215,7 @@ def test_a_row_goes_into_few_bytes_and_an_older_file_stays_as_it_is(path: Path) 
         "UPDATE file SET (hash, vouched) = (SELECT hash, vouched FROM file ORDER BY file_id DESC)",
     ],
 )
-def test_who_can_only_write_the_file_cannot_vouch(path: Path, change: str) -> None:
+def test_verification_macs_need_the_key(path: Path, change: str) -> None:
     other = "b" * 32
     with opened(path) as state:
         state.remember_files([(known(1), b"entry"), (known(1, other, "other"), None)])
@@ -227,13 +227,13 @@ def test_who_can_only_write_the_file_cannot_vouch(path: Path, change: str) -> No
         revision = state.known_revisions(["a" * 32])["a" * 32]
         assert revision is not None
         assert not revision.verified
-        # Once it is verified again, it is vouched for again.
+        # Once verified again, it is marked again.
         state.remember_file(known(1), None)
         assert state.known_revisions(["a" * 32]) == {"a" * 32: vouched(1)}
 
 
-def test_another_key_vouches_for_nothing(path: Path) -> None:
-    """Nor does one that took over from it: who has the old one may have vouched for anything."""
+def test_another_key_invalidates_verification_macs(path: Path) -> None:
+    """Even for a key set by `change_key`: a holder of the old key may have made any MAC."""
     with opened(path) as state:
         state.remember_file(known(1), None)
         state.change_key(b"K" * 32)
@@ -245,8 +245,8 @@ def test_another_key_vouches_for_nothing(path: Path) -> None:
         assert state.known_revisions(["a" * 32]) == {"a" * 32: known(1).revision}
 
 
-def test_another_process_has_begun_with_the_new_key(path: Path) -> None:
-    """It has found it in the keyring, and the state under the one before."""
+def test_new_key_already_adopted_by_another_process(path: Path) -> None:
+    """It found the key in the keyring, and the state still under the old key."""
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         with opened(path, key=b"K" * 32) as other:
@@ -256,7 +256,7 @@ def test_another_process_has_begun_with_the_new_key(path: Path) -> None:
 
 
 def test_another_process_has_changed_the_key(path: Path) -> None:
-    """What is remembered under the one before is for nobody, and keeps nobody from the rest."""
+    """What is cached under the old key does not open, and does not block the rest."""
     first, second = "a" * 32, "b" * 32
     with opened(path) as late:
         with opened(path) as state:
@@ -282,7 +282,7 @@ def test_another_process_has_changed_the_key(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_older_file_is_taken_over_and_vouches_for_nothing(path: Path, version: int) -> None:
+def test_older_schema_is_upgraded_without_verification_macs(path: Path, version: int) -> None:
     with opened(path) as state:
         state.remember_file(known(1), b"entry")
         state.remember_listed_size(5)
@@ -343,7 +343,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
         os.umask(before)
 
 
-def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
+def test_transaction_is_atomic(path: Path) -> None:
     def half(state: ClientState) -> None:
         with state.transaction():
             state.remember_file(known(1), b"entry")
@@ -360,7 +360,7 @@ def test_a_transaction_is_whole_or_nothing(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
-def test_a_full_disk_is_called_that(path: Path) -> None:
+def test_full_disk_is_a_local_error(path: Path) -> None:
     import resource
 
     many = [(known(1, f"{number:032x}"), bytes(1000)) for number in range(9000)]
