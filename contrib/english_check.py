@@ -26,7 +26,7 @@ RULES = {
     "a person is `they` or a role (the user, the owner)": r"s?he|his|him(?:self)?|her(?:s|self)?",
     "name the person or the thing": r"whoever|whomever|whosoever",
     "say `again`": r"anew",
-    "say what it is, not what it is not": r"(?:that|which|who) (?:is|are) none",
+    "say what it is, not what it is not": r"(?:that|which|who) (?:is|are) (?-i:none)",
     "say `permanently`, or leave it out": r"for good",
     "say `idempotent`, or what happens": r"do(?:es)? no harm|twice is fine",
     "say `drops` or `closes`": r"lets? go of|letting go of",

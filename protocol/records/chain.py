@@ -86,7 +86,7 @@ def check_next(
 def voided(chain: Sequence[Statement]) -> frozenset[int]:
     """Return the numbers `n` of the statements of a verified chain that a later recovery voided.
 
-    Signatures by a generation that a void statement began never count, whoever endorses them.
+    Signatures by a generation that a void statement began never count, endorsed or not.
     """
     found: set[int] = set()
     for statement in chain:

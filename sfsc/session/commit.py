@@ -20,8 +20,8 @@ from sfsc.trust.file_records import VerifiedFile
 MAX_CONFLICTS: Final = 16
 """How often someone may be faster before a change gives up."""
 _MAY_HAVE_LANDED: Final = frozenset({"conflict", "upload-lost", "stale-generation"})
-"""What is answered to a record that was accepted before: something else was put upon it since, the
-upload it was of is gone, or keys were rotated."""
+"""Error codes for a record that was accepted before: another record followed it, its upload is
+gone, or keys were rotated."""
 Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
 """A record, and the sealed metadata and the wraps that go with it."""
 

@@ -37,7 +37,7 @@ class KnownSharedFile(Value):
 
 
 class PeerState:
-    """What this client knows about other users. Methods may raise `LocalError`."""
+    """The client's memory of other users. Methods may raise `LocalError`."""
 
     def __init__(self, state: ClientState) -> None:
         self._state = state

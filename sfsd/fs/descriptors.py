@@ -33,8 +33,8 @@ _UNLIMITED: Final = 1 << 20
 _WINDOWS: Final = 8192
 """Descriptors that the C library of Windows has room for."""
 _OPEN_MAX: Final = 10_240
-"""What macOS allows a process if it states no hard limit. A process starts with 256 there, fewer
-than the connections that a daemon accepts."""
+"""The most that macOS allows a process if it states no hard limit. A process starts with 256 there,
+fewer than the connections that a daemon accepts."""
 
 
 def store_error(exc: OSError, doing: str) -> StoreRefusedError:

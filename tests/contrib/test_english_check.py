@@ -35,7 +35,7 @@ def test_a_phrase_is_found(text: str, words: str) -> None:
 
 
 def test_words_that_only_contain_one_are_not_found() -> None:
-    text = "The sheet, this hero, housekeeping, docs/design.md, and what is good for them.\n"
+    text = "The sheet, this hero, housekeeping, a value that is None, docs/design.md, for them.\n"
     assert check_page("page.md", text) == []
 
 
