@@ -1,4 +1,4 @@
-"""The limit of descriptors, and how it is budgetd."""
+"""The limit of descriptors, and the budgets taken from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Past the page cache and through it: the same bytes, whatever the file system can."""
+"""Direct and cached I/O give the same bytes, whatever the file system supports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _lender = BufferPool(PIECE_SIZE, keep=4)
 
 
 def piece(index: int, length: int = PIECE_SIZE) -> memoryview:
-    """Bytes as a frame brings them: from the beginning of a page on."""
+    """Return page-aligned bytes, as a frame delivers them."""
     view = _lender.acquire()[:length]
     view[:] = (index.to_bytes(4, "big") * (length // 4 + 1))[:length]
     return view
@@ -43,10 +43,8 @@ def expected(size: int = SIZE) -> bytes:
 
 
 class Way(Files):
-    """Notes which handles went past the cache, and what was written and read by which.
-
-    `cannot` says what happens there: "open" has no such handle, "write" and "read" answer EINVAL.
-    """
+    """Real files that record direct handles, and what each kind of handle wrote and read. `cannot`
+    names an unsupported call: "open" has no direct handle, "write" and "read" fail with EINVAL."""
 
     def __init__(self, cannot: str = "") -> None:
         self.cannot = cannot
@@ -66,7 +64,7 @@ class Way(Files):
     def open_direct(self, handle: int, *, writing: bool) -> int | None:
         if self.cannot == "open":
             return None
-        # Also where the platform cannot: a second handle does for what is looked at here.
+        # Also on platforms without direct I/O: a second ordinary handle is enough for these tests.
         same = super().open_direct(handle, writing=writing)
         direct = os.dup(handle) if same is None else same
         self.direct.add(direct)
@@ -129,7 +127,7 @@ def test_a_large_upload_is_the_same_either_way(
     staged = begin(tmp_path, files)
     fill(staged)
     staged.seal()
-    # The last piece is no number of whole pages.
+    # The last piece is not a number of whole pages.
     assert (files.past, files.through) == (["write"] * past, ["write"] * through)
     assert staged.path.read_bytes() == expected()
     assert (staged.size, staged.root) == (SIZE, digest_of("x.ct", expected()))
@@ -161,7 +159,7 @@ def test_memory_that_is_not_page_aligned_is_written_through_the_cache(tmp_path: 
 def test_repeated_pieces_replace_earlier_ones_on_either_way(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[int, bool]]
 ) -> None:
-    """A short piece goes through the cache, and a whole one over it past the cache, and back."""
+    """A short piece goes through the cache, a whole one over it is direct, and then the reverse."""
     staged = begin(tmp_path_factory.mktemp("staging"), Files())
     model = bytearray()
     for turn, (index, whole) in enumerate(order, 1):
@@ -186,7 +184,7 @@ def test_a_failed_direct_write_is_reported_and_can_be_retried(
     with pytest.raises(error):
         staged.write(0, piece(0))
     assert staged.received == 0
-    assert not files.through  # a disk that is full or broken is so both ways
+    assert not files.through  # a full or broken disk fails both ways
     files.failing = None
     staged.write(0, piece(0))
     assert staged.received == PIECE_SIZE
@@ -280,7 +278,7 @@ def test_a_large_file_goes_past_the_cache_once_and_then_through_it(tmp_path: Pat
         store.prepare([Change(EntryDraft("test", "alice"), {}, (Adopt(path, staged),))], 0)
     )
     files.past.clear()
-    for past in (1, 1, 1):  # the first time, and not again
+    for past in (1, 1, 1):  # only the first time
         opened = store.open_blob(path)
         assert opened.read_range(PIECE_SIZE, PIECE_SIZE) == bytes(piece(1))
         opened.close()

@@ -16,7 +16,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 
 class Faulty(Files):
-    """Fails the named call with the given errno; notes the order of all others."""
+    """Real files: the named call fails with the given errno, all other calls are recorded."""
 
     def __init__(self, call: str = "", code: int = errno.EIO) -> None:
         self.call, self.code = call, code

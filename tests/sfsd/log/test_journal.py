@@ -206,7 +206,7 @@ def assert_stopped(journal: Journal, files: FaultyFiles, logs: Path) -> None:
     journal.save_mark(force=True)
     assert calls_on(files, "audit.jsonl") == []
     assert calls_on(files, "mark") == []
-    # What is durable can still be shown and proven.
+    # Durable entries can still be read and proven.
     assert journal.checkpoint() == note
     assert len(check(journal)) == 1
     journal.close()
@@ -322,7 +322,7 @@ def test_a_line_that_differs_from_the_tree_is_parsed_again(journal: Journal, log
     journal.append([EntryDraft(op="upload", actor="alice", detail={"paths": {"a": "ab" * 32}})])
     seq, line = journal.size - 1, journal.line(journal.size - 1)
     whole = (logs / "audit.jsonl").read_bytes()
-    # White space that no line of ours has, the hash made to fit it: the tree knows no such line.
+    # White space that our encoder never writes, with a matching hash: the tree has no such leaf.
     body = line[: line.index(b',"hash":"')].replace(b'"owner":null', b'"owner":  ""')
     forged = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
     assert len(forged) == len(line)
@@ -333,7 +333,7 @@ def test_a_line_that_differs_from_the_tree_is_parsed_again(journal: Journal, log
     (logs / "audit.jsonl").write_bytes(whole.replace(line, line[:-3] + other + b'"}'))
     with pytest.raises(JournalDamagedError):
         journal.paths(seq)
-    # Where it is the tree that is wrong, the line says what it says.
+    # If the tree is wrong, the line decides.
     (logs / "audit.jsonl").write_bytes(whole)
     journal._tree._nodes[:] = bytes(len(journal._tree._nodes))
     assert journal.paths(seq) == {"a": b"\xab" * 32}
@@ -357,7 +357,7 @@ def test_a_start_reads_only_lines_past_the_mark(logs: Path) -> None:
 
     whole = (logs / "audit.jsonl").stat().st_size
     again = open_journal(logs, Counting())
-    # Marks fall due after 5,000 lines here, so 4,000 are read again.
+    # A mark is due after 5,000 lines here, so 4,000 are read again.
     assert again.size == 9000
     assert whole * 0.4 < Counting.read < whole * 0.5
     again.close()
@@ -452,7 +452,8 @@ def test_the_clock_is_written_as_utc_with_milliseconds(logs: Path) -> None:
 
 
 class JournalModel(RuleBasedStateMachine):
-    """A journal with restarts, crashes and failures, beside a list of what was acknowledged."""
+    """A journal with restarts, crashes and failures, compared with a list of acknowledged
+    entries."""
 
     @initialize()
     def start(self) -> None:
@@ -507,7 +508,7 @@ class JournalModel(RuleBasedStateMachine):
         with pytest.raises(JournalFailedError):
             self.journal.append(drafts(1))
         self.restart()
-        # Nobody was told, but the page cache lives: here the lines are there after all.
+        # No success was reported, but the page cache survives: here the lines are present.
         assert self.journal.size == len(self.lines) + 2
         self.lines = list(self.journal.lines())
 

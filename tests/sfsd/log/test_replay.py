@@ -1,4 +1,4 @@
-"""Starts: whatever a crash, a failing disk or an intruder left under logs/."""
+"""Starts after a crash, a failing disk or tampering under logs/."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ SIGNED, MARKED, ALL = 9, 6, 12
 
 
 def build(folder: Path) -> bytes:
-    """A log of 12 entries, the first 6 before the mark, the first 9 signed; as a crash leaves it.
-
-    Returns the whole file.
-    """
+    """Write a log of 12 entries as a crash leaves it, the first 6 before the mark, the first 9
+    signed; return the whole file."""
     journal = open_journal(folder)
     journal.append(drafts(MARKED, "alice", "bob"))
     journal.save_mark(force=True)
@@ -38,7 +36,7 @@ def build(folder: Path) -> bytes:
 
 
 def abandon(journal: Journal) -> None:
-    """What SIGKILL does: the descriptors go, nothing else happens."""
+    """Close the descriptors as SIGKILL does; nothing else happens."""
     journal._tree.close()
     journal._file.close()
 
@@ -60,7 +58,7 @@ def whole(built: tuple[Path, bytes]) -> bytes:
 
 
 def ends(whole: bytes) -> list[int]:
-    """Byte offset at which each of the lines ends, newline included."""
+    """Return the byte offset at which each line ends, newline included."""
     return [at + 1 for at, byte in enumerate(whole) if byte == 0x0A]
 
 
@@ -77,7 +75,8 @@ def seal(line: dict[str, object]) -> bytes:
 
 
 def rewritten(whole: bytes, first: int, *, to_the_end: bool) -> bytes:
-    """The log with entry `first` changed, its hash made right, and perhaps all after it too."""
+    """Return the log with entry `first` changed and its hash corrected, optionally also all after
+    it."""
     lines = [json.loads(line) for line in whole.splitlines()]
     lines[first]["actor"] = "mallo"
     sealed = whole.splitlines()
@@ -220,7 +219,8 @@ def test_a_log_rewritten_to_its_end_is_not_the_signed_one(
 
 
 def test_past_the_checkpoint_a_rewritten_tail_is_kept(logs: Path, whole: bytes) -> None:
-    """Nobody has a signature for it, so it cannot be told from what was never acknowledged."""
+    """No signature covers it, so it cannot be distinguished from entries that were never
+    acknowledged."""
     (logs / "audit.jsonl").write_bytes(rewritten(whole, SIGNED, to_the_end=True))
     journal = open_journal(logs)
     assert journal.entry(SIGNED).actor == "mallo"

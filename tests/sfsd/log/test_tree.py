@@ -147,7 +147,7 @@ def test_a_full_disk_costs_the_cache_nothing(tmp_path: Path, name: str, short: i
     tree.flush()
     fill(tree, 30, 50)
     if short is not None:
-        files.fail("write", name, short=short)  # part of it gets there
+        files.fail("write", name, short=short)  # part of it is written
         files.fail("write", name, errno.ENOSPC)
     else:
         files.fail("write", name, errno.ENOSPC)

@@ -1,4 +1,4 @@
-"""A log verified in parts, on one processor or several: the same verdict as line by line."""
+"""A log verified in parts, in one process or several, gets the same verdict as line by line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def written(root: Path) -> bytes:
 
 @pytest.fixture
 def log(root: Path, written: bytes) -> bytes:
-    """The log's bytes, put back whatever was done to them."""
+    """Yield the log's bytes and restore them afterwards."""
     (root / "logs" / "audit.jsonl").write_bytes(written)
     return written
 
@@ -58,7 +58,7 @@ def test_an_intact_log_verifies(
     monkeypatch.setattr(verify, "_MAX_SEQUENTIAL", 10**6)
     assert verdict(root, strict=False) == verdict(root, strict=True)
     assert verify_links(root).entries == ENTRIES
-    # What is being written behind the last newline is not looked at.
+    # Data past the last newline is being written, and is ignored.
     (root / "logs" / "audit.jsonl").write_bytes(log + b'{"seq":')
     assert verify_links(root).entries == ENTRIES
 
@@ -116,7 +116,7 @@ def test_damage_gets_the_same_verdict_as_line_by_line(
 def test_a_signed_line_in_another_spelling_is_found_by_the_strict_check(
     root: Path, log: bytes
 ) -> None:
-    """The hash is made anew over white space: only who holds the log's key could sign for it."""
+    """The hash is recomputed over white space: only the holder of the log's key could sign it."""
     bare = log.splitlines()
     spaced = bare[-1].replace(b'"op":', b'"op": ', 1)
     body = spaced[: spaced.rindex(b',"hash"')]

@@ -1,4 +1,4 @@
-"""Files are what the log says, or damaged."""
+"""Files match the log, or are damaged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_cached_sidecar_is_not_read_again(
     ada.put(F)
     store, found = served.context.store, fresh(served)
     store._digests.clear()
-    first = found.cached_sidecar(FIRST)  # of neither the digest nor the content is known
+    first = found.cached_sidecar(FIRST)  # neither the digest nor the content is cached
     assert first == found.sidecar(FIRST)
     reads: list[str] = []
     read = store.read_with_digest
@@ -69,7 +69,7 @@ def test_a_cached_sidecar_is_not_read_again(
     monkeypatch.setattr(store, "read_with_digest", counted)
     assert found.cached_sidecar(FIRST) == first
     assert not reads
-    # Who asks to see it is shown what stands there.
+    # A reader gets the bytes that are on the disk.
     assert found.sidecar(FIRST) == first
     assert reads == [FIRST]
     ada.put(F)
@@ -94,7 +94,7 @@ def test_bytes_that_another_entry_wrote_are_damaged(served: Daemon, ada: Person)
     ada.put(F)
     ada.put(F)
     users = served.context.store.users
-    # A well-formed sidecar of ours, in the wrong place.
+    # A well-formed sidecar of ours under the wrong path.
     (users / SECOND).write_bytes((users / FIRST).read_bytes())
     with pytest.raises(DamagedError):
         fresh(served).sidecar(SECOND)
@@ -109,7 +109,7 @@ def test_a_batch_equals_single_reads(served: Daemon, ada: Person) -> None:
     many = found.sidecars([*paths, paths[0]])
     assert [document.path for document in many] == [*paths, paths[0]]
     assert many == [fresh(served).sidecar(path) for path in (*paths, paths[0])]
-    assert many[3].value is one.value  # it was kept
+    assert many[3].value is one.value  # it was cached
     assert found.sidecar(paths[4]).value is many[4].value
     assert found.sidecars([]) == []
     with pytest.raises(Absent):
@@ -139,7 +139,7 @@ def test_a_well_formed_file_that_the_log_does_not_know_is_damaged(
     for seq in (account.seq, account.seq - 1, 10**6):
         richer = path.read_bytes().replace(b'"quota":0', b'"quota":9')
         path.write_bytes(richer.replace(f'"seq":{account.seq}'.encode(), f'"seq":{seq}'.encode()))
-        served.context.store._digests.clear()  # as after a restart: nothing is known but the log
+        served.context.store._digests.clear()  # as after a restart: only the log is known
         with pytest.raises(DamagedError):
             fresh(served).account("ada")
 
@@ -157,7 +157,7 @@ def test_the_cache_is_bounded(served: Daemon, ada: Person, monkeypatch: pytest.M
         found.sidecar(path)
     assert list(found._cache) == [paths[3], paths[2]]
     assert found._held == sizes[2] + sizes[3]
-    # In the place of the older one, not beside it.
+    # It replaces the older one in the cache.
     ada.put(file_id(2))
     found.sidecar(paths[2])
     assert list(found._cache) == [paths[3], paths[2]]

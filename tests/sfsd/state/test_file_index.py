@@ -1,4 +1,4 @@
-"""Which files there are: from names at first, then from changes."""
+"""The file index: built from names, then updated by changes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_rewritten_sidecar_counts_as_changed(served: Daemon, ada: Person) -> N
     ada.put(file_id(2))
     files = served.context.index.for_user("ada")
     before = {one: seq for one, _, seq in files.after("", 99)}
-    # Of an older version, of the newest ones, and of one of which a later entry is known already.
+    # An older version, the newest ones, and one that a later entry is known to have changed.
     files.note_rewritten(10**6, [(F, 1)])
     assert {one: seq for one, _, seq in files.after("", 99)} == before
     files.note_rewritten(10**6, [(F, 2), (file_id(2), 1)])

@@ -1,4 +1,4 @@
-"""The ledger against a model that adds everything up anew."""
+"""The ledger compared with a model that adds everything up each time."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_changes_during_a_load_are_not_lost() -> None:
     loading = threading.Thread(target=ledger.load, args=(read,))
     loading.start()
     assert reading.wait(10)
-    ledger.hold(holding(2))  # seen by the reader too
-    ledger.hold(holding(3))  # not seen
+    ledger.hold(holding(2))  # the load sees it too
+    ledger.hold(holding(3))  # the load does not see it
     ledger.drop("f", 1)
     ledger.mark("gone", living=False)
     changed.set()
@@ -123,9 +123,9 @@ def test_a_failed_load_can_be_retried() -> None:
 
     with pytest.raises(Refused):
         ledger.load(fail)
-    ledger.hold(holding(9))  # a load to come will see it
+    ledger.hold(holding(9))  # a later load will see it
     ledger.load(lambda: ([holding(1)], []))
-    ledger.load(fail)  # not asked again
+    ledger.load(fail)  # not loaded again
     assert ledger.used == 5
 
 

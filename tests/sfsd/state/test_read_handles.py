@@ -1,4 +1,4 @@
-"""Handles and the descriptors behind them."""
+"""Read handles and their descriptors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def version(number: int) -> OpenVersion:
 
 
 def begun(store: DirectoryStore, share: DescriptorBudget | None = None) -> ReadHandles:
-    """Sessions 1 and 2 are open."""
+    """Return handles with sessions 1 and 2 open."""
     opened = ReadHandles(store.open_blob, share or DescriptorBudget())
     opened.open_session(1)
     opened.open_session(2)
@@ -62,7 +62,7 @@ def test_sessions_share_the_descriptor_budget(store: DirectoryStore) -> None:
     with pytest.raises(Refused) as caught:
         second.read(other, 0, 1)
     assert caught.value.code == "busy"
-    # Who has some goes on with these; what he gives back is there for others.
+    # A session with descriptors continues with them; those that it returns are free for others.
     assert first.read(names[0], 8, 9) == b"0"
     first.invalidate("ada", version(0).file_id, 1)
     assert second.read(other, 8, 9) == b"5"

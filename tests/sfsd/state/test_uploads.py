@@ -1,4 +1,4 @@
-"""Uploads under way: what may arrive when, and what it reserves."""
+"""Running uploads: which pieces are accepted when, and what is reserved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def uploads(served: Daemon) -> UploadRegistry:
 
 
 class Gated:
-    """A staged upload whose writes wait until they are let go."""
+    """An upload file whose writes wait until they are released."""
 
     def __init__(self, staged: UploadFile) -> None:
         self._staged = staged
@@ -73,7 +73,7 @@ def test_a_piece_that_is_being_written_is_not_written_twice(
     assert code_of(upload.write, 0, b"other", 0) == "busy"
     gate.go.set()
     writing.join()
-    assert upload.write(0, b"other", 0) == PIECE  # it is here: nothing is written
+    assert upload.write(0, b"other", 0) == PIECE  # stored already: nothing is written
     assert upload.wait_for_writes() == PIECE
 
 
@@ -199,7 +199,7 @@ def test_a_failed_close_returns_its_descriptors(
 
 
 def test_a_dropped_upload_reserves_nothing(uploads: UploadRegistry, files: OwnerFiles) -> None:
-    """As for a piece that was on its way when the upload was dropped."""
+    """As for a piece that arrives while the upload is dropped."""
     upload = uploads.open_upload(files, F, 0, 0)
     upload.finish()
     assert code_of(upload.reserve, 100, 0) == "upload-lost"
@@ -210,10 +210,10 @@ def test_a_dropped_upload_reserves_nothing(uploads: UploadRegistry, files: Owner
 def test_an_upload_whose_commit_just_began_is_not_dropped(
     served: Daemon, uploads: UploadRegistry, files: OwnerFiles, look: str
 ) -> None:
-    """Its bytes may be in the log by the time that its file would be removed."""
+    """Its bytes may be in the log by the time its file would be removed."""
 
     class Raced(Upload):
-        """A commit of it begins as soon as it was looked at."""
+        """An upload whose commit begins right after it was looked up."""
 
         @property
         def last_bytes(self) -> float:

@@ -38,7 +38,8 @@ whether it was spent."""
 
 
 class Gate(Files):
-    """Real files; a call named in `errors` raises that errno, and syncs of the log can be held."""
+    """Real files; a call named in `errors` raises that errno, and syncs of the log can be
+    blocked."""
 
     def __init__(self) -> None:
         self.errors: dict[tuple[str, str], int] = {}
@@ -95,7 +96,7 @@ class Gate(Files):
 
 
 class Daemon:
-    """A committer on a fresh root."""
+    """A committer on a new root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -316,7 +317,10 @@ def test_a_failure_at_or_past_the_log_stops_acknowledgements(
     assert daemon.store.read("alice/y") == b"1"
     daemon.close()
     size, state = check_start(tmp_path)
-    assert (size, state) == (2, {"alice/y": b"1", "alice/x": b"2"})  # it may have been done; it was
+    assert (size, state) == (
+        2,
+        {"alice/y": b"1", "alice/x": b"2"},
+    )  # it may have been done, and it was
 
 
 def test_a_bug_in_the_committer_leaves_no_caller_waiting(

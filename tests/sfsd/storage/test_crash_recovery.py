@@ -1,4 +1,4 @@
-"""What a start does about a crash: at every call, by kill and by power failure."""
+"""Recovery after a kill or a power failure at every call."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SCRIPT: list[list[Step] | str] = [
         Step((Put("bob/account.json", b"there"),)),
         Step((Drop("bob/account.json"),)),  # a kill may leave its temporary
     ],
-    [Step((Copy("carol/files/0a/a0.1.ct", f"{A}.2.ct"),))],  # not yet settled where it stands
+    [Step((Copy("carol/files/0a/a0.1.ct", f"{A}.2.ct"),))],  # not yet settled in place
 ]
 
 
@@ -99,14 +99,14 @@ def play(root: Path, disk: SimulatedDisk) -> StoreModel:
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[Path]:
-    """Where to make many small trees."""
+    """Return a folder for many small trees."""
     with tempfile.TemporaryDirectory(dir=memory() or tmp_path) as folder:
         yield Path(folder)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The changing calls of a whole run; those of the script are [began, ended)."""
+    """The changing calls of a complete run; those of the script are [began, ended)."""
 
     calls: list[str]
     began: int
@@ -130,7 +130,7 @@ def points(count: int, sample: int) -> list[int]:
 
 
 def judge(model: StoreModel, size: int, found: State) -> None:
-    """After a start: nobody was told of what is not there, and nothing is there by halves."""
+    """Check after a start that every acknowledged change is complete, and no change is partial."""
     assert model.acknowledged <= size
     assert found == model.state_at(size)
 
@@ -231,7 +231,7 @@ def test_a_power_failure_after_the_start_after_a_kill(run: Run, ground: Path) ->
         if crashed is None:
             continue
         model, disk = crashed
-        disk.crash_at = None  # the machine stays up, with all that was not synced
+        disk.crash_at = None  # the machine stays up, with all unsynced data
         StoreModel(root, disk).journal.close()
         disk.lose_power(after, Random(at), luck=0)
         judge(model, *check_start(after, SimulatedDisk(after)))
@@ -242,7 +242,7 @@ SIDE = f"{A}.1.json"
 
 @pytest.fixture
 def unsettled(tmp_path: Path) -> Path:
-    """A root whose one change is logged and staged, and not in place."""
+    """Return a root whose one change is logged and staged, but not installed."""
     model = StoreModel(tmp_path)
     model.commit([Step((Put(SIDE, b"side"), Upload(f"{A}.1.ct", b"cipher")))])
     for path in (SIDE, f"{A}.1.ct"):

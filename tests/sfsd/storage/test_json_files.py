@@ -1,4 +1,4 @@
-"""Paths and the JSON files: one form each, and everything else is damaged."""
+"""The JSON files: each has one canonical form, and everything else is damaged."""
 
 from __future__ import annotations
 
@@ -222,7 +222,8 @@ def test_a_view_has_only_the_requesters_wraps() -> None:
 
 
 def test_few_long_records_are_cached() -> None:
-    """What strangers send, 16,000 of it, must not be 32 KiB each, and three times that parsed."""
+    """16,000 records of unauthenticated clients must not be kept at 32 KiB each, and three times
+    that parsed."""
     short = record(PURGE, purged=(1,)).encode()
     assert cached_record(short) is cached_record(short)
     readers = tuple((f"user{number:03}", HASH, 0) for number in range(256))

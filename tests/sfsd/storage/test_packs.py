@@ -11,7 +11,7 @@ from sfsd.fs.files import Files
 from sfsd.storage import packs
 from sfsd.storage.packs import Member
 
-# One member that stands in the pack and one that lies beside it, byte for byte.
+# One member inside the pack and one in a file of its own, byte for byte.
 DIGEST, BLOB = bytes(range(32)), "ab" * 16
 EXAMPLE = (
     b"sfs-pack" + b"\x00\x01" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x6b"
@@ -34,7 +34,7 @@ members = st.builds(
 
 
 def read(path: Path) -> list[tuple[Member, bytes]]:
-    """The members of a pack with their contents."""
+    """Return the members of a pack with their contents."""
     files = Files()
     handle = files.open_read(path)
     try:

@@ -1,4 +1,4 @@
-"""Where things lie: each path is one of the store, and its name says what it is."""
+"""Every path is valid, and its name can be parsed."""
 
 from __future__ import annotations
 

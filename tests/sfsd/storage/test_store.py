@@ -107,11 +107,11 @@ def test_the_digest_of_a_ciphertext_is_read_piece_by_piece(store: DirectoryStore
     data = os.urandom(2 * PIECE_SIZE + 7)
     put(store, change(upload(store, data)))
     assert store.stored_digest(BLOB) == digest_of(BLOB, data)  # as published
-    assert store.digest_in_place(BLOB) == digest_of(BLOB, data)  # as it stands there
+    assert store.digest_in_place(BLOB) == digest_of(BLOB, data)  # as it is on the disk
 
 
 class Halted(Files):
-    """Lets a test act between a read and what is made of it."""
+    """Real files that let a test act between a read and the use of its result."""
 
     def __init__(self) -> None:
         self.meanwhile: threading.Thread | None = None
@@ -126,7 +126,7 @@ class Halted(Files):
 
 
 class Counting(Files):
-    """Notes what is opened."""
+    """Real files that record each opened file."""
 
     def __init__(self) -> None:
         self.opened: list[str] = []
@@ -311,7 +311,7 @@ def test_an_upload_that_was_dropped_is_refused_alone(store: DirectoryStore) -> N
 
 
 class Purse:
-    """A claim on something there is `left` of."""
+    """A claim on a resource of which `left` remain."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -419,13 +419,13 @@ def test_entries_without_effects_are_settled_if_forced_or_many(store: DirectoryS
 def test_settling_ignores_files_removed_since(store: DirectoryStore) -> None:
     put(store, change(Write(SIDE, b"1")))
     os.unlink(store.users / SIDE)
-    put(store, change(Remove(COPY)), seq=1)  # its folder never was
+    put(store, change(Remove(COPY)), seq=1)  # its folder never existed
     store.settle()
     assert store.installer.applied == 1
 
 
 class Filling(Files):
-    """A disk on which, once it is full, no file can be made."""
+    """A disk on which no file can be created once it is full."""
 
     full = False
 
@@ -517,7 +517,7 @@ def test_readers_beside_the_committer_see_old_or_new(store: DirectoryStore) -> N
 
 
 def test_a_new_file_found_by_its_name_is_read_completely(tmp_path: Path) -> None:
-    """A scan of a folder finds the name while the bytes are still written."""
+    """A scan of a folder finds the name while the bytes are still being written."""
 
     folder, _, name = SIDE.rpartition("/")
     begun, looking, done = (threading.Event() for _ in range(3))
@@ -549,10 +549,10 @@ def test_a_new_file_found_by_its_name_is_read_completely(tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_an_unreadable_file_is_not_reported_as_missing(tmp_path: Path) -> None:
-    """Who is told that there is none may put another in its place."""
+    """A caller that gets None may write another file in its place."""
     store = DirectoryStore(tmp_path)
     (store.users / "ada").mkdir()
-    (store.users / "ada" / "a").symlink_to("a")  # round and round
+    (store.users / "ada" / "a").symlink_to("a")  # repeatedly
     with pytest.raises(StoreRefusedError):
         store.stored_digest("ada/a")
     assert store.stored_digest("ada/b") is None

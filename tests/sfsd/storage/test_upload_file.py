@@ -62,7 +62,7 @@ def test_missing_and_short_pieces(tmp_path: Path) -> None:
     for ask in (lambda: staged.size, lambda: staged.leaves, lambda: staged.root, staged.seal):
         with pytest.raises(IncompleteError):
             ask()
-    staged.write(0, BIG)  # sent again, whole
+    staged.write(0, BIG)  # sent again, complete
     staged.seal()
     assert staged.size == PIECE_SIZE + 3
     staged.discard()
@@ -88,7 +88,7 @@ def test_nothing_changes_once_sealed(tmp_path: Path) -> None:
 
 
 class Slow(Files):
-    """Writes wait until they are let go."""
+    """Real files whose writes wait until they are released."""
 
     def __init__(self) -> None:
         self.began, self.go = threading.Event(), threading.Event()
@@ -184,7 +184,7 @@ def test_a_failed_sync_is_permanent(tmp_path: Path) -> None:
     staged = UploadFile(disk, syncs, tmp_path, ID)
     staged.write(0, b"abc")
     disk.fail_at = {len(disk.calls): errno.EIO}
-    for _ in range(2):  # the second time the disk would call it a success
+    for _ in range(2):  # the second sync would falsely succeed
         with pytest.raises(StoreFailedError):
             staged.seal()
     assert syncs.failed is not None
@@ -217,7 +217,7 @@ def test_received_counts_bytes_before_the_first_gap(
 
 
 class Reserving(Files):
-    """Notes what was reserved."""
+    """Real files that record reserved ranges."""
 
     def __init__(self, free: int) -> None:
         self.reserved: list[tuple[int, int]] = []
