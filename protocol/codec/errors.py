@@ -1,21 +1,4 @@
-"""Errors of `protocol`, in one tree::
-
-    ProtocolError
-    ├── LocalProtocolError        our mistake: a call that is illegal in this state
-    └── RemoteProtocolError       the peer's mistake, or damage: bytes that break the rules
-        ├── EncodingError         not strict msgpack, or past a cap
-        ├── FrameError            a declared length past the limit of this state
-        ├── MessageError          a message or record with a wrong shape or value
-        │   └── UnknownMessage    a type number that this version does not know
-        ├── SequenceError         a legal message at the wrong time
-        ├── SignatureError        a signature that does not verify
-        ├── ChainError            a statement that does not follow from the one before it
-        ├── CheckpointError       a malformed signed note, or one of another log
-        ├── ProofError            a Merkle proof that does not verify
-        └── LogError              a log line that does not parse or chain; has `.seq`
-
-Facts that a caller acts on are attributes; the text is for users.
-"""
+"""Errors of `protocol`. Facts that a caller acts on are attributes; the text is for users."""
 
 from __future__ import annotations
 
@@ -25,7 +8,7 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """The caller broke the rules; nothing was sent."""
+    """The caller broke the rules, such as by a call that the state forbids; nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):

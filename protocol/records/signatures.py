@@ -68,17 +68,13 @@ class SigningKey:
 
 def verify_signature(label: Label, body: bytes, signature: bytes, public: bytes) -> None:
     """Raise `SignatureError` unless `public` made `signature` over ``label ‖ 0x00 ‖ body``."""
-    _verify(label.value + b"\0" + body, signature, public)
+    verify_note(label.value + b"\0" + body, signature, public)
 
 
 def verify_note(text: bytes, signature: bytes, public: bytes) -> None:
     """Raise `SignatureError` unless `public` made `signature` over the note's text."""
-    _verify(text, signature, public)
-
-
-def _verify(signed: bytes, signature: bytes, public: bytes) -> None:
     try:
-        _loaded(public).verify(signature, signed)
+        _loaded(public).verify(signature, text)
     except (InvalidSignature, ValueError) as exc:
         raise SignatureError("the signature does not verify") from exc
 

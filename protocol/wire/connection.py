@@ -161,8 +161,7 @@ class Connection:
             pieces = encode_frame(body, limit)
             self._welcomed(b"".join(body))
             return pieces
-        asked = self._outstanding.get(request_id)
-        if asked is None or type(message) not in _REPLIES[asked]:
+        if not self._is_reply(request_id, message):
             raise LocalProtocolError(f"{type(message).__name__} answers no request {request_id}")
         pieces = encode_frame(encode(request_id, message), limit)
         del self._outstanding[request_id]
@@ -175,7 +174,13 @@ class Connection:
         self._enter(ConnectionState.OPEN)
 
     def _receive(self, body: memoryview) -> ReceivedMessage:
-        request_id, message = self._decode(body)
+        message: Message
+        try:
+            request_id, message = decode(body)
+        except UnknownMessage as exc:
+            if self.role is Role.CLIENT:
+                raise  # no known request has such a reply
+            request_id, message = exc.request_id, UnknownRequest(exc.number)
         if type(message) not in self._received:
             raise SequenceError(f"{type(message).__name__} {self.state.value}")
         if self.role is Role.SERVER:
@@ -188,14 +193,6 @@ class Connection:
             self._answered(request_id, message)
         return ReceivedMessage(request_id, message)
 
-    def _decode(self, body: memoryview) -> tuple[int, Message]:
-        try:
-            return decode(body)
-        except UnknownMessage as exc:
-            if self.role is Role.CLIENT:
-                raise  # no known request has such a reply
-            return exc.request_id, UnknownRequest(exc.number)
-
     def _asked(self, request_id: int, message: Message) -> None:
         if request_id == WELCOME_ID or request_id in self._outstanding:
             raise SequenceError(f"the request id {request_id} is in use")
@@ -205,12 +202,16 @@ class Connection:
         self._outstanding[request_id] = type(message)
 
     def _answered(self, request_id: int, message: Message) -> None:
-        asked = self._outstanding.get(request_id)
-        if asked is None or type(message) not in _REPLIES[asked]:
+        if not self._is_reply(request_id, message):
             raise SequenceError(f"{type(message).__name__} answers no request {request_id}")
         del self._outstanding[request_id]
         if isinstance(message, Session):
             self._enter(ConnectionState.OPEN)
+
+    def _is_reply(self, request_id: int, message: Message) -> bool:
+        """Return whether the request waits and `message` may answer it."""
+        asked = self._outstanding.get(request_id)
+        return asked is not None and type(message) in _REPLIES[asked]
 
     def _welcomed(self, body: Buffer) -> None:
         self.welcome_sha256 = hashlib.sha256(body).digest()

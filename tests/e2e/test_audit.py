@@ -42,7 +42,7 @@ def test_a_receipt_verifies_offline_without_keys(
     )
     assert same == told
     refused = stranger.run("audit", "check", proof, code=1).stderr
-    assert refused.startswith("sfsc: there is no account in ")
+    assert refused.startswith("sfsc: no account in ")
     assert "--vkey" in refused
     stranger.run("audit", "check", proof, "--vkey", "nonsense", code=2)
 
