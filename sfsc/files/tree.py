@@ -101,7 +101,7 @@ def _items(
 
 def _foreseen(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     while some := list(islice(sources, TOGETHER)):
-        uploads.foresee(some)
+        uploads.announce(some)
         yield from some
 
 

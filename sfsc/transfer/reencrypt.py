@@ -25,7 +25,7 @@ from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadLost, UploadStream
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.source import SMALL
-from sfsc.transfer.upload import Build
+from sfsc.transfer.upload import BuildRequest
 from sfsc.trust.file_records import VerifiedFile
 from sfsc.trust.state import KnownFile
 
@@ -38,7 +38,7 @@ class _Content(Value):
     key: ContentKey
     sealed: bytes
     root: bytes
-    build: Build
+    build: BuildRequest
 
 
 class Reencryption:

@@ -1,4 +1,4 @@
-"""Where the plaintext of an upload comes from: a path, or any binary file that can be read into."""
+"""Source of an upload's plaintext: a path, or any binary file with `readinto`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from sfsc.crypto.segments import HEADER_SIZE
 from sfsc.errors import UnreadableSource, UsageError
 
 SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
-"""Bytes of the longest plaintext whose ciphertext goes in one message."""
+"""Bytes of the longest plaintext whose ciphertext fits into one message."""
 
 Source = str | os.PathLike[str] | BinaryIO
 
 
-class Input(Closing):
-    """A source that is being read. `count` is how many bytes were read since its beginning.
+class SourceReader(Closing):
+    """An open source. `count` is the number of bytes read since its beginning.
 
-    `mtime` (nanoseconds, None for a time that they have no room for) and `mode` are what its
-    metadata shall say, `size` what it has in bytes as far as that is known beforehand. Faults of
-    reading are `UnreadableSource`. The end of a ``with`` block closes what `opened` has opened,
-    unless it was to be `kept`.
+    `mtime` (nanoseconds, None for a time that does not fit) and `mode` go into the metadata. `size`
+    is the expected size in bytes, None if unknown. Read errors raise `UnreadableSource`. The end of
+    a ``with`` block closes a file that `open_source` opened, unless `keep_open` is set.
     """
 
     def __init__(
@@ -43,63 +42,64 @@ class Input(Closing):
         start: int | None,
         owned: bool,
     ) -> None:
-        """`start` is the place in `file` that it begins at, None where it cannot be gone back to;
-        `owned` ones are closed here."""
+        """`start` is the offset in `file` at which it begins, None if it is not seekable. `file` is
+        closed here only if it is `owned`."""
         self.mtime = mtime
         self.mode = mode
         self.size = size
         self.count = 0
-        self.kept = False
+        self.keep_open = False
         self._file = file
         self._name = name
         self._start = start
         self._owned = owned
-        self._ahead = memoryview(b"")
+        self._lookahead = memoryview(b"")
 
     def __exit__(self, *_error: object) -> None:
-        if not self.kept:
+        if not self.keep_open:
             self.close()
 
     def close(self) -> None:
-        """Twice does no harm."""
+        """Close the file if it is owned. Idempotent."""
         if self._owned:
             self._file.close()
 
-    def small(self) -> bytes | None:
-        """All of it, where that is at most `SMALL` bytes; else None, and nothing is lost."""
-        # Room for one byte more than it should have: so most files cost no more than they are long.
+    def read_small(self) -> bytes | None:
+        """Return the whole source if it is at most `SMALL` bytes long, otherwise None; nothing is
+        lost."""
+        # One byte more than expected, so that most files are read in one call and a small buffer.
         room = SMALL + 1 if self.size is None else min(self.size, SMALL) + 1
         view, filled = memoryview(bytearray(room)), 0
         while filled <= SMALL and (count := self._read(view[filled:])):
             filled += count
-            if filled == len(view) <= SMALL:  # it has grown since
+            if filled == len(view) <= SMALL:  # the file has grown
                 view = memoryview(bytearray(view.tobytes().ljust(SMALL + 1, b"\0")))
         if filled <= SMALL:
             self.count = filled
             return bytes(view[:filled])
-        self._ahead = view
+        self._lookahead = view
         return None
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """As a file's: what was looked at ahead comes first."""
-        if self._ahead:
-            count = min(len(buffer), len(self._ahead))
-            buffer[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
+        """Read like a file; what `read_small` has read ahead comes first."""
+        if self._lookahead:
+            count = min(len(buffer), len(self._lookahead))
+            buffer[:count] = self._lookahead[:count]
+            self._lookahead = self._lookahead[count:]
         else:
             count = self._read(buffer)
         self.count += count
         return count
 
-    def begin_again(self) -> bool:
-        """Go back to the beginning; False where the source cannot (a pipe)."""
+    def rewind(self) -> bool:
+        """Go back to the beginning; return False if the source is not seekable (a pipe)."""
         if self._start is None:
             return False
         try:
             self._file.seek(self._start)
         except OSError as exc:
             raise _unreadable(self._name, exc) from exc
-        self._ahead = memoryview(b"")
+        self._lookahead = memoryview(b"")
         self.count = 0
         return True
 
@@ -110,19 +110,19 @@ class Input(Closing):
         except OSError as exc:
             raise _unreadable(self._name, exc) from exc
         if count is None:
-            raise UnreadableSource(f"{self._name} has nothing to read yet, and does not block")
+            raise UnreadableSource(f"{self._name} is non-blocking and has no data yet")
         return count
 
 
-def opened(source: Source) -> Input:
-    """Open the source to be read. Raises `UnreadableSource`, and `UsageError` for another type."""
+def open_source(source: Source) -> SourceReader:
+    """Open a source for reading. Raises `UnreadableSource`, and `UsageError` for another type."""
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "readinto"):
-            hint = 'open the file with "rb"; bytes are a file by io.BytesIO'
-            raise UsageError(f"a path or a binary file is stored, no {type(source).__name__}", hint)
+            cause = f"expected a path or a binary file object, got {type(source).__name__}"
+            raise UsageError(cause, 'open the file with "rb", or wrap bytes in io.BytesIO')
         now = time.time_ns()
         start = source.tell() if source.seekable() else None
-        return Input(
+        return SourceReader(
             source, "the source", mtime=now, mode=None, size=None, start=start, owned=False
         )
     path = os.fspath(source)
@@ -131,7 +131,7 @@ def opened(source: Source) -> Input:
         try:
             status = os.fstat(file.fileno())
             regular = stat.S_ISREG(status.st_mode)
-            return Input(
+            return SourceReader(
                 cast(BinaryIO, file),
                 path,
                 mtime=_in_range(status.st_mtime_ns),
@@ -148,15 +148,15 @@ def opened(source: Source) -> Input:
 
 
 def _in_range(mtime: int) -> int | None:
-    # Past the year 2262 a clock has gone wrong, which is no reason to store nothing.
+    # A time after the year 2262 is a wrong clock, which must not prevent the upload.
     return mtime if -(2**63) <= mtime < 2**63 else None
 
 
 def default_name(source: Source) -> str | None:
-    """The name a path is stored under where none is given: itself with ``/``, or its last part
-    where it is absolute or climbs out of the present folder. None for what has no path.
+    """Return the name under which a path is stored by default: the path with ``/``, or its last
+    part if it is absolute or contains ``..``. None for a source without a path.
 
-    In Unicode form NFC: a name typed on one system is found from another.
+    The name has Unicode form NFC, so that a name typed on one system is found from another.
     """
     if not isinstance(source, (str, os.PathLike)):
         return None
@@ -166,16 +166,17 @@ def default_name(source: Source) -> str | None:
 
 
 def name_for(source: Source, name: str | None) -> str:
-    """The name to store `source` under: the one given, else its own. Raises `UsageError`."""
+    """Return the name under which to store `source`: the given one, or its default. Raises
+    `UsageError`."""
     chosen = default_name(source) if name is None else name
     if chosen is None:
-        raise UsageError("what has no path needs a name")
+        raise UsageError("a source without a path needs a name", "pass `name`")
     try:
         check_name(chosen)
     except UsageError as exc:
         if name is not None:
             raise
-        # Of several sources: which, and what can be done without renaming it.
+        # Say which of several sources, and what to do without renaming it.
         cause = f"{source!s} cannot be stored under its own name: {exc.cause}"
         raise UsageError(cause, "give it one with --name") from exc
     return chosen

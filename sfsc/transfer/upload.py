@@ -1,15 +1,15 @@
-"""Store files: small ones in one message each, many of them in flight; large ones in pieces.
+"""Upload of files: a small file in one message, with many in flight; a large file in pieces.
 
 A large upload keeps the pieces that the server has not acknowledged in a ring, and sends them again
 after a lost connection. **No segment is ever encrypted twice under one key**: if the server has
-lost what it had, the file begins again from its first byte with a fresh key.
+lost the upload, the file starts again from its first byte with a fresh key.
 
-Only the record says what the file becomes. It builds on the file's present head, so it is made
-last, and made again after a conflict; the ciphertext does not change with it.
+Only the record binds a content to its file. It builds on the file's present head, so it is made
+last, and again after a conflict; the ciphertext does not change.
 
-Among many files, nothing waits for a large one either: its commit is sent behind its pieces, which
-the server processes first, and is answered in its turn. Small files are gathered, and each step is
-taken for all of them (`step_by_step`).
+A large file does not hold up the files behind it: its commit is sent behind its pieces, which the
+server processes first, and its reply is awaited in turn. Small files are collected, and each step
+is done for all of them (`run_stepwise`).
 """
 
 from __future__ import annotations
@@ -47,21 +47,29 @@ from sfsc.session.pipeline import Skip, Window
 from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadLost, UploadStream
-from sfsc.transfer.source import SMALL, Input, Source, name_for, opened
+from sfsc.transfer.source import SMALL, Source, SourceReader, name_for, open_source
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 
-Build = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
-"""(record, signature, wraps) to the request that stores a content under them."""
+BuildRequest = Callable[[bytes, bytes, tuple[Wrap, ...]], Request]
+"""(record, signature, wraps) -> the request that stores a content under them."""
+_MAX_PIECES_HELD: Final = 8
+"""Pieces in memory of large files whose commit is in flight; at this number no other is started."""
+_BATCH: Final = 16
+_BATCH_SIZE: Final = 64 * 1024
+"""Small files, and bytes of them, that are encrypted, signed and sent together. Far fewer than a
+window holds, so that the server is never idle."""
+_FATAL: Final = (IntegrityError, NetworkError)
+"""After these errors nothing more is sent, and no further proof is requested from the server."""
 _Item = TypeVar("_Item")
 
 
 class Put(Value):
-    """A version that is stored: durable on the server, and proven to stand in its log.
+    """A version that was stored: durable on the server, and proven to be in its log.
 
-    `size` is of the plaintext in bytes. `receipt` is the proof; None where the acknowledgement was
-    lost with its connection and the record was then found in the file's signed history. `record` is
-    the exact bytes that were signed.
+    `size` is that of the plaintext in bytes. `receipt` is the proof; None if the reply was lost
+    with its connection and the record was then found in the file's signed history. `record` is the
+    exact bytes that were signed.
     """
 
     name: str
@@ -72,91 +80,69 @@ class Put(Value):
     record: bytes = field(repr=False)
 
 
-class Content(Value):
-    """A version but for its record: nothing here depends on the file's head. `name` may be
-    `SETTINGS`, which its metadata shows as another."""
+# --- records of new versions ------------------------------------------------------------------
 
-    name: str
+
+class VersionContent(Value):
+    """A version without its record; nothing here depends on the file's head."""
+
     file_id: str
     key: ContentKey
     metadata: Metadata
-    sealed: bytes
+    sealed_metadata: bytes
     ciphertext_size: int
     segments_root: bytes
     expected: int | None
 
     @classmethod
-    def of(
+    def from_source(
         cls,
-        plaintext: Input,
+        source: SourceReader,
         name: str,
         file_id: str,
         key: ContentKey,
         root: bytes,
         expected: int | None = None,
     ) -> Self:
-        """Everything around a ciphertext with this `root`, once all of its source was read."""
+        """Describe a ciphertext with this `root`, after all of its source was read."""
         shown = SETTINGS_NAME if name == SETTINGS else name
-        metadata = Metadata(shown, plaintext.count, plaintext.mtime, plaintext.mode)
-        return cls(
-            name=name,
-            file_id=file_id,
-            key=key,
-            metadata=metadata,
-            sealed=key.seal_metadata(metadata),
-            ciphertext_size=ciphertext_size(plaintext.count),
-            segments_root=root,
-            expected=expected,
-        )
+        metadata = Metadata(shown, source.count, source.mtime, source.mode)
+        sealed, size = key.seal_metadata(metadata), ciphertext_size(source.count)
+        return cls(file_id, key, metadata, sealed, size, root, expected)
 
 
-class Attempt(Value):
-    """A version with a record onto one head (`base`; None: a new file), as it was sent."""
+class Attempt:
+    """A content with a record onto one head (`base`; None for a new file). Each step of
+    `RecordCommitter` sets attributes that the next one needs."""
 
-    content: Content
-    base: KnownFile | None
-    record: FileRecord
-    body: bytes
-    signature: bytes
-    request: Request
-    connection: int
-    build: Build
+    __slots__ = (
+        *("base", "body", "build", "connection", "content", "head"),
+        *("readers", "record", "request", "signature", "wraps"),
+    )
 
-
-Made = tuple[list[Attempt], SfscError | None]
-"""Those that could be made, up to the first that could not, and its error."""
-
-
-def only(made: Made) -> Attempt:
-    """The one that was to be made. Raises its error."""
-    attempts, failure = made
-    if failure is not None:
-        raise failure
-    return attempts[0]
-
-
-class Draft:
-    """An attempt at `content` that is being made; each step sets what comes below it."""
-
-    __slots__ = ("base", "body", "build", "content", "head", "readers", "record", "wraps")
-
-    def __init__(self, content: Content, build: Build) -> None:
+    def __init__(
+        self, content: VersionContent, build: BuildRequest, base: KnownFile | None = None
+    ) -> None:
         self.content = content
         self.build = build
-        self.base: KnownFile | None
+        self.base = base
         self.head: FileRecord | None
         self.readers: tuple[ReaderEntry, ...]
         self.wraps: tuple[Wrap, ...]
         self.record: FileRecord
         self.body: bytes
+        self.signature: bytes
+        self.request: Request
+        self.connection: int
 
 
-def step_by_step(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
-    """Take each step for all of `items` before the next: behind other steps, and cryptography above
-    all, a step finds its code and tables gone from the processor's caches, and takes a sixth more.
+def run_stepwise(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -> SfscError | None:
+    """Run each step for all of `items` before the next step: interleaved with other steps, above
+    all with cryptography, a step loses its code and tables from the processor's caches and takes a
+    sixth longer.
 
-    One that a step fails for ends it: it goes from `items`, with all behind it, those before it go
-    on, and its error is returned.
+    If a step fails for an item, that item and all behind it are removed from `items`. The steps
+    continue for those before it. Return the error of the first failed item.
     """
     failure: SfscError | None = None
     for step in steps:
@@ -164,114 +150,147 @@ def step_by_step(items: list[_Item], steps: Sequence[Callable[[_Item], None]]) -
             try:
                 step(item)
             except SfscError as exc:
-                failure = exc  # one that failed in a step before stood behind this one
+                failure = exc  # an item that failed in an earlier step was behind this one
                 del items[place:]
                 break
     return failure
 
 
-class Attempts:
-    """Makes them over one session, and follows up on the answers."""
+class RecordCommitter:
+    """Builds and signs the records of new versions, and handles the server's replies."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._learnt: list[tuple[KnownFile, bytes]] = []
+        self._stored: list[tuple[KnownFile, bytes]] = []
         self._looked_up: dict[str, KnownFile | None] = {}
 
-    def make(self, content: Content, build: Build) -> Attempt:
-        """The first attempt at `content`. Raises `ConflictError` for another head than expected."""
-        return only(self.make_all([Draft(content, build)]))
+    def prepare(self, attempts: list[Attempt]) -> SfscError | None:
+        """Build and sign the record of each attempt; as `run_stepwise`. The error is a
+        `ConflictError` for another head than expected.
 
-    def make_all(self, drafts: list[Draft]) -> Made:
-        """The first attempt at each of them, up to the first that fails, and its error. They are
-        to be sent at once: what was signed for a server that has told two stories by now is not."""
-        return self._stepped(drafts, (self._find, *self._steps))
+        The requests must be sent at once: `Session.signing_key` signs nothing after a split view
+        was found.
+        """
+        return self._run(attempts, (self._find_base, *self._steps))
 
-    def settle(self, attempt: Attempt) -> Put:
-        """Send an attempt, follow up on the answer, and remember what that taught us."""
+    def prepare_one(self, content: VersionContent, build: BuildRequest) -> Attempt:
+        """Build and sign the record of one content. Raises `SfscError`."""
+        attempt = Attempt(content, build)
+        if failure := self.prepare([attempt]):
+            raise failure
+        return attempt
+
+    def send(self, attempt: Attempt) -> Put:
+        """Send an attempt and handle the reply, as `finish`; remember the result."""
         try:
-            return self.follow_up(attempt, self._session.ask(attempt.request))
+            return self.finish(attempt, self._session.ask(attempt.request))
         finally:
             self.remember()
 
-    def follow_up(self, attempt: Attempt, reply: Reply) -> Put:
-        """Until its content is stored, or cannot be: other attempts are made and waited for. Raises
-        `UploadLost` where its pieces are to be sent again, and `SfscError`."""
+    def finish(self, attempt: Attempt, reply: Reply) -> Put:
+        """Handle the reply; after a conflict or a key rotation, make other attempts and await them.
+
+        Raises `UploadLost` if the pieces must be sent again, and `SfscError`.
+        """
         for left in reversed(range(MAX_CONFLICTS)):
+            content, body = attempt.content, attempt.body
             if not isinstance(reply, Error):
                 receipt = expect_reply(reply, Done).receipt
-                self._session.verify_receipt(
-                    receipt, attempt.record, attempt.body, attempt.signature
-                )
-                return self._stored(attempt, receipt)
-            if was_accepted(self._session, attempt.connection, reply, attempt.record, attempt.body):
-                return self._stored(attempt, None)
-            # Of a small one nothing can be lost: a server that says so is not to be asked again.
+                self._session.verify_receipt(receipt, attempt.record, body, attempt.signature)
+                return self._put(attempt, receipt)
+            if was_accepted(self._session, attempt.connection, reply, attempt.record, body):
+                return self._put(attempt, None)
+            # A small file has no upload to lose: if the server claims so, do not ask it again.
             if reply.code == "upload-lost" and not isinstance(attempt.request, PutSmall):
                 raise UploadLost
             if not left:
                 raise to_exception(reply)
-            content, base = attempt.content, attempt.base
+            base = attempt.base
             if reply.code == "conflict" and reply.head is not None:
                 base = known_file(self._session.verify_newest(reply.head, content.file_id, base))
             else:
                 self._session.renew_keys(reply)
-            attempt = self._onto(base, content, attempt.build)
+            attempt = Attempt(content, attempt.build, base)
+            if failure := self._run([attempt], self._steps):
+                raise failure
             reply = self._session.ask(attempt.request)
         raise ConflictError("others keep changing the file")
 
     def remember(self) -> None:
-        """What was followed up on, in one transaction: it costs as much as a single file would."""
-        learnt, self._learnt = self._learnt, []
-        if learnt:
-            self._session.state.remember_files(learnt)
+        """Remember all finished files in one transaction, which costs as much as a single file."""
+        stored, self._stored = self._stored, []
+        if stored:
+            self._session.state.remember_files(stored)
 
     def look_up(self, file_ids: Sequence[str]) -> None:
-        """Ask together what is known of files that are to be made an attempt at next, once each."""
+        """Read what is known of files that are uploaded next, in one query."""
         self._looked_up = self._session.state.files(file_ids)
 
-    def _known(self, file_id: str) -> KnownFile | None:
-        # What was looked up counts once: then there is something newer.
-        if file_id in self._looked_up:
-            return self._looked_up.pop(file_id)
-        return self._session.state.file(file_id)
-
-    def _onto(self, base: KnownFile | None, content: Content, build: Build) -> Attempt:
-        """Another attempt at `content`, onto `base`. Raises as `make`."""
-        draft = Draft(content, build)
-        draft.base = base
-        return only(self._stepped([draft], self._steps))
-
-    def _find(self, draft: Draft) -> None:
-        """The head to put onto."""
-        draft.base = self._base(draft.content.file_id, draft.content.expected)
+    def _run(
+        self, attempts: list[Attempt], steps: Sequence[Callable[[Attempt], None]]
+    ) -> SfscError | None:
+        """Run `steps`, then sign, for as many of `attempts` as possible; as `run_stepwise`."""
+        failure = run_stepwise(attempts, steps)
+        if not attempts:
+            return failure
+        try:
+            key = self._session.signing_key()
+        except SfscError as exc:
+            attempts.clear()
+            return exc
+        for attempt in attempts:
+            attempt.signature = key.sign(Label.RECORD, attempt.body)
+            attempt.request = attempt.build(attempt.body, attempt.signature, attempt.wraps)
+            attempt.connection = self._session.connections
+        return failure
 
     @property
-    def _steps(self) -> tuple[Callable[[Draft], None], ...]:
-        """From the head to put onto to the record that is to be signed."""
-        return self._place, self._wrap, self._write
+    def _steps(self) -> tuple[Callable[[Attempt], None], ...]:
+        return self._check_head, self._wrap, self._build_record
 
-    def _place(self, draft: Draft) -> None:
-        """Raises `ConflictError` for another head than the caller expected."""
-        base, content = draft.base, draft.content
-        draft.head = head = None if base is None else FileRecord.parse(base.record)
+    def _find_base(self, attempt: Attempt) -> None:
+        """Use the remembered head, which costs nothing: if it is stale, the conflict shows the
+        present one. If the caller expects another version, ask the server."""
+        file_id, expected = attempt.content.file_id, attempt.content.expected
+        if file_id in self._looked_up:
+            attempt.base = self._looked_up.pop(file_id)  # once: the next put makes it stale
+        else:
+            attempt.base = self._session.state.file(file_id)
+        head = None if attempt.base is None else FileRecord.parse(attempt.base.record)
         current = 0 if head is None else head.current
-        if content.expected is not None and content.expected != current:
-            name = content.metadata.name
-            cause = (
-                f"version {current} of {name} is current, not {content.expected}"
-                if current and content.expected
-                else (f"there is a file {name} already" if current else f"there is no file {name}")
-            )
+        # For a shared file the present head says who may read it: never use an older one.
+        shared = head is not None and bool(head.readers)
+        if shared or expected not in (None, current):
+            file = self._session.find_newest(file_id)
+            attempt.base = None if file is None else known_file(file)
+
+    def _check_head(self, attempt: Attempt) -> None:
+        """Raise `ConflictError` for another head than the caller expected."""
+        base, content = attempt.base, attempt.content
+        attempt.head = head = None if base is None else FileRecord.parse(base.record)
+        current, name = 0 if head is None else head.current, content.metadata.name
+        if content.expected not in (None, current):
+            if not current:
+                cause = f"there is no file {name}"
+            elif not content.expected:
+                cause = f"there is a file {name} already"
+            else:
+                cause = f"version {current} of {name} is current, not {content.expected}"
             raise ConflictError(cause, head=None if base is None else base.record)
-        draft.readers = self._new_readers(content) if head is None else head.readers
+        if head is not None:
+            attempt.readers = head.readers
+        elif self._session.account.is_settings(content.file_id):
+            attempt.readers = ()
+        else:
+            attempt.readers = self._session.new_readers(name)
 
-    def _wrap(self, draft: Draft) -> None:
-        draft.wraps = self._session.wrap(draft.content.key, draft.head, draft.readers)
+    def _wrap(self, attempt: Attempt) -> None:
+        key = attempt.content.key
+        attempt.wraps = self._session.wrap(key, attempt.head, attempt.readers)
 
-    def _write(self, draft: Draft) -> None:
-        content, base = draft.content, draft.base
-        draft.record = content_record(
+    def _build_record(self, attempt: Attempt) -> None:
+        content, base = attempt.content, attempt.base
+        attempt.record = content_record(
             self._session.author,
             content.key,
             file_id=content.file_id,
@@ -279,92 +298,118 @@ class Attempts:
             version=1 if base is None else base.version + 1,
             ciphertext_size=content.ciphertext_size,
             segments_root=content.segments_root,
-            metadata=content.sealed,
-            readers=draft.readers,
+            metadata=content.sealed_metadata,
+            readers=attempt.readers,
             seen=self._session.seen,
             created=int(time.time()),
         )
-        draft.body = draft.record.encode()
+        attempt.body = attempt.record.encode()
 
-    def _stepped(self, drafts: list[Draft], steps: Sequence[Callable[[Draft], None]]) -> Made:
-        failure = step_by_step(drafts, steps)
-        if not drafts:
-            return [], failure
-        try:
-            signing = self._session.signing_key()
-        except SfscError as exc:
-            return [], exc
-        signatures = [signing.sign(Label.RECORD, draft.body) for draft in drafts]
-        return list(map(self._attempt, drafts, signatures)), failure
-
-    def _attempt(self, draft: Draft, signature: bytes) -> Attempt:
-        return Attempt(
-            content=draft.content,
-            base=draft.base,
-            record=draft.record,
-            body=draft.body,
-            signature=signature,
-            request=draft.build(draft.body, signature, draft.wraps),
-            connection=self._session.connections,
-            build=draft.build,
-        )
-
-    def _new_readers(self, content: Content) -> tuple[ReaderEntry, ...]:
-        if self._session.account.is_settings(content.file_id):
-            return ()
-        return self._session.new_readers(content.metadata.name)
-
-    def _base(self, file_id: str, expected: int | None) -> KnownFile | None:
-        """The head to put onto: the one remembered, which costs nothing; where that is stale, the
-        conflict shows the present one. Where the caller expects a version, the server is asked
-        unless the one remembered is that."""
-        known = self._known(file_id)
-        head = None if known is None else FileRecord.parse(known.record)
-        current = 0 if head is None else head.current
-        # Of a shared file the present head says whom it is encrypted for: never an older one.
-        shared = head is not None and bool(head.readers)
-        if not shared and (expected is None or expected == current):
-            return known
-        file = self._session.find_newest(file_id)
-        return None if file is None else known_file(file)
-
-    def _stored(self, attempt: Attempt, receipt: Receipt | None) -> Put:
+    def _put(self, attempt: Attempt, receipt: Receipt | None) -> Put:
         content, record = attempt.content, attempt.record
-        if isinstance(attempt.request, PutSmall):  # a large one has told of its pieces
+        if isinstance(attempt.request, PutSmall):  # a large file reports each piece
             self._session.progress.advance(content.metadata.size)
         entry = Entry.from_record(record, record, content.metadata)
         known = KnownFile.from_record(record, attempt.body, entry.version)
-        self._learnt.append((known, entry.pack()))
+        self._stored.append((known, entry.pack()))
         self._looked_up.pop(content.file_id, None)
         return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)
 
 
-class _Asked(Value):
+# --- small and large files --------------------------------------------------------------------
+
+
+class SmallFile:
+    """A small file, read completely; `encrypt` sets `attempt`. `source` may be closed by then."""
+
+    def __init__(
+        self,
+        source: SourceReader,
+        plaintext: bytes,
+        name: str,
+        file_id: str,
+        expected: int | None = None,
+    ) -> None:
+        self.source = source
+        self.plaintext = plaintext
+        self.name = name
+        self.file_id = file_id
+        self.expected = expected
+        self.key: ContentKey
+        self.ciphertext: memoryview
+        self.attempt: Attempt
+
+    def encrypt(self) -> None:
+        """Encrypt the plaintext under a fresh key."""
+        self.key = ContentKey.generate()
+        self.ciphertext = self.key.encryptor().seal_segment(self.plaintext, last=True)
+
+    def describe(self) -> None:
+        """Set `attempt`, as far as it does not depend on the file's head."""
+        ciphertext = self.ciphertext
+        root = merkle.root([merkle.leaf_hash(ciphertext)])
+        content = VersionContent.from_source(
+            self.source, self.name, self.file_id, self.key, root, self.expected
+        )
+
+        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
+            return PutSmall(body, signature, content.sealed_metadata, wraps, ciphertext)
+
+        self.attempt = Attempt(content, build)
+
+
+class LargeFile:
+    """A large file, whose source stays open so that the upload can start again."""
+
+    def __init__(self, source: SourceReader, name: str, expected: int | None) -> None:
+        self.source = source
+        self.name = name
+        self.expected = expected
+        self.attempt: Attempt
+        self.stream: UploadStream
+        self._starts = 1
+
+    def rewind(self) -> None:
+        """Go back to the first byte because the server has lost the upload. Raises `Unreachable` if
+        this happens too often, or if the source is not seekable."""
+        if self._starts == MAX_UPLOAD_STARTS or not self.source.rewind():
+            raise Unreachable("the server has lost the upload", "put the file again")
+        self._starts += 1
+
+    def commit_request(self) -> Request:
+        """Return the commit, after sending pieces that the present connection has not carried."""
+        self.stream.resume_before_commit()
+        return self.attempt.request
+
+
+class _OpenRequest(Value):
     file_id: str
     size: int
     ticket: Ticket
     connection: int
 
 
-class Openings:
-    """Over one session. No method raises what a request for an upload may come to: whoever opens
-    one in its turn hears of that."""
+class UploadOpener:
+    """Opens the uploads of large files before their turn, one at a time.
+
+    No method raises the errors of such a request: they occur again when an upload is opened in its
+    turn.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._coming: deque[tuple[str, int]] = deque()
-        self._asked: _Asked | None = None
+        self._asked: _OpenRequest | None = None
 
-    def foresee(self, coming: Iterable[tuple[str, int]]) -> None:
-        """(file_id, bytes of ciphertext) of the large files that come next, in order; of those
-        that were foreseen before, all have had their turn."""
+    def announce(self, coming: Iterable[tuple[str, int]]) -> None:
+        """Replace the list of large files that come next, in order: (file_id, ciphertext size)."""
         self.abandon()
         self._coming.extend(coming)
         self._ask()
 
     def take(self, file_id: str, size: int) -> bytes | None:
-        """The id of the upload that was opened for this file, if it was; then one is for the next.
-        Waits for the answer."""
+        """Wait for the upload of this file and return its id, None if none was opened. Then open
+        one for the next file."""
         asked = self._asked
         if asked is None or (asked.file_id, asked.size) != (file_id, size):
             return None
@@ -377,8 +422,8 @@ class Openings:
         return upload
 
     def abandon(self) -> None:
-        """Nobody wants what was opened ahead. An upload whose answer has not come yet is left to
-        the server, which drops what gets no bytes."""
+        """Abort the upload that was opened. If its reply has not arrived yet, the server drops the
+        upload by itself, because it gets no bytes."""
         asked, self._asked = self._asked, None
         self._coming.clear()
         if asked is None or asked.connection != self._session.connections:
@@ -401,179 +446,108 @@ class Openings:
         with contextlib.suppress(NetworkError):
             ticket = session.transport.submit(PutOpen(session.account.user, file_id, size))
             session.transport.push()
-            self._asked = _Asked(file_id, size, ticket, session.connections)
+            self._asked = _OpenRequest(file_id, size, ticket, session.connections)
 
 
-_HELD: Final = 8
-"""Pieces in memory of large files whose commit is under way, from which on no other is begun."""
-_TOGETHER: Final = 16
-_TOGETHER_SIZE: Final = 64 * 1024
-"""Small files, and bytes of them, that are encrypted, signed and sent together; far fewer than a
-window has, so that the server always has something to do."""
+class UploadQueue(Closing):
+    """Files whose requests are in flight, oldest first, and behind them collected small files."""
 
-
-class Large:
-    """A large file whose pieces were sent, and its commit with them or next. Its source is kept
-    open for another beginning."""
-
-    def __init__(self, plaintext: Input, name: str, expected: int | None) -> None:
-        self.plaintext = plaintext
-        self.name = name
-        self.expected = expected
-        self.attempt: Attempt
-        self.sending: UploadStream
-        self._beginnings = 1
-
-    def begin_again(self) -> None:
-        """Go back to the first byte of what the server has lost. Raises `Unreachable` where it does
-        so too often, or where the source cannot."""
-        if self._beginnings == MAX_UPLOAD_STARTS or not self.plaintext.begin_again():
-            raise Unreachable("the server has lost the upload", "put the file again")
-        self._beginnings += 1
-
-
-class Small:
-    """A small file, read whole; each step of encrypting it sets what comes below it."""
-
-    def __init__(
-        self, source: Input, whole: bytes, name: str, file_id: str, expected: int | None = None
-    ) -> None:
-        """`source` was read, and may be closed."""
-        self.source = source
-        self.whole = whole
-        self.name = name
-        self.file_id = file_id
-        self.expected = expected
-        self.key: ContentKey
-        self.ciphertext: memoryview
-        self.draft: Draft
-
-    def encrypt(self) -> None:
-        self.key = ContentKey.generate()
-        self.ciphertext = self.key.encryptor().seal_segment(self.whole, last=True)
-
-    def describe(self) -> None:
-        """All of the attempt that does not depend on the file's head."""
-        ciphertext = self.ciphertext
-        root = merkle.root([merkle.leaf_hash(ciphertext)])
-        content = Content.of(self.source, self.name, self.file_id, self.key, root, self.expected)
-
-        def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-            return PutSmall(body, signature, content.sealed, wraps, ciphertext)
-
-        self.draft = Draft(content, build)
-
-
-class Many(Closing):
-    """Files under way, oldest first, and behind them small ones that wait for one another."""
-
-    def __init__(self, session: Session, openings: Openings) -> None:
-        self.window = Window[Attempt | Large](session)
-        self.gathered: list[Small] = []
-        self._openings = openings
-        self.workshop = EncryptionWorker()
-        self._large: list[Large] = []
+    def __init__(self, session: Session, opener: UploadOpener) -> None:
+        self.window = Window[Attempt | LargeFile](session)
+        self.collected: list[SmallFile] = []
+        self.worker = EncryptionWorker()
+        self._opener = opener
+        self._large: list[LargeFile] = []
 
     @property
-    def has_room(self) -> bool:
-        """Whether a large file may be begun beside those under way."""
-        return sum(large.sending.pieces_held for large in self._large) < _HELD
+    def accepts_large(self) -> bool:
+        """Whether memory allows to start another large file."""
+        return sum(large.stream.pieces_held for large in self._large) < _MAX_PIECES_HELD
 
     @property
     def full(self) -> bool:
-        return len(self.window) + len(self.gathered) >= MAX_REQUESTS
+        return len(self.window) + len(self.collected) >= MAX_REQUESTS
 
     def __contains__(self, file_id: str) -> bool:
-        return file_id in self.window or any(one.file_id == file_id for one in self.gathered)
+        return file_id in self.window or any(one.file_id == file_id for one in self.collected)
 
     @property
-    def are_enough(self) -> bool:
-        """Whether what is gathered should wait for no others: neither a server that has less to do
-        than that should."""
-        count = len(self.gathered)
+    def has_batch(self) -> bool:
+        """Whether to send the collected files now: there are enough, or the server has less to do
+        than they are."""
+        count = len(self.collected)
         return (
             count > len(self.window)
-            or count >= _TOGETHER
-            or sum(len(one.whole) for one in self.gathered) >= _TOGETHER_SIZE
+            or count >= _BATCH
+            or sum(len(one.plaintext) for one in self.collected) >= _BATCH_SIZE
         )
 
     def send(self, attempt: Attempt) -> None:
         self.window.send(attempt, attempt.request, attempt.content.file_id)
 
-    def commit(self, large: Large) -> None:
-        """Send the commit of what was sent."""
+    def commit(self, large: LargeFile) -> None:
+        """Send the commit of a file whose pieces were sent."""
         self._large.append(large)
-        attempt = large.attempt
+        self.window.send(large, large.commit_request, large.attempt.content.file_id)
 
-        def commit_request() -> Request:
-            large.sending.resume_before_commit()
-            return attempt.request
-
-        self.window.send(large, commit_request, attempt.content.file_id)
-
-    def done(self, large: Large) -> None:
+    def remove(self, large: LargeFile) -> None:
         self._large.remove(large)
-        large.plaintext.close()
+        large.source.close()
 
     def close(self) -> None:
+        """Discard everything in flight and close the sources."""
         self.window.abandon()
-        self._openings.abandon()
+        self._opener.abandon()
         for large in self._large:
-            large.sending.abandon()
-            large.plaintext.close()
+            large.stream.abandon()
+            large.source.close()
         self._large.clear()
-        self.workshop.close()
-
-
-_LAST: Final = (IntegrityError, NetworkError)
-"""After these nothing is sent any more, and nothing that the server proves is worth asking for."""
+        self.worker.close()
 
 
 class Uploads:
-    """Puts files over one session."""
+    """Uploads files over one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._attempts = Attempts(session)
-        self._openings = Openings(session)
+        self._committer = RecordCommitter(session)
+        self._opener = UploadOpener(session)
 
     def put(self, source: Source, name: str | None = None, *, expected: int | None = None) -> Put:
         """Store what `source` holds as the newest version of `name`.
 
-        With `expected` only onto that version (0: only where there is no such file), else whatever
-        is there. Raises `SfscError`.
+        With `expected`, only if that version is current (0: if there is no such file). Raises
+        `SfscError`.
         """
         name = name_for(source, name)
-        with opened(source) as plaintext:
-            self._session.progress.expect(plaintext.size or 0)
-            small = plaintext.small()
-            if small is None:
-                with EncryptionWorker() as workshop:
-                    large = Large(plaintext, name, expected)
-                    done = self._commit(large, workshop)
+        with open_source(source) as reader:
+            self._session.progress.expect(reader.size or 0)
+            plaintext = reader.read_small()
+            if plaintext is None:
+                with EncryptionWorker() as worker:
+                    done = self._put_large(LargeFile(reader, name, expected), worker)
             else:
                 file_id = self._session.account.file_id(name)
-                done = self._store(Small(plaintext, small, name, file_id, expected))
+                done = self._put_small(SmallFile(reader, plaintext, name, file_id, expected))
         self._session.link_receipts()
         return done
 
     def put_settings(self, data: bytes, *, expected: int) -> Put:
-        """Store the account's settings, at most 64 KiB, onto the version `expected` (0: none).
-        Raises `ConflictError` where another machine was faster."""
-        with opened(io.BytesIO(data)) as plaintext:
-            file_id = self._session.account.settings_id
-            small = plaintext.small() or b""
-            done = self._store(Small(plaintext, small, SETTINGS, file_id, expected))
+        """Store the account's settings, at most 64 KiB, if version `expected` (0: none) is current.
+        Raises `ConflictError` if another machine was faster."""
+        with open_source(io.BytesIO(data)) as reader:
+            file_id, plaintext = self._session.account.settings_id, reader.read_small() or b""
+            done = self._put_small(SmallFile(reader, plaintext, SETTINGS, file_id, expected))
         self._session.link_receipts()
         return done
 
-    def foresee(self, sources: Sequence[tuple[str, str]]) -> None:
-        """That these paths are to be put next, in order, under these names, all checked: what is
-        known of them is asked together, and large ones are opened ahead."""
+    def announce(self, sources: Sequence[tuple[str, str]]) -> None:
+        """Prepare for these (path, checked name) to be put next, in order: what is known of them is
+        read at once, and the uploads of large files are opened ahead."""
         ids = [self._session.account.file_id(name) for _, name in sources]
-        self._attempts.look_up(ids)
+        self._committer.look_up(ids)
         sizes = [(file_id, _size(path)) for file_id, (path, _) in zip(ids, sources, strict=True)]
-        self._openings.foresee((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
+        self._opener.announce((one, ciphertext_size(size)) for one, size in sizes if size > SMALL)
 
     def put_many(
         self,
@@ -581,164 +555,166 @@ class Uploads:
         *,
         skip: Skip | None = None,
     ) -> Iterator[Put]:
-        """Store many, small ones without waiting for each; answers in order.
+        """Store many files, with several requests in flight; yields results in order.
 
-        A source that cannot be read is told to `skip`, and the work goes on. Whatever else fails
-        ends it: the error is raised behind the answers of all that was sent before.
-        Each answer is proven to stand in a log that continues the one of the login; that all of
-        them stand in one and the same is proven last, and `Fork` raised where they do not.
+        A source that cannot be read is reported to `skip`, and the others are stored. Any other
+        error ends the work; it is raised after the results of everything sent before. Each result
+        is proven to be in a log that continues the log at login. That all of these are one log is
+        proven last, and `Fork` raised if not.
         """
         failure: SfscError | None = None
-        with Many(self._session, self._openings) as many:
+        with UploadQueue(self._session, self._opener) as queue:
             for source, name in items:
                 try:
-                    yield from self._put_next(many, source, name_for(source, name))
+                    yield from self._enqueue(queue, source, name_for(source, name))
                 except SfscError as exc:
                     if skip is not None and isinstance(exc, UnreadableSource):
                         skip(str(source), exc)
                         continue
                     failure = exc
                     break
-            if isinstance(failure, _LAST):
-                many.gathered.clear()
-            while many.window or many.gathered:
+            if isinstance(failure, _FATAL):
+                queue.collected.clear()
+            while queue.window or queue.collected:
                 try:
-                    yield from self._answered(many)
+                    yield from self._finish_oldest(queue)
                 except SfscError as exc:
                     failure = failure or exc
-        if not isinstance(failure, _LAST):
+        if not isinstance(failure, _FATAL):
             self._session.link_receipts()
         if failure is not None:
             raise failure
 
-    def _put_next(self, many: Many, source: Source, name: str) -> Iterator[Put]:
-        """Take up one more file; what must be answered before that is yielded."""
-        # A second version of a file stands on the first, which must be there.
+    def _enqueue(self, queue: UploadQueue, source: Source, name: str) -> Iterator[Put]:
+        """Add one file; yield the results that must come first."""
+        # A second version of a file builds on the first, which must be stored.
         file_id = self._session.account.file_id(name)
-        while many.full or file_id in many:
-            yield from self._answered(many)
-        with opened(source) as plaintext:
-            small = plaintext.small()
-            if small is not None:
-                many.gathered.append(Small(plaintext, small, name, file_id))
-                if many.are_enough:
-                    self._send_gathered(many)
+        while queue.full or file_id in queue:
+            yield from self._finish_oldest(queue)
+        with open_source(source) as reader:
+            plaintext = reader.read_small()
+            if plaintext is not None:
+                queue.collected.append(SmallFile(reader, plaintext, name, file_id))
+                if queue.has_batch:
+                    self._send_collected(queue)
                 return
-            self._send_gathered(many)
-            while not many.has_room:
-                yield from self._answered(many)
-            large = Large(plaintext, name, None)
-            self._send(large, many.workshop)
-            plaintext.kept = True
-            many.commit(large)
+            self._send_collected(queue)
+            while not queue.accepts_large:
+                yield from self._finish_oldest(queue)
+            large = LargeFile(reader, name, None)
+            self._send_pieces(large, queue.worker)
+            reader.keep_open = True
+            queue.commit(large)
 
-    def _send_gathered(self, many: Many) -> None:
-        """Encrypt, sign and send what was gathered; where that fails for one, those before it."""
-        gathered, many.gathered = many.gathered, []
-        attempts, failure = self._made(gathered)
+    def _send_collected(self, queue: UploadQueue) -> None:
+        """Encrypt, sign and send the collected files, up to the first that fails."""
+        collected, queue.collected = queue.collected, []
+        attempts, failure = self._prepare(collected)
         for attempt in attempts:
-            many.send(attempt)
+            queue.send(attempt)
         self._session.transport.push()
         if failure is not None:
             raise failure
 
-    def _answered(self, many: Many) -> Iterator[Put]:
-        """Wait for the oldest, and with it follow up on all that are answered by then: what they
-        have taught us is remembered together, before anybody is told."""
-        self._send_gathered(many)
+    def _finish_oldest(self, queue: UploadQueue) -> Iterator[Put]:
+        """Wait for the oldest reply and finish all files that have one by then. The results are
+        remembered together before they are yielded."""
+        self._send_collected(queue)
         done: list[Put] = []
         failure: SfscError | None = None
         try:
-            done.append(self._taken(many))
-            while many.window.has_reply:
-                done.append(self._taken(many))
+            done.append(self._finish(queue))
+            while queue.window.has_reply:
+                done.append(self._finish(queue))
         except SfscError as exc:
             failure = exc
         finally:
-            self._attempts.remember()
+            self._committer.remember()
         yield from done
         if failure is not None:
             raise failure
 
-    def _taken(self, many: Many) -> Put:
-        item, reply = many.window.take()
+    def _finish(self, queue: UploadQueue) -> Put:
+        item, reply = queue.window.take()
         if isinstance(item, Attempt):
-            return self._attempts.follow_up(item, reply)
+            return self._committer.finish(item, reply)
         try:
-            return self._committed(item, reply, many.workshop)
+            return self._finish_large(item, reply, queue.worker)
         except UnreadableSource as exc:
-            # Read again from its beginning: it is not the source whose turn it is, nor left out.
+            # On a second read. `skip` is for the present source, and this is an earlier one.
             raise LocalError(exc.cause, exc.hint) from exc
         finally:
-            many.done(item)
+            queue.remove(item)
 
-    # --- what is put --------------------------------------------------------------------------
+    def _prepare(self, small: list[SmallFile]) -> tuple[list[Attempt], SfscError | None]:
+        """Return the attempts up to the first that fails, and its error."""
+        later = run_stepwise(small, (SmallFile.encrypt, SmallFile.describe))
+        attempts = [one.attempt for one in small]
+        return attempts, self._committer.prepare(attempts) or later
 
-    def _made(self, small: list[Small]) -> Made:
-        """An attempt at each, up to the first that fails, and its error."""
-        failure = step_by_step(small, (Small.encrypt, Small.describe))
-        attempts, earlier = self._attempts.make_all([one.draft for one in small])
-        return attempts, earlier or failure
+    def _put_small(self, small: SmallFile) -> Put:
+        """Store a small file and wait for it."""
+        attempts, failure = self._prepare([small])
+        if failure is not None:
+            raise failure
+        return self._committer.send(attempts[0])
 
-    def _store(self, small: Small) -> Put:
-        """Store a small file, and wait for it."""
-        return self._attempts.settle(only(self._made([small])))
+    def _put_large(self, large: LargeFile, worker: EncryptionWorker) -> Put:
+        """Store a large file and wait for it. Raises as `LargeFile.rewind`."""
+        while True:
+            self._send_pieces(large, worker)
+            try:
+                with large.stream:
+                    large.stream.finish()
+                    return self._committer.send(large.attempt)
+            except UploadLost:
+                large.rewind()
 
-    def _send(self, large: Large, workshop: EncryptionWorker) -> None:
-        """Send all of a large file, and make its commit. Raises as `Large.begin_again`."""
+    def _send_pieces(self, large: LargeFile, worker: EncryptionWorker) -> None:
+        """Send all pieces of a large file and prepare its commit. Raises as `LargeFile.rewind`."""
         while True:
             try:
-                return self._upload(large, workshop)
+                return self._upload(large, worker)
             except UploadLost:
-                large.begin_again()
+                large.rewind()
 
-    def _upload(self, large: Large, workshop: EncryptionWorker) -> None:
-        key, plaintext = ContentKey.generate(), large.plaintext
-        file_id = self._session.account.file_id(large.name)
-        size = 0 if plaintext.size is None else ciphertext_size(plaintext.size)
-        upload = self._openings.take(file_id, size) or self._opened(file_id, size)
-        with UploadStream(self._session, upload, workshop) as sending:
-            sending.send(key.encryptor(), plaintext)
-            root = merkle.root(sending.leaves())
-            content = Content.of(plaintext, large.name, file_id, key, root, large.expected)
+    def _upload(self, large: LargeFile, worker: EncryptionWorker) -> None:
+        session, source, key = self._session, large.source, ContentKey.generate()
+        file_id = session.account.file_id(large.name)
+        size = 0 if source.size is None else ciphertext_size(source.size)
+        upload = self._opener.take(file_id, size)
+        if upload is None:
+            message = PutOpen(session.account.user, file_id, size)
+            upload = session.call(message, UploadState).upload
+        with UploadStream(session, upload, worker) as stream:
+            stream.send(key.encryptor(), source)
+            root = merkle.root(stream.leaves())
+            content = VersionContent.from_source(
+                source, large.name, file_id, key, root, large.expected
+            )
 
             def build(body: bytes, signature: bytes, wraps: tuple[Wrap, ...]) -> Request:
-                return PutCommit(upload, body, signature, content.sealed, wraps)
+                return PutCommit(upload, body, signature, content.sealed_metadata, wraps)
 
-            large.attempt = self._attempts.make(content, build)
-            large.sending = sending
+            large.attempt = self._committer.prepare_one(content, build)
+            large.stream = stream
 
-    def _opened(self, file_id: str, size: int) -> bytes:
-        asked = PutOpen(self._session.account.user, file_id, size)
-        return self._session.call(asked, UploadState).upload
-
-    def _commit(self, large: Large, workshop: EncryptionWorker) -> Put:
-        """Store a large file, and wait for it. Raises as `Large.begin_again`."""
-        while True:
-            self._send(large, workshop)
-            try:
-                with large.sending:
-                    large.sending.finish()
-                    return self._attempts.settle(large.attempt)
-            except UploadLost:
-                large.begin_again()
-
-    def _committed(self, large: Large, reply: Reply, workshop: EncryptionWorker) -> Put:
-        """Follow up on the answer to a commit that was sent behind its pieces."""
+    def _finish_large(self, large: LargeFile, reply: Reply, worker: EncryptionWorker) -> Put:
+        """Handle the reply to a commit that was sent behind its pieces."""
         try:
-            with large.sending as sending:
+            with large.stream as stream:
                 if isinstance(reply, Error) and reply.code not in ("conflict", "upload-lost"):
-                    sending.finish()  # where a piece was refused, that is the reason
-                done = self._attempts.follow_up(large.attempt, reply)
-                sending.committed()
+                    stream.finish()  # raises the error of a rejected piece, which is the cause
+                done = self._committer.finish(large.attempt, reply)
+                stream.committed()
                 return done
         except UploadLost:
-            large.begin_again()
-        return self._commit(large, workshop)
+            large.rewind()
+        return self._put_large(large, worker)
 
 
 def _size(path: str) -> int:
-    """Bytes of the file at `path`; 0 where that cannot be told, as whoever opens it will hear."""
+    """Return the size of a file in bytes, 0 if that fails: opening it reports the error."""
     try:
         return os.stat(path).st_size
     except OSError:

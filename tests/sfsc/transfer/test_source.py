@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sfsc.errors import LocalError, UsageError
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion
-from sfsc.transfer.source import SMALL, Input, Source, default_name, opened
+from sfsc.transfer.source import SMALL, Source, SourceReader, default_name, open_source
 from sfsc.transfer.upload import Uploads
 
 
@@ -36,7 +36,7 @@ class Trickle(io.RawIOBase):
         return count
 
 
-def all_of(source: Input) -> bytes:
+def all_of(source: SourceReader) -> bytes:
     buffer, whole = memoryview(bytearray(100_000)), b""
     while count := source.readinto(buffer):
         whole += buffer[:count]
@@ -46,35 +46,35 @@ def all_of(source: Input) -> bytes:
 @pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL])
 def test_what_is_small_is_given_whole(size: int) -> None:
     content = os.urandom(size)
-    with opened(io.BytesIO(content)) as source:
-        assert source.small() == content
+    with open_source(io.BytesIO(content)) as source:
+        assert source.read_small() == content
         assert source.count == size
 
 
 @pytest.mark.parametrize("size", [SMALL + 1, SMALL + 2, 3 * SMALL])
 def test_what_is_not_small_loses_nothing(size: int) -> None:
     content = os.urandom(size)
-    with opened(io.BytesIO(content)) as source:
-        assert source.small() is None
+    with open_source(io.BytesIO(content)) as source:
+        assert source.read_small() is None
         assert all_of(source) == content
         assert source.count == size
 
 
 @given(st.binary(max_size=3000), st.integers(1, 700))
 def test_a_trickle_is_the_same(content: bytes, step: int) -> None:
-    with opened(cast("BinaryIO", Trickle(content, step))) as source:
-        assert source.small() == content
-        assert not source.begin_again()
+    with open_source(cast("BinaryIO", Trickle(content, step))) as source:
+        assert source.read_small() == content
+        assert not source.rewind()
 
 
 def test_it_begins_again_where_it_began() -> None:
     content = os.urandom(2 * SMALL)
     file = io.BytesIO(b"ahead" + content)
     file.seek(5)
-    with opened(file) as source:
-        source.small()
+    with open_source(file) as source:
+        source.read_small()
         source.readinto(memoryview(bytearray(1000)))
-        assert source.begin_again()
+        assert source.rewind()
         assert source.count == 0
         assert all_of(source) == content
 
@@ -89,10 +89,10 @@ def test_a_pipe_does_not_begin_again() -> None:
 
     feeder = threading.Thread(target=feed)
     feeder.start()
-    with open(reading, "rb", buffering=0) as pipe, opened(pipe) as source:
-        assert source.small() is None
+    with open(reading, "rb", buffering=0) as pipe, open_source(pipe) as source:
+        assert source.read_small() is None
         assert all_of(source) == content
-        assert not source.begin_again()
+        assert not source.rewind()
     feeder.join()
 
 
@@ -102,37 +102,37 @@ def test_a_path_knows_its_size_time_and_mode(tmp_path: Path) -> None:
     path.chmod(0o600)
     os.utime(path, ns=(1, 2))
     for source in (path, str(path)):
-        with opened(source) as ready:
+        with open_source(source) as ready:
             assert (ready.size, ready.mtime) == (7, 2)
             assert os.name != "posix" or ready.mode == 0o600
-            assert ready.small() == b"content"
+            assert ready.read_small() == b"content"
 
 
 def test_a_stream_knows_none_of_these() -> None:
-    with opened(io.BytesIO(b"")) as source:
+    with open_source(io.BytesIO(b"")) as source:
         assert (source.size, source.mode) == (None, None)
         assert (source.mtime or 0) > 1_700_000_000_000_000_000
 
 
 @pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="devices")
 def test_a_device_has_no_size_beforehand() -> None:
-    with opened("/dev/null") as source:
-        assert (source.size, source.small()) == (None, b"")
+    with open_source("/dev/null") as source:
+        assert (source.size, source.read_small()) == (None, b"")
 
 
 def test_what_cannot_be_read_is_a_local_error(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(LocalError) as caught, opened(path) as source:
-            source.small()
+        with pytest.raises(LocalError) as caught, open_source(path) as source:
+            source.read_small()
         assert str(path) in caught.value.cause
 
 
 def test_a_source_that_does_not_block_is_refused() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    with open(reading, "rb", buffering=0) as pipe, opened(pipe) as source:
+    with open(reading, "rb", buffering=0) as pipe, open_source(pipe) as source:
         with pytest.raises(LocalError):
-            source.small()
+            source.read_small()
         os.close(writing)
 
 
@@ -157,28 +157,28 @@ def test_the_name_where_none_is_given(source: Source, name: str) -> None:
 def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
-    with opened(path) as source:
-        source.kept = True
-    assert source.small() == b"content"
-    assert source.begin_again()
-    assert source.small() == b"content"
+    with open_source(path) as source:
+        source.keep_open = True
+    assert source.read_small() == b"content"
+    assert source.rewind()
+    assert source.read_small() == b"content"
     for _ in range(2):
         source.close()
-    with opened(path) as other:
+    with open_source(path) as other:
         pass
     for closed in (source, other):
         with pytest.raises(ValueError):
             closed.readinto(memoryview(bytearray(1)))
     stream = io.BytesIO(b"mine")
-    with opened(stream):
+    with open_source(stream):
         pass
     assert not stream.closed
 
 
 @pytest.mark.parametrize("source", [b"bytes", io.StringIO("text"), 5])
 def test_what_is_no_source(source: object) -> None:
-    with pytest.raises(UsageError, match="a path or a binary file is stored"):
-        opened(cast("Source", source))
+    with pytest.raises(UsageError, match="expected a path or a binary file object"):
+        open_source(cast("Source", source))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_file_from_a_future_that_has_no_number(
         pytest.skip("this system has no such time")
     if path.stat().st_mtime_ns != mtime:
         pytest.skip("this file system has no such time")
-    with opened(path) as source:
+    with open_source(path) as source:
         assert source.mtime == said
     Uploads(session).put(path, "file")
     assert RemoteVersion.open_own(session, "file", 0).metadata.mtime == said

@@ -30,7 +30,7 @@ from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
-from sfsc.transfer.upload import Uploads, step_by_step
+from sfsc.transfer.upload import Uploads, run_stepwise
 from tests.sfsc.lying import Drop, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
@@ -50,11 +50,11 @@ def test_what_was_looked_up_together_counts_once(server: Simulator, session: Ses
     looked up; and one that was put before is known."""
     put(session, b"before", "old")
     uploads = Uploads(session)
-    uploads.foresee([("/no", "old"), ("/no", "new")])
+    uploads.announce([("/no", "old"), ("/no", "new")])
     contents = [(io.BytesIO(b"1"), "new"), (io.BytesIO(b"2"), "old"), (io.BytesIO(b"3"), "new")]
     assert [done.version for done in uploads.put_many(contents)] == [1, 2, 2]
     assert len(server.asked(PutSmall)) == 4
-    uploads.foresee([("/no", "old")])
+    uploads.announce([("/no", "old")])
     assert [done.version for done in uploads.put_many([(io.BytesIO(b"4"), "old")])] == [3]
     uploads.put(io.BytesIO(b"5"), "old")
     assert (fetched(session, "old"), fetched(session, "new")) == (b"5", b"3")
@@ -62,7 +62,7 @@ def test_what_was_looked_up_together_counts_once(server: Simulator, session: Ses
 
 def test_a_put_that_follows_one_that_was_not_foreseen(server: Simulator, session: Session) -> None:
     uploads = Uploads(session)
-    uploads.foresee([("/no", "file")])
+    uploads.announce([("/no", "file")])
     assert put(session, b"by another way", "file") == 1
     assert uploads.put(io.BytesIO(b"after"), "file").version == 2, "a conflict shows the head"
     assert len(server.asked(PutSmall)) == 3
@@ -272,7 +272,7 @@ def test_each_step_is_taken_for_all_up_to_the_first_that_fails(fails: list[list[
         return take
 
     items = list(range(len(fails)))
-    failure = step_by_step(items, [step(number) for number in range(3)])
+    failure = run_stepwise(items, [step(number) for number in range(3)])
     first = next((item for item in range(len(fails)) if any(fails[item])), len(fails))
     assert items == list(range(first))
     assert failure is None if first == len(fails) else str(failure) == f"item {first}"

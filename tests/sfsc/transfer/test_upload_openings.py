@@ -65,7 +65,7 @@ def test_one_that_has_changed_is_opened_anew(
 ) -> None:
     uploads = Uploads(session)
     sources = [(str(tree / name), name) for name in NAMES]
-    uploads.foresee(sources)
+    uploads.announce(sources)
     (tree / "b-large").write_bytes(os.urandom(LARGE + 1))
     done = list(uploads.put_many(sources))
     assert [put.name for put in done] == list(NAMES)
@@ -81,11 +81,11 @@ def test_what_is_foreseen_and_not_put_is_let_go_of(
 ) -> None:
     uploads = Uploads(session)
     large = [(str(tree / "b-large"), "b-large")]
-    uploads.foresee([*large, (str(tree / "gone"), "gone")])
+    uploads.announce([*large, (str(tree / "gone"), "gone")])
     assert [put.name for put in uploads.put_many([(tree / "a", "a")])] == ["a"]
     until(lambda: len(server.asked(PutAbort)) == 1)
-    uploads.foresee(large)
-    uploads.foresee([])
+    uploads.announce(large)
+    uploads.announce([])
     assert [put.version for put in uploads.put_many(large)] == [1]
 
 
