@@ -235,8 +235,8 @@ class Files:
         """Create `path` with `data`. Raises FileExistsError if `path` exists.
 
         With `durable` the file is synced, and its name is durable after `sync_folder` of its
-        folder; without it, a kill may leave part of the data, power loss nothing. `allocate` calls
-        `Files.allocate`. A failed attempt is removed, so the same path can be tried again.
+        folder. Without it, a kill may leave part of the data, and power loss may leave nothing.
+        `allocate` calls `Files.allocate`. A failed attempt is removed, so it can be retried.
         """
         handle = self.open_new(path)
         try:
@@ -257,8 +257,8 @@ class Files:
         self.sync_folder(path.parent)
 
     def replace_soon(self, path: Path, data: Buffer) -> None:
-        """Replace as `replace_durable`, but without a sync: atomic if killed, empty after power
-        loss."""
+        """Replace as `replace_durable`, but without a sync: atomic if killed, but power loss
+        may leave nothing."""
         self._replace_with(path, data, durable=False)
 
     def replace_staged(self, path: Path | str, data: Buffer) -> None:

@@ -33,7 +33,7 @@ class LogFile:
     """The file `path`, created if missing. `end` is how many of its bytes are valid."""
 
     def __init__(self, path: Path, files: Files) -> None:
-        """Raises OSError."""
+        """Open the file. Raises OSError."""
         self._files = files
         self._handle = files.open_append(path)
         self.end = files.size(self._handle)

@@ -172,14 +172,14 @@ class DirectoryStore:
             return self._digests.get(path)
 
     def _cache_digest(self, path: str, digest: bytes | None, published: int) -> None:
-        """Remember what was read since `_published` was `published`."""
+        """Cache a digest, unless a group was published after `published` was read."""
         with self._lock:
-            # Bytes read before a publish must not be remembered after it.
+            # Bytes read before a publish must not be cached after it.
             if published == self._published:
                 self._remember(path, digest)
 
     def digest_in_place(self, path: str) -> bytes | None:
-        """Return the digest of the bytes that are in place now."""
+        """Return the digest of the bytes that are in place now, None if there is no file."""
         try:
             # The common case, a path that must be new, without the cost of opening a file.
             os.stat(f"{self._users_text}/{path}")
