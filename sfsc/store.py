@@ -95,7 +95,7 @@ class Store(Closing):
         except BaseException:
             self._state.close()
             raise
-        self.turn = self._session.turn
+        self.thread_guard = self._session.thread_guard
         self._weakest = weakest
         self._key_status = KeyStatus(self._session, file)
         try:
@@ -418,7 +418,7 @@ class Store(Closing):
 
     def close(self) -> None:
         """Log out. Twice does no harm."""
-        self.turn.ended = True
+        self.thread_guard.ended = True
         self._session.close()
         self._state.close()
 

@@ -44,12 +44,13 @@ class ThreadGuard:
 
 class _Guarded(Protocol):
     @property
-    def turn(self) -> ThreadGuard: ...
+    def thread_guard(self) -> ThreadGuard: ...
 
 
 def single_threaded(kind: _Class) -> _Class:
-    """Class decorator: every public method runs inside the object's `turn`. If a method returns an
-    iterator, each step of the iterator does. `close` is exempt: it ends the work under way."""
+    """Class decorator: every public method runs inside the object's `thread_guard`. If a method
+    returns an iterator, each step of the iterator does. `close` is exempt: it ends the work under
+    way."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_") and name != "close":
             setattr(kind, name, _guarded(method))
@@ -59,20 +60,20 @@ def single_threaded(kind: _Class) -> _Class:
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def called(self: _Guarded, *arguments: object, **options: object) -> object:
-        with self.turn:
+        with self.thread_guard:
             result = method(self, *arguments, **options)
         # A file object is an iterator too; it enters the guard when it reads.
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
-            return _guarded_steps(self.turn, result)
+            return _guarded_steps(self.thread_guard, result)
         return result
 
     return called
 
 
-def _guarded_steps(turn: ThreadGuard, items: Iterator[object]) -> Iterator[object]:
+def _guarded_steps(guard: ThreadGuard, items: Iterator[object]) -> Iterator[object]:
     try:
         while True:
-            with turn:
+            with guard:
                 try:
                     item = next(items)
                 except StopIteration:

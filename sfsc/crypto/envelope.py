@@ -77,9 +77,9 @@ def requested_version(version: int | None) -> int:
     if version is None:
         return 0
     if version < 1:
-        raise UsageError(f"there is no version {version}", "versions count from 1")
+        raise UsageError(f"no version {version}", "version numbers start at 1")
     if version > MAX_VERSION:
-        raise NotFound(f"there is no version {version}", "see `sfsc history`")
+        raise NotFound(f"no version {version}", "see `sfsc history`")
     return version
 
 

@@ -70,7 +70,7 @@ class Geometry(Value):
         """Return the plaintext size of a blob. Raises `Tampered` if no blob has this size."""
         size = ciphertext_size - HEADER_SIZE - self.segment_count(ciphertext_size) * TAG_SIZE
         if size < 0 or self.ciphertext_size(size) != ciphertext_size:
-            raise Tampered(f"no encrypted file has {ciphertext_size} bytes")
+            raise Tampered(f"impossible size of an encrypted file: {ciphertext_size} bytes")
         return size
 
 
@@ -174,7 +174,7 @@ class Decryptor:
         self.plaintext_size = geometry.plaintext_size(ciphertext_size)
         self.segment_count = geometry.segment_count(ciphertext_size)
         if self.segment_count > _MAX_SEGMENTS:
-            raise Tampered(f"no encrypted file has {ciphertext_size} bytes")
+            raise Tampered(f"impossible size of an encrypted file: {ciphertext_size} bytes")
         salt = self.header[1 : 1 + _SALT_SIZE]
         self._prefix = self.header[1 + _SALT_SIZE :]
         self._aead = Aead(segment_key(dek, salt, associated_data))
@@ -190,7 +190,7 @@ class Decryptor:
         The result is a view of a buffer from `allocate`. Raises `Tampered` if the piece is not, bit
         for bit, the one that was encrypted at this index."""
         if not 0 <= index < self.segment_count or len(piece) != self.piece_size(index):
-            raise Tampered(f"segment {index} has {len(piece)} bytes, which is not what was signed")
+            raise Tampered(f"segment {index} does not have its signed size: {len(piece)} bytes")
         start = HEADER_SIZE if index == 0 else 0
         view = memoryview(piece)
         if view[:start] != self.header[:start]:

@@ -172,7 +172,7 @@ class _KeyringHeader(Value):
             secret = _derive(passphrase, salt, passes, lanes, kib)
         key, expected = keyring_keys(secret)
         if not hmac.compare_digest(check, expected):
-            raise WrongPassphrase("the passphrase is not the keyring's", _HINT)
+            raise WrongPassphrase("the passphrase does not unlock the keyring", _HINT)
         return cls(header, key)
 
 
@@ -265,7 +265,7 @@ def _parse_header(header: bytes) -> tuple[bytes, int, int, int, int, int, bytes,
     """Return the fields of a header after checking its digest and that every number is in range."""
     fields, digest = header[: _HEADER.size], header[_HEADER.size :]
     if len(header) != _HEADER_SIZE or not fields.startswith(_MAGIC):
-        raise KeyringDamaged("this file is no keyring")
+        raise KeyringDamaged("this is not a keyring file")
     if hashlib.sha256(fields).digest() != digest:
         raise KeyringDamaged("the keyring's header is damaged", "restore it from a backup")
     magic, version, kdf, passes, lanes, kib, salt, check = _HEADER.unpack(fields)
@@ -288,7 +288,7 @@ def _read(path: Path) -> bytes:
     except OSError as exc:
         raise LocalError(f"cannot read the keyring at {path}: {exc.strerror}") from exc
     if len(stored) > MAX_KEYRING:
-        raise KeyringDamaged("this file is no keyring")
+        raise KeyringDamaged("this is not a keyring file")
     return stored
 
 
@@ -309,7 +309,7 @@ def _write(path: Path, contents: Keyring, lock: _KeyringHeader) -> bytes:
     remove_temporary_files(path)
     replace_file(path, stored)
     if _unseal(_read(path), lock) != contents:
-        raise LocalError(f"reading back the keyring at {path} gives other data than written")
+        raise LocalError(f"the keyring at {path} differs from what was written")
     return stored
 
 

@@ -159,7 +159,7 @@ class Session:
         """Returns the readers of a new file by its name: those with whom its folder is shared."""
         self._timeouts = timeouts
         self._pause = pause
-        self.turn = ThreadGuard()
+        self.thread_guard = ThreadGuard()
         self.progress = progress or _Nobody()
         self._transport: Transport | None = None
         self.connections = 0

@@ -72,7 +72,7 @@ class Reader(io.RawIOBase):
         if count <= 0:
             return 0
         index = segment_at(self._position)
-        with self._session.turn:
+        with self._session.thread_guard:
             segment = self._segment(index)
         start = self._position - plaintext_offset(index)
         part = segment[start : start + count]

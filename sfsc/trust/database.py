@@ -92,6 +92,7 @@ class StateDatabase(Closing):
 
     def _prepare(self, account: bytes) -> None:
         # Effective for a new file only.
+        """Configure SQLite, create or upgrade the tables, and check the account and the key."""
         self._database.execute(f"PRAGMA page_size = {_PAGE}")
         self._database.execute("PRAGMA journal_mode = WAL")
         (page,) = self._database.execute("PRAGMA page_size").fetchone()

@@ -207,6 +207,8 @@ class FileOwner(Value):
         historic: bool = False,
     ) -> VerifiedFile:
         # Records of an attacker stay below the owner's record that ended them.
+        """Verify a content record and, if shown, the last record; `historic` allows voided
+        generations."""
         below = historic or view.head is not None
         passes = below and self.is_voided_signed(view.content)
         read = parse_record(view.content, _parse_cached)
@@ -280,6 +282,8 @@ class FileOwner(Value):
         *,
         historic: bool,
     ) -> None:
+        """Raise `BadRecord` unless the record is signed, or endorsed, by a generation
+        that counts."""
         by_generation = {one.generation: one.signature for one in signed.signatures}
         if len(by_generation) != len(signed.signatures):
             raise BadRecord("a file's record has two signatures of one generation", _REPORT)
@@ -439,11 +443,11 @@ def _check_current(record: FileRecord) -> None:
     made = 0 if record.op == DELETE else record.version
     settled = record.op == DELETE or record.op in CONTENT_OPS - {REENCRYPT}
     if settled and record.current != made:
-        raise BadRecord(f"a record of {record.op} makes another version current than it should")
+        raise BadRecord(f"a record of {record.op} makes the wrong version current")
 
 
 def _check_follows(content: FileRecord, content_body: bytes, head: FileRecord) -> None:
     if head.rev <= content.rev:
-        raise BadRecord("the file's last record is not after the one before it", _REPORT)
+        raise BadRecord("the file's last record is older than the record of its content", _REPORT)
     if head.rev == content.rev + 1 and head.prev != record_hash(content_body):
         raise BadRecord("the file's last record does not follow from the one before", _REPORT)

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 @single_threaded
 class Worker:
     def __init__(self) -> None:
-        self.turn = ThreadGuard()
+        self.thread_guard = ThreadGuard()
         self.let_go = 0
 
     def both(self, action: Callable[[], _T]) -> _T:
@@ -36,7 +36,7 @@ class Worker:
         return io.BytesIO(b"content")
 
     def close(self) -> str:
-        self.turn.ended = True
+        self.thread_guard.ended = True
         return "closed"
 
 

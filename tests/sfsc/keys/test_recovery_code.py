@@ -59,5 +59,5 @@ def test_keys_are_derived_from_the_code_alone() -> None:
     )
     wrapped = PublicKey("xwing", CODE.public_keys.xwing_pub).wrap(bytes(32), b"info")
     assert again.wrap_key.unwrap(wrapped, b"info") == bytes(32)
-    # From its text (DESIGN section 4): changing a label would lock people out.
+    # Computed from the documented labels: changing one would lock users out.
     assert CODE.public_keys.sign_pub.hex() == EXPECTED
