@@ -130,19 +130,19 @@ def _over_the_wire(root: Path, messages: Sequence[Request]) -> list[Reply]:
 
 
 def _send_over_tls(root: Path, plain: socket.socket, messages: Sequence[Request]) -> list[Reply]:
-    known = server_keys.load(root / "keys")
+    keys = server_keys.load(root / "keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # No certificate authority is involved: the peer must have the key of this root's statement.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with context.wrap_socket(plain) as tls:
-        if _peer_spki(tls) != known.spki_sha256:
+        if _peer_spki(tls) != keys.spki_sha256:
             raise UnreachableError(
                 f"another server than that of {root} answers at its address",
                 "restart the daemon if its keys were replaced",
             )
-        return _OperatorConnection(tls, root, known).send(messages)
+        return _converse(tls, root, keys, messages)
 
 
 def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
@@ -152,46 +152,38 @@ def _peer_spki(tls: ssl.SSLSocket) -> bytes | None:
         return None
 
 
-class _OperatorConnection:
-    """Connection that sends one request at a time, since commands need no speed."""
+def _converse(
+    tls: ssl.SSLSocket, root: Path, keys: ServerKeys, messages: Sequence[Request]
+) -> list[Reply]:
+    """Log in, then send one request at a time: commands need no pipeline."""
+    connection = Connection(Role.CLIENT)
 
-    def __init__(self, tls: ssl.SSLSocket, root: Path, known: ServerKeys) -> None:
-        self._tls = tls
-        self._connection = Connection(Role.CLIENT)
-        self._log_in(root, known)
-
-    def send(self, messages: Sequence[Request]) -> list[Reply]:
-        return [accepted_reply(self._call(message)) for message in messages]
-
-    def _log_in(self, root: Path, known: ServerKeys) -> None:
-        welcome = self._receive()
-        if not isinstance(welcome, Welcome) or welcome.statement != known.statement:
-            raise UnreachableError(
-                "the daemon has a different statement than this root", "restart the daemon"
-            )
-        body = login_body(
-            server=known.server_id,
-            spki=known.spki_sha256,
-            welcome=self._connection.welcome_sha256,
-            version=PROTOCOL_VERSION,
-            user=OPERATOR,
-            generation=GENERATION,
-        )
-        signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
-        reply = accepted_reply(
-            self._call(Login(PROTOCOL_VERSION, OPERATOR, GENERATION, 0, signature))
-        )
-        if not isinstance(reply, Session):
-            raise UnreachableError("the daemon does not open a session")
-
-    def _call(self, message: Request) -> Message:
-        self._tls.sendall(b"".join(self._connection.request(message)[1]))
-        return self._receive()
-
-    def _receive(self) -> Message:
+    def receive() -> Message:
         while True:
-            count = self._tls.recv_into(self._connection.get_buffer(-1))
+            count = tls.recv_into(connection.get_buffer(-1))
             if count == 0:
                 raise ConnectionResetError("the daemon closed the connection")
-            if received := self._connection.buffer_updated(count):
+            if received := connection.buffer_updated(count):
                 return received[0].message
+
+    def call(message: Request) -> Reply:
+        tls.sendall(b"".join(connection.request(message)[1]))
+        return accepted_reply(receive())
+
+    welcome = receive()
+    if not isinstance(welcome, Welcome) or welcome.statement != keys.statement:
+        raise UnreachableError(
+            "the daemon has a different statement than this root", "restart the daemon"
+        )
+    body = login_body(
+        server=keys.server_id,
+        spki=keys.spki_sha256,
+        welcome=connection.welcome_sha256,
+        version=PROTOCOL_VERSION,
+        user=OPERATOR,
+        generation=GENERATION,
+    )
+    signature = server_keys.operator_key(root / "keys").sign(Label.LOGIN, body)
+    if not isinstance(call(Login(PROTOCOL_VERSION, OPERATOR, GENERATION, 0, signature)), Session):
+        raise UnreachableError("the daemon does not open a session")
+    return [call(message) for message in messages]

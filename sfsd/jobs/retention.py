@@ -15,7 +15,6 @@ from protocol.log.auditlog import EntryDraft
 from protocol.records.records import DELETE, PURGED_AT_ONCE
 from sfsd.config import DAY, RetentionPolicy
 from sfsd.errors import Absent, DamagedError
-from sfsd.jobs.expired_readers import expired_reader_changes
 from sfsd.rules.bundles import remove_expired_bundles
 from sfsd.rules.context import ServerContext
 from sfsd.rules.record_rules import FileHead
@@ -24,6 +23,8 @@ from sfsd.storage.change import Change, Effect, Remove, Write
 from sfsd.storage.json_files import Sidecar
 
 _PAGE: Final = 256
+MAX_READER_VERSIONS: Final = 128
+"""Versions in a change for an expired reader; the log names each. The next run does the rest."""
 TRASH: Final = "trash"
 VERSIONS: Final = "versions"
 
@@ -46,7 +47,7 @@ def retention_changes(
     """
     if (change := remove_expired_bundles(context, owner)) is not None:
         yield change
-    yield from expired_reader_changes(context, owner)
+    yield from _expired_reader_changes(context, owner)
     if not (policy.trash_days or policy.versions):
         return
     files = context.index.for_user(owner)
@@ -120,3 +121,51 @@ def _removal(context: ServerContext, head: FileHead, versions: list[_Version], w
     )
     expect = {one.document.path: one.document.digest for one in versions} | head.expect()
     return Change(draft, expect, tuple(effects), None, note_written)
+
+
+def _expired_reader_changes(context: ServerContext, user: str) -> Iterator[Change]:
+    """Yield a change for each file with wraps of `user` whose access to it has expired.
+
+    Such readers are refused from the moment of expiry (`rules.access`). Removing their wraps
+    ensures that a thief of the disk and of their keys cannot decrypt the files either.
+    """
+    after = ("", "")
+    while notes := context.inboxes.for_user(user).after(after, _PAGE):
+        for owner, file_id in notes:
+            try:
+                change = _expired_reader_change(
+                    context, user, FileHead.load(context.index.for_user(owner), file_id)
+                )
+            except (DamagedError, Absent):
+                continue  # requests for it and `fsck` report it
+            if change is not None:
+                yield change
+        after = notes[-1]
+
+
+def _expired_reader_change(context: ServerContext, user: str, head: FileHead) -> Change | None:
+    record = head.record
+    if record is None:
+        return None
+    expiry = [expires for name, _, expires in record.readers if name == user]
+    if not expiry or not expiry[0] or context.now < expiry[0]:
+        return None
+    found = head.without_wraps({user}, MAX_READER_VERSIONS)
+    if not found:
+        return None
+
+    def note_written(seq: int) -> None:
+        for version, (_, sidecar) in found.items():
+            head.files.note_written(changed(sidecar, seq=seq), version)
+
+    draft = EntryDraft(
+        op="retention",
+        actor=SERVER,
+        owner=record.owner,
+        file=head.file_id,
+        detail={"why": "expired", "reader": user},
+        accounts=tuple(sorted({record.owner, user})),
+    )
+    expect = head.expect() | {old.path: old.digest for old, _ in found.values()}
+    writes = tuple(Write(old.path, new.encode) for old, new in found.values())
+    return Change(draft, expect, writes, None, note_written)

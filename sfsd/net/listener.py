@@ -97,12 +97,12 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         for listening in self._sockets:
             listening.close()
-        sessions = [session for session in self._sources if session.connected]
-        if sessions:
-            await asyncio.gather(*(session.drain(STOP_SECONDS) for session in sessions))
-            await asyncio.wait([session.closed for session in sessions], timeout=1.0)
-            for session in sessions:
-                session.abort()
+        connections = [connection for connection in self._sources if connection.connected]
+        if connections:
+            await asyncio.gather(*(connection.drain(STOP_SECONDS) for connection in connections))
+            await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
+            for connection in connections:
+                connection.abort()
         await self.dispatcher.close()
         self._report()
         if self.context.metrics.started:
@@ -165,7 +165,7 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         limits = self.context.config.limits
-        session = ClientConnection(
+        connection = ClientConnection(
             self.dispatcher,
             limits,
             host,
@@ -173,11 +173,11 @@ class Server:
             budget=self._budget,
             observer=self,
         )
-        self._sources[session] = source_network(host)
+        self._sources[connection] = source_network(host)
         self._update_metrics()
         try:
             await loop.connect_accepted_socket(
-                lambda: session,
+                lambda: connection,
                 accepted,
                 ssl=self._tls,
                 ssl_handshake_timeout=limits.login_seconds,
@@ -186,19 +186,21 @@ class Server:
         except OSError:  # also ssl.SSLError and TimeoutError
             self.incident("no TLS")
         finally:
-            if not session.connected:
-                self.closed(session)
+            if not connection.connected:
+                self.closed(connection)
 
     def _update_metrics(self) -> None:
-        vitals = self.context.metrics
-        vitals.connections = self._limiter.connections.total()
-        vitals.sessions = vitals.connections - self._limiter.unauthenticated.total()
+        metrics = self.context.metrics
+        metrics.connections = self._limiter.connections.total()
+        metrics.sessions = metrics.connections - self._limiter.unauthenticated.total()
 
     def _revoke(self, user: str, which: Callable[[Principal], bool] | None) -> None:
-        for session in list(self._sources):
-            who = session.principal
-            if session.user == user and (which is None or (who is not None and which(who))):
-                session.close()
+        for connection in list(self._sources):
+            principal = connection.principal
+            if connection.user == user and (
+                which is None or (principal is not None and which(principal))
+            ):
+                connection.close()
 
     async def _tick(self) -> None:
         for turn in itertools.count(1):
@@ -243,8 +245,8 @@ async def _listeners(host: str, port: int) -> list[socket.socket]:
     )
     listeners: list[socket.socket] = []
     try:
-        for family, _, _, _, where in dict.fromkeys(found):
-            listeners.append(_listener(family, where))
+        for family, _, _, _, address in dict.fromkeys(found):
+            listeners.append(_listener(family, address))
             if port == 0:
                 break  # a second family would get a port of its own
     except OSError:
@@ -254,8 +256,8 @@ async def _listeners(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def _listener(family: int, where: tuple[object, ...]) -> socket.socket:
-    host, port = str(where[0]), int(str(where[1]))
+def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
+    host, port = str(address[0]), int(str(address[1]))
     # All addresses include IPv4, which only Linux adds to "::" by default.
     both = host == "::" and socket.has_dualstack_ipv6()
     listening = socket.create_server(

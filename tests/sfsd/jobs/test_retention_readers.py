@@ -6,7 +6,7 @@ import pytest
 
 from protocol.wire.messages.downloads import GetOpen, Opened
 from sfsd.config import DAY
-from sfsd.jobs import expired_readers
+from sfsd.jobs import retention
 from tests.sfsd.builders import Daemon, file_id
 from tests.sfsd.jobs.test_retention import run
 from tests.sfsd.operations.test_sharing import reader, shared, wrap_owners
@@ -38,7 +38,7 @@ def test_wraps_are_removed_at_expiry(served: Daemon) -> None:
 
 
 def test_many_versions_take_several_runs(served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expired_readers, "MAX_VERSIONS", 1)
+    monkeypatch.setattr(retention, "MAX_READER_VERSIONS", 1)
     ada, bob = served.person("ada"), served.person("bob")
     until = int(served.clock.now) + DAY
     for content in (b"1", b"2"):
