@@ -234,7 +234,7 @@ def test_a_checkpoint_signed_by_an_earlier_log_key(
     assert "one log" in alice.run("audit", "compare", note).text
     note.write_bytes(b"nonsense")
     refused = alice.run("audit", "compare", note, code=5).stderr
-    assert "this is no checkpoint" in refused
+    assert "not a checkpoint of this server's log" in refused
     assert not (alice.home / "evidence").exists()
     put(alice, "still trusted")
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from sfsd import server_keys
 from sfsd.datadir import lock_root
 from tests.e2e.accounts import new_root
 from tests.harness import Client, CommandFailed, Daemon, Result
+from tests.waiting import until
 
 
 def blames(result: Result, *words: str) -> None:
@@ -165,7 +165,7 @@ def test_a_stop_under_load_is_quick_and_loses_nothing(
     assert others[1].stdin is not None
     others[1].stdin.write(bytes(3 * 1024 * 1024))
     others[1].stdin.flush()
-    wait_for(lambda: '"op":"upload"' in (daemon.root / "logs" / "audit.jsonl").read_text())
+    until(lambda: '"op":"upload"' in (daemon.root / "logs" / "audit.jsonl").read_text())
     began = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - began < 10
@@ -187,13 +187,6 @@ def test_a_stop_under_load_is_quick_and_loses_nothing(
         assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
     assert bob.run("ls").lines == []
     assert "Traceback" not in daemon.log_path.read_text()
-
-
-def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_clients_accept_a_stated_new_tls_key(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
@@ -225,7 +218,7 @@ def test_a_changed_log_stops_changes_and_downloads(
     log.write_bytes(b"".join(lines))
     blames(daemon.run("audit", "verify", code=5), "entry 3:")
     daemon.start()
-    wait_for(lambda: "damaged" in daemon.log_path.read_text())
+    until(lambda: "damaged" in daemon.log_path.read_text())
     assert alice.run("ls").lines == ["f"]
     for words in (("put", "f"), ("get", "f", "-o", "out")):
         refused = alice.run(*words, cwd=tmp_path, code=7)

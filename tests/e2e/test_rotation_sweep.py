@@ -28,14 +28,14 @@ from tests.harness import Daemon, environment
 
 FULL = os.environ.get("SFS_ROTATION") == "full"
 MOST = 5 if FULL else 1
-"""Times the points of a test run."""
+"""Factor for the number of points in a test run."""
 SEED = 6
 SECONDS = 300 if FULL else 60
 """Time limit of one rotation. After a theft each version gets another record, which every later
 rotation endorses: the last rotations of a full run have hundreds of records."""
 NAMES = [f"{number:02}" for number in range(8)]
 LARGE = "large"
-"""Past what goes up in one request."""
+"""Content longer than one request can carry."""
 DAEMON = {"prepare", "prepared", "append", "appended", "publish", "published", "signed"} | {
     "settle",
     "settled",
