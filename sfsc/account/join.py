@@ -128,7 +128,9 @@ class _Opened(Value):
         opener: Opener,
         taking: TakingBack | None,
     ) -> _Opened:
-        message = build_login(transport, link.pin, link.user, opener.generation, opener.signing, 0)
+        message, _ = build_login(
+            transport, link.pin, link.user, opener.generation, opener.signing, 0
+        )
         reply = transport.call(message, transport.timeouts.opening)
         trust.accept_session(expect_reply(reply, opening.Session))
 

@@ -41,7 +41,7 @@ from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, OwnLog
-from sfsc.session.commit import Built, build_tombstone, change_file
+from sfsc.session.commit import Built, build_tombstone, change_file, change_request
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
@@ -204,7 +204,7 @@ class Repair:
         def build(onto: VerifiedFile) -> Built | None:
             if onto.deleted and not session.account.is_voided(onto.head):
                 return None
-            return build_tombstone(session, onto.head, onto.head_body), b"", ()
+            return build_tombstone(session, onto.head, onto.head_body), change_request()
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made

@@ -21,7 +21,7 @@ from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
-from sfsc.session.commit import Built, build_purge, change_file, find_file
+from sfsc.session.commit import Built, build_purge, change_file, change_request, find_file
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
@@ -124,7 +124,8 @@ class FileHistory:
                 op=RESTORE,
                 origin=(onto.file_id, source.version),
             )
-            return record, sealed, self._session.wrap(key, onto.head, readers)
+            wraps = self._session.wrap(key, onto.head, readers)
+            return record, change_request(sealed, wraps)
 
         return build, metadata
 
@@ -165,7 +166,9 @@ class FileHistory:
                 raise ConflictError("the file is there again", "it was put or restored meanwhile")
             # What is there is read anew for each try: another device may purge as well.
             file, chosen = onto, self._old(onto, keep)[:PURGED_AT_ONCE]
-            return (build_purge(self._session, onto, tuple(chosen)), b"", ()) if chosen else None
+            if not chosen:
+                return None
+            return build_purge(self._session, onto, tuple(chosen)), change_request()
 
         while (made := change_file(self._session, file, build)) is not None:
             record, body = made

@@ -16,7 +16,13 @@ from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.errors import LocalError, NotFound
-from sfsc.session.commit import Built, build_tombstone, change_file, find_current_file
+from sfsc.session.commit import (
+    Built,
+    build_tombstone,
+    change_file,
+    change_request,
+    find_current_file,
+)
 from sfsc.session.pipeline import Window, changed_since
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
@@ -72,7 +78,7 @@ class Files:
             file = onto
             if onto.deleted:
                 return None
-            return build_tombstone(session, onto.head, onto.head_body), b"", ()
+            return build_tombstone(session, onto.head, onto.head_body), change_request()
 
         if (made := change_file(session, file, build)) is not None:
             record, body = made

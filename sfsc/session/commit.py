@@ -1,5 +1,5 @@
-"""Records put onto files' heads without new ciphertext: sent, proven to stand in the log, and built
-again where someone was faster."""
+"""Changes of a file by a new record on its head: built, sent, proven to be in the log, and built
+again on a newer head after a conflict."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Final, overload
 
 from protocol.records.records import DELETE, PURGE, FileRecord, ReaderEntry, record_hash
-from protocol.wire.messages import Done, Error
+from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
+from protocol.wire.messages.uploads import PutCommit
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.session.server_errors import expect_reply
@@ -18,12 +19,23 @@ from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import VerifiedFile
 
 MAX_CONFLICTS: Final = 16
-"""How often someone may be faster before a change gives up."""
+"""Conflicts after which a change gives up."""
 _MAY_HAVE_LANDED: Final = frozenset({"conflict", "upload-lost", "stale-generation"})
 """Error codes for a record that was accepted before: another record followed it, its upload is
 gone, or keys were rotated."""
-Built = tuple[FileRecord, bytes, tuple[Wrap, ...]]
-"""A record, and the sealed metadata and the wraps that go with it."""
+Built = tuple[FileRecord, Callable[[bytes, bytes], Request]]
+"""A record, and a function that builds its request from its exact bytes and their signature."""
+
+
+class UploadLost(Exception):
+    """The server no longer has what was uploaded: the file must start again, under a new key."""
+
+
+def change_request(
+    metadata: bytes = b"", wraps: tuple[Wrap, ...] = ()
+) -> Callable[[bytes, bytes], Request]:
+    """Return the function for a record without new ciphertext; `metadata` is sealed."""
+    return lambda body, signature: Record((RecordChange(body, signature, metadata, wraps),))
 
 
 def find_file(session: Session, name: str) -> VerifiedFile:
@@ -32,27 +44,28 @@ def find_file(session: Session, name: str) -> VerifiedFile:
     try:
         return session.fetch_newest(session.account.file_id(name))
     except NotFound as exc:
-        raise NotFound(f"there never was a file {name}", "`sfsc ls` shows what there is") from exc
+        raise NotFound(f"no such file: {name}", "run `sfsc ls` to see what is stored") from exc
 
 
 def find_current_file(session: Session, name: str) -> VerifiedFile:
-    """The current version of our file `name`. Raises `NotFound`."""
+    """Return the current version of our file `name`. Raises `NotFound`."""
     file = find_file(session, name)
     if file.deleted:
-        raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
+        raise NotFound(f"the file {name} was deleted", "run `sfsc history` to see its versions")
     return file
 
 
 def build_tombstone(
     session: Session, head: FileRecord, body: bytes, to: str | None = None
 ) -> FileRecord:
-    """The record that deletes a file onto its `head`, whose exact bytes are `body`; `to` is the
-    file_id that the file moved to."""
+    """Return the record that deletes a file, on its `head`, whose exact bytes are `body`. `to` is
+    the file_id to which the file moved."""
     return build_record(session, head, body, op=DELETE, current=0, to=to)
 
 
 def build_purge(session: Session, file: VerifiedFile, versions: tuple[int, ...]) -> FileRecord:
-    """The record that removes the content of `versions`, sorted and none of them current."""
+    """Return the record that removes the content of `versions`, which are sorted and not
+    current."""
     head = file.head
     return build_record(
         session, head, file.head_body, op=PURGE, current=head.current, purged=versions
@@ -70,8 +83,8 @@ def build_record(
     purged: tuple[int, ...] | None = None,
     readers: tuple[ReaderEntry, ...] | None = None,
 ) -> FileRecord:
-    """The record of `op` onto `head`, whose exact bytes are `body`; readers stay where none are
-    named."""
+    """Return the record of `op` on `head`, whose exact bytes are `body`; without `readers` these
+    stay the same."""
     author = session.author
     return FileRecord(
         server=author.server,
@@ -94,11 +107,11 @@ def build_record(
 def was_accepted(
     session: Session, connection: int, refused: Error, record: FileRecord, body: bytes
 ) -> bool:
-    """Whether the file's history has this very record, which was sent when `connection` was the
-    session's (`Session.connections`) and is `refused` now.
+    """Whether the file's history has this very record although it is `refused` now. It was sent
+    when `Session.connections` was `connection`.
 
-    Of a record sent twice the first may have been accepted, its answer lost with the connection,
-    and something else put upon it since. One that was sent once is not asked about.
+    A record may be accepted, the reply lost with its connection, and another record added before
+    the request is repeated. The history is not read for a record that was sent once.
     """
     if session.connections == connection or refused.code not in _MAY_HAVE_LANDED:
         return False
@@ -119,26 +132,30 @@ def change_file(
 def change_file(
     session: Session, file: VerifiedFile, build: Callable[[VerifiedFile], Built | None]
 ) -> tuple[FileRecord, bytes] | None:
-    """Put the record that `build` makes onto the head of `file`.
+    """Add the record that `build` returns to the head of `file`; None means that nothing is left to
+    do.
 
-    Where someone was faster, it is built again onto the newer head; None from `build` says that
-    nothing is left to do. Returns the record and its exact bytes, proven to stand in the log.
-    Raises `ConflictError` where others keep changing the file.
+    After a conflict it is built again on the newer head. Returns the record and its exact bytes,
+    proven to be in the log. Raises `ConflictError` if others keep changing the file, and
+    `UploadLost` if the record commits an upload that the server no longer has.
     """
     for _ in range(MAX_CONFLICTS):
         built = build(file)
         if built is None:
             return None
-        record, metadata, wraps = built
+        record, build_request = built
         body = record.encode()
         signature, connection = session.sign(body), session.connections
-        reply = session.ask(Record((RecordChange(body, signature, metadata, wraps),)))
+        request = build_request(body, signature)
+        reply = session.ask(request)
         if not isinstance(reply, Error):
             session.verify_receipt(expect_reply(reply, Done).receipt, record, body, signature)
             session.link_receipts()
             return record, body
         if was_accepted(session, connection, reply, record, body):
             return record, body
+        if reply.code == "upload-lost" and isinstance(request, PutCommit):
+            raise UploadLost
         if reply.code != "conflict" or reply.head is None:
             session.renew_keys(reply)
             continue

@@ -12,7 +12,7 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
 from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
 from sfsc.session.limits import Timeouts
-from sfsc.trust.server_log import ServerTrust, TreeHead
+from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import ClientState
 
 if TYPE_CHECKING:
@@ -26,17 +26,10 @@ LOST: Final = (Unreachable, TimedOut)
 
 def build_login(
     transport: Transport, server: bytes, user: str, generation: int, key: SigningKey, known: int
-) -> opening.Login:
-    """Build a login with the `key` of a `generation` (0: the recovery key), signed for this
-    connection. `known` is the size of the log that the client remembers."""
-    body = login_signed_bytes(transport, server, user, generation)
-    signature = key.sign(Label.LOGIN, body)
-    return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature)
-
-
-def login_signed_bytes(transport: Transport, server: bytes, user: str, generation: int) -> bytes:
-    """Return the bytes that a login over this connection signs."""
-    return login_body(
+) -> tuple[opening.Login, bytes]:
+    """Return a login with the `key` of a `generation` (0: the recovery key), and the bytes that it
+    signs for this connection. `known` is the size of the log that the client remembers."""
+    body = login_body(
         server=server,
         spki=transport.peer_spki_sha256,
         welcome=transport.welcome_sha256,
@@ -44,13 +37,8 @@ def login_signed_bytes(transport: Transport, server: bytes, user: str, generatio
         user=user,
         generation=generation,
     )
-
-
-def load_trust(state: ClientState, pin: bytes) -> ServerTrust:
-    """Return the trust in the server `pin` (its server_id), as far as `state` remembers it."""
-    newest = state.checkpoint()
-    point = None if newest is None else TreeHead(*newest)
-    return ServerTrust(pin, statement=state.server_statement(), newest=point)
+    signature = key.sign(Label.LOGIN, body)
+    return opening.Login(opening.PROTOCOL_VERSION, user, generation, known, signature), body
 
 
 def dial(addresses: tuple[str, ...], timeouts: Timeouts | None) -> Transport:

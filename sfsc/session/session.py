@@ -51,8 +51,6 @@ from sfsc.session.handshake import (
     LOST,
     build_login,
     dial,
-    load_trust,
-    login_signed_bytes,
     verify_welcome,
 )
 from sfsc.session.limits import Timeouts
@@ -144,9 +142,12 @@ class Session:
         self._signing_ids: dict[int, str] = {}  # of each generation that signed here
         self.use_keyring(keyring)
         self._recovery = recovery
-        self.trust = load_trust(state, keyring.server_id)
-        if anew:
-            self.trust = ServerTrust(keyring.server_id, statement=state.server_statement())
+        newest = None if anew else state.checkpoint()
+        self.trust = ServerTrust(
+            keyring.server_id,
+            statement=state.server_statement(),
+            newest=None if newest is None else TreeHead(*newest),
+        )
         self._remembered = self.trust.newest
         self.notice: opening.Notice | None = None
         """The server's notice about our keys at the last login."""
@@ -243,9 +244,10 @@ class Session:
         transport = dial(self.keyring.addresses, self._timeouts)
         try:
             self.limits = verify_welcome(transport, self.trust, self.state).limits
-            message = build_login(transport, server, user, generation, key, self.trust.newest.size)
+            known = self.trust.newest.size
+            message, signed = build_login(transport, server, user, generation, key, known)
             reply = transport.call(message, transport.timeouts.opening)
-            self.login_record = login_signed_bytes(transport, server, user, generation)
+            self.login_record = signed
             opened = expect_reply(reply, opening.Session)
             self.notice = opened.notice
             with self.keeping_fork_evidence():

@@ -26,6 +26,7 @@ from protocol.wire.messages.uploads import Aborted, Data, PutAbort, PutResume, U
 from sfsc.closing import Closing
 from sfsc.crypto.segments import Allocate, ByteSource, Decryptor, Encryptor
 from sfsc.errors import NetworkError, ProtocolFailure, Tampered
+from sfsc.session.commit import UploadLost
 from sfsc.session.limits import MAX_WINDOW, Ticket
 from sfsc.session.pipeline import Window
 from sfsc.session.server_errors import expect_reply
@@ -43,10 +44,6 @@ MAX_UPLOAD_STARTS: Final = 3
 _ABORT_SECONDS: Final = 2.0
 _AHEAD: Final = 2
 """Pieces that the worker thread encrypts, or decrypts, ahead of the one being sent or written."""
-
-
-class UploadLost(Exception):
-    """Raised if the server no longer has the upload: the file must start again, under a new key."""
 
 
 class _SentPiece(Mutable):

@@ -41,12 +41,12 @@ from sfsc.errors import (
     Unreachable,
     UnreadableSource,
 )
-from sfsc.session.commit import MAX_CONFLICTS, was_accepted
+from sfsc.session.commit import MAX_CONFLICTS, UploadLost, was_accepted
 from sfsc.session.limits import MAX_REQUESTS, Ticket
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session, known_file
-from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadLost, UploadStream
+from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
 from sfsc.transfer.source import SMALL, Source, SourceReader, name_for, open_source
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
