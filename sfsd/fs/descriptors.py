@@ -44,8 +44,7 @@ def store_error(exc: OSError, doing: str) -> StoreRefusedError:
 
 
 class SyncGuard:
-    """Syncs files and folders; after the first failure every call fails. Safe on several
-    threads."""
+    """Syncs files and folders; after the first failure every call fails. Thread-safe."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -58,8 +57,7 @@ class SyncGuard:
             raise StoreFailedError(self.failed)
 
     def fail(self, doing: str, exc: OSError) -> NoReturn:
-        """Record the failure, so that nothing counts as durable any more. Raises
-        `StoreFailedError`."""
+        """Record the failure: nothing counts as durable any more. Raises `StoreFailedError`."""
         self.failed = f"{doing}: {exc.strerror or exc}"
         raise StoreFailedError(self.failed) from exc
 
@@ -150,8 +148,7 @@ class SharedHandle:
 
     @contextmanager
     def use(self) -> Iterator[int]:
-        """Yield the descriptor, valid until the block ends. Raises StagingClosedError once
-        closed."""
+        """Yield the descriptor, valid within the block. Raises StagingClosedError once closed."""
         with self._lock:
             if self._closing:
                 raise StagingClosedError("closed")

@@ -55,8 +55,7 @@ class DirectFile:
         return True
 
     def read(self, offset: int, length: int) -> memoryview | None:
-        """Return up to `length` bytes from `offset`, fewer at the end of the file. Raises as
-        `write`."""
+        """Return `length` bytes from `offset`, fewer at the end of the file. Raises as `write`."""
         first = offset % PAGE
         whole = -(-(first + length) // PAGE) * PAGE
         if self._shared is None or not self._usable:

@@ -102,8 +102,7 @@ class Files:
             return len(data)
 
     def write_at(self, handle: int, data: Buffer, offset: int) -> int:
-        """Write once at `offset`; return how many bytes were written. Safe beside writes of other
-        ranges."""
+        """Write at `offset` once; return the bytes written. Safe beside writes of other ranges."""
         if sys.platform != "win32":
             return os.pwrite(handle, data, offset)
         else:
@@ -130,8 +129,7 @@ class Files:
                     raise  # other errors: unsupported here, and not needed
 
     def reserve(self, handle: int, offset: int, length: int) -> None:
-        """Hint that this range will be written; promises nothing and does not move the end of the
-        file."""
+        """Hint that this range will be written; promises nothing and keeps the file's size."""
         largefiles.reserve(handle, offset, length)
 
     def size(self, handle: int) -> int:
@@ -251,14 +249,12 @@ class Files:
             raise
 
     def replace_durable(self, path: Path, data: Buffer) -> None:
-        """Replace the content of `path`: old or new, never a mixture; the new is durable on
-        return."""
+        """Replace `path`: old or new content, never a mixture; the new is durable on return."""
         self._replace_with(path, data, durable=True)
         self.sync_folder(path.parent)
 
     def replace_soon(self, path: Path, data: Buffer) -> None:
-        """Replace as `replace_durable`, but without a sync: atomic if killed, but power loss
-        may leave nothing."""
+        """Replace without a sync: atomic if killed, but power loss may leave nothing."""
         self._replace_with(path, data, durable=False)
 
     def replace_staged(self, path: Path | str, data: Buffer) -> None:

@@ -66,8 +66,7 @@ class LogFile:
         self.end = end
 
     def read(self, start: int, end: int) -> bytes:
-        """Return bytes [start, end). Raises `JournalUnreadableError` if they are missing or
-        unreadable."""
+        """Return bytes [start, end). Raises `JournalUnreadableError` if that is impossible."""
         try:
             return self._files.read_exactly(self._handle, end - start, start)
         except (OSError, EOFError) as exc:

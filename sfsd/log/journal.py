@@ -98,7 +98,7 @@ class Journal:
             raise
         self._proofs = ProofCache(self._tree)
         self._state, self._accounts = found.state, found.heads
-        self._marked = self._unverified = found.trusted
+        self._marked = self._unverified = found.unverified
         self.reserve.refill()
 
     # Appending: the committer's thread only.
@@ -112,8 +112,7 @@ class Journal:
 
     @property
     def full(self) -> bool:
-        """Whether the reserve is used up: then only requests that free space or read should be
-        made."""
+        """Whether the reserve is used up: then only requests that free space or read make sense."""
         return not self.reserve.held
 
     def account(self, user: str) -> AccountHead:
@@ -248,8 +247,7 @@ class Journal:
         return self._file.lines(self._start(first, state), self._start(end, state))
 
     def checkpoint(self) -> bytes:
-        """Return the signed note of the present, durable size; it is also kept in
-        logs/checkpoint."""
+        """Return the signed note of the present, durable size; also kept in logs/checkpoint."""
         return self._sign()[1]
 
     def root_at(self, size: int) -> bytes:

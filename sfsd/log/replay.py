@@ -40,12 +40,11 @@ EMPTY = LogState(0, 0, auditlog.GENESIS, merkle.EMPTY_ROOT)
 
 
 class ReplayResult(Value):
-    """Result of a start: the log's `state`, the account `heads`, and the unchecked part before the
-    mark."""
+    """Result of a start: the log's `state`, the account `heads`, and the `unverified` part."""
 
     state: LogState
     heads: dict[str, AccountHead]
-    trusted: LogState
+    unverified: LogState
 
 
 def stored_checkpoint(path: Path, verifier: checkpoint.Verifier) -> checkpoint.Checkpoint:
@@ -72,12 +71,12 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     if mark is None or not _fits(mark, file, tree):
         # The cache does not match this log. Read all of it, and report damage in the log itself.
         tree.truncate(0)
-        trusted, heads = EMPTY, {}
+        unverified, heads = EMPTY, {}
     else:
         tree.truncate(mark.size)
-        trusted = LogState(mark.size, mark.offset, mark.hash, mark.root)
+        unverified = LogState(mark.size, mark.offset, mark.hash, mark.root)
         heads = {user: (count, last) for user, count, last in mark.accounts}
-    size, end, last = trusted.size, trusted.end, trusted.hash
+    size, end, last = unverified.size, unverified.end, unverified.hash
     for line in file.lines(end, file.end):
         try:
             entry = next(auditlog.verify_chain([line], first=size, prev=last))
@@ -94,13 +93,13 @@ def replay(file: LogFile, tree: LogTree, signed: checkpoint.Checkpoint) -> Repla
     if size < signed.size:
         raise JournalDamagedError("covered by the signed checkpoint, but missing", seq=size)
     if merkle.root_at(signed.size, tree.node) != signed.root:
-        if trusted.size:  # perhaps only the cache is wrong
+        if unverified.size:  # perhaps only the cache is wrong
             tree.truncate(0)
             return replay(file, tree, signed)
         # The lines chain, so they were rewritten from some entry on. Only a copy of the log could
         # show which.
         raise JournalDamagedError("this entry or a later one differs from the signed log", seq=0)
-    return ReplayResult(LogState(size, end, last, tree.root()), heads, trusted)
+    return ReplayResult(LogState(size, end, last, tree.root()), heads, unverified)
 
 
 def compare(

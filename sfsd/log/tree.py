@@ -112,8 +112,7 @@ class LogTree:
             self._offsets += offset.to_bytes(_OFFSET_SIZE, "big")
 
     def flush(self) -> None:
-        """Write the lines in memory to the files. After a failure they stay in memory, to be
-        retried."""
+        """Write the lines in memory to the files. A failure keeps them in memory, to be retried."""
         if self.size == self._stored:
             return
         for handle, start, tail in (
@@ -128,8 +127,7 @@ class LogTree:
             self._nodes, self._offsets = bytearray(), bytearray()
 
     def node(self, level: int, index: int) -> bytes:
-        """Return the hash of the complete subtree (level, index), 32 bytes: a
-        `merkle.NodeReader`."""
+        """Return the hash of the complete subtree (level, index): a `merkle.NodeReader`."""
         return self._nodes_from(merkle.node_position(level, index), 1)
 
     def completed_by(self, seq: int) -> bytes:

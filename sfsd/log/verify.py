@@ -1,5 +1,4 @@
-"""Verifies the log from its files alone, with or without a running daemon: chain, tree,
-checkpoint."""
+"""Verifies the log from its files, also beside a running daemon: chain, tree, checkpoint."""
 
 from __future__ import annotations
 
@@ -101,8 +100,7 @@ def _verify_parts(root: Path, signed: int) -> Iterator[_VerifiedPart | None]:
 
 
 def _part_ranges(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of parts of about `_PART_SIZE` bytes, of whole lines except perhaps the
-    last."""
+    """Yield (start, end) of parts of about `_PART_SIZE` bytes; only the last may end within a line."""
     try:
         with path.open("rb") as file:
             size, start = file.seek(0, os.SEEK_END), 0

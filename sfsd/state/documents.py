@@ -56,8 +56,7 @@ class _CachedFile(Value):
 
 
 class SidecarWrite:
-    """A sidecar to be written to `path`. `value` is the written sidecar once its bytes were
-    encoded."""
+    """A sidecar to be written to `path`; `value` is what was written, once it is encoded."""
 
     def __init__(self, path: str, sidecar: Sidecar) -> None:
         self.path = path
@@ -95,8 +94,7 @@ class Documents:
         self._paths = lru_cache(_CACHED_ENTRIES)(journal.paths)
 
     def sidecar(self, path: str) -> Document[Sidecar]:
-        """Return the sidecar `path`. Raises `Absent`, or `DamagedError` if the bytes differ from
-        the log."""
+        """Return a sidecar. Raises `Absent`, or `DamagedError` if it differs from the log."""
         (found,) = self.sidecars([path])
         return found
 

@@ -61,8 +61,7 @@ class OwnerFiles(LoadOnce):
         )
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
-        """Return up to `limit` (file_id, newest version, seq) past `file_id`, in order; seq 0 is
-        unknown."""
+        """Return up to `limit` (file_id, newest version, seq or 0) past `file_id`, in order."""
         self._ensure()
         with self._lock:
             start = bisect.bisect_right(self._sorted, file_id)

@@ -39,8 +39,7 @@ class Ledger(LoadOnce):
         self._coming: set[bytes] = set()
 
     def load(self, read: Callable[[], tuple[Iterable[Holding], Iterable[str]]]) -> None:
-        """Load at first use. `read` returns all contents, and the file_ids with a current
-        version."""
+        """Load once. `read` returns all contents, and the file_ids with a current version."""
 
         def enter(found: tuple[Iterable[Holding], Iterable[str]]) -> None:
             holdings, living = found

@@ -31,8 +31,7 @@ PER_FILE: Final = 2
 
 
 class OpenVersion(Value):
-    """An opened version. `content_id` identifies the content: another one under the same path is a
-    change."""
+    """An opened version. Another `content_id` under the same path means that it changed."""
 
     owner: str
     file_id: str
@@ -90,8 +89,7 @@ class SessionHandles:
                 self._logged.popitem(last=False)
 
     def invalidate(self, owner: str, file_id: str, version: int) -> None:
-        """Drop the handles of a version whose content is removed: they answer `changed` from now
-        on."""
+        """Drop the handles of a version whose content is removed: they now answer `changed`."""
         with self._lock:
             gone = [
                 name
@@ -162,8 +160,7 @@ class ReadHandles:
             self._sessions[session] = SessionHandles(self._open_blob, self._share)
 
     def for_session(self, session: int) -> SessionHandles:
-        """Return a session's handles. Raises `Refused` if the session ended while a request was
-        running."""
+        """Return a session's handles. Raises `Refused` if it ended during the request."""
         with self._lock:
             found = self._sessions.get(session)
         if found is None:

@@ -119,8 +119,7 @@ class Upload:
         return True
 
     def wait_for_writes(self) -> int:
-        """Wait until no piece is being written; return how many bytes from the start are
-        complete."""
+        """Wait for running writes; return how many bytes from the start are complete."""
         with self._condition:
             if not self._condition.wait_for(lambda: not self._writing, _SETTLE):
                 raise Refused("busy", "pieces are still being written")
@@ -137,8 +136,7 @@ class Upload:
             self._committing = True
 
     def seal(self) -> tuple[int, list[bytes], bytes]:
-        """Seal the upload; return (bytes, leaf hashes, segments_root). Raises `Refused` if
-        incomplete."""
+        """Seal it; return (bytes, leaf hashes, segments_root). Raises `Refused` if incomplete."""
         try:
             size, leaves = self.staged.size, self.staged.leaves
         except IncompleteError as exc:
@@ -155,8 +153,7 @@ class Upload:
             self._committing = False
 
     def close_unless_committing(self) -> bool:
-        """Close unless a commit is running, whose entry may be in the log by now; return whether it
-        closed."""
+        """Close unless a running commit may have logged it; return whether it closed."""
         with self._condition:
             self._closed = self._closed or not self._committing
             return not self._committing
@@ -265,8 +262,7 @@ class UploadRegistry:
         return sum([self._drop_unless_committed(upload) for upload in idle])
 
     def _drop_unless_committed(self, upload: Upload) -> bool:
-        """Drop the upload unless a commit began since it was looked up; return whether it was
-        dropped."""
+        """Drop the upload unless a commit began meanwhile; return whether it was dropped."""
         if not upload.close_unless_committing():
             return False
         self._drop(upload)

@@ -106,15 +106,13 @@ Effect = Write | Adopt | Link | Remove
 
 
 class Claim(Protocol):
-    """A resource that a change reserves, such as quota. Both methods run on the committer
-    thread."""
+    """A resource that a change reserves, such as quota. Used on the committer thread."""
 
     def acquire(self) -> None:
         """Reserve it. Raises an SfsdError to fail this change alone."""
 
     def release(self) -> None:
-        """Undo the reservation of a failed change; never called after a success, and must not
-        raise."""
+        """Undo the reservation of a failed change; never called after a success. Must not raise."""
 
 
 class Change(Value):

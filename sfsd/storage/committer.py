@@ -87,8 +87,7 @@ class GroupCommitter:
             self.settle()
 
     def settle(self, *, force: bool = False) -> None:
-        """Call `DirectoryStore.settle`. A failure shows as `failed`; a full disk is retried
-        later."""
+        """Call `DirectoryStore.settle`. A failure sets `failed`; a full disk is retried later."""
         try:
             self._store.settle(force=force)
         except StoreFullError:
@@ -98,16 +97,14 @@ class GroupCommitter:
             return
 
     def maintain(self) -> None:
-        """Between groups: save a mark, which shortens the next start, and restore the disk
-        reserve."""
+        """Between groups: save a mark for a short next start, and restore the disk reserve."""
         self._journal.save_mark()
         if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
             self._journal.reserve.refill()
 
     def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
-        """Try once; return the changes to retry because one of the group was too long for the
-        log."""
+        """Try once; return the changes to retry after one was too long for the log."""
         try:
             prepared = self._prepare(group)
         except StoreError as exc:
@@ -160,8 +157,7 @@ class GroupCommitter:
             submitted.future.set_result(seq)
 
     def _publish(self, prepared: PreparedGroup) -> None:
-        """Publish. Raises StoreFailedError: what is logged and cannot be published waits for a
-        restart."""
+        """Publish. Raises StoreFailedError: the logged group then waits for a restart."""
         try:
             self._store.publish(prepared)
         except OSError as exc:
@@ -183,15 +179,13 @@ class Committer:
     def __init__(
         self, store: DirectoryStore, journal: Journal, *, settle_after: float = 0.5
     ) -> None:
-        """Start with a store and a log that were just recovered; settles every `settle_after`
-        seconds."""
+        """Start on a recovered store and log; settle every `settle_after` seconds."""
         self._point = GroupCommitter(store, journal)
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting: deque[PendingChange] = deque()
         self.expected: Callable[[], int] = lambda: 0
-        """Returns how many requests are being decided and may submit a change; set by the request
-        batches."""
+        """Returns how many requests being decided may submit a change; set by `BatchRunner`."""
         self._closing = False
         self._stopped: str | None = None
         self._published = threading.Event()

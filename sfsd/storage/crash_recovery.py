@@ -38,8 +38,7 @@ class RecoveryReport(Value):
 
 
 class ExpectedFile(Value):
-    """The file that entry `seq` requires under `path`; `stage` names the pack that has it
-    staged."""
+    """The file that entry `seq` requires under `path`; `stage` names its pack."""
 
     seq: int
     path: str

@@ -158,8 +158,7 @@ class Fsck:
         yield Finding(problem, f"store/users/{path}", seq, repaired, what)
 
     def _matches(self, path: str, digest: bytes) -> bool:
-        """Return whether the file matches the log; of a ciphertext only its size, unless all is
-        read."""
+        """Return whether the file matches the log; a ciphertext by its size, unless all is read."""
         target = self._users / path
         if is_ciphertext(path):
             size = self._sizes.get(path)

@@ -77,8 +77,7 @@ class Installer:
         self._files.replace_staged(target, step.data)
 
     def remove_temporary(self, path: str) -> Path:
-        """Return the path under which `path` is written before it is renamed; no file exists there
-        now."""
+        """Remove and return the path under which `path` is written before it is renamed."""
         temporary = self._files.temporary(self._users / path)
         self._files.remove(temporary)
         return temporary

@@ -82,8 +82,7 @@ class Sidecar(Value):
         ).encode()
 
     def view(self, user: str, last: SignedRecord) -> FileView:
-        """Return the view of `user`, who may see it: only their own wrap, and the file's `last`
-        record."""
+        """Return the view of `user`: only their own wrap, and the file's `last` record."""
         own = tuple(wrap for wrap in self.wraps if wrap.user == user)
         head = None if last.record == self.content.record else last
         return FileView(self.seq, self.content, head, self.metadata or b"", own)
