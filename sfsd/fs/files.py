@@ -166,12 +166,10 @@ class Files:
                 os.close(handle)
 
     def sync_all(self, folder: int) -> bool:
-        """Write the whole file system that holds the open `folder` to the disk.
-
-        One such sync replaces one sync for each of many files. Return False, having done nothing,
-        if it is unavailable or its failures might go unreported. An error is raised once for each
-        handle that was opened before it happened, whichever program's bytes were lost.
-        """
+        """Write the whole file system that holds the open `folder` to the disk. One such sync
+        replaces one sync for each of many files. Return False, having done nothing, if it is
+        unavailable or its failures might go unreported. An error is raised once for each handle
+        that was opened before it happened, whichever program's bytes were lost."""
         if sys.platform == "linux":
             return _syncfs(folder)
         else:
@@ -230,12 +228,10 @@ class Files:
     def write_new(
         self, path: Path | str, data: Buffer, *, durable: bool = False, allocate: bool = False
     ) -> None:
-        """Create `path` with `data`. Raises FileExistsError if `path` exists.
-
-        With `durable` the file is synced, and its name is durable after `sync_folder` of its
-        folder. Without it, a kill may leave part of the data, and power loss may leave nothing.
-        `allocate` calls `Files.allocate`. A failed attempt is removed, so it can be retried.
-        """
+        """Create `path` with `data`. Raises FileExistsError if `path` exists. With `durable` the
+        file is synced, and its name is durable after `sync_folder` of its folder. Without it, a
+        kill may leave part of the data, and power loss may leave nothing. `allocate` calls
+        `Files.allocate`. A failed attempt is removed, so it can be retried."""
         handle = self.open_new(path)
         try:
             with self.closing(handle):

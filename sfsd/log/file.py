@@ -40,8 +40,7 @@ class LogFile:
 
     def append(self, data: bytes) -> None:
         """Append `data` durably. One thread only. Raises `JournalRefusedError` (`JournalFullError`
-        for a full disk) if the file is as it was before, `JournalFailedError` if that is
-        unknown."""
+        for a full disk) if the file is unchanged, `JournalFailedError` if that is unknown."""
         try:
             written = self._files.write(self._handle, data)
         except OSError as exc:
@@ -73,9 +72,8 @@ class LogFile:
             raise JournalUnreadableError(f"the log cannot be read at byte {start}") from exc
 
     def lines(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield the lines in [start, end) without newlines; a last line without newline is left
-        out. Ends after data longer than a line may be, which is yielded so that the parser refuses
-        it."""
+        """Yield the lines in [start, end) without newlines, but not an incomplete last one. Ends
+        after data longer than a line may be, which is yielded for the parser to refuse."""
         rest = b""
         while start < end:
             chunk = self.read(start, min(start + _CHUNK, end))

@@ -121,11 +121,9 @@ class Journal:
 
     def append(self, drafts: Sequence[EntryDraft]) -> list[AppendedEntry]:
         """Append `drafts` as the next entries, in order, in one write and one sync; all or none.
-
         The committer fills a draft's `stage` and `detail["paths"]`; this fills
         `detail["accounts"]`. Raises `EntryTooLongError` (nothing written), `JournalRefusedError`
-        (undone; `JournalFullError` for a full disk), `JournalFailedError` (from then on always).
-        """
+        (undone; `JournalFullError` for a full disk), `JournalFailedError` (from then on always)."""
         if self.failed is not None:
             raise JournalFailedError(self.failed)
         appended, heads = self._encode(drafts)
@@ -226,9 +224,8 @@ class Journal:
             raise JournalDamagedError.from_log_error(exc) from exc
 
     def paths(self, seq: int) -> dict[str, bytes | None]:
-        """Return `LogEntry.paths` of entry `seq`, at half the cost of parsing it. Raises as
-        `entry`. If the line's leaf is in the tree, its bytes were accepted when they were added and
-        need no second check."""
+        """Return `LogEntry.paths` of entry `seq` at half the cost of parsing it. Raises as `entry`.
+        A line whose leaf is in the tree was checked when it was added."""
         line = self.line(seq)
         try:
             leaf = merkle.leaf_hash(auditlog.line_hash(line, seq=seq))

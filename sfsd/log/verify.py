@@ -100,7 +100,7 @@ def _verify_parts(root: Path, signed: int) -> Iterator[_VerifiedPart | None]:
 
 
 def _part_ranges(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of parts of about `_PART_SIZE` bytes; only the last may end within a line."""
+    """Yield (start, end) of parts of about `_PART_SIZE` bytes, of whole lines but for the last."""
     try:
         with path.open("rb") as file:
             size, start = file.seek(0, os.SEEK_END), 0
@@ -164,8 +164,7 @@ def _verify_lines(lines: list[bytes], first: int, prev: bytes) -> list[bytes]:
 
 def verify_log(root: Path, each: Callable[[LogEntry], None] = lambda _entry: None) -> VerifiedLog:
     """Check the log of `root`, and pass every entry to `each`. Raises `JournalDamagedError` with
-    the first wrong seq. The checkpoint is read before the log: while a daemon appends, the log is
-    the longer one."""
+    the first wrong seq. Reads the checkpoint before the log, which a daemon may extend."""
     signed = _signed_checkpoint(root)
     leaves = _CachedLeaves(root / "logs" / "tree" / "nodes")
     frontier = merkle.Frontier()

@@ -39,7 +39,7 @@ class OwnerFiles(LoadOnce):
 
     def newest(self, file_id: str) -> int:
         """Return the highest version of a file, 0 if there is no such file."""
-        self._ensure()
+        self._load(self._scan, self._enter)
         with self._lock:
             return self._newest.get(file_id, 0)
 
@@ -62,7 +62,7 @@ class OwnerFiles(LoadOnce):
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
         """Return up to `limit` (file_id, newest version, seq or 0) past `file_id`, in order."""
-        self._ensure()
+        self._load(self._scan, self._enter)
         with self._lock:
             start = bisect.bisect_right(self._sorted, file_id)
             ids = self._sorted[start : start + limit]
@@ -113,9 +113,6 @@ class OwnerFiles(LoadOnce):
         """Return the quota ledger, loaded."""
         self.ledger.load(self._weigh)
         return self.ledger
-
-    def _ensure(self) -> None:
-        self._load(self._scan, self._enter)
 
     def _scan(self) -> list[tuple[str, int]]:
         found: dict[str, int] = {}

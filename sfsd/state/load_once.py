@@ -11,12 +11,9 @@ _Found = TypeVar("_Found")
 
 class LoadOnce:
     """Base of state that is loaded once. Loading holds no lock; changes made meanwhile are applied
-    again.
-
-    A change is published on the disk before it is applied here, and applying it twice is harmless.
-    So each change is either in the data that `read` finds, or applied during or after the load:
-    never missed.
-    """
+    again. A change is published on the disk before it is applied here, and applying it twice is
+    harmless. So each change is either in the data that `read` finds, or applied during or after the
+    load: never missed."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

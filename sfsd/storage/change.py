@@ -116,13 +116,10 @@ class Claim(Protocol):
 
 
 class Change(Value):
-    """One log entry and its effects, made completely or not at all.
-
-    `expect` maps a path to the digest that its file must have, None for no file. `claim` is
-    acquired once that holds. `on_published(seq)` runs on the committer thread when the change is
-    durable and published and before the request is answered; it updates indexes, caches and
-    ledgers, and must not raise.
-    """
+    """One log entry and its effects, made completely or not at all. `expect` maps a path to the
+    digest that its file must have, None for no file. `claim` is acquired once that holds.
+    `on_published(seq)` runs on the committer thread when the change is durable and published and
+    before the request is answered; it updates indexes, caches and ledgers, and must not raise."""
 
     draft: EntryDraft
     expect: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))

@@ -116,7 +116,7 @@ class GroupCommitter:
         try:
             self._journal.append(prepared.drafts)
         except EntryTooLongError as exc:
-            self._store.abandon(prepared)
+            prepared.abandon()
             accepted.pop(exc.index).future.set_exception(exc)
             return accepted
         except JournalFailedError as exc:
@@ -124,7 +124,7 @@ class GroupCommitter:
             _fail(accepted, exc)
             return ()
         except JournalError as exc:
-            self._store.abandon(prepared)
+            prepared.abandon()
             _fail(accepted, exc)
             return ()
         self._finish(prepared, accepted)

@@ -136,8 +136,6 @@ class Fsck:
             for name in names:
                 yield (Path(folder) / name).relative_to(self._users).as_posix()
 
-    # --- one path -----------------------------------------------------------------------------
-
     def _check(self, path: str, *, there: bool) -> Iterator[Finding]:
         known = self._logged.paths.get(path)
         if known is None:
@@ -188,8 +186,6 @@ class Fsck:
                 leaves.append(merkle.leaf_hash(piece))
         return leaves or [merkle.leaf_hash(b"")]
 
-    # --- repair -------------------------------------------------------------------------------
-
     def _restore(self, path: str, digest: bytes) -> bool:
         """Derive the file from the rest; return whether that was possible. Only a file with the
         digest that the log says is put in place."""
@@ -199,9 +195,11 @@ class Fsck:
         if digest == _EMPTY_DIGEST:
             derived = b""  # an inbox note is empty: its name is its content
         elif path.endswith(".leaves"):
-            derived = self._leaves_of(path)
+            blob = self._users / f"{path.removesuffix('.leaves')}.ct"
+            derived = b"".join(self._leaves(blob)) if blob.is_file() else None
         elif path.endswith("/statements.json"):
-            derived = self._chain_of(path.partition("/")[0])
+            chain = self._logged.chains.get(path.partition("/")[0])
+            derived = encode_statements(chain) if chain else None
         if derived is None or hashlib.sha256(derived).digest() != digest:
             return False
         self._files.make_folder((self._users / path).parent)
@@ -221,16 +219,6 @@ class Fsck:
                 self._files.sync_folder(target.parent)
                 return True
         return False
-
-    def _leaves_of(self, path: str) -> bytes | None:
-        blob = self._users / f"{path.removesuffix('.leaves')}.ct"
-        return b"".join(self._leaves(blob)) if blob.is_file() else None
-
-    def _chain_of(self, user: str) -> bytes | None:
-        chain = self._logged.chains.get(user)
-        if not chain:
-            return None
-        return encode_statements(chain)
 
     def _move_stray(self, path: str) -> Finding:
         text = "the log has no such file"

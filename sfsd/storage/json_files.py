@@ -35,13 +35,10 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 class Sidecar(Value):
-    """The file beside a ciphertext.
-
-    `content` is the record that made this version. `head` is the file's last record if that is
-    another one (in the newest version's sidecar only). A purged version has `metadata` None and no
-    wraps. `leaves` are the ciphertext's concatenated leaf hashes, None if they are in a file of
-    their own.
-    """
+    """The file beside a ciphertext. `content` is the record that made this version. `head` is the
+    file's last record if that is another one (in the newest version's sidecar only). A purged
+    version has `metadata` None and no wraps. `leaves` are the ciphertext's concatenated leaf
+    hashes, None if they are in a file of their own."""
 
     seq: int
     content: SignedRecord

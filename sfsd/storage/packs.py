@@ -38,8 +38,7 @@ _BLOB_NAME = 16
 
 class Member(Value):
     """One file of a pack, to be installed under `path`. Either `offset` is the position of its
-    `size` bytes in the pack, or `blob` names the file in staging/ (without ``.ct``) that holds
-    them."""
+    `size` bytes in the pack, or `blob` names the file in staging/ (without ``.ct``)."""
 
     path: str
     digest: bytes

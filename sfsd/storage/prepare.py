@@ -39,13 +39,13 @@ class InstallStep(Value):
 
 class PreparedGroup:
     """A prepared group: the outcome of each change, and the entries and steps of those accepted.
-
     `accepted` and `refused` index the changes in input order. `drafts` are complete, the first of
     them for entry `first_seq`; `count` is their number. `pack` is the group's file in staging/
-    (without ``.pack``), None if nothing had to be staged.
-    """
+    (without ``.pack``), None if nothing had to be staged."""
 
-    def __init__(self, first_seq: int) -> None:
+    def __init__(self, files: Files, staging: Path, first_seq: int) -> None:
+        self._files = files
+        self._staging = staging
         self.first_seq = first_seq
         self.accepted: list[int] = []
         self.refused: dict[int, SfsdError] = {}
@@ -66,10 +66,20 @@ class PreparedGroup:
         self.drafts.clear()
         self.changes.clear()
 
-    @property
-    def blobs(self) -> list[str]:
-        """Names in staging/ (without ``.ct``) that the group no longer needs once it is settled."""
-        return [staged.name for staged in self.adopted] + self.linked
+    def abandon(self) -> None:
+        """Undo a group that is not in the log. Uploads stay, so that they can be retried."""
+        for change in self.changes:
+            if change.claim is not None:
+                change.claim.release()
+        self.adopted.clear()
+        self.drop_stage()
+
+    def drop_stage(self) -> None:
+        """Remove from staging/ what the group no longer needs."""
+        for name in [staged.name for staged in self.adopted] + self.linked:
+            _drop(self._files, self._staging / f"{name}.ct")
+        if self.pack is not None:
+            _drop(self._files, self._staging / f"{self.pack}.pack")
 
 
 class GroupBuilder:
@@ -93,7 +103,7 @@ class GroupBuilder:
         self._overlay: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
-        self.prepared = PreparedGroup(first_seq)
+        self.prepared = PreparedGroup(files, staging, first_seq)
 
     def add(self, index: int, change: Change) -> None:
         """Accept change `index` of the group, or record why it is refused."""
@@ -128,7 +138,7 @@ class GroupBuilder:
             if self._members:
                 self._write_pack()
         except SfsdError:
-            abandon(self._files, self._staging, self.prepared)
+            self.prepared.abandon()
             raise
 
     def _check(self, change: Change) -> None:
@@ -222,23 +232,6 @@ class GroupBuilder:
         except OSError as exc:
             raise store_error(exc, "staging a group") from exc
         self._syncs.folder(self._staging)
-
-
-def abandon(files: Files, staging: Path, prepared: PreparedGroup) -> None:
-    """Undo a group that is not in the log. Uploads stay, so that they can be retried."""
-    for change in prepared.changes:
-        if change.claim is not None:
-            change.claim.release()
-    prepared.adopted.clear()
-    drop_stage(files, staging, prepared)
-
-
-def drop_stage(files: Files, staging: Path, prepared: PreparedGroup) -> None:
-    """Remove from staging/ what the group no longer needs."""
-    for name in prepared.blobs:
-        _drop(files, staging / f"{name}.ct")
-    if prepared.pack is not None:
-        _drop(files, staging / f"{prepared.pack}.pack")
 
 
 def _drop(files: Files, path: Path) -> None:

@@ -26,7 +26,7 @@ from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, Files
 from sfsd.storage.change import Change, check_path, ciphertext_digest, digest_of, is_ciphertext
 from sfsd.storage.install import Installer
-from sfsd.storage.prepare import GroupBuilder, PreparedGroup, abandon, drop_stage
+from sfsd.storage.prepare import GroupBuilder, PreparedGroup
 from sfsd.storage.upload_file import UploadFile
 
 _CACHED_DIGESTS = 1 << 16
@@ -264,10 +264,6 @@ class DirectoryStore:
         builder.stage()
         return builder.prepared
 
-    def abandon(self, prepared: PreparedGroup) -> None:
-        """Undo `prepare` for a group that is certainly not in the log."""
-        abandon(self.files, self.staging, prepared)
-
     def publish(self, prepared: PreparedGroup) -> None:
         """Make a logged group visible, in order. May be repeated after an OSError. The OSError is
         passed on: the caller knows whether space can be freed."""
@@ -297,11 +293,9 @@ class DirectoryStore:
 
     def settle(self, *, force: bool = False) -> None:
         """Make everything published so far durable in place, record that, and remove its stage.
-
         `force` records it even for entries that had no effects. Any thread, beside the committer.
         Raises StoreFullError (retry later), or StoreFailedError, after which nothing may be
-        acknowledged.
-        """
+        acknowledged."""
         with self._settling:
             self.syncs.check()
             with self._lock:
@@ -320,6 +314,6 @@ class DirectoryStore:
                     raise store_error(exc, "settling") from exc
                 self.syncs.fail("settling", exc)
             for prepared in groups:
-                drop_stage(self.files, self.staging, prepared)
+                prepared.drop_stage()
             with self._lock:
                 del self._unsettled[: len(groups)]

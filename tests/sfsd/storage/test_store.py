@@ -349,7 +349,7 @@ def test_only_accepted_changes_keep_their_claims(store: DirectoryStore) -> None:
     assert prepared.accepted == [3, 4]
     assert str(prepared.refused[5]) == "none left"
     assert purse.left == 0
-    store.abandon(prepared)
+    prepared.abandon()
     assert purse.left == 2
     assert list(store.staging.iterdir()) == []
     assert store.children("") == []
@@ -357,8 +357,8 @@ def test_only_accepted_changes_keep_their_claims(store: DirectoryStore) -> None:
 
 def test_an_abandoned_upload_can_be_committed_again(store: DirectoryStore) -> None:
     adopt = upload(store, b"abc")
-    store.abandon(store.prepare([change(adopt, Link(COPY, "alice/none.ct", bytes(32)))], 0))
-    store.abandon(store.prepare([change(adopt)], 0))
+    store.prepare([change(adopt, Link(COPY, "alice/none.ct", bytes(32)))], 0).abandon()
+    store.prepare([change(adopt)], 0).abandon()
     put(store, change(adopt))
     assert store.read(BLOB) == b"abc"
 
