@@ -27,26 +27,25 @@ def answer_json(value: Mapping[str, object]) -> None:
     click.echo(json.dumps(value, separators=(",", ":")))
 
 
-def user_name(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
-    """Check an argument that is a user's name; a click callback."""
-    if name is not None:
-        try:
-            check_user_name(name)
-        except MessageError as exc:
-            raise click.BadParameter(str(exc)) from exc
-    return name
-
-
 def parse_with(parse: Callable[[str], _T]) -> Callable[..., _T | None]:
-    """Return a click callback that parses an argument; a `ConfigError` is an error of usage."""
+    """Return a click callback that parses an argument; its errors become errors of usage."""
 
     def read(_context: click.Context, _parameter: click.Parameter, text: str | None) -> _T | None:
         try:
             return None if text is None else parse(text)
         except ConfigError as exc:
             raise click.BadParameter("; ".join(filter(None, (exc.cause, exc.hint)))) from exc
+        except MessageError as exc:
+            raise click.BadParameter(str(exc)) from exc
 
     return read
+
+
+@parse_with
+def user_name(name: str) -> str:
+    """Check an argument that is a user's name."""
+    check_user_name(name)
+    return name
 
 
 def _reason(_context: click.Context, _option: click.Parameter, reason: str) -> str:
