@@ -16,7 +16,7 @@ from sfsc.keys.account_info import Whoami, describe_account
 from sfsc.keys.home import Home, Passphrase, home_folder, unlock_home
 
 if TYPE_CHECKING:
-    from sfsc.log.receipts import Proven
+    from sfsc.log.receipts import VerifiedProof
     from sfsc.session.limits import Timeouts
     from sfsc.session.session import Progress
     from sfsc.store import Store
@@ -93,15 +93,15 @@ def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
     return describe_account(unlock_home(home_folder(home), passphrase).contents)
 
 
-def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> Proven:
+def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> VerifiedProof:
     """Verify a file that `Store.proof_of` made, without the server and without an account's keys:
     against the log keys that `home` has seen, or against `vkey` (C2SP). Raises `BadReceipt`."""
     from sfsc.log import receipts
     from sfsc.trust.state import state_path
 
     if vkey is not None:
-        return receipts.check(data, [receipts.verifier_of(vkey)])
-    return receipts.check(data, receipts.known_verifiers(state_path(home_folder(home))))
+        return receipts.verify_proof(data, [receipts.parse_vkey(vkey)])
+    return receipts.verify_proof(data, receipts.load_verifiers(state_path(home_folder(home))))
 
 
 def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.files.shared_folders import Folder, SharedFolders
     from sfsc.files.sharing import Grant, Sharing
     from sfsc.files.tree import Trees
-    from sfsc.log.audit import Audit, Event, Verified
+    from sfsc.log.audit import Audit, LogEvent, VerifiedHistory
 
 
 class Status(Value):
@@ -302,7 +302,7 @@ class Store(Closing):
         """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
         return self._audit.proof_of(put.receipt, put.record)
 
-    def audit_log(self, name: str | None = None) -> Iterator[Event]:
+    def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:
         """What the log has of this account, or of the file `name`, oldest first; proven, and
         without a gap."""
         file_id = None
@@ -313,7 +313,7 @@ class Store(Closing):
             names[file_id] = name
         return self._audit.log(file_id, names)
 
-    def audit_verify(self) -> Verified:
+    def audit_verify(self) -> VerifiedHistory:
         """Check the account's whole history, its records and statements."""
 
         def chain() -> tuple[bytes, ...]:

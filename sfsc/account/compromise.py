@@ -13,7 +13,7 @@ from protocol.wire.messages.base import SignedRecord
 from protocol.wire.messages.rotation import WrapItem
 from sfsc.errors import BadReceipt, BadRecord
 from sfsc.files.history import FileHistory, PastReaders
-from sfsc.log.account_log import RECORDS, OwnLog
+from sfsc.log.account_log import RECORDS, AccountLog
 from sfsc.session.commit import find_file
 from sfsc.session.session import Session
 from sfsc.transfer.reencrypt import Reencryption
@@ -44,7 +44,7 @@ class Theft:
         `BadReceipt` if the log does not have `begun`.
         """
         user, newest, found = self._session.account.user, 0, set[bytes]()
-        for entry in OwnLog(self._session).entries():
+        for entry in AccountLog(self._session).entries():
             if entry.rec == begun:
                 return frozenset(found)
             newest = max(newest, generations.get(entry.rec or b"", 0))

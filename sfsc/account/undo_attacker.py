@@ -40,7 +40,7 @@ from sfsc.files.contacts import Contacts
 from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
-from sfsc.log.account_log import RECORDS, OwnLog
+from sfsc.log.account_log import RECORDS, AccountLog
 from sfsc.session.commit import Built, build_tombstone, change_file, change_request
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
@@ -98,11 +98,11 @@ class Repair:
         found: dict[str, list[_Record]] = {}
         recovered, end = self._ends()
         ended = False
-        account, log = self._session.account, OwnLog(self._session)
+        account, log = self._session.account, AccountLog(self._session)
         for entry in log.entries():
             ended = ended or entry.rec == end
             if entry.owner == account.user and entry.op in RECORDS:
-                for record, body in log.records(entry):
+                for record, body in log.verify_records(entry):
                     one = _Record(record, body, account.is_voided(record))
                     # Who has the old key can sign in its name; he cannot put it before the end.
                     if ended and not one.voided and one.record.generation < recovered:

@@ -38,7 +38,7 @@ from sfsc.errors import (
 )
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import KeyringFile
-from sfsc.log.account_log import OwnLog
+from sfsc.log.account_log import AccountLog
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, owner_from_chain
@@ -83,7 +83,7 @@ class Contacts:
         self._weakest = min_wrap_alg
         self._clock = clock
         self._remembered = PeerState(session.state)
-        self._own_log = OwnLog(session)
+        self._own_log = AccountLog(session)
         self._people: dict[tuple[str, bytes], Person] = {}
         self._shown: dict[str, bytes] = {}
 
@@ -250,11 +250,11 @@ class Contacts:
     def follow(self) -> None:
         """Learn what the log had of our files at login: ahead of reading what `check_newest` is to
         judge, else it may have changed in between. Costs nothing the second time."""
-        self._own_log.follow()
+        self._own_log.follow_to_login()
 
     def check_newest(self, head: FileRecord) -> None:
         """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
-        self._own_log.follow()
+        self._own_log.follow_to_login()
         logged = self._session.state.logged_revision(head.file_id)
         if head.rev < logged:
             raise Rollback(

@@ -1,8 +1,8 @@
-"""What the log has of one's own account, without a gap.
+"""The entries of our own account in the server's log, without a gap.
 
-Of what belongs to an account each entry says how many came before and the hash of the last
-(``detail.accounts``). So from one entry that is proven to stand in the log, this session's own
-login, all before it follow, and none can be left out or put in.
+Each entry states, for every account it concerns, the number of earlier entries of that account and
+the hash of the last one (``detail.accounts``). So one proven entry, that of this session's login,
+implies all before it: none can be left out or inserted.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from sfsc.trust.server_log import REPORT, TreeHead
 from sfsc.trust.state import LOG_START, LogPosition
 
 RECORDS: Final = frozenset(LOGGED_AS.values())
-"""Entries of these ops hold signed records of files."""
+"""Ops of entries that hold signed records of files."""
 
 
-class _Chain(Mutable):
+class _EntryChain(Mutable):
     """How far an account's entries were followed: their number, and the hash of the last."""
 
     user: str
     count: int
     last: bytes
 
-    def take(self, entry: LogEntry) -> None:
-        """Raise `BadReceipt` unless it is the next one."""
+    def append(self, entry: LogEntry) -> None:
+        """Advance to `entry`. Raises `BadReceipt` unless it is the next one."""
         if entry.accounts[self.user] != (self.count, self.last):
             raise BadReceipt(
                 f"entry {entry.seq} of the log is not the next one of this account", REPORT
@@ -51,103 +51,103 @@ class _Chain(Mutable):
         self.count, self.last = self.count + 1, entry.hash
 
 
-class OwnLog:
-    """Over one session."""
+class AccountLog:
+    """Reads and verifies the account's log entries over one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._followed = b""
 
     def entries(self) -> list[LogEntry]:
-        """All of the account's entries, oldest first, up to this session's login at least; each
-        follows from the one before it, and the last is proven to stand in the log.
+        """Return all entries of the account, oldest first, at least up to this session's login.
+        Each follows from the one before it, and the last is proven to be in the log.
 
-        Raises `BadReceipt` for a gap or an entry that is not right, `Rollback` where this very
-        login is left out.
+        Raises `BadReceipt` for a gap or a wrong entry, `Rollback` if this session's login is
+        missing.
         """
         return self._entries(LOG_START)[0]
 
     def _entries(
-        self, before: LogPosition, *, beyond: bool = True
+        self, before: LogPosition, *, past_login: bool = True
     ) -> tuple[list[LogEntry], LogPosition]:
-        """The account's entries behind `before`, those `beyond` this session's login too or not,
-        and the place behind them."""
-        chain = _Chain(self._session.account.user, before.count, before.last)
+        """Return the account's entries after `before`, up to this session's login or `past_login`,
+        and the position after them."""
+        chain = _EntryChain(self._session.account.user, before.count, before.last)
         found: list[LogEntry] = []
-        shown = False
-        with contextlib.closing(self._behind(chain, before.next_seq)) as entries:
+        found_login = False
+        with contextlib.closing(self._following(chain, before.next_seq)) as entries:
             for entry in entries:
                 found.append(entry)
-                shown = shown or entry.rec == self._session.login_record
-                if shown and not beyond:
+                found_login = found_login or entry.rec == self._session.login_record
+                if found_login and not past_login:
                     break
-        if not shown:
+        if not found_login:
             raise Rollback("the log does not show this session's own login", REPORT)
-        self.prove(found[-1])
+        self.prove_entry(found[-1])
         return found, LogPosition(found[-1].seq + 1, chain.count, chain.last)
 
-    def later(self, entries: list[LogEntry]) -> list[LogEntry]:
-        """The account's entries behind these, which are its first. Raises as `entries`."""
-        chain = _Chain(self._session.account.user, len(entries), entries[-1].hash)
-        found = list(self._behind(chain, entries[-1].seq + 1))
+    def entries_after(self, entries: list[LogEntry]) -> list[LogEntry]:
+        """Return the account's entries after these, which are its first. Raises as `entries`."""
+        chain = _EntryChain(self._session.account.user, len(entries), entries[-1].hash)
+        found = list(self._following(chain, entries[-1].seq + 1))
         if found:
-            self.prove(found[-1])
+            self.prove_entry(found[-1])
         return found
 
-    def _behind(self, chain: _Chain, first: int) -> Generator[LogEntry]:
-        """The account's entries from seq `first` on, each the next one of the `chain`."""
-        with contextlib.closing(self.lines(first)) as lines:
+    def _following(self, chain: _EntryChain, first: int) -> Generator[LogEntry]:
+        """Yield the account's entries from seq `first` on, each the next one of the `chain`."""
+        with contextlib.closing(self.read_entries(first)) as lines:
             for entry, _ in lines:
-                # One that is not of it is shown for another reason, as what we did elsewhere.
+                # Other entries are ours to read for another reason, such as our acts elsewhere.
                 if chain.user in entry.accounts:
-                    chain.take(entry)
+                    chain.append(entry)
                     yield entry
 
-    def follow(self) -> None:
-        """Learn the newest record of each of our files that was logged before this session began,
-        so that an older one cannot be shown for it. Once a login; only what is new is read.
+    def follow_to_login(self) -> None:
+        """Remember the newest record of each of our files that was logged before this session's
+        login, so that the server cannot show an older one. Done once a login; only new entries are
+        read.
 
-        What was logged since does not count: what the server was asked for meanwhile may be older.
-        Raises as `entries`, and `BadRecord` for a change of our files that we did not sign.
+        Later entries do not count: a reply to an earlier request may be older than they are. Raises
+        as `entries`, and `BadRecord` for a change of our files that we did not sign.
         """
         session = self._session
         while self._followed != session.login_record:
             login, before = session.login_record, session.state.followed_log()
-            if before.next_seq >= session.trust.at_login.size or self._follow_on(before):
+            if before.next_seq >= session.trust.at_login.size or self._follow_from(before):
                 self._followed = login
 
-    def _follow_on(self, before: LogPosition) -> bool:
-        """Follow from there to this session's login; False where another process of this machine
-        did so at the same time, from whose end on it is to be tried again."""
+    def _follow_from(self, before: LogPosition) -> bool:
+        """Follow the log from `before` to this session's login. Return False if another process of
+        this machine did so at the same time: the caller tries again from where that one ended."""
         try:
-            entries, now = self._entries(before, beyond=False)
+            entries, now = self._entries(before, past_login=False)
         except Rollback:
             if before == LOG_START:
                 raise
-            # It may have followed past our login: then all from the beginning on leads there.
-            _, login = self._entries(LOG_START, beyond=False)
+            # Another process may have followed past our login. Then all entries lead to it.
+            _, login = self._entries(LOG_START, past_login=False)
             if login.next_seq > before.next_seq:
                 raise
             return True
         newest: dict[str, int] = {}
         for entry in entries:
             if entry.owner == self._session.account.user and entry.op in RECORDS:
-                for record, _ in self.records(entry):
+                for record, _ in self.verify_records(entry):
                     newest[record.file_id] = record.rev
         return self._session.state.remember_followed_log(before, now, newest)
 
-    def records(self, entry: LogEntry) -> list[tuple[FileRecord, bytes]]:
-        """The records of an entry of our files, each with its exact bytes, and signed by a key of
-        ours, be it one that was ended, or undone: those stand in the chain of records all the same.
-
-        Raises `BadRecord`.
-        """
+    def verify_records(self, entry: LogEntry) -> list[tuple[FileRecord, bytes]]:
+        """Return the records in an entry about our files, with their exact bytes, each signed by a
+        key of ours. Keys that were ended or undone count: their records remain in the chain. Raises
+        `BadRecord`."""
         account, found = self._session.account, list[tuple[FileRecord, bytes]]()
         for body, sigs in entry.records:
             try:
                 generation = FileRecord.parse(body).generation
             except RemoteProtocolError as exc:
-                raise BadRecord(f"entry {entry.seq} of the log holds no record", REPORT) from exc
+                cause = f"entry {entry.seq} of the log has a malformed record"
+                raise BadRecord(cause, REPORT) from exc
             signatures = (GenerationSignature(generation, one) for one in sigs.values())
             signed = SignedRecord(body, tuple(signatures))
             found.append((account.verify_record(signed, None, historic=True), body))
@@ -155,8 +155,8 @@ class OwnLog:
 
     # --- asking -------------------------------------------------------------------------------
 
-    def lines(self, first: int) -> Generator[tuple[LogEntry, bytes]]:
-        """The entries that are ours to read from seq `first` on, and their lines."""
+    def read_entries(self, first: int) -> Generator[tuple[LogEntry, bytes]]:
+        """Yield the entries that we may read from seq `first` on, with their lines."""
 
         def more(page: LogPage) -> LogEntries | None:
             return LogEntries(page.next, MAX_ENTRIES, True) if page.next else None
@@ -167,15 +167,16 @@ class OwnLog:
                 try:
                     entry = auditlog.parse(item.data, seq=item.seq)
                 except LogError as exc:
-                    raise BadReceipt(f"the log shows an entry that is none: {exc}", REPORT) from exc
+                    cause = f"the server returned a malformed log entry: {exc}"
+                    raise BadReceipt(cause, REPORT) from exc
                 if item.seq <= last:
-                    raise BadReceipt("the log's entries come out of order", REPORT)
+                    raise BadReceipt("the server returned log entries out of order", REPORT)
                 last = item.seq
                 yield entry, item.data
 
-    def prove(self, entry: LogEntry) -> tuple[TreeHead, tuple[bytes, ...]]:
-        """The log as it is now, and the proof that it has `entry`, verified. Raises `BadReceipt`,
-        and as `refresh`."""
+    def prove_entry(self, entry: LogEntry) -> tuple[TreeHead, tuple[bytes, ...]]:
+        """Return the present log and a verified proof that it has `entry`. Raises `BadReceipt`, and
+        as `Session.refresh_log`."""
         point = self._session.refresh_log()
         proof = expect_proof(self._session.ask(LogProof(INCLUSION, entry.seq, point.size)))
         self._session.trust.check_included(entry, point, proof)

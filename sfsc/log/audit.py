@@ -1,4 +1,5 @@
-"""The log, for the user whom it concerns: read, verified without a gap, compared, carried away."""
+"""Audit of the server's log by a user: read it, verify it without a gap, compare it with another
+checkpoint, and export proofs."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages.base import Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
 from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
-from sfsc.log.account_log import RECORDS, OwnLog
-from sfsc.log.receipts import verifiers_in
+from sfsc.log.account_log import RECORDS, AccountLog
+from sfsc.log.receipts import parse_verifiers
 from sfsc.session.pipeline import changed_since
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
@@ -25,9 +26,9 @@ from sfsc.trust.server_log import REPORT
 _STATEMENTS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
 
 
-class Event(Value):
-    """One entry of the log as it concerns this account. `time` is the server's word; `name` that
-    of the file where it is known; `version` None where the op makes or reads none."""
+class LogEvent(Value):
+    """A log entry as it concerns this account. `time` is the server's claim. `name` is the file's
+    name if known; `version` is None if the op makes or reads none."""
 
     seq: int
     time: str
@@ -40,9 +41,9 @@ class Event(Value):
     detail: dict[str, object]
 
 
-class Verified(Value):
-    """An account's history that holds: entries of it, up to which size of the log, its signed
-    records and statements, and the files that stand in store and log alike."""
+class VerifiedHistory(Value):
+    """A verified account history: number of its entries, size of the log, signed records and
+    statements, and the files whose last records are the same in the store and the log."""
 
     entries: int
     log_size: int
@@ -52,22 +53,22 @@ class Verified(Value):
 
 
 class Audit:
-    """Over one session."""
+    """Audits the log over one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._own = OwnLog(session)
+        self._log = AccountLog(session)
 
     # --- reading ------------------------------------------------------------------------------
 
     def entries(self) -> list[LogEntry]:
-        """All of the account's entries; see `OwnLog.entries`."""
-        return self._own.entries()
+        """Return all entries of the account; see `AccountLog.entries`."""
+        return self._log.entries()
 
-    def log(self, file_id: str | None, names: dict[str, str]) -> Iterator[Event]:
-        """What concerns the account, or one of its files; `names` of files by their id.
+    def log(self, file_id: str | None, names: dict[str, str]) -> Iterator[LogEvent]:
+        """Return the events of the account, or of one of its files. `names` maps file_ids to names.
 
-        Raises as `entries`, and `NotFound` for a file of which there is nothing.
+        Raises as `entries`, and `NotFound` if the file has no entries.
         """
         events = [
             _event(entry, names)
@@ -75,20 +76,20 @@ class Audit:
             if file_id is None or file_id in _files_of(entry)
         ]
         if not events:
-            raise NotFound("the log has nothing of such a file", "`sfsc ls` shows what there is")
+            raise NotFound("the log has no entry of this file", "run `sfsc ls` to see its name")
         return iter(events)
 
     # --- verifying ----------------------------------------------------------------------------
 
-    def verify(self, chain: Callable[[], tuple[bytes, ...]]) -> Verified:
-        """Check the account's whole history; `chain` follows its statements to the last one.
+    def verify(self, chain: Callable[[], tuple[bytes, ...]]) -> VerifiedHistory:
+        """Verify the account's whole history; `chain` fetches its statements up to the last one.
 
-        Every change of its files bears a signature of its own and follows from the one before;
-        what the log has last of each file is what the store has; every statement in its name is
-        one of the chain's. Raises `BadRecord`, `BrokenChain`, `Rollback`, and as `entries`.
+        Every change of its files has a signature of its own and follows from the one before. The
+        last record of each file in the log is the one in the store. Every statement in its name
+        belongs to the chain. Raises `BadRecord`, `BrokenChain`, `Rollback`, and as `entries`.
         """
         user, entries = self._session.account.user, self.entries()
-        statements = chain()  # those that the log has until here, and so all keys, are among them
+        statements = chain()  # fetched later, so it includes all statements in `entries`
         heads: dict[str, tuple[FileRecord, bytes]] = {}
         logged: list[bytes] = []
         records = 0
@@ -103,21 +104,21 @@ class Audit:
                     self._follow(heads, body, sigs, keys, entry.seq)
                     records += 1
         known = len(logged)
-        if known < len(statements):  # another machine has made some since: they are in the log too
+        if known < len(statements):  # another machine has made some since: read them, too
             logged += [
                 entry.rec or b""
-                for entry in self._own.later(entries)
+                for entry in self._log.entries_after(entries)
                 if entry.owner == user and entry.op in _STATEMENTS
             ]
         if known > len(statements) or tuple(logged[: len(statements)]) != statements:
             raise BrokenChain(
-                "the log has statements in this name that are not of its chain",
+                "the log has statements of this account that are not in its chain",
                 REPORT,
                 pinned=self._session.account.first.hex(),
             )
         files = self._compare(heads, entries)
         size = self._session.trust.newest.size
-        return Verified(len(entries), size, records, len(statements), files)
+        return VerifiedHistory(len(entries), size, records, len(statements), files)
 
     def _follow(
         self,
@@ -127,7 +128,7 @@ class Audit:
         keys: dict[int, bytes],
         seq: int,
     ) -> None:
-        """Take up one more signed record. Raises `BadRecord`."""
+        """Verify the next signed record. Raises `BadRecord`."""
         try:
             record = FileRecord.parse(body)
             public = keys.get(record.generation, b"")
@@ -136,7 +137,7 @@ class Audit:
             verify_signature(Label.RECORD, body, next(iter(sigs.values())), public)
         except RemoteProtocolError as exc:
             raise BadRecord(
-                f"entry {seq} of the log has a change that is not ours", REPORT
+                f"entry {seq} of the log has a change without our signature", REPORT
             ) from exc
         before = heads.get(record.file_id)
         expected = (1, b"") if before is None else (before[0].rev + 1, record_hash(before[1]))
@@ -145,8 +146,8 @@ class Audit:
         heads[record.file_id] = record, body
 
     def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[LogEntry]) -> int:
-        """Every file of the store is in the log with its last record, and the other way round; of
-        what was changed since `entries` were read, the log must have that very record by now."""
+        """Check that every file of the store is in the log with its last record, and vice versa.
+        For files changed since `entries` were read, the log must have that record by now."""
         missing, others = dict(heads), set[bytes]()
         for page in changed_since(self._session, 0):
             for view in page.views:
@@ -156,20 +157,22 @@ class Audit:
                     others.add(file.head_body)
         if others:
             others.difference_update(
-                body for entry in self._own.later(entries) for body, _ in entry.records
+                body for entry in self._log.entries_after(entries) for body, _ in entry.records
             )
         if others:
-            raise Rollback("the store has another last record of a file than the log", REPORT)
+            raise Rollback("store and log have different last records of a file", REPORT)
         if missing:
-            raise Rollback(f"the store lacks {len(missing)} files that the log has", REPORT)
+            raise Rollback(f"files in the log but not in the store: {len(missing)}", REPORT)
         return len(heads)
 
     # --- comparing, carrying away -------------------------------------------------------------
 
     def compare(self, note: bytes) -> tuple[int, int]:
-        """Check that the log of somebody else's checkpoint `note` is the one we see; (his size,
-        ours). Raises `BadRecord` for a note that no key of the log has signed, `Fork`,
-        `Rollback`."""
+        """Verify that another user's checkpoint `note` is one of the log that we see. Return (size
+        in the note, our size).
+
+        Raises `BadRecord` for a note that no key of the log has signed, `Fork` and `Rollback`.
+        """
         session = self._session
         session.refresh_log()
         with session.keeping_fork_evidence():
@@ -177,7 +180,7 @@ class Audit:
             ours = session.trust.newest
             if theirs.size > ours.size:
                 raise Rollback(
-                    f"the log has {ours.size} entries here, and {theirs.size} were shown elsewhere",
+                    f"the log has {ours.size} entries here, but {theirs.size} were seen elsewhere",
                     REPORT,
                     notes=(theirs.note, ours.note),
                 )
@@ -187,9 +190,9 @@ class Audit:
     def _log_keys(self) -> list[Verifier]:
         state = self._session.state
         try:
-            return verifiers_in(self._session.trust.pin, state.server_statements())
+            return parse_verifiers(self._session.trust.pin, state.server_statements())
         except RemoteProtocolError as exc:
-            raise LocalError(f"what is kept of the server's statements is damaged: {exc}") from exc
+            raise LocalError(f"the remembered server statements are damaged: {exc}") from exc
 
     def proof_of(self, receipt: Receipt | None, record: bytes) -> bytes:
         """Return a C2SP tlog-proof that the log holds `record`; without a receipt see `proof`."""
@@ -199,11 +202,11 @@ class Audit:
         return TlogProof(seq, receipt.line, receipt.inclusion, receipt.checkpoint).encode()
 
     def proof(self, body: bytes, since: int) -> bytes:
-        """A C2SP tlog-proof of the entry that has the record `body`, which was made when the log
-        had `since` entries. Raises `NotFound` where the log has none, `BadReceipt`."""
-        for entry, line in self._own.lines(since):
+        """Return a C2SP tlog-proof of the entry with the record `body`, which was made when the log
+        had `since` entries. Raises `NotFound` if the log has none, and `BadReceipt`."""
+        for entry, line in self._log.read_entries(since):
             if any(record == body for record, _ in entry.records):
-                point, inclusion = self._own.prove(entry)
+                point, inclusion = self._log.prove_entry(entry)
                 return TlogProof(entry.seq, line, inclusion, point.note).encode()
         raise NotFound("the log has no such change")
 
@@ -215,14 +218,14 @@ class Audit:
         return expect_proof(self._session.ask(LogProof(CONSISTENCY, old, new)))
 
 
-def _event(entry: LogEntry, names: dict[str, str]) -> Event:
+def _event(entry: LogEntry, names: dict[str, str]) -> LogEvent:
     name = None if entry.file is None else names.get(entry.file)
     shown: dict[str, object] = {
         key: entry.detail[key]
         for key in ("address", "reason", "why", "purged", "from")
         if key in entry.detail
     }
-    return Event(
+    return LogEvent(
         entry.seq,
         entry.time,
         entry.op,
@@ -236,7 +239,7 @@ def _event(entry: LogEntry, names: dict[str, str]) -> Event:
 
 
 def _files_of(entry: LogEntry) -> set[str]:
-    """The files that an entry concerns: of a move both."""
+    """Return the files that an entry concerns: both for a move."""
     found = set() if entry.file is None else {entry.file}
     origin = entry.detail.get("from")
     if entry.op == "move" and isinstance(origin, list) and origin:
@@ -245,6 +248,6 @@ def _files_of(entry: LogEntry) -> set[str]:
 
 
 def _signing_keys(statements: tuple[bytes, ...]) -> dict[int, bytes]:
-    """The signing key of every generation that the chain has ever had."""
+    """Return the signing key of every generation in the chain."""
     parsed = [Statement.parse(body) for body in statements]
     return {one.generation: one.sign_pub for one in parsed}

@@ -1,4 +1,5 @@
-"""Receipts that travel: a C2SP tlog-proof checked anywhere, with the log's public key alone."""
+"""Exported receipts: C2SP tlog-proofs (https://c2sp.org/tlog-proof), which anyone can verify with
+the log's public key."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from sfsc.errors import BadReceipt, LocalError, UsageError
 from sfsc.trust.state import read_server_statements
 
 
-class Proven(Value):
-    """What a proof says, verified: entry `seq` of the log `origin`, of `log_size` entries then."""
+class VerifiedProof(Value):
+    """What a verified proof says: entry `seq` of the log `origin`, which had `log_size` entries."""
 
     origin: str
     log_size: int
@@ -29,25 +30,26 @@ class Proven(Value):
     version: int | None
 
 
-def check(data: bytes, verifiers: list[Verifier]) -> Proven:
-    """Verify a tlog-proof by the first of `verifiers` whose log it is of.
+def verify_proof(data: bytes, verifiers: list[Verifier]) -> VerifiedProof:
+    """Verify a tlog-proof with the first of `verifiers` that has the log's key.
 
-    Raises `BadReceipt` for a file that is none, or proves nothing.
+    Raises `BadReceipt` for a file that is not a proof, or that proves nothing.
     """
     try:
         proof = TlogProof.parse(data)
     except ProofError as exc:
-        raise BadReceipt(f"this is no proof: {exc}", "it should be a `put --receipt`") from exc
+        hint = "pass a file that `sfsc put --receipt` wrote"
+        raise BadReceipt(f"malformed proof: {exc}", hint) from exc
     failure: Exception | None = None
     for verifier in verifiers:
         try:
             entry, signed = tlogproof.verify(proof, verifier)
         except CheckpointError as exc:
-            failure = exc  # perhaps by another key: the log's may have changed since
+            failure = exc  # try the other keys: the log's key may have changed since
             continue
         except (LogError, ProofError) as exc:
-            raise BadReceipt(f"the proof does not hold: {exc}") from exc
-        return Proven(
+            raise BadReceipt(f"invalid proof: {exc}") from exc
+        return VerifiedProof(
             signed.origin,
             signed.size,
             entry.seq,
@@ -58,24 +60,24 @@ def check(data: bytes, verifiers: list[Verifier]) -> Proven:
             entry.file,
             entry.version,
         )
-    raise BadReceipt(f"no known key of a log has signed this: {failure}", "see --vkey")
+    raise BadReceipt(f"no known log key has signed this: {failure}", "pass the key with --vkey")
 
 
-def known_verifiers(state: Path) -> list[Verifier]:
-    """The keys of the server's log that the state file at `state` has ever seen, newest first.
+def load_verifiers(state: Path) -> list[Verifier]:
+    """Return all keys of the server's log that the state file at `state` knows, newest first.
     Raises `LocalError`."""
     pin, bodies = read_server_statements(state)
     try:
-        return verifiers_in(pin, bodies)
+        return parse_verifiers(pin, bodies)
     except RemoteProtocolError as exc:
         raise LocalError(f"{state} is damaged: {exc}") from exc
 
 
-def verifiers_in(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
-    """The keys of the server's log that these statements name, in their order.
+def parse_verifiers(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
+    """Return the log keys in these server statements, in their order.
 
-    They were kept by this user; each must still be of the server that is pinned. Raises
-    RemoteProtocolError.
+    The statements were stored by this user; those of another server than the pinned one are
+    ignored. Raises RemoteProtocolError.
     """
     statements = [ServerStatement.parse(body) for body in bodies]
     ours = [one for one in statements if server_id(one.server_pub) == pin]
@@ -83,9 +85,9 @@ def verifiers_in(pin: bytes, bodies: Iterable[bytes]) -> list[Verifier]:
     return [one for one in found if one.name == origin_of(pin)]
 
 
-def verifier_of(vkey: str) -> Verifier:
-    """Raises `UsageError` for text that is no C2SP verification key."""
+def parse_vkey(vkey: str) -> Verifier:
+    """Return the verifier for a C2SP verification key. Raises `UsageError`."""
     try:
         return Verifier.parse(vkey.strip())
     except RemoteProtocolError as exc:
-        raise UsageError(str(exc), "it looks like NAME+HASH+KEY") from exc
+        raise UsageError(str(exc), "expected NAME+HASH+KEY") from exc

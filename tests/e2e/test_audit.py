@@ -9,7 +9,7 @@ import pytest
 
 import sfsc
 from protocol.log.auditlog import LogEntry
-from sfsc.log.account_log import OwnLog
+from sfsc.log.account_log import AccountLog
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects, through
 from tests.harness import PASSPHRASE, Client, Daemon, Result
@@ -268,9 +268,9 @@ def test_a_rotation_during_verification_is_not_tampering(
     alice: Client, monkeypatch: pytest.MonkeyPatch, *, first: bool
 ) -> None:
     """A rotation before or after the log is read is not tampering."""
-    entries = OwnLog.entries
+    entries = AccountLog.entries
 
-    def rotated(own: OwnLog) -> list[LogEntry]:
+    def rotated(own: AccountLog) -> list[LogEntry]:
         found = [] if first else entries(own)
         alice.run("rotate")
         put(alice, "b")
@@ -279,6 +279,6 @@ def test_a_rotation_during_verification_is_not_tampering(
     with sfsc.connect(alice.home, passphrase=PASSPHRASE) as store:
         put(alice, "a")
         with monkeypatch.context() as patch:
-            patch.setattr(OwnLog, "entries", rotated)
+            patch.setattr(AccountLog, "entries", rotated)
             assert store.audit_verify().statements == 3
         assert store.audit_verify().files == 2

@@ -26,7 +26,7 @@ from sfsc.errors import BadRecord, ConflictError, NotFound
 from sfsc.files.listing import Files
 from sfsc.keys.bundle import Bundle, private_keys, seal_bundle
 from sfsc.keys.keyring import PendingStatement
-from sfsc.log.account_log import OwnLog
+from sfsc.log.account_log import AccountLog
 from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
@@ -319,7 +319,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
     """What a first rotation had ended, a second upon it does not bring back."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         session, rotation = store._session, store._rotation
-        entries = OwnLog(session).entries
+        entries = AccountLog(session).entries
 
         def theft_with(body: bytes) -> Theft:
             """With the first record that the log has of the first generation's successor for it."""
@@ -331,7 +331,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
             )
             theirs[at] = dataclasses.replace(theirs[at], rec=body)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(OwnLog, "entries", lambda _: theirs)
+                patch.setattr(AccountLog, "entries", lambda _: theirs)
                 return Theft(session, keyring(alice).statements)
 
         store._devices.catch_up()

@@ -16,7 +16,7 @@ from sfsc.cli.commands import Context
 from sfsc.errors import UsageError
 
 if TYPE_CHECKING:
-    from sfsc.log.audit import Event
+    from sfsc.log.audit import LogEvent
 
 _MAX_FILE = 256 * 1024
 
@@ -43,7 +43,7 @@ def log(context: Context, name: str | None) -> None:
                 terminal.answer(_line(event))
 
 
-def _line(event: Event) -> str:
+def _line(event: LogEvent) -> str:
     what = event.name or event.file_id or ""
     version = f" version {event.version}" if event.version else ""
     said = " ".join(f"{key}={json.dumps(value)}" for key, value in event.detail.items())

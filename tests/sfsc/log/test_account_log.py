@@ -20,7 +20,7 @@ from sfsc.crypto.primitives import state_key
 from sfsc.errors import BadReceipt, Rollback
 from sfsc.files.listing import Files
 from sfsc.files.rename import Renames
-from sfsc.log.account_log import OwnLog
+from sfsc.log.account_log import AccountLog
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.state import LOG_START, ClientState, LogPosition, state_path
@@ -52,7 +52,7 @@ def test_every_file_s_newest_record_before_this_login_is_known(session: Session)
     Renames(session).mv("a", "c")
     ids["c"] = session.account.file_id("c")
     session.reconnect()
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     logged = {name: session.state.logged_revision(file_id) for name, file_id in ids.items()}
     assert logged == {"a": 3, "b": 2, "c": 1}  # a tombstone counts like any record
 
@@ -60,14 +60,14 @@ def test_every_file_s_newest_record_before_this_login_is_known(session: Session)
 def test_only_what_is_new_is_read_and_once_a_login(server: Simulator, session: Session) -> None:
     file_id = put(session, "a")
     session.reconnect()
-    log = OwnLog(session)
-    log.follow()
+    log = AccountLog(session)
+    log.follow_to_login()
     firsts = asked(server)
-    log.follow()
+    log.follow_to_login()
     assert firsts == []
     put(session, "a")
     session.reconnect()
-    log.follow()
+    log.follow_to_login()
     followed = session.state.followed_log()
     assert len(firsts) == 1
     assert firsts[0] > 0
@@ -82,20 +82,20 @@ def spoil(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
 def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
     put(session, "a")
     session.reconnect()
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     put(session, "a")
     session.reconnect()
     spoil(server, lambda page: LogPage(page.entries[1:], page.next))
     with pytest.raises(BadReceipt):
-        OwnLog(session).follow()
+        AccountLog(session).follow_to_login()
     spoil(server, lambda page: LogPage(page.entries[:-1], page.next))
     with pytest.raises(Rollback):
-        OwnLog(session).follow()
+        AccountLog(session).follow_to_login()
     spoil(server, lambda page: LogPage((), 0))
     with pytest.raises(Rollback):
-        OwnLog(session).follow()
+        AccountLog(session).follow_to_login()
     server.spoil = lambda _request, reply: reply
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
 
 
 # --- several processes with one home
@@ -114,10 +114,10 @@ def test_what_was_logged_since_the_login_does_not_count(session: Session, other:
     session.reconnect()
     file = session.fetch_newest(file_id)
     put(other, "a")
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     assert session.state.logged_revision(file_id) == file.head.rev == 1
     session.reconnect()
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     assert session.state.logged_revision(file_id) == 2
 
 
@@ -125,9 +125,9 @@ def test_another_process_has_followed_past_this_login(
     server: Simulator, session: Session, beside: Session
 ) -> None:
     put(session, "a")
-    OwnLog(beside).follow()
+    AccountLog(beside).follow_to_login()
     firsts = asked(server)
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     assert firsts == []
 
 
@@ -141,7 +141,7 @@ def test_another_process_has_followed_at_the_same_time(
     class Slow(ClientState):
         def remember_followed_log(self, *what: Any) -> bool:
             if self.followed_log() == LOG_START:
-                OwnLog(session).follow()
+                AccountLog(session).follow_to_login()
             return super().remember_followed_log(*what)
 
     account = keyring.server_id + keyring.user.encode()
@@ -150,7 +150,7 @@ def test_another_process_has_followed_at_the_same_time(
         late = Session(keyring, state, QUICK)
         put(session, "a")
         late.connect()
-        OwnLog(late).follow()
+        AccountLog(late).follow_to_login()
         assert state.logged_revision(file_id) == 2
         assert state.followed_log().count == server.log.heads["ada"][0]
         late.close()
@@ -174,9 +174,9 @@ def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Sessi
     session.reconnect()
     assert state.remember_followed_log(LOG_START, places[0], {})
     server.spoil = lambda _request, reply: reply
-    OwnLog(session).follow()
+    AccountLog(session).follow_to_login()
     # A server that shows the login nowhere has left it out.
     session.reconnect()
     spoil(server, lambda page: LogPage(page.entries[:-1], page.next))
     with pytest.raises(Rollback):
-        OwnLog(session).follow()
+        AccountLog(session).follow_to_login()

@@ -305,7 +305,7 @@ def test_another_machine_changes_files_meanwhile(
         return reply
 
     server.spoil = hidden
-    with pytest.raises(Rollback, match="another last record"):
+    with pytest.raises(Rollback, match="different last records"):
         audit(server, session)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from sfsc.errors import LocalError
-from sfsc.log.receipts import known_verifiers
+from sfsc.log.receipts import load_verifiers
 from sfsc.session.session import Session
 from sfsc.trust.state import state_path
 
 
 def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:
     path = state_path(home)
-    (verifier,) = known_verifiers(path)
+    (verifier,) = load_verifiers(path)
     assert verifier.vkey == session.trust.log_vkey
     session.state.close()
     for change in (
@@ -26,4 +26,4 @@ def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:
         with closing(sqlite3.connect(path)) as database, database:
             database.execute(change)
         with pytest.raises(LocalError):
-            known_verifiers(path)
+            load_verifiers(path)
