@@ -1,1 +1,1 @@
-"""This account in the audit log."""
+"""The account's entries in the server's audit log: read, verified and exported."""

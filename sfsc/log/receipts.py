@@ -17,7 +17,8 @@ from sfsc.trust.state import read_server_statements
 
 
 class VerifiedProof(Value):
-    """What a verified proof says: entry `seq` of the log `origin`, which had `log_size` entries."""
+    """The content of a verified proof: entry `seq` of the log `origin`, which had `log_size`
+    entries."""
 
     origin: str
     log_size: int

@@ -1,1 +1,1 @@
-"""One login that survives lost connections."""
+"""A login on the server that survives lost connections, and changes of files over it."""

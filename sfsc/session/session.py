@@ -339,7 +339,7 @@ class Session:
     def verify_newest(self, view: FileView, file_id: str, known: KnownFile | None) -> VerifiedFile:
         """Verify and remember what the server shows as the newest version of a file of ours.
 
-        `known` was read before the server was asked. Raises as `Owner.newest`.
+        `known` was read before the server was asked. Raises as `FileOwner.verify_newest`.
         """
         file = self.account.verify_newest(view, file_id, None if known is None else known.revision)
         if known is None or file.head.rev > known.rev:

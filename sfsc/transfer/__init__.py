@@ -1,1 +1,1 @@
-"""File contents up and down."""
+"""Upload and download of file contents."""

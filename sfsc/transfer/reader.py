@@ -1,7 +1,7 @@
-"""A stored file as a file object: seekable, and only the segments that are read are fetched.
+"""A stored file as a seekable file object; only the segments that are read are fetched.
 
-Each segment is checked against its leaf of the signed `segments_root`, whose leaves were all
-fetched and proven first (32 bytes a MiB), and by its own tag.
+Each segment is verified against its leaf of the signed `segments_root`, whose leaves were fetched
+and verified first (32 bytes per MiB), and by its own tag.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion
 
 CACHED: Final = 4
-"""Segments of 1 MiB kept in the clear."""
+"""Decrypted segments of 1 MiB kept in memory."""
 AHEAD: Final = 4
-"""Segments asked for beyond the one that is read, while reading goes straight on."""
+"""Segments requested beyond the present one during sequential reads."""
 
 
 class Reader(io.RawIOBase):
-    """One version, as it was when it was opened. `name`, `version` and `size` (bytes) say which.
+    """Reads one version, as it was when it was opened: `name`, `version` and `size` (bytes).
 
-    Reads raise `Tampered` for what is not what was signed, and `NetworkError`. They take the
-    session's turn, and between them the session may do other things.
+    Reads raise `NetworkError`, and `Tampered` for content that is not what was signed. Between
+    reads the session can be used for other work.
     """
 
     def __init__(self, session: Session, remote: RemoteVersion) -> None:
@@ -44,7 +44,7 @@ class Reader(io.RawIOBase):
         self._segments: OrderedDict[int, memoryview] = OrderedDict()
         self._asked: dict[int, Ticket] = {}
         self._connection = session.connections
-        self._before = -1
+        self._previous = -1
 
     def readable(self) -> bool:
         return True
@@ -60,12 +60,12 @@ class Reader(io.RawIOBase):
         self._check_open()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
-            raise ValueError("not a place in a file")
+            raise ValueError("invalid whence or negative position")
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer: Buffer, /) -> int:  # type: ignore[override]  # bytes are not written
-        """As many bytes as the segment at the present place has, at most; 0 at the end."""
+        """Read at most up to the end of the present segment; return 0 at the end of the file."""
         self._check_open()
         view = memoryview(buffer).cast("B")
         count = min(len(view), self.size - self._position)
@@ -101,17 +101,17 @@ class Reader(io.RawIOBase):
             if len(self._segments) > CACHED:
                 self._segments.popitem(last=False)
         self._segments.move_to_end(index)
-        self._before = index
+        self._previous = index
         return found
 
     def _fetch(self, index: int) -> Buffer:
-        self._drop_foreign()
+        self._drop_foreign_tickets()
         transport = self._session.transport
         size = self._decryptor.piece_size(index)
         if index == 0 and len(self._remote.first) >= size:
             return memoryview(self._remote.first)[:size]
-        straight = index in (0, self._before + 1) or index in self._asked
-        last = min(index + AHEAD, self._decryptor.segment_count - 1) if straight else index
+        sequential = index in (0, self._previous + 1) or index in self._asked
+        last = min(index + AHEAD, self._decryptor.segment_count - 1) if sequential else index
         for wanted in range(index, last + 1):
             if wanted not in self._asked and wanted not in self._segments:
                 read = Read(
@@ -122,8 +122,8 @@ class Reader(io.RawIOBase):
             transport.abandon(self._asked.pop(passed))
         return expect_reply(transport.result(self._asked.pop(index)), Bytes).data
 
-    def _drop_foreign(self) -> None:
-        """Tickets and the handle are of one connection; another call may have opened a new one."""
+    def _drop_foreign_tickets(self) -> None:
+        """Forget the tickets of another connection; other work may have opened a new one."""
         if self._connection != self._session.connections:
             self._asked.clear()
             self._connection = self._session.connections

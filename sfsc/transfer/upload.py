@@ -320,7 +320,8 @@ class RecordCommitter:
 
 
 class SmallFile:
-    """A small file, read completely; `encrypt` sets `attempt`. `source` may be closed by then."""
+    """A small file, read completely; `encrypt` and then `describe` set the attributes below.
+    `source` may be closed by then."""
 
     def __init__(
         self,
