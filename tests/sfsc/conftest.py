@@ -13,14 +13,14 @@ from sfsc.keys.home import unlock_home
 from sfsc.session.limits import Timeouts
 from sfsc.session.session import Session
 from sfsc.trust.state import open_client_state
-from tests.sfsc.lying import Simulator, simulated
+from tests.sfsc.simulator import Simulator, running_simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Simulator]:
-    with simulated(tmp_path) as simulator:
+    with running_simulator(tmp_path) as simulator:
         yield simulator
 
 

@@ -1,4 +1,4 @@
-"""Putting and getting over one session, and how an answer is spoilt once."""
+"""Putting and getting over one session, and how an answer is tampered once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.source import Source
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Drop, Spoil
+from tests.sfsc.simulator import DropConnection, Tamper
 
 BIG = 3 * PIECE + 77
 
@@ -26,8 +26,8 @@ def put(session: Session, content: bytes, name: str = "file", **how: int) -> int
     return Uploads(session).put(io.BytesIO(content), name, **how).version
 
 
-def once(kind: type[Request], spoil: Spoil, nth: int = 0) -> Spoil:
-    """A hook that spoils the answer number `nth` to `kind`, and no other."""
+def once(kind: type[Request], tamper: Tamper, nth: int = 0) -> Tamper:
+    """A hook that changes the answer number `nth` to `kind`, and no other."""
     count = 0
 
     def hook(request: Request, reply: Reply) -> Reply:
@@ -35,14 +35,14 @@ def once(kind: type[Request], spoil: Spoil, nth: int = 0) -> Spoil:
         if isinstance(request, kind):
             count += 1
             if count == nth + 1:
-                return spoil(request, reply)
+                return tamper(request, reply)
         return reply
 
     return hook
 
 
 def drop(_request: Request, _reply: Reply) -> Reply:
-    raise Drop
+    raise DropConnection
 
 
 def stopping(_request: Request, _reply: Reply) -> Reply:

@@ -16,7 +16,7 @@ import sfsc
 from sfsc import api
 from sfsc.session.limits import Timeouts
 from sfsc.store import Store
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 

@@ -38,7 +38,7 @@ from sfsc.keys.keyring import Keyring
 from sfsc.session.handshake import DAY
 from sfsc.trust.state import open_client_state
 from tests.sfsc.conftest import QUICK
-from tests.sfsc.lying import Drop, Log, Simulator
+from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator
 
 
 def become(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
@@ -125,7 +125,7 @@ def test_the_keys_have_a_term(server: Simulator, fresh: Path, limits: Limits) ->
 
 def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, fresh: Path) -> None:
     invitation = invited_by(server.invitation("ada"))
-    server.log = Log()
+    server.log = SimulatedLog()
     with pytest.raises(WrongServer):
         enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert server.requests == []
@@ -157,9 +157,9 @@ def test_a_malformed_invitation_is_not_repeated() -> None:
 
 def test_a_lost_answer_is_asked_for_again(server: Simulator, fresh: Path) -> None:
     def lose(_request: Request, _reply: Reply) -> Reply:
-        raise Drop
+        raise DropConnection
 
-    server.spoil = lose
+    server.tamper = lose
     with pytest.raises(NetworkError):
         become(server, fresh)
     # The server has the statement, so the keys must be here.
@@ -167,7 +167,7 @@ def test_a_lost_answer_is_asked_for_again(server: Simulator, fresh: Path) -> Non
     assert kept.pending is not None
     assert kept.pending.statement == server.statement
     assert kept.current is None
-    server.spoil = lambda _request, reply: reply
+    server.tamper = lambda _request, reply: reply
     keyring = become(server, fresh)
     assert keyring.statements == (server.statement,)
     sent = server.asked(Enroll)
@@ -244,7 +244,7 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
             return replace(reply, receipt=None)
         return replace(reply, receipt=replace(reply.receipt, line=server.log.lines[0][:-70]))
 
-    server.spoil = unproven
+    server.tamper = unproven
     with pytest.raises(BadReceipt):
         become(server, fresh)
     assert unlock_home(fresh, None).contents.current is None

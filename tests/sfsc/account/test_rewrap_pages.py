@@ -13,7 +13,7 @@ from protocol.wire.messages.rotation import GetWraps, WrapItem, WrapsPage
 from sfsc.account import rewrap
 from sfsc.account.rewrap import wrap_items
 from sfsc.session.session import Session
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 from tests.waiting import until
 
 

@@ -22,7 +22,7 @@ from sfsc.files.listing import Files
 from sfsc.session.commit import build_record, build_tombstone
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import put
 
 
@@ -32,7 +32,7 @@ def spoiled(server: Simulator, change: object) -> None:
             return replace(reply, **change(reply))  # type: ignore[operator]
         return reply
 
-    server.spoil = hook
+    server.tamper = hook
 
 
 def test_every_record_oldest_first(session: Session) -> None:

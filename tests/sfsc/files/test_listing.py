@@ -26,7 +26,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust import signature_cache
 from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
-from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.simulator import DropConnection, Simulator
 
 
 def store(session: Session, *names: str) -> None:
@@ -101,7 +101,7 @@ def test_a_listing_that_hides_what_was_put_is_still_answered_from_memory(
     server: Simulator, session: Session
 ) -> None:
     store(session, "a", "b")
-    server.spoil = lambda _request, reply: Listing((), "") if isinstance(reply, Listing) else reply
+    server.tamper = lambda _request, reply: Listing((), "") if isinstance(reply, Listing) else reply
     assert names(session) == ["a", "b"]
 
 
@@ -119,7 +119,7 @@ def test_of_what_is_known_nothing_is_read(
         views = [replace(view, metadata=b"rubbish") for view in reply.views]
         return Listing(tuple(views), reply.next)
 
-    server.spoil = spoilt
+    server.tamper = spoilt
     assert names(session) == ["a", "b"]
     store(session, "a")
     assert names(session) == ["a", "b"]
@@ -134,7 +134,7 @@ def test_a_listing_of_an_old_revision(server: Simulator, session: Session) -> No
     file_id = session.account.file_id("a")
     old = server.view(file_id)
     store(session, "a")
-    server.spoil = lambda _request, reply: (
+    server.tamper = lambda _request, reply: (
         Listing((old,), "") if isinstance(reply, Listing) else reply
     )
     with pytest.raises(Rollback):
@@ -171,7 +171,7 @@ def test_a_listing_with_a_forged_record(
         views[at] = replace(views[at], content=replace(views[at].content, record=body))
         return Listing(tuple(views), reply.next)
 
-    server.spoil = forged
+    server.tamper = forged
     with pytest.raises(BadRecord):
         names(other)
 
@@ -187,7 +187,7 @@ def test_a_listing_with_swapped_metadata(
         one, two = reply.views
         return Listing((replace(one, metadata=two.metadata), two), reply.next)
 
-    server.spoil = swapped
+    server.tamper = swapped
     with pytest.raises(Tampered):
         names(other)
 
@@ -195,7 +195,7 @@ def test_a_listing_with_swapped_metadata(
 @pytest.mark.parametrize("after", ["", "0" * 32])
 def test_a_listing_without_end(server: Simulator, session: Session, after: str) -> None:
     store(session, "a", "b")
-    server.spoil = lambda _request, reply: (
+    server.tamper = lambda _request, reply: (
         replace(reply, next=after or "0" * 31) if isinstance(reply, Listing) else reply
     )
     with pytest.raises(ProtocolFailure):
@@ -355,10 +355,10 @@ def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) ->
     def lose(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Record) and not lost:
             lost.append(request)
-            raise Drop
+            raise DropConnection
         return reply
 
-    server.spoil = lose
+    server.tamper = lose
     Files(session).rm("a")
     assert session.connections == 2
     assert names(session) == []
@@ -366,7 +366,7 @@ def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) ->
 
 def test_a_deletion_that_the_log_does_not_prove(server: Simulator, session: Session) -> None:
     store(session, "a")
-    server.spoil = lambda request, reply: (
+    server.tamper = lambda request, reply: (
         Done(replace(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
     )
     with pytest.raises(BadReceipt):
@@ -390,7 +390,7 @@ def test_what_somebody_has_written_into_the_state_is_not_signed_upon(
             sent.extend(FileRecord.parse(change.record) for change in request.changes)
         return reply
 
-    server.spoil = spoil
+    server.tamper = spoil
     session.state.execute("UPDATE file SET record = ?, hash = ?", (forged, record_hash(forged)))
     with pytest.raises(Fork):
         list(Files(session).rm_many([entry]))

@@ -26,7 +26,7 @@ from sfsc.files.rename import Renames
 from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.simulator import DropConnection, Simulator
 
 
 def put(session: Session, name: str, content: bytes = b"content") -> None:
@@ -141,14 +141,14 @@ def test_an_answer_that_is_lost_and_overtaken(
 
     def hook(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Record) and lost.pop() if lost else False:
-            server.spoil = lambda _request, reply: reply
+            server.tamper = lambda _request, reply: reply
             server._lock.release()
             put(other, "b", b"onto it")
             server._lock.acquire()
-            raise Drop
+            raise DropConnection
         return reply
 
-    server.spoil = hook
+    server.tamper = hook
     assert Renames(session).mv("a", "b").version == 1
     assert get(session, "b") == b"onto it"
     assert len(server.files[session.account.file_id("b")].records) == 2

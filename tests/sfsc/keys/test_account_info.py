@@ -12,7 +12,7 @@ from sfsc.errors import KeyringMissing
 from sfsc.keys.account_info import account_link, current_keys, describe_account
 from sfsc.keys.home import unlock_home
 from sfsc.keys.pgp_words import pgp_words
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 
 def test_describe_enrolled_account(server: Simulator, home: Path) -> None:

@@ -25,7 +25,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
 from sfsc.trust.state import LOG_START, ClientState, LogPosition, state_path
 from tests.sfsc.conftest import QUICK, opened
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 
 def put(session: Session, name: str) -> str:
@@ -41,7 +41,7 @@ def asked(server: Simulator) -> list[int]:
             firsts.append(request.first)
         return reply
 
-    server.spoil = note
+    server.tamper = note
     return firsts
 
 
@@ -75,8 +75,8 @@ def test_only_what_is_new_is_read_and_once_a_login(server: Simulator, session: S
     assert followed.count == server.log.heads["ada"][0]
 
 
-def spoil(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
-    server.spoil = lambda _request, reply: change(reply) if isinstance(reply, LogPage) else reply
+def tamper(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
+    server.tamper = lambda _request, reply: change(reply) if isinstance(reply, LogPage) else reply
 
 
 def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
@@ -85,16 +85,16 @@ def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
     AccountLog(session).follow_to_login()
     put(session, "a")
     session.reconnect()
-    spoil(server, lambda page: LogPage(page.entries[1:], page.next))
+    tamper(server, lambda page: LogPage(page.entries[1:], page.next))
     with pytest.raises(BadReceipt):
         AccountLog(session).follow_to_login()
-    spoil(server, lambda page: LogPage(page.entries[:-1], page.next))
+    tamper(server, lambda page: LogPage(page.entries[:-1], page.next))
     with pytest.raises(Rollback):
         AccountLog(session).follow_to_login()
-    spoil(server, lambda page: LogPage((), 0))
+    tamper(server, lambda page: LogPage((), 0))
     with pytest.raises(Rollback):
         AccountLog(session).follow_to_login()
-    server.spoil = lambda _request, reply: reply
+    server.tamper = lambda _request, reply: reply
     AccountLog(session).follow_to_login()
 
 
@@ -170,13 +170,13 @@ def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Sessi
         server._here.opened = server.log.size
         return server.log.session(request.known_size)
 
-    server.spoil = committed_together
+    server.tamper = committed_together
     session.reconnect()
     assert state.remember_followed_log(LOG_START, places[0], {})
-    server.spoil = lambda _request, reply: reply
+    server.tamper = lambda _request, reply: reply
     AccountLog(session).follow_to_login()
     # A server that shows the login nowhere has left it out.
     session.reconnect()
-    spoil(server, lambda page: LogPage(page.entries[:-1], page.next))
+    tamper(server, lambda page: LogPage(page.entries[:-1], page.next))
     with pytest.raises(Rollback):
         AccountLog(session).follow_to_login()

@@ -41,7 +41,7 @@ from sfsc.log.audit import Audit
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Put, Uploads
 from tests.sfsc import storing
-from tests.sfsc.lying import Log, Simulator
+from tests.sfsc.simulator import SimulatedLog, Simulator
 
 
 def put(session: Session, name: str, content: bytes = b"content") -> Put:
@@ -67,11 +67,11 @@ def test_a_history_that_holds(server: Simulator, session: Session) -> None:
     assert found.log_size == server.log.size
 
 
-def spoiled(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
+def tampered(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
     def hook(request: Request, reply: Reply) -> Reply:
         return change(reply) if isinstance(reply, LogPage) else reply
 
-    server.spoil = hook
+    server.tamper = hook
 
 
 def drop(number: int) -> Callable[[LogPage], LogPage]:
@@ -127,7 +127,7 @@ def test_what_is_left_out_or_put_in(server: Simulator, session: Session, lie: st
     work(session)
     session.close()
     session.connect()
-    spoiled(server, change)
+    tampered(server, change)
     with pytest.raises(error):
         audit(server, session)
     with pytest.raises((error, ProtocolFailure)):
@@ -151,7 +151,7 @@ def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> 
         item = LogItem(server.log.size, line)
         return page if page.next else replace(page, entries=(*page.entries, item))
 
-    spoiled(server, add)
+    tampered(server, add)
     with pytest.raises(BadReceipt):
         audit(server, session)
 
@@ -304,7 +304,7 @@ def test_another_machine_changes_files_meanwhile(
             return LogPage(kept, reply.next if reply.next <= size else 0)
         return reply
 
-    server.spoil = hidden
+    server.tamper = hidden
     with pytest.raises(Rollback, match="different last records"):
         audit(server, session)
 
@@ -315,7 +315,7 @@ def test_a_listing_without_end(server: Simulator, session: Session) -> None:
     def hook(request: Request, reply: Reply) -> Reply:
         return replace(reply, next="0" * 32) if isinstance(reply, Listing) else reply
 
-    server.spoil = hook
+    server.tamper = hook
     with pytest.raises((ProtocolFailure, IntegrityError)):
         audit(server, session)
     assert len(server.asked(List)) < 5
@@ -354,7 +354,7 @@ def test_another_s_checkpoint(server: Simulator, session: Session, home: Path) -
             Audit(session).compare(twin.checkpoint())
         assert caught.value.evidence is not None
     assert len(list((home / "evidence").iterdir())) == 1
-    for nonsense in (b"", b"nonsense", Log().checkpoint(0), notes[0][:-9]):
+    for nonsense in (b"", b"nonsense", SimulatedLog().checkpoint(0), notes[0][:-9]):
         with pytest.raises(BadRecord):
             Audit(session).compare(nonsense)
 
@@ -371,7 +371,7 @@ def test_a_server_that_answers_the_comparison_with_a_lie(
             return replace(reply, checkpoint=twin.checkpoint())
         return reply
 
-    server.spoil = hook
+    server.tamper = hook
     with pytest.raises(Fork):
         Audit(session).compare(twin.checkpoint())
 
@@ -382,7 +382,7 @@ def test_a_connection_that_is_lost_while_it_is_compared(
     """The next login finds a longer log than the proof was asked for."""
     note = server.log.checkpoint()
     put(session, "a")
-    server.spoil = storing.once(LogProof, storing.drop)
+    server.tamper = storing.once(LogProof, storing.drop)
     theirs, ours = Audit(session).compare(note)
     assert theirs < ours
     assert session.state.distrust_evidence() is None
@@ -397,7 +397,7 @@ def test_a_proof_that_is_none(server: Simulator, session: Session) -> None:
     def hook(_request: Request, reply: Reply) -> Reply:
         return LogProven(reply.proof[1:]) if isinstance(reply, LogProven) else reply
 
-    server.spoil = hook
+    server.tamper = hook
     with pytest.raises(BadReceipt):
         Audit(session).proof(done.record, FileRecord.parse(done.record).seen[0])
 

@@ -17,7 +17,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.download import Downloads
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import drop, once
 
 
@@ -72,7 +72,7 @@ def test_a_connection_that_is_lost_while_it_is_proven(
     other.reconnect()
     for number in range(3):
         seen.add(RemoteVersion.open_own(other, f"{number}", 0).file)
-    server.spoil = once(LogProof, drop, 1)
+    server.tamper = once(LogProof, drop, 1)
     seen.verify()
     assert other.connections == 3
     assert other.state.distrust_evidence() is None

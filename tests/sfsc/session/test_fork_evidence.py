@@ -11,7 +11,7 @@ import pytest
 from sfsc.errors import Distrusted, Fork, LocalError
 from sfsc.session import fork_evidence
 from sfsc.session.session import Session
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 NOTES = (b"known\n", b"shown \xff\n")
 

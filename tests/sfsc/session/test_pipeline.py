@@ -20,7 +20,7 @@ from sfsc.files.inbox import ReceivedFiles
 from sfsc.log.account_log import AccountLog
 from sfsc.session.pipeline import changed_since, pages
 from sfsc.session.session import Session
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 
 def shared(session: Session) -> Iterable[object]:

@@ -18,20 +18,20 @@ from sfsc.session.server_errors import to_exception
 from sfsc.session.session import MAX_LOSSES, Session
 from sfsc.trust.state import KnownFile, open_client_state
 from tests.sfsc.conftest import QUICK
-from tests.sfsc.lying import Drop, Log, Simulator, Spoil
+from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator, Tamper
 
 
-def dropping(kind: type[Request], times: int) -> tuple[list[Request], Spoil]:
+def dropping(kind: type[Request], times: int) -> tuple[list[Request], Tamper]:
     """(requests whose answer was lost, a hook that loses the first `times` answers to `kind`)."""
     lost: list[Request] = []
 
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, kind) and len(lost) < times:
             lost.append(request)
-            raise Drop
+            raise DropConnection
         return reply
 
-    return lost, spoil
+    return lost, tamper
 
 
 def test_a_session_opens_and_is_remembered(server: Simulator, session: Session, home: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
 def test_nothing_is_said_to_a_stranger(server: Simulator, home: Path) -> None:
     keyring = unlock_home(home, None).contents
     server.requests.clear()
-    real, server.log = server.log, Log()
+    real, server.log = server.log, SimulatedLog()
     with open_client_state(home, keyring) as state:
         with pytest.raises(errors.WrongServer):
             Session(keyring, state, QUICK).connect()
@@ -96,27 +96,27 @@ def test_a_log_that_was_turned_back_is_refused(server: Simulator, session: Sessi
 
 def test_a_refused_login(server: Simulator, session: Session) -> None:
     session.close()
-    server.spoil = lambda _request, _reply: Error("refused", "no")
+    server.tamper = lambda _request, _reply: Error("refused", "no")
     with pytest.raises(errors.Denied):
         session.connect()
 
 
 @pytest.mark.parametrize("times", [1, MAX_LOSSES])
 def test_a_lost_answer_is_asked_for_again(server: Simulator, session: Session, times: int) -> None:
-    lost, server.spoil = dropping(Usage, times)
+    lost, server.tamper = dropping(Usage, times)
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
     assert (len(lost), session.connections) == (times, 1 + times)
 
 
 def test_a_server_that_always_drops_is_given_up(server: Simulator, session: Session) -> None:
-    lost, server.spoil = dropping(Usage, 1000)
+    lost, server.tamper = dropping(Usage, 1000)
     with pytest.raises(errors.Unreachable):
         session.call(Usage(), UsageAnswer)
     assert len(lost) == MAX_LOSSES + 1
 
 
 def test_each_new_connection_is_judged_like_the_first(server: Simulator, session: Session) -> None:
-    _, server.spoil = dropping(Usage, 1)
+    _, server.tamper = dropping(Usage, 1)
     server.welcome = lambda welcome: other_statement(server, welcome)
     with pytest.raises(errors.Fork):
         session.call(Usage(), UsageAnswer)
@@ -130,7 +130,7 @@ def other_statement(server: Simulator, welcome: Welcome) -> Welcome:
 def test_a_server_that_is_busy_is_not_a_lost_connection(
     server: Simulator, session: Session
 ) -> None:
-    server.spoil = lambda _request, _reply: Error("busy", "later")
+    server.tamper = lambda _request, _reply: Error("busy", "later")
     with pytest.raises(errors.Unreachable):
         session.call(Usage(), UsageAnswer)
     assert session.connections == 1

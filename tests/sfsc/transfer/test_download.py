@@ -36,7 +36,7 @@ from sfsc.transfer.destination import DestinationFolder, DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads
 from sfsc.transfer.local_io import DirectWriter
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Drop, Simulator, Spoil
+from tests.sfsc.simulator import DropConnection, Simulator, Tamper
 from tests.sfsc.storing import drop, once, stopping
 from tests.waiting import until
 
@@ -217,7 +217,7 @@ def test_a_server_that_gives_little_at_first(
 ) -> None:
     content = os.urandom(size)
     store(session, content)
-    server.spoil = opened(data=lambda o: o.data[:first])
+    server.tamper = opened(data=lambda o: o.data[:first])
     stream = io.BytesIO()
     Downloads(session).get(NAME, stream)
     assert stream.getvalue() == content
@@ -253,29 +253,29 @@ def flip(data: Buffer, at: int) -> bytes:
     return bytes(changed)
 
 
-def on(kind: type[Reply], spoil: Callable[[Reply], Reply]) -> Spoil:
-    return lambda _request, reply: spoil(reply) if isinstance(reply, kind) else reply
+def on(kind: type[Reply], tamper: Callable[[Reply], Reply]) -> Tamper:
+    return lambda _request, reply: tamper(reply) if isinstance(reply, kind) else reply
 
 
-def opened(**changes: Callable[[Opened], object]) -> Spoil:
-    def spoil(reply: Reply) -> Reply:
+def opened(**changes: Callable[[Opened], object]) -> Tamper:
+    def tamper(reply: Reply) -> Reply:
         assert isinstance(reply, Opened)
         made = {name: change(reply) for name, change in changes.items()}
         return replace(reply, **made)  # type: ignore[arg-type]
 
-    return on(Opened, spoil)
+    return on(Opened, tamper)
 
 
-def read(change: Callable[[bytes], bytes], offset: int) -> Spoil:
-    def spoil(request: Request, reply: Reply) -> Reply:
+def read(change: Callable[[bytes], bytes], offset: int) -> Tamper:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Read) and isinstance(reply, Bytes) and request.offset == offset:
             return Bytes(change(bytes(reply.data)))
         return reply
 
-    return spoil
+    return tamper
 
 
-LIES: dict[str, tuple[Spoil, type[SfscError]]] = {
+LIES: dict[str, tuple[Tamper, type[SfscError]]] = {
     "salt flipped": (opened(data=lambda o: flip(o.data, 5)), Tampered),
     "nonce flipped": (opened(data=lambda o: flip(o.data, 39)), Tampered),
     "version byte": (opened(data=lambda o: flip(o.data, 0)), Tampered),
@@ -320,9 +320,9 @@ LIES: dict[str, tuple[Spoil, type[SfscError]]] = {
 def test_a_lie_leaves_no_file(server: Simulator, session: Session, target: Path, lie: str) -> None:
     content = os.urandom(BIG)
     store(session, content)
-    server.spoil, error = LIES[lie]
+    server.tamper, error = LIES[lie]
     assert type(refused(session, target)) is error
-    server.spoil = lambda _request, reply: reply
+    server.tamper = lambda _request, reply: reply
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
 
@@ -332,7 +332,7 @@ def test_a_lie_within_a_large_file_leaves_no_file(
     server: Simulator, session: Session, target: Path, at: int
 ) -> None:
     store(session, os.urandom(LARGE))
-    server.spoil = read(lambda data: flip(data, -1), at * PIECE)
+    server.tamper = read(lambda data: flip(data, -1), at * PIECE)
     assert type(refused(session, target)) is Tampered
 
 
@@ -349,14 +349,14 @@ def test_segments_of_the_file_in_another_order(
             return Bytes(stored.blob[at : at + PIECE])
         return reply
 
-    server.spoil = swapped
+    server.tamper = swapped
     assert isinstance(refused(session, target), Tampered)
 
 
 def test_a_stream_is_given_verified_bytes_only(server: Simulator, session: Session) -> None:
     content = os.urandom(BIG)
     store(session, content)
-    server.spoil, _ = LIES["middle flipped"]
+    server.tamper, _ = LIES["middle flipped"]
     stream = io.BytesIO()
     with pytest.raises(Tampered):
         Downloads(session).get(NAME, stream)
@@ -375,7 +375,7 @@ def test_one_file_for_another(server: Simulator, session: Session, target: Path)
             return server.answer(replace(request, file_id=two))
         return reply
 
-    server.spoil = other
+    server.tamper = other
     assert isinstance(refused(session, target, "one"), BadRecord)
 
 
@@ -424,11 +424,11 @@ def test_a_refusal_half_way(
 )
 @pytest.mark.parametrize("how", [drop, stopping])
 def test_a_lost_connection_is_survived(
-    server: Simulator, session: Session, target: Path, kind: type[Request], nth: int, how: Spoil
+    server: Simulator, session: Session, target: Path, kind: type[Request], nth: int, how: Tamper
 ) -> None:
     content = os.urandom(BIG)
     store(session, content)
-    server.spoil = once(kind, how, nth)
+    server.tamper = once(kind, how, nth)
     Downloads(session).get(NAME, target)
     assert target.read_bytes() == content
     assert session.connections == 2
@@ -441,13 +441,13 @@ def test_a_newer_version_meanwhile_does_not_mix_in(
     store(session, content)
     dropped: list[Request] = []
 
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Read) and request.offset == 5 * PIECE and not dropped:
             dropped.append(request)
-            raise Drop
+            raise DropConnection
         return reply
 
-    server.spoil = spoil
+    server.tamper = tamper
     session._pause = lambda _seconds: store(other, b"newer")
     assert Downloads(session).get(NAME, target).version == 1
     assert target.read_bytes() == content
@@ -458,15 +458,15 @@ def test_a_version_encrypted_anew_meanwhile(
 ) -> None:
     store(session, os.urandom(BIG))
 
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Read):
-            raise Drop
+            raise DropConnection
         if isinstance(reply, Opened) and len(server.asked(GetOpen)) > 1:
             content = replace(reply.view.content, record=b"another")
             return replace(reply, view=replace(reply.view, content=content))
         return reply
 
-    server.spoil = spoil
+    server.tamper = tamper
     with pytest.raises(ConflictError):
         Downloads(session).get(NAME, target)
     assert list(target.parent.iterdir()) == []
@@ -476,7 +476,7 @@ def test_an_integrity_error_is_never_retried(
     server: Simulator, session: Session, target: Path
 ) -> None:
     store(session, os.urandom(BIG))
-    server.spoil, _ = LIES["middle flipped"]
+    server.tamper, _ = LIES["middle flipped"]
     with pytest.raises(IntegrityError):
         Downloads(session).get(NAME, target)
     assert session.connections == 1
@@ -551,14 +551,14 @@ def test_many_over_a_lost_connection(
     """Whatever of it was asked for ahead."""
     count = 0
 
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         nonlocal count
         count += isinstance(request, Read)
         if isinstance(request, Read) and count == nth + 1:
-            raise Drop
+            raise DropConnection
         return reply
 
-    server.spoil = spoil
+    server.tamper = tamper
     assert len(list(Downloads(session).get_many(items(session, tree), refuse))) == len(SIZES)
     assert arrived(tree) == contents
     assert session.connections == 2
@@ -572,7 +572,7 @@ def test_a_lie_about_one_of_many(
     file_id = session.account.file_id(bad)
     told: list[str] = []
 
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(reply, Opened) and request == GetOpen(session.account.user, file_id, 1):
             return replace(reply, data=flip(reply.data, 100))
         return reply
@@ -581,7 +581,7 @@ def test_a_lie_about_one_of_many(
         assert type(error) is Tampered
         told.append(name)
 
-    server.spoil = spoil
+    server.tamper = tamper
     for got in Downloads(session).get_many(items(session, tree), skip):
         told += [got.name]
     assert told == list(SIZES)

@@ -18,7 +18,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.reader import AHEAD, Reader
 from sfsc.transfer.remote_version import RemoteVersion
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import once
 from tests.waiting import until
 
@@ -112,10 +112,10 @@ def test_a_connection_that_is_lost_on_the_way(server: Simulator, session: Sessio
 
     def hook(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Read) and len(server.asked(Read)) in drops:
-            raise Drop
+            raise DropConnection
         return reply
 
-    server.spoil = hook
+    server.tamper = hook
     with io.BufferedReader(reader(session)) as file:
         file.seek(3 * PIECE)
         assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
@@ -148,7 +148,7 @@ def test_a_version_that_could_not_be_opened_again_at_once(
         file.seek(3 * PIECE)
         session.reconnect()
         server.requests.clear()
-        server.spoil = once(GetOpen, lambda _request, _reply: Error("busy", "later"))
+        server.tamper = once(GetOpen, lambda _request, _reply: Error("busy", "later"))
         with pytest.raises(Unreachable):
             file.read(5)
         assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
@@ -184,7 +184,7 @@ def test_every_part_is_proven(server: Simulator, session: Session, kind: type[Re
             return replace(reply, **{name: flip(getattr(reply, name))})
         return reply
 
-    server.spoil = hook
+    server.tamper = hook
     with pytest.raises(Tampered), reader(session) as file:
         file.readall()
 

@@ -15,7 +15,7 @@ from sfsc.files.listing import Files
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionReply, VersionRequest
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -54,15 +54,15 @@ def test_each_gives_its_own(stored: Session) -> None:
 def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
     answers = list(asked(stored))
     first = answers[0][1]
-    spoilt: list[tuple[VersionRequest, Reply]] = list(answers)
+    tampered: list[tuple[VersionRequest, Reply]] = list(answers)
     # Of another file; with metadata of another version; not there at all.
-    spoilt[1] = (answers[1][0], first)
-    spoilt[2] = (
+    tampered[1] = (answers[1][0], first)
+    tampered[2] = (
         answers[2][0],
         changed(answers[2][1], view=changed(answers[2][1].view, metadata=first.view.metadata)),
     )
-    spoilt[3] = (answers[3][0], Error("not-found", "there is none"))
-    kinds = [type(one) for one in judged(stored, spoilt)]
+    tampered[3] = (answers[3][0], Error("not-found", "there is none"))
+    kinds = [type(one) for one in judged(stored, tampered)]
     assert kinds == [RemoteVersion, BadRecord, Tampered, NotFound, RemoteVersion]
 
 

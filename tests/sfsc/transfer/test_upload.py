@@ -43,7 +43,7 @@ from sfsc.session.session import Session
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, UploadStream
 from sfsc.transfer.source import SMALL, Source
 from sfsc.transfer.upload import Put, Uploads
-from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
 from tests.waiting import until
 
@@ -163,7 +163,7 @@ def test_a_source_that_fails_half_way(server: Simulator, session: Session) -> No
 def test_a_large_upload_goes_on_where_it_was(
     server: Simulator, session: Session, kind: type[Request], nth: int
 ) -> None:
-    server.spoil = once(kind, drop, nth)
+    server.tamper = once(kind, drop, nth)
     content = os.urandom(BIG)
     assert Uploads(session).put(io.BytesIO(content), "file").size == BIG
     assert fetched(session, "file") == content
@@ -181,11 +181,11 @@ def test_a_server_that_forgets_between_pieces(server: Simulator, session: Sessio
 
     def forget(request: Request, _reply: Reply) -> Reply:
         del server.uploads[request.upload][PIECE:]  # type: ignore[attr-defined]
-        raise Drop
+        raise DropConnection
 
     # Pieces are let go of only when the ring is full: by then two more than the server keeps.
     ring = MAX_WINDOW // PIECE
-    server.spoil = once(Data, forget, nth=ring + 2)
+    server.tamper = once(Data, forget, nth=ring + 2)
     with pytest.raises(ProtocolFailure):
         put(session, bytes((ring + 8) * PIECE))
 
@@ -195,7 +195,7 @@ def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
 
     def hook(_request: Request, _reply: Reply) -> Reply:
         server.uploads.clear()
-        raise Drop
+        raise DropConnection
 
     return hook
 
@@ -204,12 +204,12 @@ def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
 def test_a_lost_upload_begins_again_under_a_fresh_key(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
-    def spoil(_request: Request, _reply: Reply) -> Reply:
+    def tamper(_request: Request, _reply: Reply) -> Reply:
         server.uploads.clear()
         server.files.clear()
-        raise Drop
+        raise DropConnection
 
-    server.spoil = once(kind, spoil)
+    server.tamper = once(kind, tamper)
     content = os.urandom(BIG)
     source = io.BytesIO(b"ahead" + content)
     source.seek(5)
@@ -223,7 +223,7 @@ def test_a_lost_upload_begins_again_under_a_fresh_key(
 
 def test_a_lost_upload_from_a_pipe_fails(server: Simulator, session: Session) -> None:
     reading, writing = os.pipe()
-    server.spoil = once(Data, lost(server))
+    server.tamper = once(Data, lost(server))
     content = bytes(BIG)
 
     def feed() -> None:
@@ -251,14 +251,14 @@ def test_a_server_that_always_forgets_is_given_up(server: Simulator, session: Se
 
 @pytest.mark.parametrize("offset", [1, PIECE - 1, 9 * PIECE])
 def test_an_offset_that_cannot_be(server: Simulator, session: Session, offset: int) -> None:
-    def spoil(request: Request, reply: Reply) -> Reply:
+    def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Data):
-            raise Drop
+            raise DropConnection
         if isinstance(request, PutResume):
             return UploadState(request.upload, offset)
         return reply
 
-    server.spoil = spoil
+    server.tamper = tamper
     with pytest.raises(ProtocolFailure):
         put(session, bytes(BIG))
 
@@ -294,7 +294,7 @@ def test_large_and_small_ones_and_a_name_twice(session: Session) -> None:
 
 @pytest.mark.parametrize("nth", [0, 3, 29])
 def test_a_window_survives_a_lost_connection(server: Simulator, session: Session, nth: int) -> None:
-    server.spoil = once(PutSmall, drop, nth)
+    server.tamper = once(PutSmall, drop, nth)
     done = list(Uploads(session).put_many(items(30)))
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
@@ -306,11 +306,11 @@ def test_a_window_survives_a_lost_connection(server: Simulator, session: Session
 def test_a_server_that_is_stopping_is_asked_again_when_it_is_back(
     server: Simulator, session: Session, nth: int
 ) -> None:
-    server.spoil = once(PutSmall, stopping, nth)
+    server.tamper = once(PutSmall, stopping, nth)
     done = list(Uploads(session).put_many(items(30)))
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
-    server.spoil = once(PutSmall, stopping)
+    server.tamper = once(PutSmall, stopping)
     assert put(session, b"alone") == 1
     assert session.connections == 3
 
@@ -320,7 +320,7 @@ def test_pieces_are_sent_again_to_a_server_that_was_stopping(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
     content = os.urandom(BIG)
-    server.spoil = once(kind, stopping)
+    server.tamper = once(kind, stopping)
     assert put(session, content) == 1
     assert session.connections == 2
     assert fetched(session, "file") == content
@@ -342,7 +342,7 @@ def test_what_fails_ends_it_behind_what_was_sent(
 
 
 def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session: Session) -> None:
-    server.spoil = once(PutSmall, lambda _request, _reply: Error("quota", "full"), 1)
+    server.tamper = once(PutSmall, lambda _request, _reply: Error("quota", "full"), 1)
     many, done = Uploads(session).put_many(items(4)), list[Put]()
     with pytest.raises(QuotaExceeded):
         done.extend(many)
@@ -375,7 +375,7 @@ def test_nothing_that_is_gathered_is_sent_to_a_server_that_lies(
         yield from items(5)
         yield io.BytesIO(b"again"), "many/000"  # the first must be answered before
 
-    server.spoil = unproven
+    server.tamper = unproven
     with pytest.raises(BadReceipt):
         list(Uploads(session).put_many(sources()))
     assert len(server.asked(PutSmall)) == 5
@@ -410,7 +410,7 @@ def test_large_ones_among_many_survive_a_lost_connection(
     server: Simulator, session: Session, kind: type[Request], nth: int
 ) -> None:
     sources, contents = mixture()
-    server.spoil = once(kind, drop, nth)
+    server.tamper = once(kind, drop, nth)
     check_stored(session, list(Uploads(session).put_many(sources)), contents)
     assert session.connections == 2
 
@@ -441,7 +441,7 @@ def test_large_ones_among_many_that_the_server_loses_begin_again(
 ) -> None:
     """The daemon restarts: what was committed stands, what was staged is gone."""
     sources, contents = mixture()
-    server.spoil = once(kind, lost(server), nth)
+    server.tamper = once(kind, lost(server), nth)
     check_stored(session, list(Uploads(session).put_many(sources)), contents)
     # No two contents went up under one content_id.
     ids = [FileRecord.parse(one.record).content_id for one in server.asked(PutCommit)]
@@ -452,7 +452,7 @@ def test_large_ones_among_many_that_the_server_loses_begin_again(
 def test_a_large_one_whose_acknowledgement_was_lost_and_overtaken(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    server.spoil = once(PutCommit, drop)
+    server.tamper = once(PutCommit, drop)
     session._pause = meanwhile(other)
     content = os.urandom(BIG)
     sources: list[tuple[Source, str | None]] = [

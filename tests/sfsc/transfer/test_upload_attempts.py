@@ -31,7 +31,7 @@ from sfsc.files.rename import Renames
 from sfsc.session.commit import MAX_CONFLICTS
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads, run_stepwise
-from tests.sfsc.lying import Drop, Simulator
+from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
 
@@ -164,7 +164,7 @@ def test_success_is_only_what_the_log_proves(
             return reply
         return Done(replace(reply.receipt, line=server.log.lines[0]))
 
-    server.spoil = unproven
+    server.tamper = unproven
     before = session.trust.newest
     with pytest.raises(BadReceipt):
         put(session, bytes(size))
@@ -195,7 +195,7 @@ def test_a_server_that_will_not_prove_that_its_log_is_one(
     server: Simulator, session: Session
 ) -> None:
     put(session, b"one", "a")
-    server.spoil = once(LogProof, lambda *_: Error("bad-request", "no"))
+    server.tamper = once(LogProof, lambda *_: Error("bad-request", "no"))
     with pytest.raises(BadReceipt):
         put(session, b"two", "b")
 
@@ -204,7 +204,7 @@ def test_a_connection_lost_between_a_receipt_and_its_proof(
     server: Simulator, session: Session
 ) -> None:
     put(session, b"one", "a")
-    server.spoil = once(LogProof, drop)
+    server.tamper = once(LogProof, drop)
     done = list(Uploads(session).put_many(items(30)))
     assert [put.version for put in done] == [1] * 30
     assert session.connections == 2
@@ -217,7 +217,7 @@ def test_a_connection_lost_between_a_receipt_and_its_proof(
 @pytest.mark.parametrize("size", [5, BIG])
 def test_an_acknowledgement_that_is_lost(server: Simulator, session: Session, size: int) -> None:
     kind = PutSmall if size == 5 else PutCommit
-    server.spoil = once(kind, drop)
+    server.tamper = once(kind, drop)
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
     assert done.receipt is not None
@@ -232,7 +232,7 @@ def test_an_acknowledgement_lost_and_overtaken(
     server: Simulator, session: Session, other: Session, size: int
 ) -> None:
     """The put was accepted, its answer lost, and another device has put onto it since."""
-    server.spoil = once(PutSmall if size == 5 else PutCommit, drop)
+    server.tamper = once(PutSmall if size == 5 else PutCommit, drop)
     session._pause = meanwhile(other)
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "file")
@@ -250,9 +250,9 @@ def test_a_conflict_after_a_loss_that_was_not_ours(
 
     def lose(request: Request, reply: Reply) -> Reply:
         server.files.clear()
-        raise Drop
+        raise DropConnection
 
-    server.spoil = once(PutSmall, lose)
+    server.tamper = once(PutSmall, lose)
     session._pause = meanwhile(other)
     assert put(session, b"ours") == 2
     assert fetched(session, "file", 1) == b"theirs"
@@ -312,11 +312,11 @@ def test_what_was_accepted_before_keys_were_rotated_is_not_done_twice(
 
     def lose(request: Request, reply: Reply) -> Reply:
         if isinstance(request, PutSmall | PutCommit | Record) and len(sent) == 1:
-            raise Drop
+            raise DropConnection
         return reply
 
     session.renewer = renew
-    server.intercept, server.spoil = stale, lose
+    server.intercept, server.tamper = stale, lose
     ACTIONS[action](session)
     assert len(server.files[session.account.file_id("file")].records) == 3
     assert session.author.generation == 2

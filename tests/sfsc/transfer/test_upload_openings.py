@@ -15,7 +15,7 @@ from sfsc.errors import QuotaExceeded, SfscError
 from sfsc.files.tree import Trees
 from sfsc.session.session import Session
 from sfsc.transfer.upload import Uploads
-from tests.sfsc.lying import Simulator
+from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import drop, fetched, once
 from tests.waiting import until
 
@@ -93,7 +93,7 @@ def test_what_is_foreseen_and_not_put_is_let_go_of(
 def test_a_connection_that_is_lost_over_an_opening(
     server: Simulator, session: Session, tree: Path, nth: int
 ) -> None:
-    server.spoil = once(PutOpen, drop, nth)
+    server.tamper = once(PutOpen, drop, nth)
     stored(session, tree)
     assert session.connections == 2
 
@@ -102,7 +102,7 @@ def test_a_connection_that_is_lost_over_an_opening(
 def test_an_opening_that_is_refused_is_asked_for_again(
     server: Simulator, session: Session, tree: Path, nth: int
 ) -> None:
-    server.spoil = once(PutOpen, lambda *_: Error("busy", "not now"), nth)
+    server.tamper = once(PutOpen, lambda *_: Error("busy", "not now"), nth)
     stored(session, tree)
     assert len(server.asked(PutOpen)) == 3
 
@@ -113,7 +113,7 @@ def test_a_refusal_that_stays_ends_the_work_in_its_turn(
     def full(request: Request, reply: Reply) -> Reply:
         return Error("quota", "full") if isinstance(request, PutOpen) else reply
 
-    server.spoil = full
+    server.tamper = full
     putting = Trees(session).put(tree, "", refuse)
     assert next(putting).name == "a"
     with pytest.raises(QuotaExceeded):

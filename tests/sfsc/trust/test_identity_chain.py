@@ -26,7 +26,7 @@ from sfsc.errors import (
 from sfsc.keys.bundle import open_bundle
 from sfsc.trust.identity_chain import fetch_newest_bundle, follow_chain
 from sfsc.trust.server_log import ServerTrust
-from tests.sfsc.lying import SPKI, Log
+from tests.sfsc.simulator import SPKI, SimulatedLog
 
 KEY, NEXT, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(3))
 
@@ -35,7 +35,7 @@ class Server:
     """A log that contains ada's chain; `links` is what the server shows."""
 
     def __init__(self, count: int = 5) -> None:
-        self.log = Log()
+        self.log = SimulatedLog()
         self.log.fill(3)
         self.trust = ServerTrust(self.log.server_id)
         self.trust.accept_welcome(self.log.welcome(spki=SPKI), SPKI)
@@ -44,7 +44,7 @@ class Server:
         self.bodies: list[bytes] = []
         self.links: list[SignedStatement] = []
         self.page = 2
-        self.spoil: Callable[[Identity], Identity] = lambda shown: shown
+        self.tamper: Callable[[Identity], Identity] = lambda shown: shown
         for _ in range(count):
             self.add()
 
@@ -105,7 +105,7 @@ class Server:
             self.log.consistency(self.opened),
             end + 1 if end < len(self.links) else 0,
         )
-        return self.spoil(answer)
+        return self.tamper(answer)
 
     def follow(self, known: int = 0, first: bytes | None = None) -> tuple[bytes, ...]:
         pinned = record_hash(self.bodies[0]) if first is None else first
@@ -240,7 +240,7 @@ LIES: dict[str, tuple[Callable[[Identity], Identity], type[IntegrityError] | typ
 @pytest.mark.parametrize("lie", LIES)
 def test_false_chains_are_refused(lie: str) -> None:
     server = Server()
-    server.spoil, error = LIES[lie]
+    server.tamper, error = LIES[lie]
     with pytest.raises(error):
         server.follow()
 
@@ -300,7 +300,7 @@ def test_fork_between_pages_is_detected() -> None:
             consistency=log.consistency(server.opened),
         )
 
-    server.spoil = spoil
+    server.tamper = spoil
     server.follow()
     gaps = server.trust.consistency_gaps()
     assert gaps

@@ -25,20 +25,20 @@ from sfsc.errors import (
     WrongServer,
 )
 from sfsc.trust.server_log import SentChange, ServerTrust, TreeHead
-from tests.sfsc.lying import SPKI, Log
+from tests.sfsc.simulator import SPKI, SimulatedLog
 
 RECORD = b"the exact bytes that were signed"
 SIGNATURES = {"a1" * 32: bytes(64)}
 SENT = SentChange("upload", "ada", "ada", "0" * 32, 3, RECORD, SIGNATURES)
 
 
-def greeted(log: Log) -> ServerTrust:
+def greeted(log: SimulatedLog) -> ServerTrust:
     trust = ServerTrust(log.server_id)
     trust.accept_welcome(log.welcome(), SPKI)
     return trust
 
 
-def opened(log: Log, entries: int = 5) -> ServerTrust:
+def opened(log: SimulatedLog, entries: int = 5) -> ServerTrust:
     """Return a client whose session began when the log had `entries`."""
     log.fill(entries - log.size)
     trust = greeted(log)
@@ -46,7 +46,7 @@ def opened(log: Log, entries: int = 5) -> ServerTrust:
     return trust
 
 
-def upload(log: Log, **changes: object) -> int:
+def upload(log: SimulatedLog, **changes: object) -> int:
     fields: dict[str, object] = {
         "op": "upload",
         "actor": "ada",
@@ -63,14 +63,14 @@ def upload(log: Log, **changes: object) -> int:
 
 
 def test_pinned_server_is_accepted() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = ServerTrust(log.server_id)
     statement = trust.accept_welcome(log.welcome(), SPKI)
     assert (statement.n, statement.server_pub) == (1, log.server.public)
 
 
 def test_other_server_is_refused() -> None:
-    log, other = Log(), Log()
+    log, other = SimulatedLog(), SimulatedLog()
     with pytest.raises(WrongServer) as caught:
         ServerTrust(log.server_id).accept_welcome(other.welcome(), SPKI)
     assert caught.value.pinned == log.server_id.hex()
@@ -78,30 +78,30 @@ def test_other_server_is_refused() -> None:
 
 
 def test_other_tls_key_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     with pytest.raises(WrongServer):
         ServerTrust(log.server_id).accept_welcome(log.welcome(), bytes(32))
 
 
-def resigned(log: Log, signer: SigningKey) -> Welcome:
+def resigned(log: SimulatedLog, signer: SigningKey) -> Welcome:
     welcome = log.welcome()
     return replace(welcome, signature=signer.sign(Label.SERVER_STATEMENT, welcome.statement))
 
 
-def other_label(log: Log) -> Welcome:
+def other_label(log: SimulatedLog) -> Welcome:
     welcome = log.welcome()
     return replace(welcome, signature=log.server.sign(Label.STATEMENT, welcome.statement))
 
 
-def stated(**changes: str) -> Callable[[Log], Welcome]:
-    def make(log: Log) -> Welcome:
+def stated(**changes: str) -> Callable[[SimulatedLog], Welcome]:
+    def make(log: SimulatedLog) -> Welcome:
         body, signature = log.statement(1, SPKI, **changes)
         return replace(log.welcome(), statement=body, signature=signature)
 
     return make
 
 
-def foreign_vkey(log: Log) -> Welcome:
+def foreign_vkey(log: SimulatedLog) -> Welcome:
     vkey = checkpoint.Verifier(checkpoint.origin_of(bytes(32)), log.key.public).vkey
     return stated(log_vkey=vkey)(log)
 
@@ -129,8 +129,10 @@ def foreign_vkey(log: Log) -> Welcome:
         "no common version",
     ],
 )
-def test_false_welcomes_are_refused(make: Callable[[Log], Welcome], error: type[Exception]) -> None:
-    log = Log()
+def test_false_welcomes_are_refused(
+    make: Callable[[SimulatedLog], Welcome], error: type[Exception]
+) -> None:
+    log = SimulatedLog()
     trust = ServerTrust(log.server_id)
     with pytest.raises(error):
         trust.accept_welcome(make(log), SPKI)
@@ -140,7 +142,7 @@ def test_false_welcomes_are_refused(make: Callable[[Log], Welcome], error: type[
 
 
 def test_older_or_duplicate_server_statement_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     second = log.welcome(n=2)
     known = ServerTrust(log.server_id, statement=second.statement)
     with pytest.raises(Rollback):
@@ -159,7 +161,7 @@ def test_older_or_duplicate_server_statement_is_refused() -> None:
 
 @given(known=st.integers(0, 20), more=st.integers(0, 20))
 def test_continued_log_is_accepted(known: int, more: int) -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(known)
     before = TreeHead(known, log.root(known), log.checkpoint())
     log.fill(more)
@@ -169,7 +171,7 @@ def test_continued_log_is_accepted(known: int, more: int) -> None:
     assert trust.newest == TreeHead(known + more, log.root(known + more), log.checkpoint())
 
 
-def remembering(log: Log) -> ServerTrust:
+def remembering(log: SimulatedLog) -> ServerTrust:
     trust = ServerTrust(
         log.server_id, newest=TreeHead(log.size, log.root(log.size), log.checkpoint())
     )
@@ -178,7 +180,7 @@ def remembering(log: Log) -> ServerTrust:
 
 
 def test_shorter_log_is_a_rollback() -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(8)
     trust = remembering(log)
     before = trust.newest
@@ -189,7 +191,7 @@ def test_shorter_log_is_a_rollback() -> None:
 
 @pytest.mark.parametrize("more", [0, 1, 5])
 def test_another_log_is_a_fork(more: int) -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(8)
     other = log.fork(7)
     other.fill(1 + more)
@@ -199,7 +201,7 @@ def test_another_log_is_a_fork(more: int) -> None:
 
 
 def test_missing_consistency_proof_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(4)
     trust = remembering(log)
     log.fill(4)
@@ -211,14 +213,14 @@ def test_missing_consistency_proof_is_refused() -> None:
 
 
 def test_superfluous_consistency_proof_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(4)
     with pytest.raises(Fork):
         remembering(log).accept_session(replace(log.session(4), consistency=(bytes(32),)))
 
 
 def test_a_checkpoint_of_another_key_or_log() -> None:
-    log, other = Log(), Log()
+    log, other = SimulatedLog(), SimulatedLog()
     for lying in (log, other):
         lying.fill(3)
     with pytest.raises(BadRecord):
@@ -238,7 +240,7 @@ def test_a_checkpoint_of_another_key_or_log() -> None:
 
 @given(before=st.integers(0, 12), between=st.integers(0, 12), after=st.integers(0, 12))
 def test_logged_change_is_accepted(before: int, between: int, after: int) -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log, before)
     log.fill(between)
     seq = upload(log)
@@ -270,7 +272,7 @@ def test_logged_change_is_accepted(before: int, between: int, after: int) -> Non
     ids=lambda changes: "-".join(f"{key}={str(value)[:12]}" for key, value in changes.items()),
 )
 def test_entry_that_differs_from_the_change_is_refused(changes: dict[str, object]) -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     before = trust.newest
     seq = upload(log, **changes)
@@ -317,7 +319,7 @@ def flipped(receipt: Receipt) -> Receipt:
 def test_false_receipts_are_refused(
     spoil: Callable[[Receipt], Receipt], error: type[IntegrityError]
 ) -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     seq = upload(log)
     log.fill(3)
@@ -332,7 +334,7 @@ def test_false_receipts_are_refused(
 def test_receipts_of_one_commit_share_their_proof(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     first, second = upload(log), upload(log)
     worked_out: list[int] = []
@@ -359,7 +361,7 @@ def test_receipts_of_one_commit_share_their_proof(
 
 
 def test_receipt_of_a_forked_log_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     other = log.fork(4)
     other.fill(1)
@@ -368,7 +370,7 @@ def test_receipt_of_a_forked_log_is_refused() -> None:
 
 
 def test_receipt_of_a_shorter_log_is_refused() -> None:
-    log = Log()
+    log = SimulatedLog()
     log.fill(3)
     seq = upload(log)
     trust = opened(log, 8)
@@ -379,7 +381,7 @@ def test_receipt_of_a_shorter_log_is_refused() -> None:
 
 def test_two_checkpoints_of_one_size_in_one_session() -> None:
     """Each continues the log at login; together they show the fork."""
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     other = log.fork(5)
     trust.verify_receipt(log.receipt(upload(log), 5), SENT)
@@ -387,7 +389,7 @@ def test_two_checkpoints_of_one_size_in_one_session() -> None:
         trust.verify_receipt(other.receipt(upload(other, version=4), 5), replace(SENT, version=4))
 
 
-def joined(trust: ServerTrust, log: Log) -> list[tuple[int, int]]:
+def joined(trust: ServerTrust, log: SimulatedLog) -> list[tuple[int, int]]:
     """Return the gaps that an honest `log` was asked to prove."""
     gaps = trust.consistency_gaps()
     trust.close_gaps([log.consistency(*gap) for gap in gaps])
@@ -401,7 +403,7 @@ def test_fork_between_two_receipts_is_detected(
     parted: int, ours: int, theirs: int, proof: bool
 ) -> None:
     """Both continue the log at login; no proof links one to the other."""
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     before = trust.newest
     log.fill(parted - 5)
@@ -424,7 +426,7 @@ def test_fork_between_two_receipts_is_detected(
 
 
 def test_first_receipts_of_a_session_need_no_proof() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     trust.verify_receipt(log.receipt(first, 5), SENT)
@@ -436,7 +438,7 @@ def test_first_receipts_of_a_session_need_no_proof() -> None:
 
 
 def test_receipts_are_linked_by_size() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     first, second, third = upload(log), upload(log, version=4), upload(log)
     trust.verify_receipt(log.receipt(second, 5, size=7), replace(SENT, version=4))
@@ -452,7 +454,7 @@ def test_receipts_are_linked_by_size() -> None:
 
 
 def test_older_receipt_does_not_change_newest() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     first, second = upload(log), upload(log, version=4)
     early = log.receipt(first, 5, size=6)
@@ -464,7 +466,7 @@ def test_older_receipt_does_not_change_newest() -> None:
 
 
 def test_receipt_of_an_earlier_session_is_linked_with_the_next_login() -> None:
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     trust.verify_receipt(log.receipt(upload(log), 5), SENT)
     log.fill(3)
@@ -477,7 +479,7 @@ def test_receipt_of_an_earlier_session_is_linked_with_the_next_login() -> None:
 @pytest.mark.parametrize("again", [5, 6, 8])
 def test_fork_while_disconnected_is_detected(again: int) -> None:
     """The next session starts on the fork: before, at or past the length that a receipt showed."""
-    log = Log()
+    log = SimulatedLog()
     trust = opened(log)
     other = log.fork(5)
     trust.verify_receipt(log.receipt(upload(log), 5), SENT)
@@ -501,7 +503,7 @@ def test_fork_while_disconnected_is_detected(again: int) -> None:
 
 def test_the_first_checkpoint_needs_the_receipt_of_the_statement() -> None:
     sent = SentChange("enrol", "ada", "ada", None, None, b"statement", SIGNATURES)
-    log = Log()
+    log = SimulatedLog()
     log.fill(3)
     enrolled = {"op": "enrol", "file": None, "version": None, "rec": b"statement"}
     seq = upload(log, **enrolled)

@@ -1,8 +1,9 @@
-"""A server that can lie: real keys, a real log, a store in memory, and hooks to spoil answers.
+"""Simulator of a server, honest or not: real keys, a real log, a store in memory, and hooks that
+change replies.
 
-`Log` signs statements and checkpoints and proves entries. `Simulator` serves one user over TLS, a
-thread for each connection, through the server role of `Connection`. It accepts what a daemon would
-and no less; `spoil` then sees every answer before it is sent.
+`SimulatedLog` signs statements and checkpoints and proves entries. `Simulator` serves one user over
+TLS, with a thread for each connection, through the server role of `Connection`. It accepts exactly
+what a daemon would; `tamper` then sees every reply before it is sent.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ TIME = "2026-11-25T00:00:00.000Z"
 FIRST_BYTES = 256 * 1024
 
 
-class Log:
-    """A server's keys and its log. `fork` gives a second log of the same keys."""
+class SimulatedLog:
+    """A server's keys and its log. `fork` gives a second log with the same keys."""
 
     def __init__(self) -> None:
         self.server = SigningKey.generate()
@@ -98,9 +99,10 @@ class Log:
         self.heads: dict[str, tuple[int, bytes]] = {}
         self._prev = auditlog.GENESIS
 
-    def fork(self, size: int) -> Log:
-        """The first `size` entries under the same keys, to go on otherwise."""
-        other = Log()
+    def fork(self, size: int) -> SimulatedLog:
+        """Return a log with the first `size` entries and the same keys, which continues
+        differently."""
+        other = SimulatedLog()
         other.server, other.key, other.server_id = self.server, self.key, self.server_id
         for line in self.lines[:size]:
             other._take(line, auditlog.line_hash(line))
@@ -109,7 +111,7 @@ class Log:
         return other
 
     def statement(self, n: int = 1, spki: bytes = SPKI, **changes: Any) -> tuple[bytes, bytes]:
-        """(bytes, signature) of server statement `n`."""
+        """Return (bytes, signature) of server statement `n`."""
         verifier = checkpoint.Verifier(checkpoint.origin_of(self.server_id), self.key.public)
         made = ServerStatement(self.server.public, n, spki, verifier.vkey, 1_800_000_000)
         body = replace(made, **changes).encode()
@@ -121,7 +123,7 @@ class Log:
         return Welcome((1,), body, signature, os.urandom(32), limits)
 
     def append(self, draft: EntryDraft) -> int:
-        """The seq of a new entry."""
+        """Append an entry and return its seq."""
         seq = len(self.lines)
         heads = {user: self.heads.get(user, (0, auditlog.GENESIS)) for user in draft.accounts}
         accounts = {user: [count, last.hex()] for user, (count, last) in heads.items()}
@@ -138,7 +140,7 @@ class Log:
         return seq
 
     def fill(self, count: int) -> None:
-        """Entries of others."""
+        """Append entries of other users."""
         for _ in range(count):
             self.append(EntryDraft(op="login", actor="someone"))
 
@@ -168,7 +170,8 @@ class Log:
         return merkle.consistency_proof(old, new, self.node) if old <= new else ()
 
     def receipt(self, seq: int, since: int, size: int | None = None) -> Receipt:
-        """Proof of entry `seq` in the checkpoint of `size`, for a session opened at `since`."""
+        """Return the proof of entry `seq` in the checkpoint of `size`, for a session opened at
+        `since`."""
         size = self.size if size is None else size
         inclusion = merkle.inclusion_proof(seq, size, self.node)
         return Receipt(
@@ -176,12 +179,13 @@ class Log:
         )
 
     def session(self, known: int, receipt: Receipt | None = None) -> Session:
-        """Opened now, for a client that knows `known` entries."""
+        """Return the reply to a login of a client that knows `known` entries."""
         return Session(self.checkpoint(), self.consistency(known), receipt, None, 1_800_000_000)
 
 
 def make_certificate(path: Path) -> bytes:
-    """Write a TLS key and certificate to `path`; the hash of the key's SubjectPublicKeyInfo."""
+    """Write a TLS key and certificate to `path`; return the hash of the key's
+    SubjectPublicKeyInfo."""
     key = Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sfsd")])
     now = datetime.datetime.now(datetime.UTC)
@@ -196,8 +200,8 @@ def make_certificate(path: Path) -> bytes:
 
 
 @dataclass
-class Stored:
-    """A version."""
+class StoredVersion:
+    """A stored version."""
 
     signed: SignedRecord
     metadata: bytes
@@ -207,38 +211,39 @@ class Stored:
 
 
 @dataclass
-class Chain:
-    """A file: all its records, and its versions."""
+class StoredFile:
+    """A file: all its records and its versions."""
 
     records: list[SignedRecord] = field(default_factory=list)
-    versions: dict[int, Stored] = field(default_factory=dict)
+    versions: dict[int, StoredVersion] = field(default_factory=dict)
 
 
-class Drop(Exception):
-    """Raised by a hook: the connection breaks, the answer is never sent."""
+class DropConnection(Exception):
+    """Raised by a hook: the connection breaks and the reply is never sent."""
 
 
-Spoil = Callable[[Request, Reply], Reply]
+Tamper = Callable[[Request, Reply], Reply]
 
 
 class Simulator:
-    """One user's server. After it has done what was asked, `spoil(request, reply)` gives the reply
-    to send, or raises `Drop`; `intercept(request)` gives one before anything is done.
+    """One user's server. After a request was processed, `tamper(request, reply)` returns the reply
+    to send, or raises `DropConnection`. `intercept(request)` may return one before anything is
+    done.
 
-    `requests` are all that were asked, over all connections; `uploads` what is staged.
+    `requests` are all requests over all connections; `uploads` are the staged uploads.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.log = Log()
+        self.log = SimulatedLog()
         self.pem = folder / "tls.pem"
         self.spki = make_certificate(self.pem)
         self.token = b"t" * 32
         self.statement = b""
-        self.files: dict[str, Chain] = {}
+        self.files: dict[str, StoredFile] = {}
         self.uploads: dict[bytes, bytearray] = {}
-        self.handles: dict[bytes, Stored] = {}
+        self.handles: dict[bytes, StoredVersion] = {}
         self.requests: list[Request] = []
-        self.spoil: Spoil = lambda _request, reply: reply
+        self.tamper: Tamper = lambda _request, reply: reply
         self.intercept: Callable[[Request], Reply | None] = lambda _request: None
         self.welcome: Callable[[Welcome], Welcome] = lambda welcome: welcome
         self.log_moves: Callable[[dict[str, Any]], dict[str, Any]] = lambda detail: detail
@@ -259,7 +264,7 @@ class Simulator:
         return f"sfs://{self.address}/{user}?pin={self.log.server_id.hex()}&token={token}"
 
     def asked(self, kind: type[Request]) -> list[Any]:
-        """All requests of one type."""
+        """Return all requests of one type."""
         return [request for request in self.requests if isinstance(request, kind)]
 
     def __enter__(self) -> Simulator:
@@ -279,7 +284,7 @@ class Simulator:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection that has not ended here."""
+        """Whether there is a connection that has not ended on this side."""
         return any(thread.is_alive() for thread in self._threads)
 
     def _serve(self) -> None:
@@ -296,19 +301,19 @@ class Simulator:
             thread.start()
 
     def _talk(self, context: ssl.SSLContext, connected: socket.socket) -> None:
-        # A client that leaves, or is dropped, ends its connection and no other.
+        # A client that leaves or is dropped ends only its own connection.
         with (
-            contextlib.suppress(OSError, Drop),
+            contextlib.suppress(OSError, DropConnection),
             connected,
             context.wrap_socket(connected, server_side=True) as tls,
         ):
             try:
                 self._converse(tls)
-            except (OSError, Drop):
+            except (OSError, DropConnection):
                 raise
             except BaseException as exc:
                 self.failure = exc
-                raise Drop from exc
+                raise DropConnection from exc
 
     def _converse(self, tls: ssl.SSLSocket) -> None:
         connection = Connection(Role.SERVER)
@@ -321,12 +326,12 @@ class Simulator:
                 assert isinstance(request, Request)
                 with self._lock:
                     self.requests.append(request)
-                    reply = self.intercept(request) or self.spoil(request, self.answer(request))
+                    reply = self.intercept(request) or self.tamper(request, self.answer(request))
                 if isinstance(reply, Session):
                     connection.established()
                 tls.sendall(b"".join(connection.respond(incoming.request_id, reply)))
                 if isinstance(reply, Error) and reply.code == "shutting-down":
-                    # Nothing that was sent behind is done while another connection goes on.
+                    # Later requests are not processed, even if another connection opens.
                     while tls.recv(1 << 16):
                         pass
                     return
@@ -334,7 +339,7 @@ class Simulator:
     # --- requests
 
     def answer(self, request: Request) -> Reply:
-        """What an honest server says."""
+        """Return the reply of an honest server."""
         handler = getattr(self, f"_on_{type(request).__name__.lower()}")
         reply: Reply = handler(request)
         return reply
@@ -437,15 +442,15 @@ class Simulator:
         blob: bytes = b"",
         detail: dict[str, Any] | None = None,
     ) -> Reply:
-        """Accept a record onto the head, as any device of the user may send one."""
+        """Add a record to the head of its file, as any device of the user may send one."""
         record = FileRecord.parse(body)
-        chain = self.files.get(record.file_id, Chain())
+        chain = self.files.get(record.file_id, StoredFile())
         head = chain.records[-1].record if chain.records else b""
         if body == head:
             return Done(self.log.receipt(self._receipts[body], self._here.opened))
         if record.prev != (record_hash(head) if head else b""):
             view = self.view(record.file_id) if head else None
-            return Error("conflict", "someone was faster", view)
+            return Error("conflict", "another device was faster", view)
         signed = SignedRecord(body, (GenerationSignature(record.generation, signature),))
         op = {"put": "upload"}.get(record.op, record.op)
         seq = self._append(op, record.owner, body, signature, record, detail)
@@ -454,7 +459,7 @@ class Simulator:
             leaves = self.leaves(blob)
             assert merkle.root(leaves) == record.segments_root
             assert len(blob) == record.ciphertext_size
-            chain.versions[record.version] = Stored(signed, metadata, wraps, blob, seq)
+            chain.versions[record.version] = StoredVersion(signed, metadata, wraps, blob, seq)
         self.files[record.file_id] = chain
         return Done(self.log.receipt(seq, self._here.opened))
 
@@ -488,7 +493,7 @@ class Simulator:
         staged = self.uploads.get(request.upload)
         if staged is None:
             return Error("upload-lost", "no such upload")
-        if request.offset != len(staged):  # one before it was refused
+        if request.offset != len(staged):  # an earlier piece was rejected
             return Error("bad-request", "a piece is missing")
         staged += request.data
         return UploadState(request.upload, len(staged))
@@ -500,7 +505,7 @@ class Simulator:
         return UploadState(request.upload, len(staged))
 
     def _on_putcommit(self, request: PutCommit) -> Reply:
-        chain = self.files.get(FileRecord.parse(request.record).file_id, Chain())
+        chain = self.files.get(FileRecord.parse(request.record).file_id, StoredFile())
         if any(request.record == known.record for known in chain.records):
             return self.store(request.record, request.signature)
         staged = self.uploads.get(request.upload)
@@ -542,7 +547,7 @@ class Simulator:
         chain = self.files[left.file_id]
         head = chain.records[-1].record
         if head != leaving.record and left.prev != record_hash(head):
-            return Error("conflict", "someone was faster", self.view(left.file_id))
+            return Error("conflict", "another device was faster", self.view(left.file_id))
         target = self.files.get(FileRecord.parse(arriving.record).file_id)
         there = None if target is None else target.records[-1].record
         if there not in (None, arriving.record) and FileRecord.parse(there or b"").current:
@@ -561,7 +566,7 @@ class Simulator:
             self._receipts[leaving.record] = self._receipts[arriving.record]
         return reply
 
-    def _find(self, file_id: str, version: int) -> Stored | None:
+    def _find(self, file_id: str, version: int) -> StoredVersion | None:
         chain = self.files.get(file_id)
         if chain is None:
             return None
@@ -611,6 +616,6 @@ class Simulator:
 
 
 @contextlib.contextmanager
-def simulated(folder: Path) -> Iterator[Simulator]:
+def running_simulator(folder: Path) -> Iterator[Simulator]:
     with Simulator(folder) as simulator:
         yield simulator
