@@ -1,4 +1,4 @@
-"""A server that can lie, and a user of it with an open session."""
+"""A simulated server, and a user with an open session on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server(tmp_path: Path) -> Iterator[Simulator]:
 
 @pytest.fixture
 def home(server: Simulator, tmp_path: Path) -> Path:
-    """Where ada's keys are; she is enrolled."""
+    """The folder of ada's keys; ada is enrolled."""
     folder = tmp_path / "home"
     invitation = parse_invitation(server.invitation("ada"))
     enrol.enrol_account(invitation, folder, "x25519", None, timeouts=QUICK)
@@ -35,7 +35,7 @@ def home(server: Simulator, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def session(home: Path) -> Iterator[Session]:
-    """Ada's session, which waits for nothing when it connects again."""
+    """Ada's session, which reconnects without a pause."""
     yield from opened(home)
 
 

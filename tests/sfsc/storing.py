@@ -1,4 +1,4 @@
-"""Putting and getting over one session, and how an answer is tampered once."""
+"""Helpers to put and get over one session, and to change one reply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def put(session: Session, content: bytes, name: str = "file", **how: int) -> int
 
 
 def once(kind: type[Request], tamper: Tamper, nth: int = 0) -> Tamper:
-    """A hook that changes the answer number `nth` to `kind`, and no other."""
+    """Return a hook that changes only reply number `nth` to `kind`."""
     count = 0
 
     def hook(request: Request, reply: Reply) -> Reply:
@@ -50,7 +50,8 @@ def stopping(_request: Request, _reply: Reply) -> Reply:
 
 
 def meanwhile(other: Session) -> Callable[[float], None]:
-    """A pause before the next connection in which another device puts the same file, once."""
+    """Return a pause before the next connection, in which another device puts the same file
+    once."""
     waiting = [b"theirs"]
 
     def pause(_seconds: float) -> None:

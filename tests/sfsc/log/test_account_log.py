@@ -1,6 +1,6 @@
-"""The account's own log, followed: what it says of files, and a server that lies about it.
+"""The account's own log: what it says about files, and false replies about it.
 
-That no entry can be left out or put in is tested with `Audit`, which reads the same way.
+Omitted and inserted entries are tested with `Audit`, which reads the log in the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def put(session: Session, name: str) -> str:
 
 
 def asked(server: Simulator) -> list[int]:
-    """From which seq on the log is asked for, from now on."""
+    """Record from which seq the log is requested, from now on."""
     firsts: list[int] = []
 
     def note(request: Request, reply: Reply) -> Reply:
@@ -45,7 +45,7 @@ def asked(server: Simulator) -> list[int]:
     return firsts
 
 
-def test_every_file_s_newest_record_before_this_login_is_known(session: Session) -> None:
+def test_the_newest_record_of_each_file_before_login_is_remembered(session: Session) -> None:
     ids = {name: put(session, name) for name in ("a", "b")}
     put(session, "a")
     Files(session).rm("b")
@@ -57,7 +57,7 @@ def test_every_file_s_newest_record_before_this_login_is_known(session: Session)
     assert logged == {"a": 3, "b": 2, "c": 1}  # a tombstone counts like any record
 
 
-def test_only_what_is_new_is_read_and_once_a_login(server: Simulator, session: Session) -> None:
+def test_only_new_entries_are_read_and_once_per_login(server: Simulator, session: Session) -> None:
     file_id = put(session, "a")
     session.reconnect()
     log = AccountLog(session)
@@ -79,7 +79,7 @@ def tamper(server: Simulator, change: Callable[[LogPage], LogPage]) -> None:
     server.tamper = lambda _request, reply: change(reply) if isinstance(reply, LogPage) else reply
 
 
-def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
+def test_false_replies_about_new_entries(server: Simulator, session: Session) -> None:
     put(session, "a")
     session.reconnect()
     AccountLog(session).follow_to_login()
@@ -103,13 +103,13 @@ def test_lies_about_what_is_new(server: Simulator, session: Session) -> None:
 
 @pytest.fixture
 def beside(home: Path, session: Session) -> Iterator[Session]:
-    """Another process of the machine that `session` is on, which logged in after it."""
+    """Another process of the same machine as `session`, which logged in after it."""
     assert session.connections
     yield from opened(home)
 
 
-def test_what_was_logged_since_the_login_does_not_count(session: Session, other: Session) -> None:
-    """A file that was looked at before the log was read may have been changed in between."""
+def test_entries_after_the_login_do_not_count(session: Session, other: Session) -> None:
+    """A file that was fetched before the log was read may have been changed in between."""
     file_id = put(session, "a")
     session.reconnect()
     file = session.fetch_newest(file_id)
@@ -134,7 +134,7 @@ def test_another_process_has_followed_past_this_login(
 def test_another_process_has_followed_at_the_same_time(
     server: Simulator, home: Path, session: Session
 ) -> None:
-    """What is logged between its login and ours is followed_log all the same."""
+    """Entries between its login and ours are followed, too."""
     file_id = put(session, "a")
     keyring = session.keyring
 
@@ -157,7 +157,8 @@ def test_another_process_has_followed_at_the_same_time(
 
 
 def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Session) -> None:
-    """Another has followed past our login, but not to the log that we were shown with it."""
+    """Another process has followed past our login, but not up to the log that came with our
+    login."""
     put(session, "a")
     state, places = session.state, list[LogPosition]()
 
@@ -175,7 +176,7 @@ def test_logins_of_two_processes_in_one_commit(server: Simulator, session: Sessi
     assert state.remember_followed_log(LOG_START, places[0], {})
     server.tamper = lambda _request, reply: reply
     AccountLog(session).follow_to_login()
-    # A server that shows the login nowhere has left it out.
+    # A server that shows the login nowhere has omitted it.
     session.reconnect()
     tamper(server, lambda page: LogPage(page.entries[:-1], page.next))
     with pytest.raises(Rollback):

@@ -1,4 +1,4 @@
-"""One's own history, told by a server that may lie about it: each lie has its error."""
+"""An account's history from a server that may lie about it: each lie has its error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def audit(server: Simulator, session: Session) -> object:
     return Audit(session).verify(lambda: (server.statement,))
 
 
-def test_a_history_that_holds(server: Simulator, session: Session) -> None:
+def test_a_valid_history(server: Simulator, session: Session) -> None:
     work(session)
     found = Audit(session).verify(lambda: (server.statement,))
     assert (found.records, found.statements, found.files) == (6, 1, 3)
@@ -91,7 +91,7 @@ def renumbered(page: LogPage) -> LogPage:
 
 
 def hidden(page: LogPage) -> LogPage:
-    """Hashes in the place of lines."""
+    """Hashes instead of lines."""
     hashes = tuple(LogItem(one.seq, auditlog.line_hash(one.data)) for one in page.entries)
     return replace(page, entries=hashes)
 
@@ -122,7 +122,9 @@ LIES: dict[str, tuple[Callable[[LogPage], LogPage], type[Exception]]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_what_is_left_out_or_put_in(server: Simulator, session: Session, lie: str) -> None:
+def test_omitted_or_inserted_entries_are_detected(
+    server: Simulator, session: Session, lie: str
+) -> None:
     change, error = LIES[lie]
     work(session)
     session.close()
@@ -134,8 +136,8 @@ def test_what_is_left_out_or_put_in(server: Simulator, session: Session, lie: st
         Audit(session).entries()
 
 
-def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> None:
-    """A line of the server's making, linked to the account's last, and not in the tree."""
+def test_an_entry_that_is_not_in_the_tree(server: Simulator, session: Session) -> None:
+    """A line that the server made and linked to the account's last entry."""
     put(session, "a")
     count, last = server.log.heads["ada"]
     line, _ = auditlog.encode(
@@ -157,7 +159,7 @@ def test_an_entry_that_stands_in_no_log(server: Simulator, session: Session) -> 
 
 
 def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes, bytes, FileRecord]:
-    """A deletion of `a` in ada's name."""
+    """Return a deletion of `a` in ada's name."""
     head = session.fetch_newest(session.account.file_id("a"))
     fields: dict[str, object] = {
         "rev": head.head.rev + 1,
@@ -176,7 +178,7 @@ def forged(session: Session, key: SigningKey, **changed: object) -> tuple[bytes,
     "changed", [{}, {"rev": 9}, {"prev": bytes(32)}, {"generation": 2}, {"owner": "eve"}]
 )
 @pytest.mark.parametrize("own", [True, False])
-def test_a_change_in_our_name(
+def test_a_forged_change(
     server: Simulator, session: Session, changed: dict[str, object], *, own: bool
 ) -> None:
     put(session, "a")
@@ -208,10 +210,8 @@ def test_a_change_without_a_signature(server: Simulator, session: Session) -> No
 
 
 @pytest.mark.parametrize("logged", [True, False])
-def test_a_statement_that_is_made_meanwhile(
-    server: Simulator, session: Session, *, logged: bool
-) -> None:
-    """Between the reading of the log and of the chain: the log must have it by then."""
+def test_a_concurrent_statement(server: Simulator, session: Session, *, logged: bool) -> None:
+    """It is made after the log and before the chain is read: the log must have it by then."""
     put(session, "a")
     newer = replace(Statement.parse(server.statement), n=2, prev=bytes(32)).encode()
 
@@ -227,13 +227,13 @@ def test_a_statement_that_is_made_meanwhile(
             Audit(session).verify(chain)
 
 
-def test_a_statement_in_our_name(server: Simulator, session: Session) -> None:
+def test_a_forged_statement(server: Simulator, session: Session) -> None:
     server.log.append(EntryDraft("statement", "ada", "ada", rec=b"another", accounts=("ada",)))
     with pytest.raises(BrokenChain):
         audit(server, session)
 
 
-def test_a_store_that_is_behind_the_log(server: Simulator, session: Session) -> None:
+def test_a_store_older_than_the_log(server: Simulator, session: Session) -> None:
     put(session, "a")
     before = server.files[session.account.file_id("a")]
     kept = replace(before, records=list(before.records), versions=dict(before.versions))
@@ -251,7 +251,7 @@ def test_a_store_that_lacks_a_file(server: Simulator, session: Session) -> None:
         audit(server, session)
 
 
-def test_a_store_that_has_a_file_the_log_has_not(server: Simulator, session: Session) -> None:
+def test_a_stored_file_that_is_not_in_the_log(server: Simulator, session: Session) -> None:
     put(session, "a")
     size = server.log.size
     put(session, "b")
@@ -273,10 +273,10 @@ def test_a_store_that_has_a_file_the_log_has_not(server: Simulator, session: Ses
         audit(server, session)
 
 
-def test_another_machine_changes_files_meanwhile(
+def test_concurrent_changes_from_another_machine(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """What it puts between the reading of the log and of the store is in the log by then."""
+    """Its puts after the log and before the store is read are in the log by then."""
     work(session)
     steps: list[Callable[[], object]] = [
         lambda: put(other, "new"),
@@ -294,7 +294,7 @@ def test_another_machine_changes_files_meanwhile(
 
     server.intercept = hook
     assert audit(server, session)
-    # A server that keeps them out of the log is found out all the same.
+    # A server that omits them from the log is detected all the same.
     size = server.log.size
     steps.append(lambda: put(other, "newer"))
 
@@ -309,7 +309,7 @@ def test_another_machine_changes_files_meanwhile(
         audit(server, session)
 
 
-def test_a_listing_without_end(server: Simulator, session: Session) -> None:
+def test_an_endless_listing(server: Simulator, session: Session) -> None:
     put(session, "a")
 
     def hook(request: Request, reply: Reply) -> Reply:
@@ -339,7 +339,9 @@ def test_events_of_a_file(server: Simulator, session: Session) -> None:
 # --- comparing
 
 
-def test_another_s_checkpoint(server: Simulator, session: Session, home: Path) -> None:
+def test_comparing_another_users_checkpoint(
+    server: Simulator, session: Session, home: Path
+) -> None:
     notes = [server.log.checkpoint()]
     for number in range(5):
         put(session, f"{number}")
@@ -359,9 +361,7 @@ def test_another_s_checkpoint(server: Simulator, session: Session, home: Path) -
             Audit(session).compare(nonsense)
 
 
-def test_a_server_that_answers_the_comparison_with_a_lie(
-    server: Simulator, session: Session
-) -> None:
+def test_a_false_consistency_proof(server: Simulator, session: Session) -> None:
     put(session, "a")
     twin = server.log.fork(server.log.size - 1)
     twin.fill(4)
@@ -376,10 +376,8 @@ def test_a_server_that_answers_the_comparison_with_a_lie(
         Audit(session).compare(twin.checkpoint())
 
 
-def test_a_connection_that_is_lost_while_it_is_compared(
-    server: Simulator, session: Session
-) -> None:
-    """The next login finds a longer log than the proof was asked for."""
+def test_a_connection_lost_during_the_comparison(server: Simulator, session: Session) -> None:
+    """The next login finds a longer log than the proof was requested for."""
     note = server.log.checkpoint()
     put(session, "a")
     server.tamper = storing.once(LogProof, storing.drop)
@@ -388,10 +386,10 @@ def test_a_connection_that_is_lost_while_it_is_compared(
     assert session.state.distrust_evidence() is None
 
 
-# --- proofs that travel
+# --- exported proofs
 
 
-def test_a_proof_that_is_none(server: Simulator, session: Session) -> None:
+def test_an_invalid_inclusion_proof(server: Simulator, session: Session) -> None:
     done = put(session, "a")
 
     def hook(_request: Request, reply: Reply) -> Reply:
@@ -402,7 +400,7 @@ def test_a_proof_that_is_none(server: Simulator, session: Session) -> None:
         Audit(session).proof(done.record, FileRecord.parse(done.record).seen[0])
 
 
-def test_a_proof_of_what_lost_its_receipt(server: Simulator, session: Session) -> None:
+def test_a_proof_of_a_change_whose_receipt_was_lost(server: Simulator, session: Session) -> None:
     done = [put(session, f"{number}") for number in range(9)]
     verifier = checkpoint.Verifier(
         checkpoint.origin_of(server.log.server_id), server.log.key.public
@@ -416,7 +414,7 @@ def test_a_proof_of_what_lost_its_receipt(server: Simulator, session: Session) -
         Audit(session).proof(b"never", 0)
 
 
-def test_a_server_that_declines(server: Simulator, session: Session) -> None:
+def test_a_server_that_declines_the_proof(server: Simulator, session: Session) -> None:
     put(session, "a")
 
     def hook(request: Request) -> Reply | None:

@@ -1,4 +1,4 @@
-"""Log keys that are remembered; that proofs are checked by them is tested with the programs."""
+"""Remembered log keys. The end-to-end tests verify proofs with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfsc.session.session import Session
 from sfsc.trust.state import state_path
 
 
-def test_what_is_remembered_is_damaged(session: Session, home: Path) -> None:
+def test_damaged_remembered_statements(session: Session, home: Path) -> None:
     path = state_path(home)
     (verifier,) = load_verifiers(path)
     assert verifier.vkey == session.trust.log_vkey

@@ -1,4 +1,4 @@
-"""Two machines of one user on a server that tells them two stories: the first file shows it."""
+"""Two machines of one user on a server that shows them two logs: the first file exposes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_one_log_for_both(server: Simulator, session: Session, other: Session) -
     for number in range(5):
         assert get(other, f"{number}") == b"content"
         assert get(session, f"other {number}") == b"content"
-    # What was proven is not asked about again.
+    # A verified checkpoint is not verified again.
     seen = SeenCheckpoints(other)
     for number in range(5):
         seen.add(RemoteVersion.open_own(other, f"{number}", 0).file)
@@ -50,10 +50,11 @@ def test_one_log_for_both(server: Simulator, session: Session, other: Session) -
     assert len(server.asked(LogProof)) == asked
 
 
-def test_a_signer_who_has_seen_more_than_we(
+def test_a_signer_who_saw_a_later_checkpoint(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """His checkpoint is past our login: the log's present is asked for first."""
+    """The signer's checkpoint is later than our login, so the present checkpoint is fetched
+    first."""
     for number in range(3):
         put(session, f"{number}")
     before = len(server.asked(LogHead))
@@ -62,10 +63,10 @@ def test_a_signer_who_has_seen_more_than_we(
     assert other.trust.newest.size == server.log.size
 
 
-def test_a_connection_that_is_lost_while_it_is_proven(
+def test_a_connection_lost_during_verification(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """The next login finds a longer log than the proofs were asked for: that is no second story."""
+    """The next login finds a longer log than the proofs were requested for, which is not a fork."""
     seen = SeenCheckpoints(other)
     for number in range(3):
         put(session, f"{number}")
@@ -78,7 +79,7 @@ def test_a_connection_that_is_lost_while_it_is_proven(
     assert other.state.distrust_evidence() is None
 
 
-def test_of_many_files_it_is_not_all_kept_until_the_end(
+def test_many_checkpoints_are_verified_in_batches(
     server: Simulator,
     session: Session,
     other: Session,
@@ -97,9 +98,11 @@ def test_of_many_files_it_is_not_all_kept_until_the_end(
 
 
 @pytest.mark.parametrize("longer", [0, 3, 30])
-def test_two_stories(server: Simulator, session: Session, other: Session, longer: int) -> None:
-    """The log that `session` saw is exchanged for one that goes on otherwise before `other` logs
-    in; the files are genuine, and what their signer had seen is not in it."""
+def test_a_split_view_is_detected(
+    server: Simulator, session: Session, other: Session, longer: int
+) -> None:
+    """The log that `session` saw is replaced by a fork before `other` logs in. The files are
+    genuine, but the fork does not have the checkpoint that their signer quotes."""
     other.close()
     put(session, "before")
     at = server.log.size
@@ -108,13 +111,13 @@ def test_two_stories(server: Simulator, session: Session, other: Session, longer
     twin = server.log.fork(at)
     twin.fill(1 + longer)
     server.log = twin
-    # Everything else about the files is as it was; only the log is another.
+    # The files are unchanged; only the log differs.
     other.connect()
     with pytest.raises((Fork, Rollback)):
         get(other, "a")
 
 
-def test_the_evidence_is_kept_and_nothing_is_signed(
+def test_evidence_is_kept_and_nothing_more_is_signed(
     server: Simulator, session: Session, other: Session, home: Path
 ) -> None:
     put(session, "a")
@@ -136,7 +139,7 @@ def test_the_evidence_is_kept_and_nothing_is_signed(
         put(other, "b")
 
 
-def test_a_server_that_will_not_prove_it(
+def test_a_server_that_declines_the_consistency_proof(
     server: Simulator, session: Session, other: Session
 ) -> None:
     put(session, "a")

@@ -1,4 +1,4 @@
-"""What proves that a server has told two stories is kept whole, and its lack hides nothing."""
+"""Evidence of a split view is stored completely, and a failure to store it hides nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sfsc.simulator import Simulator
 NOTES = (b"known\n", b"shown \xff\n")
 
 
-def test_kept_once(tmp_path: Path) -> None:
+def test_evidence_is_written_once(tmp_path: Path) -> None:
     path = fork_evidence.place(tmp_path, NOTES)
     fork_evidence.save(path, "about", "what", NOTES)
     text = path.read_text()
@@ -29,7 +29,7 @@ def test_kept_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
-def test_half_of_it_is_not_taken_for_all(tmp_path: Path) -> None:
+def test_evidence_is_written_atomically(tmp_path: Path) -> None:
     import resource
 
     path = fork_evidence.place(tmp_path, NOTES)
@@ -47,8 +47,8 @@ def test_half_of_it_is_not_taken_for_all(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_it_cannot_be_kept(server: Simulator, session: Session, home: Path) -> None:
-    """What was found is the error that is told, and nothing is signed any more."""
+def test_a_failure_to_write_evidence(server: Simulator, session: Session, home: Path) -> None:
+    """The fork is the error that is reported, and nothing more is signed."""
     (home / fork_evidence.FOLDER).write_bytes(b"in the way")
     session.close()
     server.log = server.log.fork(1)

@@ -1,4 +1,4 @@
-"""The term of a key: the server's policy, jittered and clamped."""
+"""Lifetime of a key: the server's policy, jittered and clamped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = st.integers(0, 2**40) | st.integers(0, LONGEST) | st.just(90 * DAY)
 
 
 @given(SECONDS, SECONDS, st.integers(0, 100))
-def test_a_term_lies_within_the_policy_and_the_clamps(age: int, grace: int, jitter: int) -> None:
+def test_a_lifetime_is_within_the_policy_and_the_limits(age: int, grace: int, jitter: int) -> None:
     due, expires = key_lifetime(Limits(0, age, grace, jitter), NOW)
     lasts = due - NOW
     assert DAY <= lasts <= LONGEST
@@ -24,7 +24,7 @@ def test_a_term_lies_within_the_policy_and_the_clamps(age: int, grace: int, jitt
     assert expires - due == min(grace, LONGEST - lasts)
 
 
-def test_not_all_fall_due_on_one_day() -> None:
+def test_keys_do_not_all_fall_due_on_one_day() -> None:
     lasts = {key_lifetime(Limits(0, 90 * DAY, 30 * DAY, 10), NOW)[0] - NOW for _ in range(200)}
     assert min(lasts) >= 81 * DAY
     assert max(lasts) <= 90 * DAY

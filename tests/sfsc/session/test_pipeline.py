@@ -1,4 +1,4 @@
-"""Lists that come in pages: each once, and none for ever."""
+"""Lists in pages: each page is requested once, and a list always ends."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_list_that_repeats_a_page(
     assert len(server.asked(kind)) <= length + 2
 
 
-def test_each_page_is_asked_for_once(server: Simulator, session: Session) -> None:
+def test_each_page_is_requested_once(server: Simulator, session: Session) -> None:
     ends = {"": "a", "a": "b", "b": ""}
 
     def answer(asked: Request) -> Reply | None:

@@ -1,4 +1,4 @@
-"""One login: what opens it, what survives a lost connection, and what does not."""
+"""One login: how it is opened, and which failures it survives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator, Tamper
 
 
 def dropping(kind: type[Request], times: int) -> tuple[list[Request], Tamper]:
-    """(requests whose answer was lost, a hook that loses the first `times` answers to `kind`)."""
+    """Return (requests whose reply was lost, a hook that loses the first `times` replies to
+    `kind`)."""
     lost: list[Request] = []
 
     def tamper(request: Request, reply: Reply) -> Reply:
@@ -67,7 +68,7 @@ def test_the_next_address_is_tried(server: Simulator, home: Path) -> None:
             nowhere.connect()
 
 
-def test_nothing_is_said_to_a_stranger(server: Simulator, home: Path) -> None:
+def test_nothing_is_sent_to_an_unverified_server(server: Simulator, home: Path) -> None:
     keyring = unlock_home(home, None).contents
     server.requests.clear()
     real, server.log = server.log, SimulatedLog()
@@ -81,7 +82,7 @@ def test_nothing_is_said_to_a_stranger(server: Simulator, home: Path) -> None:
     assert server.requests == []
 
 
-def test_a_log_that_was_turned_back_is_refused(server: Simulator, session: Session) -> None:
+def test_a_rolled_back_log_is_rejected(server: Simulator, session: Session) -> None:
     session.close()
     before = session.state.checkpoint()
     server.log = server.log.fork(1)
@@ -94,7 +95,7 @@ def test_a_log_that_was_turned_back_is_refused(server: Simulator, session: Sessi
     assert session.state.checkpoint() == before
 
 
-def test_a_refused_login(server: Simulator, session: Session) -> None:
+def test_a_rejected_login(server: Simulator, session: Session) -> None:
     session.close()
     server.tamper = lambda _request, _reply: Error("refused", "no")
     with pytest.raises(errors.Denied):
@@ -102,20 +103,26 @@ def test_a_refused_login(server: Simulator, session: Session) -> None:
 
 
 @pytest.mark.parametrize("times", [1, MAX_LOSSES])
-def test_a_lost_answer_is_asked_for_again(server: Simulator, session: Session, times: int) -> None:
+def test_a_request_is_repeated_if_its_reply_was_lost(
+    server: Simulator, session: Session, times: int
+) -> None:
     lost, server.tamper = dropping(Usage, times)
     assert session.call(Usage(), UsageAnswer) == UsageAnswer(0, 0, 0)
     assert (len(lost), session.connections) == (times, 1 + times)
 
 
-def test_a_server_that_always_drops_is_given_up(server: Simulator, session: Session) -> None:
+def test_reconnecting_gives_up_if_every_connection_is_lost(
+    server: Simulator, session: Session
+) -> None:
     lost, server.tamper = dropping(Usage, 1000)
     with pytest.raises(errors.Unreachable):
         session.call(Usage(), UsageAnswer)
     assert len(lost) == MAX_LOSSES + 1
 
 
-def test_each_new_connection_is_judged_like_the_first(server: Simulator, session: Session) -> None:
+def test_each_new_connection_is_verified_like_the_first(
+    server: Simulator, session: Session
+) -> None:
     _, server.tamper = dropping(Usage, 1)
     server.welcome = lambda welcome: other_statement(server, welcome)
     with pytest.raises(errors.Fork):
@@ -127,16 +134,16 @@ def other_statement(server: Simulator, welcome: Welcome) -> Welcome:
     return replace(welcome, statement=body, signature=signature)
 
 
-def test_a_server_that_is_busy_is_not_a_lost_connection(
-    server: Simulator, session: Session
-) -> None:
+def test_a_busy_reply_does_not_reconnect(server: Simulator, session: Session) -> None:
     server.tamper = lambda _request, _reply: Error("busy", "later")
     with pytest.raises(errors.Unreachable):
         session.call(Usage(), UsageAnswer)
     assert session.connections == 1
 
 
-def test_a_file_that_was_known_cannot_be_unknown(server: Simulator, session: Session) -> None:
+def test_a_known_file_that_the_server_denies_is_a_rollback(
+    server: Simulator, session: Session
+) -> None:
     with pytest.raises(errors.NotFound):
         session.fetch_newest("a" * 32)
     session.state.remember_file(KnownFile("a" * 32, 1, bytes(32), b"", 1), None)

@@ -1,4 +1,4 @@
-"""Transport against a real TLS server in a thread, which speaks through `Connection`."""
+"""Transport against a real TLS server in a thread that uses `Connection`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ Answer = Callable[["Peer", int, Request], None]
 
 @dataclass
 class Peer:
-    """The server's end of one connection, in a thread: greets, then calls `answer`."""
+    """The server's end of one connection, in a thread: sends a Welcome, then calls `answer`."""
 
     tls: ssl.SSLSocket
     answer: Answer
@@ -105,7 +105,7 @@ class Peer:
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """`serve` is given the first connection, in a thread; yields the port."""
+    """Pass the first connection to `serve`, in a thread; yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def run() -> None:
@@ -138,7 +138,7 @@ def tls_server(
 
 @contextmanager
 def opened(pem: tuple[Path, bytes], answer: Answer, timeouts: Timeouts = QUICK) -> Iterator[Any]:
-    """(transport with a session, list of what the server was asked)."""
+    """Yield (logged-in transport, list of the requests that the server received)."""
     seen: list[Request] = []
 
     def serve(connected: socket.socket) -> None:
@@ -156,7 +156,7 @@ def pong(peer: Peer, request_id: int, message: Request) -> None:
     peer.say(request_id, Pong(time=7))
 
 
-def test_a_session_and_a_request(pem: tuple[Path, bytes]) -> None:
+def test_a_login_and_a_request(pem: tuple[Path, bytes]) -> None:
     with opened(pem, pong) as (transport, seen):
         assert transport.peer_spki_sha256 == pem[1]
         assert transport.call(Ping()) == Pong(time=7)
@@ -164,7 +164,7 @@ def test_a_session_and_a_request(pem: tuple[Path, bytes]) -> None:
         assert len(transport.welcome_sha256) == 32
 
 
-def test_replies_may_come_in_any_order(pem: tuple[Path, bytes]) -> None:
+def test_replies_arrive_in_any_order(pem: tuple[Path, bytes]) -> None:
     waiting: list[int] = []
 
     def backwards(peer: Peer, request_id: int, message: Request) -> None:
@@ -200,7 +200,7 @@ def test_two_full_pipes_do_not_deadlock(pem: tuple[Path, bytes]) -> None:
 
 
 @given(size=st.integers(0, 3 * 16 * 1024))
-def test_whatever_the_size_the_bytes_arrive(pem: tuple[Path, bytes], size: int) -> None:
+def test_requests_of_any_size_arrive_intact(pem: tuple[Path, bytes], size: int) -> None:
     got: list[bytes] = []
 
     def keep(peer: Peer, request_id: int, message: Request) -> None:
@@ -219,10 +219,10 @@ def stored(peer: Peer, request_id: int, message: Request) -> None:
     peer.say(request_id, UploadState(message.upload, message.offset + len(message.data)))
 
 
-def test_what_is_sent_together_is_handed_over_together(
+def test_small_requests_are_sent_in_one_segment(
     pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And never held back when it is all there."""
+    """Complete data is never held back."""
     told: list[int] = []
     plain = ssl.SSLSocket.setsockopt
 
@@ -242,7 +242,7 @@ def test_what_is_sent_together_is_handed_over_together(
     assert told == ([] if CORK is None else [1, 0])
 
 
-def test_where_tcp_cannot_hold_anything_back(
+def test_platforms_without_tcp_cork(
     pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfsc.session.transport.CORK", None)
@@ -253,8 +253,7 @@ def test_where_tcp_cannot_hold_anything_back(
 
 
 def test_the_window_bounds_bytes_and_requests(pem: tuple[Path, bytes]) -> None:
-    """The server answers only when it has had nothing new for a moment: what it holds then is
-    the window."""
+    """The server replies only after a moment without new requests: it then holds one window."""
     held: list[int] = []
     most = 0
 
@@ -281,10 +280,10 @@ def test_the_window_bounds_bytes_and_requests(pem: tuple[Path, bytes]) -> None:
         assert most == MAX_REQUESTS
 
 
-def test_a_piece_that_has_come_waits_for_no_other(
+def test_a_received_piece_does_not_wait_for_the_next(
     pem: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asked for many works on the first while the others come."""
+    """The caller processes the first piece while the others arrive."""
 
     asked = threading.Event()
 
@@ -297,7 +296,7 @@ def test_a_piece_that_has_come_waits_for_no_other(
         receive = transport._fill
 
         def patient(buffer: memoryview) -> int:
-            """Whatever is on its way is here by the time that it is looked for."""
+            """Let everything in flight arrive before reading."""
             while not (count := receive(buffer)):
                 if not select.select([transport._tls], [], [], 0.3)[0]:
                     break
@@ -324,7 +323,7 @@ def test_an_abandoned_reply_is_dropped(pem: tuple[Path, bytes]) -> None:
         assert (transport._replies, transport._abandoned) == ({}, set())
 
 
-def test_a_reply_ahead_of_the_end_is_not_lost(pem: tuple[Path, bytes]) -> None:
+def test_a_reply_before_a_disconnect_is_not_lost(pem: tuple[Path, bytes]) -> None:
     def refuse(peer: Peer, request_id: int, message: Request) -> None:
         peer.say(request_id, Error(code="unavailable", text="", head=None))
         peer.tls.unwrap()
@@ -338,8 +337,8 @@ def test_a_reply_ahead_of_the_end_is_not_lost(pem: tuple[Path, bytes]) -> None:
         assert not transport.usable
 
 
-def test_a_server_that_is_stopping_is_a_connection_that_is_lost(pem: tuple[Path, bytes]) -> None:
-    """Behind the answers that came before it."""
+def test_a_shutdown_notice_counts_as_a_lost_connection(pem: tuple[Path, bytes]) -> None:
+    """Earlier replies are delivered first."""
 
     def stop(peer: Peer, request_id: int, message: Request) -> None:
         if request_id > 2:  # 1 was the login
@@ -383,8 +382,8 @@ def test_a_silent_server_times_out(pem: tuple[Path, bytes]) -> None:
             transport.call(Ping())
 
 
-def test_a_step_of_the_opening_has_its_own_limit(pem: tuple[Path, bytes]) -> None:
-    """Not even one byte now and then keeps a client waiting for a Welcome."""
+def test_each_step_of_the_opening_has_a_timeout(pem: tuple[Path, bytes]) -> None:
+    """A server that sends a byte now and then cannot keep a client waiting for a Welcome."""
 
     def drip(connected: socket.socket) -> None:
         with tls_server(pem).wrap_socket(connected, server_side=True) as tls:
@@ -426,7 +425,7 @@ def dial_error(serve: Callable[[socket.socket], None], seconds: float = 30.0) ->
     return caught.value
 
 
-def test_who_does_not_speak_tls_1_3(pem: tuple[Path, bytes]) -> None:
+def test_servers_without_tls_1_3(pem: tuple[Path, bytes]) -> None:
     def http(connected: socket.socket) -> None:
         connected.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         connected.recv(4096)
@@ -440,7 +439,7 @@ def test_who_does_not_speak_tls_1_3(pem: tuple[Path, bytes]) -> None:
     assert isinstance(dial_error(old_tls), ProtocolFailure)
 
 
-def test_who_does_not_speak_at_all() -> None:
+def test_servers_that_send_nothing() -> None:
     def silent(connected: socket.socket) -> None:
         while connected.recv(4096):
             pass
@@ -453,7 +452,7 @@ def test_who_does_not_speak_at_all() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "a" * 70])
-def test_nobody_there(host: str) -> None:
+def test_no_server_at_the_address(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(Unreachable) as caught:
@@ -474,14 +473,14 @@ def test_nobody_there(host: str) -> None:
     ],
     ids=["ed25519", "p256", "rsa2048", "rsa4096"],
 )
-def test_the_walk_finds_the_key_that_a_parser_finds(make: Callable[[], PrivateKey]) -> None:
+def test_spki_sha256_agrees_with_an_x509_parser(make: Callable[[], PrivateKey]) -> None:
     key = make()
     for subject in ("", "s", "s" * 60):
         der = certificate(key, subject=subject or "-").public_bytes(serialization.Encoding.DER)
         assert spki_sha256(der) == hashlib.sha256(key.public_key().public_bytes(*_SPKI)).digest()
 
 
-def test_a_malformed_certificate_is_refused() -> None:
+def test_a_malformed_certificate_is_rejected() -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     der = certificate(key).public_bytes(serialization.Encoding.DER)
     assert der[:2] == b"\x30\x82" or der[:2] == b"\x30\x81"
@@ -504,7 +503,7 @@ def test_a_malformed_certificate_is_refused() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_certificate_or_refused(data: bytes) -> None:
+def test_any_bytes_are_a_certificate_or_rejected(data: bytes) -> None:
     try:
         assert len(spki_sha256(b"\x30" + bytes([len(data)]) + data)) == 32
     except ProtocolFailure:

@@ -1,4 +1,4 @@
-"""Files at their places, whole or not at all, and never elsewhere."""
+"""Destinations: files appear whole or not at all, and never elsewhere."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_tree_of_files(tmp_path: Path) -> None:
 
 
 def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
-    """Where they are one, the second is not put in the first one's place."""
+    """If they are the same file there, the second does not overwrite the first."""
     with DestinationFolder.open_folder(tmp_path) as folder:
         folds = folder.folds_case()
     (tmp_path / "case").write_bytes(b"")
@@ -69,8 +69,8 @@ def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_name_whose_place_is_that_of_another(tmp_path: Path) -> None:
-    """As on a file system that takes two names for one, told by a link that has both."""
+def test_a_name_that_is_the_same_file_as_another(tmp_path: Path) -> None:
+    """A link with both names stands for a file system that treats two names as one."""
     with DestinationTree(tmp_path, folds_case=True) as tree:
         for name in ("Name", "NAMES", "Name"):
             write(tree, name, b"first")
@@ -112,7 +112,7 @@ def test_a_file_system_without_permissions_or_times(
 
 
 @pytest.mark.parametrize("way", ["in a tree", "at a path"])
-def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str) -> None:
+def test_a_large_file_appears_complete(tmp_path: Path, way: str) -> None:
     content = os.urandom(LARGE + 5)
     metadata = Metadata("n", len(content), None, None)
     with DestinationTree(tmp_path) as tree:
@@ -131,7 +131,7 @@ def test_a_large_file_is_whole_when_it_takes_its_place(tmp_path: Path, way: str)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file without a name is Linux's")
 @pytest.mark.parametrize("lacks", ["nothing", "files without a name", "a name for one later"])
-def test_a_large_file_has_no_name_before_all_of_it_is_there(
+def test_a_large_file_has_no_name_until_it_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
     if lacks == "files without a name":
@@ -155,7 +155,7 @@ def test_a_large_file_has_no_name_before_all_of_it_is_there(
     assert status.st_nlink == 1
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
 
     def interrupted(place: AbstractContextManager[BinaryIO]) -> None:
@@ -177,7 +177,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("name", ["link/x", "a/link/x", "file/x", "a/file/x"])
-def test_nothing_is_placed_through_a_link_or_a_file(tmp_path: Path, name: str) -> None:
+def test_nothing_is_written_through_a_link_or_a_file(tmp_path: Path, name: str) -> None:
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir()
     for folder in (inside, inside / "a"):
@@ -193,7 +193,7 @@ def test_nothing_is_placed_through_a_link_or_a_file(tmp_path: Path, name: str) -
 
 
 @posix
-def test_a_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+def test_a_link_with_the_files_name_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "a").symlink_to(tmp_path / "precious")
@@ -204,8 +204,8 @@ def test_a_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) ->
 
 
 @posix
-def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
-    """The open folder is what is written into, wherever its name leads by then."""
+def test_a_folder_replaced_by_a_link_meanwhile(tmp_path: Path) -> None:
+    """Files are written into the open folder, wherever its name leads by then."""
     outside = tmp_path / "outside"
     outside.mkdir()
     with DestinationTree(tmp_path / "tree") as tree, tree.destination("a/x")(PLAIN) as file:
@@ -216,7 +216,7 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile(tmp_path: Path) -> None:
     assert (tmp_path / "tree" / "b" / "x").read_bytes() == b"new"
 
 
-def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
+def test_a_folder_with_the_files_name(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with DestinationTree(tmp_path) as tree, pytest.raises(LocalError):
         write(tree, "a")
@@ -225,7 +225,7 @@ def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nul", "a/CON.txt", "com1/b", "Aux .c/x", "lpt¹"])
-def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
+def test_device_names_are_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadDestination):
         check_local_name(name)
     with DestinationTree(tmp_path) as tree, pytest.raises(BadDestination):
@@ -233,7 +233,7 @@ def test_devices_are_no_files(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_windows_cannot_store(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a:b", "x/c.", "d ", "e?", 'f"', "g|h"]
     for name in names:
         assert check_local_name(name) == tuple(name.split("/"))
@@ -243,7 +243,7 @@ def test_what_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
             check_local_name(name)
 
 
-def test_folders_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_destination_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(LocalError):

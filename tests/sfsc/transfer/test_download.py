@@ -1,4 +1,4 @@
-"""Fetching files from a server that lies: a file appears whole and verified, or not at all."""
+"""Downloads from a server that lies: a file appears whole and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def refused(session: Session, target: Path, name: str = NAME) -> SfscError:
-    """What a get raises; it has left nothing, or what was there before."""
+    """Return the error of a get, which must leave nothing, or what was there before."""
     raised: list[SfscError] = []
     for before in (None, b"what was there before"):
         target.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def refused(session: Session, target: Path, name: str = NAME) -> SfscError:
     return raised[0]
 
 
-# --- where it goes
+# --- targets
 
 
 @pytest.mark.parametrize("size", [0, 1000, 256 * 1024, PIECE + 5, BIG, LARGE + PIECE + 5])
@@ -83,7 +83,7 @@ def test_into_a_file(session: Session, target: Path, size: int) -> None:
     assert [file.name for file in target.parent.iterdir()] == ["file"]
 
 
-def test_a_large_file_is_opened_where_it_is_written_from(
+def test_a_large_file_is_decrypted_into_the_write_buffers(
     session: Session, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = os.urandom(LARGE)
@@ -107,7 +107,7 @@ def test_a_large_file_is_opened_where_it_is_written_from(
     assert copied == [False] * 17
 
 
-def test_into_a_folder_and_into_the_present_one(
+def test_into_a_folder_and_into_the_current_folder(
     session: Session, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(session, b"content")
@@ -127,7 +127,7 @@ def test_into_a_stream(session: Session) -> None:
     assert stream.getvalue() == content
 
 
-def test_into_a_stream_that_takes_little_at_a_time(session: Session) -> None:
+def test_into_a_stream_with_short_writes(session: Session) -> None:
     class Slow(io.RawIOBase):
         taken = b""
 
@@ -146,7 +146,7 @@ def test_into_a_stream_that_takes_little_at_a_time(session: Session) -> None:
     assert slow.taken == content
 
 
-def test_what_a_stream_raises_is_its_own(session: Session) -> None:
+def test_errors_of_a_stream_are_not_translated(session: Session) -> None:
     class Broken(io.BytesIO):
         def write(self, _data: object, /) -> int:
             raise BrokenPipeError
@@ -164,14 +164,14 @@ def test_a_device_is_written_and_not_replaced(session: Session) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_a_folder_that_is_not_there(session: Session, target: Path) -> None:
+def test_a_missing_folder(session: Session, target: Path) -> None:
     store(session, b"content")
     with pytest.raises(LocalError):
         Downloads(session).get(NAME, target.parent / "missing" / "file")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
-def test_time_and_mode_come_back_but_no_special_bit(
+def test_time_and_mode_are_restored_without_special_bits(
     session: Session, target: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -185,13 +185,13 @@ def test_time_and_mode_come_back_but_no_special_bit(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
-def test_what_came_from_a_pipe_is_its_owners(session: Session, target: Path) -> None:
+def test_a_file_from_a_pipe_is_private(session: Session, target: Path) -> None:
     store(session, b"content")
     Downloads(session).get(NAME, target)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
-# --- what is asked for
+# --- requests
 
 
 def test_small_files_take_one_round_trip(server: Simulator, session: Session) -> None:
@@ -201,7 +201,7 @@ def test_small_files_take_one_round_trip(server: Simulator, session: Session) ->
     assert len(server.requests) == before + 1
 
 
-def test_nothing_is_asked_for_twice(server: Simulator, session: Session) -> None:
+def test_no_byte_is_requested_twice(server: Simulator, session: Session) -> None:
     store(session, os.urandom(BIG))
     Downloads(session).get(NAME, io.BytesIO())
     asked = server.asked(Read)
@@ -212,9 +212,7 @@ def test_nothing_is_asked_for_twice(server: Simulator, session: Session) -> None
 
 @pytest.mark.parametrize("first", [0, 20, 39, 40, 41])
 @pytest.mark.parametrize("size", [0, 1000, BIG])
-def test_a_server_that_gives_little_at_first(
-    server: Simulator, session: Session, first: int, size: int
-) -> None:
+def test_a_short_first_reply(server: Simulator, session: Session, first: int, size: int) -> None:
     content = os.urandom(size)
     store(session, content)
     server.tamper = opened(data=lambda o: o.data[:first])
@@ -236,7 +234,7 @@ def test_an_older_version(session: Session) -> None:
         Downloads(session).get(NAME, io.BytesIO(), version=0)
 
 
-def test_what_is_not_there(session: Session, target: Path) -> None:
+def test_missing_files_and_versions(session: Session, target: Path) -> None:
     assert isinstance(refused(session, target, "unknown"), NotFound)
     store(session, b"content")
     Files(session).rm(NAME)
@@ -244,7 +242,7 @@ def test_what_is_not_there(session: Session, target: Path) -> None:
     Downloads(session).get(NAME, io.BytesIO(), version=1)
 
 
-# --- lies
+# --- false replies
 
 
 def flip(data: Buffer, at: int) -> bytes:
@@ -317,7 +315,9 @@ LIES: dict[str, tuple[Tamper, type[SfscError]]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lie_leaves_no_file(server: Simulator, session: Session, target: Path, lie: str) -> None:
+def test_a_false_reply_leaves_no_file(
+    server: Simulator, session: Session, target: Path, lie: str
+) -> None:
     content = os.urandom(BIG)
     store(session, content)
     server.tamper, error = LIES[lie]
@@ -328,7 +328,7 @@ def test_a_lie_leaves_no_file(server: Simulator, session: Session, target: Path,
 
 
 @pytest.mark.parametrize("at", [1, 9, 16])
-def test_a_lie_within_a_large_file_leaves_no_file(
+def test_a_false_reply_within_a_large_file_leaves_no_file(
     server: Simulator, session: Session, target: Path, at: int
 ) -> None:
     store(session, os.urandom(LARGE))
@@ -336,10 +336,8 @@ def test_a_lie_within_a_large_file_leaves_no_file(
     assert type(refused(session, target)) is Tampered
 
 
-def test_segments_of_the_file_in_another_order(
-    server: Simulator, session: Session, target: Path
-) -> None:
-    """Even with leaves to match: the record's root is over the order."""
+def test_reordered_segments_are_detected(server: Simulator, session: Session, target: Path) -> None:
+    """Even with matching leaves: the record's root covers the order."""
     store(session, os.urandom(BIG))
 
     def swapped(request: Request, reply: Reply) -> Reply:
@@ -353,7 +351,7 @@ def test_segments_of_the_file_in_another_order(
     assert isinstance(refused(session, target), Tampered)
 
 
-def test_a_stream_is_given_verified_bytes_only(server: Simulator, session: Session) -> None:
+def test_a_stream_receives_only_verified_bytes(server: Simulator, session: Session) -> None:
     content = os.urandom(BIG)
     store(session, content)
     server.tamper, _ = LIES["middle flipped"]
@@ -365,7 +363,9 @@ def test_a_stream_is_given_verified_bytes_only(server: Simulator, session: Sessi
     assert content.startswith(written)
 
 
-def test_one_file_for_another(server: Simulator, session: Session, target: Path) -> None:
+def test_another_file_than_requested_is_rejected(
+    server: Simulator, session: Session, target: Path
+) -> None:
     store(session, b"one", "one")
     store(session, b"two", "two")
     one, two = (session.account.file_id(name) for name in ("one", "two"))
@@ -379,7 +379,7 @@ def test_one_file_for_another(server: Simulator, session: Session, target: Path)
     assert isinstance(refused(session, target, "one"), BadRecord)
 
 
-def test_an_older_version_for_the_newest(
+def test_an_older_version_instead_of_the_newest(
     server: Simulator, session: Session, other: Session, target: Path
 ) -> None:
     store(session, b"old")
@@ -388,13 +388,13 @@ def test_an_older_version_for_the_newest(
     store(session, b"new")
     server.files[session.account.file_id(NAME)] = old
     assert isinstance(refused(session, target), Rollback)
-    # Who has not seen the newer one cannot know; the log is what tells.
+    # A client that has not seen the newer version cannot know; the log tells.
     stream = io.BytesIO()
     Downloads(other).get(NAME, stream)
     assert stream.getvalue() == b"old"
 
 
-def test_two_histories_of_one_file(
+def test_a_forked_file_history(
     server: Simulator, session: Session, other: Session, target: Path
 ) -> None:
     store(session, b"mine")
@@ -406,7 +406,7 @@ def test_two_histories_of_one_file(
 @pytest.mark.parametrize(
     ("code", "exit_code"), [("damaged", 5), ("changed", 6), ("denied", 4), ("unavailable", 7)]
 )
-def test_a_refusal_half_way(
+def test_an_error_reply_during_the_download(
     server: Simulator, session: Session, target: Path, code: str, exit_code: int
 ) -> None:
     store(session, os.urandom(BIG))
@@ -423,7 +423,7 @@ def test_a_refusal_half_way(
     ("kind", "nth"), [(GetOpen, 0), (GetLeaves, 0), (GetLeaves, 1), (Read, 0), (Read, 3), (Read, 8)]
 )
 @pytest.mark.parametrize("how", [drop, stopping])
-def test_a_lost_connection_is_survived(
+def test_a_download_survives_a_lost_connection(
     server: Simulator, session: Session, target: Path, kind: type[Request], nth: int, how: Tamper
 ) -> None:
     content = os.urandom(BIG)
@@ -434,7 +434,7 @@ def test_a_lost_connection_is_survived(
     assert session.connections == 2
 
 
-def test_a_newer_version_meanwhile_does_not_mix_in(
+def test_a_concurrent_put_does_not_change_the_download(
     server: Simulator, session: Session, other: Session, target: Path
 ) -> None:
     content = os.urandom(BIG)
@@ -453,7 +453,7 @@ def test_a_newer_version_meanwhile_does_not_mix_in(
     assert target.read_bytes() == content
 
 
-def test_a_version_encrypted_anew_meanwhile(
+def test_a_concurrent_reencryption_is_a_conflict(
     server: Simulator, session: Session, target: Path
 ) -> None:
     store(session, os.urandom(BIG))
@@ -521,7 +521,7 @@ def refuse(name: str, error: SfscError) -> None:
     raise AssertionError(name) from error
 
 
-def test_many_come_in_their_order(
+def test_many_files_arrive_in_order(
     session: Session, tree: DestinationTree, contents: dict[str, bytes]
 ) -> None:
     for got in Downloads(session).get_many(items(session, tree), refuse):
@@ -530,7 +530,7 @@ def test_many_come_in_their_order(
     assert arrived(tree) == contents
 
 
-def test_more_of_a_larger_one_is_asked_for_before_its_turn(
+def test_larger_files_are_prefetched(
     server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes]
 ) -> None:
     got = Downloads(session).get_many(items(session, tree), refuse)
@@ -545,10 +545,10 @@ def test_more_of_a_larger_one_is_asked_for_before_its_turn(
 
 
 @pytest.mark.parametrize("nth", [0, 8, 10, 12, 13, 15, 20])
-def test_many_over_a_lost_connection(
+def test_many_files_over_a_lost_connection(
     server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes], nth: int
 ) -> None:
-    """Whatever of it was asked for ahead."""
+    """Prefetched pieces are requested again."""
     count = 0
 
     def tamper(request: Request, reply: Reply) -> Reply:
@@ -565,10 +565,10 @@ def test_many_over_a_lost_connection(
 
 
 @pytest.mark.parametrize("bad", ["b", "c", "f"])
-def test_a_lie_about_one_of_many(
+def test_a_false_reply_about_one_of_many_files(
     server: Simulator, session: Session, tree: DestinationTree, contents: dict[str, bytes], bad: str
 ) -> None:
-    """It is told in its turn, and the others come."""
+    """It is reported in its turn, and the others arrive."""
     file_id = session.account.file_id(bad)
     told: list[str] = []
 
@@ -589,7 +589,7 @@ def test_a_lie_about_one_of_many(
     assert arrived(tree) == contents
 
 
-def test_nobody_wants_the_rest(
+def test_a_caller_who_stops_early(
     session: Session, tree: DestinationTree, contents: dict[str, bytes], target: Path
 ) -> None:
     got = Downloads(session).get_many(items(session, tree), refuse)

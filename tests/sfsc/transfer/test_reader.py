@@ -1,4 +1,4 @@
-"""A stored file as a file object: any reads, at any places, and no more fetched than that."""
+"""A stored file as a file object: reads anywhere, and only the needed segments are fetched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reader(session: Session) -> Reader:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_all_of_it(session: Session, size: int) -> None:
+def test_reading_everything(session: Session, size: int) -> None:
     content = stored(session, size)
     with io.BufferedReader(reader(session)) as file:
         assert file.read() == content
@@ -57,7 +57,7 @@ def test_all_of_it(session: Session, size: int) -> None:
         max_size=8,
     )
 )
-def test_as_a_file_in_memory(
+def test_reads_and_seeks_like_bytesio(
     server: Simulator, session: Session, steps: list[tuple[int, int, int]]
 ) -> None:
     if "file" not in (entry := server.__dict__.setdefault("contents", {})):
@@ -85,18 +85,16 @@ def test_only_what_is_read_is_fetched(server: Simulator, session: Session) -> No
         file.seek(5 * PIECE + 100)
         file.read(10)
         assert len(server.asked(Read)) == 1
-        # Straight on: the next ones are asked for before they are wanted, and each once.
+        # Sequential: the next segments are requested ahead, and each once.
         file.seek(6 * PIECE)
         file.read(10)
-        # The answer to one may be here before the server has come to the next.
+        # A reply may arrive before the server has received the next request.
         until(lambda: len(server.asked(Read)) >= 3)
         assert [read.offset // PIECE for read in server.asked(Read)] == [5, 6, 7]
     assert len(server.asked(GetOpen)) == 1
 
 
-def test_reading_straight_on_asks_ahead_and_for_each_once(
-    server: Simulator, session: Session
-) -> None:
+def test_sequential_reads_prefetch_each_segment_once(server: Simulator, session: Session) -> None:
     content = stored(session, 7 * PIECE + 77)
     server.requests.clear()
     with reader(session) as file:
@@ -106,7 +104,7 @@ def test_reading_straight_on_asks_ahead_and_for_each_once(
     assert sorted(read.offset // PIECE for read in server.asked(Read)) == list(range(8))
 
 
-def test_a_connection_that_is_lost_on_the_way(server: Simulator, session: Session) -> None:
+def test_a_connection_lost_between_reads(server: Simulator, session: Session) -> None:
     content = stored(session, 7 * PIECE + 77)
     drops = {2, 4, 9}
 
@@ -120,16 +118,14 @@ def test_a_connection_that_is_lost_on_the_way(server: Simulator, session: Sessio
         file.seek(3 * PIECE)
         assert file.read(5) == content[3 * PIECE : 3 * PIECE + 5]
         file.seek(0)
-        # Something else goes on between, over yet another connection.
+        # Other work in between, over yet another connection.
         session.transport.close()
         Uploads(session).put(io.BytesIO(b"more"), "other")
         assert file.read() == content
     assert session.connections > 3
 
 
-def test_what_is_closed_after_its_connection_asks_for_nothing(
-    server: Simulator, session: Session
-) -> None:
+def test_closing_after_a_lost_connection_sends_nothing(server: Simulator, session: Session) -> None:
     stored(session, 7 * PIECE)
     file = reader(session)
     file.read(5)
@@ -139,10 +135,8 @@ def test_what_is_closed_after_its_connection_asks_for_nothing(
     assert len(server.requests) == before
 
 
-def test_a_version_that_could_not_be_opened_again_at_once(
-    server: Simulator, session: Session
-) -> None:
-    """The next read tries it anew, and does not use the handle of a connection that is gone."""
+def test_a_failed_reopening_is_retried(server: Simulator, session: Session) -> None:
+    """The next read retries it, and does not use the handle of the lost connection."""
     content = stored(session, 7 * PIECE)
     with reader(session) as file:
         file.seek(3 * PIECE)
@@ -159,9 +153,7 @@ def test_a_version_that_could_not_be_opened_again_at_once(
         assert len(server.asked(GetOpen)) == 3
 
 
-def test_another_version_than_the_one_opened_is_not_read(
-    server: Simulator, session: Session
-) -> None:
+def test_a_changed_version_is_not_read(server: Simulator, session: Session) -> None:
     content = stored(session, 3 * PIECE)
     with reader(session) as file:
         Uploads(session).put(io.BytesIO(b"newer"), "file")
@@ -170,7 +162,7 @@ def test_another_version_than_the_one_opened_is_not_read(
 
 
 @pytest.mark.parametrize("kind", [Bytes, Opened, LeavesPage])
-def test_every_part_is_proven(server: Simulator, session: Session, kind: type[Reply]) -> None:
+def test_every_segment_is_verified(server: Simulator, session: Session, kind: type[Reply]) -> None:
     stored(session, 3 * PIECE + 5)
 
     def flip(data: object) -> bytes:
@@ -189,7 +181,7 @@ def test_every_part_is_proven(server: Simulator, session: Session, kind: type[Re
         file.readall()
 
 
-def test_what_is_closed_or_not_there(session: Session) -> None:
+def test_closed_readers_and_missing_files(session: Session) -> None:
     stored(session, 5)
     file = reader(session)
     file.close()

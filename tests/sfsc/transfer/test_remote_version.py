@@ -1,4 +1,4 @@
-"""Files that are opened: many answers judged together, each by itself."""
+"""Opened versions: many replies are verified together, each on its own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def judged(
     )
 
 
-def test_each_gives_its_own(stored: Session) -> None:
+def test_each_reply_gives_its_version(stored: Session) -> None:
     blobs = judged(stored, list(asked(stored)))
     assert [b"".join(blob.segments()) for blob in blobs if isinstance(blob, RemoteVersion)] == [
         name.encode() for name in NAMES
@@ -51,11 +51,11 @@ def test_each_gives_its_own(stored: Session) -> None:
     assert judged(stored, []) == []
 
 
-def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
+def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
     answers = list(asked(stored))
     first = answers[0][1]
     tampered: list[tuple[VersionRequest, Reply]] = list(answers)
-    # Of another file; with metadata of another version; not there at all.
+    # A reply of another file; metadata of another version; no such file.
     tampered[1] = (answers[1][0], first)
     tampered[2] = (
         answers[2][0],
@@ -66,10 +66,10 @@ def test_one_that_fails_in_a_step_fails_alone(stored: Session) -> None:
     assert kinds == [RemoteVersion, BadRecord, Tampered, NotFound, RemoteVersion]
 
 
-def test_a_file_that_the_server_no_longer_knows(
+def test_a_known_file_that_the_server_denies(
     server: Simulator, stored: Session, other: Session
 ) -> None:
-    """That there is none is believed of one that is not known, or was deleted."""
+    """ "No such file" is believed only about a file that is not known, or was deleted."""
     Files(stored).rm("b")
     Files(other).rm("c")
     for name in ("b", "c", "never"):
@@ -82,18 +82,15 @@ def test_a_file_that_the_server_no_longer_knows(
         RemoteVersion.open_own(stored, "a", 0)
 
 
-def test_another_name_than_the_one_asked_for(stored: Session) -> None:
-    """Of two ids of one name, as while files are renamed, each answer says what it is the answer
-    to."""
+def test_a_version_under_another_name_is_rejected(stored: Session) -> None:
+    """With two ids for one name, each reply must match its own request."""
     ((wanted, reply), *_) = list(asked(stored))
     (blob,) = judged(stored, [(changed(wanted, name="b"), reply)])
     assert isinstance(blob, Tampered)
 
 
-def test_what_was_answered_before_a_connection_was_lost_is_asked_for_again(
-    server: Simulator, stored: Session
-) -> None:
-    """A handle is of its connection, whenever its answer is judged."""
+def test_a_handle_of_a_lost_connection_is_replaced(server: Simulator, stored: Session) -> None:
+    """A handle belongs to its connection, whenever its reply is verified."""
     wanted, reply = next(asked(stored))
     answer = VersionReply(stored, wanted, changed(reply, leaves=b"", data=b""))
     stored.reconnect()

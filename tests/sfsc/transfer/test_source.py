@@ -1,4 +1,4 @@
-"""Where plaintext comes from: paths, streams, and pipes that give little at a time."""
+"""Sources of plaintext: paths, streams, and pipes with short reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sfsc.transfer.upload import Uploads
 
 
 class Trickle(io.RawIOBase):
-    """Gives at most a few bytes at a time, as a pipe may."""
+    """Returns at most a few bytes at a time, as a pipe may."""
 
     def __init__(self, content: bytes, step: int) -> None:
         self._rest = content
@@ -44,7 +44,7 @@ def all_of(source: SourceReader) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL])
-def test_what_is_small_is_given_whole(size: int) -> None:
+def test_a_small_source_is_read_whole(size: int) -> None:
     content = os.urandom(size)
     with open_source(io.BytesIO(content)) as source:
         assert source.read_small() == content
@@ -52,7 +52,7 @@ def test_what_is_small_is_given_whole(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [SMALL + 1, SMALL + 2, 3 * SMALL])
-def test_what_is_not_small_loses_nothing(size: int) -> None:
+def test_read_small_loses_nothing_of_a_large_source(size: int) -> None:
     content = os.urandom(size)
     with open_source(io.BytesIO(content)) as source:
         assert source.read_small() is None
@@ -61,13 +61,13 @@ def test_what_is_not_small_loses_nothing(size: int) -> None:
 
 
 @given(st.binary(max_size=3000), st.integers(1, 700))
-def test_a_trickle_is_the_same(content: bytes, step: int) -> None:
+def test_short_reads_give_the_same_bytes(content: bytes, step: int) -> None:
     with open_source(cast("BinaryIO", Trickle(content, step))) as source:
         assert source.read_small() == content
         assert not source.rewind()
 
 
-def test_it_begins_again_where_it_began() -> None:
+def test_rewind_goes_back_to_the_start_offset() -> None:
     content = os.urandom(2 * SMALL)
     file = io.BytesIO(b"ahead" + content)
     file.seek(5)
@@ -79,7 +79,7 @@ def test_it_begins_again_where_it_began() -> None:
         assert all_of(source) == content
 
 
-def test_a_pipe_does_not_begin_again() -> None:
+def test_a_pipe_cannot_rewind() -> None:
     reading, writing = os.pipe()
     content = os.urandom(2 * SMALL)
 
@@ -108,26 +108,26 @@ def test_a_path_knows_its_size_time_and_mode(tmp_path: Path) -> None:
             assert ready.read_small() == b"content"
 
 
-def test_a_stream_knows_none_of_these() -> None:
+def test_a_stream_has_no_size_time_or_mode() -> None:
     with open_source(io.BytesIO(b"")) as source:
         assert (source.size, source.mode) == (None, None)
         assert (source.mtime or 0) > 1_700_000_000_000_000_000
 
 
 @pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="devices")
-def test_a_device_has_no_size_beforehand() -> None:
+def test_a_device_has_no_size() -> None:
     with open_source("/dev/null") as source:
         assert (source.size, source.read_small()) == (None, b"")
 
 
-def test_what_cannot_be_read_is_a_local_error(tmp_path: Path) -> None:
+def test_unreadable_sources_are_local_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(LocalError) as caught, open_source(path) as source:
             source.read_small()
         assert str(path) in caught.value.cause
 
 
-def test_a_source_that_does_not_block_is_refused() -> None:
+def test_a_nonblocking_source_is_rejected() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with open(reading, "rb", buffering=0) as pipe, open_source(pipe) as source:
@@ -149,12 +149,12 @@ def test_a_source_that_does_not_block_is_refused() -> None:
         ("A\u030a", "\u00c5"),
     ],
 )
-def test_the_name_where_none_is_given(source: Source, name: str) -> None:
+def test_the_default_name(source: Source, name: str) -> None:
     assert default_name(source) == name
     assert default_name(io.BytesIO()) is None
 
 
-def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
+def test_keep_open_outlasts_the_block(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with open_source(path) as source:
@@ -176,7 +176,7 @@ def test_what_is_kept_is_not_closed_with_the_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [b"bytes", io.StringIO("text"), 5])
-def test_what_is_no_source(source: object) -> None:
+def test_other_types_are_rejected(source: object) -> None:
     with pytest.raises(UsageError, match="expected a path or a binary file object"):
         open_source(cast("Source", source))
 
@@ -184,7 +184,7 @@ def test_what_is_no_source(source: object) -> None:
 @pytest.mark.parametrize(
     ("mtime", "said"), [(-(10**18), -(10**18)), (9 * 10**18, 9 * 10**18), (10**19, None)]
 )
-def test_a_file_from_a_future_that_has_no_number(
+def test_a_modification_time_out_of_range(
     tmp_path: Path, session: Session, mtime: int, said: int | None
 ) -> None:
     path = tmp_path / "file"

@@ -1,4 +1,4 @@
-"""Storing files on a server that conflicts, forgets and breaks off."""
+"""Uploads to a server that conflicts, loses data and disconnects."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ from tests.waiting import until
 S0, S1 = SEGMENTS_1MB.capacity(0), SEGMENTS_1MB.capacity(1)
 
 
-# --- what arrives
+# --- stored content
 
 
 @pytest.mark.parametrize(
     "size",
     [0, 1, SMALL - 1, SMALL, SMALL + 1, S0 - 1, S0, S0 + 1, S0 + S1, S0 + S1 + 1, BIG],
 )
-def test_what_is_put_comes_back(server: Simulator, session: Session, size: int) -> None:
+def test_put_and_get(server: Simulator, session: Session, size: int) -> None:
     content = os.urandom(size)
     done = Uploads(session).put(io.BytesIO(content), "a/b")
     assert (done.name, done.version, done.size) == ("a/b", 1, size)
@@ -68,10 +68,10 @@ def test_what_is_put_comes_back(server: Simulator, session: Session, size: int) 
     assert server.uploads == {}
 
 
-def test_pieces_are_made_in_order_by_a_thread_of_their_own(
+def test_pieces_are_encrypted_in_order_on_one_thread(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the caller reads and sends."""
+    """The caller reads and sends meanwhile."""
     made = list[tuple[str, bool]]()
     seal = Encryptor.seal_segment
 
@@ -119,7 +119,7 @@ def test_each_version_has_its_own_key(server: Simulator, session: Session) -> No
 
 
 @pytest.mark.parametrize("name", ["", "/absolute", "a/../b", "a//b", "nul\0", "new\nline", "a\\b"])
-def test_a_name_that_may_not_be(server: Simulator, session: Session, name: str) -> None:
+def test_an_invalid_name(server: Simulator, session: Session, name: str) -> None:
     before = len(server.requests)
     with pytest.raises(UsageError):
         put(session, b"", name)
@@ -131,14 +131,14 @@ def test_a_stream_needs_a_name(session: Session) -> None:
         Uploads(session).put(io.BytesIO(b""))
 
 
-def test_a_path_that_cannot_be_read(session: Session, tmp_path: Path) -> None:
+def test_an_unreadable_path(session: Session, tmp_path: Path) -> None:
     with pytest.raises(LocalError):
         Uploads(session).put(tmp_path / "missing")
     with pytest.raises(LocalError):
         Uploads(session).put(tmp_path, "folder")
 
 
-def test_a_source_that_fails_half_way(server: Simulator, session: Session) -> None:
+def test_a_source_that_fails_during_the_upload(server: Simulator, session: Session) -> None:
     class Failing(io.BytesIO):
         def readinto(self, buffer: object, /) -> int:
             if self.tell() > 2 * PIECE:
@@ -160,7 +160,7 @@ def test_a_source_that_fails_half_way(server: Simulator, session: Session) -> No
 @pytest.mark.parametrize(
     ("kind", "nth"), [(PutOpen, 0), (Data, 0), (Data, 1), (Data, 2), (Data, 3), (PutCommit, 0)]
 )
-def test_a_large_upload_goes_on_where_it_was(
+def test_a_large_upload_resumes(
     server: Simulator, session: Session, kind: type[Request], nth: int
 ) -> None:
     server.tamper = once(kind, drop, nth)
@@ -169,21 +169,21 @@ def test_a_large_upload_goes_on_where_it_was(
     assert fetched(session, "file") == content
     assert session.connections == 2
     (record,) = {request.record for request in server.asked(PutCommit)}
-    # One ciphertext: what was sent twice was the same bytes.
+    # One ciphertext: a repeated piece has the same bytes.
     pieces = {request.offset: bytes(request.data) for request in server.asked(Data)}
     for request in server.asked(Data):
         assert pieces[request.offset] == request.data
     assert FileRecord.parse(record).version == 1
 
 
-def test_a_server_that_forgets_between_pieces(server: Simulator, session: Session) -> None:
-    """It has less than it acknowledged: those pieces are gone here too."""
+def test_a_server_that_loses_acknowledged_pieces(server: Simulator, session: Session) -> None:
+    """The client no longer has these pieces, either."""
 
     def forget(request: Request, _reply: Reply) -> Reply:
         del server.uploads[request.upload][PIECE:]  # type: ignore[attr-defined]
         raise DropConnection
 
-    # Pieces are let go of only when the ring is full: by then two more than the server keeps.
+    # Pieces are released only when the ring is full: by then two more than the server keeps.
     ring = MAX_WINDOW // PIECE
     server.tamper = once(Data, forget, nth=ring + 2)
     with pytest.raises(ProtocolFailure):
@@ -191,7 +191,7 @@ def test_a_server_that_forgets_between_pieces(server: Simulator, session: Sessio
 
 
 def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
-    """The server restarts without its staging."""
+    """Restart the server without its staged uploads."""
 
     def hook(_request: Request, _reply: Reply) -> Reply:
         server.uploads.clear()
@@ -201,7 +201,7 @@ def lost(server: Simulator) -> Callable[[Request, Reply], Reply]:
 
 
 @pytest.mark.parametrize("kind", [Data, PutCommit])
-def test_a_lost_upload_begins_again_under_a_fresh_key(
+def test_a_lost_upload_starts_again_under_a_fresh_key(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
     def tamper(_request: Request, _reply: Reply) -> Reply:
@@ -241,7 +241,7 @@ def test_a_lost_upload_from_a_pipe_fails(server: Simulator, session: Session) ->
     assert server.files == {}
 
 
-def test_a_server_that_always_forgets_is_given_up(server: Simulator, session: Session) -> None:
+def test_a_server_that_always_loses_the_upload(server: Simulator, session: Session) -> None:
     server.intercept = lambda request: (
         Error("upload-lost", "gone") if isinstance(request, Data) else None
     )
@@ -250,7 +250,7 @@ def test_a_server_that_always_forgets_is_given_up(server: Simulator, session: Se
 
 
 @pytest.mark.parametrize("offset", [1, PIECE - 1, 9 * PIECE])
-def test_an_offset_that_cannot_be(server: Simulator, session: Session, offset: int) -> None:
+def test_an_impossible_resume_offset(server: Simulator, session: Session, offset: int) -> None:
     def tamper(request: Request, reply: Reply) -> Reply:
         if isinstance(request, Data):
             raise DropConnection
@@ -266,14 +266,14 @@ def test_an_offset_that_cannot_be(server: Simulator, session: Session, offset: i
 # --- many
 
 
-def test_many_are_answered_in_order(server: Simulator, session: Session) -> None:
+def test_results_of_many_files_are_in_order(server: Simulator, session: Session) -> None:
     done = list(Uploads(session).put_many(items(150)))
     assert [put.name for put in done] == [f"many/{i:03}" for i in range(150)]
     assert len(server.asked(PutSmall)) == 150
     assert fetched(session, "many/149") == b"149" * 10
 
 
-def test_large_and_small_ones_and_a_name_twice(session: Session) -> None:
+def test_large_and_small_files_and_a_repeated_name(session: Session) -> None:
     mixed: list[tuple[Source, str | None]] = [
         (io.BytesIO(b"one"), "a"),
         (io.BytesIO(b"two"), "a"),
@@ -303,7 +303,7 @@ def test_a_window_survives_a_lost_connection(server: Simulator, session: Session
 
 
 @pytest.mark.parametrize("nth", [0, 29])
-def test_a_server_that_is_stopping_is_asked_again_when_it_is_back(
+def test_requests_are_repeated_after_a_server_restart(
     server: Simulator, session: Session, nth: int
 ) -> None:
     server.tamper = once(PutSmall, stopping, nth)
@@ -316,7 +316,7 @@ def test_a_server_that_is_stopping_is_asked_again_when_it_is_back(
 
 
 @pytest.mark.parametrize("kind", [PutOpen, Data, PutCommit])
-def test_pieces_are_sent_again_to_a_server_that_was_stopping(
+def test_pieces_are_sent_again_after_a_server_restart(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
     content = os.urandom(BIG)
@@ -326,7 +326,7 @@ def test_pieces_are_sent_again_to_a_server_that_was_stopping(
     assert fetched(session, "file") == content
 
 
-def test_what_fails_ends_it_behind_what_was_sent(
+def test_an_error_is_raised_after_earlier_results(
     server: Simulator, session: Session, tmp_path: Path
 ) -> None:
     sources: list[tuple[Source, str | None]] = [
@@ -341,7 +341,7 @@ def test_what_fails_ends_it_behind_what_was_sent(
     assert len(server.files) == 3
 
 
-def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session: Session) -> None:
+def test_a_rejected_file_does_not_hide_other_results(server: Simulator, session: Session) -> None:
     server.tamper = once(PutSmall, lambda _request, _reply: Error("quota", "full"), 1)
     many, done = Uploads(session).put_many(items(4)), list[Put]()
     with pytest.raises(QuotaExceeded):
@@ -349,7 +349,7 @@ def test_one_that_is_refused_does_not_hide_the_others(server: Simulator, session
     assert [put.name for put in done] == ["many/000", "many/002", "many/003"]
 
 
-def test_nothing_that_is_gathered_is_signed_for_a_server_of_two_stories(
+def test_collected_files_are_not_signed_after_a_split_view(
     server: Simulator, session: Session
 ) -> None:
     def sources() -> Iterator[tuple[Source, str | None]]:
@@ -363,7 +363,7 @@ def test_nothing_that_is_gathered_is_signed_for_a_server_of_two_stories(
     assert len(server.asked(PutSmall)) == 3
 
 
-def test_nothing_that_is_gathered_is_sent_to_a_server_that_lies(
+def test_collected_files_are_not_sent_after_an_integrity_error(
     server: Simulator, session: Session
 ) -> None:
     def unproven(request: Request, reply: Reply) -> Reply:
@@ -382,7 +382,7 @@ def test_nothing_that_is_gathered_is_sent_to_a_server_that_lies(
 
 
 def mixture() -> tuple[list[tuple[Source, str | None]], dict[str, bytes]]:
-    """Large files among small ones, as sources and as contents by name."""
+    """Return large files among small ones, as sources and as contents by name."""
     contents = {f"mixed/{i:02}": os.urandom(BIG if i % 3 == 1 else 10) for i in range(9)}
     return [(io.BytesIO(content), name) for name, content in contents.items()], contents
 
@@ -393,11 +393,11 @@ def check_stored(session: Session, done: list[Put], contents: dict[str, bytes]) 
         assert fetched(session, name) == content
 
 
-def test_nothing_waits_for_a_large_one_among_many(server: Simulator, session: Session) -> None:
+def test_no_file_waits_for_a_large_file(server: Simulator, session: Session) -> None:
     sources, contents = mixture()
     many = Uploads(session).put_many(sources)
     first = next(many)
-    # The answer to the first file, a small one, is taken up once all that is in flight has no room.
+    # The first reply, of a small file, is processed once the window is full.
     assert len(server.asked(PutOpen)) > 1
     check_stored(session, [first, *many], contents)
 
@@ -406,7 +406,7 @@ def test_nothing_waits_for_a_large_one_among_many(server: Simulator, session: Se
     ("kind", "nth"),
     [(PutOpen, 1), (Data, 0), (Data, 4), (Data, 7), (PutCommit, 0), (PutCommit, 2), (PutSmall, 3)],
 )
-def test_large_ones_among_many_survive_a_lost_connection(
+def test_large_files_among_many_survive_a_lost_connection(
     server: Simulator, session: Session, kind: type[Request], nth: int
 ) -> None:
     sources, contents = mixture()
@@ -422,7 +422,7 @@ def test_a_connection_lost_between_the_pieces_and_their_commit(
     leaves = UploadStream.leaves
 
     def lose(sending: UploadStream) -> list[bytes]:
-        """All pieces were sent, and none is there."""
+        """Lose all pieces after they were sent."""
         monkeypatch.undo()
         session.close()
         until(lambda: not server.connected)  # so none is on its way to arrive beside others
@@ -436,20 +436,20 @@ def test_a_connection_lost_between_the_pieces_and_their_commit(
 
 
 @pytest.mark.parametrize(("kind", "nth"), [(Data, 0), (Data, 6), (PutOpen, 1), (PutCommit, 1)])
-def test_large_ones_among_many_that_the_server_loses_begin_again(
+def test_lost_uploads_among_many_start_again(
     server: Simulator, session: Session, kind: type[Request], nth: int
 ) -> None:
-    """The daemon restarts: what was committed stands, what was staged is gone."""
+    """The daemon restarts: commits are kept, staged pieces are lost."""
     sources, contents = mixture()
     server.tamper = once(kind, lost(server), nth)
     check_stored(session, list(Uploads(session).put_many(sources)), contents)
-    # No two contents went up under one content_id.
+    # No two contents were sent under one content_id.
     ids = [FileRecord.parse(one.record).content_id for one in server.asked(PutCommit)]
     records = {one.record for one in server.asked(PutCommit)}
     assert len(records) == len(set(ids))
 
 
-def test_a_large_one_whose_acknowledgement_was_lost_and_overtaken(
+def test_a_large_file_whose_reply_was_lost_before_a_newer_version(
     server: Simulator, session: Session, other: Session
 ) -> None:
     server.tamper = once(PutCommit, drop)
@@ -466,7 +466,7 @@ def test_a_large_one_whose_acknowledgement_was_lost_and_overtaken(
 
 @pytest.mark.parametrize("kind", [Data, PutCommit])
 @pytest.mark.parametrize("many", [False, True])
-def test_a_large_one_is_begun_three_times_at_most(
+def test_a_large_upload_starts_three_times_at_most(
     server: Simulator, session: Session, kind: type[Request], *, many: bool
 ) -> None:
     server.intercept = lambda request: (
@@ -480,10 +480,10 @@ def test_a_large_one_is_begun_three_times_at_most(
 
 
 @pytest.mark.parametrize("kind", [Data, PutCommit])
-def test_a_large_one_that_is_refused_among_many(
+def test_a_rejected_large_file_among_many(
     server: Simulator, session: Session, kind: type[Request]
 ) -> None:
-    """The reason is told, its room is given back, and the others are stored."""
+    """The reason is reported, its space is released, and the others are stored."""
     sources, contents = mixture()
 
     def refuse(request: Request) -> Reply | None:
@@ -503,7 +503,7 @@ def test_a_large_one_that_is_refused_among_many(
         assert fetched(session, one.name) == contents[one.name]
 
 
-def test_sources_are_closed_and_their_memory_bounded(session: Session, tmp_path: Path) -> None:
+def test_sources_are_closed_and_memory_is_bounded(session: Session, tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(30)]
     for name in names:
         (tmp_path / name).write_bytes(os.urandom(PIECE + 5))
@@ -520,7 +520,7 @@ def test_sources_are_closed_and_their_memory_bounded(session: Session, tmp_path:
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None:
+def test_keys_rotated_before_the_replies_arrive(session: Session) -> None:
     def sources() -> Iterator[tuple[Source, str | None]]:
         yield from items(7)  # none of which waits for others
         current = session.keyring.current
@@ -529,12 +529,12 @@ def test_keys_that_are_renewed_before_the_answers_come(session: Session) -> None
         session.use_keyring(replace(session.keyring, generations=(current, newer)))
 
     done = list(Uploads(session).put_many(sources()))
-    # What was signed with the older key stands in the log with that key's signature.
+    # A record signed with the older key is in the log with that signature.
     assert [FileRecord.parse(put.record).generation for put in done] == [1] * 7
     assert session.author.generation == 2
 
 
-def test_a_caller_who_leaves_early(server: Simulator, session: Session) -> None:
+def test_a_caller_who_stops_early(server: Simulator, session: Session) -> None:
     many = Uploads(session).put_many(items(100))
     next(many)
     del many
@@ -543,7 +543,9 @@ def test_a_caller_who_leaves_early(server: Simulator, session: Session) -> None:
     assert session.connections == 1
 
 
-def test_asking_for_what_is_there_costs_one_request(server: Simulator, session: Session) -> None:
+def test_expecting_the_present_version_costs_one_request(
+    server: Simulator, session: Session
+) -> None:
     put(session, b"")
     before = len(server.requests)
     Files(session).stat("file")
@@ -552,7 +554,7 @@ def test_asking_for_what_is_there_costs_one_request(server: Simulator, session: 
 
 
 class Broken(io.BytesIO):
-    """Begins well and cannot be read to its end."""
+    """Starts well and then cannot be read to its end."""
 
     def readinto(self, buffer: Buffer, /) -> int:  # type: ignore[override]
         if self.tell() >= self.getbuffer().nbytes // 2:
@@ -562,7 +564,7 @@ class Broken(io.BytesIO):
 
 
 @pytest.mark.parametrize("size", [1000, BIG])
-def test_one_source_that_breaks_among_many(server: Simulator, session: Session, size: int) -> None:
+def test_an_unreadable_source_among_many(server: Simulator, session: Session, size: int) -> None:
     items: list[tuple[Source, str | None]] = [
         (io.BytesIO(b"1"), "a"),
         (Broken(bytes(size)), "b"),
@@ -577,8 +579,8 @@ def test_one_source_that_breaks_among_many(server: Simulator, session: Session, 
         list(Uploads(session).put_many([(Broken(bytes(size)), "b")]))
 
 
-def test_one_source_that_breaks_when_it_is_read_again(server: Simulator, session: Session) -> None:
-    """It is not the one whose turn it is, which would be left out for it."""
+def test_a_source_that_fails_on_the_second_read(server: Simulator, session: Session) -> None:
+    """The failed source is an earlier one, so the present one must not be skipped."""
 
     class Once(io.BytesIO):
         def seek(self, *_place: int) -> int:

@@ -1,4 +1,4 @@
-"""What a version is put onto, what proves that it was, and what a lost answer leaves open."""
+"""Records of new versions: the head they build on, their proof, and lost replies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put
 
 
 def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Session) -> None:
-    """And one that proves each receipt from the one before."""
+    """One more request links each receipt to the one before."""
     before = len(server.requests)
     assert [put(session, b"%d" % i) for i in range(4)] == [1, 2, 3, 4]
     assert (len(server.asked(PutSmall)), len(server.asked(LogProof))) == (4, 3)
@@ -45,9 +45,9 @@ def test_versions_count_up_in_one_round_trip_each(server: Simulator, session: Se
     assert fetched(session, "file", 2) == b"1"
 
 
-def test_what_was_looked_up_together_counts_once(server: Simulator, session: Session) -> None:
-    """The second put of a name stands on the first, though nothing was known when both were
-    looked up; and one that was put before is known."""
+def test_a_batch_lookup_is_used_once_per_file(server: Simulator, session: Session) -> None:
+    """The second put of a name builds on the first, although nothing was known at the lookup; and a
+    file stored before is known."""
     put(session, b"before", "old")
     uploads = Uploads(session)
     uploads.announce([("/no", "old"), ("/no", "new")])
@@ -60,7 +60,7 @@ def test_what_was_looked_up_together_counts_once(server: Simulator, session: Ses
     assert (fetched(session, "old"), fetched(session, "new")) == (b"5", b"3")
 
 
-def test_a_put_that_follows_one_that_was_not_foreseen(server: Simulator, session: Session) -> None:
+def test_a_put_after_one_that_was_not_announced(server: Simulator, session: Session) -> None:
     uploads = Uploads(session)
     uploads.announce([("/no", "file")])
     assert put(session, b"by another way", "file") == 1
@@ -69,7 +69,7 @@ def test_a_put_that_follows_one_that_was_not_foreseen(server: Simulator, session
 
 
 @pytest.mark.parametrize("size", [5, BIG])
-def test_who_comes_second_comes_last(
+def test_the_later_of_two_puts_is_the_newest(
     server: Simulator, session: Session, other: Session, size: int
 ) -> None:
     first, second = os.urandom(size), os.urandom(size)
@@ -94,7 +94,7 @@ def test_a_put_that_expects_a_version(session: Session, other: Session) -> None:
         put(other, b"", expected=0)
     assert caught.value.head is not None
     assert put(other, b"", expected=1) == 2
-    # What is remembered here is older than what the caller has heard of.
+    # The remembered version is older than the one the caller expects.
     assert put(session, b"", expected=2) == 3
     with pytest.raises(ConflictError):
         put(other, b"", expected=2)
@@ -102,7 +102,7 @@ def test_a_put_that_expects_a_version(session: Session, other: Session) -> None:
     assert put(session, b"", expected=0) == 4
 
 
-def test_endless_conflicts_end(server: Simulator, session: Session) -> None:
+def test_repeated_conflicts_give_up(server: Simulator, session: Session) -> None:
     count = 0
 
     def faster(request: Request) -> Reply | None:
@@ -132,8 +132,8 @@ def test_a_conflict_that_shows_an_old_head_is_a_rollback(
         put(session, b"three")
 
 
-def test_a_small_one_that_the_server_says_it_has_lost(server: Simulator, session: Session) -> None:
-    """There was nothing to lose: that is no reason to begin again, and no traceback."""
+def test_upload_lost_for_a_small_file_is_an_error(server: Simulator, session: Session) -> None:
+    """A small file has no upload: it is not sent again, and there is no traceback."""
 
     def lost(request: Request) -> Reply | None:
         return Error("upload-lost", "") if isinstance(request, PutSmall) else None
@@ -146,7 +146,7 @@ def test_a_small_one_that_the_server_says_it_has_lost(server: Simulator, session
     assert len(server.asked(PutSmall)) == 1 + 3
 
 
-def test_a_quota_that_is_full(server: Simulator, session: Session) -> None:
+def test_an_exceeded_quota(server: Simulator, session: Session) -> None:
     server.intercept = lambda request: (
         Error("quota", "full") if isinstance(request, (PutSmall, PutOpen)) else None
     )
@@ -156,9 +156,7 @@ def test_a_quota_that_is_full(server: Simulator, session: Session) -> None:
 
 
 @pytest.mark.parametrize("size", [5, BIG])
-def test_success_is_only_what_the_log_proves(
-    server: Simulator, session: Session, size: int
-) -> None:
+def test_only_a_proven_receipt_is_a_success(server: Simulator, session: Session, size: int) -> None:
     def unproven(request: Request, reply: Reply) -> Reply:
         if not isinstance(reply, Done):
             return reply
@@ -180,7 +178,7 @@ def test_a_receipt_of_another_log(server: Simulator, session: Session) -> None:
 
 
 def test_a_log_that_forks_between_two_receipts(server: Simulator, session: Session) -> None:
-    """Both logs continue the one the session opened with, and are of different lengths."""
+    """Both logs continue the log at login, and have different lengths."""
     forked = server.log.fork(server.log.size)
     put(session, b"ours", "a")
     before = session.trust.newest
@@ -191,9 +189,7 @@ def test_a_log_that_forks_between_two_receipts(server: Simulator, session: Sessi
     assert session.trust.newest == before
 
 
-def test_a_server_that_will_not_prove_that_its_log_is_one(
-    server: Simulator, session: Session
-) -> None:
+def test_a_server_that_declines_the_proof_of_one_log(server: Simulator, session: Session) -> None:
     put(session, b"one", "a")
     server.tamper = once(LogProof, lambda *_: Error("bad-request", "no"))
     with pytest.raises(BadReceipt):
@@ -215,7 +211,7 @@ def test_a_connection_lost_between_a_receipt_and_its_proof(
 
 
 @pytest.mark.parametrize("size", [5, BIG])
-def test_an_acknowledgement_that_is_lost(server: Simulator, session: Session, size: int) -> None:
+def test_a_lost_reply(server: Simulator, session: Session, size: int) -> None:
     kind = PutSmall if size == 5 else PutCommit
     server.tamper = once(kind, drop)
     content = os.urandom(size)
@@ -228,10 +224,10 @@ def test_an_acknowledgement_that_is_lost(server: Simulator, session: Session, si
 
 
 @pytest.mark.parametrize("size", [5, BIG])
-def test_an_acknowledgement_lost_and_overtaken(
+def test_a_lost_reply_before_a_newer_version(
     server: Simulator, session: Session, other: Session, size: int
 ) -> None:
-    """The put was accepted, its answer lost, and another device has put onto it since."""
+    """The put was accepted, its reply lost, and another device has put a newer version since."""
     server.tamper = once(PutSmall if size == 5 else PutCommit, drop)
     session._pause = meanwhile(other)
     content = os.urandom(size)
@@ -243,10 +239,10 @@ def test_an_acknowledgement_lost_and_overtaken(
     assert put(session, b"again") == 3
 
 
-def test_a_conflict_after_a_loss_that_was_not_ours(
+def test_a_conflict_after_a_lost_request(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """The put was lost on its way *to* the server, which has something else by now."""
+    """The put was lost before it reached the server, which has another version by now."""
 
     def lose(request: Request, reply: Reply) -> Reply:
         server.files.clear()
@@ -259,8 +255,8 @@ def test_a_conflict_after_a_loss_that_was_not_ours(
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=6))
-def test_each_step_is_taken_for_all_up_to_the_first_that_fails(fails: list[list[bool]]) -> None:
-    """Against the plain reading: one after the other, until a step of one fails."""
+def test_run_stepwise_stops_at_the_first_failed_item(fails: list[list[bool]]) -> None:
+    """Compared with the plain order: item after item, until a step of one fails."""
     taken: list[tuple[int, int]] = []
 
     def step(number: int) -> Callable[[int], None]:
@@ -290,10 +286,10 @@ ACTIONS: dict[str, Callable[[Session], object]] = {
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_was_accepted_before_keys_were_rotated_is_not_done_twice(
+def test_a_change_accepted_before_a_rotation_is_not_repeated(
     server: Simulator, session: Session, action: str
 ) -> None:
-    """The answer was lost with its connection, and the next one was opened with older keys."""
+    """The reply was lost, and the next connection was opened with older keys."""
     for content in (b"1", b"2"):
         put(session, content)
     sent: list[Request] = []

@@ -1,4 +1,4 @@
-"""Large files of a folder are opened before their turn, and nothing depends on it."""
+"""Uploads of large files in a folder are opened before their turn, and nothing depends on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refuse(_what: str, error: SfscError) -> None:
 
 
 def stored(session: Session, tree: Path) -> None:
-    """Put all, in order, and find it as it is."""
+    """Put all files in order, and compare what is stored."""
     done = list(Trees(session).put(tree, "", refuse))
     assert [put.name for put in done] == sorted(path.name for path in tree.iterdir())
     for put in done:
@@ -48,7 +48,7 @@ def kinds(server: Simulator, *wanted: type[Request]) -> list[str]:
     return [type(one).__name__ for one in server.requests if isinstance(one, wanted)]
 
 
-def test_the_next_large_one_is_opened_ahead(
+def test_the_next_large_upload_is_opened_ahead(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     stored(session, tree)
@@ -60,7 +60,7 @@ def test_the_next_large_one_is_opened_ahead(
     assert server.asked(PutAbort) == []
 
 
-def test_one_that_has_changed_is_opened_anew(
+def test_a_changed_file_gets_another_upload(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     uploads = Uploads(session)
@@ -71,12 +71,12 @@ def test_one_that_has_changed_is_opened_anew(
     assert [put.name for put in done] == list(NAMES)
     for name in NAMES:
         assert fetched(session, name) == (tree / name).read_bytes()
-    # The one that was opened for it holds up the other's, and is let go of in the end.
+    # The upload opened for it delays that of the other file, and is aborted in the end.
     assert [one.size - ciphertext_size(LARGE) for one in server.asked(PutOpen)] == [0, 1, 0]
     until(lambda: len(server.asked(PutAbort)) == 1)
 
 
-def test_what_is_foreseen_and_not_put_is_let_go_of(
+def test_an_announced_file_that_is_not_put_is_aborted(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     uploads = Uploads(session)
@@ -90,7 +90,7 @@ def test_what_is_foreseen_and_not_put_is_let_go_of(
 
 
 @pytest.mark.parametrize("nth", [0, 1])
-def test_a_connection_that_is_lost_over_an_opening(
+def test_a_connection_lost_during_the_opening(
     server: Simulator, session: Session, tree: Path, nth: int
 ) -> None:
     server.tamper = once(PutOpen, drop, nth)
@@ -99,7 +99,7 @@ def test_a_connection_that_is_lost_over_an_opening(
 
 
 @pytest.mark.parametrize("nth", [0, 1])
-def test_an_opening_that_is_refused_is_asked_for_again(
+def test_a_rejected_opening_is_repeated(
     server: Simulator, session: Session, tree: Path, nth: int
 ) -> None:
     server.tamper = once(PutOpen, lambda *_: Error("busy", "not now"), nth)
@@ -107,7 +107,7 @@ def test_an_opening_that_is_refused_is_asked_for_again(
     assert len(server.asked(PutOpen)) == 3
 
 
-def test_a_refusal_that_stays_ends_the_work_in_its_turn(
+def test_a_lasting_rejection_is_raised_in_its_turn(
     server: Simulator, session: Session, tree: Path
 ) -> None:
     def full(request: Request, reply: Reply) -> Reply:

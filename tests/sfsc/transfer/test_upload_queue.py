@@ -1,4 +1,4 @@
-"""Files on their way up: which wait for one another, and what they keep in memory."""
+"""Files in flight: which wait for a batch, and what they keep in memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def small(number: int, size: int) -> SmallFile:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        # The first go at once: a server has nothing to do. Then as queue as it has to do already.
+        # The first is sent at once to an idle server, then as many as are in flight already.
         (100, [1, 2, 4, 8, 16, 16, 16, 16, 16, 16, 16, 1]),
         (16 * 1024, [1, 2] + [4] * 31 + [1]),
         (64 * 1024, [1] * MAX_REQUESTS),
     ],
 )
-def test_small_ones_wait_for_a_few_others(session: Session, size: int, expected: list[int]) -> None:
+def test_small_files_are_collected_into_batches(
+    session: Session, size: int, expected: list[int]
+) -> None:
     committer, batches = RecordCommitter(session), list[int]()
     with UploadQueue(session, UploadOpener(session)) as queue:
         number = 0
@@ -49,7 +51,7 @@ def test_small_ones_wait_for_a_few_others(session: Session, size: int, expected:
     assert batches == expected
 
 
-def test_what_is_sent_keeps_no_plaintext(session: Session) -> None:
+def test_an_attempt_keeps_no_plaintext(session: Session) -> None:
     one = small(1, 1000)
     plaintext = weakref.ref(one)
     one.encrypt()
