@@ -40,7 +40,7 @@ from sfsc.trust.state import open_client_state
 
 if TYPE_CHECKING:  # imported at first use: few programs need them
     from sfsc.account.devices import DeviceInfo, Devices
-    from sfsc.account.rotate import Plan, Rotated, Rotation
+    from sfsc.account.rotate import Rotation, RotationPlan, RotationResult
     from sfsc.files.contacts import Contacts, Person
     from sfsc.files.history import ExportedKey, FileHistory, Revision
     from sfsc.files.inbox import ReceivedFiles, Shared
@@ -103,10 +103,10 @@ class Store(Closing):
             self._session.renewer = self._adopt_newer_keys
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
-            if self._key_status.unsettled:
-                self._devices.settle()
+            if self._key_status.has_pending_work:
+                self._devices.finish_pending()
             wanted = auto_rotate if auto_rotate is not None else auto_rotate_enabled()
-            if wanted and self._key_status.asks():
+            if wanted and self._key_status.should_rotate():
                 self._rotation.rotate()
         except BaseException:
             self.close()
@@ -161,7 +161,7 @@ class Store(Closing):
         `owner` those that he shares."""
         if owner is None:
             return self._trees.get(name, target, skip or _raise)
-        found = self._inbox.inside(owner, name, skip or _raise, first_use=trust_first_use)
+        found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
         return self._trees.get(name, target, skip or _raise, found)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
@@ -195,7 +195,7 @@ class Store(Closing):
 
     def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
         """The key of one version's content, for another program to open it with."""
-        return self._history.export(name, version)
+        return self._history.export_key(name, version)
 
     def prune(self, name: str, *, keep: int) -> list[int]:
         """Remove the contents of all versions of `name` but the newest `keep`, for good."""
@@ -248,12 +248,12 @@ class Store(Closing):
 
     def shared_folders(self) -> tuple[Folder, ...]:
         """The folders whose new files are shared."""
-        return self._shared_folders.all()
+        return self._shared_folders.list_folders()
 
     def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
         """What others share with us, by owner and name. What is not right is told to `skip`;
         without one it is raised."""
-        return self._inbox.all(skip or _raise)
+        return self._inbox.list_files(skip or _raise)
 
     def get_shared(
         self,
@@ -285,7 +285,7 @@ class Store(Closing):
     def _shared(
         self, owner: str, name: str, version: int | None, file_id: str | None, *, first_use: bool
     ) -> RemoteVersion:
-        return self._inbox.open(
+        return self._inbox.request_version(
             owner, name, requested_version(version), file_id=file_id, first_use=first_use
         )
 
@@ -330,7 +330,7 @@ class Store(Closing):
         """The newest proven checkpoint, a C2SP signed note, for others to compare."""
         return self._session.trust.newest.note
 
-    def rotation_plan(self) -> Plan:
+    def rotation_plan(self) -> RotationPlan:
         """What `rotate` would do."""
         return self._rotation.plan()
 
@@ -345,14 +345,14 @@ class Store(Closing):
         compromised: bool = False,
         names: Sequence[str] = (),
         drop_device: bytes | None = None,
-    ) -> Rotated:
+    ) -> RotationResult:
         """Replace the account's keys, wrap every file anew, destroy the old ones; after a theft
         encrypt every content anew as well, or all versions of `names`, and leave a device out."""
         if names and not compromised:
             raise UsageError("only a rotation after a theft is for some files")
         return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
 
-    def verify_rotation(self) -> Rotated:
+    def verify_rotation(self) -> RotationResult:
         """Check that nothing of an older generation than the present is left."""
         return self._rotation.verify()
 
@@ -363,7 +363,7 @@ class Store(Closing):
 
     def devices(self) -> list[DeviceInfo]:
         """The machines and backups that have the account's keys."""
-        return self._devices.all()
+        return self._devices.list_devices()
 
     def backup(
         self,

@@ -95,7 +95,7 @@ def voided(chain: Sequence[Statement]) -> frozenset[int]:
     return frozenset(found)
 
 
-def standing(chain: Sequence[Statement]) -> tuple[list[Statement], list[Statement]]:
+def split_voided(chain: Sequence[Statement]) -> tuple[list[Statement], list[Statement]]:
     """Split a verified chain into (valid statements, void statements), each in order.
 
     A generation is void if no valid statement has it.

@@ -1,1 +1,1 @@
-"""Enrol, devices, rotation and recovery of an account."""
+"""Enrolment, devices, key rotation and recovery of an account."""

@@ -1,7 +1,7 @@
-"""After a theft of keys: encrypt contents again, and accept no record that the thief signed since.
+"""After a theft of keys: encrypt contents again, and reject records signed with the old key since.
 
-A thief with the old key can sign records with it, but cannot insert one before what is logged. So a
-record of an older generation counts only if the log had it before the rotation began.
+A thief with the old key can sign records, but cannot insert one before what is logged. So a record
+of an older generation counts only if it was logged before the rotation began.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from sfsc.trust.file_records import parse_record
 from sfsc.trust.server_log import REPORT
 
 
-class Theft:
-    """A rotation after a theft, over one session whose keys are the new ones already.
-
-    `statements` is the account's chain, including the statement that began the new keys.
-    """
+class CompromiseResponse:
+    """Checks records and encrypts contents again after a theft. The session has the new keys
+    already."""
 
     def __init__(self, session: Session, statements: Sequence[bytes]) -> None:
+        """`statements` is the account's chain, including the statement that began the new keys."""
         self._session = session
         begun = next(
             body for body in reversed(statements) if Statement.parse(body).reason == COMPROMISED
@@ -37,12 +36,10 @@ class Theft:
         self._before = self._logged_before(begun, generations)
 
     def _logged_before(self, begun: bytes, generations: Mapping[bytes, int]) -> frozenset[bytes]:
-        """Return the hashes of the account's records that the log had before their key was ended.
-
-        The rotation that `begun` starts ended the key, or an earlier rotation that was not
-        finished. `generations` maps the chain's statements to their generations. Raises
-        `BadReceipt` if the log does not have `begun`.
-        """
+        """Return the hashes of the account's records that were logged before their key ended. The
+        key ended with the rotation that `begun` starts, or with an earlier unfinished rotation.
+        `generations` maps the chain's statements to their generations. Raises `BadReceipt` if the
+        log does not have `begun`."""
         user, newest, found = self._session.account.user, 0, set[bytes]()
         for entry in AccountLog(self._session).entries():
             if entry.rec == begun:
@@ -56,23 +53,21 @@ class Theft:
                     for one in signed
                     if parse_record(one).generation >= newest
                 }
-        raise BadReceipt("the log does not have the beginning of this rotation", REPORT)
+        raise BadReceipt("the log does not contain the start of this rotation", REPORT)
 
     def check(self, signed: SignedRecord) -> None:
-        """Raise `BadRecord` if a record of an older key was not logged before the key was ended."""
+        """Raise `BadRecord` if an old key's record was not logged before that key ended."""
         if parse_record(signed).generation >= self._generation:
-            return  # of a newer key: another device was dropped before this rotation was finished
+            return  # a newer key: another device was removed before this rotation finished
         if record_hash(signed.record) not in self._before:
-            raise BadRecord("a record of the old key that was logged after it was ended", REPORT)
+            raise BadRecord("a record of an old key was logged after that key ended", REPORT)
 
     def reencrypt(self, items: Iterable[WrapItem], chosen: frozenset[str] | None) -> None:
-        """Encrypt every version again whose content the old keys open, trash included.
-
-        `chosen` are the ids of the files to do this for, None for all. Raises as `check` and
-        `Reencryption.version`.
-        """
+        """Encrypt again every version whose content the old keys open, trash included. `chosen`
+        holds the ids of the files to do this for; None means all. Raises like `check` and
+        `Reencryption.version`."""
         session, account = self._session, self._session.account
-        reencryption = Reencryption(session, PastReaders(session).of_version)
+        reencryption = Reencryption(session, PastReaders(session).readers_of_version)
         for item in list(items):
             if item.wrap is None or item.owner != account.user:
                 continue  # only its owner can encrypt a shared file again
@@ -89,10 +84,8 @@ class Theft:
 
 
 def files_of(session: Session, names: Iterable[str]) -> frozenset[str]:
-    """Return the ids of these files and of all files that they were renamed from or to.
-
-    A rename leaves the same content key under the old name. Raises `NotFound`.
-    """
+    """Return the ids of these files and of all files that they were renamed from or to. A rename
+    leaves the same content key under the old name. Raises `NotFound`."""
     versions = FileHistory(session)
     waiting = [find_file(session, name).file_id for name in names]
     found: set[str] = set()

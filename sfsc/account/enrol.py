@@ -1,8 +1,8 @@
-"""Becoming a user: fresh keys, a first identity statement, and an invitation's token.
+"""Enrolment: create the keys and the first identity statement, and redeem an invitation's token.
 
-The keyring is written, with the statement in it as pending, before anything is sent: whatever is
-lost afterwards, a rerun sends the very same bytes and gets the very same answer. It is written only
-once the server was judged, and removed where the server has refused the statement for good.
+The keyring is written, with the statement as pending, before anything is sent: a retry sends the
+same bytes and gets the same reply. It is written only after the server's identity was verified, and
+removed if the server rejects the statement permanently.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from protocol.records.records import Statement, enrol_proof_body, key_id, record
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
-from sfsc.crypto.primitives import PrivateKey, new_key
+from sfsc.account.key_status import device_public_key, new_device
+from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, new_key
 from sfsc.errors import LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path
-from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
+from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.session.handshake import dial, key_lifetime
 from sfsc.session.limits import Timeouts
 from sfsc.session.server_errors import expect_reply
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 _GENERATION: Final = 1
 
 
-def invited_by(text: str) -> Invitation:
-    """The invitation that `text` is. Raises `UsageError`, which does not repeat it."""
+def read_invitation(text: str) -> Invitation:
+    """Parse an invitation. Raises `UsageError`, whose text does not repeat the secret token."""
     try:
         return parse_invitation(text)
     except MessageError as exc:
@@ -52,19 +53,16 @@ def enrol_account(
     home: Path,
     key_type: str,
     passphrase: str | None,
-    brought: PemKeys | None = None,
+    imported_keys: PemKeys | None = None,
     timeouts: Timeouts | None = None,
 ) -> Keyring:
-    """Enrol with `invitation`; None as `passphrase` locks the keyring with nothing. `brought` are
-    keys of one's own, in the place of fresh ones.
-
-    Goes on where an earlier try was cut. Raises `LocalError` where `home` has an account already,
-    `TokenRefused`, `WrongServer` and the other errors of a session.
-    """
-    begun = _begun(invitation, home, passphrase)
-    # Before the server is called: making an RSA key may take longer than it waits for a login.
-    wrapping = None if brought is None else brought.wrapping
-    ready = begun or wrapping or PrivateKey.generate(key_type)
+    """Enrol with `invitation`. Without a `passphrase` the keyring is not encrypted; `imported_keys`
+    replace fresh keys. Continues an interrupted attempt. Raises `LocalError` if `home` already has
+    an account, `TokenRefused`, `WrongServer` and other session errors."""
+    unfinished = _load_unfinished(invitation, home, passphrase)
+    # Before connecting: generating an RSA key may take longer than the login timeout.
+    wrapping = None if imported_keys is None else imported_keys.wrapping
+    ready = unfinished or wrapping or PrivateKey.generate(key_type)
     transport = dial((invitation.address,), timeouts)
     try:
         trust = ServerTrust(invitation.pin)
@@ -74,16 +72,19 @@ def enrol_account(
             file = ready
         else:
             signing = SigningKey.generate()
-            if brought is not None and brought.seed is not None:
-                signing = SigningKey.from_seed(brought.seed)
-            keyring = _fresh(invitation, signing, ready, welcome.limits)
+            if imported_keys is not None and imported_keys.seed is not None:
+                signing = SigningKey.from_seed(imported_keys.seed)
+            keyring = _new_keyring(invitation, signing, ready, welcome.limits)
             file = KeyringFile.create(keyring_path(home), keyring, passphrase)
+        pending = file.contents.pending
+        if pending is None:
+            raise LocalError("the keyring has no enrolment to finish")
         with open_client_state(home, file.contents) as state:
             state.remember_server_statement(server.n, welcome.statement, welcome.signature)
-            reply = _send(transport, file.contents, invitation)
-            if isinstance(reply, Error) and _is_final(reply, again=begun is not None):
+            reply = _send(transport, pending, invitation)
+            if isinstance(reply, Error) and _is_final(reply, again=unfinished is not None):
                 keyring_path(home).unlink()
-            _accept(expect_reply(reply, opening.Session), trust, file)
+            _accept(expect_reply(reply, opening.Session), trust, file, pending)
             newest = trust.newest
             state.remember_checkpoint(newest.size, newest.root, newest.note)
     finally:
@@ -91,31 +92,33 @@ def enrol_account(
     return file.contents
 
 
-def _begun(invitation: Invitation, home: Path, passphrase: str | None) -> KeyringFile | None:
-    """The keyring of an enrolment that was cut, None where there is none."""
+def _load_unfinished(
+    invitation: Invitation, home: Path, passphrase: str | None
+) -> KeyringFile | None:
+    """Return the keyring of an interrupted enrolment, or None."""
     if not os.path.exists(keyring_path(home)):
         return None
     file = KeyringFile.unlock(keyring_path(home), passphrase)
     known = file.contents
     if known.pending is None or known.statements:
         raise LocalError(
-            f"there is a keyring of {known.user} in {home} already",
+            f"{home} already has a keyring of {known.user}",
             "use another --home for another account",
         )
     if (known.server_id, known.user) != (invitation.pin, invitation.user):
         raise LocalError(
-            f"an enrolment of {known.user} was begun in {home}",
+            f"{home} has an unfinished enrolment of {known.user}",
             "finish it with its own invitation, or use another --home",
         )
     return file
 
 
-def _fresh(
+def _new_keyring(
     invitation: Invitation, signing: SigningKey, wrapping: PrivateKey, limits: opening.Limits
 ) -> Keyring:
-    """All keys of a new account, and its first statement, pending."""
-    device_key = PrivateKey.generate("xwing")
-    device = DeviceKey(os.urandom(16), device_key.encoded)
+    """Create all keys of a new account, and its first statement as pending."""
+    device = new_device()
+    device_public = device_public_key(device)
     keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys = (new_key(),)
     bundle = seal_bundle(
@@ -123,7 +126,7 @@ def _fresh(
         server=invitation.pin,
         user=invitation.user,
         n=1,
-        recipients=(device_key.public, wrapping.public),
+        recipients=(PublicKey(XWING, device_public), wrapping.public),
     )
     now = int(time.time())
     due, expires = key_lifetime(limits, now)
@@ -136,7 +139,7 @@ def _fresh(
         sign_pub=signing.public,
         wrap_alg=wrapping.alg,
         wrap_pub=wrapping.public.encoded,
-        devices=((device.device_id, device_key.public.encoded),),
+        devices=((device.device_id, device_public),),
         recovery=None,
         voids=(),
         bundle_sha256=hashlib.sha256(bundle).digest(),
@@ -161,26 +164,23 @@ def _fresh(
 
 
 def _is_final(error: Error, *, again: bool) -> bool:
-    """Whether these keys can never be enrolled: the next invitation starts from nothing.
-
-    A token that is refused `again` may have been used with this very statement, and the user been
-    disabled since.
-    """
+    """Return whether these keys can never be enrolled, so that the next invitation starts afresh.
+    If a token is rejected on a retry (`again`), this statement may have redeemed it before the user
+    was disabled."""
     return error.code in _REFUSED and not (again and error.code == "token")
 
 
 _REFUSED: Final = frozenset({"token", "refused", "denied", "not-allowed", "bad-request"})
 
 
-def _send(transport: Transport, keyring: Keyring, invitation: Invitation) -> Reply:
-    """The server's answer to the pending statement."""
-    pending = _pending(keyring)
+def _send(transport: Transport, pending: PendingStatement, invitation: Invitation) -> Reply:
+    """Send the pending statement and return the reply."""
     proven = enrol_proof_body(
         welcome=transport.welcome_sha256, statement=record_hash(pending.statement)
     )
     message = opening.Enroll(
         version=opening.PROTOCOL_VERSION,
-        user=keyring.user,
+        user=invitation.user,
         statement=pending.statement,
         bundle=pending.bundle,
         signature=pending.signatures[0],
@@ -189,9 +189,11 @@ def _send(transport: Transport, keyring: Keyring, invitation: Invitation) -> Rep
     return transport.call(message, transport.timeouts.opening)
 
 
-def _accept(session: opening.Session, trust: ServerTrust, file: KeyringFile) -> None:
-    """Check the proof that the pending statement is logged, and make its keys current."""
-    user, pending = file.contents.user, _pending(file.contents)
+def _accept(
+    session: opening.Session, trust: ServerTrust, file: KeyringFile, pending: PendingStatement
+) -> None:
+    """Verify the proof that the pending statement is logged, and make its keys current."""
+    user = file.contents.user
     public = Statement.parse(pending.statement).sign_pub
     sent = SentChange(
         op="enrol",
@@ -206,15 +208,6 @@ def _accept(session: opening.Session, trust: ServerTrust, file: KeyringFile) -> 
     generations = () if pending.keys is None else (pending.keys,)
     file.save(
         changed(
-            file.contents,
-            statements=(pending.statement,),
-            generations=generations,
-            pending=None,
+            file.contents, statements=(pending.statement,), generations=generations, pending=None
         )
     )
-
-
-def _pending(keyring: Keyring) -> PendingStatement:
-    if keyring.pending is None:
-        raise LocalError("this keyring has no enrolment to finish")
-    return keyring.pending

@@ -1,13 +1,12 @@
-"""An account on another machine: opened with its recovery code, a backup or its keys as PEM.
+"""Open an account on another device with its recovery code, a backup, or its keys as PEM.
 
-The chain is followed from the pinned first statement, the bundle is the one that its newest names,
-and the log must continue the checkpoint that the account has seen elsewhere.
+The chain is followed from the pinned first statement. The bundle must be the one that the newest
+statement names, and the log must extend the checkpoint that other devices have seen.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from protocol.wire.messages.log import CONSISTENCY, LogProof
 from protocol.wire.messages.rotation import GetBundle, SealedBundle
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
-from sfsc.account.recover import last_opened, take_back_account
+from sfsc.account.key_status import new_device
+from sfsc.account.recover import find_last_bundle, take_back_account
 from sfsc.crypto.primitives import XWING, PrivateKey
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path
-from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
+from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import build_login, dial
 from sfsc.session.limits import Timeouts
@@ -39,9 +39,9 @@ from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import open_client_state
 
 
-class Opener(Value):
-    """What opens an account elsewhere: the key to log in with, of `generation` (0: the recovery
-    key), and private keys of which the bundle is sealed to one."""
+class AccountCredentials(Value):
+    """Keys that open an account on a new device: the signing key of `generation` (0: the recovery
+    key) to log in, and private `keys` of which one opens the bundle."""
 
     generation: int
     signing: SigningKey
@@ -49,34 +49,31 @@ class Opener(Value):
     code: RecoveryCode | None = None
 
     @classmethod
-    def of_code(cls, code: RecoveryCode) -> Opener:
-        return cls(0, code.signing_key, (code.wrap_key,), code)
-
-    @classmethod
-    def of_keyring(cls, keyring: Keyring) -> Opener:
-        """Raises `LocalError` for one that was never enrolled."""
+    def from_keyring(cls, keyring: Keyring) -> AccountCredentials:
+        """Raises `LocalError` if the keyring was never enrolled."""
         current = keyring.current
         if current is None:
-            raise LocalError("this backup holds no account")
+            raise LocalError("the backup contains no account")
         device = PrivateKey(XWING, keyring.device.xwing_private)
         own = [PrivateKey(one.wrap_alg, one.wrap_private) for one in keyring.generations]
         return cls(current.generation, SigningKey.from_seed(current.sign_seed), (device, *own))
 
 
-def adopt(
+def join_account(
     link: AccountLink,
-    opener: Opener,
+    credentials: AccountCredentials,
     home: Path,
     passphrase: str | None,
     timeouts: Timeouts | None = None,
-    taking: TakingBack | None = None,
+    options: TakeBackOptions | None = None,
 ) -> KeyringFile:
-    """Write a keyring of the account `link` to `home`, with a device key of this machine's own, and
-    have it join. Where that is cut, the next login does it. `taking` is for an account that
-    somebody else has taken over; where that is cut, `sfsc rotate --recovery` goes on.
+    """Write a keyring of the account `link` to `home` with a new device key, and add the device.
 
-    Raises `LocalError` where `home` has a keyring, `TakenOver` where the newest bundle is not
-    sealed for the recovery code, `Denied`, `IntegrityError`, ….
+    If this is interrupted, the next login adds the device. `options` is for an account
+    that an attacker controls; if that is interrupted, `sfsc rotate --recovery` continues.
+
+    Raises `LocalError` if `home` has a keyring, `TakenOver` if the newest bundle is not sealed for
+    the recovery code, `Denied`, `IntegrityError`, ….
     """
     check_no_keyring(home)
     transport = dial((link.address,), timeouts)
@@ -84,7 +81,7 @@ def adopt(
         trust = ServerTrust(link.pin)
         welcome = transport.welcome()
         server = trust.accept_welcome(welcome, transport.peer_spki_sha256)
-        opened = _Opened.log_in(transport, trust, link, opener, taking)
+        opened = _OpenedAccount.log_in(transport, trust, link, credentials, options)
     finally:
         transport.close()
     file = KeyringFile.create(keyring_path(home), opened.keyring(link), passphrase)
@@ -92,29 +89,36 @@ def adopt(
         state.remember_server_statement(server.n, welcome.statement, welcome.signature)
         newest = trust.newest
         state.remember_checkpoint(newest.size, newest.root, newest.note)
-        if taking is not None and opener.code is not None:
-            told, first = taking.told, taking.first
-            take_back_account(file, state, opener.code, first=first, timeouts=timeouts, told=told)
+        if options is not None and credentials.code is not None:
+            on_destroyed, first = options.on_destroyed, options.first
+            take_back_account(
+                file,
+                state,
+                credentials.code,
+                first=first,
+                timeouts=timeouts,
+                on_destroyed=on_destroyed,
+            )
             return file
         session = Session(file.contents, state, timeouts)
         try:
             session.connect()
-            Devices(session, file).settle()
+            Devices(session, file).finish_pending()
         finally:
             session.close()
     return file
 
 
-class TakingBack(Value):
-    """All from statement `first` on is undone (None: from the first that was sealed without the
-    code); `told` hears of what was destroyed."""
+class TakeBackOptions(Value):
+    """Statements from number `first` on are undone (None: from the first not sealed for the code).
+    `on_destroyed` is called for each destroyed version."""
 
     first: int | None = None
-    told: Skip | None = None
+    on_destroyed: Skip | None = None
 
 
-class _Opened(Value):
-    """An account's chain, exact bytes, and its open bundle."""
+class _OpenedAccount(Value):
+    """An account's chain, as exact bytes, and its opened bundle."""
 
     chain: tuple[bytes, ...]
     bundle: Bundle
@@ -125,11 +129,11 @@ class _Opened(Value):
         transport: Transport,
         trust: ServerTrust,
         link: AccountLink,
-        opener: Opener,
-        taking: TakingBack | None,
-    ) -> _Opened:
+        credentials: AccountCredentials,
+        options: TakeBackOptions | None,
+    ) -> _OpenedAccount:
         message, _ = build_login(
-            transport, link.pin, link.user, opener.generation, opener.signing, 0
+            transport, link.pin, link.user, credentials.generation, credentials.signing, 0
         )
         reply = transport.call(message, transport.timeouts.opening)
         trust.accept_session(expect_reply(reply, opening.Session))
@@ -144,23 +148,24 @@ class _Opened(Value):
             return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
 
         chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
-        if taking is not None and opener.code is not None:
-            bundle = last_opened(chain, fetch, opener.code, taking.first).bundle
+        if options is not None and credentials.code is not None:
+            bundle = find_last_bundle(chain, fetch, credentials.code, options.first).bundle
         else:
             try:
-                bundle = open_bundle(sealed, Statement.parse(chain[-1]), opener.keys)
+                bundle = open_bundle(sealed, Statement.parse(chain[-1]), credentials.keys)
             except (KeyringError, IntegrityError) as exc:
-                if opener.code is None or not _is_named(sealed, chain):
+                if credentials.code is None or not _is_named(sealed, chain):
                     raise
-                raise _taken_over(chain, last_opened(chain, fetch, opener.code).n + 1) from exc
-        # A log that is older than the one that this account has seen elsewhere is a rollback.
+                raise _taken_over(
+                    chain, find_last_bundle(chain, fetch, credentials.code).n + 1
+                ) from exc
+        # A log older than the one that this account has seen on another device is a rollback.
         if bundle.checkpoint:
             trust.check_older_checkpoint(bundle.checkpoint, lambda gap: _proof(transport, gap))
         trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
         return cls(chain, bundle)
 
     def keyring(self, link: AccountLink) -> Keyring:
-        device = DeviceKey(os.urandom(16), PrivateKey.generate(XWING).encoded)
         return Keyring(
             server_id=link.pin,
             addresses=(link.address,),
@@ -169,14 +174,14 @@ class _Opened(Value):
             statements=self.chain,
             generations=self.bundle.generations,
             name_keys=self.bundle.name_keys,
-            device=device,
+            device=new_device(),
             pending=None,
             pins=self.bundle.pins,
         )
 
 
 def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:
-    """Whether it is the bundle that the newest statement names, and so who signed that made it."""
+    """Return whether the newest statement names this bundle: then its signer made the bundle."""
     return hashlib.sha256(sealed).digest() == Statement.parse(chain[-1]).bundle_sha256
 
 
@@ -185,7 +190,7 @@ def _taken_over(chain: tuple[bytes, ...], first: int) -> TakenOver:
     when = human_time(signed.created)
     return TakenOver(
         f"the account's keys are sealed without its recovery code since statement {first} "
-        f"({signed.reason}, {when}): somebody else has signed with them",
+        f"({signed.reason}, {when}): somebody else has used them",
         first=first,
     )
 

@@ -1,11 +1,11 @@
-"""What a login finds to be done about an account's keys, and seldom does: finishing what was begun
-with them, and replacing them.
+"""Decides at login whether work on the account's keys is pending, and whether to rotate them.
 
-Apart from `devices` and `rotation`, which do it, so that these are loaded then and not always.
+It is separate from `devices` and `rotate`, so that a login loads those only when they are needed.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from sfsc.session.session import Session
 
 
 class KeyStatus:
-    """Of one account, over one session."""
+    """The state of one account's keys."""
 
     def __init__(
         self, session: Session, file: KeyringFile, clock: Callable[[], float] = time.time
@@ -28,55 +28,60 @@ class KeyStatus:
         self._clock = clock
 
     @property
-    def unsettled(self) -> bool:
-        """Whether something that was begun here waits, old keys are still here that count no more,
-        or this machine has not joined yet: what `Devices.settle` is for."""
+    def has_pending_work(self) -> bool:
+        """Whether `Devices.finish_pending` has work: a pending statement, old keys that no longer
+        count, or this device not yet listed."""
         keyring, notice = self._file.contents, self._session.notice
         head, pending = Statement.parse(keyring.statements[-1]), keyring.pending
-        waits = pending is not None and pending.keys is None  # a rotation is not ours to finish
+        waits = pending is not None and pending.keys is None  # `Rotation` finishes a rotation
         renewed = notice is not None and notice.state == "rotated"
-        ended = not unfinished(head) and has_old_keys(keyring)
-        # With this very key: one that was to replace it may have been lost on the way here.
-        joined = (keyring.device.device_id, public_of(keyring.device)) in head.devices
+        ended = not is_rotating(head) and has_old_keys(keyring)
+        # Compare the key too: a replacement may have been lost on its way here.
+        joined = (keyring.device.device_id, device_public_key(keyring.device)) in head.devices
         return waits or renewed or ended or not joined
 
     def is_due(self) -> bool:
-        """Whether the keys are past their `due`, the server asks for new ones, or a rotation was
-        begun and not finished."""
+        """Return whether the keys are past `due`, the server asks for new ones, or a rotation is
+        unfinished."""
         notice = self._session.notice
-        return self._is_ours() or (notice is not None and notice.state != "rotated")
+        return self._is_due_here() or (notice is not None and notice.state != "rotated")
 
-    def asks(self) -> bool:
-        """Whether to rotate without being told to. For a server's notice that our own statement
-        does not bear out at most once a day, so that it cannot keep us at it; that counts as
-        answered then. Never while the server is distrusted."""
+    def should_rotate(self) -> bool:
+        """Return whether to rotate automatically: never while the server is distrusted, and at most
+        once a day because of the server's notice alone, so that it cannot keep the client busy.
+        Returning True for such a notice counts as that day's rotation."""
         state = self._session.state
         if not self.is_due() or state.distrust_evidence() is not None:
             return False
-        if not self._is_ours():
+        if not self._is_due_here():
             now = int(self._clock())
             if 0 <= now - state.last_server_rotation() < DAY:
                 return False
             state.remember_server_rotation(now)
         return True
 
-    def _is_ours(self) -> bool:
-        """Whether what we know ourselves is reason enough."""
+    def _is_due_here(self) -> bool:
+        """Return whether the local keyring alone is reason enough."""
         keyring = self._file.contents
         head = Statement.parse(keyring.statements[-1])
-        return unfinished(head) or keyring.pending is not None or self._clock() >= head.due
+        return is_rotating(head) or keyring.pending is not None or self._clock() >= head.due
 
 
-def unfinished(head: Statement) -> bool:
-    """Whether older generations than the newest still count."""
+def is_rotating(head: Statement) -> bool:
+    """Return whether a rotation is unfinished: generations older than the newest still count."""
     return head.oldest != head.generation
 
 
 def has_old_keys(keyring: Keyring) -> bool:
-    """Return whether it holds keys of older generations."""
+    """Return whether the keyring holds keys of older generations."""
     return len(keyring.generations) > 1
 
 
-def public_of(device: DeviceKey) -> bytes:
-    """What bundles are sealed to for this machine, as a statement names it."""
+def new_device() -> DeviceKey:
+    """Generate the key of a new device, with a random id."""
+    return DeviceKey(os.urandom(16), PrivateKey.generate(XWING).encoded)
+
+
+def device_public_key(device: DeviceKey) -> bytes:
+    """Return the key that bundles are sealed to for this device, as statements name it."""
     return PrivateKey(XWING, device.xwing_private).public.encoded

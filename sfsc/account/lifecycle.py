@@ -1,4 +1,4 @@
-"""Having an account: becoming a user, being one on another machine, taking one back."""
+"""Create an account, open it on another device, or take it back from an attacker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 from protocol.codec.errors import MessageError
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.signatures import SigningKey
-from sfsc.account.enrol import enrol_account, invited_by
-from sfsc.account.join import Opener, TakingBack, adopt
-from sfsc.account.recover import Link, Recovery, links, opened_by_code, take_back_account
-from sfsc.account.rotate import Rotated
+from sfsc.account.enrol import enrol_account, read_invitation
+from sfsc.account.join import AccountCredentials, TakeBackOptions, join_account
+from sfsc.account.recover import (
+    AccountRecovery,
+    StatementSummary,
+    open_recovery_session,
+    summarize_chain,
+    take_back_account,
+)
+from sfsc.account.rotate import RotationResult
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import UsageError
 from sfsc.keys.account_info import Whoami, account_link, current_keys, describe_account
@@ -44,20 +50,21 @@ def enrol(
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> Whoami:
-    """Become the user whom `invitation` names; see `enrol_account`. With `pem` under keys of
-    one's own: RSA or X25519 to wrap to, Ed25519 to sign with, either or both.
-
-    The passphrase is given, or asked for by a function, or named by the environment;
-    `no_passphrase` locks the keyring with nothing but its file mode. Raises `SfscError`.
-    """
-    invited = invited_by(invitation)
+    """Enrol the user named by `invitation`; see `enrol_account`. `pem` may bring the user's own
+    keys: RSA or X25519 for wrapping, Ed25519 for signing, or both. `passphrase` is text, a function
+    that asks for it, or None for the environment. With `no_passphrase` only the file mode protects
+    the keyring. Raises `SfscError`."""
+    invited = read_invitation(invitation)
     stated = None if no_passphrase else require_passphrase(passphrase)
-    brought = None if pem is None else _loaded(pem, pem_passphrase)
-    return describe_account(enrol_account(invited, home_folder(home), key_type, stated, brought))
+    imported_keys = None if pem is None else _load_pem(pem, pem_passphrase)
+    return describe_account(
+        enrol_account(invited, home_folder(home), key_type, stated, imported_keys)
+    )
 
 
 def new_recovery_code() -> str:
-    """A fresh one; it counts once `Store.set_recovery` has committed the account to it."""
+    """Generate a recovery code. It counts once `Store.set_recovery` has committed the account to
+    it."""
     return RecoveryCode.generate().text
 
 
@@ -70,15 +77,18 @@ def recover(
     no_passphrase: bool = False,
     take_back: bool = False,
     undo_from: int | None = None,
-    told: Skip | None = None,
+    on_destroyed: Skip | None = None,
 ) -> Whoami:
-    """Open the account that the link `account` names on this machine, with its recovery code.
-
-    Raises `TakenOver` where somebody else has taken it over; with `take_back` it is taken back, as
-    the function of that name does."""
-    opener = Opener.of_code(RecoveryCode.parse(code))
-    link, taking = _link(account), TakingBack(undo_from, told) if take_back else None
-    return _adopt(link, opener, home, passphrase, taking, no_passphrase=no_passphrase)
+    """Open the account that the link `account` names on this device, with its recovery code. Raises
+    `TakenOver` if an attacker controls the account. With `take_back` it is taken back, as by the
+    function of that name."""
+    parsed = RecoveryCode.parse(code)
+    credentials = AccountCredentials(0, parsed.signing_key, (parsed.wrap_key,), parsed)
+    link, options = (
+        _parse_link(account),
+        TakeBackOptions(undo_from, on_destroyed) if take_back else None,
+    )
+    return _join(link, credentials, home, passphrase, options, no_passphrase=no_passphrase)
 
 
 def take_back(
@@ -87,32 +97,30 @@ def take_back(
     home: Home = None,
     passphrase: Passphrase = None,
     undo_from: int | None = None,
-    told: Skip | None = None,
-) -> Rotated:
-    """Take the account of `home` back from somebody who has its keys, with its recovery code.
-
-    Statements from `undo_from` on are undone (None: from the first whose keys were not sealed for
-    the code), files put right, and keys renewed: this machine is the account's only one then.
-    `told` hears of each version that was destroyed; without it that is one error at the end.
-    """
+    on_destroyed: Skip | None = None,
+) -> RotationResult:
+    """Take the account of `home` back from an attacker who has its keys, with its recovery code.
+    Statements from `undo_from` on are undone (None: from the first not sealed for the code), files
+    are repaired and keys replaced. This device is then the account's only one. `on_destroyed` is
+    called for each destroyed version; without it one error at the end names them all."""
     parsed, where = RecoveryCode.parse(code), home_folder(home)
     file = unlock_home(where, passphrase)
     with open_client_state(where, file.contents) as state:
-        return take_back_account(file, state, parsed, first=undo_from, told=told)
+        return take_back_account(file, state, parsed, first=undo_from, on_destroyed=on_destroyed)
 
 
 def take_back_plan(
     code: str, *, home: Home = None, passphrase: Passphrase = None, undo_from: int | None = None
-) -> list[Link]:
-    """The account's statements, and which of them `take_back` would undo."""
+) -> list[StatementSummary]:
+    """Return the account's statements, marking those that `take_back` would undo."""
     parsed, where = RecoveryCode.parse(code), home_folder(home)
     file = unlock_home(where, passphrase)
     with (
         open_client_state(where, file.contents) as state,
-        opened_by_code(file, state, parsed) as (session, devices),
+        open_recovery_session(file, state, parsed) as (session, devices),
     ):
-        chain, first, _ = Recovery(session, file, devices, parsed).look(undo_from)
-        return links(chain, first)
+        chain, first, _ = AccountRecovery(session, file, devices, parsed).plan(undo_from)
+        return summarize_chain(chain, first)
 
 
 def restore(
@@ -123,10 +131,10 @@ def restore(
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> Whoami:
-    """Open an account on this machine with a file that `Store.backup` wrote."""
+    """Open an account on this device with a file that `Store.backup` wrote."""
     kept = unlock_keyring(Path(file), file_passphrase).contents
-    opener = Opener.of_keyring(kept)
-    return _adopt(account_link(kept), opener, home, passphrase, no_passphrase=no_passphrase)
+    credentials = AccountCredentials.from_keyring(kept)
+    return _join(account_link(kept), credentials, home, passphrase, no_passphrase=no_passphrase)
 
 
 def import_pem(
@@ -138,14 +146,16 @@ def import_pem(
     passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> Whoami:
-    """Open an account on this machine with keys that `export_pem` gave; the link `account` where
-    the file does not name it."""
-    keys = _loaded(pem, pem_passphrase)
-    link = keys.link if account is None else _link(account)
+    """Open an account on this device with keys from `export_pem`. `account` is the account's link
+    if the file does not contain it."""
+    keys = _load_pem(pem, pem_passphrase)
+    link = keys.link if account is None else _parse_link(account)
     if keys.seed is None or keys.wrapping is None or link is None:
-        raise UsageError("an account needs its Ed25519 key, its wrap key and its link")
-    opener = Opener(keys.generation, SigningKey.from_seed(keys.seed), (keys.wrapping,))
-    return _adopt(link, opener, home, passphrase, no_passphrase=no_passphrase)
+        raise UsageError("the signing key, the wrap key or the account link is missing")
+    credentials = AccountCredentials(
+        keys.generation, SigningKey.from_seed(keys.seed), (keys.wrapping,)
+    )
+    return _join(link, credentials, home, passphrase, no_passphrase=no_passphrase)
 
 
 def export_pem(
@@ -155,8 +165,8 @@ def export_pem(
     pem_passphrase: Passphrase = None,
     no_passphrase: bool = False,
 ) -> bytes:
-    """The private keys in use as PEM, encrypted unless `no_passphrase`. Raises `UnsupportedKey` for
-    an X-Wing key."""
+    """Return the present private keys as PEM, encrypted unless `no_passphrase`. Raises
+    `UnsupportedKey` for an X-Wing key."""
     from sfsc.keys.pem import export_pem as export
 
     keyring = unlock_home(home_folder(home), passphrase).contents
@@ -166,29 +176,31 @@ def export_pem(
     return export(account_link(keyring), keys.generation, keys.sign_seed, wrapping, lock)
 
 
-def _loaded(pem: bytes, passphrase: Passphrase) -> PemKeys:
+def _load_pem(pem: bytes, passphrase: Passphrase) -> PemKeys:
     from sfsc.keys.pem import is_encrypted, load_pem
 
     return load_pem(pem, find_passphrase(passphrase) if is_encrypted(pem) else None)
 
 
-def _adopt(
+def _join(
     link: AccountLink,
-    opener: Opener,
+    credentials: AccountCredentials,
     home: Home,
     passphrase: Passphrase,
-    taking: TakingBack | None = None,
+    options: TakeBackOptions | None = None,
     *,
     no_passphrase: bool,
 ) -> Whoami:
     where = home_folder(home)
     check_no_keyring(where)
     stated = None if no_passphrase else require_passphrase(passphrase)
-    return describe_account(adopt(link, opener, where, stated, taking=taking).contents)
+    return describe_account(
+        join_account(link, credentials, where, stated, options=options).contents
+    )
 
 
-def _link(text: str) -> AccountLink:
+def _parse_link(text: str) -> AccountLink:
     try:
         return parse_account_link(text)
     except MessageError as exc:
-        raise UsageError(str(exc), "it stands beside the recovery code") from exc
+        raise UsageError(str(exc), "it is printed with the recovery code") from exc

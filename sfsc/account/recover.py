@@ -1,29 +1,30 @@
-"""An account taken back with its recovery code from somebody who had its keys.
+"""Take an account back, with its recovery code, from an attacker who had its keys.
 
-He can continue the chain with a generation of his own, and seal its bundle for himself alone. The
-recovery key, which he has not, signs a statement that undoes his; the keys of before come out of
-the last bundle that the code opens, which the server keeps for this. The statement and its keys
-are kept before it is sent. From its acceptance on the rest is a rotation, which any command ends.
+The attacker can extend the chain with a new generation and seal its bundle for the attacker's key
+alone. The recovery key, which the attacker does not have, signs a statement that undoes this. The
+earlier keys come from the last bundle that the code opens, which the server keeps for this purpose.
+The statement and its keys are saved before it is sent. Once accepted, the rest is a rotation, which
+any command can finish.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from protocol.codec.values import Value, changed
-from protocol.records.chain import standing
+from protocol.records.chain import split_voided
 from protocol.records.records import RECOVERY, Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages import Done, Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.account.devices import Devices
-from sfsc.account.rotate import Rotated, Rotation
-from sfsc.crypto.primitives import XWING, PrivateKey, state_key
+from sfsc.account.key_status import device_public_key, new_device
+from sfsc.account.rotate import Rotation, RotationResult
+from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
     ConflictError,
     Denied,
@@ -38,7 +39,7 @@ from sfsc.files.contacts import Contacts
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
 from sfsc.keys.recovery_code import RecoveryCode
-from sfsc.session.handshake import DAY, key_lifetime
+from sfsc.session.handshake import DAY
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import expect_reply, to_exception
@@ -46,17 +47,18 @@ from sfsc.session.session import Session
 from sfsc.trust.state import ClientState
 
 MAX_CONFLICTS: Final = 64
-"""How often somebody may continue the chain while it is taken back; a server ends that as well."""
+"""Attempts before giving up because an attacker keeps extending the chain; the server limits that
+too."""
 
 KEPT_SECONDS: Final = 28 * DAY
-"""For so long a server keeps the bundle of a statement that has a successor, at the least: 30 days,
-less what a statement's clock may be wrong by."""
+"""Minimum time for which a server keeps the bundle of a statement that has a successor: 30 days,
+less the allowed clock error of a statement."""
 KEPT_MOST: Final = 256
 
 
-class Link(Value):
-    """One statement of an account's chain, for a person to judge. `created` in unix seconds, by the
-    clock of who signed it; `undone`: it is, or would be."""
+class StatementSummary(Value):
+    """One statement of an account's chain, for a person to judge. `created` is in unix seconds by
+    the signer's clock; `undone` tells whether it is void or would be."""
 
     n: int
     reason: str
@@ -66,33 +68,33 @@ class Link(Value):
     undone: bool
 
 
-class Opened(Value):
-    """The last bundle that opens, that of statement `n`."""
+class OpenedBundle(Value):
+    """The last bundle that opens, and the number of its statement."""
 
     n: int
     bundle: Bundle
 
 
-def last_opened(
+def find_last_bundle(
     chain: tuple[bytes, ...],
     fetch: Callable[[int], bytes],
     code: RecoveryCode,
     first: int | None = None,
     now: float | None = None,
-) -> Opened:
-    """The last bundle before statement `first` (None: of all) that `code` opens; `fetch` asks for
-    that of a statement, `now` is unix seconds.
+) -> OpenedBundle:
+    """Return the last bundle before statement `first` (None: of all) that `code` opens. `fetch`
+    requests the bundle of a statement; `now` is in unix seconds.
 
-    Raises `KeyringError` where the server keeps none, and `Rollback` where it does not give one
-    that it has to keep: what opens would seem to be older than it is, and more be undone than a
-    thief has done. Who names `first` has looked himself.
+    Raises `KeyringError` if the server stores none. Raises `Rollback` if it withholds one that it
+    must store: the bundle found would be older than it should be, and valid statements would be
+    undone. A user who names `first` has checked the chain, so that check is skipped.
     """
     parsed = [Statement.parse(body) for body in chain]
     earlier = max((one.n for one in parsed if one.reason == RECOVERY), default=1)
     last = len(chain) if first is None else first - 1
     if not earlier <= last <= len(chain):
         raise UsageError(
-            f"of this account statements {earlier + 1} to {len(chain)} can be undone",
+            f"only statements {earlier + 1} to {len(chain)} of this account can be undone",
             "see `sfsc rotate --recovery --plan`",
         )
     time_now = time.time() if now is None else now
@@ -100,36 +102,36 @@ def last_opened(
         try:
             sealed = fetch(n)
         except (NotFound, IntegrityError) as exc:
-            if first is None and _must_be_kept(parsed, n, time_now):
-                raise Rollback(f"the server does not give the bundle of statement {n}") from exc
+            if first is None and _must_be_stored(parsed, n, time_now):
+                raise Rollback(f"the server withholds the bundle of statement {n}") from exc
             continue
         if hashlib.sha256(sealed).digest() != parsed[n - 1].bundle_sha256:
-            raise Tampered("the server gives another bundle than the one its statement names")
-        with contextlib.suppress(KeyringError, IntegrityError):  # sealed for somebody else
-            return Opened(n, open_bundle(sealed, parsed[n - 1], (code.wrap_key,)))
+            raise Tampered("the server returned another bundle than its statement names")
+        with contextlib.suppress(KeyringError, IntegrityError):  # sealed for other keys
+            return OpenedBundle(n, open_bundle(sealed, parsed[n - 1], (code.wrap_key,)))
     raise KeyringError(
-        "no bundle that the server keeps opens with this recovery code",
-        "a machine or a backup that knows the account's keys is needed: `sfsc rotate --recovery`",
+        "this recovery code opens no bundle on the server",
+        "run `sfsc rotate --recovery` on a device that has the account's keys",
     )
 
 
-def _must_be_kept(parsed: list[Statement], n: int, now: float) -> bool:
-    """Whether a server must still have the bundle of statement `n`: the newest, and those whose
-    successor is not that old, while there are not so many that some had to go."""
+def _must_be_stored(parsed: list[Statement], n: int, now: float) -> bool:
+    """Return whether a server must still have the bundle of statement `n`: that of the newest
+    statement, and those superseded recently, unless the chain is so long that some had to go."""
     if n == len(parsed):
         return True
-    # None was made before those it stands on, whatever the thief says of his.
+    # No statement is older than its predecessors, whatever date an attacker wrote.
     succeeded = max(one.created for one in parsed[: n + 1])
     return len(parsed) < KEPT_MOST and now - succeeded < KEPT_SECONDS
 
 
-def links(chain: tuple[bytes, ...], first: int | None) -> list[Link]:
-    """The chain, for a person who decides from which statement on it is undone."""
+def summarize_chain(chain: tuple[bytes, ...], first: int | None) -> list[StatementSummary]:
+    """Return the chain for a person who decides from which statement on to undo it."""
     parsed = [Statement.parse(body) for body in chain]
-    _, undone = standing(parsed)
+    _, undone = split_voided(parsed)
     gone = {one.n for one in undone}
     return [
-        Link(
+        StatementSummary(
             one.n,
             one.reason,
             one.generation,
@@ -148,40 +150,39 @@ def take_back_account(
     *,
     first: int | None = None,
     timeouts: Timeouts | None = None,
-    told: Skip | None = None,
-) -> Rotated:
-    """Undo the account's statements from `first` on (None: from the first that the code's bundles
-    do not cover), put its files right, and finish the rotation; `told` as in `Rotation.rotate`.
-
-    Raises `Denied` for a code that is not the account's.
-    """
-    with opened_by_code(file, state, code, timeouts) as (session, devices):
-        Recovery(session, file, devices, code).begin(first)
+    on_destroyed: Skip | None = None,
+) -> RotationResult:
+    """Undo statements from `first` on (None: from the first that the code's bundles do not cover),
+    repair the files and finish the rotation. `on_destroyed` is as in `Rotation.rotate`. Raises
+    `Denied` if the code is not the account's."""
+    with open_recovery_session(file, state, code, timeouts) as (session, devices):
+        AccountRecovery(session, file, devices, code).begin(first)
         session.renewer = devices.catch_up
-        people = Contacts(session, file)
-        session.readers = lambda: people
-        return Rotation(session, file, devices, people).rotate(told=told)
+        contacts = Contacts(session, file)
+        session.readers = lambda: contacts
+        return Rotation(session, file, devices, contacts).rotate(on_destroyed=on_destroyed)
 
 
 @contextlib.contextmanager
-def opened_by_code(
+def open_recovery_session(
     file: KeyringFile, state: ClientState, code: RecoveryCode, timeouts: Timeouts | None = None
 ) -> Iterator[tuple[Session, Devices]]:
-    """A session of the account's recovery key. Raises `Denied` for a code that is another's."""
+    """Open a session with the account's recovery key. Raises `Denied` if the code is another
+    account's."""
     session = Session(file.contents, state, timeouts, recovery=code.signing_key)
     try:
         session.connect()
     except Denied as exc:
         cause = "the server does not accept this recovery code"
-        raise Denied(cause, "is it this account's, and its newest?") from exc
+        raise Denied(cause, "check that it is this account's newest recovery code") from exc
     try:
         yield session, Devices(session, file)
     finally:
         session.close()
 
 
-class Recovery:
-    """Takes one account back, over a session that its recovery key has opened."""
+class AccountRecovery:
+    """Takes one account back. The session was opened with its recovery key."""
 
     def __init__(
         self,
@@ -202,41 +203,39 @@ class Recovery:
     def _keyring(self) -> Keyring:
         return self._file.contents
 
-    def look(self, first: int | None = None) -> tuple[tuple[bytes, ...], int | None, Keyring]:
-        """(the chain, the number of the first statement to be undone (None: of none), the keyring
-        with what is known of the keys before it). `first` is what a person says of it.
-
-        Raises `KeyringError` where nothing here or there has those keys.
-        """
+    def plan(self, first: int | None = None) -> tuple[tuple[bytes, ...], int | None, Keyring]:
+        """Return (chain, number of the first statement to undo or None, keyring with the earlier
+        keys). `first` is the user's choice. Raises `KeyringError` if neither the keyring nor a
+        bundle has those keys."""
         chain = self._devices.follow(self._keyring.statements)
         try:
-            opened = last_opened(chain, self._bundle, self._code, first)
+            opened = find_last_bundle(chain, self._fetch_bundle, self._code, first)
         except KeyringError:
-            return self._by_keyring(chain, first)
+            return self._plan_from_keyring(chain, first)
         if first is None:
-            # What this machine has keys of was not kept from it.
+            # Statements whose keys this device has were not made by an attacker.
             good = max(opened.n, self._last_known(chain))
             first = good + 1 if good < len(chain) else None
-        # A bundle that opens may have been made to mislead: what this machine knows stays known.
+        # An attacker may have made a bundle that opens, so this device's own keys win.
         known = {one.generation: one for one in opened.bundle.generations}
         known |= {one.generation: one for one in self._keyring.generations}
-        return chain, first, self._with(chain, first, known)
+        return chain, first, self._keyring_before(chain, first, known)
 
-    def _by_keyring(
+    def _plan_from_keyring(
         self, chain: tuple[bytes, ...], first: int | None
     ) -> tuple[tuple[bytes, ...], int | None, Keyring]:
-        """By what this machine knows: the last statement whose keys it has."""
+        """Plan with this device's keys: keep statements up to the last whose keys it has."""
         good = self._last_known(chain if first is None else chain[: first - 1])
         if not good:
-            raise KeyringError("neither this machine nor the recovery code has the account's keys")
+            raise KeyringError("neither this device nor the recovery code has the account's keys")
         if first is None and good < len(chain):
             first = good + 1
         known = {one.generation: one for one in self._keyring.generations}
-        return chain, first, self._with(chain, first, known)
+        return chain, first, self._keyring_before(chain, first, known)
 
     def _last_known(self, chain: tuple[bytes, ...]) -> int:
-        """The number of the last statement whose keys this machine has, 0 for none."""
-        stand, _ = standing([Statement.parse(body) for body in chain])
+        """Return the number of the last statement whose keys this device has, or 0."""
+        stand, _ = split_voided([Statement.parse(body) for body in chain])
         known = {one.generation: one for one in self._keyring.generations}
         for statement in reversed(stand):
             keys = known.get(statement.generation)
@@ -244,91 +243,61 @@ class Recovery:
                 return statement.n
         return 0
 
-    def _with(
-        self,
-        chain: tuple[bytes, ...],
-        first: int | None,
-        known: dict[int, GenerationKeys],
+    def _keyring_before(
+        self, chain: tuple[bytes, ...], first: int | None, known: dict[int, GenerationKeys]
     ) -> Keyring:
-        """The keyring as of the statement before `first`."""
+        """Return the keyring as of the statement before `first`."""
         last = len(chain) if first is None else first - 1
-        stand, _ = standing([Statement.parse(body) for body in chain])
+        stand, _ = split_voided([Statement.parse(body) for body in chain])
         kept = {one.generation: one.sign_pub for one in stand if one.n <= last}
         generations = tuple(
             keys
             for number, keys in sorted(known.items())
             if kept.get(number) == SigningKey.from_seed(keys.sign_seed).public
         )
-        return changed(
-            self._keyring,
-            statements=chain,
-            generations=generations,
-            pending=None,
-        )
+        return changed(self._keyring, statements=chain, generations=generations, pending=None)
 
-    def _bundle(self, n: int) -> bytes:
+    def _fetch_bundle(self, n: int) -> bytes:
         return self._session.call(GetBundle(n), SealedBundle).bundle
 
     def begin(self, first: int | None = None, key_type: str | None = None) -> None:
-        """Undo all from statement `first` on (None: from the first whose bundle the code does not
-        open), and begin a generation that this machine alone has the keys of. The session goes on
-        with it. Raises `ConflictError` where somebody else keeps continuing the chain.
-        """
+        """Undo statements from `first` on (None: from the first whose bundle the code does not
+        open), and begin a generation whose keys only this device has. The session adopts them.
+        Raises `ConflictError` if somebody else keeps extending the chain."""
         self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
-            chain, first, keyring = self.look(first)
-            pending, device = self._drafted(chain, first, keyring, key_type)
-            # The machine's own key may be the one that was stolen: it gets another.
+            chain, first, keyring = self.plan(first)
+            pending, device = self._draft_statement(chain, first, keyring, key_type)
+            # This device's own key may have been stolen too, so it is replaced.
             self._session.state.change_key(state_key(device.xwing_private))
             self._file.save(changed(keyring, device=device, pending=pending))
             reply = self._session.ask(
                 RotateBegin(pending.statement, pending.signatures, pending.bundle)
             )
             if not isinstance(reply, Error):
-                self._devices.prove(expect_reply(reply, Done).receipt, "rotate-begin", pending)
-                self._devices.accept(pending)
+                self._devices.verify_accepted(
+                    expect_reply(reply, Done).receipt, "rotate-begin", pending
+                )
+                self._devices.accept_statement(pending)
                 return
             self._file.save(changed(self._keyring, pending=None))
             if reply.code != "conflict":
                 raise to_exception(reply)
-        raise ConflictError("somebody keeps continuing the account's chain", "run it again")
+        raise ConflictError("somebody else keeps extending the account's chain", "run it again")
 
-    def _drafted(
-        self,
-        chain: tuple[bytes, ...],
-        first: int | None,
-        keyring: Keyring,
-        key_type: str | None,
+    def _draft_statement(
+        self, chain: tuple[bytes, ...], first: int | None, keyring: Keyring, key_type: str | None
     ) -> tuple[PendingStatement, DeviceKey]:
-        before = chain[-1]
-        head = Statement.parse(before)
-        base = head if first is None else Statement.parse(chain[first - 2])
-        device_key = PrivateKey.generate(XWING)
-        device = DeviceKey(os.urandom(16), device_key.encoded)
-        signing, wrapping = SigningKey.generate(), PrivateKey.generate(key_type or base.wrap_alg)
-        keys = GenerationKeys(head.generation + 1, signing.seed, wrapping.alg, wrapping.encoded)
-        now = int(self._clock())
-        due, expires = key_lifetime(self._session.limits, now)
-        draft = changed(
-            head,
-            n=head.n + 1,
-            generation=keys.generation,
+        base = Statement.parse(chain[-1 if first is None else first - 2])
+        device = new_device()
+        pending = self._devices.build_generation(
+            keyring,
+            RECOVERY,
+            key_type or base.wrap_alg,
+            self._code.signing_key,
+            int(self._clock()),
             oldest=base.oldest,
-            sign_pub=signing.public,
-            wrap_alg=wrapping.alg,
-            wrap_pub=wrapping.public.encoded,
-            devices=((device.device_id, device_key.public.encoded),),
+            devices=((device.device_id, device_public_key(device)),),
             voids=() if first is None else (record_hash(chain[first - 1]),),
-            created=now,
-            due=due,
-            expires=expires,
-            prev=record_hash(before),
-            reason=RECOVERY,
-        )
-        pending = self._devices.signed(
-            draft,
-            (*keyring.generations, keys),
-            (signing, self._code.signing_key),
-            keys,
         )
         return pending, device

@@ -1,8 +1,7 @@
-"""Wrap every DEK of the account for its newest key, and endorse its records by that generation.
+"""Wrap every DEK of the account for its newest key, and endorse its records with that generation.
 
-This is what a rotation does between its beginning and its end.
-
-The server lists the wraps of own files and of files shared in, page by page.
+A rotation does this between its begin and finish statements. The server lists the wraps of own and
+received files, page by page.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from protocol.codec import merkle
 from protocol.codec.values import Mutable, Value, field
 from protocol.records.records import FileRecord, record_hash, wrap_leaf
 from protocol.records.signatures import Label, SigningKey
+from protocol.wire.messages import Reply
 from protocol.wire.messages.base import SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
@@ -29,19 +29,19 @@ from protocol.wire.messages.rotation import (
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
 from sfsc.errors import IntegrityError
 from sfsc.files.contacts import Contacts
-from sfsc.session.pipeline import Window, pages
+from sfsc.session.pipeline import pages, pipelined
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, parse_record
 from sfsc.trust.server_log import SentChange
 
 _FIRST: Final = 32
-"""Wraps in the first page, which nobody has other work to wait beside."""
+"""Wraps in the first page. It is small because nothing else can be done while waiting for it."""
 
 
 def wrap_items(session: Session) -> Iterator[WrapItem]:
-    """All versions, by owner, file_id and number; each page is asked for while the one before is
-    worked on. Nothing of it is verified. Raises as `pages`."""
+    """Yield all versions, ordered by owner, file_id and number. Each page is requested while the
+    one before is processed. Nothing is verified. Raises like `pages`."""
 
     def more(page: WrapsPage) -> GetWraps | None:
         return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
@@ -52,31 +52,28 @@ def wrap_items(session: Session) -> Iterator[WrapItem]:
 
 
 _BATCHES: Final = 4
-"""Batches under way."""
+"""Batches in flight."""
 _CHUNK: Final = 32
-"""Versions that are renewed together: about 10 ms of work."""
+"""Versions rewrapped together: about 10 ms of work."""
 _Batch = tuple[RewrapItem, ...]
 Version = tuple[FileOwner | None, WrapItem, KnownRevision | None]
-"""Whose it is (None: ours), what the server lists, and what is known of the file, if it is ours."""
+"""(owner, or None if it is us; what the server lists; what is known of the file, if it is ours)."""
 Answer = tuple[RewrapItem | None, bytes | None]
 
 
-class Sweep(Mutable):
-    """The result of one pass over all versions.
-
-    `done` counts the wraps that were renewed, `left` the versions that were changed meanwhile and
-    need another pass. `leaves` are the leaf hashes of all wraps for our present key, in the order
-    of `RotationFinish.root`.
-    """
+class RewrapResult(Mutable):
+    """The result of one pass over all versions. `done` counts the wraps that were replaced, `left`
+    the versions that changed meanwhile and need another pass. `leaves` holds the leaf hashes of all
+    wraps for our present key, in the order of `RotationFinish.root`."""
 
     done: int = 0
     left: int = 0
     leaves: list[bytes] = field(default_factory=list)
 
 
-class _Renewed(Mutable):
-    """A version on its way: what is `signed` is to be judged, what of it is `older` endorsed, the
-    `wrap`, where there is one, made anew. `owner` is None where it is ours."""
+class _RewrapJob(Mutable):
+    """A version in work: `signed` records are verified, those in `older` are endorsed, and `wrap`,
+    if there is one, is replaced. `owner` is None if it is our own."""
 
     owner: FileOwner | None
     item: WrapItem
@@ -90,33 +87,29 @@ class _Renewed(Mutable):
     endorsements: tuple[Endorsement, ...] = ()
 
 
-class Renewal(Value):
-    """What is made of versions, without a server, by the keys that the account has now.
-
-    Called with some, it gives for each what is to be
-    sent, None for nothing, and the leaf hash of our wrap as it is then, None where there is none.
-
-    Each step is taken for all before the next: a step that finds its code and tables still at hand
-    takes an eighth less of a processor's time than one behind other steps.
-    """
+class RewrapBuilder(Value):
+    """Rewraps and endorses versions with the account's present keys, without a server. Called with
+    versions, it returns for each what to send (or None) and the leaf hash of our resulting wrap (or
+    None). Each step runs for all versions before the next step, which keeps its code and tables in
+    the processor's cache and saves an eighth of the time."""
 
     account: OwnAccount
     generation: int
     signing: SigningKey
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
-        """Raises `BadRecord`, `Tampered` for a version of ours that is not what was signed."""
+        """Raises `BadRecord` or `Tampered` if a version of ours is not as signed."""
         looked_at = [self._look(*version) for version in versions]
         renewed = [one for one in looked_at if one is not None]
-        for step in (self._parse, self._judge, self._open, self._wrap, self._endorse):
+        for step in (self._parse, self._check_record, self._open, self._wrap, self._endorse):
             for one in renewed:
                 try:
                     step(one)
                 except IntegrityError:
                     if one.owner is None:
                         raise
-                    # One that does not open is given up, as it never could be read: else who
-                    # shares rubbish with us would keep us from ever finishing.
+                    # Skip it, since nobody could ever read it. Otherwise a user who shares garbage
+                    # with us could keep us from ever finishing a rotation.
                     one.signed, one.records = [], []
                     one.content = one.key = one.wrap = None
         pairs = zip(versions, looked_at, strict=True)
@@ -124,52 +117,52 @@ class Renewal(Value):
 
     def _look(
         self, owner: FileOwner | None, item: WrapItem, known: KnownRevision | None
-    ) -> _Renewed | None:
-        """None where there is nothing to be done."""
+    ) -> _RewrapJob | None:
+        """Return the work on one version, or None if there is none."""
         wrap = item.wrap
         if owner is not None:
-            # The records of what another shares are for him to endorse.
+            # Only the owner endorses the records of a shared file.
             renews = wrap is not None and not self._is_new(wrap)
-            return _Renewed(owner, item, known, [item.content], [], wrap) if renews else None
+            return _RewrapJob(owner, item, known, [item.content], [], wrap) if renews else None
         if wrap is not None and self.account.is_lost((wrap,)):
-            wrap = None  # a thief has it, and nobody else
-        stand = standing_records(self.account, item)
+            wrap = None  # wrapped for an attacker's key alone
+        stand = valid_records(self.account, item)
         older = [one for one in stand if not _is_signed_by(one, self.generation)]
         if not older and (wrap is None or self._is_new(wrap)):
             return None
         if wrap is not None and item.content not in stand:
             stand.append(item.content)
-        return _Renewed(None, item, known, stand, older, wrap)
+        return _RewrapJob(None, item, known, stand, older, wrap)
 
-    def _parse(self, one: _Renewed) -> None:
+    def _parse(self, one: _RewrapJob) -> None:
         one.records = [parse_record(signed) for signed in one.signed]
 
-    def _judge(self, one: _Renewed) -> None:
+    def _check_record(self, one: _RewrapJob) -> None:
         whose, item = one.owner or self.account, one.item
         for signed, record in zip(one.signed, one.records, strict=True):
             judged = whose.verify_record(signed, item.file_id, record=record, known=one.known)
             if signed is item.content:
                 one.content = judged
 
-    def _open(self, one: _Renewed) -> None:
+    def _open(self, one: _RewrapJob) -> None:
         if one.content is not None and one.wrap is not None:
             first = (one.owner or self.account).first
             one.key = open_wraps(one.content, first, (one.wrap,), self.account.private_keys)
 
-    def _wrap(self, one: _Renewed) -> None:
+    def _wrap(self, one: _RewrapJob) -> None:
         if one.key is not None and one.wrap is not None and not self._is_new(one.wrap):
             whose, own = one.owner or self.account, self.account.own_key
             recipient = Recipient(self.account.user, own)
             (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
 
-    def _endorse(self, one: _Renewed) -> None:
+    def _endorse(self, one: _RewrapJob) -> None:
         one.endorsements = tuple([self._endorsed(signed) for signed in one.older])
 
     def _endorsed(self, signed: SignedRecord) -> Endorsement:
         digest = record_hash(signed.record)
         return Endorsement(digest, self.signing.sign(Label.ENDORSE, digest))
 
-    def _answer(self, item: WrapItem, one: _Renewed | None) -> Answer:
+    def _answer(self, item: WrapItem, one: _RewrapJob | None) -> Answer:
         wrap, renewed = item.wrap, None
         if one is not None:
             wrap, endorsements = one.wrap, one.endorsements
@@ -182,52 +175,49 @@ class Renewal(Value):
         return wrap.key_id == self.account.own_key.key_id
 
 
-class Rewrapping:
-    """Over one session, whose keys are the new ones already. `judge`, where there is one, is shown
-    each of our records that an older generation signed, and raises for one not to be endorsed."""
+class Rewrapper:
+    """Rewraps all versions. The session has the new keys already."""
 
     def __init__(
         self,
         session: Session,
-        people: Contacts,
-        judge: Callable[[SignedRecord], None] | None,
+        contacts: Contacts,
+        check_record: Callable[[SignedRecord], None] | None,
     ) -> None:
         self._session = session
-        self._people = people
-        self._judge = judge
+        self._contacts = contacts
+        self._check_record = check_record
+        self._result = RewrapResult()
 
-    def sweep(self) -> Sweep:
-        """Raises as `Renewal`, what `judge` does, and `Distrusted`."""
-        sweep = Sweep()
-        window = Window[_Batch](self._session, _BATCHES)
-        try:
-            for batch in _batches(self._renewed(sweep)):
-                if window.full:
-                    self._take(window, sweep)
-                # What was signed for a server that has told two stories by now stays here.
-                self._session.check_trusted()
-                window.send(batch, Rewrap(batch))
-            while window:
-                self._take(window, sweep)
-        finally:
-            window.abandon()
+    def run_pass(self) -> RewrapResult:
+        """Rewrap and endorse all versions once. Raises like `RewrapBuilder`, `check_record`, and
+        `Distrusted`."""
+        self._result = RewrapResult()
+        for _ in pipelined(self._session, self._requests(), self._take, _BATCHES):
+            pass
         self._session.link_receipts()
-        return sweep
+        return self._result
 
-    def _renewed(self, sweep: Sweep) -> Iterator[RewrapItem]:
-        renewal, versions = self.renewal(), self._versions(sweep)
+    def _requests(self) -> Iterator[tuple[_Batch, Rewrap]]:
+        for batch in _batches(self._renewed()):
+            # Do not send signatures to a server that has meanwhile shown a split view.
+            self._session.check_trusted()
+            yield batch, Rewrap(batch)
+
+    def _renewed(self) -> Iterator[RewrapItem]:
+        builder, versions = self.builder(), self._versions()
         while chunk := list(islice(versions, _CHUNK)):
-            for renewed, leaf in renewal(chunk):
+            for renewed, leaf in builder(chunk):
                 if renewed is not None:
                     yield renewed
                 if leaf is not None:
-                    sweep.leaves.append(leaf)
+                    self._result.leaves.append(leaf)
 
-    def renewal(self) -> Renewal:
+    def builder(self) -> RewrapBuilder:
         session = self._session
-        return Renewal(session.account, session.author.generation, session.signing_key())
+        return RewrapBuilder(session.account, session.author.generation, session.signing_key())
 
-    def _versions(self, sweep: Sweep) -> Iterator[Version]:
+    def _versions(self) -> Iterator[Version]:
         session, owner = self._session, None
         account, items = session.account, wrap_items(session)
         while some := list(islice(items, _CHUNK)):
@@ -235,24 +225,23 @@ class Rewrapping:
             known = session.state.known_revisions(ours)
             for item in some:
                 if session.account is not account:
-                    sweep.left += 1  # another machine has rotated: all is to be looked at again
+                    self._result.left += 1  # another device has rotated: start over
                     return
                 if item.owner == account.user:
                     self._check(item)
                     yield None, item, known[item.file_id]
                 else:
                     if owner is None or owner.user != item.owner:
-                        owner = self._people.find(item.owner).owner
+                        owner = self._contacts.find(item.owner).owner
                     yield owner, item, None
 
     def _check(self, item: WrapItem) -> None:
-        if self._judge is not None:
-            for one in standing_records(self._session.account, item):
+        if self._check_record is not None:
+            for one in valid_records(self._session.account, item):
                 if not _is_signed_by(one, self._session.author.generation):
-                    self._judge(one)
+                    self._check_record(one)
 
-    def _take(self, window: Window[_Batch], sweep: Sweep) -> None:
-        batch, reply = window.take()
+    def _take(self, batch: _Batch, reply: Reply) -> None:
         answer = expect_reply(reply, Rewrapped)
         if answer.receipt is not None:
             sent = SentChange(
@@ -261,20 +250,20 @@ class Rewrapping:
             with self._session.keeping_fork_evidence():
                 self._session.trust.verify_receipt(answer.receipt, sent)
         left = frozenset(answer.left)
-        sweep.done += sum(
+        self._result.done += sum(
             [one.wrap is not None for place, one in enumerate(batch) if place not in left]
         )
-        sweep.left += len(left)
+        self._result.left += len(left)
 
 
-def standing_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
-    """The item's records, but those that a thief has signed before he was undone."""
+def valid_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
+    """Return the item's records, without those that an attacker signed before a recovery."""
     signed = [one for one in (item.content, item.head) if one is not None]
     return [one for one in signed if not account.is_voided_signed(one)]
 
 
 def leaf_of(item: WrapItem, wrap: Wrap) -> bytes:
-    """What stands for it in `RotationFinish.root`, hashed."""
+    """Return the leaf hash of this wrap in `RotationFinish.root`."""
     return merkle.leaf_hash(wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped))
 
 
@@ -283,7 +272,7 @@ def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
 
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:
-    """Of one owner's files each."""
+    """Split the items into batches, each of one owner's files."""
     batch: list[RewrapItem] = []
     for item in items:
         if batch and (len(batch) == MAX_BATCH or batch[0].owner != item.owner):

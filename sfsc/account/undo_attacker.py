@@ -1,9 +1,9 @@
-"""Files put right after an account was taken back from somebody who had its keys.
+"""Repair files after an account was taken back from an attacker.
 
-What he signed stands in the files' histories for good, and counts for nothing. Upon it the owner
-puts what the last record before it said: the content that was current then, or that there is none.
-What he has destroyed (removed, replaced, or wrapped for a key of his own) is named, and the rest
-goes on. Nothing is removed here; run again, it goes on where it was.
+The attacker's records stay in the histories but count for nothing. The owner appends what the last
+valid record said: its current content, or none. Versions that the attacker destroyed (removed,
+replaced, or wrapped for the attacker alone) are reported, and the rest is repaired. Nothing is
+removed here. Run again, it continues.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
-from protocol.records.chain import RENEWING, standing
+from protocol.records.chain import RENEWING, split_voided
 from protocol.records.records import (
     ACCESS,
     CONTENT_OPS,
+    ENROL,
     FINISH,
     PURGE,
     RECOVERY,
@@ -28,20 +29,13 @@ from protocol.records.records import (
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.account.rewrap import wrap_items
 from sfsc.crypto.envelope import Metadata
-from sfsc.errors import (
-    BadRecord,
-    Destroyed,
-    IntegrityError,
-    KeyringError,
-    NotFound,
-    Rollback,
-)
+from sfsc.errors import BadRecord, Destroyed, IntegrityError, KeyringError, NotFound, Rollback
 from sfsc.files.contacts import Contacts
 from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, AccountLog
-from sfsc.session.commit import Built, build_tombstone, change_file, change_request
+from sfsc.session.commit import Built, change_file, delete_file
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
@@ -49,128 +43,120 @@ from sfsc.trust.server_log import REPORT
 from sfsc.trust.state import KnownFile
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
-_How = tuple[str, int]
-"""What was done to a version, and the generation of who did it."""
+_Damage = tuple[str, int]
+"""What was done to a version, and the generation that did it."""
 
 
 class _Record(Value):
-    """A record of the log, its signature verified."""
+    """A record of the log with a verified signature."""
 
     record: FileRecord
     body: bytes
     voided: bool
 
 
-class Repair:
-    """Over one session, whose keys are the recovered account's. `statements` are its chain."""
+class FileRepair:
+    """Repairs the files of a recovered account. `statements` is its chain; the session has its
+    keys."""
 
-    def __init__(self, session: Session, people: Contacts, statements: Sequence[bytes]) -> None:
+    def __init__(self, session: Session, contacts: Contacts, statements: Sequence[bytes]) -> None:
         self._session = session
-        self._sharing = Sharing(session, people, SharedFolders(session))
-        self._statements = statements
-        self._chain = [Statement.parse(body) for body in statements]
+        self._sharing = Sharing(session, contacts, SharedFolders(session))
+        chain = [Statement.parse(body) for body in statements]
+        self._wrap_generations = {one.key_id: one.generation for one in chain}
+        valid, void = split_voided(chain)
+        finished = max(one.n for one in valid if one.reason in (FINISH, ENROL))
+        recoveries = [one for one in valid if one.reason == RECOVERY]
+        earlier = max((one.n for one in recoveries if one.n < finished), default=0)
+        recovery = next(one for one in recoveries if one.n > finished)
+        # Statements undone since the last rotation that the owner finished.
+        undone = [one for one in void if one.n > earlier]
+        self._void_generations = {one.generation for one in undone}
+        self._recovered = recovery.generation
+        # The previous generation ended with the attacker's first statement that began another
+        # generation, or else with the recovery itself.
+        begun = [one.n for one in undone if one.reason in RENEWING]
+        self._end = statements[min([*begun, recovery.n]) - 1]
         self._names: dict[str, str] = {}
 
-    def run(self, told: Skip) -> None:
-        """Put every file right; `told` (name or id, error) hears of what was destroyed.
-
-        Raises `BadRecord` where the log has a record of an older key that came after its end, and
-        what stops a session.
-        """
-        files, his = self._records(), {one.generation for one in self._his()}
-        lost = self._lost()
+    def repair_files(self, on_destroyed: Skip) -> None:
+        """Repair every file. `on_destroyed` gets (name or id, error) for each destroyed version.
+        Raises `BadRecord` if the log has an old key's record after that key ended, and session
+        errors."""
+        files, lost = self._records(), self._lost_versions()
         for file_id in sorted(files.keys() | lost.keys()):
             records = files.get(file_id, [])
             gone = _destroyed(records) | lost.get(file_id, {})
-            name = self._name(file_id, records) if gone else file_id
+            name = self._find_name(file_id, records) if gone else file_id
             if any(one.voided for one in records):
-                self._put_right(file_id, records, gone, told)
+                self._repair_file(file_id, records, gone, on_destroyed)
             elif gone:
-                self._bury(file_id, gone)
+                self._delete_if_lost(file_id, gone)
             for version, (how, generation) in sorted(gone.items()):
-                if generation in his:  # what an earlier one has destroyed was told then
-                    told(name, Destroyed(f"somebody with stolen keys has {how} version {version}"))
-
-    # --- what there is ------------------------------------------------------------------------
+                if generation in self._void_generations:  # earlier damage was reported then
+                    on_destroyed(
+                        name, Destroyed(f"somebody with stolen keys has {how} version {version}")
+                    )
 
     def _records(self) -> dict[str, list[_Record]]:
-        """Every record of the account's files, by file, oldest first, as the log has them."""
+        """Return all records of the account's files from the log: by file, oldest first."""
         found: dict[str, list[_Record]] = {}
-        recovered, end = self._ends()
         ended = False
         account, log = self._session.account, AccountLog(self._session)
         for entry in log.entries():
-            ended = ended or entry.rec == end
+            ended = ended or entry.rec == self._end
             if entry.owner == account.user and entry.op in RECORDS:
                 for record, body in log.verify_records(entry):
                     one = _Record(record, body, account.is_voided(record))
-                    # Who has the old key can sign in its name; he cannot put it before the end.
-                    if ended and not one.voided and one.record.generation < recovered:
-                        cause = "a record of the old key that was logged after it was ended"
+                    # A holder of the old key can sign with it, but cannot insert a record before
+                    # the end.
+                    if ended and not one.voided and one.record.generation < self._recovered:
+                        cause = "a record of an old key was logged after that key ended"
                         raise BadRecord(cause, REPORT)
                     found.setdefault(one.record.file_id, []).append(one)
         for records in found.values():
             _check_linked(records)
         return found
 
-    def _his(self) -> list[Statement]:
-        """The statements that were undone since the last rotation which the owner has finished."""
-        stand, undone = standing(self._chain)
-        finished = max(one.n for one in stand if one.reason in (FINISH, "enrol"))
-        before = max(
-            (one.n for one in stand if one.reason == RECOVERY and one.n < finished), default=0
-        )
-        return [one for one in undone if one.n > before]
-
-    def _ends(self) -> tuple[int, bytes]:
-        """(the recovered generation, the exact bytes of the statement that ended the one before it:
-        the first of his that began another, else the recovery itself)."""
-        stand, _ = standing(self._chain)
-        finished = max(one.n for one in stand if one.reason in (FINISH, "enrol"))
-        recovery = next(one for one in stand if one.reason == RECOVERY and one.n > finished)
-        begun = [one.n for one in self._his() if one.reason in RENEWING]
-        return recovery.generation, self._statements[min([*begun, recovery.n]) - 1]
-
-    def _lost(self) -> dict[str, dict[int, _How]]:
-        """The versions whose wrap is for a key of his, by file."""
-        account, found = self._session.account, dict[str, dict[int, _How]]()
+    def _lost_versions(self) -> dict[str, dict[int, _Damage]]:
+        """Return the versions wrapped for an attacker's key, by file."""
+        account, found = self._session.account, dict[str, dict[int, _Damage]]()
         if not account.voided_wraps:
             return found
-        generations = {one.key_id: one.generation for one in self._chain}
         for item in wrap_items(self._session):
             if item.wrap is None or item.owner != account.user:
                 continue
             if account.is_lost((item.wrap,)) and not account.is_voided_signed(item.content):
-                how = "wrapped for himself alone", generations[item.wrap.key_id]
+                how = "wrapped for themselves alone", self._wrap_generations[item.wrap.key_id]
                 found.setdefault(item.file_id, {})[item.version] = how
         return found
 
-    # --- one file -----------------------------------------------------------------------------
-
-    def _put_right(
-        self, file_id: str, records: list[_Record], gone: Mapping[int, _How], told: Skip
+    def _repair_file(
+        self, file_id: str, records: list[_Record], gone: Mapping[int, _Damage], on_destroyed: Skip
     ) -> None:
-        """Upon his last record, what the last before it said; unless that was done already."""
+        """Append what the last valid record said, unless that was done already."""
         last = max(place for place, one in enumerate(records) if one.voided)
         if any(one.record.op not in (PURGE, ACCESS) for one in records[last + 1 :]):
             return
         before = next((one.record for one in reversed(records[:last]) if not one.voided), None)
-        file = self._newest(file_id)
+        file = self._fetch_newest(file_id)
         if file.head_body != records[-1].body:
             if self._session.account.is_voided(file.head):
-                raise Rollback("the store has another last record of a file than the log", REPORT)
-            return  # another machine of the account was faster
+                raise Rollback(
+                    "the server shows another last record of a file than the log", REPORT
+                )
+            return  # another device was first
         readers = () if before is None else before.readers
-        # Whom he has let in is out before anything else; whom he has put out comes back after it.
+        # Remove readers that the attacker added first; add back removed readers last.
         allowed = tuple(one for one in file.head.readers if one in readers)
         if allowed != file.head.readers:
             file = self._sharing.set_readers(file, allowed)
         if before is not None and before.current and before.current not in gone:
             try:
-                source = self._source(file_id, before.current, records[:last])
-                build, metadata = FileHistory(self._session).restoring(source)
+                source = self._fetch_version(file_id, before.current, records[:last])
+                build, metadata = FileHistory(self._session).build_restore(source)
             except _UNUSABLE as exc:
-                told(self._name(file_id, records), exc)
+                on_destroyed(self._find_name(file_id, records), exc)
             else:
                 self._restore(file, build, metadata, readers)
                 return
@@ -192,31 +178,28 @@ class Repair:
         if made.readers != readers:
             self._sharing.set_readers(session.fetch_newest(file.file_id), readers)
 
-    def _bury(self, file_id: str, gone: Mapping[int, _How]) -> None:
-        """A file of whose records none is his, but whose current version opens no more."""
-        file = self._newest(file_id)
+    def _delete_if_lost(self, file_id: str, gone: Mapping[int, _Damage]) -> None:
+        """Delete a file without attacker's records whose current version no longer opens."""
+        file = self._fetch_newest(file_id)
         if file.head.current in gone:
             self._delete(file)
 
     def _delete(self, file: VerifiedFile) -> None:
         session = self._session
 
-        def build(onto: VerifiedFile) -> Built | None:
-            if onto.deleted and not session.account.is_voided(onto.head):
-                return None
-            return build_tombstone(session, onto.head, onto.head_body), change_request()
+        delete_file(
+            session, file, lambda onto: onto.deleted and not session.account.is_voided(onto.head)
+        )
 
-        if (made := change_file(session, file, build)) is not None:
-            record, body = made
-            session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
-
-    def _newest(self, file_id: str) -> VerifiedFile:
+    def _fetch_newest(self, file_id: str) -> VerifiedFile:
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, 0), Stated)
         return session.account.verify_voidable(stated.view, file_id)
 
-    def _source(self, file_id: str, version: int, records: Sequence[_Record]) -> VerifiedFile:
-        """A version as the last record that made it, and was not his, has it."""
+    def _fetch_version(
+        self, file_id: str, version: int, records: Sequence[_Record]
+    ) -> VerifiedFile:
+        """Return a version as the last valid record made it."""
         session = self._session
         stated = session.call(Stat(session.account.user, file_id, version), Stated)
         file = session.account.verify_voidable(stated.view, file_id)
@@ -228,8 +211,8 @@ class Repair:
             raise NotFound(f"the content of version {version} was removed")
         return file
 
-    def _name(self, file_id: str, records: Sequence[_Record]) -> str:
-        """What the file is called where anything here still says it, else its id."""
+    def _find_name(self, file_id: str, records: Sequence[_Record]) -> str:
+        """Return the file's name if anything here still tells it, else its id."""
         if not self._names:
             for known, packed in self._session.state.entries():
                 self._names[known] = Entry.unpack(packed).name
@@ -237,10 +220,10 @@ class Repair:
             return self._names[file_id]
         for version in sorted({one.record.version for one in records if one.record.version}):
             try:
-                source = self._source(file_id, version, records)
+                source = self._fetch_version(file_id, version, records)
                 return self._session.account.open_version(source)[1].name
             except _UNUSABLE:
-                continue  # of the next version perhaps
+                continue  # another version may tell it
         return file_id
 
 
@@ -248,14 +231,14 @@ def _check_linked(records: Sequence[_Record]) -> None:
     rev, prev = 0, b""
     for one in records:
         if (one.record.rev, one.record.prev) != (rev + 1, prev):
-            raise BadRecord("the log has a change of a file that is not the next one", REPORT)
+            raise BadRecord("the log has records of a file that do not follow each other", REPORT)
         rev, prev = one.record.rev, record_hash(one.body)
 
 
-def _destroyed(records: Sequence[_Record]) -> dict[int, _How]:
-    """The versions that his records have removed or replaced."""
+def _destroyed(records: Sequence[_Record]) -> dict[int, _Damage]:
+    """Return the versions that void records have removed or replaced."""
     stand = {one.record.version for one in records if not one.voided and one.record.version}
-    found: dict[int, _How] = {}
+    found: dict[int, _Damage] = {}
     for one in records:
         record = one.record
         if one.voided and record.op == PURGE:

@@ -1,1 +1,1 @@
-"""Operations on names, and sharing."""
+"""Operations on the user's files, and sharing with other users."""

@@ -1,9 +1,9 @@
-"""Other people: who they are, by their identity chains, and which of their keys to encrypt for.
+"""Other users: their identities, proven by identity chains, and the keys to encrypt for them.
 
-Nobody is trusted because a server names him. A user is *pinned* by the hash of his first statement,
-his fingerprint, once somebody has compared it or said that the first sight shall do; from there his
-chain leads to every later key. Pins are in the keyring, and with the account's bundle they
-go to its other machines.
+A user is not trusted because a server names them. A user is *pinned* by the hash of their first
+statement, the fingerprint, once it was compared or accepted at first use. From there the chain
+leads to every later key. Pins are stored in the keyring, and reach the account's other devices in
+its bundle.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable
-from typing import Final
 
 from protocol.codec.errors import MessageError
 from protocol.codec.names import check_user_name
@@ -27,17 +26,9 @@ from protocol.wire.messages import Error
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.crypto.envelope import Recipient
 from sfsc.crypto.primitives import PublicKey
-from sfsc.errors import (
-    BrokenChain,
-    ConflictError,
-    NotFound,
-    Rollback,
-    Untrusted,
-    UsageError,
-    WeakRecipient,
-)
+from sfsc.errors import BrokenChain, NotFound, Rollback, Untrusted, UsageError, WeakRecipient
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
-from sfsc.keys.keyring import KeyringFile
+from sfsc.keys.keyring import Keyring, KeyringFile
 from sfsc.log.account_log import AccountLog
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session
@@ -46,12 +37,10 @@ from sfsc.trust.identity_chain import follow_chain
 from sfsc.trust.peer_state import PeerState
 from sfsc.trust.server_log import REPORT
 
-_MAX_TRIES: Final = 16
-
 
 class Person(Value):
-    """Another user, his chain followed from its first statement; `pinned` whether that is the one
-    that was compared, or taken at first sight, earlier."""
+    """Another user, whose chain was followed from its first statement. `pinned` tells whether that
+    statement was pinned before."""
 
     owner: FileOwner
     newest: Statement
@@ -63,12 +52,12 @@ class Person(Value):
 
     @property
     def fingerprint(self) -> bytes:
-        """The hash of his first statement, 32 bytes."""
+        """The hash of the user's first statement, 32 bytes."""
         return self.owner.first
 
 
 class Contacts:
-    """Finds other users over one session; a session's `readers`."""
+    """Finds other users; implements the `Readers` of a session."""
 
     def __init__(
         self,
@@ -84,87 +73,67 @@ class Contacts:
         self._clock = clock
         self._remembered = PeerState(session.state)
         self._own_log = AccountLog(session)
-        self._people: dict[tuple[str, bytes], Person] = {}
+        self._cache: dict[tuple[str, bytes], Person] = {}
         self._shown: dict[str, bytes] = {}
 
-    # --- who somebody is ----------------------------------------------------------------------
-
     def find(self, user: str) -> Person:
-        """Whom the server shows as `user`, pinned or not.
-
-        Raises `NotFound`, and `BrokenChain` where he is another than the one pinned.
-        """
-        self._check_other(user)
+        """Return the user whom the server shows as `user`, pinned or not. Raises `NotFound`, and
+        `BrokenChain` if another user was pinned under this name."""
+        self._check_other_user(user)
         pinned = self._pin(user)
-        first = pinned or self._first_shown(user)
-        return self._person(user, first)
+        first = pinned or self._lookup_first(user)
+        return self._load(user, first)
 
-    def trusted(self, user: str, *, first_use: bool = False) -> Person:
-        """As `find`; one who was never pinned only with `first_use`, and is pinned from then on.
-
-        Raises `Untrusted`.
-        """
+    def find_trusted(self, user: str, *, first_use: bool = False) -> Person:
+        """Like `find`, but for a user never pinned `first_use` is required, which pins them. Raises
+        `Untrusted`."""
         person = self.find(user)
         if person.pinned:
             return person
         if not first_use:
             raise Untrusted(
                 f"{user} was never verified; the server shows {person.fingerprint.hex()}",
-                f"compare it with him, then `sfsc key verify {user} FINGERPRINT`, "
-                "or say --trust-first-use",
+                f"compare it with {user}, then `sfsc key verify {user} FINGERPRINT`, "
+                "or use --trust-first-use",
                 fingerprint=person.fingerprint.hex(),
             )
-        return self._pinned(person)
+        return self._remember_pin(person)
 
     def verify(self, user: str, fingerprint: bytes) -> Person:
-        """Pin `user`, whose fingerprint was compared by another way than this server.
-
-        Raises `BrokenChain` where the server shows another, or another was pinned.
-        """
-        self._check_other(user)
+        """Pin `user`, whose fingerprint was compared over another channel than this server. Raises
+        `BrokenChain` if the server shows another fingerprint, or another was pinned."""
+        self._check_other_user(user)
         person = self.find(user)
         if person.fingerprint != fingerprint:
             raise BrokenChain(
-                f"{user} is not who this fingerprint is of",
-                "compare it again with him, by another way than this server",
+                f"the fingerprint is not that of {user}",
+                f"compare it with {user} again, over another channel than this server",
                 pinned=fingerprint.hex(),
                 shown=person.fingerprint.hex(),
             )
-        return person if person.pinned else self._pinned(person)
+        return person if person.pinned else self._remember_pin(person)
 
-    def known(self, user: str, first: bytes) -> Person:
-        """The user with this first statement, as a record that we signed names him."""
-        return self._person(user, first)
+    def find_by_first(self, user: str, first: bytes) -> Person:
+        """Return the user with this first statement, as named in a record that we signed."""
+        return self._load(user, first)
 
-    def _person(self, user: str, first: bytes) -> Person:
-        found = self._people.get((user, first))
+    def _load(self, user: str, first: bytes) -> Person:
+        found = self._cache.get((user, first))
         if found is None:
             remembered = self._remembered.chain(user)
             if remembered and record_hash(remembered[0]) != first:
                 self._remembered.forget_chain(user)
                 remembered = ()
-            chain = self._follow(user, first, remembered)
+            chain = follow_user_chain(self._session, user, first, remembered)
             self._remembered.remember_chain(user, chain)
             pinned = self._pin(user) == first
             found = Person(owner_from_chain(chain), Statement.parse(chain[-1]), pinned)
-            self._people[user, first] = found
+            self._cache[user, first] = found
         return found
 
-    def _follow(self, user: str, first: bytes, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        session = self._session
-        with session.keeping_fork_evidence():
-            chain = follow_chain(
-                lambda asked: session.call(asked, Identity),
-                session.trust,
-                user,
-                first,
-                known,
-            )
-        session.link_receipts()
-        return chain
-
-    def _first_shown(self, user: str) -> bytes:
-        # Once a session: it must stay the one that somebody was asked about.
+    def _lookup_first(self, user: str) -> bytes:
+        # Look this up once per session: the answer must not change after the user was asked about
+        # it.
         if user not in self._shown:
             reply = self._session.ask(Lookup(user, 1))
             missing = isinstance(reply, Error) and reply.code == "not-found"
@@ -175,100 +144,104 @@ class Contacts:
             self._shown[user] = record_hash(page.statements[0].statement)
         return self._shown[user]
 
-    def _check_other(self, user: str) -> None:
+    def _check_other_user(self, user: str) -> None:
         try:
             check_user_name(user)
         except MessageError as exc:
             raise UsageError(str(exc)) from exc
         if user == self._session.account.user:
-            raise UsageError("that is you", "name another user")
-
-    # --- pins ---------------------------------------------------------------------------------
+            raise UsageError(f"{user} is your own name", "name another user")
 
     def _pin(self, user: str) -> bytes | None:
         return dict(self._file.contents.pins).get(user)
 
-    def _pinned(self, person: Person) -> Person:
-        """Keep whom we trust from now on."""
-        for _ in range(_MAX_TRIES):
-            keyring = self._file.contents
+    def _remember_pin(self, person: Person) -> Person:
+        """Pin this user in the keyring."""
+
+        def with_pin(keyring: Keyring) -> Keyring:
             pins = [pin for pin in keyring.pins if pin[0] != person.user]
             bisect.insort(pins, (person.user, person.fingerprint))
-            try:
-                self._file.save(changed(keyring, pins=tuple(pins)))
-            except ConflictError:
-                self._file.reload()  # another process of this machine was faster
-                continue
-            found = changed(person, pinned=True)
-            self._people[person.user, person.fingerprint] = found
-            return found
-        raise ConflictError("other processes keep changing the keyring", "run the command again")
+            return changed(keyring, pins=tuple(pins))
 
-    # --- whom to encrypt for ------------------------------------------------------------------
+        self._file.update(with_pin)
+        found = changed(person, pinned=True)
+        self._cache[person.user, person.fingerprint] = found
+        return found
 
     def recipient(self, person: Person) -> Recipient:
-        """His present key. Raises `WeakRecipient`."""
+        """Return the user's present key. Raises `WeakRecipient`."""
         newest = person.newest
         if self._clock() >= newest.expires:
             raise WeakRecipient(
-                f"the keys of {person.user} have expired", "he has to rotate them: `sfsc rotate`"
+                f"the keys of {person.user} have expired", f"ask {person.user} to run `sfsc rotate`"
             )
         self.check_strength(person.user, newest.wrap_alg)
         return Recipient(person.user, PublicKey(newest.wrap_alg, newest.wrap_pub))
 
     def check_strength(self, whose: str, algorithm: str) -> None:
-        """Raise `WeakRecipient` for a kind of key that is weaker than we allow."""
+        """Raise `WeakRecipient` if the algorithm is weaker than the configured minimum."""
         if WRAP_ALGORITHMS.index(algorithm) < WRAP_ALGORITHMS.index(self._weakest):
             raise WeakRecipient(
                 f"the key of {whose} is {algorithm}, weaker than {self._weakest}",
-                f"a better one: `sfsc rotate --key-type {self._weakest}`",
+                f"its owner can run `sfsc rotate --key-type {self._weakest}`",
             )
 
-    def at_least(self, algorithm: str) -> str:
-        """That kind of key, or the weakest that we allow."""
+    def raise_to_minimum(self, algorithm: str) -> str:
+        """Return the algorithm, or the configured minimum if that is stronger."""
         return max(algorithm, self._weakest, key=WRAP_ALGORITHMS.index)
 
     def recipients(
         self, head: FileRecord | None, readers: tuple[ReaderEntry, ...]
     ) -> list[Recipient]:
-        """Of a file's `readers` all whose grant and keys have not expired. `head` must not be older
-        than what the log had at login: else a reader that another machine dropped would come back.
-
-        Raises `WeakRecipient`, `Rollback`, `BrokenChain`.
-        """
+        """Return the `readers` of a file whose grant and keys have not expired. `head` must be at
+        least as new as the log at login; otherwise a reader that another device removed would come
+        back. Raises `WeakRecipient`, `Rollback` or `BrokenChain`."""
         if head is not None:
             self.check_newest(head)
         now = self._clock()
         found: list[Recipient] = []
         for user, first, expires in readers:
-            person = self.known(user, first)
+            person = self.find_by_first(user, first)
             if (expires and now >= expires) or now >= person.newest.expires:
                 continue
             found.append(self.recipient(person))
         return found
 
     def follow(self) -> None:
-        """Learn what the log had of our files at login: ahead of reading what `check_newest` is to
-        judge, else it may have changed in between. Costs nothing the second time."""
+        """Read what the log had of our files at login. Call it before fetching what `check_newest`
+        verifies, because a file may change in between. Later calls cost nothing."""
         self._own_log.follow_to_login()
 
     def check_newest(self, head: FileRecord) -> None:
-        """Raise `Rollback` where the log has a newer record of a file of ours than `head`."""
+        """Raise `Rollback` if the log has a newer record of our file than `head`."""
         self._own_log.follow_to_login()
         logged = self._session.state.logged_revision(head.file_id)
         if head.rev < logged:
             raise Rollback(
-                f"the server shows revision {head.rev} of a file whose log has {logged}",
+                f"the server shows revision {head.rev} of a file; the log has revision {logged}",
                 REPORT,
             )
 
     def forget(self) -> None:
-        """Ask the server anew who is who: somebody's keys have changed."""
-        self._people.clear()
+        """Drop cached users, because somebody's keys have changed."""
+        self._cache.clear()
+
+
+def follow_user_chain(
+    session: Session, user: str, first: bytes, known: tuple[bytes, ...]
+) -> tuple[bytes, ...]:
+    """Return all statements of `user` as exact bytes, proven to be in the log. `first` is the hash
+    of the first one, `known` was verified before. Raises like `follow_chain`."""
+    with session.keeping_fork_evidence():
+        chain = follow_chain(
+            lambda asked: session.call(asked, Identity), session.trust, user, first, known
+        )
+    session.link_receipts()
+    return chain
 
 
 def parse_fingerprint(text: str) -> bytes:
-    """The 32 bytes that a person typed as hex, spaces or not. Raises `UsageError`."""
+    """Return the 32 bytes of a typed fingerprint in hex, spaces allowed. Raises `UsageError`."""
     try:
         fingerprint = bytes.fromhex("".join(text.split()))
     except ValueError as exc:

@@ -1,4 +1,4 @@
-"""A file's past: every record of it, verified from the first, and old contents brought back."""
+"""A file's history: its records, verified from the first, and its versions restored or removed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ from protocol.records.records import (
     ReaderEntry,
     record_hash,
 )
-from protocol.wire.messages.files import History, HistoryPage, Stat, Stated
+from protocol.wire.messages.files import History, HistoryPage
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
-from sfsc.session.commit import Built, build_purge, change_file, change_request, find_file
-from sfsc.session.session import Session, known_file
+from sfsc.session.commit import (
+    Built,
+    build_purge,
+    change_file,
+    change_request,
+    fetch_version,
+    find_file,
+)
+from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.state import KnownFile
 
 MAX_REVISIONS: Final = 1_000_000
-"""Records of one file that are followed; a server that shows more goes round in circles."""
+"""Maximum records of one file; a server that shows more is looping."""
 
 
 class Revision(Value):
-    """One record of a file. `version` is the content it made or brought back, None for none.
+    """One record of a file. `version` is the version it created or restored, if any.
 
-    `size` in bytes of plaintext, None without content; `restored` the version whose content it
-    brought back; `moved` the file_id that a move came from or led to; `purged` the versions whose
-    content it removed; `kept` whether no such record names its own; `created` in unix seconds, by
-    the clock of who signed it; `voided`: that was somebody with stolen keys, and it was undone.
+    `size` is in bytes of plaintext, None without content. `restored` is the version whose content
+    was restored; `moved` the file_id that a rename came from or led to; `purged` the versions whose
+    content was removed. `kept` tells whether the record's own version still has its content.
+    `created` is in unix seconds by the signer's clock. `voided` tells whether an attacker with
+    stolen keys signed it and it was undone.
     """
 
     revision: int
@@ -52,11 +60,9 @@ class Revision(Value):
 
 
 class ExportedKey(Value):
-    """What any implementation of Tink's AES256_GCM_HKDF_1MB opens a ciphertext with.
-
-    `dek` (32 bytes) is secret; `associated_data` is 16 bytes; `ciphertext` where the blob lies on
-    the server's disk, relative to its root (DESIGN section 5).
-    """
+    """Opens a ciphertext with any implementation of Tink's AES256_GCM_HKDF_1MB. `dek` (32 bytes) is
+    secret; `associated_data` is 16 bytes; `ciphertext` is the path of the blob below the server's
+    root (docs/format.md)."""
 
     dek: bytes = field(repr=False)
     associated_data: bytes
@@ -64,45 +70,44 @@ class ExportedKey(Value):
 
 
 def blob_path(owner: str, file_id: str, version: int) -> str:
-    """Where a server keeps the ciphertext of a version, relative to its root."""
+    """Return the path of a version's ciphertext below the server's root."""
     return f"store/users/{owner}/files/{file_id[:2]}/{file_id}.{version}.ct"
 
 
 class FileHistory:
-    """The versions of one's own files, over one session."""
+    """Versions of the user's own files."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def history(self, name: str) -> list[Revision]:
-        """Every record of `name`, oldest first, deleted or not; each signed, and each on the one
-        before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
+        """Return every record of `name`, oldest first, deleted or not. Each is verified to be
+        signed and to follow the one before it. Raises `NotFound`, `BadRecord` or `Rollback`."""
         records = self.records(find_file(self._session, name))
         gone = {version for record in records for version in record.purged or ()}
         voided = self._session.account.is_voided
         return [_revision(record, gone, voided=voided(record)) for record in records]
 
     def restore(self, name: str, version: int | None = None) -> Entry:
-        """Make the content of an old `version` the newest version; of a deleted file the last one
-        where none is named. Nothing is encrypted or sent anew.
-
-        Raises `NotFound` for a version that is not there or was purged, `UsageError` where there is
-        nothing to restore.
-        """
+        """Make the content of an old `version` the newest version. The default, for a deleted file,
+        is its last version. No content is encrypted or sent again. Raises `NotFound` if the version
+        does not exist or was purged, and `UsageError` if there is nothing to restore."""
         file = find_file(self._session, name)
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
-        source = self._version(file, requested_version(version) or file.version)
-        build, metadata = self.restoring(source)
+        source = self._fetch_version(file, requested_version(version) or file.version)
+        build, metadata = self.build_restore(source)
         made, body = change_file(self._session, file, build)
         entry = Entry.from_record(made, made, metadata)
         restored = KnownFile.from_record(made, body, entry.version)
         self._session.state.remember_file(restored, entry.pack())
         return entry
 
-    def restoring(self, source: VerifiedFile) -> tuple[Callable[[VerifiedFile], Built], Metadata]:
-        """What makes the content of the version `source` the newest one of its file, and what that
-        says of it. Raises as `Account.open`."""
+    def build_restore(
+        self, source: VerifiedFile
+    ) -> tuple[Callable[[VerifiedFile], Built], Metadata]:
+        """Return a builder of the record that makes the version `source` the newest one, and the
+        metadata of that version. Raises like `OwnAccount.open_version`."""
         account, content = self._session.account, source.content
         key, metadata = account.open_version(source)
         sealed = key.seal_metadata(metadata)
@@ -129,28 +134,30 @@ class FileHistory:
 
         return build, metadata
 
-    def export(self, name: str, version: int | None = None) -> ExportedKey:
-        """What opens one version, the current one by default, with nothing of ours but its
-        ciphertext. Raises `NotFound`."""
+    def export_key(self, name: str, version: int | None = None) -> ExportedKey:
+        """Return what opens the ciphertext of one version, by default the current one, without any
+        key of the account. Raises `NotFound`."""
         file = find_file(self._session, name)
         if version is None and file.deleted:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
-        shown = self._version(file, requested_version(version) or file.version)
+        shown = self._fetch_version(file, requested_version(version) or file.version)
         key, _ = self._session.account.open_version(shown)
         return ExportedKey(
             key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)
         )
 
     def prune(self, name: str, keep: int) -> list[int]:
-        """Remove the contents of all versions of `name` but the newest `keep`, for good. The
-        versions it removed; the current one is never among them. Raises `NotFound`."""
+        """Permanently remove the contents of all but the newest `keep` versions of `name`, never
+        that of the current version. Return the versions removed. Raises `NotFound`."""
         if keep < 1:
-            raise UsageError("nothing would be kept", "`sfsc rm --purge` removes a file whole")
+            raise UsageError(
+                "nothing would be kept", "use `sfsc rm --purge` to remove the whole file"
+            )
         return self._purge(find_file(self._session, name), keep)
 
     def purge(self, name: str) -> list[int]:
-        """Remove the contents of all versions of `name`, which is deleted, for good; records of
-        what there was stay. The versions it removed. Raises `NotFound`."""
+        """Permanently remove the contents of all versions of the deleted file `name`; their records
+        stay. Return the versions removed. Raises `NotFound`."""
         file = find_file(self._session, name)
         if not file.deleted:
             raise UsageError("the file is not deleted", "delete it first: `sfsc rm --purge`")
@@ -163,9 +170,11 @@ class FileHistory:
         def build(onto: VerifiedFile) -> Built | None:
             nonlocal chosen, file
             if keep == 0 and not onto.deleted:
-                raise ConflictError("the file is there again", "it was put or restored meanwhile")
-            # What is there is read anew for each try: another device may purge as well.
-            file, chosen = onto, self._old(onto, keep)[:PURGED_AT_ONCE]
+                raise ConflictError(
+                    "the file is no longer deleted", "it was put or restored meanwhile"
+                )
+            # Read the history again for each attempt: another device may be purging too.
+            file, chosen = onto, self._removable(onto, keep)[:PURGED_AT_ONCE]
             if not chosen:
                 return None
             return build_purge(self._session, onto, tuple(chosen)), change_request()
@@ -179,30 +188,28 @@ class FileHistory:
             file = self._session.fetch_newest(file.file_id)
         return removed
 
-    def _old(self, file: VerifiedFile, keep: int) -> list[int]:
-        """Versions that still have their content, but the newest `keep` and the current one."""
+    def _removable(self, file: VerifiedFile, keep: int) -> list[int]:
+        """Return the versions that still have content, without the newest `keep` and the current
+        one."""
         records = self.records(file)
         gone = {version for record in records for version in record.purged or ()}
-        # A version that was encrypted anew has several records.
+        # A version that was encrypted again has several records.
         made = {record.version for record in records if record.version is not None}
         there = sorted(made - gone)
         old = there[: len(there) - keep]
         return [version for version in old if version != file.head.current]
 
-    def _version(self, file: VerifiedFile, version: int) -> VerifiedFile:
-        session, found = self._session, file
+    def _fetch_version(self, file: VerifiedFile, version: int) -> VerifiedFile:
         if version > file.version:
             raise NotFound(f"there is no version {version}", "see `sfsc history`")
-        if version < file.version:
-            stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
-            known = known_file(file).revision
-            found = session.account.verify_version(stated.view, file.file_id, version, known)
+        found = fetch_version(self._session, file, version)
         if not found.metadata:
             raise NotFound(f"the content of version {version} was removed", "see `sfsc history`")
         return found
 
     def records(self, newest: VerifiedFile) -> list[FileRecord]:
-        """Every record of the file whose newest version this is, in order. Raises as `history`."""
+        """Return every record of the file in order; `newest` is its newest version. Raises like
+        `history`."""
         session, file_id = self._session, newest.file_id
         records: list[FileRecord] = []
         prev, first = b"", 1
@@ -211,15 +218,17 @@ class FileHistory:
             for signed in page.records:
                 record = session.account.verify_record(signed, file_id, historic=True)
                 if (record.rev, record.prev) != (len(records) + 1, prev):
-                    raise BadRecord(f"record {len(records) + 1} of the file is not the next one")
+                    raise BadRecord(
+                        f"record {len(records) + 1} of the file does not follow the one before it"
+                    )
                 if record.rev == newest.head.rev and signed.record != newest.head_body:
-                    raise BadRecord("the file's history ends in another record than its head")
+                    raise BadRecord("the file's history ends with another record than its head")
                 records.append(record)
                 prev = record_hash(signed.record)
             if page.next not in (0, len(records) + 1) or len(records) > MAX_REVISIONS:
                 raise BadRecord("the file's history has gaps or no end")
             if page.next and not page.records:
-                raise BadRecord("the file's history does not go on")
+                raise BadRecord("the server sent an empty page of the file's history")
             first = page.next
         if len(records) < newest.head.rev:
             raise Rollback(f"the server shows {len(records)} of {newest.head.rev} records")
@@ -227,12 +236,10 @@ class FileHistory:
 
 
 class PastReaders:
-    """Which of a file's readers had the key of an older version, as its signed records show.
-
-    A reader gets the newest version's key when added to the file, and the key of each later version
+    """Which of a file's readers had the key of an older version, as its signed records show. A
+    reader gets the newest version's key when added to the file, and the key of each later version
     while the grant lasts. `share --history` gives older keys as well, but only the server knows of
-    those, and a server must not be able to name who gets a key: they do not count here.
-    """
+    those, and a server must not be able to name who gets a key: they do not count here."""
 
     def __init__(self, session: Session) -> None:
         self._history = FileHistory(session)
@@ -242,11 +249,9 @@ class PastReaders:
         self._expired: set[tuple[str, bytes, int]] = set()
         """Versions that were made after a reader's grant had ended."""
 
-    def of_version(self, file: VerifiedFile, version: int) -> tuple[ReaderEntry, ...]:
-        """Return the present readers of `file` that have the key of its `version`.
-
-        Of the newest version these are all readers. Raises as `FileHistory.records`.
-        """
+    def readers_of_version(self, file: VerifiedFile, version: int) -> tuple[ReaderEntry, ...]:
+        """Return the present readers of `file` that have the key of its `version`. Of the newest
+        version these are all readers. Raises like `FileHistory.records`."""
         readers = file.head.readers
         if version == file.version or not readers:
             return readers

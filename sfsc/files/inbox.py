@@ -1,8 +1,8 @@
-"""What others share with us: listed, found by owner and name, opened.
+"""Files that other users share with us: list, find by owner and name, open.
 
-The server says only which files; who shares one, its name and until when, its own signed record and
-sealed metadata say. A listing goes on past what is not right, and tells of it: a sharer is not
-trusted with what he calls his files, nor can he spoil the sight of what others share.
+The server only names the files. Owner, name and expiry come from the file's own signed record and
+sealed metadata. A listing skips invalid files and reports them: a sharer must not be able to hide
+what other users share.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from sfsc.trust.peer_state import KnownSharedFile, PeerState
 
 
 class Shared(Value):
-    """A file that `owner` lets us read until `expires` (unix seconds, 0 for no end), as a listing
-    shows it; `verified` whether his key was ever compared."""
+    """A file that `owner` shares with us until `expires` (unix seconds, 0 for no end). `verified`
+    tells whether the owner's key was ever compared."""
 
     owner: str
     entry: Entry
@@ -49,7 +49,7 @@ class Shared(Value):
     verified: bool
 
 
-class _Cached(Struct):
+class _CachedEntry(Struct):
     AS_MAP: ClassVar[bool] = True
 
     entry: Entry
@@ -59,36 +59,34 @@ class _Cached(Struct):
         return encoding.pack(self.to_map())
 
     @classmethod
-    def unpack(cls, packed: bytes) -> _Cached:
+    def unpack(cls, packed: bytes) -> _CachedEntry:
         try:
             return cls.from_map(encoding.unpack(packed))
         except (EncodingError, MessageError) as exc:
-            raise LocalError(f"what is remembered of a shared file is malformed: {exc}") from exc
+            raise LocalError(f"the cached entry of a shared file is malformed: {exc}") from exc
 
 
 class ReceivedFiles:
-    """Over one session."""
+    """Lists and opens files that other users share with us."""
 
-    def __init__(self, session: Session, people: Contacts) -> None:
+    def __init__(self, session: Session, contacts: Contacts) -> None:
         self._session = session
-        self._people = people
+        self._contacts = contacts
         self._remembered = PeerState(session.state)
 
-    def all(self, skip: Skip) -> list[Shared]:
-        """Everything that is shared with us now, by owner and name.
-
-        The server is asked only for what has changed since the last time. What is not right is told
-        to `skip`, as OWNER:FILE_ID, and left out.
-        """
+    def list_files(self, skip: Skip) -> list[Shared]:
+        """Return all files shared with us now, by owner and name. The server is asked only for
+        changes since the last time. Invalid files are left out and reported to `skip` as
+        OWNER:FILE_ID."""
         session, remembered = self._session, self._remembered
         session.refresh_state_key()
         complete = session.trust.newest.size
         known = {(one.owner, one.file_id): one for one in remembered.shared_files()}
         since, whole = remembered.received_size(), True
         found: list[Shared] = []
-        for item in self._items(since):
+        for item in self._changed_items(since):
             try:
-                found.append(self._take_up(item, known.get((item.owner, item.file_id))))
+                found.append(self._verify_item(item, known.get((item.owner, item.file_id))))
             except NetworkError:
                 raise
             except SfscError as exc:
@@ -98,7 +96,7 @@ class ReceivedFiles:
             remembered.remember_received_size(complete)
         return sorted(found, key=lambda one: (one.owner, one.entry.name))
 
-    def open(
+    def request_version(
         self,
         owner: str,
         name: str,
@@ -107,43 +105,48 @@ class ReceivedFiles:
         file_id: str | None = None,
         first_use: bool = False,
     ) -> RemoteVersion:
-        """A file that `owner` shares, by its name; by its id too where he has several of that name.
+        """Request a file that `owner` shares, by name, and by id if the owner has several of that
+        name.
 
-        Raises `NotFound`, `Untrusted` for an owner who was never verified, unless `first_use`, and
-        `ConflictError`, which lists their ids, where the name is that of several; where it is that
-        of none, what is wrong with a file of the owner whose name could not be read.
+        Raises `NotFound`, `Untrusted` if the owner was never verified and `first_use` is not set,
+        and `ConflictError`, which lists the ids, if several files have the name. If none has it and
+        a file of the owner is invalid, raises that file's error: it may be the one that was asked
+        for.
         """
         check_name(name)
         if file_id is not None:
             _check_id(file_id)
-        person = self._people.trusted(owner, first_use=first_use)
-        wanted = file_id or self._find(person, name)
+        person = self._contacts.find_trusted(owner, first_use=first_use)
+        wanted = file_id or self._find_file_id(person, name)
         request = VersionRequest.build(
             self._session, wanted, version, name=name, owner=person.owner
         )
         return RemoteVersion.request(self._session, request)
 
-    def inside(
+    def list_folder(
         self, owner: str, folder: str, skip: Skip, *, first_use: bool = False
     ) -> tuple[FileOwner, list[Entry]]:
-        """Every file that `owner` shares in the `folder` ("": all), by name. Raises `NotFound` for
-        none; of several with one name only the first counts, the others are told to `skip`."""
-        person = self._people.trusted(owner, first_use=first_use)
+        """Return the owner, and every file that they share in `folder` ("": all), by name. Of
+        several files with one name the first counts; the others are reported to `skip`. Raises
+        `NotFound` if there is none."""
+        person = self._contacts.find_trusted(owner, first_use=first_use)
         prefix = folder.strip("/")
         found: dict[str, Entry] = {}
-        for one in self.all(skip):
+        for one in self.list_files(skip):
             name = one.entry.name
             if one.owner != owner or not (not prefix or name.startswith(f"{prefix}/")):
                 continue
             if name in found:
-                skip(name, ConflictError(f"{owner} shares several files of that name"))
+                skip(name, ConflictError(f"{owner} shares several files with that name"))
             else:
                 found[name] = one.entry
         if not found:
-            raise NotFound(f"{owner} shares nothing in {prefix or 'his store'}", "see `sfsc inbox`")
+            raise NotFound(
+                f"{owner} shares no file in {prefix or 'their store'}", "see `sfsc inbox`"
+            )
         return person.owner, list(found.values())
 
-    def _find(self, person: Person, name: str) -> str:
+    def _find_file_id(self, person: Person, name: str) -> str:
         wrong: list[SfscError] = []
 
         def note(what: str, error: SfscError) -> None:
@@ -152,25 +155,21 @@ class ReceivedFiles:
 
         ids = [
             one.entry.file_id
-            for one in self.all(note)
+            for one in self.list_files(note)
             if one.owner == person.user and one.entry.name == name
         ]
         if not ids and wrong:
-            raise wrong[0]  # it may be the very file: nobody is told that there is none
+            raise wrong[0]  # it may be this file, so do not claim that there is none
         if not ids:
-            raise NotFound(
-                f"{person.user} shares no file {name}", "`sfsc inbox` shows what there is"
-            )
+            raise NotFound(f"{person.user} shares no file {name}", "see `sfsc inbox`")
         if len(ids) > 1:
             raise ConflictError(
-                f"{person.user} shares {len(ids)} files of that name: {', '.join(ids)}",
-                "say which one with --id",
+                f"{person.user} shares {len(ids)} files with that name: {', '.join(ids)}",
+                "select one with --id",
             )
         return ids[0]
 
-    # --- asking -------------------------------------------------------------------------------
-
-    def _items(self, since: int) -> Iterator[SharedFile]:
+    def _changed_items(self, since: int) -> Iterator[SharedFile]:
         def more(page: InboxPage) -> Inbox | None:
             return Inbox(page.next, MAX_SHARED_PAGE, since) if page.next else None
 
@@ -182,36 +181,39 @@ class ReceivedFiles:
                 last = (item.owner, item.file_id)
                 yield item
 
-    def _take_up(self, item: SharedFile, known: KnownSharedFile | None) -> Shared:
-        """One file of the inbox, verified, or as it was when it was."""
+    def _verify_item(self, item: SharedFile, known: KnownSharedFile | None) -> Shared:
+        """Return one file of the inbox, verified now or from the cache."""
         if item.owner == self._session.account.user:
-            raise BadRecord("the server shows a file of ours as shared by another")
-        person = self._people.find(item.owner)
+            raise BadRecord("the server lists our own file as shared by another user")
+        person = self._contacts.find(item.owner)
         if item.view is None and known is not None and known.entry is not None:
-            cached = _Cached.unpack(known.entry)
+            cached = _CachedEntry.unpack(known.entry)
         else:
             cached = self._verified(item, known, person)
         return Shared(item.owner, cached.entry, cached.expires, person.pinned)
 
-    def _verified(self, item: SharedFile, known: KnownSharedFile | None, person: Person) -> _Cached:
+    def _verified(
+        self, item: SharedFile, known: KnownSharedFile | None, person: Person
+    ) -> _CachedEntry:
         session, owner = self._session, person.owner
         view = item.view or self._stat(item)
         file = owner.verify_newest(view, item.file_id, None if known is None else known.revision)
         if file.deleted:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
-        cached = _Cached(session.account.listing_entry(file, owner), expires)
+        cached = _CachedEntry(session.account.listing_entry(file, owner), expires)
         self._remembered.remember_file(KnownSharedFile.from_file(file, cached.pack()))
         return cached
 
     def _stat(self, item: SharedFile) -> FileView:
         reply = self._session.ask(Stat(item.owner, item.file_id, 0))
         if isinstance(reply, Error) and reply.code == "not-found":
-            raise NotFound("the file is shared no more")
+            raise NotFound("the file is no longer shared")
         return expect_reply(reply, Stated).view
 
     def _expires(self, file: VerifiedFile) -> int:
-        """Until when we may read it, by its last record. Raises `BadRecord` where we may not."""
+        """Return the expiry of our grant by the file's last record. Raises `BadRecord` if there is
+        none."""
         account = self._session.account
         for user, first, expires in file.head.readers:
             if (user, first) == (account.user, account.first):

@@ -1,8 +1,7 @@
-"""Looking at files, and deleting them.
+"""List, show and delete files.
 
-A listing is answered from what is remembered, brought up to date first: the server is asked only
-for what changed since the last time, so that a second `ls` opens no file key. What was verified
-once is not verified again.
+A listing is answered from the local cache after it was updated. The server is asked only for
+changes since the last listing, so a second `ls` opens no file key and verifies nothing twice.
 """
 
 from __future__ import annotations
@@ -16,14 +15,8 @@ from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.errors import LocalError, NotFound
-from sfsc.session.commit import (
-    Built,
-    build_tombstone,
-    change_file,
-    change_request,
-    find_current_file,
-)
-from sfsc.session.pipeline import Window, changed_since
+from sfsc.session.commit import build_tombstone, delete_file, find_current_file
+from sfsc.session.pipeline import changed_since, pipelined
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile
@@ -32,7 +25,7 @@ from sfsc.trust.state import KnownFile
 
 
 class _Deletion(Value):
-    """A tombstone on its way; `made` is what will be known of the file."""
+    """A tombstone in flight; `made` is what will be known of the file."""
 
     entry: Entry
     made: KnownFile
@@ -42,16 +35,16 @@ class _Deletion(Value):
 
 
 class Files:
-    """Lists, shows and deletes files over one session."""
+    """Lists, shows and deletes the user's files."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def ls(self, prefix: str = "") -> Iterator[Entry]:
-        """The current version of every file whose name begins with `prefix`, by name."""
-        self._follow()
-        # What does not have these bytes in it has no such name, and is not read. No name has a lone
-        # surrogate, so that no more than that is lost where a prefix does.
+        """Return the current version of every file whose name begins with `prefix`, by name."""
+        self._refresh()
+        # An entry without these bytes cannot have such a name, and is not unpacked. No name has a
+        # lone surrogate, so a prefix with one matches nothing in either case.
         part = prefix.encode(errors="surrogatepass")
         found = [
             entry
@@ -63,46 +56,29 @@ class Files:
         return iter(sorted(found, key=lambda entry: entry.name))
 
     def stat(self, name: str) -> Entry:
-        """The current version of `name`, as the server has it now. Raises `NotFound`."""
+        """Return the current version of `name` from the server. Raises `NotFound`."""
         return self._session.account.listing_entry(find_current_file(self._session, name))
 
     def rm(self, name: str) -> Entry:
-        """Delete `name`: a signed record says so from now on. What it deleted; its versions stay.
-
-        Raises `NotFound` where there is nothing to delete.
-        """
-        session, file = self._session, find_current_file(self._session, name)
-
-        def build(onto: VerifiedFile) -> Built | None:
-            nonlocal file
-            file = onto
-            if onto.deleted:
-                return None
-            return build_tombstone(session, onto.head, onto.head_body), change_request()
-
-        if (made := change_file(session, file, build)) is not None:
-            record, body = made
-            session.state.remember_file(KnownFile.from_record(record, body, file.version), None)
-        return session.account.listing_entry(file)
+        """Delete `name` with a signed record and return what was deleted; its versions stay. Raises
+        `NotFound` if there is nothing to delete."""
+        session = self._session
+        file = find_current_file(session, name)
+        deleted = delete_file(session, file, lambda onto: onto.deleted)
+        return session.account.listing_entry(deleted)
 
     def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Delete what `ls` gave, without waiting for each; those that are gone by now too."""
-        window = Window[_Deletion](self._session)
-        try:
-            for entry in entries:
-                if window.full:
-                    yield self._deleted(*window.take())
-                deletion = self._deletion(entry)
-                window.send(deletion, deletion.request)
-            while window:
-                yield self._deleted(*window.take())
-        finally:
-            window.abandon()
+        """Delete entries that `ls` returned, as a pipeline; entries that are gone by now are
+        yielded too."""
+        deletions = map(self._deletion, entries)
+        requests = ((deletion, deletion.request) for deletion in deletions)
+        yield from pipelined(self._session, requests, self._deleted)
         self._session.link_receipts()
 
     def _deletion(self, entry: Entry) -> _Deletion:
         session = self._session
-        # Who can write the state's file must have no record of his signed upon: it names readers.
+        # Use only a verified record: it names readers, and an attacker could write one into the
+        # state file.
         known = session.state.verified_file(entry.file_id)
         if known is None:
             known = known_file(session.fetch_newest(entry.file_id))
@@ -115,7 +91,7 @@ class Files:
         )
 
     def _deleted(self, deletion: _Deletion, reply: Reply) -> Entry:
-        """Follow up on a reply: what was changed meanwhile is deleted by itself."""
+        """Process a reply. A file that was changed meanwhile is deleted with another request."""
         session, made = self._session, deletion.made
         if isinstance(reply, Error):
             if reply.code != "conflict":
@@ -128,38 +104,38 @@ class Files:
         session.state.remember_file(made, None)
         return deletion.entry
 
-    # --- following the server -----------------------------------------------------------------
-
-    def _follow(self) -> None:
-        """Bring what is remembered up to date: all that changed since the last listing."""
+    def _refresh(self) -> None:
+        """Update the cache with all changes since the last listing."""
         session, state = self._session, self._session.state
         session.refresh_state_key()
-        # What is appended from here on is seen next time, whether this listing has it or not.
+        # Anything appended from here on is fetched next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed_size(), state.all_revisions()
         ids: dict[bytes, str] = {}
         for page in changed_since(session, since):
             if page.views and not ids:
                 ids = {revision.hash: file_id for file_id, revision in known.items()}
-            views = self._news(page.views, ids)
+            views = self._uncached_views(page.views, ids)
             with verify_in_background(session.account.signature_checks(views)), state.transaction():
-                self._take_up(views, known)
+                self._remember_views(views, known)
         if state.is_current:
             state.remember_listed_size(complete)
         else:
-            self._follow()  # it was changed under our hands, and these are not cached
+            self._refresh()  # it was changed under our hands, and these are not cached
 
-    def _news(self, views: Sequence[FileView], ids: Mapping[bytes, str]) -> list[FileView]:
-        """Those of whose last record no entry is cached. `ids` are the files that are known, by the
-        hash of their last record. Of one that is known and cached there is nothing to be learnt,
-        whatever else the server shows with it, and nothing of it is read."""
+    def _uncached_views(
+        self, views: Sequence[FileView], ids: Mapping[bytes, str]
+    ) -> list[FileView]:
+        """Return the views whose last record has no cached entry. `ids` maps the hashes of known
+        files' last records to their ids. Nothing else in the view of a cached file is read."""
         last = (view.content if view.head is None else view.head for view in views)
         found = [ids.get(record_hash(one.record)) for one in last]
         cached = self._session.state.cached_revisions([one for one in found if one is not None])
         pairs = zip(views, found, strict=True)
         return [view for view, one in pairs if one is None or cached[one] is None]
 
-    def _take_up(self, views: Sequence[FileView], known: dict[str, KnownRevision]) -> None:
+    def _remember_views(self, views: Sequence[FileView], known: dict[str, KnownRevision]) -> None:
+        """Verify views, and save them in the cache."""
         session, files = self._session, list[VerifiedFile]()
         for view in views:
             file = session.account.verify_newest(view, None, None)
@@ -179,4 +155,4 @@ def _unpack(file_id: str, packed: bytes) -> Entry:
     try:
         return Entry.unpack(packed)
     except (EncodingError, MessageError) as exc:
-        raise LocalError(f"what is remembered of file {file_id} is malformed: {exc}") from exc
+        raise LocalError(f"the cached entry of file {file_id} is malformed: {exc}") from exc

@@ -1,7 +1,7 @@
-"""Renaming: the file's content under another name, and a tombstone under the old, in one change.
+"""Rename: one change stores the content under the new name and a tombstone under the old one.
 
-Nothing is sent or encrypted anew but the metadata, which holds the name. Older versions stay under
-the old name, where `history` and `restore` find them.
+Only the metadata, which holds the name, is encrypted and sent again. Older versions stay under the
+old name, for `history` and `restore`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from sfsc.trust.state import KnownFile
 
 
 class Renames:
-    """Renames the account's files, over one session."""
+    """Renames the user's files."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def mv(self, name: str, to: str) -> Entry:
-        """Rename the file `name` to `to`, and return its entry.
-
-        Raises `NotFound`, and `ConflictError` if there is a file `to`.
-        """
+        """Rename the file `name` to `to`, and return its entry. Raises `NotFound`, and
+        `ConflictError` if `to` exists."""
         check_name(to)
         if name == to:
             raise UsageError("the old and the new name are the same")
@@ -43,7 +41,7 @@ class Renames:
                 raise NotFound(f"{name} was deleted meanwhile")
             if target is not None and not target.deleted:
                 raise ConflictError(
-                    f"there is a file {to} already", "delete it first, or take another name"
+                    f"there is a file {to} already", "delete it first, or choose another name"
                 )
             move = _Move.build(session, file, target, file_id, to)
             connection = session.connections
@@ -67,7 +65,9 @@ class Renames:
 
     def _prove(self, move: _Move, reply: Reply) -> None:
         receipt = expect_reply(reply, Done).receipt
-        self._session.verify_receipt(receipt, move.record, move.body, move.signature, move.buried)
+        self._session.verify_receipt(
+            receipt, move.record, move.body, move.signature, move.tombstone
+        )
         self._session.link_receipts()
 
     def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
@@ -78,20 +78,20 @@ class Renames:
                 KnownFile.from_record(move.record, move.body, entry.version), entry.pack()
             )
             state.remember_file(
-                KnownFile.from_record(move.left, move.buried[0], file.version), None
+                KnownFile.from_record(move.left, move.tombstone[0], file.version), None
             )
         return entry
 
 
 class _Move(Value):
-    """The two signed records of a rename. `left` is the tombstone of the old file; `buried` are the
-    tombstone's exact bytes and signature."""
+    """The two signed records of a rename. `left` is the tombstone of the old file, `tombstone` its
+    exact bytes and signature."""
 
     record: FileRecord
     body: bytes
     signature: bytes
     left: FileRecord
-    buried: tuple[bytes, bytes]
+    tombstone: tuple[bytes, bytes]
     metadata: Metadata
     request: Record
 
@@ -104,23 +104,21 @@ class _Move(Value):
         file_id: str,
         name: str,
     ) -> _Move:
-        """Build the move of `file` to `name`, whose id is `file_id` and whose file is `target`."""
+        """Build the move of `file` to `name`. `file_id` belongs to that name, `target` is its
+        present file."""
         key, metadata = session.account.open_version(file)
         renamed = changed(metadata, name=name)
         sealed = key.seal_metadata(renamed)
         record = _moved_record(session, file, target, key, sealed, file_id)
         body = record.encode()
         left = build_tombstone(session, file.head, file.head_body, record.file_id)
-        buried = left.encode()
-        signature, signed = session.sign(body), session.sign(buried)
+        tombstone = left.encode()
+        signature, signed = session.sign(body), session.sign(tombstone)
         wraps = session.wrap(key, file.head, record.readers)
         request = Record(
-            (
-                RecordChange(body, signature, sealed, wraps),
-                RecordChange(buried, signed, b"", ()),
-            )
+            (RecordChange(body, signature, sealed, wraps), RecordChange(tombstone, signed, b"", ()))
         )
-        return cls(record, body, signature, left, (buried, signed), renamed, request)
+        return cls(record, body, signature, left, (tombstone, signed), renamed, request)
 
 
 def _moved_record(

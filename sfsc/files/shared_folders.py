@@ -1,7 +1,7 @@
-"""Folders that are shared: whoever puts a file below one adds its readers, on every machine.
+"""Shared folders: a file stored in one gets the folder's readers, on every device of the account.
 
-Which folders are shared with whom stands in one encrypted file of the account, its settings, which
-no listing shows. It is an ordinary file otherwise: signed, logged, wrapped anew by a rotation.
+They are listed in the account's settings: one encrypted file that no listing shows. Otherwise it is
+an ordinary file: signed, logged, and rewrapped by a rotation.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from sfsc.transfer.upload import Uploads
 from sfsc.trust.file_records import VerifiedFile
 
 MAX_FOLDERS: Final = 256
-"""Shared folders of one account, counted once for each user."""
+"""Maximum shared folders of an account; a folder counts once for each user."""
 MAX_NEW_READERS: Final = 64
-"""Readers that a new file can begin with: its log line names each."""
+"""Maximum readers of a new file: its log entry names each."""
 FRESH_SECONDS: Final = 30.0
-"""How long one session goes on with what it read: another machine may share a folder meanwhile."""
+"""Cache lifetime of the settings in one session: another device may share a folder meanwhile."""
 _MAX_TRIES: Final = 16
 
 
 class Folder(Struct):
     """The folder `prefix` ("": everything), which `user` may read until `expires` (unix seconds, 0
-    for no end); `first` is the hash of his first statement."""
+    for no end). `first` is the hash of the user's first statement."""
 
     AS_MAP: ClassVar[bool] = True
 
@@ -41,7 +41,7 @@ class Folder(Struct):
     expires: Count
 
     def holds(self, name: str) -> bool:
-        """Whether the file `name` lies in it."""
+        """Return whether the file `name` lies in this folder."""
         return not self.prefix or name.startswith(f"{self.prefix}/")
 
 
@@ -52,8 +52,8 @@ class _Settings(Struct):
 
 
 def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[ReaderEntry, ...]:
-    """Whom these folders give the file `name` to at `now` (unix seconds): sorted, each once, the
-    longest of his grants."""
+    """Return the readers that these folders give to the file `name` at `now` (unix seconds):
+    sorted, each once, with the longest grant."""
     found: dict[tuple[str, bytes], int] = {}
     for one in folders:
         if not one.holds(name) or (one.expires and now >= one.expires):
@@ -64,7 +64,7 @@ def readers_of(folders: Iterable[Folder], name: str, now: float) -> tuple[Reader
 
 
 class SharedFolders:
-    """The account's shared folders, over one session."""
+    """The account's shared folders."""
 
     def __init__(
         self,
@@ -81,24 +81,23 @@ class SharedFolders:
         self._head = b""
         self._folders: tuple[Folder, ...] = ()
 
-    def all(self) -> tuple[Folder, ...]:
-        """As they are now, by prefix and user."""
+    def list_folders(self) -> tuple[Folder, ...]:
+        """Return the present shared folders, by prefix and user."""
         self._refresh()
         return self._folders
 
     def readers_of(self, name: str) -> tuple[ReaderEntry, ...]:
-        """Who may read a new file of this name: all whom a folder above it is shared with."""
+        """Return the readers of a new file of this name."""
         if self._read_at is None or self._ticks() - self._read_at >= FRESH_SECONDS:
             self._refresh()
         return readers_of(self._folders, name, self._clock())
 
     def share(self, folder: Folder) -> None:
-        """Let a user read all that is put into a folder from now on. Raises `UsageError` where
-        there are too many."""
+        """Share a folder. Raises `UsageError` if there are too many."""
         self._change(lambda kept: (*kept, folder), folder.prefix, folder.user)
 
     def unshare(self, prefix: str, user: str) -> None:
-        """The inverse. Raises `NotFound` where the folder is not shared with him."""
+        """Stop sharing a folder. Raises `NotFound` if it is not shared with the user."""
 
         def without(kept: tuple[Folder, ...]) -> tuple[Folder, ...]:
             if len(kept) == len(self._folders):
@@ -108,10 +107,7 @@ class SharedFolders:
         self._change(without, prefix, user)
 
     def _change(
-        self,
-        change: Callable[[tuple[Folder, ...]], tuple[Folder, ...]],
-        prefix: str,
-        user: str,
+        self, change: Callable[[tuple[Folder, ...]], tuple[Folder, ...]], prefix: str, user: str
     ) -> None:
         for _ in range(_MAX_TRIES):
             self._refresh()
@@ -119,26 +115,26 @@ class SharedFolders:
             changed = tuple(sorted(change(kept), key=lambda one: (one.prefix, one.user)))
             if len(changed) > MAX_FOLDERS or len({one.user for one in changed}) > MAX_NEW_READERS:
                 raise UsageError(
-                    f"at most {MAX_FOLDERS} folders are shared, with {MAX_NEW_READERS} users",
+                    f"at most {MAX_FOLDERS} folders can be shared, with {MAX_NEW_READERS} users",
                     "unshare some first",
                 )
             data = encoding.pack(_Settings(changed).to_map())
             try:
                 Uploads(self._session).put_settings(data, expected=self._version)
             except ConflictError:
-                continue  # another machine of ours was faster: onto what it made
+                continue  # another device was first: retry on its change
             self._refresh()
             return
-        raise ConflictError("other machines keep changing the settings", "run the command again")
+        raise ConflictError("other devices keep changing the settings", "run the command again")
 
     def _refresh(self) -> None:
-        """Read the settings where they are others than before."""
+        """Read the settings if they changed."""
         self._read_at = self._ticks()
         session = self._session
         file = session.find_newest(session.account.settings_id)
         if file is None or file.head_body == self._head:
             return
-        # Older settings would bring back whom another machine has stopped sharing with.
+        # Outdated settings would bring back users whom another device has removed.
         if session.readers is not None:
             session.readers().check_newest(file.head)
         self._folders = () if file.deleted else self._read(file)

@@ -1,6 +1,6 @@
-"""Whole folders: every regular file below one goes up under its path, and comes back to it.
+"""Upload, download and delete whole folders, each file under its path.
 
-One file that cannot be read, named or placed does not stop the others; whoever asks is told of it.
+A file that cannot be read, named or written is reported and does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,41 +24,38 @@ from sfsc.transfer.upload import Put, Uploads
 from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_DEPTH: Final = 512
-"""Folders in one another; a name of 1,024 bytes has no more."""
-TOGETHER: Final = 32
-"""Files that are looked up together."""
+"""Maximum nesting of folders; a name of 1,024 bytes has no more."""
+LOOKUP_BATCH: Final = 32
+"""Files looked up with one batch of requests."""
 SharedEntries = tuple[FileOwner, list[Entry]]
-"""A user, and files that he shares."""
+"""(another user, files that they share)."""
 
 
 class Trees:
-    """Puts, gets and deletes folders over one session."""
+    """Uploads, downloads and deletes folders."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def put(self, folder: Path, name: str | None, skip: Skip) -> Iterator[Put]:
-        """Store every regular file below `folder` as `name`/its path below (None: the folder's own
-        path; "": the path below alone). Links are not followed, and told to `skip` as all else
-        that cannot be stored. Raises `UnreadableSource` where `folder` is none."""
+        """Store every regular file below `folder` under the prefix `name` (None: the folder's own
+        path; "": no prefix). Links are not followed. They and files that cannot be stored are
+        reported to `skip`. Raises `UnreadableSource` if `folder` is not a folder."""
         if not os.path.isdir(folder):
-            raise UnreadableSource(f"{folder} is no folder")
+            raise UnreadableSource(f"{folder} is not a folder")
         prefix = folder_name(folder) if name is None else name.strip("/")
         if prefix:
             check_name(prefix)
         uploads = Uploads(self._session)
-        return uploads.put_many(_foreseen(uploads, _sources(folder, prefix, skip)), skip=skip)
+        return uploads.put_many(_announced(uploads, _sources(folder, prefix, skip)), skip=skip)
 
     def get(
         self, name: str, target: Path, skip: Skip, shared: SharedEntries | None = None
     ) -> Iterator[Got]:
-        """Fetch every file whose name lies in the folder `name` ("": all) to its place below
-        `target`: ``a/b`` with all that is in it arrives as ``target/b``. `shared` are those of
-        another user, who shares them; else it is our own.
-
-        Not synced one by one: after a power cut, fetch it again. Raises `NotFound`.
-        """
-        owner, entries = shared or (None, self.inside(name))
+        """Download every file in the folder `name` ("": all) below `target`: all of ``a/b`` arrives
+        as ``target/b``. `shared` holds files of another user, instead of our own. Files are not
+        synced one by one: after a power cut, download them again. Raises `NotFound`."""
+        owner, entries = shared or (None, self.list_folder(name))
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
         with DestinationTree(target) as tree:
@@ -67,10 +64,11 @@ class Trees:
 
     def rm(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name`. Raises `NotFound`."""
-        return Files(self._session).rm_many(self.inside(name))
+        return Files(self._session).rm_many(self.list_folder(name))
 
-    def inside(self, name: str) -> list[Entry]:
-        """Every file in the folder `name` ("": all), by name. Raises `NotFound` for none."""
+    def list_folder(self, name: str) -> list[Entry]:
+        """Return every file in the folder `name` ("": all), by name. Raises `NotFound` if there is
+        none."""
         folder = name.strip("/")
         if folder:
             check_name(folder)
@@ -81,7 +79,7 @@ class Trees:
 
 
 def folder_name(folder: Path) -> str:
-    """The name that a folder's files are stored below: its own path, "" for the present folder."""
+    """Return the prefix for a folder's files: its own path, or "" for the present folder."""
     name = default_name(folder) or ""
     return "" if name == "." else name
 
@@ -99,8 +97,8 @@ def _items(
         yield DownloadItem(entry.name, entry.file_id, entry.version, tree.path / below, destination)
 
 
-def _foreseen(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    while some := list(islice(sources, TOGETHER)):
+def _announced(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    while some := list(islice(sources, LOOKUP_BATCH)):
         uploads.announce(some)
         yield from some
 
@@ -119,7 +117,7 @@ def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[str, str]]
 def _walk(
     folder: str | Path, parts: tuple[str, ...], skip: Skip
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every regular file below `folder`, sorted, with its path from the top."""
+    """Yield every regular file below `folder`, sorted, with its path from the top."""
     try:
         with os.scandir(folder) as scanned:
             found = sorted(scanned, key=lambda item: item.name)
@@ -131,20 +129,20 @@ def _walk(
         here = (*parts, item.name)
         name = unicodedata.normalize("NFC", item.name)
         if name in names:
-            # Else it would be a new version of the other one, which nobody has asked for.
+            # Otherwise it would silently become a new version of the other file.
             skip(
                 item.path,
-                UnreadableSource("has the name of another, which only spells it otherwise"),
+                UnreadableSource("has the same name as another file, in another Unicode form"),
             )
             continue
         names.add(name)
         try:
             is_dir, is_file = _kind(item)
         except OSError as exc:
-            skip(item.path, UnreadableSource(f"cannot be looked at: {exc.strerror}"))
+            skip(item.path, UnreadableSource(f"cannot be examined: {exc.strerror}"))
             continue
         if is_dir and len(here) >= MAX_DEPTH:
-            skip(item.path, UnreadableSource("too many folders in one another"))
+            skip(item.path, UnreadableSource("the folders are nested too deeply"))
         elif is_dir:
             yield from _walk(item.path, here, skip)
         elif is_file:
@@ -155,5 +153,5 @@ def _walk(
 
 
 def _kind(item: os.DirEntry[str]) -> tuple[bool, bool]:
-    """Whether it is a folder, or a file. Raises OSError: some file systems must be asked for it."""
+    """Return (is a folder, is a regular file). Raises OSError: some file systems must be asked."""
     return item.is_dir(follow_symlinks=False), item.is_file(follow_symlinks=False)

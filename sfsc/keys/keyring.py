@@ -25,7 +25,7 @@ import hmac
 import os
 import struct
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
@@ -60,6 +60,7 @@ MAX_KEYRING: Final = 64 * 1024 * 1024
 out."""
 MAX_PINS: Final = 8192
 """Maximum number of other users that an account can know."""
+_MAX_UPDATES: Final = 16
 
 _Statement = Annotated[bytes, AtMost(MAX_RECORD)]
 
@@ -219,6 +220,16 @@ class KeyringFile:
             stored = _write(self.path, contents, self._lock)
         self.contents = contents
         self._stored_sha256 = hashlib.sha256(stored).digest()
+
+    def update(self, change: Callable[[Keyring], Keyring]) -> None:
+        """Save what `change` makes of `contents`; if another process was first, reload and retry.
+        Raises `ConflictError` if others keep writing, and as `save` and `reload` do."""
+        for _ in range(_MAX_UPDATES):
+            try:
+                return self.save(change(self.contents))
+            except ConflictError:
+                self.reload()
+        raise ConflictError("other processes keep changing the keyring", "run the command again")
 
     def check_unchanged(self) -> None:
         """Raise `ConflictError` if another process has replaced the file since it was read here.

@@ -10,13 +10,14 @@ from typing import Final, overload
 from protocol.records.records import DELETE, PURGE, FileRecord, ReaderEntry, record_hash
 from protocol.wire.messages import Done, Error, Request
 from protocol.wire.messages.base import Wrap
-from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange
+from protocol.wire.messages.files import History, HistoryPage, Record, RecordChange, Stat, Stated
 from protocol.wire.messages.uploads import PutCommit
 from sfsc.crypto.envelope import check_name
 from sfsc.errors import ConflictError, NotFound
 from sfsc.session.server_errors import expect_reply
 from sfsc.session.session import Session, known_file
 from sfsc.trust.file_records import VerifiedFile
+from sfsc.trust.state import KnownFile
 
 MAX_CONFLICTS: Final = 16
 """Conflicts after which a change gives up."""
@@ -53,6 +54,15 @@ def find_current_file(session: Session, name: str) -> VerifiedFile:
     if file.deleted:
         raise NotFound(f"the file {name} was deleted", "run `sfsc history` to see its versions")
     return file
+
+
+def fetch_version(session: Session, file: VerifiedFile, version: int) -> VerifiedFile:
+    """Return one version of `file`, whose newest version is given. Raises `NotFound`."""
+    if version == file.version:
+        return file
+    stated = session.call(Stat(session.account.user, file.file_id, version), Stated)
+    known = known_file(file).revision
+    return session.account.verify_version(stated.view, file.file_id, version, known)
 
 
 def build_tombstone(
@@ -161,3 +171,21 @@ def change_file(
             continue
         file = session.verify_newest(reply.head, record.file_id, known_file(file))
     raise ConflictError("others keep changing the file", "run the command again")
+
+
+def delete_file(
+    session: Session, file: VerifiedFile, is_deleted: Callable[[VerifiedFile], bool]
+) -> VerifiedFile:
+    """Put a tombstone onto the head of `file`, unless `is_deleted` says that there is one. Return
+    the file as it was before. Raises `ConflictError`."""
+
+    def build(onto: VerifiedFile) -> Built | None:
+        nonlocal file
+        file = onto
+        if is_deleted(onto):
+            return None
+        return build_tombstone(session, onto.head, onto.head_body), change_request()
+
+    if (made := change_file(session, file, build)) is not None:
+        session.state.remember_file(KnownFile.from_record(*made, file.version), None)
+    return file

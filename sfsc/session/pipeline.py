@@ -4,7 +4,7 @@ waiting for each reply."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from protocol.codec.values import Mutable
@@ -18,6 +18,7 @@ from sfsc.session.session import Session
 Skip = Callable[[str, SfscError], None]
 """Called for each item that failed, with its path or name and the reason."""
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _Request = TypeVar("_Request", bound=Request)
 _Page = TypeVar("_Page", bound=Reply)
 
@@ -121,6 +122,27 @@ class Window(Generic[_Item]):
                 waiting.ticket = None
             self._unsent = deque(self._waiting)
             self._connection = self._session.connections
+
+
+def pipelined(
+    session: Session,
+    items: Iterable[tuple[_Item, Request]],
+    handle: Callable[[_Item, Reply], _Result],
+    size: int = MAX_REQUESTS,
+) -> Iterator[_Result]:
+    """Send the request of each item without waiting for replies; yield `handle(item, reply)` in
+    order. The next item is drawn only when its request can be sent."""
+    window, source = Window[_Item](session, size), iter(items)
+    try:
+        while True:
+            if not window.full and (following := next(source, None)) is not None:
+                window.send(*following)
+            elif window:
+                yield handle(*window.take())
+            else:
+                return
+    finally:
+        window.abandon()
 
 
 def pages(

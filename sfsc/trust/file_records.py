@@ -13,7 +13,7 @@ from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.fields import Count, FileId, Struct
 from protocol.codec.names import check_file_name
 from protocol.codec.values import Value, field
-from protocol.records.chain import standing
+from protocol.records.chain import split_voided
 from protocol.records.records import (
     CONTENT_OPS,
     DELETE,
@@ -425,7 +425,7 @@ _Keys = dict[int, bytes]
 def _signing_keys(bodies: Sequence[bytes]) -> tuple[_Keys, _Keys, _Keys, frozenset[bytes]]:
     """Return the signing keys of a verified chain, by generation: those now valid, those ever
     valid, and those that a recovery voided; and the ids of the voided generations' wrap keys."""
-    stand, undone = standing([Statement.parse(body) for body in bodies])
+    stand, undone = split_voided([Statement.parse(body) for body in bodies])
     former = {one.generation: one.sign_pub for one in stand}
     oldest = stand[-1].oldest if stand else 1
     voided = [one for one in undone if one.generation not in former]

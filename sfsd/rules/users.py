@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value
-from protocol.records.chain import KEEPING, check_first, check_next, standing, voided
+from protocol.records.chain import KEEPING, check_first, check_next, split_voided, voided
 from protocol.records.records import RECOVERY, RSA_BITS, WRAP_SIZES, Statement, key_id, record_hash
 from protocol.wire.messages.session import Notice
 from sfsd.config import DAY, RotationPolicy
@@ -72,7 +72,7 @@ class Chain:
 
     def voided_keys(self) -> tuple[frozenset[int], frozenset[bytes]]:
         """Return (generations, ids of their wrapping keys) that a recovery voided."""
-        stand, undone = standing(self.statements)
+        stand, undone = split_voided(self.statements)
         gone = {one.generation for one in undone} - {one.generation for one in stand}
         # A thief may have listed one of the owner's keys. Wraps for that key stay valid.
         keys = {one.key_id for one in undone if one.generation in gone}

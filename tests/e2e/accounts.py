@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from sfsc.account.enrol import enrol_account, invited_by
+from sfsc.account.enrol import enrol_account, read_invitation
 from sfsd.commands import init, user
 from tests.harness import Client, Daemon
 
@@ -29,7 +29,7 @@ def enrolled(
 
     Stretching a passphrase takes longer than everything else in a command.
     """
-    invitation = invited_by(_called(user.command, daemon.root, "add", name).strip())
+    invitation = read_invitation(_called(user.command, daemon.root, "add", name).strip())
     enrol_account(invitation, home, key_type, passphrase)
     return Client(home)
 

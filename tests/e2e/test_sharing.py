@@ -131,7 +131,7 @@ def test_share_read_rotate_and_unshare(daemon: Daemon, tmp_path: Path) -> None:
 
 def saved_key(reader: Client, owner: str, name: str) -> ContentKey:
     with connect(reader) as store:
-        blob = store._inbox.open(owner, name)
+        blob = store._inbox.request_version(owner, name)
         return blob._key
 
 

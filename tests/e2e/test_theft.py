@@ -20,7 +20,7 @@ from protocol.records.records import COMPROMISED, ROTATE, FileRecord, Statement
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord
 from sfsc.account import devices
-from sfsc.account.compromise import Theft
+from sfsc.account.compromise import CompromiseResponse
 from sfsc.account.rotate import Rotation
 from sfsc.errors import BadRecord, ConflictError, NotFound
 from sfsc.files.listing import Files
@@ -173,7 +173,7 @@ def test_the_copy_is_used_meanwhile(
 
     def join() -> None:
         with sfsc.connect(thief.home) as store:
-            store._devices.settle()
+            store._devices.finish_pending()
 
     made = before_it_begins(monkeypatch, join)
     with sfsc.connect(alice.home) as store:
@@ -209,7 +209,7 @@ def test_another_process_puts_while_the_key_is_changed(
 def test_the_key_is_changed_while_another_process_lists(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    news, rotations = Files._news, [NAMES[3]]
+    news, rotations = Files._uncached_views, [NAMES[3]]
 
     def slow(self: Files, *given: Any) -> list[FileView]:
         if rotations:
@@ -219,7 +219,7 @@ def test_the_key_is_changed_while_another_process_lists(
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         names = {entry.name for entry in store.ls()}
         alice.run("put", "-", "--name", "new", stdin=b"new")
-        monkeypatch.setattr(Files, "_news", slow)
+        monkeypatch.setattr(Files, "_uncached_views", slow)
         store.put(io.BytesIO(b"newer"), name="newer")
         assert {entry.name for entry in store.ls()} == names | {"new", "newer"}
     assert not rotations
@@ -305,9 +305,9 @@ def test_a_record_that_came_later(alice: Client) -> None:
 
         early = head(NAMES[7])
         store.rotate(compromised=True, names=[NAMES[3]])
-        theft = Theft(session, keyring(alice).statements)
+        theft = CompromiseResponse(session, keyring(alice).statements)
         store.put(io.BytesIO(b"later"), name="later")
-        for known in (theft, Theft(session, keyring(alice).statements)):
+        for known in (theft, CompromiseResponse(session, keyring(alice).statements)):
             known.check(early)
             with pytest.raises(BadRecord):
                 known.check(signed_with_the_old_key(head("later")))
@@ -321,7 +321,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
         session, rotation = store._session, store._rotation
         entries = AccountLog(session).entries
 
-        def theft_with(body: bytes) -> Theft:
+        def theft_with(body: bytes) -> CompromiseResponse:
             """With the first record that the log has of the first generation's successor for it."""
             theirs = entries()
             at = next(
@@ -332,7 +332,7 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
             theirs[at] = dataclasses.replace(theirs[at], rec=body)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(AccountLog, "entries", lambda _: theirs)
-                return Theft(session, keyring(alice).statements)
+                return CompromiseResponse(session, keyring(alice).statements)
 
         store._devices.catch_up()
         rotation._begin("xwing", None, COMPROMISED)

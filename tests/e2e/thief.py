@@ -14,7 +14,7 @@ from protocol.records.records import ROTATE, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
 from sfsc.account import devices
-from sfsc.account.rewrap import Rewrapping
+from sfsc.account.rewrap import Rewrapper, wrap_items
 from sfsc.crypto.primitives import PublicKey
 from sfsc.keys.keyring import GenerationKeys, PendingStatement
 from tests.harness import Client
@@ -31,7 +31,7 @@ def _only_thief(statement: Statement) -> list[PublicKey]:
     return [PublicKey(statement.wrap_alg, statement.wrap_pub)]
 
 
-_signed = devices.Devices.signed
+_build_statement = devices.Devices.build_statement
 
 
 def _alone(
@@ -42,7 +42,7 @@ def _alone(
     keys: GenerationKeys | None = None,
 ) -> PendingStatement:
     alone = dataclasses.replace(draft, devices=())
-    return _signed(self, alone, generations, signers, keys)
+    return _build_statement(self, alone, generations, signers, keys)
 
 
 class Thief:
@@ -64,10 +64,10 @@ class Thief:
     def rewrap(self, *names: str) -> None:
         """Rewrap these files for the thief's key."""
         ids = {self.store._session.account.file_id(name) for name in names}
-        rewrapping = Rewrapping(self.store._session, self.store._contacts, None)
-        items = [one for one in self.rotation._items() if one.file_id in ids]
-        renewed = [one for one, _ in rewrapping.renewal()([(None, one, None) for one in items])]
-        self.store._session.ask(Rewrap(tuple(one for one in renewed if one is not None)))
+        rewrapper = Rewrapper(self.store._session, self.store._contacts, None)
+        items = [one for one in wrap_items(self.store._session) if one.file_id in ids]
+        rewraps = [one for one, _ in rewrapper.builder()([(None, one, None) for one in items])]
+        self.store._session.ask(Rewrap(tuple(one for one in rewraps if one is not None)))
 
     def finish(self) -> None:
         assert self.rotation._finish(self.rotation._rewrap().leaves) is not None
@@ -76,8 +76,8 @@ class Thief:
 @contextmanager
 def thief(home: Path) -> Iterator[Thief]:
     with (
-        mock.patch.object(devices, "recipients", _only_thief),
-        mock.patch.object(devices.Devices, "signed", _alone),
+        mock.patch.object(devices, "bundle_recipients", _only_thief),
+        mock.patch.object(devices.Devices, "build_statement", _alone),
     ):
         one = Thief(home)
         try:

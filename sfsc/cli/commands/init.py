@@ -123,7 +123,7 @@ def _recover(
             no_passphrase=no_passphrase,
             take_back=taking,
             undo_from=first,
-            told=failures,
+            on_destroyed=failures,
         )
 
     try:

@@ -17,8 +17,8 @@ from sfsc.cli.commands import Context
 from sfsc.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from sfsc.account.recover import Link
-    from sfsc.account.rotate import Plan, Rotated
+    from sfsc.account.recover import StatementSummary
+    from sfsc.account.rotate import RotationPlan, RotationResult
     from sfsc.store import Store
 
 
@@ -120,13 +120,13 @@ def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool
         raise UsageError("nothing was done", "--yes does it without asking")
     failures = terminal.Failures()
     done = sfsc.take_back(
-        code, home=context.home, passphrase=lock, undo_from=undo_from, told=failures
+        code, home=context.home, passphrase=lock, undo_from=undo_from, on_destroyed=failures
     )
     show(done, as_json=context.json)
     failures.check()
 
 
-def _lines(links: list[Link]) -> Iterator[str]:
+def _lines(links: list[StatementSummary]) -> Iterator[str]:
     """The account's statements; of many that are undone, the first and how many."""
     for one in links:
         undone = "  undone" if one.undone else ""
@@ -143,7 +143,7 @@ def find_device(store: Store, start: str) -> bytes:
     return found[0].device_id
 
 
-def show(done: Rotated, *, as_json: bool) -> None:
+def show(done: RotationResult, *, as_json: bool) -> None:
     """Answer with a rotation that is finished."""
     if as_json:
         terminal.answer_json(dataclasses.asdict(done))
@@ -153,7 +153,7 @@ def show(done: Rotated, *, as_json: bool) -> None:
     terminal.answer(f"rotate by   {human_time(done.due)}")
 
 
-def _show_plan(plan: Plan, *, as_json: bool) -> None:
+def _show_plan(plan: RotationPlan, *, as_json: bool) -> None:
     if as_json:
         terminal.answer_json(dataclasses.asdict(plan))
         return

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.codec.errors import ChainError, SignatureError
-from protocol.records.chain import check_next, standing, voided
+from protocol.records.chain import check_next, split_voided, voided
 from protocol.records.records import RecoveryKey, Statement, record_hash
 from protocol.records.signatures import Label, SigningKey
 from tests.protocol.records.test_chain import CODE, FIRST, KEY, RECOVERY, following
@@ -68,7 +68,7 @@ def extended() -> Chain:
 def test_a_recovery_voids_all_statements_from_the_named_one_on(extended: Chain) -> None:
     extended.add(extended.recovery(first=4, oldest=1), OWNER, CODE)
     assert voided(extended.statements) == {4, 5, 6}
-    stand, undone = standing(extended.statements)
+    stand, undone = split_voided(extended.statements)
     assert [one.n for one in stand] == [1, 2, 3, 7]
     assert [one.generation for one in undone] == [2, 2, 2]
     # The chain continues, and void statements stay void.

@@ -19,7 +19,7 @@ from protocol.records.records import (
 from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
-from sfsc.account.enrol import enrol_account, invited_by
+from sfsc.account.enrol import enrol_account, read_invitation
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import (
     BadReceipt,
@@ -42,7 +42,7 @@ from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator
 
 
 def become(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
-    invitation = invited_by(server.invitation(user))
+    invitation = read_invitation(server.invitation(user))
     return enrol_account(invitation, home, how.get("key_type", "x25519"), None, timeouts=QUICK)
 
 
@@ -124,7 +124,7 @@ def test_the_keys_have_a_term(server: Simulator, fresh: Path, limits: Limits) ->
 
 
 def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, fresh: Path) -> None:
-    invitation = invited_by(server.invitation("ada"))
+    invitation = read_invitation(server.invitation("ada"))
     server.log = SimulatedLog()
     with pytest.raises(WrongServer):
         enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
@@ -133,7 +133,7 @@ def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, f
 
 
 def test_nobody_there(server: Simulator, fresh: Path) -> None:
-    invitation = replace(invited_by(server.invitation("ada")), port=1)
+    invitation = replace(read_invitation(server.invitation("ada")), port=1)
     with pytest.raises(Unreachable):
         enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
     assert not (fresh / "keyring").exists()
@@ -142,12 +142,12 @@ def test_nobody_there(server: Simulator, fresh: Path) -> None:
 @pytest.mark.parametrize("text", ["", "sfs://", "https://example.org/ada?pin=00&token=11"])
 def test_what_is_no_invitation(text: str) -> None:
     with pytest.raises(UsageError):
-        invited_by(text)
+        read_invitation(text)
 
 
 def test_a_malformed_invitation_is_not_repeated() -> None:
     with pytest.raises(UsageError) as caught:
-        invited_by("sfs://host:1/ada?pin=00&token=verysecret")
+        read_invitation("sfs://host:1/ada?pin=00&token=verysecret")
     assert "verysecret" not in caught.value.cause
     assert "verysecret" not in (caught.value.hint or "")
 
@@ -253,7 +253,9 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
 
 
 def test_a_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
-    enrol_account(invited_by(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK)
+    enrol_account(
+        read_invitation(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK
+    )
     assert unlock_home(fresh, "secret").contents.user == "ada"
     with pytest.raises(KeyringError):
         unlock_home(fresh, "wrong")

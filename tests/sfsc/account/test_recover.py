@@ -15,7 +15,7 @@ from protocol.records.records import Statement, record_hash
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
 from sfsc.account.devices import Devices
-from sfsc.account.recover import KEPT_SECONDS, Recovery, last_opened, links
+from sfsc.account.recover import KEPT_SECONDS, AccountRecovery, find_last_bundle, summarize_chain
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
@@ -72,7 +72,7 @@ class Account:
         return self.bundles[n]
 
     def opened(self, first: int | None = None) -> int:
-        return last_opened(tuple(self.bodies), self.fetch, CODE, first, NOW).n
+        return find_last_bundle(tuple(self.bodies), self.fetch, CODE, first, NOW).n
 
 
 def test_the_last_that_the_code_opens() -> None:
@@ -155,7 +155,7 @@ def test_a_bundle_that_misleads_takes_no_key_from_a_machine() -> None:
     session = cast(Session, SimpleNamespace(call=lambda asked, _: answer(account, asked.n)))
     file = cast(KeyringFile, SimpleNamespace(contents=machine))
     devices = cast(Devices, SimpleNamespace(follow=lambda _: chain))
-    _, first, found = Recovery(session, file, devices, CODE, lambda: NOW).look()
+    _, first, found = AccountRecovery(session, file, devices, CODE, lambda: NOW).plan()
     assert (first, found.generations) == (None, (KEYS[0], his))
 
 
@@ -164,9 +164,9 @@ def answer(account: Account, n: int) -> SealedBundle:
 
 
 def test_a_person_is_shown_what_would_be_undone() -> None:
-    shown = links(tuple(Account(2, 2).bodies), 3)
+    shown = summarize_chain(tuple(Account(2, 2).bodies), 3)
     assert [(one.n, one.undone) for one in shown] == [(1, False), (2, False), (3, True), (4, True)]
-    assert not any(one.undone for one in links(tuple(Account(2, 2).bodies), None))
+    assert not any(one.undone for one in summarize_chain(tuple(Account(2, 2).bodies), None))
 
 
 def test_a_server_that_fails_is_not_one_that_has_nothing() -> None:
@@ -178,4 +178,4 @@ def test_a_server_that_fails_is_not_one_that_has_nothing() -> None:
 
     ask: Callable[[int], bytes] = fetch
     with pytest.raises(Failed):
-        last_opened(tuple(Account(2, 1).bodies), ask, CODE, None, NOW)
+        find_last_bundle(tuple(Account(2, 1).bodies), ask, CODE, None, NOW)

@@ -9,7 +9,7 @@ from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
-from sfsc.account.rewrap import Renewal, Version, leaf_of
+from sfsc.account.rewrap import RewrapBuilder, Version, leaf_of
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_record, open_wraps
 from sfsc.crypto.primitives import PrivateKey
 from sfsc.errors import BadRecord, Tampered
@@ -24,7 +24,7 @@ ADA = OwnAccount(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), by
 BOB_SIGNING = SigningKey.generate()
 BOB_SIGNERS = {1: BOB_SIGNING.public}
 BOB = FileOwner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
-RENEWAL = Renewal(ADA, 2, NEW_SIGNING)
+RENEWAL = RewrapBuilder(ADA, 2, NEW_SIGNING)
 
 
 def item(

@@ -188,8 +188,8 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
     past = PastReaders(session)
     expected = [{"bob", "brief"}, {"bob", "brief", "carol"}, {"bob", "carol"}]
     for version, users in enumerate(expected, 1):
-        assert {user for user, _, _ in past.of_version(file, version)} == users
-    assert past.of_version(file, 4) == last.readers
+        assert {user for user, _, _ in past.readers_of_version(file, version)} == users
+    assert past.readers_of_version(file, 4) == last.readers
     # A version that was encrypted again changes no readers: the history is not read again.
     again = replace(
         newest,
@@ -200,5 +200,5 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
         readers=last.readers,
     )
     file = replace(file, head=again, head_body=again.encode())
-    assert {user for user, _, _ in past.of_version(file, 2)} == expected[1]
+    assert {user for user, _, _ in past.readers_of_version(file, 2)} == expected[1]
     assert len(asked) == 1

@@ -25,7 +25,7 @@ from tests.sfsc.simulator import Simulator
 
 def shared(session: Session) -> Iterable[object]:
     nobody = cast(Contacts, None)  # of empty pages no owner is looked for
-    return ReceivedFiles(session, nobody).all(lambda _what, _why: None)
+    return ReceivedFiles(session, nobody).list_files(lambda _what, _why: None)
 
 
 LISTS: dict[str, tuple[type[Request], Reply, Reply, Callable[[Session], Iterable[object]]]] = {
