@@ -171,7 +171,7 @@ class Session:
     def transport(self) -> Transport:
         """The present connection; a different one after a loss."""
         if self._transport is None:
-            raise Unreachable("there is no connection")
+            raise Unreachable("not connected")
         return self._transport
 
     def use_keyring(self, keyring: Keyring) -> None:

@@ -26,7 +26,6 @@ from sfsc.transfer.destination import OpenDestination, replacing_file
 from sfsc.transfer.local_io import LargeFileWriter
 from sfsc.transfer.remote_version import (
     RemoteVersion,
-    VersionReply,
     VersionRequest,
     known_revisions,
 )
@@ -202,12 +201,12 @@ class Downloads:
     def _verify_replies(self, window: Window[_Requested]) -> Iterator[_Verified]:
         """Verify all replies that have arrived, at least one."""
         items: list[DownloadItem] = []
-        replies: list[VersionReply] = []
-        while not replies or window.has_reply:
+        versions: list[RemoteVersion] = []
+        while not versions or window.has_reply:
             (item, wanted), reply = window.take()
             items.append(item)
-            replies.append(VersionReply(self._session, wanted, reply))
-        return map(_Verified, items, RemoteVersion.verify_batch(replies))
+            versions.append(RemoteVersion(self._session, wanted, reply))
+        return map(_Verified, items, RemoteVersion.verify_batch(versions))
 
     def _prefetch(self, one: _Verified) -> _Verified:
         remote = one.outcome

@@ -66,92 +66,78 @@ def known_revisions(
     return PeerState(session.state).known_revisions(owner.user, file_ids)
 
 
-class VersionReply:
-    """The reply to `wanted` over the present connection. Each verification step sets attributes
-    that the next one needs."""
+class RemoteVersion:
+    """A version on the server; `file` and `metadata` describe it, `size` is that of its ciphertext.
+
+    Build with `open_own`, `request` or `verify_batch`, which run the verification steps. Each step
+    sets attributes that the next one needs. The hashes of the pieces are verified before the first
+    piece is decrypted.
+    """
 
     def __init__(self, session: Session, wanted: VersionRequest, reply: Reply) -> None:
-        self.session = session
-        self.wanted = wanted
-        self.reply = reply
-        self.connection = session.connections
-        self.opened: Opened
+        """`reply` is the reply to `wanted` over the present connection."""
+        self.owner = wanted.owner
         self.file: VerifiedFile
-        self.key: ContentKey
         self.metadata: Metadata
+        self.size: int
+        self.first: Buffer
+        self._session = session
+        self._wanted = wanted
+        self._reply = reply
+        self._connection = session.connections
+        self._handle: bytes
+        self._leaves: bytes
+        self._key: ContentKey
+        self._download: DownloadStream | None = None
 
-    def verify(self) -> None:
+    def _verify(self) -> None:
         """Verify the file's records. Raises `NotFound` and `IntegrityError`."""
-        wanted = self.wanted
-        if isinstance(self.reply, Error) and self.reply.code == "not-found":
+        wanted = self._wanted
+        if isinstance(self._reply, Error) and self._reply.code == "not-found":
             name, version = wanted.name or "the file", wanted.version
             cause = f"{name} has no version {version}" if version else f"no such file: {name}"
             raise NotFound(cause, "run `sfsc ls` to see what is stored")
-        self.opened = expect_reply(self.reply, Opened)
-        owner = wanted.owner or self.session.account
-        self.file = owner.verify_version(
-            self.opened.view, wanted.file_id, wanted.version, wanted.known
-        )
+        opened = expect_reply(self._reply, Opened)
+        owner = wanted.owner or self._session.account
+        self.file = owner.verify_version(opened.view, wanted.file_id, wanted.version, wanted.known)
+        self.size = self.file.content.ciphertext_size or 0
+        self.first, self._leaves, self._handle = opened.data, opened.leaves, opened.handle
 
-    def unwrap(self) -> None:
+    def _unwrap(self) -> None:
         """Decrypt the content key. Raises `KeyringError` if we have no key for it."""
-        self.key = self.session.account.open_content_key(self.file, self.wanted.owner)
+        self._key = self._session.account.open_content_key(self.file, self.owner)
 
-    def open_metadata(self) -> None:
+    def _open_metadata(self) -> None:
         """Decrypt the metadata, and check the name. Raises `Tampered`."""
-        wanted = self.wanted
-        self.metadata = self.session.account.open_metadata(self.key, self.file, wanted.owner)
-        if wanted.name is not None and self.metadata.name != wanted.name:
+        self.metadata = self._session.account.open_metadata(self._key, self.file, self.owner)
+        if self._wanted.name is not None and self.metadata.name != self._wanted.name:
             raise Tampered("the server returned another file than the one requested")
 
-    def remember(self) -> None:
-        """Remember the file's head."""
-        if self.wanted.owner is None:
-            self.session.remember_head(self.file, self.wanted.known)
+    def _remember(self) -> None:
+        if self.owner is None:
+            self._session.remember_head(self.file, self._wanted.known)
         else:
-            PeerState(self.session.state).remember_file(KnownSharedFile.from_file(self.file, None))
-
-
-class RemoteVersion:
-    """A verified version; `file` and `metadata` describe it, `size` is that of its ciphertext.
-
-    Build with `open_own`, `request` or `verify_batch`. The hashes of its pieces are verified before
-    the first piece is decrypted.
-    """
-
-    def __init__(self, reply: VersionReply) -> None:
-        """`reply` has passed all verification steps."""
-        self._session = reply.session
-        self.owner = reply.wanted.owner
-        self.file = reply.file
-        self.metadata = reply.metadata
-        self.size = self.file.content.ciphertext_size or 0
-        self.first: Buffer = reply.opened.data
-        self._key = reply.key
-        self._leaves = reply.opened.leaves
-        self._handle = reply.opened.handle
-        self._connection = reply.connection
-        self._download: DownloadStream | None = None
+            known = KnownSharedFile.from_file(self.file, None)
+            PeerState(self._session.state).remember_file(known)
 
     @classmethod
-    def verify_batch(cls, replies: Sequence[VersionReply]) -> list[RemoteVersion | SfscError]:
-        """Verify replies; return the version or the error of each: `NotFound`, `IntegrityError`, or
+    def verify_batch(cls, versions: Sequence[RemoteVersion]) -> list[RemoteVersion | SfscError]:
+        """Verify versions; return each, or its error: `NotFound`, `IntegrityError`, or
         `KeyringError` if we have no key for it.
 
-        Each step is done for all replies before the next: interleaved with other steps, above all
+        Each step is done for all versions before the next: interleaved with other steps, above all
         with cryptography, a step loses its code and tables from the processor's caches and takes a
         sixth longer.
         """
         failures: dict[int, SfscError] = {}
-        steps = VersionReply.verify, VersionReply.unwrap, VersionReply.open_metadata
-        for step in (*steps, VersionReply.remember):
-            for place, reply in enumerate(replies):
+        for step in (cls._verify, cls._unwrap, cls._open_metadata, cls._remember):
+            for place, version in enumerate(versions):
                 if place not in failures:
                     try:
-                        step(reply)
+                        step(version)
                     except SfscError as exc:
                         failures[place] = exc
-        return [failures.get(place) or cls(reply) for place, reply in enumerate(replies)]
+        return [failures.get(place) or version for place, version in enumerate(versions)]
 
     @classmethod
     def open_own(cls, session: Session, name: str, version: int) -> RemoteVersion:
@@ -169,7 +155,7 @@ class RemoteVersion:
     def request(cls, session: Session, wanted: VersionRequest) -> RemoteVersion:
         """Request one version and verify it. Raises the errors of `verify_batch`."""
         reply = session.ask(wanted.message)
-        (found,) = cls.verify_batch([VersionReply(session, wanted, reply)])
+        (found,) = cls.verify_batch([cls(session, wanted, reply)])
         if isinstance(found, SfscError):
             raise found
         return found

@@ -214,7 +214,7 @@ class RecordCommitter:
             if failure := self._run([attempt], self._steps):
                 raise failure
             reply = self._session.ask(attempt.request)
-        raise ConflictError("others keep changing the file")
+        raise ConflictError("others keep changing the file", "run the command again")
 
     def remember(self) -> None:
         """Remember all finished files in one transaction, which costs as much as a single file."""
@@ -271,9 +271,9 @@ class RecordCommitter:
         current, name = 0 if head is None else head.current, content.metadata.name
         if content.expected not in (None, current):
             if not current:
-                cause = f"there is no file {name}"
+                cause = f"no such file: {name}"
             elif not content.expected:
-                cause = f"there is a file {name} already"
+                cause = f"{name} already exists"
             else:
                 cause = f"version {current} of {name} is current, not {content.expected}"
             raise ConflictError(cause, head=None if base is None else base.record)

@@ -100,9 +100,9 @@ def test_put_without_overwriting(alice: Client, tmp_path: Path) -> None:
     refused = alice.run("put", "one", "two", "one", "--no-overwrite", cwd=tmp_path, code=6)
     assert b"one  version 1" in refused.stdout
     assert b"two" not in refused.stdout
-    assert "there is a file two already" in refused.stderr
+    assert "two already exists" in refused.stderr
     never = alice.run("put", "one", "--name", "new", "--if-version", "3", cwd=tmp_path, code=6)
-    assert "there is no file new" in never.stderr
+    assert "no such file: new" in never.stderr
     other = alice.run("put", "one", "--if-version", "3", cwd=tmp_path, code=6)
     assert "version 1 of one is current, not 3" in other.stderr
     alice.run("put", "one", "--if-version", "1", cwd=tmp_path)

@@ -13,7 +13,7 @@ from protocol.wire.messages.downloads import Opened
 from sfsc.errors import BadRecord, NotFound, Rollback, SfscError, Tampered
 from sfsc.files.listing import Files
 from sfsc.session.session import Session
-from sfsc.transfer.remote_version import RemoteVersion, VersionReply, VersionRequest
+from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.transfer.upload import Uploads
 from tests.sfsc.simulator import Simulator
 
@@ -35,41 +35,41 @@ def asked(session: Session) -> Iterator[tuple[VersionRequest, Opened]]:
         yield wanted, reply
 
 
-def judged(
-    session: Session, answers: list[tuple[VersionRequest, Reply]]
+def verified(
+    session: Session, replies: list[tuple[VersionRequest, Reply]]
 ) -> list[RemoteVersion | SfscError]:
     return RemoteVersion.verify_batch(
-        [VersionReply(session, wanted, reply) for wanted, reply in answers]
+        [RemoteVersion(session, wanted, reply) for wanted, reply in replies]
     )
 
 
 def test_each_reply_gives_its_version(stored: Session) -> None:
-    blobs = judged(stored, list(asked(stored)))
-    assert [b"".join(blob.segments()) for blob in blobs if isinstance(blob, RemoteVersion)] == [
-        name.encode() for name in NAMES
-    ]
-    assert judged(stored, []) == []
+    versions = verified(stored, list(asked(stored)))
+    assert [
+        b"".join(version.segments()) for version in versions if isinstance(version, RemoteVersion)
+    ] == [name.encode() for name in NAMES]
+    assert verified(stored, []) == []
 
 
 def test_a_failed_reply_does_not_affect_the_others(stored: Session) -> None:
-    answers = list(asked(stored))
-    first = answers[0][1]
-    tampered: list[tuple[VersionRequest, Reply]] = list(answers)
+    replies = list(asked(stored))
+    first = replies[0][1]
+    tampered: list[tuple[VersionRequest, Reply]] = list(replies)
     # A reply of another file; metadata of another version; no such file.
-    tampered[1] = (answers[1][0], first)
+    tampered[1] = (replies[1][0], first)
     tampered[2] = (
-        answers[2][0],
-        changed(answers[2][1], view=changed(answers[2][1].view, metadata=first.view.metadata)),
+        replies[2][0],
+        changed(replies[2][1], view=changed(replies[2][1].view, metadata=first.view.metadata)),
     )
-    tampered[3] = (answers[3][0], Error("not-found", "there is none"))
-    kinds = [type(one) for one in judged(stored, tampered)]
+    tampered[3] = (replies[3][0], Error("not-found", "there is none"))
+    kinds = [type(one) for one in verified(stored, tampered)]
     assert kinds == [RemoteVersion, BadRecord, Tampered, NotFound, RemoteVersion]
 
 
 def test_a_known_file_that_the_server_denies(
     server: Simulator, stored: Session, other: Session
 ) -> None:
-    """ "No such file" is believed only about a file that is not known, or was deleted."""
+    """The server may deny only files that are not known, or were deleted."""
     Files(stored).rm("b")
     Files(other).rm("c")
     for name in ("b", "c", "never"):
@@ -85,17 +85,17 @@ def test_a_known_file_that_the_server_denies(
 def test_a_version_under_another_name_is_rejected(stored: Session) -> None:
     """With two ids for one name, each reply must match its own request."""
     ((wanted, reply), *_) = list(asked(stored))
-    (blob,) = judged(stored, [(changed(wanted, name="b"), reply)])
-    assert isinstance(blob, Tampered)
+    (version,) = verified(stored, [(changed(wanted, name="b"), reply)])
+    assert isinstance(version, Tampered)
 
 
 def test_a_handle_of_a_lost_connection_is_replaced(server: Simulator, stored: Session) -> None:
     """A handle belongs to its connection, whenever its reply is verified."""
     wanted, reply = next(asked(stored))
-    answer = VersionReply(stored, wanted, changed(reply, leaves=b"", data=b""))
+    opened = RemoteVersion(stored, wanted, changed(reply, leaves=b"", data=b""))
     stored.reconnect()
-    (blob,) = RemoteVersion.verify_batch([answer])
-    assert isinstance(blob, RemoteVersion)
+    (version,) = RemoteVersion.verify_batch([opened])
+    assert isinstance(version, RemoteVersion)
     before = len(server.requests)
-    assert b"".join(blob.segments()) == b"a"
+    assert b"".join(version.segments()) == b"a"
     assert server.requests[before:][0] == changed(wanted.message, version=1)
