@@ -1,4 +1,4 @@
-"""`sfsc`: the way from arguments to a command and from an error to an exit code."""
+"""Command line of `sfsc`: runs a command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ import click
 
 from protocol import VERSION
 from sfsc.cli.commands import Context
-from sfsc.cli.terminal import answering, report, say
+from sfsc.cli.terminal import report, say, stdout_errors
 from sfsc.errors import SfscError, UsageError
 
 COMMANDS = {
-    "init": "Enrol on a server with an invitation.",
-    "put": "Encrypt and store files.",
-    "get": "Fetch and decrypt a file.",
-    "cat": "Write files to stdout.",
-    "ls": "List your files.",
-    "stat": "Show what is known about a file.",
-    "rm": "Delete files.",
-    "mv": "Rename a file.",
-    "share": "Let another user read a file or folder.",
-    "unshare": "Take that back.",
-    "inbox": "List what others share with you.",
-    "history": "Show every version of a file.",
-    "restore": "Bring a deleted file or an old version back.",
-    "key": "Show, back up and restore your keys.",
-    "device": "Show the machines that have your keys.",
-    "rotate": "Replace your keys.",
-    "verify-rotation": "Check that nothing of an older key is left.",
-    "audit": "Read and verify the server's log.",
-    "whoami": "Show who you are, and your key's fingerprint.",
-    "status": "Show the server, your usage and your keys' age.",
+    "init": ("account", "Enrol on a server with an invitation."),
+    "put": ("transfer", "Encrypt and store files."),
+    "get": ("transfer", "Fetch and decrypt a file."),
+    "cat": ("transfer", "Write files to stdout."),
+    "ls": ("files", "List your files."),
+    "stat": ("files", "Show what is known about a file."),
+    "rm": ("files", "Delete files."),
+    "mv": ("files", "Rename a file."),
+    "share": ("sharing", "Let another user read a file or folder."),
+    "unshare": ("sharing", "Stop sharing a file or folder."),
+    "inbox": ("sharing", "List what others share with you."),
+    "history": ("files", "Show every version of a file."),
+    "restore": ("files", "Bring back a deleted file or an old version."),
+    "key": ("keys", "Show, back up and restore your keys."),
+    "device": ("keys", "List and remove the machines that have your keys."),
+    "rotate": ("keys", "Replace your keys."),
+    "verify-rotation": ("keys", "Check that nothing uses an older key."),
+    "audit": ("audit", "Read and verify the server's log."),
+    "whoami": ("account", "Show your account and your key's fingerprint."),
+    "status": ("account", "Show the server, your usage and your keys' age."),
 }
-"""Name and one line of help of every command, in the order of --help."""
+"""Name of each command -> its module in `sfsc.cli.commands`, and its line in --help, in order."""
 
 
-_LOOK_FOR_CYCLES = 20_000
-"""Objects more than before at which Python looks for cycles among the youngest, not at 700: hardly
-anything of a file is in one."""
+_GC_THRESHOLD = 20_000
+"""New objects after which Python looks for reference cycles, instead of 700: file transfers create
+many objects and hardly any cycles."""
 
 
 class ClientCommands(click.Group):
-    """Imports ``sfsc.cli.commands.NAME`` when NAME is called; --help imports no command."""
+    """Group that imports the module of a command when the command runs; --help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -58,28 +58,28 @@ class ClientCommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"sfsc.cli.commands.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
-        _let_answer_in_json(command)
+        module = importlib.import_module(f"sfsc.cli.commands.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        _add_json_option(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-def _let_answer_in_json(command: click.Command) -> None:
-    """Let --json stand behind the command too, where `sfsd` has it. Twice does no harm."""
+def _add_json_option(command: click.Command) -> None:
+    """Accept --json after the command too, as `sfsd` does. Idempotent."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
-            _let_answer_in_json(inner)
+            _add_json_option(inner)
     elif all("--json" not in one.opts for one in command.params):
         json = click.Option(
             ["--json"],
             is_flag=True,
             expose_value=False,
             callback=_answer_in_json,
-            help="Answer in JSON, one object a line.",
+            help="Answer in JSON, one object per line.",
         )
         command.params.append(json)
 
@@ -94,35 +94,37 @@ def _answer_in_json(ctx: click.Context, _option: click.Parameter, wanted: bool) 
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="SFSC_HOME",
-    help="Folder of the keyring and of what this client remembers (SFSC_HOME).",
+    help="Folder of the keyring and of this client's state (SFSC_HOME).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, one object per line.")
 @click.version_option(VERSION, prog_name="sfsc")
 @click.pass_context
 def group(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     """Store files on an sfs server that cannot read them.
 
-    The passphrase of the keyring is asked for, or taken from SFSC_PASSPHRASE or from the file that
-    SFSC_PASSPHRASE_FILE names.
+    The passphrase of the keyring is taken from SFSC_PASSPHRASE, or from the file that
+    SFSC_PASSPHRASE_FILE names. If neither is set, sfsc asks for it.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 integrity (something was
-    tampered with), 6 conflict, 7 network, 8 key or passphrase.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 denied, 5 integrity (data was tampered
+    with), 6 conflict, 7 network, 8 key or passphrase.
+
+    Example: sfsc put report.pdf
     """
     ctx.obj = Context(home, as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code and lets no expected error through as a traceback."""
-    # At its exit Python looks for cycles among all that was loaded, for 50 ms, to free memory that
-    # goes with the process. What has to be closed is closed by then: nothing of ours relies on it.
+    """Run one command and return its exit code. Expected errors are reported, not raised."""
+    # At exit Python searches all objects for cycles, which takes 50 ms, to free memory that ends
+    # with the process. Everything that must be closed is closed by then without it.
     atexit.register(gc.freeze)
-    gc.set_threshold(_LOOK_FOR_CYCLES)
+    gc.set_threshold(_GC_THRESHOLD)
     _open_closed_streams()
-    _take_any_text()
-    _end_in_order()
+    _tolerate_undecodable_text()
+    _handle_sigterm()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
-        with answering():
+        with stdout_errors():
             sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
@@ -130,28 +132,28 @@ def main(arguments: list[str] | None = None) -> int:
         return UsageError.exit_code
     except SfscError as exc:
         report(exc)
-        _drop_answer()
+        _discard_unwritten_output()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt) as exc:
-        # click makes an Abort of what interrupts it, and keeps that as its cause.
+        # click raises Abort from the exception that interrupted it.
         terminated = isinstance(exc, _Terminated) or isinstance(exc.__cause__, _Terminated)
         say("sfsc: terminated" if terminated else "sfsc: interrupted")
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     except BrokenPipeError:
-        _drop_answer()
+        _discard_unwritten_output()
         return 1
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM has come. Like ^C it leaves no upload half open and no file half written."""
+    """SIGTERM was received. Like ^C, it leaves no open upload and no half-written file."""
 
 
-def _end_in_order() -> None:
-    """Let SIGTERM (``timeout``, systemd, a shutdown) end a command as ^C does, not where it stands:
-    the server would hold room for what was being stored for an hour more. Only where nobody else
-    has decided about it."""
-    of_main = threading.current_thread() is threading.main_thread()
-    if of_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+def _handle_sigterm() -> None:
+    """Make SIGTERM (``timeout``, systemd, a shutdown) end a command cleanly, as ^C does: otherwise
+    the server would reserve space for an unfinished upload for another hour. Does nothing if the
+    signal already has a handler."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
 
         def terminate(_signal: int, _frame: object) -> None:
             raise _Terminated
@@ -160,24 +162,24 @@ def _end_in_order() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Who starts us with a stream closed (``>&-``) wants nothing of it. Its number is taken, so
-    that no file or socket of ours gets that, and with it what others write there."""
+    """Open the null device for each standard stream that was closed (``>&-``). Otherwise a file or
+    socket of ours would get its descriptor, and the output that others write to it."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
-def _take_any_text() -> None:
-    """A name that the encoding of stdout has no letters for, as a pipe's on Windows, is shown with
-    escapes, and bytes on stdin that are no text are no answer: neither ends in a traceback."""
+def _tolerate_undecodable_text() -> None:
+    """Escape characters that the encoding of stdout lacks (a pipe on Windows), and accept any bytes
+    on stdin, so that neither ends in a traceback."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # a program that calls us may have put another
+        if isinstance(stream, io.TextIOWrapper):  # a calling program may have replaced it
             stream.reconfigure(errors=errors)
 
 
-def _drop_answer() -> None:
-    """Where nobody takes the rest of the answer, Python would complain once more when it flushes at
-    exit, with an exit code of its own."""
+def _discard_unwritten_output() -> None:
+    """Redirect stdout to the null device if it cannot be written. Otherwise Python would flush it
+    again at exit, report the same error, and end with another exit code."""
     try:
         sys.stdout.flush()
     except OSError:

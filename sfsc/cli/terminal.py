@@ -1,7 +1,7 @@
-"""What a person or a script sees: answers on stdout, everything else on stderr.
+"""Terminal input and output: results go to stdout, everything else to stderr.
 
 Text from elsewhere (names, what a server says) passes through `printable` on its way to a terminal,
-so that nobody else's bytes move a cursor, change a title or hide what was said.
+so that nobody else's bytes move the cursor, change the title or hide text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protocol.codec.terminal_text import human_time, printable
+from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.codec.values import Mutable, Value
 from sfsc.atomicfile import sync_to_disk
 from sfsc.closing import Closing
 from sfsc.errors import (
@@ -32,57 +33,63 @@ if TYPE_CHECKING:
     import rich.progress
 
 SHOWN_AFTER: Final = 1.0
-"""Seconds before a bar appears."""
+"""Seconds until the progress bar appears."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[None]:
-    """Around what writes to stdout: a fault of it is a `LocalError`, as with any other file. That
-    whoever read the answer has left (`BrokenPipeError`) is none: `sfsc ls | head`."""
+def stdout_errors() -> Iterator[None]:
+    """Translate errors of writing to stdout into `LocalError`, as for any other file. A reader that
+    has closed its end (`sfsc ls | head`) is no such error: `BrokenPipeError` passes."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as exc:
-        hint = "what was done is done; only its answer is not whole"
+        hint = "the command was carried out; only its output is incomplete"
         raise LocalError(f"cannot write to stdout: {exc.strerror}", hint) from exc
 
 
 def write(text: str) -> None:
-    """Text as it is, on stdout."""
-    with answering():
+    """Write `text` to stdout, without a newline."""
+    with stdout_errors():
         sys.stdout.write(text)
 
 
 def answer(text: str) -> None:
-    """One line of the answer, on stdout. The caller has made foreign text printable."""
+    """Write a line of the result to stdout. The caller has made foreign text printable."""
     write(text + "\n")
 
 
-def answer_json(value: Mapping[str, object]) -> None:
-    """One JSON object on one line of stdout; ASCII, so it is safe on any terminal."""
-    import json  # a millisecond, which no mistake and no --version is to pay
+def answer_json(value: Value | Mapping[str, object]) -> None:
+    """Write one JSON object as a line to stdout; in ASCII, which is safe on any terminal."""
+    import json  # takes a millisecond, and usage errors and --version do not need it
 
-    write(json.dumps(value, separators=(",", ":")) + "\n")
+    shown = value if isinstance(value, Mapping) else fields_of(value)
+    write(json.dumps(shown, separators=(",", ":")) + "\n")
+
+
+def fields_of(value: Value | Mutable) -> dict[str, object]:
+    """Return the fields of `value` by name, as --json shows them."""
+    return {name: getattr(value, name) for name in value.__specs__}
 
 
 def say(text: str) -> None:
-    """One line beside the answer, on stderr."""
+    """Write a line to stderr, beside the result."""
     sys.stderr.write(text + "\n")
 
 
 def report(error: SfscError) -> None:
-    """Cause, then hint, on stderr."""
+    """Write the cause and the hint to stderr."""
     say(f"sfsc: {printable(error.cause)}")
     if error.hint:
         say(f"hint: {printable(error.hint)}")
 
 
 class Failures:
-    """Of many files, those that could not be done: each is reported, and the exit code remembers.
+    """Collects the errors of a command on many files: reports each, and sets the exit code.
 
-    A `NotRegularFile` file is reported too, but is no failure.
+    A `NotRegularFile` is reported, but does not count as a failure.
     """
 
     def __init__(self) -> None:
@@ -94,55 +101,55 @@ class Failures:
         if isinstance(error, NotRegularFile):
             return
         self._count += 1
-        # Tampering outweighs all else, else the first counts.
+        # An integrity error decides the exit code, otherwise the first error.
         if self._worst is None or isinstance(error, IntegrityError):
             self._worst = error
 
     def check(self) -> None:
-        """Raise an error of the worst one's class, if there was any."""
+        """Raise an error of the class of the worst failure, if there was any."""
         if self._worst is not None:
-            cause = f"{self._count} could not be done, the others were"
+            cause = f"{counted(self._count, 'item')} failed, the others were done"
             raise type(self._worst)(cause, self._worst.hint)
 
 
-class Bar(Closing):
-    """A line on stderr that says how far a long step is: on a terminal, after its first second.
+class ProgressBar(Closing):
+    """Progress of a long step, shown on stderr if that is a terminal, after the first second.
 
-    A context; what `sfsc.connect` takes as `progress`.
+    A context manager; `sfsc.connect` takes it as `progress`.
     """
 
-    def __init__(self, *, shown: bool = True) -> None:
-        self._shown = shown and sys.stderr.isatty()
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._expected = 0
         self._done = 0
         self._bar: rich.progress.Progress | None = None
 
     def expect(self, size: int) -> None:
-        """`size` more bytes are to be moved."""
+        """Announce that `size` more bytes will be transferred."""
         self._expected += size
 
     def advance(self, size: int) -> None:
-        """`size` more bytes were moved."""
+        """Report that `size` more bytes were transferred."""
         self._done += size
         if self._bar is None and self._shown and time.monotonic() - self._begin > SHOWN_AFTER:
-            self._bar = _bar()
+            self._bar = _rich_progress()
             self._bar.start()
             self._bar.add_task("", total=None)
         if self._bar is not None:
-            # Ciphertext is a little longer than what it was made from.
+            # Ciphertext is slightly longer than the plaintext that was announced.
             self._bar.update(self._bar.task_ids[0], completed=self._done)
             if self._expected:
                 total = max(self._expected, self._done)
                 self._bar.update(self._bar.task_ids[0], total=total)
 
     def close(self) -> None:
-        """Leave the line to others. Twice does no harm."""
+        """Remove the bar. Idempotent."""
         if self._bar is not None:
             self._bar.stop()
 
 
-def _bar() -> rich.progress.Progress:
+def _rich_progress() -> rich.progress.Progress:
     from rich import progress
     from rich.console import Console
 
@@ -153,61 +160,83 @@ def _bar() -> rich.progress.Progress:
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # Answers on the same terminal go above the bar; in a pipe they stay what they are.
+        # On a terminal, results are written above the bar; in a pipe they are not changed.
         redirect_stdout=sys.stdout.isatty(),
     )
 
 
 def human_size(size: int) -> str:
-    """`size` bytes in the largest unit that leaves at least one: ``1.5 MiB``."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("the last unit takes any size")
+    """Format `size` bytes in the largest unit that leaves at least one: ``1.5 MiB``."""
+    power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size / 1024**power:.1f} {_UNITS[power]}" if power else f"{size} B"
 
 
 def until(expires: int) -> str:
-    """`` until 2027-01-31 23:59:59Z`` for a grant that ends, nothing for one that does not (0)."""
+    """Return `` until 2027-01-31 23:59:59Z`` for an access that ends, "" if it does not (0)."""
     return f" until {human_time(expires)}" if expires else ""
 
 
 def passphrase_source(prompt: str = "Passphrase: ") -> Callable[[], str] | None:
-    """Where a keyring's passphrase comes from: None where the environment names it (the library
-    reads that itself), else a prompt, which is shown only when a keyring needs it."""
-    if _is_named():
+    """Return a function that asks for a keyring's passphrase, to be called only if the keyring
+    needs one; None if the environment names the passphrase, which the library reads itself."""
+    return None if _is_in_environment() else lambda: _prompt(prompt)
+
+
+def new_passphrase(purpose: str = "") -> str | None:
+    """Ask twice for the passphrase of a new keyring, or of what `purpose` (`` for …``) says. Return
+    None if the environment names it. Raises `UsageError` if it is empty or the two differ."""
+    if _is_in_environment():
         return None
-    return lambda: _prompt(prompt)
+    first = _prompt(f"New passphrase{purpose}: ")
+    if not first:
+        raise UsageError("the passphrase is empty", "use --no-passphrase to have none")
+    if first != _prompt("Repeat the passphrase: "):
+        raise UsageError("the two passphrases differ", "nothing was written; run the command again")
+    return first
+
+
+def _is_in_environment() -> bool:
+    from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE  # loads the cryptography
+
+    return PASSPHRASE in os.environ or PASSPHRASE_FILE in os.environ
+
+
+def _prompt(text: str) -> str:
+    if not sys.stdin.isatty():
+        from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
+
+        hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
+        raise KeyringError("a passphrase is needed and there is no terminal", hint)
+    return getpass.getpass(text, stream=sys.stderr)
 
 
 def ask_secret(prompt: str) -> str:
-    """A secret that is typed, or one line of stdin where that is no terminal."""
+    """Read a line at the terminal without showing it; a line of stdin if that is no terminal."""
     if sys.stdin.isatty():
         return getpass.getpass(prompt, stream=sys.stderr)
     return sys.stdin.readline().rstrip("\r\n")
 
 
-def is_interactive() -> bool:
-    """Whether somebody can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
 def ask(prompt: str) -> str:
-    """A line that is typed, or one of stdin where that is no terminal."""
+    """Read a line at the terminal after `prompt`; a line of stdin if that is no terminal."""
     if sys.stdin.isatty():
         sys.stderr.write(prompt)
         sys.stderr.flush()
     return sys.stdin.readline().rstrip("\r\n")
 
 
+def is_interactive() -> bool:
+    """Return whether a user can be asked at a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def confirmed(question: str) -> bool:
-    """Whether a person at a terminal answers `yes`; where there is none, nobody does."""
+    """Return whether the user at the terminal types `yes`; False if stdin is no terminal."""
     return sys.stdin.isatty() and ask(f"{question} Type yes to do it: ") == "yes"
 
 
 def qr(text: str) -> str:
-    """`text` as a QR code of half blocks, dark on light."""
+    """Return `text` as a QR code of half blocks, dark on light."""
     import segno
 
     drawn = io.StringIO()
@@ -216,8 +245,8 @@ def qr(text: str) -> str:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """A new file (0600) with `data`, synced; `-` is stdout. Raises `LocalError`, also where there
-    is one already."""
+    """Write `data` to a new file (mode 0600) and sync it; `-` is stdout. Raises `LocalError`, also
+    if the file exists."""
     if str(path) == "-":
         write(data.decode())
         return
@@ -230,40 +259,7 @@ def write_private(path: Path, data: bytes) -> None:
                 file.flush()
                 sync_to_disk(file.fileno())
         except BaseException:
-            path.unlink()  # half of a key is none, and would stand in the way of the next try
+            path.unlink()  # half a key is useless, and would make the next attempt fail
             raise
     except OSError as exc:
-        raise LocalError(f"cannot write {path}: {exc.strerror}", "name another file") from exc
-
-
-def new_passphrase(of: str = "") -> str | None:
-    """A passphrase for a new keyring, or for what `of` says, typed twice; None where the
-    environment names it.
-
-    Raises `UsageError` when the two differ or nothing was typed.
-    """
-    if _is_named():
-        return None
-    first = _prompt(f"New passphrase{of}: ")
-    if not first:
-        raise UsageError("an empty passphrase", "say --no-passphrase if you want none")
-    if first != _prompt("Once more: "):
-        raise UsageError("the two passphrases differ", "nothing was written; start again")
-    return first
-
-
-def _is_named() -> bool:
-    """Whether the environment says what the passphrase is."""
-    # Here, not above: it loads the cryptography, which help and mistakes do without.
-    from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
-
-    return PASSPHRASE in os.environ or PASSPHRASE_FILE in os.environ
-
-
-def _prompt(text: str) -> str:
-    if not sys.stdin.isatty():
-        from sfsc.keys.home import PASSPHRASE, PASSPHRASE_FILE
-
-        hint = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
-        raise KeyringError("a passphrase is needed and there is no terminal", hint)
-    return getpass.getpass(text, stream=sys.stderr)
+        raise LocalError(f"cannot write {path}: {exc.strerror}", "use another file name") from exc

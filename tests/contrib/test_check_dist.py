@@ -32,7 +32,7 @@ def sdist(folder: Path, paths: Iterable[str]) -> Path:
 def test_modules_and_markers_of_all_packages_are_wanted() -> None:
     wanted = modules()
     assert {"protocol/py.typed", "sfsd/py.typed", "sfsc/py.typed"} <= wanted
-    assert {"protocol/codec/merkle.py", "sfsd/cli.py", "sfsc/cli/commands/put.py"} <= wanted
+    assert {"protocol/codec/merkle.py", "sfsd/cli.py", "sfsc/cli/commands/transfer.py"} <= wanted
     assert not [path for path in wanted if "__pycache__" in path]
 
 

@@ -280,7 +280,7 @@ def test_init_prompts_for_the_invitation(daemon: Daemon, fresh: Client) -> None:
         )
         keyboard.write(daemon.add_user("alice").encode() + b"\n")
         _out, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, b"The invitation: ")
+    assert (process.returncode, said) == (0, b"Invitation: ")
     (me,) = objects(fresh.run("whoami", "--json"))
     assert me["user"] == "alice"
     assert objects(fresh.run("device", "list", "--json")) == objects(

@@ -21,7 +21,7 @@ from protocol.wire.messages import Error, FileView, Reply
 from protocol.wire.messages.downloads import Opened
 from protocol.wire.messages.files import Stated
 from protocol.wire.messages.sharing import Identity, InboxPage, SharedFile
-from sfsc.cli.commands.share import parse_expiry
+from sfsc.cli.commands.sharing import parse_expiry
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.primitives import metadata_key, seal
 from sfsc.crypto.segments import HEADER_SIZE

@@ -1,31 +1,48 @@
-"""One file a command, loaded when it is called: start-up pays for nothing else."""
+"""The commands of `sfsc`: one module per subject, imported when one of its commands is called."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+import sfsc
 from protocol.codec.values import Value
+from sfsc.cli import terminal
 
 if TYPE_CHECKING:
+    from sfsc.session.session import Progress
     from sfsc.store import Store
-
-_OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
 
 
 class Context(Value):
-    """What every command is given: where the keys are, and whether to answer in JSON."""
+    """Options of every command: the folder of the keyring (None: the usual one), and whether to
+    answer in JSON."""
 
     home: Path | None
     json: bool
 
+    def connect(
+        self, progress: Progress | None = None, *, auto_rotate: bool | None = None
+    ) -> Store:
+        """Log in and return the open store. Asks for the passphrase if the keyring needs one."""
+        return sfsc.connect(
+            self.home,
+            passphrase=terminal.passphrase_source(),
+            progress=progress,
+            auto_rotate=auto_rotate,
+        )
 
-def split_owner(store: Store, text: str) -> tuple[str | None, str]:
-    """(owner, name) of what is called ``OWNER:NAME``; no owner for a file of one's own, which is
-    called so too where its name has a colon."""
-    matched = _OWNER.fullmatch(text)
-    if matched is None:
-        return None, text
-    owner, name = matched[1], matched[2]
-    return (None if owner == store.whoami().user else owner), name
+    def answer(self, value: Value | Mapping[str, object], *lines: str) -> None:
+        """Write the result to stdout: `value` with --json, else `lines`."""
+        if self.json:
+            terminal.answer_json(value)
+        else:
+            terminal.answer("\n".join(lines))
+
+    def confirm(self, value: Value | Mapping[str, object], line: str) -> None:
+        """Report a change: `value` to stdout with --json, else `line` to stderr."""
+        if self.json:
+            terminal.answer_json(value)
+        else:
+            terminal.say(line)

@@ -1,8 +1,7 @@
-"""`sfsc audit`: the log, for whom it concerns."""
+"""`sfsc audit`: read and verify what the server's log has of the account."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING, BinaryIO
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 import sfsc
-from protocol.codec.terminal_text import printable, printable_lines
+from protocol.codec.terminal_text import counted, printable, printable_lines
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.errors import UsageError
@@ -21,26 +20,28 @@ if TYPE_CHECKING:
 _MAX_FILE = 256 * 1024
 
 
-@click.group(short_help="Read and verify the server's log.")
-def command() -> None:
-    """Read what the server's log says of you, verify it, and compare it with others."""
+@click.group()
+def audit() -> None:
+    """Read what the server's log has of you, verify it, and compare it with others.
+
+    Example: sfsc audit verify
+    """
 
 
-@command.command()
+@audit.command("log")
 @click.argument("name", required=False)
 @click.pass_obj
-def log(context: Context, name: str | None) -> None:
-    """Show who did what, when: in your account, or with the file NAME.
+def audit_log(context: Context, name: str | None) -> None:
+    """Show who did what, and when. With NAME, only what concerns that file.
 
-    Every line was proven to stand in the log, none is left out. Changes are signed by who made
-    them; that somebody read a file is the server's word.
+    Every line is proven to be in the log, and none is missing. Changes are signed by the user who
+    made them. Only the server says that a user read a file, and when.
+
+    Example: sfsc audit log report.pdf
     """
-    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+    with context.connect() as store:
         for event in store.audit_log(name):
-            if context.json:
-                terminal.answer_json(dataclasses.asdict(event))
-            else:
-                terminal.answer(_line(event))
+            context.answer(event, _line(event))
 
 
 def _line(event: LogEvent) -> str:
@@ -51,84 +52,94 @@ def _line(event: LogEvent) -> str:
     return printable(text.rstrip())
 
 
-@command.command()
+@audit.command("verify")
 @click.pass_obj
-def verify(context: Context) -> None:
-    """Check your whole history: nothing left out, every change signed by you, log and store agree.
+def audit_verify(context: Context) -> None:
+    """Verify the whole history of your account.
 
-    Exit code 5 where something is not so.
+    Nothing is missing, you signed every change, log and store agree. The exit code is 5 if not.
+
+    Example: sfsc audit verify
     """
-    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+    with context.connect() as store:
         found = store.audit_verify()
-    if context.json:
-        terminal.answer_json(dataclasses.asdict(found))
-        return
-    terminal.answer(f"entries     {found.entries} of yours in a log of {found.log_size}, no gap")
-    terminal.answer(f"changes     {found.records}, each signed with a key of yours")
-    terminal.answer(f"statements  {found.statements}, all of them of your chain")
-    terminal.answer(f"files       {found.files}, the same in store and log")
-
-
-@command.command()
-@click.argument("file", type=click.File("rb"))
-@click.option("--vkey", help="The log's verification key, where this machine has no account there.")
-@click.pass_obj
-def check(context: Context, file: BinaryIO, vkey: str | None) -> None:
-    """Verify FILE, a `put --receipt`, without the server and without any key of the account."""
-    proven = sfsc.check_proof(file.read(_MAX_FILE), home=context.home, vkey=vkey)
-    if context.json:
-        terminal.answer_json(dataclasses.asdict(proven))
-        return
-    terminal.answer(
-        f"entry       {proven.seq} of a log that had {proven.log_size}, {proven.origin}"
+    context.answer(
+        found,
+        f"entries     {found.entries} of yours in a log of {found.log_size}, no gap",
+        f"changes     {found.records}, each signed with one of your keys",
+        f"statements  {found.statements}, all in your identity chain",
+        f"files       {found.files}, the same in store and log",
     )
-    terminal.answer(f"time        {printable(proven.time)}")
-    terminal.answer(f"what        {printable(f'{proven.op} by {proven.actor}')}")
+
+
+@audit.command("check")
+@click.argument("file", type=click.File("rb"))
+@click.option("--vkey", help="The log's verification key, if this machine has no account there.")
+@click.pass_obj
+def audit_check(context: Context, file: BinaryIO, vkey: str | None) -> None:
+    """Verify FILE, a `put --receipt`. This needs neither the server nor the account's keys.
+
+    Example: sfsc audit check report.receipt
+    """
+    proven = sfsc.check_proof(file.read(_MAX_FILE), home=context.home, vkey=vkey)
+    entries = counted(proven.log_size, "entry", "entries")
+    lines = [
+        f"entry       {proven.seq} of {proven.origin}, when that had {entries}",
+        f"time        {printable(proven.time)}",
+        f"what        {printable(f'{proven.op} by {proven.actor}')}",
+    ]
     if proven.file_id is not None:
         version = f" version {proven.version}" if proven.version else ""
-        terminal.answer(f"file        {printable(str(proven.owner))}:{proven.file_id}{version}")
+        lines.append(f"file        {printable(str(proven.owner))}:{proven.file_id}{version}")
+    context.answer(proven, *lines)
 
 
-@command.command("checkpoint")
+@audit.command("checkpoint")
 @click.pass_obj
-def checkpoint_(context: Context) -> None:
-    """Print the newest proven state of the log, signed by the server, for others to compare."""
-    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+def audit_checkpoint(context: Context) -> None:
+    """Print the newest proven checkpoint of the log. It is signed, for others to compare.
+
+    Example: sfsc audit checkpoint > alice.checkpoint
+    """
+    with context.connect() as store:
         note = store.checkpoint().decode()
-    # A server may sign lines beside those that we know: to a terminal they go as all foreign text.
+    # A server may add lines of any text with its signature: escape them on a terminal.
     terminal.write(printable_lines(note) if sys.stdout.isatty() else note)
 
 
-@command.command()
+@audit.command("compare")
 @click.argument("file", type=click.File("rb"))
 @click.pass_obj
-def compare(context: Context, file: BinaryIO) -> None:
-    """Check that FILE, somebody else's `audit checkpoint`, is of the log that you see.
+def audit_compare(context: Context, file: BinaryIO) -> None:
+    """Check that FILE, a checkpoint, is of your log. Another user got it by `audit checkpoint`.
 
-    Where it is not, the server has told two stories: exit code 5, and both are kept as evidence.
+    If it is not, the server has shown two histories: the exit code is 5, and both checkpoints are kept as
+    evidence.
+
+    Example: sfsc audit compare alice.checkpoint
     """
     note = file.read(_MAX_FILE)
-    with sfsc.connect(context.home, passphrase=terminal.passphrase_source()) as store:
+    with context.connect() as store:
         theirs, ours = store.audit_compare(note)
-    if context.json:
-        terminal.answer_json({"theirs": theirs, "ours": ours, "one_log": True})
-    else:
-        terminal.answer(f"one log: {theirs} entries there, {ours} here")
+    shown = {"theirs": theirs, "ours": ours, "one_log": True}
+    context.answer(shown, f"same log: {counted(theirs, 'entry', 'entries')} there, {ours} here")
 
 
-@command.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@audit.command("accept")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
-def accept(context: Context, *, yes: bool) -> None:
-    """Take the server's log as it is now for the truth, after it has told two stories.
+def audit_accept(context: Context, *, yes: bool) -> None:
+    """Trust the server's log as it is now. Use it after the server has shown two histories.
 
-    What was known of it, and of your files, is forgotten; the evidence stays where it is. Right
-    where the operator has put back a backup and says so; else ask others first.
+    This client forgets what it knew of the log and of your files; the evidence stays where it is.
+    Do this if the operator says that a backup was put back. Otherwise ask other users first.
+
+    Example: sfsc audit accept
     """
-    if not yes and terminal.ask("Forget what this server said before? [yes/no] ") != "yes":
-        raise UsageError("nothing was accepted", "answer yes, or say --yes")
+    if not yes and terminal.ask("Forget what this server showed before? [yes/no] ") != "yes":
+        raise UsageError("nothing was accepted", "answer yes, or use --yes")
     size, kept = sfsc.accept(context.home, passphrase=terminal.passphrase_source())
-    if context.json:
-        terminal.answer_json({"log_size": size, "evidence": kept})
-    else:
-        terminal.say(f"the server's log of {size} entries counts from now on")
+    entries = counted(size, "entry", "entries")
+    context.confirm(
+        {"log_size": size, "evidence": kept}, f"this client now trusts the log of {entries}"
+    )

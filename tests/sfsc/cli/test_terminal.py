@@ -1,4 +1,4 @@
-"""What reaches a terminal, and where a passphrase comes from."""
+"""Output to a terminal, and the sources of a passphrase."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_json_is_one_ascii_line(value: dict[str, str]) -> None:
         (1 << 60, "1024.0 PiB"),
     ],
 )
-def test_sizes(size: int, shown: str) -> None:
+def test_human_size(size: int, shown: str) -> None:
     assert terminal.human_size(size) == shown
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
-def test_half_of_a_private_file_does_not_stay(tmp_path: Path) -> None:
+def test_a_partly_written_private_file_is_removed(tmp_path: Path) -> None:
     import resource
 
     path = tmp_path / "key"
@@ -66,7 +66,7 @@ def test_half_of_a_private_file_does_not_stay(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(200)
 
 
-def test_an_error_says_cause_then_hint(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_reported_as_cause_then_hint(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.report(NotFound("there is no file \x1b[2J", "look \r again"))
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -74,13 +74,15 @@ def test_an_error_says_cause_then_hint(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("name", ["SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"])
-def test_the_environment_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_no_prompt_if_the_environment_names_the_passphrase(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, "x")
     assert terminal.passphrase_source() is None
     assert terminal.new_passphrase() is None
 
 
-def test_no_terminal_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_prompt_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "stdin", io.StringIO("typed\n"))
@@ -92,7 +94,7 @@ def test_no_terminal_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
         terminal.new_passphrase()
 
 
-def test_a_prompt_says_what_the_new_passphrase_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_names_the_purpose_of_a_new_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SFSC_PASSPHRASE", "SFSC_PASSPHRASE_FILE"):
         monkeypatch.delenv(name, raising=False)
     asked: list[str] = []
@@ -102,5 +104,5 @@ def test_a_prompt_says_what_the_new_passphrase_is_for(monkeypatch: pytest.Monkey
         return "secret"
 
     monkeypatch.setattr(terminal, "_prompt", prompt)
-    assert terminal.new_passphrase(" of the backup") == "secret"
-    assert asked == ["New passphrase of the backup: ", "Once more: "]
+    assert terminal.new_passphrase(" for the backup") == "secret"
+    assert asked == ["New passphrase for the backup: ", "Repeat the passphrase: "]

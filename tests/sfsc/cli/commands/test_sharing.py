@@ -1,11 +1,11 @@
-"""What `sfsc share` asks before it trusts a key that nobody has compared yet."""
+"""Confirmation of a key that nobody has compared yet."""
 
 from __future__ import annotations
 
 import pytest
 
 from sfsc.cli import terminal
-from sfsc.cli.commands.share import trusting
+from sfsc.cli.commands.sharing import confirm_trust
 from sfsc.errors import Untrusted
 
 
@@ -19,20 +19,20 @@ def need_trust(first_use: bool) -> str:
     ("said", "trusted"),
     [("y", True), ("yes", True), (" YES ", True), ("", False), ("no", False), ("yesterday", False)],
 )
-def test_who_has_compared_says_yes(
+def test_the_user_confirms_with_yes(
     monkeypatch: pytest.MonkeyPatch, said: str, *, trusted: bool
 ) -> None:
     monkeypatch.setattr(terminal, "is_interactive", lambda: True)
     monkeypatch.setattr(terminal, "ask", lambda _prompt: said)
     if trusted:
-        assert trusting(need_trust, first_use=False) == "shared"
+        assert confirm_trust(need_trust, first_use=False) == "shared"
     else:
         with pytest.raises(Untrusted):
-            trusting(need_trust, first_use=False)
+            confirm_trust(need_trust, first_use=False)
 
 
-def test_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "is_interactive", lambda: False)
     with pytest.raises(Untrusted):
-        trusting(need_trust, first_use=False)
-    assert trusting(need_trust, first_use=True) == "shared"
+        confirm_trust(need_trust, first_use=False)
+    assert confirm_trust(need_trust, first_use=True) == "shared"

@@ -1,0 +1,194 @@
+"""`sfsc init`, `whoami` and `status`: enrol on a server, and show the account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+import sfsc
+from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.records.records import WRAP_ALGORITHMS
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.errors import TakenOver, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.keys.account_info import Whoami
+
+_MAX_KEY_FILE = 64 * 1024
+no_passphrase_option = click.option(
+    "--no-passphrase", is_flag=True, help="Protect the keyring by its file mode only."
+)
+
+
+@click.command()
+@click.argument("invitation", required=False)
+@click.option("--recovery", is_flag=True, help="Open an account with its recovery code instead.")
+@click.option(
+    "--take-back",
+    is_flag=True,
+    help="With --recovery: undo what an attacker has signed with stolen keys.",
+)
+@click.option(
+    "--undo-from",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="With --take-back: undo statement N and all later ones.",
+)
+@click.option(
+    "--import-key",
+    "pem",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="PEM keys: of an account (`sfsc key export`), or with INVITATION your own to enrol with.",
+)
+@click.option(
+    "--key-type",
+    type=click.Choice(list(reversed(WRAP_ALGORITHMS))),
+    default="xwing",
+    show_default=True,
+    help="Type of the key that file keys are wrapped for.",
+)
+@no_passphrase_option
+@click.pass_obj
+def init(
+    context: Context,
+    *,
+    invitation: str | None,
+    recovery: bool,
+    take_back: bool,
+    undo_from: int | None,
+    pem: BinaryIO | None,
+    key_type: str,
+    no_passphrase: bool,
+) -> None:
+    """Make keys and enrol with INVITATION, an sfs:// line from the operator.
+
+    `-` reads INVITATION from stdin. It holds a secret, and other users of the machine can see the
+    arguments of a command.
+
+    With --recovery, or with --import-key FILE and no INVITATION, open an existing account on this
+    machine. --recovery asks for the account line (sfs://…&first=…) and the recovery code, or reads
+    them from stdin, one line each. If an attacker has signed new keys for the account that exclude
+    the code, --take-back undoes the attacker's statements and changes to files. All other machines
+    then lose access to the account.
+
+    Example: sfsc init -
+    """
+    if (take_back or undo_from is not None) and not recovery:
+        raise UsageError("--take-back and --undo-from need --recovery")
+    if recovery and (invitation or pem):
+        raise UsageError("--recovery excludes INVITATION and --import-key", "leave one out")
+    if recovery:
+        _recover(context, undo_from, take_back=take_back, no_passphrase=no_passphrase)
+        return
+    if invitation == "-":
+        invitation = terminal.ask("Invitation: ")
+    keys = None if pem is None else pem.read(_MAX_KEY_FILE + 1)
+    passphrase = None if no_passphrase else terminal.new_passphrase()
+    pem_passphrase = terminal.passphrase_source("Passphrase of the key file: ")
+    if invitation is not None:
+        me = sfsc.enrol(
+            invitation,
+            home=context.home,
+            key_type=key_type,
+            pem=keys,
+            pem_passphrase=pem_passphrase,
+            passphrase=passphrase,
+            no_passphrase=no_passphrase,
+        )
+    elif keys is not None:
+        me = sfsc.import_pem(
+            keys,
+            home=context.home,
+            pem_passphrase=pem_passphrase,
+            passphrase=passphrase,
+            no_passphrase=no_passphrase,
+        )
+    else:
+        hint = "run `sfsc init -` and paste it, or use --recovery or --import-key FILE"
+        raise UsageError("INVITATION is missing", hint)
+    show_identity(me, context)
+
+
+def _recover(
+    context: Context, undo_from: int | None, *, take_back: bool, no_passphrase: bool
+) -> None:
+    account = terminal.ask("Account line (sfs://…): ")
+    code = terminal.ask_secret("Recovery code: ")
+    passphrase = None if no_passphrase else terminal.new_passphrase()
+    failures = terminal.Failures()
+
+    def recover(first: int | None, *, take_back: bool) -> Whoami:
+        return sfsc.recover(
+            account,
+            code,
+            home=context.home,
+            passphrase=passphrase,
+            no_passphrase=no_passphrase,
+            take_back=take_back,
+            undo_from=first,
+            on_destroyed=failures,
+        )
+
+    try:
+        me = recover(undo_from, take_back=take_back or undo_from is not None)
+    except TakenOver as exc:
+        terminal.say(f"sfsc: {printable(exc.cause)}")
+        if not terminal.confirmed(f"Undo statement {exc.first} and all later ones?"):
+            raise
+        me = recover(exc.first, take_back=True)
+    show_identity(me, context)
+    failures.check()
+
+
+@click.command()
+@click.pass_obj
+def whoami(context: Context) -> None:
+    """Show your user name, your server, and the fingerprint that others can compare. The server
+    is not asked.
+
+    Example: sfsc whoami
+    """
+    show_identity(sfsc.whoami(context.home, passphrase=terminal.passphrase_source()), context)
+
+
+def show_identity(me: Whoami, context: Context, *lines: str) -> None:
+    """Write the account of a keyring to stdout, and `lines` after it unless in JSON."""
+    server, fingerprint = me.server_id.hex(), me.fingerprint.hex()
+    shown = {"user": me.user, "address": me.address, "server": server, "fingerprint": fingerprint}
+    context.answer(
+        {**shown, "generation": me.generation, "key_type": me.key_type},
+        f"user         {me.user}",
+        f"address      {me.address}",
+        f"server       {server}",
+        f"fingerprint  {fingerprint}",
+        f"keys         generation {me.generation}, {me.key_type}",
+        *lines,
+    )
+
+
+@click.command()
+@click.pass_obj
+def status(context: Context) -> None:
+    """Log in, check that the log is consistent, and show your usage, quota and keys.
+
+    Example: sfsc status
+    """
+    with context.connect() as store:
+        now = store.status()
+    server, used = now.server_id.hex(), terminal.human_size(now.used)
+    shown = {"user": now.user, "address": now.address, "server": server}
+    quota = f"of {terminal.human_size(now.quota)}" if now.quota else "no quota"
+    entries, due = counted(now.log_size, "entry", "entries"), human_time(now.due)
+    others = {key: value for key, value in terminal.fields_of(now).items() if key != "server_id"}
+    context.answer(
+        shown | others,
+        f"user      {now.user} at {now.address}",
+        f"server    {server}",
+        f"stored    {counted(now.files, 'file')}, {used}, {quota}",
+        f"log       {entries}, consistent with the log seen before",
+        f"log key   {printable(now.log_vkey)}",
+        f"keys      generation {now.generation}, to be rotated by {due}",
+    )

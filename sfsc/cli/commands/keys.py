@@ -1,0 +1,397 @@
+"""`sfsc key`, `device`, `rotate` and `verify-rotation`: the account's keys and who has them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+import sfsc
+from protocol.codec.terminal_text import counted, human_time, printable
+from protocol.records.records import WRAP_ALGORITHMS
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.account import no_passphrase_option, show_identity
+from sfsc.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.account.recover import StatementSummary
+    from sfsc.account.rotate import RotationPlan, RotationResult
+    from sfsc.store import Store
+
+_WORDS_PER_LINE: Final = 8
+_VERSIONS_PER_SECOND: Final = 2000
+"""Approximate speed of wrapping; `make bench` measures it."""
+
+
+@click.group()
+def key() -> None:
+    """Compare your keys with others, back them up, and use them on another machine.
+
+    Example: sfsc key show
+    """
+
+
+@key.command("show")
+@click.pass_obj
+def key_show(context: Context) -> None:
+    """Show your fingerprint in hex and in words. Others compare it.
+
+    Example: sfsc key show
+    """
+    me = sfsc.whoami(context.home, passphrase=terminal.passphrase_source())
+    if context.json:
+        words = " ".join(me.words)
+        shown = {"user": me.user, "fingerprint": me.fingerprint.hex(), "words": words}
+        terminal.answer_json(shown)
+    else:
+        show_identity(me, context, *_word_lines(me.words))
+
+
+def _word_lines(words: Sequence[str]) -> Iterator[str]:
+    for start in range(0, len(words), _WORDS_PER_LINE):
+        label = "in words" if start == 0 else ""
+        yield f"{label:<12} {' '.join(words[start : start + _WORDS_PER_LINE])}"
+
+
+@key.command("verify")
+@click.argument("user")
+@click.argument("fingerprint", required=False)
+@click.pass_obj
+def key_verify(context: Context, user: str, fingerprint: str | None) -> None:
+    """Remember USER by a compared FINGERPRINT. USER shows it with `sfsc key show`.
+
+    Compare it with USER by telephone or on paper, not through this server. Without FINGERPRINT,
+    show the one that the server gives, to compare.
+
+    Example: sfsc key verify bob
+    """
+    with context.connect() as store:
+        from sfsc.files.contacts import parse_fingerprint
+        from sfsc.keys.pgp_words import pgp_words
+
+        if fingerprint is None:
+            person = store.person(user)
+        else:
+            person = store.verify_person(user, parse_fingerprint(fingerprint))
+    shown, words = person.fingerprint.hex(), pgp_words(person.fingerprint)
+    about = {"user": user, "fingerprint": shown, "words": " ".join(words)}
+    context.answer(
+        {**about, "verified": person.pinned},
+        f"user         {user}, {'verified' if person.pinned else 'unverified'}",
+        f"fingerprint  {shown}",
+        *_word_lines(words),
+    )
+
+
+@key.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--no-passphrase",
+    is_flag=True,
+    help="Do not lock FILE: anyone who can read it has your account.",
+)
+@click.pass_obj
+def key_backup(context: Context, file: Path, *, no_passphrase: bool) -> None:
+    """Write a copy of your keys to FILE. It is locked with a passphrase of its own.
+
+    It stays valid when your keys are rotated. `sfsc key restore FILE` opens the account with it on
+    another machine, any number of times. It counts as one of your devices.
+
+    Example: sfsc key backup sfs-keys
+    """
+    passphrase = None if no_passphrase else terminal.new_passphrase(" for the backup")
+    with context.connect() as store:
+        store.backup(file, passphrase=passphrase, no_passphrase=no_passphrase)
+    terminal.say(f"your keys are in {printable(str(file))}; keep it away from this machine")
+
+
+@key.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@no_passphrase_option
+@click.pass_obj
+def key_restore(context: Context, file: Path, *, no_passphrase: bool) -> None:
+    """Open your account with FILE, a `key backup`. This machine becomes one of its devices.
+
+    Example: sfsc key restore sfs-keys
+    """
+    me = sfsc.restore(
+        file,
+        home=context.home,
+        file_passphrase=terminal.passphrase_source("Passphrase of the backup: "),
+        passphrase=None if no_passphrase else terminal.new_passphrase(),
+        no_passphrase=no_passphrase,
+    )
+    show_identity(me, context)
+
+
+@key.command("recovery")
+@click.pass_obj
+def key_recovery(context: Context) -> None:
+    """Make a recovery code to print. It opens your account if every machine is lost.
+
+    If the account has a code, the command asks for it, and the new code replaces it.
+
+    Example: sfsc key recovery
+    """
+    with context.connect() as store:
+        old = None
+        if store.has_recovery():
+            old = terminal.ask_secret("Current recovery code: ")
+            store.check_recovery(old)  # before a new code is shown that would not be accepted
+        # Shown before it is valid: the account must never have a code that nobody has seen.
+        code, link = sfsc.new_recovery_code(), store.link
+        if context.json:
+            terminal.answer_json({"account": link, "code": code})
+        else:
+            for line in ("", "account", f"  {link}", "recovery code", f"  {code}", ""):
+                terminal.answer(line)
+            terminal.answer(terminal.qr(f"{link}\n{code}"))
+        with terminal.stdout_errors():
+            sys.stdout.flush()
+        store.set_recovery(code, old)
+    terminal.say("print it, and keep it where nobody else looks; `sfsc init --recovery` uses it")
+
+
+@key.command("export")
+@click.option(
+    "--pem",
+    "file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="File to create; `-`: stdout.",
+)
+@click.option("--no-passphrase", is_flag=True, help="Do not encrypt the keys in FILE.")
+@click.pass_obj
+def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
+    """Write your private keys to FILE as PEM.
+
+    PKCS#8: Ed25519, and RSA or X25519. The file has the current keys: export them again after a rotation.
+
+    Example: sfsc key export --pem keys.pem
+    """
+    pem = sfsc.export_pem(
+        context.home,
+        passphrase=terminal.passphrase_source(),
+        pem_passphrase=None if no_passphrase else terminal.new_passphrase(" for the key file"),
+        no_passphrase=no_passphrase,
+    )
+    terminal.write_private(file, pem)
+    terminal.say(f"your private keys are in {printable(str(file))}")
+
+
+@key.command("export-dek")
+@click.argument("name")
+@click.option("--version", type=click.IntRange(min=1), help="Show the key of an older version.")
+@click.pass_obj
+def key_export_dek(context: Context, name: str, version: int | None) -> None:
+    """Show the key of one file's content.
+
+    With it, any implementation of Tink's AES256_GCM_HKDF_1MB can decrypt the ciphertext of this
+    version and no other.
+
+    Example: sfsc key export-dek report.pdf
+    """
+    with context.connect() as store:
+        found = store.export_dek(name, version=version)
+    data = found.associated_data.hex()
+    shown = {"dek": found.dek.hex(), "associated_data": data, "ciphertext": found.ciphertext}
+    context.answer(shown, *(f"{label:<16} {value}" for label, value in shown.items()))
+
+
+@click.group()
+def device() -> None:
+    """List the machines and backups that have your account's keys, and remove them.
+
+    Example: sfsc device list
+    """
+
+
+@device.command("drop")
+@click.argument("device_id", metavar="DEVICE")
+@click.pass_obj
+def device_drop(context: Context, device_id: str) -> None:
+    """Replace your keys without DEVICE, which is an id or the start of one.
+
+    DEVICE may have kept what it could read until now, and its copy of the old keys opens old wraps
+    that were taken from the server. This does not revoke a recovery code or a backup that the same
+    person may have: drop the backup too, and replace the code.
+
+    Example: sfsc device drop 3fa9
+    """
+    with context.connect(auto_rotate=False) as store:
+        done = store.rotate(drop_device=_find_device(store, device_id))
+    _show_rotation(done, context)
+
+
+@device.command("list")
+@click.pass_obj
+def device_list(context: Context) -> None:
+    """List your devices, and when each got your keys. A `key backup` is a device too.
+
+    Example: sfsc device list
+    """
+    with context.connect() as store:
+        devices = store.devices()
+    for one in devices:
+        device_id, here = one.device_id.hex(), "  this machine" if one.here else ""
+        shown = {"device": device_id, "here": one.here, "since": one.since}
+        context.answer(shown, f"{device_id}  since {human_time(one.since)}{here}")
+
+
+@click.command()
+@click.option("--plan", is_flag=True, help="Only show what would be done.")
+@click.option("--if-due", is_flag=True, help="Rotate only keys that are due, or finish a rotation.")
+@click.option(
+    "--key-type",
+    type=click.Choice(list(reversed(WRAP_ALGORITHMS))),
+    help="Type of the new key that file keys are wrapped for.",
+)
+@click.option(
+    "--compromised", is_flag=True, help="A key was stolen: encrypt every content again too."
+)
+@click.option("--drop-device", metavar="ID", help="With --compromised: remove this device.")
+@click.option(
+    "--recovery", is_flag=True, help="Stolen keys were used: undo that with the recovery code."
+)
+@click.option(
+    "--undo-from",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="With --recovery: undo statement N and all later ones.",
+)
+@click.option("--yes", is_flag=True, help="With --recovery: do not ask for confirmation.")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.pass_obj
+def rotate(
+    context: Context,
+    *,
+    plan: bool,
+    if_due: bool,
+    key_type: str | None,
+    compromised: bool,
+    drop_device: str | None,
+    recovery: bool,
+    undo_from: int | None,
+    yes: bool,
+    names: tuple[str, ...],
+) -> None:
+    """Make new keys, wrap the key of every file for them, and destroy the old ones.
+
+    No content is sent or encrypted again. This limits what a key stolen tomorrow opens; it does not
+    help against an attacker who has the old key and the data that the server had until now. An
+    interrupted rotation continues when the command is run again, on this or another machine of
+    yours.
+
+    With --compromised, every content is fetched and stored again under a new key, including old
+    versions and trash. Then neither an old private key nor an old file key opens what is on the
+    server. What was taken before stays taken. With NAMEs, only these files get new contents, in all
+    their versions; the keys of all others are wrapped again. This machine gets a new key of its
+    own. Name another machine whose keyring may have been copied with --drop-device; it can join
+    again with the recovery code.
+
+    With --recovery, the recovery code (asked for, or a line of stdin) undoes the statements that an
+    attacker signed with stolen keys, and the attacker's changes to files. All other machines then
+    lose access to the account. --plan shows what would be undone.
+
+    Example: sfsc rotate --plan
+    """
+    if (undo_from is not None or yes) and not recovery:
+        raise UsageError("--undo-from and --yes need --recovery")
+    if recovery:
+        if if_due or compromised or key_type is not None or names:
+            raise UsageError("--recovery allows only --plan, --undo-from and --yes")
+        _take_back(context, undo_from, plan=plan, yes=yes)
+        return
+    if names and not compromised:
+        raise UsageError("NAMEs need --compromised")
+    if drop_device is not None and not compromised:
+        raise UsageError("--drop-device needs --compromised", "or use `sfsc device drop`")
+    # No automatic rotation at login: the rotation is done here, and its result is shown.
+    with context.connect(auto_rotate=False) as store:
+        if plan:
+            _show_plan(store.rotation_plan(), context)
+        elif if_due and not store.rotation_is_due():
+            if context.json:
+                terminal.answer_json({"due": False})
+        else:
+            dropped = None if drop_device is None else _find_device(store, drop_device)
+            done = store.rotate(
+                key_type=key_type, compromised=compromised, names=names, drop_device=dropped
+            )
+            _show_rotation(done, context)
+
+
+def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool) -> None:
+    code = terminal.ask_secret("Recovery code: ")
+    source = terminal.passphrase_source()
+    passphrase = None if source is None else functools.cache(source)
+    links = sfsc.take_back_plan(code, home=context.home, passphrase=passphrase, undo_from=undo_from)
+    for one in links:
+        if plan:
+            context.answer(one, _link_line(one))
+        elif not context.json:
+            terminal.say(_link_line(one))
+    if plan:
+        return
+    if not yes and not terminal.confirmed("Take the account back now?"):
+        raise UsageError("nothing was done", "use --yes to confirm in advance")
+    failures = terminal.Failures()
+    done = sfsc.take_back(
+        code, home=context.home, passphrase=passphrase, undo_from=undo_from, on_destroyed=failures
+    )
+    _show_rotation(done, context)
+    failures.check()
+
+
+def _link_line(one: StatementSummary) -> str:
+    undone = "  undone" if one.undone else ""
+    about = f"generation {one.generation}, {counted(one.devices, 'device')}"
+    return f"{one.n:>4}  {human_time(one.created)}  {one.reason:<12} {about}{undone}"
+
+
+def _find_device(store: Store, start: str) -> bytes:
+    """Return the id of the device whose id in hex starts with `start`. Raises `NotFound` unless
+    there is exactly one."""
+    found = [one for one in store.devices() if one.device_id.hex().startswith(start.lower())]
+    if len(found) != 1:
+        cause = f"the ids of {counted(len(found), 'device')} start with {start}"
+        raise NotFound(cause, "run `sfsc device list` to see them")
+    return found[0].device_id
+
+
+def _show_rotation(done: RotationResult, context: Context) -> None:
+    context.answer(
+        done,
+        f"generation  {done.generation}, {done.key_type}",
+        f"wrapped     {counted(done.wrapped, 'version')} here; all {done.files} use these keys",
+        f"rotate by   {human_time(done.due)}",
+    )
+
+
+def _show_plan(plan: RotationPlan, context: Context) -> None:
+    size, seconds = terminal.human_size(plan.size), plan.versions / _VERSIONS_PER_SECOND
+    context.answer(
+        plan,
+        f"to wrap     {counted(plan.versions, 'version')}; {size} of content stays unchanged",
+        f"generation  {plan.generation}{', begun and not finished' * plan.begun}",
+        f"due         {human_time(plan.due)}",
+        f"time        about {max(1, round(seconds))} s",
+    )
+
+
+@click.command()
+@click.pass_obj
+def verify_rotation(context: Context) -> None:
+    """Check that every version of every file is wrapped for the current key, and that its records
+    are signed or endorsed with it. The exit code is 5 if one is not.
+
+    Example: sfsc verify-rotation
+    """
+    with context.connect(auto_rotate=False) as store:
+        _show_rotation(store.verify_rotation(), context)

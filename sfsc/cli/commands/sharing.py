@@ -1,0 +1,202 @@
+"""`sfsc share`, `unshare` and `inbox`, and the trust in a key that nobody has compared yet."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from protocol.codec.terminal_text import human_time, printable
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.errors import Untrusted, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.files.inbox import Shared
+    from sfsc.files.sharing import Grant
+    from sfsc.store import Store
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+_Result = TypeVar("_Result")
+_OWNER: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):(.+)", re.DOTALL)
+_SECONDS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("user", required=False)
+@click.option("-r", "--recursive", is_flag=True, help="Share the folder NAME (`/`: everything).")
+@click.option(
+    "--expires", metavar="WHEN", help="End of the access: 12h, 30d, 4w, or a day: 2027-01-31."
+)
+@click.option("--history", is_flag=True, help="Share the older versions too.")
+@click.option(
+    "--trust-first-use", is_flag=True, help="Trust the key that the server shows for USER, once."
+)
+@click.option("--list", "listing", is_flag=True, help="List the shared folders.")
+@click.pass_obj
+def share(
+    context: Context,
+    name: str | None,
+    user: str | None,
+    *,
+    recursive: bool,
+    expires: str | None,
+    history: bool,
+    trust_first_use: bool,
+    listing: bool,
+) -> None:
+    """Let USER read the current version of NAME and every later one.
+
+    USER finds it with `sfsc inbox` and fetches it with `sfsc get YOU:NAME`. With -r, share every
+    file in the folder NAME, and every file that you put there later, from any of your machines.
+
+    The first time you share with USER, the command shows a fingerprint. Compare it with USER, by
+    telephone or in person but not through this server, and confirm it. `sfsc key verify USER
+    FINGERPRINT` does the same beforehand.
+
+    Example: sfsc share report.pdf bob --expires 30d
+    """
+    with context.connect() as store:
+        if listing:
+            for one in store.shared_folders():
+                folder, ending = printable(one.prefix), terminal.until(one.expires)
+                shown = {"folder": one.prefix, "user": one.user, "expires": one.expires}
+                context.answer(shown, f"{folder}/  {one.user}{ending}")
+            return
+        if name is None or user is None:
+            raise UsageError("NAME and USER are needed", "or use --list; see `sfsc share --help`")
+        until = 0 if expires is None else parse_expiry(expires, time.time())
+
+        def grant(first_use: bool) -> list[Grant]:
+            if recursive:
+                tree = store.share_tree(
+                    name, user, expires=until, history=history, trust_first_use=first_use
+                )
+                return list(tree)
+            one = store.share(name, user, expires=until, history=history, trust_first_use=first_use)
+            return [one]
+
+        _show_grants(confirm_trust(grant, first_use=trust_first_use), "shared", context)
+        if recursive and not context.json:
+            terminal.say(f"files that you add to {printable(name)} are shared with {user} too")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("user")
+@click.option("-r", "--recursive", is_flag=True, help="NAME is a folder that was shared with -r.")
+@click.option("--reencrypt", is_flag=True, help="Encrypt the current version again.")
+@click.pass_obj
+def unshare(context: Context, name: str, user: str, *, recursive: bool, reencrypt: bool) -> None:
+    """Stop sharing NAME with USER. The server refuses USER as soon as it has acknowledged this.
+
+    USER keeps what USER has fetched. With --reencrypt the current version is stored again under a
+    key that USER never had, so a key that USER kept opens nothing that is on the server.
+
+    Example: sfsc unshare report.pdf bob
+    """
+    with context.connect() as store:
+        if recursive:
+            _show_grants(store.unshare_tree(name, user, reencrypt=reencrypt), "unshared", context)
+        else:
+            _show_grants([store.unshare(name, user, reencrypt=reencrypt)], "unshared", context)
+
+
+def _show_grants(grants: Iterable[Grant], done: str, context: Context) -> None:
+    """Report files that were shared, or unshared; `done` says which."""
+    for one in grants:
+        shown = {"name": one.name, "user": one.user, "expires": one.expires, done: True}
+        until = terminal.until(one.expires)
+        context.confirm(shown, f"{done} {printable(one.name)} with {one.user}{until}")
+
+
+@click.command()
+@click.pass_obj
+def inbox(context: Context) -> None:
+    """List the files that others share with you, as OWNER:NAME. `sfsc get OWNER:NAME` fetches one.
+
+    `unverified` marks an owner whose fingerprint you have not compared: only the server says who
+    that is. Compare it, then run `sfsc key verify OWNER FINGERPRINT`.
+
+    Example: sfsc inbox
+    """
+    show_inbox(context, "", long=True)
+
+
+def show_inbox(context: Context, prefix: str, *, long: bool) -> None:
+    """List the shared files whose OWNER:NAME starts with `prefix`."""
+    failures = terminal.Failures()
+    with context.connect() as store:
+        for item in store.inbox(skip=failures):
+            if f"{item.owner}:{item.entry.name}".startswith(prefix):
+                _show_shared(item, context, long=long)
+    failures.check()
+
+
+def _show_shared(item: Shared, context: Context, *, long: bool) -> None:
+    entry, line = item.entry, f"{item.owner}:{printable(item.entry.name)}"
+    shown = {"owner": item.owner, "expires": item.expires, "verified": item.verified}
+    if long:
+        size, modified = terminal.human_size(entry.size), human_time(entry.mtime)
+        until = f" {terminal.until(item.expires)}" if item.expires else ""
+        unverified = "" if item.verified else "  unverified"
+        line = f"{entry.version:>4}  {size:>11}  {modified}  {line}{until}{unverified}"
+    context.answer({**shown, **terminal.fields_of(entry)}, line)
+
+
+def split_owner(store: Store, text: str) -> tuple[str | None, str]:
+    """Split ``OWNER:NAME`` into (owner, name); owner None for a file of our own. A file of our own
+    whose name contains a colon can be written with our own user name as OWNER."""
+    matched = _OWNER.fullmatch(text)
+    if matched is None:
+        return None, text
+    owner, name = matched[1], matched[2]
+    return (None if owner == store.whoami().user else owner), name
+
+
+def trust_options(command: _Command) -> _Command:
+    """Add the options of commands that fetch other users' files."""
+    which = click.option(
+        "--id", "file_id", metavar="ID", help="Choose among shared files of the same name."
+    )
+    trust = click.option(
+        "--trust-first-use",
+        is_flag=True,
+        help="Trust the key that the server shows for OWNER, once.",
+    )
+    return which(trust(command))
+
+
+def confirm_trust(action: Callable[[bool], _Result], *, first_use: bool) -> _Result:
+    """Run `action`. If it needs a key that nobody has compared yet, ask the user at the terminal,
+    and run it again with True. Raises `Untrusted` if the user does not confirm."""
+    try:
+        return action(first_use)
+    except Untrusted as exc:
+        if not terminal.is_interactive():
+            raise
+        terminal.say(f"sfsc: {printable(exc.cause)}")
+        said = terminal.ask("Have you compared this fingerprint with the user? [y/N] ")
+        if said.strip().lower() not in ("y", "yes"):
+            raise
+        return action(True)
+
+
+def parse_expiry(text: str, now: float) -> int:
+    """Return the Unix time of ``30d`` after `now`, or of the end of a day (UTC) such as
+    ``2027-01-31``. Raises `UsageError`."""
+    if matched := re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text):
+        return int(now) + int(matched[1]) * _SECONDS[matched[2]]
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError as exc:
+        raise UsageError(f"not a time: {text}", "use 12h, 30d, 4w or 2027-01-31") from exc
+    until = int(day.timestamp()) + 86_400
+    if until <= now:
+        raise UsageError(f"{text} is in the past", "use a later day")
+    return until

@@ -1,0 +1,251 @@
+"""`sfsc put`, `get` and `cat`: encrypt and store files, fetch and decrypt them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from protocol.codec.terminal_text import printable
+from sfsc.cli import terminal
+from sfsc.cli.commands import Context
+from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
+from sfsc.errors import LocalError, UsageError
+
+if TYPE_CHECKING:
+    from sfsc.store import Store
+    from sfsc.transfer.download import Got, Target
+    from sfsc.transfer.upload import Put
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-r", "--recursive", is_flag=True, help="Store folders too, with all their files.")
+@click.option("--name", help="Name in the store, for one FILE; required for `-` (stdin).")
+@click.option(
+    "--if-version",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Store one FILE only if its current version is N (0: no such file).",
+)
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write the proof that one FILE is in the log (C2SP tlog-proof) to PATH.",
+)
+@click.option("--no-overwrite", is_flag=True, help="Store only under names that do not exist.")
+@click.pass_obj
+def put(
+    context: Context,
+    files: tuple[str, ...],
+    *,
+    recursive: bool,
+    name: str | None,
+    if_version: int | None,
+    receipt: Path | None,
+    no_overwrite: bool,
+) -> None:
+    """Encrypt each FILE and store it under its own path, or one FILE under --name.
+
+    If the name exists, the file gets a new version. `-` reads stdin, of any length. A path that is
+    absolute or leaves the current folder is stored under its last part.
+
+    With -r, a FILE that is a folder is stored with everything in it, below its own path or --name.
+    Links, pipes, devices and empty folders in it are left out. A file that cannot be read is
+    reported, the others are stored, and the exit code is 1.
+
+    With --if-version or --no-overwrite, the command ends with exit code 6 at the first FILE whose
+    name has another version. That FILE is not stored; the ones before it are.
+
+    Example: sfsc put report.pdf
+    """
+    expected = _expected(files, if_version, no_overwrite=no_overwrite)
+    folders = [Path(file) for file in files if recursive and os.path.isdir(file)]
+    if folders and (expected is not None or (name is not None and len(files) > 1)):
+        cause = "a folder takes no --if-version or --no-overwrite, and --name is for one folder"
+        raise UsageError(cause, "store the folder by itself")
+    items = list(_items([file for file in files if Path(file) not in folders], name))
+    if receipt is not None and (len(items) != 1 or folders):
+        raise UsageError("--receipt is for one file", "store the files one by one")
+    if receipt is not None and os.path.exists(receipt):
+        # Checked first: an error after the upload would look as if the file was not stored.
+        raise LocalError(f"there is a file {receipt} already", "use another --receipt PATH")
+    failures = terminal.Failures()
+    with terminal.ProgressBar() as bar, context.connect(bar) as store:
+        for folder in folders:
+            for done in store.put_tree(folder, name=name, skip=failures):
+                _show_put(done, context)
+        if expected is None and receipt is None:
+            stored = store.put_many(items)
+        else:
+            # One by one: the server checks the expected version of each.
+            stored = (store.put(file, name=as_name, expected=expected) for file, as_name in items)
+        for done in stored:
+            if receipt is not None:
+                terminal.write_private(receipt, store.proof_of(done))
+            _show_put(done, context)
+    failures.check()
+
+
+def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
+    """Return the version that must be current for a file to be stored; None for any."""
+    if no_overwrite and if_version is not None:
+        raise UsageError("--no-overwrite and --if-version exclude each other", "use one of them")
+    if if_version is not None and len(files) > 1:
+        raise UsageError("--if-version is for one file", "store the files one by one")
+    return 0 if no_overwrite else if_version
+
+
+def _items(files: Sequence[str], name: str | None) -> Iterator[tuple[Path | BinaryIO, str | None]]:
+    """Yield each file, or stdin for `-`, with the name to store it under (None: its path)."""
+    if name is not None and len(files) > 1:
+        raise UsageError("--name is for one file", "leave it out, or store the files one by one")
+    for file in files:
+        if file == "-":
+            if name is None:
+                raise UsageError("stdin has no name", "use --name NAME")
+            yield sys.stdin.buffer, name
+        else:
+            path = Path(file)
+            # Checked before anything is sent: if the fifth file is missing, none is stored.
+            if not os.path.isfile(path):
+                raise _no_file(file)
+            yield path, name
+
+
+def _no_file(file: str) -> LocalError:
+    """Return the error for the path `file`, which is not a regular file."""
+    if os.path.isdir(file):
+        return LocalError(f"{file} is a folder", "use -r to store it with its files")
+    if os.path.exists(file):
+        hint = "pipe its content: `… | sfsc put - --name NAME`"
+        return LocalError(f"{file} is neither a file nor a folder", hint)
+    if os.path.islink(file):
+        return LocalError(f"{file} is a broken link")
+    return LocalError(f"no such file: {file}")
+
+
+def _show_put(done: Put, context: Context) -> None:
+    shown = {"name": done.name, "file_id": done.file_id, "version": done.version, "size": done.size}
+    size = terminal.human_size(done.size)
+    context.answer(shown, f"{printable(done.name)}  version {done.version}, {size}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("-o", "--output", metavar="PATH", help="File or folder to write to; `-`: stdout.")
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Fetch every file in the folder NAME (`/`: all)."
+)
+@click.option("--version", type=click.IntRange(min=1), help="Fetch an older version.")
+@trust_options
+@click.pass_obj
+def get(
+    context: Context,
+    name: str,
+    output: str | None,
+    *,
+    recursive: bool,
+    version: int | None,
+    file_id: str | None,
+    trust_first_use: bool,
+) -> None:
+    """Fetch NAME and write it to -o PATH, by default to its last part in the current folder.
+    OWNER:NAME is a file that OWNER shares with you.
+
+    The file appears whole and verified, or not at all. Stdout receives only verified bytes, but a
+    later part may still turn out to be damaged: check the exit code.
+
+    With -r the folder NAME is written below -o PATH, by default below the current folder. Existing
+    files are replaced; links are not followed.
+
+    Example: sfsc get report.pdf -o copy.pdf
+    """
+    with terminal.ProgressBar() as bar, context.connect(bar) as store:
+        owner, name = split_owner(store, name)
+        if recursive:
+            if version is not None or output == "-":
+                raise UsageError("-r excludes --version and `-o -`", "leave one of them out")
+            failures = terminal.Failures()
+            tree = confirm_trust(
+                lambda trust: store.get_tree(
+                    name, Path(output or "."), owner, skip=failures, trust_first_use=trust
+                ),
+                first_use=trust_first_use,
+            )
+            for got in tree:
+                _show_got(got, context)
+            failures.check()
+            return
+        target: BinaryIO | Path = sys.stdout.buffer
+        if output != "-":
+            last = PurePosixPath(name).name
+            path = Path(output) if output is not None else Path(last)
+            target = path / last if os.path.isdir(path) else path
+        got = _fetch(store, owner, name, target, version, file_id, first_use=trust_first_use)
+    if output != "-":
+        _show_got(got, context)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--version", type=click.IntRange(min=1), help="Fetch an older version of one NAME.")
+@trust_options
+@click.pass_obj
+def cat(
+    context: Context,
+    names: tuple[str, ...],
+    *,
+    version: int | None,
+    file_id: str | None,
+    trust_first_use: bool,
+) -> None:
+    """Fetch and decrypt each NAME and write it to stdout, one after the other. OWNER:NAME is a
+    file that OWNER shares with you.
+
+    Only verified bytes are written, but a later part may still turn out to be damaged: check the
+    exit code. The command ends at the first NAME that cannot be fetched.
+
+    Example: sfsc cat notes.txt
+    """
+    if version is not None and len(names) > 1:
+        raise click.UsageError("--version is for one NAME")
+    with context.connect() as store:
+        for each in names:
+            owner, name = split_owner(store, each)
+            target = sys.stdout.buffer
+            _fetch(store, owner, name, target, version, file_id, first_use=trust_first_use)
+
+
+def _fetch(
+    store: Store,
+    owner: str | None,
+    name: str,
+    target: Target,
+    version: int | None,
+    file_id: str | None,
+    *,
+    first_use: bool,
+) -> Got:
+    """Fetch our file `name`, or the one that `owner` shares, to `target`."""
+    with terminal.stdout_errors():
+        if owner is None:
+            return store.get(name, target, version=version)
+        return confirm_trust(
+            lambda trust: store.get_shared(
+                owner, name, target, version=version, file_id=file_id, trust_first_use=trust
+            ),
+            first_use=first_use,
+        )
+
+
+def _show_got(got: Got, context: Context) -> None:
+    path = str(got.path)
+    shown = {"name": got.name, "version": got.version, "size": got.size, "path": path}
+    size = terminal.human_size(got.size)
+    context.confirm(shown, f"{printable(path)}  version {got.version}, {size}")
