@@ -1,5 +1,5 @@
-"""Client of an end-to-end encrypted file store: files are encrypted here, and the server cannot
-read them.
+"""Client of an end-to-end encrypted file store. Files are encrypted on this machine, and the server
+cannot read them.
 
 ::
 
@@ -84,10 +84,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take this for a module that has every name
+if not TYPE_CHECKING:  # type checkers would assume that the module has every name
 
     def __getattr__(name: str) -> object:
-        """Import what needs cryptography at first use: --help and usage errors do without."""
+        """Import a public name at its first use: --help and usage errors need no cryptography."""
         if name not in __all__:
             raise AttributeError(f"module 'sfsc' has no attribute {name!r}")
         from sfsc.api import public

@@ -1,9 +1,8 @@
-"""How a store is opened, what needs no store, and where each public name of `sfsc` is defined.
+"""`connect`, the functions that need no store, and the table of the public names of `sfsc`.
 
-Argon2id takes one core for longer than Python takes to import the rest of this package, and leaves
-the interpreter to other threads. So a command that is given its passphrase imports its code while
-Argon2id runs, and one that asks for the passphrase imports it while the user types. This module
-imports only what unlocking a keyring needs.
+Argon2id takes one core for longer than Python takes to import the rest of this package, and
+releases the interpreter lock. So the rest is imported in a thread while Argon2id runs, or while the
+user types the passphrase. This module imports only what unlocking a keyring needs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ PUBLIC: Final = {
     "take_back_plan": "account.lifecycle",
     "whoami": "api",
 }
-"""Public name -> the module of `sfsc` that defines it, imported when the name is first used."""
+"""Public name -> its module in `sfsc`, which is imported when the name is first used."""
 
 _NEEDED: Final = ("sfsc.store", "sfsc.session.transport")
 
@@ -63,24 +62,26 @@ def connect(
     auto_rotate: bool | None = None,
     min_wrap_alg: str | None = None,
 ) -> Store:
-    """Unlock the keyring in `home`, log in, and return the open store. Close it, or use it as a
-    context manager.
+    """Unlock the keyring in `home`, log in, and return the open store. The caller closes it, or
+    uses it as a context manager.
 
-    `home` defaults to SFSC_HOME or the system's folder for user data, the passphrase to
-    SFSC_PASSPHRASE or the content of the file that SFSC_PASSPHRASE_FILE names. `progress` receives
-    the progress of long steps. Keys that are due are rotated first, unless `auto_rotate` is False
-    or SFSC_AUTO_ROTATE is 0. `min_wrap_alg`, by default SFSC_MIN_WRAP_ALG, is the weakest kind of
-    key that anything is encrypted for (rsa2048, rsa3072, rsa4096, x25519 or xwing).
-    Raises `SfscError`.
+    `home` defaults to SFSC_HOME, then to the system's folder for user data. `passphrase` is a text
+    or a function that asks for one; it defaults to SFSC_PASSPHRASE, then to the content of the file
+    that SFSC_PASSPHRASE_FILE names. `timeouts` are in seconds. `progress` receives the progress of
+    long steps. Keys that are due are rotated first, unless `auto_rotate` is False or, if it is
+    None, SFSC_AUTO_ROTATE is 0. `min_wrap_alg`, by default SFSC_MIN_WRAP_ALG, is the weakest type
+    of key that anything is encrypted for (rsa2048, rsa3072, rsa4096, x25519 or xwing).
+
+    Raises `KeyringError` if the keyring cannot be unlocked, `NetworkError`, and other `SfscError`s.
     """
     where = home_folder(home)
-    # The thread hands nothing over: the import below finds the modules, or raises the same error.
+    # The thread's errors are ignored: the import below raises them again.
     loading = threading.Thread(target=_import_needed)
     loading.start()
     try:
         file = unlock_home(where, passphrase)
     finally:
-        loading.join()  # also after an error: an interpreter that shuts down cannot import
+        loading.join()  # even after an error: an import must not run while Python shuts down
     from sfsc.store import Store
 
     return Store(
@@ -89,13 +90,16 @@ def connect(
 
 
 def whoami(home: Home = None, *, passphrase: Passphrase = None) -> Whoami:
-    """Return the account of the keyring in `home`, without the server. Raises `KeyringError`."""
+    """Return the account of the keyring in `home`, without asking the server. Arguments as in
+    `connect`. Raises `KeyringError`."""
     return describe_account(unlock_home(home_folder(home), passphrase).contents)
 
 
 def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> VerifiedProof:
-    """Verify a file that `Store.proof_of` made, without the server and without an account's keys:
-    against the log keys that `home` has seen, or against `vkey` (C2SP). Raises `BadReceipt`."""
+    """Verify `data`, made by `Store.proof_of`, without the server and without the account's keys.
+
+    The log's key is `vkey` (a C2SP verification key), by default those that `home` has seen. Raises
+    `BadReceipt`."""
     from sfsc.log import receipts
     from sfsc.trust.state import state_path
 
@@ -105,8 +109,10 @@ def check_proof(data: bytes, *, home: Home = None, vkey: str | None = None) -> V
 
 
 def accept(home: Home = None, *, passphrase: Passphrase = None) -> tuple[int, str | None]:
-    """Accept the server's log as it is now. Return its size, and the path of the evidence that was
-    kept against the server, if any."""
+    """Trust the server's log as it is now, after it has shown two histories, and forget its past.
+
+    Return its number of entries, and the path of the evidence kept against the server, None if
+    there is none. Arguments and errors as in `connect`."""
     from sfsc.session.session import Session
     from sfsc.trust.state import open_client_state
 

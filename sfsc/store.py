@@ -1,4 +1,4 @@
-"""A user's files and keys on a server: the methods delegate to the packages that do the work."""
+"""`Store`, the files and keys of one account. Its methods delegate to the other packages."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ if TYPE_CHECKING:  # imported at first use: few programs need them
 
 
 class Status(Value):
-    """How the account stands. Sizes in bytes (`quota` 0: none), times in unix seconds.
+    """State of the account. `used` and `quota` (0: unlimited) are in bytes, times in Unix seconds.
 
-    `log_size` is the length of the server's log at login, proven to continue the one seen before;
-    the keys are `due` to be rotated and not used by others past `expires`. `log_vkey` is the log's
-    verification key (C2SP).
+    `server_id` is 32 bytes. `log_size` is the number of entries of the server's log at login,
+    proven to continue the log seen before. The keys are to be rotated by `due`, and other users
+    stop using them after `expires`. `log_vkey` is the log's verification key (C2SP).
     """
 
     user: str
@@ -74,8 +74,22 @@ class Status(Value):
 
 @single_threaded
 class Store(Closing):
-    """One account on its server, for one thread at a time: another is refused (`UsageError`). Build
-    with `connect`."""
+    """One account on its server, made by `connect`; also a context manager.
+
+    Each method can raise every `SfscError`: `UsageError` if the store is closed or used by another
+    thread, `NotFound` for a missing file, `NetworkError`, and `IntegrityError` if the server shows
+    data that was not signed or that contradicts its log. Docstrings name only further errors.
+
+    `version` counts from 1; None means the current one. An iterator does its work while it is
+    read, and must be read to its end.
+
+    If `trust_first_use` is false, a user whose fingerprint was never compared (`verify_person`)
+    raises `Untrusted`. If it is true, the key that the server shows is trusted and remembered.
+
+    Methods on many files take `skip`, a function that is called with the path or name and the
+    error of each file that failed; the others are processed. Without it the error is raised, except
+    `NotRegularFile`: such a file is left out.
+    """
 
     def __init__(
         self,
@@ -87,7 +101,7 @@ class Store(Closing):
         auto_rotate: bool | None = None,
         min_wrap_alg: str | None = None,
     ) -> None:
-        weakest = resolve_min_wrap_alg(min_wrap_alg)
+        self._weakest = resolve_min_wrap_alg(min_wrap_alg)
         self._file = file
         self._state = open_client_state(home_folder(home), file.contents)
         try:
@@ -96,7 +110,6 @@ class Store(Closing):
             self._state.close()
             raise
         self.thread_guard = self._session.thread_guard
-        self._weakest = weakest
         self._key_status = KeyStatus(self._session, file)
         try:
             self._session.connect()
@@ -105,8 +118,8 @@ class Store(Closing):
             self._session.new_readers = self._readers_of_new_file
             if self._key_status.has_pending_work:
                 self._devices.finish_pending()
-            wanted = auto_rotate if auto_rotate is not None else auto_rotate_enabled()
-            if wanted and self._key_status.should_rotate():
+            rotates = auto_rotate_enabled() if auto_rotate is None else auto_rotate
+            if rotates and self._key_status.should_rotate():
                 self._rotation.rotate()
         except BaseException:
             self.close()
@@ -116,20 +129,27 @@ class Store(Closing):
         self._files = Files(self._session)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
-        """Store a path's or stream's content as the newest version of `name`; with `expected` only
-        onto that version (0: only where there is no such file), else `ConflictError`."""
+        """Store the content of `source`, a path or a binary stream, as the newest version of
+        `name`, by default the path.
+
+        With `expected`, raise `ConflictError` unless that is the current version (0: no such file).
+        """
         return self._uploads.put(source, name, expected=expected)
 
     def put_many(self, items: Iterable[tuple[Source, str | None]]) -> Iterator[Put]:
-        """Store (source, name) pairs, many small ones under way at once; answers in order."""
+        """Store (source, name) pairs with many requests in flight. Yield results in input order."""
         return self._uploads.put_many(items)
 
     def get(self, name: str, target: Target | None = None, *, version: int | None = None) -> Got:
-        """Fetch a version, the current one by default, into a file, folder or stream."""
+        """Fetch a file into `target`: a path, a folder or a binary stream, by default the last part
+        of `name` in the current folder.
+
+        A file appears when it is complete and verified. A stream receives verified bytes only, but
+        the last ones may be missing: they count only if this returns."""
         return self._downloads.get(name, target, version=version)
 
     def open(self, name: str, *, version: int | None = None) -> io.BufferedReader:
-        """A version as a seekable file; only what is read of it is fetched."""
+        """Open a file as a seekable stream that fetches only what is read."""
         check_name(name)
         return self._reader(RemoteVersion.open_own(self._session, name, requested_version(version)))
 
@@ -144,8 +164,8 @@ class Store(Closing):
     def put_tree(
         self, folder: Path, *, name: str | None = None, skip: Skip | None = None
     ) -> Iterator[Put]:
-        """Store every file below `folder`, under `name` or its own path. What cannot be stored is
-        told to `skip`; without one it is raised, and ends the work."""
+        """Store every file below `folder`, under the folder `name` ("": under their paths below
+        it; None: under its own path)."""
         return self._trees.put(folder, name, skip or _raise)
 
     def get_tree(
@@ -157,52 +177,54 @@ class Store(Closing):
         skip: Skip | None = None,
         trust_first_use: bool = False,
     ) -> Iterator[Got]:
-        """Fetch every file in the folder `name` ("": all) to its place below `target`; with an
-        `owner` those that he shares."""
+        """Fetch every file in the folder `name` ("": all) to its path below `target`: our own
+        files, or those that the user `owner` shares."""
         if owner is None:
             return self._trees.get(name, target, skip or _raise)
         found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
         return self._trees.get(name, target, skip or _raise, found)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
-        """Delete every file in the folder `name`."""
+        """Delete every file in the folder `name` ("": all). Yield the deleted versions."""
         return self._trees.rm(name)
 
     def mv(self, name: str, to: str) -> Entry:
-        """Give the file `name` another name; `ConflictError` where that is taken."""
+        """Rename the file `name` to `to`. Raises `ConflictError` if `to` exists."""
         return self._renames.mv(name, to)
 
     def ls(self, prefix: str = "") -> Iterator[Entry]:
-        """The current version of every file whose name begins with `prefix`, by name."""
+        """Yield the current version of every file whose name starts with `prefix`, by name."""
         return self._files.ls(prefix)
 
     def stat(self, name: str) -> Entry:
-        """The current version of `name`, without fetching it."""
+        """Return the current version of `name`, without its content."""
         return self._files.stat(name)
 
     def rm(self, name: str) -> Entry:
-        """Delete `name`; what it deleted. Its versions stay, as trash."""
+        """Delete `name` and return the version that was current. The versions stay as trash."""
         return self._files.rm(name)
 
     def history(self, name: str) -> list[Revision]:
-        """Every record of `name`, oldest first, verified from the first."""
+        """Return every record of `name`, deleted or not, oldest first, all verified."""
         return self._history.history(name)
 
     def restore(self, name: str, *, version: int | None = None) -> Entry:
-        """Make an old content the newest version; of a deleted file the last, where none is
-        named."""
+        """Make the content of `version` the newest version; for a deleted file, by default the last
+        content before the deletion."""
         return self._history.restore(name, version)
 
     def export_dek(self, name: str, *, version: int | None = None) -> ExportedKey:
-        """The key of one version's content, for another program to open it with."""
+        """Return the key of one version's content, to decrypt it with another program."""
         return self._history.export_key(name, version)
 
     def prune(self, name: str, *, keep: int) -> list[int]:
-        """Remove the contents of all versions of `name` but the newest `keep`, for good."""
+        """Permanently remove the contents of all but the newest `keep` versions of `name`. Return
+        the versions removed."""
         return self._history.prune(name, keep)
 
     def purge(self, name: str) -> list[int]:
-        """Remove the contents of the deleted file `name`, for good."""
+        """Permanently remove the contents of the deleted file `name`. Return the versions removed.
+        Raises `UsageError` if the file is not deleted."""
         return self._history.purge(name)
 
     def share(
@@ -214,14 +236,16 @@ class Store(Closing):
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Grant:
-        """Let `user` read `name` until `expires` (unix seconds; 0: until it is unshared); with
-        `history` its older versions too. `Untrusted` for one who was never verified."""
+        """Let `user` read the current and later versions of `name`, with `history` the older ones
+        too, until `expires` (Unix seconds; 0: until `unshare`). Raises `WeakRecipient` if the key
+        of `user` is expired or too weak."""
         return self._sharing.share(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare(self, name: str, user: str, *, reencrypt: bool = False) -> Grant:
-        """Let `user` read `name` no more; with `reencrypt` under a key that he never had."""
+        """Stop sharing `name` with `user`. With `reencrypt`, store the current version again under
+        a key that `user` never had. Raises `NotFound` if it was not shared."""
         return self._sharing.unshare(name, user, reencrypt=reencrypt)
 
     def share_tree(
@@ -233,26 +257,26 @@ class Store(Closing):
         history: bool = False,
         trust_first_use: bool = False,
     ) -> Iterator[Grant]:
-        """Share every file in the folder `name` ("": all), and every one that comes into it."""
+        """Share every file in the folder `name` ("": all), and every file that is put there later.
+        Arguments and errors as in `share`."""
         return self._sharing.share_tree(
             name, user, expires=expires, history=history, first_use=trust_first_use
         )
 
     def unshare_tree(self, name: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
-        """Share the folder `name` and what is in it no more."""
+        """Stop sharing the folder `name` and the files in it, as `unshare` does."""
         return self._sharing.unshare_tree(name, user, reencrypt=reencrypt)
 
     def readers(self, name: str) -> list[Grant]:
-        """Who may read `name` beside us."""
+        """Return the users who may read `name`, without ourselves."""
         return self._sharing.readers(name)
 
     def shared_folders(self) -> tuple[Folder, ...]:
-        """The folders whose new files are shared."""
+        """Return the folders whose new files are shared, one for each reader."""
         return self._shared_folders.list_folders()
 
     def inbox(self, *, skip: Skip | None = None) -> list[Shared]:
-        """What others share with us, by owner and name. What is not right is told to `skip`;
-        without one it is raised."""
+        """Return the files that others share with us, sorted by owner and name."""
         return self._inbox.list_files(skip or _raise)
 
     def get_shared(
@@ -265,7 +289,8 @@ class Store(Closing):
         file_id: str | None = None,
         trust_first_use: bool = False,
     ) -> Got:
-        """Fetch the file `name` that `owner` shares; `file_id` where he shares several of it."""
+        """Fetch the file `name` that `owner` shares, like `get`. Raises `ConflictError` if several
+        shared files have this name and `file_id` does not choose one."""
         return self._downloads.fetch(
             self._shared(owner, name, version, file_id, first_use=trust_first_use), target
         )
@@ -279,7 +304,7 @@ class Store(Closing):
         file_id: str | None = None,
         trust_first_use: bool = False,
     ) -> io.BufferedReader:
-        """As `open`, a file that `owner` shares."""
+        """Open a file that `owner` shares, as `open` does; arguments as in `get_shared`."""
         return self._reader(self._shared(owner, name, version, file_id, first_use=trust_first_use))
 
     def _shared(
@@ -290,31 +315,32 @@ class Store(Closing):
         )
 
     def person(self, user: str) -> Person:
-        """Whom the server shows as `user`; `pinned` where that is whom we know."""
+        """Return the identity that the server shows for `user`; `pinned` if it is the one trusted
+        here. Raises `BrokenChain` if another identity is pinned."""
         return self._contacts.find(user)
 
     def verify_person(self, user: str, fingerprint: bytes) -> Person:
-        """Remember `user` by a fingerprint (32 bytes) that was compared with him; `BrokenChain`
-        where the server shows another."""
+        """Pin `user` to a fingerprint (32 bytes) that was compared with the user. Raises
+        `BrokenChain` if the server shows another."""
         return self._contacts.verify(user, fingerprint)
 
     def proof_of(self, put: Put) -> bytes:
-        """A receipt that travels: a C2SP tlog-proof that the log holds this change."""
+        """Return a C2SP tlog-proof that the log contains the result of a `put`. `check_proof`
+        verifies it without the server."""
         return self._audit.proof_of(put.receipt, put.record)
 
     def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:
-        """What the log has of this account, or of the file `name`, oldest first; proven, and
-        without a gap."""
-        file_id = None
+        """Yield the log's entries on this account, or on the file `name`, oldest first. They are
+        proven to be in the log, and to be complete."""
         names = {entry.file_id: entry.name for entry in self._files.ls()}
-        if name is not None:
-            check_name(name)
-            file_id = self._session.account.file_id(name)
-            names[file_id] = name
-        return self._audit.log(file_id, names)
+        if name is None:
+            return self._audit.log(None, names)
+        check_name(name)
+        file_id = self._session.account.file_id(name)
+        return self._audit.log(file_id, names | {file_id: name})
 
     def audit_verify(self) -> VerifiedHistory:
-        """Check the account's whole history, its records and statements."""
+        """Verify all records and identity statements of the account against the log."""
 
         def chain() -> tuple[bytes, ...]:
             self._devices.catch_up()
@@ -323,19 +349,21 @@ class Store(Closing):
         return self._audit.verify(chain)
 
     def audit_compare(self, note: bytes) -> tuple[int, int]:
-        """Check that somebody else's checkpoint is of the log that we see; (his size, ours)."""
+        """Verify that another user's `checkpoint` is of the log that we see. Return the number of
+        entries (in the other checkpoint, in ours). Raises `Fork` or `Rollback` if it is not."""
         return self._audit.compare(note)
 
     def checkpoint(self) -> bytes:
-        """The newest proven checkpoint, a C2SP signed note, for others to compare."""
+        """Return the newest proven checkpoint of the log, a C2SP signed note, to be compared by
+        other users."""
         return self._session.trust.newest.note
 
     def rotation_plan(self) -> RotationPlan:
-        """What `rotate` would do."""
+        """Return what `rotate` would do."""
         return self._rotation.plan()
 
     def rotation_is_due(self) -> bool:
-        """Whether the keys are due, the server asks for new ones, or a rotation is unfinished."""
+        """Return whether the keys are due, the server requests a rotation, or one is unfinished."""
         return self._key_status.is_due()
 
     def rotate(
@@ -346,23 +374,28 @@ class Store(Closing):
         names: Sequence[str] = (),
         drop_device: bytes | None = None,
     ) -> RotationResult:
-        """Replace the account's keys, wrap every file anew, destroy the old ones; after a theft
-        encrypt every content anew as well, or all versions of `names`, and leave a device out."""
+        """Replace the account's keys, wrap all files for the new ones, and destroy the old ones; or
+        finish a rotation that was interrupted.
+
+        `key_type` is the type of the new wrap key, by default the present one. With `compromised`,
+        encrypt all contents again, or only all versions of `names`. `drop_device` is the id of a
+        device (16 bytes) that does not get the new keys."""
         if names and not compromised:
-            raise UsageError("only a rotation after a theft is for some files")
+            raise UsageError("names of files need compromised=True")
         return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
 
     def verify_rotation(self) -> RotationResult:
-        """Check that nothing of an older generation than the present is left."""
+        """Verify that every wrap and record is of the current generation of keys. Raises
+        `BadRecord` if one is older, `StaleGeneration` if a rotation is unfinished."""
         return self._rotation.verify()
 
     @property
     def link(self) -> str:
-        """Which account this is, for paper; no secret."""
+        """Link to this account, printed with a recovery code. Not secret."""
         return account_link(self._file.contents).to_text()
 
     def devices(self) -> list[DeviceInfo]:
-        """The machines and backups that have the account's keys."""
+        """Return the machines and backups that have the account's keys."""
         return self._devices.list_devices()
 
     def backup(
@@ -372,36 +405,37 @@ class Store(Closing):
         passphrase: Passphrase = None,
         no_passphrase: bool = False,
     ) -> None:
-        """Write the account's keys to a new file, which `restore` opens the account with."""
+        """Write the account's keys to a new file at `path`, for `sfsc.restore`. It has a passphrase
+        of its own unless `no_passphrase`. Raises `LocalError` if the file exists."""
         stated = None if no_passphrase else require_passphrase(passphrase)
         self._devices.backup(Path(path), stated)
 
     def has_recovery(self) -> bool:
-        """Whether the account has a recovery code."""
+        """Return whether the account has a recovery code."""
         return self._devices.has_recovery()
 
     def check_recovery(self, code: str) -> None:
-        """Raise `UsageError` where `code` is mistyped, `Denied` where the account's recovery code
-        is another."""
+        """Raise `UsageError` if `code` is mistyped, `Denied` if it is not the account's."""
         from sfsc.keys.recovery_code import RecoveryCode
 
         self._devices.check_recovery(RecoveryCode.parse(code))
 
     def set_recovery(self, code: str, old: str | None = None) -> None:
-        """Commit the account to a recovery code; where it has one, the `old` one is needed."""
+        """Make `code` (see `new_recovery_code`) the account's recovery code. If the account has
+        one, `old` must be it; otherwise `Denied` is raised."""
         from sfsc.keys.recovery_code import RecoveryCode
 
         before = None if old is None else RecoveryCode.parse(old)
         self._devices.set_recovery(RecoveryCode.parse(code), before)
 
     def whoami(self) -> Whoami:
-        """Who we are."""
+        """Return the account of the keyring."""
         return describe_account(self._file.contents)
 
     def status(self) -> Status:
-        """How the account stands."""
+        """Return the usage, log and keys of the account; asks the server."""
         usage = self._session.call(Usage(), UsageAnswer)
-        me, statement = self.whoami(), Statement.parse(self._file.contents.statements[-1])
+        me, newest = self.whoami(), Statement.parse(self._file.contents.statements[-1])
         return Status(
             user=me.user,
             address=me.address,
@@ -411,13 +445,13 @@ class Store(Closing):
             files=usage.files,
             log_size=self._session.trust.newest.size,
             generation=me.generation,
-            due=statement.due,
-            expires=statement.expires,
+            due=newest.due,
+            expires=newest.expires,
             log_vkey=self._session.trust.log_vkey,
         )
 
     def close(self) -> None:
-        """Log out. Twice does no harm."""
+        """Log out and close the connection. Idempotent."""
         self.thread_guard.ended = True
         self._session.close()
         self._state.close()
@@ -492,6 +526,6 @@ class Store(Closing):
 
 
 def _raise(_what: str, error: SfscError) -> None:
-    """What is no regular file is left out; everything else ends the work."""
+    """Default of `skip`: raise, but ignore files that are not regular files."""
     if not isinstance(error, NotRegularFile):
         raise error

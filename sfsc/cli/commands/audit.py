@@ -113,8 +113,8 @@ def audit_checkpoint(context: Context) -> None:
 def audit_compare(context: Context, file: BinaryIO) -> None:
     """Check that FILE, a checkpoint, is of your log. Another user got it by `audit checkpoint`.
 
-    If it is not, the server has shown two histories: the exit code is 5, and both checkpoints are kept as
-    evidence.
+    If it is not, the server has shown two histories: the exit code is 5, and both checkpoints are
+    kept as evidence.
 
     Example: sfsc audit compare alice.checkpoint
     """

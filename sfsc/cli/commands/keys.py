@@ -171,7 +171,8 @@ def key_recovery(context: Context) -> None:
 def key_export(context: Context, file: Path, *, no_passphrase: bool) -> None:
     """Write your private keys to FILE as PEM.
 
-    PKCS#8: Ed25519, and RSA or X25519. The file has the current keys: export them again after a rotation.
+    PKCS#8: Ed25519, and RSA or X25519. The file has the current keys: export them again after a
+    rotation.
 
     Example: sfsc key export --pem keys.pem
     """
@@ -216,11 +217,12 @@ def device() -> None:
 @click.argument("device_id", metavar="DEVICE")
 @click.pass_obj
 def device_drop(context: Context, device_id: str) -> None:
-    """Replace your keys without DEVICE, which is an id or the start of one.
+    """Replace your keys without DEVICE.
 
-    DEVICE may have kept what it could read until now, and its copy of the old keys opens old wraps
-    that were taken from the server. This does not revoke a recovery code or a backup that the same
-    person may have: drop the backup too, and replace the code.
+    DEVICE is an id of `device list`, or the start of one. It may have kept what it could read until
+    now, and its copy of the old keys opens old wraps that were taken from the server. This does not
+    revoke a recovery code or a backup that the same person may have: drop the backup too, and
+    replace the code.
 
     Example: sfsc device drop 3fa9
     """
