@@ -1,4 +1,4 @@
-"""The library's face: what a script sees, and what it costs to import."""
+"""The public API: names, modules that are imported late, and a session with a simulated server."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.sfsc.simulator import Simulator
 
 QUICK = Timeouts(connect=30.0, opening=30.0, idle=30.0)
 
-LOADED = """
+IMPORT_SFSC = """
 import sys
 before = set(sys.modules)
 import sfsc
-sfsc.connect  # what unlocks is loaded when it is first touched, and the rest beside Argon2id
+sfsc.connect  # imports what unlocks a keyring; the rest is imported while Argon2id runs
 early = "sfsc.store" in sys.modules
 sfsc.Store
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
-# What those two are built of: Cython's and CFFI's runtime.
+# The runtimes of Cython and CFFI, which those two use.
 built = {name for name in names if name.startswith(("_cffi", "_cython", "cython", "_openssl"))}
 foreign = names - set(sys.stdlib_module_names) - built
 print(" ".join(sorted(foreign)))
@@ -36,25 +36,27 @@ print(" ".join(name for name in ("cryptography.x509", "asyncio") if name in sys.
 print(early)
 """
 
-WHO = """
+WHOAMI = """
 import sys, sfsc
 sfsc.whoami
 print("sfsc.store" in sys.modules, "sqlite3" in sys.modules)
 """
 
 
-def test_who_one_is_needs_no_store() -> None:
-    done = subprocess.run([sys.executable, "-c", WHO], capture_output=True, check=True, text=True)
+def test_whoami_imports_no_store() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WHOAMI], capture_output=True, check=True, text=True
+    )
     assert done.stdout.split() == ["False", "False"]
 
 
-RARE = """
+IMPORT_STORE = """
 import sys, sfsc.store
 print(*sys.modules)
 """
 COSTLY = {"asyncio", "concurrent", "dataclasses", "email", "inspect", "logging", "pickle"}
 COSTLY |= {"random", "secrets", "selectors", "socket", "ssl", "subprocess", "tempfile", "traceback"}
-"""What the standard library takes milliseconds to load, and few programs need or who connects."""
+"""Standard modules that take milliseconds to import and that few programs need before a login."""
 LAZY = {
     *("account.devices", "account.enrol", "account.join", "account.lifecycle"),
     *("account.recover", "account.rotate", "account.compromise", "account.rewrap"),
@@ -66,9 +68,9 @@ LAZY = {
 """Modules of `sfsc` that are imported when they are first used."""
 
 
-def test_a_store_loads_only_what_every_program_needs() -> None:
+def test_a_store_imports_only_what_every_program_needs() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", RARE],
+        [sys.executable, "-c", IMPORT_STORE],
         capture_output=True,
         check=True,
         text=True,
@@ -81,7 +83,7 @@ def test_a_store_loads_only_what_every_program_needs() -> None:
         assert find_spec(f"sfsc.{name}") is not None
 
 
-def test_each_lazy_part_of_a_store_is_built_once(home: Path) -> None:
+def test_each_lazy_part_of_a_store_is_created_once(home: Path) -> None:
     parts = {name: part for name, part in vars(Store).items() if isinstance(part, cached_property)}
     assert "_rotation" in parts
     with sfsc.connect(home, timeouts=QUICK) as store:
@@ -91,7 +93,7 @@ def test_each_lazy_part_of_a_store_is_built_once(home: Path) -> None:
             assert type(part).__name__ == declared.func.__annotations__["return"]
 
 
-BESIDE = """
+IMPORT_NEEDED = """
 import sys
 from sfsc.api import _import_needed
 _import_needed()
@@ -104,17 +106,17 @@ print(*sys.modules)
 """
 
 
-def test_a_login_s_modules_are_loaded_while_argon2id_runs() -> None:
+def test_the_modules_of_a_login_are_imported_while_argon2id_runs() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BESIDE], capture_output=True, check=True, text=True
+        [sys.executable, "-c", IMPORT_NEEDED], capture_output=True, check=True, text=True
     )
     assert set(done.stdout.split()) >= {"sfsc.store", "sfsc.session.transport", "sqlite3", "ssl"}
 
 
-def test_importing_it_loads_little() -> None:
-    """Nothing beside the standard library but cryptography and msgpack; no X.509 parser (64 ms)."""
+def test_import_sfsc_imports_few_modules() -> None:
+    """Only cryptography and msgpack besides the standard library; no X.509 parser (64 ms)."""
     done = subprocess.run(
-        [sys.executable, "-c", LOADED],
+        [sys.executable, "-c", IMPORT_SFSC],
         capture_output=True,
         check=True,
         text=True,
@@ -126,7 +128,7 @@ def test_importing_it_loads_little() -> None:
     assert early == "False"
 
 
-def test_what_is_public_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in sfsc.__all__:
         assert getattr(sfsc, name) is not None
         assert name in dir(sfsc)
@@ -134,7 +136,7 @@ def test_what_is_public_is_there() -> None:
 
 
 def test_the_table_of_public_names() -> None:
-    """Each name of `__all__` but the errors is in the table, and comes from the module it names."""
+    """The table has every name of `__all__` except errors, with the module that defines it."""
     errors = {name for name in sfsc.__all__ if hasattr(sfsc.errors, name)}
     assert set(api.PUBLIC) == set(sfsc.__all__) - errors
     for name, module in api.PUBLIC.items():
@@ -171,27 +173,27 @@ def test_a_whole_session(server: Simulator, tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_store_that_was_closed(home: Path) -> None:
+def test_a_closed_store(home: Path) -> None:
     with sfsc.connect(home, timeouts=QUICK) as store:
         pass
     with pytest.raises(sfsc.SfscError):
         store.stat("a")
 
 
-def test_an_empty_passphrase_locks_nothing(server: Simulator, tmp_path: Path) -> None:
+def test_an_empty_passphrase_is_refused(server: Simulator, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with pytest.raises(sfsc.UsageError):
         sfsc.enrol(server.invitation("ada"), home=home, passphrase="")
     assert not (home / "keyring").exists()
 
 
-def test_no_keyring(tmp_path: Path) -> None:
+def test_a_missing_keyring(tmp_path: Path) -> None:
     for use in (sfsc.whoami, sfsc.connect):
         with pytest.raises(sfsc.KeyringError):
             use(tmp_path)
 
 
-def test_a_store_that_cannot_connect_lets_go_of_its_state(server: Simulator, home: Path) -> None:
+def test_a_store_that_cannot_connect_closes_its_state(server: Simulator, home: Path) -> None:
     real = server.welcome
     server.welcome = lambda _welcome: server.log.welcome(spki=bytes(32))
     with pytest.raises(sfsc.IntegrityError):
