@@ -316,13 +316,13 @@ def test_progress_bar_after_a_second_on_a_terminal_only(alice: Client, *, termin
         process.stdin.flush()
         time.sleep(0.4)
     process.stdin.close()
-    assert process.wait(60) == 0
-    said = b""
+    said = b""  # read while the command runs: it blocks if the terminal's buffer is full
     # A terminal whose other end is closed reports an error, a pipe reports its end.
     with contextlib.suppress(OSError):
         while part := os.read(reading, 65536):
             said += part
     os.close(reading)
+    assert process.wait(60) == 0
     assert (b"MiB" in said) is terminal
     assert terminal or said == b""
 

@@ -108,11 +108,12 @@ def unshare(context: Context, name: str, user: str, *, recursive: bool, reencryp
 
 
 def _show_grants(grants: Iterable[Grant], done: str, context: Context) -> None:
-    """Report files that were shared, or unshared; `done` says which."""
+    """Report files that were ``shared``, or ``unshared``: `done` is the JSON key."""
+    text = "shared" if done == "shared" else "stopped sharing"
     for one in grants:
         shown = {"name": one.name, "user": one.user, "expires": one.expires, done: True}
         until = terminal.until(one.expires)
-        context.confirm(shown, f"{done} {printable(one.name)} with {one.user}{until}")
+        context.confirm(shown, f"{text} {printable(one.name)} with {one.user}{until}")
 
 
 @click.command()
