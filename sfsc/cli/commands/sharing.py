@@ -95,8 +95,8 @@ def share(
 def unshare(context: Context, name: str, user: str, *, recursive: bool, reencrypt: bool) -> None:
     """Stop sharing NAME with USER. The server refuses USER as soon as it has acknowledged this.
 
-    USER keeps what USER has fetched. With --reencrypt the current version is stored again under a
-    key that USER never had, so a key that USER kept opens nothing that is on the server.
+    Copies that USER has fetched remain with USER. With --reencrypt the current version is stored
+    again under a key that USER never had, so a key that USER kept opens nothing on the server.
 
     Example: sfsc unshare report.pdf bob
     """
