@@ -171,10 +171,10 @@ def test_paths_that_are_not_files(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "lost").symlink_to("nowhere")
     assert (
-        "\nhint: a folder is stored with -r"
+        "\nhint: use -r to store it with its files"
         in alice.run("put", "folder", code=1, cwd=tmp_path).stderr
     )
-    assert "lost is a link to nothing" in alice.run("put", "lost", code=1, cwd=tmp_path).stderr
+    assert "lost is a broken link" in alice.run("put", "lost", code=1, cwd=tmp_path).stderr
     missing = alice.run("put", "missing", code=1, cwd=tmp_path).stderr
     assert "no such file: missing" in missing
     assert "-r" not in missing
