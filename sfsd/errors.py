@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _NOT_WRITTEN: Final = "it could not be written; nothing was done"
 _DISK_FULL: Final = "the server's disk is full; nothing was done"
-_SYNC_FAILED: Final = "a sync failed: until a restart, nothing changes"
+_FAILED: Final = "the server's storage has failed: until a restart, nothing changes"
 
 
 class SfsdError(Exception):
@@ -138,7 +138,7 @@ class JournalFailedError(JournalError):
     """It is unknown what reached the disk, so nothing more is appended until a restart."""
 
     code = "unavailable"
-    client_text = _SYNC_FAILED
+    client_text = _FAILED
 
 
 class JournalDamagedError(JournalError):
@@ -150,7 +150,9 @@ class JournalDamagedError(JournalError):
 
     def __init__(self, message: str, *, seq: int) -> None:
         super().__init__(
-            f"entry {seq}: {message}", "keep logs/ as it is, and compare it with a backup"
+            f"entry {seq}: {message}",
+            "if logs/audit.jsonl was moved or truncated, put it back; otherwise keep logs/ as it is"
+            " and compare it with a backup",
         )
         self.seq = seq
 
@@ -230,8 +232,15 @@ class StoreFullError(StoreRefusedError):
     client_text = _DISK_FULL
 
 
+class StoreBusyError(StoreRefusedError):
+    """The process or the system has too many files open."""
+
+    code = "busy"
+    client_text = "the server has too many files open; nothing was done"
+
+
 class StoreFailedError(StoreError):
     """It is unknown what reached the disk, so nothing is acknowledged until a restart."""
 
     code = "unavailable"
-    client_text = _SYNC_FAILED
+    client_text = _FAILED

@@ -18,11 +18,12 @@ from typing import Final, NoReturn, TypeVar
 
 from sfsd.errors import (
     StagingClosedError,
+    StoreBusyError,
     StoreFailedError,
     StoreFullError,
     StoreRefusedError,
 )
-from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 
 if sys.platform != "win32":
     import resource
@@ -39,12 +40,17 @@ fewer than the connections that a daemon accepts."""
 
 def store_error(exc: OSError, doing: str) -> StoreRefusedError:
     """Return `exc` as a store error whose text names no path of this machine."""
-    kind = StoreFullError if exc.errno in FULL_DISK else StoreRefusedError
+    kind = StoreRefusedError
+    if exc.errno in FULL_DISK:
+        kind = StoreFullError
+    elif exc.errno in NO_DESCRIPTORS:
+        kind = StoreBusyError
     return kind(f"{doing}: {exc.strerror or exc}")
 
 
 class SyncGuard:
-    """Syncs files and folders; after the first failure every call fails. Thread-safe."""
+    """Syncs files and folders; after the first failure every call fails. Thread-safe. A folder
+    that cannot be opened because too much is open (StoreBusyError) is no failed sync."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -71,7 +77,7 @@ class SyncGuard:
         return self._run("syncing the file system", lambda: self._files.sync_all(folder))
 
     def folder(self, path: Path) -> None:
-        """Write the folder's names to the disk. Raises `StoreFailedError`."""
+        """Write the folder's names to the disk. Raises `StoreFailedError`, StoreBusyError."""
         self._run("syncing a folder", lambda: self._files.sync_folder(path))
 
     def _run(self, doing: str, sync: Callable[[], _Result]) -> _Result:
@@ -79,6 +85,8 @@ class SyncGuard:
         try:
             return sync()
         except OSError as exc:
+            if exc.errno in NO_DESCRIPTORS:
+                raise store_error(exc, doing) from exc
             self.fail(doing, exc)
 
 

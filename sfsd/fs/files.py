@@ -35,6 +35,10 @@ FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 """`OSError.errno` values that mean there is no room, as opposed to a broken disk."""
+NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""`OSError.errno` values that mean the process or system has too much open: it may work soon."""
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Errors of a file system that cannot sync a folder; it writes names in an order of its own."""
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_HARD_LINKS = frozenset(
@@ -135,6 +139,13 @@ class Files:
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
 
+    def is_named(self, handle: int, path: Path) -> bool:
+        """Return whether `path` is a name of the open file."""
+        try:
+            return os.path.samestat(os.fstat(handle), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     def free(self, folder: Path) -> int:
         """Return how many bytes can still be written to the disk that holds `folder`."""
         return shutil.disk_usage(folder).free
@@ -157,11 +168,15 @@ class Files:
             self.sync(handle)
 
     def sync_folder(self, folder: Path) -> None:
-        """Write to the disk the names created, changed or removed in `folder`."""
+        """Write to the disk the names created, changed or removed in `folder`. Does nothing if the
+        file system cannot sync a folder (some network file systems and FUSE)."""
         if sys.platform != "win32":
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 self.sync(handle)
+            except OSError as exc:
+                if exc.errno not in _NO_FOLDER_SYNC:
+                    raise
             finally:
                 os.close(handle)
 

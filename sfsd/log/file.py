@@ -7,12 +7,16 @@ Knows nothing of the content of lines. An append is one write and one sync. What
   and the file stays usable. If undoing fails, nothing is appended any more.
 - A sync fails. Then it is unknown what is on the disk: the kernel may have dropped the pages that
   it could not write and may report the next sync as a success. So nothing is appended any more.
+- Another program moves, deletes, truncates or writes to the file (logrotate does). An append checks
+  name and size before it writes and after it synced. Nothing more is appended then: the entries
+  would go to a file that no start reads.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,12 +39,15 @@ class LogFile:
     def __init__(self, path: Path, files: Files) -> None:
         """Open the file. Raises OSError."""
         self._files = files
+        self._path = path
         self._handle = files.open_append(path)
         self.end = files.size(self._handle)
 
     def append(self, data: bytes) -> None:
         """Append `data` durably. One thread only. Raises `JournalRefusedError` (`JournalFullError`
-        for a full disk) if the file is unchanged, `JournalFailedError` if that is unknown."""
+        for a full disk) if the file is unchanged, `JournalFailedError` if that is unknown, or if
+        another program changed the file."""
+        self._check_untouched(self.end)
         try:
             written = self._files.write(self._handle, data)
         except OSError as exc:
@@ -55,7 +62,32 @@ class LogFile:
             self._files.sync_data(self._handle)
         except OSError as exc:
             raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
+        self._check_untouched(self.end + written)
         self.end += written
+
+    def _check_untouched(self, size: int) -> None:
+        """Check that the open file still has its name and `size` bytes, that is, only this class
+        changed it. Raises `JournalFailedError`, whose text says how to put the file back."""
+        name = f"logs/{self._path.name}"
+        try:
+            named, there = self._files.is_named(self._handle, self._path), self._size()
+        except OSError as exc:
+            raise JournalFailedError(f"{name} cannot be examined: {exc.strerror}") from exc
+        if not named:
+            copy = f", or copy /proc/{os.getpid()}/fd/{self._handle} there"
+            how = copy if sys.platform == "linux" else ""
+            raise JournalFailedError(
+                f"{name} was moved or deleted: move it back{how}; then restart"
+            )
+        if there < size:
+            raise JournalFailedError(
+                f"{name} was truncated to {there} of {size} bytes: put its copy back, then restart"
+            )
+        if there > size:
+            raise JournalFailedError(f"another program wrote to {name}: stop it, then restart")
+
+    def _size(self) -> int:
+        return self._files.size(self._handle)
 
     def truncate(self, end: int) -> None:
         """Cut the file to `end` bytes and make the rest durable. Raises OSError."""

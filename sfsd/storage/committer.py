@@ -24,11 +24,12 @@ from sfsd.errors import (
     JournalFailedError,
     SfsdError,
     ShuttingDown,
+    StoreBusyError,
     StoreError,
     StoreFailedError,
     StoreFullError,
 )
-from sfsd.fs.files import FULL_DISK
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS
 from sfsd.log.journal import Journal
 from sfsd.storage.change import Change, Write
 from sfsd.storage.prepare import PreparedGroup
@@ -47,6 +48,9 @@ MAX_GROUP_BYTES = 8 << 20
 MAX_UNSETTLED = 16 * 1024
 """Files published and not yet settled; past this the committer settles before it continues."""
 _CALLABLE_SIZE = 8 << 10
+_DESCRIPTOR_SECONDS = 60.0
+"""The longest time that a committed group waits until a descriptor is free."""
+_DESCRIPTOR_PAUSE = 0.02
 _RESERVE_EVERY = 10.0
 """Seconds between attempts to create the reserve again after a full disk."""
 
@@ -79,6 +83,11 @@ class GroupCommitter:
         """Why nothing may be acknowledged any more, or None."""
         return self._store.failed or self._journal.failed
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether something published is left to settle."""
+        return self.failed is None and self._store.unsettled > 0
+
     def commit(self, group: Sequence[PendingChange]) -> None:
         """Make the changes, in order, and complete each future."""
         while group:
@@ -93,7 +102,7 @@ class GroupCommitter:
         except StoreFullError:
             # Settling frees the stage's space, so it gets the little space that it needs.
             self._journal.reserve.release()
-        except StoreFailedError:
+        except (StoreBusyError, StoreFailedError):
             return
 
     def maintain(self) -> None:
@@ -113,6 +122,8 @@ class GroupCommitter:
         for index, refusal in prepared.refused.items():
             group[index].future.set_exception(refusal)
         accepted = [group[index] for index in prepared.accepted]
+        # Before the append, so that not even a bug in it lets a client drop what the log names.
+        prepared.mark_logged()
         try:
             self._journal.append(prepared.drafts)
         except EntryTooLongError as exc:
@@ -158,18 +169,21 @@ class GroupCommitter:
 
     def _publish(self, prepared: PreparedGroup) -> None:
         """Publish. Raises StoreFailedError: the logged group then waits for a restart."""
-        try:
-            self._store.publish(prepared)
-        except OSError as exc:
-            if exc.errno not in FULL_DISK:
-                self._store.syncs.fail("installing a group", exc)
-            # It is committed already, so it may use the disk reserve.
-            self._journal.reserve.release()
-            self.settle()
+        until = time.monotonic() + _DESCRIPTOR_SECONDS
+        released = False
+        while True:
             try:
-                self._store.publish(prepared)
-            except OSError as again:
-                self._store.syncs.fail("installing a group", again)
+                return self._store.publish(prepared)
+            except OSError as exc:
+                if exc.errno in NO_DESCRIPTORS and time.monotonic() < until:
+                    time.sleep(_DESCRIPTOR_PAUSE)
+                elif exc.errno in FULL_DISK and not released:
+                    # It is committed already, so it may use the disk reserve.
+                    released = True
+                    self._journal.reserve.release()
+                    self.settle()
+                else:
+                    self._store.syncs.fail("installing a group", exc)
 
 
 class Committer:
@@ -299,6 +313,8 @@ class Committer:
             self._done.wait(self._settle_after)
             self._published.clear()
             self._point.settle()
+            if self._point.unsettled:
+                self._published.set()  # the disk was full, or too much was open: try again
 
 
 def _fail(group: Sequence[PendingChange], exc: SfsdError) -> None:

@@ -14,10 +14,10 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from sfsd.errors import RecoveryError
+from sfsd.errors import RecoveryError, SfsdError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.prepare import InstallStep
@@ -88,6 +88,16 @@ class Installer:
         latest = {step.path: step for step in steps}
         with self._lock:
             folders, self._grown = self._grown, set()
+        try:
+            self._sync(latest, set(folders), ancestors=ancestors)
+        except (OSError, SfsdError):
+            with self._lock:
+                self._grown |= folders  # the next attempt syncs them
+            raise
+
+    def _sync(
+        self, latest: Mapping[str, InstallStep], folders: set[str], *, ancestors: bool
+    ) -> None:
         if len(latest) >= SYNCFS_MIN_FILES and self._top is not None and self._syncs.all(self._top):
             return
         targets = [self._users / step.path for step in latest.values() if step.digest is not None]

@@ -66,8 +66,15 @@ class PreparedGroup:
         self.drafts.clear()
         self.changes.clear()
 
+    def mark_logged(self) -> None:
+        """Record that the log may name this group from now on: no upload of it is dropped."""
+        for staged in self.adopted:
+            staged.mark_logged()
+
     def abandon(self) -> None:
         """Undo a group that is not in the log. Uploads stay, so that they can be retried."""
+        for staged in self.adopted:
+            staged.mark_logged(logged=False)
         for change in self.changes:
             if change.claim is not None:
                 change.claim.release()

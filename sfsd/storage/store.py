@@ -23,7 +23,7 @@ from protocol.codec.merkle import PIECE_SIZE
 from sfsd.errors import Absent
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
-from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 from sfsd.storage.change import Change, check_path, ciphertext_digest, digest_of, is_ciphertext
 from sfsd.storage.install import Installer
 from sfsd.storage.prepare import GroupBuilder, PreparedGroup
@@ -280,7 +280,7 @@ class DirectoryStore:
                 self._unsettled.append(prepared)
                 self._last_seq = prepared.last_seq
         for staged in prepared.adopted:
-            staged.mark_adopted()
+            staged.close()
         prepared.release_drafts()
 
     # In the background.
@@ -294,8 +294,8 @@ class DirectoryStore:
     def settle(self, *, force: bool = False) -> None:
         """Make everything published so far durable in place, record that, and remove its stage.
         `force` records it even for entries that had no effects. Any thread, beside the committer.
-        Raises StoreFullError (retry later), or StoreFailedError, after which nothing may be
-        acknowledged."""
+        Raises StoreFullError or StoreBusyError (retry later), or StoreFailedError, after which
+        nothing may be acknowledged."""
         with self._settling:
             self.syncs.check()
             with self._lock:
@@ -310,7 +310,7 @@ class DirectoryStore:
                 self.installer.sync(steps)
                 self.installer.write_applied(last)
             except OSError as exc:
-                if exc.errno in FULL_DISK:
+                if exc.errno in FULL_DISK | NO_DESCRIPTORS:
                     raise store_error(exc, "settling") from exc
                 self.syncs.fail("settling", exc)
             for prepared in groups:

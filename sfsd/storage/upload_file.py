@@ -57,7 +57,7 @@ class UploadFile:
         self._contiguous = 0
         self._writing = 0
         self._sealed = False
-        self._adopted = False
+        self._logged = False
         self._direct: DirectFile | None = None
         try:
             handle = files.open_new(self.path)
@@ -154,25 +154,26 @@ class UploadFile:
                 self._changed.wait_for(lambda: self._writing == 0)
             self._syncs.file(handle)
 
-    def mark_adopted(self) -> None:
-        """Mark the bytes as adopted: they have another name, and the store will remove this one."""
-        self._adopted = True
-        self._close()
+    def mark_logged(self, *, logged: bool = True) -> None:
+        """Record whether an entry in the log may name the file. From then on only the store may
+        remove it, once the bytes are durable in place."""
+        self._logged = logged
+
+    def close(self) -> None:
+        """Close the file: nothing more is written. Idempotent."""
+        self._shared.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def discard(self) -> None:
-        """Remove the upload and its file, unless it was committed. Idempotent. Raises
+        """Remove the upload and its file, but not a file that the log may name. Idempotent. Raises
         StoreRefusedError if the file cannot be removed (the next start removes it)."""
-        self._close()
-        if not self._adopted:
+        self.close()
+        if not self._logged:
             try:
                 self._files.remove(self.path)
             except OSError as exc:
                 raise store_error(exc, "dropping an upload") from exc
-
-    def _close(self) -> None:
-        self._shared.close()
-        if self._direct is not None:
-            self._direct.close()
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:

@@ -84,6 +84,11 @@ class FaultyFiles(Files):
         self._take("sync", self._names.get(handle, "folder"))
         super().sync(handle)
 
+    def sync_folder(self, folder: Path) -> None:
+        if any(fault[0] == "sync_folder" for fault in self._faults):
+            self._take("sync_folder", folder.name)
+        super().sync_folder(folder)
+
     def sync_all(self, folder: int) -> bool:
         return False
 

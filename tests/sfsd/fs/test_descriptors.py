@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from pathlib import Path
 
 import pytest
 
 from sfsd.config import ConnectionLimits
-from sfsd.fs.descriptors import DescriptorBudget, descriptor_limit, raise_descriptor_limit
+from sfsd.errors import StoreBusyError, StoreFailedError
+from sfsd.fs.descriptors import (
+    DescriptorBudget,
+    SyncGuard,
+    descriptor_limit,
+    raise_descriptor_limit,
+)
 from sfsd.net.listener import _within_descriptors
+from tests.sfsd.faults import FaultyFiles
 
 if sys.platform != "win32":
     import resource
@@ -93,3 +102,28 @@ def test_a_limit_that_cannot_be_raised_stays(
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     raise_descriptor_limit()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_folder_that_cannot_be_opened_for_lack_of_descriptors_is_no_failed_sync(
+    tmp_path: Path, code: int
+) -> None:
+    files = FaultyFiles()
+    syncs = SyncGuard(files)
+    files.fail("sync_folder", tmp_path.name, code)
+    with pytest.raises(StoreBusyError) as raised:
+        syncs.folder(tmp_path)
+    assert raised.value.code == "busy"
+    assert syncs.failed is None
+    syncs.folder(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(tmp_path: Path, code: int) -> None:
+    files = FaultyFiles()
+    syncs = SyncGuard(files)
+    files.fail("sync", "folder", code)
+    syncs.folder(tmp_path)
+    files.fail("sync", "folder", errno.EIO)
+    with pytest.raises(StoreFailedError):
+        syncs.folder(tmp_path)

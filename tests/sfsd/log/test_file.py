@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,43 @@ def test_a_reserve_larger_than_the_disk_is_not_written(tmp_path: Path, files: Fa
     reserve.refill()
     assert not holds(reserve)
     assert ("write", "reserve") not in files.calls
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, 2)
+
+
+def _move(path: Path) -> None:
+    path.rename(path.with_name("log.1"))
+
+
+def _move_and_create(path: Path) -> None:
+    _move(path)
+    path.touch()
+
+
+def _extend(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not move or remove an open file")
+@pytest.mark.parametrize("harm", [_truncate, _move, _move_and_create, Path.unlink, _extend])
+@pytest.mark.parametrize("during", [False, True])
+def test_a_log_that_another_program_changed_takes_no_more_entries(
+    log: LogFile,
+    files: FaultyFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+    during: bool,
+) -> None:
+    path = tmp_path / "log"
+    if during:
+        monkeypatch.setattr(files, "sync_data", lambda _handle: harm(path))
+    else:
+        harm(path)
+    with pytest.raises(JournalFailedError, match="restart"):
+        log.append(b"second\n")
+    assert log.end == len(b"first\n")
+    assert during or ("write", "log") not in files.calls

@@ -18,13 +18,14 @@ from sfsd.errors import (
     SfsdError,
     ShuttingDown,
     Stale,
+    StoreBusyError,
     StoreFailedError,
     StoreFullError,
 )
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import committer
-from sfsd.storage.change import Change, Effect, Write, digest_of
+from sfsd.storage.change import Adopt, Change, Effect, Write, digest_of
 from sfsd.storage.committer import MAX_GROUP, Committer, GroupCommitter, PendingChange
 from sfsd.storage.store import DirectoryStore
 from tests.sfsd import journals
@@ -321,6 +322,47 @@ def test_a_failure_at_or_past_the_log_stops_acknowledgements(
         2,
         {"alice/y": b"1", "alice/x": b"2"},
     )  # it may have been done, and it was
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_committed_group_waits_for_a_free_descriptor(daemon: Daemon, code: int) -> None:
+    daemon.files.errors = {("open_new", "x"): code}
+    made = daemon.submit(write("alice/x", b"1"))
+    with pytest.raises(TimeoutError):
+        made.result(0.2)
+    daemon.files.errors = {}
+    assert made.result(WAIT) == 0
+    assert daemon.committer.failed is None
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_before_the_log_a_lack_of_descriptors_is_busy_and_no_failure(
+    daemon: Daemon, code: int
+) -> None:
+    daemon.files.errors = {("open_new", ".pack"): code}
+    error = daemon.submit(write("alice/x", b"1")).exception(WAIT)
+    assert isinstance(error, StoreBusyError)
+    assert error.code == "busy"
+    daemon.files.errors = {}
+    assert daemon.submit(write("alice/x", b"1")).result(WAIT) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [("sync_data", "audit.jsonl"), ("open_new", "x.json"), ("replace", "x.ct")]
+)
+def test_an_upload_that_the_log_may_name_survives_being_dropped(
+    tmp_path: Path, call: str, name: str
+) -> None:
+    daemon = Daemon(tmp_path)
+    staged = daemon.store.create_upload_file(bytes(16))
+    staged.write(0, b"cipher")
+    daemon.files.errors = {(call, name): errno.EIO}
+    put = change(Adopt("alice/x.ct", staged), Write("alice/x.json", b"side"))
+    assert isinstance(daemon.submit(put).exception(WAIT), SfsdError)
+    staged.discard()
+    daemon.files.errors = {}
+    daemon.close()
+    assert check_start(tmp_path) == (1, {"alice/x.ct": b"cipher", "alice/x.json": b"side"})
 
 
 def test_a_bug_in_the_committer_leaves_no_caller_waiting(

@@ -135,10 +135,10 @@ def test_discard_closes_after_running_writes(tmp_path: Path) -> None:
     staged.discard()
 
 
-def test_an_adopted_upload_is_not_removed(tmp_path: Path) -> None:
+def test_an_upload_that_the_log_may_name_is_not_removed(tmp_path: Path) -> None:
     staged = begin(tmp_path)
     staged.write(0, b"abc")
-    staged.mark_adopted()
+    staged.mark_logged()
     staged.discard()
     assert (tmp_path / f"{ID.hex()}.ct").read_bytes() == b"abc"
 
