@@ -12,8 +12,9 @@ import base64
 from typing import Final
 
 from protocol.records.records import FileRecord
+from protocol.wire.messages import Reply
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc.session.pipeline import Window
+from sfsc.session.pipeline import pipelined
 from sfsc.session.server_errors import expect_proof
 from sfsc.session.session import Session
 from sfsc.trust.file_records import VerifiedFile
@@ -63,24 +64,18 @@ class SeenCheckpoints:
 
     def _verify_all(self, points: list[TreeHead]) -> None:
         # One checkpoint for all: after a reconnect, the session's newest is a later one.
-        newest = self._session.trust.newest
-        window = Window[TreeHead](self._session)
-        try:
-            for point in points:
-                if point.size >= newest.size:
-                    self._check(point, newest, ())
-                    continue
-                if window.full:
-                    self._take(window, newest)
-                window.send(point, LogProof(CONSISTENCY, point.size, newest.size))
-            while window:
-                self._take(window, newest)
-        finally:
-            window.abandon()
+        newest, older = self._session.trust.newest, list[tuple[TreeHead, LogProof]]()
+        for point in points:
+            if point.size < newest.size:
+                older.append((point, LogProof(CONSISTENCY, point.size, newest.size)))
+            else:
+                self._check(point, newest, ())
 
-    def _take(self, window: Window[TreeHead], newest: TreeHead) -> None:
-        point, reply = window.take()
-        self._check(point, newest, expect_proof(reply))
+        def check(point: TreeHead, reply: Reply) -> None:
+            self._check(point, newest, expect_proof(reply))
+
+        for _ in pipelined(self._session, older, check):
+            pass
 
     def _check(self, point: TreeHead, newest: TreeHead, proof: tuple[bytes, ...]) -> None:
         with self._session.keeping_fork_evidence():
