@@ -9,14 +9,13 @@ DIST_VENV := .venv-dist
 DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint english format test demo dist vectors clean
+.PHONY: help venv lint format test demo dist vectors clean
 .PHONY: soak crash-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
 	@echo "make test             lint, then all tests (under ten minutes on two cores)"
-	@echo "make lint             ruff, mypy --strict for Linux, Windows and macOS, import contracts"
-	@echo "make english          list wording in docs, docstrings and messages that CONTRIBUTING.md rules out"
+	@echo "make lint             ruff, mypy --strict for Linux, Windows and macOS, import contracts, wording"
 	@echo "make format           apply ruff's fixes and its layout"
 	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
 	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
@@ -52,9 +51,7 @@ lint: $(STAMP)
 	$(BIN)/mypy --platform win32 $(PACKAGES)
 	$(BIN)/mypy --platform darwin $(PACKAGES)
 	$(BIN)/lint-imports --no-logo
-
-english: $(STAMP)
-	$(BIN)/python -m contrib.english_check
+	$(BIN)/python -m contrib.plain_english
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

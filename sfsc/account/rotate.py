@@ -50,7 +50,7 @@ _AGAIN: Final = "run the command again"
 
 
 class RotationPlan(Value):
-    """What a rotation would do: wraps to replace, plaintext bytes they protect (none are moved),
+    """The work of a rotation: wraps to replace, plaintext bytes they protect (none are moved),
     and when the keys are due (unix seconds). `begun` tells whether a rotation is unfinished."""
 
     versions: int

@@ -44,7 +44,7 @@ from sfsc.trust.state import KnownFile
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
 _Damage = tuple[str, int]
-"""What was done to a version, and the generation that did it."""
+"""The damage to a version, and the generation that did it."""
 
 
 class _Record(Value):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contrib.english_check import Finding, check_page, check_source, files, main
+from contrib.plain_english import Finding, check_page, check_source, files, main
 
 PERSON = "a person is `they` or a role (the user, the owner)"
 OPENING = "a docstring starts with a verb, or says what the thing is"

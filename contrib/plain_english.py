@@ -1,6 +1,6 @@
 """Look for wording that CONTRIBUTING.md rules out, in docs, docstrings, comments and messages.
 
-Run as ``python -m contrib.english_check [PATH...]``. Each finding is printed as ``file:line: rule``
+Run as ``python -m contrib.plain_english [PATH...]``. Each finding is printed as ``file:line: rule``
 and the words found; the exit code is 1 if there is any. Without paths it reads the pages and
 packages of this repository. Code in backticks, code blocks and tables are not checked.
 """
