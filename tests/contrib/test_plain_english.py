@@ -120,7 +120,7 @@ def test_a_docstring_says_what_it_does(opening: str) -> None:
 
 def test_the_repository_is_read() -> None:
     names = {path.name for path in files()}
-    assert {"README.md", "protocol.md", "0001-fields-module.md", "merkle.py", "put.py"} <= names
+    assert {"README.md", "protocol.md", "0001-fields-module.md", "merkle.py", "keyring.py"} <= names
 
 
 def test_the_exit_code_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
