@@ -47,11 +47,10 @@ class CompromiseResponse:
             newest = max(newest, generations.get(entry.rec or b"", 0))
             if entry.owner == user and entry.op in RECORDS:
                 # Signatures are verified when a record is used, not here.
-                signed = [SignedRecord(body, ()) for body, _ in entry.records]
                 found |= {
-                    record_hash(one.record)
-                    for one in signed
-                    if parse_record(one).generation >= newest
+                    record_hash(body)
+                    for body, _ in entry.records
+                    if parse_record(SignedRecord(body, ())).generation >= newest
                 }
         raise BadReceipt("the log does not contain the start of this rotation", REPORT)
 

@@ -197,9 +197,9 @@ class Devices:
             # old key would not open the bundle.
             self._file.check_unchanged()
             chain, bundle = self._newest_bundle(chain)
-            renewed = changed(
-                keyring, generations=bundle.generations, pins=_pins(keyring.pins, bundle.pins)
-            )
+            pins = {**dict(bundle.pins), **dict(keyring.pins)}  # this device's own pins win
+            merged = tuple(sorted(pins.items()))[:MAX_PINS]
+            renewed = changed(keyring, generations=bundle.generations, pins=merged)
         self._file.save(changed(renewed, statements=chain, pending=None))
         session.use_keyring(self._keyring)
         session.reconnect()
@@ -369,13 +369,6 @@ class Devices:
 def _with_begun(keyring: Keyring, keys: GenerationKeys) -> Keyring:
     """Return the keyring with one more generation."""
     return changed(keyring, generations=(*keyring.generations, keys))
-
-
-def _pins(
-    here: tuple[tuple[str, bytes], ...], there: tuple[tuple[str, bytes], ...]
-) -> tuple[tuple[str, bytes], ...]:
-    """Merge the pins of two devices. This device's own pin wins."""
-    return tuple(sorted({**dict(there), **dict(here)}.items()))[:MAX_PINS]
 
 
 def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, Any] | None:

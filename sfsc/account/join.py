@@ -81,10 +81,22 @@ def join_account(
         trust = ServerTrust(link.pin)
         welcome = transport.welcome()
         server = trust.accept_welcome(welcome, transport.peer_spki_sha256)
-        opened = _OpenedAccount.log_in(transport, trust, link, credentials, options)
+        chain, bundle = _log_in(transport, trust, link, credentials, options)
     finally:
         transport.close()
-    file = KeyringFile.create(keyring_path(home), opened.keyring(link), passphrase)
+    keyring = Keyring(
+        server_id=link.pin,
+        addresses=(link.address,),
+        user=link.user,
+        first=link.first,
+        statements=chain,
+        generations=bundle.generations,
+        name_keys=bundle.name_keys,
+        device=new_device(),
+        pending=None,
+        pins=bundle.pins,
+    )
+    file = KeyringFile.create(keyring_path(home), keyring, passphrase)
     with open_client_state(home, file.contents) as state:
         state.remember_server_statement(server.n, welcome.statement, welcome.signature)
         newest = trust.newest
@@ -117,67 +129,46 @@ class TakeBackOptions(Value):
     on_destroyed: Skip | None = None
 
 
-class _OpenedAccount(Value):
-    """An account's chain, as exact bytes, and its opened bundle."""
+def _log_in(
+    transport: Transport,
+    trust: ServerTrust,
+    link: AccountLink,
+    credentials: AccountCredentials,
+    options: TakeBackOptions | None,
+) -> tuple[tuple[bytes, ...], Bundle]:
+    """Log in, and return the account's chain, as exact bytes, and its opened bundle."""
+    message, _ = build_login(
+        transport, link.pin, link.user, credentials.generation, credentials.signing, 0
+    )
+    reply = transport.call(message, transport.timeouts.opening)
+    trust.accept_session(expect_reply(reply, opening.Session))
 
-    chain: tuple[bytes, ...]
-    bundle: Bundle
+    def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        def ask(message: Lookup) -> Identity:
+            return expect_reply(transport.call(message), Identity)
 
-    @classmethod
-    def log_in(
-        cls,
-        transport: Transport,
-        trust: ServerTrust,
-        link: AccountLink,
-        credentials: AccountCredentials,
-        options: TakeBackOptions | None,
-    ) -> _OpenedAccount:
-        message, _ = build_login(
-            transport, link.pin, link.user, credentials.generation, credentials.signing, 0
-        )
-        reply = transport.call(message, transport.timeouts.opening)
-        trust.accept_session(expect_reply(reply, opening.Session))
+        return follow_chain(ask, trust, link.user, link.first, known)
 
-        def follow_on(known: tuple[bytes, ...]) -> tuple[bytes, ...]:
-            def ask(message: Lookup) -> Identity:
-                return expect_reply(transport.call(message), Identity)
+    def fetch(n: int = 0) -> bytes:
+        return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
 
-            return follow_chain(ask, trust, link.user, link.first, known)
-
-        def fetch(n: int = 0) -> bytes:
-            return expect_reply(transport.call(GetBundle(n)), SealedBundle).bundle
-
-        chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
-        if options is not None and credentials.code is not None:
-            bundle = find_last_bundle(chain, fetch, credentials.code, options.first).bundle
-        else:
-            try:
-                bundle = open_bundle(sealed, Statement.parse(chain[-1]), credentials.keys)
-            except (KeyringError, IntegrityError) as exc:
-                if credentials.code is None or not _is_named(sealed, chain):
-                    raise
-                raise _taken_over(
-                    chain, find_last_bundle(chain, fetch, credentials.code).n + 1
-                ) from exc
-        # A log older than the one that this account has seen on another device is a rollback.
-        if bundle.checkpoint:
-            trust.check_older_checkpoint(bundle.checkpoint, lambda gap: _proof(transport, gap))
-        trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
-        return cls(chain, bundle)
-
-    def keyring(self, link: AccountLink) -> Keyring:
-        return Keyring(
-            server_id=link.pin,
-            addresses=(link.address,),
-            user=link.user,
-            first=link.first,
-            statements=self.chain,
-            generations=self.bundle.generations,
-            name_keys=self.bundle.name_keys,
-            device=new_device(),
-            pending=None,
-            pins=self.bundle.pins,
-        )
+    chain, sealed = fetch_newest_bundle(follow_on(()), follow_on, fetch)
+    if options is not None and credentials.code is not None:
+        bundle = find_last_bundle(chain, fetch, credentials.code, options.first).bundle
+    else:
+        try:
+            bundle = open_bundle(sealed, Statement.parse(chain[-1]), credentials.keys)
+        except (KeyringError, IntegrityError) as exc:
+            if credentials.code is None or not _is_named(sealed, chain):
+                raise
+            raise _taken_over(
+                chain, find_last_bundle(chain, fetch, credentials.code).n + 1
+            ) from exc
+    # A log older than the one that this account has seen on another device is a rollback.
+    if bundle.checkpoint:
+        trust.check_older_checkpoint(bundle.checkpoint, lambda gap: _proof(transport, gap))
+    trust.close_gaps([_proof(transport, gap) for gap in trust.consistency_gaps()])
+    return chain, bundle
 
 
 def _is_named(sealed: bytes, chain: tuple[bytes, ...]) -> bool:

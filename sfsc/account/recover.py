@@ -208,29 +208,21 @@ class AccountRecovery:
         keys). `first` is the user's choice. Raises `KeyringError` if neither the keyring nor a
         bundle has those keys."""
         chain = self._devices.follow(self._keyring.statements)
+        own = {one.generation: one for one in self._keyring.generations}
+        # Statements whose keys this device has were not made by an attacker.
+        known, good = own, self._last_known(chain if first is None else chain[: first - 1])
         try:
             opened = find_last_bundle(chain, self._fetch_bundle, self._code, first)
-        except KeyringError:
-            return self._plan_from_keyring(chain, first)
-        if first is None:
-            # Statements whose keys this device has were not made by an attacker.
-            good = max(opened.n, self._last_known(chain))
-            first = good + 1 if good < len(chain) else None
-        # An attacker may have made a bundle that opens, so this device's own keys win.
-        known = {one.generation: one for one in opened.bundle.generations}
-        known |= {one.generation: one for one in self._keyring.generations}
-        return chain, first, self._keyring_before(chain, first, known)
-
-    def _plan_from_keyring(
-        self, chain: tuple[bytes, ...], first: int | None
-    ) -> tuple[tuple[bytes, ...], int | None, Keyring]:
-        """Plan with this device's keys: keep statements up to the last whose keys it has."""
-        good = self._last_known(chain if first is None else chain[: first - 1])
-        if not good:
-            raise KeyringError("neither this device nor the recovery code has the account's keys")
+        except KeyringError as exc:
+            if not good:
+                cause = "neither this device nor the recovery code has the account's keys"
+                raise KeyringError(cause) from exc
+        else:
+            # An attacker may have made a bundle that opens, so this device's own keys win.
+            known = {one.generation: one for one in opened.bundle.generations} | own
+            good = max(good, opened.n)
         if first is None and good < len(chain):
             first = good + 1
-        known = {one.generation: one for one in self._keyring.generations}
         return chain, first, self._keyring_before(chain, first, known)
 
     def _last_known(self, chain: tuple[bytes, ...]) -> int:

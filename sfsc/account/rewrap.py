@@ -7,7 +7,7 @@ received files, page by page.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Final
 
 from protocol.codec import merkle
@@ -273,11 +273,6 @@ def _is_signed_by(signed: SignedRecord, generation: int) -> bool:
 
 def _batches(items: Iterator[RewrapItem]) -> Iterator[_Batch]:
     """Split the items into batches, each of one owner's files."""
-    batch: list[RewrapItem] = []
-    for item in items:
-        if batch and (len(batch) == MAX_BATCH or batch[0].owner != item.owner):
-            yield tuple(batch)
-            batch = []
-        batch.append(item)
-    if batch:
-        yield tuple(batch)
+    for _, owned in groupby(items, key=lambda item: item.owner):
+        while batch := tuple(islice(owned, MAX_BATCH)):
+            yield batch

@@ -9,6 +9,7 @@ its bundle.
 from __future__ import annotations
 
 import bisect
+import re
 import time
 from collections.abc import Callable
 
@@ -82,7 +83,7 @@ class Contacts:
         self._check_other_user(user)
         pinned = self._pin(user)
         first = pinned or self._lookup_first(user)
-        return self._load(user, first)
+        return self.find_by_first(user, first)
 
     def find_trusted(self, user: str, *, first_use: bool = False) -> Person:
         """Like `find`, but for a user never pinned `first_use` is required, which pins them. Raises
@@ -115,9 +116,6 @@ class Contacts:
 
     def find_by_first(self, user: str, first: bytes) -> Person:
         """Return the user with this first statement, as named in a record that we signed."""
-        return self._load(user, first)
-
-    def _load(self, user: str, first: bytes) -> Person:
         found = self._cache.get((user, first))
         if found is None:
             remembered = self._remembered.chain(user)
@@ -242,10 +240,7 @@ def follow_user_chain(
 
 def parse_fingerprint(text: str) -> bytes:
     """Return the 32 bytes of a typed fingerprint in hex, spaces allowed. Raises `UsageError`."""
-    try:
-        fingerprint = bytes.fromhex("".join(text.split()))
-    except ValueError as exc:
-        raise UsageError("a fingerprint is 64 hex digits", "see `sfsc key show`") from exc
-    if len(fingerprint) != 32:
+    digits = "".join(text.split())
+    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
         raise UsageError("a fingerprint is 64 hex digits", "see `sfsc key show`")
-    return fingerprint
+    return bytes.fromhex(digits)

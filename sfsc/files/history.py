@@ -69,11 +69,6 @@ class ExportedKey(Value):
     ciphertext: str
 
 
-def blob_path(owner: str, file_id: str, version: int) -> str:
-    """Return the path of a version's ciphertext below the server's root."""
-    return f"store/users/{owner}/files/{file_id[:2]}/{file_id}.{version}.ct"
-
-
 class FileHistory:
     """Versions of the user's own files."""
 
@@ -142,9 +137,9 @@ class FileHistory:
             raise NotFound(f"there is no file {name}", "it was deleted: see `sfsc history`")
         shown = self._fetch_version(file, requested_version(version) or file.version)
         key, _ = self._session.account.open_version(shown)
-        return ExportedKey(
-            key.dek, key.content_id, blob_path(shown.content.owner, file.file_id, shown.version)
-        )
+        folder = f"store/users/{shown.content.owner}/files/{file.file_id[:2]}"
+        blob = f"{folder}/{file.file_id}.{shown.version}.ct"
+        return ExportedKey(key.dek, key.content_id, blob)
 
     def prune(self, name: str, keep: int) -> list[int]:
         """Permanently remove the contents of all but the newest `keep` versions of `name`, never

@@ -12,7 +12,7 @@ from protocol.codec.values import Value, changed
 from protocol.records.records import MOVE, FileRecord
 from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Record, RecordChange
-from sfsc.crypto.envelope import ContentKey, Metadata, check_name, content_record
+from sfsc.crypto.envelope import Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
 from sfsc.session.commit import MAX_CONFLICTS, build_tombstone, find_current_file, was_accepted
 from sfsc.session.server_errors import expect_reply
@@ -109,7 +109,21 @@ class _Move(Value):
         key, metadata = session.account.open_version(file)
         renamed = changed(metadata, name=name)
         sealed = key.seal_metadata(renamed)
-        record = _moved_record(session, file, target, key, sealed, file_id)
+        record = content_record(
+            session.author,
+            key,
+            file_id=file_id,
+            head=None if target is None else target.head_body,
+            version=1 if target is None else target.version + 1,
+            ciphertext_size=file.content.ciphertext_size or 0,
+            segments_root=file.content.segments_root or b"",
+            metadata=sealed,
+            readers=file.head.readers,
+            seen=session.seen,
+            created=int(time.time()),
+            op=MOVE,
+            origin=(file.file_id, file.version),
+        )
         body = record.encode()
         left = build_tombstone(session, file.head, file.head_body, record.file_id)
         tombstone = left.encode()
@@ -119,28 +133,3 @@ class _Move(Value):
             (RecordChange(body, signature, sealed, wraps), RecordChange(tombstone, signed, b"", ()))
         )
         return cls(record, body, signature, left, (tombstone, signed), renamed, request)
-
-
-def _moved_record(
-    session: Session,
-    file: VerifiedFile,
-    target: VerifiedFile | None,
-    key: ContentKey,
-    sealed: bytes,
-    file_id: str,
-) -> FileRecord:
-    return content_record(
-        session.author,
-        key,
-        file_id=file_id,
-        head=None if target is None else target.head_body,
-        version=1 if target is None else target.version + 1,
-        ciphertext_size=file.content.ciphertext_size or 0,
-        segments_root=file.content.segments_root or b"",
-        metadata=sealed,
-        readers=file.head.readers,
-        seen=session.seen,
-        created=int(time.time()),
-        op=MOVE,
-        origin=(file.file_id, file.version),
-    )

@@ -137,12 +137,11 @@ class Sharing:
             )
             for entry in list(Files(session).ls(f"{prefix}/" if prefix else ""))
         )
-        return pipelined(session, requests, self._stated)
-
-    def _stated(self, wanted: tuple[str, KnownFile | None], reply: Reply) -> VerifiedFile:
-        return self._session.verify_newest(expect_reply(reply, Stated).view, *wanted)
-
-    # --- one file -----------------------------------------------------------------------------
+        return pipelined(
+            session,
+            requests,
+            lambda wanted, reply: session.verify_newest(expect_reply(reply, Stated).view, *wanted),
+        )
 
     def set_readers(self, file: VerifiedFile, readers: tuple[ReaderEntry, ...]) -> VerifiedFile:
         """Make `readers` (sorted) the readers of `file`. New ones get the newest version's key."""
@@ -204,8 +203,6 @@ class Sharing:
         key, _ = session.account.open_version(shown)
         (wrap,) = key.wrap_for(session.account.server_id, session.account.first, [recipient])
         return VersionWrap(version, wrap)
-
-    # --- records ------------------------------------------------------------------------------
 
     def _change(self, file: VerifiedFile, change: _ReaderChange) -> VerifiedFile:
         """Append an access record to `file`, and return the file as it is then."""
