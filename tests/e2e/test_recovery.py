@@ -1,4 +1,4 @@
-"""An account that a thief has taken over with its keys, and that its recovery code takes back."""
+"""The owner takes back, with the recovery code, an account whose keys were stolen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = {name: name.encode() * 50 for name in ("a", "b", "c", "d", "kept", "over
 
 @pytest.fixture
 def alice(daemon: Daemon, tmp_path: Path) -> Client:
-    """Files, an older version, trash; what is there is `FILES`."""
+    """Alice has the files `FILES`, an older version, and trash."""
     user = enrolled(daemon, "alice", tmp_path / "alice", "x25519")
     with sfsc.connect(user.home) as store:
         folder = tmp_path / "files"
@@ -52,35 +52,35 @@ def code(alice: Client) -> tuple[str, str]:
         return store.link, made
 
 
-def by_code(machine: Client, code: tuple[str, str], *more: str, expect: int = 0) -> str:
+def init_by_code(machine: Client, code: tuple[str, str], *more: str, expect: int = 0) -> str:
     typed = f"{code[0]}\n{code[1]}\n".encode()
     return machine.run("init", "--recovery", OPEN, *more, stdin=typed, code=expect).stderr
 
 
-def taken_back(
+def take_back(
     where: str, alice: Client, code: tuple[str, str], expect: int = 0, lost: str = ""
 ) -> Client:
-    """From an empty machine with the code alone, or from the owner's, which still knows the names
-    of what is `lost`."""
+    """Take the account back on an empty device with the code alone, or on the owner's device, which
+    still knows the names of `lost` files."""
     if where == "owner's machine":
         line = code[1].encode() + b"\n"
         shown = alice.run("rotate", "--recovery", stdin=line, code=2)
         assert "nothing was done" in shown.stderr
         assert shown.stderr.count("undone") >= 1
-        told = alice.run("rotate", "--recovery", "--yes", stdin=line, code=expect).stderr
+        stderr = alice.run("rotate", "--recovery", "--yes", stdin=line, code=expect).stderr
         for name in lost.split():
-            assert f"sfsc: {name}: somebody with stolen keys has" in told
+            assert f"sfsc: {name}: somebody with stolen keys has" in stderr
         return alice
     fresh = Client(alice.home.with_name("fresh"))
-    stderr = by_code(fresh, code, expect=5)
+    stderr = init_by_code(fresh, code, expect=5)
     assert "somebody else" in stderr
     assert not (fresh.home / "keyring").exists()
-    by_code(fresh, code, "--take-back", expect=expect)
+    init_by_code(fresh, code, "--take-back", expect=expect)
     return fresh
 
 
 def check(machine: Client, files: dict[str, bytes]) -> None:
-    """What there is; proven, and nothing of older keys left."""
+    """Verify the files, and that nothing of older keys is left."""
     with sfsc.connect(machine.home, auto_rotate=False) as store:
         assert {entry.name: read(store, entry.name) for entry in store.ls()} == files
         store.verify_rotation()
@@ -91,33 +91,33 @@ WHERE = ["empty machine", "owner's machine"]
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_a_thief_who_seals_for_himself_alone(
+def test_undo_an_unfinished_takeover(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path, where: str
 ) -> None:
-    """He begins a generation, uploads, overwrites, deletes, renames, brings trash back."""
+    """The attacker begins a generation, uploads, overwrites, deletes, renames, restores."""
     copy = copied(alice, tmp_path / "copy")
-    (tmp_path / "his").write_bytes(b"his")
-    with thief(copy.home) as he:
-        he.device()
-        he.begin()
-        he.store.put(tmp_path / "his", name="his")
-        he.store.put(tmp_path / "his", name="his, deleted")
-        he.store.rm("his, deleted")
-        he.store.put(tmp_path / "his", name="over")
-        he.store.put(tmp_path / "his", name="a")
-        he.store.rm("a")
-        he.store.rm("b")
-        he.store.mv("c", "elsewhere")
-        he.store.mv("d", "trash")
-        # The owner's machine is out, and cannot say more than that.
+    (tmp_path / "forged").write_bytes(b"forged")
+    with thief(copy.home) as attacker:
+        attacker.device()
+        attacker.begin()
+        attacker.store.put(tmp_path / "forged", name="forged")
+        attacker.store.put(tmp_path / "forged", name="forged, deleted")
+        attacker.store.rm("forged, deleted")
+        attacker.store.put(tmp_path / "forged", name="over")
+        attacker.store.put(tmp_path / "forged", name="a")
+        attacker.store.rm("a")
+        attacker.store.rm("b")
+        attacker.store.mv("c", "elsewhere")
+        attacker.store.mv("d", "trash")
+        # The owner's device is locked out, and learns no more than that.
         assert "recovery" in alice.run("ls", code=8).stderr
         with pytest.raises(sfsc.Denied):
-            he.store.set_recovery(sfsc.new_recovery_code(), sfsc.new_recovery_code())
-        machine = taken_back(where, alice, code)
+            attacker.store.set_recovery(sfsc.new_recovery_code(), sfsc.new_recovery_code())
+        machine = take_back(where, alice, code)
         with pytest.raises(SfscError):
-            he.store._session.transport.call(Usage())
+            attacker.store._session.transport.call(Usage())
         with pytest.raises(SfscError):
-            he.store.put(tmp_path / "his", name="late")
+            attacker.store.put(tmp_path / "forged", name="late")
     assert copy.run("ls", code=4).code == 4
     check(machine, FILES)
     machine.run("get", "a", "--version", "2", "-o", tmp_path / "no", code=5)
@@ -129,28 +129,28 @@ def test_a_thief_who_seals_for_himself_alone(
         ("restore", False),
     ]
     assert "by a stolen key" in machine.run("history", "elsewhere").text
-    # Work goes on, and another rotation too; the code opens what there is now.
-    machine.run("put", "-", "--name", "his", stdin=b"mine")
+    # Work and another rotation continue; the code opens the present account.
+    machine.run("put", "-", "--name", "forged", stdin=b"mine")
     machine.run("rotate")
-    check(machine, {**FILES, "his": b"mine"})
-    by_code(Client(tmp_path / "third"), code)
+    check(machine, {**FILES, "forged": b"mine"})
+    init_by_code(Client(tmp_path / "third"), code)
     daemon.stop()
     daemon.run("audit", "verify")
     daemon.run("fsck", "--read-data")
 
 
 @pytest.mark.parametrize("where", WHERE[1:])
-def test_what_he_has_destroyed_is_named_and_the_rest_comes_back(
+def test_destroyed_versions_are_named_and_the_rest_is_restored(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path, where: str
 ) -> None:
     copy = copied(alice, tmp_path / "copy")
-    with thief(copy.home) as he:
-        he.begin()
-        he.rewrap("w", "over")
-        he.store.rm("a")
-        he.store.purge("a")
-        he.store.prune("over", keep=1)
-    machine = taken_back(where, alice, code, expect=5, lost="a over w")
+    with thief(copy.home) as attacker:
+        attacker.begin()
+        attacker.rewrap("w", "over")
+        attacker.store.rm("a")
+        attacker.store.purge("a")
+        attacker.store.prune("over", keep=1)
+    machine = take_back(where, alice, code, expect=5, lost="a over w")
     left = {name: FILES[name] for name in ("b", "c", "d", "kept")}
     check(machine, left)
     for name in ("a", "over", "w"):
@@ -162,26 +162,26 @@ def test_what_he_has_destroyed_is_named_and_the_rest_comes_back(
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_a_thief_who_finishes(
+def test_undo_a_finished_takeover(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path, where: str
 ) -> None:
-    """Everything is wrapped for him alone, so the contents are his; the account is the owner's."""
+    """All files are wrapped for the attacker alone, so contents are lost but the account is not."""
     copy = copied(alice, tmp_path / "copy")
-    with thief(copy.home) as he:
-        he.begin()
-        he.finish()
+    with thief(copy.home) as attacker:
+        attacker.begin()
+        attacker.finish()
     alice.run("ls", code=8)
-    machine = taken_back(where, alice, code, expect=5, lost=" ".join(FILES))
+    machine = take_back(where, alice, code, expect=5, lost=" ".join(FILES))
     check(machine, {})
     machine.run("put", "-", "--name", "a", stdin=b"again")
     machine.run("rotate")
     check(machine, {"a": b"again"})
     assert copy.run("ls", code=4).code == 4
-    # A second thief, with today's keys: undone as well, and the first stays so.
+    # A second attacker with the new keys is undone too; the first stays undone.
     copy = copied(machine, tmp_path / "again")
-    with thief(copy.home) as he:
-        he.begin()
-        he.store.rm("a")
+    with thief(copy.home) as attacker:
+        attacker.begin()
+        attacker.store.rm("a")
     line = code[1].encode() + b"\n"
     machine.run("rotate", "--recovery", "--yes", stdin=line)
     check(machine, {"a": b"again"})
@@ -190,10 +190,10 @@ def test_a_thief_who_finishes(
     daemon.run("fsck")
 
 
-def test_whom_he_lets_in_and_whom_he_puts_out(
+def test_undo_changes_of_readers(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Who may read is as before too; and who reads follows the chain through what was undone."""
+    """Readers are as before too, and a reader follows the chain past the void statements."""
     bob = enrolled(daemon, "bob", tmp_path / "bob", "x25519")
     first = ("--trust-first-use",)
     for name in ("b", "kept"):
@@ -202,12 +202,12 @@ def test_whom_he_lets_in_and_whom_he_puts_out(
     bob.run("key", "verify", "alice", str(me["fingerprint"]))
     assert bob.run("cat", "alice:kept").stdout == FILES["kept"]
     copy = copied(alice, tmp_path / "copy")
-    (tmp_path / "his").write_bytes(b"his")
-    with thief(copy.home) as he:
-        he.begin()
-        he.store.share("a", "bob", trust_first_use=True)
-        he.store.unshare("b", "bob")
-        he.store.put(tmp_path / "his", name="kept")
+    (tmp_path / "forged").write_bytes(b"forged")
+    with thief(copy.home) as attacker:
+        attacker.begin()
+        attacker.store.share("a", "bob", trust_first_use=True)
+        attacker.store.unshare("b", "bob")
+        attacker.store.put(tmp_path / "forged", name="kept")
         assert bob.run("cat", "alice:a").stdout == FILES["a"]
     alice.run("rotate", "--recovery", "--yes", stdin=code[1].encode() + b"\n")
     check(alice, FILES)
@@ -216,26 +216,27 @@ def test_whom_he_lets_in_and_whom_he_puts_out(
         assert bob.run("cat", f"alice:{name}").stdout == FILES[name]
 
 
-def test_a_code_that_is_not_the_account_s(
+def test_another_accounts_code_is_rejected(
     alice: Client, code: tuple[str, str], tmp_path: Path
 ) -> None:
     other = sfsc.new_recovery_code()
     copy = copied(alice, tmp_path / "copy")
-    with thief(copy.home) as he:
-        he.begin()
+    with thief(copy.home) as attacker:
+        attacker.begin()
     assert (
         "recovery code"
         in alice.run("rotate", "--recovery", "--yes", stdin=other.encode() + b"\n", code=4).stderr
     )
-    by_code(Client(tmp_path / "fresh"), (code[0], other), "--take-back", expect=4)
+    init_by_code(Client(tmp_path / "fresh"), (code[0], other), "--take-back", expect=4)
     alice.run("rotate", "--recovery", "--yes", stdin=b"mistyped\n", code=2)
     alice.run("rotate", "--yes", code=2)
     alice.run("rotate", "--recovery", "--yes", stdin=code[1].encode() + b"\n")
     check(alice, FILES)
 
 
-def test_a_person_says_from_where_on(alice: Client, code: tuple[str, str], tmp_path: Path) -> None:
-    """A thief who used the ordinary client: his bundle opens, so only a person knows."""
+def test_undo_from_a_chosen_statement(alice: Client, code: tuple[str, str], tmp_path: Path) -> None:
+    """An attacker used the ordinary client. The code opens that bundle too, so only a person can
+    tell."""
     copy = copied(alice, tmp_path / "copy")
     with sfsc.connect(copy.home, auto_rotate=False) as store:
         store._rotation._begin("x25519", None, "rotate")
@@ -254,17 +255,17 @@ def test_a_person_says_from_where_on(alice: Client, code: tuple[str, str], tmp_p
     assert len(unlock_home(alice.home, None).contents.generations) == 1
 
 
-def test_sessions_close_when_keys_were_stolen(alice: Client, tmp_path: Path) -> None:
+def test_compromised_rotation_closes_other_sessions(alice: Client, tmp_path: Path) -> None:
     copy = copied(alice, tmp_path / "copy")
-    with sfsc.connect(copy.home, auto_rotate=False) as his:
-        assert his._session.call(Usage(), UsageAnswer).files == len(FILES)
+    with sfsc.connect(copy.home, auto_rotate=False) as stolen:
+        assert stolen._session.call(Usage(), UsageAnswer).files == len(FILES)
         alice.run("rotate", "--compromised")
         with pytest.raises(sfsc.NetworkError):
-            his._session.transport.call(Usage())
+            stolen._session.transport.call(Usage())
 
 
-def test_bundles_of_before_open_nothing_of_now(daemon: Daemon, alice: Client) -> None:
-    """With the private keys of before, and every bundle that the server keeps: no newer key."""
+def test_old_keys_open_no_newer_bundle(daemon: Daemon, alice: Client) -> None:
+    """The earlier private keys open none of the stored bundles that hold a newer key."""
     old = unlock_home(alice.home, None).contents
     for _ in range(2):
         alice.run("rotate")
@@ -320,22 +321,22 @@ print("done", count, flush=True)
 
 
 @pytest.mark.slow
-def test_killed_on_the_way(
+def test_killed_take_back_resumes(
     daemon: Daemon, alice: Client, code: tuple[str, str], tmp_path: Path
 ) -> None:
-    """At each of many steps; a rerun, or whatever command comes next, finishes."""
+    """Killed at each of many steps; a rerun or any other command finishes."""
     daemon.stop()
     with (daemon.root / "sfsd.toml").open("a") as file:
-        file.write("\n[limits]\nrotations = 1000\n")  # more than anybody needs
+        file.write("\n[limits]\nrotations = 1000\n")  # more than this test needs
     daemon.start()
-    at, robbed = 1, 0
+    at, thefts = 1, 0
     while True:
-        robbed += 1
-        copy = copied(alice, tmp_path / f"copy {robbed}")
-        with thief(copy.home) as he:
-            he.begin()
-            he.store.rm("a")
-            he.store.mv("b", f"x {robbed}")
+        thefts += 1
+        copy = copied(alice, tmp_path / f"copy {thefts}")
+        with thief(copy.home) as attacker:
+            attacker.begin()
+            attacker.store.rm("a")
+            attacker.store.mv("b", f"x {thefts}")
         process = subprocess.run(
             [sys.executable, "-c", KILLED, str(at), str(alice.home)],
             input=code[1].encode() + b"\n",
@@ -348,13 +349,13 @@ def test_killed_on_the_way(
             break
         assert process.returncode == -signal.SIGKILL, process.stderr.decode()
         again = run("sfsc", ("ls",), alice._environment)
-        if again.code != 0:  # it was not accepted yet: the code is asked for once more
+        if again.code != 0:  # not accepted yet: the code is needed again
             assert again.code == 8, again.stderr
             line = code[1].encode() + b"\n"
             alice.run("rotate", "--recovery", "--yes", stdin=line)
         check(alice, FILES)
         at += 1 if FULL else 17
-    assert robbed > 3
+    assert thefts > 3
     check(alice, FILES)
     daemon.stop()
     daemon.run("fsck")

@@ -1,4 +1,4 @@
-"""Keys that rotate, through the programs: whole, and by two machines at once."""
+"""Key rotation through the commands, also by two devices at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
 
 
 def fill(client: Client) -> None:
-    """Files, versions, trash, a purged version and a renamed file: 15 with content."""
+    """Store files, versions, trash, a purged version and a renamed file: 15 with content."""
     with sfsc.connect(client.home) as store:
         folder = client.home.with_name("files")
         folder.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def fill(client: Client) -> None:
 
 
 def check_all(client: Client) -> None:
-    """Every file opens, old versions and trash included, and nothing of an older key is left."""
+    """Read every file, old versions and trash included, and verify that no older key is left."""
     with sfsc.connect(client.home, auto_rotate=False) as store:
         verified = store.verify_rotation()
         assert verified.files == 16
@@ -69,7 +69,7 @@ def keyring(client: Client) -> Keyring:
     return unlock_home(client.home, None).contents
 
 
-def test_a_rotation(daemon: Daemon, alice: Client) -> None:
+def test_rotation_of_all_files(daemon: Daemon, alice: Client) -> None:
     before = keyring(alice)
     (plan,) = objects(alice.run("--json", "rotate", "--plan"))
     assert (plan["versions"], plan["begun"]) == (16, False)
@@ -80,10 +80,10 @@ def test_a_rotation(daemon: Daemon, alice: Client) -> None:
     after = keyring(alice)
     assert [one.generation for one in after.generations] == [2]
     assert before.generations[0] not in after.generations
-    # With the old private keys and all of the server's disk: no wrap opens.
+    # The old private keys open no wrap on the server's disk.
     old = private_keys(before.generations)
-    assert tried(daemon, before, old) == (16, 0)
-    assert tried(daemon, after, private_keys(after.generations)) == (16, 16)
+    assert count_wraps_opened(daemon, before, old) == (16, 0)
+    assert count_wraps_opened(daemon, after, private_keys(after.generations)) == (16, 16)
     alice.run("rm", "-r", "/", code=0)
     daemon.stop()
     daemon.run("audit", "verify")
@@ -92,8 +92,10 @@ def test_a_rotation(daemon: Daemon, alice: Client) -> None:
     assert "rotate-finish" in steps[-1]
 
 
-def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tuple[int, int]:
-    """(wraps on the disk, those that one of the keys opens), whatever their names say."""
+def count_wraps_opened(
+    daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]
+) -> tuple[int, int]:
+    """Return (wraps on the disk, wraps that one of the keys opens), ignoring their key ids."""
     wraps = opened = 0
     for path in (daemon.root / "store" / "users" / owner.user / "files").rglob("*.json"):
         sidecar = parse_sidecar(path.name, path.read_bytes())
@@ -110,7 +112,7 @@ def tried(daemon: Daemon, owner: Keyring, keys: dict[bytes, PrivateKey]) -> tupl
     return wraps, opened
 
 
-def test_what_has_no_wrap_any_more_is_not_counted(alice: Client, tmp_path: Path) -> None:
+def test_purged_versions_are_not_counted(alice: Client, tmp_path: Path) -> None:
     (tmp_path / "gone").write_bytes(b"soon")
     alice.run("put", "gone", cwd=tmp_path)
     alice.run("rm", "--purge", "gone")
@@ -118,7 +120,7 @@ def test_what_has_no_wrap_any_more_is_not_counted(alice: Client, tmp_path: Path)
     assert (done["wrapped"], done["files"]) == (16, 16)
 
 
-def test_a_rotation_in_several_batches(
+def test_rotation_in_several_batches(
     daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob = enrolled(daemon, "bob", tmp_path / "bob", "x25519")
@@ -148,7 +150,7 @@ def test_from_rsa_to_x25519_to_xwing(daemon: Daemon, tmp_path: Path) -> None:
     user.run("audit", "verify")
 
 
-def test_another_machine_goes_on_by_itself(alice: Client, tmp_path: Path) -> None:
+def test_other_devices_adopt_rotated_keys(alice: Client, tmp_path: Path) -> None:
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     other = Client(tmp_path / "other")
     other.run("key", "restore", tmp_path / "backup", OPEN)
@@ -159,7 +161,7 @@ def test_another_machine_goes_on_by_itself(alice: Client, tmp_path: Path) -> Non
     assert other.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
     other.run("rotate")
     assert alice.run("cat", "from other").stdout == b"x"
-    # The backup and the code of before two rotations still open the account.
+    # A backup and a code made before two rotations still open the account.
     third, fourth = Client(tmp_path / "third"), Client(tmp_path / "fourth")
     third.run("key", "restore", tmp_path / "backup", OPEN)
     typed = f"{recovery['account']}\n{recovery['code']}\n".encode()
@@ -169,27 +171,27 @@ def test_another_machine_goes_on_by_itself(alice: Client, tmp_path: Path) -> Non
         machine.run("verify-rotation")
 
 
-def test_a_forced_rotation(daemon: Daemon, alice: Client) -> None:
+def test_forced_rotation(daemon: Daemon, alice: Client) -> None:
     daemon.run("rotate", "alice", "--reason", "a laptop was stolen")
     careful = {"SFSC_AUTO_ROTATE": "0"}
-    refused = started(alice, careful, "put", "-", "--name", "x")
+    refused = run_with_environment(alice, careful, "put", "-", "--name", "x")
     assert refused.returncode == 4
     assert b"a laptop was stolen" in refused.stderr
-    assert started(alice, careful, "cat", NAMES[5]).stdout == NAMES[5].encode() * 50
+    assert run_with_environment(alice, careful, "cat", NAMES[5]).stdout == NAMES[5].encode() * 50
     alice.run("put", "-", "--name", "x", stdin=b"x")  # rotates, and then it may
     assert keyring(alice).generations[-1].generation == 2
     alice.run("verify-rotation")
     daemon.run("rotate", "--all")
     daemon.run("rotate", "nobody", code=3)
     daemon.run("rotate", code=2)
-    # At most once a day by a server's word alone; asked for, at once.
+    # A server's notice counts at most once a day; the command rotates at once.
     assert alice.run("cat", "x").stdout == b"x"
     assert keyring(alice).generations[-1].generation == 2
     alice.run("rotate")
     assert keyring(alice).generations[-1].generation == 3
 
 
-def started(
+def run_with_environment(
     client: Client, own: dict[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
@@ -201,7 +203,7 @@ def started(
     )
 
 
-def test_two_machines_rotate_and_upload_at_once(
+def test_two_devices_rotate_and_upload_at_once(
     daemon: Daemon, alice: Client, tmp_path: Path
 ) -> None:
     alice.run("key", "backup", tmp_path / "backup", OPEN)
@@ -214,26 +216,26 @@ def test_two_machines_rotate_and_upload_at_once(
     for number in range(60):
         (folder / f"{number}").write_bytes(b"%d" % number)
     (folder / "big").write_bytes(os.urandom(9 << 20))
-    rotating_ = [machine.start("rotate") for machine in (alice, others[0])]
+    rotating = [machine.start("rotate") for machine in (alice, others[0])]
     uploading = [
         machine.start("put", "-r", str(folder), "--name", f"at once {number}")
         for number, machine in enumerate(others)
     ]
-    for process in (*rotating_, *uploading):
+    for process in (*rotating, *uploading):
         _, stderr = process.communicate(timeout=100)
         assert b"Traceback" not in stderr
-        # Of two who rotate, one may find that the other has done it just now.
-        assert process.returncode in ((0, 6) if process in rotating_ else (0,)), stderr.decode()
-    assert 0 in [process.returncode for process in rotating_]
+        # One of two rotations may fail because the other was first.
+        assert process.returncode in ((0, 6) if process in rotating else (0,)), stderr.decode()
+    assert 0 in [process.returncode for process in rotating]
     for machine in (alice, *others):
-        machine.run("ls")  # finishes what it had begun, which may be another rotation
+        machine.run("ls")  # finishes its own rotation, which may be another one
     for machine in (*others, alice):
         machine.run("verify-rotation")
     after = keyring(alice)
     assert len(after.generations) == 1
     assert after.generations[0].generation > 1
-    assert tried(daemon, before, private_keys(before.generations)) == (138, 0)
-    assert tried(daemon, before, private_keys(after.generations)) == (138, 138)
+    assert count_wraps_opened(daemon, before, private_keys(before.generations)) == (138, 0)
+    assert count_wraps_opened(daemon, before, private_keys(after.generations)) == (138, 138)
     for number in range(2):
         alice.run("get", "-r", f"at once {number}", "-o", tmp_path / "out")
         got = tmp_path / "out" / f"at once {number}"
@@ -241,8 +243,10 @@ def test_two_machines_rotate_and_upload_at_once(
         assert same.returncode == 0, same.stdout
 
 
-def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """With the old private keys, all old file keys and the server's disk: nothing opens."""
+def test_compromised_rotation_replaces_all_keys(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """The old private keys, all old file keys and the server's disk open nothing."""
     (tmp_path / "big").write_bytes(os.urandom(3 << 20))
     alice.run("put", "big", cwd=tmp_path)
     before = keyring(alice)
@@ -251,12 +255,12 @@ def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     kept = {path.read_bytes() for path in blobs(daemon)}
     (done,) = objects(alice.run("--json", "rotate", "--compromised"))
     assert (done["generation"], done["files"]) == (2, 17)
-    assert tried(daemon, before, private_keys(before.generations)) == (17, 0)
+    assert count_wraps_opened(daemon, before, private_keys(before.generations)) == (17, 0)
     assert all(path.read_bytes() not in kept for path in blobs(daemon))
     after, new_deks = keyring(alice), deks(daemon, keyring(alice))
     assert after.name_keys == before.name_keys
     assert after.device != before.device
-    # The same versions under the same ids, each with another file key.
+    # The same versions and ids, each with another file key.
     assert {one[:-32] for one in new_deks} == {one[:-32] for one in old_deks}
     assert {one[-32:] for one in new_deks}.isdisjoint(one[-32:] for one in old_deks)
     alice.run("get", "big", "-o", "back", cwd=tmp_path)
@@ -266,7 +270,7 @@ def test_after_a_theft(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
         store.purge("big")
     check_all(alice)
     alice.run("audit", "verify")
-    # Once more is another rotation; without a theft it moves nothing.
+    # A second rotation without a theft moves no content.
     (again,) = objects(alice.run("--json", "rotate"))
     assert again["generation"] == 3
     check_all(alice)
@@ -279,7 +283,7 @@ def blobs(daemon: Daemon) -> list[Path]:
 
 
 def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:
-    """All file keys that lie on the server, by version, opened with the owner's key."""
+    """Return all file keys on the server by version, opened with the owner's key."""
     found = set()
     keys = private_keys(owner.generations)
     for path in (daemon.root / "store" / "users" / "alice" / "files").rglob("*.json"):
@@ -292,7 +296,7 @@ def deks(daemon: Daemon, owner: Keyring) -> set[bytes]:
     return found
 
 
-def test_a_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
+def test_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
     for name in ("stolen", "kept"):
         alice.run("key", "backup", tmp_path / f"{name}.backup", OPEN)
         Client(tmp_path / name).run("key", "restore", tmp_path / f"{name}.backup", OPEN)
@@ -313,7 +317,7 @@ def test_a_dropped_device_is_locked_out(alice: Client, tmp_path: Path) -> None:
     alice.run("audit", "verify")
 
 
-def test_the_server_s_own_keys(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+def test_rotation_of_server_keys(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
     alice.run("key", "backup", tmp_path / "backup", OPEN)
     alice.run("put", "-", "--name", "p", "--receipt", tmp_path / "proof", stdin=b"x")
     for which in ("tls", "log", "tls", "log"):
@@ -324,16 +328,17 @@ def test_the_server_s_own_keys(daemon: Daemon, alice: Client, tmp_path: Path) ->
         daemon.start()
         assert alice.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
     alice.run("audit", "verify")
-    # A receipt of before is checked with the key of before, a machine of before goes on.
+    # An old receipt is verified with the old log key; an old backup still works.
     alice.run("audit", "check", tmp_path / "proof")
     other = Client(tmp_path / "other")
     other.run("key", "restore", tmp_path / "backup", OPEN)
     assert other.run("cat", NAMES[5]).stdout == NAMES[5].encode() * 50
 
 
-def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path: Path) -> None:
-    """He has a copy of the keyring, takes a device of his own and drops the owner's. The recovery
-    code, which he cannot replace, opens the account still; then he is the one who is dropped."""
+def test_recovery_code_readmits_an_owner_dropped_by_a_thief(alice: Client, tmp_path: Path) -> None:
+    """A thief with a copy of the keyring adds a device and removes the owner's. The recovery code,
+    which the thief cannot replace, still opens the account, and the owner removes the thief's
+    device."""
     (code,) = objects(alice.run("--json", "key", "recovery"))
     copy, thief = Client(tmp_path / "copy"), Client(tmp_path / "thief")
     copy.home.mkdir()
@@ -344,7 +349,7 @@ def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path
         if not device["here"]:
             thief.run("device", "drop", str(device["device"]))
     alice.run("cat", NAMES[5], code=8)
-    thief.run("key", "recovery", stdin=b"\n", code=2)  # he does not have the code
+    thief.run("key", "recovery", stdin=b"\n", code=2)  # the thief does not have the code
     owner = Client(tmp_path / "owner")
     typed = f"{code['account']}\n{code['code']}\n".encode()
     owner.run("init", "--recovery", OPEN, stdin=typed)
@@ -358,8 +363,8 @@ def test_a_thief_who_rotates_does_not_keep_the_owner_out(alice: Client, tmp_path
 
 
 @pytest.mark.parametrize("cut", ["kept", "begun"])
-def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) -> None:
-    """What is asked for is done, and not what was begun in its place."""
+def test_requested_key_type_replaces_an_interrupted_rotation(alice: Client, cut: str) -> None:
+    """The requested key type is used, not that of the interrupted rotation."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         rotation = store._rotation
         if cut == "begun":
@@ -370,7 +375,7 @@ def test_another_kind_of_key_than_that_of_what_was_cut(alice: Client, cut: str) 
     (done,) = objects(alice.run("--json", "rotate", "--key-type", "rsa2048"))
     assert (done["key_type"], done["generation"]) == ("rsa2048", 2 + (cut == "begun"))
     check_all(alice)
-    # Where no kind is asked for, what was begun is finished.
+    # Without a requested type the interrupted rotation is finished.
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         store._rotation._begin("x25519", None, ROTATE)
     (done,) = objects(alice.run("--json", "rotate"))

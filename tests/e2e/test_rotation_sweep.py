@@ -23,7 +23,7 @@ from sfsc.keys.bundle import private_keys
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import Keyring
 from tests.e2e.accounts import enrolled, new_root
-from tests.e2e.test_rotation import tried
+from tests.e2e.test_rotation import count_wraps_opened
 from tests.harness import Daemon, environment
 
 FULL = os.environ.get("SFS_ROTATION") == "full"
@@ -145,7 +145,10 @@ class Swept:
         old = [one for one in before.generations if one not in after.generations]
         if asked:
             assert old
-            assert tried(self.daemon, before, private_keys(tuple(old))) == (self.wraps, 0)
+            assert count_wraps_opened(self.daemon, before, private_keys(tuple(old))) == (
+                self.wraps,
+                0,
+            )
 
 
 @pytest.fixture

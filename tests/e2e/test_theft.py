@@ -1,4 +1,4 @@
-"""After a theft: new keys for all, and new contents for the files that are named."""
+"""After a theft: new keys for all files, and new contents for the named files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ from sfsc.log.account_log import AccountLog
 from sfsc.trust.file_records import OwnAccount
 from tests.e2e.accounts import enrolled
 from tests.e2e.test_main_job import objects
-from tests.e2e.test_rotation import NAMES, blobs, check_all, deks, fill, keyring, read, tried
+from tests.e2e.test_rotation import (
+    NAMES,
+    blobs,
+    check_all,
+    count_wraps_opened,
+    deks,
+    fill,
+    keyring,
+    read,
+)
 from tests.e2e.thief import copied
 from tests.harness import Client, Daemon, environment
 
@@ -42,32 +51,33 @@ def alice(daemon: Daemon, tmp_path: Path) -> Client:
     return user
 
 
-def of(daemon: Daemon, owner: Client, *names: str) -> set[str]:
-    """The names of the sidecars of these files."""
+def sidecars_of(daemon: Daemon, owner: Client, *names: str) -> set[str]:
+    """Return the names of the sidecars of these files."""
     account = OwnAccount.from_keyring(keyring(owner))
     ids = {account.file_id(name) for name in names}
     folder = daemon.root / "store" / "users" / "alice" / "files"
     return {path.name for path in folder.rglob("*.json") if path.name[:32] in ids}
 
 
-def changed(before: set[bytes], after: set[bytes]) -> set[str]:
-    """The sidecars (names, then 32 bytes of DEK) whose file key is another."""
+def rekeyed_sidecars(before: set[bytes], after: set[bytes]) -> set[str]:
+    """Return the sidecars whose file key differs; items are names followed by 32 bytes of DEK."""
     return {one[:-32].decode() for one in before - after}
 
 
-def test_only_the_named_files_get_new_contents(daemon: Daemon, alice: Client) -> None:
-    """Every version, in trash too, and what a rename has left; all others are wrapped anew."""
+def test_compromised_rotation_reencrypts_only_named_files(daemon: Daemon, alice: Client) -> None:
+    """Every version of the named files gets new contents, in trash and under names before a rename
+    too; all others are only rewrapped."""
     before, old = deks(daemon, keyring(alice)), keyring(alice)
     kept = {path.name: path.read_bytes() for path in blobs(daemon)}
     named = (NAMES[3], NAMES[0], "renamed")
     (done,) = objects(alice.run("--json", "rotate", "--compromised", *named))
     assert (done["generation"], done["files"]) == (2, 16)
-    expected = of(daemon, alice, *named, NAMES[2])
+    expected = sidecars_of(daemon, alice, *named, NAMES[2])
     assert len(expected) == 7
-    assert changed(before, deks(daemon, keyring(alice))) == expected
+    assert rekeyed_sidecars(before, deks(daemon, keyring(alice))) == expected
     for path in blobs(daemon):
         assert (path.read_bytes() != kept[path.name]) is (f"{path.stem}.json" in expected)
-    assert tried(daemon, old, private_keys(old.generations)) == (16, 0)
+    assert count_wraps_opened(daemon, old, private_keys(old.generations)) == (16, 0)
     check_all(alice)
     alice.run("audit", "verify")
     alice.run("rotate", "--compromised", "never was", code=3)
@@ -76,10 +86,8 @@ def test_only_the_named_files_get_new_contents(daemon: Daemon, alice: Client) ->
     assert (done["generation"], done["begun"]) == (2, False)
 
 
-def test_a_copy_of_the_keyring_opens_nothing_afterwards(
-    daemon: Daemon, alice: Client, tmp_path: Path
-) -> None:
-    """The machine's own key is in it, and the new bundle would be sealed to that."""
+def test_copied_keyring_is_locked_out(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """The copy has the device key, so the new bundle must not be sealed to it."""
     thief = copied(alice, tmp_path / "thief")
     (device,) = objects(alice.run("--json", "device", "list"))
     alice.run("rotate", "--compromised", NAMES[3])
@@ -89,8 +97,11 @@ def test_a_copy_of_the_keyring_opens_nothing_afterwards(
     assert objects(alice.run("--json", "device", "list")) == [device]
 
 
-def test_another_process_of_the_machine_goes_on_meanwhile(daemon: Daemon, alice: Client) -> None:
-    """It has begun with the machine's key of before: what it remembers is for all of them."""
+def test_open_store_continues_after_rotation_by_another_process(
+    daemon: Daemon, alice: Client
+) -> None:
+    """The open store began with the previous device key, and shares the state with the other
+    process."""
     with sfsc.connect(alice.home) as store:
         before = {entry.name for entry in store.ls()}
         alice.run("rotate", "--compromised", NAMES[3])
@@ -124,12 +135,12 @@ sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True)
 
 
 @pytest.mark.parametrize("before", ["keyring", "state"])
-def test_it_is_killed_before_the_machine_has_its_new_key(
+def test_killed_before_new_device_key_is_saved(
     daemon: Daemon, alice: Client, tmp_path: Path, before: str
 ) -> None:
-    """The account names the new one already. It joins with the old one again, so that another
-    machine's rotation does not lock it out, and the next try replaces that. Where its state alone
-    does not have it yet, what is cached there is listed anew."""
+    """The account already names the new key. The device joins again with the old one, so another
+    device's rotation does not lock it out, and the next attempt replaces it. If only the state
+    lacks the new key, its cached entries are listed again."""
     alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
     other, thief = Client(tmp_path / "other"), copied(alice, tmp_path / "thief")
     other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
@@ -150,8 +161,11 @@ def test_it_is_killed_before_the_machine_has_its_new_key(
     check_all(alice)
 
 
-def before_it_begins(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> list[int]:
-    """Do `action` once, when a rotation has made its statement; grows with each that is made."""
+def act_before_rotation_begins(
+    monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]
+) -> list[int]:
+    """Call `action` once after a rotation made its statement. The returned list grows with each
+    statement's number."""
     made, new_generation = list[int](), Rotation._new_generation
 
     def slow(self: Rotation, *given: Any) -> PendingStatement:
@@ -165,17 +179,18 @@ def before_it_begins(monkeypatch: pytest.MonkeyPatch, action: Callable[[], objec
     return made
 
 
-def test_the_copy_is_used_meanwhile(
+def test_thief_joins_again_during_rotation(
     daemon: Daemon, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It joins again, as any machine does whose key the account does not name."""
+    """A device whose key the account does not name joins again; the rotation retries and removes
+    it."""
     thief = copied(alice, tmp_path / "thief")
 
     def join() -> None:
         with sfsc.connect(thief.home) as store:
             store._devices.finish_pending()
 
-    made = before_it_begins(monkeypatch, join)
+    made = act_before_rotation_begins(monkeypatch, join)
     with sfsc.connect(alice.home) as store:
         store.rotate(compromised=True, names=[NAMES[3]])
     assert made == [3, 4]
@@ -183,10 +198,10 @@ def test_the_copy_is_used_meanwhile(
     check_all(alice)
 
 
-def test_another_process_puts_while_the_key_is_changed(
+def test_put_by_another_process_between_device_key_and_rotation(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the machine has its new key, and before its rotation begins: nothing is stale yet."""
+    """The device has its new key, but its rotation has not begun: nothing is stale yet."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         names = {entry.name for entry in store.ls()}
         shown = list[set[str]]()
@@ -196,7 +211,7 @@ def test_another_process_puts_while_the_key_is_changed(
             shown.append({entry.name for entry in store.ls()})
             assert store.inbox() == []
 
-        before_it_begins(monkeypatch, put_and_look)
+        act_before_rotation_begins(monkeypatch, put_and_look)
         with sfsc.connect(alice.home) as rotating:
             rotating.rotate(compromised=True, names=[NAMES[3]])
         assert shown == [names | {"new"}]
@@ -206,15 +221,15 @@ def test_another_process_puts_while_the_key_is_changed(
     alice.run("audit", "verify")
 
 
-def test_the_key_is_changed_while_another_process_lists(
+def test_rotation_during_a_listing(
     daemon: Daemon, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    news, rotations = Files._uncached_views, [NAMES[3]]
+    uncached_views, rotations = Files._uncached_views, [NAMES[3]]
 
     def slow(self: Files, *given: Any) -> list[FileView]:
         if rotations:
             alice.run("rotate", "--compromised", rotations.pop())
-        return news(self, *given)
+        return uncached_views(self, *given)
 
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         names = {entry.name for entry in store.ls()}
@@ -227,7 +242,7 @@ def test_the_key_is_changed_while_another_process_lists(
 
 
 @pytest.mark.parametrize("compromised", [True, False])
-def test_another_machine_rotates_meanwhile(
+def test_another_device_rotates_first(
     daemon: Daemon,
     alice: Client,
     tmp_path: Path,
@@ -235,7 +250,7 @@ def test_another_machine_rotates_meanwhile(
     *,
     compromised: bool,
 ) -> None:
-    """What was asked for was not done, and is not said to be: its rotation drops nobody."""
+    """The other rotation removes nobody, so the request failed and says so."""
     alice.run("key", "backup", tmp_path / "backup", "--no-passphrase")
     other = Client(tmp_path / "other")
     other.run("key", "restore", tmp_path / "backup", "--no-passphrase")
@@ -246,7 +261,7 @@ def test_another_machine_rotates_meanwhile(
         with sfsc.connect(other.home, auto_rotate=False) as store:
             store._rotation._begin("xwing", None, ROTATE)
 
-    before_it_begins(monkeypatch, begin)
+    act_before_rotation_begins(monkeypatch, begin)
     drop = None if compromised else dropped
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         with pytest.raises(ConflictError):
@@ -275,8 +290,8 @@ sfsc.connect(sys.argv[1], auto_rotate=False).rotate(compromised=True, names=sys.
 
 
 @pytest.mark.parametrize("rerun", ["the same", "any other", "one more"])
-def test_it_is_killed(daemon: Daemon, alice: Client, rerun: str) -> None:
-    """Run again, or by any other command, it goes on with the files that were named."""
+def test_killed_rotation_resumes(daemon: Daemon, alice: Client, rerun: str) -> None:
+    """The rerun, or any other command, continues with the named files."""
     before, named = deks(daemon, keyring(alice)), [NAMES[3], "renamed"]
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(alice.home), *named],
@@ -290,13 +305,13 @@ def test_it_is_killed(daemon: Daemon, alice: Client, rerun: str) -> None:
     else:
         named += [NAMES[5]] if rerun == "one more" else []
         alice.run("rotate", "--compromised", *named)
-    found = changed(before, deks(daemon, keyring(alice)))
-    assert found == of(daemon, alice, *named, NAMES[2])
+    found = rekeyed_sidecars(before, deks(daemon, keyring(alice)))
+    assert found == sidecars_of(daemon, alice, *named, NAMES[2])
     check_all(alice)
 
 
-def test_a_record_that_came_later(alice: Client) -> None:
-    """Of two in the log, the one from before the rotation is taken over, the other is not."""
+def test_old_key_record_after_rotation_is_rejected(alice: Client) -> None:
+    """A record logged before the rotation still counts; one logged later does not."""
     with sfsc.connect(alice.home) as store:
         session = store._session
 
@@ -305,24 +320,24 @@ def test_a_record_that_came_later(alice: Client) -> None:
 
         early = head(NAMES[7])
         store.rotate(compromised=True, names=[NAMES[3]])
-        theft = CompromiseResponse(session, keyring(alice).statements)
+        response = CompromiseResponse(session, keyring(alice).statements)
         store.put(io.BytesIO(b"later"), name="later")
-        for known in (theft, CompromiseResponse(session, keyring(alice).statements)):
+        for known in (response, CompromiseResponse(session, keyring(alice).statements)):
             known.check(early)
             with pytest.raises(BadRecord):
-                known.check(signed_with_the_old_key(head("later")))
+                known.check(forge_with_old_key(head("later")))
             with pytest.raises(BadRecord):
                 known.check(SignedRecord(b"\x80", ()))
 
 
-def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
-    """What a first rotation had ended, a second upon it does not bring back."""
+def test_record_between_two_compromised_rotations(alice: Client) -> None:
+    """A second rotation does not restore what the first one ended."""
     with sfsc.connect(alice.home, auto_rotate=False) as store:
         session, rotation = store._session, store._rotation
         entries = AccountLog(session).entries
 
-        def theft_with(body: bytes) -> CompromiseResponse:
-            """With the first record that the log has of the first generation's successor for it."""
+        def response_with(body: bytes) -> CompromiseResponse:
+            """Replace the log's first upload of the second generation with `body`."""
             theirs = entries()
             at = next(
                 at
@@ -340,29 +355,29 @@ def test_a_record_between_the_ends_of_two_keys(alice: Client) -> None:
         body = session.fetch_newest(session.account.file_id("between")).head_body
         rotation._begin("xwing", None, COMPROMISED)
         own = SignedRecord(body, ())
-        theft_with(body).check(own)
-        his = signed_with_the_old_key(own)
-        theft = theft_with(his.record)
+        response_with(body).check(own)
+        forged = forge_with_old_key(own)
+        response = response_with(forged.record)
         with pytest.raises(BadRecord):
-            theft.check(his)
+            response.check(forged)
 
 
-def signed_with_the_old_key(signed: SignedRecord) -> SignedRecord:
+def forge_with_old_key(signed: SignedRecord) -> SignedRecord:
     record = FileRecord.parse(signed.record)
     return SignedRecord(dataclasses.replace(record, generation=1).encode(), ())
 
 
-def another_machine(alice: Client, folder: Path) -> Client:
-    """Another machine of the account."""
+def restore_on_another_device(alice: Client, folder: Path) -> Client:
+    """Restore the account on another device."""
     alice.run("key", "backup", folder / "other.backup", "--no-passphrase")
     machine = Client(folder / "another")
     machine.run("key", "restore", folder / "other.backup", "--no-passphrase")
     return machine
 
 
-def test_a_store_that_was_opened_before(alice: Client, tmp_path: Path) -> None:
-    """It finds every file after the rotation, and what it stores then is there."""
-    other = another_machine(alice, tmp_path)
+def test_store_opened_before_rotation(alice: Client, tmp_path: Path) -> None:
+    """It finds every file after the rotation, and stores files that others find."""
+    other = restore_on_another_device(alice, tmp_path)
     with sfsc.connect(other.home) as second:
         assert read(second, NAMES[5]) == NAMES[5].encode() * 50
         with sfsc.connect(alice.home) as store:
@@ -381,9 +396,9 @@ def test_a_store_that_was_opened_before(alice: Client, tmp_path: Path) -> None:
         store.audit_verify()
 
 
-def test_another_machine_finishes_it(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """Its next command goes on by itself, with the contents that are left."""
-    other, before = another_machine(alice, tmp_path), deks(daemon, keyring(alice))
+def test_another_device_finishes_rotation(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """Its next command continues with the remaining contents."""
+    other, before = restore_on_another_device(alice, tmp_path), deks(daemon, keyring(alice))
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(alice.home)],
         capture_output=True,
@@ -392,15 +407,17 @@ def test_another_machine_finishes_it(daemon: Daemon, alice: Client, tmp_path: Pa
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     other.run("ls")
-    assert {one[:-32].decode() for one in before} == changed(before, deks(daemon, keyring(other)))
+    assert {one[:-32].decode() for one in before} == rekeyed_sidecars(
+        before, deks(daemon, keyring(other))
+    )
     check_all(other)
     check_all(alice)
     assert keyring(alice).name_keys == keyring(other).name_keys
 
 
-def test_two_machines_finish_it_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
-    """One of the two may find that what it reads was encrypted again just now."""
-    other, before = another_machine(alice, tmp_path), deks(daemon, keyring(alice))
+def test_two_devices_finish_rotation_at_once(daemon: Daemon, alice: Client, tmp_path: Path) -> None:
+    """One of them may find that a content was just encrypted again."""
+    other, before = restore_on_another_device(alice, tmp_path), deks(daemon, keyring(alice))
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(alice.home)],
         capture_output=True,
@@ -417,16 +434,18 @@ def test_two_machines_finish_it_at_once(daemon: Daemon, alice: Client, tmp_path:
         for done in [threads.submit(finish, machine) for machine in (alice, other)]:
             done.result(60)
     other.run("ls")
-    assert {one[:-32].decode() for one in before} == changed(before, deks(daemon, keyring(other)))
+    assert {one[:-32].decode() for one in before} == rekeyed_sidecars(
+        before, deks(daemon, keyring(other))
+    )
     check_all(alice)
     check_all(other)
 
 
-def test_a_bundle_with_another_name_key(
+def test_bundle_with_another_name_key_is_rejected(
     alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine keeps its own, and refuses the bundle: it would no longer find any file."""
-    other, before = another_machine(alice, tmp_path), keyring(alice)
+    """A device keeps its own name key and refuses the bundle: it would not find any file."""
+    other, before = restore_on_another_device(alice, tmp_path), keyring(alice)
 
     def sealed(bundle: Bundle, **given: Any) -> bytes:
         return seal_bundle(dataclasses.replace(bundle, name_keys=(b"n" * 32,)), **given)

@@ -1,4 +1,4 @@
-"""Becoming a user: once, proven, and safe to repeat."""
+"""Enrolment: verified, and safe to retry."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator
 
 
-def become(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
+def enrol(server: Simulator, home: Path, user: str = "ada", **how: str) -> Keyring:
     invitation = read_invitation(server.invitation(user))
     return enrol_account(invitation, home, how.get("key_type", "x25519"), None, timeouts=QUICK)
 
@@ -52,8 +52,8 @@ def fresh(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("key_type", WRAP_ALGORITHMS)
-def test_a_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
-    keyring = become(server, fresh, key_type=key_type)
+def test_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
+    keyring = enrol(server, fresh, key_type=key_type)
     assert keyring == unlock_home(fresh, None).contents
     (body,) = keyring.statements
     statement = Statement.parse(body)
@@ -73,13 +73,13 @@ def test_a_new_user(server: Simulator, fresh: Path, key_type: str) -> None:
         assert state.checkpoint() == (1, server.log.root(1), server.log.checkpoint(1))
 
 
-def test_what_is_sent(server: Simulator, fresh: Path) -> None:
-    keyring = become(server, fresh)
+def test_message_contains_no_secret(server: Simulator, fresh: Path) -> None:
+    keyring = enrol(server, fresh)
     (message,) = server.asked(Enroll)
     statement = Statement.parse(message.statement)
     verify_signature(Label.STATEMENT, message.statement, message.signature, statement.sign_pub)
     assert keyring.current is not None
-    # The bundle opens with the device's key and with the account's own, and holds what is needed.
+    # Both the device's key and the account's key open the bundle.
     for private in (
         PrivateKey("xwing", keyring.device.xwing_private),
         PrivateKey("x25519", keyring.current.wrap_private),
@@ -92,8 +92,8 @@ def test_what_is_sent(server: Simulator, fresh: Path) -> None:
         assert secret not in sent
 
 
-def test_the_token_is_proven_and_bound_to_the_welcome(server: Simulator, fresh: Path) -> None:
-    become(server, fresh)
+def test_token_proof_is_bound_to_the_welcome(server: Simulator, fresh: Path) -> None:
+    enrol(server, fresh)
     (message,) = server.asked(Enroll)
     key = hashlib.sha256(server.token).digest()
     statement = record_hash(message.statement)
@@ -113,9 +113,9 @@ def test_the_token_is_proven_and_bound_to_the_welcome(server: Simulator, fresh: 
     ],
     ids=str,
 )
-def test_the_keys_have_a_term(server: Simulator, fresh: Path, limits: Limits) -> None:
+def test_key_lifetimes(server: Simulator, fresh: Path, limits: Limits) -> None:
     server.welcome = lambda welcome: replace(welcome, limits=limits)
-    statement = Statement.parse(become(server, fresh).statements[0])
+    statement = Statement.parse(enrol(server, fresh).statements[0])
     due = statement.due - statement.created
     expires = statement.expires - statement.created
     assert DAY <= due <= expires <= 730 * DAY
@@ -123,7 +123,7 @@ def test_the_keys_have_a_term(server: Simulator, fresh: Path, limits: Limits) ->
     assert due >= min(730 * DAY, limits.max_age * (100 - limits.jitter) // 100)
 
 
-def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, fresh: Path) -> None:
+def test_unpinned_server_gets_no_request(server: Simulator, fresh: Path) -> None:
     invitation = read_invitation(server.invitation("ada"))
     server.log = SimulatedLog()
     with pytest.raises(WrongServer):
@@ -132,7 +132,7 @@ def test_a_server_that_is_not_the_pinned_one_learns_nothing(server: Simulator, f
     assert not (fresh / "keyring").exists()
 
 
-def test_nobody_there(server: Simulator, fresh: Path) -> None:
+def test_unreachable_server(server: Simulator, fresh: Path) -> None:
     invitation = replace(read_invitation(server.invitation("ada")), port=1)
     with pytest.raises(Unreachable):
         enrol_account(invitation, fresh, "x25519", None, timeouts=QUICK)
@@ -140,12 +140,12 @@ def test_nobody_there(server: Simulator, fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "sfs://", "https://example.org/ada?pin=00&token=11"])
-def test_what_is_no_invitation(text: str) -> None:
+def test_malformed_invitations(text: str) -> None:
     with pytest.raises(UsageError):
         read_invitation(text)
 
 
-def test_a_malformed_invitation_is_not_repeated() -> None:
+def test_error_does_not_repeat_a_malformed_invitation() -> None:
     with pytest.raises(UsageError) as caught:
         read_invitation("sfs://host:1/ada?pin=00&token=verysecret")
     assert "verysecret" not in caught.value.cause
@@ -155,20 +155,20 @@ def test_a_malformed_invitation_is_not_repeated() -> None:
 # --- again
 
 
-def test_a_lost_answer_is_asked_for_again(server: Simulator, fresh: Path) -> None:
-    def lose(_request: Request, _reply: Reply) -> Reply:
+def test_retry_after_a_lost_reply(server: Simulator, fresh: Path) -> None:
+    def drop_reply(_request: Request, _reply: Reply) -> Reply:
         raise DropConnection
 
-    server.tamper = lose
+    server.tamper = drop_reply
     with pytest.raises(NetworkError):
-        become(server, fresh)
+        enrol(server, fresh)
     # The server has the statement, so the keys must be here.
     kept = unlock_home(fresh, None).contents
     assert kept.pending is not None
     assert kept.pending.statement == server.statement
     assert kept.current is None
     server.tamper = lambda _request, reply: reply
-    keyring = become(server, fresh)
+    keyring = enrol(server, fresh)
     assert keyring.statements == (server.statement,)
     sent = server.asked(Enroll)
     assert sent[0].statement == sent[1].statement
@@ -176,67 +176,67 @@ def test_a_lost_answer_is_asked_for_again(server: Simulator, fresh: Path) -> Non
     assert sent[0].proof != sent[1].proof, "bound to each welcome"
 
 
-def test_a_used_token_leaves_nothing(server: Simulator, fresh: Path) -> None:
-    become(server, fresh)
+def test_used_token_leaves_no_keyring(server: Simulator, fresh: Path) -> None:
+    enrol(server, fresh)
     thief = fresh.with_name("thief")
     with pytest.raises(TokenRefused):
-        become(server, thief)
+        enrol(server, thief)
     assert not (thief / "keyring").exists()
-    # Nothing stands in the way of another invitation.
+    # Another invitation works.
     server.statement = b""
-    become(server, thief)
+    enrol(server, thief)
 
 
-def test_a_refused_statement_leaves_nothing(server: Simulator, fresh: Path) -> None:
+def test_rejected_statement_leaves_no_keyring(server: Simulator, fresh: Path) -> None:
     server.intercept = lambda _request: Error("bad-request", "check the clock")
     with pytest.raises(ProtocolFailure):
-        become(server, fresh)
+        enrol(server, fresh)
     assert not (fresh / "keyring").exists()
 
 
 @pytest.mark.parametrize("code", ["busy", "unavailable", "shutting-down"])
-def test_a_server_that_cannot_answer_now(server: Simulator, fresh: Path, code: str) -> None:
+def test_unavailable_server_keeps_the_keys(server: Simulator, fresh: Path, code: str) -> None:
     server.intercept = lambda _request: Error(code, "later")
     with pytest.raises(Unreachable):
-        become(server, fresh)
+        enrol(server, fresh)
     kept = unlock_home(fresh, None).contents
     server.intercept = lambda _request: None
-    assert become(server, fresh).first == kept.first
+    assert enrol(server, fresh).first == kept.first
 
 
-def test_a_token_refused_the_second_time_keeps_the_keys(server: Simulator, fresh: Path) -> None:
-    """The first time it may have been accepted, and the user been disabled since."""
+def test_token_rejected_on_retry_keeps_the_keys(server: Simulator, fresh: Path) -> None:
+    """The first attempt may have been accepted before the user was disabled."""
     server.intercept = lambda _request: Error("busy", "later")
     with pytest.raises(Unreachable):
-        become(server, fresh)
+        enrol(server, fresh)
     server.intercept = lambda _request: Error("token", "no")
     with pytest.raises(TokenRefused):
-        become(server, fresh)
+        enrol(server, fresh)
     assert unlock_home(fresh, None).contents.pending is not None
 
 
-def test_a_home_that_is_taken(server: Simulator, fresh: Path) -> None:
-    become(server, fresh)
+def test_home_with_an_account(server: Simulator, fresh: Path) -> None:
+    enrol(server, fresh)
     stored = (fresh / "keyring").read_bytes()
     with pytest.raises(LocalError):
-        become(server, fresh)
+        enrol(server, fresh)
     assert (fresh / "keyring").read_bytes() == stored
 
 
-def test_an_enrolment_of_another_that_was_begun(server: Simulator, fresh: Path) -> None:
+def test_unfinished_enrolment_of_another_user(server: Simulator, fresh: Path) -> None:
     server.intercept = lambda _request: Error("busy", "later")
     with pytest.raises(Unreachable):
-        become(server, fresh)
+        enrol(server, fresh)
     server.intercept = lambda _request: None
     with pytest.raises(LocalError):
-        become(server, fresh, "eve")
+        enrol(server, fresh, "eve")
 
 
 # --- lies
 
 
 @pytest.mark.parametrize("lie", ["none", "another's"])
-def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path, lie: str) -> None:
+def test_enrolment_without_a_valid_receipt(server: Simulator, fresh: Path, lie: str) -> None:
     def unproven(_request: Request, reply: Reply) -> Reply:
         if not isinstance(reply, Session) or reply.receipt is None:
             return reply
@@ -246,13 +246,13 @@ def test_an_enrolment_that_the_log_does_not_prove(server: Simulator, fresh: Path
 
     server.tamper = unproven
     with pytest.raises(BadReceipt):
-        become(server, fresh)
+        enrol(server, fresh)
     assert unlock_home(fresh, None).contents.current is None
     with open_client_state(fresh, unlock_home(fresh, None).contents) as state:
         assert state.checkpoint() is None
 
 
-def test_a_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
+def test_passphrase_locks_the_keys(server: Simulator, fresh: Path) -> None:
     enrol_account(
         read_invitation(server.invitation("ada")), fresh, "x25519", "secret", timeouts=QUICK
     )

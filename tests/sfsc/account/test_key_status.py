@@ -1,4 +1,4 @@
-"""When keys are to be replaced: by our own statement, by what was begun, by the server's notice."""
+"""When keys are rotated: because of our own statement, pending work, or the server's notice."""
 
 from __future__ import annotations
 
@@ -28,40 +28,44 @@ def head(file: KeyringFile) -> Statement:
     return Statement.parse(file.contents.statements[-1])
 
 
-def at(now: float) -> Callable[[], float]:
+def clock_at(now: float) -> Callable[[], float]:
     return lambda: now
 
 
-def test_by_our_own_statement(session: Session, file: KeyringFile) -> None:
+def test_rotation_is_due_by_own_statement(session: Session, file: KeyringFile) -> None:
     due = head(file).due
     for now, expected in ((due - 1, False), (due - 0.5, False), (due, True), (due + 1.5, True)):
-        dues = KeyStatus(session, file, at(now))
-        assert dues.is_due() is expected
-        assert dues.should_rotate() is expected
-        assert dues.should_rotate() is expected  # nothing of it is remembered
+        status = KeyStatus(session, file, clock_at(now))
+        assert status.is_due() is expected
+        assert status.should_rotate() is expected
+        assert status.should_rotate() is expected  # the answer is not remembered
     assert session.state.last_server_rotation() == 0
 
 
-def test_a_machine_that_has_nothing_left_to_do(session: Session, file: KeyringFile) -> None:
+def test_no_pending_work(session: Session, file: KeyringFile) -> None:
     assert not KeyStatus(session, file).has_pending_work
 
 
 @pytest.mark.parametrize("state", ["due", "overdue", "forced", "rotated"])
-def test_another_machine_has_rotated(session: Session, file: KeyringFile, state: str) -> None:
+def test_rotation_by_another_device_is_pending_work(
+    session: Session, file: KeyringFile, state: str
+) -> None:
     session.notice = changed(FORCED, state=state)
     assert KeyStatus(session, file).has_pending_work is (state == "rotated")
 
 
-def test_a_statement_that_was_kept_and_not_sent(session: Session, file: KeyringFile) -> None:
+def test_unsent_statement_is_pending_work(session: Session, file: KeyringFile) -> None:
     statement, keys = file.contents.statements[-1], file.contents.generations[-1]
-    for of, expected in ((None, True), (keys, False)):  # a rotation is not settled but rotated
+    for keys_begun, expected in ((None, True), (keys, False)):  # a rotation is finished by rotating
         file.save(
-            changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", of))
+            changed(
+                file.contents, pending=PendingStatement(statement, (bytes(64),), b"", keys_begun)
+            )
         )
         assert KeyStatus(session, file).has_pending_work is expected
 
 
-def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
+def test_old_keys_are_pending_work(session: Session, file: KeyringFile) -> None:
     (first,) = file.contents.generations
     newer = changed(first, generation=2)
     keyring = changed(file.contents, generations=(first, newer))
@@ -70,56 +74,52 @@ def test_keys_that_count_no_more(session: Session, file: KeyringFile) -> None:
     assert KeyStatus(session, file).has_pending_work
     begun = changed(head(file), n=2, generation=2, prev=bytes(32))
     file.save(changed(keyring, statements=(*keyring.statements, begun.encode())))
-    assert not KeyStatus(session, file).has_pending_work  # they count while it is not finished
+    assert not KeyStatus(session, file).has_pending_work  # they count during a rotation
 
 
-def test_a_machine_that_has_not_joined(session: Session, file: KeyringFile) -> None:
+def test_unlisted_device_is_pending_work(session: Session, file: KeyringFile) -> None:
     device = changed(file.contents.device, device_id=bytes(16))
     file.save(changed(file.contents, device=device))
     assert KeyStatus(session, file).has_pending_work
 
 
-def test_what_was_begun_is_finished(session: Session, file: KeyringFile) -> None:
+def test_pending_statement_makes_rotation_due(session: Session, file: KeyringFile) -> None:
     statement = file.contents.statements[-1]
     file.save(changed(file.contents, pending=PendingStatement(statement, (bytes(64),), b"", None)))
-    dues = KeyStatus(session, file, at(0))
-    assert dues.is_due()
-    assert dues.should_rotate()
+    status = KeyStatus(session, file, clock_at(0))
+    assert status.is_due()
+    assert status.should_rotate()
 
 
-def test_a_generation_that_was_not_ended(session: Session, file: KeyringFile) -> None:
+def test_unfinished_rotation_is_due(session: Session, file: KeyringFile) -> None:
     begun = changed(head(file), generation=2, n=2, prev=bytes(32))
     assert is_rotating(begun)
     assert not is_rotating(head(file))
     assert not is_rotating(changed(begun, oldest=2))
     statements = (*file.contents.statements, begun.encode())
     file.save(changed(file.contents, statements=statements))
-    assert KeyStatus(session, file, at(0)).should_rotate()
+    assert KeyStatus(session, file, clock_at(0)).should_rotate()
 
 
-def test_a_server_is_listened_to_once_a_day(session: Session, file: KeyringFile) -> None:
+def test_server_notice_counts_once_a_day(session: Session, file: KeyringFile) -> None:
     session.notice = FORCED
     start = head(file).created
-    assert KeyStatus(session, file, at(start)).should_rotate()
+    assert KeyStatus(session, file, clock_at(start)).should_rotate()
     for later, expected in ((0, False), (DAY - 1, False), (DAY, True), (DAY + 1, False)):
-        dues = KeyStatus(session, file, at(start + later))
-        assert dues.is_due()
-        assert dues.should_rotate() is expected
-    # Of a clock that was set back nobody can say that a day has not passed.
-    assert KeyStatus(session, file, at(start)).should_rotate()
+        status = KeyStatus(session, file, clock_at(start + later))
+        assert status.is_due()
+        assert status.should_rotate() is expected
+    # If the clock was set back, a day may have passed.
+    assert KeyStatus(session, file, clock_at(start)).should_rotate()
 
 
-def test_keys_that_another_machine_has_rotated_are_not_due(
-    session: Session, file: KeyringFile
-) -> None:
+def test_keys_rotated_by_another_device_are_not_due(session: Session, file: KeyringFile) -> None:
     session.notice = changed(FORCED, state="rotated")
-    assert not KeyStatus(session, file, at(0)).is_due()
+    assert not KeyStatus(session, file, clock_at(0)).is_due()
 
 
-def test_nothing_is_rotated_at_a_server_that_is_distrusted(
-    session: Session, file: KeyringFile
-) -> None:
+def test_no_automatic_rotation_at_a_distrusted_server(session: Session, file: KeyringFile) -> None:
     session.state.distrust("evidence")
-    dues = KeyStatus(session, file, at(head(file).due))
-    assert dues.is_due()
-    assert not dues.should_rotate()
+    status = KeyStatus(session, file, clock_at(head(file).due))
+    assert status.is_due()
+    assert not status.should_rotate()

@@ -1,5 +1,4 @@
-"""Which statements a recovery code undoes: what a thief has sealed for himself, and what a server
-that keeps bundles back would have us believe."""
+"""Which statements a recovery code undoes, also if the server withholds bundles."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ KEYS = (GenerationKeys(1, SIGNING.seed, "x25519", WRAPPING.encoded),)
 
 
 class Account:
-    """A chain of `good` statements whose bundles the code opens, then `bad` ones."""
+    """A chain of `good` statements whose bundles the code opens, followed by `bad` ones."""
 
     def __init__(self, good: int, bad: int, age: int = 60) -> None:
         self.bodies: list[bytes] = []
@@ -71,105 +70,105 @@ class Account:
             raise NotFound("that bundle is not kept")
         return self.bundles[n]
 
-    def opened(self, first: int | None = None) -> int:
+    def last_opened(self, first: int | None = None) -> int:
         return find_last_bundle(tuple(self.bodies), self.fetch, CODE, first, NOW).n
 
 
-def test_the_last_that_the_code_opens() -> None:
-    assert Account(3, 0).opened() == 3
-    assert Account(3, 4).opened() == 3
-    assert Account(3, 4).opened(first=3) == 2
+def test_last_bundle_that_the_code_opens() -> None:
+    assert Account(3, 0).last_opened() == 3
+    assert Account(3, 4).last_opened() == 3
+    assert Account(3, 4).last_opened(first=3) == 2
     with pytest.raises(KeyringError):
-        Account(0, 3).opened()
+        Account(0, 3).last_opened()
 
 
 @pytest.mark.parametrize("n", [3, 4, 5])
-def test_a_server_that_keeps_a_bundle_back(n: int) -> None:
-    """Else it would have us undo what was no thief's."""
+def test_withheld_bundle(n: int) -> None:
+    """Otherwise valid statements would be undone."""
     account = Account(4, 1)
     del account.bundles[n]
     if n == 3:
-        assert account.opened() == 4  # it is not asked for
+        assert account.last_opened() == 4  # it is not requested
         return
     with pytest.raises(Rollback):
-        account.opened()
-    # Who names the statement has looked himself.
-    assert account.opened(first=5) == (4 if n == 5 else 3)
+        account.last_opened()
+    # A user who names the statement has checked the chain.
+    assert account.last_opened(first=5) == (4 if n == 5 else 3)
 
 
-def test_a_server_that_shows_another_bundle() -> None:
+def test_replaced_bundle() -> None:
     account = Account(4, 1)
     account.bundles[5] = account.bundles[4]
     with pytest.raises(Tampered):
-        account.opened()
+        account.last_opened()
 
 
-def test_what_was_kept_long_enough_may_be_gone() -> None:
+def test_old_bundle_may_be_missing() -> None:
     account = Account(2, 3, age=KEPT_SECONDS + 1)
     del account.bundles[4]
-    assert account.opened() == 2
-    del account.bundles[5]  # the newest is there for as long as the account is
+    assert account.last_opened() == 2
+    del account.bundles[5]  # the newest bundle is always stored
     with pytest.raises(Rollback):
-        account.opened()
+        account.last_opened()
 
 
-def test_a_thief_who_says_that_his_statement_is_old() -> None:
-    """With a server that is on his side: it would be free to keep back what is before it."""
+def test_backdated_statement_does_not_excuse_a_withheld_bundle() -> None:
+    """A server that helps the attacker must not be free to withhold the bundle before."""
     account = Account(3, 0)
     account.add(4, WRAPPING, 0)
     del account.bundles[3]
     with pytest.raises(Rollback):
-        account.opened()
+        account.last_opened()
 
 
-def test_of_many_the_server_may_have_dropped_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_of_a_long_chain_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfsc.account.recover.KEPT_MOST", 6)
     account = Account(2, 5)
     del account.bundles[5]
-    assert account.opened() == 2
+    assert account.last_opened() == 2
 
 
 @pytest.mark.parametrize("first", [1, 7, 100])
-def test_numbers_that_name_nothing_to_undo(first: int) -> None:
+def test_statement_numbers_out_of_range(first: int) -> None:
     with pytest.raises(UsageError):
-        Account(3, 2).opened(first)
+        Account(3, 2).last_opened(first)
 
 
-def test_what_an_earlier_recovery_has_decided_stays() -> None:
+def test_earlier_recovery_cannot_be_undone() -> None:
     account = Account(2, 2)
     account.add(5, CODE.wrap_key, NOW, "recovery")
     account.add(6, WRAPPING, NOW)
-    assert account.opened() == 5
-    assert account.opened(first=6) == 5
+    assert account.last_opened() == 5
+    assert account.last_opened(first=6) == 5
     with pytest.raises(UsageError):
-        account.opened(first=5)
+        account.last_opened(first=5)
 
 
-def test_a_bundle_that_misleads_takes_no_key_from_a_machine() -> None:
-    """A thief who begins a generation can put what he likes in the place of the keys before it."""
+def test_own_keys_win_over_a_forged_bundle() -> None:
+    """An attacker who begins a generation can replace the earlier keys in its bundle."""
     account, machine = Account(1, 0), keyring()
-    his = GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded)
-    bad = (replace(KEYS[0], wrap_private=b"?" * 32), his)
+    forged = GenerationKeys(2, OTHER.seed, "x25519", WRAPPING.encoded)
+    bad = (replace(KEYS[0], wrap_private=b"?" * 32), forged)
     account.add(2, CODE.wrap_key, NOW, "rotate", bad)
     chain = tuple(account.bodies)
-    session = cast(Session, SimpleNamespace(call=lambda asked, _: answer(account, asked.n)))
+    session = cast(Session, SimpleNamespace(call=lambda asked, _: reply_bundle(account, asked.n)))
     file = cast(KeyringFile, SimpleNamespace(contents=machine))
     devices = cast(Devices, SimpleNamespace(follow=lambda _: chain))
     _, first, found = AccountRecovery(session, file, devices, CODE, lambda: NOW).plan()
-    assert (first, found.generations) == (None, (KEYS[0], his))
+    assert (first, found.generations) == (None, (KEYS[0], forged))
 
 
-def answer(account: Account, n: int) -> SealedBundle:
+def reply_bundle(account: Account, n: int) -> SealedBundle:
     return SealedBundle(account.fetch(n))
 
 
-def test_a_person_is_shown_what_would_be_undone() -> None:
+def test_summary_marks_statements_to_undo() -> None:
     shown = summarize_chain(tuple(Account(2, 2).bodies), 3)
     assert [(one.n, one.undone) for one in shown] == [(1, False), (2, False), (3, True), (4, True)]
     assert not any(one.undone for one in summarize_chain(tuple(Account(2, 2).bodies), None))
 
 
-def test_a_server_that_fails_is_not_one_that_has_nothing() -> None:
+def test_other_errors_are_raised() -> None:
     class Failed(SfscError):
         pass
 

@@ -1,4 +1,4 @@
-"""What a rotation makes of versions: each its own, whatever stands beside it."""
+"""Rewrapping: each version's result is its own, whatever the other versions are."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ADA = OwnAccount(SERVER, "ada", b"a" * 32, SIGNERS, SIGNERS, {}, frozenset(), by
 BOB_SIGNING = SigningKey.generate()
 BOB_SIGNERS = {1: BOB_SIGNING.public}
 BOB = FileOwner(SERVER, "bob", b"b" * 32, BOB_SIGNERS, BOB_SIGNERS, {}, frozenset())
-RENEWAL = RewrapBuilder(ADA, 2, NEW_SIGNING)
+BUILD = RewrapBuilder(ADA, 2, NEW_SIGNING)
 
 
 def item(
     number: int, owner: FileOwner = ADA, to: PrivateKey = OLD, by: SigningKey = OLD_SIGNING
 ) -> WrapItem:
-    """A version of the owner's file of that number, wrapped for ada."""
+    """Build a version of the owner's file of that number, wrapped for ada."""
     key = ContentKey.generate()
     file_id = f"{number:032x}"
     record = content_record(
@@ -56,7 +56,7 @@ def signed(record: FileRecord, by: SigningKey) -> SignedRecord:
 
 
 def endorsed(one: WrapItem) -> WrapItem:
-    """As it stands once its record is endorsed."""
+    """Return the item after its record was endorsed."""
     digest = record_hash(one.content.record)
     added = GenerationSignature(2, NEW_SIGNING.sign(Label.ENDORSE, digest))
     content = SignedRecord(one.content.record, (*one.content.signatures, added))
@@ -75,7 +75,7 @@ def tampered(one: WrapItem) -> WrapItem:
 
 
 def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None:
-    """That what is sent is this version's, and says the same as before under the new keys."""
+    """Verify that `sent` belongs to this version and has the same content under the new keys."""
     owner, before, _ = version
     assert sent is not None
     assert (sent.owner, sent.file_id, sent.version) == (before.owner, before.file_id, 1)
@@ -97,27 +97,27 @@ def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None
     )
 
 
-def test_each_gets_its_own() -> None:
+def test_results_are_in_input_order() -> None:
     versions: list[Version] = [
         (None, item(1), None),
         (BOB, item(2, BOB, by=BOB_SIGNING), None),
         (None, item(3), None),
     ]
-    answers = RENEWAL(versions)
+    answers = BUILD(versions)
     assert len(answers) == 3
     for version, (sent, leaf) in zip(versions, answers, strict=True):
         check(version, sent, leaf)
 
 
-def test_nothing_is_made_of_nothing() -> None:
-    assert RENEWAL([]) == []
+def test_empty_input() -> None:
+    assert BUILD([]) == []
 
 
-def test_what_is_new_already_is_left_alone_and_counted() -> None:
+def test_new_wraps_are_kept_and_counted() -> None:
     first, last = item(1), item(3)
     done = endorsed(item(2, to=NEW))
     shared = item(4, BOB, to=NEW, by=BOB_SIGNING)
-    answers = RENEWAL(
+    answers = BUILD(
         [(None, first, None), (None, done, None), (BOB, shared, None), (None, last, None)]
     )
     check((None, first, None), *answers[0])
@@ -128,9 +128,9 @@ def test_what_is_new_already_is_left_alone_and_counted() -> None:
         assert leaf == leaf_of(one, one.wrap)
 
 
-def test_a_new_wrap_stays_where_only_the_record_is_old() -> None:
+def test_new_wrap_with_an_old_record() -> None:
     one = item(1, to=NEW)
-    ((sent, leaf),) = RENEWAL([(None, one, None)])
+    ((sent, leaf),) = BUILD([(None, one, None)])
     assert sent is not None
     assert one.wrap is not None
     assert sent.wrap == one.wrap
@@ -138,9 +138,9 @@ def test_a_new_wrap_stays_where_only_the_record_is_old() -> None:
     assert leaf == leaf_of(one, one.wrap)
 
 
-def test_a_version_without_a_wrap_is_endorsed() -> None:
+def test_version_without_a_wrap_is_endorsed() -> None:
     one = wrapped(item(1), None)
-    ((sent, leaf),) = RENEWAL([(None, one, None)])
+    ((sent, leaf),) = BUILD([(None, one, None)])
     assert sent is not None
     assert sent.wrap is None
     assert len(sent.endorsements) == 1
@@ -148,7 +148,7 @@ def test_a_version_without_a_wrap_is_endorsed() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["wrap", "signature", "file", "record"])
-def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> None:
+def test_invalid_shared_version_is_skipped(wrong: str) -> None:
     good = [item(1, BOB, by=BOB_SIGNING), item(2), item(4, BOB, by=BOB_SIGNING)]
     bad = item(3, BOB, by=BOB_SIGNING)
     if wrong == "wrap":
@@ -161,36 +161,36 @@ def test_what_another_shares_and_does_not_open_is_given_up_alone(wrong: str) -> 
     else:
         bad = WrapItem("bob", f"{9:032x}", 1, bad.content, None, bad.wrap)
     owners = [BOB, None, BOB]
-    answers = RENEWAL(
+    answers = BUILD(
         [(BOB, good[0], None), (None, good[1], None), (BOB, bad, None), (BOB, good[2], None)]
     )
-    given_up = answers.pop(2)
+    skipped = answers.pop(2)
     for owner, one, (sent, leaf) in zip(owners, good, answers, strict=True):
         check((owner, one, None), sent, leaf)
-    assert given_up == (RewrapItem("bob", bad.file_id, 1, None, ()), None)
+    assert skipped == (RewrapItem("bob", bad.file_id, 1, None, ()), None)
 
 
-def test_of_our_own_nothing_is_given_up() -> None:
+def test_invalid_own_version_raises() -> None:
     with pytest.raises(Tampered):
-        RENEWAL([(None, item(1), None), (None, tampered(item(2)), None)])
+        BUILD([(None, item(1), None), (None, tampered(item(2)), None)])
     with pytest.raises(BadRecord):
-        RENEWAL([(None, item(1), None), (None, item(2, by=BOB_SIGNING), None)])
+        BUILD([(None, item(1), None), (None, item(2, by=BOB_SIGNING), None)])
 
 
-def test_a_signature_that_is_vouched_for_is_not_asked_about_again() -> None:
-    good, by_bob = item(1), item(2, by=BOB_SIGNING)  # whose signature it is tells whether one looks
+def test_known_signature_is_not_verified_again() -> None:
+    good, by_bob = item(1), item(2, by=BOB_SIGNING)  # the signer tells whether it is verified
     digest = record_hash(by_bob.content.record)
     known = [KnownRevision(1, digest, vouched) for vouched in (True, False)]
-    answers = RENEWAL([(None, good, None), (None, by_bob, known[0])])
+    answers = BUILD([(None, good, None), (None, by_bob, known[0])])
     for one, (sent, leaf) in zip((good, by_bob), answers, strict=True):
         check((None, one, None), sent, leaf)
     with pytest.raises(BadRecord):
-        RENEWAL([(None, by_bob, known[1])])
+        BUILD([(None, by_bob, known[1])])
     with pytest.raises(BadRecord):
-        RENEWAL([(None, by_bob, KnownRevision(1, record_hash(good.content.record), verified=True))])
+        BUILD([(None, by_bob, KnownRevision(1, record_hash(good.content.record), verified=True))])
 
 
-def test_a_purged_file_has_both_its_records_endorsed() -> None:
+def test_both_records_of_a_purged_file_are_endorsed() -> None:
     one = item(1)
     content = FileRecord.parse(one.content.record)
     purged = FileRecord(
@@ -209,7 +209,7 @@ def test_a_purged_file_has_both_its_records_endorsed() -> None:
         purged=(1,),
     )
     head = signed(purged, OLD_SIGNING)
-    ((sent, leaf),) = RENEWAL(
+    ((sent, leaf),) = BUILD(
         [(None, WrapItem("ada", one.file_id, 1, one.content, head, None), None)]
     )
     assert sent is not None

@@ -1,4 +1,4 @@
-"""All wraps of an account, as they are listed page by page."""
+"""The wraps of an account are listed page by page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.sfsc.simulator import Simulator
 from tests.waiting import until
 
 
-def listed(count: int) -> list[WrapItem]:
+def make_items(count: int) -> list[WrapItem]:
     content = SignedRecord(b"a record", (GenerationSignature(1, bytes(64)),))
     return [WrapItem("ada", f"{number:032x}", 1, content, None, None) for number in range(count)]
 
 
-def listing(server: Simulator, items: list[WrapItem]) -> None:
-    """Have the server list these."""
+def serve_items(server: Simulator, items: list[WrapItem]) -> None:
+    """Make the server list these items."""
 
     def page(request: Request) -> Reply | None:
         if not isinstance(request, GetWraps):
@@ -35,11 +35,11 @@ def listing(server: Simulator, items: list[WrapItem]) -> None:
     server.intercept = page
 
 
-def test_the_first_page_is_short(
+def test_first_page_is_short(
     server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = listed(9)
-    listing(server, items)
+    items = make_items(9)
+    serve_items(server, items)
     assert list(wrap_items(session)) == items
     assert [one.limit for one in server.asked(GetWraps)] == [32]
     monkeypatch.setattr(rewrap, "_FIRST", 2)
@@ -49,11 +49,11 @@ def test_the_first_page_is_short(
     assert [one.limit for one in server.asked(GetWraps)] == [2, 4, 4]
 
 
-def test_the_next_page_is_asked_for_while_one_is_worked_on(
+def test_next_page_is_requested_early(
     server: Simulator, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewrap, "MAX_BATCH", 1)
-    listing(server, listed(4))
+    serve_items(server, make_items(4))
     page, answers = server.intercept, threading.Event()
 
     def slow(request: Request) -> Reply | None:
@@ -66,7 +66,7 @@ def test_the_next_page_is_asked_for_while_one_is_worked_on(
     next(pages)
     others = [session.transport.submit(Usage()) for _ in range(2)]
     next(pages)
-    # The third was asked for beside these two, and does not wait for more to go with it.
+    # The third page is requested together with these two, without waiting for more requests.
     answers.set()
     until(lambda: len(server.asked(GetWraps)) >= 3)
     for ticket in others:

@@ -1,4 +1,4 @@
-"""A file's past, told by a server that may lie about it."""
+"""A file's history from a server that may lie."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sfsc.simulator import Simulator
 from tests.sfsc.storing import put
 
 
-def spoiled(server: Simulator, change: object) -> None:
+def tamper_history(server: Simulator, change: object) -> None:
     def hook(_request: Request, reply: Reply) -> Reply:
         if isinstance(reply, HistoryPage):
             return replace(reply, **change(reply))  # type: ignore[operator]
@@ -35,20 +35,20 @@ def spoiled(server: Simulator, change: object) -> None:
     server.tamper = hook
 
 
-def test_every_record_oldest_first(session: Session) -> None:
+def test_records_oldest_first(session: Session) -> None:
     put(session, b"one")
     put(session, b"three")
     Files(session).rm("file")
-    told = FileHistory(session).history("file")
-    assert [(one.revision, one.op, one.version, one.size) for one in told] == [
+    history = FileHistory(session).history("file")
+    assert [(one.revision, one.op, one.version, one.size) for one in history] == [
         (1, "put", 1, 3),
         (2, "put", 2, 5),
         (3, "delete", None, None),
     ]
-    assert [one.kept for one in told] == [True, True, False]
+    assert [one.kept for one in history] == [True, True, False]
 
 
-def test_what_never_was(session: Session) -> None:
+def test_unknown_file_or_version(session: Session) -> None:
     for ask in (FileHistory(session).history, FileHistory(session).restore):
         with pytest.raises(NotFound):
             ask("none")
@@ -83,21 +83,21 @@ def test_what_never_was(session: Session) -> None:
         "unsigned",
     ],
 )
-def test_a_history_that_is_not_the_files(
+def test_tampered_history(
     server: Simulator, session: Session, lie: object, error: type[Exception]
 ) -> None:
     for content in (b"1", b"2", b"3"):
         put(session, content)
-    spoiled(server, lie)
+    tamper_history(server, lie)
     with pytest.raises(error):
         FileHistory(session).history("file")
 
 
-def test_the_history_of_another_file(server: Simulator, session: Session) -> None:
+def test_history_of_another_file(server: Simulator, session: Session) -> None:
     put(session, b"1")
     put(session, b"other", "other")
     other = tuple(server.files[session.account.file_id("other")].records)
-    spoiled(server, lambda _page: {"records": other})
+    tamper_history(server, lambda _page: {"records": other})
     with pytest.raises(BadRecord):
         FileHistory(session).history("file")
 
@@ -105,8 +105,8 @@ def test_the_history_of_another_file(server: Simulator, session: Session) -> Non
 # --- another device is faster
 
 
-def overtaken(server: Simulator, step: Callable[[], object]) -> None:
-    """Another device does `step` just before the next record of ours comes."""
+def act_before_next_record(server: Simulator, step: Callable[[], object]) -> None:
+    """Another device runs `step` just before our next record arrives."""
     steps = [step]
 
     def hook(request: Request) -> Reply | None:
@@ -120,12 +120,10 @@ def overtaken(server: Simulator, step: Callable[[], object]) -> None:
     server.intercept = hook
 
 
-def test_a_version_that_came_while_older_ones_are_removed(
-    server: Simulator, session: Session, other: Session
-) -> None:
+def test_put_during_prune(server: Simulator, session: Session, other: Session) -> None:
     for content in (b"1", b"2", b"3"):
         put(session, content)
-    overtaken(server, lambda: put(other, b"theirs"))
+    act_before_next_record(server, lambda: put(other, b"theirs"))
     assert FileHistory(session).prune("file", 1) == [1, 2, 3]
     known = session.state.file(session.account.file_id("file"))
     assert known is not None
@@ -133,19 +131,18 @@ def test_a_version_that_came_while_older_ones_are_removed(
     assert put(session, b"5") == 5
 
 
-def test_a_file_that_is_there_again_is_not_removed_for_good(
-    server: Simulator, session: Session, other: Session
-) -> None:
+def test_put_during_purge(server: Simulator, session: Session, other: Session) -> None:
     put(session, b"1")
     Files(session).rm("file")
-    overtaken(server, lambda: put(other, b"2"))
+    act_before_next_record(server, lambda: put(other, b"2"))
     with pytest.raises(ConflictError):
         FileHistory(session).purge("file")
     assert all(one.op != "purge" for one in FileHistory(session).history("file"))
 
 
 def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who were added while it was the newest, or before, and whose grant had not ended."""
+    """Readers were added while it was the newest version or before, with a grant that had not
+    ended."""
     put(session, b"one")
     first = session.fetch_newest(session.account.file_id("file"))
 
@@ -178,11 +175,11 @@ def test_readers_of_an_older_version(session: Session, monkeypatch: pytest.Monke
     records[6] = replace(records[6], readers=(bob, brief, carol))
     asked = list[int]()
 
-    def told(_history: FileHistory, newest: VerifiedFile) -> list[FileRecord]:
+    def history(_history: FileHistory, newest: VerifiedFile) -> list[FileRecord]:
         asked.append(newest.head.rev)
         return records
 
-    monkeypatch.setattr(FileHistory, "records", told)
+    monkeypatch.setattr(FileHistory, "records", history)
     newest, last = records[-2], records[-1]
     file = VerifiedFile(newest, newest.encode(), last, last.encode(), b"m", ())
     past = PastReaders(session)

@@ -1,4 +1,4 @@
-"""Listings that are remembered, and deletions that are signed."""
+"""Cached listings and signed deletions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def names(session: Session, prefix: str = "") -> list[str]:
 # --- ls
 
 
-def test_names_come_sorted_and_by_prefix(session: Session, other: Session) -> None:
+def test_names_sorted_and_by_prefix(session: Session, other: Session) -> None:
     assert names(session) == []
     store(session, "b", "a/2", "a/1", "ä", "a")
     for device in (session, other):
@@ -51,7 +51,7 @@ def test_names_come_sorted_and_by_prefix(session: Session, other: Session) -> No
         assert names(device, "nothing") == names(device, "\udc80") == []
 
 
-def test_an_entry_says_what_was_stored(session: Session, other: Session) -> None:
+def test_entry_fields(session: Session, other: Session) -> None:
     store(session, "a", "a", "b")
     (a, b) = Files(other).ls()
     assert (a.version, a.revision, a.size, b.version) == (2, 2, 1, 1)
@@ -59,7 +59,7 @@ def test_an_entry_says_what_was_stored(session: Session, other: Session) -> None
     assert a.file_id == session.account.file_id("a")
 
 
-def test_a_second_listing_opens_no_key_and_asks_for_nothing_old(
+def test_second_listing_uses_the_cache(
     server: Simulator, session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(session, *(f"file {i}" for i in range(7)))
@@ -70,7 +70,7 @@ def test_a_second_listing_opens_no_key_and_asks_for_nothing_old(
         opened.append(wrapped)
         return unwrap(key, wrapped, info)
 
-    # Counts what happens; it happens all the same.
+    # Count the calls and pass them on.
     monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
     assert len(names(session)) == 7
     assert opened == [], "what was put here is known here"
@@ -87,7 +87,7 @@ def test_a_second_listing_opens_no_key_and_asks_for_nothing_old(
     assert len(opened) == 9
 
 
-def test_a_listing_follows_deletions(session: Session, other: Session) -> None:
+def test_listing_follows_deletions(session: Session, other: Session) -> None:
     store(session, "a", "b")
     assert names(other) == ["a", "b"]
     Files(session).rm("a")
@@ -97,18 +97,16 @@ def test_a_listing_follows_deletions(session: Session, other: Session) -> None:
     assert names(other) == ["a", "b"]
 
 
-def test_a_listing_that_hides_what_was_put_is_still_answered_from_memory(
-    server: Simulator, session: Session
-) -> None:
+def test_cached_entry_survives_a_server_that_hides_it(server: Simulator, session: Session) -> None:
     store(session, "a", "b")
     server.tamper = lambda _request, reply: Listing((), "") if isinstance(reply, Listing) else reply
     assert names(session) == ["a", "b"]
 
 
-def test_of_what_is_known_nothing_is_read(
+def test_views_of_cached_files_are_not_read(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """A listing shows what was put here: whatever comes with the record, nobody looks at it."""
+    """A listing shows files stored here; whatever comes with the record is not read."""
     store(session, "a", "b")
     shown: list[int] = []
 
@@ -124,12 +122,12 @@ def test_of_what_is_known_nothing_is_read(
     store(session, "a")
     assert names(session) == ["a", "b"]
     assert shown == [2, 1]
-    # What the other does not know it reads.
+    # The other device does not know the file and reads it.
     with pytest.raises(Tampered):
         names(other)
 
 
-def test_a_listing_of_an_old_revision(server: Simulator, session: Session) -> None:
+def test_listing_of_an_old_revision(server: Simulator, session: Session) -> None:
     store(session, "a")
     file_id = session.account.file_id("a")
     old = server.view(file_id)
@@ -141,7 +139,7 @@ def test_a_listing_of_an_old_revision(server: Simulator, session: Session) -> No
         names(session)
 
 
-def test_a_listing_of_another_history(server: Simulator, session: Session, other: Session) -> None:
+def test_listing_of_another_history(server: Simulator, session: Session, other: Session) -> None:
     store(session, "a")
     server.files.clear()
     store(other, "a")
@@ -150,7 +148,7 @@ def test_a_listing_of_another_history(server: Simulator, session: Session, other
 
 
 @pytest.mark.parametrize("at", [0, -1])
-def test_a_listing_with_a_forged_record(
+def test_listing_with_a_forged_record(
     server: Simulator,
     session: Session,
     other: Session,
@@ -176,9 +174,7 @@ def test_a_listing_with_a_forged_record(
         names(other)
 
 
-def test_a_listing_with_swapped_metadata(
-    server: Simulator, session: Session, other: Session
-) -> None:
+def test_listing_with_swapped_metadata(server: Simulator, session: Session, other: Session) -> None:
     store(session, "a", "b")
 
     def swapped(_request: Request, reply: Reply) -> Reply:
@@ -193,7 +189,7 @@ def test_a_listing_with_swapped_metadata(
 
 
 @pytest.mark.parametrize("after", ["", "0" * 32])
-def test_a_listing_without_end(server: Simulator, session: Session, after: str) -> None:
+def test_endless_listing(server: Simulator, session: Session, after: str) -> None:
     store(session, "a", "b")
     server.tamper = lambda _request, reply: (
         replace(reply, next=after or "0" * 31) if isinstance(reply, Listing) else reply
@@ -203,7 +199,7 @@ def test_a_listing_without_end(server: Simulator, session: Session, after: str) 
     assert len(server.asked(List)) <= 2
 
 
-def test_the_next_page_is_asked_for_before_one_is_taken_up(
+def test_next_page_is_requested_early(
     server: Simulator, session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(session, *"abcdef")
@@ -226,7 +222,7 @@ def test_the_next_page_is_asked_for_before_one_is_taken_up(
     assert asked[-1] == before + pages
 
 
-def test_a_page_that_was_refused_for_older_keys_is_asked_for_with_newer(
+def test_page_is_requested_again_with_newer_keys(
     server: Simulator, session: Session, other: Session
 ) -> None:
     store(session, *"abcdef")
@@ -246,9 +242,7 @@ def test_a_page_that_was_refused_for_older_keys_is_asked_for_with_newer(
     assert renewed == [1]
 
 
-def test_an_interrupted_listing_is_taken_up_again(
-    server: Simulator, session: Session, other: Session
-) -> None:
+def test_interrupted_listing_resumes(server: Simulator, session: Session, other: Session) -> None:
     store(session, *"abcdef")
     before = other.state.listed_size()
     server.intercept = lambda request: (
@@ -264,7 +258,7 @@ def test_an_interrupted_listing_is_taken_up_again(
 # --- stat
 
 
-def test_what_is_not_there(session: Session) -> None:
+def test_missing_file(session: Session) -> None:
     with pytest.raises(NotFound):
         Files(session).stat("a")
     with pytest.raises(UsageError):
@@ -278,7 +272,7 @@ def test_what_is_not_there(session: Session) -> None:
 # --- rm
 
 
-def test_a_deletion_is_a_signed_record(server: Simulator, session: Session) -> None:
+def test_deletion_is_a_signed_record(server: Simulator, session: Session) -> None:
     store(session, "a")
     entry = Files(session).rm("a")
     assert (entry.name, entry.version) == ("a", 1)
@@ -290,7 +284,7 @@ def test_a_deletion_is_a_signed_record(server: Simulator, session: Session) -> N
     assert Uploads(session).put(io.BytesIO(b""), "a").version == 2
 
 
-def test_a_deletion_of_what_another_has_changed(
+def test_delete_after_a_change_by_another_device(
     server: Simulator, session: Session, other: Session
 ) -> None:
     store(session, "a")
@@ -309,7 +303,7 @@ def test_a_deletion_of_what_another_has_changed(
     assert names(other) == []
 
 
-def test_a_deletion_that_another_has_made(
+def test_delete_after_a_deletion_by_another_device(
     server: Simulator, session: Session, other: Session
 ) -> None:
     store(session, "a")
@@ -328,8 +322,8 @@ def test_a_deletion_that_another_has_made(
     assert names(other) == []
 
 
-def test_deletions_that_were_refused_for_older_keys(server: Simulator, session: Session) -> None:
-    """Keys were rotated elsewhere: what was signed with the older ones is signed anew."""
+def test_deletions_are_signed_again_with_newer_keys(server: Simulator, session: Session) -> None:
+    """Another device rotated the keys: deletions are signed again with the new ones."""
     for name in ("a", "b", "c"):
         store(session, name)
     refused, renewed = [b"", b""], list[None]()
@@ -348,7 +342,7 @@ def test_deletions_that_were_refused_for_older_keys(server: Simulator, session: 
     assert names(session) == []
 
 
-def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) -> None:
+def test_delete_with_a_lost_reply(server: Simulator, session: Session) -> None:
     store(session, "a")
     lost: list[Request] = []
 
@@ -364,7 +358,7 @@ def test_a_deletion_whose_answer_is_lost(server: Simulator, session: Session) ->
     assert names(session) == []
 
 
-def test_a_deletion_that_the_log_does_not_prove(server: Simulator, session: Session) -> None:
+def test_delete_without_a_valid_receipt(server: Simulator, session: Session) -> None:
     store(session, "a")
     server.tamper = lambda request, reply: (
         Done(replace(reply.receipt, line=server.log.lines[0])) if isinstance(reply, Done) else reply
@@ -373,10 +367,8 @@ def test_a_deletion_that_the_log_does_not_prove(server: Simulator, session: Sess
         Files(session).rm("a")
 
 
-def test_what_somebody_has_written_into_the_state_is_not_signed_upon(
-    server: Simulator, session: Session
-) -> None:
-    """A tombstone takes over the readers, and what is restored is encrypted for them."""
+def test_unverified_state_is_not_signed(server: Simulator, session: Session) -> None:
+    """A tombstone takes over the readers, and a restored file is encrypted for them."""
     store(session, "a")
     (entry,) = Files(session).ls()
     known = session.state.file(entry.file_id)

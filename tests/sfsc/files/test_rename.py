@@ -1,4 +1,4 @@
-"""Renaming, by a server that may lie about it."""
+"""Renames at a server that may lie."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def names(session: Session) -> list[str]:
     return [entry.name for entry in Files(session).ls()]
 
 
-def test_a_file_under_another_name(session: Session, other: Session) -> None:
+def test_rename(session: Session, other: Session) -> None:
     put(session, "a", b"old")
     put(session, "a", b"content")
     entry = Renames(session).mv("a", "b/c")
@@ -58,12 +58,12 @@ def test_a_file_under_another_name(session: Session, other: Session) -> None:
     assert (arrived.op, arrived.moved) == ("move", session.account.file_id("a"))
     *_, left = FileHistory(other).history("a")
     assert (left.op, left.moved) == ("delete", session.account.file_id("b/c"))
-    # What it held before stays under its old name.
+    # Earlier versions stay under the old name.
     assert FileHistory(other).restore("a", 1).size == 3
     assert names(session) == ["a", "b/c"]
 
 
-def test_there_and_back_and_on(session: Session, other: Session) -> None:
+def test_rename_back_and_again(session: Session, other: Session) -> None:
     put(session, "a")
     for old, new in (("a", "b"), ("b", "a"), ("a", "b")):
         Renames(session).mv(old, new)
@@ -72,7 +72,7 @@ def test_there_and_back_and_on(session: Session, other: Session) -> None:
     assert get(other, "a") == b"onward"
 
 
-def test_names_that_cannot_be(session: Session) -> None:
+def test_invalid_renames(session: Session) -> None:
     put(session, "a")
     put(session, "b")
     with pytest.raises(ConflictError):
@@ -85,10 +85,10 @@ def test_names_that_cannot_be(session: Session) -> None:
     assert names(session) == ["a", "b"]
 
 
-def test_who_is_overtaken_goes_on_from_there(
+def test_rename_retries_after_conflicts(
     server: Simulator, session: Session, other: Session
 ) -> None:
-    """Another device is faster: at the file itself, then at the name it is to have."""
+    """Another device changes first the file, then the file at the new name."""
     put(session, "a")
 
     def there_and_gone() -> None:
@@ -111,7 +111,7 @@ def test_who_is_overtaken_goes_on_from_there(
     assert steps == []
 
 
-def test_a_conflict_with_what_is_no_record(server: Simulator, session: Session) -> None:
+def test_conflict_with_a_malformed_record(server: Simulator, session: Session) -> None:
     put(session, "a")
     view = server.view(session.account.file_id("a"))
     nonsense = replace(view, content=replace(view.content, record=b"nonsense"))
@@ -124,7 +124,7 @@ def test_a_conflict_with_what_is_no_record(server: Simulator, session: Session) 
         Renames(session).mv("a", "b")
 
 
-def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other: Session) -> None:
+def test_target_is_created_meanwhile(server: Simulator, session: Session, other: Session) -> None:
     put(session, "a")
     Files(session).ls()
     put(other, "b")
@@ -133,7 +133,7 @@ def test_the_name_is_taken_meanwhile(server: Simulator, session: Session, other:
     assert names(other) == ["a", "b"]
 
 
-def test_an_answer_that_is_lost_and_overtaken(
+def test_lost_reply_followed_by_another_change(
     server: Simulator, session: Session, other: Session
 ) -> None:
     put(session, "a")
@@ -167,7 +167,7 @@ def unsigned(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lie", [without, another, unsigned])
-def test_a_log_that_hides_where_the_file_went(
+def test_log_entry_without_the_tombstone(
     server: Simulator, session: Session, lie: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     put(session, "a")
@@ -176,7 +176,7 @@ def test_a_log_that_hides_where_the_file_went(
         Renames(session).mv("a", "b")
 
 
-def test_a_refusal_is_said(server: Simulator, session: Session) -> None:
+def test_refusals_are_raised(server: Simulator, session: Session) -> None:
     put(session, "a")
     for code, error in (("denied", Denied), ("unavailable", Unreachable)):
 

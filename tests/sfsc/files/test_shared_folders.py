@@ -1,4 +1,5 @@
-"""Whom a folder gives its new files to. Over a real daemon: tests/e2e/test_sharing.py."""
+"""Readers that a shared folder gives to its new files; tests/e2e/test_sharing.py uses a real
+daemon."""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ A, B = b"a" * 32, b"b" * 32
         ("a/b", "a/bc", False),
     ],
 )
-def test_what_lies_in_a_folder(prefix: str, name: str, inside: bool) -> None:
+def test_folder_holds_name(prefix: str, name: str, inside: bool) -> None:
     assert Folder(prefix, "bob", B, 0).holds(name) is inside
 
 
-def test_readers_are_sorted_and_each_has_the_longest_of_his_grants() -> None:
+def test_readers_are_sorted_with_their_longest_grant() -> None:
     folders = [
         Folder("", "bob", B, 50),
         Folder("a", "bob", B, 70),
