@@ -28,7 +28,8 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Done, Error, Receipt
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
 from sfsc.account.key_status import device_public_key, has_old_keys, is_rotating, new_device
-from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, state_key
+from sfsc.crypto.primitives import state_key
+from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import BadRecord, ConflictError, Denied, LocalError, UsageError
 from sfsc.files.contacts import follow_user_chain
 from sfsc.keys.account_info import current_keys

@@ -22,7 +22,8 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error, Reply
 from protocol.wire.messages import session as opening
 from sfsc.account.key_status import device_public_key, new_device
-from sfsc.crypto.primitives import XWING, PrivateKey, PublicKey, new_key
+from sfsc.crypto.primitives import new_key
+from sfsc.crypto.wrap import XWING, PrivateKey, PublicKey
 from sfsc.errors import LocalError, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.home import keyring_path

@@ -22,7 +22,7 @@ from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.account.devices import Devices
 from sfsc.account.key_status import new_device
 from sfsc.account.recover import find_last_bundle, take_back_account
-from sfsc.crypto.primitives import XWING, PrivateKey
+from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import IntegrityError, KeyringError, LocalError, TakenOver
 from sfsc.keys.bundle import Bundle, open_bundle
 from sfsc.keys.home import check_no_keyring, keyring_path

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from protocol.records.records import Statement
-from sfsc.crypto.primitives import XWING, PrivateKey
+from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.session.handshake import DAY
 from sfsc.session.session import Session

@@ -19,7 +19,7 @@ from sfsc.account.recover import (
     take_back_account,
 )
 from sfsc.account.rotate import RotationResult
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import UsageError
 from sfsc.keys.account_info import Whoami, account_link, current_keys, describe_account
 from sfsc.keys.home import (

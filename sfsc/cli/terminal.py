@@ -11,15 +11,13 @@ import getpass
 import io
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable, Value
 from sfsc.atomicfile import sync_to_disk
-from sfsc.closing import Closing
 from sfsc.errors import (
     IntegrityError,
     KeyringError,
@@ -30,10 +28,8 @@ from sfsc.errors import (
 )
 
 if TYPE_CHECKING:
-    import rich.progress
+    pass
 
-SHOWN_AFTER: Final = 1.0
-"""Seconds until the progress bar appears."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -110,59 +106,6 @@ class Failures:
         if self._worst is not None:
             cause = f"{counted(self._count, 'item')} failed, the others were done"
             raise type(self._worst)(cause, self._worst.hint)
-
-
-class ProgressBar(Closing):
-    """Progress of a long step, shown on stderr if that is a terminal, after the first second.
-
-    A context manager; `sfsc.connect` takes it as `progress`.
-    """
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._begin = time.monotonic()
-        self._expected = 0
-        self._done = 0
-        self._bar: rich.progress.Progress | None = None
-
-    def expect(self, size: int) -> None:
-        """Announce that `size` more bytes will be transferred."""
-        self._expected += size
-
-    def advance(self, size: int) -> None:
-        """Report that `size` more bytes were transferred."""
-        self._done += size
-        if self._bar is None and self._shown and time.monotonic() - self._begin > SHOWN_AFTER:
-            self._bar = _rich_progress()
-            self._bar.start()
-            self._bar.add_task("", total=None)
-        if self._bar is not None:
-            # Ciphertext is slightly longer than the plaintext that was announced.
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
-            if self._expected:
-                total = max(self._expected, self._done)
-                self._bar.update(self._bar.task_ids[0], total=total)
-
-    def close(self) -> None:
-        """Remove the bar. Idempotent."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _rich_progress() -> rich.progress.Progress:
-    from rich import progress
-    from rich.console import Console
-
-    return progress.Progress(
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        # On a terminal, results are written above the bar; in a pipe they are not changed.
-        redirect_stdout=sys.stdout.isatty(),
-    )
 
 
 def human_size(size: int) -> str:

@@ -33,8 +33,6 @@ from protocol.records.records import (
 )
 from protocol.wire.messages.base import MAX_METADATA, Wrap
 from sfsc.crypto.primitives import (
-    PrivateKey,
-    PublicKey,
     commitment,
     metadata_key,
     new_content_id,
@@ -44,6 +42,7 @@ from sfsc.crypto.primitives import (
     wrap_info,
 )
 from sfsc.crypto.segments import Decryptor, Encryptor, plaintext_size
+from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, NotFound, Tampered, UsageError
 
 _Nanoseconds = Annotated[int, Between(-(2**63), 2**63 - 1)]

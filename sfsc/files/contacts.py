@@ -26,7 +26,7 @@ from protocol.records.records import (
 from protocol.wire.messages import Error
 from protocol.wire.messages.sharing import Identity, Lookup
 from sfsc.crypto.envelope import Recipient
-from sfsc.crypto.primitives import PublicKey
+from sfsc.crypto.wrap import PublicKey
 from sfsc.errors import BrokenChain, NotFound, Rollback, Untrusted, UsageError, WeakRecipient
 from sfsc.keys.home import DEFAULT_MIN_WRAP_ALG
 from sfsc.keys.keyring import Keyring, KeyringFile

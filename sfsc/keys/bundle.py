@@ -19,7 +19,8 @@ from protocol.codec.values import changed, field
 from protocol.records.records import MAX_WRAPPED_KEY, Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
-from sfsc.crypto.primitives import PrivateKey, PublicKey, bundle_info, new_key, open_sealed, seal
+from sfsc.crypto.primitives import bundle_info, new_key, open_sealed, seal
+from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
 from sfsc.keys.keyring import MAX_PINS, GenerationKeys
 

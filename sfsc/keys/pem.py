@@ -29,7 +29,7 @@ from protocol.codec.errors import MessageError
 from protocol.codec.values import Value, field
 from protocol.records.invitation import AccountLink, parse_account_link
 from protocol.records.records import RSA_BITS
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.keyring import passphrase_bytes
 

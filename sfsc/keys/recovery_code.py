@@ -16,7 +16,8 @@ from typing import Final, Self
 from protocol.codec.values import Value, field
 from protocol.records.records import RecoveryKey
 from protocol.records.signatures import SigningKey
-from sfsc.crypto.primitives import XWING, PrivateKey, recovery_keys
+from sfsc.crypto.primitives import recovery_keys
+from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.errors import UsageError
 
 CODE_SIZE: Final = 32

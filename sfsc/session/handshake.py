@@ -10,8 +10,9 @@ from protocol.records.invitation import parse_address
 from protocol.records.records import login_body
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import session as opening
-from sfsc.errors import KeyringDamaged, SfscError, TimedOut, Unreachable
+from sfsc.errors import KeyringDamaged, SfscError
 from sfsc.session.limits import Timeouts
+from sfsc.session.retry import LOST
 from sfsc.trust.server_log import ServerTrust
 from sfsc.trust.state import ClientState
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 DAY: Final = 86_400
 _SHORTEST, _LONGEST = DAY, 730 * DAY
-LOST: Final = (Unreachable, TimedOut)
-"""Raised for a lost connection, and for a server that cannot answer now."""
 
 
 def build_login(

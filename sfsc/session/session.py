@@ -41,19 +41,17 @@ from sfsc.errors import (
     LocalError,
     NotFound,
     Rollback,
-    SfscError,
-    StaleGeneration,
     Unreachable,
 )
 from sfsc.keys.keyring import Keyring
 from sfsc.session import fork_evidence
 from sfsc.session.handshake import (
-    LOST,
     build_login,
     dial,
     verify_welcome,
 )
 from sfsc.session.limits import Timeouts
+from sfsc.session.retry import connect_again, retry
 from sfsc.session.server_errors import expect_proof, expect_reply, to_exception
 from sfsc.threadguard import ThreadGuard
 from sfsc.trust.file_records import KnownRevision, OwnAccount, VerifiedFile
@@ -63,10 +61,6 @@ from sfsc.trust.state import ClientState, KnownFile
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
 
-MAX_LOSSES: Final = 5
-"""Consecutive connections that may be lost during one step of work."""
-_PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each attempt to connect again; a daemon restarts within their sum."""
 LOGGED_AS: Final = {
     PUT: "upload",
     DELETE: "delete",
@@ -269,34 +263,17 @@ class Session:
     def with_reconnect(self, action: Callable[[], _Done]) -> _Done:
         """Return the result of `action`, repeated on a new connection if one is lost, and with
         newer keys if the account has them. Raises the error of the last attempt."""
-        lost = 0
-        while True:
-            try:
-                return action()
-            except StaleGeneration:
-                # The keys were rotated since this connection was opened.
-                if self.renewer is None or lost == MAX_LOSSES:
-                    raise
-                lost += 1
-                self._renew()
-            except LOST:
-                # A reply like "busy" raises the same class, but the connection is usable.
-                if self.transport.usable or lost == MAX_LOSSES:
-                    raise
-                lost += 1
-                self.reconnect()
+        return retry(
+            action,
+            usable=lambda: self.transport.usable,
+            reconnect=self.reconnect,
+            renew=None if self.renewer is None else self._renew,
+        )
 
     def reconnect(self) -> None:
         """Log in again with the present keys, retrying for as long as a daemon takes to restart."""
         self.close()
-        failure: SfscError | None = None
-        for seconds in _PAUSES:
-            self._pause(seconds)
-            try:
-                return self.connect()
-            except LOST as exc:
-                failure = exc
-        raise failure or Unreachable("the connection was lost")
+        connect_again(self.connect, self._pause)
 
     def ask(self, message: Request) -> Reply:
         """Return the reply to a request, which may be an `Error`. The request is repeated if the

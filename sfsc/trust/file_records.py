@@ -26,7 +26,8 @@ from protocol.records.signatures import Label
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps
-from sfsc.crypto.primitives import PrivateKey, PublicKey, file_id
+from sfsc.crypto.primitives import file_id
+from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sfsc
-from sfsc.crypto import primitives
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.store import Store
 from tests.e2e.accounts import enrolled
 from tests.harness import PASSPHRASE, REPOSITORY, Client, Daemon
@@ -113,13 +113,13 @@ def test_a_second_listing_unwraps_no_keys(
     elsewhere.mkdir()
     (elsewhere / "keyring").write_bytes((alice.home / "keyring").read_bytes())
     opened: list[int] = []
-    unwrap = primitives.PrivateKey.unwrap
+    unwrap = PrivateKey.unwrap
 
-    def counting(key: primitives.PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
         opened[-1] += 1
         return unwrap(key, wrapped, info)
 
-    monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(PrivateKey, "unwrap", counting)
     with sfsc.connect(elsewhere, passphrase=PASSPHRASE) as other:
         for _ in range(3):
             opened.append(0)

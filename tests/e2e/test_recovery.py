@@ -12,7 +12,7 @@ import pytest
 
 import sfsc
 from protocol.wire.messages.accounts import Usage, UsageAnswer
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import KeyringError, SfscError
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.home import unlock_home

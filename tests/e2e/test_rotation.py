@@ -12,7 +12,8 @@ import pytest
 import sfsc
 from protocol.records.records import ROTATE
 from sfsc.account import rewrap
-from sfsc.crypto.primitives import PrivateKey, wrap_info
+from sfsc.crypto.primitives import wrap_info
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.home import unlock_home

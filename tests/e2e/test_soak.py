@@ -17,6 +17,7 @@ import pytest
 import sfsc
 from protocol.codec.encoding import Buffer
 from sfsc.crypto import primitives, segments
+from sfsc.crypto.wrap import PrivateKey
 from tests.e2e.proxy import proxied
 from tests.e2e.test_main_job import peak, through
 from tests.harness import Client, Daemon
@@ -134,14 +135,14 @@ def test_a_second_listing_unwraps_no_keys(
     alice.run("put", "-r", "names", cwd=tmp_path, seconds=900)
     (alice.home / "state.sqlite3").unlink()
     opened: list[bytes] = []
-    unwrap = primitives.PrivateKey.unwrap
+    unwrap = PrivateKey.unwrap
 
-    def counting(key: primitives.PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
         opened.append(wrapped)
         return unwrap(key, wrapped, info)
 
     # Counts the calls and passes them on.
-    monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(PrivateKey, "unwrap", counting)
     for calls in (NAMES, 0, 0):
         with sfsc.connect(alice.home) as store:
             assert len(list(store.ls())) == NAMES

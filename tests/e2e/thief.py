@@ -15,7 +15,7 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import Rewrap
 from sfsc.account import devices
 from sfsc.account.rewrap import Rewrapper, wrap_items
-from sfsc.crypto.primitives import PublicKey
+from sfsc.crypto.wrap import PublicKey
 from sfsc.keys.keyring import GenerationKeys, PendingStatement
 from tests.harness import Client
 

@@ -19,6 +19,7 @@ from protocol.records.signatures import SigningKey
 from sfsc.crypto import primitives
 from sfsc.crypto.envelope import ContentKey, Metadata
 from sfsc.crypto.segments import Encryptor
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import (
     Argon2Cost,
@@ -106,12 +107,12 @@ def _blob(size: int) -> Json:
     }
 
 
-def _private(alg: str, kept: Json) -> primitives.PrivateKey:
+def _private(alg: str, kept: Json) -> PrivateKey:
     if alg in ("xwing", "x25519"):
-        return primitives.PrivateKey(alg, drawn(f"{alg} private", 96 if alg == "xwing" else 32))
+        return PrivateKey(alg, drawn(f"{alg} private", 96 if alg == "xwing" else 32))
     if kept:
-        return primitives.PrivateKey(alg, bytes.fromhex(kept["private"]))
-    return primitives.PrivateKey.generate(alg)
+        return PrivateKey(alg, bytes.fromhex(kept["private"]))
+    return PrivateKey.generate(alg)
 
 
 def _wrap(alg: str, kept: Json) -> Json:

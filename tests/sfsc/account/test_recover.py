@@ -15,7 +15,7 @@ from protocol.records.signatures import SigningKey
 from protocol.wire.messages.rotation import SealedBundle
 from sfsc.account.devices import Devices
 from sfsc.account.recover import KEPT_SECONDS, AccountRecovery, find_last_bundle, summarize_chain
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import KeyringError, NotFound, Rollback, SfscError, Tampered, UsageError
 from sfsc.keys.bundle import Bundle, seal_bundle
 from sfsc.keys.keyring import GenerationKeys, KeyringFile

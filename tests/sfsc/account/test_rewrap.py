@@ -11,7 +11,7 @@ from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
 from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import RewrapBuilder, Version, leaf_of
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_record, open_wraps
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, Tampered
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount
 

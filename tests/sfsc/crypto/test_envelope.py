@@ -26,8 +26,8 @@ from sfsc.crypto.envelope import (
     content_record,
     open_wraps,
 )
-from sfsc.crypto.primitives import PrivateKey
 from sfsc.crypto.segments import ciphertext_size
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import BadRecord, KeyringError, Tampered, UsageError
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import GenerationKeys

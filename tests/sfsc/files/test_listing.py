@@ -10,7 +10,7 @@ import pytest
 from protocol.records.records import DELETE, FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply, Request
 from protocol.wire.messages.files import List, Listing, Record, Stat
-from sfsc.crypto import primitives
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import (
     BadReceipt,
     BadRecord,
@@ -64,14 +64,14 @@ def test_second_listing_uses_the_cache(
 ) -> None:
     store(session, *(f"file {i}" for i in range(7)))
     opened: list[bytes] = []
-    unwrap = primitives.PrivateKey.unwrap
+    unwrap = PrivateKey.unwrap
 
-    def counting(key: primitives.PrivateKey, wrapped: bytes, info: bytes) -> bytes:
+    def counting(key: PrivateKey, wrapped: bytes, info: bytes) -> bytes:
         opened.append(wrapped)
         return unwrap(key, wrapped, info)
 
     # Count the calls and pass them on.
-    monkeypatch.setattr(primitives.PrivateKey, "unwrap", counting)
+    monkeypatch.setattr(PrivateKey, "unwrap", counting)
     assert len(names(session)) == 7
     assert opened == [], "what was put here is known here"
     assert len(names(other)) == 7

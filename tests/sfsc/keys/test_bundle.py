@@ -13,7 +13,7 @@ from protocol.codec.fields import Bytes32, Struct, UserName
 from protocol.records.records import Statement
 from protocol.records.signatures import SigningKey
 from protocol.wire.messages.base import MAX_BUNDLE
-from sfsc.crypto.primitives import PrivateKey, PublicKey
+from sfsc.crypto.wrap import PrivateKey, PublicKey
 from sfsc.errors import BadRecord, KeyringError, LocalError, Tampered
 from sfsc.keys.bundle import Bundle, open_bundle, seal_bundle
 from sfsc.keys.keyring import MAX_PINS, GenerationKeys

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.records.invitation import AccountLink
-from sfsc.crypto.primitives import PrivateKey
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import KeyringError, UnsupportedKey, UsageError, WrongPassphrase
 from sfsc.keys.pem import export_pem, is_encrypted, load_pem
 

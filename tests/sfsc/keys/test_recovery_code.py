@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.records.signatures import Label, verify_signature
-from sfsc.crypto.primitives import PublicKey
+from sfsc.crypto.wrap import PublicKey
 from sfsc.errors import UsageError
 from sfsc.keys.recovery_code import RecoveryCode
 

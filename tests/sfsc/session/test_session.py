@@ -14,8 +14,9 @@ from protocol.wire.messages.files import Stat
 from protocol.wire.messages.session import Login, Welcome
 from sfsc import errors
 from sfsc.keys.home import unlock_home
+from sfsc.session.retry import MAX_LOSSES
 from sfsc.session.server_errors import to_exception
-from sfsc.session.session import MAX_LOSSES, Session
+from sfsc.session.session import Session
 from sfsc.trust.state import KnownFile, open_client_state
 from tests.sfsc.conftest import QUICK
 from tests.sfsc.simulator import DropConnection, SimulatedLog, Simulator, Tamper

@@ -25,8 +25,9 @@ from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import FileView
 from protocol.wire.messages.base import GenerationSignature, SignedRecord
 from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, RecordAuthor, content_record
-from sfsc.crypto.primitives import PrivateKey, file_id
+from sfsc.crypto.primitives import file_id
 from sfsc.crypto.segments import ciphertext_size
+from sfsc.crypto.wrap import PrivateKey
 from sfsc.errors import (
     BadRecord,
     Fork,
