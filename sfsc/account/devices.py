@@ -25,7 +25,7 @@ from protocol.records.records import (
     record_hash,
 )
 from protocol.records.signatures import Label, SigningKey
-from protocol.wire.messages import Done, Error, Receipt
+from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.rotation import GetBundle, NewStatement, SealedBundle
 from sfsc.account.key_status import device_public_key, has_old_keys, is_rotating, new_device
 from sfsc.crypto.primitives import state_key
@@ -192,7 +192,7 @@ class Devices:
         keyring, session = self._keyring, self._session
         pending = keyring.pending
         if pending is not None and pending.keys is not None and pending.statement == chain[-1]:
-            renewed = _with_begun(keyring, pending.keys)
+            renewed = changed(keyring, generations=(*keyring.generations, pending.keys))
         else:
             # Another process of this device may have rotated, and given the device a new key. The
             # old key would not open the bundle.
@@ -238,9 +238,11 @@ class Devices:
         self._file.save(changed(keyring, generations=bundle.generations))
         self._session.use_keyring(self._keyring)
 
-    def verify_accepted(self, receipt: Receipt, op: str, pending: PendingStatement) -> None:
-        """Verify that the log has our statement as it was sent. Raises like
+    def accept_statement(self, pending: PendingStatement, reply: Reply, op: str) -> None:
+        """Verify that the log has our statement as it was sent, and save it as the newest one. If
+        it began a generation, the session adopts its keys. Raises like `expect_reply` and
         `ServerTrust.verify_receipt`."""
+        receipt = expect_reply(reply, Done).receipt
         keyring, session = self._keyring, self._session
         before = keyring.statements
         if pending.statement in before:  # the chain was followed to it meanwhile
@@ -259,15 +261,11 @@ class Devices:
         with session.keeping_fork_evidence():
             session.trust.verify_receipt(receipt, sent)
         session.link_receipts()
-
-    def accept_statement(self, pending: PendingStatement) -> None:
-        """Save the pending statement as the newest one. If it began a generation, the session
-        adopts its keys."""
         keyring = self._keyring
         if pending.statement in keyring.statements:
             return  # the chain was followed to it meanwhile
         if pending.keys is not None:
-            keyring = _with_begun(keyring, pending.keys)
+            keyring = changed(keyring, generations=(*keyring.generations, pending.keys))
         statements = (*keyring.statements, pending.statement)
         accepted = changed(keyring, statements=statements, pending=None)
         try:
@@ -289,19 +287,15 @@ class Devices:
             fields = change(self.catch_up())
             if fields is None:
                 return
-            self._begin(reason, fields, also)
+            keyring = self._keyring
+            draft = next_statement(keyring.statements[-1], reason, int(time.time()), **fields)
+            own = SigningKey.from_seed(current_keys(keyring).sign_seed)
+            keys = (own,) if also is None else (own, also)
+            pending = self.build_statement(draft, keyring.generations, keys)
+            self._file.save(changed(keyring, pending=pending))  # before it is sent
             if self._send_pending():
                 return
         raise ConflictError("other devices keep changing the account", "run the command again")
-
-    def _begin(self, reason: str, fields: dict[str, Any], also: SigningKey | None) -> None:
-        """Build the next statement and save it before it is sent."""
-        keyring = self._keyring
-        draft = next_statement(keyring.statements[-1], reason, int(time.time()), **fields)
-        own = SigningKey.from_seed(current_keys(keyring).sign_seed)
-        keys = (own,) if also is None else (own, also)
-        pending = self.build_statement(draft, keyring.generations, keys)
-        self._file.save(changed(keyring, pending=pending))
 
     def build_generation(
         self,
@@ -362,14 +356,8 @@ class Devices:
             if reply.code == "conflict":
                 return False
             raise to_exception(reply)
-        self.verify_accepted(expect_reply(reply, Done).receipt, "statement", pending)
-        self.accept_statement(pending)
+        self.accept_statement(pending, reply, "statement")
         return True
-
-
-def _with_begun(keyring: Keyring, keys: GenerationKeys) -> Keyring:
-    """Return the keyring with one more generation."""
-    return changed(keyring, generations=(*keyring.generations, keys))
 
 
 def _with_device(head: Statement, device_id: bytes, public: bytes) -> dict[str, Any] | None:

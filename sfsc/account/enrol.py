@@ -38,8 +38,6 @@ from sfsc.trust.state import open_client_state
 if TYPE_CHECKING:
     from sfsc.keys.pem import PemKeys
 
-_GENERATION: Final = 1
-
 
 def read_invitation(text: str) -> Invitation:
     """Parse an invitation. Raises `UsageError`, whose text does not repeat the secret token."""
@@ -120,7 +118,7 @@ def _new_keyring(
     """Create all keys of a new account, and its first statement as pending."""
     device = new_device()
     device_public = device_public_key(device)
-    keys = GenerationKeys(_GENERATION, signing.seed, wrapping.alg, wrapping.encoded)
+    keys = GenerationKeys(1, signing.seed, wrapping.alg, wrapping.encoded)
     name_keys = (new_key(),)
     bundle = seal_bundle(
         Bundle((keys,), name_keys, (), b""),
@@ -135,8 +133,8 @@ def _new_keyring(
         server=invitation.pin,
         user=invitation.user,
         n=1,
-        generation=_GENERATION,
-        oldest=_GENERATION,
+        generation=1,
+        oldest=1,
         sign_pub=signing.public,
         wrap_alg=wrapping.alg,
         wrap_pub=wrapping.public.encoded,

@@ -50,7 +50,8 @@ class AccountCredentials(Value):
 
     @classmethod
     def from_keyring(cls, keyring: Keyring) -> AccountCredentials:
-        """Raises `LocalError` if the keyring was never enrolled."""
+        """Return the credentials in the keyring of a backup. Raises `LocalError` if it was never
+        enrolled."""
         current = keyring.current
         if current is None:
             raise LocalError("the backup contains no account")

@@ -17,7 +17,7 @@ from sfsc.session.session import Session
 
 
 class KeyStatus:
-    """The state of one account's keys."""
+    """Tells what work is due on one account's keys."""
 
     def __init__(
         self, session: Session, file: KeyringFile, clock: Callable[[], float] = time.time
@@ -29,7 +29,7 @@ class KeyStatus:
 
     @property
     def has_pending_work(self) -> bool:
-        """Whether `Devices.finish_pending` has work: a pending statement, old keys that no longer
+        """True if `Devices.finish_pending` has work: a pending statement, old keys that no longer
         count, or this device not yet listed."""
         keyring, notice = self._file.contents, self._session.notice
         head, pending = Statement.parse(keyring.statements[-1]), keyring.pending

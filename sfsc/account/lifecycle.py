@@ -84,10 +84,8 @@ def recover(
     function of that name."""
     parsed = RecoveryCode.parse(code)
     credentials = AccountCredentials(0, parsed.signing_key, (parsed.wrap_key,), parsed)
-    link, options = (
-        _parse_link(account),
-        TakeBackOptions(undo_from, on_destroyed) if take_back else None,
-    )
+    options = TakeBackOptions(undo_from, on_destroyed) if take_back else None
+    link = _parse_link(account)
     return _join(link, credentials, home, passphrase, options, no_passphrase=no_passphrase)
 
 

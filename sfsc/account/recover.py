@@ -19,7 +19,7 @@ from protocol.codec.values import Value, changed
 from protocol.records.chain import split_voided
 from protocol.records.records import RECOVERY, Statement, record_hash
 from protocol.records.signatures import SigningKey
-from protocol.wire.messages import Done, Error
+from protocol.wire.messages import Error
 from protocol.wire.messages.rotation import GetBundle, RotateBegin, SealedBundle
 from sfsc.account.devices import Devices
 from sfsc.account.key_status import device_public_key, new_device
@@ -37,12 +37,12 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import Contacts
 from sfsc.keys.bundle import Bundle, open_bundle
-from sfsc.keys.keyring import DeviceKey, GenerationKeys, Keyring, KeyringFile, PendingStatement
+from sfsc.keys.keyring import GenerationKeys, Keyring, KeyringFile
 from sfsc.keys.recovery_code import RecoveryCode
 from sfsc.session.handshake import DAY
 from sfsc.session.limits import Timeouts
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import expect_reply, to_exception
+from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
 from sfsc.trust.state import ClientState
 
@@ -209,10 +209,14 @@ class AccountRecovery:
         bundle has those keys."""
         chain = self._devices.follow(self._keyring.statements)
         own = {one.generation: one for one in self._keyring.generations}
+
+        def fetch(n: int) -> bytes:
+            return self._session.call(GetBundle(n), SealedBundle).bundle
+
         # Statements whose keys this device has were not made by an attacker.
         known, good = own, self._last_known(chain if first is None else chain[: first - 1])
         try:
-            opened = find_last_bundle(chain, self._fetch_bundle, self._code, first)
+            opened = find_last_bundle(chain, fetch, self._code, first)
         except KeyringError as exc:
             if not good:
                 cause = "neither this device nor the recovery code has the account's keys"
@@ -227,9 +231,9 @@ class AccountRecovery:
 
     def _last_known(self, chain: tuple[bytes, ...]) -> int:
         """Return the number of the last statement whose keys this device has, or 0."""
-        stand, _ = split_voided([Statement.parse(body) for body in chain])
+        valid, _ = split_voided([Statement.parse(body) for body in chain])
         known = {one.generation: one for one in self._keyring.generations}
-        for statement in reversed(stand):
+        for statement in reversed(valid):
             keys = known.get(statement.generation)
             if keys and SigningKey.from_seed(keys.sign_seed).public == statement.sign_pub:
                 return statement.n
@@ -240,17 +244,14 @@ class AccountRecovery:
     ) -> Keyring:
         """Return the keyring as of the statement before `first`."""
         last = len(chain) if first is None else first - 1
-        stand, _ = split_voided([Statement.parse(body) for body in chain])
-        kept = {one.generation: one.sign_pub for one in stand if one.n <= last}
+        valid, _ = split_voided([Statement.parse(body) for body in chain])
+        kept = {one.generation: one.sign_pub for one in valid if one.n <= last}
         generations = tuple(
             keys
             for number, keys in sorted(known.items())
             if kept.get(number) == SigningKey.from_seed(keys.sign_seed).public
         )
         return changed(self._keyring, statements=chain, generations=generations, pending=None)
-
-    def _fetch_bundle(self, n: int) -> bytes:
-        return self._session.call(GetBundle(n), SealedBundle).bundle
 
     def begin(self, first: int | None = None, key_type: str | None = None) -> None:
         """Undo statements from `first` on (None: from the first whose bundle the code does not
@@ -259,37 +260,27 @@ class AccountRecovery:
         self._session.check_trusted()
         for _ in range(MAX_CONFLICTS):
             chain, first, keyring = self.plan(first)
-            pending, device = self._draft_statement(chain, first, keyring, key_type)
+            base = Statement.parse(chain[-1 if first is None else first - 2])
             # This device's own key may have been stolen too, so it is replaced.
+            device = new_device()
+            pending = self._devices.build_generation(
+                keyring,
+                RECOVERY,
+                key_type or base.wrap_alg,
+                self._code.signing_key,
+                int(self._clock()),
+                oldest=base.oldest,
+                devices=((device.device_id, device_public_key(device)),),
+                voids=() if first is None else (record_hash(chain[first - 1]),),
+            )
             self._session.state.change_key(state_key(device.xwing_private))
             self._file.save(changed(keyring, device=device, pending=pending))
             reply = self._session.ask(
                 RotateBegin(pending.statement, pending.signatures, pending.bundle)
             )
             if not isinstance(reply, Error):
-                self._devices.verify_accepted(
-                    expect_reply(reply, Done).receipt, "rotate-begin", pending
-                )
-                self._devices.accept_statement(pending)
-                return
+                return self._devices.accept_statement(pending, reply, "rotate-begin")
             self._file.save(changed(self._keyring, pending=None))
             if reply.code != "conflict":
                 raise to_exception(reply)
         raise ConflictError("somebody else keeps extending the account's chain", "run it again")
-
-    def _draft_statement(
-        self, chain: tuple[bytes, ...], first: int | None, keyring: Keyring, key_type: str | None
-    ) -> tuple[PendingStatement, DeviceKey]:
-        base = Statement.parse(chain[-1 if first is None else first - 2])
-        device = new_device()
-        pending = self._devices.build_generation(
-            keyring,
-            RECOVERY,
-            key_type or base.wrap_alg,
-            self._code.signing_key,
-            int(self._clock()),
-            oldest=base.oldest,
-            devices=((device.device_id, device_public_key(device)),),
-            voids=() if first is None else (record_hash(chain[first - 1]),),
-        )
-        return pending, device

@@ -72,8 +72,8 @@ class RewrapResult(Mutable):
 
 
 class _RewrapJob(Mutable):
-    """A version in work: `signed` records are verified, those in `older` are endorsed, and `wrap`,
-    if there is one, is replaced. `owner` is None if it is our own."""
+    """The work on one version: `signed` records are verified, those in `older` are endorsed, and
+    the `wrap`, if any, is replaced. `owner` is None for our own file."""
 
     owner: FileOwner | None
     item: WrapItem
@@ -98,7 +98,8 @@ class RewrapBuilder(Value):
     signing: SigningKey
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
-        """Raises `BadRecord` or `Tampered` if a version of ours is not as signed."""
+        """Return the results in input order. Raises `BadRecord` or `Tampered` if a version of ours
+        is not as signed."""
         looked_at = [self._look(*version) for version in versions]
         renewed = [one for one in looked_at if one is not None]
         for step in (self._parse, self._check_record, self._open, self._wrap, self._endorse):
@@ -126,13 +127,13 @@ class RewrapBuilder(Value):
             return _RewrapJob(owner, item, known, [item.content], [], wrap) if renews else None
         if wrap is not None and self.account.is_lost((wrap,)):
             wrap = None  # wrapped for an attacker's key alone
-        stand = valid_records(self.account, item)
-        older = [one for one in stand if not _is_signed_by(one, self.generation)]
+        valid = valid_records(self.account, item)
+        older = [one for one in valid if not _is_signed_by(one, self.generation)]
         if not older and (wrap is None or self._is_new(wrap)):
             return None
-        if wrap is not None and item.content not in stand:
-            stand.append(item.content)
-        return _RewrapJob(None, item, known, stand, older, wrap)
+        if wrap is not None and item.content not in valid:
+            valid.append(item.content)
+        return _RewrapJob(None, item, known, valid, older, wrap)
 
     def _parse(self, one: _RewrapJob) -> None:
         one.records = [parse_record(signed) for signed in one.signed]
@@ -156,11 +157,10 @@ class RewrapBuilder(Value):
             (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
 
     def _endorse(self, one: _RewrapJob) -> None:
-        one.endorsements = tuple([self._endorsed(signed) for signed in one.older])
-
-    def _endorsed(self, signed: SignedRecord) -> Endorsement:
-        digest = record_hash(signed.record)
-        return Endorsement(digest, self.signing.sign(Label.ENDORSE, digest))
+        digests = [record_hash(signed.record) for signed in one.older]
+        one.endorsements = tuple(
+            [Endorsement(digest, self.signing.sign(Label.ENDORSE, digest)) for digest in digests]
+        )
 
     def _answer(self, item: WrapItem, one: _RewrapJob | None) -> Answer:
         wrap, renewed = item.wrap, None

@@ -27,8 +27,8 @@ from protocol.records.records import (
     Statement,
 )
 from protocol.records.signatures import Label, SigningKey
-from protocol.wire.messages import Done, Error
-from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
+from protocol.wire.messages import Error
+from protocol.wire.messages.rotation import RotateBegin, RotateFinish
 from sfsc.account.compromise import CompromiseResponse, files_of
 from sfsc.account.devices import MAX_CONFLICTS, Devices, next_statement
 from sfsc.account.key_status import device_public_key, is_rotating
@@ -40,7 +40,7 @@ from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile, PendingStatement
 from sfsc.session.pipeline import Skip
-from sfsc.session.server_errors import expect_reply, to_exception
+from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner
 
@@ -99,8 +99,11 @@ class Rotation:
         head = self._devices.catch_up()
         size = versions = 0
         for item in wrap_items(self._session):
-            if not self._owner(item).is_voided_signed(item.content):
-                record = self._owner(item).verify_record(item.content, item.file_id)
+            owner: FileOwner = self._session.account
+            if item.owner != owner.user:
+                owner = self._contacts.find(item.owner).owner
+            if not owner.is_voided_signed(item.content):
+                record = owner.verify_record(item.content, item.file_id)
                 versions += 1
                 size += plaintext_size(record.ciphertext_size or 0)
         return RotationPlan(versions, size, head.generation, head.due, is_rotating(head))
@@ -129,7 +132,10 @@ class Rotation:
         if key_type is not None:
             self._contacts.check_strength("this account", key_type)
         if drop is not None:
-            _check_droppable(head, drop, self._keyring.device.device_id)
+            if drop == self._keyring.device.device_id:
+                raise UsageError("a device cannot drop itself", "run this on another device")
+            if all(one != drop for one, _ in head.devices):
+                raise NotFound("the account has no such device", "see `sfsc device list`")
         begun = self._is_compromised()
         begins = not is_rotating(head) or drop is not None or compromised > begun
         begins = begins or key_type not in (None, head.wrap_alg)
@@ -220,8 +226,7 @@ class Rotation:
                 raise to_exception(reply)
             self._file.save(changed(self._keyring, pending=None))
             return False
-        self._devices.verify_accepted(expect_reply(reply, Done).receipt, "rotate-begin", pending)
-        self._devices.accept_statement(pending)
+        self._devices.accept_statement(pending, reply, "rotate-begin")
         return True
 
     def _new_generation(
@@ -249,15 +254,10 @@ class Rotation:
                 return result
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
-    def _owner(self, item: WrapItem) -> FileOwner:
-        """Return the owner of the item's file."""
-        account = self._session.account
-        return account if item.owner == account.user else self._contacts.find(item.owner).owner
-
     def _reasons(self) -> set[str]:
         """Return the reasons of valid statements since the last finished rotation."""
-        stand, _ = split_voided([Statement.parse(body) for body in self._keyring.statements])
-        reasons = [one.reason for one in stand]
+        valid, _ = split_voided([Statement.parse(body) for body in self._keyring.statements])
+        reasons = [one.reason for one in valid]
         ends = [at for at, reason in enumerate(reasons) if reason in (FINISH, "enrol")]
         return set(reasons[ends[-1] + 1 :])
 
@@ -297,8 +297,7 @@ class Rotation:
         if isinstance(reply, Error) and reply.code in ("conflict", "stale-generation"):
             self._devices.catch_up()
             return None
-        self._devices.verify_accepted(expect_reply(reply, Done).receipt, "rotate-finish", ending)
-        self._devices.accept_statement(ending)
+        self._devices.accept_statement(ending, reply, "rotate-finish")
         self._devices.drop_old_keys()
         return len(leaves)
 
@@ -332,10 +331,3 @@ def _kept_devices(
         for device_id, public in head.devices
         if device_id != drop
     )
-
-
-def _check_droppable(head: Statement, drop: bytes, own: bytes) -> None:
-    if drop == own:
-        raise UsageError("a device cannot drop itself", "run this on another device")
-    if all(one != drop for one, _ in head.devices):
-        raise NotFound("the account has no such device", "see `sfsc device list`")

@@ -8,7 +8,7 @@ removed here. Run again, it continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from protocol.codec.values import Value
@@ -22,25 +22,22 @@ from protocol.records.records import (
     RECOVERY,
     REENCRYPT,
     FileRecord,
-    ReaderEntry,
     Statement,
     record_hash,
 )
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.account.rewrap import wrap_items
-from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadRecord, Destroyed, IntegrityError, KeyringError, NotFound, Rollback
 from sfsc.files.contacts import Contacts
 from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
 from sfsc.files.sharing import Sharing
 from sfsc.log.account_log import RECORDS, AccountLog
-from sfsc.session.commit import Built, change_file, delete_file
+from sfsc.session.commit import delete_file
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
 from sfsc.trust.file_records import Entry, VerifiedFile
 from sfsc.trust.server_log import REPORT
-from sfsc.trust.state import KnownFile
 
 _UNUSABLE: Final = (IntegrityError, KeyringError, NotFound)
 _Damage = tuple[str, int]
@@ -90,8 +87,8 @@ class FileRepair:
             name = self._find_name(file_id, records) if gone else file_id
             if any(one.voided for one in records):
                 self._repair_file(file_id, records, gone, on_destroyed)
-            elif gone:
-                self._delete_if_lost(file_id, gone)
+            elif gone and (file := self._fetch(file_id)).head.current in gone:
+                self._delete(file)
             for version, (how, generation) in sorted(gone.items()):
                 if generation in self._void_generations:  # earlier damage was reported then
                     on_destroyed(
@@ -115,7 +112,12 @@ class FileRepair:
                         raise BadRecord(cause, REPORT)
                     found.setdefault(one.record.file_id, []).append(one)
         for records in found.values():
-            _check_linked(records)
+            rev, prev = 0, b""
+            for one in records:
+                if (one.record.rev, one.record.prev) != (rev + 1, prev):
+                    cause = "the log has records of a file that do not follow each other"
+                    raise BadRecord(cause, REPORT)
+                rev, prev = one.record.rev, record_hash(one.body)
         return found
 
     def _lost_versions(self) -> dict[str, dict[int, _Damage]]:
@@ -139,7 +141,7 @@ class FileRepair:
         if any(one.record.op not in (PURGE, ACCESS) for one in records[last + 1 :]):
             return
         before = next((one.record for one in reversed(records[:last]) if not one.voided), None)
-        file = self._fetch_newest(file_id)
+        file = self._fetch(file_id)
         if file.head_body != records[-1].body:
             if self._session.account.is_voided(file.head):
                 raise Rollback(
@@ -151,58 +153,34 @@ class FileRepair:
         allowed = tuple(one for one in file.head.readers if one in readers)
         if allowed != file.head.readers:
             file = self._sharing.set_readers(file, allowed)
+        history = FileHistory(self._session)
         if before is not None and before.current and before.current not in gone:
             try:
                 source = self._fetch_version(file_id, before.current, records[:last])
-                build, metadata = FileHistory(self._session).build_restore(source)
+                build, metadata = history.build_restore(source)
             except _UNUSABLE as exc:
                 on_destroyed(self._find_name(file_id, records), exc)
             else:
-                self._restore(file, build, metadata, readers)
+                made, _ = history.apply_restore(file, build, metadata)
+                if made.readers != readers:
+                    self._sharing.set_readers(self._session.fetch_newest(file_id), readers)
                 return
         self._delete(file)
 
-    def _restore(
-        self,
-        file: VerifiedFile,
-        build: Callable[[VerifiedFile], Built],
-        metadata: Metadata,
-        readers: tuple[ReaderEntry, ...],
-    ) -> None:
-        session = self._session
-        made, body = change_file(session, file, build)
-        entry = Entry.from_record(made, made, metadata)
-        hidden = session.account.is_settings(file.file_id)
-        known = KnownFile.from_record(made, body, entry.version)
-        session.state.remember_file(known, None if hidden else entry.pack())
-        if made.readers != readers:
-            self._sharing.set_readers(session.fetch_newest(file.file_id), readers)
-
-    def _delete_if_lost(self, file_id: str, gone: Mapping[int, _Damage]) -> None:
-        """Delete a file without attacker's records whose current version no longer opens."""
-        file = self._fetch_newest(file_id)
-        if file.head.current in gone:
-            self._delete(file)
-
     def _delete(self, file: VerifiedFile) -> None:
-        session = self._session
+        is_voided = self._session.account.is_voided
+        delete_file(self._session, file, lambda onto: onto.deleted and not is_voided(onto.head))
 
-        delete_file(
-            session, file, lambda onto: onto.deleted and not session.account.is_voided(onto.head)
-        )
-
-    def _fetch_newest(self, file_id: str) -> VerifiedFile:
+    def _fetch(self, file_id: str, version: int = 0) -> VerifiedFile:
         session = self._session
-        stated = session.call(Stat(session.account.user, file_id, 0), Stated)
+        stated = session.call(Stat(session.account.user, file_id, version), Stated)
         return session.account.verify_voidable(stated.view, file_id)
 
     def _fetch_version(
         self, file_id: str, version: int, records: Sequence[_Record]
     ) -> VerifiedFile:
         """Return a version as the last valid record made it."""
-        session = self._session
-        stated = session.call(Stat(session.account.user, file_id, version), Stated)
-        file = session.account.verify_voidable(stated.view, file_id)
+        file = self._fetch(file_id, version)
         made = [one for one in records if not one.voided and one.record.version == version]
         contents = [one.body for one in made if one.record.op in CONTENT_OPS]
         if not contents or file.content_body != contents[-1]:
@@ -227,17 +205,9 @@ class FileRepair:
         return file_id
 
 
-def _check_linked(records: Sequence[_Record]) -> None:
-    rev, prev = 0, b""
-    for one in records:
-        if (one.record.rev, one.record.prev) != (rev + 1, prev):
-            raise BadRecord("the log has records of a file that do not follow each other", REPORT)
-        rev, prev = one.record.rev, record_hash(one.body)
-
-
 def _destroyed(records: Sequence[_Record]) -> dict[int, _Damage]:
     """Return the versions that void records have removed or replaced."""
-    stand = {one.record.version for one in records if not one.voided and one.record.version}
+    valid = {one.record.version for one in records if not one.voided and one.record.version}
     found: dict[int, _Damage] = {}
     for one in records:
         record = one.record
@@ -245,4 +215,4 @@ def _destroyed(records: Sequence[_Record]) -> dict[int, _Damage]:
             found |= dict.fromkeys(record.purged or (), ("removed", record.generation))
         if one.voided and record.op == REENCRYPT and record.version is not None:
             found[record.version] = "replaced", record.generation
-    return {version: how for version, how in found.items() if version in stand}
+    return {version: how for version, how in found.items() if version in valid}

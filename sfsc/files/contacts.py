@@ -80,10 +80,13 @@ class Contacts:
     def find(self, user: str) -> Person:
         """Return the user whom the server shows as `user`, pinned or not. Raises `NotFound`, and
         `BrokenChain` if another user was pinned under this name."""
-        self._check_other_user(user)
-        pinned = self._pin(user)
-        first = pinned or self._lookup_first(user)
-        return self.find_by_first(user, first)
+        try:
+            check_user_name(user)
+        except MessageError as exc:
+            raise UsageError(str(exc)) from exc
+        if user == self._session.account.user:
+            raise UsageError(f"{user} is your own name", "name another user")
+        return self.find_by_first(user, self._pin(user) or self._lookup_first(user))
 
     def find_trusted(self, user: str, *, first_use: bool = False) -> Person:
         """Like `find`, but for a user never pinned `first_use` is required, which pins them. Raises
@@ -103,7 +106,6 @@ class Contacts:
     def verify(self, user: str, fingerprint: bytes) -> Person:
         """Pin `user`, whose fingerprint was compared over another channel than this server. Raises
         `BrokenChain` if the server shows another fingerprint, or another was pinned."""
-        self._check_other_user(user)
         person = self.find(user)
         if person.fingerprint != fingerprint:
             raise BrokenChain(
@@ -141,14 +143,6 @@ class Contacts:
                 raise NotFound(f"there is no user {user}", hint)
             self._shown[user] = record_hash(page.statements[0].statement)
         return self._shown[user]
-
-    def _check_other_user(self, user: str) -> None:
-        try:
-            check_user_name(user)
-        except MessageError as exc:
-            raise UsageError(str(exc)) from exc
-        if user == self._session.account.user:
-            raise UsageError(f"{user} is your own name", "name another user")
 
     def _pin(self, user: str) -> bytes | None:
         return dict(self._file.contents.pins).get(user)

@@ -91,12 +91,18 @@ class FileHistory:
         if version is None and not file.deleted:
             raise UsageError("the file is not deleted", "name the --version to bring back")
         source = self._fetch_version(file, requested_version(version) or file.version)
-        build, metadata = self.build_restore(source)
-        made, body = change_file(self._session, file, build)
+        return self.apply_restore(file, *self.build_restore(source))[1]
+
+    def apply_restore(
+        self, file: VerifiedFile, build: Callable[[VerifiedFile], Built], metadata: Metadata
+    ) -> tuple[FileRecord, Entry]:
+        """Add to `file` what `build_restore` returned. Return the record and the file's entry."""
+        session = self._session
+        made, body = change_file(session, file, build)
         entry = Entry.from_record(made, made, metadata)
-        restored = KnownFile.from_record(made, body, entry.version)
-        self._session.state.remember_file(restored, entry.pack())
-        return entry
+        packed = None if session.account.is_settings(file.file_id) else entry.pack()
+        session.state.remember_file(KnownFile.from_record(made, body, entry.version), packed)
+        return made, entry
 
     def build_restore(
         self, source: VerifiedFile
@@ -175,11 +181,9 @@ class FileHistory:
             return build_purge(self._session, onto, tuple(chosen)), change_request()
 
         while (made := change_file(self._session, file, build)) is not None:
-            record, body = made
             removed += chosen
-            self._session.state.remember_file(
-                KnownFile.from_record(record, body, file.version), None
-            )
+            known = KnownFile.from_record(*made, file.version)
+            self._session.state.remember_file(known, None)
             file = self._session.fetch_newest(file.file_id)
         return removed
 

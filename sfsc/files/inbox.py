@@ -55,9 +55,6 @@ class _CachedEntry(Struct):
     entry: Entry
     expires: Count
 
-    def pack(self) -> bytes:
-        return encoding.pack(self.to_map())
-
     @classmethod
     def unpack(cls, packed: bytes) -> _CachedEntry:
         try:
@@ -115,7 +112,10 @@ class ReceivedFiles:
         """
         check_name(name)
         if file_id is not None:
-            _check_id(file_id)
+            try:
+                check_file_id(file_id)
+            except MessageError as exc:
+                raise UsageError(str(exc), "`sfsc inbox --json` shows the ids") from exc
         person = self._contacts.find_trusted(owner, first_use=first_use)
         wanted = file_id or self._find_file_id(person, name)
         request = VersionRequest.build(
@@ -202,7 +202,8 @@ class ReceivedFiles:
             raise NotFound("the file was deleted")
         expires = self._expires(file)
         cached = _CachedEntry(session.account.listing_entry(file, owner), expires)
-        self._remembered.remember_file(KnownSharedFile.from_file(file, cached.pack()))
+        packed = encoding.pack(cached.to_map())
+        self._remembered.remember_file(KnownSharedFile.from_file(file, packed))
         return cached
 
     def _stat(self, item: SharedFile) -> FileView:
@@ -219,10 +220,3 @@ class ReceivedFiles:
             if (user, first) == (account.user, account.first):
                 return expires
         raise BadRecord("the server shows a file that its owner does not share with us")
-
-
-def _check_id(file_id: str) -> None:
-    try:
-        check_file_id(file_id)
-    except MessageError as exc:
-        raise UsageError(str(exc), "`sfsc inbox --json` shows the ids") from exc

@@ -121,7 +121,7 @@ class Files:
         if state.is_current:
             state.remember_listed_size(complete)
         else:
-            self._refresh()  # it was changed under our hands, and these are not cached
+            self._refresh()  # another process replaced the state's key, so nothing was cached
 
     def _uncached_views(
         self, views: Sequence[FileView], ids: Mapping[bytes, str]

@@ -10,7 +10,7 @@ import time
 
 from protocol.codec.values import Value, changed
 from protocol.records.records import MOVE, FileRecord
-from protocol.wire.messages import Done, Error, Reply
+from protocol.wire.messages import Done, Error
 from protocol.wire.messages.files import Record, RecordChange
 from sfsc.crypto.envelope import Metadata, check_name, content_record
 from sfsc.errors import ConflictError, NotFound, UsageError
@@ -47,7 +47,11 @@ class Renames:
             connection = session.connections
             reply = session.ask(move.request)
             if not isinstance(reply, Error):
-                self._prove(move, reply)
+                receipt = expect_reply(reply, Done).receipt
+                session.verify_receipt(
+                    receipt, move.record, move.body, move.signature, move.tombstone
+                )
+                session.link_receipts()
                 return self._moved(move, file)
             if was_accepted(session, connection, reply, move.record, move.body):
                 return self._moved(move, file)
@@ -62,13 +66,6 @@ class Renames:
                 known = None if target is None else known_file(target)
                 target = session.verify_newest(reply.head, move.record.file_id, known)
         raise ConflictError("others keep changing the files", "run the command again")
-
-    def _prove(self, move: _Move, reply: Reply) -> None:
-        receipt = expect_reply(reply, Done).receipt
-        self._session.verify_receipt(
-            receipt, move.record, move.body, move.signature, move.tombstone
-        )
-        self._session.link_receipts()
 
     def _moved(self, move: _Move, file: VerifiedFile) -> Entry:
         state = self._session.state

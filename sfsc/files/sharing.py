@@ -40,7 +40,7 @@ PER_CHANGE: Final = 128
 
 
 class Grant(Value):
-    """Lets `user` read a file or folder until `expires` (unix seconds, 0 for no end)."""
+    """A grant: `user` may read a file or folder until `expires` (unix seconds, 0 for no end)."""
 
     name: str
     user: str

@@ -25,10 +25,8 @@ def new_root(root: Path) -> Daemon:
 def enrolled(
     daemon: Daemon, name: str, home: Path, key_type: str = "xwing", passphrase: str | None = None
 ) -> Client:
-    """Enrol a new user of a served root, by default without a passphrase.
-
-    Stretching a passphrase takes longer than everything else in a command.
-    """
+    """Enrol a new user of a served root. The default is no passphrase, because stretching one takes
+    longer than everything else in a command."""
     invitation = read_invitation(_called(user.command, daemon.root, "add", name).strip())
     enrol_account(invitation, home, key_type, passphrase)
     return Client(home)

@@ -113,7 +113,7 @@ def test_old_bundle_may_be_missing() -> None:
 
 
 def test_backdated_statement_does_not_excuse_a_withheld_bundle() -> None:
-    """A server that helps the attacker must not be free to withhold the bundle before."""
+    """A server that helps the attacker could otherwise withhold an earlier bundle."""
     account = Account(3, 0)
     account.add(4, WRAPPING, 0)
     del account.bundles[3]

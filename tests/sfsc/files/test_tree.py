@@ -17,7 +17,7 @@ from sfsc.session.session import Session
 def test_entry_whose_kind_is_unknown(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file system may not return the kind with the name, and then fail to tell it."""
+    """Some file systems do not list an entry's kind, and asking for it may fail."""
     folder = tmp_path / "d"
     folder.mkdir()
     for name in ("a", "b", "c"):
