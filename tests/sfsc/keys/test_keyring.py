@@ -310,6 +310,28 @@ def test_repr_hides_secrets() -> None:
     assert "ann" in shown
 
 
+def test_update_retries_on_the_contents_of_another_process(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
+    theirs.save(LATER)
+    ours.update(lambda contents: dataclasses.replace(contents, pins=()))
+    assert ours.contents == dataclasses.replace(LATER, pins=())
+    assert KeyringFile.unlock(path, None).contents == ours.contents
+
+
+def test_update_gives_up_if_others_keep_writing(path: Path) -> None:
+    KeyringFile.create(path, CONTENTS, None)
+    ours, theirs = KeyringFile.unlock(path, None), KeyringFile.unlock(path, None)
+    versions = (CONTENTS, LATER)
+
+    def change(contents: Keyring) -> Keyring:
+        theirs.save(versions[contents == CONTENTS])
+        return contents
+
+    with pytest.raises(ConflictError):
+        ours.update(change)
+
+
 def test_writers_in_two_processes_lose_nothing(path: Path) -> None:
     """Each adds ten pins and retries on a conflict; all twenty must be there."""
     KeyringFile.create(path, dataclasses.replace(CONTENTS, pins=()), None)
