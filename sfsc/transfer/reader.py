@@ -39,12 +39,13 @@ class Reader(io.RawIOBase):
         self.size = remote.metadata.size
         self._session = session
         self._remote = remote
-        self._decryptor = remote.decryptor()
         self._position = 0
         self._segments: OrderedDict[int, memoryview] = OrderedDict()
         self._asked: dict[int, Ticket] = {}
         self._connection = session.connections
         self._previous = -1
+        # Last, because it may raise `Tampered`: the garbage collector closes this object even then.
+        self._decryptor = remote.decryptor()
 
     def readable(self) -> bool:
         return True
