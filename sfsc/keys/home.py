@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from protocol.codec.terminal_text import printable
 from protocol.records.records import WRAP_ALGORITHMS
 from sfsc.errors import LocalError, UsageError, WrongPassphrase
 from sfsc.keys.keyring import KeyringFile, needs_passphrase
@@ -66,6 +68,7 @@ def find_passphrase(passphrase: Passphrase) -> str | None:
         return None
     try:
         with open(path, encoding="utf-8") as file:
+            _warn_if_exposed(path)
             return file.read(MAX_PASSPHRASE).removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as exc:
         raise LocalError(f"cannot read the file that {PASSPHRASE_FILE} names") from exc
@@ -93,7 +96,9 @@ def check_no_keyring(home: Path) -> None:
 
 def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
     """Unlock the keyring at `path`, which may be a backup, as `unlock_home` does."""
-    if not needs_passphrase(path):
+    locked = needs_passphrase(path)
+    _warn_if_exposed(path)
+    if not locked:
         return KeyringFile.unlock(path, None)
     stated = find_passphrase(passphrase)
     if stated is None:
@@ -101,3 +106,14 @@ def unlock_keyring(path: Path, passphrase: Passphrase) -> KeyringFile:
             "the keyring is locked with a passphrase", f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
         )
     return KeyringFile.unlock(path, stated)
+
+
+def _warn_if_exposed(path: str | Path) -> None:
+    """Log a warning if other users of this machine may read a file of secrets. A program without
+    logging, such as `sfsc`, prints it on stderr. Windows has no such modes."""
+    mode = os.stat(path).st_mode
+    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o044:
+        import logging  # takes milliseconds that other commands need not spend
+
+        message = "warning: other users of this machine may read %s; run `chmod 600` on it"
+        logging.getLogger("sfsc").warning(message, printable(str(path)))

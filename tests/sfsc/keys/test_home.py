@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_unreadable_passphrase_file_is_a_local_error(
     monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
     with pytest.raises(LocalError):
         find_passphrase(None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no file modes")
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o640, 2), (0o604, 2), (0o700, 0)])
+def test_secrets_that_others_may_read_are_warned_of(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: int,
+    warned: int,
+) -> None:
+    make_keyring(tmp_path, "secret")
+    file = tmp_path / "passphrase"
+    file.write_text("secret")
+    monkeypatch.setenv("SFSC_PASSPHRASE_FILE", str(file))
+    for path in (keyring_path(tmp_path), file):
+        path.chmod(mode)
+    assert unlock_home(tmp_path, None).contents == KEYRING
+    assert len(caplog.messages) == warned
+    assert [str(tmp_path) in message for message in caplog.messages] == [True] * warned
 
 
 def test_unlocked_keyring_asks_for_no_passphrase(tmp_path: Path) -> None:
