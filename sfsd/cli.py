@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
+import io
 import sys
 
 import click
 
 from protocol import VERSION
+from protocol.codec.standard_streams import (
+    accept_any_text,
+    finish_stdout,
+    open_closed_streams,
+    print_error,
+    was_raised_by,
+)
 from protocol.codec.terminal_text import printable
-from sfsd.errors import SfsdError
+from sfsd.errors import OWNER_HINT, SfsdError
 
 COMMANDS = {
     "init": "Make a new root: keys, settings and empty folders.",
@@ -23,6 +30,7 @@ COMMANDS = {
     "audit": "Read and verify the log.",
 }
 """Each command and its line of help, in the order of --help."""
+_OUTPUT_HINT = "the command was carried out; only its output is incomplete"
 USAGE = 2
 INTERRUPTED = 130
 
@@ -59,37 +67,43 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code. No expected error ends in a traceback."""
+    open_closed_streams()
+    accept_any_text()
     try:
         outcome = group.main(arguments, prog_name="sfsd", standalone_mode=False)
-        sys.stdout.flush()
+        click.echo(nl=False)  # flushes stdout
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
-        exc.show(sys.stderr)
+        shown = io.StringIO()
+        exc.show(shown)
+        print_error(shown.getvalue().removesuffix("\n"))
         return USAGE
     except SfsdError as exc:
         _print_error(exc.cause, exc.hint)
+        finish_stdout()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         _print_error("interrupted", None)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout is gone. Without this, Python's flush at exit prints an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as exc:
+        if was_raised_by(exc, click.echo):
+            if not isinstance(exc, BrokenPipeError):  # as in `sfsd audit log | head`
+                _print_error(f"cannot write to stdout: {exc.strerror}", _OUTPUT_HINT)
+            finish_stdout()
+            return SfsdError.exit_code
         # Disk or permissions: the error names a path, which is no secret.
         where = f": {exc.filename}" if exc.filename else ""
         _print_error(
             f"{exc.strerror or type(exc).__name__}{where}",
-            "check the disk and the permissions",
+            OWNER_HINT if isinstance(exc, PermissionError) else "check the disk",
         )
         return SfsdError.exit_code
 
 
 def _print_error(cause: str, hint: str | None) -> None:
-    click.echo(f"sfsd: {printable(cause)}", err=True)
+    print_error(f"sfsd: {printable(cause)}")
     if hint:
-        click.echo(f"hint: {printable(hint)}", err=True)
+        print_error(f"hint: {printable(hint)}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ class SfsdError(Exception):
         self.hint = hint
 
 
+OWNER_HINT: Final = "give the root to the daemon's account: chown -R ACCOUNT ROOT"
+
+
 class ConfigError(SfsdError):
     """A setting, flag or key file is missing, malformed, unusable or contradicts another."""
 

@@ -31,7 +31,7 @@ from protocol.log import checkpoint
 from protocol.log.checkpoint import Verifier, origin_of
 from protocol.records.records import ServerStatement, server_id
 from protocol.records.signatures import SEED_SIZE, Label, SigningKey, verify_signature
-from sfsd.errors import ConfigError
+from sfsd.errors import OWNER_HINT, ConfigError
 from sfsd.fs.files import Files
 
 _HINT = "restore ROOT/keys from a backup; to clients, a new root is another server"
@@ -337,7 +337,8 @@ def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
     except FileNotFoundError as exc:
         raise ConfigError(f"keys/{path.name} is missing", _HINT) from exc
     except OSError as exc:
-        raise ConfigError(f"keys/{path.name} cannot be read: {exc.strerror}", _HINT) from exc
+        hint = OWNER_HINT if isinstance(exc, PermissionError) else _HINT
+        raise ConfigError(f"keys/{path.name} cannot be read: {exc.strerror}", hint) from exc
     except (ValueError, binascii.Error, RemoteProtocolError) as exc:
         # The exception's text may quote the file, which may be a secret.
         raise ConfigError(f"keys/{path.name} is malformed", _HINT) from exc

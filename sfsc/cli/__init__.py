@@ -6,7 +6,6 @@ import atexit
 import gc
 import importlib
 import io
-import os
 import signal
 import sys
 import threading
@@ -15,8 +14,14 @@ from pathlib import Path
 import click
 
 from protocol import VERSION
+from protocol.codec.standard_streams import (
+    accept_any_text,
+    finish_stdout,
+    open_closed_streams,
+    was_raised_by,
+)
 from sfsc.cli.commands import Context
-from sfsc.cli.terminal import report, say, stdout_errors
+from sfsc.cli.terminal import output_error, report, say, stdout_errors
 from sfsc.errors import SfscError, UsageError
 
 COMMANDS = {
@@ -119,8 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     # with the process. Everything that must be closed is closed by then without it.
     atexit.register(gc.freeze)
     gc.set_threshold(_GC_THRESHOLD)
-    _open_closed_streams()
-    _tolerate_undecodable_text()
+    open_closed_streams()
+    accept_any_text()
     _handle_sigterm()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
@@ -128,20 +133,27 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as exc:
-        exc.show(sys.stderr)
+        shown = io.StringIO()
+        exc.show(shown)
+        say(shown.getvalue().removesuffix("\n"))
         return UsageError.exit_code
     except SfscError as exc:
         report(exc)
-        _discard_unwritten_output()
+        finish_stdout()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt) as exc:
         # click raises Abort from the exception that interrupted it.
         terminated = isinstance(exc, _Terminated) or isinstance(exc.__cause__, _Terminated)
         say("sfsc: terminated" if terminated else "sfsc: interrupted")
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
-    except BrokenPipeError:
-        _discard_unwritten_output()
-        return 1
+    except OSError as exc:
+        finish_stdout()
+        if isinstance(exc, BrokenPipeError):
+            return 1
+        if not was_raised_by(exc, click.echo):
+            raise
+        report(output_error(exc))  # click prints --help and --version itself
+        return SfscError.exit_code
 
 
 class _Terminated(KeyboardInterrupt):
@@ -159,31 +171,6 @@ def _handle_sigterm() -> None:
             raise _Terminated
 
         signal.signal(signal.SIGTERM, terminate)
-
-
-def _open_closed_streams() -> None:
-    """Open the null device for each standard stream that was closed (``>&-``). Otherwise a file or
-    socket of ours would get its descriptor, and the output that others write to it."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
-
-
-def _tolerate_undecodable_text() -> None:
-    """Escape characters that the encoding of stdout lacks (a pipe on Windows), and accept any bytes
-    on stdin, so that neither ends in a traceback."""
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # a calling program may have replaced it
-            stream.reconfigure(errors=errors)
-
-
-def _discard_unwritten_output() -> None:
-    """Redirect stdout to the null device if it cannot be written. Otherwise Python would flush it
-    again at exit, report the same error, and end with another exit code."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocol.codec.standard_streams import print_error
 from protocol.codec.terminal_text import counted, human_time, printable
 from protocol.codec.values import Mutable, Value
 from sfsc.atomicfile import sync_to_disk
@@ -42,8 +43,13 @@ def stdout_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as exc:
-        hint = "the command was carried out; only its output is incomplete"
-        raise LocalError(f"cannot write to stdout: {exc.strerror}", hint) from exc
+        raise output_error(exc) from exc
+
+
+def output_error(exc: OSError) -> LocalError:
+    """Return the error that says that stdout cannot be written."""
+    hint = "the command was carried out; only its output is incomplete"
+    return LocalError(f"cannot write to stdout: {exc.strerror}", hint)
 
 
 def write(text: str) -> None:
@@ -72,7 +78,7 @@ def fields_of(value: Value | Mutable) -> dict[str, object]:
 
 def say(text: str) -> None:
     """Write a line to stderr, beside the result."""
-    sys.stderr.write(text + "\n")
+    print_error(text)
 
 
 def report(error: SfscError) -> None:
