@@ -37,7 +37,9 @@ def lock_root(root: Path) -> Iterator[None]:
     """
     Config.load(root)  # fails before a folder is made outside a root
     folder = root / "run"
-    Files().make_folder(folder)
+    files = Files.below(root)
+    files.make_folder(folder)
+    files.close(files.open_append(folder / "lock"))  # so that it gets the owner of `root`
     lock = FileLock(folder / "lock", timeout=0)
     try:
         lock.acquire()
@@ -62,7 +64,7 @@ def open_server_context(
 
     Raises `ConfigError`, `JournalDamagedError` or `RecoveryError` if it must not be used.
     """
-    files = files or Files()
+    files = files or Files.below(root)
     config = Config.load(root)
     keys = server_keys.update_statement(root / "keys", int(clock()), files)
     journal = Journal(root / "logs", keys.log_key, keys.origin, files=files)

@@ -31,9 +31,10 @@ def command(root: Path, public: str | None) -> None:
     settings = root / config.FILE_NAME
     if settings.exists():
         raise ConfigError(f"{root} is already a root", "choose another folder")
-    files = Files()
+    Files().make_folder(root)
+    files = Files.below(root)
     # One by one, because parents made implicitly would not get mode 0700.
-    for name in ("", "keys", "staging", "run", "logs", "store", "store/users"):
+    for name in ("keys", "staging", "run", "logs", "store", "store/users"):
         files.make_folder(root / name)
     keys = server_keys.create(root / "keys", int(time.time()), files)
     # Last: a folder without settings is not a root, so an interrupted init is never served.

@@ -10,6 +10,7 @@ import click
 from sfsd import server_keys
 from sfsd.commands import answer, root_option
 from sfsd.datadir import lock_root
+from sfsd.fs.files import Files
 
 
 @click.command()
@@ -26,5 +27,5 @@ def command(root: Path, which: str) -> None:
     with lock_root(root):
         now = int(time.time())
         renew = server_keys.renew_tls_key if which == "tls" else server_keys.renew_log_key
-        keys = renew(root / "keys", now)
+        keys = renew(root / "keys", now, Files.below(root))
         answer(f"statement {keys.n} names the new {which} key")

@@ -5,6 +5,9 @@ fault injector overrides these. The second combines them and holds the write ord
 durability relies: *file before name, name before folder*. Every method raises OSError unchanged;
 the journal and the store translate at their boundary.
 
+A root process, such as an administration command beside a daemon that has its own account, gives
+what it creates to the owner of the root (`Files.below`). Otherwise the daemon could not open it.
+
 Windows and macOS: `fdatasync` becomes a full flush (on macOS with F_FULLFSYNC, because `fsync`
 there leaves data in the drive's cache). Windows cannot flush a folder; NTFS journals its metadata
 in order, so a later flush of any file on the volume makes earlier names durable too.
@@ -24,6 +27,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from protocol.buffers import largefiles
 from protocol.codec.encoding import Buffer
@@ -41,6 +45,10 @@ _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 """Errors of a file system that cannot sync a folder; it writes names in an order of its own."""
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
+_APPEND = os.O_RDWR | os.O_APPEND | _BINARY
+_FOLDER: int = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+_NO_SYMLINK: int = getattr(os, "O_NOFOLLOW", 0)
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES}
 )
@@ -58,15 +66,34 @@ _STATFS_SIZE = 256
 class Files:
     """The real file system. Handles are descriptors as `os.open` returns them."""
 
+    _owner: tuple[int, int] | None = None
+    """User and group id that new files and folders get, or None: those of this process."""
+
+    @classmethod
+    def below(cls, root: Path) -> Self:
+        """Return Files that create everything below `root` for the owner of `root`. This needs
+        system calls only if this process runs as root and `root` belongs to another account."""
+        files = cls()
+        if sys.platform != "win32" and os.geteuid() == 0:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(root)
+                if status.st_uid != 0:
+                    files._owner = status.st_uid, status.st_gid
+        return files
+
     # Single system calls.
 
     def open_new(self, path: Path | str) -> int:
         """Return a handle to write to a file that does not exist yet."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, FILE_MODE)
+        return self._create(path, _NEW)
 
     def open_append(self, path: Path) -> int:
         """Return a handle to read anywhere and to append; the file is created if needed."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, FILE_MODE)
+        if self._owner is not None:
+            # An existing file keeps its owner: the name may be a symlink to any file.
+            with contextlib.suppress(FileExistsError):
+                return self._create(path, _APPEND | os.O_CREAT | os.O_EXCL)
+        return os.open(path, _APPEND | os.O_CREAT, FILE_MODE)
 
     def open_update(self, path: Path) -> int:
         """Return a handle to read and overwrite an existing file."""
@@ -205,7 +232,38 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         """Create `path` and its missing parents (0700); an existing folder is no error."""
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        if self._owner is None:
+            path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        elif not path.is_dir():
+            self.make_folder(path.parent)
+            with self._opened_parent(path) as parent:
+                os.mkdir(path.name, FOLDER_MODE, dir_fd=parent)
+                made = os.open(path.name, _FOLDER | _NO_SYMLINK, dir_fd=parent)
+                with self.closing(made) as folder:
+                    self._give_to_owner(folder, parent)
+
+    def _create(self, path: Path | str, flags: int) -> int:
+        if self._owner is None:
+            return os.open(path, flags, FILE_MODE)
+        with self._opened_parent(path) as parent:
+            handle = os.open(os.path.basename(path), flags, FILE_MODE, dir_fd=parent)
+            try:
+                self._give_to_owner(handle, parent)
+            except OSError:
+                os.close(handle)
+                raise
+            return handle
+
+    def _opened_parent(self, path: Path | str) -> contextlib.AbstractContextManager[int]:
+        folder = os.path.dirname(path) or os.curdir
+        return self.closing(os.open(folder, _FOLDER))
+
+    def _give_to_owner(self, handle: int, parent: int) -> None:
+        """Give a file or folder that was just created in the open folder `parent` to the owner of
+        the root. That account could replace a folder on the path by a symlink, so this is done only
+        in folders of its own, where it may create files anyway."""
+        if sys.platform != "win32" and self._owner and os.fstat(parent).st_uid == self._owner[0]:
+            os.fchown(handle, *self._owner)
 
     # Combined calls.
 

@@ -315,7 +315,7 @@ async def _serve(
     stopped = asyncio.Event()
     server = Server(context, tls)
     restore = _on_signals(loop, stopped.set)
-    files = Files()
+    files = Files.below(context.root)
     address = context.root / "run" / "address"
     try:
         bound = await server.start(listen)

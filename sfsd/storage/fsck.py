@@ -82,7 +82,7 @@ class Fsck:
         self._users = root / "store" / "users"
         self._read_data = read_data
         self._repair = repair
-        self._files = Files()
+        self._files = Files.below(root)
         self._logged = _LoggedState(self._applied())
         self._stage = StagedFiles(self._files, root / "staging")
         self._sizes: dict[str, int] = {}

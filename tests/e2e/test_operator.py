@@ -265,3 +265,25 @@ def test_the_port_is_closed_after_stop(daemon: Daemon) -> None:
     daemon.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs root")
+def test_commands_of_root_beside_a_service_account(daemon: Daemon) -> None:
+    """They leave no file behind that the account of the daemon cannot open."""
+    assert daemon.stop() == 0
+    (daemon.root / "run" / "lock").unlink(missing_ok=True)
+    settings = daemon.root / "sfsd.toml"
+    settings.write_text(settings.read_text() + f'public = "{daemon.address}"\n')
+    account = 65_534
+    for path in [daemon.root, *daemon.root.rglob("*")]:
+        os.chown(path, account, account)
+    daemon.run("user", "add", "bob")
+    daemon.run("rotate", "--all")
+    daemon.run("rotate-keys", "tls")
+    daemon.run("rotate-keys", "log")
+    daemon.run("fsck", "--repair")
+    daemon.run("status")
+    with daemon:
+        daemon.run("user", "add", "carol")
+        files = [daemon.root, *daemon.root.rglob("*")]
+        assert [str(path) for path in files if path.stat().st_uid != account] == []

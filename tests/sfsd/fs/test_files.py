@@ -12,6 +12,8 @@ import pytest
 from sfsd.fs import files as files_module
 from sfsd.fs.files import Files
 
+SERVICE = 65_534
+"""User and group id of a service account; it need not exist."""
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has syncfs")
 
 
@@ -234,3 +236,50 @@ def test_a_syncfs_failure_is_raised(open_folder: int, monkeypatch: pytest.Monkey
     with pytest.raises(OSError) as raised:
         files_module._syncfs(-1)
     assert raised.value.errno == errno.EBADF
+
+
+@pytest.fixture
+def service_files(tmp_path: Path) -> Files:
+    """Files of a root process below a root of another account."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(tmp_path, SERVICE, SERVICE)
+    return Files.below(tmp_path)
+
+
+def test_root_creates_everything_for_the_owner_of_the_root(
+    tmp_path: Path, service_files: Files
+) -> None:
+    service_files.make_folder(tmp_path / "a" / "b")
+    service_files.replace_durable(tmp_path / "a" / "b" / "new", b"1")
+    for _ in range(2):
+        service_files.close(service_files.open_append(tmp_path / "log"))
+    service_files.make_folder(tmp_path / "a" / "b")
+    made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert made == ["a", "a/b", "a/b/new", "log"]
+    for path in tmp_path.rglob("*"):
+        status = path.stat()
+        assert (status.st_uid, status.st_gid) == (SERVICE, SERVICE)
+        assert status.st_mode & 0o077 == 0
+
+
+def test_root_gives_away_nothing_outside_the_root(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, service_files: Files
+) -> None:
+    """The owner of the root could put symlinks to files and folders of root into it."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "secret").write_bytes(b"")
+    (tmp_path / "folder").symlink_to(outside)
+    (tmp_path / "log").symlink_to(outside / "secret")
+    service_files.close(service_files.open_append(tmp_path / "log"))
+    service_files.write_new(tmp_path / "folder" / "new", b"")
+    service_files.make_folder(tmp_path / "folder" / "made")
+    assert {path.stat().st_uid for path in [outside, *outside.iterdir()]} == {0}
+
+
+def test_files_of_a_root_that_root_owns(tmp_path: Path, service_files: Files) -> None:
+    os.chown(tmp_path, 0, 0)
+    files = Files.below(tmp_path)
+    files.make_folder(tmp_path / "a")
+    files.write_new(tmp_path / "a" / "new", b"")
+    assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {0}
