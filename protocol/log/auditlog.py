@@ -23,6 +23,8 @@ GENESIS = hashlib.sha256(b"sfs/v1/genesis").digest()
 MAX_LINE = 64 * 1024
 """Longest line in bytes, without its newline."""
 SALT_SIZE = 16
+LOST = "lost"
+"""Op of an entry that marks a version as lost: its sidecar no longer has metadata and wraps."""
 TOMBSTONE = "tombstone"
 TOMBSTONE_SIGS = "tombstone_sigs"
 """Keys in the detail of a move: the base64 record that ends the old file, and its signatures."""

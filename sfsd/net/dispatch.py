@@ -17,16 +17,18 @@ from protocol.codec.fields import shortened
 from protocol.records.records import COMPROMISED, RECOVERY, Statement
 from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.accounts import UserAccess
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.rotation import RotateBegin
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.uploads import Data
-from sfsd.errors import JournalRefusedError, Refused, StoreRefusedError
+from sfsd.errors import DamagedError, JournalRefusedError, Refused, StoreRefusedError
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter
 from sfsd.operations.login import enrol, log_in
 from sfsd.rules.context import OPERATIONS, Access, Commit, Principal, ServerContext
 from sfsd.state.uploads import WINDOW
 from sfsd.storage.change import Change
+from sfsd.storage.paths import parse_version_path
 
 _SUPERSEDED: Final = "the account's keys were rotated"
 _LOGGED_CODES: Final = frozenset({"refused", "token", "denied", "not-allowed"})
@@ -194,7 +196,9 @@ def _error_of(exc: OperationError) -> Error:
         return Error("unavailable", "the server's disk failed; it may have been done")
     if exc.code is None:
         raise exc
-    return Error(exc.code, exc.client_text)
+    place = parse_version_path(exc.path) if isinstance(exc, DamagedError) else None
+    damaged = None if place is None else DamagedVersion(*place)
+    return Error(exc.code, exc.client_text, None, damaged)
 
 
 def _is_foreign(who: Principal, message: Request) -> bool:

@@ -7,6 +7,7 @@ import sfsd.operations.downloads
 import sfsd.operations.files
 import sfsd.operations.log
 import sfsd.operations.login
+import sfsd.operations.lost
 import sfsd.operations.records
 import sfsd.operations.rotation
 import sfsd.operations.sharing

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protocol.codec.errors import LogError
-from protocol.log import auditlog
-from protocol.records.records import FileRecord
 from protocol.wire.messages import FileView
-from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord
+from protocol.wire.messages.base import PIECE, DamagedVersion, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.errors import DamagedError
 from sfsd.log.journal import Journal
@@ -17,6 +14,7 @@ from sfsd.rules.context import USER, Principal, ServerContext, operation
 from sfsd.rules.record_rules import FileHead
 from sfsd.state.file_index import OwnerFiles
 from sfsd.storage.json_files import Sidecar, cached_record
+from sfsd.storage.logged_file import LoggedFile
 
 PAGE_BYTES: Final = 960 * 1024
 """Upper estimate of a page's bytes; with its envelope it stays below a frame."""
@@ -42,21 +40,29 @@ def list_files(server: ServerContext, who: Principal, message: List) -> Listing:
     """Return one page of the user's own files that entry `since_seq` or a later one changed."""
     files = server.index.for_user(who.user)
     views: list[FileView] = []
+    damaged: list[DamagedVersion] = []
     size = scanned = 0
     last = message.after
     for file_id, sidecar in _scan(files, message.after, message.since_seq):
         scanned += 1
-        if sidecar is not None and sidecar.seq >= message.since_seq:
+        listed = len(views) + len(damaged)
+        if isinstance(sidecar, DamagedVersion):
+            if listed == message.limit:
+                return Listing(tuple(views), last, tuple(damaged))
+            damaged.append(sidecar)
+        elif sidecar is not None and sidecar.seq >= message.since_seq:
             view = sidecar.view(who.user, sidecar.last)
             size += view_size(view)
-            if len(views) == message.limit or (views and size > PAGE_BYTES):
-                return Listing(tuple(views), last)
+            if listed == message.limit or (views and size > PAGE_BYTES):
+                return Listing(tuple(views), last, tuple(damaged))
             views.append(view)
         last = file_id
-    return Listing(tuple(views), last if scanned == _SCANNED else "")
+    return Listing(tuple(views), last if scanned == _SCANNED else "", tuple(damaged))
 
 
-def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Sidecar | None]]:
+def _scan(
+    files: OwnerFiles, after: str, since: int
+) -> Iterator[tuple[str, Sidecar | DamagedVersion | None]]:
     """Yield up to `_SCANNED` files past `after`, with None for sidecars older than entry `since`.
 
     At most `_READ_BATCH` sidecars are read ahead of the caller.
@@ -66,13 +72,18 @@ def _scan(files: OwnerFiles, after: str, since: int) -> Iterator[tuple[str, Side
         for start in range(0, len(page), _READ_BATCH):
             some = page[start : start + _READ_BATCH]
             places = [one[:2] for one in some if not 0 < one[2] < since]
-            found = iter(files.sidecars(places))
+            found = iter(files.readable_sidecars(places))
             for file_id, version, seq in some:
-                sidecar = None
-                if not 0 < seq < since:
-                    sidecar = next(found).value
-                    if sidecar.seq != seq:
-                        files.note_written(sidecar, version)
+                if 0 < seq < since:
+                    yield file_id, None
+                    continue
+                document = next(found)
+                if isinstance(document, DamagedError):
+                    yield file_id, DamagedVersion(files.owner, file_id, version)
+                    continue
+                sidecar = document.value
+                if sidecar.seq != seq:
+                    files.note_written(sidecar, version)
                 yield file_id, sidecar
         if len(page) < _INDEX_BATCH:
             return
@@ -105,7 +116,10 @@ def file_records(journal: Journal, head: FileHead, first: int) -> list[SignedRec
     wanted = range(first, min(first + MAX_PAGE, head.record.rev + 1))
     found = {head.record.rev: head.document.value.last}
     for version in range(1, head.version + 1):
-        sidecar = head.files.sidecar(head.file_id, version).value
+        document = head.files.undamaged_sidecar(head.file_id, version)
+        if document is None:
+            continue  # its record is read from the log
+        sidecar = document.value
         found[sidecar.content_record.rev] = sidecar.content
         found.setdefault(sidecar.head_record.rev, sidecar.last)
     if missing := [rev for rev in wanted if rev not in found]:
@@ -114,33 +128,11 @@ def file_records(journal: Journal, head: FileHead, first: int) -> list[SignedRec
         known = max((rev for rev in found if rev < missing[0]), default=0)
         begin = cached_record(found[known].record).seen[0] if known else 0
         # Records in sidecars have later endorsements; those in the log never do.
-        found = _logged_records(journal, head, begin, head.document.value.seq) | found
+        end = head.document.value.seq + 1
+        found = LoggedFile.read(journal, head.files.owner, head.file_id, begin, end).records | found
     if any(rev not in found for rev in wanted):
         raise DamagedError("the log lacks a record of this file", path=head.document.path)
     return [found[rev] for rev in wanted]
-
-
-def _logged_records(
-    journal: Journal, head: FileHead, first: int, last: int
-) -> dict[int, SignedRecord]:
-    """Return the file's records in log entries `first` to `last`, by revision."""
-    found: dict[int, SignedRecord] = {}
-    mark = head.file_id.encode()  # a move's entry names the file it left in its detail
-    for seq, line in enumerate(journal.lines(first, last + 1), first):
-        if mark not in line:
-            continue
-        try:
-            entry = auditlog.parse(line, seq=seq)
-        except LogError as exc:
-            raise DamagedError("malformed log entry of this file", path=head.file_id) from exc
-        if entry.owner != head.files.owner or entry.file is None:
-            continue
-        for body, sigs in entry.records:
-            record = FileRecord.parse(body)
-            if record.file_id == head.file_id:
-                signed = (GenerationSignature(record.generation, one) for one in sigs.values())
-                found[record.rev] = SignedRecord(body, tuple(signed))
-    return found
 
 
 def view_size(view: FileView) -> int:

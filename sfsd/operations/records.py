@@ -239,8 +239,11 @@ def _link_content(
     )
 
 
-def _purge(_server: ServerContext, admitted: AdmittedRecord, change: RecordChange) -> RecordEffects:
-    """Remove bytes, metadata and wraps of old versions permanently; their records stay."""
+def _purge(server: ServerContext, admitted: AdmittedRecord, change: RecordChange) -> RecordEffects:
+    """Remove bytes, metadata and wraps of old versions permanently; their records stay.
+
+    The sidecar of a damaged version is built again from the log.
+    """
     record, head, newest = admitted.record, admitted.head, admitted.head.newest
     purged = record.purged or ()
     require(not change.metadata and not change.wraps, "a purge has no metadata or wraps")
@@ -252,10 +255,15 @@ def _purge(_server: ServerContext, admitted: AdmittedRecord, change: RecordChang
     effects: list[Effect] = []
     for version in purged:
         # The content may be gone already, for example by retention.
-        document = read_version(head, version)
-        expect[document.path] = document.digest
-        sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
         paths = head.paths(version)
+        try:
+            document = read_version(head, version)
+        except DamagedError:
+            expect[paths.sidecar] = server.store.stored_digest(paths.sidecar)
+            sidecars[version] = head.files.logged(head.file_id).sidecar_without_content(version)
+        else:
+            expect[document.path] = document.digest
+            sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
     sidecars[head.version] = changed(last, head=admitted.signed)

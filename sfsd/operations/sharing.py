@@ -12,7 +12,7 @@ from protocol.codec.values import changed
 from protocol.log import checkpoint
 from protocol.records.records import ACCESS
 from protocol.wire.messages import FileView
-from protocol.wire.messages.base import PIECE, Wrap
+from protocol.wire.messages.base import PIECE, DamagedVersion, Wrap
 from protocol.wire.messages.sharing import (
     Identity,
     Inbox,
@@ -23,7 +23,7 @@ from protocol.wire.messages.sharing import (
     SignedStatement,
     VersionWrap,
 )
-from sfsd.errors import Refused, require
+from sfsd.errors import DamagedError, Refused, require
 from sfsd.operations.files import PAGE_BYTES, view_size
 from sfsd.operations.records import RecordEffects, commit_record
 from sfsd.operations.uploads import load_own, repeated_receipt, version_with_content
@@ -39,6 +39,7 @@ from sfsd.rules.context import (
 )
 from sfsd.rules.record_rules import AdmittedRecord, check_distinct, reader_names
 from sfsd.storage.json_files import Sidecar
+from sfsd.storage.paths import parse_version_path
 
 PER_PAGE: Final = 8
 """Statements in one reply to Lookup."""
@@ -120,13 +121,14 @@ def _change_readers(
     readers = new | {record.owner}
     for version in range(head.version, 0, -1):
         if version not in sidecars:
-            document = head.files.sidecar(record.file_id, version)
-            if all(wrap.user in readers for wrap in document.value.wraps):
+            older = head.files.undamaged_sidecar(record.file_id, version)
+            # Nobody can read a damaged version.
+            if older is None or all(wrap.user in readers for wrap in older.value.wraps):
                 continue
             if len(sidecars) == MAX_TOUCHED:
                 break  # the next access record strips older ones; nobody can read them meanwhile
-            expect[document.path] = document.digest
-            sidecars[version] = document.value
+            expect[older.path] = older.digest
+            sidecars[version] = older.value
         kept = tuple(wrap for wrap in sidecars[version].wraps if wrap.user in readers)
         sidecars[version] = changed(sidecars[version], wraps=kept)
     sidecars[head.version] = changed(sidecars[head.version], head=admitted.signed)
@@ -175,17 +177,31 @@ def inbox(server: ServerContext, who: Principal, message: Inbox) -> InboxPage:
     """List the files shared with the user that they may read now, by each file's last record."""
     owner, _, file_id = message.after.partition(".")
     found: list[SharedFile] = []
+    damaged: list[DamagedVersion] = []
     size = 0
+    last = message.after
     notes = server.inboxes.for_user(who.user).after((owner, file_id), _SCANNED)
     for note in notes:
-        view = _shared_view(server, who.user, *note)
+        listed = len(found) + len(damaged)
+        try:
+            view = _shared_view(server, who.user, *note)
+        except DamagedError as exc:
+            if listed == message.limit:
+                return InboxPage(tuple(found), last, tuple(damaged))
+            if (place := parse_version_path(exc.path)) is None:
+                raise
+            damaged.append(DamagedVersion(*place))
+            last = _cursor(*note)
+            continue
         if view is not None:
             fresh = view.seq >= message.since_seq
             size += view_size(view) if fresh else 0
-            if len(found) == message.limit or (found and size > PAGE_BYTES):
-                return InboxPage(tuple(found), _cursor(found[-1].owner, found[-1].file_id))
+            if listed == message.limit or (found and size > PAGE_BYTES):
+                return InboxPage(tuple(found), last, tuple(damaged))
             found.append(SharedFile(*note, view if fresh else None))
-    return InboxPage(tuple(found), _cursor(*notes[-1]) if len(notes) == _SCANNED else "")
+            last = _cursor(*note)
+    following = _cursor(*notes[-1]) if len(notes) == _SCANNED else ""
+    return InboxPage(tuple(found), following, tuple(damaged))
 
 
 def _shared_view(server: ServerContext, user: str, owner: str, file_id: str) -> FileView | None:

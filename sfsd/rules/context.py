@@ -115,7 +115,7 @@ class ServerContext:
         self.uploads = UploadRegistry(store.create_upload_file, share, clock)
         self.read_handles = ReadHandles(store.open_blob, share)
         self.admission = Admission(identity.server_id, self.users, journal, clock)
-        self.visibility = Visibility(self.users, self.index, clock)
+        self.visibility = Visibility(self.users, self.index, self.inboxes, clock)
         self.refusals = RefusalLog(clock)
         self.metrics = ServerMetrics()
 

@@ -49,7 +49,7 @@ class FileHead(Value):
 
     @classmethod
     def load(cls, files: OwnerFiles, file_id: str) -> FileHead:
-        """Read the head of `file_id`. Raises `DamagedError`."""
+        """Read the head of `file_id`. Raises `DamagedError` if the newest sidecar is damaged."""
         version = files.newest(file_id)
         document = files.sidecar(file_id, version) if version else None
         return cls(files, file_id, version, document)
@@ -91,11 +91,13 @@ class FileHead(Value):
     ) -> dict[int, tuple[Document[Sidecar], Sidecar]]:
         """Return {version: (sidecar, the same without wraps of `users`)}, at most `most`.
 
-        Versions that have no such wraps are left out. The newest come first.
+        Versions that have no such wraps, and damaged ones, are left out. The newest come first.
         """
         found: dict[int, tuple[Document[Sidecar], Sidecar]] = {}
         for version in range(self.version if users else 0, 0, -1):
-            document = self.files.sidecar(self.file_id, version)
+            document = self.files.undamaged_sidecar(self.file_id, version)
+            if document is None:
+                continue  # nobody can read it
             wraps = tuple(wrap for wrap in document.value.wraps if wrap.user not in users)
             if wraps != document.value.wraps:
                 found[version] = document, changed(document.value, wraps=wraps)

@@ -26,6 +26,7 @@ from sfsd.storage.json_files import (
     parse_sidecar_lenient,
     parse_statements,
 )
+from sfsd.storage.logged_file import LoggedFile
 from sfsd.storage.paths import account_path, statements_path
 from sfsd.storage.store import DirectoryStore
 
@@ -86,6 +87,7 @@ class Documents:
 
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
+        self._journal = journal
         self._cache: OrderedDict[str, _CachedFile] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -117,6 +119,10 @@ class Documents:
         """Cache a published sidecar, so that later readers of these bytes need not parse them."""
         if sidecar.encoded is not None:
             self._keep(sidecar.path, sidecar.encoded)
+
+    def logged_file(self, owner: str, file_id: str) -> LoggedFile:
+        """Return what the log has of a file; reads all of the log. Raises `DamagedError`."""
+        return LoggedFile.read(self._journal, owner, file_id)
 
     def has(self, path: str, digest: bytes | None) -> bool:
         """Return whether the file `path` has this digest; None stands for no file."""

@@ -3,6 +3,8 @@
 Built by one scan of the names at a user's first use; then every change updates it. Versions only
 grow and no sidecar is removed, so updates are idempotent and may be late. An operation that read a
 stale answer expects a sidecar to be absent that exists, and is refused as Stale.
+
+A version whose ciphertext is there exists too, so a sidecar that the disk has lost is noticed.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 
-from sfsd.errors import DamagedError
+from sfsd.errors import Absent, DamagedError
 from sfsd.state.documents import Document, Documents
 from sfsd.state.load_once import LoadOnce
 from sfsd.state.quota import Holding, Ledger
 from sfsd.state.user_cache import UserCache
-from sfsd.storage.json_files import Sidecar
-from sfsd.storage.paths import VersionPaths, files_folder, parse_sidecar_name
+from sfsd.storage.json_files import Sidecar, cached_record
+from sfsd.storage.logged_file import LoggedFile
+from sfsd.storage.paths import VersionPaths, files_folder, parse_version_name
 from sfsd.storage.store import DirectoryStore
 
 USERS = 256
@@ -44,21 +47,60 @@ class OwnerFiles(LoadOnce):
             return self._newest.get(file_id, 0)
 
     def sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
-        """Return the sidecar of a version. Raises `Absent`, `DamagedError`."""
-        return self._documents.sidecar(
-            VersionPaths.for_version(self.owner, file_id, version).sidecar
-        )
+        """Return the sidecar of a version. Raises `Absent` for a version that the file never had,
+        `DamagedError` for one whose sidecar is missing or differs from the log."""
+        path = VersionPaths.for_version(self.owner, file_id, version).sidecar
+        try:
+            return self._documents.sidecar(path)
+        except Absent:
+            if version > self.newest(file_id):
+                raise
+        with self._store.publishing_paused():
+            # Its change may have been installed in part when the names were read.
+            try:
+                return self._documents.sidecar(path)
+            except Absent as exc:
+                raise DamagedError("missing sidecar", path=path) from exc
 
     def sidecars(self, places: Sequence[tuple[str, int]]) -> list[Document[Sidecar]]:
         """Batch version of `sidecar` for (file_id, version) pairs; results in input order."""
         paths = [VersionPaths.for_version(self.owner, *place).sidecar for place in places]
-        return self._documents.sidecars(paths)
+        try:
+            return self._documents.sidecars(paths)
+        except Absent:
+            return [self.sidecar(*place) for place in places]
+
+    def readable_sidecars(
+        self, places: Sequence[tuple[str, int]]
+    ) -> list[Document[Sidecar] | DamagedError]:
+        """Like `sidecars`, with the error in place of each damaged one. Raises `Absent`."""
+        try:
+            return list(self.sidecars(places))
+        except DamagedError:
+            return [self._readable_sidecar(*place) for place in places]
+
+    def _readable_sidecar(self, file_id: str, version: int) -> Document[Sidecar] | DamagedError:
+        try:
+            return self.sidecar(file_id, version)
+        except DamagedError as exc:
+            return exc
+
+    def undamaged_sidecar(self, file_id: str, version: int) -> Document[Sidecar] | None:
+        """Like `sidecar`, but return None if it is damaged."""
+        found = self._readable_sidecar(file_id, version)
+        return None if isinstance(found, DamagedError) else found
 
     def cached_sidecar(self, file_id: str, version: int) -> Document[Sidecar]:
         """Return `Documents.cached_sidecar` of a version. Raises as `sidecar`."""
-        return self._documents.cached_sidecar(
-            VersionPaths.for_version(self.owner, file_id, version).sidecar
-        )
+        path = VersionPaths.for_version(self.owner, file_id, version).sidecar
+        try:
+            return self._documents.cached_sidecar(path)
+        except Absent:
+            return self.sidecar(file_id, version)
+
+    def logged(self, file_id: str) -> LoggedFile:
+        """Return what the log has of a file; reads all of the log. Raises `DamagedError`."""
+        return self._documents.logged_file(self.owner, file_id)
 
     def after(self, file_id: str, limit: int) -> list[tuple[str, int, int]]:
         """Return up to `limit` (file_id, newest version, seq or 0) past `file_id`, in order."""
@@ -97,15 +139,22 @@ class OwnerFiles(LoadOnce):
         self._note(change)
 
     def content_ids(self, file_id: str) -> dict[int, bytes]:
-        """Return the content_id of each version of a file. Raises `DamagedError`."""
+        """Return the content_id of each version of a file, of a damaged one by the log. Raises
+        `DamagedError`."""
         newest = self.newest(file_id)
         with self._lock:
             known = self._contents.setdefault(file_id, {})
             missing = [version for version in range(1, newest + 1) if version not in known]
+        logged: LoggedFile | None = None
         for version in missing:
-            content_id = self.sidecar(file_id, version).value.content_record.content_id or b""
+            document = self.undamaged_sidecar(file_id, version)
+            if document is None:
+                logged = logged or self.logged(file_id)
+                record = cached_record(logged.content(version).record)
+            else:
+                record = document.value.content_record
             with self._lock:
-                known.setdefault(version, content_id)
+                known.setdefault(version, record.content_id or b"")
         with self._lock:
             return dict(known)
 
@@ -116,7 +165,7 @@ class OwnerFiles(LoadOnce):
 
     def _scan(self) -> list[tuple[str, int]]:
         found: dict[str, int] = {}
-        for file_id, version in self._versions():
+        for file_id, version, _ in self._versions():
             found[file_id] = max(version, found.get(file_id, 0))
         return sorted(found.items())
 
@@ -124,17 +173,19 @@ class OwnerFiles(LoadOnce):
         self._newest = dict(found)
         self._sorted = [file_id for file_id, _ in found]
 
-    def _versions(self) -> Iterator[tuple[str, int]]:
+    def _versions(self) -> Iterator[tuple[str, int, str]]:
         folder = files_folder(self.owner)
         for part in self._store.children(folder):
             for name in self._store.children(f"{folder}/{part}"):
-                if (parsed := parse_sidecar_name(name)) is not None:
+                if (parsed := parse_version_name(name)) is not None:
                     yield parsed
 
     def _weigh(self) -> tuple[list[Holding], list[str]]:
         holdings: list[Holding] = []
         newest: dict[str, tuple[int, bool]] = {}
-        for file_id, version in self._versions():
+        for file_id, version, kind in self._versions():
+            if kind != "json":
+                continue
             try:
                 sidecar = self.sidecar(file_id, version).value
             except DamagedError:

@@ -40,6 +40,13 @@ class UserInbox(LoadOnce):
             start = bisect.bisect_right(self._notes, note)
             return self._notes[start : start + limit]
 
+    def has(self, note: Note) -> bool:
+        """Return whether the note is there."""
+        self._load(self._scan, self._enter)
+        with self._lock:
+            place = bisect.bisect_left(self._notes, note)
+            return self._notes[place : place + 1] == [note]
+
     def check_room(self, owner: str) -> None:
         """Raise `Refused` if `owner` has used up the share of this inbox."""
         self._load(self._scan, self._enter)

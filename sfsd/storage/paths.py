@@ -23,7 +23,10 @@ from protocol.codec.values import Value
 _KEPT: Final = 256
 """Versions whose paths are cached: a decision about a version needs them several times."""
 
-_SIDECAR_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.json")
+_VERSION_NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,9})\.(json|ct|leaves)")
+_VERSION_PATH = re.compile(
+    rf"([a-z0-9][a-z0-9_-]{{0,31}})/files/[0-9a-f]{{2}}/{_VERSION_NAME.pattern}"
+)
 _KEPT_BUNDLE = re.compile(r"bundle\.([1-9][0-9]{0,9})")
 _INBOX_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})\.([0-9a-f]{32})")
 
@@ -84,7 +87,14 @@ class VersionPaths(Value):
         return VersionPaths(f"{stem}.json", f"{stem}.ct", f"{stem}.leaves")
 
 
-def parse_sidecar_name(name: str) -> tuple[str, int] | None:
-    """Return (file_id, version) of a sidecar's bare file name; None for any other file."""
-    matched = _SIDECAR_NAME.fullmatch(name)
-    return (matched[1], int(matched[2])) if matched else None
+def parse_version_name(name: str) -> tuple[str, int, str] | None:
+    """Return (file_id, version, kind) of the bare name of a version's file, whose `kind` is json,
+    ct or leaves; None for any other file."""
+    matched = _VERSION_NAME.fullmatch(name)
+    return (matched[1], int(matched[2]), matched[3]) if matched else None
+
+
+def parse_version_path(path: str) -> tuple[str, str, int] | None:
+    """Return (owner, file_id, version) of the path of a version's file; None for any other path."""
+    matched = _VERSION_PATH.fullmatch(path)
+    return (matched[1], matched[2], int(matched[3])) if matched else None

@@ -39,7 +39,7 @@ from protocol.wire.messages import (
     sharing,
     uploads,
 )
-from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.base import DamagedVersion, GenerationSignature, SignedRecord, Wrap
 
 NOW = 1_767_225_600  # 2026-01-01T00:00:00Z
 DAY = 86_400
@@ -317,7 +317,7 @@ MESSAGES: list[tuple[int, Message]] = [
     (13, files.Stat("alice", FILE_ID, 0)),
     (13, files.Stated(dataclasses.replace(VIEW, head=None))),
     (14, files.List("", 256, 0)),
-    (14, files.Listing((VIEW,), FILE_ID)),
+    (14, files.Listing((VIEW,), FILE_ID, (DamagedVersion("alice", FILE_ID, 2),))),
     (15, files.History("alice", FILE_ID, 1)),
     (15, files.HistoryPage((ENDORSED, DELETED), 0)),
     (
@@ -429,6 +429,7 @@ MESSAGES: list[tuple[int, Message]] = [
             fill("finish signature", 64),
         ),
     ),
+    (37, files.GiveUp(FILE_ID, 2)),
     (34, accounts.ForceRotation("bob", "a laptop was stolen")),
     (35, sharing.SetReaders(*signed("access"), (sharing.VersionWrap(1, WRAP),))),
     (36, sharing.Inbox("", 256, 7)),
@@ -437,6 +438,7 @@ MESSAGES: list[tuple[int, Message]] = [
         sharing.InboxPage(
             (sharing.SharedFile("alice", FILE_ID, VIEW), sharing.SharedFile("bob", FILE_ID, None)),
             f"bob.{FILE_ID}",
+            (DamagedVersion("bob", FILE_ID, 2),),
         ),
     ),
 ]

@@ -13,6 +13,7 @@ from protocol.codec.fields import (
     Bytes16,
     Bytes32,
     Count,
+    FileId,
     OneOf,
     Signature,
     Struct,
@@ -23,7 +24,13 @@ from protocol.codec.fields import (
 from protocol.codec.merkle import HASH_SIZE, MAX_PROOF, PIECE_SIZE
 from protocol.log.auditlog import MAX_LINE
 from protocol.log.checkpoint import MAX_CHECKPOINT
-from protocol.records.records import MAX_RECORD, MAX_WRAPPED_KEY, Generation, WrapAlgorithm
+from protocol.records.records import (
+    MAX_RECORD,
+    MAX_WRAPPED_KEY,
+    Generation,
+    Version,
+    WrapAlgorithm,
+)
 
 PIECE = PIECE_SIZE
 """Bytes of a segment, of a Data message, of the longest Read, and under a leaf of segments_root."""
@@ -196,17 +203,27 @@ ERROR_CODES = (
 )
 
 
+class DamagedVersion(Struct):
+    """A version of which the server has lost bytes: its sidecar, ciphertext or leaf hashes."""
+
+    owner: UserName
+    file_id: FileId
+    version: Version
+
+
 @message(1)
 class Error(Reply):
     """A refused or failed request; nothing changed.
 
     `code` is for programs, `text` for users. A `conflict` carries the file's current head if the
-    user may see it, so that a put to an existing name takes one more round trip only.
+    user may see it, so that a put to an existing name takes one more round trip only. `damaged`
+    names the version that the code `damaged` is about.
     """
 
     code: Annotated[str, OneOf(ERROR_CODES)]
     text: Text
     head: FileView | None = None
+    damaged: DamagedVersion | None = None
 
 
 @message(2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, Struct, UserName
+from protocol.records.records import Version
 from protocol.wire.messages.base import (
+    DamagedVersion,
     Done,
     FileView,
     Metadata,
@@ -39,18 +41,22 @@ class Stat(Request):
 
 @message(67)
 class Listing(Reply):
-    """Newest version of each file by file_id; `next` is the next page's `after`, "" at the end."""
+    """Newest version of each file by file_id; `next` is the next page's `after`, "" at the end.
+
+    `damaged` are files of this page whose newest sidecar is damaged: nothing else is known of them.
+    """
 
     views: Annotated[tuple[FileView, ...], AtMost(MAX_PAGE)]
     next: Annotated[str, AtMost(32)]
+    damaged: Annotated[tuple[DamagedVersion, ...], AtMost(MAX_PAGE)] = ()
 
 
 @message(66, replies=(Listing,))
 class List(Request):
     """List the user's files after file_id `after` ("": from the start).
 
-    Only files changed at or after log entry `since_seq` are listed. Deleted files are included, so
-    that a cache can be kept up to date.
+    Only files changed at or after log entry `since_seq` are listed, and damaged ones. Deleted files
+    are included, so that a cache can be kept up to date.
     """
 
     after: Annotated[str, AtMost(32)]
@@ -92,3 +98,15 @@ class Record(Request):
     """
 
     changes: Annotated[tuple[RecordChange, ...], AtMost(2)]
+
+
+@message(72, replies=(Done,))
+class GiveUp(Request):
+    """Mark a damaged version of one of the user's files as lost, without its content.
+
+    The server builds the sidecar again from the records in its log, without metadata and wraps, so
+    that records can follow it. Refused with `conflict` if the version is not damaged.
+    """
+
+    file_id: FileId
+    version: Version

@@ -9,6 +9,7 @@ from protocol.log.auditlog import MAX_LINE
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
     CheckpointNote,
+    DamagedVersion,
     Done,
     FileView,
     Proof,
@@ -87,11 +88,13 @@ class SharedFile(Struct):
 class InboxPage(Reply):
     """Shared files by owner and file_id; `next` is the next page's `after`, "" at the end.
 
-    A short page need not be the last one.
+    A short page need not be the last one. `damaged` are files of this page whose newest sidecar is
+    damaged: nothing else is known of them, not even whether they are still shared.
     """
 
     files: Annotated[tuple[SharedFile, ...], AtMost(MAX_SHARED_PAGE)]
     next: Annotated[str, AtMost(80)]
+    damaged: Annotated[tuple[DamagedVersion, ...], AtMost(MAX_SHARED_PAGE)] = ()
 
 
 @message(84, replies=(InboxPage,))

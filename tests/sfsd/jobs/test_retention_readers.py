@@ -49,7 +49,7 @@ def test_many_versions_take_several_runs(served: Daemon, monkeypatch: pytest.Mon
     assert wrap_owners(served, "ada", 1) == wrap_owners(served, "ada", 2) == {"ada"}
 
 
-def test_missing_sidecar_stops_no_other_file(served: Daemon) -> None:
+def test_missing_sidecar_stops_no_other_version_or_file(served: Daemon) -> None:
     ada, cat, bob = (served.person(name) for name in ("ada", "cat", "bob"))
     until = int(served.clock.now) + DAY
     for owner in (ada, cat):
@@ -58,5 +58,6 @@ def test_missing_sidecar_stops_no_other_file(served: Daemon) -> None:
         shared(owner, reader(bob, until), wraps={2: [bob.wrap()]})
     (served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json").unlink()
     served.clock.now = until
-    assert run(served) == 1
+    assert run(served) == 2
+    assert wrap_owners(served, "ada", 2) == {"ada"}
     assert wrap_owners(served, "cat", 2) == {"cat"}

@@ -24,7 +24,7 @@ from protocol.wire.messages.accounts import (
     UserShow,
 )
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, Opened, Read
-from protocol.wire.messages.files import History, List, Listing, Record, Stat, Stated
+from protocol.wire.messages.files import GiveUp, History, List, Listing, Record, Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogEntries, LogHead, LogProof
 from protocol.wire.messages.rotation import (
     GetBundle,
@@ -85,6 +85,7 @@ MATRIX: dict[Request, set[Access]] = {
     List("", 1, 0): USERS,
     History("ada", F, 1): USERS,
     Record(()): USERS,
+    GiveUp(F, 1): USERS,
     Lookup("ada", 1): OWN_KEYS,
     SetReaders(b"", S, ()): USERS,
     Inbox("", 1, 0): USERS,

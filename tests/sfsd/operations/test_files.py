@@ -11,7 +11,7 @@ from protocol.codec.encoding import MAX_BODY
 from protocol.records.records import PURGE, FileRecord
 from protocol.wire.frames import encode_frame
 from protocol.wire.messages import FileView, encode
-from protocol.wire.messages.base import GenerationSignature, SignedRecord
+from protocol.wire.messages.base import DamagedVersion, GenerationSignature, SignedRecord
 from protocol.wire.messages.files import MAX_PAGE, History, HistoryPage, List, Listing, Stat, Stated
 from sfsd.operations import files
 from sfsd.operations.rotation import KEPT_SIGNATURES
@@ -148,9 +148,10 @@ def test_a_damaged_sidecar_is_reported_as_damage(served: Daemon, ada: Person) ->
     ada.put(file_id(2))
     path = served.context.store.users / "ada" / "files" / "00" / f"{F}.1.json"
     path.write_bytes(path.read_bytes() + b" ")
-    refused(ada.ask(List("", 256, 0)), "damaged")
-    refused(ada.ask(Stat("ada", F, 0)), "damaged")
-    assert ids(listed(ada, after=F)) == [file_id(2)]
+    place = DamagedVersion("ada", F, 1)
+    assert listed(ada).damaged == (place,)
+    assert refused(ada.ask(Stat("ada", F, 0)), "damaged").damaged == place
+    assert ids(listed(ada)) == [file_id(2)]
     ada.put(file_id(3))  # the daemon still works
 
 

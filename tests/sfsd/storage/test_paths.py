@@ -15,7 +15,7 @@ from sfsd.storage.paths import (
     kept_bundle_path,
     parse_inbox_name,
     parse_kept_bundle,
-    parse_sidecar_name,
+    parse_version_name,
     statements_path,
 )
 from tests.sfsd.builders import file_id
@@ -30,7 +30,7 @@ def test_all_paths_are_valid() -> None:
         f"ada/files/ab/{F}.12.ct",
         f"ada/files/ab/{F}.12.leaves",
     )
-    assert parse_sidecar_name(paths.sidecar.rsplit("/", 1)[1]) == (F, 12)
+    assert parse_version_name(paths.sidecar.rsplit("/", 1)[1]) == (F, 12, "json")
     for path in (
         paths.sidecar,
         statements_path("a_b-c"),
@@ -44,7 +44,7 @@ def test_all_paths_are_valid() -> None:
 
 @pytest.mark.parametrize("name", ["", f"{F}.ct", f"{F}.0.json", f"{F}.01.json", f"x{F}.1.json"])
 def test_other_names_are_not_sidecars(name: str) -> None:
-    assert parse_sidecar_name(name) is None
+    assert parse_version_name(name) is None
 
 
 @pytest.mark.parametrize("n", [1, 10, 2**31])

@@ -69,6 +69,7 @@ NUMBERS = {
     68: "History",
     69: "HistoryPage",
     70: "Record",
+    72: "GiveUp",
     80: "Lookup",
     81: "Identity",
     82: "SetReaders",

@@ -1,0 +1,105 @@
+"""Give up a damaged version: it is marked as lost in the log, and the rest of its file works again.
+
+The sidecar is built again from the signed records in the log. Metadata and wraps are not in the
+log, so the content is lost. The owner asks for it, or the operator with ``sfsd fsck --give-up``.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from protocol.codec.values import changed
+from protocol.log.auditlog import LOST, EntryDraft
+from protocol.wire.messages.base import PIECE
+from protocol.wire.messages.files import GiveUp
+from sfsd.errors import Absent, Refused
+from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
+from sfsd.rules.record_rules import not_found
+from sfsd.state.file_index import OwnerFiles
+from sfsd.storage.change import Change, Remove, Write
+from sfsd.storage.logged_file import LoggedFile
+from sfsd.storage.paths import VersionPaths
+
+
+@operation(GiveUp, access=USER, logged=LOST, slow=True, weight=PIECE)
+def give_up(server: ServerContext, who: Principal, message: GiveUp) -> Decision:
+    """Mark a damaged version of the user's own as lost."""
+    server.users.require_active(who.user)
+    entry = draft(
+        who,
+        LOST,
+        owner=who.user,
+        file=message.file_id,
+        version=message.version,
+        detail={"why": LOST},
+        accounts=(who.user,),
+    )
+    change = lost_change(server, entry, who.user, message.file_id, message.version)
+    return Commit(change, lambda seq: server.done(seq, who))
+
+
+def lost_change(
+    server: ServerContext,
+    entry: EntryDraft,
+    owner: str,
+    file_id: str,
+    version: int,
+    *,
+    read_data: bool = False,
+) -> Change:
+    """Return the change that marks a version as lost, logged as `entry`. Reads all of the log.
+
+    Raises `Refused` with the code `not-found`, or `conflict` if the version is not damaged; the
+    ciphertext is only read if `read_data`, else its size is compared.
+    """
+    files = server.index.for_user(owner)
+    logged = LoggedFile.read(server.journal, owner, file_id)
+    paths = VersionPaths.for_version(owner, file_id, version)
+    if logged.paths.get(paths.sidecar) is None:
+        raise not_found()
+    if not _is_damaged(server, files, logged, paths, version, read_data=read_data):
+        raise Refused("conflict", "the version is not damaged")
+    sidecar = logged.sidecar_without_content(version)
+    effects = (
+        Remove(paths.ciphertext),
+        Remove(paths.leaves),
+        Write(paths.sidecar, sidecar.encode),
+    )
+
+    def on_published(seq: int) -> None:
+        files.note_written(changed(sidecar, seq=seq), version)
+        files.ledger.drop(file_id, version)
+        server.read_handles.invalidate(owner, file_id, version)
+
+    following = VersionPaths.for_version(owner, file_id, files.newest(file_id) + 1)
+    expect = {paths.sidecar: server.store.stored_digest(paths.sidecar), following.sidecar: None}
+    return Change(entry, expect, effects, None, on_published)
+
+
+def _is_damaged(
+    server: ServerContext,
+    files: OwnerFiles,
+    logged: LoggedFile,
+    paths: VersionPaths,
+    version: int,
+    *,
+    read_data: bool,
+) -> bool:
+    """Return whether a file of the version is missing or differs from the log."""
+    try:
+        document = files.undamaged_sidecar(logged.file_id, version)
+    except Absent:
+        return True
+    if document is None:
+        return True
+    if document.value.metadata is None:
+        return False  # purged, or lost already
+    if logged.paths.get(paths.leaves) != server.store.digest_in_place(paths.leaves):
+        return True
+    if read_data:
+        return logged.paths.get(paths.ciphertext) != server.store.digest_in_place(paths.ciphertext)
+    try:
+        with closing(server.store.open_blob(paths.ciphertext)) as blob:
+            return blob.size != document.value.content_record.ciphertext_size
+    except Absent:
+        return True
