@@ -453,6 +453,9 @@ class Store(Closing):
     def close(self) -> None:
         """Log out and close the connection. Idempotent."""
         self.thread_guard.ended = True
+        if self._session.uploading:
+            # The caller left a loop over results, above all by an interrupt or a closed pipe.
+            self._session.abort_uploads()
         self._session.close()
         self._state.close()
 

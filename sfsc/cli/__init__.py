@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -23,6 +24,7 @@ from protocol.codec.standard_streams import (
 from sfsc.cli.commands import Context
 from sfsc.cli.terminal import output_error, report, say, stdout_errors
 from sfsc.errors import SfscError, UsageError
+from sfsc.interrupts import deferred
 
 COMMANDS = {
     "init": ("account", "Enrol on a server with an invitation."),
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     open_closed_streams()
     accept_any_text()
-    _handle_sigterm()
+    _handle_signals()
     try:
         outcome = group.main(arguments, prog_name="sfsc", standalone_mode=False)
         with stdout_errors():
@@ -143,9 +145,11 @@ def main(arguments: list[str] | None = None) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt) as exc:
         # click raises Abort from the exception that interrupted it.
-        terminated = isinstance(exc, _Terminated) or isinstance(exc.__cause__, _Terminated)
-        say("sfsc: terminated" if terminated else "sfsc: interrupted")
-        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        cause = exc if isinstance(exc, _Interrupted) else exc.__cause__
+        number = cause.number if isinstance(cause, _Interrupted) else signal.SIGINT
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            say("sfsc: interrupted" if number == signal.SIGINT else "sfsc: terminated")
+        return 128 + number
     except OSError as exc:
         finish_stdout()
         if isinstance(exc, BrokenPipeError):
@@ -156,21 +160,32 @@ def main(arguments: list[str] | None = None) -> int:
         return SfscError.exit_code
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM was received. Like ^C, it leaves no open upload and no half-written file."""
+class _Interrupted(KeyboardInterrupt):
+    """Signal `number` was received: no upload stays open, and no half-written file."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
-def _handle_sigterm() -> None:
-    """Make SIGTERM (``timeout``, systemd, a shutdown) end a command cleanly, as ^C does: otherwise
-    the server would reserve space for an unfinished upload for another hour. Does nothing if the
-    signal already has a handler."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)
 
-        def terminate(_signal: int, _frame: object) -> None:
-            raise _Terminated
 
-        signal.signal(signal.SIGTERM, terminate)
+def _handle_signals() -> None:
+    """Make ^C, SIGTERM (``timeout``, systemd, a shutdown) and SIGHUP (a closed terminal) end a
+    command cleanly: otherwise the server would reserve space for an unfinished upload. Does nothing
+    for a signal that is ignored (``nohup``) or already has a handler."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        deferred.interrupt(_Interrupted(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) in _UNHANDLED:
+            signal.signal(number, interrupt)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from protocol.wire.messages import session as opening
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.log import CONSISTENCY, LogCheckpoint, LogHead, LogProof
+from protocol.wire.messages.uploads import ALL_UPLOADS, PutAbort
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import (
@@ -39,6 +40,7 @@ from sfsc.errors import (
     Fork,
     KeyringMissing,
     LocalError,
+    NetworkError,
     NotFound,
     Rollback,
     Unreachable,
@@ -61,6 +63,8 @@ from sfsc.trust.state import ClientState, KnownFile
 if TYPE_CHECKING:
     from sfsc.session.transport import Transport
 
+_ABORT_SECONDS: Final = 5.0
+"""Wait for the end of uploads that were interrupted: what was queued is sent before."""
 LOGGED_AS: Final = {
     PUT: "upload",
     DELETE: "delete",
@@ -156,6 +160,8 @@ class Session:
         self._pause = pause
         self.thread_guard = ThreadGuard()
         self.progress = progress or _Nobody()
+        self.uploading = 0
+        """Number of puts that are not done: the server may hold uploads of theirs."""
         self._transport: Transport | None = None
         self.connections = 0
         self.login_record = b""
@@ -252,6 +258,14 @@ class Session:
             raise
         self._transport = transport
         self.connections += 1
+
+    def abort_uploads(self) -> None:
+        """Have the server drop all uploads that this session has not committed, so that they hold
+        no quota any more. Does nothing if the connection is lost: then the server drops them when
+        their room is needed."""
+        if self._transport is not None and self._transport.usable:
+            with contextlib.suppress(NetworkError):
+                self._transport.call(PutAbort(ALL_UPLOADS), _ABORT_SECONDS)
 
     def close(self) -> None:
         """Close the connection. Idempotent."""

@@ -30,6 +30,7 @@ from protocol.wire.messages.downloads import Read
 from protocol.wire.messages.session import Welcome
 from sfsc.closing import Closing
 from sfsc.errors import NetworkError, ProtocolFailure, TimedOut, Unreachable
+from sfsc.interrupts import deferred
 from sfsc.session.limits import MAX_REQUESTS, MAX_WINDOW, Ticket, Timeouts
 
 _CORKED: Final = 16
@@ -104,12 +105,13 @@ class Transport(Closing):
             self._weights and self._in_flight + weight > self._window
         ):
             self._advance(self.timeouts.idle)
-        self._check()
-        number, pieces = self._connection.request(message)
-        ticket = Ticket(number)
-        self._weights[ticket] = weight
-        self._in_flight += weight
-        self._enqueue(pieces, at_once=isinstance(message, Read))
+        with deferred:
+            self._check()
+            number, pieces = self._connection.request(message)
+            ticket = Ticket(number)
+            self._weights[ticket] = weight
+            self._in_flight += weight
+            self._enqueue(pieces, at_once=isinstance(message, Read))
         return ticket
 
     def push(self) -> None:
@@ -206,10 +208,11 @@ class Transport(Closing):
 
         A failure is stored for `_check`, so that replies that came before it are not lost.
         """
-        small = self._uncork() > TLS_RECORD
         try:
-            received = self._receive()
-            return self._send(small=small) or received
+            with deferred:
+                small = self._uncork() > TLS_RECORD
+                received = self._receive()
+                return self._send(small=small) or received
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as exc:
             self._fail(Unreachable("the connection was lost", _AGAIN), exc)
         except ssl.SSLError as exc:

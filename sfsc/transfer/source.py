@@ -8,7 +8,7 @@ import stat
 import time
 import unicodedata
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, NoReturn, cast
 
 from protocol.wire.messages.base import MAX_SMALL
 from sfsc.closing import Closing
@@ -23,12 +23,20 @@ SMALL: Final = MAX_SMALL - HEADER_SIZE - TAG_SIZE
 Source = str | os.PathLike[str] | BinaryIO
 
 
+class SourceChanged(Exception):
+    """A file changed while it was read for the first time; the source is at its beginning again."""
+
+
 class SourceReader(Closing):
     """An open source. `count` is the number of bytes read since its beginning.
 
     `mtime` (nanoseconds, None for a time that does not fit) and `mode` go into the metadata. `size`
-    is the expected size in bytes, None if unknown. Read errors raise `UnreadableSource`. The end of
-    a ``with`` block closes a file that `open_source` opened, unless `keep_open` is set.
+    is the size in bytes when the reading began, None if unknown; no more bytes are read, because a
+    file may grow faster than it is read. Read errors raise `UnreadableSource`. The end of a
+    ``with`` block closes a file that `open_source` opened, unless `keep_open` is set.
+
+    A file that changes while it is read may give a mixture that it never held. So it is read a
+    second time (`read_twice`); if it changes again, it is stored as it was read (`unstable`).
     """
 
     def __init__(
@@ -36,24 +44,25 @@ class SourceReader(Closing):
         file: BinaryIO,
         name: str,
         *,
-        mtime: int | None,
-        mode: int | None,
-        size: int | None,
         start: int | None,
         owned: bool,
     ) -> None:
         """`start` is the offset in `file` at which it begins, None if it is not seekable. `file` is
-        closed here only if it is `owned`."""
-        self.mtime = mtime
-        self.mode = mode
-        self.size = size
+        closed here only if it is `owned`; then it is a file of the system, whose status counts."""
+        self.mtime: int | None = time.time_ns()
+        self.mode: int | None = None
+        self.size: int | None = None
         self.count = 0
+        self.read_twice = False
+        self.unstable = False
+        self.name = name
         self.keep_open = False
         self._file = file
-        self._name = name
+        self._status: os.stat_result | None = None
         self._start = start
         self._owned = owned
         self._lookahead = memoryview(b"")
+        self._examine()
 
     def __exit__(self, *_error: object) -> None:
         if not self.keep_open:
@@ -67,13 +76,21 @@ class SourceReader(Closing):
     def read_small(self) -> bytes | None:
         """Return the whole source if it is at most `SMALL` bytes long, otherwise None; nothing is
         lost."""
+        while True:
+            try:
+                plaintext = self._read_small()
+                if plaintext is not None:
+                    self.check_unchanged()
+            except SourceChanged:
+                continue
+            return plaintext
+
+    def _read_small(self) -> bytes | None:
         # One byte more than expected, so that most files are read in one call and a small buffer.
         room = SMALL + 1 if self.size is None else min(self.size, SMALL) + 1
         view, filled = memoryview(bytearray(room)), 0
-        while filled <= SMALL and (count := self._read(view[filled:])):
+        while filled < len(view) and (count := self._read(view[filled:], filled)):
             filled += count
-            if filled == len(view) <= SMALL:  # the file has grown
-                view = memoryview(bytearray(view.tobytes().ljust(SMALL + 1, b"\0")))
         if filled <= SMALL:
             self.count = filled
             return bytes(view[:filled])
@@ -87,30 +104,71 @@ class SourceReader(Closing):
             buffer[:count] = self._lookahead[:count]
             self._lookahead = self._lookahead[count:]
         else:
-            count = self._read(buffer)
+            count = self._read(buffer, self.count)
         self.count += count
+        if not count and len(buffer) and self.count < (self.size or 0) and not self.read_twice:
+            self._start_again()  # shorter than announced; some file systems show such sizes
         return count
 
+    def check_unchanged(self) -> None:
+        """Check after reading that the file did not change meanwhile; a stream cannot be checked.
+
+        After the first change, go back to the beginning and raise `SourceChanged`. After the second
+        one, set `unstable`.
+        """
+        if self._status is None or _version(self._status) == _version(self._stat()):
+            return
+        if not self.read_twice:
+            self._start_again()
+        self.unstable = True
+
+    def _start_again(self) -> NoReturn:
+        self.read_twice = True
+        self.rewind()
+        raise SourceChanged
+
     def rewind(self) -> bool:
-        """Go back to the beginning; return False if the source is not seekable (a pipe)."""
+        """Go back to the beginning, and take the present size, time and mode. Return False if the
+        source is not seekable (a pipe)."""
         if self._start is None:
             return False
         try:
             self._file.seek(self._start)
         except OSError as exc:
-            raise _unreadable(self._name, exc) from exc
+            raise _unreadable(self.name, exc) from exc
         self._lookahead = memoryview(b"")
         self.count = 0
+        self._examine()
         return True
 
-    def _read(self, buffer: memoryview) -> int:
+    def _examine(self) -> None:
+        """Take size, time and mode from the file's status."""
+        if not self._owned:
+            return
+        status = self._stat()
+        self.mtime, self.mode = _in_range(status.st_mtime_ns), stat.S_IMODE(status.st_mode)
+        if stat.S_ISREG(status.st_mode):
+            self._status = status
+            # Files of /proc say that they are empty.
+            self.size = status.st_size or None
+
+    def _stat(self) -> os.stat_result:
+        try:
+            return os.fstat(self._file.fileno())
+        except OSError as exc:
+            raise _unreadable(self.name, exc) from exc
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        """Read the bytes at `offset`, which is where the file stands."""
+        if self.size is not None:
+            buffer = buffer[: max(0, self.size - offset)]
         count: int | None
         try:
             count = self._file.readinto(buffer)  # type: ignore[attr-defined]
         except OSError as exc:
-            raise _unreadable(self._name, exc) from exc
+            raise _unreadable(self.name, exc) from exc
         if count is None:
-            raise UnreadableSource(f"{self._name} is non-blocking and has no data yet")
+            raise UnreadableSource(f"{self.name} is non-blocking and has no data yet")
         return count
 
 
@@ -120,31 +178,25 @@ def open_source(source: Source) -> SourceReader:
         if not hasattr(source, "readinto"):
             cause = f"expected a path or a binary file object, got {type(source).__name__}"
             raise UsageError(cause, 'open the file with "rb", or wrap bytes in io.BytesIO')
-        now = time.time_ns()
         start = source.tell() if source.seekable() else None
-        return SourceReader(
-            source, "the source", mtime=now, mode=None, size=None, start=start, owned=False
-        )
+        return SourceReader(source, "the source", start=start, owned=False)
     path = os.fspath(source)
     try:
         file = io.FileIO(path)
         try:
-            status = os.fstat(file.fileno())
-            regular = stat.S_ISREG(status.st_mode)
-            return SourceReader(
-                cast(BinaryIO, file),
-                path,
-                mtime=_in_range(status.st_mtime_ns),
-                mode=stat.S_IMODE(status.st_mode),
-                size=status.st_size if regular else None,
-                start=0 if regular or file.seekable() else None,
-                owned=True,
-            )
+            start = 0 if file.seekable() else None
+            return SourceReader(cast(BinaryIO, file), path, start=start, owned=True)
         except BaseException:
             file.close()
             raise
     except OSError as exc:
         raise _unreadable(path, exc) from exc
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes with a file's content. The change time also shows a write whose
+    modification time was set back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _in_range(mtime: int) -> int | None:

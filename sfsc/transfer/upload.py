@@ -47,7 +47,14 @@ from sfsc.session.pipeline import Skip, Window
 from sfsc.session.server_errors import expect_reply, to_exception
 from sfsc.session.session import Session, known_file
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, EncryptionWorker, UploadStream
-from sfsc.transfer.source import SMALL, Source, SourceReader, name_for, open_source
+from sfsc.transfer.source import (
+    SMALL,
+    Source,
+    SourceChanged,
+    SourceReader,
+    name_for,
+    open_source,
+)
 from sfsc.trust.file_records import SETTINGS, SETTINGS_NAME, Entry
 from sfsc.trust.state import KnownFile
 
@@ -69,7 +76,8 @@ class Put(Value):
 
     `size` is that of the plaintext in bytes. `receipt` is the proof; None if the reply was lost
     with its connection and the record was then found in the file's signed history. `record` is the
-    exact bytes that were signed.
+    exact bytes that were signed. `unstable` says that the source changed each time that it was
+    read: what was stored may be a mixture that it never held.
     """
 
     name: str
@@ -78,6 +86,7 @@ class Put(Value):
     size: int
     receipt: Receipt | None = field(repr=False)
     record: bytes = field(repr=False)
+    unstable: bool = False
 
 
 # --- records of new versions ------------------------------------------------------------------
@@ -93,6 +102,7 @@ class VersionContent(Value):
     ciphertext_size: int
     segments_root: bytes
     expected: int | None
+    unstable: bool
 
     @classmethod
     def from_source(
@@ -108,7 +118,7 @@ class VersionContent(Value):
         shown = SETTINGS_NAME if name == SETTINGS else name
         metadata = Metadata(shown, source.count, source.mtime, source.mode)
         sealed, size = key.seal_metadata(metadata), ciphertext_size(source.count)
-        return cls(file_id, key, metadata, sealed, size, root, expected)
+        return cls(file_id, key, metadata, sealed, size, root, expected, source.unstable)
 
 
 class Attempt:
@@ -313,7 +323,15 @@ class RecordCommitter:
         known = KnownFile.from_record(record, attempt.body, entry.version)
         self._stored.append((known, entry.pack()))
         self._looked_up.pop(content.file_id, None)
-        return Put(entry.name, entry.file_id, entry.version, entry.size, receipt, attempt.body)
+        return Put(
+            entry.name,
+            entry.file_id,
+            entry.version,
+            entry.size,
+            receipt,
+            attempt.body,
+            content.unstable,
+        )
 
 
 # --- small and large files --------------------------------------------------------------------
@@ -412,32 +430,44 @@ class UploadOpener:
         """Wait for the upload of this file and return its id, None if none was opened. Then open
         one for the next file."""
         asked = self._asked
-        if asked is None or (asked.file_id, asked.size) != (file_id, size):
+        if asked is None or file_id not in (asked.file_id, *(one for one, _ in self._coming)):
             return None
-        self._asked, upload = None, None
-        if asked.connection == self._session.connections:
-            with contextlib.suppress(NetworkError):
-                reply = self._session.transport.result(asked.ticket)
-                upload = reply.upload if isinstance(reply, UploadState) else None
+        if asked.file_id != file_id:  # the files before this one were not read, or have shrunk
+            while self._coming.popleft()[0] != file_id:
+                pass
+        matches = (asked.file_id, asked.size) == (file_id, size)
+        upload = self._take_opened(abort=not matches)
         self._ask()
         return upload
 
     def abandon(self) -> None:
-        """Abort the upload that was opened. If its reply has not arrived yet, the server drops the
-        upload by itself, because it gets no bytes."""
-        asked, self._asked = self._asked, None
+        """Abort the upload that was opened. Without its id, because the reply has not arrived yet,
+        it ends with the session: see `Session.abort_uploads`."""
         self._coming.clear()
+        asked, transport = self._asked, self._session.transport
         if asked is None or asked.connection != self._session.connections:
-            return
+            self._asked = None
+        elif transport.has_reply(asked.ticket):
+            self._take_opened(abort=True)
+        else:
+            self._asked = None
+            transport.abandon(asked.ticket)
+
+    def _take_opened(self, *, abort: bool) -> bytes | None:
+        """Wait for the id of the upload that was opened, None if it was not; with `abort`, drop the
+        upload and return None."""
+        asked, self._asked = self._asked, None
+        if asked is None or asked.connection != self._session.connections:
+            return None
         transport = self._session.transport
         with contextlib.suppress(NetworkError):
-            if transport.has_reply(asked.ticket):
-                reply = transport.result(asked.ticket)
-                if isinstance(reply, UploadState):
-                    transport.abandon(transport.submit(PutAbort(reply.upload)))
-                    transport.push()
-            else:
-                transport.abandon(asked.ticket)
+            reply = transport.result(asked.ticket)
+            if isinstance(reply, UploadState):
+                if not abort:
+                    return reply.upload
+                transport.abandon(transport.submit(PutAbort(reply.upload)))
+                transport.push()
+        return None
 
     def _ask(self) -> None:
         if not self._coming:
@@ -521,7 +551,7 @@ class Uploads:
         `SfscError`.
         """
         name = name_for(source, name)
-        with open_source(source) as reader:
+        with _tracking_uploads(self._session), open_source(source) as reader:
             self._session.progress.expect(reader.size or 0)
             plaintext = reader.read_small()
             if plaintext is None:
@@ -558,16 +588,20 @@ class Uploads:
     ) -> Iterator[Put]:
         """Store many files, with several requests in flight; yields results in order.
 
-        A source that cannot be read is reported to `skip`, and the others are stored. Any other
-        error ends the work; it is raised after the results of everything sent before. Each result
-        is proven to be in a log that continues the log at login. That all of these are one log is
-        proven last, and `Fork` raised if not.
+        A source that cannot be read is reported to `skip`, and the others are stored. One that
+        changes while it is read is read again, then stored. Any other error ends the work; it is
+        raised after the results of everything sent before. Each result is proven to be in a log
+        that continues the log at login. That all of these are one log is proven last, and `Fork`
+        raised if not.
         """
         failure: SfscError | None = None
-        with UploadQueue(self._session, self._opener) as queue:
+        with (
+            _tracking_uploads(self._session),
+            UploadQueue(self._session, self._opener) as queue,
+        ):
             for source, name in items:
                 try:
-                    yield from self._enqueue(queue, source, name_for(source, name))
+                    yield from self._enqueue(queue, source, name_for(source, name), skip)
                 except SfscError as exc:
                     if skip is not None and isinstance(exc, UnreadableSource):
                         skip(str(source), exc)
@@ -578,7 +612,7 @@ class Uploads:
                 queue.collected.clear()
             while queue.window or queue.collected:
                 try:
-                    yield from self._finish_oldest(queue)
+                    yield from self._finish_oldest(queue, skip)
                 except SfscError as exc:
                     failure = failure or exc
         if not isinstance(failure, _FATAL):
@@ -586,12 +620,14 @@ class Uploads:
         if failure is not None:
             raise failure
 
-    def _enqueue(self, queue: UploadQueue, source: Source, name: str) -> Iterator[Put]:
+    def _enqueue(
+        self, queue: UploadQueue, source: Source, name: str, skip: Skip | None
+    ) -> Iterator[Put]:
         """Add one file; yield the results that must come first."""
         # A second version of a file builds on the first, which must be stored.
         file_id = self._session.account.file_id(name)
         while queue.full or file_id in queue:
-            yield from self._finish_oldest(queue)
+            yield from self._finish_oldest(queue, skip)
         with open_source(source) as reader:
             plaintext = reader.read_small()
             if plaintext is not None:
@@ -601,7 +637,7 @@ class Uploads:
                 return
             self._send_collected(queue)
             while not queue.accepts_large:
-                yield from self._finish_oldest(queue)
+                yield from self._finish_oldest(queue, skip)
             large = LargeFile(reader, name, None)
             self._send_pieces(large, queue.worker)
             reader.keep_open = True
@@ -617,16 +653,16 @@ class Uploads:
         if failure is not None:
             raise failure
 
-    def _finish_oldest(self, queue: UploadQueue) -> Iterator[Put]:
+    def _finish_oldest(self, queue: UploadQueue, skip: Skip | None) -> Iterator[Put]:
         """Wait for the oldest reply and finish all files that have one by then. The results are
         remembered together before they are yielded."""
         self._send_collected(queue)
         done: list[Put] = []
         failure: SfscError | None = None
         try:
-            done.append(self._finish(queue))
+            done.extend(self._finish(queue, skip))
             while queue.window.has_reply:
-                done.append(self._finish(queue))
+                done.extend(self._finish(queue, skip))
         except SfscError as exc:
             failure = exc
         finally:
@@ -635,15 +671,20 @@ class Uploads:
         if failure is not None:
             raise failure
 
-    def _finish(self, queue: UploadQueue) -> Put:
+    def _finish(self, queue: UploadQueue, skip: Skip | None) -> Iterator[Put]:
+        """Wait for the oldest reply; yield its result, or nothing if its source had to be read
+        again, could not be, and was reported to `skip`."""
         item, reply = queue.window.take()
         if isinstance(item, Attempt):
-            return self._committer.finish(item, reply)
+            yield self._committer.finish(item, reply)
+            return
         try:
-            return self._finish_large(item, reply, queue.worker)
+            yield self._finish_large(item, reply, queue.worker)
         except UnreadableSource as exc:
-            # On a second read. `skip` is for the present source, and this is an earlier one.
-            raise LocalError(exc.cause, exc.hint) from exc
+            if skip is None:
+                # The caller would report the present source, and this is an earlier one.
+                raise LocalError(exc.cause, exc.hint) from exc
+            skip(item.source.name, exc)
         finally:
             queue.remove(item)
 
@@ -678,17 +719,22 @@ class Uploads:
                 return self._upload(large, worker)
             except UploadLost:
                 large.rewind()
+            except SourceChanged:
+                continue  # it is at its beginning
 
     def _upload(self, large: LargeFile, worker: EncryptionWorker) -> None:
         session, source, key = self._session, large.source, ContentKey.generate()
         file_id = session.account.file_id(large.name)
-        size = 0 if source.size is None else ciphertext_size(source.size)
+        # A file that has changed once may shrink again: then it would not be as long as announced.
+        known = source.size is not None and not source.read_twice
+        size = ciphertext_size(source.size or 0) if known else 0
         upload = self._opener.take(file_id, size)
         if upload is None:
             message = PutOpen(session.account.user, file_id, size)
             upload = session.call(message, UploadState).upload
         with UploadStream(session, upload, worker) as stream:
             stream.send(key.encryptor(), source)
+            source.check_unchanged()
             root = merkle.root(stream.leaves())
             content = VersionContent.from_source(
                 source, large.name, file_id, key, root, large.expected
@@ -712,6 +758,21 @@ class Uploads:
         except UploadLost:
             large.rewind()
         return self._put_large(large, worker)
+
+
+@contextlib.contextmanager
+def _tracking_uploads(session: Session) -> Iterator[None]:
+    """Abort the session's uploads if the block is interrupted, or its results are not all read."""
+    session.uploading += 1
+    try:
+        yield
+    except SfscError:
+        raise  # the failed upload was aborted, if the connection works
+    except BaseException:
+        session.abort_uploads()
+        raise
+    finally:
+        session.uploading -= 1
 
 
 def _size(path: str) -> int:

@@ -168,7 +168,9 @@ class Dispatcher:
         return chain is not None and chain[0].head.generation != who.generation
 
     def close_session(self, who: Principal) -> None:
-        """Close the read handles of a session that has ended. Uploads stay: the user owns them."""
+        """Close the read handles of a session that has ended. Its uploads stay: the client may go
+        on with them in another session, until their room is needed."""
+        who.ended = True
         self._data.pop(who, None)
         self.context.read_handles.close_session(who.session)
 

@@ -18,6 +18,7 @@ from protocol.records.records import PUT, REENCRYPT, FileRecord
 from protocol.wire.messages import Done, Reply
 from protocol.wire.messages.base import Wrap
 from protocol.wire.messages.uploads import (
+    ALL_UPLOADS,
     Aborted,
     Data,
     PutAbort,
@@ -120,6 +121,7 @@ def put_small(server: ServerContext, who: Principal, message: PutSmall) -> Decis
     if (receipt := repeated_receipt(server, who, head, message.record)) is not None:
         return receipt
     data = bytes(message.ciphertext)
+    _make_room(server, who, record.file_id, len(data))
     leaf = leaf_hash(data)  # at most 256 KiB: one piece, whose leaf is the root
     content = NewContent(
         len(data), leaf, leaf, message.metadata, message.wraps, lambda path: Write(path, data, leaf)
@@ -144,7 +146,7 @@ def put_open(server: ServerContext, who: Principal, message: PutOpen) -> UploadS
         head = FileHead.load(files, message.file_id)
         _check_size_kept(version_with_content(head, message.version).value, message.size)
     upload = server.uploads.open_upload(
-        files, message.file_id, message.size, quota, message.version
+        who, files, message.file_id, message.size, quota, message.version
     )
     return UploadState(upload.upload_id, 0)
 
@@ -155,6 +157,8 @@ def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
     upload = server.uploads.get(who.user, message.upload)
     server.check_storage()
     _, quota = server.users.quota(who.user)
+    if not upload.size:  # nothing was reserved for it
+        _make_room(server, who, upload.file_id, len(message.data))
     offset = upload.write(message.offset, message.data, quota)
     server.uploads.touch(upload)
     return UploadState(message.upload, offset)
@@ -162,17 +166,26 @@ def data(server: ServerContext, who: Principal, message: Data) -> UploadState:
 
 @operation(PutResume, access=USER, after_data=True)
 def put_resume(server: ServerContext, who: Principal, message: PutResume) -> UploadState:
-    """Return how many bytes of an upload are kept without a gap."""
-    return UploadState(
-        message.upload, server.uploads.get(who.user, message.upload).wait_for_writes()
-    )
+    """Return how many bytes of an upload are kept without a gap; it belongs to this session now."""
+    upload = server.uploads.get(who.user, message.upload)
+    upload.session = who
+    return UploadState(message.upload, upload.wait_for_writes())
 
 
 @operation(PutAbort, access=USER, after_data=True)
 def put_abort(server: ServerContext, who: Principal, message: PutAbort) -> Aborted:
-    """Drop an upload and its bytes."""
-    server.uploads.abort(server.uploads.get(who.user, message.upload))
+    """Drop an upload and its bytes, or all uploads of the session."""
+    if message.upload == ALL_UPLOADS:
+        server.uploads.abort_session(who)
+    else:
+        server.uploads.abort(server.uploads.get(who.user, message.upload))
     return Aborted()
+
+
+def _make_room(server: ServerContext, who: Principal, file_id: str, size: int) -> None:
+    """Drop abandoned uploads of the user if a put of `size` bytes needs their room."""
+    _, quota = server.users.quota(who.user)
+    server.uploads.make_room(who, server.index.for_user(who.user), file_id, size, quota)
 
 
 @operation(

@@ -49,6 +49,7 @@ class Principal(Mutable):
     `generation` is that of the key that opened the session (0: the recovery key). `session` is the
     sequence number of its login entry, -1 if a failed log could not take one. `known_size` is the
     size of the checkpoint that the session began with. `address` is the peer's IP address as text.
+    `ended` is set when the connection is closed.
     """
 
     user: str
@@ -57,6 +58,7 @@ class Principal(Mutable):
     session: int
     known_size: int
     address: str
+    ended: bool = False
 
 
 class ServerIdentity(Value):

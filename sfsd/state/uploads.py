@@ -2,6 +2,9 @@
 
 An upload belongs to the user, not to the session: it survives a lost connection, and is dropped
 after an hour without bytes. Its bytes count as quota from the moment they are announced or arrive.
+Once its session has ended, the client may never come back. Then a put of the same file from the
+same address takes its place, and after a minute without bytes it gives way to any put of its owner
+that would exceed the quota or the number of uploads.
 Pieces are pipelined and written by several threads at once, so within the client's window they may
 arrive in any order. The client is told up to where they are complete.
 """
@@ -12,7 +15,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from protocol.codec.encoding import Buffer
 from protocol.wire.messages.base import PIECE
@@ -23,6 +26,8 @@ from sfsd.storage.upload_file import UploadFile
 
 LIFETIME: Final = 3600
 """Seconds without bytes after which an upload is dropped."""
+ABANDONED: Final = 60
+"""Seconds without bytes after which an upload whose session has ended gives way to a put."""
 PER_USER: Final = 64
 PER_UPLOAD: Final = 2
 """Descriptors of one upload: it may also have one for direct I/O."""
@@ -33,9 +38,21 @@ WINDOW: Final = 16 * 1024 * 1024
 _SETTLE: Final = 10.0
 
 
+class UploadSession(Protocol):
+    """The session that opened or resumed an upload: the user's IP address, and whether the
+    connection is closed."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def ended(self) -> bool: ...
+
+
 class Upload:
     """One upload: `staged` has the bytes, of which `reserved` count as quota. `replaces` is the
-    version that it re-encrypts, 0 for a new one."""
+    version that it re-encrypts, 0 for a new one. `session` opened it, or resumed it last."""
 
     def __init__(
         self,
@@ -44,9 +61,11 @@ class Upload:
         file_id: str,
         size: int,
         staged: UploadFile,
+        session: UploadSession,
         replaces: int = 0,
     ) -> None:
         self.upload_id = upload_id
+        self.session = session
         self.files = files
         self.file_id = file_id
         self.size = size
@@ -187,12 +206,21 @@ class UploadRegistry:
         self._uploads: dict[bytes, Upload] = {}
 
     def open_upload(
-        self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int = 0
+        self,
+        session: UploadSession,
+        files: OwnerFiles,
+        file_id: str,
+        size: int,
+        quota: int,
+        replaces: int = 0,
     ) -> Upload:
         """Begin an upload of `size` bytes, 0 if unknown. Raises `Refused`, StoreError."""
         self.drop_idle()
-        with self._lock:
-            own = [one for one in self._uploads.values() if one.files.owner == files.owner]
+        if not replaces:
+            self.make_room(session, files, file_id, size, quota)
+        own = self._of_user(files.owner)
+        if len(own) >= PER_USER and self._drop_abandoned(files.owner):
+            own = self._of_user(files.owner)
         if len(own) >= PER_USER:
             raise Refused("busy", f"{PER_USER} uploads are open; commit or abort one")
         # These bytes are outside of every quota, so the number of such versions is limited. A
@@ -203,7 +231,7 @@ class UploadRegistry:
         if not self._share.acquire(PER_UPLOAD):
             raise Refused("busy", "too many files are open; try again")
         try:
-            upload = self._begin(files, file_id, size, quota, replaces)
+            upload = self._begin(session, files, file_id, size, quota, replaces)
         except BaseException:
             self._share.release(PER_UPLOAD)
             raise
@@ -212,10 +240,17 @@ class UploadRegistry:
         return upload
 
     def _begin(
-        self, files: OwnerFiles, file_id: str, size: int, quota: int, replaces: int
+        self,
+        session: UploadSession,
+        files: OwnerFiles,
+        file_id: str,
+        size: int,
+        quota: int,
+        replaces: int,
     ) -> Upload:
         upload_id = secrets.token_bytes(16)
-        upload = Upload(upload_id, files, file_id, size, self._stage(upload_id, size), replaces)
+        staged = self._stage(upload_id, size)
+        upload = Upload(upload_id, files, file_id, size, staged, session, replaces)
         upload.last_bytes = self._clock()
         try:
             upload.reserve(size, quota)
@@ -237,6 +272,39 @@ class UploadRegistry:
 
     def touch(self, upload: Upload) -> None:
         upload.last_bytes = self._clock()
+
+    def make_room(
+        self, session: UploadSession, files: OwnerFiles, file_id: str, size: int, quota: int
+    ) -> None:
+        """Drop uploads whose session has ended, for a put of `size` bytes to `file_id`: earlier
+        attempts of this client, and others if the quota would be exceeded."""
+        for upload in self._of_user(files.owner):
+            earlier = upload.file_id == file_id and upload.session.address == session.address
+            if earlier and upload.session.ended and not upload.replaces:
+                self._drop_unless_committed(upload)
+        if quota and files.ledger.used + size > quota:
+            self._drop_abandoned(files.owner)
+
+    def abort_session(self, session: UploadSession) -> None:
+        """Drop every upload that `session` opened or resumed, except those being committed."""
+        for upload in self._of_user(session.user):
+            if upload.session is session:
+                self._drop_unless_committed(upload)
+
+    def _drop_abandoned(self, owner: str) -> int:
+        """Drop the owner's uploads whose session has ended, after a minute without bytes. Return
+        how many."""
+        oldest = self._clock() - ABANDONED
+        left = [
+            one
+            for one in self._of_user(owner)
+            if one.session.ended and one.last_bytes < oldest and not one.committing
+        ]
+        return sum([self._drop_unless_committed(upload) for upload in left])
+
+    def _of_user(self, user: str) -> list[Upload]:
+        with self._lock:
+            return [one for one in self._uploads.values() if one.files.owner == user]
 
     def forget(self, upload: Upload) -> None:
         """Forget an upload that became a version and whose descriptors are closed."""

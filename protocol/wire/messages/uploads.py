@@ -6,7 +6,7 @@ offset); only the last may be shorter. The server hashes and writes pieces as th
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from protocol.codec.encoding import Buffer
 from protocol.codec.fields import AtMost, Between, Count, FileId, Signature, UserName
@@ -22,6 +22,10 @@ from protocol.wire.messages.base import (
     Wraps,
     message,
 )
+
+ALL_UPLOADS: Final = bytes(16)
+"""Upload id in PutAbort for all uploads that this session opened or resumed. A client that is
+interrupted does not know the upload whose PutOpen has no reply yet."""
 
 
 @message(32, bulk="ciphertext", replies=(Done,))
@@ -96,6 +100,7 @@ class Aborted(Reply):
 
 @message(39, replies=(Aborted,))
 class PutAbort(Request):
-    """Drop an upload."""
+    """Drop an upload; with `ALL_UPLOADS`, every upload of this session that is not being
+    committed."""
 
     upload: UploadId

@@ -135,6 +135,10 @@ def _show_put(done: Put, context: Context) -> None:
     shown = {"name": done.name, "file_id": done.file_id, "version": done.version, "size": done.size}
     size = terminal.human_size(done.size)
     context.answer(shown, f"{printable(done.name)}  version {done.version}, {size}")
+    if done.unstable:
+        name = printable(done.name)
+        terminal.say(f"sfsc: warning: {name} changed while it was read; its parts may not match")
+        terminal.say("hint: put it again when nothing writes to it")
 
 
 @click.command()
