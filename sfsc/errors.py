@@ -113,7 +113,7 @@ class QuotaExceeded(Denied):
     server_codes: ClassVar = {
         # Deleted files are trash, which counts as stored.
         "quota": "make room by `rm --purge` or `history --prune`, or ask the operator: `sfsd user"
-        " quota`; an unfinished upload is dropped within the hour"
+        " quota`; an upload of a client that is gone gives way after a minute"
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -314,25 +316,77 @@ def test_an_abandoned_upload_leaves_no_file(daemon: Daemon, alice: Client, tmp_p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_aborts_an_upload_cleanly(
-    daemon: Daemon, alice: Client, number: signal.Signals
+    daemon: Daemon, alice: Client, tmp_path: Path, name: str
 ) -> None:
-    """The client aborts the upload; otherwise its quota would stay reserved for an hour.
+    """The client aborts the upload at whatever point it is; otherwise its quota would stay
+    reserved for an hour.
 
-    ``timeout``, systemd and a system shutdown send SIGTERM.
+    ``timeout``, systemd and a system shutdown send SIGTERM, a closed terminal sends SIGHUP.
     """
-    daemon.run("user", "quota", "alice", "20MiB")
-    process = alice.start("put", "-", "--name", "file")
-    assert process.stdin is not None
-    process.stdin.write(content(12 * MIB))
-    process.stdin.flush()
-    until(lambda: list((daemon.root / "staging").glob("*.ct")))
-    process.send_signal(number)
-    _out, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert said.decode().split() == ["sfsc:", {2: "interrupted", 15: "terminated"}[number]]
-    alice.run("put", "-", "--name", "file", stdin=content(12 * MIB))
+    number = getattr(signal, name)
+    big = tmp_path / "big"
+    write(big, 48 * MIB)
+    for part in range(4):
+        process = alice.start("put", big)
+        while staged(daemon) <= part * 9 * MIB and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        _out, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        what = "interrupted" if name == "SIGINT" else "terminated"
+        assert said.decode().split() == ["sfsc:", what]
+        assert staged(daemon) == 0
+        assert " 0 files, 0 bytes" in daemon.run("user", "show", "alice").text
+    assert "broke the protocol" not in daemon.log_path.read_text()
+
+
+def staged(daemon: Daemon) -> int:
+    """Return the number of bytes of running uploads."""
+    found = 0
+    for path in (daemon.root / "staging").glob("*.ct"):
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_size
+    return found
+
+
+def test_a_closed_output_pipe_aborts_an_upload(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    """`sfsc put -r … | head -n 1` leaves only what was stored."""
+    (tmp_path / "tree").mkdir()
+    for number in range(12):
+        write(tmp_path / "tree" / f"{number:02}", 2 * MIB)
+    with subprocess.Popen(
+        [*command("sfsc"), "put", "-r", tmp_path / "tree"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment({"SFSC_HOME": str(alice.home), "SFSC_PASSPHRASE": alice.passphrase}),
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 1
+    until(lambda: staged(daemon) == 0)  # commits that were sent are carried out
+    files = len(alice.run("ls", "-R").lines)
+    assert files < 12
+    shown = daemon.run("user", "show", "alice").text
+    held = sum(path.stat().st_size for path in stored(daemon) if path.suffix == ".ct")
+    assert f" {files} files, {held} bytes" in shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_killed_put_makes_room_for_the_same_file(
+    daemon: Daemon, alice: Client, tmp_path: Path
+) -> None:
+    daemon.run("user", "quota", "alice", "60MiB")
+    big = tmp_path / "big"
+    write(big, 48 * MIB)
+    process = alice.start("put", big)
+    until(lambda: staged(daemon))
+    process.kill()
+    process.communicate(timeout=60)
+    alice.run("put", big)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

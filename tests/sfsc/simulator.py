@@ -72,6 +72,7 @@ from protocol.wire.messages.log import (
 from protocol.wire.messages.session import Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.sharing import Identity, Lookup, SignedStatement
 from protocol.wire.messages.uploads import (
+    ALL_UPLOADS,
     Aborted,
     Data,
     PutAbort,
@@ -521,6 +522,8 @@ class Simulator:
         return reply
 
     def _on_putabort(self, request: PutAbort) -> Reply:
+        if request.upload == ALL_UPLOADS:
+            self.uploads.clear()
         self.uploads.pop(request.upload, None)
         return Aborted()
 

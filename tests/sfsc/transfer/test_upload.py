@@ -17,6 +17,7 @@ from protocol.wire.messages import Done, Error, Reply, Request
 from protocol.wire.messages.base import MAX_SMALL, PIECE
 from protocol.wire.messages.files import Stat
 from protocol.wire.messages.uploads import (
+    ALL_UPLOADS,
     Data,
     PutAbort,
     PutCommit,
@@ -41,7 +42,7 @@ from sfsc.files.listing import Files
 from sfsc.session.limits import MAX_WINDOW
 from sfsc.session.session import Session
 from sfsc.transfer.chunks import MAX_UPLOAD_STARTS, UploadStream
-from sfsc.transfer.source import SMALL, Source
+from sfsc.transfer.source import SMALL, Source, SourceReader
 from sfsc.transfer.upload import Put, Uploads
 from tests.sfsc.simulator import DropConnection, Simulator
 from tests.sfsc.storing import BIG, drop, fetched, items, meanwhile, once, put, stopping
@@ -580,7 +581,7 @@ def test_an_unreadable_source_among_many(server: Simulator, session: Session, si
 
 
 def test_a_source_that_fails_on_the_second_read(server: Simulator, session: Session) -> None:
-    """The failed source is an earlier one, so the present one must not be skipped."""
+    """The failed source, which is an earlier one, is reported, and the present one is stored."""
 
     class Once(io.BytesIO):
         def seek(self, *_place: int) -> int:
@@ -593,7 +594,130 @@ def test_a_source_that_fails_on_the_second_read(server: Simulator, session: Sess
 
     server.intercept = refuse
     items: list[tuple[Source, str | None]] = [(Once(bytes(BIG)), "a"), (io.BytesIO(b"2"), "a")]
-    told: list[SfscError] = []
+    told: list[tuple[str, type[SfscError]]] = []
+    done = Uploads(session).put_many(
+        items, skip=lambda what, error: told.append((what, type(error)))
+    )
+    assert [(put.name, put.size) for put in done] == [("a", 1)]
+    assert told == [("the source", UnreadableSource)]
+    refused.append(Error("upload-lost", "no such upload"))
     with pytest.raises(LocalError, match="cannot read"):
-        list(Uploads(session).put_many(items, skip=lambda _what, error: told.append(error)))
-    assert told == []
+        list(Uploads(session).put_many([(Once(bytes(BIG)), "b"), (io.BytesIO(b"2"), "c")]))
+
+
+# --- sources that change
+
+
+def changing(monkeypatch: pytest.MonkeyPatch, path: Path, *changes: Callable[[], object]) -> None:
+    """Make each of `changes` during one reading of `path`, after its first bytes."""
+    left = list(changes)
+    read = SourceReader._read
+
+    def changed(source: SourceReader, buffer: memoryview, offset: int) -> int:
+        count = read(source, buffer[:10] if not offset else buffer, offset)
+        if not offset and source.name == str(path) and left:
+            left.pop(0)()
+        return count
+
+    monkeypatch.setattr(SourceReader, "_read", changed)
+
+
+@pytest.mark.parametrize("size", [1000, BIG])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_source_that_changes_once_is_read_again(
+    server: Simulator,
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    *,
+    many: bool,
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    newer = os.urandom(size)
+    changing(monkeypatch, path, lambda: path.write_bytes(newer))
+    uploads = Uploads(session)
+    done = next(uploads.put_many([(path, "file")])) if many else uploads.put(path, "file")
+    assert not done.unstable
+    assert fetched(session, "file") == newer
+    assert server.uploads == {}
+    opened = server.asked(PutOpen)
+    assert [bool(one.size) for one in opened] == ([True, False] if size == BIG else [])
+    headers = {bytes(one.data[:40]) for one in server.asked(Data) if one.offset == 0}
+    assert len(headers) == len(opened), "a segment was encrypted twice under one key"
+
+
+@pytest.mark.parametrize("size", [1000, BIG])
+@pytest.mark.parametrize("after", [0, 500, 2000, BIG - PIECE, BIG + PIECE])
+def test_a_source_that_keeps_changing_is_stored_as_it_was_read(
+    server: Simulator,
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    after: int,
+) -> None:
+    """It grows or shrinks during both readings; the files behind it are stored."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    changing(
+        monkeypatch,
+        path,
+        lambda: os.truncate(path, (size + after) // 2),
+        lambda: os.truncate(path, after),
+    )
+    sources: list[tuple[Source, str | None]] = [(path, "a"), (io.BytesIO(b"2"), "b")]
+    done = list(Uploads(session).put_many(sources, skip=lambda _what, error: None))
+    assert [(put.name, put.unstable) for put in done] == [("a", True), ("b", False)]
+    stored = fetched(session, "a")
+    # A prefix of what the second reading found: no longer than the file was when it began.
+    assert stored == bytes(len(stored))
+    assert len(stored) == max(10, min(after, (size + after) // 2))
+    assert server.uploads == {}
+
+
+def test_a_source_that_is_removed_or_replaced_is_stored_as_it_was_opened(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "file", os.urandom(BIG)
+    path.write_bytes(content)
+    changing(monkeypatch, path, path.unlink)
+    assert not Uploads(session).put(path, "file").unstable
+    assert fetched(session, "file") == content
+
+
+@pytest.mark.parametrize("kind", [PutOpen, Data])
+@pytest.mark.parametrize("close_first", [False, True])
+def test_an_interrupted_put_leaves_no_upload(
+    server: Simulator, session: Session, kind: type[Request], *, close_first: bool
+) -> None:
+    class Interrupted(io.BytesIO):
+        def readinto(self, buffer: Buffer, /) -> int:  # type: ignore[override]
+            if len(server.asked(kind)) >= 1:
+                raise KeyboardInterrupt
+            return super().readinto(memoryview(buffer).cast("B")[: PIECE // 2])
+
+    many: list[tuple[Source, str | None]] = [
+        (io.BytesIO(bytes(BIG)), "a"),
+        (Interrupted(bytes(9 * PIECE)), "b"),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        list(Uploads(session).put_many(many))
+    assert server.asked(PutAbort)[-1].upload == ALL_UPLOADS
+    assert session.uploading == 0
+    if close_first:
+        session.close()
+    else:
+        assert put(session, b"later") == 1
+    assert server.uploads == {}
+
+
+def test_results_that_are_not_read_leave_no_upload(server: Simulator, session: Session) -> None:
+    sources, _contents = mixture()
+    many = Uploads(session).put_many(sources)
+    next(many)
+    assert session.uploading == 1
+    del many
+    assert session.uploading == 0
+    assert server.uploads == {}

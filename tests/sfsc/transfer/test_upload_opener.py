@@ -71,9 +71,22 @@ def test_a_changed_file_gets_another_upload(
     assert [put.name for put in done] == list(NAMES)
     for name in NAMES:
         assert fetched(session, name) == (tree / name).read_bytes()
-    # The upload opened for it delays that of the other file, and is aborted in the end.
-    assert [one.size - ciphertext_size(LARGE) for one in server.asked(PutOpen)] == [0, 1, 0]
+    # The upload opened for it is aborted, and that of the other file is opened ahead.
+    assert [one.size - ciphertext_size(LARGE) for one in server.asked(PutOpen)] == [0, 0, 1]
     until(lambda: len(server.asked(PutAbort)) == 1)
+
+
+def test_a_file_that_became_small_does_not_keep_an_upload(
+    server: Simulator, session: Session, tree: Path
+) -> None:
+    uploads = Uploads(session)
+    sources = [(str(tree / name), name) for name in NAMES]
+    uploads.announce(sources)
+    (tree / "b-large").write_bytes(b"")
+    assert [put.name for put in uploads.put_many(sources)] == list(NAMES)
+    assert len(server.asked(PutOpen)) == 2
+    assert len(server.asked(PutAbort)) == 1
+    assert server.uploads == {}
 
 
 def test_an_announced_file_that_is_not_put_is_aborted(

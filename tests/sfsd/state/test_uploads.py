@@ -11,12 +11,27 @@ from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE as PIECE
 from sfsd.errors import Refused, StoreRefusedError
 from sfsd.fs.descriptors import DescriptorBudget
+from sfsd.rules.context import Access, Principal
 from sfsd.state.file_index import OwnerFiles
-from sfsd.state.uploads import LIFETIME, PER_UPLOAD, WINDOW, Upload, UploadRegistry
+from sfsd.state.uploads import (
+    ABANDONED,
+    LIFETIME,
+    PER_UPLOAD,
+    PER_USER,
+    WINDOW,
+    Upload,
+    UploadRegistry,
+)
 from sfsd.storage.upload_file import UploadFile
 from tests.sfsd.builders import Clock, Daemon, file_id
 
 F = file_id(1)
+WHO = Principal("ada", 1, Access.FULL, 0, 0, "192.0.2.1")
+
+
+def ended(address: str = WHO.address) -> Principal:
+    """Return a session whose connection is closed."""
+    return Principal("ada", 1, Access.FULL, 1, 0, address, ended=True)
 
 
 @pytest.fixture
@@ -27,6 +42,11 @@ def files(served: Daemon) -> OwnerFiles:
 @pytest.fixture
 def uploads(served: Daemon) -> UploadRegistry:
     return served.context.uploads
+
+
+@pytest.fixture
+def clock(served: Daemon) -> Clock:
+    return served.clock
 
 
 class Gated:
@@ -57,7 +77,7 @@ def code_of(call: object, *args: object) -> str:
 
 
 def gated(uploads: UploadRegistry, files: OwnerFiles) -> tuple[Upload, Gated]:
-    upload = uploads.open_upload(files, F, 0, 0)
+    upload = uploads.open_upload(WHO, files, F, 0, 0)
     gate = Gated(upload.staged)
     upload.staged = gate  # type: ignore[assignment]
     return upload, gate
@@ -103,7 +123,7 @@ def test_a_failed_write_can_be_repeated(uploads: UploadRegistry, files: OwnerFil
 def test_pieces_come_in_any_order_within_the_window(
     uploads: UploadRegistry, files: OwnerFiles
 ) -> None:
-    upload = uploads.open_upload(files, F, 0, 0)
+    upload = uploads.open_upload(WHO, files, F, 0, 0)
     assert upload.write(PIECE, bytes(PIECE), 0) == 0
     assert code_of(upload.write, 0, b"short", 0) == "bad-request"
     assert code_of(upload.write, WINDOW, bytes(PIECE), 0) == "bad-request"
@@ -114,7 +134,7 @@ def test_pieces_come_in_any_order_within_the_window(
 
 
 def test_one_commit_at_a_time(uploads: UploadRegistry, files: OwnerFiles) -> None:
-    upload = uploads.open_upload(files, F, 0, 0)
+    upload = uploads.open_upload(WHO, files, F, 0, 0)
     upload.write(0, b"all", 0)
     upload.begin_commit()
     assert code_of(upload.begin_commit) == "busy"
@@ -133,10 +153,10 @@ def test_announced_bytes_are_reserved_and_released(
     uploads: UploadRegistry, files: OwnerFiles
 ) -> None:
     files.loaded_ledger()
-    upload = uploads.open_upload(files, F, 700, 1000)
+    upload = uploads.open_upload(WHO, files, F, 700, 1000)
     assert files.ledger.used == 700
-    assert code_of(uploads.open_upload, files, F, 301, 1000) == "quota"
-    unknown = uploads.open_upload(files, F, 0, 1000)
+    assert code_of(uploads.open_upload, WHO, files, F, 301, 1000) == "quota"
+    unknown = uploads.open_upload(WHO, files, F, 0, 1000)
     unknown.write(0, bytes(300), 1000)
     assert files.ledger.used == 1000
     assert code_of(unknown.write, PIECE, b"x", 1000) == "bad-request"
@@ -149,7 +169,7 @@ def test_an_upload_under_commit_is_not_dropped_for_idleness(served: Daemon) -> N
     clock = Clock(0.0)
     uploads = UploadRegistry(served.context.store.create_upload_file, DescriptorBudget(), clock)
     files = served.context.index.for_user("ada")
-    busy, idle = (uploads.open_upload(files, F, 0, 0) for _ in range(2))
+    busy, idle = (uploads.open_upload(WHO, files, F, 0, 0) for _ in range(2))
     busy.write(0, b"all", 0)
     busy.begin_commit()
     clock.now = LIFETIME + 1.0
@@ -162,12 +182,12 @@ def test_uploads_stay_within_the_descriptor_budget(served: Daemon, files: OwnerF
     share, clock = DescriptorBudget(3 * PER_UPLOAD), Clock(0.0)
     uploads = UploadRegistry(served.context.store.create_upload_file, share, clock)
     files.loaded_ledger()
-    assert code_of(uploads.open_upload, files, F, 11, 10) == "quota"
-    dropped, idle, committed = (uploads.open_upload(files, F, 0, 0) for _ in range(3))
-    assert code_of(uploads.open_upload, files, F, 0, 0) == "busy"
+    assert code_of(uploads.open_upload, WHO, files, F, 11, 10) == "quota"
+    dropped, idle, committed = (uploads.open_upload(WHO, files, F, 0, 0) for _ in range(3))
+    assert code_of(uploads.open_upload, WHO, files, F, 0, 0) == "busy"
     uploads.abort(dropped)
-    another = uploads.open_upload(files, F, 0, 0)
-    assert code_of(uploads.open_upload, files, F, 0, 0) == "busy"
+    another = uploads.open_upload(WHO, files, F, 0, 0)
+    assert code_of(uploads.open_upload, WHO, files, F, 0, 0) == "busy"
     committed.write(0, b"all", 0)
     committed.begin_commit()
     uploads.forget(committed)
@@ -185,7 +205,7 @@ def test_a_failed_close_returns_its_descriptors(
     share = DescriptorBudget(PER_UPLOAD)
     store = served.context.store
     uploads = UploadRegistry(store.create_upload_file, share, Clock(0.0))
-    upload, close = uploads.open_upload(files, F, 0, 0), store.files.close
+    upload, close = uploads.open_upload(WHO, files, F, 0, 0), store.files.close
 
     def failing(handle: int) -> None:
         close(handle)
@@ -200,7 +220,7 @@ def test_a_failed_close_returns_its_descriptors(
 
 def test_a_dropped_upload_reserves_nothing(uploads: UploadRegistry, files: OwnerFiles) -> None:
     """As for a piece that arrives while the upload is dropped."""
-    upload = uploads.open_upload(files, F, 0, 0)
+    upload = uploads.open_upload(WHO, files, F, 0, 0)
     upload.finish()
     assert code_of(upload.reserve, 100, 0) == "upload-lost"
     assert files.ledger.used == 0
@@ -230,19 +250,91 @@ def test_an_upload_whose_commit_just_began_is_not_dropped(
             self.begin_commit()
             return False
 
-    first, _ = (uploads.open_upload(files, F, 10, 0, replaces=1) for _ in range(2))
+    first, _ = (uploads.open_upload(WHO, files, F, 10, 0, replaces=1) for _ in range(2))
     first.write(0, b"x" * 10, 0)
     first.__class__ = Raced
     if look == "for idle ones":
         assert uploads.drop_idle() == 0
     else:
-        uploads.open_upload(files, F, 10, 0, replaces=1)
+        uploads.open_upload(WHO, files, F, 10, 0, replaces=1)
     assert first._committing
     assert first.seal()[0] == 10
     assert first.staged.path.exists()
 
 
 def test_a_dropped_upload_is_not_committed(uploads: UploadRegistry, files: OwnerFiles) -> None:
-    upload = uploads.open_upload(files, F, 0, 0)
+    upload = uploads.open_upload(WHO, files, F, 0, 0)
     assert upload.close_unless_committing()
     assert code_of(upload.begin_commit) == "upload-lost"
+
+
+def is_open(uploads: UploadRegistry, upload: Upload) -> bool:
+    try:
+        return uploads.get("ada", upload.upload_id) is upload
+    except Refused:
+        return False
+
+
+def test_an_abandoned_upload_gives_way_after_a_minute(
+    uploads: UploadRegistry, files: OwnerFiles, clock: Clock
+) -> None:
+    files.loaded_ledger()
+    left = uploads.open_upload(ended(), files, file_id(2), 700, 1000)
+    clock.now += ABANDONED
+    with pytest.raises(Refused) as caught:
+        uploads.open_upload(WHO, files, F, 700, 1000)
+    assert caught.value.code == "quota"
+    clock.now += 1
+    assert is_open(uploads, uploads.open_upload(WHO, files, file_id(3), 300, 1000))
+    assert is_open(uploads, left)  # nothing needed its room
+    uploads.open_upload(WHO, files, F, 700, 1000)
+    assert not is_open(uploads, left)
+    assert files.ledger.used == 1000
+
+
+def test_an_upload_of_an_open_session_never_gives_way(
+    uploads: UploadRegistry, files: OwnerFiles, clock: Clock
+) -> None:
+    files.loaded_ledger()
+    uploads.open_upload(WHO, files, F, 700, 1000)
+    clock.now += ABANDONED + 1
+    for name in (F, file_id(2)):
+        with pytest.raises(Refused):
+            uploads.open_upload(ended(), files, name, 700, 1000)
+
+
+def test_abandoned_uploads_give_way_to_another_upload(
+    uploads: UploadRegistry, files: OwnerFiles, clock: Clock
+) -> None:
+    for number in range(PER_USER):
+        uploads.open_upload(ended(), files, file_id(2 + number), 0, 0)
+    with pytest.raises(Refused):
+        uploads.open_upload(WHO, files, F, 0, 0)
+    clock.now += ABANDONED + 1
+    uploads.open_upload(WHO, files, F, 0, 0)
+
+
+def test_a_put_replaces_an_abandoned_upload_of_its_file(
+    uploads: UploadRegistry, files: OwnerFiles
+) -> None:
+    left = uploads.open_upload(ended(), files, F, 700, 1000)
+    with pytest.raises(Refused):  # another machine, whose user may be the one that comes back
+        uploads.open_upload(ended("192.0.2.2"), files, F, 700, 1000)
+    again = uploads.open_upload(WHO, files, F, 700, 1000)
+    assert not is_open(uploads, left)
+    with pytest.raises(Refused):  # two puts of one file at once
+        uploads.open_upload(WHO, files, F, 700, 1000)
+    assert is_open(uploads, again)
+
+
+def test_a_session_aborts_all_of_its_uploads(uploads: UploadRegistry, files: OwnerFiles) -> None:
+    other = Principal("ada", 1, Access.FULL, 2, 0, WHO.address)
+    kept = uploads.open_upload(other, files, F, 100, 1000)
+    committing = uploads.open_upload(WHO, files, F, 100, 1000)
+    committing.begin_commit()
+    dropped = [uploads.open_upload(WHO, files, F, 100, 1000) for _ in range(2)]
+    uploads.abort_session(WHO)
+    assert [is_open(uploads, one) for one in (kept, committing, *dropped)] == [True, True] + [
+        False
+    ] * 2
+    assert files.ledger.used == 200
