@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.complete
+STAMP := $(VENV)/.complete$(subst /,-,$(PYTHON:python3=))
 PACKAGES := protocol sfsd sfsc
 CHECKED := $(PACKAGES) tests benchmarks contrib
 DIST_VENV := .venv-dist
 DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test demo dist vectors clean
+.PHONY: help venv lint format test test-pythons demo dist vectors clean
 .PHONY: soak crash-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
@@ -17,6 +17,7 @@ help:
 	@echo "make test             lint, then all tests (under ten minutes on two cores)"
 	@echo "make lint             ruff, mypy --strict for Linux, Windows and macOS, import contracts, wording"
 	@echo "make format           apply ruff's fixes and its layout"
+	@echo "make test-pythons     a short selection of the tests with each other Python that setup.cfg names"
 	@echo "make demo             run a daemon with two users and real files, then search the server's disk"
 	@echo "make dist             build wheel and sdist in dist/, check both, run the demo from the installed wheel"
 	@echo "make vectors          write tests/vectors/*.json again, from fixed seeds"
@@ -39,6 +40,7 @@ help:
 venv: $(STAMP)
 
 # The stamp is written last, so an installation that failed half way is repeated from an empty venv.
+# It names the interpreter, so that another PYTHON gets a new venv.
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
@@ -57,8 +59,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
+test: lint test-pythons
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --session-timeout=1800
+
+# Before the whole suite, whose summary is the last line that `make test` prints.
+test-pythons: $(STAMP)
+	$(BIN)/python -m contrib.other_pythons
 
 demo: $(STAMP)
 	$(BIN)/python -m contrib.demo
@@ -114,4 +120,4 @@ fuzz: $(STAMP)
 	SFS_FUZZ_EXAMPLES=$(SFS_FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n auto --timeout=0 tests/protocol
 
 clean:
-	rm -rf $(VENV) $(DIST_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(DIST_VENV) .venv-pythons dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
