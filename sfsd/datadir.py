@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from sfsd.server_keys import ServerKeys
 from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
+from sfsd.storage.derive import ExpectedFile
+from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
 
+_log = logging.getLogger(__name__)
 USERS = "store/users"
 """Folder below the root; exists since `init`."""
 STATEMENT_OP = "server-statement"
@@ -59,10 +63,13 @@ def open_server_context(
     *,
     clock: Callable[[], float] = time.time,
     files: Files | None = None,
+    without_stage: bool = False,
 ) -> Iterator[ServerContext]:
     """Open `root` and recover it from the last crash; the caller holds the root's lock.
 
-    Raises `ConfigError`, `JournalDamagedError` or `RecoveryError` if it must not be used.
+    What is lost is set aside (`sfsd.storage.set_aside`), also if staging/ is empty and
+    `without_stage` accepts that. Raises `ConfigError`, `JournalDamagedError` or `RecoveryError` if
+    the root must not be used.
     """
     files = files or Files.below(root)
     config = Config.load(root)
@@ -71,9 +78,10 @@ def open_server_context(
     try:
         _check_mounted(root, journal)
         store = DirectoryStore(root, files)
-        recover(store, journal)
+        lost = recover(store, journal, without_stage=without_stage).lost
         committer = Committer(store, journal)
         try:
+            _set_aside(store, journal, committer, lost)
             identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)
             context = ServerContext(root, config, identity, store, journal, committer, clock)
             _log_statement(context, keys)
@@ -82,6 +90,15 @@ def open_server_context(
             committer.close()
     finally:
         journal.close()
+
+
+def _set_aside(
+    store: DirectoryStore, journal: Journal, committer: Committer, lost: Sequence[ExpectedFile]
+) -> None:
+    for file in lost:
+        _log.error("entry %d: the bytes of %s are on no disk any more", file.seq, file.path)
+    for change in lost_changes(store, journal, lost):
+        committer.submit(change).result()
 
 
 def _check_mounted(root: Path, journal: Journal) -> None:
@@ -99,7 +116,7 @@ def _check_mounted(root: Path, journal: Journal) -> None:
 
 def _log_statement(context: ServerContext, keys: ServerKeys) -> None:
     """Log the server's statement unless it is logged already, so that clients can look it up."""
-    if not _is_logged(context.journal, keys.statement):
+    if context.failed is None and not _is_logged(context.journal, keys.statement):
         draft = EntryDraft(
             op=STATEMENT_OP, actor=SERVER, rec=keys.statement, sigs={"server": keys.signature}
         )

@@ -181,6 +181,12 @@ class DamagedError(StoreError):
         self.path = path
 
 
+class LostVersionError(DamagedError):
+    """The version was marked as lost: its bytes are on no disk of the server."""
+
+    client_text = "the server has lost this version"
+
+
 class PathError(StoreError):
     """Not a path that the store can have: a bug of the code that built it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import click
 
 from protocol.codec.terminal_text import counted
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.datadir import lock_root
-from sfsd.errors import CommandError
+from sfsd.datadir import lock_root, open_server_context
+from sfsd.errors import CommandError, JournalDamagedError, RecoveryError
 from sfsd.storage.fsck import Fsck
 
 
@@ -24,11 +25,14 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
 
     The daemon must not run. No key is needed. --repair restores inbox notes, leaf hashes, identity
     chains, second names of a ciphertext and the log's cache, and moves files that are not in the
-    log to stray/. Exit code 5 if damage is left.
+    log to stray/. With the server's keys it also installs logged changes as a start does, and marks
+    versions as lost if their bytes are gone. Exit code 5 if damage is left.
 
     Example: sfsd fsck --root /srv/sfs --read-data
     """
     with lock_root(root):
+        if repair:
+            _recover(root)
         check = Fsck(root, read_data=read_data, repair=repair)
         left = found = 0
         for finding in check.run():
@@ -48,3 +52,14 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
         )
     if not as_json:
         answer(f"{counted(check.checked, 'file')} checked, no damage left ({found} reported above)")
+
+
+def _recover(root: Path) -> None:
+    """Recover the root as a start does, even if staging/ is empty. The check reports what prevents
+    it, and a copy without the server's keys is only checked."""
+    if (root / "keys" / "log.key").is_file():
+        with (
+            contextlib.suppress(JournalDamagedError, RecoveryError),
+            open_server_context(root, without_stage=True),
+        ):
+            pass

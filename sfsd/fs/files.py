@@ -221,6 +221,18 @@ class Files:
         """Rename `source` to `target` in one step, whether or not `target` exists."""
         os.replace(source, target)
 
+    def move(self, source: Path, target: Path) -> None:
+        """Rename, or copy and remove if `target` is on another file system. Raises
+        FileNotFoundError if there is no `source`."""
+        try:
+            self.replace(source, target)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            self.remove(target)
+            self._copy_new(source, target)
+            self.remove(source)
+
     def link(self, source: Path, target: Path) -> None:
         """Add a second name for one file. Raises FileExistsError if `target` exists."""
         os.link(source, target)

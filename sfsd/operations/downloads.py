@@ -12,7 +12,7 @@ from protocol.codec.merkle import HASH_SIZE, PIECE_SIZE
 from protocol.wire.messages import Reply
 from protocol.wire.messages.base import LEAVES_PER_PAGE, PIECE
 from protocol.wire.messages.downloads import Bytes, GetLeaves, GetOpen, LeavesPage, Opened, Read
-from sfsd.errors import Absent, DamagedError, Refused, Stale
+from sfsd.errors import Absent, DamagedError, LostVersionError, Refused, Stale
 from sfsd.rules.access import VisibleVersion
 from sfsd.rules.context import USER, Commit, Decision, Principal, ServerContext, draft, operation
 from sfsd.rules.record_rules import not_found
@@ -80,6 +80,8 @@ def _find(server: ServerContext, who: Principal, message: GetOpen) -> VisibleVer
     if version == 0:
         raise not_found()
     visible = server.visibility.older(newest, version)
+    if visible.sidecar.lost:
+        raise LostVersionError("lost", path=visible.paths.ciphertext)
     if visible.sidecar.metadata is None:
         raise not_found()
     return visible

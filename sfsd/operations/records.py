@@ -263,7 +263,9 @@ def _purge(server: ServerContext, admitted: AdmittedRecord, change: RecordChange
             sidecars[version] = head.files.logged(head.file_id).sidecar_without_content(version)
         else:
             expect[document.path] = document.digest
-            sidecars[version] = changed(document.value, metadata=None, wraps=(), leaves=None)
+            sidecars[version] = changed(
+                document.value, metadata=None, wraps=(), leaves=None, lost=False
+            )
         effects += [Remove(paths.ciphertext), Remove(paths.leaves)]
     last = sidecars.get(head.version, newest.value)
     sidecars[head.version] = changed(last, head=admitted.signed)

@@ -28,7 +28,7 @@ from protocol.wire.messages.uploads import (
     PutSmall,
     UploadState,
 )
-from sfsd.errors import Absent, Refused, require
+from sfsd.errors import Absent, LostVersionError, Refused, require
 from sfsd.rules.context import (
     USER,
     Commit,
@@ -417,6 +417,8 @@ def read_version(head: FileHead, version: int) -> Document[Sidecar]:
 def version_with_content(head: FileHead, version: int) -> Document[Sidecar]:
     """Return the sidecar of a version that was not purged. Raises `Refused` (not-found)."""
     document = read_version(head, version)
+    if document.value.lost:
+        raise LostVersionError("lost", path=document.path)
     if document.value.metadata is None:
         raise Refused("not-found", "the content of this version was removed")
     return document

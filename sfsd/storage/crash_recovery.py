@@ -2,12 +2,18 @@
 
 Entries past staging/applied may not be in place, or not durably. The last of them that touches a
 path decides its content: a file in place with the right digest stays, any other is installed from
-the stage. If an entry's bytes are in neither place, the daemon does not start. The rest of the
-stage belongs to changes that were never committed, and is removed. A second start changes nothing.
+the stage. If an entry's bytes are in neither place and do not follow from other files, the report
+names them, and `sfsd.storage.set_aside` makes the changes with which the root is served without
+them. The rest of the stage belongs to changes that were never committed, and is removed. A second
+start changes nothing.
+
+A disk that takes no more data does not prevent a start: `DirectoryStore.failed` is then set, and
+only metadata is served.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +22,21 @@ from protocol.codec.errors import LogError
 from protocol.codec.merkle import PIECE_SIZE
 from protocol.codec.values import Value
 from protocol.log import auditlog
-from sfsd.errors import JournalDamagedError, PackError, PathError, RecoveryError
-from sfsd.fs.descriptors import store_error
+from sfsd.errors import (
+    JournalDamagedError,
+    PackError,
+    PathError,
+    RecoveryError,
+    StoreBusyError,
+    StoreFailedError,
+    StoreFullError,
+    StoreRefusedError,
+)
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.storage import packs
 from sfsd.storage.change import check_path, ciphertext_digest, digest_of
+from sfsd.storage.derive import ExpectedFile, LoggedState, derive_file
 from sfsd.storage.prepare import InstallStep
 from sfsd.storage.store import DirectoryStore
 
@@ -30,33 +45,21 @@ _OURS = re.compile(r"[0-9a-f]{32}\.(ct|pack)|\.applied\.tmp")
 
 
 class RecoveryReport(Value):
-    """Result of a recovery: entries past the mark, files changed, staged files dropped."""
+    """Result of a recovery: entries past the mark, files changed, staged files dropped, and the
+    files whose bytes are gone, which the caller must set aside."""
 
     entries: int
     installed: int
     dropped: int
+    lost: tuple[ExpectedFile, ...] = ()
 
 
-class ExpectedFile(Value):
-    """The file that entry `seq` requires under `path`; `stage` names its pack."""
-
-    seq: int
-    path: str
-    digest: bytes | None
-    stage: str | None
-
-
-def recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
+def recover(
+    store: DirectoryStore, journal: Journal, *, without_stage: bool = False
+) -> RecoveryReport:
     """Bring `store` up to the end of `journal`; both were just opened and serve no requests yet.
-    Raises `RecoveryError` naming the file whose bytes are missing, `JournalDamagedError`,
-    StoreRefusedError, StoreFailedError."""
-    try:
-        return _recover(store, journal)
-    except OSError as exc:
-        raise store_error(exc, "recovering the store") from exc
-
-
-def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
+    Raises `RecoveryError` if the log is shorter than the store, or if bytes are missing and
+    staging/ is empty, unless `without_stage` accepts that; and `JournalDamagedError`."""
     last = journal.next_seq - 1
     if store.installer.applied > last:
         raise RecoveryError(
@@ -64,14 +67,34 @@ def _recover(store: DirectoryStore, journal: Journal) -> RecoveryReport:
             path="logs/audit.jsonl",
         )
     expected = _expected_files(store, journal)
-    stage = StagedFiles(store.files, store.staging)
-    installed = sum([_restore(store, stage, file) for file in expected.values()])
     entries = last - store.installer.applied
-    if entries:
-        steps = [InstallStep(file.path, file.digest) for file in expected.values()]
-        store.installer.sync(steps, ancestors=True)
-        store.installer.write_applied(last)
-    return RecoveryReport(entries, installed, _remove_leftovers(store))
+    restorer = _Restorer(store, journal)
+    try:
+        installed = sum([restorer.restore(file) for file in expected.values()])
+        lost = tuple(restorer.lost)
+        if lost and not without_stage and not any(map(_is_ours, store.staging.iterdir())):
+            raise RecoveryError(
+                f"empty, but the log names {len(lost)} files that should be in it",
+                path="staging",
+                hint="mount its disk, or restore it; `sfsd fsck --repair` gives the files up",
+            )
+        if entries:
+            missing = {file.path for file in lost}
+            steps = [
+                InstallStep(file.path, file.digest)
+                for file in expected.values()
+                if file.path not in missing
+            ]
+            store.installer.sync(steps, ancestors=True)
+        if lost:
+            # The mark stays, so that a crash before they are set aside repeats this.
+            return RecoveryReport(entries, installed, 0, lost)
+        if entries:
+            store.installer.write_applied(last)
+        return RecoveryReport(entries, installed, _remove_leftovers(store))
+    except (OSError, StoreFailedError, StoreRefusedError) as exc:
+        store.syncs.failed = f"recovering the store: {getattr(exc, 'strerror', None) or exc}"
+        return RecoveryReport(entries, 0, 0)
 
 
 def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, ExpectedFile]:
@@ -92,15 +115,49 @@ def _expected_files(store: DirectoryStore, journal: Journal) -> dict[str, Expect
     return expected
 
 
-def _restore(store: DirectoryStore, stage: StagedFiles, file: ExpectedFile) -> bool:
-    """Restore one path; return whether it was changed."""
-    store.installer.remove_temporary(file.path)
-    if store.digest_in_place(file.path) == file.digest:
-        return False
-    store.installer.install(
-        InstallStep(file.path, None) if file.digest is None else stage.find(file)
-    )
-    return True
+class _Restorer:
+    """Restores paths one by one; `lost` has those whose bytes are gone."""
+
+    def __init__(self, store: DirectoryStore, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+        self._stage = StagedFiles(store.files, store.staging)
+        self._logged: LoggedState | None = None
+        self.lost: list[ExpectedFile] = []
+
+    def restore(self, file: ExpectedFile) -> bool:
+        """Restore one path; return whether it was changed. Raises OSError, StoreRefusedError."""
+        store, digest = self._store, file.digest
+        store.installer.remove_temporary(file.path)
+        if self._is_in_place(file):
+            return False
+        if digest is None:
+            store.installer.install(InstallStep(file.path, None))
+            return True
+        try:
+            step = self._stage.find(file)
+        except RecoveryError:
+            if derive_file(store.files, store.users, self._read_log(), file.path, digest):
+                return True
+            self.lost.append(file)
+            return False
+        store.installer.install(step)
+        return True
+
+    def _is_in_place(self, file: ExpectedFile) -> bool:
+        try:
+            return self._store.digest_in_place(file.path) == file.digest
+        except (StoreFullError, StoreBusyError):
+            raise
+        except StoreRefusedError:
+            return False  # what cannot be read is replaced from the stage
+
+    def _read_log(self) -> LoggedState:
+        if self._logged is None:
+            self._logged = LoggedState(self._journal.size)
+            for seq in range(self._journal.size):
+                self._logged.apply(self._journal.entry(seq))
+        return self._logged
 
 
 class StagedFiles:
@@ -122,6 +179,10 @@ class StagedFiles:
             known = self._digest_of(step)
         except (PackError, FileNotFoundError, EOFError, KeyError) as exc:
             raise RecoveryError(problem, path=file.path) from exc
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            raise RecoveryError(f"{problem} (the disk cannot read them)", path=file.path) from exc
         if known != file.digest:
             raise RecoveryError(f"{problem} (the staged bytes are damaged)", path=file.path)
         return step
@@ -156,3 +217,7 @@ def _remove_leftovers(store: DirectoryStore) -> int:
     for path in leftovers:
         store.files.remove(path)
     return len(leftovers)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name == "applied" or _OURS.fullmatch(path.name) is not None

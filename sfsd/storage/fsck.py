@@ -11,67 +11,31 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from protocol.codec import merkle
-from protocol.codec.errors import RemoteProtocolError
-from protocol.codec.merkle import PIECE_SIZE
-from protocol.codec.values import Mutable, Value, field
-from protocol.log.auditlog import LogEntry
-from protocol.records.records import Statement
+from protocol.codec.values import Value
+from protocol.log.auditlog import LOST
 from sfsd.errors import DamagedError, JournalDamagedError, RecoveryError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.log.verify import verify_log
 from sfsd.storage.change import is_ciphertext
-from sfsd.storage.crash_recovery import ExpectedFile, StagedFiles
+from sfsd.storage.crash_recovery import StagedFiles
+from sfsd.storage.derive import ExpectedFile, LoggedState, derive_file, leaves_of
 from sfsd.storage.install import Installer
-from sfsd.storage.json_files import StoredStatement, encode_statements, parse_sidecar
-
-STRAY: Final = "stray"
-"""Folder in the root that takes files that the log does not know."""
-_EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
-_CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
+from sfsd.storage.json_files import parse_sidecar
+from sfsd.storage.set_aside import STRAY, move_aside
 
 
 class Finding(Value):
-    """One difference. `kind` is log, cache, waiting, missing, changed or stray; `seq` is the entry
-    that last wrote `path` (relative to the root), if there is one."""
+    """One difference. `kind` is log, cache, waiting, missing, changed, stray or lost; `seq` is the
+    entry that last wrote `path` (relative to the root), if there is one."""
 
     kind: str
     path: str
     seq: int | None
     repaired: bool
     text: str
-
-
-class _LoggedState(Mutable):
-    """The store according to the log: each path's digest and the entry that wrote it, and every
-    user's chain. Also what entries past `applied` touch, which may still be in the stage."""
-
-    applied: int
-    paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
-    chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
-    waiting: dict[str, ExpectedFile] = field(default_factory=dict)
-
-    def apply(self, entry: LogEntry) -> None:
-        for path, digest in entry.paths.items():
-            if entry.seq > self.applied:
-                self.waiting[path] = ExpectedFile(entry.seq, path, digest, entry.stage)
-            if digest is None:
-                self.paths.pop(path, None)
-            else:
-                self.paths[path] = (digest, entry.seq)
-        if entry.op in _CHAIN_OPS and entry.owner is not None and entry.rec is not None:
-            self._link(entry, entry.owner, entry.rec)
-
-    def _link(self, entry: LogEntry, owner: str, body: bytes) -> None:
-        try:
-            statement = Statement.parse(body)
-        except RemoteProtocolError:
-            return  # what is derived from it will not have the digest
-        link = StoredStatement(body, tuple(entry.sigs.values()), entry.seq, statement)
-        self.chains.setdefault(owner, []).append(link)
 
 
 class Fsck:
@@ -83,9 +47,10 @@ class Fsck:
         self._read_data = read_data
         self._repair = repair
         self._files = Files.below(root)
-        self._logged = _LoggedState(self._applied())
+        self._logged = LoggedState(self._applied())
         self._stage = StagedFiles(self._files, root / "staging")
         self._sizes: dict[str, int] = {}
+        self._lost: list[str] = []
         self.checked = 0
 
     def run(self) -> Iterator[Finding]:
@@ -109,13 +74,16 @@ class Fsck:
             if path not in waiting:
                 self.checked += 1
                 yield from self._check(path, there=path in present)
+        for path in self._lost:
+            text = "this version was marked as lost: its bytes are on no disk"
+            yield Finding(LOST, f"store/users/{path}", self._logged.paths[path][1], True, text)
 
     def _applied(self) -> int:
         """Return the seq up to which every entry is in place; -1 if unknown."""
         syncs, staging = SyncGuard(self._files), self._root / "staging"
         try:
             return Installer(self._files, syncs, users=self._users, staging=staging).applied
-        except (OSError, RecoveryError):
+        except OSError:
             return -1
 
     def _waits(self, want: ExpectedFile, present: set[str]) -> bool:
@@ -147,7 +115,10 @@ class Fsck:
             problem = "changed"
         if problem is None:
             return
-        repaired = self._repair and self._restore(path, digest)
+        # Only a file with the digest that the log says is put in place.
+        repaired = self._repair and derive_file(
+            self._files, self._users, self._logged, path, digest
+        )
         what = (
             "the file is in the log but not on the disk"
             if problem == "missing"
@@ -162,70 +133,32 @@ class Fsck:
             size = self._sizes.get(path)
             if size is not None and target.stat().st_size != size:
                 return False
-            return not self._read_data or merkle.root(self._leaves(target)) == digest
+            return not self._read_data or merkle.root(leaves_of(target)) == digest
         data = target.read_bytes()
         if hashlib.sha256(data).digest() != digest:
             return False
         if path.endswith(".json"):
-            self._note_size(path, data)
+            self._note_sidecar(path, data)
         return True
 
-    def _note_size(self, path: str, data: bytes) -> None:
+    def _note_sidecar(self, path: str, data: bytes) -> None:
+        """Note the size of the ciphertext beside a sidecar, and whether the version is lost."""
         if "/files/" not in path:
             return
         try:
-            record = parse_sidecar(path, data).content_record
+            sidecar = parse_sidecar(path, data)
         except DamagedError:
             return  # it is what was written; the daemon reports it when it reads it
-        self._sizes[f"{path.removesuffix('.json')}.ct"] = record.ciphertext_size or 0
-
-    def _leaves(self, target: Path) -> list[bytes]:
-        leaves = []
-        with target.open("rb", buffering=0) as file:
-            while piece := file.read(PIECE_SIZE):
-                leaves.append(merkle.leaf_hash(piece))
-        return leaves or [merkle.leaf_hash(b"")]
-
-    def _restore(self, path: str, digest: bytes) -> bool:
-        """Derive the file from the rest; return whether that was possible. Only a file with the
-        digest that the log says is put in place."""
-        if is_ciphertext(path):
-            return self._relink(path, digest)
-        derived = None
-        if digest == _EMPTY_DIGEST:
-            derived = b""  # an inbox note is empty: its name is its content
-        elif path.endswith(".leaves"):
-            blob = self._users / f"{path.removesuffix('.leaves')}.ct"
-            derived = b"".join(self._leaves(blob)) if blob.is_file() else None
-        elif path.endswith("/statements.json"):
-            chain = self._logged.chains.get(path.partition("/")[0])
-            derived = encode_statements(chain) if chain else None
-        if derived is None or hashlib.sha256(derived).digest() != digest:
-            return False
-        self._files.make_folder((self._users / path).parent)
-        self._files.replace_durable(self._users / path, derived)
-        return True
-
-    def _relink(self, path: str, digest: bytes) -> bool:
-        """Link another ciphertext of the same content, common after a restore or a move."""
-        for other, (known, _) in self._logged.paths.items():
-            if known != digest or other == path or not is_ciphertext(other):
-                continue
-            source, target = self._users / other, self._users / path
-            if source.is_file() and merkle.root(self._leaves(source)) == digest:
-                self._files.remove(target)
-                self._files.make_folder(target.parent)
-                self._files.link_or_copy(source, target)
-                self._files.sync_folder(target.parent)
-                return True
-        return False
+        self._sizes[f"{path.removesuffix('.json')}.ct"] = (
+            sidecar.content_record.ciphertext_size or 0
+        )
+        if sidecar.lost:
+            self._lost.append(path)
 
     def _move_stray(self, path: str) -> Finding:
         text = "the log has no such file"
         if self._repair:
-            target = self._root / STRAY / path
-            self._files.make_folder(target.parent)
-            self._files.replace(self._users / path, target)
+            move_aside(self._files, self._users, path)
             text += f"; moved to {STRAY}/"
         return Finding("stray", f"store/users/{path}", None, self._repair, text)
 

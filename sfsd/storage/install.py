@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from sfsd.errors import RecoveryError, SfsdError
+from sfsd.errors import SfsdError
 from sfsd.fs.descriptors import SyncGuard
 from sfsd.fs.files import Files
 from sfsd.storage.prepare import InstallStep
@@ -31,7 +31,7 @@ class Installer:
     """The folder `users`, as changes see it. One thread installs, one syncs."""
 
     def __init__(self, files: Files, syncs: SyncGuard, *, users: Path, staging: Path) -> None:
-        """Read staging/applied. Raises OSError, or `RecoveryError` if it is malformed."""
+        """Read staging/applied. Raises OSError."""
         self._files = files
         self._syncs = syncs
         self._users = users
@@ -145,7 +145,7 @@ class Installer:
         except FileNotFoundError:
             return -1
         if not _APPLIED.fullmatch(text):
-            raise RecoveryError("not an entry number", path="staging/applied")
+            return -1  # damaged: a start compares the whole store with the log
         return int(text)
 
 

@@ -30,6 +30,9 @@ _LONG: Final = 2048
 _LONG_PARSED: Final = 256
 """Records with many readers kept parsed, up to 100 KB each."""
 
+_LOST: Final = ',"lost":true'
+"""Last member of a lost version's sidecar; omitted in any other."""
+
 _Parsed = TypeVar("_Parsed")
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
@@ -37,8 +40,9 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 class Sidecar(Value):
     """The file beside a ciphertext. `content` is the record that made this version. `head` is the
     file's last record if that is another one (in the newest version's sidecar only). A purged
-    version has `metadata` None and no wraps. `leaves` are the ciphertext's concatenated leaf
-    hashes, None if they are in a file of their own."""
+    version has `metadata` None and no wraps, and so has a `lost` one, whose bytes are gone without
+    a record that removed them. `leaves` are the ciphertext's concatenated leaf hashes, None if they
+    are in a file of their own."""
 
     seq: int
     content: SignedRecord
@@ -46,6 +50,7 @@ class Sidecar(Value):
     metadata: bytes | None
     wraps: tuple[Wrap, ...]
     leaves: bytes | None
+    lost: bool = False
 
     @property
     def content_record(self) -> FileRecord:
@@ -75,7 +80,7 @@ class Sidecar(Value):
         return (
             f'{{"seq":{seq},{_signed_json(self.content)},"head":{head},'
             f'"metadata":{_optional_json(self.metadata)},"wraps":{{{_members(wraps)}}},'
-            f'"segments":{_optional_json(self.leaves)}}}'
+            f'"segments":{_optional_json(self.leaves)}{_LOST if self.lost else ""}}}'
         ).encode()
 
     def view(self, user: str, last: SignedRecord) -> FileView:
@@ -128,6 +133,7 @@ def _sidecar(value: dict[str, Any]) -> Sidecar:
             ]
         ),
         leaves=_optional_bytes(value["segments"]),
+        lost=value.get("lost", False) is True,
     )
 
 

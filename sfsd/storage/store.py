@@ -70,8 +70,7 @@ class DirectoryStore:
     """The files below ROOT/store/users and the stage in ROOT/staging."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
-        """Create the folders if missing. Raises StoreRefusedError, StoreFailedError, or
-        `RecoveryError` if staging/applied is malformed."""
+        """Create the folders if missing. Raises StoreRefusedError, StoreFailedError."""
         self.files = files or Files()
         self.syncs = SyncGuard(self.files)
         self.users = root / "store" / "users"

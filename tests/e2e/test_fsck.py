@@ -210,3 +210,29 @@ def test_pending_changes_are_found_in_staging(daemon: Daemon) -> None:
     remove(lost)
     flip(changed)
     assert set(found(daemon)) == {("missing", lost.name, False), ("changed", changed.name, False)}
+
+
+def test_a_lost_version_stops_neither_the_daemon_nor_other_files(tmp_path: Path) -> None:
+    """The bytes of a change are gone before they were installed durably."""
+    daemon = new_root(tmp_path / "root")
+    with daemon:
+        alice = enrolled(daemon, "alice", tmp_path / "home")
+        alice.run("put", "-", "--name", "good", stdin=b"good")
+    applied = (daemon.root / "staging" / "applied").read_bytes()
+    with daemon.start():
+        alice = through(daemon.address, alice, tmp_path / "proxy")
+        before = {path.name for path in users(daemon).rglob("*.ct")}
+        alice.run("put", "-", "--name", "bad", stdin=os.urandom(3 * MIB))
+    (daemon.root / "staging" / "applied").write_bytes(applied)
+    [lost] = [path for path in users(daemon).rglob("*.ct") if path.name not in before]
+    remove(lost)
+    with daemon.start():
+        alice = through(daemon.address, alice, tmp_path / "proxy2")
+        assert alice.run("cat", "good").stdout == b"good"
+        for command in (["cat", "bad"], ["get", "bad", "-o", str(tmp_path / "bad")]):
+            assert "lost" in alice.run(*command, code=5).stderr
+        alice.run("put", "-", "--name", "bad", stdin=b"again")
+        assert alice.run("cat", "bad").stdout == b"again"
+        alice.run("audit", "verify")
+    kinds = [kind for kind, _, _ in found(daemon, "--read-data", code=0)]
+    assert kinds == ["lost"]

@@ -44,6 +44,7 @@ from sfsd.net.dispatch import Dispatcher
 from sfsd.rules.context import Principal, ServerContext, ServerIdentity
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
+from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
 
 WELCOME = hashlib.sha256(b"this welcome").digest()
@@ -136,8 +137,10 @@ def daemon(
         reserve=4096,
     )
     store = DirectoryStore(root, files)
-    recover(store, journal)
+    lost = recover(store, journal).lost
     committer = Committer(store, journal)
+    for change in lost_changes(store, journal, lost):
+        committer.submit(change).result()
     context = ServerContext(root, config or Config(), identity, store, journal, committer, clock)
     with asyncio.Runner() as runner:
         served = Daemon(context, clock, runner)

@@ -1,0 +1,112 @@
+"""Files of the store that follow from the log and from other files, made again without any key.
+
+An inbox note is empty, leaf hashes follow from their ciphertext, an identity chain is in the log,
+and a ciphertext may have a second name. A file is put in place only if it has the digest that the
+log says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from protocol.codec import merkle
+from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.merkle import PIECE_SIZE
+from protocol.codec.values import Mutable, Value, field
+from protocol.log.auditlog import LogEntry
+from protocol.records.records import Statement
+from sfsd.fs.files import Files
+from sfsd.storage.change import is_ciphertext
+from sfsd.storage.json_files import StoredStatement, encode_statements
+
+_EMPTY_DIGEST: Final = hashlib.sha256(b"").digest()
+_CHAIN_OPS: Final = frozenset({"enrol", "statement", "rotate-begin", "rotate-finish"})
+
+
+class ExpectedFile(Value):
+    """The file that entry `seq` requires under `path`; `stage` names its pack."""
+
+    seq: int
+    path: str
+    digest: bytes | None
+    stage: str | None
+
+
+class LoggedState(Mutable):
+    """The store according to the log: each path's digest and the entry that wrote it, and every
+    user's chain. `waiting` is what entries past `applied` touch, which may still be in the
+    stage."""
+
+    applied: int
+    paths: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    chains: dict[str, list[StoredStatement]] = field(default_factory=dict)
+    waiting: dict[str, ExpectedFile] = field(default_factory=dict)
+
+    def apply(self, entry: LogEntry) -> None:
+        """Add the next entry."""
+        for path, digest in entry.paths.items():
+            if entry.seq > self.applied:
+                self.waiting[path] = ExpectedFile(entry.seq, path, digest, entry.stage)
+            if digest is None:
+                self.paths.pop(path, None)
+            else:
+                self.paths[path] = (digest, entry.seq)
+        if entry.op in _CHAIN_OPS and entry.owner is not None and entry.rec is not None:
+            self._link(entry, entry.owner, entry.rec)
+
+    def _link(self, entry: LogEntry, owner: str, body: bytes) -> None:
+        try:
+            statement = Statement.parse(body)
+        except RemoteProtocolError:
+            return  # what is derived from it will not have the digest
+        link = StoredStatement(body, tuple(entry.sigs.values()), entry.seq, statement)
+        self.chains.setdefault(owner, []).append(link)
+
+
+def derive_file(files: Files, users: Path, logged: LoggedState, path: str, digest: bytes) -> bool:
+    """Put the file `path` with this digest in place durably, if it follows from the rest; return
+    whether it does. Raises OSError."""
+    if is_ciphertext(path):
+        return _link_same_content(files, users, logged, path, digest)
+    derived = None
+    if digest == _EMPTY_DIGEST:
+        derived = b""  # an inbox note is empty: its name is its content
+    elif path.endswith(".leaves"):
+        blob = users / f"{path.removesuffix('.leaves')}.ct"
+        derived = b"".join(leaves_of(blob)) if blob.is_file() else None
+    elif path.endswith("/statements.json"):
+        chain = logged.chains.get(path.partition("/")[0])
+        derived = encode_statements(chain) if chain else None
+    if derived is None or hashlib.sha256(derived).digest() != digest:
+        return False
+    files.make_folder((users / path).parent)
+    files.replace_durable(users / path, derived)
+    return True
+
+
+def _link_same_content(
+    files: Files, users: Path, logged: LoggedState, path: str, digest: bytes
+) -> bool:
+    """Link another ciphertext of the same content, common after a restore or a move."""
+    for other, (known, _) in logged.paths.items():
+        if known != digest or other == path or not is_ciphertext(other):
+            continue
+        source, target = users / other, users / path
+        if source.is_file() and merkle.root(leaves_of(source)) == digest:
+            files.remove(target)
+            files.make_folder(target.parent)
+            files.link_or_copy(source, target)
+            files.sync_folder(target.parent)
+            return True
+    return False
+
+
+def leaves_of(ciphertext: Path) -> list[bytes]:
+    """Return the leaf hashes of a ciphertext, 32 bytes each. Raises OSError."""
+    leaves = []
+    with ciphertext.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE_SIZE):
+            leaves.append(merkle.leaf_hash(piece))
+    return leaves or [merkle.leaf_hash(b"")]

@@ -1,0 +1,215 @@
+"""Sets aside what the log names and no disk has any more, so that everything else is served.
+
+A version whose bytes are gone is marked as lost. Its sidecar is made again from the records in the
+log, without metadata and wraps, which the log does not have. If only the newest sidecar is gone,
+its predecessor still has them, and the version is not lost. The settings of an account follow from
+the log, but for the token of an invitation that was not used. Each of these changes is one entry of
+op ``lost``, whose actor is the server. Bytes that are in place, but not as logged, go to stray/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from protocol.codec.errors import RemoteProtocolError
+from protocol.codec.names import SERVER
+from protocol.codec.values import Mutable, Value, changed, field
+from protocol.log.auditlog import LOST, EntryDraft, LogEntry
+from protocol.records.chain import RENEWING
+from protocol.records.records import Statement, record_hash
+from sfsd.errors import Absent, DamagedError, JournalRangeError, RecoveryError, StoreRefusedError
+from sfsd.fs.descriptors import store_error
+from sfsd.fs.files import Files
+from sfsd.log.journal import Journal
+from sfsd.storage.change import Change, Effect, Remove, Write, digest_of
+from sfsd.storage.derive import ExpectedFile
+from sfsd.storage.json_files import Sidecar, StoredAccount, parse_account, parse_sidecar
+from sfsd.storage.logged_file import LoggedFile
+from sfsd.storage.paths import VersionPaths, account_path, parse_version_path
+from sfsd.storage.store import DirectoryStore
+
+STRAY: Final = "stray"
+"""Folder in the root that takes files that the log does not know."""
+
+_Parsed = TypeVar("_Parsed", Sidecar, StoredAccount)
+_Version = tuple[str, str, int]
+
+
+class _Missing(Value):
+    """What is missing: paths of versions and others, each with the entry that wrote it."""
+
+    versions: dict[_Version, dict[str, int]]
+    others: dict[str, int]
+
+    @classmethod
+    def group(cls, missing: Sequence[ExpectedFile]) -> _Missing:
+        found = cls({}, {})
+        for one in missing:
+            version = parse_version_path(one.path)
+            group = found.others if version is None else found.versions.setdefault(version, {})
+            group[one.path] = one.seq
+        return found
+
+
+class _Logged(Mutable):
+    """What the log says of the files and accounts of which something is missing."""
+
+    files: dict[tuple[str, str], LoggedFile]
+    accounts: dict[str, StoredAccount | None]
+    present: set[str] = field(default_factory=set)
+    """The paths that the store should have."""
+    lost: set[_Version] = field(default_factory=set)
+
+    def apply(self, entry: LogEntry) -> None:
+        if entry.op == LOST and entry.detail["why"] == LOST and entry.owner and entry.file:
+            self.lost.add((entry.owner, entry.file, entry.version or 0))
+        for path, digest in entry.paths.items():
+            (self.present.discard if digest is None else self.present.add)(path)
+        for file in self.files.values():
+            file.apply(entry)
+        if entry.owner in self.accounts:
+            self.accounts[entry.owner] = _next_account(self.accounts[entry.owner], entry)
+
+
+def lost_changes(
+    store: DirectoryStore, journal: Journal, missing: Sequence[ExpectedFile]
+) -> Iterator[Change]:
+    """Yield the changes that set `missing` aside. Commit each before asking for the next; then the
+    store is what the log says. Raises StoreRefusedError."""
+    found = _Missing.group(missing)
+    users = [path.partition("/")[0] for path in found.others]
+    logged = _Logged(
+        {place[:2]: LoggedFile(*place[:2]) for place in found.versions},
+        {user: None for user in users if account_path(user) in found.others},
+    )
+    for seq in range(journal.size):
+        logged.apply(journal.entry(seq))
+    for version, paths in found.versions.items():
+        yield _version_change(store, journal, logged, version, paths)
+    for path, seq in found.others.items():
+        yield _other_change(store, journal, logged, path, seq)
+
+
+def _version_change(
+    store: DirectoryStore,
+    journal: Journal,
+    logged: _Logged,
+    version: _Version,
+    missing: dict[str, int],
+) -> Change:
+    owner, file_id, number = version
+    paths = VersionPaths.for_version(owner, file_id, number)
+    known = _stored_before(store, journal, paths.sidecar, parse_sidecar)
+    try:
+        bare = logged.files[owner, file_id].sidecar_without_content(number)
+    except Absent as exc:
+        raise RecoveryError("the log has no record of this version", path=paths.sidecar) from exc
+    if known is not None and known.content.record == bare.content.record:
+        bare = changed(bare, content=known.content)  # with endorsements, which the log lacks
+    else:
+        known = None
+    effects: list[Effect] = []
+    if paths.ciphertext not in logged.present:
+        why = "the sidecar of a version without content"
+        made = changed(bare, lost=version in logged.lost)
+    elif known is not None and known.metadata is not None and missing.keys() == {paths.sidecar}:
+        why, made = "the newest sidecar; the one before it is used", changed(known, head=bare.head)
+    else:
+        why, made = LOST, changed(bare, lost=True)
+        for path in (paths.ciphertext, paths.leaves):
+            move_aside(store.files, store.users, path)
+            effects.append(Remove(path))
+    draft = EntryDraft(
+        op=LOST,
+        actor=SERVER,
+        owner=owner,
+        file=file_id,
+        version=number,
+        detail={"why": why, "entries": sorted(set(missing.values()))},
+        accounts=(owner,),
+    )
+    return Change(draft, {}, (*effects, Write(paths.sidecar, made.encode)))
+
+
+def _other_change(
+    store: DirectoryStore, journal: Journal, logged: _Logged, path: str, seq: int
+) -> Change:
+    owner = path.partition("/")[0]
+    effect: Effect = Remove(path)
+    why = "a file of the account"
+    account = logged.accounts.get(owner) if path == account_path(owner) else None
+    if account is not None:
+        why = "the account's settings, made again from the log"
+        known = _stored_before(store, journal, path, parse_account)
+        if known is not None and known.token_expires == account.token_expires:
+            account = changed(account, token_sha256=known.token_sha256)
+        effect = Write(path, account.encode)
+    else:
+        move_aside(store.files, store.users, path)
+    draft = EntryDraft(
+        op=LOST,
+        actor=SERVER,
+        owner=owner,
+        detail={"why": why, "entries": [seq]},
+        accounts=(owner,),
+    )
+    return Change(draft, {}, (effect,))
+
+
+def move_aside(files: Files, users: Path, path: str) -> None:
+    """Move a file of the store that the log does not know to stray/. A missing file is no error.
+    Raises StoreRefusedError."""
+    target = users.parent.parent / STRAY / path
+    try:
+        files.make_folder(target.parent)
+        files.move(users / path, target)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise store_error(exc, f"moving a file to {STRAY}/") from exc
+
+
+def _stored_before(
+    store: DirectoryStore,
+    journal: Journal,
+    path: str,
+    parse: Callable[[str, bytes], _Parsed],
+) -> _Parsed | None:
+    """Return the file that is in place if an earlier entry wrote exactly that, None otherwise."""
+    try:
+        raw = store.read(path)
+        found = parse(path, raw)
+        written = journal.paths(found.seq).get(path)
+    except (Absent, DamagedError, StoreRefusedError, JournalRangeError):
+        return None
+    return found if written == digest_of(path, raw) else None
+
+
+def _next_account(account: StoredAccount | None, entry: LogEntry) -> StoredAccount | None:
+    """Return the settings after `entry`, which belongs to the account."""
+    detail = entry.detail
+    if entry.op == "user-add":
+        expires, quota = detail["expires"], detail["quota"]
+        return StoredAccount(0, None, expires, None, disabled=False, quota=quota, forced=None)
+    if account is None:
+        return None
+    match entry.op:
+        case "enrol" if entry.rec is not None:
+            return changed(account, used_by=record_hash(entry.rec))
+        case "user-access":
+            return changed(account, disabled=detail["disabled"])
+        case "user-quota":
+            return changed(account, quota=detail["quota"])
+        case "rotate-force":
+            return changed(account, forced=detail["reason"])
+        case "rotation-due":
+            return changed(account, fell_due=detail["generation"])
+    if entry.rec is not None and account.forced is not None:
+        try:
+            if Statement.parse(entry.rec).reason in RENEWING:
+                return changed(account, forced=None)
+        except RemoteProtocolError:
+            pass  # a file record, or a login
+    return account

@@ -1,0 +1,177 @@
+"""Setting aside what the log names and no disk has any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from protocol.records.records import PURGE
+from protocol.wire.messages.accounts import AccountsPage, UserList, UserQuota, UserShow
+from protocol.wire.messages.downloads import GetOpen, Opened
+from protocol.wire.messages.files import Stat, Stated
+from sfsd.log.journal import Journal
+from sfsd.storage.change import digest_of
+from sfsd.storage.derive import LoggedState
+from sfsd.storage.paths import VersionPaths
+from tests.sfsd.builders import LOG_KEY, VERIFIER, Daemon, Person, daemon, done, file_id, refused
+from tests.sfsd.store_model import stored
+
+BAD, GOOD = file_id(1), file_id(2)
+PATHS = VersionPaths.for_version("ada", BAD, 1)
+CIPHERTEXT = b"c" * 56
+
+
+def served_again(person: Person, running: Daemon) -> Person:
+    """Let `person` use the daemon that was started again."""
+    person.served = running
+    person.who = person.log_in()
+    return person
+
+
+def unsettle(root: Path) -> None:
+    """Let the next start compare every entry with the store, as after a crash before a settling."""
+    (root / "staging" / "applied").write_bytes(b"0\n")
+
+
+def users(root: Path) -> Path:
+    return root / "store" / "users"
+
+
+def content(person: Person, wanted: str, version: int = 0) -> bytes:
+    opened = person.ask(GetOpen(person.name, wanted, version))
+    assert isinstance(opened, Opened), opened
+    return bytes(opened.data)
+
+
+def damage(root: Path) -> set[str]:
+    """Return the paths at which store and log differ."""
+    journal = Journal(root / "logs", LOG_KEY, VERIFIER.name, reserve=4096)
+    logged = LoggedState(-1)
+    for seq in range(journal.size):
+        logged.apply(journal.entry(seq))
+    journal.close()
+    expected = {path: digest for path, (digest, _) in logged.paths.items()}
+    found = {path: digest_of(path, data) for path, data in stored(root).items()}
+    return {path for path, _ in expected.items() ^ found.items()}
+
+
+@pytest.fixture
+def ada(tmp_path: Path) -> Person:
+    """Return a user of a stopped root with the files `BAD` and `GOOD`."""
+    with daemon(tmp_path) as running:
+        ada = running.person("ada")
+        running.person("bob")
+        ada.put(BAD, CIPHERTEXT)
+        ada.put(GOOD, b"g" * 56)
+    unsettle(tmp_path)
+    return ada
+
+
+@pytest.mark.parametrize(
+    "gone", [(PATHS.ciphertext,), (PATHS.sidecar,), (PATHS.ciphertext, PATHS.sidecar)]
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_one_version_is_lost_and_everything_else_is_served(
+    ada: Person, tmp_path: Path, gone: tuple[str, ...], changed: bool
+) -> None:
+    for path in gone:
+        if changed:
+            (users(tmp_path) / path).write_bytes(b"damaged")
+        else:
+            (users(tmp_path) / path).unlink()
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        error = refused(ada.ask(GetOpen("ada", BAD, 0)), "damaged")
+        assert "lost" in error.text
+        shown = ada.ask(Stat("ada", BAD, 1))
+        assert isinstance(shown, Stated)
+        assert (shown.view.metadata, shown.view.wraps) == (b"", ())
+        assert content(ada, GOOD) == b"g" * 56
+        [entry] = running.entries("lost")
+        assert (entry.actor, entry.owner, entry.file, entry.version) == ("server", "ada", BAD, 1)
+        assert set(entry.accounts) == {"ada"}
+        ada.put(BAD, b"again" * 20)
+        assert content(ada, BAD) == b"again" * 20
+    assert damage(tmp_path) == set()
+    for path in gone if changed else ():
+        if path == PATHS.ciphertext:
+            assert (tmp_path / "stray" / path).read_bytes() == b"damaged"
+    unsettle(tmp_path)
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        assert len(running.entries("lost")) == 1
+        refused(ada.ask(GetOpen("ada", BAD, 1)), "damaged")
+
+
+def test_a_lost_version_can_be_deleted_and_purged(ada: Person, tmp_path: Path) -> None:
+    (users(tmp_path) / PATHS.ciphertext).unlink()
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        ada.delete(BAD)
+        purge = ada.signed(ada.record(BAD, PURGE, purged=(1,), current=0))
+        done(ada.ask(purge.change()))
+        refused(ada.ask(GetOpen("ada", BAD, 1)), "not-found")
+    assert damage(tmp_path) == set()
+
+
+def _keep(raw: bytes) -> bytes:
+    return raw
+
+
+def _flip(raw: bytes) -> bytes:
+    at = raw.index(b"metadata") + 12
+    return raw[:at] + (b"A" if raw[at : at + 1] != b"A" else b"B") + raw[at + 1 :]
+
+
+@pytest.mark.parametrize(("harm", "kept"), [(_keep, True), (_flip, False)])
+def test_without_the_newest_sidecar_the_one_before_it_is_used_if_it_was_logged(
+    ada: Person, tmp_path: Path, harm: Callable[[bytes], bytes], kept: bool
+) -> None:
+    before = (users(tmp_path) / PATHS.sidecar).read_bytes()
+    with daemon(tmp_path) as running:
+        served_again(ada, running).delete(BAD)
+    unsettle(tmp_path)
+    (users(tmp_path) / PATHS.sidecar).write_bytes(harm(before))
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        refused(ada.ask(GetOpen("ada", BAD, 0)), "not-found")  # it is deleted, as the record says
+        if kept:
+            assert content(ada, BAD, 1) == CIPHERTEXT
+        else:
+            refused(ada.ask(GetOpen("ada", BAD, 1)), "damaged")
+        assert len(running.entries("lost")) == 1
+        assert content(ada, GOOD) == b"g" * 56
+    assert damage(tmp_path) == set()
+
+
+def test_a_purged_version_whose_sidecar_is_gone_stays_purged(ada: Person, tmp_path: Path) -> None:
+    with daemon(tmp_path) as running:
+        served_again(ada, running).delete(BAD)
+        done(ada.ask(ada.signed(ada.record(BAD, PURGE, purged=(1,), current=0)).change()))
+    unsettle(tmp_path)
+    (users(tmp_path) / PATHS.sidecar).unlink()
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        refused(ada.ask(GetOpen("ada", BAD, 1)), "not-found")
+    assert damage(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["account.json", "statements.json", "bundle"])
+def test_a_file_of_an_account_does_not_stop_a_start(ada: Person, tmp_path: Path, name: str) -> None:
+    with daemon(tmp_path) as running:
+        done(running.ask(running.operator(), UserQuota("ada", 1 << 20)))
+    unsettle(tmp_path)
+    (users(tmp_path) / "ada" / name).unlink()
+    with daemon(tmp_path) as running:
+        served_again(ada, running)
+        assert content(ada, GOOD) == b"g" * 56
+        shown = running.ask(running.operator(), UserShow("ada"))
+        assert isinstance(shown, AccountsPage)
+        assert shown.accounts[0].quota == 1 << 20
+        listed = running.ask(running.operator(), UserList(""))
+        assert isinstance(listed, AccountsPage)
+        assert [one.user for one in listed.accounts] == ["ada", "bob"]
+        assert len(running.entries("lost")) == (name != "statements.json")
+    assert damage(tmp_path) == set()
