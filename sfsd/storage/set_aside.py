@@ -38,7 +38,7 @@ _Version = tuple[str, str, int]
 
 
 class _Missing(Value):
-    """What is missing: paths of versions and others, each with the entry that wrote it."""
+    """Missing paths, of versions and others, each with the entry that wrote it."""
 
     versions: dict[_Version, dict[str, int]]
     others: dict[str, int]
@@ -54,7 +54,7 @@ class _Missing(Value):
 
 
 class _Logged(Mutable):
-    """What the log says of the files and accounts of which something is missing."""
+    """State according to the log of the files and accounts of which something is missing."""
 
     files: dict[tuple[str, str], LoggedFile]
     accounts: dict[str, StoredAccount | None]
