@@ -18,6 +18,7 @@ if sys.platform == "darwin":
     import fcntl
 
 _RANDOM = 8
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -57,13 +58,26 @@ def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # Windows cannot open a folder; there the file system journals renames
         handle = os.open(folder, os.O_RDONLY)
         try:
-            sync_to_disk(handle)
+            sync_folder(handle)
         finally:
             os.close(handle)
 
 
+def sync_folder(handle: int) -> None:
+    """Flush an open folder to the disk, if its file system supports that. Raises `OSError`.
+
+    Network shares (CIFS) and some file systems in user space do not; they order changes of folders
+    themselves, or on a server.
+    """
+    try:
+        sync_to_disk(handle)
+    except OSError as exc:
+        if exc.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
 def sync_to_disk(handle: int) -> None:
-    """Flush an open file or folder to the disk. Raises `OSError`."""
+    """Flush an open file to the disk. Raises `OSError`."""
     if sys.platform == "darwin":  # macOS: `fsync` leaves data in the drive's cache
         try:
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)

@@ -176,13 +176,14 @@ class Store(Closing):
         *,
         skip: Skip | None = None,
         trust_first_use: bool = False,
+        umask_folders: bool = False,
     ) -> Iterator[Got]:
         """Fetch every file in the folder `name` ("": all) to its path below `target`: our own
         files, or those that the user `owner` shares."""
         if owner is None:
-            return self._trees.get(name, target, skip or _raise)
+            return self._trees.get(name, target, skip or _raise, umask_folders=umask_folders)
         found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
-        return self._trees.get(name, target, skip or _raise, found)
+        return self._trees.get(name, target, skip or _raise, found, umask_folders=umask_folders)
 
     def rm_tree(self, name: str) -> Iterator[Entry]:
         """Delete every file in the folder `name` ("": all). Yield the deleted versions."""

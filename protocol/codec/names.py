@@ -31,11 +31,18 @@ _NO_PARTS = frozenset({"", ".", ".."})
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
 }
+_NOT_ON_WINDOWS = frozenset('<>:"|?*')
 
 
 def is_device_name(part: str) -> bool:
     """Return whether Windows takes the path component `part` for a device, with any extension."""
     return part.split(".", 1)[0].rstrip(" ").lower() in _DEVICES
+
+
+def fits_windows(part: str) -> bool:
+    """Return whether Windows can store a file under the path component `part`: no device name, no
+    ``<>:"|?*`` (a colon names another stream of a file), and no dot or space at the end."""
+    return not (is_device_name(part) or part[-1] in ". " or not _NOT_ON_WINDOWS.isdisjoint(part))
 
 
 def check_user_name(name: str) -> None:

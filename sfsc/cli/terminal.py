@@ -99,7 +99,8 @@ class Failures:
         self._worst: SfscError | None = None
 
     def __call__(self, what: str, error: SfscError) -> None:
-        say(f"sfsc: {printable(what)}: {printable(error.cause)}")
+        cause = error.cause if what in error.cause else f"{what}: {error.cause}"
+        say(f"sfsc: {printable(cause)}")
         if isinstance(error, NotRegularFile):
             return
         self._count += 1

@@ -17,7 +17,7 @@ from sfsc.errors import NotFound, NotRegularFile, SfscError, UnreadableSource
 from sfsc.files.listing import Files
 from sfsc.session.pipeline import Skip
 from sfsc.session.session import Session
-from sfsc.transfer.destination import DestinationTree
+from sfsc.transfer.destination import BY_UMASK, PRIVATE, DestinationTree
 from sfsc.transfer.download import DownloadItem, Downloads, Got
 from sfsc.transfer.source import default_name
 from sfsc.transfer.upload import Put, Uploads
@@ -50,15 +50,23 @@ class Trees:
         return uploads.put_many(_announced(uploads, _sources(folder, prefix, skip)), skip=skip)
 
     def get(
-        self, name: str, target: Path, skip: Skip, shared: SharedEntries | None = None
+        self,
+        name: str,
+        target: Path,
+        skip: Skip,
+        shared: SharedEntries | None = None,
+        *,
+        umask_folders: bool = False,
     ) -> Iterator[Got]:
         """Download every file in the folder `name` ("": all) below `target`: all of ``a/b`` arrives
-        as ``target/b``. `shared` holds files of another user, instead of our own. Files are not
+        as ``target/b``. `shared` holds files of another user, instead of our own. New folders have
+        mode 0700, or what the umask leaves with `umask_folders`. Files are not
         synced one by one: after a power cut, download them again. Raises `NotFound`."""
         owner, entries = shared or (None, self.list_folder(name))
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
-        with DestinationTree(target) as tree:
+        mode = BY_UMASK if umask_folders else PRIVATE
+        with DestinationTree(target, mode=mode) as tree:
             items = _items(entries, above and above + 1, tree, skip)
             yield from Downloads(self._session).get_many(items, skip, owner)
 
@@ -101,6 +109,13 @@ def _announced(uploads: Uploads, sources: Iterator[tuple[str, str]]) -> Iterator
     while some := list(islice(sources, LOOKUP_BATCH)):
         uploads.announce(some)
         yield from some
+
+
+def names_below(folder: Path, name: str | None) -> Iterator[tuple[str, str]]:
+    """Yield (path, name) of every file that `Trees.put` would store. What it would report is left
+    out."""
+    prefix = folder_name(folder) if name is None else name.strip("/")
+    return _sources(folder, prefix, lambda _what, _error: None)
 
 
 def _sources(folder: Path, prefix: str, skip: Skip) -> Iterator[tuple[str, str]]:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self, cast
 
 from protocol.buffers.largefiles import LARGE
-from protocol.codec.names import is_device_name
-from sfsc.atomicfile import sync_to_disk
+from protocol.codec.names import fits_windows
+from sfsc.atomicfile import sync_folder, sync_to_disk
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
@@ -41,8 +41,11 @@ _UNNAMED: Final = os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | getattr(os, "O_CLO
 _UNSUPPORTED: Final = frozenset(
     {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 )
-_NOT_ON_WINDOWS: Final = frozenset('<>:"|?*')
-"""Characters that no file name on Windows can have; a colon would name another stream of a file."""
+PRIVATE: Final = 0o700
+"""Mode of new folders: what a folder is stored under says nothing of its mode, and its files may
+be for their owner only."""
+BY_UMASK: Final = 0o777
+"""Mode of new folders of which the umask decides."""
 OpenDestination = Callable[[Metadata], AbstractContextManager[BinaryIO]]
 """Opens the destination of a file, once its metadata is known."""
 
@@ -69,15 +72,15 @@ class DestinationFolder(Closing):
                 return cls(path, None)
             return cls(path, os.open(path, _FOLDER))
 
-    def enter(self, part: str) -> DestinationFolder:
-        """Open the folder `part` in this one, and create it if it does not exist.
+    def enter(self, part: str, mode: int = PRIVATE) -> DestinationFolder:
+        """Open the folder `part` in this one, and create it with `mode` if it does not exist.
 
         Raises `BadDestination` if anything else has that name, including a link to a folder.
         """
         path = self.path / part
         with _translating_errors(path):
             with contextlib.suppress(FileExistsError):
-                os.mkdir(self._at(part), 0o777, dir_fd=self._descriptor)
+                os.mkdir(self._at(part), mode, dir_fd=self._descriptor)
             try:
                 if not _POSIX:
                     if _is_link(path) or not path.is_dir():
@@ -145,7 +148,7 @@ class DestinationFolder(Closing):
                 raise
             if durable and self._descriptor is not None:
                 # Windows cannot open a folder; its file system journals the rename.
-                sync_to_disk(self._descriptor)
+                sync_folder(self._descriptor)
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
@@ -184,11 +187,11 @@ class DestinationTree(Closing):
     The most recently used subfolder stays open, because names come sorted.
     """
 
-    def __init__(self, path: Path, *, folds_case: bool | None = None) -> None:
-        """`folds_case` says whether the file system ignores case in names; None detects it. Raises
-        `LocalError`."""
-        with _translating_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, mode: int = PRIVATE, folds_case: bool | None = None) -> None:
+        """`mode` is that of new folders, less the umask. `folds_case` says whether the file system
+        ignores case in names; None detects it. Raises `LocalError`."""
+        make_folders(path, mode)
+        self._mode = mode
         self._top = DestinationFolder.open_folder(path)
         self._parts: list[str] = []
         self._last = self._top
@@ -237,7 +240,7 @@ class DestinationTree(Closing):
             folder = self._top
             try:
                 for part in parts:
-                    below = folder.enter(part)
+                    below = folder.enter(part, self._mode)
                     if folder is not self._top:
                         folder.close()
                     folder = below
@@ -259,18 +262,24 @@ class DestinationTree(Closing):
         self._top.close()
 
 
+def make_folders(path: Path, mode: int = PRIVATE) -> None:
+    """Create the folder `path` and its missing parents with `mode`. Raises `LocalError`."""
+    with _translating_errors(path):
+        missing = itertools.takewhile(lambda one: not one.exists(), (path, *path.parents))
+        for one in reversed(list(missing)):
+            one.mkdir(mode, exist_ok=True)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
 def check_local_name(name: str) -> tuple[str, ...]:
     """Return the parts of a valid file name, for a path below some folder.
 
-    Raises `BadDestination` for a Windows device name, on every system: Windows may use the same
-    folder. On Windows, also for names that its file systems cannot store.
+    Raises `BadDestination` on Windows for a name that it takes for a device or cannot store.
     """
     parts = tuple(name.split("/"))
-    for part in parts:
-        if is_device_name(part):
-            raise BadDestination(f"{name} is a device name on Windows")
-        if sys.platform == "win32" and (part[-1] in ". " or _NOT_ON_WINDOWS & set(part)):
-            raise BadDestination(f"{name} is not a valid file name on Windows")
+    if sys.platform == "win32" and not all(map(fits_windows, parts)):
+        raise BadDestination(f"{name} is not a valid file name on Windows")
     return parts
 
 

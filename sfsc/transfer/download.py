@@ -22,7 +22,7 @@ from sfsc.errors import NetworkError, SfscError
 from sfsc.log.seen_checkpoints import SeenCheckpoints
 from sfsc.session.pipeline import Skip, Window
 from sfsc.session.session import Session
-from sfsc.transfer.destination import OpenDestination, replacing_file
+from sfsc.transfer.destination import OpenDestination, make_folders, replacing_file
 from sfsc.transfer.local_io import LargeFileWriter
 from sfsc.transfer.remote_version import (
     RemoteVersion,
@@ -139,6 +139,8 @@ class Downloads:
         path: Path | None = None
         if isinstance(target, (str, os.PathLike, type(None))):
             path = _path(target, name)
+            if _names_folder(target):
+                make_folders(path.parent)
             with replacing_file(path, remote.metadata) as file:
                 self._write(remote, file)
         else:
@@ -258,4 +260,9 @@ def _path(target: str | os.PathLike[str] | None, name: str) -> Path:
     last = PurePosixPath(name).name
     path = Path(last if target is None else target)
     # Not `Path.is_dir`, which raises OSError if the name is too long for the file system.
-    return path / last if os.path.isdir(path) else path
+    return path / last if os.path.isdir(path) or _names_folder(target) else path
+
+
+def _names_folder(target: str | os.PathLike[str] | None) -> bool:
+    """Return whether the path ends with a slash, as only that of a folder does."""
+    return isinstance(target, str) and target.endswith(("/", os.sep))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +82,32 @@ def test_folders_and_files_are_synced(tmp_path: Path, monkeypatch: pytest.Monkey
     replace_file(folder / "file", b"data")
     # The file is synced before the rename, the folder after it.
     assert synced == [(folder / "file").stat().st_ino, folder.stat().st_ino]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot open a folder")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+@pytest.mark.parametrize("kind", [stat.S_ISDIR, stat.S_ISREG])
+def test_a_sync_that_is_not_supported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    kind: Callable[[int], bool],
+) -> None:
+    """Network shares cannot sync a folder. An I/O error, or a file that is not synced, is one."""
+    sync = os.fsync
+
+    def fails(handle: int) -> None:
+        if kind(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    if kind is stat.S_ISREG or code == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            replace_file(tmp_path / "a", b"data")
+    else:
+        make_folder(tmp_path / "b" / "c")
+        replace_file(tmp_path / "b" / "c" / "a", b"data")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such call")

@@ -29,22 +29,27 @@ if TYPE_CHECKING:
 def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bool) -> None:
     """List your files whose names start with PREFIX, by name; without PREFIX, all.
 
-    A folder is one line that ends with a slash; `sfsc ls FOLDER/` lists what is in it.
+    A folder is one line that ends with a slash; `sfsc ls FOLDER/` lists what is in it, and ends
+    with exit code 3 if that is nothing.
 
     Example: sfsc ls -l photos/
     """
     if shared:
         show_inbox(context, prefix, long=long)
         return
+    empty = True
     with context.connect() as store:
         found = store.ls(prefix)
         for item in found if recursive else _level(found, prefix):
+            empty = False
             line = printable(item.name)
             if long:
                 version = "" if isinstance(item, _Folder) else item.version
                 size, modified = terminal.human_size(item.size), human_time(item.mtime)
                 line = f"{version:>4}  {size:>11}  {modified}  {line}"
             context.answer(terminal.fields_of(item), line)
+    if empty and prefix.endswith("/"):
+        raise NotFound(f"there is no file in {prefix}", "run `sfsc ls` to see what is stored")
 
 
 class _Folder(Mutable):

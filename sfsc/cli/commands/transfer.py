@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from protocol.codec.terminal_text import printable
+from protocol.codec.names import fits_windows
+from protocol.codec.terminal_text import counted, printable
 from sfsc.cli import terminal
 from sfsc.cli.commands import Context
 from sfsc.cli.commands.sharing import confirm_trust, split_owner, trust_options
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from sfsc.store import Store
     from sfsc.transfer.download import Got, Target
     from sfsc.transfer.upload import Put
+
+_SHOWN_NAMES: Final = 5
+"""Names that a warning lists."""
 
 
 @click.command()
@@ -76,11 +81,12 @@ def put(
     if receipt is not None and os.path.exists(receipt):
         # Checked first: an error after the upload would look as if the file was not stored.
         raise LocalError(f"there is a file {receipt} already", "use another --receipt PATH")
+    if len(files) > 1:
+        _check_names(folders, items)
     failures = terminal.Failures()
     with ProgressBar() as bar, context.connect(bar) as store:
         for folder in folders:
-            for done in store.put_tree(folder, name=name, skip=failures):
-                _show_put(done, context)
+            _put_folder(store, folder, name, failures, context)
         if expected is None and receipt is None:
             stored = store.put_many(items)
         else:
@@ -91,6 +97,43 @@ def put(
                 terminal.write_private(receipt, store.proof_of(done))
             _show_put(done, context)
     failures.check()
+
+
+def _check_names(
+    folders: Sequence[Path], items: Sequence[tuple[Path | BinaryIO, str | None]]
+) -> None:
+    """Check before anything is sent that no two sources have one name: the second would become a
+    newer version of the first, and hide it. Raises `UsageError`."""
+    from sfsc.files.tree import names_below
+    from sfsc.transfer.source import name_for
+
+    trees = (found for folder in folders for found in names_below(folder, None))
+    files = ((str(source), name_for(source, name)) for source, name in items)
+    known: dict[str, str] = {}
+    for path, name in itertools.chain(trees, files):
+        if (other := known.setdefault(name, path)) is not path:
+            cause = f"{other} and {path} would both be stored as {name}"
+            raise UsageError(cause, "store them one by one, each with its own --name")
+
+
+def _put_folder(
+    store: Store, folder: Path, name: str | None, failures: terminal.Failures, context: Context
+) -> None:
+    """Store a folder. Report on stderr if it has no files, and names that Windows cannot hold."""
+    count = 0
+    not_on_windows: list[str] = []
+    for done in store.put_tree(folder, name=name, skip=failures):
+        _show_put(done, context)
+        count += 1
+        if not all(map(fits_windows, done.name.split("/"))):
+            not_on_windows.append(done.name)
+    if not count:
+        terminal.say(f"sfsc: {printable(str(folder))} has no files; nothing was stored")
+    if not_on_windows:
+        shown = ", ".join(map(printable, not_on_windows[:_SHOWN_NAMES]))
+        more = "" if len(not_on_windows) <= _SHOWN_NAMES else ", …"
+        what = counted(len(not_on_windows), "name")
+        terminal.say(f"sfsc: warning: Windows cannot hold {what}: {shown}{more}")
 
 
 def _expected(files: tuple[str, ...], if_version: int | None, *, no_overwrite: bool) -> int | None:
@@ -148,6 +191,9 @@ def _show_put(done: Put, context: Context) -> None:
     "-r", "--recursive", is_flag=True, help="Fetch every file in the folder NAME (`/`: all)."
 )
 @click.option("--version", type=click.IntRange(min=1), help="Fetch an older version.")
+@click.option(
+    "--umask-folders", is_flag=True, help="With -r: let the umask decide the mode of new folders."
+)
 @trust_options
 @click.pass_obj
 def get(
@@ -156,6 +202,7 @@ def get(
     output: str | None,
     *,
     recursive: bool,
+    umask_folders: bool,
     version: int | None,
     file_id: str | None,
     trust_first_use: bool,
@@ -166,8 +213,12 @@ def get(
     The file appears whole and verified, or not at all. Stdout receives only verified bytes, but a
     later part may still turn out to be damaged: check the exit code.
 
+    If PATH is a folder or ends with a slash, the file is written into it; a missing folder is
+    created.
+
     With -r the folder NAME is written below -o PATH, by default below the current folder. Existing
-    files are replaced; links are not followed.
+    files are replaced; links are not followed. New folders are for their owner only (mode 0700)
+    unless --umask-folders is given.
 
     Example: sfsc get report.pdf -o copy.pdf
     """
@@ -179,7 +230,12 @@ def get(
             failures = terminal.Failures()
             tree = confirm_trust(
                 lambda trust: store.get_tree(
-                    name, Path(output or "."), owner, skip=failures, trust_first_use=trust
+                    name,
+                    Path(output or "."),
+                    owner,
+                    skip=failures,
+                    trust_first_use=trust,
+                    umask_folders=umask_folders,
                 ),
                 first_use=trust_first_use,
             )
@@ -187,11 +243,7 @@ def get(
                 _show_got(got, context)
             failures.check()
             return
-        target: BinaryIO | Path = sys.stdout.buffer
-        if output != "-":
-            last = PurePosixPath(name).name
-            path = Path(output) if output is not None else Path(last)
-            target = path / last if os.path.isdir(path) else path
+        target = sys.stdout.buffer if output == "-" else output
         got = _fetch(store, owner, name, target, version, file_id, first_use=trust_first_use)
     if output != "-":
         _show_got(got, context)
@@ -231,7 +283,7 @@ def _fetch(
     store: Store,
     owner: str | None,
     name: str,
-    target: Target,
+    target: Target | None,
     version: int | None,
     file_id: str | None,
     *,

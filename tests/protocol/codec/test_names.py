@@ -17,6 +17,7 @@ from protocol.codec.names import (
     check_file_name,
     check_principal,
     check_user_name,
+    fits_windows,
     is_device_name,
 )
 
@@ -192,6 +193,16 @@ def test_any_text_is_valid_or_raises_message_error(name: str) -> None:
 )
 def test_device_names(part: str, expected: bool) -> None:
     assert is_device_name(part) is expected
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("a", True), ("a.b c", True), (" a", True), ("a.", False), ("a ", False), ("a:b", False)]
+    + [(f"a{char}b", False) for char in '<>"|?*']
+    + [("con.txt", False)],
+)
+def test_names_that_windows_can_hold(part: str, expected: bool) -> None:
+    assert fits_windows(part) is expected
 
 
 def test_file_names_refuse_exactly_the_unicode_control_characters() -> None:

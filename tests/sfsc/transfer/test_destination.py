@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -17,6 +18,8 @@ from sfsc.crypto.envelope import Metadata
 from sfsc.errors import BadDestination, LocalError
 from sfsc.transfer import destination
 from sfsc.transfer.destination import (
+    BY_UMASK,
+    PRIVATE,
     DestinationFolder,
     DestinationTree,
     check_local_name,
@@ -225,12 +228,53 @@ def test_a_folder_with_the_files_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nul", "a/CON.txt", "com1/b", "Aux .c/x", "lpt¹"])
-def test_device_names_are_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadDestination):
-        check_local_name(name)
-    with DestinationTree(tmp_path) as tree, pytest.raises(BadDestination):
-        write(tree, name)
-    assert list(tmp_path.iterdir()) == []
+def test_device_names_are_rejected_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", "win32")
+        with pytest.raises(BadDestination):
+            check_local_name(name)
+    if sys.platform != "win32":
+        with DestinationTree(tmp_path) as tree:
+            write(tree, name)
+        assert list(everything(tmp_path)) == [name]
+
+
+@posix
+@pytest.mark.parametrize(("mode", "expected"), [(PRIVATE, 0o700), (BY_UMASK, 0o750)])
+def test_the_mode_of_new_folders(tmp_path: Path, mode: int, expected: int) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old").chmod(0o755)
+    before = os.umask(0o027)
+    try:
+        with DestinationTree(tmp_path / "old" / "a" / "b", mode=mode) as tree:
+            write(tree, "c/d/file")
+    finally:
+        os.umask(before)
+    for folder in ("a", "a/b", "a/b/c", "a/b/c/d"):
+        assert stat.S_IMODE((tmp_path / "old" / folder).stat().st_mode) == expected
+    assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o755
+
+
+@posix
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A network share does not support it; an I/O error is one."""
+    sync = os.fsync
+
+    def fails(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    raised = pytest.raises(LocalError) if code == errno.EIO else contextlib.nullcontext()
+    with raised, replacing_file(tmp_path / "file", PLAIN) as file:
+        file.write(b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
 
 
 def test_names_that_windows_cannot_store(monkeypatch: pytest.MonkeyPatch) -> None:
