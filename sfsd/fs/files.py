@@ -177,6 +177,19 @@ class Files:
         """Return how many bytes can still be written to the disk that holds `folder`."""
         return shutil.disk_usage(folder).free
 
+    def free_files(self, folder: Path) -> int | None:
+        """Return how many files can still be created there, None if that has no limit of its
+        own."""
+        if sys.platform == "win32":
+            return None
+        else:
+            status = os.statvfs(folder)
+            return status.f_favail if status.f_files else None
+
+    def same_disk(self, one: Path, other: Path) -> bool:
+        """Return whether both folders are on one file system."""
+        return os.stat(one).st_dev == os.stat(other).st_dev
+
     def truncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 
@@ -346,6 +359,29 @@ class Files:
     def temporary(self, path: Path) -> Path:
         """Return the name beside `path` under which its next content is written."""
         return Path(_temporary(str(path)))
+
+    def link_or_rename(self, source: Path, target: Path) -> None:
+        """Give the bytes of `source` the name `target`, in place of another file there, without
+        writing them again. A link keeps `source`; a file system without links renames it. The
+        bytes are copied only if `target` is on another file system. Syncs nothing."""
+        temporary = self.temporary(target)
+        self.remove(temporary)
+        try:
+            self.link(source, temporary)
+        except OSError as exc:
+            if exc.errno not in _NO_HARD_LINKS:
+                raise
+            try:
+                self.replace(source, target)
+            except OSError as again:
+                if again.errno != errno.EXDEV:
+                    raise
+            else:
+                return
+            self._copy_new(source, temporary)
+        self.replace(temporary, target)
+        # If both were names of one file already, rename(2) did nothing and left the temporary.
+        self.remove(temporary)
 
     def link_or_copy(self, source: Path, target: Path) -> None:
         """Make `target` a hard link of `source`, or a copy if links are unsupported. Raises

@@ -130,7 +130,8 @@ def status(server: ServerContext, who: Principal, message: Status) -> StatusAnsw
         connections=metrics.connections,
         sessions=metrics.sessions,
         users=len(server.store.children("")),
-        disk_free=shutil.disk_usage(server.root).free,
+        # The store may be on a disk of its own; the one that is full first counts.
+        disk_free=min(shutil.disk_usage(one).free for one in (server.root, server.store.users)),
         failed=shortened(server.failed or ""),
     )
 

@@ -37,6 +37,7 @@ from sfsd.log.journal import Journal
 from sfsd.storage import packs
 from sfsd.storage.change import check_path, ciphertext_digest, digest_of
 from sfsd.storage.derive import ExpectedFile, LoggedState, derive_file
+from sfsd.storage.install import upload_folders
 from sfsd.storage.prepare import InstallStep
 from sfsd.storage.store import DirectoryStore
 
@@ -121,7 +122,7 @@ class _Restorer:
     def __init__(self, store: DirectoryStore, journal: Journal) -> None:
         self._store = store
         self._journal = journal
-        self._stage = StagedFiles(store.files, store.staging)
+        self._stage = StagedFiles(store.files, store.staging, store.users)
         self._logged: LoggedState | None = None
         self.lost: list[ExpectedFile] = []
 
@@ -163,9 +164,10 @@ class _Restorer:
 class StagedFiles:
     """The files in staging/; each pack is opened when an entry needs it."""
 
-    def __init__(self, files: Files, folder: Path) -> None:
+    def __init__(self, files: Files, folder: Path, users: Path) -> None:
         self._files = files
         self._folder = folder
+        self._uploads = upload_folders(users, folder)
         self._packs: dict[str, dict[tuple[str, bytes], packs.Member]] = {}
 
     def find(self, file: ExpectedFile) -> InstallStep:
@@ -203,7 +205,9 @@ class StagedFiles:
     def _digest_of(self, step: InstallStep) -> bytes:
         if step.blob is None:
             return digest_of(step.path, step.data)
-        with self._open(f"{step.blob}.ct") as handle:
+        name = f"{step.blob}.ct"
+        folder = next((one for one in self._uploads if (one / name).exists()), self._folder)
+        with self._files.closing(self._files.open_read(folder / name)) as handle:
             offsets = range(0, self._files.size(handle), PIECE_SIZE)
             return ciphertext_digest(self._files.read_at(handle, PIECE_SIZE, at) for at in offsets)
 
@@ -213,7 +217,9 @@ class StagedFiles:
 
 def _remove_leftovers(store: DirectoryStore) -> int:
     """Remove all staged files: everything that entries need from them is durable in place."""
-    leftovers = [path for path in store.staging.iterdir() if _OURS.fullmatch(path.name)]
+    folders = [one for one in upload_folders(store.users, store.staging) if one.is_dir()]
+    found = [path for folder in folders for path in folder.iterdir()]
+    leftovers = [path for path in found if _OURS.fullmatch(path.name)]
     for path in leftovers:
         store.files.remove(path)
     return len(leftovers)

@@ -48,7 +48,7 @@ class Fsck:
         self._repair = repair
         self._files = Files.below(root)
         self._logged = LoggedState(self._applied())
-        self._stage = StagedFiles(self._files, root / "staging")
+        self._stage = StagedFiles(self._files, root / "staging", self._users)
         self._sizes: dict[str, int] = {}
         self._lost: list[str] = []
         self.checked = 0
@@ -100,7 +100,9 @@ class Fsck:
         return True
 
     def _walk(self) -> Iterator[str]:
-        for folder, _, names in os.walk(self._users):
+        for folder, folders, names in os.walk(self._users):
+            # Uploads of a store on a disk of its own; no user has such a name.
+            folders[:] = [one for one in folders if not one.startswith(".")]
             for name in names:
                 yield (Path(folder) / name).relative_to(self._users).as_posix()
 

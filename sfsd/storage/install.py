@@ -9,6 +9,7 @@ is correct after any failure.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -37,6 +38,7 @@ class Installer:
         self._users = users
         self._users_text = str(users)
         self._staging = staging
+        self._renamed: set[str] = set()
         self._lock = threading.Lock()
         self._grown: set[str] = set()  # folders in which a folder was created since the last sync
         self._top: int | None = None
@@ -64,17 +66,25 @@ class Installer:
             self._files.remove(target)
             return
         if step.blob is not None:
-            temporary = self.remove_temporary(step.path)
-            self._files.link_or_copy(self._staging / f"{step.blob}.ct", temporary)
-            self._files.replace(temporary, target)
-            # If both were names of one file already, rename(2) did nothing and left the temporary.
-            self._files.remove(temporary)
+            self._install_blob(step.blob, Path(target))
             return
         if not step.replaces:
             with contextlib.suppress(FileExistsError):
                 self._files.write_new(target, step.data)
                 return
         self._files.replace_staged(target, step.data)
+
+    def _install_blob(self, blob: str, target: Path) -> None:
+        if blob in self._renamed:
+            return
+        for folder in upload_folders(self._users, self._staging):
+            source = folder / f"{blob}.ct"
+            if source.exists():
+                self._files.link_or_rename(source, target)
+                if not source.exists():
+                    self._renamed.add(blob)  # a repeated installation finds it in place
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
     def remove_temporary(self, path: str) -> Path:
         """Remove and return the path under which `path` is written before it is renamed."""
@@ -147,6 +157,13 @@ class Installer:
         if not _APPLIED.fullmatch(text):
             return -1  # damaged: a start compares the whole store with the log
         return int(text)
+
+
+def upload_folders(users: Path, staging: Path) -> tuple[Path, Path]:
+    """Return the two folders that may hold staged ciphertexts. The second is used if staging/ is on
+    another file system than the store: bytes must not be copied there after they are logged, when a
+    full disk could not be undone any more."""
+    return staging, users / ".staging"
 
 
 def _up_from(folder: str) -> list[str]:

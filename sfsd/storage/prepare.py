@@ -25,6 +25,10 @@ _MARGIN = 1 << 20
 """Bytes for the names and folders that installing a group may need beside its contents."""
 
 
+_MARGIN_FILES = 16
+"""Files and folders that must be left to create beside those of the group."""
+
+
 class InstallStep(Value):
     """The new state of `path`: `data`, the file staging/`blob`.ct, or no file. `digest` is that of
     the bytes, None if the file is removed. `replaces` is set if another file is known to exist
@@ -43,9 +47,10 @@ class PreparedGroup:
     them for entry `first_seq`; `count` is their number. `pack` is the group's file in staging/
     (without ``.pack``), None if nothing had to be staged."""
 
-    def __init__(self, files: Files, staging: Path, first_seq: int) -> None:
+    def __init__(self, files: Files, staging: Path, uploads: Path, first_seq: int) -> None:
         self._files = files
         self._staging = staging
+        self._uploads = uploads
         self.first_seq = first_seq
         self.accepted: list[int] = []
         self.refused: dict[int, SfsdError] = {}
@@ -84,7 +89,7 @@ class PreparedGroup:
     def drop_stage(self) -> None:
         """Remove from staging/ what the group no longer needs."""
         for name in [staged.name for staged in self.adopted] + self.linked:
-            _drop(self._files, self._staging / f"{name}.ct")
+            _drop(self._files, self._uploads / f"{name}.ct")
         if self.pack is not None:
             _drop(self._files, self._staging / f"{self.pack}.pack")
 
@@ -99,6 +104,7 @@ class GroupBuilder:
         *,
         users: Path,
         staging: Path,
+        uploads: Path,
         digest_in_place: Callable[[str], bytes | None],
         first_seq: int,
     ) -> None:
@@ -106,11 +112,12 @@ class GroupBuilder:
         self._syncs = syncs
         self._users = users
         self._staging = staging
+        self._uploads = uploads
         self._digest_in_place = digest_in_place
         self._overlay: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
-        self.prepared = PreparedGroup(files, staging, first_seq)
+        self.prepared = PreparedGroup(files, staging, uploads, first_seq)
 
     def add(self, index: int, change: Change) -> None:
         """Accept change `index` of the group, or record why it is refused."""
@@ -193,7 +200,7 @@ class GroupBuilder:
         """Add a durable second name in staging/ for the ciphertext `source`; return it."""
         name = os.urandom(16).hex()
         self.prepared.linked.append(name)
-        path = self._staging / f"{name}.ct"
+        path = self._uploads / f"{name}.ct"
         try:
             self._files.link_or_copy(self._users / source, path)
             handle = self._files.open_update(path)
@@ -208,7 +215,7 @@ class GroupBuilder:
     def _unlink(self, keep: int) -> None:
         """Remove all links but the first `keep`."""
         for name in self.prepared.linked[keep:]:
-            _drop(self._files, self._staging / f"{name}.ct")
+            _drop(self._files, self._uploads / f"{name}.ct")
         del self.prepared.linked[keep:]
 
     def _draft(self, draft: EntryDraft, steps: list[InstallStep]) -> EntryDraft:
@@ -229,9 +236,7 @@ class GroupBuilder:
         self.prepared.pack = self._pack
         data = packs.encode(self._members)
         try:
-            if self._files.free(self._staging) < 2 * len(data) + _MARGIN:
-                # The same bytes are written again to install them; by then they are logged.
-                raise StoreFullError("staging a group: the disk is full")
+            self._check_room(len(data))
             path = self._staging / f"{self._pack}.pack"
             with self._files.closing(self._files.open_new(path)) as handle:
                 self._files.write_all(handle, data)
@@ -239,6 +244,21 @@ class GroupBuilder:
         except OSError as exc:
             raise store_error(exc, "staging a group") from exc
         self._syncs.folder(self._staging)
+        if self._uploads != self._staging:
+            self._syncs.folder(self._uploads)
+
+    def _check_room(self, size: int) -> None:
+        """Raise StoreFullError unless the pack of `size` bytes can be written, and its bytes once
+        more to install them: by then they are logged. Each is looked for where it will be. A
+        ciphertext is on the disk of the store already. Raises OSError."""
+        files, one = self._files, self._files.same_disk(self._staging, self._users)
+        count = len(self._members) + _MARGIN_FILES
+        for folder, length in ((self._staging, 2 * size if one else size), (self._users, size)):
+            free_files = files.free_files(folder)
+            if files.free(folder) < length + _MARGIN or (
+                free_files is not None and free_files < count
+            ):
+                raise StoreFullError("staging a group: the disk is full")
 
 
 def _drop(files: Files, path: Path) -> None:

@@ -20,14 +20,14 @@ from pathlib import Path
 from protocol.buffers.largefiles import LARGE
 from protocol.codec.encoding import Buffer
 from protocol.codec.merkle import PIECE_SIZE
-from sfsd.errors import Absent
+from sfsd.errors import Absent, StoreFullError
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
 from sfsd.storage.change import Change, check_path, ciphertext_digest, digest_of, is_ciphertext
-from sfsd.storage.install import Installer
+from sfsd.storage.install import Installer, upload_folders
 from sfsd.storage.prepare import GroupBuilder, PreparedGroup
-from sfsd.storage.upload_file import UploadFile
+from sfsd.storage.upload_file import MIN_FREE_BYTES, UploadFile
 
 _CACHED_DIGESTS = 1 << 16
 """Digests that are kept; about 200 bytes each."""
@@ -88,12 +88,15 @@ class DirectoryStore:
         try:
             for folder in (self.users, self.staging):
                 self.files.make_folder(folder)
+            beside, inside = upload_folders(self.users, self.staging)
+            self.uploads = beside if self.files.same_disk(self.users, beside) else inside
+            self.files.make_folder(self.uploads)
             self.installer = Installer(
                 self.files, self.syncs, users=self.users, staging=self.staging
             )
         except OSError as exc:
             raise store_error(exc, "opening the store") from exc
-        for folder in (root / "store", root):
+        for folder in (self.users, root / "store", root):
             self.syncs.folder(folder)
 
     @property
@@ -241,8 +244,14 @@ class DirectoryStore:
 
     def create_upload_file(self, upload_id: bytes, size: int = 0) -> UploadFile:
         """Create the file of an upload. `upload_id` is 16 random bytes; `size` is its planned size
-        in bytes, 0 if unknown. Raises StoreRefusedError."""
-        return UploadFile(self.files, self.syncs, self.staging, upload_id, size)
+        in bytes, 0 if unknown. Raises StoreRefusedError, StoreFullError if that does not fit."""
+        try:
+            room = self.files.free(self.uploads) - MIN_FREE_BYTES
+        except OSError as exc:
+            raise store_error(exc, "creating an upload") from exc
+        if size > max(room, 0):
+            raise StoreFullError(f"creating an upload: no room for {size} bytes")
+        return UploadFile(self.files, self.syncs, self.uploads, upload_id, size)
 
     # Changing: the committer's thread.
 
@@ -255,6 +264,7 @@ class DirectoryStore:
             self.syncs,
             users=self.users,
             staging=self.staging,
+            uploads=self.uploads,
             digest_in_place=self.stored_digest,
             first_seq=first_seq,
         )
