@@ -14,6 +14,7 @@
     │   ├── Untrusted               a user whose key was not compared yet; has `.fingerprint`
     │   └── WeakRecipient           a user whose key is expired or too weak to encrypt for
     ├── IntegrityError           5  data differs from what was signed
+    │   ├── Damaged                 a version of which the server has lost bytes
     │   ├── Tampered                bytes that do not decrypt or have the wrong hash
     │   ├── WrongServer             the server is not the pinned one
     │   ├── BrokenChain             identity statements that do not follow from the pinned one
@@ -147,7 +148,23 @@ class IntegrityError(SfscError):
 
     exit_code = 5
     usual_hint = "the changed data was not used: report this to the server's operator"
-    server_codes: ClassVar = {"damaged": "the operator finds out more with `sfsd fsck`"}
+
+
+class Damaged(IntegrityError):
+    """A version of which the server has lost bytes. `file_id` and `version` name it, if it is known
+    which one that is (else "" and 0)."""
+
+    usual_hint = (
+        "ask the operator to restore it; otherwise `sfsc rm --purge --damaged NAME` gives it up"
+    )
+    server_codes: ClassVar = {"damaged": None}
+
+    def __init__(
+        self, cause: str, hint: str | None = None, *, file_id: str = "", version: int = 0
+    ) -> None:
+        super().__init__(cause, hint)
+        self.file_id = file_id
+        self.version = version
 
 
 class Tampered(IntegrityError):

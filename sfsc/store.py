@@ -185,17 +185,20 @@ class Store(Closing):
         found = self._inbox.list_folder(owner, name, skip or _raise, first_use=trust_first_use)
         return self._trees.get(name, target, skip or _raise, found, umask_folders=umask_folders)
 
-    def rm_tree(self, name: str) -> Iterator[Entry]:
-        """Delete every file in the folder `name` ("": all). Yield the deleted versions."""
-        return self._trees.rm(name)
+    def rm_tree(self, name: str, *, skip: Skip | None = None) -> Iterator[Entry]:
+        """Delete every file in the folder `name` ("": all). Yield the deleted versions. Files that
+        cannot be listed are passed to `skip`; without it, the first of their errors is raised."""
+        return self._trees.rm(name, skip or _raise)
 
     def mv(self, name: str, to: str) -> Entry:
         """Rename the file `name` to `to`. Raises `ConflictError` if `to` exists."""
         return self._renames.mv(name, to)
 
-    def ls(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the current version of every file whose name starts with `prefix`, by name."""
-        return self._files.ls(prefix)
+    def ls(self, prefix: str = "", *, skip: Skip | None = None) -> Iterator[Entry]:
+        """Yield the current version of every file whose name starts with `prefix`, by name. Files
+        that the server has damaged, lost or does not show are passed to `skip`; without it, the
+        first of their errors is raised after the last entry."""
+        return self._files.ls(prefix, skip)
 
     def stat(self, name: str) -> Entry:
         """Return the current version of `name`, without its content."""
@@ -227,6 +230,14 @@ class Store(Closing):
         """Permanently remove the contents of the deleted file `name`. Return the versions removed.
         Raises `UsageError` if the file is not deleted."""
         return self._history.purge(name)
+
+    def give_up_damaged(self, which: str) -> list[int]:
+        """Permanently remove the damaged versions of the file `which` (a name or a file_id), and
+        delete it if the current version is one. Return the versions removed. Raises `NotFound` if
+        none is damaged."""
+        from sfsc.files.damaged import DamagedFiles
+
+        return DamagedFiles(self._session).give_up(which)
 
     def share(
         self,
@@ -333,7 +344,9 @@ class Store(Closing):
     def audit_log(self, name: str | None = None) -> Iterator[LogEvent]:
         """Yield the log's entries on this account, or on the file `name`, oldest first. They are
         proven to be in the log, and to be complete."""
-        names = {entry.file_id: entry.name for entry in self._files.ls()}
+        # Files that cannot be listed are shown by their ids.
+        listed = self._files.ls(skip=lambda _name, _error: None)
+        names = {entry.file_id: entry.name for entry in listed}
         if name is None:
             return self._audit.log(None, names)
         check_name(name)

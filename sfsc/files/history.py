@@ -21,6 +21,7 @@ from protocol.wire.messages.files import History, HistoryPage
 from sfsc.crypto.envelope import Metadata, content_record, requested_version
 from sfsc.crypto.segments import plaintext_size
 from sfsc.errors import BadRecord, ConflictError, NotFound, Rollback, UsageError
+from sfsc.files.endorse import endorse_rebuilt
 from sfsc.session.commit import (
     Built,
     build_purge,
@@ -185,7 +186,17 @@ class FileHistory:
             known = KnownFile.from_record(*made, file.version)
             self._session.state.remember_file(known, None)
             file = self._session.fetch_newest(file.file_id)
+        self._endorse_purged(file, removed)
         return removed
+
+    def _endorse_purged(self, file: VerifiedFile, removed: list[int]) -> None:
+        """Endorse what was purged, if a sidecar was damaged and built again from the log."""
+        session = self._session
+        valid, records = session.account.signers, self.records(file) if removed else []
+        old = {one.version or 0 for one in records if one.generation not in valid}
+        if chosen := old.intersection(removed):
+            known = {record_hash(one.encode()) for one in records}
+            endorse_rebuilt(session, file.file_id, sorted(chosen), known)
 
     def _removable(self, file: VerifiedFile, keep: int) -> list[int]:
         """Return the versions that still have content, without the newest `keep` and the current

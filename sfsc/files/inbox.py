@@ -16,6 +16,7 @@ from protocol.codec.fields import Count, Struct
 from protocol.codec.names import check_file_id
 from protocol.codec.values import Value
 from protocol.wire.messages import Error, FileView
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import MAX_SHARED_PAGE, Inbox, InboxPage, SharedFile
 from sfsc.crypto.envelope import check_name
@@ -32,7 +33,7 @@ from sfsc.errors import (
 )
 from sfsc.files.contacts import Contacts, Person
 from sfsc.session.pipeline import Skip, pages
-from sfsc.session.server_errors import expect_reply
+from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
 from sfsc.transfer.remote_version import RemoteVersion, VersionRequest
 from sfsc.trust.file_records import Entry, FileOwner, VerifiedFile
@@ -81,7 +82,8 @@ class ReceivedFiles:
         known = {(one.owner, one.file_id): one for one in remembered.shared_files()}
         since, whole = remembered.received_size(), True
         found: list[Shared] = []
-        for item in self._changed_items(since):
+        damaged: list[DamagedVersion] = []
+        for item in self._changed_items(since, damaged):
             try:
                 found.append(self._verify_item(item, known.get((item.owner, item.file_id))))
             except NetworkError:
@@ -89,6 +91,9 @@ class ReceivedFiles:
             except SfscError as exc:
                 skip(f"{item.owner}:{item.file_id}", exc)
                 whole = False
+        for one in damaged:
+            # The server names it again each time, whatever was listed before.
+            skip(f"{one.owner}:{one.file_id}", damaged_version(one))
         if whole:
             remembered.remember_received_size(complete)
         return sorted(found, key=lambda one: (one.owner, one.entry.name))
@@ -169,12 +174,15 @@ class ReceivedFiles:
             )
         return ids[0]
 
-    def _changed_items(self, since: int) -> Iterator[SharedFile]:
+    def _changed_items(self, since: int, damaged: list[DamagedVersion]) -> Iterator[SharedFile]:
+        """Yield the listed files; add those that the server calls damaged to `damaged`."""
+
         def more(page: InboxPage) -> Inbox | None:
             return Inbox(page.next, MAX_SHARED_PAGE, since) if page.next else None
 
         last = ("", "")
         for page in pages(self._session, Inbox("", MAX_SHARED_PAGE, since), InboxPage, more):
+            damaged += page.damaged
             for item in page.files:
                 if (item.owner, item.file_id) <= last:
                     raise ProtocolFailure("the server's inbox is out of order")

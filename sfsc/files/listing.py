@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from protocol.codec.errors import EncodingError, MessageError
 from protocol.codec.values import Value
 from protocol.records.records import FileRecord, record_hash
 from protocol.wire.messages import Done, Error, FileView, Reply
 from protocol.wire.messages.files import Record, RecordChange
-from sfsc.errors import LocalError, NotFound
+from sfsc.errors import (
+    Damaged,
+    IntegrityError,
+    KeyringError,
+    LocalError,
+    NotFound,
+    Rollback,
+    SfscError,
+)
 from sfsc.session.commit import build_tombstone, delete_file, find_current_file
-from sfsc.session.pipeline import changed_since, pipelined
-from sfsc.session.server_errors import expect_reply
+from sfsc.session.pipeline import Skip, changed_since, pipelined
+from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session, known_file
-from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile
+from sfsc.trust.file_records import Entry, KnownRevision, VerifiedFile, parse_record
+from sfsc.trust.server_log import REPORT
 from sfsc.trust.signature_cache import verify_in_background
 from sfsc.trust.state import KnownFile
+
+if TYPE_CHECKING:
+    from sfsc.log.account_log import AccountLog
 
 
 class _Deletion(Value):
@@ -39,10 +52,17 @@ class Files:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._log: AccountLog | None = None
 
-    def ls(self, prefix: str = "") -> Iterator[Entry]:
-        """Return the current version of every file whose name begins with `prefix`, by name."""
-        self._refresh()
+    def ls(self, prefix: str = "", skip: Skip | None = None) -> Iterator[Entry]:
+        """Return the current version of every file whose name begins with `prefix`, by name.
+
+        Each file that the server does not show, although it is known or in the account's log, and
+        each that is damaged is passed to `skip`, under its name or its id if no name is known.
+        Without `skip`, the first of these errors is raised after the last entry.
+        """
+        errors = self._refresh()
+        unreadable = self._name_unreadable(errors, prefix)
         # An entry without these bytes cannot have such a name, and is not unpacked. No name has a
         # lone surrogate, so a prefix with one matches nothing in either case.
         part = prefix.encode(errors="surrogatepass")
@@ -50,10 +70,16 @@ class Files:
             entry
             for file_id, packed in self._session.state.entries()
             if part in packed
+            and file_id not in errors
             and not self._session.account.is_settings(file_id)
             and (entry := _unpack(file_id, packed)).name.startswith(prefix)
         ]
-        return iter(sorted(found, key=lambda entry: entry.name))
+        found.sort(key=lambda entry: entry.name)
+        if skip is None:
+            return _then_raise(found, [error for _, error in unreadable])
+        for name, error in unreadable:
+            skip(name, error)
+        return iter(found)
 
     def stat(self, name: str) -> Entry:
         """Return the current version of `name` from the server. Raises `NotFound`."""
@@ -65,7 +91,13 @@ class Files:
         session = self._session
         file = find_current_file(session, name)
         deleted = delete_file(session, file, lambda onto: onto.deleted)
-        return session.account.listing_entry(deleted)
+        try:
+            return session.account.listing_entry(deleted)
+        except Damaged:
+            made = deleted.content  # its sealed metadata is lost, so size and mode are unknown
+            size, when = made.ciphertext_size or 0, made.created
+            revision, version = deleted.head.rev, deleted.version
+            return Entry(name, file.file_id, version, revision, 0, size, when, None, when)
 
     def rm_many(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Delete entries that `ls` returned, as a pipeline; entries that are gone by now are
@@ -104,51 +136,131 @@ class Files:
         session.state.remember_file(made, None)
         return deletion.entry
 
-    def _refresh(self) -> None:
-        """Update the cache with all changes since the last listing."""
+    def _refresh(self) -> dict[str, SfscError]:
+        """Update the cache with all changes since the last listing. Return what is wrong with each
+        file that cannot be listed, by file_id."""
         session, state = self._session, self._session.state
         session.refresh_state_key()
+        # Before the listing, which then has to show everything that was logged until now.
+        self._follow_log()
         # Anything appended from here on is fetched next time, whether this listing has it or not.
         complete = session.trust.newest.size
         since, known = state.listed_size(), state.all_revisions()
         ids: dict[bytes, str] = {}
+        damaged: dict[str, SfscError] = {}
+        invalid: dict[str, SfscError] = {}
         for page in changed_since(session, since):
             if page.views and not ids:
                 ids = {revision.hash: file_id for file_id, revision in known.items()}
             views = self._uncached_views(page.views, ids)
             with verify_in_background(session.account.signature_checks(views)), state.transaction():
-                self._remember_views(views, known)
+                invalid |= self._remember_views(views, known)
+            damaged |= {one.file_id: damaged_version(one) for one in page.damaged}
         if state.is_current:
-            state.remember_listed_size(complete)
+            # The server names damaged files each time, and invalid ones are fetched again.
+            if all(isinstance(error, Damaged) for error in invalid.values()):
+                state.remember_listed_size(complete)
         else:
-            self._refresh()  # another process replaced the state's key, so nothing was cached
+            return self._refresh()  # another process replaced the state's key: nothing was cached
+        unreadable = damaged | invalid
+        for file_id in state.unlisted_files():
+            if file_id not in unreadable and (error := self._examine(file_id)) is not None:
+                unreadable[file_id] = error
+        return unreadable
+
+    def _follow_log(self) -> None:
+        from sfsc.log.account_log import AccountLog  # a put does not need it
+
+        if self._log is None:
+            self._log = AccountLog(self._session)
+        self._log.follow_to_login()
+
+    def _examine(self, file_id: str) -> SfscError | None:
+        """Ask for a file that the listing should have shown. Return what is wrong with it, or None
+        if it was listed meanwhile."""
+        session = self._session
+        try:
+            file = session.fetch_newest(file_id)
+            if file.head.rev < (logged := session.state.logged_revision(file_id)):
+                cause = (
+                    f"the server shows revision {file.head.rev} of a file whose log has {logged}"
+                )
+                return Rollback(cause, REPORT)
+            entry = None if file.deleted else session.account.listing_entry(file).pack()
+        except NotFound:
+            return Rollback("the log has the file, but the server does not", REPORT)
+        except (IntegrityError, KeyringError) as exc:
+            return exc
+        session.state.remember_file(known_file(file), entry)
+        return None
+
+    def _name_unreadable(
+        self, errors: Mapping[str, SfscError], prefix: str
+    ) -> list[tuple[str, SfscError]]:
+        """Return (name, error) pairs by name, without files known to be outside of `prefix`."""
+        state, found = self._session.state, list[tuple[str, SfscError]]()
+        for file_id, error in errors.items():
+            packed = state.last_entry(file_id)
+            name = None if packed is None else _unpack(file_id, packed).name
+            if self._session.account.is_settings(file_id):
+                found.append(("the account's settings", error))
+            elif name is None or name.startswith(prefix):
+                found.append((name or file_id, error))
+        return sorted(found, key=lambda one: one[0])
 
     def _uncached_views(
         self, views: Sequence[FileView], ids: Mapping[bytes, str]
     ) -> list[FileView]:
-        """Return the views whose last record has no cached entry. `ids` maps the hashes of known
-        files' last records to their ids. Nothing else in the view of a cached file is read."""
+        """Return the views whose last record has no cached entry, and those without content. `ids`
+        maps the hashes of known files' last records to their ids. Nothing else in the view of a
+        cached file is read."""
         last = (view.content if view.head is None else view.head for view in views)
         found = [ids.get(record_hash(one.record)) for one in last]
         cached = self._session.state.cached_revisions([one for one in found if one is not None])
         pairs = zip(views, found, strict=True)
-        return [view for view, one in pairs if one is None or cached[one] is None]
+        return [
+            view for view, one in pairs if one is None or cached[one] is None or not view.metadata
+        ]
 
-    def _remember_views(self, views: Sequence[FileView], known: dict[str, KnownRevision]) -> None:
-        """Verify views, and save them in the cache."""
+    def _remember_views(
+        self, views: Sequence[FileView], known: dict[str, KnownRevision]
+    ) -> dict[str, SfscError]:
+        """Verify views, and save them in the cache. Return the errors of those that are not valid
+        or do not open, by file_id."""
         session, files = self._session, list[VerifiedFile]()
+        invalid: dict[str, SfscError] = {}
         for view in views:
-            file = session.account.verify_newest(view, None, None)
-            file.check_not_older(known.get(file.file_id))
-            files.append(file)
+            try:
+                file = session.account.verify_newest(view, None, None)
+                file.check_not_older(known.get(file.file_id))
+            except IntegrityError as exc:
+                invalid[parse_record(view.content).file_id] = exc
+            else:
+                files.append(file)
         cached = session.state.cached_revisions([file.file_id for file in files])
         learnt: list[tuple[KnownFile, bytes | None]] = []
         for file in files:
             present = known_file(file)
+            entry = None
+            try:
+                if not file.deleted and (
+                    cached[file.file_id] != present.revision or not file.metadata
+                ):
+                    entry = session.account.listing_entry(file).pack()
+            except (IntegrityError, KeyringError) as exc:
+                invalid[file.file_id] = exc
+                session.state.drop_entry(file.file_id)
             if cached[file.file_id] != present.revision:
-                entry = None if file.deleted else session.account.listing_entry(file).pack()
                 learnt.append((present, entry))
         session.state.remember_files(learnt)
+        return invalid
+
+
+def _then_raise(entries: Iterable[Entry], errors: Sequence[SfscError]) -> Iterator[Entry]:
+    """Yield the entries, then raise the first error, if there is one."""
+    yield from entries
+    if errors:
+        raise errors[0]
 
 
 def _unpack(file_id: str, packed: bytes) -> Entry:

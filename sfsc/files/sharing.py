@@ -15,7 +15,7 @@ from protocol.wire.messages import Done, Error, Reply
 from protocol.wire.messages.files import Stat, Stated
 from protocol.wire.messages.sharing import SetReaders, VersionWrap
 from sfsc.crypto.envelope import Recipient, check_name
-from sfsc.errors import ConflictError, NotFound, UsageError
+from sfsc.errors import ConflictError, Damaged, NotFound, SfscError, UsageError
 from sfsc.files.contacts import Contacts, Person
 from sfsc.files.history import PastReaders
 from sfsc.files.listing import Files
@@ -95,26 +95,33 @@ class Sharing:
         history: bool = False,
         first_use: bool = False,
     ) -> Iterator[Grant]:
-        """Share every file in `folder` ("": all), and every file stored there later."""
+        """Share every file in `folder` ("": all), and every file stored there later. If some cannot
+        be listed, the error of one is raised at the end."""
         prefix = _parse_folder(folder)
         person = self._contacts.find_trusted(user, first_use=first_use)
         self._contacts.recipient(person)
         self._folders.share(Folder(prefix, user, person.fingerprint, expires))
-        files = (file for file in self._fetch_folder(prefix) if not file.deleted)
+        unreadable: list[SfscError] = []
+        found = self._fetch_folder(prefix, unreadable)
+        files = (file for file in found if not file.deleted)
         for file in self._changed_many(files, self._add_reader(person, expires)):
             if history:
                 self._share_older(file, person, expires)
             yield Grant(self._session.account.listing_entry(file).name, user, expires)
+        _raise_first(unreadable)
 
     def unshare_tree(self, folder: str, user: str, *, reencrypt: bool = False) -> Iterator[Grant]:
-        """Stop sharing `folder` and every file in it."""
+        """Stop sharing `folder` and every file in it. Raises like `share_tree`."""
         prefix = _parse_folder(folder)
         self._contacts.follow()
         self._folders.unshare(prefix, user)
-        files = (file for file in self._fetch_folder(prefix) if self._reads(file, user))
+        unreadable: list[SfscError] = []
+        found = self._fetch_folder(prefix, unreadable)
+        files = (file for file in found if self._reads(file, user))
         for file in self._changed_many(files, _drop_reader(user)):
             self._finish_unshare(file, user, reencrypt=reencrypt)
             yield Grant(self._session.account.listing_entry(file).name, user, 0)
+        _raise_first(unreadable)
 
     def _reads(self, file: VerifiedFile, user: str) -> bool:
         """Return whether the last record names the user. Raises `Rollback` if the log has a later
@@ -127,15 +134,19 @@ class Sharing:
         head = find_current_file(self._session, name).head
         return [Grant(name, user, expires) for user, _, expires in head.readers]
 
-    def _fetch_folder(self, prefix: str) -> Iterator[VerifiedFile]:
-        """Fetch and verify the present files of a folder, as a pipeline."""
+    def _fetch_folder(self, prefix: str, unreadable: list[SfscError]) -> Iterator[VerifiedFile]:
+        """Fetch and verify the present files of a folder, as a pipeline. Add the errors of those
+        that cannot be listed to `unreadable`."""
         session = self._session
+        found = Files(session).ls(
+            f"{prefix}/" if prefix else "", lambda _name, error: unreadable.append(error)
+        )
         requests = (
             (
                 (entry.file_id, session.state.file(entry.file_id)),
                 Stat(session.account.user, entry.file_id, 0),
             )
-            for entry in list(Files(session).ls(f"{prefix}/" if prefix else ""))
+            for entry in list(found)
         )
         return pipelined(
             session,
@@ -195,9 +206,12 @@ class Sharing:
         return _ReaderChange(readers, wraps)
 
     def _wrap(self, file: VerifiedFile, version: int, recipient: Recipient) -> VersionWrap | None:
-        """Wrap one version's key for a reader; None if its content was removed."""
+        """Wrap one version's key for a reader; None if its content was removed or is damaged."""
         session = self._session
-        shown = fetch_version(session, file, version)
+        try:
+            shown = fetch_version(session, file, version)
+        except Damaged:
+            return None  # it opens for nobody
         if not shown.metadata:
             return None
         key, _ = session.account.open_version(shown)
@@ -297,3 +311,8 @@ def _parse_folder(folder: str) -> str:
     elif folder not in ("", "/"):
         raise UsageError(f"not a folder: {folder}")
     return prefix
+
+
+def _raise_first(errors: Sequence[SfscError]) -> None:
+    if errors:
+        raise errors[0]

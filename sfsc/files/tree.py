@@ -62,7 +62,7 @@ class Trees:
         as ``target/b``. `shared` holds files of another user, instead of our own. New folders have
         mode 0700, or what the umask leaves with `umask_folders`. Files are not
         synced one by one: after a power cut, download them again. Raises `NotFound`."""
-        owner, entries = shared or (None, self.list_folder(name))
+        owner, entries = shared or (None, self.list_folder(name, skip))
         above = len(name.strip("/").rpartition("/")[0])
         self._session.progress.expect(sum(entry.size for entry in entries))
         mode = BY_UMASK if umask_folders else PRIVATE
@@ -70,18 +70,25 @@ class Trees:
             items = _items(entries, above and above + 1, tree, skip)
             yield from Downloads(self._session).get_many(items, skip, owner)
 
-    def rm(self, name: str) -> Iterator[Entry]:
+    def rm(self, name: str, skip: Skip) -> Iterator[Entry]:
         """Delete every file in the folder `name`. Raises `NotFound`."""
-        return Files(self._session).rm_many(self.list_folder(name))
+        return Files(self._session).rm_many(self.list_folder(name, skip))
 
-    def list_folder(self, name: str) -> list[Entry]:
-        """Return every file in the folder `name` ("": all), by name. Raises `NotFound` if there is
-        none."""
+    def list_folder(self, name: str, skip: Skip) -> list[Entry]:
+        """Return every file in the folder `name` ("": all), by name; those that cannot be listed
+        are passed to `skip`. Raises `NotFound` if there is neither."""
         folder = name.strip("/")
         if folder:
             check_name(folder)
-        found = list(Files(self._session).ls(f"{folder}/" if folder else ""))
-        if not found:
+        unreadable = False
+
+        def note(what: str, error: SfscError) -> None:
+            nonlocal unreadable
+            unreadable = True
+            skip(what, error)
+
+        found = list(Files(self._session).ls(f"{folder}/" if folder else "", note))
+        if not found and not unreadable:
             raise NotFound(f"there is no file in {folder or 'the store'}", "see `sfsc ls`")
         return found
 

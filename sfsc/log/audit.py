@@ -13,9 +13,9 @@ from protocol.log.checkpoint import Verifier
 from protocol.log.tlogproof import TlogProof
 from protocol.records.records import FileRecord, Statement, record_hash
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages.base import Receipt
+from protocol.wire.messages.base import DamagedVersion, Receipt
 from protocol.wire.messages.log import CONSISTENCY, LogProof
-from sfsc.errors import BadRecord, BrokenChain, LocalError, NotFound, Rollback
+from sfsc.errors import BadRecord, BrokenChain, Damaged, LocalError, NotFound, Rollback
 from sfsc.log.account_log import RECORDS, AccountLog
 from sfsc.log.receipts import parse_verifiers
 from sfsc.session.pipeline import changed_since
@@ -147,9 +147,14 @@ class Audit:
 
     def _compare(self, heads: dict[str, tuple[FileRecord, bytes]], entries: list[LogEntry]) -> int:
         """Check that every file of the store is in the log with its last record, and vice versa.
-        For files changed since `entries` were read, the log must have that record by now."""
+        For files changed since `entries` were read, the log must have that record by now. Raises
+        `Rollback`, `Damaged`."""
         missing, others = dict(heads), set[bytes]()
+        damaged: list[DamagedVersion] = []
         for page in changed_since(self._session, 0):
+            damaged += page.damaged
+            for one in page.damaged:
+                missing.pop(one.file_id, None)
             for view in page.views:
                 file = self._session.account.verify_newest(view, None, None)
                 _, body = missing.pop(file.file_id, (None, b""))
@@ -163,6 +168,9 @@ class Audit:
             raise Rollback("store and log have different last records of a file", REPORT)
         if missing:
             raise Rollback(f"files in the log but not in the store: {len(missing)}", REPORT)
+        if damaged:
+            cause = "the log is complete, but the server has damaged files: `sfsc ls` names them"
+            raise Damaged(cause, file_id=damaged[0].file_id, version=damaged[0].version)
         return len(heads)
 
     # --- comparing, carrying away -------------------------------------------------------------

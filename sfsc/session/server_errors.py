@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Final, TypeVar
 
 from protocol.wire.messages import Error, Reply
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.log import LogProven
-from sfsc.errors import BadReceipt, ConflictError, ProtocolFailure, SfscError
+from sfsc.errors import BadReceipt, ConflictError, Damaged, ProtocolFailure, SfscError
 from sfsc.trust.server_log import REPORT
 
 _Reply = TypeVar("_Reply", bound=Reply)
@@ -32,11 +33,21 @@ def to_exception(error: Error) -> SfscError:
     two sides has a bug."""
     kind, hint = _BY_CODE.get(error.code, (ProtocolFailure, None))
     cause = error.text or error.code
+    if issubclass(kind, Damaged):
+        if error.damaged is not None:
+            return damaged_version(error.damaged)
+        return kind(cause, "the operator finds out more with `sfsd fsck`")
     if issubclass(kind, ConflictError):
         head = error.head
         shown = None if head is None else (head.head or head.content).record
         return kind(cause, hint, head=shown)
     return kind(cause, hint)
+
+
+def damaged_version(place: DamagedVersion) -> Damaged:
+    """Return the exception for a version that the server calls damaged."""
+    cause = f"version {place.version} of the file is damaged on the server"
+    return Damaged(cause, file_id=place.file_id, version=place.version)
 
 
 def expect_reply(reply: Reply, kind: type[_Reply]) -> _Reply:

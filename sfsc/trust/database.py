@@ -18,7 +18,7 @@ from sfsc.closing import Closing
 from sfsc.crypto.primitives import Sealer, verification_mac_key
 from sfsc.errors import LocalError, Tampered
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 BUSY_SECONDS: Final = 20.0
 
 _TABLES: Final = """
@@ -48,6 +48,11 @@ CREATE TABLE shared (
 """Added in schema 2: the followed log, other users, their files."""
 _VERIFIED: Final = "ALTER TABLE file ADD COLUMN vouched BLOB"
 """Added in schema 3: a MAC showing that the record's signature was found valid."""
+_LISTED: Final = """
+ALTER TABLE file ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE file ADD COLUMN shown BLOB
+"""
+"""Added in schema 4: whether a file is deleted, and its last entry while it has none."""
 _PAGE: Final = 1024
 """Page size in bytes. A file's row is about as long. SQLite's default of 4,096 would split each
 row: at most a quarter of a page is stored inline, and the rest fills nearly a page of its own,
@@ -109,6 +114,8 @@ class StateDatabase(Closing):
                 self._create(_PEERS)
             if version in (0, 1, 2):
                 self._create(_VERIFIED)
+            if version in (0, 1, 2, 3):
+                self._create(_LISTED)
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LocalError(
@@ -153,8 +160,8 @@ class StateDatabase(Closing):
         key may crash before its keyring holds it. What protects against rollback stays."""
         self._set_key(key)
         if self.meta_value(_KEY_ROW) is not None:
-            for table in ("file", "shared"):
-                self.execute(f"UPDATE {table} SET entry = NULL")  # noqa: S608 - constants
+            self.execute("UPDATE file SET entry = NULL, shown = NULL")
+            self.execute("UPDATE shared SET entry = NULL")
             self.execute("DELETE FROM meta WHERE key IN ('listed', 'received')")
         self._key_check = self.seal(b"", _KEY_ROW)
         self.set_meta(_KEY_ROW, self._key_check)

@@ -28,7 +28,7 @@ from protocol.wire.messages.base import SignedRecord, Wrap
 from sfsc.crypto.envelope import ContentKey, Metadata, Recipient, open_wraps
 from sfsc.crypto.primitives import file_id
 from sfsc.crypto.wrap import PrivateKey, PublicKey
-from sfsc.errors import BadRecord, Fork, NotFound, Rollback, Tampered
+from sfsc.errors import BadRecord, Damaged, Fork, NotFound, Rollback, Tampered
 from sfsc.keys.bundle import private_keys
 from sfsc.keys.keyring import Keyring
 from sfsc.trust.signature_cache import SignatureCheck, signature_is_valid
@@ -366,6 +366,9 @@ class OwnAccount(FileOwner):
         whose = self if owner is None else owner
         if whose.is_voided(file.content):
             raise BadRecord("this version was signed with a voided key", _VOIDED_HINT)
+        if not file.metadata:
+            cause = f"the content of version {file.version} is not on the server any more"
+            raise Damaged(cause, file_id=file.file_id, version=file.version)
         return open_wraps(file.content, whose.first, file.wraps, self.private_keys)
 
     def open_metadata(

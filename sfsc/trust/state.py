@@ -37,11 +37,12 @@ class KnownFile(Value):
     hash: bytes
     record: bytes
     version: int
+    deleted: bool = False
 
     @classmethod
     def from_record(cls, head: FileRecord, body: bytes, version: int) -> Self:
         """Build from the last record `head`, its exact bytes `body`, and the newest `version`."""
-        return cls(head.file_id, head.rev, record_hash(body), body, version)
+        return cls(head.file_id, head.rev, record_hash(body), body, version, head.current == 0)
 
     @property
     def revision(self) -> KnownRevision:
@@ -183,7 +184,7 @@ class ClientState(StateDatabase):
     def verified_file(self, file_id: str) -> KnownFile | None:
         """Return the known file if its record's signature is marked valid: it may be
         signed again."""
-        query = "SELECT vouched, rev, hash, record, version FROM file WHERE file_id = ?"
+        query = "SELECT vouched, rev, hash, record, version, deleted FROM file WHERE file_id = ?"
         row = self.fetch_row(query, (file_id,))
         if row is None:
             return None
@@ -193,7 +194,7 @@ class ClientState(StateDatabase):
 
     def files(self, file_ids: Sequence[str]) -> dict[str, KnownFile | None]:
         """Return what is known of each of a few files, as `file` does."""
-        query = "SELECT file_id, rev, hash, record, version FROM file WHERE"
+        query = "SELECT file_id, rev, hash, record, version, deleted FROM file WHERE"
         found: dict[str, KnownFile | None] = dict.fromkeys(file_ids)
         found.update((row[0], KnownFile(*row)) for row in self._query_files(query, (), file_ids))
         return found
@@ -246,13 +247,18 @@ class ClientState(StateDatabase):
                     known.version,
                     self.seal(entry, known.file_id) if cached and entry is not None else None,
                     self.verification_mac(known.file_id, known.hash),
+                    known.deleted,
                 )
                 for known, entry in files
             ]
             self.execute_many(
-                "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET"
                 " rev = excluded.rev, hash = excluded.hash, record = excluded.record,"
                 " version = excluded.version, vouched = excluded.vouched,"
+                " deleted = excluded.deleted,"
+                # The last entry known names the file if the server no longer shows it.
+                " shown = CASE WHEN excluded.entry IS NULL AND hash <> excluded.hash"
+                " THEN coalesce(entry, shown) WHEN excluded.entry IS NULL THEN shown END,"
                 # Keep the entry of the same record: no later listing would return it.
                 " entry = coalesce(excluded.entry, CASE WHEN hash = excluded.hash THEN entry END)"
                 " WHERE excluded.rev >= rev",
@@ -272,6 +278,30 @@ class ClientState(StateDatabase):
             "SELECT file_id, entry FROM file WHERE entry NOT NULL"
         ):
             yield file_id, self.unseal(sealed, file_id)
+
+    def drop_entry(self, file_id: str) -> None:
+        """List a file no longer: the server has lost the version that its entry describes."""
+        self.execute(
+            "UPDATE file SET shown = coalesce(entry, shown), entry = NULL WHERE file_id = ?",
+            (file_id,),
+        )
+
+    def last_entry(self, file_id: str) -> bytes | None:
+        """Return the newest listing entry known of a file, perhaps of an older record; None if
+        there is none. Raises as `entries`."""
+        query = "SELECT coalesce(entry, shown) FROM file WHERE file_id = ?"
+        row = self.fetch_row(query, (file_id,))
+        return None if row is None or row[0] is None else self.unseal(row[0], file_id)
+
+    def unlisted_files(self) -> list[str]:
+        """Return the ids of files that a complete listing should have shown: those without an
+        entry that are not deleted, and those of which the log has a newer record."""
+        rows = self.fetch_rows(
+            "SELECT file_id FROM file WHERE entry IS NULL AND NOT deleted"
+            " UNION SELECT logged.file_id FROM logged LEFT JOIN file USING (file_id)"
+            " WHERE file.rev IS NULL OR file.rev < logged.rev"
+        )
+        return [file_id for (file_id,) in rows]
 
     def listed_size(self) -> int:
         """Return the log size up to which the cached entries are complete; 0 at first."""

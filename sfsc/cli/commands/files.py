@@ -30,7 +30,8 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
     """List your files whose names start with PREFIX, by name; without PREFIX, all.
 
     A folder is one line that ends with a slash; `sfsc ls FOLDER/` lists what is in it, and ends
-    with exit code 3 if that is nothing.
+    with exit code 3 if that is nothing. Files that the server has damaged or lost are named on
+    stderr, and the exit code is 5.
 
     Example: sfsc ls -l photos/
     """
@@ -39,7 +40,8 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
         return
     empty = True
     with context.connect() as store:
-        found = store.ls(prefix)
+        unreadable = terminal.Failures()
+        found = store.ls(prefix, skip=unreadable)
         for item in found if recursive else _level(found, prefix):
             empty = False
             line = printable(item.name)
@@ -48,6 +50,7 @@ def ls(context: Context, prefix: str, *, long: bool, recursive: bool, shared: bo
                 size, modified = terminal.human_size(item.size), human_time(item.mtime)
                 line = f"{version:>4}  {size:>11}  {modified}  {line}"
             context.answer(terminal.fields_of(item), line)
+        unreadable.check()
     if empty and prefix.endswith("/"):
         raise NotFound(f"there is no file in {prefix}", "run `sfsc ls` to see what is stored")
 
@@ -108,19 +111,42 @@ def stat(context: Context, name: str) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-r", "--recursive", is_flag=True, help="Delete all files in the folder NAME.")
 @click.option("--purge", is_flag=True, help="Also remove the content of every version permanently.")
+@click.option(
+    "--damaged",
+    is_flag=True,
+    help="With --purge: remove only what is damaged on the server; NAME may be a file id.",
+)
 @click.pass_obj
-def rm(context: Context, names: tuple[str, ...], *, recursive: bool, purge: bool) -> None:
+def rm(
+    context: Context, names: tuple[str, ...], *, recursive: bool, purge: bool, damaged: bool
+) -> None:
     """Delete each NAME. A signed record of the deletion stays; the versions stay as trash.
 
     With --purge the content of all versions is removed too, even if NAME was deleted before. Only
     the record that the file existed stays.
 
+    With --purge --damaged only the versions are removed whose bytes the server has lost. If that is
+    the current version, NAME is deleted; `sfsc restore` brings an older version back. Ask the
+    operator first whether a backup has them: they cannot be restored afterwards.
+
     Example: sfsc rm notes.txt
     """
     if recursive and purge:
         raise UsageError("-r and --purge exclude each other", "purge the files one by one")
-    with context.connect() as store:
+    if damaged and not purge:
+        raise UsageError("--damaged needs --purge", "run `sfsc rm --purge --damaged NAME`")
+    # A damaged file must not start a rotation that it may hinder.
+    with context.connect(auto_rotate=None if not damaged else False) as store:
+        unreadable = terminal.Failures()
         for name in names:
+            if damaged:
+                removed = store.give_up_damaged(name)
+                which = ", ".join(map(str, removed))
+                context.confirm(
+                    {"name": name, "purged": removed},
+                    f"removed damaged content of {printable(name)}: version {which}",
+                )
+                continue
             if purge:
                 with contextlib.suppress(NotFound):  # already deleted; if never stored, purge fails
                     store.rm(name)
@@ -129,9 +155,11 @@ def rm(context: Context, names: tuple[str, ...], *, recursive: bool, purge: bool
                 shown = {"name": name, "deleted": True, "purged": purged}
                 context.confirm(shown, f"{text} {counted(len(purged), 'version')}")
                 continue
-            for entry in store.rm_tree(name) if recursive else [store.rm(name)]:
+            tree = store.rm_tree(name, skip=unreadable) if recursive else [store.rm(name)]
+            for entry in tree:
                 shown = {"name": entry.name, "deleted": True}
                 context.confirm(shown, f"deleted {printable(entry.name)}")
+        unreadable.check()
 
 
 @click.command()

@@ -327,6 +327,15 @@ def rotate(
                 key_type=key_type, compromised=compromised, names=names, drop_device=dropped
             )
             _show_rotation(done, context)
+            _check_listing(store)
+
+
+def _check_listing(store: Store) -> None:
+    """Name the files that the server does not show, or has damaged: no rotation reaches them."""
+    unreadable = terminal.Failures()
+    for _ in store.ls(skip=unreadable):
+        pass
+    unreadable.check()
 
 
 def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool) -> None:
@@ -391,9 +400,11 @@ def _show_plan(plan: RotationPlan, context: Context) -> None:
 @click.pass_obj
 def verify_rotation(context: Context) -> None:
     """Check that every version of every file is wrapped for the current key, and that its records
-    are signed or endorsed with it. The exit code is 5 if one is not.
+    are signed or endorsed with it. The exit code is 5 if one is not, and if files are damaged on
+    the server or missing there, which are named.
 
     Example: sfsc verify-rotation
     """
     with context.connect(auto_rotate=False) as store:
         _show_rotation(store.verify_rotation(), context)
+        _check_listing(store)

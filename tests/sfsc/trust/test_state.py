@@ -287,7 +287,8 @@ def test_older_schema_is_upgraded_without_verification_macs(path: Path, version:
         state.remember_file(known(1), b"entry")
         state.remember_listed_size(5)
     with sqlite3.connect(path) as database:
-        database.execute("ALTER TABLE file DROP COLUMN vouched")
+        for column in ("shown", "deleted", "vouched"):
+            database.execute(f"ALTER TABLE file DROP COLUMN {column}")
         if version == 1:
             for table in ("logged", "statement", "shared"):
                 database.execute(f"DROP TABLE {table}")
