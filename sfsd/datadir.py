@@ -79,7 +79,7 @@ def open_server_context(
         _check_mounted(root, journal)
         store = DirectoryStore(root, files)
         lost = recover(store, journal, without_stage=without_stage).lost
-        committer = Committer(store, journal)
+        committer = Committer(store, journal, keep_spares=True)
         try:
             _set_aside(store, journal, committer, lost)
             identity = ServerIdentity.parse(keys.statement, keys.signature, keys.operator_public)

@@ -36,12 +36,16 @@ _CHUNK = 1 << 20
 class LogFile:
     """The file `path`, created if missing. `end` is how many of its bytes are valid."""
 
-    def __init__(self, path: Path, files: Files) -> None:
-        """Open the file. Raises OSError."""
+    def __init__(self, path: Path, files: Files, tail: int = 0) -> None:
+        """Open the file. `tail` bytes are kept allocated behind its end, so that entries can be
+        appended on a disk that other programs have filled. Raises OSError."""
         self._files = files
         self._path = path
         self._handle = files.open_append(path)
         self.end = files.size(self._handle)
+        self._tail = tail
+        self._allocated = 0
+        self._allocate_tail()
 
     def append(self, data: bytes) -> None:
         """Append `data` durably. One thread only. Raises `JournalRefusedError` (`JournalFullError`
@@ -64,6 +68,14 @@ class LogFile:
             raise JournalFailedError(f"the log could not be synced: {exc.strerror}") from exc
         self._check_untouched(self.end + written)
         self.end += written
+        self._allocate_tail()
+
+    def _allocate_tail(self) -> None:
+        """Allocate blocks behind the end again once a part of them is used. On a full disk those
+        that are left stay."""
+        if self._tail and self.end + self._tail * 15 // 16 > self._allocated:
+            self._files.reserve(self._handle, self.end, self._tail)
+            self._allocated = self.end + self._tail
 
     def _check_untouched(self, size: int) -> None:
         """Check that the open file still has its name and `size` bytes, that is, only this class

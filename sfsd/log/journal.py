@@ -72,7 +72,8 @@ class Journal:
     ) -> None:
         """Open the log in `folder`, verify the unmarked part and cut a torn last line. Raises
         `JournalDamagedError` with the first seq that differs from what was signed, or OSError.
-        `reserve` is the size of logs/reserve in bytes."""
+        `reserve` is the size in bytes of logs/reserve, and of what is kept allocated behind the end
+        of the log."""
         self._folder = folder
         self._key = key
         self._origin = origin
@@ -82,10 +83,11 @@ class Journal:
         """Why nothing is appended any more, or None. If set, no download may be served either."""
         self._signing = threading.Lock()
         self._signed: tuple[int, bytes] | None = None
+        self._checkpoint_stale = False
         self._recent: dict[int, bytes] = {}
         self._files.make_folder(folder)
         self.reserve = DiskReserve(folder / "reserve", reserve, self._files)
-        self._file = LogFile(folder / "audit.jsonl", self._files)
+        self._file = LogFile(folder / "audit.jsonl", self._files, reserve)
         self._tree = LogTree(folder / "tree", self._files)
         try:
             verifier = checkpoint.Verifier(origin, key.public)
@@ -308,10 +310,13 @@ class Journal:
                 self._signed = (state.size, note)
                 try:
                     self._files.replace_soon(self._folder / "checkpoint", note)
+                    self._checkpoint_stale = False
                 except OSError as exc:
                     # The previous stored checkpoint remains valid; the next start verifies fewer
                     # lines by it.
-                    _log.warning("logs/checkpoint could not be replaced: %s", exc.strerror)
+                    if not self._checkpoint_stale:
+                        _log.warning("logs/checkpoint could not be replaced: %s", exc.strerror)
+                    self._checkpoint_stale = True
             return self._signed
 
     def _start(self, seq: int, state: LogState) -> int:

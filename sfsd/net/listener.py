@@ -23,7 +23,7 @@ from sfsd.config import ConnectionLimits
 from sfsd.datadir import lock_root, open_server_context
 from sfsd.errors import ConfigError, JournalDamagedError, JournalError, SfsdError
 from sfsd.fs.descriptors import descriptor_limit, descriptor_quarter, raise_descriptor_limit
-from sfsd.fs.files import Files
+from sfsd.fs.files import FULL_DISK, Files
 from sfsd.jobs.scheduler import JobScheduler
 from sfsd.net.connection import ClientConnection
 from sfsd.net.connection_limits import (
@@ -320,7 +320,12 @@ async def _serve(
     try:
         bound = await server.start(listen)
         for path in filter(None, (address, ready_file)):
-            files.replace_soon(path, bound.encode() + b"\n")
+            try:
+                files.replace_soon(path, bound.encode() + b"\n")
+            except OSError as exc:
+                spares = context.store.pack_spares
+                if exc.errno not in FULL_DISK or not spares.write(path, bound.encode() + b"\n"):
+                    raise
         _log.info("serving %s", bound)
         await stopped.wait()
         _log.info("stopping")

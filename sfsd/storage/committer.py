@@ -77,6 +77,7 @@ class GroupCommitter:
         self._store = store
         self._journal = journal
         self._reserve_tried = 0.0
+        self.keep_spares = False
 
     @property
     def failed(self) -> str | None:
@@ -108,14 +109,26 @@ class GroupCommitter:
     def maintain(self) -> None:
         """Between groups: save a mark for a short next start, and restore the disk reserve."""
         self._journal.save_mark()
-        if self._journal.full and time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
+        if time.monotonic() - self._reserve_tried > _RESERVE_EVERY:
             self._reserve_tried = time.monotonic()
-            self._journal.reserve.refill()
+            if self._journal.full:
+                self._journal.reserve.refill()
+            if self.keep_spares:
+                self._store.refill_spares()
 
     def _commit_once(self, group: Sequence[PendingChange]) -> Sequence[PendingChange]:
         """Try once; return the changes to retry after one was too long for the log."""
         try:
             prepared = self._prepare(group)
+        except StoreFullError as exc:
+            if len(group) > 1:
+                # Some may clear the disk, and so need no room. Each gets its own answer.
+                for one in group:
+                    self.commit([one])
+                return ()
+            self._journal.reserve.release()
+            _fail(group, exc)
+            return ()
         except StoreError as exc:
             _fail(group, exc)
             return ()
@@ -144,12 +157,8 @@ class GroupCommitter:
     def _prepare(self, group: Sequence[PendingChange]) -> PreparedGroup:
         if self._journal.failed is not None:
             raise StoreFailedError(self._journal.failed)
-        try:
-            changes = [submitted.change for submitted in group]
-            return self._store.prepare(changes, self._journal.next_seq)
-        except StoreFullError:
-            self._journal.reserve.release()
-            raise
+        changes = [submitted.change for submitted in group]
+        return self._store.prepare(changes, self._journal.next_seq)
 
     def _finish(self, prepared: PreparedGroup, accepted: Sequence[PendingChange]) -> None:
         """Publish a logged group and complete its futures."""
@@ -191,10 +200,19 @@ class Committer:
     Everything that goes to the log goes through `submit`."""
 
     def __init__(
-        self, store: DirectoryStore, journal: Journal, *, settle_after: float = 0.5
+        self,
+        store: DirectoryStore,
+        journal: Journal,
+        *,
+        settle_after: float = 0.5,
+        keep_spares: bool = False,
     ) -> None:
-        """Start on a recovered store and log; settle every `settle_after` seconds."""
+        """Start on a recovered store and log; settle every `settle_after` seconds. `keep_spares`
+        keeps spare files for a full disk."""
         self._point = GroupCommitter(store, journal)
+        self._point.keep_spares = keep_spares
+        if keep_spares:
+            store.refill_spares()
         self._settle_after = settle_after
         self._changed = threading.Condition()
         self._waiting: deque[PendingChange] = deque()

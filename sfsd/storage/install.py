@@ -20,11 +20,16 @@ from pathlib import Path
 
 from sfsd.errors import SfsdError
 from sfsd.fs.descriptors import SyncGuard
-from sfsd.fs.files import Files
+from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.spare_files import SpareFiles
 from sfsd.storage.prepare import InstallStep
 
 SYNCFS_MIN_FILES = 16
 """The number of files from which one sync of the file system costs less than one of each."""
+SPARES = 64
+"""Small files that a full disk can still replace in the store."""
+SPARE_SIZE = 16 * 1024
+"""Bytes; a sidecar with one reader has 3 KiB."""
 _APPLIED = re.compile(rb"[0-9]{1,16}\n")
 
 
@@ -33,6 +38,7 @@ class Installer:
 
     def __init__(self, files: Files, syncs: SyncGuard, *, users: Path, staging: Path) -> None:
         """Read staging/applied. Raises OSError."""
+        self.spares = SpareFiles(users / ".spare", files, count=SPARES, size=SPARE_SIZE)
         self._files = files
         self._syncs = syncs
         self._users = users
@@ -72,7 +78,11 @@ class Installer:
             with contextlib.suppress(FileExistsError):
                 self._files.write_new(target, step.data)
                 return
-        self._files.replace_staged(target, step.data)
+        try:
+            self._files.replace_staged(target, step.data)
+        except OSError as exc:
+            if exc.errno not in FULL_DISK or not self.spares.write(Path(target), step.data):
+                raise
 
     def _install_blob(self, blob: str, target: Path) -> None:
         if blob in self._renamed:
@@ -127,11 +137,22 @@ class Installer:
         or OSError for failures other than a sync."""
         path = self._staging / "applied"
         temporary = self._files.temporary(path)
-        self._files.remove(temporary)
-        with self._files.closing(self._files.open_new(temporary)) as handle:
-            self._files.write_all(handle, f"{seq}\n".encode())
-            self._syncs.file(handle)
-        self._files.replace(temporary, path)
+        text = f"{seq}\n".encode()
+        try:
+            self._files.remove(temporary)
+            with self._files.closing(self._files.open_new(temporary)) as handle:
+                self._files.write_all(handle, text)
+                self._syncs.file(handle)
+            self._files.replace(temporary, path)
+        except OSError as exc:
+            if exc.errno not in FULL_DISK or not path.exists():
+                raise
+            # In place: the text never gets shorter, and fits into one sector. Should the disk
+            # tear it nevertheless, the next start compares the whole store.
+            self._files.remove(temporary)
+            with self._files.closing(self._files.open_update(path)) as handle:
+                self._files.write_all_at(handle, text, 0)
+                self._syncs.file(handle)
         self._syncs.folder(self._staging)
         self.applied = seq
 

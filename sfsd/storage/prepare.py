@@ -16,7 +16,8 @@ from protocol.codec.values import Value, changed
 from protocol.log.auditlog import EntryDraft
 from sfsd.errors import SfsdError, Stale, StoreFullError
 from sfsd.fs.descriptors import SyncGuard, store_error
-from sfsd.fs.files import Files
+from sfsd.fs.files import FULL_DISK, Files
+from sfsd.fs.spare_files import SpareFiles
 from sfsd.storage import packs
 from sfsd.storage.change import Adopt, Change, Effect, Link, Remove, Write, digest_of
 from sfsd.storage.upload_file import UploadFile
@@ -47,8 +48,11 @@ class PreparedGroup:
     them for entry `first_seq`; `count` is their number. `pack` is the group's file in staging/
     (without ``.pack``), None if nothing had to be staged."""
 
-    def __init__(self, files: Files, staging: Path, uploads: Path, first_seq: int) -> None:
+    def __init__(
+        self, files: Files, staging: Path, uploads: Path, first_seq: int, spares: SpareFiles
+    ) -> None:
         self._files = files
+        self._spares = spares
         self._staging = staging
         self._uploads = uploads
         self.first_seq = first_seq
@@ -91,7 +95,11 @@ class PreparedGroup:
         for name in [staged.name for staged in self.adopted] + self.linked:
             _drop(self._files, self._uploads / f"{name}.ct")
         if self.pack is not None:
-            _drop(self._files, self._staging / f"{self.pack}.pack")
+            path = self._staging / f"{self.pack}.pack"
+            with suppress(OSError):
+                if self._spares.give_back(path):
+                    return
+            _drop(self._files, path)
 
 
 class GroupBuilder:
@@ -105,6 +113,7 @@ class GroupBuilder:
         users: Path,
         staging: Path,
         uploads: Path,
+        spares: tuple[SpareFiles, SpareFiles],
         digest_in_place: Callable[[str], bytes | None],
         first_seq: int,
     ) -> None:
@@ -113,11 +122,12 @@ class GroupBuilder:
         self._users = users
         self._staging = staging
         self._uploads = uploads
+        self._pack_spares, self._spares = spares
         self._digest_in_place = digest_in_place
         self._overlay: dict[str, bytes | None] = {}
         self._members: list[tuple[packs.Member, bytes]] = []
         self._pack = os.urandom(16).hex()
-        self.prepared = PreparedGroup(files, staging, uploads, first_seq)
+        self.prepared = PreparedGroup(files, staging, uploads, first_seq, spares[0])
 
     def add(self, index: int, change: Change) -> None:
         """Accept change `index` of the group, or record why it is refused."""
@@ -235,17 +245,38 @@ class GroupBuilder:
     def _write_pack(self) -> None:
         self.prepared.pack = self._pack
         data = packs.encode(self._members)
+        path = self._staging / f"{self._pack}.pack"
         try:
-            self._check_room(len(data))
-            path = self._staging / f"{self._pack}.pack"
-            with self._files.closing(self._files.open_new(path)) as handle:
-                self._files.write_all(handle, data)
-                self._syncs.file(handle)
+            try:
+                self._check_room(len(data))
+                with self._files.closing(self._files.open_new(path)) as handle:
+                    self._files.write_all(handle, data)
+                    self._syncs.file(handle)
+            except (OSError, StoreFullError) as exc:
+                full = isinstance(exc, StoreFullError) or exc.errno in FULL_DISK
+                if not full or not self._write_with_spare(path, data):
+                    raise
         except OSError as exc:
             raise store_error(exc, "staging a group") from exc
         self._syncs.folder(self._staging)
         if self._uploads != self._staging:
             self._syncs.folder(self._uploads)
+
+    def _write_with_spare(self, path: Path, data: bytes) -> bool:
+        """Write the pack although the disk is full, for a group that creates no file: such groups
+        are what clears the disk. Return False for another group, or if spare files are missing to
+        install this one. Raises OSError, StoreFailedError."""
+        written = [step for step in self.prepared.steps if step.digest is not None]
+        if not all(step.replaces for step in written):
+            return False
+        if not self._spares.can_hold(len(step.data) for step in written):
+            return False
+        self._files.remove(path)
+        if not self._pack_spares.write(path, data, whole=True):
+            return False
+        with self._files.closing(self._files.open_update(path)) as handle:
+            self._syncs.file(handle)
+        return True
 
     def _check_room(self, size: int) -> None:
         """Raise StoreFullError unless the pack of `size` bytes can be written, and its bytes once

@@ -24,6 +24,7 @@ from sfsd.errors import Absent, StoreFullError
 from sfsd.fs.descriptors import SharedHandle, SyncGuard, store_error
 from sfsd.fs.direct_io import DirectFile, RecentlyOpened
 from sfsd.fs.files import FULL_DISK, NO_DESCRIPTORS, Files
+from sfsd.fs.spare_files import SpareFiles
 from sfsd.storage.change import Change, check_path, ciphertext_digest, digest_of, is_ciphertext
 from sfsd.storage.install import Installer, upload_folders
 from sfsd.storage.prepare import GroupBuilder, PreparedGroup
@@ -31,6 +32,9 @@ from sfsd.storage.upload_file import MIN_FREE_BYTES, UploadFile
 
 _CACHED_DIGESTS = 1 << 16
 """Digests that are kept; about 200 bytes each."""
+PACK_SPARES = 4
+PACK_SPARE_SIZE = 1 << 20
+"""Spare files for packs, and their bytes: each can hold the pack of one group on a full disk."""
 _APPLIED_LAG = 4096
 """Entries without effects that a start may have to read again."""
 
@@ -91,6 +95,9 @@ class DirectoryStore:
             beside, inside = upload_folders(self.users, self.staging)
             self.uploads = beside if self.files.same_disk(self.users, beside) else inside
             self.files.make_folder(self.uploads)
+            self.pack_spares = SpareFiles(
+                self.staging / ".spare", self.files, count=PACK_SPARES, size=PACK_SPARE_SIZE
+            )
             self.installer = Installer(
                 self.files, self.syncs, users=self.users, staging=self.staging
             )
@@ -265,6 +272,7 @@ class DirectoryStore:
             users=self.users,
             staging=self.staging,
             uploads=self.uploads,
+            spares=(self.pack_spares, self.installer.spares),
             digest_in_place=self.stored_digest,
             first_seq=first_seq,
         )
@@ -272,6 +280,11 @@ class DirectoryStore:
             builder.add(index, change)
         builder.stage()
         return builder.prepared
+
+    def refill_spares(self) -> None:
+        """Create the spare files that are missing, so that a full disk can still be cleared."""
+        self.pack_spares.refill()
+        self.installer.spares.refill()
 
     def publish(self, prepared: PreparedGroup) -> None:
         """Make a logged group visible, in order. May be repeated after an OSError. The OSError is

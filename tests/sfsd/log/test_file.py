@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,17 @@ def test_a_log_that_another_program_changed_takes_no_more_entries(
         log.append(b"second\n")
     assert log.end == len(b"first\n")
     assert during or ("write", "log") not in files.calls
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allocates behind the end")
+def test_blocks_are_kept_behind_the_end_of_the_log(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", Files(), 1 << 20)
+    held = (tmp_path / "log").stat().st_blocks * 512
+    if not held:
+        pytest.skip("this file system cannot allocate blocks in advance")
+    for _ in range(20):
+        log.append(b"x" * 100_000 + b"\n")
+        status = (tmp_path / "log").stat()
+        assert status.st_size == log.end
+        assert status.st_blocks * 512 - log.end >= 15 * (1 << 20) // 16 - 200_000
+    log.close()

@@ -34,6 +34,12 @@ class Disks(Files):
         self.room = self.room_in_staging = PLENTY
         self.files_left: int | None = None
         self.copied = 0
+        self.code = 0
+
+    def open_new(self, path: Path | str) -> int:
+        if self.code:
+            raise OSError(self.code, os.strerror(self.code))
+        return super().open_new(path)
 
     def _is_store(self, path: Path) -> bool:
         return self.users in (path, *path.parents)
@@ -122,6 +128,45 @@ def test_room_is_looked_for_on_the_disk_that_will_hold_the_bytes(
     setattr(files, lacking, PLENTY)
     assert root.commit(Write("ada/x.json", b"side")).result(0) == 0
     root.journal.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_still_takes_changes_that_create_no_file(
+    tmp_path: Path, users: Path, code: int
+) -> None:
+    files = Disks(users)
+    root = Root(tmp_path, files)
+    root.store.refill_spares()
+    for name in ("x", "y"):
+        root.commit(Write(f"ada/{name}.json", b"before")).result(0)
+    root.point.settle()
+    files.room = files.room_in_staging = 0
+    files.code = code
+    new = PendingChange(Change(EntryDraft("test", "ada"), {}, (Write("ada/new", b"n"),)))
+    made = [_replacement(root, name, b"after " * 20) for name in ("x", "y")]
+    root.point.commit([made[0], new, made[1]])
+    assert [one.future.result(0) for one in made] == [2, 3]
+    assert isinstance(new.future.exception(0), StoreFullError)
+    root.point.settle()
+    assert (root.point.failed, root.store.unsettled) == (None, 0)
+    assert (tmp_path / "staging" / "applied").read_bytes() == b"3\n"
+    for _ in range(5):  # the packs' spare files are used again
+        last = _replacement(root, "x", b"again")
+        root.point.commit([last])
+        last.future.result(0)
+        root.point.settle()
+    root.journal.close()
+    files.code = 0
+    again = Root(tmp_path, files)
+    again.journal.close()
+    held = {path: data for path, data in stored(tmp_path).items() if not path.startswith(".")}
+    assert held == {"ada/x.json": b"again", "ada/y.json": b"after " * 20}
+
+
+def _replacement(root: Root, name: str, data: bytes) -> PendingChange:
+    path = f"ada/{name}.json"
+    expect = {path: root.store.stored_digest(path)}
+    return PendingChange(Change(EntryDraft("test", "ada"), expect, (Write(path, data),)))
 
 
 def test_an_upload_that_does_not_fit_is_refused_at_once(tmp_path: Path, users: Path) -> None:

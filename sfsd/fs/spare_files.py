@@ -1,0 +1,91 @@
+"""Files that are allocated in advance, for small writes that must succeed on a full disk.
+
+Removing a reserve on a full disk gives its space to the fastest program, which may be another one.
+A spare file is overwritten in place and then renamed, which needs neither a block nor an inode.
+Where a file system allocates blocks only when it writes them (Btrfs, ZFS), this may still fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from sfsd.fs.files import FULL_DISK, Files
+
+
+class SpareFiles:
+    """At most `count` files of `size` bytes in `folder`, which must be on the file system of what
+    is written with them. Safe on several threads."""
+
+    def __init__(self, folder: Path, files: Files, *, count: int, size: int) -> None:
+        """Use the spare files of an earlier process; create none."""
+        self._folder = folder
+        self._files = files
+        self._size = size
+        self._names = [f"{number:03}" for number in range(count)]
+        self._lock = threading.Lock()
+        present = (folder / name for name in self._names)
+        self._unused = [path for path in present if self._is_whole(path)]
+
+    def _is_whole(self, path: Path) -> bool:
+        return path.is_file() and path.stat().st_size == self._size
+
+    def refill(self) -> None:
+        """Create the missing files while twice their space is free; on a full disk do nothing."""
+        with self._lock:
+            missing = [name for name in self._names if self._folder / name not in self._unused]
+            if not missing:
+                return
+            try:
+                self._files.make_folder(self._folder)
+                if self._files.free(self._folder) < 2 * len(missing) * self._size:
+                    return
+                for name in missing:
+                    path = self._folder / name
+                    self._files.remove(path)  # of another size: a crash came while it was used
+                    with self._files.closing(self._files.open_new(path)) as handle:
+                        self._files.allocate(handle, self._size)
+                    if self._is_whole(path):
+                        self._unused.append(path)
+            except OSError:
+                return  # the next call tries again
+
+    def can_hold(self, sizes: Iterable[int]) -> bool:
+        """Return whether files of these many bytes can be written now, all of them."""
+        wanted = list(sizes)
+        with self._lock:
+            return len(wanted) <= len(self._unused) and max(wanted, default=0) <= self._size
+
+    def write(self, path: Path, data: bytes, *, whole: bool = False) -> bool:
+        """Replace `path` by `data`: old or new content, never a mixture; not synced. Return False
+        if no spare file can. `whole` keeps the rest of the spare file behind the data, for
+        `give_back`. Raises OSError for other failures than a full disk."""
+        with self._lock:
+            if not self._unused or len(data) > self._size:
+                return False
+            spare = self._unused.pop()
+        try:
+            with self._files.closing(self._files.open_update(spare)) as handle:
+                self._files.write_all_at(handle, data, 0)
+                if not whole:
+                    self._files.truncate(handle, len(data))
+            self._files.replace(spare, path)
+        except OSError as exc:
+            if exc.errno in FULL_DISK or exc.errno == errno.EXDEV:
+                return False
+            raise
+        return True
+
+    def give_back(self, path: Path) -> bool:
+        """Make a file that was written with `whole`, and is not needed any more, a spare file
+        again. Return False if it is not one, or nothing is missing. Raises OSError."""
+        with self._lock:
+            missing = [name for name in self._names if self._folder / name not in self._unused]
+            if not missing or not self._is_whole(path):
+                return False
+            spare = self._folder / missing[0]
+            self._files.replace(path, spare)
+            self._unused.append(spare)
+            return True
