@@ -10,7 +10,7 @@ DIST_TOOLS := 'build>=1.3' 'twine>=6.2'
 
 .DELETE_ON_ERROR:
 .PHONY: help venv lint format test test-pythons demo dist vectors clean
-.PHONY: soak crash-sweep rotation-sweep audit-sweep fuzz
+.PHONY: soak crash-sweep fault-sweep rotation-sweep audit-sweep fuzz
 .PHONY: bench bench-peers bench-log bench-sharing bench-growth bench-memory bench-rotation
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo
 	@echo "make soak             store 5,000 files and 4 GiB, and cut one upload 50 times (make test: a sample)"
 	@echo "make crash-sweep      the crash tests at every point (make test: a sample)"
+	@echo "make fault-sweep      fail each system call of the daemon on its root, one a run (make test: a sample)"
 	@echo "make rotation-sweep   kill client and daemon at every step of a rotation (make test: a sample)"
 	@echo "make audit-sweep      change every bit of a log and try every truncation (make test: a sample)"
 	@echo "make fuzz             property tests with SFS_FUZZ_EXAMPLES examples each (1,000,000)"
@@ -111,6 +112,9 @@ rotation-sweep: $(STAMP)
 
 crash-sweep: $(STAMP)
 	SFS_CRASH_POINTS=full $(BIN)/python -m pytest -q --timeout=3600 tests/e2e/test_crash.py
+
+fault-sweep: $(STAMP)
+	SFS_FAULT_POINTS=full $(BIN)/python -m pytest -q -n 2 -rP --timeout=0 tests/e2e/test_fault_sweep.py
 
 audit-sweep: $(STAMP)
 	SFS_AUDIT_SWEEP=full $(BIN)/python -m pytest -q --timeout=0 tests/sfsd/commands/test_audit_sweep.py

@@ -1,0 +1,668 @@
+"""Runs points of the fault sweep: a system call of a daemon on its root fails, then all is checked.
+
+``python -m tests.e2e.fault_runner FOLDER``, with the shim `tests/e2e/fault_shim.c` in LD_PRELOAD,
+reads one JSON request a line and answers each with one line. The daemons, clients and commands are
+forks of this process, which has imported them: starting Python for each would take most of the
+time. Each is a process of its own with real sockets and files, and is ended by a real signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import gc
+import io
+import json
+import mmap
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import sfsc
+import sfsc.account.enrol
+import sfsd.commands.audit
+import sfsd.commands.fsck
+import sfsd.commands.serve
+import sfsd.storage.committer
+from sfsc.errors import SfscError
+from sfsc.store import Store
+from sfsd import cli
+from sfsd.storage.committer import Committer
+from tests.e2e.accounts import enrolled, new_root
+from tests.harness import Daemon
+
+POINT_SIZE = 192
+MOST_SEEN = 2000
+OFF, COUNT, FAIL = range(3)
+MODES = ("told", "client killed", "daemon killed")
+FAULTS = {
+    "EIO": errno.EIO,
+    "ENOSPC": errno.ENOSPC,
+    "EMFILE": errno.EMFILE,
+    "short": 0,
+    "instead": -1,
+    "after": -2,
+}
+"""What happens to the call. The daemon is killed `instead` of it, or `after` it succeeded."""
+SETTLE_SECONDS = 0.005
+DESCRIPTOR_SECONDS = 0.2
+"""How long a committed group waits for a descriptor; a minute in the product."""
+WAIT_SECONDS = 20.0
+MIB = 1 << 20
+
+
+class Plan(ctypes.Structure):
+    """`struct plan` of the shim."""
+
+    _fields_ = (
+        ("state", ctypes.c_int),
+        ("number", ctypes.c_int),
+        ("error", ctypes.c_int),
+        ("lasting", ctypes.c_int),
+        ("mode", ctypes.c_int),
+        ("client", ctypes.c_int),
+        ("point", ctypes.c_char * POINT_SIZE),
+        ("matched", ctypes.c_int),
+        ("fired", ctypes.c_int),
+        ("doomed", ctypes.c_int),
+        ("counted", ctypes.c_int),
+        ("seen", (ctypes.c_char * POINT_SIZE) * MOST_SEEN),
+    )
+    state: int
+    number: int
+    error: int
+    lasting: int
+    mode: int
+    client: int
+    point: bytes
+    matched: int
+    fired: int
+    doomed: int
+    counted: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `number`th call of a kind on a class of paths (`call`) in a scenario, and what fails."""
+
+    scenario: str
+    call: str
+    number: int
+    fault: str
+    mode: str
+    lasting: bool
+
+    def __str__(self) -> str:
+        how = "lasting " if self.lasting else ""
+        return f"{self.scenario}: {self.call} #{self.number}: {how}{self.fault}, {self.mode}"
+
+
+class Broken(AssertionError):
+    """What must hold after a fault does not."""
+
+
+def check(holds: object, text: str) -> None:
+    """Raise `Broken` unless `holds`."""
+    if not holds:
+        raise Broken(text)
+
+
+# Scenarios: what the client does, and which contents may be there afterwards.
+
+Contents = dict[tuple[str, str], bytes | None]
+"""(user, name) → content, None if the user cannot see such a file. A name with "alice/" before it
+is a file that alice shares."""
+Step = tuple[Callable[[Store, Path], object], Contents]
+
+
+def data(label: str, size: int) -> bytes:
+    return (label.encode() + b" ") * (size // (len(label) + 1) + 1)
+
+
+SMALL, LARGE, HUGE = 300, 5 * MIB // 2, 17 * MIB
+BASE: Contents = {
+    ("alice", "doc"): data("doc", SMALL),
+    ("alice", "big"): data("big", LARGE),
+    ("alice", "kept"): data("kept", SMALL),
+    ("alice", "fresh"): None,
+    ("alice", "huge"): None,
+    ("alice", "gone"): data("gone", SMALL),
+    ("alice", "lent"): data("lent", SMALL),
+    ("alice", "secret"): data("secret", SMALL),
+    ("bob", "alice/lent"): data("lent", SMALL),
+    ("bob", "alice/secret"): None,
+    ("bob", "own"): data("bob's own", SMALL),
+    ("carol", "own"): data("carol's own", LARGE),
+}
+
+
+def put(name: str, content: bytes) -> Step:
+    def act(store: Store, folder: Path) -> None:
+        source = folder / f"source-{name}"
+        source.write_bytes(content)
+        store.put(source, name=name)
+
+    return act, {("alice", name): content}
+
+
+SCENARIOS: dict[str, tuple[Step, ...]] = {
+    "put small": (put("doc", data("doc 2", SMALL)), put("fresh", data("fresh", SMALL))),
+    "put large": (put("big", data("big 2", LARGE)),),
+    "put huge": (put("huge", data("huge", HUGE)),),
+    "delete": (
+        (lambda store, _: store.rm("gone"), {("alice", "gone"): None}),
+        (lambda store, _: store.purge("gone"), {}),
+    ),
+    "share": (
+        (
+            lambda store, _: store.share("secret", "bob"),
+            {("bob", "alice/secret"): BASE["alice", "secret"]},
+        ),
+        (
+            lambda store, _: store.unshare("lent", "bob", reencrypt=True),
+            {("bob", "alice/lent"): None},
+        ),
+    ),
+    "rotate": ((lambda store, _: store.rotate(), {}),),
+    "start": (),
+    "stop": (put("fresh", data("fresh", SMALL)),),
+}
+"""For "start" the root is one whose daemon was killed before it settled its changes. For "stop" the
+change is made first, and the calls are those after SIGTERM."""
+ONE_CHANGE = ("put small", "put large", "put huge", "delete")
+"""Scenarios in which each step is one change, so that a refused step changes nothing."""
+NOTHING_DONE = "nothing was done"
+
+
+def acceptable(
+    scenario: str, done: int, *, refused: bool = False
+) -> dict[tuple[str, str], set[bytes | None]]:
+    """Return the contents that each file may have after `done` acknowledged steps: those after
+    these steps, and, unless the next one was `refused`, those after one more."""
+    known: Contents = dict(BASE)
+    steps = SCENARIOS[scenario]
+    for _, effect in steps[:done]:
+        known |= effect
+    allowed = {key: {content} for key, content in known.items()}
+    for _, effect in () if refused else steps[done : done + 1]:
+        for key, content in effect.items():
+            allowed[key].add(content)
+    return allowed
+
+
+# Processes.
+
+
+@dataclass
+class Process:
+    """A fork. `output` is what it wrote to its pipe so far; `code` is -SIGNAL if it was killed."""
+
+    pid: int
+    reader: int
+    output: bytes = b""
+    code: int | None = None
+
+    def read_until(self, word: bytes, seconds: float = WAIT_SECONDS) -> bool:
+        """Wait for `word` or the end; return whether `word` came."""
+        deadline = time.monotonic() + seconds
+        while word not in self.output:
+            left = deadline - time.monotonic()
+            check(left > 0, f"no {word!r} after {seconds} s: {self.output!r}")
+            if select.select([self.reader], [], [], left)[0]:
+                more = os.read(self.reader, 65536)
+                if not more:
+                    return False
+                self.output += more
+        return True
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._ended(status)
+        return self.code
+
+    def wait(self, seconds: float = WAIT_SECONDS) -> int:
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            check(time.monotonic() < deadline, f"a process did not end within {seconds} s")
+            time.sleep(0.002)
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            _, status = os.waitpid(self.pid, 0)
+            self._ended(status)
+
+    def _ended(self, status: int) -> None:
+        self.code = os.waitstatus_to_exitcode(status)
+        while more := os.read(self.reader, 65536):
+            self.output += more
+        os.close(self.reader)
+
+
+def fork(run: Callable[[int], int], output: Path | None = None) -> Process:
+    """Run `run(pipe)` in a fork; its result is the exit code. An exception is written to both."""
+    sys.stdout.flush()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return Process(pid, reader)
+    code = 99
+    try:
+        os.close(reader)
+        with open(os.devnull if output is None else output, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = run(writer)
+        sys.stdout.flush()
+    finally:
+        if sys.exception() is not None:
+            traceback.print_exc()
+            os.write(writer, traceback.format_exc()[-3000:].encode())
+        os._exit(code)  # the rest of the stack is the runner's
+
+
+class Runner:
+    """Runs points in `folder`. One root and its homes are made once and copied for each point."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shared = mmap.mmap(-1, ctypes.sizeof(Plan))
+        self.plan = Plan.from_buffer(self._shared)
+        self._library = ctypes.CDLL(None)
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._ready = folder / "ready"
+        self._work = folder / "work"
+        self._output = folder / "output"
+        self._processes: list[Process] = []
+        self._told = ""
+
+    # Daemons and commands.
+
+    @property
+    def root(self) -> Path:
+        return self._work / "root"
+
+    def _fork(self, run: Callable[[int], int]) -> Process:
+        """Fork a process that ends with the point."""
+        process = fork(run, self._output)
+        self._processes.append(process)
+        return process
+
+    def _serve(self, settle: float, *, watched: bool = False) -> int:
+        """Run `sfsd serve` in this process."""
+        (Committer.__init__.__kwdefaults__ or {})["settle_after"] = settle
+        setattr(sfsd.storage.committer, "_DESCRIPTOR_SECONDS", DESCRIPTOR_SECONDS)  # noqa: B010
+        if watched:
+            folder = os.fsencode(os.path.realpath(self.root))
+            self._library.fault_watch(ctypes.byref(self.plan), folder)
+        words = ["serve", "--root", self.root, "--listen", self._address]
+        return cli.main([*map(str, words), "--ready-file", str(self._ready)])
+
+    def daemon(self, *, watched: bool = False, settle: float = SETTLE_SECONDS) -> Process:
+        """Start `sfsd serve`; return at once. `watched` lets the shim see its calls."""
+        self._ready.unlink(missing_ok=True)
+        return self._fork(lambda _: self._serve(settle, watched=watched))
+
+    def await_ready(self, daemon: Process) -> bool:
+        """Wait until the daemon accepts connections; return False if it exits instead."""
+        return self._wait_ready(daemon.poll)
+
+    def _wait_ready(self, ended: Callable[[], int | None]) -> bool:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (self._ready.exists() and self._ready.read_bytes().endswith(b"\n")):
+            if ended() is not None:
+                return False
+            check(time.monotonic() < deadline, "the daemon neither starts nor exits")
+            time.sleep(0.002)
+        return True
+
+    def command(self, *words: str) -> None:
+        """Run an `sfsd` command, which must succeed."""
+        output = self._folder / "command"
+        output.unlink(missing_ok=True)
+        code = fork(lambda _: cli.main([*words, "--root", str(self.root)]), output).wait()
+        told = output.read_text(errors="replace")
+        check(code == 0, f"sfsd {' '.join(words)}: exit {code}: {told[-1500:]}")
+
+    def serving(self, *, settle: float = SETTLE_SECONDS) -> Process:
+        daemon = self.daemon(settle=settle)
+        if not self.await_ready(daemon):
+            raise Broken(f"the daemon does not start:\n{self._tail()}")
+        return daemon
+
+    def _tail(self) -> str:
+        return self._output.read_text(errors="replace")[-2500:] if self._output.exists() else ""
+
+    # Preparing.
+
+    def warm_up(self) -> None:
+        """Make the base root, as daemon and as client of it in this process itself.
+
+        The forks then inherit every import and cache; filling them takes longer than a whole point.
+        """
+        self._work.mkdir()
+        new_root(self.root)
+        (self.root / "sfsd.toml").write_text(
+            f'public = "{self._address}"\n[limits]\nrotations = 1000\n'
+        )
+        me = os.getpid()
+
+        def enrol_then_stop(_: int) -> int:
+            try:
+                check(self._wait_ready(lambda: None), "no daemon")
+                self._enrol()
+            finally:
+                os.kill(me, signal.SIGTERM)
+            return 0
+
+        enrolling = self._fork(enrol_then_stop)
+        check(self._serve(SETTLE_SECONDS) == 0, "serving")
+        check(enrolling.wait() == 0, f"enrolling: {enrolling.output.decode()}\n{self._tail()}")
+        shutil.copytree(self._work, self._folder / "enrolled")
+        daemon = self.serving()
+        self._fill()
+        for user in ("carol", "bob", "alice"):
+            with sfsc.connect(self._work / user) as store:
+                self._check_user(store, user, acceptable("start", 0))
+        os.kill(daemon.pid, signal.SIGTERM)
+        check(daemon.wait() == 0, "stopping")
+        with contextlib.redirect_stdout(io.StringIO()):
+            for words in (["fsck", "--read-data"], ["audit", "verify"]):
+                check(cli.main([*words, "--root", str(self.root)]) == 0, words[0])
+        check(threading.active_count() == 1, f"threads: {threading.enumerate()}")
+        self._work.rename(self._folder / "base")
+        gc.collect()
+        gc.freeze()
+
+    def base(self, *, unsettled: bool) -> Path:
+        """Return a folder with a root and its users' homes. With `unsettled` the daemon was killed
+        before it settled the last changes."""
+        base = self._folder / ("base-unsettled" if unsettled else "base")
+        if not base.exists():
+            self._copy(self._folder / "enrolled")
+            daemon = self.serving(settle=3600)
+            filling = self._fork(lambda _: self._fill())
+            check(filling.wait(60) == 0, f"preparing: {filling.output.decode()}")
+            daemon.kill()
+            self._work.rename(base)
+        return base
+
+    def _enrol(self) -> None:
+        daemon = Daemon(self.root, self._address)
+        for user in ("alice", "bob", "carol"):
+            enrolled(daemon, user, self._work / user, "x25519")
+
+    def _fill(self) -> int:
+        for user in ("alice", "bob", "carol"):
+            with sfsc.connect(self._work / user) as store:
+                for (owner, name), content in BASE.items():
+                    if owner == user and content is not None and "/" not in name:
+                        (self._work / "source").write_bytes(content)
+                        store.put(self._work / "source", name=name)
+        with sfsc.connect(self._work / "alice") as store:
+            store.share("lent", "bob", trust_first_use=True)
+        return 0
+
+    def _copy(self, base: Path) -> None:
+        """Copy a base. The reserve is 16 MiB that are only ever removed, so it is linked."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._output.unlink(missing_ok=True)
+
+        def copy(source: str, target: str) -> str:
+            if source.endswith("/reserve"):
+                os.link(source, target)
+                return target
+            return shutil.copy2(source, target)
+
+        shutil.copytree(base, self._work, copy_function=copy)
+
+    # Running one point.
+
+    def _client(self, scenario: str) -> tuple[Process, int]:
+        """Start a client with a session, which waits for a byte on the returned pipe."""
+        gate, opened = os.pipe()
+
+        def run(pipe: int) -> int:
+            os.close(opened)
+            with sfsc.connect(self._work / "alice", auto_rotate=False) as store:
+                os.write(pipe, b"ready\n")
+                os.read(gate, 1)
+                try:
+                    for act, _ in SCENARIOS[scenario]:
+                        act(store, self._work)
+                        os.write(pipe, b"acknowledged\n")
+                except (SfscError, OSError) as exc:
+                    os.write(pipe, f"failed {type(exc).__name__}: {exc}\n".encode())
+                os.write(pipe, b"end\n")
+            return 0
+
+        process = self._fork(run)
+        os.close(gate)
+        if not process.read_until(b"ready\n"):
+            raise Broken(f"the client gets no session: {process.output.decode()}\n{self._tail()}")
+        return process, opened
+
+    def _settled(self) -> bool:
+        return {path.name for path in (self.root / "staging").iterdir()} <= {"applied"}
+
+    def _arm(self, point: Point | None, client: int) -> None:
+        plan = self.plan
+        ctypes.memset(ctypes.byref(plan), 0, Plan.seen.offset)
+        plan.client = client
+        if point is not None:
+            plan.number, plan.point = point.number, point.call.encode()
+            plan.error, plan.lasting = FAULTS[point.fault], int(point.lasting)
+            plan.mode = MODES.index(point.mode)
+        plan.state = COUNT if point is None else FAIL
+
+    def run(self, scenario: str, point: Point | None) -> int:
+        """Run a scenario with the fault of `point`, or count its calls. Return the number of steps
+        that the client was told to be done."""
+        self._copy(self.base(unsettled=scenario == "start"))
+        self._told = ""
+        if scenario == "start":
+            self._arm(point, 0)
+            daemon = self.daemon(watched=True)
+            self.await_ready(daemon)
+            self._linger(daemon, point)
+            done = 0
+        else:
+            daemon = self.daemon(watched=True)
+            check(self.await_ready(daemon), f"the prepared root does not start: {self._tail()}")
+            daemon, done = self._run_client(daemon, scenario, point)
+        self._end(daemon, scenario, point)
+        return done
+
+    def _run_client(
+        self, daemon: Process, scenario: str, point: Point | None
+    ) -> tuple[Process, int]:
+        """Run a scenario's client; return the daemon that runs at the end, and as `run`."""
+        client, opened = self._client(scenario)
+        if scenario != "stop":
+            self._arm(point, client.pid)
+        os.write(opened, b"x")
+        os.close(opened)
+        daemon = self._await_client(client, daemon)
+        self._told = client.output.decode()
+        done = client.output.count(b"acknowledged\n")
+        if point is None or scenario == "stop":
+            check(done == len(SCENARIOS[scenario]), f"without a fault: {self._told}")
+        self._linger(daemon, point)
+        client.kill() if point and point.mode == "client killed" else client.wait()
+        return daemon, done
+
+    def _await_client(self, client: Process, daemon: Process) -> Process:
+        """Wait for the client's end. A daemon that was killed is started again meanwhile, because
+        the client tries to continue; return the daemon that runs at the end."""
+        deadline = time.monotonic() + 3 * WAIT_SECONDS
+        while True:
+            with contextlib.suppress(Broken):
+                client.read_until(b"end\n", 0.02)
+                return daemon
+            check(time.monotonic() < deadline, "the client does not end")
+            if daemon.poll() is not None:
+                self.plan.state = OFF
+                daemon = self.serving()
+
+    def _linger(self, daemon: Process, point: Point | None) -> None:
+        """Wait until the daemon has settled, or has had the fault and time to react."""
+        until = time.monotonic() + 1.0
+        while daemon.poll() is None and time.monotonic() < until:
+            if point is not None and self.plan.fired:
+                time.sleep(0.03)
+                return
+            if self._settled():
+                time.sleep(0.01)
+                if self._settled():
+                    return
+            time.sleep(0.002)
+
+    def _end(self, daemon: Process, scenario: str, point: Point | None) -> None:
+        """End the daemon while a lasting fault still lasts: kill it, or ask it to stop."""
+        if scenario == "stop":
+            self._arm(point, 0)
+        elif point is None:
+            self.plan.state = OFF
+        if daemon.poll() is None and (scenario == "stop" or (point and point.number % 2)):
+            os.kill(daemon.pid, signal.SIGTERM)
+            daemon.wait()
+        daemon.kill()
+        self.plan.state = OFF
+
+    def count(self, scenario: str) -> list[str]:
+        """Return "CALL CLASS" of each call that the scenario makes, in order."""
+        self.run(scenario, None)
+        check(self.plan.counted <= MOST_SEEN, "too many calls")
+        return [self.plan.seen[at].value.decode() for at in range(self.plan.counted)]
+
+    def run_point(self, point: Point) -> Mapping[str, object]:
+        """Run and check one point; return what is to be reported."""
+        started = time.monotonic()
+        answer: dict[str, object] = {"point": dataclasses.asdict(point), "fired": False}
+        try:
+            done = self.run(point.scenario, point)
+            answer |= {"fired": self.plan.fired > 0, "done": done}
+            self.verify(point.scenario, done)
+            check("Traceback" not in self._tail(), "a failure ends in a traceback")
+        except Broken as exc:
+            answer["broken"] = str(exc)
+            answer["output"] = f"client: {self._told}\ndaemons: {self._tail()}"
+        finally:
+            for process in self._processes:
+                process.kill()
+            self._processes.clear()
+            self.plan.state = OFF
+        answer["seconds"] = round(time.monotonic() - started, 3)
+        return answer
+
+    # Checking.
+
+    def verify(self, scenario: str, done: int) -> None:
+        """Check what must hold after any fault."""
+        daemon = self.serving()
+        checker = self._fork(lambda pipe: self._check_users(scenario, done, pipe))
+        checker.read_until(b"\n", 60)
+        checker.wait()
+        check(checker.output == b"good\n", checker.output.decode())
+        os.kill(daemon.pid, signal.SIGTERM)
+        check(daemon.wait() == 0, "the daemon does not stop cleanly")
+        self.command("fsck", "--read-data")
+        self.command("audit", "verify")
+        # Every write was made, or reported as failed: no change may lose its bytes.
+        log = (self.root / "logs" / "audit.jsonl").read_bytes()
+        check(b'"op":"lost"' not in log, "bytes of a logged change are lost")
+
+    def _check_users(self, scenario: str, done: int, pipe: int) -> int:
+        try:
+            refused = scenario in ONE_CHANGE and NOTHING_DONE in self._told
+            allowed = acceptable(scenario, done, refused=refused)
+            for user in ("carol", "bob", "alice"):
+                with sfsc.connect(self._work / user) as store:
+                    self._check_user(store, user, allowed)
+                    if user == "alice":
+                        self._check_goes_on(store, scenario, done)
+        except Broken as exc:
+            os.write(pipe, f"{exc}".encode())
+        except (SfscError, OSError) as exc:
+            os.write(pipe, f"{type(exc).__name__}: {exc}\n{traceback.format_exc()}".encode())
+        else:
+            os.write(pipe, b"good\n")
+        return 0
+
+    def _check_user(
+        self, store: Store, user: str, allowed: Mapping[tuple[str, str], set[bytes | None]]
+    ) -> None:
+        listed = {entry.name for entry in store.ls()}
+        shared = {f"{one.owner}/{one.entry.name}": one for one in store.inbox()}
+        mine = {name: contents for (owner, name), contents in allowed.items() if owner == user}
+        check(
+            listed | set(shared) <= set(mine), f"{user}: unexpected: {sorted(listed | set(shared))}"
+        )
+        for name, contents in mine.items():
+            found: bytes | None = None
+            if name in shared:
+                one = shared[name]
+                with store.open_shared(one.owner, one.entry.name, trust_first_use=True) as file:
+                    found = file.read()
+            elif name in listed:
+                with store.open(name) as file:
+                    found = file.read()
+            if found not in contents:
+                text = "missing" if found is None else f"{len(found)} bytes {found[:20]!r}"
+                raise Broken(f"{user}: {name}: {text} instead of one of {len(contents)} contents")
+        for name in listed:
+            for revision in store.history(name):
+                if revision.kept and revision.version is not None:
+                    with store.open(name, version=revision.version) as file:
+                        check(len(file.read()) == revision.size, f"{name} v{revision.version}")
+
+    def _check_goes_on(self, store: Store, scenario: str, done: int) -> None:
+        """Check that the account can do what was interrupted, and everything else."""
+        for act, _ in SCENARIOS[scenario][done:]:
+            with contextlib.suppress(sfsc.UsageError, sfsc.NotFound):  # it is done already
+                act(store, self._work)
+        source = self._work / "after"
+        for size in (SMALL, LARGE):
+            source.write_bytes(data("after", size))
+            store.put(source, name="after")
+            with store.open("after") as file:
+                check(file.read() == source.read_bytes(), "a file stored afterwards differs")
+        if scenario == "rotate":
+            store.verify_rotation()
+
+
+def main() -> None:
+    """Answer requests: ``{"count": SCENARIO}`` or ``{"point": {...}}``, one a line."""
+    # The commands that run here set up their standard input, which must be unread for that.
+    requests, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - until the end
+    runner = Runner(Path(sys.argv[1]))
+    runner.warm_up()
+    for line in requests:
+        request = json.loads(line)
+        if "count" in request:
+            answer: object = runner.count(request["count"])
+        else:
+            answer = runner.run_point(Point(**request["point"]))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
