@@ -42,13 +42,16 @@ class DamagedFiles:
         of it is damaged.
         """
         file_id, records, removed = self._find_logged(which)
-        made = {one.version or 0 for one in records.values() if one.op in CONTENT_OPS} - removed
-        newest = max(made, default=0)
+        made = {one.version or 0 for one in records.values() if one.op in CONTENT_OPS}
+        newest, marked = max(made), set[int]()
         # First: while the newest sidecar is damaged, the server shows no other version.
-        if newest and self._is_damaged(file_id, newest):
+        if self._is_damaged(file_id, newest, removed=newest in removed):
             self._mark_lost(file_id, newest)
             endorse_rebuilt(self._session, file_id, [newest], records)
-        damaged = sorted(version for version in made if self._is_damaged(file_id, version))
+            marked.add(newest)
+        damaged = sorted(
+            marked | {one for one in made if self._is_damaged(file_id, one, removed=one in removed)}
+        )
         if not damaged:
             raise NotFound(f"no version of {which} is damaged", "`sfsc get` shows whether it opens")
         self._remove(file_id, damaged)
@@ -78,14 +81,17 @@ class DamagedFiles:
                 return file_id, records[file_id], removed[file_id]
         raise NotFound(f"no such file: {which}", "`sfsc ls` names damaged files")
 
-    def _is_damaged(self, file_id: str, version: int) -> bool:
-        """Return whether the server cannot show this version, has no content of it, or cannot open
-        its ciphertext."""
+    def _is_damaged(self, file_id: str, version: int, *, removed: bool) -> bool:
+        """Return whether the server cannot show this version; or, unless its content was `removed`,
+        has no content of it or cannot open its ciphertext."""
         session, user = self._session, self._session.account.user
         reply = session.ask(Stat(user, file_id, version))
         if isinstance(reply, Error) and reply.code == "not-found":
             return True  # the log has it
         if not _names(reply, version):
+            if removed:
+                expect_reply(reply, Stated)
+                return False
             if not expect_reply(reply, Stated).view.metadata:
                 return True
             reply = session.ask(GetOpen(user, file_id, version))

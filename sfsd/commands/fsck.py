@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from protocol.codec.errors import MessageError
+from protocol.codec.names import check_file_id, check_user_name
 from protocol.codec.terminal_text import counted
 from sfsd.commands import answer, answer_json, json_option, root_option
 from sfsd.datadir import lock_root, open_server_context
-from sfsd.errors import CommandError, JournalDamagedError, RecoveryError
+from sfsd.errors import Absent, CommandError, JournalDamagedError, RecoveryError, Refused
 from sfsd.storage.fsck import Fsck
 
 
@@ -20,7 +22,21 @@ from sfsd.storage.fsck import Fsck
 @json_option
 @click.option("--read-data", is_flag=True, help="Read all ciphertext too, not only its size.")
 @click.option("--repair", is_flag=True, help="Restore what can be derived from other files.")
-def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None:
+@click.option(
+    "--give-up",
+    nargs=3,
+    type=(str, str, click.IntRange(min=1)),
+    metavar="USER FILE VERSION",
+    help="Only mark this damaged version as lost; FILE is the file id.",
+)
+def command(
+    root: Path,
+    as_json: bool,
+    *,
+    read_data: bool,
+    repair: bool,
+    give_up: tuple[str, str, int] | None,
+) -> None:
     """Check that the store holds exactly the files that the log says.
 
     The daemon must not run. No key is needed. --repair restores inbox notes, leaf hashes, identity
@@ -28,8 +44,14 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
     log to stray/. With the server's keys it also installs logged changes as a start does, and marks
     versions as lost if their bytes are gone. Exit code 5 if damage is left.
 
+    --give-up is for damage that no backup repairs: the version is marked as lost in the log, and
+    its file works again without it. A version that is not damaged is refused.
+
     Example: sfsd fsck --root /srv/sfs --read-data
     """
+    if give_up is not None:
+        _give_up(root, *give_up)
+        return
     with lock_root(root):
         if repair:
             _recover(root)
@@ -52,6 +74,22 @@ def command(root: Path, as_json: bool, *, read_data: bool, repair: bool) -> None
         )
     if not as_json:
         answer(f"{counted(check.checked, 'file')} checked, no damage left ({found} reported above)")
+
+
+def _give_up(root: Path, user: str, file_id: str, version: int) -> None:
+    from sfsd.operations.lost import give_up_offline
+
+    with lock_root(root), open_server_context(root) as server:
+        try:
+            check_user_name(user)
+            check_file_id(file_id)
+            give_up_offline(server, user, file_id, version)
+        except MessageError as exc:
+            raise CommandError(str(exc), "`sfsd fsck` shows damaged files", exit_code=2) from exc
+        except (Refused, Absent) as exc:
+            hint = "`sfsd fsck --read-data` shows damaged files: USER/files/…/FILE.VERSION.json"
+            raise CommandError(exc.cause, hint, exit_code=3) from exc
+    answer(f"marked version {version} of {file_id} as lost")
 
 
 def _recover(root: Path) -> None:

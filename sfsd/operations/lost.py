@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from protocol.codec.names import SERVER
 from protocol.codec.values import changed
 from protocol.log.auditlog import LOST, EntryDraft
 from protocol.wire.messages.base import PIECE
@@ -38,6 +39,22 @@ def give_up(server: ServerContext, who: Principal, message: GiveUp) -> Decision:
     return Commit(change, lambda seq: server.done(seq, who))
 
 
+def give_up_offline(server: ServerContext, owner: str, file_id: str, version: int) -> None:
+    """Mark a damaged version as lost for the operator; all of its ciphertext is read. Raises as
+    `lost_change`."""
+    entry = EntryDraft(
+        op=LOST,
+        actor=SERVER,
+        owner=owner,
+        file=file_id,
+        version=version,
+        detail={"why": LOST},
+        accounts=(owner,),
+    )
+    change = lost_change(server, entry, owner, file_id, version, read_data=True)
+    server.committer.submit(change).result()
+
+
 def lost_change(
     server: ServerContext,
     entry: EntryDraft,
@@ -59,7 +76,8 @@ def lost_change(
         raise not_found()
     if not _is_damaged(server, files, logged, paths, version, read_data=read_data):
         raise Refused("conflict", "the version is not damaged")
-    sidecar = logged.sidecar_without_content(version)
+    had_content = logged.paths.get(paths.ciphertext) is not None
+    sidecar = changed(logged.sidecar_without_content(version), lost=had_content)
     effects = (
         Remove(paths.ciphertext),
         Remove(paths.leaves),

@@ -175,3 +175,40 @@ def test_files_that_the_server_has_lost_are_not_missing_silently(
         assert "generation  2" in told.text
         alice.run("rm", "--purge", "--damaged", "dir/bad")
         assert names(alice) == (["dir/good"], [])
+
+
+def test_damaged_sidecar_of_a_purged_file_is_given_up(stopped: Daemon, alice: Client) -> None:
+    with stopped:
+        alice.run("rm", "--purge", "dir/bad")
+    damage(next((stopped.root / "store/users/alice/files").rglob("*.2.json")), "flipped")
+    with stopped, connect(alice.home) as store:
+        with pytest.raises(Damaged):
+            list(store.ls())
+        assert store.give_up_damaged("dir/bad") == [2]
+        assert [entry.name for entry in store.ls()] == ["dir/good"]
+        store.put(io.BytesIO(b"three"), name="dir/bad")
+        assert store.open("dir/bad").read() == b"three"
+    stopped.run("fsck", "--read-data")
+
+
+@pytest.mark.parametrize("suffix", ["json", "ct"])
+def test_the_operator_gives_a_damaged_version_up(
+    stopped: Daemon, alice: Client, suffix: str
+) -> None:
+    file_id = place(stopped, 2).name.partition(".")[0]
+    for wrong in ((file_id, "2"), (file_id, "3"), ("f" * 32, "1")):
+        stopped.run("fsck", "--give-up", "alice", *wrong, code=3)
+    damage(place(stopped, 2, suffix), "flipped")
+    stopped.run("fsck", "--read-data", code=5)
+    stopped.run("fsck", "--give-up", "alice", file_id, "2")
+    stopped.run("fsck", "--give-up", "alice", file_id, "2", code=3)
+    stopped.run("fsck", "--read-data")
+    lines = map(json.loads, stopped.run("audit", "log", "--json").lines)
+    assert [(one["actor"], one["version"]) for one in lines if one["op"] == "lost"] == [
+        ("server", 2)
+    ]
+    with stopped:
+        assert names(alice) == (["dir/good"], [("dir/bad", Damaged)])
+        alice.run("rm", "--purge", "--damaged", "dir/bad")
+        assert names(alice) == (["dir/good"], [])
+    stopped.run("fsck", "--read-data")
