@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value
 from protocol.records.records import ReaderEntry, Statement
 from protocol.wire.messages.accounts import Usage, UsageAnswer
 from sfsc.account.key_status import KeyStatus
 from sfsc.closing import Closing
 from sfsc.crypto.envelope import check_name, requested_version
-from sfsc.errors import NotRegularFile, SfscError, UsageError
+from sfsc.errors import NetworkError, NotRegularFile, SfscError, UsageError
 from sfsc.files.listing import Files
 from sfsc.keys.account_info import Whoami, account_link, describe_account
 from sfsc.keys.home import (
@@ -116,17 +117,40 @@ class Store(Closing):
             self._session.renewer = self._adopt_newer_keys
             self._session.readers = lambda: self._contacts
             self._session.new_readers = self._readers_of_new_file
-            if self._key_status.has_pending_work:
-                self._devices.finish_pending()
-            rotates = auto_rotate_enabled() if auto_rotate is None else auto_rotate
-            if rotates and self._key_status.should_rotate():
-                self._rotation.rotate()
+            self._renew_keys(auto_rotate)
         except BaseException:
             self.close()
             raise
         self._uploads = Uploads(self._session)
         self._downloads = Downloads(self._session)
         self._files = Files(self._session)
+
+    def _renew_keys(self, auto_rotate: bool | None) -> None:
+        """Finish pending work on the keys, and rotate them if they are due.
+
+        Whatever stops this is only logged as a warning, because the account works without it. It is
+        raised if the server gives this session nothing, because its keys are older than the
+        account's.
+        """
+        status = self._key_status
+        rotates = auto_rotate_enabled() if auto_rotate is None else auto_rotate
+        try:
+            if status.has_pending_work:
+                self._devices.finish_pending()
+            if rotates and status.should_rotate():
+                try:
+                    self._rotation.rotate(automatic=True)
+                except SfscError as exc:
+                    if not isinstance(exc, NetworkError):
+                        status.remember_failure()
+                    raise
+            elif auto_rotate is None and status.is_due():
+                _log_warning("your keys must be rotated", status.reason, "run `sfsc rotate`")
+        except SfscError as exc:
+            if self._session.is_restricted:
+                raise
+            what = "your keys could not be renewed"
+            _log_warning(what, exc.cause, f"{exc.hint}; `sfsc rotate` tries it again")
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store the content of `source`, a path or a binary stream, as the newest version of
@@ -387,21 +411,26 @@ class Store(Closing):
         compromised: bool = False,
         names: Sequence[str] = (),
         drop_device: bytes | None = None,
+        skip: Skip | None = None,
     ) -> RotationResult:
         """Replace the account's keys, wrap all files for the new ones, and destroy the old ones; or
         finish a rotation that was interrupted.
 
         `key_type` is the type of the new wrap key, by default the present one. With `compromised`,
         encrypt all contents again, or only all versions of `names`. `drop_device` is the id of a
-        device (16 bytes) that does not get the new keys."""
+        device (16 bytes) that does not get the new keys. `skip` is called for each version that is
+        damaged and therefore left out."""
         if names and not compromised:
             raise UsageError("names of files need compromised=True")
-        return self._rotation.rotate(key_type, drop_device, compromised=compromised, names=names)
+        return self._rotation.rotate(
+            key_type, drop_device, compromised=compromised, names=names, skip=skip
+        )
 
-    def verify_rotation(self) -> RotationResult:
-        """Verify that every wrap and record is of the current generation of keys. Raises
-        `BadRecord` if one is older, `StaleGeneration` if a rotation is unfinished."""
-        return self._rotation.verify()
+    def verify_rotation(self, *, skip: Skip | None = None) -> RotationResult:
+        """Verify that every wrap and record is of the current generation of keys. `skip` is called
+        for each version that is older or damaged. Raises `StaleGeneration` if a rotation is
+        unfinished."""
+        return self._rotation.verify(skip)
 
     @property
     def link(self) -> str:
@@ -540,6 +569,14 @@ class Store(Closing):
         from sfsc.files.history import FileHistory
 
         return FileHistory(self._session)
+
+
+def _log_warning(what: str, cause: str, hint: str) -> None:
+    """Log a warning. A program without logging, such as `sfsc`, prints it on stderr."""
+    import logging  # takes milliseconds that other commands need not spend
+
+    text = printable(f"warning: {what}: {cause}; {hint}")
+    logging.getLogger("sfsc").warning("%s", text)
 
 
 def _raise(_what: str, error: SfscError) -> None:

@@ -289,20 +289,29 @@ _FIELDS = {
 
 
 class RotationFinish(SignedStruct):
-    """Signed statement of a user that no wrap of an older generation is left.
+    """Signed statement of a user that no wrap of an older generation is left, except in versions
+    that could not be renewed because they are damaged.
 
     `root` is the RFC 6962 root over this user's wraps as of log entry `as_of_seq`, sorted by owner,
-    file_id and version (leaves: `wrap_leaf`). `files` counts them.
+    file_id and version (leaves: `wrap_leaf`). `files` counts them. `left_out` counts the versions
+    that were left out, and `left_out_root` is the root over them in the same order (leaves:
+    `version_leaf`).
     """
 
     generation: Generation
     as_of_seq: Count
     files: Count
     root: Bytes32
+    left_out: Count
+    left_out_root: Bytes32
 
 
 def wrap_leaf(owner: str, file_id: str, version: int, wrapped: bytes) -> bytes:
     """Return leaf data of `RotationFinish.root`:
     owner ‖ 0 ‖ file_id ‖ u64be(version) ‖ SHA-256(wrap)."""
-    head = owner.encode() + b"\0" + file_id.encode() + version.to_bytes(8)
-    return head + hashlib.sha256(wrapped).digest()
+    return version_leaf(owner, file_id, version) + hashlib.sha256(wrapped).digest()
+
+
+def version_leaf(owner: str, file_id: str, version: int) -> bytes:
+    """Return leaf data of `RotationFinish.left_out_root`: owner ‖ 0 ‖ file_id ‖ u64be(version)."""
+    return owner.encode() + b"\0" + file_id.encode() + version.to_bytes(8)

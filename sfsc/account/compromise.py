@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from protocol.records.records import COMPROMISED, PUT, REENCRYPT, Statement, record_hash
 from protocol.wire.messages.base import SignedRecord
-from protocol.wire.messages.rotation import WrapItem
-from sfsc.errors import BadReceipt, BadRecord
+from sfsc.account.rewrap import SERVER_FAULTS, LeftOut, place_of, wrap_items
+from sfsc.errors import BadReceipt, BadRecord, IntegrityError
 from sfsc.files.history import FileHistory, PastReaders
 from sfsc.log.account_log import RECORDS, AccountLog
 from sfsc.session.commit import find_file
@@ -61,15 +61,19 @@ class CompromiseResponse:
         if record_hash(signed.record) not in self._before:
             raise BadRecord("a record of an old key was logged after that key ended", REPORT)
 
-    def reencrypt(self, items: Iterable[WrapItem], chosen: frozenset[str] | None) -> None:
+    def reencrypt(self, chosen: frozenset[str] | None, left_out: LeftOut) -> LeftOut:
         """Encrypt again every version whose content the old keys open, trash included. `chosen`
-        holds the ids of the files to do this for; None means all. Raises like `check` and
+        holds the ids of the files to do this for; None means all. Return the versions whose content
+        is damaged; those in `left_out` are not tried. Raises like `check` and
         `Reencryption.version`."""
+        damaged: LeftOut = {}
         session, account = self._session, self._session.account
         reencryption = Reencryption(session, PastReaders(session).readers_of_version)
-        for item in list(items):
+        for item in list(wrap_items(session)):
             if item.wrap is None or item.owner != account.user:
                 continue  # only its owner can encrypt a shared file again
+            if place_of(item) in left_out:
+                continue
             if account.is_lost((item.wrap,)) or (chosen is not None and item.file_id not in chosen):
                 continue
             record = account.verify_record(item.content, item.file_id)
@@ -79,7 +83,13 @@ class CompromiseResponse:
                     continue
             else:
                 self.check(item.content)
-            reencryption.version(item.file_id, item.version)
+            try:
+                reencryption.version(item.file_id, item.version)
+            except SERVER_FAULTS:
+                raise
+            except IntegrityError as exc:
+                damaged[place_of(item)] = exc
+        return damaged
 
 
 def files_of(session: Session, names: Iterable[str]) -> frozenset[str]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 from protocol.records.records import Statement
 from sfsc.crypto.wrap import XWING, PrivateKey
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile
 from sfsc.session.handshake import DAY
 from sfsc.session.session import Session
+
+RETRY_SECONDS: Final = 600
+"""Seconds after a failed automatic rotation in which no other is tried. It may take long, and most
+causes do not go away by themselves."""
 
 
 class KeyStatus:
@@ -31,10 +36,10 @@ class KeyStatus:
     def has_pending_work(self) -> bool:
         """True if `Devices.finish_pending` has work: a pending statement, old keys that no longer
         count, or this device not yet listed."""
-        keyring, notice = self._file.contents, self._session.notice
+        keyring = self._file.contents
         head, pending = Statement.parse(keyring.statements[-1]), keyring.pending
         waits = pending is not None and pending.keys is None  # `Rotation` finishes a rotation
-        renewed = notice is not None and notice.state == "rotated"
+        renewed = self._session.is_restricted
         ended = not is_rotating(head) and has_old_keys(keyring)
         # Compare the key too: a replacement may have been lost on its way here.
         joined = (keyring.device.device_id, device_public_key(keyring.device)) in head.devices
@@ -49,16 +54,33 @@ class KeyStatus:
     def should_rotate(self) -> bool:
         """Return whether to rotate automatically: never while the server is distrusted, and at most
         once a day because of the server's notice alone, so that it cannot keep the client busy.
-        Returning True for such a notice counts as that day's rotation."""
-        state = self._session.state
+        Returning True for such a notice counts as that day's rotation. After a failure it is not
+        tried again within `RETRY_SECONDS`."""
+        state, now = self._session.state, int(self._clock())
         if not self.is_due() or state.distrust_evidence() is not None:
             return False
+        failed = state.last_failed_rotation()
+        if failed and 0 <= now - failed < RETRY_SECONDS:
+            return False
         if not self._is_due_here():
-            now = int(self._clock())
             if 0 <= now - state.last_server_rotation() < DAY:
                 return False
             state.remember_server_rotation(now)
         return True
+
+    def remember_failure(self) -> None:
+        """Record that an automatic rotation has just failed."""
+        self._session.state.remember_failed_rotation(int(self._clock()))
+
+    @property
+    def reason(self) -> str:
+        """Why `is_due` is true, for a person."""
+        notice = self._session.notice
+        if is_rotating(Statement.parse(self._file.contents.statements[-1])):
+            return "a rotation is unfinished"
+        if notice is not None and notice.reason:
+            return notice.reason
+        return "they are due"
 
     def _is_due_here(self) -> bool:
         """Return whether the local keyring alone is reason enough."""

@@ -160,7 +160,7 @@ def take_back_account(
         session.renewer = devices.catch_up
         contacts = Contacts(session, file)
         session.readers = lambda: contacts
-        return Rotation(session, file, devices, contacts).rotate(on_destroyed=on_destroyed)
+        return Rotation(session, file, devices, contacts).rotate(skip=on_destroyed)
 
 
 @contextlib.contextmanager

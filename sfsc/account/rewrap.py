@@ -12,10 +12,10 @@ from typing import Final
 
 from protocol.codec import merkle
 from protocol.codec.values import Mutable, Value, field
-from protocol.records.records import FileRecord, record_hash, wrap_leaf
+from protocol.records.records import FileRecord, record_hash, version_leaf, wrap_leaf
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Reply
-from protocol.wire.messages.base import SignedRecord, Wrap
+from protocol.wire.messages.base import DamagedVersion, SignedRecord, Wrap
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     Endorsement,
@@ -27,10 +27,19 @@ from protocol.wire.messages.rotation import (
     WrapsPage,
 )
 from sfsc.crypto.envelope import ContentKey, Recipient, open_wraps
-from sfsc.errors import IntegrityError
+from sfsc.errors import (
+    BadReceipt,
+    Distrusted,
+    Fork,
+    IntegrityError,
+    KeyringError,
+    NotFound,
+    SfscError,
+    WrongServer,
+)
 from sfsc.files.contacts import Contacts
 from sfsc.session.pipeline import pages, pipelined
-from sfsc.session.server_errors import expect_reply
+from sfsc.session.server_errors import damaged_version, expect_reply
 from sfsc.session.session import Session
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount, parse_record
 from sfsc.trust.server_log import SentChange
@@ -39,16 +48,31 @@ _FIRST: Final = 32
 """Wraps in the first page. It is small because nothing else can be done while waiting for it."""
 
 
-def wrap_items(session: Session) -> Iterator[WrapItem]:
+Place = tuple[str, str, int]
+"""A version: (owner, file_id, number)."""
+LeftOut = dict[Place, SfscError]
+"""Versions that a rotation cannot renew, each with the reason."""
+SERVER_FAULTS: Final = (BadReceipt, Distrusted, Fork, WrongServer)
+"""Errors about the whole server. They are never taken for the fault of one version."""
+
+
+def wrap_items(session: Session, left_out: LeftOut | None = None) -> Iterator[WrapItem]:
     """Yield all versions, ordered by owner, file_id and number. Each page is requested while the
-    one before is processed. Nothing is verified. Raises like `pages`."""
+    one before is processed. Nothing is verified. Damaged versions are added to `left_out` instead.
+    Raises like `pages`."""
 
     def more(page: WrapsPage) -> GetWraps | None:
         return GetWraps(page.next, MAX_BATCH, all_of_them=True) if page.next else None
 
     first = GetWraps("", min(_FIRST, MAX_BATCH), all_of_them=True)
     for page in pages(session, first, WrapsPage, more):
+        if left_out is not None:
+            left_out.update((_damaged_place(one), damaged_version(one)) for one in page.damaged)
         yield from page.items
+
+
+def _damaged_place(one: DamagedVersion) -> Place:
+    return one.owner, one.file_id, one.version
 
 
 _BATCHES: Final = 4
@@ -58,22 +82,25 @@ _CHUNK: Final = 32
 _Batch = tuple[RewrapItem, ...]
 Version = tuple[FileOwner | None, WrapItem, KnownRevision | None]
 """(owner, or None if it is us; what the server lists; what is known of the file, if it is ours)."""
-Answer = tuple[RewrapItem | None, bytes | None]
+Answer = tuple[RewrapItem | None, bytes | None, SfscError | None]
 
 
 class RewrapResult(Mutable):
     """The result of one pass over all versions. `done` counts the wraps that were replaced, `left`
     the versions that changed meanwhile and need another pass. `leaves` holds the leaf hashes of all
-    wraps for our present key, in the order of `RotationFinish.root`."""
+    wraps for our present key, in the order of `RotationFinish.root`. `left_out` has the versions
+    that cannot be renewed."""
 
     done: int = 0
     left: int = 0
     leaves: list[bytes] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=dict)
 
 
 class _RewrapJob(Mutable):
     """The work on one version: `signed` records are verified, those in `older` are endorsed, and
-    the `wrap`, if any, is replaced. `owner` is None for our own file."""
+    the `wrap`, if any, is replaced. `owner` is None for our own file. `error` is why the version
+    cannot be renewed."""
 
     owner: FileOwner | None
     item: WrapItem
@@ -85,32 +112,35 @@ class _RewrapJob(Mutable):
     content: FileRecord | None = None
     key: ContentKey | None = None
     endorsements: tuple[Endorsement, ...] = ()
+    error: SfscError | None = None
 
 
 class RewrapBuilder(Value):
     """Rewraps and endorses versions with the account's present keys, without a server. Called with
-    versions, it returns for each what to send (or None) and the leaf hash of our resulting wrap (or
-    None). Each step runs for all versions before the next step, which keeps its code and tables in
-    the processor's cache and saves an eighth of the time."""
+    versions, it returns for each what to send (or None), the leaf hash of our resulting wrap (or
+    None), and why a version of ours cannot be renewed (or None). Each step runs for all versions
+    before the next step, which keeps its code and tables in the processor's cache and saves an
+    eighth of the time."""
 
     account: OwnAccount
     generation: int
     signing: SigningKey
 
     def __call__(self, versions: Sequence[Version]) -> list[Answer]:
-        """Return the results in input order. Raises `BadRecord` or `Tampered` if a version of ours
-        is not as signed."""
+        """Return the results in input order."""
         looked_at = [self._look(*version) for version in versions]
         renewed = [one for one in looked_at if one is not None]
         for step in (self._parse, self._check_record, self._open, self._wrap, self._endorse):
             for one in renewed:
                 try:
                     step(one)
-                except IntegrityError:
+                except (IntegrityError, KeyringError) as exc:
+                    # One version must never keep the others from being renewed. Nobody could ever
+                    # read a shared one: our wrap of it is dropped, and it is not named.
                     if one.owner is None:
-                        raise
-                    # Skip it, since nobody could ever read it. Otherwise a user who shares garbage
-                    # with us could keep us from ever finishing a rotation.
+                        one.error = exc
+                    if one.content is None:  # the records were not verified
+                        one.older = []
                     one.signed, one.records = [], []
                     one.content = one.key = one.wrap = None
         pairs = zip(versions, looked_at, strict=True)
@@ -146,12 +176,12 @@ class RewrapBuilder(Value):
                 one.content = judged
 
     def _open(self, one: _RewrapJob) -> None:
-        if one.content is not None and one.wrap is not None:
+        if one.content is not None and one.wrap is not None and not self._is_new(one.wrap):
             first = (one.owner or self.account).first
             one.key = open_wraps(one.content, first, (one.wrap,), self.account.private_keys)
 
     def _wrap(self, one: _RewrapJob) -> None:
-        if one.key is not None and one.wrap is not None and not self._is_new(one.wrap):
+        if one.key is not None and one.wrap is not None:
             whose, own = one.owner or self.account, self.account.own_key
             recipient = Recipient(self.account.user, own)
             (one.wrap,) = one.key.wrap_for(whose.server_id, whose.first, [recipient])
@@ -163,13 +193,13 @@ class RewrapBuilder(Value):
         )
 
     def _answer(self, item: WrapItem, one: _RewrapJob | None) -> Answer:
-        wrap, renewed = item.wrap, None
+        wrap, renewed, error = item.wrap, None, None
         if one is not None:
-            wrap, endorsements = one.wrap, one.endorsements
-            renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
-        if wrap is None or not self._is_new(wrap):
-            return renewed, None
-        return renewed, leaf_of(item, wrap)
+            wrap, endorsements, error = one.wrap, one.endorsements, one.error
+            if error is None or endorsements:
+                renewed = RewrapItem(item.owner, item.file_id, item.version, wrap, endorsements)
+        leaf = leaf_of(item, wrap) if wrap is not None and self._is_new(wrap) else None
+        return renewed, leaf, error
 
     def _is_new(self, wrap: Wrap) -> bool:
         return wrap.key_id == self.account.own_key.key_id
@@ -188,10 +218,10 @@ class Rewrapper:
         self._contacts = contacts
         self._check_record = check_record
         self._result = RewrapResult()
+        self._owners: dict[str, FileOwner] = {}
 
     def run_pass(self) -> RewrapResult:
-        """Rewrap and endorse all versions once. Raises like `RewrapBuilder`, `check_record`, and
-        `Distrusted`."""
+        """Rewrap and endorse all versions once. Raises like `check_record`, and `Distrusted`."""
         self._result = RewrapResult()
         for _ in pipelined(self._session, self._requests(), self._take, _BATCHES):
             pass
@@ -207,19 +237,21 @@ class Rewrapper:
     def _renewed(self) -> Iterator[RewrapItem]:
         builder, versions = self.builder(), self._versions()
         while chunk := list(islice(versions, _CHUNK)):
-            for renewed, leaf in builder(chunk):
+            for (_, item, _), (renewed, leaf, error) in zip(chunk, builder(chunk), strict=True):
                 if renewed is not None:
                     yield renewed
                 if leaf is not None:
                     self._result.leaves.append(leaf)
+                if error is not None:
+                    self._result.left_out[place_of(item)] = error
 
     def builder(self) -> RewrapBuilder:
         session = self._session
         return RewrapBuilder(session.account, session.author.generation, session.signing_key())
 
     def _versions(self) -> Iterator[Version]:
-        session, owner = self._session, None
-        account, items = session.account, wrap_items(session)
+        session = self._session
+        account, items = session.account, wrap_items(session, self._result.left_out)
         while some := list(islice(items, _CHUNK)):
             ours = [item.file_id for item in some if item.owner == account.user]
             known = session.state.known_revisions(ours)
@@ -231,9 +263,25 @@ class Rewrapper:
                     self._check(item)
                     yield None, item, known[item.file_id]
                 else:
-                    if owner is None or owner.user != item.owner:
-                        owner = self._contacts.find(item.owner).owner
-                    yield owner, item, None
+                    owner = self._owners.get(item.owner) or self._find_owner(item)
+                    if owner is not None:
+                        yield owner, item, None
+
+    def _find_owner(self, item: WrapItem) -> FileOwner | None:
+        """Return the owner of a shared version. If the server does not show a valid identity, leave
+        the version out, unless it needs no new wrap, and return None."""
+        try:
+            self._owners[item.owner] = self._contacts.find(item.owner).owner
+        except SERVER_FAULTS:
+            raise
+        except (IntegrityError, NotFound) as exc:
+            account = self._session.account
+            if item.wrap is not None and item.wrap.key_id == account.own_key.key_id:
+                self._result.leaves.append(leaf_of(item, item.wrap))
+            elif item.wrap is not None:
+                self._result.left_out[place_of(item)] = exc
+            return None
+        return self._owners[item.owner]
 
     def _check(self, item: WrapItem) -> None:
         if self._check_record is not None:
@@ -265,6 +313,16 @@ def valid_records(account: OwnAccount, item: WrapItem) -> list[SignedRecord]:
 def leaf_of(item: WrapItem, wrap: Wrap) -> bytes:
     """Return the leaf hash of this wrap in `RotationFinish.root`."""
     return merkle.leaf_hash(wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped))
+
+
+def place_of(item: WrapItem) -> Place:
+    """Return the place of the item's version."""
+    return item.owner, item.file_id, item.version
+
+
+def left_out_root(left_out: LeftOut) -> bytes:
+    """Return `RotationFinish.left_out_root` of these versions."""
+    return merkle.root([merkle.leaf_hash(version_leaf(*place)) for place in sorted(left_out)])
 
 
 def _is_signed_by(signed: SignedRecord, generation: int) -> bool:

@@ -12,10 +12,11 @@ account's bundle was read back without them. Another device helps to finish a ro
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from protocol.codec import merkle
+from protocol.codec.terminal_text import counted
 from protocol.codec.values import Value, changed
 from protocol.records.chain import split_voided
 from protocol.records.records import (
@@ -28,45 +29,73 @@ from protocol.records.records import (
 )
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Error
-from protocol.wire.messages.rotation import RotateBegin, RotateFinish
+from protocol.wire.messages.rotation import RotateBegin, RotateFinish, WrapItem
 from sfsc.account.compromise import CompromiseResponse, files_of
 from sfsc.account.devices import MAX_CONFLICTS, Devices, next_statement
 from sfsc.account.key_status import device_public_key, is_rotating
-from sfsc.account.rewrap import Rewrapper, RewrapResult, leaf_of, valid_records, wrap_items
+from sfsc.account.rewrap import (
+    SERVER_FAULTS,
+    LeftOut,
+    Place,
+    Rewrapper,
+    RewrapResult,
+    leaf_of,
+    left_out_root,
+    place_of,
+    valid_records,
+    wrap_items,
+)
 from sfsc.account.undo_attacker import FileRepair
 from sfsc.crypto.segments import plaintext_size
-from sfsc.errors import BadRecord, ConflictError, Destroyed, NotFound, StaleGeneration, UsageError
+from sfsc.errors import (
+    BadRecord,
+    ConflictError,
+    Destroyed,
+    IntegrityError,
+    NotFound,
+    SfscError,
+    StaleGeneration,
+    UsageError,
+)
 from sfsc.files.contacts import Contacts
 from sfsc.keys.account_info import current_keys
 from sfsc.keys.keyring import DeviceKey, Keyring, KeyringFile, PendingStatement
 from sfsc.session.pipeline import Skip
 from sfsc.session.server_errors import to_exception
 from sfsc.session.session import Session
-from sfsc.trust.file_records import FileOwner
+from sfsc.trust.file_records import Entry, FileOwner
 
 MAX_PASSES: Final = 16
 """Attempts before giving up because other devices keep changing the account."""
 _AGAIN: Final = "run the command again"
+_DAMAGED: Final = (
+    "the operator may restore them from a backup; `sfsc rotate` finishes without them, and "
+    "`sfsc verify-rotation` lists them"
+)
 
 
 class RotationPlan(Value):
     """The work of a rotation: wraps to replace, plaintext bytes they protect (none are moved),
-    and when the keys are due (unix seconds). `begun` tells whether a rotation is unfinished."""
+    and when the keys are due (unix seconds). `begun` tells whether a rotation is unfinished,
+    `damaged` counts the versions that would be left out."""
 
     versions: int
     size: int
     generation: int
     due: int
     begun: bool
+    damaged: int
 
 
 class RotationResult(Value):
     """A finished rotation. `wrapped` counts the wraps replaced by this device, `files` all wraps,
-    which are now of `generation`."""
+    which are now of `generation`. `left_out` counts the versions that could not be renewed because
+    they are damaged."""
 
     generation: int
     wrapped: int
     files: int
+    left_out: int
     key_type: str
     due: int
 
@@ -98,15 +127,22 @@ class Rotation:
         """Return what `rotate` would do; change nothing."""
         head = self._devices.catch_up()
         size = versions = 0
-        for item in wrap_items(self._session):
+        damaged: LeftOut = {}
+        for item in wrap_items(self._session, damaged):
             owner: FileOwner = self._session.account
-            if item.owner != owner.user:
-                owner = self._contacts.find(item.owner).owner
-            if not owner.is_voided_signed(item.content):
-                record = owner.verify_record(item.content, item.file_id)
-                versions += 1
-                size += plaintext_size(record.ciphertext_size or 0)
-        return RotationPlan(versions, size, head.generation, head.due, is_rotating(head))
+            try:
+                if item.owner != owner.user:
+                    owner = self._contacts.find(item.owner).owner
+                if not owner.is_voided_signed(item.content):
+                    record = owner.verify_record(item.content, item.file_id)
+                    versions += 1
+                    size += plaintext_size(record.ciphertext_size or 0)
+            except SERVER_FAULTS:
+                raise
+            except (IntegrityError, NotFound) as exc:
+                damaged[place_of(item)] = exc
+        begun = is_rotating(head)
+        return RotationPlan(versions, size, head.generation, head.due, begun, len(damaged))
 
     def rotate(
         self,
@@ -115,7 +151,8 @@ class Rotation:
         *,
         compromised: bool = False,
         names: Sequence[str] = (),
-        on_destroyed: Skip | None = None,
+        skip: Skip | None = None,
+        automatic: bool = False,
     ) -> RotationResult:
         """Replace the keys, or finish a rotation that was begun.
 
@@ -123,9 +160,13 @@ class Rotation:
         device_id of a device to remove. With `compromised`, contents are encrypted again too;
         `names` limits this to all versions of those files.
 
-        Raises `SfscError`; run it again to continue. If it finishes a recovery, `on_destroyed` is
-        called for each version that an attacker destroyed. Without it, one `Destroyed` names them
-        all, raised after everything else is done.
+        Damaged versions are left out. `skip` is called for each of them, and for each version that
+        an attacker destroyed if this finishes a recovery. Without it, one `IntegrityError` names
+        them all, raised after everything else is done. The old private keys are destroyed, so a
+        version that is left out stays unreadable even if the operator restores it later. Therefore
+        an `automatic` rotation does not finish without it, and raises `IntegrityError`.
+
+        Raises `SfscError`; run it again to continue.
         """
         self._session.check_trusted()
         head = self._devices.catch_up()
@@ -148,21 +189,32 @@ class Rotation:
         if begins:
             reason = COMPROMISED if compromised else ROTATE
             self._begin(key_type, drop, reason)
-        destroyed: list[str] = []
+        failures: list[tuple[str, SfscError]] = []
+        report: Skip = skip or (lambda what, error: failures.append((what, error)))
         if RECOVERY in self._reasons():
-            FileRepair(self._session, self._contacts, self._keyring.statements).repair_files(
-                on_destroyed or (lambda what, _error: destroyed.append(what))
-            )
+            repair = FileRepair(self._session, self._contacts, self._keyring.statements)
+            repair.repair_files(report)
         self._response = None
         if self._is_compromised():
             self._response = CompromiseResponse(self._session, self._keyring.statements)
-        done = self._finish_all()
-        if destroyed:
-            names = ", ".join(dict.fromkeys(destroyed))
-            raise Destroyed(
-                f"the account was taken back, but versions of these files are destroyed: {names}"
-            )
+        done, left_out = self._finish_all(automatic=automatic)
+        self._report(left_out, report)
+        if failures:
+            names = ", ".join(dict.fromkeys(what for what, _ in failures))
+            destroyed = any(isinstance(error, Destroyed) for _, error in failures)
+            kind, how = (Destroyed, "destroyed") if destroyed else (IntegrityError, "damaged")
+            raise kind(f"the keys were replaced, but these versions are {how}: {names}", _DAMAGED)
         return done
+
+    def _report(self, left_out: LeftOut, report: Skip) -> None:
+        """Call `report` for each version that was left out, by name if the name is known here."""
+        if not left_out:
+            return
+        names = {
+            file_id: Entry.unpack(packed).name for file_id, packed in self._session.state.entries()
+        }
+        for place, error in sorted(left_out.items(), key=lambda one: one[0]):
+            report(_describe(place, self._session.account.user, names), error)
 
     def _choose(self, chosen: frozenset[str] | None, generation: int, *, begun: bool) -> None:
         """Save which files to encrypt again, before the rotation begins. Files chosen for an
@@ -173,18 +225,28 @@ class Rotation:
             chosen = None if before is None else before | chosen
         state.remember_reencrypt_choice(generation, chosen)
 
-    def _finish_all(self) -> RotationResult:
+    def _finish_all(self, *, automatic: bool) -> tuple[RotationResult, LeftOut]:
+        """Return the result, and the versions that are damaged."""
         wrapped = 0
         for _ in range(MAX_PASSES):
             result = self._rewrap()
             wrapped += result.done
+            leaves, left_out, damaged = result.leaves, result.left_out, dict(result.left_out)
             if self._response is not None:
                 chosen = self._session.state.reencrypt_choice(self._session.author.generation)
-                self._response.reencrypt(wrap_items(self._session), chosen)
-            files = self._finish(result.leaves if self._response is None else self._leaves())
+                damaged |= self._response.reencrypt(chosen, result.left_out)
+                leaves = self._leaves(left_out)
+            if automatic and damaged:
+                raise IntegrityError(
+                    f"the rotation is not finished, because {counted(len(damaged), 'version')} "
+                    "cannot be renewed",
+                    _DAMAGED,
+                )
+            files = self._finish(leaves, left_out)
             if files is not None:
                 now = Statement.parse(self._keyring.statements[-1])
-                return RotationResult(now.generation, wrapped, files, now.wrap_alg, now.due)
+                about = now.generation, wrapped, files, len(damaged), now.wrap_alg, now.due
+                return RotationResult(*about), damaged | left_out
         raise ConflictError("other devices keep changing the account", _AGAIN)
 
     def _begin(self, key_type: str | None, drop: bytes | None, reason: str) -> None:
@@ -221,7 +283,8 @@ class Rotation:
             return True  # accepted; its reply was lost, and the chain was followed to it
         if isinstance(reply, Error):
             if reply.code not in ("conflict", "stale-generation"):
-                if reply.code in ("bad-request", "refused"):
+                if reply.code in ("bad-request", "refused", "denied"):
+                    # Nothing is pending: the server will not accept this statement later either.
                     self._file.save(changed(self._keyring, pending=None))
                 raise to_exception(reply)
             self._file.save(changed(self._keyring, pending=None))
@@ -242,7 +305,7 @@ class Rotation:
         return self._devices.build_generation(keyring, reason, algorithm, old, now, devices=devices)
 
     def _rewrap(self) -> RewrapResult:
-        """Run passes until one leaves nothing. `done` is the sum of all passes; `leaves` is that of
+        """Run passes until one leaves nothing. `done` is the sum of all passes; the rest is that of
         the last."""
         check_record = None if self._response is None else self._response.check
         rewrapper, done = Rewrapper(self._session, self._contacts, check_record), 0
@@ -265,21 +328,27 @@ class Rotation:
         """Return whether the unfinished rotation is a response to a theft."""
         return COMPROMISED in self._reasons()
 
-    def _leaves(self) -> list[bytes]:
-        """Return the leaf hashes of the wraps as listed now, like `RewrapResult.leaves`."""
+    def _leaves(self, left_out: LeftOut) -> list[bytes]:
+        """Return the leaf hashes of the wraps as listed now, like `RewrapResult.leaves`. Versions
+        that are damaged by now are added to `left_out`."""
         own = self._session.account.own_key.key_id
         return [
             leaf_of(item, item.wrap)
-            for item in wrap_items(self._session)
+            for item in wrap_items(self._session, left_out)
             if item.wrap is not None and item.wrap.key_id == own
         ]
 
-    def _finish(self, leaves: Sequence[bytes]) -> int | None:
+    def _finish(self, leaves: Sequence[bytes], left_out: LeftOut) -> int | None:
         """End older generations and return the number of wraps; None if the server has wraps other
-        than `leaves`, or some are left to replace."""
+        than `leaves`, or if some are left to replace that are not in `left_out`."""
         session, keyring, current = self._session, self._keyring, current_keys(self._keyring)
         finish = RotationFinish(
-            current.generation, session.trust.newest.size, len(leaves), merkle.root(leaves)
+            current.generation,
+            session.trust.newest.size,
+            len(leaves),
+            merkle.root(leaves),
+            len(left_out),
+            left_out_root(left_out),
         ).encode()
         before = keyring.statements[-1]
         head = Statement.parse(before)
@@ -301,24 +370,45 @@ class Rotation:
         self._devices.drop_old_keys()
         return len(leaves)
 
-    def verify(self) -> RotationResult:
+    def verify(self, skip: Skip | None = None) -> RotationResult:
         """Verify that no wrap and no record of an older generation is left. Raises
-        `StaleGeneration` if a rotation is unfinished, and `BadRecord` if something is left."""
+        `StaleGeneration` if a rotation is unfinished. `skip` is called for each version that is
+        damaged, or of an older generation; without it, the first error is raised."""
         head = self._devices.catch_up()
         if is_rotating(head):
             raise StaleGeneration("a rotation is unfinished", "run `sfsc rotate`")
-        account, files = self._session.account, 0
-        own = account.own_key.key_id
-        for item in wrap_items(self._session):
-            if item.owner == account.user:
-                for one in valid_records(account, item):
-                    account.verify_record(one, item.file_id)
-            if item.wrap is None or account.is_lost((item.wrap,)):
-                continue
-            if item.wrap.key_id != own:
-                raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
-            files += 1
-        return RotationResult(head.generation, 0, files, head.wrap_alg, head.due)
+        files = 0
+        left_out: LeftOut = {}
+        for item in wrap_items(self._session, left_out):
+            try:
+                files += self._verify_item(item)
+            except BadRecord as exc:
+                left_out[place_of(item)] = exc
+        if left_out and skip is None:
+            raise left_out[min(left_out)]
+        if skip is not None:
+            self._report(left_out, skip)
+        about = head.generation, 0, files, len(left_out), head.wrap_alg, head.due
+        return RotationResult(*about)
+
+    def _verify_item(self, item: WrapItem) -> bool:
+        """Return whether the version has a wrap that counts. Raises `BadRecord`."""
+        account = self._session.account
+        if item.owner == account.user:
+            for one in valid_records(account, item):
+                account.verify_record(one, item.file_id)
+        if item.wrap is None or account.is_lost((item.wrap,)):
+            return False
+        if item.wrap.key_id != account.own_key.key_id:
+            raise BadRecord("a version is wrapped for an older key", "run `sfsc rotate`")
+        return True
+
+
+def _describe(place: Place, user: str, names: Mapping[str, str]) -> str:
+    """Return a text that names a version."""
+    owner, file_id, version = place
+    name = names.get(file_id, f"file {file_id}") if owner == user else f"file {file_id} of {owner}"
+    return f"{name} version {version}"
 
 
 def _kept_devices(

@@ -27,7 +27,15 @@ from protocol.records.records import (
 )
 from protocol.wire.messages.files import Stat, Stated
 from sfsc.account.rewrap import wrap_items
-from sfsc.errors import BadRecord, Destroyed, IntegrityError, KeyringError, NotFound, Rollback
+from sfsc.errors import (
+    BadRecord,
+    Damaged,
+    Destroyed,
+    IntegrityError,
+    KeyringError,
+    NotFound,
+    Rollback,
+)
 from sfsc.files.contacts import Contacts
 from sfsc.files.history import FileHistory
 from sfsc.files.shared_folders import SharedFolders
@@ -85,10 +93,13 @@ class FileRepair:
             records = files.get(file_id, [])
             gone = _destroyed(records) | lost.get(file_id, {})
             name = self._find_name(file_id, records) if gone else file_id
-            if any(one.voided for one in records):
-                self._repair_file(file_id, records, gone, on_destroyed)
-            elif gone and (file := self._fetch(file_id)).head.current in gone:
-                self._delete(file)
+            try:
+                if any(one.voided for one in records):
+                    self._repair_file(file_id, records, gone, on_destroyed)
+                elif gone and (file := self._fetch(file_id)).head.current in gone:
+                    self._delete(file)
+            except Damaged as exc:
+                on_destroyed(self._find_name(file_id, records), exc)  # the others are repaired
             for version, (how, generation) in sorted(gone.items()):
                 if generation in self._void_generations:  # earlier damage was reported then
                     on_destroyed(

@@ -174,6 +174,12 @@ class Session:
             raise Unreachable("not connected")
         return self._transport
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the session was opened with keys that are older than the account's. The server
+        then gives it no file."""
+        return self.notice is not None and self.notice.state == "rotated"
+
     def use_keyring(self, keyring: Keyring) -> None:
         """Use these keys from now on; the present connection was opened with the ones before."""
         current = keyring.current

@@ -148,6 +148,14 @@ class ClientState(StateDatabase):
         """Record a rotation at the server's request, in unix seconds."""
         self.set_meta("rotated", now.to_bytes(8))
 
+    def last_failed_rotation(self) -> int:
+        """Return when an automatic rotation failed here last, in unix seconds; 0 for never."""
+        return self.meta_number("rotation-failed")
+
+    def remember_failed_rotation(self, now: int) -> None:
+        """Record a failed automatic rotation, in unix seconds."""
+        self.set_meta("rotation-failed", now.to_bytes(8))
+
     def reencrypt_choice(self, generation: int) -> frozenset[str] | None:
         """Return the files whose contents the rotation to `generation` reencrypts; None for all."""
         value = self.meta_value("chosen") or b""

@@ -25,10 +25,17 @@ from protocol.records.records import (
     RotationFinish,
     Statement,
     record_hash,
+    version_leaf,
     wrap_leaf,
 )
 from protocol.records.signatures import Label, verify_signature
-from protocol.wire.messages.base import PIECE, GenerationSignature, SignedRecord, Wrap
+from protocol.wire.messages.base import (
+    PIECE,
+    DamagedVersion,
+    GenerationSignature,
+    SignedRecord,
+    Wrap,
+)
 from protocol.wire.messages.rotation import (
     MAX_BATCH,
     GetBundle,
@@ -44,7 +51,7 @@ from protocol.wire.messages.rotation import (
     WrapsPage,
 )
 from sfsd.config import DAY
-from sfsd.errors import Absent, Refused, require
+from sfsd.errors import Absent, DamagedError, Refused, require
 from sfsd.operations.files import PAGE_BYTES, signed_size
 from sfsd.rules import bundles
 from sfsd.rules.context import (
@@ -102,28 +109,44 @@ def rotate_begin(server: ServerContext, who: Principal, message: RotateBegin) ->
 
 @operation(RotateFinish, access=USER, logged="rotate-finish", slow=True, weight=PIECE)
 def rotate_finish(server: ServerContext, who: Principal, message: RotateFinish) -> Decision:
-    """Retire the older generations, after checking that no wrap or record depends on them."""
+    """Retire the older generations, after checking that no wrap or record depends on them.
+
+    Versions that cannot be renewed do not block this if the user has signed which ones they are.
+    """
     user = server.users.require_active(who.user)
     if user.chain.links[-1].body == message.statement:
         return server.done(user.chain.links[-1].seq, who)
     finish = _parse_finish(user, message)
-    leaves: list[bytes] = []
-    keys = CurrentKeys.from_user(user)
-    for item in readable_versions(server, user.name, cached=True):
-        wrap = own_wrap(item.document.value, user.name)
-        if is_stale(item, wrap, keys):
-            raise Refused("conflict", "a wrap or a record depends on an older generation")
-        if wrap is not None and wrap.key_id == keys.key_id:
-            leaf = wrap_leaf(item.owner, item.file_id, item.version, wrap.wrapped)
-            leaves.append(merkle.leaf_hash(leaf))
-    if (finish.files, finish.root) != (len(leaves), merkle.root(leaves)):
-        raise Refused("conflict", "the wraps in the store have changed")
+    # A sidecar that was damaged since it was cached is only found by reading it.
+    if not (_matches(server, user, finish, cached=True) or _matches(server, user, finish)):
+        why = "the wraps have changed, or one depends on an older generation"
+        raise Refused("conflict", why)
     detail = {
         "finish": to_text(message.finish),
         "finish_sig": to_text(message.finish_signature),
         "files": finish.files,
+        "left_out": finish.left_out,
     }
     return _append(server, who, message, "rotate-finish", frozenset({FINISH}), detail)
+
+
+def _matches(
+    server: ServerContext, user: User, finish: RotationFinish, *, cached: bool = False
+) -> bool:
+    """Return whether the user's wraps, and the versions left out, are those that they signed."""
+    leaves: list[bytes] = []
+    left_out: list[bytes] = []
+    keys = CurrentKeys.from_user(user)
+    for item in readable_versions(server, user.name, cached=cached):
+        wrap = None if item.document is None else own_wrap(item.document.value, user.name)
+        if item.document is None or is_stale(item.owner, item.document.value, wrap, keys):
+            left_out.append(merkle.leaf_hash(version_leaf(*item.place)))
+        elif wrap is not None and wrap.key_id == keys.key_id:
+            leaves.append(merkle.leaf_hash(wrap_leaf(*item.place, wrap.wrapped)))
+        if len(left_out) > finish.left_out or len(leaves) > finish.files:
+            return False
+    signed = finish.files, finish.root, finish.left_out, finish.left_out_root
+    return signed == (len(leaves), merkle.root(leaves), len(left_out), merkle.root(left_out))
 
 
 def _parse_finish(user: User, message: RotateFinish) -> RotationFinish:
@@ -259,25 +282,32 @@ class CurrentKeys(Value):
 
 @operation(GetWraps, access=USER, slow=True, weight=PIECE)
 def get_wraps(server: ServerContext, who: Principal, message: GetWraps) -> WrapsPage:
-    """List the versions whose wrap or records need renewal; with `all_of_them`, every wrap."""
+    """List the versions whose wrap or records need renewal; with `all_of_them`, every wrap.
+
+    Damaged versions are named.
+    """
     user = server.users.require_active(who.user)
     items: list[WrapItem] = []
+    damaged: list[DamagedVersion] = []
     size = scanned = 0
     last, keys = message.after, CurrentKeys.from_user(user)
     for one in readable_versions(server, user.name, message.after):
-        sidecar = one.document.value
-        wrap = own_wrap(sidecar, user.name)
-        if is_stale(one, wrap, keys) or (message.all_of_them and wrap is not None):
-            size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
-            size += 0 if wrap is None else len(wrap.wrapped)
-            if items and size > PAGE_BYTES:
-                return WrapsPage(tuple(items), last)
-            place = one.owner, one.file_id, one.version
-            items.append(WrapItem(*place, sidecar.content, sidecar.head, wrap))
+        if one.document is None:
+            damaged.append(DamagedVersion(*one.place))
+        else:
+            sidecar = one.document.value
+            wrap = own_wrap(sidecar, user.name)
+            stale = is_stale(one.owner, sidecar, wrap, keys)
+            if stale or (message.all_of_them and wrap is not None):
+                size += sum(map(signed_size, _records(sidecar))) + _OVERHEAD
+                size += 0 if wrap is None else len(wrap.wrapped)
+                if items and size > PAGE_BYTES:
+                    return WrapsPage(tuple(items), last, tuple(damaged))
+                items.append(WrapItem(*one.place, sidecar.content, sidecar.head, wrap))
         last, scanned = one.cursor, scanned + 1
-        if len(items) == message.limit or scanned == _SCANNED:
-            return WrapsPage(tuple(items), last)
-    return WrapsPage(tuple(items), "")
+        if len(items) + len(damaged) == message.limit or scanned == _SCANNED:
+            return WrapsPage(tuple(items), last, tuple(damaged))
+    return WrapsPage(tuple(items), "", tuple(damaged))
 
 
 @operation(
@@ -310,8 +340,9 @@ def rewrap(server: ServerContext, who: Principal, message: Rewrap) -> Decision:
     for place, item in enumerate(message.items):
         try:
             document, relied_on = _read_item(server, user.name, item)
-        except (Absent, Refused):
-            left.append(place)  # missing, or no longer shared; the reply is the same
+        except (Absent, Refused, DamagedError):
+            # Missing, no longer shared, or damaged since it was listed; the reply is the same.
+            left.append(place)
             continue
         # The digest read first wins: a later item may have read the same sidecar again since.
         for path, digest in relied_on.items():
@@ -390,8 +421,9 @@ def _renewed(
     if item.owner != keys.user and item.wrap is None and own is not None:
         # The wrap of a shared file does not open: a reader may remove their own wrap.
         return changed(sidecar, wraps=tuple(wrap for wrap in sidecar.wraps if wrap is not own))
-    if (own is None) != (item.wrap is None):
+    if own is None and item.wrap is not None:
         return None
+    # Without a new wrap, one that its owner cannot open stays as it is.
     wraps, content, last = sidecar.wraps, sidecar.content, sidecar.head
     if item.wrap is not None and own is not None and own.key_id != keys.key_id:
         wraps = (*(wrap for wrap in wraps if wrap is not own), item.wrap)
@@ -422,12 +454,17 @@ def _endorsed(signed: SignedRecord, added: GenerationSignature) -> SignedRecord:
 
 
 class StoredVersion(Value):
-    """One version of a file and its sidecar."""
+    """One version of a file and its sidecar, None if that is damaged."""
 
     owner: str
     file_id: str
     version: int
-    document: Document[Sidecar]
+    document: Document[Sidecar] | None
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """The version's (owner, file_id, number)."""
+        return self.owner, self.file_id, self.version
 
     @property
     def cursor(self) -> str:
@@ -440,8 +477,8 @@ def readable_versions(
 ) -> Iterator[StoredVersion]:
     """Yield every version that `user` owns or may read, past the cursor `after` ("": all).
 
-    The order is by owner, file_id and number. With `cached`, own sidecars come from
-    `Documents.cached_sidecar`.
+    The order is by owner, file_id and number. Damaged versions are included. With `cached`, own
+    sidecars come from `Documents.cached_sidecar`.
     """
     owner, file_id, version = _parse_cursor(after)
     if owner < user:
@@ -473,12 +510,18 @@ def _shared_versions(
             if before is not None and owner >= before:
                 return
             first = version if (owner, file_id) == after else 0
+            files = server.index.for_user(owner)
             try:
-                head = server.visibility.newest(user, owner, file_id).head
+                newest = server.visibility.newest(user, owner, file_id).head.version
             except Refused:
                 continue  # no longer shared, or expired: a remaining wrap opens nothing
-            for number in range(first + 1, head.version + 1):
-                document = head.files.sidecar(file_id, number)
+            except DamagedError:
+                # Nothing tells whether the file is still shared, so none of its wraps is renewed.
+                for number in range(first + 1, files.newest(file_id) + 1):
+                    yield StoredVersion(owner, file_id, number, None)
+                continue
+            for number in range(first + 1, newest + 1):
+                document = files.undamaged_sidecar(file_id, number)
                 yield StoredVersion(owner, file_id, number, document)
         after, notes = notes[-1], []
 
@@ -489,12 +532,10 @@ def _own_versions(
     """Yield every version of an owner's files, past the given one ("": from the start)."""
     places = _places(files, file_id, version)
     while some := list(islice(places, _READ_BATCH)):
-        if cached:
-            documents = [files.cached_sidecar(*place) for place in some]
-        else:
-            documents = files.sidecars(some)
+        documents = files.readable_sidecars(some, cached=cached)
         for place, document in zip(some, documents, strict=True):
-            yield StoredVersion(files.owner, *place, document)
+            whole = None if isinstance(document, DamagedError) else document
+            yield StoredVersion(files.owner, *place, whole)
 
 
 def _places(files: OwnerFiles, file_id: str, version: int) -> Iterator[tuple[str, int]]:
@@ -509,7 +550,7 @@ def _places(files: OwnerFiles, file_id: str, version: int) -> Iterator[tuple[str
         file_id = page[-1][0]
 
 
-def is_stale(one: StoredVersion, own: Wrap | None, keys: CurrentKeys) -> bool:
+def is_stale(owner: str, sidecar: Sidecar, own: Wrap | None, keys: CurrentKeys) -> bool:
     """Whether `own`, the user's wrap, or one of their records depends on an older generation.
 
     What a thief wrapped or signed with a voided generation does not count: the owner cannot renew
@@ -517,11 +558,11 @@ def is_stale(one: StoredVersion, own: Wrap | None, keys: CurrentKeys) -> bool:
     """
     if own is not None and own.key_id != keys.key_id and own.key_id not in keys.voided_key_ids:
         return True
-    if one.owner != keys.user:
+    if owner != keys.user:
         return False  # only the owner endorses its records
     older = [
         signed
-        for signed in _records(one.document.value)
+        for signed in _records(sidecar)
         if all(signature.generation != keys.generation for signature in signed.signatures)
     ]
     voided = keys.voided_generations

@@ -16,7 +16,9 @@ from protocol.codec.errors import RemoteProtocolError, SignatureError
 from protocol.codec.values import Value, changed
 from protocol.records.records import (
     ACCESS,
+    DELETE,
     MOVE,
+    PURGE,
     REENCRYPT,
     WRAP_SIZES,
     FileRecord,
@@ -176,7 +178,8 @@ class Admission:
             verify_signature(Label.RECORD, body, signature, public)
         except SignatureError as exc:
             raise Refused("refused", "the record is not signed by its generation's key") from exc
-        if (blocked := write_block(user, self._clock())) is not None:
+        blocked = write_block(user, self._clock())
+        if blocked is not None and not _only_removes(record, head.record):
             raise Refused("rotation-required", f"rotate the key first: {blocked.reason}")
         self._check_place(record, head, user.name)
         return AdmittedRecord(
@@ -271,6 +274,17 @@ class Admission:
         soon, expires = self._clock() + SKEW, reader[2]
         granted = expires == 0 or soon < expires
         return granted and soon < user.chain.head.expires and not user.account.value.disabled
+
+
+def _only_removes(record: FileRecord, before: FileRecord | None) -> bool:
+    """Return whether the record only deletes, purges or drops readers.
+
+    A user whose keys must be rotated may do this: it makes room, which the rotation may need, and
+    gives nobody access.
+    """
+    if record.op == ACCESS:
+        return before is not None and set(record.readers) <= set(before.readers)
+    return record.op == PURGE or (record.op == DELETE and record.to is None)
 
 
 def check_content(

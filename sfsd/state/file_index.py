@@ -71,10 +71,13 @@ class OwnerFiles(LoadOnce):
             return [self.sidecar(*place) for place in places]
 
     def readable_sidecars(
-        self, places: Sequence[tuple[str, int]]
+        self, places: Sequence[tuple[str, int]], *, cached: bool = False
     ) -> list[Document[Sidecar] | DamagedError]:
-        """Like `sidecars`, with the error in place of each damaged one. Raises `Absent`."""
+        """Like `sidecars`, with the error in place of each damaged one. Raises `Absent`. With
+        `cached`, the sidecars are those of `cached_sidecar`."""
         try:
+            if cached:
+                return [self.cached_sidecar(*place) for place in places]
             return list(self.sidecars(places))
         except DamagedError:
             return [self._readable_sidecar(*place) for place in places]

@@ -73,12 +73,14 @@ def test_keys_become_due_and_then_overdue(later: Later) -> None:
     assert later.generation == 1
     later.sfsc("ls")
     assert later.generation == 2
+    later.sfsc("put", "-", "--name", "dropped")
     later.at(91 + 80)
     assert json.loads(later.sfsc("--json", "rotate", "--if-due", careful=True)) == {"due": False}
     later.at(91 + 121)  # after due and grace: only reads and rotation
     assert "rotat" in later.sfsc("put", "-", "--name", "kept", careful=True, code=4)
-    later.sfsc("rm", "kept", careful=True, code=4)
+    later.sfsc("mv", "kept", "moved", careful=True, code=4)
     assert later.sfsc("cat", "kept", careful=True) == "content"
+    later.sfsc("rm", "--purge", "dropped", careful=True)  # it makes room
     assert later.generation == 2
     rotated = json.loads(later.sfsc("--json", "rotate", "--if-due", careful=True))
     assert rotated["generation"] == later.generation == 3

@@ -66,11 +66,11 @@ class Thief:
         ids = {self.store._session.account.file_id(name) for name in names}
         rewrapper = Rewrapper(self.store._session, self.store._contacts, None)
         items = [one for one in wrap_items(self.store._session) if one.file_id in ids]
-        rewraps = [one for one, _ in rewrapper.builder()([(None, one, None) for one in items])]
+        rewraps = [one for one, _, _ in rewrapper.builder()([(None, one, None) for one in items])]
         self.store._session.ask(Rewrap(tuple(one for one in rewraps if one is not None)))
 
     def finish(self) -> None:
-        assert self.rotation._finish(self.rotation._rewrap().leaves) is not None
+        assert self.rotation._finish(self.rotation._rewrap().leaves, {}) is not None
 
 
 @contextmanager

@@ -168,7 +168,14 @@ REENCRYPT = dataclasses.replace(
     readers=(),
 )
 PURGE = _successor(MOVED_AWAY, op="purge", purged=(1, 2))
-FINISH = RotationFinish(generation=2, as_of_seq=7, files=1, root=fill("wraps root", 32))
+FINISH = RotationFinish(
+    generation=2,
+    as_of_seq=7,
+    files=1,
+    root=fill("wraps root", 32),
+    left_out=1,
+    left_out_root=fill("left out", 32),
+)
 
 RECORDS: dict[str, tuple[records.SignedStruct, Label, str]] = {
     "server statement": (SERVER_STATEMENT, Label.SERVER_STATEMENT, "server"),
@@ -401,7 +408,8 @@ MESSAGES: list[tuple[int, Message]] = [
         31,
         rotation.WrapsPage(
             (rotation.WrapItem("alice", FILE_ID, 1, VIEW.content, None, WRAP),),
-            f"alice.{FILE_ID}.1",
+            f"alice.{FILE_ID}.2",
+            (DamagedVersion("alice", FILE_ID, 2),),
         ),
     ),
     (
@@ -425,7 +433,7 @@ MESSAGES: list[tuple[int, Message]] = [
             SECOND.encode(),
             (bytes(64),),
             BUNDLE,
-            RotationFinish(2, 7, 1, fill("root of wraps", 32)).encode(),
+            FINISH.encode(),
             fill("finish signature", 64),
         ),
     ),

@@ -17,6 +17,7 @@ from protocol.codec.fields import (
 from protocol.records.records import Version
 from protocol.wire.messages.base import (
     MAX_BUNDLE,
+    DamagedVersion,
     Done,
     Receipt,
     RecordBytes,
@@ -94,18 +95,23 @@ class WrapItem(Struct):
 
 @message(135)
 class WrapsPage(Reply):
-    """`next` is the next page's `after`, "" at the end. A short page need not be the last one."""
+    """`next` is the next page's `after`, "" at the end. A short page need not be the last one.
+
+    `damaged` are versions of this page whose sidecar is damaged: nothing else is known of them.
+    """
 
     items: Annotated[tuple[WrapItem, ...], AtMost(MAX_BATCH)]
     next: Annotated[str, AtMost(128)]
+    damaged: Annotated[tuple[DamagedVersion, ...], AtMost(MAX_BATCH)] = ()
 
 
 @message(134, replies=(WrapsPage,))
 class GetWraps(Request):
     """List versions, own and shared, with a wrap or record of the user from an older generation.
 
-    With `all_of_them`, list every version that has a wrap for the user. The order is owner,
-    file_id, version. `after` is the `next` of the page before, "" at first.
+    With `all_of_them`, list every version that has a wrap for the user. Damaged versions are
+    always listed. The order is owner, file_id, version. `after` is the `next` of the page before,
+    "" at first.
     """
 
     after: Annotated[str, AtMost(128)]
@@ -123,8 +129,8 @@ class Endorsement(Struct):
 class RewrapItem(Struct):
     """A version's wrap for the user's current key, and endorsements of the records stored with it.
 
-    `wrap` is None if the version has none. It is also None for a shared file whose wrap cannot be
-    opened: the user then loses it.
+    `wrap` is None if the version has none, or if its wrap cannot be opened. Such a wrap of an own
+    version stays as it is; the user loses such a wrap of a shared one.
     """
 
     owner: UserName
@@ -159,8 +165,8 @@ class Rewrap(Request):
 class RotateFinish(Request):
     """Append the statement that ends older generations, with its bundle and a `RotationFinish`.
 
-    Refused with `conflict` while a wrap or record of an older generation is left, or if the store
-    has changed since `as_of_seq`.
+    Refused with `conflict` if the versions that are damaged, or that have a wrap or record of an
+    older generation, are not those that the finish leaves out, or if other wraps have changed.
     """
 
     statement: RecordBytes

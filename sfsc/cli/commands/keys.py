@@ -226,9 +226,11 @@ def device_drop(context: Context, device_id: str) -> None:
 
     Example: sfsc device drop 3fa9
     """
+    failures = terminal.Failures()
     with context.connect(auto_rotate=False) as store:
-        done = store.rotate(drop_device=_find_device(store, device_id))
+        done = store.rotate(drop_device=_find_device(store, device_id), skip=failures)
     _show_rotation(done, context)
+    failures.check()
 
 
 @device.command("list")
@@ -323,19 +325,23 @@ def rotate(
                 terminal.answer_json({"due": False})
         else:
             dropped = None if drop_device is None else _find_device(store, drop_device)
+            failures = terminal.Failures()
             done = store.rotate(
-                key_type=key_type, compromised=compromised, names=names, drop_device=dropped
+                key_type=key_type,
+                compromised=compromised,
+                names=names,
+                drop_device=dropped,
+                skip=failures,
             )
             _show_rotation(done, context)
-            _check_listing(store)
+            _list_unreadable(store, failures)
+            failures.check()
 
 
-def _check_listing(store: Store) -> None:
+def _list_unreadable(store: Store, failures: terminal.Failures) -> None:
     """Name the files that the server does not show, or has damaged: no rotation reaches them."""
-    unreadable = terminal.Failures()
-    for _ in store.ls(skip=unreadable):
+    for _ in store.ls(skip=failures):
         pass
-    unreadable.check()
 
 
 def _take_back(context: Context, undo_from: int | None, *, plan: bool, yes: bool) -> None:
@@ -381,6 +387,7 @@ def _show_rotation(done: RotationResult, context: Context) -> None:
         done,
         f"generation  {done.generation}, {done.key_type}",
         f"wrapped     {counted(done.wrapped, 'version')} here; all {done.files} use these keys",
+        *([f"left out    {counted(done.left_out, 'damaged version')}"] if done.left_out else []),
         f"rotate by   {human_time(done.due)}",
     )
 
@@ -390,6 +397,7 @@ def _show_plan(plan: RotationPlan, context: Context) -> None:
     context.answer(
         plan,
         f"to wrap     {counted(plan.versions, 'version')}; {size} of content stays unchanged",
+        *([f"damaged     {counted(plan.damaged, 'version')}"] if plan.damaged else []),
         f"generation  {plan.generation}{', begun and not finished' * plan.begun}",
         f"due         {human_time(plan.due)}",
         f"time        about {max(1, round(seconds))} s",
@@ -405,6 +413,8 @@ def verify_rotation(context: Context) -> None:
 
     Example: sfsc verify-rotation
     """
+    failures = terminal.Failures()
     with context.connect(auto_rotate=False) as store:
-        _show_rotation(store.verify_rotation(), context)
-        _check_listing(store)
+        _show_rotation(store.verify_rotation(skip=failures), context)
+        _list_unreadable(store, failures)
+    failures.check()

@@ -10,7 +10,7 @@ import pytest
 from protocol.codec.values import changed
 from protocol.records.records import Statement
 from protocol.wire.messages.session import Notice
-from sfsc.account.key_status import KeyStatus, has_old_keys, is_rotating
+from sfsc.account.key_status import RETRY_SECONDS, KeyStatus, has_old_keys, is_rotating
 from sfsc.keys.home import unlock_home
 from sfsc.keys.keyring import KeyringFile, PendingStatement
 from sfsc.session.session import Session
@@ -40,6 +40,14 @@ def test_rotation_is_due_by_own_statement(session: Session, file: KeyringFile) -
         assert status.should_rotate() is expected
         assert status.should_rotate() is expected  # the answer is not remembered
     assert session.state.last_server_rotation() == 0
+
+
+def test_failed_rotation_is_not_repeated_at_once(session: Session, file: KeyringFile) -> None:
+    due = head(file).due
+    KeyStatus(session, file, clock_at(due)).remember_failure()
+    for now, expected in ((due, False), (due + RETRY_SECONDS - 1, False), (due - 1, False)):
+        assert KeyStatus(session, file, clock_at(now)).should_rotate() is expected
+    assert KeyStatus(session, file, clock_at(due + RETRY_SECONDS)).should_rotate()
 
 
 def test_no_pending_work(session: Session, file: KeyringFile) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.codec import merkle
+from protocol.codec.values import changed
 from protocol.records.records import PURGE, FileRecord, record_hash
 from protocol.records.signatures import Label, SigningKey, verify_signature
 from protocol.wire.messages.base import GenerationSignature, SignedRecord, Wrap
@@ -12,7 +13,7 @@ from protocol.wire.messages.rotation import RewrapItem, WrapItem
 from sfsc.account.rewrap import RewrapBuilder, Version, leaf_of
 from sfsc.crypto.envelope import ContentKey, Recipient, RecordAuthor, content_record, open_wraps
 from sfsc.crypto.wrap import PrivateKey
-from sfsc.errors import BadRecord, Tampered
+from sfsc.errors import BadRecord, KeyringError, SfscError, Tampered
 from sfsc.trust.file_records import FileOwner, KnownRevision, OwnAccount
 
 SERVER = bytes(32)
@@ -74,9 +75,12 @@ def tampered(one: WrapItem) -> WrapItem:
     return wrapped(one, Wrap(wrap.user, wrap.key_id, wrap.algorithm, other))
 
 
-def check(version: Version, sent: RewrapItem | None, leaf: bytes | None) -> None:
+def check(
+    version: Version, sent: RewrapItem | None, leaf: bytes | None, error: SfscError | None
+) -> None:
     """Verify that `sent` belongs to this version and has the same content under the new keys."""
     owner, before, _ = version
+    assert error is None
     assert sent is not None
     assert (sent.owner, sent.file_id, sent.version) == (before.owner, before.file_id, 1)
     assert sent.wrap is not None
@@ -105,8 +109,8 @@ def test_results_are_in_input_order() -> None:
     ]
     answers = BUILD(versions)
     assert len(answers) == 3
-    for version, (sent, leaf) in zip(versions, answers, strict=True):
-        check(version, sent, leaf)
+    for version, answer in zip(versions, answers, strict=True):
+        check(version, *answer)
 
 
 def test_empty_input() -> None:
@@ -122,15 +126,16 @@ def test_new_wraps_are_kept_and_counted() -> None:
     )
     check((None, first, None), *answers[0])
     check((None, last, None), *answers[3])
-    for one, (sent, leaf) in ((done, answers[1]), (shared, answers[2])):
+    for one, (sent, leaf, error) in ((done, answers[1]), (shared, answers[2])):
         assert one.wrap is not None
         assert sent is None
+        assert error is None
         assert leaf == leaf_of(one, one.wrap)
 
 
 def test_new_wrap_with_an_old_record() -> None:
     one = item(1, to=NEW)
-    ((sent, leaf),) = BUILD([(None, one, None)])
+    ((sent, leaf, _),) = BUILD([(None, one, None)])
     assert sent is not None
     assert one.wrap is not None
     assert sent.wrap == one.wrap
@@ -140,7 +145,7 @@ def test_new_wrap_with_an_old_record() -> None:
 
 def test_version_without_a_wrap_is_endorsed() -> None:
     one = wrapped(item(1), None)
-    ((sent, leaf),) = BUILD([(None, one, None)])
+    ((sent, leaf, _),) = BUILD([(None, one, None)])
     assert sent is not None
     assert sent.wrap is None
     assert len(sent.endorsements) == 1
@@ -165,16 +170,31 @@ def test_invalid_shared_version_is_skipped(wrong: str) -> None:
         [(BOB, good[0], None), (None, good[1], None), (BOB, bad, None), (BOB, good[2], None)]
     )
     skipped = answers.pop(2)
-    for owner, one, (sent, leaf) in zip(owners, good, answers, strict=True):
-        check((owner, one, None), sent, leaf)
-    assert skipped == (RewrapItem("bob", bad.file_id, 1, None, ()), None)
+    for owner, one, answer in zip(owners, good, answers, strict=True):
+        check((owner, one, None), *answer)
+    assert skipped == (RewrapItem("bob", bad.file_id, 1, None, ()), None, None)
 
 
-def test_invalid_own_version_raises() -> None:
-    with pytest.raises(Tampered):
-        BUILD([(None, item(1), None), (None, tampered(item(2)), None)])
-    with pytest.raises(BadRecord):
-        BUILD([(None, item(1), None), (None, item(2, by=BOB_SIGNING), None)])
+def test_invalid_own_version_does_not_stop_the_others() -> None:
+    good, bad, forged = item(1), tampered(item(2)), item(3, by=BOB_SIGNING)
+    answers = BUILD([(None, bad, None), (None, forged, None), (None, good, None)])
+    check((None, good, None), *answers[2])
+    sent, leaf, error = answers[0]  # its record is valid, and is endorsed
+    assert sent is not None
+    assert (sent.wrap, len(sent.endorsements), leaf) == (None, 1, None)
+    assert isinstance(error, Tampered)
+    sent, leaf, error = answers[1]
+    assert (sent, leaf) == (None, None)
+    assert isinstance(error, BadRecord)
+
+
+def test_wrap_for_a_lost_key_does_not_stop_the_others() -> None:
+    good, lost = item(1), item(2)
+    assert lost.wrap is not None
+    elsewhere = wrapped(lost, changed(lost.wrap, key_id=bytes(32)))
+    answers = BUILD([(None, elsewhere, None), (None, good, None)])
+    check((None, good, None), *answers[1])
+    assert isinstance(answers[0][2], KeyringError)
 
 
 def test_known_signature_is_not_verified_again() -> None:
@@ -182,12 +202,12 @@ def test_known_signature_is_not_verified_again() -> None:
     digest = record_hash(by_bob.content.record)
     known = [KnownRevision(1, digest, vouched) for vouched in (True, False)]
     answers = BUILD([(None, good, None), (None, by_bob, known[0])])
-    for one, (sent, leaf) in zip((good, by_bob), answers, strict=True):
-        check((None, one, None), sent, leaf)
-    with pytest.raises(BadRecord):
-        BUILD([(None, by_bob, known[1])])
-    with pytest.raises(BadRecord):
-        BUILD([(None, by_bob, KnownRevision(1, record_hash(good.content.record), verified=True))])
+    for one, answer in zip((good, by_bob), answers, strict=True):
+        check((None, one, None), *answer)
+    other = KnownRevision(1, record_hash(good.content.record), verified=True)
+    for unknown in (known[1], other):
+        ((_, _, error),) = BUILD([(None, by_bob, unknown)])
+        assert isinstance(error, BadRecord)
 
 
 def test_both_records_of_a_purged_file_are_endorsed() -> None:
@@ -209,7 +229,7 @@ def test_both_records_of_a_purged_file_are_endorsed() -> None:
         purged=(1,),
     )
     head = signed(purged, OLD_SIGNING)
-    ((sent, leaf),) = BUILD(
+    ((sent, leaf, _),) = BUILD(
         [(None, WrapItem("ada", one.file_id, 1, one.content, head, None), None)]
     )
     assert sent is not None

@@ -18,11 +18,13 @@ from protocol.records.records import (
     RotationFinish,
     Statement,
     record_hash,
+    version_leaf,
     wrap_leaf,
 )
 from protocol.records.signatures import Label, SigningKey
 from protocol.wire.messages import Reply
 from protocol.wire.messages.accounts import ForceRotation, Usage
+from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.downloads import GetOpen, Opened
 from protocol.wire.messages.rotation import (
     Endorsement,
@@ -306,7 +308,8 @@ def finished(person: Person, **changed: Any) -> RotateFinish:
         for one in wraps(person, everything=True)
         if one.wrap is not None and one.wrap.key_id == before.key_id
     ]
-    finish = RotationFinish(person.generation, 1, len(leaves), merkle.root(leaves))
+    empty = merkle.root([])
+    finish = RotationFinish(person.generation, 1, len(leaves), merkle.root(leaves), 0, empty)
     record = replace(finish, **changed).encode()
     signature = person.key.sign(Label.ROTATION_FINISH, record)
     return RotateFinish(
@@ -395,6 +398,33 @@ def test_records_signed_by_old_keys_are_refused(served: Daemon, ada: Person) -> 
     ada.put(file_id(1), b"now")
 
 
+def test_a_damaged_sidecar_does_not_block_the_finish(served: Daemon, ada: Person) -> None:
+    for number in range(3):
+        ada.put(file_id(number), b"content")
+    begun(ada)
+    items = wraps(ada)
+    done_items = tuple(rewrapped(ada, one) for one in items if one.file_id != file_id(1))
+    answer = ada.ask(Rewrap(done_items))
+    assert isinstance(answer, Rewrapped)
+    assert answer.left == ()
+    # The daemon has the parsed sidecar in its cache, and only reading it shows the damage.
+    path = VersionPaths.for_version("ada", file_id(1), 1).sidecar
+    sidecar = served.context.root / "store/users" / path
+    sidecar.write_bytes(sidecar.read_bytes().replace(b"metadata", b"metadatA"))
+    page = ada.ask(GetWraps("", 256, True))
+    assert isinstance(page, WrapsPage)
+    assert page.damaged == (DamagedVersion("ada", file_id(1), 1),)
+    assert {one.file_id for one in page.items} == {file_id(0), file_id(2)}
+    refused(ada.ask(finished(ada)), "conflict")
+    leaf = merkle.leaf_hash(version_leaf("ada", file_id(1), 1))
+    wrong = merkle.leaf_hash(version_leaf("ada", file_id(0), 1))
+    refused(ada.ask(finished(ada, left_out=1, left_out_root=merkle.root([wrong]))), "conflict")
+    entry = check_receipt(
+        done(ada.ask(finished(ada, left_out=1, left_out_root=merkle.root([leaf]))))
+    )
+    assert (entry.detail["files"], entry.detail["left_out"]) == (2, 1)
+
+
 def test_a_rotation_ends_a_forced_block(served: Daemon, ada: Person) -> None:
     ada.put(file_id(1), b"content")
     operator = served.operator()
@@ -424,9 +454,10 @@ def test_due_and_overdue_notices(served: Daemon, ada: Person) -> None:
         if told != "overdue":
             ada.put(file_id(1), b"again")
     refused(ada.ask(ada.version(file_id(1), b"x").small()), "rotation-required")
-    gone = ada.signed(ada.record(file_id(1), DELETE, current=0))
-    refused(ada.ask(gone.change()), "rotation-required")
+    moved = ada.signed(ada.record(file_id(1), DELETE, current=0, to=file_id(2)))
+    refused(ada.ask(moved.change()), "rotation-required")
     assert isinstance(ada.ask(GetOpen("ada", file_id(1), 0)), Opened)
+    ada.delete(file_id(1))  # it makes room, which the rotation may need
     begun(ada)
     assert state() is None
     ada.put(file_id(1), b"again")
@@ -490,7 +521,9 @@ def test_invalid_rewraps_are_refused(served: Daemon, ada: Person) -> None:
     refused(ada.ask(Rewrap((right, right))), "bad-request")
     other = Endorsement(bytes(32), ada.key.sign(Label.ENDORSE, bytes(32)))
     assert ada.ask(Rewrap((replace(right, endorsements=(other,)),))) == Rewrapped(None, (0,))
-    assert ada.ask(Rewrap((replace(right, wrap=None),))) == Rewrapped(None, (0,))
+    assert ada.ask(Rewrap((replace(right, version=1, wrap=None, endorsements=()),))) == Rewrapped(
+        None, ()
+    )
     # A missing file and one that is not shared with ada give the same reply.
     for elsewhere in (
         replace(right, file_id=file_id(9)),
@@ -527,6 +560,8 @@ def test_a_rewrap_of_an_own_version_relies_on_that_version(served: Daemon, ada: 
     [
         ("conflict", {"files": 2}),
         ("conflict", {"root": bytes(32)}),
+        ("conflict", {"left_out": 1}),
+        ("conflict", {"left_out_root": bytes(32)}),
         ("bad-request", {"generation": 1}),
     ],
 )
