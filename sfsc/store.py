@@ -149,8 +149,8 @@ class Store(Closing):
         except SfscError as exc:
             if self._session.is_restricted:
                 raise
-            what = "your keys could not be renewed"
-            _log_warning(what, exc.cause, f"{exc.hint}; `sfsc rotate` tries it again")
+            retry = "" if "`sfsc rotate`" in exc.hint else "; `sfsc rotate` tries it again"
+            _log_warning("your keys could not be renewed", exc.cause, exc.hint + retry)
 
     def put(self, source: Source, *, name: str | None = None, expected: int | None = None) -> Put:
         """Store the content of `source`, a path or a binary stream, as the newest version of
