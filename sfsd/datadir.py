@@ -14,7 +14,7 @@ from protocol.codec.names import SERVER
 from protocol.log.auditlog import EntryDraft
 from sfsd import server_keys
 from sfsd.config import Config
-from sfsd.errors import RecoveryError, RootBusyError
+from sfsd.errors import DamagedError, RecoveryError, RootBusyError
 from sfsd.fs.files import Files
 from sfsd.log.journal import Journal
 from sfsd.rules.context import ServerContext, ServerIdentity
@@ -23,6 +23,7 @@ from sfsd.storage.change import Change
 from sfsd.storage.committer import Committer
 from sfsd.storage.crash_recovery import recover
 from sfsd.storage.derive import ExpectedFile
+from sfsd.storage.paths import account_path
 from sfsd.storage.set_aside import lost_changes
 from sfsd.storage.store import DirectoryStore
 
@@ -99,6 +100,20 @@ def _set_aside(
         _log.error("entry %d: the bytes of %s are on no disk any more", file.seq, file.path)
     for change in lost_changes(store, journal, lost):
         committer.submit(change).result()
+
+
+def repair_settings(context: ServerContext) -> None:
+    """Make the settings of every account whose account.json is damaged or missing again."""
+    damaged = []
+    for user in context.store.children(""):
+        try:
+            fine = context.documents.account(user) is not None
+            fine = fine or context.documents.statements(user) is None
+        except DamagedError:
+            fine = False
+        if not fine:
+            damaged.append(ExpectedFile(context.journal.size - 1, account_path(user), None, None))
+    _set_aside(context.store, context.journal, context.committer, damaged)
 
 
 def _check_mounted(root: Path, journal: Journal) -> None:

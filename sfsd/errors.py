@@ -55,6 +55,8 @@ class UnreachableError(SfsdError):
 class CommandError(SfsdError):
     """A command failed, for a reason that decides its exit code."""
 
+    DAMAGED: Final = 5
+
     def __init__(self, cause: str, hint: str, *, exit_code: int) -> None:
         super().__init__(cause, hint)
         self.exit_code = exit_code

@@ -12,7 +12,7 @@ from protocol.codec.errors import MessageError
 from protocol.codec.names import check_file_id, check_user_name
 from protocol.codec.terminal_text import counted
 from sfsd.commands import answer, answer_json, json_option, root_option
-from sfsd.datadir import lock_root, open_server_context
+from sfsd.datadir import lock_root, open_server_context, repair_settings
 from sfsd.errors import Absent, CommandError, JournalDamagedError, RecoveryError, Refused
 from sfsd.storage.fsck import Fsck
 
@@ -98,6 +98,6 @@ def _recover(root: Path) -> None:
     if (root / "keys" / "log.key").is_file():
         with (
             contextlib.suppress(JournalDamagedError, RecoveryError),
-            open_server_context(root, without_stage=True),
+            open_server_context(root, without_stage=True) as context,
         ):
-            pass
+            repair_settings(context)

@@ -60,14 +60,22 @@ def send_requests(root: Path, messages: Sequence[Request]) -> list[Reply]:
 
 
 def all_accounts(root: Path) -> Iterator[Account]:
-    """Yield all accounts, including invited users, by name. Raises as `send_requests`."""
-    after = ""
+    """Yield all accounts, including invited users, by name. Raises as `send_requests`, and after
+    the last one `CommandError` if accounts are damaged."""
+    after, damaged = "", list[str]()
     while True:
         page = cast(AccountsPage, send_requests(root, [UserList(after)])[0])
         yield from page.accounts
+        damaged += page.damaged
         if not page.next:
-            return
+            break
         after = page.next
+    if damaged:
+        raise CommandError(
+            f"damaged accounts, not listed: {', '.join(damaged)}",
+            "stop the daemon, then run `sfsd fsck --repair`",
+            exit_code=CommandError.DAMAGED,
+        )
 
 
 def running_address(root: Path) -> str | None:

@@ -21,7 +21,14 @@ from protocol.wire.messages.base import DamagedVersion
 from protocol.wire.messages.rotation import RotateBegin
 from protocol.wire.messages.session import PROTOCOL_VERSION, Enroll, Limits, Login, Session, Welcome
 from protocol.wire.messages.uploads import Data
-from sfsd.errors import DamagedError, JournalRefusedError, Refused, StoreRefusedError
+from sfsd.errors import (
+    DamagedError,
+    JournalRefusedError,
+    Refused,
+    StoreBusyError,
+    StoreRefusedError,
+)
+from sfsd.fs.files import NO_DESCRIPTORS
 from sfsd.net.batches import BatchRunner, OperationError
 from sfsd.net.connection_limits import IncidentCounter
 from sfsd.operations.login import enrol, log_in
@@ -195,6 +202,8 @@ def _error_of(exc: OperationError) -> Error:
     if isinstance(exc, Refused):
         return Error(exc.code, shortened(exc.cause), exc.head)
     if isinstance(exc, OSError):
+        if exc.errno in NO_DESCRIPTORS:
+            return Error("busy", StoreBusyError.client_text)
         return Error("unavailable", "the server's disk failed; it may have been done")
     if exc.code is None:
         raise exc

@@ -24,7 +24,7 @@ from protocol.wire.messages.accounts import (
     UserQuota,
     UserShow,
 )
-from sfsd.errors import Refused
+from sfsd.errors import DamagedError, Refused
 from sfsd.rules.context import OPERATOR, USER, Commit, Principal, ServerContext, draft, operation
 from sfsd.state.documents import Document
 from sfsd.storage.change import Change, Write
@@ -106,9 +106,16 @@ def force_rotation(server: ServerContext, who: Principal, message: ForceRotation
 def user_list(server: ServerContext, who: Principal, message: UserList) -> AccountsPage:  # noqa: ARG001
     """Return one page of accounts, in order of their names."""
     names = server.store.children("", message.after, PER_PAGE)
-    found = ((name, server.users.account(name)) for name in names)
-    shown = tuple(_summary(server, name, one.value) for name, one in found if one is not None)
-    return AccountsPage(shown, names[-1] if len(names) == PER_PAGE else "")
+    shown, damaged = list[Account](), list[str]()
+    for name in names:
+        try:
+            account = server.users.account(name)
+            if account is not None:
+                shown.append(_summary(server, name, account.value))
+        except DamagedError:
+            damaged.append(name)
+    last = names[-1] if len(names) == PER_PAGE else ""
+    return AccountsPage(tuple(shown), last, tuple(damaged))
 
 
 @operation(UserShow, access=OPERATOR, slow=True)

@@ -230,9 +230,32 @@ def test_a_lost_version_stops_neither_the_daemon_nor_other_files(tmp_path: Path)
         alice = through(daemon.address, alice, tmp_path / "proxy2")
         assert alice.run("cat", "good").stdout == b"good"
         for command in (["cat", "bad"], ["get", "bad", "-o", str(tmp_path / "bad")]):
-            assert "lost" in alice.run(*command, code=5).stderr
+            assert "damaged" in alice.run(*command, code=5).stderr
+        assert alice.run("ls", code=5).lines == ["good"]
+        daemon.stop()
+        assert [kind for kind, _, _ in found(daemon, "--read-data", code=0)] == ["lost"]
+        daemon.start()
+        alice = through(daemon.address, alice, tmp_path / "proxy3")
+        alice.run("rm", "--purge", "--damaged", "bad")
+        assert alice.run("ls").lines == ["good"]
         alice.run("put", "-", "--name", "bad", stdin=b"again")
         assert alice.run("cat", "bad").stdout == b"again"
         alice.run("audit", "verify")
-    kinds = [kind for kind, _, _ in found(daemon, "--read-data", code=0)]
-    assert kinds == ["lost"]
+    assert found(daemon, "--read-data", code=0) == []
+
+
+def test_a_damaged_account_blocks_no_other_user(daemon: Daemon, served: Served) -> None:
+    with daemon.start():
+        daemon.run("user", "add", "bob")
+    flip(named(daemon, "account.json"))
+    with daemon.start():
+        listed = daemon.run("user", "list", code=5)
+        assert [line.split()[0] for line in listed.lines] == ["bob"]
+        assert "damaged accounts, not listed: alice" in listed.stderr
+        alice = through(daemon.address, Client(served.home), daemon.root.parent / "here")
+        assert "not what the log says" in alice.run("ls", code=5).stderr
+    daemon.run("fsck", "--repair")
+    with daemon.start():
+        assert len(daemon.run("user", "list").lines) == 2
+        alice = through(daemon.address, Client(served.home), daemon.root.parent / "again")
+        assert alice.run("ls").lines == ["b", "big"]

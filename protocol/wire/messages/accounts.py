@@ -45,10 +45,14 @@ class Account(Struct):
 
 @message(99)
 class AccountsPage(Reply):
-    """Accounts by name; `next` is the next page's `after`, "" at the end."""
+    """Accounts by name; `next` is the next page's `after`, "" at the end.
+
+    `damaged` are the users of this page whose settings or identity chain are damaged.
+    """
 
     accounts: Annotated[tuple[Account, ...], AtMost(256)]
     next: Annotated[str, AtMost(32)]
+    damaged: Annotated[tuple[UserName, ...], AtMost(256)] = ()
 
 
 @message(98, replies=(AccountsPage,))
