@@ -7,8 +7,10 @@ Several processes may use one file; they wait for each other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +73,8 @@ class StateDatabase(Closing):
         self._path = path
         self._translated = translate_errors(path)
         self._database = database
+        self.saved = True
+        """Whether changes are written to the file. False for `open_copy`."""
         self._key_check = b""
         self._set_key(key)
 
@@ -94,6 +98,29 @@ class StateDatabase(Closing):
                 database.close()
                 raise
         return opened
+
+    @classmethod
+    def open_copy(cls, path: Path, account: bytes, key: bytes) -> Self:
+        """Open a copy in memory of the file at `path`, which cannot be written; an empty one if
+        there is no such file. What is changed is lost at the end. Raises as `open_database`, also
+        if there is a file that cannot be read: what it knows is never left out."""
+        with translate_errors(path):
+            database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            opened = cls(path, database, key)
+            opened.saved = False
+            try:
+                if path.exists():
+                    _copy(path, database)
+                opened._prepare(account)
+            except BaseException:
+                database.close()
+                raise
+        return opened
+
+    def check_saved(self) -> None:
+        """Raise `LocalError` if changes are not saved, for one that makes no sense otherwise."""
+        if not self.saved:
+            raise LocalError(f"cannot write {self._path}", _room_hint(self._path))
 
     def _prepare(self, account: bytes) -> None:
         # Effective for a new file only.
@@ -279,6 +306,71 @@ _MOVE_AWAY: Final = (
 )
 
 
+_READ_ONLY: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+_FAILED_WRITES: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+    }
+)
+_ROOM: Final = 256 * 1024
+"""Bytes that a file system must have left: a command writes some tens of KiB to its state, and more
+only for thousands of files."""
+
+
+def is_unwritable(error: BaseException | None) -> bool:
+    """Return whether an error of the system or of SQLite says that a disk is full or read-only."""
+    if isinstance(error, sqlite3.OperationalError):
+        code = getattr(error, "sqlite_errorcode", 0)
+        kinds = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+        return code & 0xFF in kinds or code in _FAILED_WRITES
+    return isinstance(error, OSError) and error.errno in _READ_ONLY
+
+
+def check_room(path: Path) -> None:
+    """Raise `LocalError` from an OSError if the disk of `path` is full."""
+    with translate_errors(path), contextlib.suppress(FileNotFoundError):
+        if shutil.disk_usage(path.parent).free < _ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _copy(path: Path, target: sqlite3.Connection) -> None:
+    """Copy the database at `path`. Raises `sqlite3.Error`.
+
+    The first way needs no room on the disk, because with an exclusive lock SQLite keeps the index
+    of the write-ahead log in memory. The others need no permission to write. The last one ignores
+    the log, so it is used only if there is none.
+    """
+    uri = path.resolve().as_uri()
+    log = path.with_name(path.name + "-wal")
+    ways = ["?mode=rw", "?mode=ro"]
+    if not log.exists() or not log.stat().st_size:
+        ways.append("?mode=ro&immutable=1")
+    for way in ways:
+        try:
+            with contextlib.closing(
+                sqlite3.connect(uri + way, uri=True, timeout=1.0, isolation_level=None)
+            ) as source:
+                if way == ways[0]:
+                    source.execute("PRAGMA locking_mode = EXCLUSIVE")
+                # A lock for reading, because `backup` would wait for one without an end.
+                source.execute("BEGIN")
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                source.backup(target)
+                return
+        except sqlite3.OperationalError:
+            if way == ways[-1]:
+                raise
+
+
+def _room_hint(path: Path) -> str:
+    return f"make room on the disk of {path.parent}, or make the folder writable"
+
+
 class translate_errors:  # noqa: N801 - it is used as a function
     """Context manager that turns errors of SQLite and the system into `LocalError`. A class,
     because a generator would cost as much as the query inside it."""
@@ -293,8 +385,10 @@ class translate_errors:  # noqa: N801 - it is used as a function
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, sqlite3.OperationalError):
-            raise LocalError(f"cannot use {self._path}: {error}") from error
+            hint = _room_hint(self._path) if is_unwritable(error) else None
+            raise LocalError(f"cannot use {self._path}: {error}", hint) from error
         if isinstance(error, sqlite3.DatabaseError):
             raise LocalError(f"{self._path} is damaged: {error}", _MOVE_AWAY) from error
         if isinstance(error, OSError):
-            raise LocalError(f"cannot use {self._path}: {error.strerror}") from error
+            hint = _room_hint(self._path) if is_unwritable(error) else None
+            raise LocalError(f"cannot use {self._path}: {error.strerror}", hint) from error

@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from protocol.codec.terminal_text import printable
 from protocol.codec.values import Value
 from protocol.log.auditlog import GENESIS
 from protocol.records.records import FileRecord, record_hash
 from sfsc.crypto.primitives import state_key
 from sfsc.errors import LocalError
 from sfsc.keys.keyring import Keyring
-from sfsc.trust.database import StateDatabase, translate_errors
+from sfsc.trust.database import StateDatabase, check_room, is_unwritable, translate_errors
 from sfsc.trust.file_records import KnownRevision
 
 
@@ -172,7 +173,8 @@ class ClientState(StateDatabase):
 
     def reset_log(self, size: int, root: bytes, note: bytes) -> None:
         """Accept the log as it is now, and forget all known files: the server's view is taken as
-        new."""
+        new. Raises as `check_saved`."""
+        self.check_saved()
         with self.transaction():
             self.execute(
                 "DELETE FROM meta WHERE key IN ('evidence', 'listed', 'followed', 'received')"
@@ -352,12 +354,33 @@ def state_path(home: Path) -> Path:
     return home / "state.sqlite3"
 
 
-def open_client_state(home: Path, keyring: Keyring) -> ClientState:
-    """Open the state of the keyring's account. Raises `LocalError`."""
+def open_client_state(home: Path, keyring: Keyring, *, must_be_saved: bool = True) -> ClientState:
+    """Open the state of the keyring's account. Raises `LocalError`.
+
+    If it need not be saved and the disk is full or read-only, log a warning and open a copy in
+    memory. It detects a server that rolls back behind what the file knows, but not, in later
+    commands, one that rolls back behind what this command learns.
+    """
+    path = state_path(home)
     account = keyring.server_id + keyring.user.encode()
-    return ClientState.open_database(
-        state_path(home), account, state_key(keyring.device.xwing_private)
+    key = state_key(keyring.device.xwing_private)
+    try:
+        if not must_be_saved:
+            check_room(path)
+        return ClientState.open_database(path, account, key)
+    except LocalError as exc:
+        if must_be_saved or not is_unwritable(exc.__cause__):
+            raise
+        copy, cause = ClientState.open_copy(path, account, key), exc.cause
+    import logging  # rarely needed
+
+    logging.getLogger("sfsc").warning(
+        "warning: %s; going on without saving what is learned of the server, so rollback protection"
+        " is reduced; make room on the disk of %s, or make the folder writable",
+        printable(cause),
+        printable(str(home)),
     )
+    return copy
 
 
 def read_server_statements(path: Path) -> tuple[bytes, list[bytes]]:

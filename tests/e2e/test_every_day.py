@@ -477,7 +477,9 @@ def test_folder_modes_and_names_for_windows(alice: Client, tmp_path: Path) -> No
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(name.encode())
     put = alice.run("put", "-r", source)
-    assert put.stderr == "sfsc: warning: Windows cannot hold 3 names: t/CON.txt, t/a:b, t/end.\n"
+    assert (
+        put.stderr == 'sfsc: warning: Windows cannot hold 3 names: "t/CON.txt", "t/a:b", "t/end."\n'
+    )
     got = alice.run("get", "-r", "t", "-o", tmp_path / "out")
     assert len(got.stderr.splitlines()) == 4
     assert read(tmp_path / "out" / "t") == read(source)

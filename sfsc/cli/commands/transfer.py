@@ -130,7 +130,7 @@ def _put_folder(
     if not count:
         terminal.say(f"sfsc: {printable(str(folder))} has no files; nothing was stored")
     if not_on_windows:
-        shown = ", ".join(map(printable, not_on_windows[:_SHOWN_NAMES]))
+        shown = ", ".join(f'"{printable(one)}"' for one in not_on_windows[:_SHOWN_NAMES])
         more = "" if len(not_on_windows) <= _SHOWN_NAMES else ", …"
         what = counted(len(not_on_windows), "name")
         terminal.say(f"sfsc: warning: Windows cannot hold {what}: {shown}{more}")

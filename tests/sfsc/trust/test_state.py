@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -10,13 +12,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from sfsc.errors import LocalError
+from sfsc.keys.home import unlock_home
+from sfsc.keys.keyring import Keyring
 from sfsc.trust.file_records import KnownRevision
-from sfsc.trust.state import ClientState, KnownFile
+from sfsc.trust.state import ClientState, KnownFile, open_client_state, state_path
 
 ACCOUNT = bytes(32) + b"ada"
 KEY = b"k" * 32
@@ -404,3 +409,68 @@ def test_many_processes_write_at_once(path: Path) -> None:
     with opened(path) as state:
         assert state.checkpoint() == (239, bytes(32), b"note 239")
         assert list(state.entries()) == [("a" * 32, b"entry 239")]
+
+
+# --- a disk that is full or read-only
+
+
+@pytest.fixture
+def keyring(home: Path) -> Keyring:
+    return unlock_home(home, None).contents
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    return folder
+
+
+def full(_path: object) -> SimpleNamespace:
+    return SimpleNamespace(free=0)
+
+
+def test_a_copy_knows_what_the_file_knows(
+    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also what is only in the write-ahead log, of a process that is running or was killed."""
+    with open_client_state(fresh, keyring) as state:
+        state.remember_checkpoint(7, bytes(32), b"note")
+        monkeypatch.setattr(shutil, "disk_usage", full)
+        with open_client_state(fresh, keyring, must_be_saved=False) as copy:
+            assert not copy.saved
+            assert copy.checkpoint() == (7, bytes(32), b"note")
+            copy.remember_checkpoint(9, bytes(32), b"newer")
+            assert copy.checkpoint() == (9, bytes(32), b"newer")
+            with pytest.raises(LocalError):
+                copy.reset_log(1, bytes(32), b"other")
+        assert state.checkpoint() == (7, bytes(32), b"note")
+    assert "rollback protection is reduced" in caplog.text
+    assert str(fresh) in caplog.text
+
+
+def test_only_a_state_that_need_not_be_saved_is_a_copy(
+    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_arguments: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with open_client_state(fresh, keyring, must_be_saved=False) as state:
+        assert state.saved
+    monkeypatch.setattr(os, "open", read_only)
+    with open_client_state(fresh, keyring, must_be_saved=False) as state:
+        assert not state.saved
+    with pytest.raises(LocalError):
+        open_client_state(fresh, keyring)
+
+
+def test_a_file_that_cannot_be_read_is_never_left_out(
+    fresh: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a server could roll back without being noticed."""
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with open_client_state(fresh, keyring, must_be_saved=False) as state:
+        assert state.checkpoint() is None  # there is no file
+    state_path(fresh).write_bytes(b"damaged" * 1000)
+    with pytest.raises(LocalError):
+        open_client_state(fresh, keyring, must_be_saved=False)
