@@ -161,7 +161,7 @@ def test_a_damaged_version_is_given_up(tmp_path: Path, how: str) -> None:
         assert reply.view.head.record == ada.heads[F]
         assert (reply.view.metadata, reply.view.wraps) == (b"", ())
         assert listed(ada).damaged == ()
-        refused(ada.ask(GetOpen("ada", F, 2)), "not-found")
+        refused(ada.ask(GetOpen("ada", F, 2)), "damaged")
         refused(ada.ask(GiveUp(F, 2)), "conflict")
         ada.put(F, b"3" * 56, wraps=(ada.wrap(), bob.wrap()))  # the readers are still known
     assert not stored(tmp_path, 2).with_suffix(".ct").exists()
