@@ -131,71 +131,111 @@ def data(label: str, size: int) -> bytes:
 
 
 SMALL, LARGE, HUGE = 300, 5 * MIB // 2, 17 * MIB
+MANY = 18
+"""Files of one group of changes; enough that the daemon syncs the file system, not each file."""
 BASE: Contents = {
     ("alice", "doc"): data("doc", SMALL),
     ("alice", "big"): data("big", LARGE),
     ("alice", "kept"): data("kept", SMALL),
     ("alice", "fresh"): None,
     ("alice", "huge"): None,
+    **{("alice", f"many-{number:02}"): None for number in range(MANY)},
     ("alice", "gone"): data("gone", SMALL),
     ("alice", "lent"): data("lent", SMALL),
     ("alice", "secret"): data("secret", SMALL),
     ("bob", "alice/lent"): data("lent", SMALL),
     ("bob", "alice/secret"): None,
     ("bob", "own"): data("bob's own", SMALL),
+    ("bob", "large"): None,
     ("carol", "own"): data("carol's own", LARGE),
 }
 
 
-def put(name: str, content: bytes) -> Step:
+def put(name: str, content: bytes, user: str = "alice") -> Step:
     def act(store: Store, folder: Path) -> None:
-        source = folder / f"source-{name}"
+        source = folder / f"source-{user}-{name}"
         source.write_bytes(content)
         store.put(source, name=name)
 
-    return act, {("alice", name): content}
+    return act, {(user, name): content}
 
 
-SCENARIOS: dict[str, tuple[Step, ...]] = {
-    "put small": (put("doc", data("doc 2", SMALL)), put("fresh", data("fresh", SMALL))),
-    "put large": (put("big", data("big 2", LARGE)),),
-    "put huge": (put("huge", data("huge", HUGE)),),
-    "delete": (
-        (lambda store, _: store.rm("gone"), {("alice", "gone"): None}),
-        (lambda store, _: store.purge("gone"), {}),
-    ),
-    "share": (
-        (
-            lambda store, _: store.share("secret", "bob"),
-            {("bob", "alice/secret"): BASE["alice", "secret"]},
-        ),
-        (
-            lambda store, _: store.unshare("lent", "bob", reencrypt=True),
-            {("bob", "alice/lent"): None},
-        ),
-    ),
-    "rotate": ((lambda store, _: store.rotate(), {}),),
-    "start": (),
-    "stop": (put("fresh", data("fresh", SMALL)),),
+def put_many() -> Step:
+    names = [f"many-{number:02}" for number in range(MANY)]
+
+    def act(store: Store, folder: Path) -> None:
+        for name in names:
+            (folder / name).write_bytes(data(name, SMALL))
+        assert len(list(store.put_many((folder / name, name) for name in names))) == MANY
+
+    return act, {("alice", name): data(name, SMALL) for name in names}
+
+
+SCENARIOS: dict[str, dict[str, tuple[Step, ...]]] = {
+    "put small": {"alice": (put("doc", data("doc 2", SMALL)), put("fresh", data("fresh", SMALL)))},
+    "put large": {"alice": (put("big", data("big 2", LARGE)),)},
+    "put huge": {"alice": (put("huge", data("huge", HUGE)),)},
+    "put many": {"alice": (put_many(),)},
+    "two users": {
+        "alice": (put("big", data("big 2", LARGE)), put("doc", data("doc 2", SMALL))),
+        "bob": (put("own", data("own 2", SMALL), "bob"), put("large", data("own", LARGE), "bob")),
+    },
+    "delete": {
+        "alice": (
+            (lambda store, _: store.rm("gone"), {("alice", "gone"): None}),
+            (lambda store, _: store.purge("gone"), {}),
+        )
+    },
+    "share": {
+        "alice": (
+            (
+                lambda store, _: store.share("secret", "bob"),
+                {("bob", "alice/secret"): BASE["alice", "secret"]},
+            ),
+            (
+                lambda store, _: store.unshare("lent", "bob", reencrypt=True),
+                {("bob", "alice/lent"): None},
+            ),
+        )
+    },
+    "rotate": {"alice": ((lambda store, _: store.rotate(), {}),)},
+    "start": {},
+    "stop": {"alice": (put("fresh", data("fresh", SMALL)),)},
 }
-"""For "start" the root is one whose daemon was killed before it settled its changes. For "stop" the
-change is made first, and the calls are those after SIGTERM."""
-ONE_CHANGE = ("put small", "put large", "put huge", "delete")
+"""The steps of each user, which run at the same time. For "start" the root is one whose daemon was
+killed before it settled its changes. For "stop" the change is made first, and the calls are those
+after SIGTERM."""
+ONE_CHANGE = ("put small", "put large", "put huge", "two users", "delete")
 """Scenarios in which each step is one change, so that a refused step changes nothing."""
 NOTHING_DONE = "nothing was done"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one client was told: how many steps were acknowledged, and the text of the failure."""
+
+    done: int
+    text: str
+
+
 def acceptable(
-    scenario: str, done: int, *, refused: bool = False
+    scenario: str, outcomes: Mapping[str, Outcome]
 ) -> dict[tuple[str, str], set[bytes | None]]:
-    """Return the contents that each file may have after `done` acknowledged steps: those after
-    these steps, and, unless the next one was `refused`, those after one more."""
+    """Return the contents that each file may have after what the clients were told.
+
+    These are the contents after each user's acknowledged steps. Those after one more step of a user
+    are acceptable too, unless the server said that it did nothing.
+    """
     known: Contents = dict(BASE)
-    steps = SCENARIOS[scenario]
-    for _, effect in steps[:done]:
-        known |= effect
+    possible: list[Contents] = []
+    for user, steps in SCENARIOS[scenario].items():
+        outcome = outcomes[user]
+        for _, effect in steps[: outcome.done]:
+            known |= effect
+        if scenario not in ONE_CHANGE or NOTHING_DONE not in outcome.text:
+            possible += [effect for _, effect in steps[outcome.done : outcome.done + 1]]
     allowed = {key: {content} for key, content in known.items()}
-    for _, effect in () if refused else steps[done : done + 1]:
+    for effect in possible:
         for key, content in effect.items():
             allowed[key].add(content)
     return allowed
@@ -291,7 +331,7 @@ class Runner:
         self._work = folder / "work"
         self._output = folder / "output"
         self._processes: list[Process] = []
-        self._told = ""
+        self._outcomes: dict[str, Outcome] = {}
 
     # Daemons and commands.
 
@@ -380,7 +420,7 @@ class Runner:
         self._fill()
         for user in ("carol", "bob", "alice"):
             with sfsc.connect(self._work / user) as store:
-                self._check_user(store, user, acceptable("start", 0))
+                self._check_user(store, user, acceptable("start", {}))
         os.kill(daemon.pid, signal.SIGTERM)
         check(daemon.wait() == 0, "stopping")
         with contextlib.redirect_stdout(io.StringIO()):
@@ -435,17 +475,17 @@ class Runner:
 
     # Running one point.
 
-    def _client(self, scenario: str) -> tuple[Process, int]:
+    def _client(self, scenario: str, user: str) -> tuple[Process, int]:
         """Start a client with a session, which waits for a byte on the returned pipe."""
         gate, opened = os.pipe()
 
         def run(pipe: int) -> int:
             os.close(opened)
-            with sfsc.connect(self._work / "alice", auto_rotate=False) as store:
+            with sfsc.connect(self._work / user, auto_rotate=False) as store:
                 os.write(pipe, b"ready\n")
                 os.read(gate, 1)
                 try:
-                    for act, _ in SCENARIOS[scenario]:
+                    for act, _ in SCENARIOS[scenario][user]:
                         act(store, self._work)
                         os.write(pipe, b"acknowledged\n")
                 except (SfscError, OSError) as exc:
@@ -472,41 +512,41 @@ class Runner:
             plan.mode = MODES.index(point.mode)
         plan.state = COUNT if point is None else FAIL
 
-    def run(self, scenario: str, point: Point | None) -> int:
-        """Run a scenario with the fault of `point`, or count its calls. Return the number of steps
-        that the client was told to be done."""
+    def run(self, scenario: str, point: Point | None) -> None:
+        """Run a scenario with the fault of `point`, or count its calls."""
         self._copy(self.base(unsettled=scenario == "start"))
-        self._told = ""
+        self._outcomes = {}
         if scenario == "start":
             self._arm(point, 0)
             daemon = self.daemon(watched=True)
             self.await_ready(daemon)
             self._linger(daemon, point)
-            done = 0
         else:
             daemon = self.daemon(watched=True)
             check(self.await_ready(daemon), f"the prepared root does not start: {self._tail()}")
-            daemon, done = self._run_client(daemon, scenario, point)
+            daemon = self._run_clients(daemon, scenario, point)
         self._end(daemon, scenario, point)
-        return done
 
-    def _run_client(
-        self, daemon: Process, scenario: str, point: Point | None
-    ) -> tuple[Process, int]:
-        """Run a scenario's client; return the daemon that runs at the end, and as `run`."""
-        client, opened = self._client(scenario)
+    def _run_clients(self, daemon: Process, scenario: str, point: Point | None) -> Process:
+        """Run the clients of a scenario; return the daemon that runs at the end."""
+        clients = {user: self._client(scenario, user) for user in SCENARIOS[scenario]}
+        first, _ = clients["alice"]
         if scenario != "stop":
-            self._arm(point, client.pid)
-        os.write(opened, b"x")
-        os.close(opened)
-        daemon = self._await_client(client, daemon)
-        self._told = client.output.decode()
-        done = client.output.count(b"acknowledged\n")
-        if point is None or scenario == "stop":
-            check(done == len(SCENARIOS[scenario]), f"without a fault: {self._told}")
+            self._arm(point, first.pid)
+        for _, opened in clients.values():
+            os.write(opened, b"x")
+            os.close(opened)
+        for user, (client, _) in clients.items():
+            daemon = self._await_client(client, daemon)
+            text = client.output.decode()
+            outcome = self._outcomes[user] = Outcome(text.count("acknowledged\n"), text)
+            if point is None or scenario == "stop":
+                check(outcome.done == len(SCENARIOS[scenario][user]), f"without a fault: {text}")
         self._linger(daemon, point)
-        client.kill() if point and point.mode == "client killed" else client.wait()
-        return daemon, done
+        for client, _ in clients.values():
+            killed = client is first and point is not None and point.mode == "client killed"
+            client.kill() if killed else client.wait()
+        return daemon
 
     def _await_client(self, client: Process, daemon: Process) -> Process:
         """Wait for the client's end. A daemon that was killed is started again meanwhile, because
@@ -557,13 +597,13 @@ class Runner:
         started = time.monotonic()
         answer: dict[str, object] = {"point": dataclasses.asdict(point), "fired": False}
         try:
-            done = self.run(point.scenario, point)
-            answer |= {"fired": self.plan.fired > 0, "done": done}
-            self.verify(point.scenario, done)
+            self.run(point.scenario, point)
+            answer["fired"] = self.plan.fired > 0
+            self.verify(point.scenario)
             check("Traceback" not in self._tail(), "a failure ends in a traceback")
         except Broken as exc:
             answer["broken"] = str(exc)
-            answer["output"] = f"client: {self._told}\ndaemons: {self._tail()}"
+            answer["output"] = f"clients: {self._outcomes}\ndaemons: {self._tail()}"
         finally:
             for process in self._processes:
                 process.kill()
@@ -574,10 +614,10 @@ class Runner:
 
     # Checking.
 
-    def verify(self, scenario: str, done: int) -> None:
+    def verify(self, scenario: str) -> None:
         """Check what must hold after any fault."""
         daemon = self.serving()
-        checker = self._fork(lambda pipe: self._check_users(scenario, done, pipe))
+        checker = self._fork(lambda pipe: self._check_users(scenario, pipe))
         checker.read_until(b"\n", 60)
         checker.wait()
         check(checker.output == b"good\n", checker.output.decode())
@@ -589,15 +629,14 @@ class Runner:
         log = (self.root / "logs" / "audit.jsonl").read_bytes()
         check(b'"op":"lost"' not in log, "bytes of a logged change are lost")
 
-    def _check_users(self, scenario: str, done: int, pipe: int) -> int:
+    def _check_users(self, scenario: str, pipe: int) -> int:
         try:
-            refused = scenario in ONE_CHANGE and NOTHING_DONE in self._told
-            allowed = acceptable(scenario, done, refused=refused)
+            allowed = acceptable(scenario, self._outcomes)
             for user in ("carol", "bob", "alice"):
                 with sfsc.connect(self._work / user) as store:
                     self._check_user(store, user, allowed)
-                    if user == "alice":
-                        self._check_goes_on(store, scenario, done)
+                    if user in self._outcomes or user == "alice":
+                        self._check_goes_on(store, scenario, user)
         except Broken as exc:
             os.write(pipe, f"{exc}".encode())
         except (SfscError, OSError) as exc:
@@ -633,9 +672,10 @@ class Runner:
                     with store.open(name, version=revision.version) as file:
                         check(len(file.read()) == revision.size, f"{name} v{revision.version}")
 
-    def _check_goes_on(self, store: Store, scenario: str, done: int) -> None:
-        """Check that the account can do what was interrupted, and everything else."""
-        for act, _ in SCENARIOS[scenario][done:]:
+    def _check_goes_on(self, store: Store, scenario: str, user: str) -> None:
+        """Check that the account can do what was interrupted, and store other files."""
+        outcome = self._outcomes.get(user)
+        for act, _ in SCENARIOS[scenario][user][outcome.done :] if outcome else ():
             with contextlib.suppress(sfsc.UsageError, sfsc.NotFound):  # it is done already
                 act(store, self._work)
         source = self._work / "after"
